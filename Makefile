@@ -1,0 +1,56 @@
+# Every target sets up what it needs; nothing but Python >= 3.11 and make has to be there.
+SHELL := /bin/bash
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo serve test check check-install format lock proto clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
+
+# The stamp is newer than the lock and the project file when the environment matches them.
+$(VENV)/.dev: requirements-dev.lock pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit("gatherd needs Python >= 3.11, this is " + sys.version) if sys.version_info < (3, 11) else None'
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	  { echo "could not make a virtual environment; on Debian: apt-get install python3-venv" >&2; exit 1; }
+	@echo "setting up $(VENV) (once, about a minute)"
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-dev.lock
+	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+demo: $(VENV)/.dev  ## serve a real pre-trained table and look tokens up over every wire (DEMO_ONCE=1 stops after the tour)
+	@$(BIN)/python deploy/demo/demo.py
+
+serve: $(VENV)/.dev  ## serve the demo's table without the tour
+	@$(BIN)/python deploy/demo/demo.py --serve-only
+
+test: $(VENV)/.dev  ## run the test suite
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, base install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python proto/generate.py --check
+
+check-install: $(VENV)/.dev  ## a fresh `pip install .` is the client and brings no web framework
+	$(BIN)/python tests/check_base_install.py
+
+format: $(VENV)/.dev  ## format the code and mend what ruff can mend
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: $(VENV)/.dev  ## regenerate the committed stubs
+	$(BIN)/python proto/generate.py
+
+UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
+lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
+	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
+	$(UV_COMPILE) --extra server --group dev pyproject.toml -o requirements-dev.lock
+	$(UV_COMPILE) --extra server --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
+
+clean:  ## remove what the targets made
+	rm -rf $(VENV) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

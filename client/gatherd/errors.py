@@ -1,0 +1,211 @@
+"""Every exception gatherd raises, in the client and in the server alike.
+
+GatherdError
+├── InvalidArgument (also ValueError)      the request is wrong; sending it again won't help
+│   ├── MalformedRequest                   the body can't be read as what it says it is
+│   └── IdOutOfRange (also IndexError)     an id has no row
+├── NotFound (also LookupError)
+│   ├── TableNotFound
+│   └── VersionNotFound
+├── AlreadyExists
+├── FailedPrecondition                     right, but not in the state things are in
+│   └── TableRefused                       the table's file can't be served; the message says why
+├── LimitExceeded                          larger than the server takes; the metadata names the limit
+├── RetryableError                         nothing was done; try again after a pause
+│   ├── Unavailable (also ConnectionError)
+│   └── Overloaded
+├── DeadlineExceeded (also TimeoutError)
+├── Unimplemented
+├── InternalError                          the server's fault; its log says more
+├── StorageError (also OSError)
+│   ├── BadFile                            a file is damaged, truncated or not of a format we read
+│   ├── DataDirInUse
+│   └── DataDirVersion
+└── ClientError
+    ├── ClientClosed
+    └── ForkedClient
+
+`reason` is the name a class has on the wires; `by_reason` finds the class again.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import ClassVar
+
+
+class GatherdError(Exception):
+    """The root of every exception gatherd raises.
+
+    `message` is for people; `metadata` holds what a program may want of it, as strings.
+    """
+
+    reason: ClassVar[str] = "UNKNOWN"
+
+    def __init__(self, message: str, metadata: Mapping[str, str] | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.metadata: dict[str, str] = dict(metadata or {})
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class InvalidArgument(GatherdError, ValueError):
+    """The request is wrong in itself."""
+
+    reason = "INVALID_ARGUMENT"
+
+
+class MalformedRequest(InvalidArgument):
+    """The request's body can't be read as what it says it is."""
+
+    reason = "MALFORMED_REQUEST"
+
+
+class IdOutOfRange(InvalidArgument, IndexError):
+    """An id has no row in the table."""
+
+    reason = "ID_OUT_OF_RANGE"
+
+
+class NotFound(GatherdError, LookupError):
+    """What the request names isn't there."""
+
+    reason = "NOT_FOUND"
+
+
+class TableNotFound(NotFound):
+    """No table has that name."""
+
+    reason = "TABLE_NOT_FOUND"
+
+
+class VersionNotFound(NotFound):
+    """The table has no such version, or no longer."""
+
+    reason = "VERSION_NOT_FOUND"
+
+
+class AlreadyExists(GatherdError):
+    """The name is taken."""
+
+    reason = "ALREADY_EXISTS"
+
+
+class FailedPrecondition(GatherdError):
+    """The request is right, but not in the state things are in."""
+
+    reason = "FAILED_PRECONDITION"
+
+
+class TableRefused(FailedPrecondition):
+    """The table's file can't be served; the message says why."""
+
+    reason = "TABLE_REFUSED"
+
+
+class LimitExceeded(GatherdError):
+    """The request or its reply is larger than the server takes."""
+
+    reason = "LIMIT_EXCEEDED"
+
+
+class RetryableError(GatherdError):
+    """Nothing was done; the same request may succeed after a pause.
+
+    `retry_after_seconds` is the server's hint, or None.
+    """
+
+    reason = "RETRYABLE"
+
+    def __init__(
+        self,
+        message: str,
+        metadata: Mapping[str, str] | None = None,
+        retry_after_seconds: float | None = None,
+    ) -> None:
+        super().__init__(message, metadata)
+        self.retry_after_seconds = retry_after_seconds
+
+
+class Unavailable(RetryableError, ConnectionError):
+    """The server can't be reached, is starting or is stopping."""
+
+    reason = "UNAVAILABLE"
+
+
+class Overloaded(RetryableError):
+    """The server has as many requests in flight as it takes."""
+
+    reason = "OVERLOADED"
+
+
+class DeadlineExceeded(GatherdError, TimeoutError):
+    """The call's deadline passed."""
+
+    reason = "DEADLINE_EXCEEDED"
+
+
+class Unimplemented(GatherdError):
+    """The server doesn't know this operation."""
+
+    reason = "UNIMPLEMENTED"
+
+
+class InternalError(GatherdError):
+    """Something went wrong in the server; its log says what."""
+
+    reason = "INTERNAL"
+
+
+class StorageError(GatherdError, OSError):
+    """A file or folder can't be used."""
+
+    reason = "STORAGE"
+
+
+class BadFile(StorageError):
+    """A file is damaged, truncated or not of a format gatherd reads."""
+
+    reason = "BAD_FILE"
+
+
+class DataDirInUse(StorageError):
+    """Another process owns the data dir."""
+
+    reason = "DATA_DIR_IN_USE"
+
+
+class DataDirVersion(StorageError):
+    """The data dir was written in a format this release doesn't read."""
+
+    reason = "DATA_DIR_VERSION"
+
+
+class ClientError(GatherdError):
+    """The client object is used in a way it can't be."""
+
+    reason = "CLIENT"
+
+
+class ClientClosed(ClientError):
+    """The client was closed."""
+
+    reason = "CLIENT_CLOSED"
+
+
+class ForkedClient(ClientError):
+    """The client was made before a fork and can't be used after it."""
+
+    reason = "FORKED_CLIENT"
+
+
+def subclasses(root: type[GatherdError] = GatherdError) -> Iterator[type[GatherdError]]:
+    """`root` and every class below it."""
+    yield root
+    for child in root.__subclasses__():
+        yield from subclasses(child)
+
+
+def by_reason(reason: str) -> type[GatherdError] | None:
+    """The class that `reason` names on the wires, or None for one we don't know."""
+    return next((cls for cls in subclasses() if cls.reason == reason), None)

@@ -1,0 +1,153 @@
+"""The data dir as readers see it: which tables and versions there are, and where.
+
+    catalog.json                           {"format", "generation", "tables": {name: {"uid", "live", "versions"}}}
+    control                                see control.py
+    lock                                   held by the one process that may change anything
+    tables/<name>/v000001/manifest.json    {"format", "uid", "name", "version", "dtype", "rows", "dim", …}
+    tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, which is how ml_dtypes saves it
+    tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
+    staging/                               what isn't published yet; readers never look into it
+"""
+
+import json
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import BadFile, DataDirVersion, InvalidArgument
+from gatherd.store.dtypes import DType
+from gatherd.store.format import read_layout
+from gatherd.store.table import Table, open_readonly
+
+DATA_DIR_FORMAT = 1
+CATALOG_NAME = "catalog.json"
+LOCK_NAME = "lock"
+TABLES_NAME = "tables"
+STAGING_NAME = "staging"
+MANIFEST_NAME = "manifest.json"
+WEIGHTS_NAME = "weights.npy"
+DEFAULT_NAME = "default.npy"
+
+TABLE_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
+_TABLE_NAME = re.compile(TABLE_NAME_PATTERN)
+
+
+def check_table_name(name: str) -> str:
+    """`name` when it may name a table, else InvalidArgument."""
+    if not _TABLE_NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name!r} can't name a table: it takes 1 to 128 of A-Z a-z 0-9 _ . -, "
+            "and begins with a letter, a digit or _"
+        )
+    return name
+
+
+@dataclass(frozen=True, slots=True)
+class CatalogEntry:
+    """One table in the catalog."""
+
+    uid: str
+    live: int
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Catalog:
+    """The catalog as one file held it."""
+
+    generation: int
+    tables: dict[str, CatalogEntry]
+
+    def to_json(self) -> dict[str, Any]:
+        """What catalog.json holds."""
+        return {
+            "format": DATA_DIR_FORMAT,
+            "generation": self.generation,
+            "tables": {
+                name: {"uid": entry.uid, "live": entry.live, "versions": list(entry.versions)}
+                for name, entry in sorted(self.tables.items())
+            },
+        }
+
+
+def version_dir(data_dir: Path, table: str, version: int) -> Path:
+    """Where a version's files are."""
+    return data_dir / TABLES_NAME / table / f"v{version:06d}"
+
+
+def read_catalog(data_dir: Path) -> Catalog:
+    """Read catalog.json. BadFile when it is damaged, DataDirVersion when of another format."""
+    path = data_dir / CATALOG_NAME
+    document = _read_json(path)
+    try:
+        if document["format"] != DATA_DIR_FORMAT:
+            raise DataDirVersion(
+                f"{data_dir} has format {document['format']}; this release reads {DATA_DIR_FORMAT}"
+            )
+        entries = {
+            check_table_name(name): CatalogEntry(
+                entry["uid"], int(entry["live"]), tuple(map(int, entry["versions"]))
+            )
+            for name, entry in document["tables"].items()
+        }
+        return Catalog(int(document["generation"]), entries)
+    except (KeyError, TypeError, AttributeError, ValueError) as error:
+        if isinstance(error, DataDirVersion):
+            raise
+        raise BadFile(f"{path} is damaged: {type(error).__name__}: {error}") from None
+
+
+def open_table(data_dir: Path, name: str, version: int) -> Table:
+    """Map one version of a table. BadFile when a file of it is missing or contradicts another."""
+    folder = version_dir(data_dir, name, version)
+    manifest = _read_json(folder / MANIFEST_NAME)
+    try:
+        if manifest["format"] != DATA_DIR_FORMAT:
+            raise DataDirVersion(
+                f"{folder} has format {manifest['format']}; this release reads {DATA_DIR_FORMAT}"
+            )
+        dtype = DType(manifest["dtype"])
+        shape = (int(manifest["rows"]), int(manifest["dim"]))
+    except (KeyError, TypeError, ValueError) as error:
+        raise BadFile(f"{folder / MANIFEST_NAME} is damaged: {error}") from None
+    weights = folder / WEIGHTS_NAME
+    fd = open_readonly(weights)
+    try:
+        layout = read_layout(fd, str(weights))
+        if (layout.dtype, layout.row_count, layout.dim) != (dtype, *shape):
+            raise BadFile(f"{weights} isn't the {shape} {dtype.value} array of its manifest")
+        return Table.map(name, version, fd, layout, _read_default(folder / DEFAULT_NAME))
+    finally:
+        os.close(fd)
+
+
+def read_default_vector(path: Path) -> NDArray[np.float32]:
+    """A vector from a .npy file of floats, 1-D, as float32. BadFile when it isn't one."""
+    try:
+        vector = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise BadFile(f"{path} can't be read as a default vector: {error}") from None
+    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype.kind != "f":
+        raise BadFile(f"{path} isn't a default vector: it takes one float array of shape (dim,)")
+    return np.ascontiguousarray(vector, np.float32)
+
+
+def _read_default(path: Path) -> NDArray[np.float32] | None:
+    return read_default_vector(path) if path.exists() else None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadFile(f"{path} isn't there") from None
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{path} is damaged: {error}") from None
+    if not isinstance(document, dict):
+        raise BadFile(f"{path} is damaged: it isn't an object")
+    return document

@@ -1,0 +1,71 @@
+"""The control page: what readers in other processes must notice, in one mapped page.
+
+    offset  bytes  field                            all integers little-endian
+    0       8      magic "gatherdC"
+    8       8      format version (1)
+    16      8      catalog generation
+    24      8      committed LSN
+    32      8      applied LSN
+    40      4056   zeros
+
+Each field is one aligned 8-byte word, so a reader sees the old value or the new one. The file is
+made once and its inode kept for the data dir's life: a mapped page never goes dead.
+"""
+
+import mmap
+import os
+import struct
+from pathlib import Path
+
+from gatherd.errors import BadFile, DataDirVersion
+
+CONTROL_NAME = "control"
+CONTROL_MAGIC = b"gatherdC"
+CONTROL_FORMAT = 1
+CONTROL_BYTES = 4096
+GENERATION_OFFSET = 16
+COMMITTED_LSN_OFFSET = 24
+APPLIED_LSN_OFFSET = 32
+_WORD = struct.Struct("<Q")
+
+
+def initial_page() -> bytes:
+    """A control page of generation 0 and LSN 0."""
+    return (CONTROL_MAGIC + _WORD.pack(CONTROL_FORMAT)).ljust(CONTROL_BYTES, b"\0")
+
+
+class ControlPage:
+    """A data dir's control page, mapped read-only."""
+
+    def __init__(self, data_dir: Path) -> None:
+        """BadFile when there is none or it is damaged, DataDirVersion when it isn't ours to read."""
+        path = data_dir / CONTROL_NAME
+        try:
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+        try:
+            if os.fstat(fd).st_size != CONTROL_BYTES:
+                raise BadFile(f"{path} isn't a control page: it has {os.fstat(fd).st_size} bytes")
+            self._page = mmap.mmap(fd, CONTROL_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+        finally:
+            os.close(fd)
+        if self._page[:8] != CONTROL_MAGIC:
+            raise BadFile(f"{path} isn't a control page")
+        if (version := self._word(8)) != CONTROL_FORMAT:
+            raise DataDirVersion(
+                f"{data_dir} has control page format {version}; this release reads {CONTROL_FORMAT}"
+            )
+
+    def _word(self, offset: int) -> int:
+        value: int = _WORD.unpack_from(self._page, offset)[0]
+        return value
+
+    @property
+    def generation(self) -> int:
+        """Counts the changes of the catalog."""
+        return self._word(GENERATION_OFFSET)
+
+    def close(self) -> None:
+        """Unmap the page."""
+        self._page.close()

@@ -1,0 +1,106 @@
+"""Element types: how they are named, stored, and converted to what a caller asks for.
+
+bfloat16 has no NumPy type. It is held as its bits in uint16: the upper half of a float32.
+"""
+
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import InvalidArgument
+
+
+class DType(Enum):
+    """The element type of a table or a reply."""
+
+    FLOAT32 = "float32"
+    FLOAT16 = "float16"
+    BFLOAT16 = "bfloat16"
+    FLOAT64 = "float64"
+
+    @property
+    def storage(self) -> np.dtype[Any]:
+        """The little-endian NumPy dtype of the stored bits (uint16 for bfloat16)."""
+        return _STORAGE[self]
+
+    @property
+    def itemsize(self) -> int:
+        """Bytes an element."""
+        return self.storage.itemsize
+
+
+_STORAGE: dict[DType, np.dtype[Any]] = {
+    DType.FLOAT32: np.dtype("<f4"),
+    DType.FLOAT16: np.dtype("<f2"),
+    DType.BFLOAT16: np.dtype("<u2"),
+    DType.FLOAT64: np.dtype("<f8"),
+}
+
+REPLY_DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
+
+
+def parse_dtype(name: str) -> DType:
+    """The dtype called `name`; InvalidArgument when there is none."""
+    try:
+        return DType(name)
+    except ValueError:
+        known = ", ".join(dtype.value for dtype in DType)
+        raise InvalidArgument(f"unknown dtype {name!r}; known are {known}") from None
+
+
+def parse_reply_dtype(name: str) -> DType:
+    """The dtype called `name` if a lookup can be answered in it, else InvalidArgument."""
+    for dtype in REPLY_DTYPES:
+        if dtype.value == name:
+            return dtype
+    known = ", ".join(dtype.value for dtype in REPLY_DTYPES)
+    raise InvalidArgument(f"a lookup can't be answered in dtype {name!r}; it can in {known}")
+
+
+def bfloat16_to_float32(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:
+    """Widen bfloat16 bits into `out`, of the same shape; exact."""
+    np.left_shift(bits, 16, out=out.view(np.uint32), dtype=np.uint32)
+
+
+def float32_to_bfloat16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
+    """Round `values` to bfloat16 bits in `out`, of the same shape: to nearest, ties to even.
+
+    A NaN stays one: rounding could carry its mantissa away, so its quiet bit is set instead.
+    """
+    bits = np.ascontiguousarray(values).view(np.uint32)
+    rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
+    rounded >>= 16
+    nan = np.isnan(values)
+    if nan.any():
+        rounded[nan] = (bits[nan] >> 16) | 0x40
+    np.copyto(out, rounded, casting="unsafe")
+
+
+def convert(source: NDArray[Any], source_dtype: DType, out: NDArray[Any], out_dtype: DType) -> None:
+    """Convert `source` into `out`, of the same shape, both in their storage dtypes.
+
+    A value too large for the target becomes infinity, as a cast in NumPy does.
+    """
+    if source_dtype is out_dtype:
+        np.copyto(out, source)
+    elif source_dtype is DType.BFLOAT16:
+        if out_dtype is DType.FLOAT32:
+            bfloat16_to_float32(source, out)
+        else:
+            wide = np.empty(source.shape, np.float32)
+            bfloat16_to_float32(source, wide)
+            _cast(wide, out)
+    elif out_dtype is DType.BFLOAT16:
+        # float64 is rounded twice, by way of float32, as every framework does it.
+        wide = np.empty(source.shape, np.float32)
+        _cast(source, wide)
+        float32_to_bfloat16(wide, out)
+    else:
+        _cast(source, out)
+
+
+def _cast(source: NDArray[Any], out: NDArray[Any]) -> None:
+    with np.errstate(over="ignore", invalid="ignore"):
+        np.copyto(out, source, casting="unsafe")

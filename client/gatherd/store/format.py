@@ -1,0 +1,220 @@
+"""Where the rows lie inside a file: .npy and safetensors, read by their headers alone.
+
+.npy          magic "\\x93NUMPY", version, header length, a Python dict literal, then the array
+safetensors   u64 little-endian header length N, N bytes of JSON, then the tensors' bytes;
+              each entry is {"dtype", "shape", "data_offsets": [begin, end]} from the end of the header
+
+A file is recognised by its content. Only what can be mapped as it lies is read here: two
+dimensions, row-major, little-endian, a float type. Everything a header claims is checked against
+the file's size before anything is mapped. Reads use pread, so a descriptor can be shared between
+processes.
+"""
+
+import io
+import json
+import math
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from gatherd.errors import BadFile, InvalidArgument
+from gatherd.store.dtypes import DType
+
+NPY_MAGIC = b"\x93NUMPY"
+NPY_HEADER_BYTES_MAX = 64 << 10
+# The limit that the safetensors format itself sets.
+SAFETENSORS_HEADER_BYTES_MAX = 100_000_000
+
+# '<V2' is how ml_dtypes' bfloat16 arrives in a .npy file.
+_NPY_DTYPES = {
+    "<f4": DType.FLOAT32,
+    "<f2": DType.FLOAT16,
+    "<f8": DType.FLOAT64,
+    "<V2": DType.BFLOAT16,
+    "|V2": DType.BFLOAT16,
+}
+_SAFETENSORS_DTYPES = {
+    "F32": DType.FLOAT32,
+    "F16": DType.FLOAT16,
+    "BF16": DType.BFLOAT16,
+    "F64": DType.FLOAT64,
+}
+_SAFETENSORS_BITS = {
+    "F4": 4,
+    "F6_E2M3": 6,
+    "F6_E3M2": 6,
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class RowLayout:
+    """A (row_count, dim) array of `dtype` that begins `offset` bytes into a file."""
+
+    dtype: DType
+    row_count: int
+    dim: int
+    offset: int
+
+    @property
+    def row_bytes(self) -> int:
+        """Bytes from one row to the next."""
+        return self.dim * self.dtype.itemsize
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of all rows."""
+        return self.row_count * self.row_bytes
+
+
+def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
+    """Find the rows in the open file `fd`, called `name` in errors.
+
+    `tensor` picks one of a safetensors file's tensors; without it the file must hold just one.
+    BadFile when the file is damaged or of no known format, InvalidArgument when it is sound but
+    `tensor` doesn't fit it.
+    """
+    head = os.pread(fd, 9, 0)
+    if head.startswith(NPY_MAGIC):
+        if tensor is not None:
+            raise InvalidArgument(f"{name} is a .npy file: it has no tensor {tensor!r} to pick")
+        return _read_npy(fd, name)
+    if len(head) == 9 and head[8:9] == b"{":
+        return _read_safetensors(fd, name, tensor)
+    raise BadFile(f"{name} is neither a .npy nor a safetensors file (by its content)")
+
+
+def file_bytes(fd: int) -> int:
+    """The file's size now."""
+    return os.fstat(fd).st_size
+
+
+def _read_npy(fd: int, name: str) -> RowLayout:
+    head = os.pread(fd, NPY_HEADER_BYTES_MAX, 0)
+    stream = io.BytesIO(head)
+    try:
+        version = np.lib.format.read_magic(stream)
+        read_header = {
+            (1, 0): np.lib.format.read_array_header_1_0,
+            (2, 0): np.lib.format.read_array_header_2_0,
+        }[version]
+        shape, fortran_order, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
+    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+        raise BadFile(f"{name} has a damaged .npy header: {error}") from None
+    return npy_layout(name, shape, fortran_order, dtype, stream.tell(), file_bytes(fd))
+
+
+def npy_layout(
+    name: str,
+    shape: tuple[int, ...],
+    fortran_order: bool,
+    dtype: np.dtype[Any],
+    offset: int,
+    size: int,
+) -> RowLayout:
+    """The layout that a .npy header means, checked against the file's `size`."""
+    if dtype.hasobject:
+        raise BadFile(f"{name} holds Python objects; save a float array")
+    if dtype.str.startswith(">"):
+        raise BadFile(f"{name} is big-endian ({dtype}); save it as {dtype.newbyteorder('<')}")
+    if dtype.str not in _NPY_DTYPES:
+        known = "float16, float32, float64 or bfloat16"
+        raise BadFile(f"{name} has dtype {dtype}; a table is of {known}")
+    if len(shape) != 2:
+        raise BadFile(f"{name} has shape {shape}; a table has two dimensions, (rows, dim)")
+    if fortran_order and min(shape) > 1:
+        raise BadFile(f"{name} is in Fortran order; save np.ascontiguousarray(…) of it")
+    layout = RowLayout(_NPY_DTYPES[dtype.str], shape[0], shape[1], offset)
+    if layout.dim < 1 or layout.row_count < 0:
+        raise BadFile(f"{name} has shape {shape}; a row needs at least one element")
+    if offset + layout.nbytes > size:
+        raise BadFile(
+            f"{name} is truncated: its header promises {offset + layout.nbytes} bytes, "
+            f"the file has {size}"
+        )
+    return layout
+
+
+def _read_safetensors(fd: int, name: str, tensor: str | None) -> RowLayout:
+    entries, data_start = read_safetensors_header(fd, name)
+    if tensor is None:
+        if len(entries) != 1:
+            listed = ", ".join(sorted(entries)[:10]) or "none"
+            raise InvalidArgument(
+                f"{name} holds {len(entries)} tensors; pick one as {name}#TENSOR (there are: {listed})"
+            )
+        tensor = next(iter(entries))
+    if tensor not in entries:
+        listed = ", ".join(sorted(entries)[:10]) or "none"
+        raise InvalidArgument(f"{name} has no tensor {tensor!r}; there are: {listed}")
+    entry = entries[tensor]
+    where = f"{name}#{tensor}"
+    if entry["dtype"] not in _SAFETENSORS_DTYPES:
+        known = ", ".join(_SAFETENSORS_DTYPES)
+        raise BadFile(f"{where} has dtype {entry['dtype']}; a table is of {known}")
+    shape = entry["shape"]
+    if len(shape) != 2 or shape[1] < 1:
+        raise BadFile(f"{where} has shape {tuple(shape)}; a table has two dimensions, (rows, dim)")
+    begin, _ = entry["data_offsets"]
+    return RowLayout(_SAFETENSORS_DTYPES[entry["dtype"]], shape[0], shape[1], data_start + begin)
+
+
+def read_safetensors_header(fd: int, name: str) -> tuple[dict[str, dict[str, Any]], int]:
+    """The tensors' entries, all of them checked, and where their data starts.
+
+    BadFile when the header is too large, isn't what the format prescribes, or claims bytes that
+    the file doesn't have or that two tensors share.
+    """
+    size = file_bytes(fd)
+    header_bytes = int.from_bytes(os.pread(fd, 8, 0), "little")
+    if header_bytes > SAFETENSORS_HEADER_BYTES_MAX:
+        raise BadFile(
+            f"{name} claims a header of {header_bytes} bytes; "
+            f"the format allows {SAFETENSORS_HEADER_BYTES_MAX}"
+        )
+    if 8 + header_bytes > size:
+        raise BadFile(f"{name} is truncated: its header ends at {8 + header_bytes} of {size} bytes")
+    try:
+        header = json.loads(os.pread(fd, header_bytes, 8), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{name} has a damaged safetensors header: {error}") from None
+    if not isinstance(header, dict):
+        raise BadFile(f"{name} has a damaged safetensors header: it isn't an object")
+    header.pop("__metadata__", None)
+    data_bytes = size - 8 - header_bytes
+    for tensor, entry in header.items():
+        _check_entry(f"{name}#{tensor}", entry, data_bytes)
+    spans = sorted((entry["data_offsets"], tensor) for tensor, entry in header.items())
+    for ((_, end), before), ((begin, _), after) in zip(spans, spans[1:], strict=False):
+        if begin < end:
+            raise BadFile(f"{name}: the tensors {before!r} and {after!r} overlap")
+    return header, 8 + header_bytes
+
+
+def _check_entry(where: str, entry: object, data_bytes: int) -> None:
+    match entry:
+        case {"dtype": str(dtype), "shape": list(shape), "data_offsets": [int(begin), int(end)]}:
+            pass
+        case _:
+            raise BadFile(f"{where} has a damaged entry in the safetensors header")
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise BadFile(f"{where} has shape {shape}")
+    if not 0 <= begin <= end <= data_bytes:
+        raise BadFile(
+            f"{where} claims bytes {begin} to {end}, but the file has {data_bytes} of data"
+        )
+    bits = _SAFETENSORS_BITS.get(dtype)
+    if bits is not None and math.prod(shape) * bits != (end - begin) * 8:
+        raise BadFile(f"{where} is {dtype} {tuple(shape)}, which isn't {end - begin} bytes")
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("a name stands in it twice")
+    return found

@@ -1,0 +1,156 @@
+"""Ids as callers give them: checked, never coerced.
+
+NumPy would turn `[True, 2]` into integers, `[1, 2.0]` into floats and `[2**63]` into unsigned
+ones without a word; here each of those is an error, and so is −1, which NumPy counts from the end.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import IdOutOfRange, InvalidArgument
+
+OFFENDERS_MAX = 5
+NESTING_MAX = 32
+_INT64_MAX = 2**63 - 1
+
+
+def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
+    """`ids` as an integer array of the same shape, C-contiguous and in native byte order.
+
+    Takes an integer, a (nested) list or tuple of integers, or anything with a NumPy array
+    interface. InvalidArgument for floats, bools, strings, objects and ragged lists;
+    IdOutOfRange for an integer that no 64-bit type holds.
+    """
+    if isinstance(ids, list | tuple | int):
+        return _from_nested(ids)
+    array = np.asarray(ids)
+    if array.dtype.kind not in "iu":
+        if array.size == 0 and array.dtype.kind == "f":
+            # An empty array made without a dtype is float64; it holds no id to be wrong.
+            return np.empty(array.shape, np.int64)
+        raise InvalidArgument(f"ids must be integers, not {array.dtype}")
+    return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
+
+
+def _from_nested(ids: list[Any] | tuple[Any, ...] | int) -> NDArray[np.integer[Any]]:
+    if not _plain_integers(ids, 0):
+        _check_leaves(ids)
+    try:
+        array = np.asarray(ids)
+    except ValueError:
+        raise InvalidArgument(
+            "ids are ragged: every list on one level must be equally long"
+        ) from None
+    if array.size == 0:
+        return np.empty(array.shape, np.int64)
+    if array.dtype.kind in "iu":
+        return array
+    # Integers above 2**63 - 1 have no type in common with negative ones, and past 2**64 none at all.
+    name, value = next(leaf for leaf in _leaves(ids, "ids") if not 0 <= leaf[1] <= _INT64_MAX)
+    raise IdOutOfRange(f"{name}={value} is out of range: no table has such a row")
+
+
+def _plain_integers(value: Any, depth: int) -> bool:
+    """Whether `value` is an int or lists of nothing but ints, told at the speed of C for lists."""
+    if depth > NESTING_MAX:
+        raise InvalidArgument(f"ids are nested deeper than {NESTING_MAX} levels")
+    if not isinstance(value, list | tuple):
+        return type(value) is int
+    kinds = set(map(type, value))
+    if kinds <= {int}:
+        return True
+    return kinds <= {list, tuple} and all(_plain_integers(item, depth + 1) for item in value)
+
+
+def _check_leaves(ids: Any) -> None:
+    for name, value in _leaves(ids, "ids"):
+        if isinstance(value, np.integer) or type(value) is int:
+            continue
+        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
+            continue
+        raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
+
+
+def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if isinstance(value, list | tuple):
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{name}[{index}]")
+    else:
+        yield name, value
+
+
+def _kind(value: object) -> str:
+    if isinstance(value, bool):
+        return f"the bool {value}"
+    if isinstance(value, float):
+        return f"the float {value}"
+    if value is None:
+        return "null"
+    return f"a {type(value).__name__}"
+
+
+def all_in_range(ids: NDArray[np.integer[Any]], row_count: int) -> bool:
+    """Whether every id has a row. One pass: a negative id is a huge one when seen as unsigned."""
+    if ids.size == 0:
+        return True
+    unsigned = ids.view(f"u{ids.dtype.itemsize}")
+    return int(unsigned.max()) < row_count if row_count <= np.iinfo(ids.dtype).max else _wide(ids)
+
+
+def _wide(ids: NDArray[np.integer[Any]]) -> bool:
+    # The table has more rows than the dtype can count, so only a negative id can be wrong.
+    return ids.dtype.kind == "u" or int(ids.min()) >= 0
+
+
+def in_range(ids: NDArray[np.integer[Any]], row_count: int) -> NDArray[np.bool_]:
+    """Per id, whether it has a row."""
+    return (ids >= 0) & (ids < row_count)
+
+
+def out_of_range_error(table: str, ids: NDArray[np.integer[Any]], row_count: int) -> IdOutOfRange:
+    """The error that names the first ids without a row and the valid range."""
+    bad = np.flatnonzero(~in_range(ids.reshape(-1), row_count))
+    named = []
+    for flat in bad[:OFFENDERS_MAX]:
+        position = np.unravel_index(int(flat), ids.shape)
+        where = "ids" + "".join(f"[{int(index)}]" for index in position)
+        named.append((where, int(ids.reshape(-1)[flat])))
+    listed = ", ".join(f"{where}={value}" for where, value in named)
+    more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""
+    is_or_are = "is" if bad.size == 1 else "are"
+    valid = f"valid ids are 0 to {row_count - 1}" if row_count else "it has no valid id"
+    return IdOutOfRange(
+        f"table {table!r} has {row_count} rows; {listed}{more} {is_or_are} out of range: {valid}",
+        {"table": table, "rows": str(row_count), "offenders": str(bad.size), **dict(_text(named))},
+    )
+
+
+def _text(named: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
+    return ((where, str(value)) for where, value in named)
+
+
+def ids_from_bytes(
+    data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...] | None
+) -> NDArray[np.integer[Any]]:
+    """Ids of an integer `dtype` and `shape` (flat when None) as they came off a wire, uncopied.
+
+    InvalidArgument when the byte count isn't what shape and dtype make.
+    """
+    if shape is None:
+        if len(data) % dtype.itemsize:
+            raise InvalidArgument(f"ids have {len(data)} bytes, which isn't a number of {dtype}")
+        return np.frombuffer(data, dtype)
+    if len(shape) > NESTING_MAX:
+        raise InvalidArgument(f"ids have {len(shape)} dimensions; at most {NESTING_MAX} are taken")
+    if any(length < 0 for length in shape):
+        raise InvalidArgument(f"ids have shape {shape}; no dimension can be negative")
+    expected = math.prod(shape) * dtype.itemsize
+    if len(data) != expected:
+        raise InvalidArgument(
+            f"ids of shape {shape} and dtype {dtype} are {expected} bytes; {len(data)} were sent"
+        )
+    return np.frombuffer(data, dtype).reshape(shape)

@@ -1,0 +1,83 @@
+"""How memory is asked for: the allocator's thresholds, and advice about mapped files.
+
+Page faults, not arithmetic, decide the speed of a gather; docs/performance.md has the figures.
+"""
+
+import ctypes
+import mmap
+import os
+from contextlib import suppress
+
+# Not in the mmap module before Python 3.14; the number is Linux's (5.14 and later).
+_MADV_POPULATE_READ = 22
+_M_TRIM_THRESHOLD = -1
+_M_TOP_PAD = -2
+_M_MMAP_THRESHOLD = -3
+# glibc takes no larger threshold than half of its heap maximum, 32 MiB on 64-bit.
+_MMAP_THRESHOLD_BYTES = 32 << 20
+_TRIM_THRESHOLD_BYTES = 512 << 20
+_TOP_PAD_BYTES = 64 << 20
+
+
+def tune_allocator() -> bool:
+    """Keep freed buffers mapped for reuse, instead of faulting them in again for every reply.
+
+    Sets glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD for the whole process, which
+    then holds up to 512 MiB of freed memory. Returns False where the C library has no `mallopt`.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError):
+        return False
+    return all(
+        mallopt(option, value) == 1
+        for option, value in (
+            (_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES),
+            (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES),
+            (_M_TOP_PAD, _TOP_PAD_BYTES),
+        )
+    )
+
+
+def populate(mapping: mmap.mmap) -> None:
+    """Map every page of `mapping` now, reading what isn't in the page cache.
+
+    Afterwards a gather takes no page fault. OSError when the file ends before the mapping does.
+    """
+    try:
+        mapping.madvise(_MADV_POPULATE_READ)
+    except OSError as error:
+        if error.errno not in (22, 95):  # EINVAL, ENOTSUP: a kernel before 5.14 reads ahead instead
+            raise
+        mapping.madvise(mmap.MADV_WILLNEED)
+
+
+def advise_random(mapping: mmap.mmap) -> None:
+    """Tell the kernel not to read ahead: rows are picked at random from more than fits in RAM."""
+    with suppress(OSError):
+        mapping.madvise(mmap.MADV_RANDOM)
+
+
+def lock(mapping: mmap.mmap) -> None:
+    """Keep every page of `mapping` in RAM. OSError when RLIMIT_MEMLOCK doesn't allow it."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    address = ctypes.c_void_p(_address(mapping))
+    if libc.mlock(address, ctypes.c_size_t(len(mapping))) != 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+
+
+def _address(mapping: mmap.mmap) -> int:
+    # NumPy tells the address of a read-only buffer; ctypes asks for a writable one.
+    import numpy as np
+
+    return int(np.frombuffer(mapping, np.uint8).ctypes.data)
+
+
+def available_bytes() -> int:
+    """Memory the machine could give without swapping (MemAvailable), or 0 when it can't be told."""
+    with suppress(OSError), open("/proc/meminfo") as lines:
+        for line in lines:
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) * 1024
+    return 0

@@ -1,0 +1,251 @@
+"""One version of a table: its rows mapped read-only, gathered by id.
+
+The server's engine and the SDK's `local:` transport both read tables through this class.
+"""
+
+import mmap
+import os
+import threading
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import BadFile, InvalidArgument
+from gatherd.store import memory
+from gatherd.store.dtypes import DType, convert
+from gatherd.store.format import RowLayout, file_bytes, read_layout
+from gatherd.store.ids import all_in_range, in_range, out_of_range_error
+
+# Rows are converted in blocks that stay in a core's cache between the copy and the conversion.
+CONVERT_BLOCK_BYTES = 256 << 10
+MEAN_BLOCK_BYTES = 8 << 20
+
+STATUS_FOUND = 0
+STATUS_MISSING = 1
+
+
+class Missing(Enum):
+    """What a lookup does with an id that has no row."""
+
+    ERROR = "error"
+    ZERO = "zero"
+    DEFAULT = "default"
+
+
+def parse_missing(name: str) -> Missing:
+    """The policy called `name`; InvalidArgument when there is none."""
+    try:
+        return Missing(name)
+    except ValueError:
+        known = ", ".join(policy.value for policy in Missing)
+        raise InvalidArgument(f"unknown missing policy {name!r}; known are {known}") from None
+
+
+class Preload(Enum):
+    """What is done with a table's pages when it is opened."""
+
+    AUTO = "auto"  # populate when the table fits into half of the available memory
+    NONE = "none"
+    POPULATE = "populate"
+    LOCK = "lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Gathered:
+    """The answer to one lookup.
+
+    `vectors` has shape S + (dim,) in the reply dtype's storage (uint16 bits for bfloat16).
+    `status` has shape S, uint8, 0 found and 1 missing; None when every id had to be there.
+    """
+
+    vectors: NDArray[Any]
+    dtype: DType
+    status: NDArray[np.uint8] | None
+    version: int
+
+
+class Table:
+    """A mapped (row_count, dim) array and what can be asked of it. Safe to use from many threads.
+
+    The mapping outlives the file's name: a file that is replaced or deleted goes on being served.
+    A file that is truncated in place takes the process down with SIGBUS, as any mapping would.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        version: int,
+        layout: RowLayout,
+        mapping: mmap.mmap | None,
+        rows: NDArray[np.uint8],
+        default_vector: NDArray[np.float32] | None = None,
+    ) -> None:
+        """`rows` is (row_count, row_bytes); `mapping` is None for a table without a byte."""
+        self.name = name
+        self.version = version
+        self.row_count = layout.row_count
+        self.dim = layout.dim
+        self.dtype = layout.dtype
+        self.nbytes = layout.nbytes
+        self._row_bytes = layout.row_bytes
+        self._mapping = mapping
+        self._rows = rows
+        self._default_vector = default_vector
+        self._default_lock = threading.Lock()
+
+    @classmethod
+    def map(
+        cls,
+        name: str,
+        version: int,
+        fd: int,
+        layout: RowLayout,
+        default_vector: NDArray[np.float32] | None = None,
+    ) -> "Table":
+        """Map the rows that `layout` finds in the open file `fd`; the descriptor can be closed after.
+
+        BadFile when the file is shorter than the layout.
+        """
+        if file_bytes(fd) < layout.offset + layout.nbytes:
+            raise BadFile(
+                f"table {name!r}: the file has {file_bytes(fd)} bytes, "
+                f"its rows end at {layout.offset + layout.nbytes}; it was truncated"
+            )
+        if default_vector is not None and default_vector.shape != (layout.dim,):
+            raise InvalidArgument(
+                f"table {name!r} has dim {layout.dim}; its default vector has "
+                f"shape {default_vector.shape}"
+            )
+        if layout.nbytes == 0:
+            rows = np.empty((layout.row_count, layout.row_bytes), np.uint8)
+            return cls(name, version, layout, None, rows, default_vector)
+        start = layout.offset - layout.offset % mmap.ALLOCATIONGRANULARITY
+        skip = layout.offset - start
+        mapping = mmap.mmap(
+            fd, skip + layout.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start
+        )
+        # Bytes, not floats: np.take copies an array whole first when its elements are misaligned,
+        # as a safetensors header of odd length makes them.
+        rows = np.frombuffer(mapping, np.uint8, layout.nbytes, skip)
+        rows = rows.reshape(layout.row_count, layout.row_bytes)
+        return cls(name, version, layout, mapping, rows, default_vector)
+
+    def preload(self, policy: Preload) -> None:
+        """Bring the pages in as `policy` says. BadFile when they can't be read or locked."""
+        if self._mapping is None or policy is Preload.NONE:
+            return
+        fits = self.nbytes <= memory.available_bytes() // 2
+        if policy is Preload.AUTO and not fits:
+            memory.advise_random(self._mapping)
+            return
+        try:
+            memory.populate(self._mapping)
+            if policy is Preload.LOCK:
+                memory.lock(self._mapping)
+        except OSError as error:
+            raise BadFile(
+                f"table {self.name!r}: its {self.nbytes} bytes can't be preloaded "
+                f"({policy.value}): {error.strerror}"
+            ) from None
+
+    def lookup(
+        self,
+        ids: NDArray[np.integer[Any]],
+        dtype: DType = DType.FLOAT32,
+        missing: Missing = Missing.ERROR,
+        out: NDArray[Any] | None = None,
+    ) -> Gathered:
+        """Gather the rows of `ids`, integers of any shape S.
+
+        `out`, of shape S + (dim,) and the reply dtype's storage, C-contiguous, is filled and
+        returned instead of a new array. IdOutOfRange, with `out` untouched, when `missing` is
+        ERROR and an id has no row.
+        """
+        found = None
+        if not all_in_range(ids, self.row_count):
+            if missing is Missing.ERROR:
+                raise out_of_range_error(self.name, ids, self.row_count)
+            found = in_range(ids, self.row_count)
+            ids = np.where(found, ids, 0)
+        vectors = np.empty((*ids.shape, self.dim), dtype.storage) if out is None else out
+        status = None if missing is Missing.ERROR else np.zeros(ids.shape, np.uint8)
+        if found is None or self.row_count:
+            index = ids.reshape(-1).astype(np.intp, copy=False)
+            self._gather(index, vectors.reshape(index.size, self.dim), dtype)
+        if found is not None and status is not None:
+            vectors[~found] = self._fill(missing, dtype)
+            status[~found] = STATUS_MISSING
+        return Gathered(vectors, dtype, status, self.version)
+
+    def _gather(self, index: NDArray[np.intp], out: NDArray[Any], dtype: DType) -> None:
+        # mode="clip" skips NumPy's own bounds check, which buffers the output; ours is done.
+        if dtype is self.dtype:
+            flat = out.view(np.uint8).reshape(index.size, self._row_bytes)
+            np.take(self._rows, index, axis=0, out=flat, mode="clip")
+            return
+        block = max(1, CONVERT_BLOCK_BYTES // self._row_bytes)
+        buffer = np.empty((min(block, index.size), self._row_bytes), np.uint8)
+        for start in range(0, index.size, block):
+            part = index[start : start + block]
+            raw = buffer[: part.size]
+            np.take(self._rows, part, axis=0, out=raw, mode="clip")
+            convert(raw.view(self.dtype.storage), self.dtype, out[start : start + block], dtype)
+
+    def _fill(self, missing: Missing, dtype: DType) -> NDArray[Any]:
+        filler = np.zeros(self.dim, dtype.storage)
+        if missing is Missing.DEFAULT:
+            convert(self.default_vector(), DType.FLOAT32, filler, dtype)
+        return filler
+
+    @property
+    def default_vector_is_known(self) -> bool:
+        """Whether `default_vector` answers at once, without averaging the table."""
+        return self._default_vector is not None
+
+    def default_vector(self) -> NDArray[np.float32]:
+        """The vector for missing ids, shape (dim,): the stored one, else the mean of all rows.
+
+        The mean is summed in float64, in row order, once: the same table gives the same vector
+        in every process. Zeros for a table without rows.
+        """
+        with self._default_lock:
+            if self._default_vector is None:
+                self._default_vector = self._mean()
+            return self._default_vector
+
+    def _mean(self) -> NDArray[np.float32]:
+        total = np.zeros(self.dim, np.float64)
+        block = max(1, MEAN_BLOCK_BYTES // self._row_bytes)
+        for start in range(0, self.row_count, block):
+            raw = self._rows[start : start + block]
+            wide = np.empty((len(raw), self.dim), np.float32)
+            convert(np.ascontiguousarray(raw).view(self.dtype.storage), self.dtype, wide, DType.FLOAT32)
+            total += wide.sum(axis=0, dtype=np.float64)
+        return (total / max(1, self.row_count)).astype(np.float32)
+
+
+def open_file_table(
+    name: str, path: Path, tensor: str | None, default_vector: NDArray[np.float32] | None = None
+) -> Table:
+    """Open the rows of a .npy or safetensors file as version 1 of a table."""
+    fd = open_readonly(path)
+    try:
+        return Table.map(name, 1, fd, read_layout(fd, str(path), tensor), default_vector)
+    finally:
+        os.close(fd)
+
+
+def open_readonly(path: Path) -> int:
+    """A descriptor of the regular file `path`; BadFile when it can't be opened."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+    if not os.path.isfile(path):
+        os.close(fd)
+        raise BadFile(f"{path} isn't a regular file")
+    return fd

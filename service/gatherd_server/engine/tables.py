@@ -1,0 +1,93 @@
+"""The tables that can be looked up: one live version of each name."""
+
+import difflib
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from gatherd.errors import GatherdError, TableNotFound, TableRefused, VersionNotFound
+from gatherd.store.catalog import open_table, read_catalog, read_default_vector
+from gatherd.store.format import read_layout
+from gatherd.store.table import Preload, Table
+
+from gatherd_server.types import LIVE_VERSION, TableInfo, TableSource
+
+
+class LiveTables:
+    """Names to mapped tables, and to the reason for those that had to be refused."""
+
+    def __init__(self, tables: Mapping[str, Table], refused: Mapping[str, str]) -> None:
+        self._tables = dict(tables)
+        self._refused = dict(refused)
+
+    def get(self, name: str, version: int = LIVE_VERSION) -> Table:
+        """The table called `name`. TableNotFound, TableRefused or VersionNotFound if it can't be."""
+        table = self._tables.get(name)
+        if table is None:
+            raise self._why_not(name)
+        if version not in (LIVE_VERSION, table.version):
+            raise VersionNotFound(
+                f"table {name!r} has no version {version}; version {table.version} is live",
+                {"table": name, "version": str(version), "live": str(table.version)},
+            )
+        return table
+
+    def _why_not(self, name: str) -> GatherdError:
+        if name in self._refused:
+            return TableRefused(
+                f"table {name!r} can't be served: {self._refused[name]}", {"table": name}
+            )
+        near = difflib.get_close_matches(name, self._tables, n=3)
+        known = near or sorted(self._tables)[:5]
+        hint = f"; there are: {', '.join(known)}" if known else "; none is served"
+        if near:
+            hint = f"; did you mean {' or '.join(map(repr, near))}?"
+        return TableNotFound(f"no table {name!r}{hint}", {"table": name})
+
+    def info(self, name: str) -> TableInfo:
+        """What is told about `name`, also when it is refused. TableNotFound when it isn't there."""
+        if name in self._refused:
+            return TableInfo(name, 0, 0, None, 0, refused=self._refused[name])
+        table = self.get(name)
+        return TableInfo(name, table.row_count, table.dim, table.dtype, table.version)
+
+    def infos(self) -> list[TableInfo]:
+        """Every table, by name."""
+        return [self.info(name) for name in sorted({*self._tables, *self._refused})]
+
+
+def open_sources(
+    sources: Mapping[int, TableSource], data_dir: Path | None, preload: Preload
+) -> LiveTables:
+    """Open what a worker serves: files by their open descriptors, then the data dir's live versions.
+
+    A table that can't be opened is refused with the reason, and the others are served: a worker
+    that comes back after a file was truncated has to answer for the rest.
+    """
+    tables: dict[str, Table] = {}
+    refused: dict[str, str] = {}
+    for fd, source in sources.items():
+        try:
+            tables[source.name] = open_source(source, fd)
+        except GatherdError as error:
+            refused[source.name] = error.message
+    if data_dir is not None:
+        for name, entry in read_catalog(data_dir).tables.items():
+            try:
+                tables[name] = open_table(data_dir, name, entry.live)
+            except GatherdError as error:
+                refused[name] = error.message
+    for name, table in list(tables.items()):
+        try:
+            table.preload(preload)
+        except GatherdError as error:
+            refused[name] = error.message
+            del tables[name]
+    return LiveTables(tables, refused)
+
+
+def open_source(source: TableSource, fd: int) -> Table:
+    """Map a file served where it lies, as version 1. BadFile or InvalidArgument when it can't be."""
+    layout = read_layout(fd, str(source.path), source.tensor)
+    default = read_default_vector(source.default_vector) if source.default_vector else None
+    return Table.map(source.name, 1, fd, layout, default)

@@ -1,0 +1,202 @@
+"""The protobuf messages of the data path, as gRPC and Connect both carry them.
+
+Requests are parsed by the generated classes. Replies are framed by hand around the vectors, which
+so are never copied into a message: each reply is a list of parts, headers and buffers in turn, to
+be written one after another. Every field but the vectors' data comes first, so a reader knows
+shape and dtype before the first row arrives. Field numbers are those of embedding.proto and
+tensor.proto; a test compares every frame with what the generated classes make of it.
+"""
+
+from collections.abc import Sequence
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from gatherd.errors import GatherdError, InvalidArgument, MalformedRequest
+from gatherd.store.dtypes import DType
+from gatherd.store.ids import ids_from_bytes
+from gatherd.store.table import Gathered, Missing
+from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+
+from gatherd_server.types import Limits, LookupPlan, TableInfo
+
+ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
+ERROR_DOMAIN: Final = "gatherd"
+
+Part = bytes | memoryview
+
+_ID_DTYPES: Final = {
+    tensor_pb2.DTYPE_INT8: np.dtype("<i1"),
+    tensor_pb2.DTYPE_INT16: np.dtype("<i2"),
+    tensor_pb2.DTYPE_INT32: np.dtype("<i4"),
+    tensor_pb2.DTYPE_INT64: np.dtype("<i8"),
+    tensor_pb2.DTYPE_UINT8: np.dtype("<u1"),
+    tensor_pb2.DTYPE_UINT16: np.dtype("<u2"),
+    tensor_pb2.DTYPE_UINT32: np.dtype("<u4"),
+    tensor_pb2.DTYPE_UINT64: np.dtype("<u8"),
+}
+_REPLY_DTYPES: Final = {
+    tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
+    tensor_pb2.DTYPE_FLOAT32: DType.FLOAT32,
+    tensor_pb2.DTYPE_FLOAT16: DType.FLOAT16,
+    tensor_pb2.DTYPE_BFLOAT16: DType.BFLOAT16,
+}
+_WIRE_DTYPES: Final = {
+    DType.FLOAT32: tensor_pb2.DTYPE_FLOAT32,
+    DType.FLOAT16: tensor_pb2.DTYPE_FLOAT16,
+    DType.BFLOAT16: tensor_pb2.DTYPE_BFLOAT16,
+    DType.FLOAT64: tensor_pb2.DTYPE_FLOAT64,
+}
+_MISSING: Final = {
+    embedding_pb2.MISSING_UNSPECIFIED: Missing.ERROR,
+    embedding_pb2.MISSING_ERROR: Missing.ERROR,
+    embedding_pb2.MISSING_ZERO: Missing.ZERO,
+    embedding_pb2.MISSING_DEFAULT: Missing.DEFAULT,
+}
+
+
+M = TypeVar("M", bound=Message)
+
+
+def parse(message: M, body: bytes) -> M:
+    """Fill `message` from `body`; MalformedRequest when that isn't one."""
+    try:
+        message.ParseFromString(body)
+    except DecodeError as error:
+        name = message.DESCRIPTOR.full_name
+        raise MalformedRequest(f"the body isn't a {name} in protobuf: {error}") from None
+    return message
+
+
+def lookup_plan(request: embedding_pb2.LookupRequest) -> LookupPlan:
+    """One lookup as the engine takes it. InvalidArgument for what can't be one."""
+    if request.dtype not in _REPLY_DTYPES:
+        raise InvalidArgument(
+            f"a lookup can't be answered in dtype {_enum_name(tensor_pb2.DType, request.dtype)}; "
+            "it can in DTYPE_FLOAT32, DTYPE_FLOAT16 and DTYPE_BFLOAT16"
+        )
+    if request.missing not in _MISSING:
+        raise InvalidArgument(f"unknown missing policy {request.missing}")
+    return LookupPlan(
+        request.table,
+        _ids(request.ids),
+        _REPLY_DTYPES[request.dtype],
+        _MISSING[request.missing],
+        request.version,
+    )
+
+
+def _ids(tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
+    dtype = _ID_DTYPES.get(tensor.dtype)
+    if dtype is None:
+        raise InvalidArgument(
+            f"ids must be integers, not {_enum_name(tensor_pb2.DType, tensor.dtype)}"
+        )
+    return ids_from_bytes(tensor.data, dtype, tuple(tensor.shape))
+
+
+def _enum_name(enum: Any, value: int) -> str:
+    name: str = enum.Name(value) if value in enum.values() else f"{value}, which is none"
+    return name
+
+
+def lookup_reply(gathered: Gathered) -> list[Part]:
+    """A LookupResponse."""
+    return list(_lookup_response(gathered))
+
+
+def lookup_many_reply(many: Sequence[Gathered]) -> list[Part]:
+    """A LookupManyResponse."""
+    parts: list[Part] = []
+    for gathered in many:
+        parts.extend(_nested(_LOOKUPS_TAG, _lookup_response(gathered)))
+    return parts
+
+
+def stream_reply(request_id: int, gathered: Gathered) -> list[Part]:
+    """A LookupStreamResponse that holds a lookup."""
+    head = _varint_field(_STREAM_ID_TAG, request_id)
+    return [head, *_nested(_STREAM_LOOKUP_TAG, _lookup_response(gathered))]
+
+
+def byte_count(parts: Sequence[Part]) -> int:
+    """Bytes of all parts."""
+    return sum(len(part) for part in parts)
+
+
+# A tag is field number << 3 | wire type: 0 a varint, 2 a length and that many bytes.
+_VERSION_TAG = 1 << 3 | 0
+_STATUS_TAG = 2 << 3 | 2
+_VECTORS_TAG = 3 << 3 | 2
+_TENSOR_DTYPE_TAG = 1 << 3 | 0
+_TENSOR_SHAPE_TAG = 2 << 3 | 2
+_TENSOR_DATA_TAG = 3 << 3 | 2
+_LOOKUPS_TAG = 1 << 3 | 2
+_STREAM_ID_TAG = 1 << 3 | 0
+_STREAM_LOOKUP_TAG = 2 << 3 | 2
+
+
+def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
+    data = memoryview(gathered.vectors).cast("B") if gathered.vectors.size else memoryview(b"")
+    shape = b"".join(map(_varint, gathered.vectors.shape))
+    tensor = (
+        bytes((_TENSOR_DTYPE_TAG, _WIRE_DTYPES[gathered.dtype], _TENSOR_SHAPE_TAG))
+        + _varint(len(shape))
+        + shape
+    )
+    if len(data):
+        tensor += bytes((_TENSOR_DATA_TAG,)) + _varint(len(data))
+    head = _varint_field(_VERSION_TAG, gathered.version)
+    if gathered.status is not None and gathered.status.size:
+        status = gathered.status.tobytes()
+        head += bytes((_STATUS_TAG,)) + _varint(len(status)) + status
+    head += bytes((_VECTORS_TAG,)) + _varint(len(tensor) + len(data)) + tensor
+    return (head, data) if len(data) else (head,)
+
+
+def _nested(tag: int, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return (bytes((tag,)) + _varint(byte_count(parts)), *parts)
+
+
+def _varint_field(tag: int, value: int) -> bytes:
+    return bytes((tag,)) + _varint(value) if value else b""
+
+
+def _varint(value: int) -> bytes:
+    if value < 0x80:
+        return bytes((value,))
+    out = bytearray()
+    while value >= 0x80:
+        out.append(value & 0x7F | 0x80)
+        value >>= 7
+    out.append(value)
+    return bytes(out)
+
+
+def table_message(info: TableInfo) -> table_pb2.Table:
+    """What is told about a table."""
+    return table_pb2.Table(
+        name=info.name,
+        rows=info.row_count,
+        dim=info.dim,
+        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else _WIRE_DTYPES[info.dtype],
+        version=info.version,
+        refused=info.refused,
+        trainable=info.trainable,
+    )
+
+
+def limits_message(limits: Limits) -> table_pb2.Limits:
+    """What one request may hold."""
+    return table_pb2.Limits(
+        request_bytes_max=limits.request_bytes_max,
+        reply_bytes_max=limits.reply_bytes_max,
+        ids_max=limits.ids_max,
+        tables_max=limits.tables_max,
+    )
+
+
+def error_info(error: GatherdError) -> status_pb2.ErrorInfo:
+    """An error's class and metadata, as both wires carry them."""
+    return status_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)
