@@ -10,7 +10,7 @@ GatherdError
 ├── AlreadyExists
 ├── FailedPrecondition                     right, but not in the state things are in
 │   └── TableRefused                       the table's file can't be served; the message says why
-├── LimitExceeded                          larger than the server takes; the metadata names the limit
+├── LimitExceeded                          more than the server takes; metadata names the limit
 ├── RetryableError                         nothing was done; try again after a pause
 │   ├── Unavailable (also ConnectionError)
 │   └── Overloaded

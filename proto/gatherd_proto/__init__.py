@@ -1,0 +1,1 @@
+"""gatherd's messages and their generated stubs."""

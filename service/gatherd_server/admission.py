@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gatherd.errors import Overloaded
-
 from gatherd_server.types import Limits
 
 RETRY_AFTER_SECONDS = 1.0

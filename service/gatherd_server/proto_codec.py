@@ -11,14 +11,14 @@ from collections.abc import Sequence
 from typing import Any, Final, TypeVar
 
 import numpy as np
+from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
+
 from gatherd.errors import GatherdError, InvalidArgument, MalformedRequest
 from gatherd.store.dtypes import DType
 from gatherd.store.ids import ids_from_bytes
 from gatherd.store.table import Gathered, Missing
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
-from google.protobuf.message import DecodeError, Message
-from numpy.typing import NDArray
-
 from gatherd_server.types import Limits, LookupPlan, TableInfo
 
 ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -26,7 +26,7 @@ ERROR_DOMAIN: Final = "gatherd"
 
 Part = bytes | memoryview
 
-_ID_DTYPES: Final = {
+_ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     tensor_pb2.DTYPE_INT8: np.dtype("<i1"),
     tensor_pb2.DTYPE_INT16: np.dtype("<i2"),
     tensor_pb2.DTYPE_INT32: np.dtype("<i4"),
@@ -138,7 +138,7 @@ _STREAM_LOOKUP_TAG = 2 << 3 | 2
 
 
 def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
-    data = memoryview(gathered.vectors).cast("B") if gathered.vectors.size else memoryview(b"")
+    data = gathered.vectors.reshape(-1).view(np.uint8).data
     shape = b"".join(map(_varint, gathered.vectors.shape))
     tensor = (
         bytes((_TENSOR_DTYPE_TAG, _WIRE_DTYPES[gathered.dtype], _TENSOR_SHAPE_TAG))

@@ -1,12 +1,13 @@
 """The data dir as readers see it: which tables and versions there are, and where.
 
-    catalog.json                           {"format", "generation", "tables": {name: {"uid", "live", "versions"}}}
-    control                                see control.py
-    lock                                   held by the one process that may change anything
-    tables/<name>/v000001/manifest.json    {"format", "uid", "name", "version", "dtype", "rows", "dim", …}
-    tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, which is how ml_dtypes saves it
-    tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
-    staging/                               what isn't published yet; readers never look into it
+    catalog.json                           {"format", "generation", "tables": {NAME: ENTRY}},
+                                           ENTRY being {"uid", "live", "versions"}
+control                                see control.py
+lock                                   held by the one process that may change anything
+tables/<name>/v000001/manifest.json    what it is: dtype, rows, dim, origin, …
+tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, which is how ml_dtypes saves it
+tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
+staging/                               what isn't published yet; readers never look into it
 """
 
 import json

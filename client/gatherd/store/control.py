@@ -38,7 +38,7 @@ class ControlPage:
     """A data dir's control page, mapped read-only."""
 
     def __init__(self, data_dir: Path) -> None:
-        """BadFile when there is none or it is damaged, DataDirVersion when it isn't ours to read."""
+        """BadFile when there is none or it is damaged, DataDirVersion when it isn't ours."""
         path = data_dir / CONTROL_NAME
         try:
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)

@@ -1,8 +1,9 @@
-"""Where the rows lie inside a file: .npy and safetensors, read by their headers alone.
+r"""Where the rows lie inside a file: .npy and safetensors, read by their headers alone.
 
-.npy          magic "\\x93NUMPY", version, header length, a Python dict literal, then the array
+.npy          magic "\x93NUMPY", version, header length, a Python dict literal, then the array
 safetensors   u64 little-endian header length N, N bytes of JSON, then the tensors' bytes;
-              each entry is {"dtype", "shape", "data_offsets": [begin, end]} from the end of the header
+              each entry is {"dtype", "shape", "data_offsets": [begin, end]}, offsets from the
+              end of the header
 
 A file is recognised by its content. Only what can be mapped as it lies is read here: two
 dimensions, row-major, little-endian, a float type. Everything a header claims is checked against
@@ -15,6 +16,7 @@ import json
 import math
 import os
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -104,12 +106,12 @@ def _read_npy(fd: int, name: str) -> RowLayout:
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
         shape, fortran_order, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
-    except (ValueError, KeyError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
+    except Exception as error:  # noqa: BLE001  # NumPy's parser lets any tokenizer error through
         raise BadFile(f"{name} has a damaged .npy header: {error}") from None
-    return npy_layout(name, shape, fortran_order, dtype, stream.tell(), file_bytes(fd))
+    return _npy_layout(name, shape, fortran_order, dtype, stream.tell(), file_bytes(fd))
 
 
-def npy_layout(
+def _npy_layout(
     name: str,
     shape: tuple[int, ...],
     fortran_order: bool,
@@ -122,7 +124,7 @@ def npy_layout(
         raise BadFile(f"{name} holds Python objects; save a float array")
     if dtype.str.startswith(">"):
         raise BadFile(f"{name} is big-endian ({dtype}); save it as {dtype.newbyteorder('<')}")
-    if dtype.str not in _NPY_DTYPES:
+    if dtype.names is not None or dtype.str not in _NPY_DTYPES:
         known = "float16, float32, float64 or bfloat16"
         raise BadFile(f"{name} has dtype {dtype}; a table is of {known}")
     if len(shape) != 2:
@@ -146,7 +148,8 @@ def _read_safetensors(fd: int, name: str, tensor: str | None) -> RowLayout:
         if len(entries) != 1:
             listed = ", ".join(sorted(entries)[:10]) or "none"
             raise InvalidArgument(
-                f"{name} holds {len(entries)} tensors; pick one as {name}#TENSOR (there are: {listed})"
+                f"{name} holds {len(entries)} tensors; pick one as {name}#TENSOR "
+                f"(there are: {listed})"
             )
         tensor = next(iter(entries))
     if tensor not in entries:
@@ -190,7 +193,7 @@ def read_safetensors_header(fd: int, name: str) -> tuple[dict[str, dict[str, Any
     for tensor, entry in header.items():
         _check_entry(f"{name}#{tensor}", entry, data_bytes)
     spans = sorted((entry["data_offsets"], tensor) for tensor, entry in header.items())
-    for ((_, end), before), ((begin, _), after) in zip(spans, spans[1:], strict=False):
+    for ((_, end), before), ((begin, _), after) in pairwise(spans):
         if begin < end:
             raise BadFile(f"{name}: the tensors {before!r} and {after!r} overlap")
     return header, 8 + header_bytes

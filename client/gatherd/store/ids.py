@@ -49,7 +49,7 @@ def _from_nested(ids: list[Any] | tuple[Any, ...] | int) -> NDArray[np.integer[A
         return np.empty(array.shape, np.int64)
     if array.dtype.kind in "iu":
         return array
-    # Integers above 2**63 - 1 have no type in common with negative ones, and past 2**64 none at all.
+    # Integers above 2**63 - 1 have no type in common with negative ones.
     name, value = next(leaf for leaf in _leaves(ids, "ids") if not 0 <= leaf[1] <= _INT64_MAX)
     raise IdOutOfRange(f"{name}={value} is out of range: no table has such a row")
 

@@ -106,7 +106,7 @@ class Table:
         layout: RowLayout,
         default_vector: NDArray[np.float32] | None = None,
     ) -> "Table":
-        """Map the rows that `layout` finds in the open file `fd`; the descriptor can be closed after.
+        """Map the rows that `layout` finds in the open file `fd`, which can be closed after.
 
         BadFile when the file is shorter than the layout.
         """
@@ -217,13 +217,17 @@ class Table:
                 self._default_vector = self._mean()
             return self._default_vector
 
+    def stored_rows(self, start: int, stop: int) -> NDArray[Any]:
+        """A copy of the rows from `start` up to `stop`, (n, dim) in the table dtype's storage."""
+        return self._rows[start:stop].copy().view(self.dtype.storage)
+
     def _mean(self) -> NDArray[np.float32]:
         total = np.zeros(self.dim, np.float64)
         block = max(1, MEAN_BLOCK_BYTES // self._row_bytes)
         for start in range(0, self.row_count, block):
-            raw = self._rows[start : start + block]
-            wide = np.empty((len(raw), self.dim), np.float32)
-            convert(np.ascontiguousarray(raw).view(self.dtype.storage), self.dtype, wide, DType.FLOAT32)
+            stored = self.stored_rows(start, start + block)
+            wide = np.empty(stored.shape, np.float32)
+            convert(stored, self.dtype, wide, DType.FLOAT32)
             total += wide.sum(axis=0, dtype=np.float64)
         return (total / max(1, self.row_count)).astype(np.float32)
 
@@ -245,7 +249,7 @@ def open_readonly(path: Path) -> int:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
         raise BadFile(f"{path} can't be opened: {error.strerror}") from None
-    if not os.path.isfile(path):
+    if not path.is_file():
         os.close(fd)
         raise BadFile(f"{path} isn't a regular file")
     return fd

@@ -4,7 +4,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gatherd.store.table import Gathered
-
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve
 from gatherd_server.engine.tables import LiveTables
 from gatherd_server.types import Limits, LookupPlan, TableInfo

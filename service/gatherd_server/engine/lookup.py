@@ -3,7 +3,6 @@
 from collections.abc import Sequence
 
 from gatherd.store.table import Gathered, Missing, Table
-
 from gatherd_server.engine.tables import LiveTables
 from gatherd_server.types import Limits, LookupPlan
 

@@ -1,7 +1,6 @@
 """The tables that can be looked up: one live version of each name."""
 
 import difflib
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,7 +8,6 @@ from gatherd.errors import GatherdError, TableNotFound, TableRefused, VersionNot
 from gatherd.store.catalog import open_table, read_catalog, read_default_vector
 from gatherd.store.format import read_layout
 from gatherd.store.table import Preload, Table
-
 from gatherd_server.types import LIVE_VERSION, TableInfo, TableSource
 
 
@@ -21,7 +19,7 @@ class LiveTables:
         self._refused = dict(refused)
 
     def get(self, name: str, version: int = LIVE_VERSION) -> Table:
-        """The table called `name`. TableNotFound, TableRefused or VersionNotFound if it can't be."""
+        """The table called `name`; TableNotFound, TableRefused or VersionNotFound if not."""
         table = self._tables.get(name)
         if table is None:
             raise self._why_not(name)
@@ -45,7 +43,7 @@ class LiveTables:
         return TableNotFound(f"no table {name!r}{hint}", {"table": name})
 
     def info(self, name: str) -> TableInfo:
-        """What is told about `name`, also when it is refused. TableNotFound when it isn't there."""
+        """What is told about `name`, refused or not. TableNotFound when it isn't there."""
         if name in self._refused:
             return TableInfo(name, 0, 0, None, 0, refused=self._refused[name])
         table = self.get(name)
@@ -59,7 +57,7 @@ class LiveTables:
 def open_sources(
     sources: Mapping[int, TableSource], data_dir: Path | None, preload: Preload
 ) -> LiveTables:
-    """Open what a worker serves: files by their open descriptors, then the data dir's live versions.
+    """Open what a worker serves: files by their descriptors, and the data dir's live versions.
 
     A table that can't be opened is refused with the reason, and the others are served: a worker
     that comes back after a file was truncated has to answer for the rest.
@@ -87,7 +85,7 @@ def open_sources(
 
 
 def open_source(source: TableSource, fd: int) -> Table:
-    """Map a file served where it lies, as version 1. BadFile or InvalidArgument when it can't be."""
+    """Map a file where it lies, as version 1. BadFile or InvalidArgument when it can't be."""
     layout = read_layout(fd, str(source.path), source.tensor)
     default = read_default_vector(source.default_vector) if source.default_vector else None
     return Table.map(source.name, 1, fd, layout, default)

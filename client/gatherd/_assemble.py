@@ -1,0 +1,122 @@
+"""Replies to arrays: what was sent is checked against what was asked, then seen or copied once.
+
+A reply that answers a whole lookup becomes the array without a copy, where its bytes are writable
+and aligned; pieces of a lookup are copied straight to their place in the final array.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd._chunks import Piece
+from gatherd._codec import DTYPE_CODES, LookupReply, unreadable
+from gatherd._lookup import Answer, IdArray, LookupSpec, check_dim
+from gatherd.store.dtypes import bfloat16_to_float32
+from gatherd.store.table import Missing
+
+
+class Assembler:
+    """One lookup's answer, as its pieces come in, in order."""
+
+    def __init__(self, spec: LookupSpec) -> None:
+        self.spec = spec
+        # The version that answered the first piece; 0 before that. Later pieces are pinned to it.
+        self.version = 0
+        self._vectors: NDArray[Any] | None = None
+        self._status: NDArray[np.uint8] | None = None
+
+    def ids_of(self, piece: Piece) -> IdArray:
+        """The ids to send for `piece`: in their own shape when they are all of the lookup's."""
+        if self._is_whole(piece):
+            return self.spec.ids
+        return self.spec.ids.reshape(-1)[piece.start : piece.stop]
+
+    def add(self, piece: Piece, reply: LookupReply) -> None:
+        """Take the reply to `piece`. InternalError when it doesn't answer what was asked."""
+        shape = self.ids_of(piece).shape
+        dim = self._check(reply, shape)
+        data = np.frombuffer(reply.data, self.spec.reply.wire.storage)
+        if self._is_whole(piece):
+            self._take_whole(reply, data, (*shape, dim))
+        else:
+            self._take_run(reply, data, piece, dim)
+
+    def answer(self) -> Answer:
+        """The arrays, once every piece was added."""
+        if self._vectors is None:
+            raise unreadable("it holds fewer lookups than were asked")
+        return Answer(self._vectors, self._status)
+
+    def _is_whole(self, piece: Piece) -> bool:
+        return piece.start == 0 and piece.stop == self.spec.ids.size
+
+    def _check(self, reply: LookupReply, shape: tuple[int, ...]) -> int:
+        """The dim of a reply to ids of `shape`."""
+        spec = self.spec
+        where = f"table {spec.table!r}: "
+        if reply.dtype != DTYPE_CODES[spec.reply.wire]:
+            raise unreadable(
+                f"{where}dtype {reply.dtype} isn't the {spec.reply.wire.value} asked for"
+            )
+        if len(reply.shape) != len(shape) + 1 or tuple(reply.shape[:-1]) != shape:
+            raise unreadable(f"{where}shape {reply.shape} doesn't answer ids of shape {shape}")
+        dim = reply.shape[-1]
+        if dim < 0 or math.prod(reply.shape) * spec.reply.wire.itemsize != len(reply.data):
+            raise unreadable(f"{where}{len(reply.data)} bytes can't have shape {reply.shape}")
+        if spec.missing is not Missing.ERROR and len(reply.status) != math.prod(shape):
+            raise unreadable(f"{where}{len(reply.status)} status bytes for {math.prod(shape)} ids")
+        if self.version and reply.version != self.version:
+            raise unreadable(f"{where}version {reply.version} answered, {self.version} was asked")
+        check_dim(spec, dim)
+        self.version = reply.version
+        return dim
+
+    def _take_whole(self, reply: LookupReply, data: NDArray[Any], shape: tuple[int, ...]) -> None:
+        reply_type = self.spec.reply
+        if self.spec.missing is not Missing.ERROR:
+            self._status = np.frombuffer(reply.status, np.uint8).reshape(shape[:-1]).copy()
+        if self.spec.out is None and not reply_type.widened:
+            if not (data.flags.aligned and data.flags.writeable):
+                data = data.copy()
+            self._vectors = _reshape(data.view(reply_type.array), shape)
+            return
+        self._vectors = self._target(shape)
+        self._fill(self._vectors, _reshape(data, shape))
+
+    def _take_run(self, reply: LookupReply, data: NDArray[Any], piece: Piece, dim: int) -> None:
+        ids = self.spec.ids
+        if self._vectors is None:
+            self._vectors = self._target((*ids.shape, dim))
+            if self.spec.missing is not Missing.ERROR:
+                self._status = np.empty(ids.shape, np.uint8)
+        if self._vectors.shape[-1] != dim:
+            raise unreadable(f"table {self.spec.table!r} changed its dim within one version")
+        rows = self._vectors.reshape(ids.size, dim)[piece.start : piece.stop]
+        self._fill(rows, data.reshape(rows.shape))
+        if self._status is not None:
+            flat = self._status.reshape(-1)
+            flat[piece.start : piece.stop] = np.frombuffer(reply.status, np.uint8)
+
+    def _target(self, shape: tuple[int, ...]) -> NDArray[Any]:
+        if self.spec.out is not None:
+            return self.spec.out
+        try:
+            return np.empty(shape, self.spec.reply.array)
+        except ValueError:
+            raise unreadable(f"no array can have shape {shape}") from None
+
+    def _fill(self, rows: NDArray[Any], data: NDArray[Any]) -> None:
+        if self.spec.reply.widened:
+            bfloat16_to_float32(data, rows)
+        else:
+            np.copyto(rows.view(data.dtype), data)
+
+
+def _reshape(data: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
+    try:
+        return data.reshape(shape)
+    except ValueError:
+        # Without ids, a dim of any size fits into no bytes at all.
+        raise unreadable(f"no array can have shape {shape}") from None

@@ -1,0 +1,87 @@
+"""What a client's URL names.
+
+    http://host[:port][/prefix]   https://…   Connect over TCP, with TLS
+    unix:///path/to.sock                      Connect over a Unix socket
+    grpc://host[:port]            grpcs://…   gRPC, with TLS
+    local:/path                               a data dir on this machine
+
+Left out on purpose: credentials in URLs (they end up in logs), and proxies.
+"""
+
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+from gatherd.errors import InvalidArgument
+
+_DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
+_KNOWN = (
+    "http://host:8000, https://host, grpc://host:8001, grpcs://host:8001, "
+    "unix:///run/gatherd.sock and local:/data"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where requests go. `path` is the socket, the data dir or the URL's prefix."""
+
+    url: str
+    scheme: str
+    host: str
+    port: int
+    path: str
+
+    @property
+    def tls(self) -> bool:
+        """Whether the connection is encrypted."""
+        return self.scheme in ("https", "grpcs")
+
+    @property
+    def authority(self) -> str:
+        """host:port, as it stands in a Host header."""
+        if self.scheme == "unix":
+            return "localhost"
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"{host}:{self.port}"
+
+
+def parse_target(url: object) -> Target:
+    """What `url` names; InvalidArgument, naming the schemes there are, when it names nothing."""
+    if not isinstance(url, str):
+        raise InvalidArgument(f"a URL is a str, not a {type(url).__name__}; known are {_KNOWN}")
+    if any(not "!" <= char <= "~" for char in url) and not url.startswith(("local:", "unix:")):
+        raise _bad(url, "it has characters that a URL can't have")
+    scheme = url.partition(":")[0].lower()
+    if scheme in ("local", "unix"):
+        return Target(url, scheme, "", 0, _path(url, scheme))
+    if scheme not in _DEFAULT_PORTS or "://" not in url:
+        raise _bad(url, "its scheme isn't known")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise _bad(url, str(error)) from None
+    if not host:
+        raise _bad(url, "it names no host")
+    if port == 0:
+        raise _bad(url, "port 0 can't be connected to")
+    if parts.query or parts.fragment or "@" in parts.netloc:
+        raise _bad(url, "user names, queries and fragments have no meaning here")
+    prefix = parts.path.rstrip("/")
+    if prefix and scheme in ("grpc", "grpcs"):
+        raise _bad(url, "gRPC has no path")
+    return Target(url, scheme, host, port or _DEFAULT_PORTS[scheme], prefix)
+
+
+def _path(url: str, scheme: str) -> str:
+    rest = url[len(scheme) + 1 :]
+    if rest.startswith("//"):
+        rest = rest[2:]
+        if not rest.startswith("/"):
+            raise _bad(url, f"the path needs three slashes, as in {scheme}:///{rest}")
+    if not rest or "\0" in rest:
+        raise _bad(url, "it names no path")
+    return rest
+
+
+def _bad(url: str, why: str) -> InvalidArgument:
+    return InvalidArgument(f"{url!r} can't be a gatherd URL: {why}; known are {_KNOWN}")

@@ -1,0 +1,150 @@
+"""What a server answered instead of a reply, as one of the classes in errors.py.
+
+An ErrorInfo names the class by its reason. Without one (a proxy answered, or a foreign server) the
+canonical code decides, and without a code the HTTP status, as the Connect protocol maps it.
+"""
+
+import base64
+import binascii
+import json
+from typing import Any
+
+from google.protobuf.message import DecodeError
+
+from gatherd.errors import (
+    AlreadyExists,
+    DeadlineExceeded,
+    FailedPrecondition,
+    GatherdError,
+    InternalError,
+    InvalidArgument,
+    LimitExceeded,
+    NotFound,
+    Overloaded,
+    RetryableError,
+    Unavailable,
+    Unimplemented,
+    by_reason,
+)
+from gatherd_proto.v1 import status_pb2
+
+ERROR_INFO_TYPE = "google.rpc.ErrorInfo"
+# How much of a foreign error body is worth showing.
+SNIPPET_CHARS_MAX = 200
+
+CLASS_BY_CODE: dict[str, type[GatherdError]] = {
+    # Somebody on the way gave up, not the caller: a canceled call of ours isn't answered at all.
+    "canceled": Unavailable,
+    "unknown": InternalError,
+    "invalid_argument": InvalidArgument,
+    "deadline_exceeded": DeadlineExceeded,
+    "not_found": NotFound,
+    "already_exists": AlreadyExists,
+    "permission_denied": FailedPrecondition,
+    "resource_exhausted": Overloaded,
+    "failed_precondition": FailedPrecondition,
+    "aborted": Unavailable,
+    "out_of_range": InvalidArgument,
+    "unimplemented": Unimplemented,
+    "internal": InternalError,
+    "unavailable": Unavailable,
+    "data_loss": InternalError,
+    "unauthenticated": FailedPrecondition,
+}
+_CODE_BY_HTTP_STATUS = {
+    400: "internal",
+    401: "unauthenticated",
+    403: "permission_denied",
+    404: "unimplemented",
+    429: "unavailable",
+    502: "unavailable",
+    503: "unavailable",
+    504: "unavailable",
+}
+_HTTP_PAYLOAD_TOO_LARGE = 413
+# What grpc itself says, without details, of a message over a limit of either side.
+_GRPC_TOO_LARGE = "message larger than max"
+
+
+def make_error(
+    code: str, message: str, infos: list[status_pb2.ErrorInfo], retry_after_seconds: float | None
+) -> GatherdError:
+    """The error for a canonical code (as Connect spells it) and its details."""
+    info = next((info for info in infos if info.domain == "gatherd"), None)
+    cls = by_reason(info.reason) if info is not None else None
+    if cls is None and code == "resource_exhausted" and _GRPC_TOO_LARGE in message:
+        cls = LimitExceeded
+    if cls is None:
+        cls = CLASS_BY_CODE.get(code, InternalError)
+    metadata = dict(info.metadata) if info is not None else {}
+    text = message or f"the server answered {code} without a message"
+    if issubclass(cls, RetryableError):
+        return cls(text, metadata, retry_after_seconds)
+    return cls(text, metadata)
+
+
+def from_http(
+    url: str, status: int, content_type: str, body: bytes, retry_after_seconds: float | None
+) -> GatherdError:
+    """The error in a Connect response that isn't a 200."""
+    document = _json_object(body) if content_type.startswith("application/json") else {}
+    code = document.get("code")
+    if isinstance(code, str) and code in CLASS_BY_CODE:
+        message = document.get("message")
+        infos = _connect_infos(document.get("details"))
+        return make_error(
+            code, message if isinstance(message, str) else "", infos, retry_after_seconds
+        )
+    snippet = body[: 4 * SNIPPET_CHARS_MAX].decode("utf-8", "replace")[:SNIPPET_CHARS_MAX]
+    text = f"{url} answered HTTP {status}" + (f": {snippet!r}" if snippet else "")
+    if status == _HTTP_PAYLOAD_TOO_LARGE:
+        return LimitExceeded(text)
+    return make_error(_CODE_BY_HTTP_STATUS.get(status, "unknown"), text, [], retry_after_seconds)
+
+
+def from_grpc(
+    url: str, code: str, message: str, details: bytes | None, retry_after_seconds: float | None
+) -> GatherdError:
+    """The error of a gRPC status; `code` is its name in lower case, `details` the status proto."""
+    if code == "cancelled":
+        code = "canceled"
+    infos = _status_infos(details) if details else []
+    # Our servers' messages say what they mean; grpc's own need the place.
+    text = message if infos else f"{url}: {message}"
+    return make_error(code, text, infos, retry_after_seconds)
+
+
+def _json_object(body: bytes) -> dict[str, Any]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def _connect_infos(details: object) -> list[status_pb2.ErrorInfo]:
+    infos: list[status_pb2.ErrorInfo] = []
+    for detail in details if isinstance(details, list) else []:
+        value = detail.get("value") if isinstance(detail, dict) else None
+        if isinstance(value, str) and detail.get("type") == ERROR_INFO_TYPE:
+            try:
+                # Connect sends base64 without padding, and accepts it with.
+                raw = base64.b64decode(value + "=" * (-len(value) % 4), validate=True)
+                infos.append(status_pb2.ErrorInfo.FromString(raw))
+            except (ValueError, binascii.Error, DecodeError):
+                continue  # details are extra: the code alone still makes the right error
+    return infos
+
+
+def _status_infos(details: bytes) -> list[status_pb2.ErrorInfo]:
+    infos: list[status_pb2.ErrorInfo] = []
+    try:
+        status = status_pb2.Status.FromString(details)
+        infos.extend(
+            status_pb2.ErrorInfo.FromString(detail.value)
+            for detail in status.details
+            if detail.type_url.rpartition("/")[2] == ERROR_INFO_TYPE
+        )
+    except DecodeError:
+        pass  # as above
+    return infos

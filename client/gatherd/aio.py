@@ -1,0 +1,208 @@
+"""The awaited client: runs the plans of _session.py on an event loop. See client.py."""
+
+import asyncio
+import os
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Any, Literal, Self, overload
+
+import numpy as np
+from numpy.typing import DTypeLike, NDArray
+
+from gatherd._effects import AsyncTransport, Effect, Plan, Send, Sleep, T
+from gatherd._lookup import Ids, TableInfo
+from gatherd._session import RemoteSession, Session
+from gatherd._target import parse_target
+from gatherd.errors import ClientClosed, ClientError, ForkedClient, GatherdError
+
+Status = NDArray[np.uint8]
+
+# Up to here a gather from mapped files is shorter than the hop to a thread and back.
+INLINE_BYTES_MAX = 256 << 10
+
+
+class AsyncClient:
+    """`Client` for asyncio: the same methods, awaited, and the same errors.
+
+    Belongs to the event loop of its first call; another loop raises ClientError, a forked child
+    ForkedClient. A call that is cancelled leaves the client usable.
+    """
+
+    def __init__(self, url: str, *, timeout: float = 10.0, retries: int = 3) -> None:
+        """As Client: url, timeout in seconds for each whole call, retries. Connects later."""
+        target = parse_target(url)
+        self._transport: AsyncTransport | None = None
+        self._session: Session
+        self._closed = False
+        self._pid = os.getpid()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        if target.scheme == "local":
+            from gatherd.transports.local import LocalSession
+
+            self._session = LocalSession(target.path, timeout=timeout, retries=retries)
+            return
+        self._session = RemoteSession(timeout=timeout, retries=retries)
+        # Imported when needed: grpc takes longer to import than all the rest.
+        if target.scheme in ("grpc", "grpcs"):
+            from gatherd.transports.grpc import AsyncGrpcTransport
+
+            self._transport = AsyncGrpcTransport(target)
+        else:
+            from gatherd.transports.http_aio import AsyncHttpTransport
+
+            self._transport = AsyncHttpTransport(target)
+
+    @overload
+    async def lookup(
+        self,
+        table: str,
+        ids: Ids,
+        *,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        out: NDArray[Any] | None = None,
+        return_status: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> NDArray[Any]: ...
+
+    @overload
+    async def lookup(
+        self,
+        table: str,
+        ids: Ids,
+        *,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        out: NDArray[Any] | None = None,
+        return_status: Literal[True],
+        timeout: float | None = None,
+    ) -> tuple[NDArray[Any], Status]: ...
+
+    async def lookup(
+        self,
+        table: str,
+        ids: Ids,
+        *,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        out: NDArray[Any] | None = None,
+        return_status: bool = False,
+        timeout: float | None = None,
+    ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
+        """As Client.lookup: shape S ids → an array of shape S + (dim,)."""
+        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
+            self._session.lookup(
+                table,
+                ids,
+                dtype=dtype,
+                missing=missing,
+                out=out,
+                return_status=return_status,
+                timeout=timeout,
+            )
+        )
+        return result
+
+    @overload
+    async def lookup_many(
+        self,
+        ids: Mapping[str, Ids],
+        *,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        return_status: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> dict[str, NDArray[Any]]: ...
+
+    @overload
+    async def lookup_many(
+        self,
+        ids: Mapping[str, Ids],
+        *,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        return_status: Literal[True],
+        timeout: float | None = None,
+    ) -> dict[str, tuple[NDArray[Any], Status]]: ...
+
+    async def lookup_many(
+        self,
+        ids: Mapping[str, Ids],
+        *,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        return_status: bool = False,
+        timeout: float | None = None,
+    ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
+        """As Client.lookup_many: {table: ids} → {table: vectors}."""
+        result: dict[str, Any] = await self._run(
+            self._session.lookup_many(
+                ids, dtype=dtype, missing=missing, return_status=return_status, timeout=timeout
+            )
+        )
+        return result
+
+    async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
+        """Every table that is served, also those that can't be looked up; see `refused`."""
+        return await self._run(self._session.tables(self._session.deadline(timeout)))
+
+    async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
+        """The table called `name`. TableNotFound when there is none."""
+        return await self._run(self._session.table(name, self._session.deadline(timeout)))
+
+    async def aclose(self) -> None:
+        """Close the connections; later calls raise ClientClosed. Closing twice is fine."""
+        self._closed = True
+        self._session.close()
+        if self._transport is not None and self._loop is not None:
+            self._check_loop()
+            await self._transport.aclose()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.aclose()
+
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+        if os.getpid() != self._pid:
+            raise ForkedClient("this AsyncClient was made before a fork: make one in the child")
+        if self._loop is not loop:
+            raise ClientError(
+                "this AsyncClient belongs to another event loop: make one client for each loop"
+            )
+
+    async def _run(self, plan: Plan[T]) -> T:
+        if self._closed:
+            raise ClientClosed("the client was closed")
+        self._check_loop()
+        try:
+            effect = next(plan)
+            while True:
+                try:
+                    result = await self._perform(effect)
+                except GatherdError as error:
+                    effect = plan.throw(error)
+                else:
+                    effect = plan.send(result)
+        except StopIteration as stop:
+            value: T = stop.value
+            return value
+
+    async def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, Send):
+            assert self._transport is not None  # only a RemoteSession sends
+            return await self._transport.call(effect)
+        if isinstance(effect, Sleep):
+            return await asyncio.sleep(effect.seconds)
+        if effect.nbytes <= INLINE_BYTES_MAX:
+            return effect.run()
+        return await asyncio.to_thread(effect.run)

@@ -1,0 +1,1 @@
+"""What the SDK and the server both read tables with."""

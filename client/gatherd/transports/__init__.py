@@ -1,0 +1,1 @@
+"""The ways a request travels; see client.py for which URL chooses which."""

@@ -1,0 +1,152 @@
+"""gRPC, blocking and awaited: the codec's bytes through identity serializers.
+
+grpc can't be used in a child forked from a process that used it, so a client made before a fork
+says so instead of hanging. grpc's own retries are off: _retry.py decides for every wire.
+"""
+
+import os
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from gatherd._effects import REPLY_BYTES_MAX, Send
+from gatherd._retry import parse_retry_after
+from gatherd._target import Target
+from gatherd._wire_errors import from_grpc
+from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError
+from gatherd.transports._connect import no_answer, remaining_seconds
+
+OPTIONS: list[tuple[str, int]] = [
+    # The limit is checked below: grpc's own error for it reads like an overload.
+    ("grpc.max_receive_message_length", -1),
+    ("grpc.max_send_message_length", -1),
+    ("grpc.enable_retries", 0),
+    # Anchors: both matter from half a megabyte upwards.
+    ("grpc.http2.lookahead_bytes", 16 << 20),
+    ("grpc.http2.max_frame_size", 4 << 20),
+    # A server that came back is found within two seconds; the default is up to two minutes.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    # As over Connect: no proxy, and a connection of one's own for each client.
+    ("grpc.enable_http_proxy", 0),
+    ("grpc.use_local_subchannel_pool", 1),
+]
+
+
+def check_fork(pid: int) -> None:
+    """ForkedClient when this isn't the process that `pid` names."""
+    if os.getpid() != pid:
+        raise ForkedClient(
+            "this client was made before a fork, and grpc doesn't survive one: make a new client "
+            "in the child, or use an http:// or unix:// URL"
+        )
+
+
+def _checked(url: str, reply: bytes) -> memoryview:
+    if len(reply) > REPLY_BYTES_MAX:
+        raise InternalError(
+            f"{url} answered {len(reply)} bytes; at most {REPLY_BYTES_MAX} are taken"
+        )
+    return memoryview(reply)
+
+
+def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
+    """The error of a failed call: grpc.Call and grpc.aio.AioRpcError say alike what happened."""
+    code = call.code()
+    metadata = dict(call.trailing_metadata() or ())
+    details = metadata.get("grpc-status-details-bin")
+    if closed and code is grpc.StatusCode.CANCELLED:
+        return ClientClosed("the client was closed during the call")
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED and not details:
+        return no_answer(url, send.deadline)
+    name = code.name.lower() if code is not None else "unknown"
+    retry_after = parse_retry_after(_text(metadata.get("retry-after")))
+    details_bytes = details if isinstance(details, bytes) else None
+    return from_grpc(url, name, call.details() or "", details_bytes, retry_after)
+
+
+def _text(value: str | bytes | None) -> str | None:
+    return value.decode("latin-1") if isinstance(value, bytes) else value
+
+
+class GrpcTransport:
+    """Blocking gRPC over one channel. Safe to use from many threads."""
+
+    def __init__(self, target: Target) -> None:
+        self._url = target.url
+        self._pid = os.getpid()
+        self._closed = False
+        if target.tls:
+            credentials = grpc.ssl_channel_credentials()
+            self._channel = grpc.secure_channel(target.authority, credentials, OPTIONS)
+        else:
+            self._channel = grpc.insecure_channel(target.authority, OPTIONS)
+        self._methods: dict[str, Any] = {}
+
+    def call(self, send: Send) -> memoryview:
+        """See Transport."""
+        check_fork(self._pid)
+        if self._closed:
+            raise ClientClosed("the client was closed")
+        timeout = remaining_seconds(self._url, send.deadline)
+        try:
+            method = self._methods.get(send.method)
+            if method is None:
+                method = self._methods[send.method] = self._channel.unary_unary(send.method)
+            return _checked(self._url, method(send.body, timeout=timeout))
+        except grpc.RpcError as error:
+            raise _error(self._url, send, error, self._closed) from None
+        except ValueError:
+            if self._closed:  # grpc's word for a channel that was closed by another thread
+                raise ClientClosed("the client was closed") from None
+            raise
+
+    def close(self) -> None:
+        """See Transport. Calls under way end with ClientClosed."""
+        self._closed = True
+        if os.getpid() == self._pid:
+            self._channel.close()
+
+
+class AsyncGrpcTransport:
+    """Awaited gRPC over one channel of one event loop."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._url = target.url
+        self._closed = False
+        # Made at the first call: an aio channel belongs to the loop that runs when it is made.
+        self._channel: grpc.aio.Channel | None = None
+        self._methods: dict[str, Any] = {}
+
+    async def call(self, send: Send) -> memoryview:
+        """See AsyncTransport."""
+        if self._closed:
+            raise ClientClosed("the client was closed")
+        timeout = remaining_seconds(self._url, send.deadline)
+        method = self._methods.get(send.method)
+        if method is None:
+            method = self._methods[send.method] = self._open().unary_unary(send.method)
+        try:
+            return _checked(self._url, await method(send.body, timeout=timeout))
+        except grpc.aio.AioRpcError as error:
+            raise _error(self._url, send, error, self._closed) from None
+        except grpc.aio.UsageError:
+            raise ClientClosed("the client was closed") from None
+
+    def _open(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            authority = self._target.authority
+            if self._target.tls:
+                credentials = grpc.ssl_channel_credentials()
+                self._channel = grpc.aio.secure_channel(authority, credentials, OPTIONS)
+            else:
+                self._channel = grpc.aio.insecure_channel(authority, OPTIONS)
+        return self._channel
+
+    async def aclose(self) -> None:
+        """See AsyncTransport. Calls under way end with ClientClosed."""
+        self._closed = True
+        if self._channel is not None:
+            await self._channel.close()

@@ -1,0 +1,177 @@
+"""The tour of `make demo`: serve a real pre-trained table and look tokens up over every wire.
+
+Fetches the table once (see requirements.txt beside this file), serves it where it lies, and prints
+each request as a person would type it, with its answer. Then it leaves the server running until
+Ctrl-C; with DEMO_ONCE=1 it stops it and exits. Addresses are those of `gatherd serve`, set by
+GATHERD_HTTP and GATHERD_GRPC.
+"""
+
+import base64
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import urllib.request
+import zipfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd import Client
+
+HERE = Path(__file__).parent
+CACHE = Path(".demo")
+WEIGHTS = "wordllama/weights/l2_supercat_256.safetensors"
+TOKENIZER = "wordllama/tokenizers/l2_supercat_tokenizer_config.json"
+TENSOR = "embedding.weight"
+WORDS = ("king", "Paris", "Monday", "water", "happy", "seven")
+NEIGHBOURS = 5
+# The tokenizer marks the beginning of a word with this character.
+WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+
+
+def fetch() -> tuple[Path, dict[str, int]]:
+    """The table's file and its vocabulary, token to id; downloaded when they aren't here yet."""
+    weights, tokenizer = CACHE / Path(WEIGHTS).name, CACHE / Path(TOKENIZER).name
+    if not (weights.exists() and tokenizer.exists()):
+        CACHE.mkdir(exist_ok=True)
+        print("fetching the table: the wordllama wheel, about 19 MB, once", flush=True)
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
+        wheel_of = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
+        tags = ["--python-version", "3.11", "--abi", "cp311", "--implementation", "cp"]
+        platform = ["--platform", "manylinux2014_x86_64", "-d", str(CACHE)]
+        wanted = ["-r", str(HERE / "requirements.txt")]
+        subprocess.run([*pip, *wheel_of, *tags, *platform, *wanted], check=True)
+        (wheel,) = CACHE.glob("wordllama-*.whl")
+        with zipfile.ZipFile(wheel) as archive:
+            for member, target in ((WEIGHTS, weights), (TOKENIZER, tokenizer)):
+                partial = target.with_suffix(".partial")
+                partial.write_bytes(archive.read(member))
+                partial.rename(target)
+        wheel.unlink()
+    vocabulary = json.loads(tokenizer.read_text("utf-8"))["model"]["vocab"]
+    return weights, vocabulary
+
+
+def start(weights: Path) -> tuple[subprocess.Popen[str], str, str]:
+    """Start `gatherd serve`; returns the process and its HTTP and gRPC URLs."""
+    spec = f"words={weights}#{TENSOR}"
+    print(f"$ gatherd serve {spec}", flush=True)
+    server = subprocess.Popen(
+        [sys.executable, "-m", "gatherd_server", "serve", spec], stdout=subprocess.PIPE, text=True
+    )
+    assert server.stdout is not None
+    urls: dict[str, str] = {}
+    for line in server.stdout:
+        print(f"  {line}", end="", flush=True)
+        words = line.split()
+        if words[0] in ("http", "grpc"):
+            urls[words[0]] = words[1]
+        if len(urls) == 2:
+            return server, urls["http"], urls["grpc"]
+    server.wait()
+    sys.exit(
+        "The server didn't start. If a port is taken, choose others:\n"
+        "    GATHERD_HTTP=127.0.0.1:9000 GATHERD_GRPC=127.0.0.1:9001 make demo"
+    )
+
+
+def post(url: str, content_type: str, body: str) -> str:
+    """Print the curl command, and post what it would: by curl itself where there is one."""
+    command = ["curl", "-s", url, "-H", f"Content-Type: {content_type}", "-d", body]
+    print(f"\n$ {shlex.join(command)}")
+    if shutil.which("curl"):
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    request = urllib.request.Request(url, body.encode(), {"Content-Type": content_type})
+    with urllib.request.urlopen(request) as reply:
+        answer: str = reply.read().decode()
+    return answer
+
+
+def show(answer: str) -> None:
+    """Print the beginning of a long answer."""
+    print(f"  {answer[:100]} … {answer[-70:]}" if len(answer) > 180 else f"  {answer}")
+
+
+def tour(http: str, grpc: str, vocabulary: dict[str, int]) -> None:
+    """Ask for the same tokens over every wire, compare, and show nearest neighbours."""
+    ids = [vocabulary[WORD_START + word] for word in WORDS]
+    print("\nTokens: " + ", ".join(f"{w} = {i}" for w, i in zip(WORDS, ids, strict=True)))
+    answers: dict[str, NDArray[np.float32]] = {}
+
+    print("\n--- REST, JSON")
+    url = f"{http}/v1/tables/words:lookup"
+    answer = post(url, "application/json", json.dumps({"ids": ids}))
+    show(answer)
+    answers["REST"] = np.array(json.loads(answer)["vectors"], np.float32)
+
+    print("\n--- Connect, JSON (tensors are base64 of little-endian bytes)")
+    data = base64.b64encode(np.array(ids, "<i8").tobytes()).decode()
+    tensor = {"dtype": "DTYPE_INT64", "shape": [len(ids)], "data": data}
+    body = json.dumps({"table": "words", "ids": tensor})
+    answer = post(f"{http}/gatherd.v1.EmbeddingService/Lookup", "application/json", body)
+    show(answer)
+    vectors = json.loads(answer)["vectors"]
+    answers["Connect"] = np.frombuffer(base64.b64decode(vectors["data"]), "<f4").reshape(-1, 256)
+
+    for wire, where in (("Python over Connect", http), ("Python over gRPC", grpc)):
+        print(f"\n--- {wire}")
+        print(">>> from gatherd import Client")
+        print(f'>>> client = Client("{where}")')
+        print(f'>>> client.lookup("words", {ids}).round(3)')
+        with Client(where) as client:
+            answers[wire] = client.lookup("words", ids)
+        print(answers[wire].round(3))
+
+    first, *others = answers.values()
+    assert all(np.array_equal(first, other) for other in others), "the wires disagree"
+    print(f"\nAll {len(answers)} answers are the same {first.shape} float32 array, bit for bit.")
+    neighbours(http, vocabulary, ids)
+
+
+def neighbours(http: str, vocabulary: dict[str, int], ids: list[int]) -> None:
+    """Print the nearest words by cosine, from one lookup of the whole vocabulary."""
+    tokens = {row: token for token, row in vocabulary.items()}
+    words = np.array(
+        [row for row, token in tokens.items() if token[1:].isalpha() and len(token) > 3]
+    )
+    with Client(http) as client:
+        rows = client.lookup("words", words)
+        asked = client.lookup("words", ids)
+    unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
+    cosines = unit @ (asked / np.linalg.norm(asked, axis=1, keepdims=True)).T
+    print(f"\nNearest by cosine, among the {len(words)} tokens of three letters and more:")
+    for column, word in enumerate(WORDS):
+        order = np.argsort(-cosines[:, column])
+        near = [(tokens[int(words[row])].lstrip(WORD_START), cosines[row, column]) for row in order]
+        others = [(token, cosine) for token, cosine in near if token.lower() != word.lower()]
+        listed = ", ".join(f"{token} {cosine:.2f}" for token, cosine in others[:NEIGHBOURS])
+        print(f"  {word:8} {listed}")
+
+
+def main() -> None:
+    """Fetch, serve, tour, and wait or stop."""
+    weights, vocabulary = fetch()
+    server, http, grpc = start(weights)
+    try:
+        if "--serve-only" not in sys.argv:
+            tour(http, grpc, vocabulary)
+        if os.environ.get("DEMO_ONCE"):
+            return
+        print(f"\nThe server goes on: {http} (docs: {http}/docs), {grpc}. Ctrl-C stops it.")
+        sys.stdout.flush()
+        server.wait()
+    except KeyboardInterrupt:
+        print("\nstopping")
+    finally:
+        if server.poll() is None:
+            server.send_signal(signal.SIGTERM)
+        server.wait()
+
+
+if __name__ == "__main__":
+    main()

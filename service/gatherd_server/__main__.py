@@ -1,0 +1,36 @@
+"""The `gatherd` command, also in an install that is only the client."""
+
+import sys
+
+SERVER_PACKAGES = {
+    "click",
+    "fastapi",
+    "grpc_health",
+    "grpc_reflection",
+    "httptools",
+    "orjson",
+    "pydantic",
+    "pydantic_settings",
+    "starlette",
+    "uvicorn",
+    "uvloop",
+}
+
+
+def main() -> None:
+    """Run the command line, or say what to install for it."""
+    try:
+        from gatherd_server.cli import cli
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in SERVER_PACKAGES:
+            raise
+        sys.exit(
+            f"gatherd: the command needs the server extra ({error.name} isn't installed):\n"
+            "    pip install 'gatherd[server]'\n"
+            "The base install is the client: from gatherd import Client"
+        )
+    cli(prog_name="gatherd")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,311 @@
+"""The command line: what a person types, and what they read."""
+
+import importlib.metadata
+import json
+import secrets
+import sys
+from collections.abc import Callable
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from click.shell_completion import get_completion_class
+
+from gatherd import Client
+from gatherd.errors import GatherdError, InvalidArgument
+from gatherd.store.catalog import read_default_vector
+from gatherd.store.dtypes import REPLY_DTYPES, DType
+from gatherd.store.table import Missing
+from gatherd_server.app import configure_logging
+from gatherd_server.loaders.arrays import open_array
+from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.settings import ServeSettings, load_settings
+from gatherd_server.storage.table_writer import TableFiles
+from gatherd_server.supervisor import Addresses, Supervisor
+from gatherd_server.writer.publish import own_data_dir
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+ROWS_MAX = 2**48
+DIM_MAX = 2**20
+
+_DTYPES = [dtype.value for dtype in DType]
+
+
+class _Group(click.Group):
+    """Tells every GatherdError as one line, and keeps the commands in the order written here."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except GatherdError as error:
+            raise click.ClickException(error.message) from None
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(importlib.metadata.version("gatherd"), prog_name="gatherd")
+def cli() -> None:
+    """Serve embedding tables over the network as if they were local arrays.
+
+    \b
+    Serve a file where it lies, then look rows 4 and 20 up:
+        gatherd serve words=vectors.npy
+        gatherd lookup words 4 20
+    \b
+    Keep tables in a data dir:
+        gatherd import words vectors.npy --data-dir ./data
+        gatherd create items --rows 1000000 --dim 64 --init uniform --data-dir ./data
+        gatherd serve --data-dir ./data --workers 2
+    """
+
+
+def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
+    """An option for every field of ServeSettings but `tables`, which are arguments."""
+    for name, field in reversed(ServeSettings.model_fields.items()):
+        if name == "tables":
+            continue
+        flag = "--" + name.replace("_", "-")
+        extra: dict[str, Any] = {"default": None, "help": field.description}
+        annotation: Any = field.annotation
+        if annotation is bool:
+            flag = f"{flag}/--no-{name.replace('_', '-')}"
+        elif getattr(annotation, "__origin__", None) is tuple:
+            extra["multiple"] = True
+        elif isinstance(annotation, type) and issubclass(annotation, Enum):
+            extra["type"] = click.Choice([member.value for member in annotation])
+        elif annotation == Path | None:
+            extra["type"] = click.Path(path_type=Path)
+        elif annotation in (int, float):
+            extra["type"] = annotation
+        if field.default not in (None, (), False):
+            shown = field.default.value if isinstance(field.default, Enum) else field.default
+            extra["help"] += f"  [default: {shown}]"
+        command = click.option(flag, name, **extra)(command)
+    return command
+
+
+@cli.command()
+@click.argument("tables", nargs=-1, metavar="[NAME=FILE[#TENSOR]]...")
+@click.option(
+    "--config",
+    type=click.Path(path_type=Path),
+    help="TOML file with any of these settings; GATHERD_CONFIG names one too.",
+)
+@_setting_options
+def serve(config: Path | None, **options: Any) -> None:
+    """Answer lookups over HTTP and gRPC until stopped.
+
+    \b
+    Files are mapped, never copied or converted:
+        gatherd serve words=vectors.npy emb=model.safetensors#embeddings.weight
+    \b
+    Tables of a data dir, by four processes that share one copy:
+        gatherd serve --data-dir ./data --workers 4
+
+    Every option can also be set as GATHERD_<OPTION> in the environment (GATHERD_WORKERS=4)
+    or in a TOML file (workers = 4). SIGTERM or Ctrl-C drains: what was accepted is answered.
+    """
+    given = {name: value for name, value in options.items() if value not in (None, ())}
+    settings = load_settings(given, config)
+    configure_logging(settings.log_level)
+    Supervisor(settings, lambda addresses: _announce(settings, addresses)).run()
+
+
+def _announce(settings: ServeSettings, addresses: Addresses) -> None:
+    workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
+    click.echo(f"gatherd is ready ({workers})")
+    click.echo(f"  http  http://{addresses.http}   (docs: http://{addresses.http}/docs)")
+    click.echo(f"  grpc  grpc://{addresses.grpc}")
+    if addresses.unix is not None:
+        click.echo(f"  unix  unix://{addresses.unix}")
+    sys.stdout.flush()
+
+
+_data_dir = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="GATHERD_DATA_DIR",
+    required=True,
+    help="Data dir to put the table into; made when it isn't there.",
+)
+_default_vector = click.option(
+    "--default-vector",
+    type=click.Path(path_type=Path),
+    help="FILE.npy of shape (dim,): the vector for missing ids, instead of the mean of the rows.",
+)
+
+
+def _read_default(path: Path | None, dim: int) -> np.ndarray[Any, np.dtype[np.float32]] | None:
+    if path is None:
+        return None
+    vector = read_default_vector(path)
+    if vector.shape != (dim,):
+        raise InvalidArgument(f"{path} has shape {vector.shape}; the table's dim is {dim}")
+    return vector
+
+
+@cli.command()
+@click.argument("name")
+@click.option("--rows", type=click.IntRange(0, ROWS_MAX), required=True, help="Number of rows.")
+@click.option("--dim", type=click.IntRange(1, DIM_MAX), required=True, help="Elements a row.")
+@click.option(
+    "--init",
+    type=click.Choice([member.value for member in Initializer]),
+    default="uniform",
+    show_default=True,
+    help="zeros; uniform in ±0.05; normal with deviation 0.05; glorot uniform.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Same seed, same table. Random by default.")
+@click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True)
+@_default_vector
+@_data_dir
+def create(
+    name: str,
+    rows: int,
+    dim: int,
+    init: str,
+    seed: int | None,
+    dtype: str,
+    default_vector: Path | None,
+    data_dir: Path,
+) -> None:
+    """Make a new table of drawn or zero rows.
+
+    \b
+        gatherd create items --rows 1000000 --dim 64 --init glorot --seed 7 --data-dir ./data
+    """
+    seed = secrets.randbits(63) if seed is None else seed
+    blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed)
+    origin = {"created": init, "seed": seed}
+    default = _read_default(default_vector, dim)
+    _add(data_dir, TableFiles(name, DType(dtype), rows, dim, blocks, origin, default))
+
+
+@cli.command("import")
+@click.argument("name")
+@click.argument("source", metavar="FILE[#TENSOR]")
+@click.option("--dtype", type=click.Choice(_DTYPES), help="Convert; by default as the file has it.")
+@_default_vector
+@_data_dir
+def import_table(
+    name: str, source: str, dtype: str | None, default_vector: Path | None, data_dir: Path
+) -> None:
+    """Copy the rows of a .npy or safetensors file into a new table.
+
+    \b
+        gatherd import words vectors.npy --data-dir ./data
+        gatherd import emb model.safetensors#embeddings.weight --dtype float16 --data-dir ./data
+    """
+    path, _, tensor = source.partition("#")
+    rows = open_array(Path(path), tensor or None)
+    layout = rows.layout
+    target = layout.dtype if dtype is None else DType(dtype)
+    origin = {"imported": str(Path(path).resolve()), "tensor": tensor or None}
+    default = _read_default(default_vector, layout.dim)
+    blocks = rows.blocks(target)
+    _add(
+        data_dir,
+        TableFiles(name, target, layout.row_count, layout.dim, blocks, origin, default),
+    )
+
+
+def _add(data_dir: Path, table: TableFiles) -> None:
+    with own_data_dir(data_dir, create=True) as owned:
+        owned.add_table(table)
+    byte_count = table.row_count * table.dim * table.dtype.itemsize
+    click.echo(
+        f"{table.name}: {table.row_count} rows of {table.dim} {table.dtype.value} "
+        f"({byte_count / 1e6:.1f} MB) in {data_dir}"
+    )
+
+
+_url = click.option(
+    "--url",
+    default=DEFAULT_URL,
+    envvar="GATHERD_URL",
+    show_default=True,
+    help="Server: http://, https://, grpc://, grpcs://, unix:// or local:DATA_DIR.",
+)
+
+
+@cli.command()
+@_url
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def tables(url: str, as_json: bool) -> None:
+    """List what a server, or a data dir by local:DIR, has."""
+    with Client(url) as client:
+        infos = client.tables()
+    if as_json:
+        keys = ("name", "rows", "dim", "dtype", "version", "trainable", "refused")
+        click.echo(json.dumps([{key: getattr(info, key) for key in keys} for info in infos]))
+        return
+    width = max((len(info.name) for info in infos), default=4)
+    click.echo(f"{'NAME':{width}}  {'ROWS':>12}  {'DIM':>6}  {'DTYPE':8}  VERSION")
+    for info in infos:
+        if info.refused:
+            click.echo(f"{info.name:{width}}  refused: {info.refused}")
+        else:
+            shape = f"{info.rows:>12}  {info.dim:>6}"
+            click.echo(f"{info.name:{width}}  {shape}  {info.dtype:8}  {info.version}")
+
+
+# Unknown options are taken as ids, or `-1` would be told off as an option instead of as an id.
+@cli.command(context_settings={"ignore_unknown_options": True})
+@click.argument("table")
+@click.argument("ids", nargs=-1, required=True, type=int)
+@_url
+@click.option(
+    "--dtype",
+    type=click.Choice([dtype.value for dtype in REPLY_DTYPES]),
+    default="float32",
+    show_default=True,
+    help="What the server answers in.",
+)
+@click.option(
+    "--missing",
+    type=click.Choice([policy.value for policy in Missing]),
+    default="error",
+    show_default=True,
+    help="What to do with an id that has no row.",
+)
+@click.option("--json", "as_json", is_flag=True, help="As JSON: every element, for programs.")
+def lookup(
+    table: str, ids: tuple[int, ...], url: str, dtype: str, missing: str, as_json: bool
+) -> None:
+    """Print the vectors of IDS.
+
+    \b
+        gatherd lookup words 4 20
+        gatherd lookup words 4 20 --url local:./data --json
+    """
+    with Client(url) as client:
+        vectors, status = client.lookup(
+            table, list(ids), dtype=dtype, missing=missing, return_status=True
+        )
+    if as_json:
+        document = {"ids": ids, "vectors": vectors.tolist(), "status": status.tolist()}
+        click.echo(json.dumps(document))
+        return
+    for row_id, vector, is_missing in zip(ids, vectors, status, strict=True):
+        shown = " ".join(f"{value:.5g}" for value in vector[:8])
+        more = f" … ({len(vector)} elements)" if len(vector) > 8 else ""
+        click.echo(f"{row_id}: {shown}{more}{'  (missing)' if is_missing else ''}")
+
+
+@cli.command()
+@click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
+def completion(shell: str) -> None:
+    """Print the completion script of a shell.
+
+    \b
+        eval "$(gatherd completion bash)"         # in ~/.bashrc
+        eval "$(gatherd completion zsh)"          # in ~/.zshrc
+        gatherd completion fish > ~/.config/fish/completions/gatherd.fish
+    """
+    complete = get_completion_class(shell)
+    assert complete is not None
+    click.echo(complete(cli, {}, "gatherd", "_GATHERD_COMPLETE").source())

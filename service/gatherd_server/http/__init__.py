@@ -1,0 +1,1 @@
+"""The HTTP port: REST, Connect, health and the API's description."""

@@ -1,0 +1,205 @@
+"""Ids and vectors as REST carries them: JSON, raw bytes and .npy.
+
+Nothing is computed here; the only conversion is that of JSON, which has no 16-bit floats, so those
+are written as the float32 values they stand for. NaN and infinity aren't JSON either: they are
+written as null.
+"""
+
+import ast
+import io
+import json
+import math
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+import numpy as np
+import orjson
+from numpy.typing import NDArray
+
+from gatherd.errors import InvalidArgument, MalformedRequest
+from gatherd.store.dtypes import DType, convert
+from gatherd.store.ids import as_id_array, ids_from_bytes
+from gatherd.store.table import Gathered
+from gatherd_server.proto_codec import Part
+
+Ids = NDArray[np.integer[Any]]
+
+NPY_HEADER_BYTES_MAX: Final = 64 << 10
+ID_DTYPES: Final = {
+    name: np.dtype(name).newbyteorder("<")
+    for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
+}
+_NPY_ID_DTYPES: Final = {dtype.str: dtype for dtype in ID_DTYPES.values()}
+_SHAPE = re.compile(r"([0-9]{1,18}(,[0-9]{1,18})*,?)?")
+
+
+def parse_json(body: bytes) -> Any:
+    """The value of a JSON body. MalformedRequest when it isn't JSON in UTF-8."""
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError as error:
+        raise MalformedRequest(f"the body isn't JSON in UTF-8: {error}") from None
+
+
+def ids_from_json(ids: object, reread: Callable[[Any], object], body: bytes) -> Ids:
+    """`ids` as the JSON body gives them; InvalidArgument or IdOutOfRange when they aren't ids.
+
+    orjson reads an integer past 64 bits as a float, so before ids are called floats the body is
+    read again, slowly and exactly; `reread` finds the ids in it.
+    """
+    try:
+        return as_id_array(ids)
+    except InvalidArgument:
+        try:
+            exact = json.loads(body)
+        except (ValueError, RecursionError):
+            exact = None  # an integer of thousands of digits; the first error stands
+        if exact is not None:
+            as_id_array(reread(exact))
+        raise
+
+
+def ids_from_octets(body: bytes, dtype_name: str, shape: str | None) -> Ids:
+    """Raw little-endian ids of a `shape` such as "2,1"; flat when None, one id when empty."""
+    dtype = ID_DTYPES.get(dtype_name)
+    if dtype is None:
+        known = ", ".join(ID_DTYPES)
+        raise InvalidArgument(f"ids can't have dtype {dtype_name!r}; they can have {known}")
+    if shape is None:
+        return ids_from_bytes(body, dtype, None)
+    if not _SHAPE.fullmatch(shape):
+        raise InvalidArgument(f"shape is {shape!r}; it must be lengths with commas, as in 2,1")
+    return ids_from_bytes(body, dtype, tuple(int(length) for length in shape.split(",") if length))
+
+
+def ids_from_npy(body: bytes) -> Ids:
+    """The ids in a .npy file: little-endian integers in C order.
+
+    MalformedRequest when it isn't a .npy file or not a whole one, InvalidArgument when it is one of
+    something else.
+    """
+    header, start = _npy_header(body)
+    match header:
+        case {"descr": descr, "fortran_order": bool(fortran_order), "shape": tuple(shape)}:
+            pass
+        case _:
+            raise MalformedRequest("the .npy header lacks descr, fortran_order or shape")
+    if not all(type(length) is int and length >= 0 for length in shape):
+        raise MalformedRequest(f"the .npy header gives the shape {shape}")
+    dtype = _npy_id_dtype(descr)
+    if fortran_order and len(shape) > 1:
+        raise InvalidArgument("the .npy is in Fortran order; send np.ascontiguousarray(…) of it")
+    expected_bytes = math.prod(shape) * dtype.itemsize
+    found_bytes = len(body) - start
+    if found_bytes != expected_bytes:
+        wrong = "is truncated" if found_bytes < expected_bytes else "has bytes after its end"
+        raise MalformedRequest(
+            f"the .npy {wrong}: {shape} of {dtype} is {expected_bytes} bytes, {found_bytes} follow"
+        )
+    return ids_from_bytes(memoryview(body)[start:], dtype, shape)
+
+
+def _npy_header(body: bytes) -> tuple[object, int]:
+    try:
+        version = np.lib.format.read_magic(io.BytesIO(body[:8]))
+    except ValueError:
+        raise MalformedRequest("the body isn't a .npy file: it doesn't begin as one") from None
+    # Version 2 has four bytes of header length, version 3 also has UTF-8 in field names.
+    length_bytes = 2 if version[0] == 1 else 4
+    start = 8 + length_bytes
+    header_bytes = int.from_bytes(body[8:start], "little")
+    if header_bytes > NPY_HEADER_BYTES_MAX:
+        raise MalformedRequest(
+            f"the .npy header has {header_bytes} bytes; at most {NPY_HEADER_BYTES_MAX} are taken"
+        )
+    if len(body) < start + header_bytes:
+        raise MalformedRequest("the .npy is truncated in its header")
+    try:
+        text = body[start : start + header_bytes].decode("utf-8" if version[0] > 2 else "latin-1")
+        return ast.literal_eval(text.strip()), start + header_bytes
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        raise MalformedRequest("the .npy header is damaged: it isn't a Python dict") from None
+
+
+def _npy_id_dtype(descr: object) -> np.dtype[Any]:
+    if not isinstance(descr, str):
+        raise InvalidArgument("the .npy is a structured array; ids must be plain integers")
+    if "O" in descr:
+        raise InvalidArgument("the .npy holds Python objects; ids must be integers")
+    dtype = _NPY_ID_DTYPES.get(descr)
+    if dtype is not None:
+        return dtype
+    if descr.startswith(">") and "<" + descr[1:] in _NPY_ID_DTYPES:
+        raise InvalidArgument(
+            f"the .npy is big-endian ({descr}); send array.astype('<{descr[1:]}')"
+        )
+    raise InvalidArgument(f"ids must be integers, not of dtype {descr!r}, as the .npy has them")
+
+
+def json_lookup(gathered: Gathered) -> dict[str, Any]:
+    """One lookup's answer, to be written by `json_bytes`."""
+    answer = {
+        "vectors": _json_values(gathered),
+        "shape": gathered.vectors.shape,
+        "dtype": gathered.dtype.value,
+        "version": gathered.version,
+    }
+    if gathered.status is not None:
+        answer["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
+    return answer
+
+
+def json_bytes(value: Mapping[str, Any]) -> bytes:
+    """`value` as JSON, NumPy arrays as nested lists."""
+    return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
+
+
+def _json_values(gathered: Gathered) -> NDArray[Any]:
+    if gathered.dtype is DType.FLOAT32:
+        return gathered.vectors
+    wide = np.empty(gathered.vectors.shape, np.float32)
+    convert(gathered.vectors, gathered.dtype, wide, DType.FLOAT32)
+    return wide
+
+
+def octet_parts(gathered: Gathered) -> list[Part]:
+    """The vectors' bytes, then the status bytes if there are any."""
+    parts: list[Part] = [_raw(gathered.vectors)]
+    if gathered.status is not None:
+        parts.append(_raw(gathered.status))
+    return parts
+
+
+def npy_parts(gathered: Gathered) -> list[Part]:
+    """A .npy of the vectors, then another of the status if there is any."""
+    # ml_dtypes saves bfloat16 as two bytes of void, and views it so again.
+    descr = "<V2" if gathered.dtype is DType.BFLOAT16 else gathered.vectors.dtype.str
+    parts: list[Part] = [_npy_head(descr, gathered.vectors.shape), _raw(gathered.vectors)]
+    if gathered.status is not None:
+        parts += [_npy_head("|u1", gathered.status.shape), _raw(gathered.status)]
+    return parts
+
+
+def array_headers(gathered: Gathered) -> dict[str, str]:
+    """The headers that say what the bytes of `octet_parts` and `npy_parts` are."""
+    status = gathered.status
+    return {
+        "Gatherd-Shape": ",".join(map(str, gathered.vectors.shape)),
+        "Gatherd-Dtype": gathered.dtype.value,
+        "Gatherd-Version": str(gathered.version),
+        "Gatherd-Status-Bytes": "0" if status is None else str(status.nbytes),
+    }
+
+
+def _raw(array: NDArray[Any]) -> Part:
+    # An array without elements has strides that a memoryview can't cast.
+    return array.data.cast("B") if array.size else b""
+
+
+def _npy_head(descr: str, shape: tuple[int, ...]) -> bytes:
+    stream = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        stream, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return stream.getvalue()

@@ -1,0 +1,96 @@
+"""What REST and Connect share: bounded bodies in, long work on a thread, buffers out."""
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, TypeVar
+
+import anyio
+import anyio.to_thread
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
+
+from gatherd.errors import MalformedRequest
+from gatherd_server.admission import Admission
+from gatherd_server.proto_codec import Part, byte_count
+
+# Below this the parts of a reply are joined: one write of a copy costs less than several writes.
+# Measured on the ASGI app, see docs of PartsResponse.
+JOIN_BYTES_MAX: Final = 64 << 10
+
+T = TypeVar("T")
+
+
+async def read_body(
+    headers: Mapping[bytes, bytes], receive: Receive, admission: Admission
+) -> bytes:
+    """The request's whole body.
+
+    LimitExceeded as soon as it is, or by its Content-Length will be, longer than the server takes;
+    ClientDisconnect when the client goes away before it has sent all of it.
+    """
+    announced = headers.get(b"content-length")
+    if announced is not None:
+        if not announced.isdigit() or len(announced) > 18:
+            raise MalformedRequest("the Content-Length header isn't a number of bytes")
+        admission.check_request_bytes(int(announced))
+    chunks: list[bytes] = []
+    received_bytes = 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk: bytes = message.get("body", b"")
+        received_bytes += len(chunk)
+        admission.check_request_bytes(received_bytes)
+        if not message.get("more_body", False):
+            return b"".join((*chunks, chunk)) if chunks else chunk
+        chunks.append(chunk)
+
+
+class Workers:
+    """The threads that long gathers run on, so that the event loop goes on with short ones."""
+
+    def __init__(self) -> None:
+        # A gather is bound by memory bandwidth: a few threads per core are all it can use.
+        self._limiter = anyio.CapacityLimiter(2 * (os.cpu_count() or 1))
+
+    async def run(self, work: Callable[[], T], is_long: bool) -> T:
+        """The result of `work`, from a thread when it takes long and from here when not."""
+        if not is_long:
+            return work()
+        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+class PartsResponse(Response):
+    """A reply of several buffers, sent without joining them when they are large."""
+
+    def __init__(self, parts: Sequence[Part], headers: Mapping[str, str]) -> None:
+        """`headers` go out as they are, with a Content-Length added."""
+        self.status_code = 200
+        self.background = None
+        self.body = b""
+        self.raw_headers = [
+            (name.lower().encode("latin-1"), value.encode("latin-1"))
+            for name, value in headers.items()
+        ]
+        self._parts = parts
+
+    # ASGI passes scope and receive to every application.
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
+        """Send the parts."""
+        total_bytes = byte_count(self._parts)
+        length = (b"content-length", str(total_bytes).encode())
+        await send(
+            {
+                "type": "http.response.start",
+                "status": self.status_code,
+                "headers": [*self.raw_headers, length],
+            }
+        )
+        if total_bytes <= JOIN_BYTES_MAX:
+            await send({"type": "http.response.body", "body": b"".join(self._parts)})
+            return
+        for part in self._parts:
+            await send({"type": "http.response.body", "body": part, "more_body": True})
+        await send({"type": "http.response.body", "body": b""})

@@ -1,0 +1,264 @@
+"""The Connect protocol, unary: gatherd.v1 over HTTP/1.1 as protobuf or JSON.
+
+https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Plain
+ASGI, for this is the HTTP port's hot path. Left out on purpose: compression, GET requests (a body
+of ids doesn't belong in a URL), and streams, which gRPC has.
+"""
+
+import asyncio
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from starlette.requests import ClientDisconnect
+from starlette.responses import Response
+from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
+
+from gatherd.errors import (
+    DeadlineExceeded,
+    GatherdError,
+    InvalidArgument,
+    MalformedRequest,
+    Overloaded,
+    Unimplemented,
+)
+from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_server import proto_codec
+from gatherd_server.admission import Admission
+from gatherd_server.engine.engine import Engine
+from gatherd_server.http.body import PartsResponse, Workers, read_body
+from gatherd_server.http.errors import allow_header, connect_error, connect_problem, unexpected
+from gatherd_server.http.media import split
+from gatherd_server.proto_codec import Part
+
+PROTO: Final = "application/proto"
+JSON: Final = "application/json"
+TIMEOUT_DIGITS_MAX: Final = 10
+
+_PROTO_HEADERS: Final = {"Content-Type": PROTO}
+_JSON_HEADERS: Final = {"Content-Type": JSON}
+_ACCEPTED: Final = f"{PROTO}, {JSON}"
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """An answer that is known to be possible and still has to be made."""
+
+    run: Callable[[], list[Part]]
+    is_long: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class _Procedure:
+    path: str
+    request: type[Message]
+    reply: type[Message]
+    work: Callable[[Any], _Work]
+    is_admitted: bool
+
+
+def connect_routes(engine: Engine, admission: Admission) -> list[BaseRoute]:
+    """The routes of both services, and one for procedures that they don't have."""
+    workers = Workers()
+    routes: list[BaseRoute] = [
+        Route(procedure.path, _Endpoint(procedure, admission, workers))
+        for procedure in _procedures(engine, admission)
+    ]
+    unknown = _UnknownProcedure()
+    return [
+        *routes,
+        Route("/gatherd.v1.EmbeddingService/{procedure:path}", unknown),
+        Route("/gatherd.v1.TableService/{procedure:path}", unknown),
+    ]
+
+
+def _procedures(engine: Engine, admission: Admission) -> list[_Procedure]:
+    def lookup(request: embedding_pb2.LookupRequest) -> _Work:
+        prepared = engine.prepare([proto_codec.lookup_plan(request)])
+        return _Work(lambda: proto_codec.lookup_reply(prepared.run()[0]), prepared.is_long)
+
+    def lookup_many(request: embedding_pb2.LookupManyRequest) -> _Work:
+        prepared = engine.prepare([proto_codec.lookup_plan(part) for part in request.lookups])
+        return _Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
+
+    def list_tables(_request: table_pb2.ListTablesRequest) -> _Work:
+        reply = table_pb2.ListTablesResponse(
+            tables=map(proto_codec.table_message, engine.tables()),
+            limits=proto_codec.limits_message(admission.limits),
+        )
+        return _Work(lambda: [reply.SerializeToString()])
+
+    def get_table(request: table_pb2.GetTableRequest) -> _Work:
+        reply = table_pb2.GetTableResponse(
+            table=proto_codec.table_message(engine.table(request.table)),
+            limits=proto_codec.limits_message(admission.limits),
+        )
+        return _Work(lambda: [reply.SerializeToString()])
+
+    embedding, table = "/gatherd.v1.EmbeddingService/", "/gatherd.v1.TableService/"
+    return [
+        _Procedure(
+            embedding + "Lookup",
+            embedding_pb2.LookupRequest,
+            embedding_pb2.LookupResponse,
+            lookup,
+            is_admitted=True,
+        ),
+        _Procedure(
+            embedding + "LookupMany",
+            embedding_pb2.LookupManyRequest,
+            embedding_pb2.LookupManyResponse,
+            lookup_many,
+            is_admitted=True,
+        ),
+        _Procedure(
+            table + "ListTables",
+            table_pb2.ListTablesRequest,
+            table_pb2.ListTablesResponse,
+            list_tables,
+            is_admitted=False,
+        ),
+        _Procedure(
+            table + "GetTable",
+            table_pb2.GetTableRequest,
+            table_pb2.GetTableResponse,
+            get_table,
+            is_admitted=False,
+        ),
+    ]
+
+
+class _Endpoint:
+    """One procedure as an ASGI application."""
+
+    def __init__(self, procedure: _Procedure, admission: Admission, workers: Workers) -> None:
+        self._procedure = procedure
+        self._admission = admission
+        self._workers = workers
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        admitted = self._procedure.is_admitted
+        try:
+            with self._admission.request() if admitted else nullcontext():
+                response = await self._response(scope, receive)
+                await response(scope, receive, send)
+        except Overloaded as error:  # raised by the first line: everything else is answered above
+            await connect_error(error)(scope, receive, send)
+        except ClientDisconnect:
+            pass  # nobody is left to be answered
+
+    async def _response(self, scope: Scope, receive: Receive) -> Response:
+        if scope["method"] != "POST":
+            return _wrong_method(scope["method"])
+        headers: dict[bytes, bytes] = dict(scope["headers"])
+        media_type, charset = split(headers.get(b"content-type", b"").decode("latin-1"))
+        if media_type not in (PROTO, JSON) or charset not in ("", "utf-8", "utf8"):
+            return _wrong_media_type(media_type, charset)
+        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
+        if encoding not in ("", "identity"):
+            return _wrong_encoding(encoding)
+        try:
+            return await self._in_time(headers, receive, media_type)
+        except GatherdError as error:
+            return connect_error(error)
+        except ClientDisconnect:
+            raise
+        except Exception as error:  # noqa: BLE001 - logged, and answered as Connect wants it
+            return connect_error(unexpected(error))
+
+    async def _in_time(
+        self, headers: dict[bytes, bytes], receive: Receive, media_type: str
+    ) -> Response:
+        version = headers.get(b"connect-protocol-version", b"1")
+        if version != b"1":
+            raise InvalidArgument(
+                f"Connect-Protocol-Version is {version.decode('latin-1')!r}; it must be '1'"
+            )
+        timeout = headers.get(b"connect-timeout-ms")
+        if timeout is None:
+            return await self._reply(headers, receive, media_type)
+        seconds = _timeout_seconds(timeout)
+        clock = asyncio.get_running_loop()
+        deadline = clock.time() + seconds
+        try:
+            async with asyncio.timeout_at(deadline):
+                response = await self._reply(headers, receive, media_type)
+        except GatherdError:
+            raise
+        except TimeoutError:
+            raise _too_late(seconds) from None
+        # A gather on the event loop isn't interrupted, but its answer comes too late all the same.
+        if clock.time() >= deadline:
+            raise _too_late(seconds)
+        return response
+
+    async def _reply(
+        self, headers: dict[bytes, bytes], receive: Receive, media_type: str
+    ) -> Response:
+        body = await read_body(headers, receive, self._admission)
+        message = self._procedure.request()
+        if media_type == PROTO:
+            work = self._procedure.work(proto_codec.parse(message, body))
+            parts = await self._workers.run(work.run, work.is_long)
+            return PartsResponse(parts, _PROTO_HEADERS)
+        work = self._procedure.work(_parse_json(message, body))
+        text = await self._workers.run(lambda: self._as_json(work.run()), work.is_long)
+        return PartsResponse([text], _JSON_HEADERS)
+
+    def _as_json(self, parts: list[Part]) -> bytes:
+        reply = self._procedure.reply()
+        reply.ParseFromString(b"".join(parts))
+        return json_format.MessageToJson(reply, indent=None).encode()
+
+
+class _UnknownProcedure:
+    """What a path of our services is answered that isn't one of their unary procedures."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path = scope["path"]
+        if path.endswith("/LookupStream"):
+            error = Unimplemented(f"{path} is a stream; it is served over gRPC")
+        else:
+            error = Unimplemented(f"there is no procedure {path}")
+        await connect_problem(error, 404, "unimplemented", {})(scope, receive, send)
+
+
+def _parse_json(message: Message, body: bytes) -> Message:
+    name = message.DESCRIPTOR.full_name
+    try:
+        return json_format.Parse(body.decode(), message)
+    except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
+        raise MalformedRequest(f"the body isn't a {name} in JSON: {error}") from None
+
+
+def _timeout_seconds(value: bytes) -> float:
+    if not value.isdigit() or len(value) > TIMEOUT_DIGITS_MAX:
+        raise InvalidArgument(
+            f"Connect-Timeout-Ms is {value.decode('latin-1')!r}; "
+            f"it must be at most {TIMEOUT_DIGITS_MAX} digits"
+        )
+    return int(value) / 1000
+
+
+def _too_late(seconds: float) -> DeadlineExceeded:
+    return DeadlineExceeded(f"the request wasn't answered within its {seconds:g} s")
+
+
+def _wrong_method(method: str) -> Response:
+    error = Unimplemented(f"procedures are called by POST, not {method}")
+    return connect_problem(error, 405, "unimplemented", allow_header(("POST",)))
+
+
+def _wrong_media_type(media_type: str, charset: str) -> Response:
+    told = f"{media_type or 'missing'}{f' in charset {charset}' if charset else ''}"
+    error = MalformedRequest(f"the Content-Type is {told}; accepted are {_ACCEPTED}")
+    return connect_problem(error, 415, "invalid_argument", {"Accept-Post": _ACCEPTED})
+
+
+def _wrong_encoding(encoding: str) -> Response:
+    error = Unimplemented(f"the Content-Encoding is {encoding}; accepted is identity")
+    return connect_problem(error, 501, "unimplemented", {"Accept-Encoding": "identity"})

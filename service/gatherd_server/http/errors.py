@@ -1,0 +1,223 @@
+"""What every gatherd error is on the HTTP port, in REST and in Connect.
+
+REST answers with RFC 9457 problem bodies; `error` repeats `detail`, because clients of the Open
+Inference Protocol read that member. Connect answers with its own error JSON; `code` is its name
+for the class, and the status follows from the code by the protocol's table, so it can differ from
+REST's.
+"""
+
+import base64
+import logging
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gatherd import errors
+from gatherd_proto.v1.status_pb2 import ErrorInfo
+from gatherd_server.admission import RETRY_AFTER_SECONDS
+from gatherd_server.errors import AddressInUse, ConfigError, StartError
+from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
+
+PROBLEM_JSON: Final = "application/problem+json"
+UNEXPECTED: Final = "an unexpected error happened in the server; its log says more"
+# A message quotes what was sent, and that can be as long as a body.
+MESSAGE_CHARS_MAX: Final = 4096
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What an error class is on the two wires of the HTTP port."""
+
+    status: int
+    code: str
+
+
+KINDS: Final[Mapping[type[errors.GatherdError], Kind]] = {
+    errors.GatherdError: Kind(500, "unknown"),
+    errors.InvalidArgument: Kind(422, "invalid_argument"),
+    errors.MalformedRequest: Kind(400, "invalid_argument"),
+    errors.IdOutOfRange: Kind(422, "invalid_argument"),
+    errors.NotFound: Kind(404, "not_found"),
+    errors.TableNotFound: Kind(404, "not_found"),
+    errors.VersionNotFound: Kind(404, "not_found"),
+    errors.AlreadyExists: Kind(409, "already_exists"),
+    errors.FailedPrecondition: Kind(409, "failed_precondition"),
+    errors.TableRefused: Kind(409, "failed_precondition"),
+    errors.LimitExceeded: Kind(413, "resource_exhausted"),
+    errors.RetryableError: Kind(503, "unavailable"),
+    errors.Unavailable: Kind(503, "unavailable"),
+    errors.Overloaded: Kind(429, "resource_exhausted"),
+    errors.DeadlineExceeded: Kind(504, "deadline_exceeded"),
+    errors.Unimplemented: Kind(501, "unimplemented"),
+    errors.InternalError: Kind(500, "internal"),
+    errors.StorageError: Kind(500, "internal"),
+    errors.BadFile: Kind(500, "internal"),
+    errors.DataDirInUse: Kind(500, "internal"),
+    errors.DataDirVersion: Kind(500, "internal"),
+    errors.ClientError: Kind(500, "internal"),
+    errors.ClientClosed: Kind(500, "internal"),
+    errors.ForkedClient: Kind(500, "internal"),
+    StartError: Kind(500, "internal"),
+    ConfigError: Kind(500, "internal"),
+    AddressInUse: Kind(500, "internal"),
+}
+
+# https://connectrpc.com/docs/protocol#error-codes
+CONNECT_STATUS: Final[Mapping[str, int]] = {
+    "canceled": 499,
+    "unknown": 500,
+    "invalid_argument": 400,
+    "deadline_exceeded": 504,
+    "not_found": 404,
+    "already_exists": 409,
+    "permission_denied": 403,
+    "resource_exhausted": 429,
+    "failed_precondition": 400,
+    "aborted": 409,
+    "out_of_range": 400,
+    "unimplemented": 501,
+    "internal": 500,
+    "unavailable": 503,
+    "data_loss": 500,
+    "unauthenticated": 401,
+}
+
+# Errors of HTTP itself, which have no class of their own: the reason of the nearest one.
+_STATUS_REASONS: Final[Mapping[int, str]] = {
+    404: errors.NotFound.reason,
+    405: errors.Unimplemented.reason,
+    406: errors.InvalidArgument.reason,
+    415: errors.MalformedRequest.reason,
+}
+
+
+def kind_of(error: errors.GatherdError) -> Kind:
+    """The kind of `error`'s class, or of the nearest class above it that has one."""
+    return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
+
+
+def unexpected(error: Exception) -> errors.InternalError:
+    """Log an exception nobody foresaw, and give what is answered in its place."""
+    _log.error("unexpected error while answering a request", exc_info=error)
+    return errors.InternalError(UNEXPECTED)
+
+
+def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) -> Response:
+    """`error` as a problem response, with `extra` members."""
+    members = {
+        "type": "urn:gatherd:error:" + error.reason.lower().replace("_", "-"),
+        "title": error.reason.replace("_", " ").capitalize(),
+        "reason": error.reason,
+        "metadata": _cut_values(error.metadata),
+        **(extra or {}),
+    }
+    return _problem(kind_of(error).status, error.message, members, _retry_after(error))
+
+
+def http_problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
+    """An error of HTTP itself, such as 404 for a path or 405, as a problem response."""
+    members = {
+        "type": "about:blank",
+        "title": HTTPStatus(status).phrase,
+        "reason": _STATUS_REASONS.get(status, errors.InvalidArgument.reason),
+        "metadata": {},
+    }
+    return _problem(status, detail, members, headers or {})
+
+
+def _problem(
+    status: int, detail: str, members: Mapping[str, Any], headers: Mapping[str, str]
+) -> Response:
+    detail = _cut(detail)
+    body = {
+        "type": members["type"],
+        "title": members["title"],
+        "status": status,
+        "detail": detail,
+        "error": detail,
+        **members,
+    }
+    return Response(orjson.dumps(body), status, dict(headers), PROBLEM_JSON)
+
+
+def connect_error(error: errors.GatherdError) -> Response:
+    """`error` as Connect's error JSON, under the status of its code."""
+    code = kind_of(error).code
+    return connect_problem(error, CONNECT_STATUS[code], code, _retry_after(error))
+
+
+def connect_problem(
+    error: errors.GatherdError, status: int, code: str, headers: Mapping[str, str]
+) -> Response:
+    """`error` as Connect's error JSON under another status, as for an unknown procedure."""
+    metadata = _cut_values(error.metadata)
+    info = ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
+    detail = {
+        "type": ERROR_INFO_TYPE_URL.rpartition("/")[2],
+        "value": base64.b64encode(info.SerializeToString()).rstrip(b"=").decode(),
+        "debug": {"reason": error.reason, "domain": ERROR_DOMAIN, "metadata": metadata},
+    }
+    body = {"code": code, "message": _cut(error.message), "details": [detail]}
+    return Response(orjson.dumps(body), status, dict(headers), "application/json")
+
+
+def _retry_after(error: errors.GatherdError) -> dict[str, str]:
+    if not isinstance(error, errors.RetryableError):
+        return {}
+    seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS
+    return {"Retry-After": str(math.ceil(seconds))}
+
+
+def _cut(text: str) -> str:
+    # A lone surrogate, which JSON can bring in, would not go out again as UTF-8.
+    text = text.encode("utf-8", "replace").decode()
+    return text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…"
+
+
+def _cut_values(metadata: Mapping[str, str]) -> dict[str, str]:
+    return {key: _cut(value) for key, value in metadata.items()}
+
+
+def in_table(error: errors.InvalidArgument, table: str) -> errors.InvalidArgument:
+    """`error` with the table it is about, for a request of many."""
+    return type(error)(f"table {table!r}: {error.message}", {**error.metadata, "table": table})
+
+
+class CatchUnexpected:
+    """ASGI middleware: what no handler caught is logged once and answered with a fixed text.
+
+    Starlette's own handler for this answers and raises again, so that the web server logs it a
+    second time.
+    """
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app; when it raises before it has answered, answer in its place."""
+        started = False
+
+        async def watched(message: Message) -> None:
+            nonlocal started
+            started = True
+            await send(message)
+
+        try:
+            await self._app(scope, receive, watched)
+        except Exception as error:
+            if started or scope["type"] != "http":
+                raise  # too late for an answer; the web server logs it and drops the connection
+            await problem(unexpected(error))(scope, receive, send)
+
+
+def allow_header(methods: Iterable[str]) -> dict[str, str]:
+    """The header that a 405 has to carry."""
+    return {"Allow": ", ".join(sorted(methods))}

@@ -1,0 +1,312 @@
+"""What /openapi.json tells of the REST handlers, which take their requests raw."""
+
+from typing import Any, Final
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from pydantic.json_schema import models_json_schema
+
+from gatherd.store.dtypes import REPLY_DTYPES
+from gatherd.store.table import Missing
+from gatherd_server.http.arrays import ID_DTYPES
+from gatherd_server.http.errors import PROBLEM_JSON
+from gatherd_server.http.media import JSON, NPY, OCTETS
+from gatherd_server.http.schemas import (
+    HealthReply,
+    LookupBody,
+    LookupManyBody,
+    LookupManyReply,
+    LookupReply,
+    Problem,
+    ReadyReply,
+    TableReply,
+    TablesReply,
+)
+
+API_VERSION: Final = "v1"
+DESCRIPTION: Final = """\
+Looks rows up in embedding tables: ids of any integer shape S in, vectors of shape S + (dim,) out.
+
+The same service is answered over gRPC and over the Connect protocol
+(`POST /gatherd.v1.EmbeddingService/Lookup`); the .proto files describe those. Every error here is
+a problem body of RFC 9457 with the extra members `error`, `reason` and `metadata`.
+"""
+
+_BINARY: Final[dict[str, Any]] = {"type": "string", "format": "binary"}
+_REF: Final = "#/components/schemas/"
+
+_ERRORS: Final[dict[int, tuple[str, str, str]]] = {
+    400: (
+        "The body isn't what its Content-Type says.",
+        "MALFORMED_REQUEST",
+        "the body isn't JSON in UTF-8: unexpected end of data: line 1 column 8 (char 7)",
+    ),
+    404: (
+        "No such table or version.",
+        "TABLE_NOT_FOUND",
+        "no table 'word'; did you mean 'words'?",
+    ),
+    406: (
+        "No media type of the Accept header is offered.",
+        "INVALID_ARGUMENT",
+        f"the answer can't be given as text/html; offered are: {JSON}",
+    ),
+    409: (
+        "The table's file can't be served.",
+        "TABLE_REFUSED",
+        "table 'words' can't be served: words.npy is truncated",
+    ),
+    413: (
+        "The request, or the reply it asks for, is over a limit.",
+        "LIMIT_EXCEEDED",
+        "the request has 2000000 ids; this server takes at most 1000000 (ids_max)",
+    ),
+    415: (
+        "The body's Content-Type or Content-Encoding isn't taken.",
+        "MALFORMED_REQUEST",
+        f"the body has no Content-Type; accepted are: {JSON}",
+    ),
+    422: (
+        "The request is wrong in itself.",
+        "ID_OUT_OF_RANGE",
+        "table 'words' has 400000 rows; ids[3]=400021 is out of range: valid ids are 0 to 399999",
+    ),
+    429: (
+        "The server has as many requests in flight as it takes. Try again after Retry-After.",
+        "OVERLOADED",
+        "the server has 256 requests in flight, as many as it takes; try again after a pause",
+    ),
+    500: (
+        "The server's fault; its log says more.",
+        "INTERNAL",
+        "an unexpected error happened in the server; its log says more",
+    ),
+    503: (
+        "The server is starting or stopping. Try again after Retry-After.",
+        "UNAVAILABLE",
+        "the server is starting or stopping",
+    ),
+}
+_TITLES: Final = {406: "Not Acceptable", 415: "Unsupported Media Type"}
+
+
+def _error(status: int) -> dict[str, Any]:
+    description, reason, detail = _ERRORS[status]
+    urn = "urn:gatherd:error:" + reason.lower().replace("_", "-")
+    example = {
+        "type": "about:blank" if status in _TITLES else urn,
+        "title": _TITLES.get(status) or reason.replace("_", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+        "error": detail,
+        "reason": reason,
+        "metadata": {},
+    }
+    content = {PROBLEM_JSON: {"schema": {"$ref": _REF + "Problem"}, "example": example}}
+    response: dict[str, Any] = {"description": description, "content": content}
+    if status in (429, 503):
+        retry = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
+        response["headers"] = {"Retry-After": retry}
+    return response
+
+
+def _json_content(model: type[Any], example: Any = None) -> dict[str, Any]:
+    content: dict[str, Any] = {"schema": {"$ref": _REF + model.__name__}}
+    if example is not None:
+        content["example"] = example
+    return {JSON: content}
+
+
+def _responses(success: dict[str, Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
+    return {200: success, **{status: _error(status) for status in statuses}}
+
+
+def _option(name: str, default: str | None, description: str, **schema: Any) -> dict[str, Any]:
+    shown: dict[str, Any] = {"type": "string", **schema}
+    if default is not None:
+        shown["default"] = default
+    return {"name": name, "in": "query", "description": description, "schema": shown}
+
+
+_ARRAY_HEADERS: Final = {
+    "Gatherd-Shape": ("The vectors' shape, as in 2,1,256.", "string"),
+    "Gatherd-Dtype": ("The vectors' dtype.", "string"),
+    "Gatherd-Version": ("The version that answered.", "integer"),
+    "Gatherd-Status-Bytes": ("Bytes of status after the vectors, one an id; or 0.", "integer"),
+}
+_EXAMPLE_BODY: Final = {"ids": [[4], [20]]}
+_EXAMPLE_REPLY: Final = {
+    "vectors": [[[0.25, 0.1]], [[0.6, -0.2]]],
+    "shape": [2, 1, 2],
+    "dtype": "float32",
+    "version": 3,
+}
+
+LOOKUP: Final[dict[str, Any]] = {
+    "operation_id": "lookup",
+    "tags": ["lookup"],
+    "summary": "Gather rows of one table",
+    "description": (
+        f"Ids come as JSON, as raw little-endian integers (`{OCTETS}`) or as a .npy file "
+        f"(`{NPY}`), by Content-Type; vectors are answered as one of the same, by Accept. "
+        "With JSON the options stand in the body, with the others in the query. JSON gives "
+        "float16 and bfloat16 as the float32 values they stand for, and NaN and infinity as null."
+    ),
+    "responses": _responses(
+        {
+            "description": "The rows. Over raw bytes and .npy the status, when `missing` isn't "
+            "error, follows the vectors: a byte an id, or a second .npy in the same body.",
+            "content": {
+                **_json_content(LookupReply, _EXAMPLE_REPLY),
+                OCTETS: {"schema": _BINARY},
+                NPY: {"schema": _BINARY},
+            },
+            "headers": {
+                name: {
+                    "description": f"{description} Not with JSON.",
+                    "schema": {"type": kind},
+                }
+                for name, (description, kind) in _ARRAY_HEADERS.items()
+            },
+        },
+        *(400, 404, 406, 409, 413, 415, 422, 429, 500),
+    ),
+    "openapi_extra": {
+        "parameters": [
+            _option(
+                "dtype",
+                "float32",
+                "The dtype of the reply. Not with JSON.",
+                enum=[dtype.value for dtype in REPLY_DTYPES],
+            ),
+            _option(
+                "missing",
+                "error",
+                "What is done with an id that has no row. Not with JSON.",
+                enum=[policy.value for policy in Missing],
+            ),
+            _option(
+                "version",
+                "0",
+                "The version that must answer; 0 is the live one. Not with JSON.",
+                pattern="^[0-9]{1,20}$",
+            ),
+            _option(
+                "ids_dtype",
+                "int64",
+                f"The dtype of raw ids. Only with {OCTETS}.",
+                enum=list(ID_DTYPES),
+            ),
+            _option(
+                "shape",
+                None,
+                f"The shape of raw ids, as in 2,1; flat when absent. Only with {OCTETS}.",
+            ),
+        ],
+        "requestBody": {
+            "required": True,
+            "content": {
+                **_json_content(LookupBody, _EXAMPLE_BODY),
+                OCTETS: {"schema": _BINARY},
+                NPY: {"schema": _BINARY},
+            },
+        },
+    },
+}
+
+LOOKUP_MANY: Final[dict[str, Any]] = {
+    "operation_id": "lookupMany",
+    "tags": ["lookup"],
+    "summary": "Gather rows of several tables, all or nothing",
+    "responses": _responses(
+        {
+            "description": "The rows of every table, in the order of the request.",
+            "content": _json_content(LookupManyReply, {"tables": {"user": _EXAMPLE_REPLY}}),
+        },
+        *(400, 404, 406, 409, 413, 415, 422, 429, 500),
+    ),
+    "openapi_extra": {
+        "requestBody": {
+            "required": True,
+            "content": _json_content(
+                LookupManyBody, {"tables": {"user": _EXAMPLE_BODY, "item": {"ids": 7}}}
+            ),
+        }
+    },
+}
+
+LIST_TABLES: Final[dict[str, Any]] = {
+    "operation_id": "listTables",
+    "tags": ["tables"],
+    "summary": "Every table, and what one request may hold",
+    "responses": _responses(
+        {"description": "The tables, by name.", "content": _json_content(TablesReply)}, 500
+    ),
+}
+
+GET_TABLE: Final[dict[str, Any]] = {
+    "operation_id": "getTable",
+    "tags": ["tables"],
+    "summary": "One table",
+    "responses": _responses(
+        {"description": "The table.", "content": _json_content(TableReply)}, 404, 500
+    ),
+}
+
+HEALTHZ: Final[dict[str, Any]] = {
+    "operation_id": "healthz",
+    "tags": ["health"],
+    "summary": "Whether the process is alive",
+    "responses": _responses({"description": "It is.", "content": _json_content(HealthReply)}),
+}
+
+READYZ: Final[dict[str, Any]] = {
+    "operation_id": "readyz",
+    "tags": ["health"],
+    "summary": "Whether the server takes traffic",
+    "responses": _responses({"description": "It does.", "content": _json_content(ReadyReply)}, 503),
+}
+
+_MODELS: Final = (
+    LookupBody,
+    LookupManyBody,
+    LookupReply,
+    LookupManyReply,
+    TableReply,
+    TablesReply,
+    HealthReply,
+    ReadyReply,
+    Problem,
+)
+
+
+def describe(app: FastAPI) -> None:
+    """Make `app.openapi()` the description of the handlers with the schemas they refer to."""
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            described = get_openapi(
+                title=app.title,
+                version=app.version,
+                summary=app.summary,
+                description=app.description,
+                routes=app.routes,
+            )
+            _, schemas = models_json_schema(
+                [(model, "validation") for model in _MODELS], ref_template=_REF + "{model}"
+            )
+            # FastAPI's own schemas are those of its validation errors, which are never answered.
+            described["components"] = {"schemas": schemas["$defs"]}
+            for path in described["paths"].values():
+                for operation in path.values():
+                    _drop_validation_error(operation)
+            app.openapi_schema = described
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _drop_validation_error(operation: dict[str, Any]) -> None:
+    added = operation["responses"].get("422", {}).get("content", {})
+    if PROBLEM_JSON not in added:
+        operation["responses"].pop("422", None)

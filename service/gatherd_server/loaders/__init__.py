@@ -1,0 +1,1 @@
+"""Where new tables get their rows from: one module a source."""

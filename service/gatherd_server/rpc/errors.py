@@ -1,0 +1,114 @@
+"""What every gatherd error is over gRPC.
+
+A status carries its details as a gatherd.v1.Status in the trailer grpc-status-details-bin, as
+google.rpc does, and when a retry may help the trailer retry-after, in seconds. Trailers are
+metadata, of which a peer takes 8 KiB, so what is quoted in them is cut.
+"""
+
+import logging
+from collections.abc import Mapping
+from typing import Final, NoReturn
+
+import grpc
+from google.protobuf.any_pb2 import Any as AnyMessage
+
+from gatherd import errors
+from gatherd_proto.v1.status_pb2 import ErrorInfo, Status
+from gatherd_server.admission import RETRY_AFTER_SECONDS
+from gatherd_server.errors import AddressInUse, ConfigError, StartError
+from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
+
+DETAILS_TRAILER: Final = "grpc-status-details-bin"
+RETRY_TRAILER: Final = "retry-after"
+UNEXPECTED: Final = "an unexpected error happened in the server; its log says more"
+
+# The message goes out twice, once percent-encoded at three bytes for one and once in base64 with
+# the metadata: 3 * 1024 + (1024 + 1024) * 4 / 3 bytes and the names stay under 8 KiB.
+MESSAGE_BYTES_MAX: Final = 1024
+METADATA_BYTES_MAX: Final = 1024
+METADATA_VALUE_BYTES_MAX: Final = 200
+
+_log = logging.getLogger(__name__)
+_Code = grpc.StatusCode
+
+CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
+    errors.GatherdError: _Code.UNKNOWN,
+    errors.InvalidArgument: _Code.INVALID_ARGUMENT,
+    errors.MalformedRequest: _Code.INVALID_ARGUMENT,
+    errors.IdOutOfRange: _Code.INVALID_ARGUMENT,
+    errors.NotFound: _Code.NOT_FOUND,
+    errors.TableNotFound: _Code.NOT_FOUND,
+    errors.VersionNotFound: _Code.NOT_FOUND,
+    errors.AlreadyExists: _Code.ALREADY_EXISTS,
+    errors.FailedPrecondition: _Code.FAILED_PRECONDITION,
+    errors.TableRefused: _Code.FAILED_PRECONDITION,
+    errors.LimitExceeded: _Code.RESOURCE_EXHAUSTED,
+    errors.RetryableError: _Code.UNAVAILABLE,
+    errors.Unavailable: _Code.UNAVAILABLE,
+    errors.Overloaded: _Code.RESOURCE_EXHAUSTED,
+    errors.DeadlineExceeded: _Code.DEADLINE_EXCEEDED,
+    errors.Unimplemented: _Code.UNIMPLEMENTED,
+    errors.InternalError: _Code.INTERNAL,
+    errors.StorageError: _Code.INTERNAL,
+    errors.BadFile: _Code.INTERNAL,
+    errors.DataDirInUse: _Code.INTERNAL,
+    errors.DataDirVersion: _Code.INTERNAL,
+    errors.ClientError: _Code.INTERNAL,
+    errors.ClientClosed: _Code.INTERNAL,
+    errors.ForkedClient: _Code.INTERNAL,
+    StartError: _Code.INTERNAL,
+    ConfigError: _Code.INTERNAL,
+    AddressInUse: _Code.INTERNAL,
+}
+
+
+def code_of(error: errors.GatherdError) -> grpc.StatusCode:
+    """The code of `error`'s class, or of the nearest class above it that has one."""
+    return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
+
+
+def unexpected(error: Exception) -> errors.InternalError:
+    """Log an exception nobody foresaw, and give what is answered in its place."""
+    _log.error("unexpected error while answering a call", exc_info=error)
+    return errors.InternalError(UNEXPECTED)
+
+
+def status_message(error: errors.GatherdError) -> Status:
+    """`error` as a Status with its ErrorInfo, small enough for a trailer."""
+    info = ErrorInfo(
+        reason=error.reason, domain=ERROR_DOMAIN, metadata=_cut_metadata(error.metadata)
+    )
+    detail = AnyMessage(type_url=ERROR_INFO_TYPE_URL, value=info.SerializeToString())
+    number: int = code_of(error).value[0]
+    return Status(code=number, message=_cut(error.message, MESSAGE_BYTES_MAX), details=[detail])
+
+
+def abort(context: grpc.ServicerContext, error: errors.GatherdError) -> NoReturn:
+    """End the call with `error`'s status. Raises, as grpc's own abort does."""
+    status = status_message(error)
+    trailers: list[tuple[str, str | bytes]] = [(DETAILS_TRAILER, status.SerializeToString())]
+    if isinstance(error, errors.RetryableError):
+        seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS
+        trailers.append((RETRY_TRAILER, f"{seconds:g}"))
+    context.set_trailing_metadata(tuple(trailers))
+    context.abort(code_of(error), status.message)
+
+
+def _cut(text: str, bytes_max: int) -> str:
+    raw = text.encode("utf-8", "replace")
+    if len(raw) <= bytes_max:
+        return raw.decode()
+    # Cutting may split a character, whose bytes are then left away too.
+    return raw[: bytes_max - 3].decode(errors="ignore") + "…"
+
+
+def _cut_metadata(metadata: Mapping[str, str]) -> dict[str, str]:
+    kept: dict[str, str] = {}
+    room_bytes = METADATA_BYTES_MAX
+    for key, value in metadata.items():
+        short = _cut(value, METADATA_VALUE_BYTES_MAX)
+        room_bytes -= len(key.encode()) + len(short.encode())
+        if room_bytes < 0:
+            break
+        kept[key] = short
+    return kept

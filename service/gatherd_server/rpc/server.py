@@ -1,0 +1,160 @@
+"""The gRPC server: threads, options, health, reflection, start and stop."""
+
+import contextlib
+import errno
+import os
+import socket
+from concurrent import futures
+from typing import Final
+
+import grpc
+
+# Neither package has type stubs that are kept up.
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignore[import-untyped]
+
+from gatherd_server.admission import Admission
+from gatherd_server.engine.engine import Engine
+from gatherd_server.errors import AddressInUse, StartError
+from gatherd_server.rpc.servicer import EMBEDDING_SERVICE, TABLE_SERVICE, Servicer
+
+TABLE_HEALTH_PREFIX: Final = "tables/"
+# What a LookupRequest is longer than its ids, with the longest table name and shape.
+MESSAGE_OVERHEAD_BYTES: Final = 4096
+# Streams get this part of the grace to answer what they received; the rest is for the answers' way.
+STREAM_GRACE_PART: Final = 0.8
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+class RpcServer:
+    """gatherd.v1 over gRPC, with health and, if asked for, reflection."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        admission: Admission,
+        *,
+        address: str,
+        threads: int,
+        streams_max: int,
+        reflection: bool,
+    ) -> None:
+        """`threads` answer unary calls; each of `streams_max` streams has one more to itself."""
+        self._engine = engine
+        self._admission = admission
+        self._address = address
+        self._threads = threads
+        self._streams_max = streams_max
+        self._reflection = reflection
+        self._servicer = Servicer(engine, admission, streams_max)
+        self._health: health.HealthServicer | None = None
+        self._server: grpc.Server | None = None
+        self._pool: futures.ThreadPoolExecutor | None = None
+
+    def start(self) -> int:
+        """Bind and serve; the port. Health says NOT_SERVING until `set_serving`.
+
+        The socket has SO_REUSEPORT, so that every worker can bind it; another server that has it
+        too isn't noticed. AddressInUse or StartError when the address can't be bound.
+        """
+        pool = futures.ThreadPoolExecutor(
+            self._threads + self._streams_max, thread_name_prefix="gatherd-rpc"
+        )
+        server = grpc.server(
+            pool,
+            handlers=self._servicer.handlers(),
+            options=_options(self._admission),
+            maximum_concurrent_rpcs=self._calls_max(),
+        )
+        self._health = health.HealthServicer(
+            experimental_non_blocking=True, experimental_thread_pool=pool
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        services = [EMBEDDING_SERVICE, TABLE_SERVICE, health.SERVICE_NAME]
+        if self._reflection:
+            services.append(grpc_reflection.SERVICE_NAME)
+            grpc_reflection.enable_server_reflection(services, server)
+        try:
+            port = server.add_insecure_port(self._address)
+        except RuntimeError:
+            pool.shutdown(wait=False)
+            raise _why_not_bound(self._address) from None
+        self._server, self._pool = server, pool
+        self.set_serving(False)
+        server.start()
+        return port
+
+    def _calls_max(self) -> int:
+        # More than this would only wait for a thread; grpc turns them away itself.
+        return self._admission.limits.requests_in_flight_max + self._streams_max
+
+    def set_serving(self, serving: bool) -> None:
+        """What health tells of the server, its services, and every table that isn't refused."""
+        if self._health is None:
+            return
+        status = _SERVING if serving else _NOT_SERVING
+        for service in ("", EMBEDDING_SERVICE, TABLE_SERVICE):
+            self._health.set(service, status)
+        for info in self._engine.tables():
+            name = TABLE_HEALTH_PREFIX + info.name
+            self._health.set(name, _NOT_SERVING if info.refused else status)
+
+    def stop(self, grace_seconds: float) -> None:
+        """Turn new calls away, answer those under way for `grace_seconds`, cancel the rest.
+
+        Returns when all of that is done. Streams answer what they received and end, with
+        UNAVAILABLE unless the client had sent everything.
+        """
+        if self._server is None or self._pool is None:
+            return
+        self.set_serving(False)
+        stopped = self._server.stop(grace_seconds)
+        self._servicer.drain(grace_seconds * STREAM_GRACE_PART)
+        stopped.wait()
+        self._pool.shutdown(wait=True)
+        self._server = self._pool = None
+
+
+def _options(admission: Admission) -> list[tuple[str, int]]:
+    limits = admission.limits
+    return [
+        ("grpc.so_reuseport", 1),
+        ("grpc.max_receive_message_length", limits.request_bytes_max + MESSAGE_OVERHEAD_BYTES),
+        # The engine bounds replies by reply_bytes_max; grpc's own limit would be 4 MiB.
+        ("grpc.max_send_message_length", -1),
+        # Larger reads and frames: fewer wake-ups for messages of 0.5 MB and up.
+        ("grpc.http2.lookahead_bytes", 4 << 20),
+        ("grpc.http2.max_frame_size", 1 << 20),
+        # A peer that vanished is noticed within 80 s; clients may ping as often, also when idle.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 20_000),
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]
+
+
+def _why_not_bound(address: str) -> StartError:
+    """Grpc doesn't say what was wrong, so the bind is tried once more."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return StartError(f"gRPC can't listen on {address!r}; give it as HOST:PORT")
+    with contextlib.suppress(socket.gaierror):
+        for family, kind, _, _, target in socket.getaddrinfo(
+            host.strip("[]"), int(port), type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        ):
+            try:
+                with socket.socket(family, kind) as probe:
+                    probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                    probe.bind(target)
+            except OSError as error:
+                return _bind_error(address, error)
+    return StartError(f"gRPC can't listen on {address}; is the host one of this machine?")
+
+
+def _bind_error(address: str, error: OSError) -> StartError:
+    if error.errno == errno.EADDRINUSE:
+        return AddressInUse(f"gRPC can't listen on {address}: the port is taken; choose another")
+    return StartError(f"gRPC can't listen on {address}: {os.strerror(error.errno or 0)}")

@@ -1,0 +1,169 @@
+"""The gRPC services, as handlers from bytes to bytes.
+
+Requests are parsed and replies framed by proto_codec, so grpc's serializers are left out. A handler
+must return real bytes (with a memoryview the call never ends), so a reply costs one copy more here
+than over HTTP: the join of its parts.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Final, TypeAlias
+
+import grpc
+
+from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
+from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_server import proto_codec
+from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
+from gatherd_server.engine.engine import Engine
+from gatherd_server.rpc.errors import abort, status_message, unexpected
+from gatherd_server.rpc.streams import RequestReader
+
+EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
+TABLE_SERVICE: Final = "gatherd.v1.TableService"
+
+# A string, because only the stubs know the class as generic.
+_Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+
+
+class Servicer:
+    """Answers the calls of both services. Safe to use from many threads."""
+
+    def __init__(self, engine: Engine, admission: Admission, streams_max: int) -> None:
+        self._engine = engine
+        self._admission = admission
+        self._streams_max = streams_max
+        self._streams: set[RequestReader] = set()
+        self._drain_deadline: float | None = None
+        self._lock = threading.Lock()
+
+    def drain(self, seconds: float) -> None:
+        """Let every stream end once what it received is answered, after `seconds` at the latest."""
+        with self._lock:
+            self._drain_deadline = time.monotonic() + seconds
+            for reader in self._streams:
+                reader.drain(self._drain_deadline)
+
+    def handlers(self) -> list[grpc.GenericRpcHandler]:
+        """What a grpc server has to be given."""
+        embedding: dict[str, _Handler] = {
+            "Lookup": grpc.unary_unary_rpc_method_handler(self._lookup),
+            "LookupMany": grpc.unary_unary_rpc_method_handler(self._lookup_many),
+            "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
+        }
+        tables: dict[str, _Handler] = {
+            "ListTables": grpc.unary_unary_rpc_method_handler(self._list_tables),
+            "GetTable": grpc.unary_unary_rpc_method_handler(self._get_table),
+        }
+        return [
+            grpc.method_handlers_generic_handler(EMBEDDING_SERVICE, embedding),
+            grpc.method_handlers_generic_handler(TABLE_SERVICE, tables),
+        ]
+
+    def _lookup(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            with self._admission.request():
+                request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
+                gathered = self._engine.lookup(proto_codec.lookup_plan(request))
+                return b"".join(proto_codec.lookup_reply(gathered))
+
+        return _answer(context, work)
+
+    def _lookup_many(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            with self._admission.request():
+                request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body)
+                plans = [proto_codec.lookup_plan(lookup) for lookup in request.lookups]
+                return b"".join(proto_codec.lookup_many_reply(self._engine.lookup_many(plans)))
+
+        return _answer(context, work)
+
+    def _list_tables(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            proto_codec.parse(table_pb2.ListTablesRequest(), body)
+            return table_pb2.ListTablesResponse(
+                tables=map(proto_codec.table_message, self._engine.tables()),
+                limits=proto_codec.limits_message(self._admission.limits),
+            ).SerializeToString()
+
+        return _answer(context, work)
+
+    def _get_table(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            request = proto_codec.parse(table_pb2.GetTableRequest(), body)
+            return table_pb2.GetTableResponse(
+                table=proto_codec.table_message(self._engine.table(request.table)),
+                limits=proto_codec.limits_message(self._admission.limits),
+            ).SerializeToString()
+
+        return _answer(context, work)
+
+    def _lookup_stream(
+        self, bodies: Iterator[bytes], context: grpc.ServicerContext
+    ) -> Iterator[bytes]:
+        try:
+            reader = self._open_stream(bodies)
+        except GatherdError as error:
+            abort(context, error)
+        try:
+            for body in reader:
+                yield self._stream_answer(body)
+        finally:
+            self._close_stream(reader)
+        if not reader.has_ended:
+            # Every lookup that came was answered, but the client may be about to send another.
+            abort(context, Unavailable("the server is stopping; open another stream"))
+
+    def _open_stream(self, bodies: Iterator[bytes]) -> RequestReader:
+        reader = RequestReader(bodies)
+        with self._lock:
+            if len(self._streams) >= self._streams_max:
+                raise Overloaded(
+                    f"the server has {self._streams_max} streams open, as many as it takes; "
+                    "try again after a pause",
+                    {"limit": "streams_max", "max": str(self._streams_max)},
+                    RETRY_AFTER_SECONDS,
+                )
+            if self._drain_deadline is not None:
+                reader.drain(self._drain_deadline)
+            self._streams.add(reader)
+        reader.start()
+        return reader
+
+    def _close_stream(self, reader: RequestReader) -> None:
+        reader.close()
+        with self._lock:
+            self._streams.discard(reader)
+
+    def _stream_answer(self, body: bytes) -> bytes:
+        request = embedding_pb2.LookupStreamRequest()
+        try:
+            with self._admission.request():
+                proto_codec.parse(request, body)
+                gathered = self._engine.lookup(proto_codec.lookup_plan(request.lookup))
+                return b"".join(proto_codec.stream_reply(request.id, gathered))
+        except GatherdError as error:
+            failure = error
+        except Exception as error:  # noqa: BLE001 - logged; the stream's other lookups go on
+            failure = unexpected(error)
+        return embedding_pb2.LookupStreamResponse(
+            id=request.id, error=status_message(failure)
+        ).SerializeToString()
+
+
+def _answer(context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:
+    try:
+        _check_deadline(context)
+        return work()
+    except GatherdError as error:
+        failure = error
+    except Exception as error:  # noqa: BLE001 - logged, and answered with a fixed text
+        failure = unexpected(error)
+    return abort(context, failure)
+
+
+def _check_deadline(context: grpc.ServicerContext) -> None:
+    # A call may have waited for a thread until nobody wants its answer any more.
+    if not context.is_active() or context.time_remaining() <= 0:
+        raise DeadlineExceeded("the call's deadline passed before it was begun")

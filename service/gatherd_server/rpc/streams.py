@@ -1,0 +1,79 @@
+"""How a stream of requests is read: ahead of the answers, and so that it can end at any time.
+
+grpc gives a stream's requests as an iterator that blocks until the client sends or hangs up, and
+nothing else wakes it. So a thread of its own reads each stream into a bounded queue, and the
+handler, which waits on the queue, can end the call while the client is silent.
+"""
+
+import contextlib
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from enum import Enum, auto
+from typing import Final
+
+# Requests of one stream that were read and not yet answered; the rest waits in HTTP/2's window.
+QUEUE_MAX: Final = 16
+# While draining, a stream that brings nothing for so long has been answered in full.
+DRAIN_IDLE_SECONDS: Final = 0.05
+
+
+class _Signal(Enum):
+    END = auto()  # the client has sent everything, or the call is over
+    WAKE = auto()  # a drain has begun
+
+
+class RequestReader:
+    """Reads one stream's requests on a thread. One handler iterates it, any thread may drain it."""
+
+    def __init__(self, bodies: Iterator[bytes]) -> None:
+        self.has_ended = False
+        """Whether everything was read, to the end that the client set."""
+        self._bodies = bodies
+        self._queue: queue.Queue[bytes | _Signal] = queue.Queue(QUEUE_MAX)
+        self._drain_deadline: float | None = None
+        self._is_closed = False
+        self._thread = threading.Thread(target=self._read, name="gatherd-stream", daemon=True)
+
+    def start(self) -> None:
+        """Begin to read."""
+        self._thread.start()
+
+    def drain(self, deadline: float) -> None:
+        """Let the iteration end once what was received is given, or at a monotonic `deadline`."""
+        self._drain_deadline = deadline
+        with contextlib.suppress(queue.Full):  # a full queue wakes its reader anyway
+            self._queue.put_nowait(_Signal.WAKE)
+
+    def close(self) -> None:
+        """Stop reading. The thread ends with the call at the latest."""
+        self._is_closed = True
+        with contextlib.suppress(queue.Empty):
+            while True:  # a put that waits for room goes on
+                self._queue.get_nowait()
+
+    def __iter__(self) -> Iterator[bytes]:
+        """The requests in order, until the client ends them or a drain does."""
+        while True:
+            deadline = self._drain_deadline
+            if deadline is not None and time.monotonic() >= deadline:
+                return
+            try:
+                body = self._queue.get(timeout=None if deadline is None else DRAIN_IDLE_SECONDS)
+            except queue.Empty:
+                return
+            if body is _Signal.END:
+                self.has_ended = True
+                return
+            if isinstance(body, bytes):
+                yield body
+
+    def _read(self) -> None:
+        # When the call is cancelled the iterator raises a bare Exception, and nobody listens.
+        with contextlib.suppress(Exception):
+            for body in self._bodies:
+                self._queue.put(body)
+                if self._is_closed:
+                    return
+        self._queue.put(_Signal.END)

@@ -1,0 +1,191 @@
+"""Every setting of `gatherd serve`: its name, default, bounds and what it is for.
+
+The command line, the environment (GATHERD_…) and a TOML file set the same fields, in that order of
+precedence; the options, their help and docs/configuration.md are held to this class by tests.
+"""
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError
+from pydantic_settings import (
+    BaseSettings,
+    NoDecode,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    TomlConfigSettingsSource,
+)
+
+from gatherd.errors import GatherdError
+from gatherd.store.catalog import check_table_name
+from gatherd.store.table import Preload
+from gatherd_server.errors import ConfigError
+from gatherd_server.types import Limits, TableSource
+
+CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
+ENVIRONMENT_PREFIX = "GATHERD_"
+
+MIB = 1 << 20
+
+
+class ServeSettings(BaseSettings):
+    """What `gatherd serve` can be told."""
+
+    model_config = SettingsConfigDict(
+        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, validate_default=True
+    )
+
+    tables: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Files to serve where they lie: NAME=FILE.npy or NAME=FILE.safetensors#TENSOR.",
+    )
+    data_dir: Path | None = Field(
+        None, description="Data dir whose tables (made by create or import) are served."
+    )
+    default_vector: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="NAME=FILE.npy: a file table's vector for missing ids, instead of the mean.",
+    )
+    http: str = Field("127.0.0.1:8000", description="HOST:PORT of REST and Connect.")
+    grpc: str = Field("127.0.0.1:8001", description="HOST:PORT of gRPC.")
+    unix: Path | None = Field(
+        None, description="Path of a Unix socket that also answers REST and Connect."
+    )
+    workers: int = Field(1, ge=1, le=256, description="Worker processes; they share one copy.")
+    preload: Preload = Field(
+        Preload.AUTO,
+        description="Bring tables into memory before serving: auto does it for those that fit.",
+    )
+    reflection: bool = Field(False, description="Answer gRPC server reflection.")
+    grpc_threads: int = Field(
+        8, ge=1, le=1024, description="Threads a worker answers unary gRPC with."
+    )
+    streams_max: int = Field(
+        32, ge=1, le=4096, description="gRPC lookup streams open at once in a worker."
+    )
+    request_bytes_max: int = Field(
+        16 * MIB, ge=1024, le=1024 * MIB, description="Bytes of one request's body."
+    )
+    reply_bytes_max: int = Field(
+        64 * MIB, ge=1024, le=2047 * MIB, description="Bytes of one reply's vectors."
+    )
+    ids_max: int = Field(1_048_576, ge=1, le=2**31, description="Ids in one request.")
+    tables_max: int = Field(256, ge=1, le=65_536, description="Tables in one request.")
+    requests_in_flight_max: int = Field(
+        256, ge=1, le=65_536, description="Requests under way in one worker; more are refused."
+    )
+    connections_max: int = Field(
+        4096, ge=1, le=1_000_000, description="HTTP connections open in one worker."
+    )
+    backlog: int = Field(
+        2048, ge=1, le=65_535, description="HTTP connections waiting for a worker."
+    )
+    keep_alive_seconds: int = Field(
+        75, ge=1, le=3600, description="Seconds until an idle HTTP connection is closed."
+    )
+    drain_seconds: float = Field(
+        30.0, ge=0, le=3600, description="Seconds that requests under way get when stopping."
+    )
+    log_level: str = Field(
+        "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
+    )
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Command line over environment over file; no .env and no secrets folder."""
+        return (init_settings, _ListEnvironment(settings_cls), _toml_source(settings_cls))
+
+    def limits(self) -> Limits:
+        """The bounds that transports and the engine hold requests to."""
+        return Limits(
+            self.request_bytes_max,
+            self.reply_bytes_max,
+            self.ids_max,
+            self.tables_max,
+            self.requests_in_flight_max,
+        )
+
+    def sources(self) -> list[TableSource]:
+        """The files to serve where they lie. ConfigError when a spec is wrong or a name twice."""
+        defaults = dict(_split_spec(spec, "default_vector") for spec in self.default_vector)
+        sources = []
+        for spec in self.tables:
+            name, location = _split_spec(spec, "table")
+            path, _, tensor = location.partition("#")
+            default = defaults.pop(name, None)
+            sources.append(
+                TableSource(name, Path(path), tensor or None, Path(default) if default else None)
+            )
+        names = [source.name for source in sources]
+        twice = {name for name in names if names.count(name) > 1}
+        if twice:
+            raise ConfigError(f"table {min(twice)!r} is given twice")
+        if defaults:
+            raise ConfigError(f"default_vector names {min(defaults)!r}, which is no file table")
+        return sources
+
+
+class _ListEnvironment(PydanticBaseSettingsSource):
+    """GATHERD_<FIELD>; a list is separated by blanks, as it would be on the command line."""
+
+    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
+        text = os.environ.get(ENVIRONMENT_PREFIX + field_name.upper())
+        if text is None:
+            return None, field_name, False
+        return (text.split() if _is_list(field.annotation) else text), field_name, False
+
+    def __call__(self) -> dict[str, Any]:
+        values = {}
+        for name, field in self.settings_cls.model_fields.items():
+            value, _, _ = self.get_field_value(field, name)
+            if value is not None:
+                values[name] = value
+        return values
+
+
+def _is_list(annotation: object) -> bool:
+    return getattr(annotation, "__origin__", None) is tuple
+
+
+def _toml_source(settings_cls: type[BaseSettings]) -> PydanticBaseSettingsSource:
+    path = os.environ.get(CONFIG_ENVIRONMENT)
+    if path and not Path(path).is_file():
+        raise ConfigError(f"{path}, the configuration file, isn't there")
+    return TomlConfigSettingsSource(settings_cls, toml_file=path or None)
+
+
+def load_settings(options: dict[str, Any], config: Path | None = None) -> ServeSettings:
+    """Settings from command-line `options` (those given), environment and TOML file.
+
+    ConfigError names each value that is wrong and where it was set by its name.
+    """
+    if config is not None:
+        os.environ[CONFIG_ENVIRONMENT] = str(config)
+    try:
+        return ServeSettings(**options)
+    except ValidationError as error:
+        problems = "; ".join(
+            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
+            for problem in error.errors()
+        )
+        raise ConfigError(f"settings: {problems}") from None
+    except ValueError as error:
+        raise ConfigError(f"the configuration file can't be read: {error}") from None
+
+
+def _split_spec(spec: str, what: str) -> tuple[str, str]:
+    name, equals, location = spec.partition("=")
+    if not equals or not location:
+        raise ConfigError(f"{what} {spec!r} isn't NAME=FILE")
+    try:
+        return check_table_name(name), location
+    except GatherdError as error:
+        raise ConfigError(error.message) from None

@@ -1,0 +1,1 @@
+"""What is written to a data dir, byte by byte."""

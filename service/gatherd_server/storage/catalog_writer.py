@@ -1,0 +1,56 @@
+"""Changes what readers of a data dir see: its first files, and the catalog."""
+
+import json
+import mmap
+import os
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+from gatherd.errors import BadFile
+from gatherd.store.catalog import CATALOG_NAME, Catalog
+from gatherd.store.control import CONTROL_BYTES, CONTROL_NAME, GENERATION_OFFSET, initial_page
+from gatherd_server.storage.files import Files
+
+
+def is_data_dir(path: Path) -> bool:
+    """Whether `path` was made a data dir."""
+    return (path / CATALOG_NAME).exists()
+
+
+def init_data_dir(files: Files, path: Path) -> None:
+    """Make the folder `path` an empty data dir; the caller holds its lock.
+
+    The catalog comes last: a folder that has one is whole.
+    """
+    if not (path / CONTROL_NAME).exists():
+        files.replace(path / CONTROL_NAME, initial_page())
+    files.replace(path / CATALOG_NAME, _encode(Catalog(0, {})))
+
+
+def write_catalog(files: Files, data_dir: Path, catalog: Catalog) -> Catalog:
+    """Make `catalog` what readers see, at their next request; returns it with its new generation.
+
+    Durable on return.
+    """
+    fresh = replace(catalog, generation=catalog.generation + 1)
+    files.replace(data_dir / CATALOG_NAME, _encode(fresh))
+    _set_generation(data_dir / CONTROL_NAME, fresh.generation)
+    return fresh
+
+
+def _encode(catalog: Catalog) -> bytes:
+    return json.dumps(catalog.to_json(), indent=2).encode()
+
+
+def _set_generation(path: Path, generation: int) -> None:
+    # Not synced: after a power cut no reader is left, and whoever opens reads the catalog.
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+    except OSError as error:
+        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+    try:
+        with mmap.mmap(fd, CONTROL_BYTES) as page:
+            struct.pack_into("<Q", page, GENERATION_OFFSET, generation)
+    finally:
+        os.close(fd)

@@ -1,0 +1,274 @@
+"""The process that `gatherd serve` is: it binds the sockets, starts the workers and keeps them.
+
+It serves nothing itself. Workers are spawned, never forked, so that no thread or gRPC state is
+carried over. They exit when their channel closes, also when the supervisor is killed.
+"""
+
+import json
+import logging
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import ExitStack, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+from gatherd.store.table import open_readonly
+from gatherd_server.app import WorkerBrief
+from gatherd_server.engine.tables import open_source
+from gatherd_server.errors import ConfigError, StartError
+from gatherd_server.settings import ServeSettings
+from gatherd_server.sockets import bind_http, bind_unix, join_address, reserve_grpc
+from gatherd_server.writer.publish import own_data_dir
+
+logger = logging.getLogger("gatherd.supervisor")
+
+RESTART_SECONDS_MIN = 0.1
+RESTART_SECONDS_MAX = 5.0
+# A worker that served this long before it died is restarted without a growing pause.
+STEADY_SECONDS = 10.0
+# What a worker gets on top of drain_seconds to close up, before it is killed.
+STOP_MARGIN_SECONDS = 5.0
+_CHANNEL_LINE_BYTES_MAX = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Addresses:
+    """Where a running server answers."""
+
+    http: str
+    grpc: str
+    unix: str | None
+
+
+@dataclass(slots=True)
+class _Worker:
+    """One place in the pool, and the process that fills it at the moment."""
+
+    number: int
+    process: subprocess.Popen[bytes] | None = None
+    channel: socket.socket | None = None
+    received: bytes = b""
+    is_ready: bool = False
+    started: float = 0.0
+    restart_at: float | None = None
+    restart_seconds: float = field(default=RESTART_SECONDS_MIN)
+
+
+class Supervisor:
+    """Runs a server: `run()` blocks from start to drained stop."""
+
+    def __init__(self, settings: ServeSettings, on_ready: Callable[[Addresses], None]) -> None:
+        """`on_ready` is called once, when every worker answers for the first time."""
+        self._settings = settings
+        self._on_ready = on_ready
+        self._workers = [_Worker(number) for number in range(settings.workers)]
+        self._selector = selectors.DefaultSelector()
+        self._listeners: list[socket.socket] = []
+        self._sources: list[int] = []
+        self._grpc_address = ""
+        self._was_ready = False
+        self._failure: str | None = None
+        self._stop_signals = 0
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT, then drain. StartError when the server can't start."""
+        with ExitStack() as stack:
+            addresses = self._open(stack)
+            self._watch_signals(stack)
+            stack.callback(self._kill_workers)
+            for worker in self._workers:
+                self._start(worker)
+            while not self._stop_signals and self._failure is None:
+                self._step(self._next_restart())
+                if not self._was_ready and all(worker.is_ready for worker in self._workers):
+                    self._was_ready = True
+                    self._on_ready(addresses)
+            self._drain()
+        if self._failure is not None:
+            raise StartError(self._failure)
+
+    def _open(self, stack: ExitStack) -> Addresses:
+        """Check everything and take every resource that there is one of, before the first spawn."""
+        settings = self._settings
+        sources = settings.sources()
+        if not sources and settings.data_dir is None:
+            raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
+        if settings.data_dir is not None:
+            owned = stack.enter_context(own_data_dir(settings.data_dir))
+            for source in sources:
+                if source.name in owned.catalog.tables:
+                    raise ConfigError(f"table {source.name!r} is in the data dir already")
+        for source in sources:
+            fd = open_readonly(source.path)
+            stack.callback(os.close, fd)
+            open_source(source, fd)
+            self._sources.append(fd)
+        http = stack.enter_context(bind_http(settings.http, settings.backlog))
+        self._listeners.append(http)
+        holder, self._grpc_address = reserve_grpc(settings.grpc)
+        stack.enter_context(holder)
+        if settings.unix is not None:
+            self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
+            stack.callback(settings.unix.unlink, missing_ok=True)
+        unix = str(settings.unix) if settings.unix is not None else None
+        return Addresses(join_address(*http.getsockname()[:2]), self._grpc_address, unix)
+
+    def _watch_signals(self, stack: ExitStack) -> None:
+        reader, writer = socket.socketpair()
+        for end in (reader, writer):
+            stack.enter_context(end)
+            end.setblocking(False)
+        previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        stack.callback(signal.set_wakeup_fd, previous)
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+            stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
+        self._selector.register(reader, selectors.EVENT_READ, None)
+        stack.callback(self._selector.close)
+
+    def _on_signal(self, number: int, _frame: object) -> None:
+        if number != signal.SIGCHLD:
+            self._stop_signals += 1
+
+    def _start(self, worker: _Worker) -> None:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            listeners = tuple(sock.fileno() for sock in self._listeners)
+            brief = WorkerBrief(self._settings, self._grpc_address, listeners, tuple(self._sources))
+            worker.process = subprocess.Popen(
+                # -P: a file called grpc.py in the current folder must not shadow the package.
+                [sys.executable, "-P", "-m", "gatherd_server.app", str(theirs.fileno())],
+                pass_fds=(theirs.fileno(), *listeners, *self._sources),
+                stdin=subprocess.DEVNULL,
+            )
+        worker.channel = ours
+        worker.received = b""
+        worker.is_ready = False
+        worker.started = time.monotonic()
+        worker.restart_at = None
+        ours.sendall(brief.encode())
+        ours.setblocking(False)
+        self._selector.register(ours, selectors.EVENT_READ, worker)
+
+    def _step(self, timeout_seconds: float | None) -> None:
+        """Wait for one round of events, and act on them."""
+        for key, _ in self._selector.select(timeout_seconds):
+            if key.data is None:
+                with suppress(BlockingIOError):
+                    key.fileobj.recv(4096)  # type: ignore[union-attr]  # the wakeup socket
+            else:
+                self._read_channel(key.data)
+        for worker in self._workers:
+            if worker.process is not None and worker.process.poll() is not None:
+                self._on_exit(worker, worker.process.returncode)
+            elif worker.restart_at is not None and worker.restart_at <= time.monotonic():
+                self._start(worker)
+
+    def _next_restart(self) -> float | None:
+        times = [worker.restart_at for worker in self._workers if worker.restart_at is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def _read_channel(self, worker: _Worker) -> None:
+        assert worker.channel is not None
+        try:
+            data = worker.channel.recv(_CHANNEL_LINE_BYTES_MAX)
+        except BlockingIOError:
+            return
+        except OSError:
+            data = b""
+        if not data:
+            # The process is ending; SIGCHLD tells when it has.
+            self._close_channel(worker)
+            return
+        worker.received += data
+        *lines, worker.received = worker.received.split(b"\n")
+        for line in lines:
+            self._on_event(worker, json.loads(line))
+
+    def _on_event(self, worker: _Worker, event: dict[str, Any]) -> None:
+        if event["event"] == "ready":
+            worker.is_ready = True
+            logger.info("worker %d is ready", worker.number)
+        elif event["event"] == "failed":
+            logger.error("worker %d can't start: %s", worker.number, event["message"])
+            if not self._was_ready:
+                self._failure = event["message"]
+
+    def _on_exit(self, worker: _Worker, status: int) -> None:
+        """Note the end of a worker; restart it unless the server never came up or is stopping."""
+        assert worker.process is not None
+        pid = worker.process.pid
+        if worker.channel is not None:
+            # What it said last, if anything, is still to be read.
+            self._read_channel(worker)
+            self._close_channel(worker)
+        worker.process = None
+        if self._stop_signals or self._failure is not None:
+            return
+        how = describe_exit(status)
+        if not self._was_ready:
+            self._failure = f"worker {worker.number} (pid {pid}) {how} while starting"
+            return
+        steady = worker.is_ready and time.monotonic() - worker.started >= STEADY_SECONDS
+        worker.restart_seconds = (
+            RESTART_SECONDS_MIN if steady else min(worker.restart_seconds * 2, RESTART_SECONDS_MAX)
+        )
+        worker.is_ready = False
+        worker.restart_at = time.monotonic() + worker.restart_seconds
+        logger.error(
+            "worker %d (pid %d) %s; a new one starts in %.1f s",
+            worker.number,
+            pid,
+            how,
+            worker.restart_seconds,
+        )
+
+    def _close_channel(self, worker: _Worker) -> None:
+        if worker.channel is not None:
+            self._selector.unregister(worker.channel)
+            worker.channel.close()
+            worker.channel = None
+
+    def _drain(self) -> None:
+        """Let the workers answer what they have, for a bounded time; another signal ends it."""
+        if self._was_ready:
+            logger.info("stopping: requests under way get %.0f s", self._settings.drain_seconds)
+        # Ours goes first: connections that came later than this would wait for nobody.
+        for listener in self._listeners:
+            listener.close()
+        for worker in self._workers:
+            worker.restart_at = None
+            if worker.channel is not None:
+                with suppress(OSError):
+                    worker.channel.shutdown(socket.SHUT_WR)
+        signals = self._stop_signals
+        deadline = time.monotonic() + self._settings.drain_seconds + STOP_MARGIN_SECONDS
+        while any(worker.process is not None for worker in self._workers):
+            left = deadline - time.monotonic()
+            if left <= 0 or self._stop_signals > max(1, signals):
+                logger.warning("killing the workers that are left")
+                return
+            self._step(left)
+
+    def _kill_workers(self) -> None:
+        for worker in self._workers:
+            self._close_channel(worker)
+            if worker.process is not None:
+                worker.process.kill()
+                worker.process.wait()
+
+
+def describe_exit(status: int) -> str:
+    """How a process ended, from its `returncode`."""
+    if status >= 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name
+    if name == "SIGBUS":
+        return "was killed by SIGBUS: a file it serves was truncated in place, or its disk failed"
+    return f"was killed by {name}"

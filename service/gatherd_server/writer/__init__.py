@@ -1,0 +1,1 @@
+"""The process that may change a data dir, and what it does."""

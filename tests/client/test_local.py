@@ -1,0 +1,179 @@
+"""local: on a data dir written by hand."""
+
+import asyncio
+import json
+import os
+import struct
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from gatherd import (
+    AsyncClient,
+    BadFile,
+    Client,
+    ClientClosed,
+    DataDirVersion,
+    IdOutOfRange,
+    InvalidArgument,
+    TableNotFound,
+    TableRefused,
+)
+from gatherd.store.catalog import CATALOG_NAME, Catalog, CatalogEntry, version_dir
+from gatherd.store.control import CONTROL_NAME, GENERATION_OFFSET, initial_page
+
+RNG = np.random.default_rng(5)
+WORDS = RNG.standard_normal((300, 8), np.float32)
+
+
+class DataDir:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.generation = 0
+        self.entries: dict[str, CatalogEntry] = {}
+        (path / CONTROL_NAME).write_bytes(initial_page())
+        self.publish()
+
+    def write(self, name: str, version: int, rows: Any, default: Any = None) -> None:
+        folder = version_dir(self.path, name, version)
+        folder.mkdir(parents=True)
+        dtype = rows.dtype.name
+        np.save(folder / "weights.npy", rows)
+        if default is not None:
+            np.save(folder / "default.npy", default)
+        manifest = {"format": 1, "uid": name, "name": name, "version": version, "dtype": dtype,
+                    "rows": rows.shape[0], "dim": rows.shape[1]}  # fmt: skip
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+
+    def publish(self, **live: int) -> None:
+        for name, version in live.items():
+            self.entries[name] = CatalogEntry(name, version, (version,))
+        self.generation += 1
+        document = Catalog(self.generation, self.entries).to_json()
+        temporary = self.path / "catalog.new"
+        temporary.write_text(json.dumps(document))
+        temporary.rename(self.path / CATALOG_NAME)
+        with open(self.path / CONTROL_NAME, "r+b") as control:
+            control.seek(GENERATION_OFFSET)
+            control.write(struct.pack("<Q", self.generation))
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> DataDir:
+    data = DataDir(tmp_path)
+    data.write("words", 1, WORDS, default=np.arange(8, dtype=np.float32))
+    data.write("brain", 1, WORDS.astype(ml_dtypes.bfloat16))
+    data.publish(words=1, brain=1)
+    return data
+
+
+def test_lookups_read_the_files(data: DataDir) -> None:
+    with Client(f"local:{data.path}") as client:
+        for ids in (3, [], [[4], [20]], np.arange(6, dtype=">u2")[::-2]):
+            found = client.lookup("words", ids)
+            np.testing.assert_array_equal(found, WORDS[np.asarray(ids, np.intp)])
+            assert found.flags.writeable
+        out = np.empty((2, 8), np.float16)
+        assert client.lookup("words", [1, 2], dtype="float16", out=out) is out
+        np.testing.assert_array_equal(out, WORDS[[1, 2]].astype(np.float16))
+        many = client.lookup_many({"words": [1], "brain": [2]})
+        np.testing.assert_array_equal(many["words"], WORDS[[1]])
+
+
+@pytest.mark.parametrize("table", ["words", "brain"])
+@pytest.mark.parametrize("missing", ["zero", "default"])
+def test_bfloat16_is_rounded_alike_however_it_is_asked_for(
+    data: DataDir, table: str, missing: str
+) -> None:
+    ids = [7, 1000, 8]
+    with Client(f"local:{data.path}") as client:
+        wide = client.lookup(table, ids, dtype="bfloat16", missing=missing)
+        narrow = client.lookup(table, ids, dtype=ml_dtypes.bfloat16, missing=missing)
+        assert wide.dtype == np.float32
+        assert narrow.dtype == ml_dtypes.bfloat16
+        np.testing.assert_array_equal(wide, narrow.astype(np.float32))
+        np.testing.assert_array_equal(narrow[0], WORDS[7].astype(ml_dtypes.bfloat16))
+        for dtype in ("bfloat16", ml_dtypes.bfloat16):
+            out = np.empty_like(wide if dtype == "bfloat16" else narrow)
+            assert client.lookup(table, ids, dtype=dtype, missing=missing, out=out) is out
+            np.testing.assert_array_equal(out.astype(np.float32), wide)
+
+
+def test_missing_ids(data: DataDir) -> None:
+    with Client(f"local:{data.path}") as client:
+        with pytest.raises(IdOutOfRange, match=r"ids\[1\]=300 is out of range"):
+            client.lookup("words", [1, 300])
+        vectors, status = client.lookup("words", [1, -1], missing="default", return_status=True)
+        np.testing.assert_array_equal(vectors[1], np.arange(8))
+        np.testing.assert_array_equal(status, [0, 1])
+        _, status = client.lookup("words", [[1]], return_status=True)
+        np.testing.assert_array_equal(status, [[0]])
+
+
+def test_a_publish_is_seen_at_the_next_call(data: DataDir) -> None:
+    with Client(f"local:{data.path}") as client:
+        before = client.table("words")
+        np.testing.assert_array_equal(client.lookup("words", [1]), WORDS[[1]])
+        data.write("words", 2, -WORDS[:10])
+        np.testing.assert_array_equal(client.lookup("words", [1]), WORDS[[1]])
+        data.publish(words=2)
+        np.testing.assert_array_equal(client.lookup("words", [1]), -WORDS[[1]])
+        assert (before.version, client.table("words").version) == (1, 2)
+        del data.entries["words"]
+        data.publish()
+        with pytest.raises(TableNotFound):
+            client.lookup("words", [1])
+        assert [table.name for table in client.tables()] == ["brain"]
+
+
+def test_unknown_tables_are_answered_with_those_there_are(data: DataDir) -> None:
+    with Client(f"local:{data.path}") as client:
+        for call in (lambda: client.lookup("nope", [1]), lambda: client.table("nope")):
+            with pytest.raises(TableNotFound, match=r"no table 'nope'; there are: brain, words"):
+                call()
+        with pytest.raises(InvalidArgument, match="has dim 8"):
+            client.lookup("words", [1], out=np.empty((1, 9), np.float32))
+
+
+def test_a_damaged_table_is_refused_and_the_others_go_on(data: DataDir) -> None:
+    os.truncate(version_dir(data.path, "brain", 1) / "weights.npy", 200)
+    with Client(f"local:{data.path}") as client:
+        with pytest.raises(TableRefused, match=r"weights\.npy"):
+            client.lookup("brain", [1])
+        brain, words = client.tables()
+        assert brain.refused
+        assert not words.refused
+        np.testing.assert_array_equal(client.lookup("words", [1]), WORDS[[1]])
+
+
+def test_a_path_that_is_no_data_dir_is_a_clear_error(data: DataDir, tmp_path: Path) -> None:
+    with Client(f"local:{tmp_path}/nowhere") as client, pytest.raises(BadFile, match="control"):
+        client.tables()
+    (data.path / CATALOG_NAME).write_text('{"format": 99}')
+    with Client(f"local:{data.path}") as client, pytest.raises(DataDirVersion, match="99"):
+        client.tables()
+
+
+def test_a_closed_client_says_so(data: DataDir) -> None:
+    client = Client(f"local:{data.path}")
+    client.lookup("words", [1])
+    client.close()
+    with pytest.raises(ClientClosed):
+        client.lookup("words", [1])
+
+
+def test_the_awaited_client_reads_short_and_long_lookups(data: DataDir) -> None:
+    async def main() -> None:
+        async with AsyncClient(f"local:{data.path}") as client:
+            short, ids = [1, 2], RNG.integers(0, 300, 20_000)
+            found = await asyncio.gather(client.lookup("words", short), client.lookup("words", ids))
+            np.testing.assert_array_equal(found[0], WORDS[short])
+            np.testing.assert_array_equal(found[1], WORDS[ids])
+            with pytest.raises(IdOutOfRange):
+                await client.lookup("words", np.full(20_000, 300))
+            assert (await client.tables())[1].rows == 300
+
+    asyncio.run(main())

@@ -1,0 +1,170 @@
+"""The pure parts: how lookups are laid into requests, when a call is retried, what an error is."""
+
+import base64
+import json
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from gatherd import (
+    FailedPrecondition,
+    GatherdError,
+    IdOutOfRange,
+    InternalError,
+    InvalidArgument,
+    LimitExceeded,
+    Overloaded,
+    Unavailable,
+    Unimplemented,
+)
+from gatherd._chunks import Cost, Limits, plan_requests
+from gatherd._retry import PAUSE_SECONDS_FIRST, PAUSE_SECONDS_MAX, parse_retry_after, pause_seconds
+from gatherd._wire_errors import CLASS_BY_CODE, from_grpc, from_http
+from gatherd.errors import RetryableError, subclasses
+from gatherd_proto.v1 import status_pb2
+
+COSTS = st.builds(
+    Cost,
+    ids=st.integers(0, 300),
+    request_bytes=st.integers(1, 80),
+    request_bytes_per_id=st.sampled_from([1, 2, 4, 8]),
+    reply_bytes=st.integers(1, 80),
+    reply_bytes_per_id=st.integers(0, 50),
+)
+LIMITS = st.builds(
+    Limits,
+    request_bytes_max=st.sampled_from([0, 100, 500, 5000]),
+    reply_bytes_max=st.sampled_from([0, 130, 500, 5000]),
+    ids_max=st.sampled_from([0, 1, 7, 100]),
+    tables_max=st.sampled_from([0, 1, 2, 5]),
+)
+
+
+@given(st.lists(COSTS, min_size=1, max_size=6), LIMITS)
+def test_requests_cover_every_id_once_in_order_and_within_the_limits(
+    costs: list[Cost], limits: Limits
+) -> None:
+    requests = plan_requests(costs, limits)
+    pieces = [piece for request in requests for piece in request]
+    for index, cost in enumerate(costs):
+        runs = [(piece.start, piece.stop) for piece in pieces if piece.lookup == index]
+        assert runs[0][0] == 0
+        assert runs[-1][1] == cost.ids
+        assert all(before[1] == after[0] for before, after in pairwise(runs))
+        assert all(start < stop for start, stop in runs) or cost.ids == 0
+    assert [piece.lookup for piece in pieces] == sorted(piece.lookup for piece in pieces)
+    for request in requests:
+        assert len({piece.lookup for piece in request}) == len(request)
+        counts = [(costs[piece.lookup], piece.stop - piece.start) for piece in request]
+        sent = sum(cost.request_bytes + n * cost.request_bytes_per_id for cost, n in counts)
+        answered = sum(cost.reply_bytes + n * cost.reply_bytes_per_id for cost, n in counts)
+        within = (
+            sent <= (limits.request_bytes_max or sent)
+            and answered <= (limits.reply_bytes_max or answered)
+            and sum(n for _, n in counts) <= (limits.ids_max or 10**6)
+            and len(request) <= (limits.tables_max or 10**6)
+        )
+        # One id (or none) that is too large alone is sent for the server to refuse.
+        assert within or (len(request) == 1 and counts[0][1] <= 1)
+
+
+def test_whole_lookups_share_a_request_while_they_fit() -> None:
+    costs = [Cost(10, 20, 8, 20, 4)] * 5
+    limits = Limits(request_bytes_max=250, reply_bytes_max=0, ids_max=0, tables_max=0)
+    assert [len(request) for request in plan_requests(costs, limits)] == [2, 2, 1]
+    assert len(plan_requests(costs, Limits(0, 0, 0, 0))) == 1
+
+
+@given(st.integers(0, 5000), st.floats(0, 1, exclude_max=True))
+def test_pauses_grow_to_a_maximum_and_are_jittered_by_up_to_a_half(n: int, jitter: float) -> None:
+    full = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS_FIRST * 2 ** min(n, 30))
+    pause = pause_seconds(n, Unavailable("x"), 1e9, lambda: jitter)
+    assert pause is not None
+    assert full / 2 <= pause <= full
+
+
+def test_a_hint_is_a_lower_bound_and_the_deadline_an_upper_one() -> None:
+    hinted = Overloaded("x", retry_after_seconds=3.0)
+    assert pause_seconds(0, hinted, 10, lambda: 0) == 3.0
+    assert pause_seconds(0, hinted, 3, lambda: 0) is None
+    assert pause_seconds(0, Unavailable("x"), 0.01, lambda: 0) is None
+    assert pause_seconds(0, Unavailable("x"), -5, lambda: 0) is None
+
+
+def test_retry_after() -> None:
+    assert parse_retry_after("1.5") == 1.5
+    assert parse_retry_after("0") == 0
+    for text in (None, "", "-1", "nan", "inf", "Wed, 21 Oct 2026 07:28:00 GMT"):
+        assert parse_retry_after(text) is None
+
+
+def info_value(reason: str, domain: str = "gatherd") -> str:
+    info = status_pb2.ErrorInfo(reason=reason, domain=domain, metadata={"k": "v"})
+    return base64.b64encode(info.SerializeToString()).decode()
+
+
+def connect_error(code: str, *details: object, status: int = 400) -> GatherdError:
+    body = json.dumps({"code": code, "message": "said", "details": details}).encode()
+    return from_http("http://h", status, "application/json", body, 2.5)
+
+
+@pytest.mark.parametrize("cls", list(subclasses()))
+def test_every_class_comes_back_from_its_reason(cls: type[GatherdError]) -> None:
+    for value in (info_value(cls.reason), info_value(cls.reason).rstrip("=")):
+        error = connect_error("internal", {"type": "google.rpc.ErrorInfo", "value": value})
+        assert type(error) is cls
+        assert (error.message, error.metadata) == ("said", {"k": "v"})
+        if isinstance(error, RetryableError):
+            assert error.retry_after_seconds == 2.5
+    status = status_pb2.Status(message="said")
+    detail = status.details.add()
+    detail.type_url = "type.googleapis.com/google.rpc.ErrorInfo"
+    detail.value = base64.b64decode(info_value(cls.reason))
+    error = from_grpc("grpc://h", "unknown", "said", status.SerializeToString(), None)
+    assert type(error) is cls
+    assert error.message == "said"
+
+
+def test_without_a_known_reason_the_code_decides() -> None:
+    for code, cls in CLASS_BY_CODE.items():
+        for details in (
+            [],
+            [{"type": "google.rpc.ErrorInfo", "value": info_value("OF_THE_FUTURE")}],
+            [{"type": "google.rpc.ErrorInfo", "value": info_value("INTERNAL", "other.org")}],
+            [{"type": "google.rpc.ErrorInfo", "value": "&&&"}, 7, None, {"type": 1}],
+        ):
+            assert type(connect_error(code, *details)) is cls
+        name = "cancelled" if code == "canceled" else code
+        assert type(from_grpc("grpc://h", name, "m", b"\xff\xff", None)) is cls
+
+
+def test_without_a_code_the_http_status_decides() -> None:
+    expected = {
+        400: InternalError, 401: FailedPrecondition, 403: FailedPrecondition, 404: Unimplemented,
+        413: LimitExceeded, 429: Unavailable, 500: InternalError, 502: Unavailable,
+        503: Unavailable, 504: Unavailable, 302: InternalError,
+    }  # fmt: skip
+    for status, cls in expected.items():
+        for content_type, body in (
+            ("text/html", b"<h1>no</h1>"),
+            ("application/json", b"{"),
+            ("application/json", b"[]"),
+            ("application/json", b'{"code": 7}'),
+            ("", b"\xff"),
+        ):
+            error = from_http("http://h", status, content_type, body, None)
+            assert type(error) is cls
+            assert str(status) in error.message
+
+
+def test_a_message_over_grpcs_own_limit_is_no_overload() -> None:
+    text = "SERVER: Received message larger than max (9 vs. 4)"
+    assert type(from_grpc("grpc://h", "resource_exhausted", text, None, None)) is LimitExceeded
+
+
+def test_errors_are_what_python_callers_catch() -> None:
+    assert issubclass(IdOutOfRange, IndexError)
+    assert issubclass(InvalidArgument, ValueError)
+    assert issubclass(Unavailable, ConnectionError)

@@ -1,0 +1,120 @@
+"""One server with tables of every dtype, and every surface onto it."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from contract.surfaces import AsyncSdk, Connect, Grpc, GrpcStream, Rest, Surface, SyncSdk
+from support.server import RunningServer, run_cli
+
+REQUEST_BYTES_MAX = 1 << 20
+REPLY_BYTES_MAX = 1 << 20
+IDS_MAX = 20_000
+
+
+@dataclass(frozen=True)
+class Oracle:
+    """A table as NumPy has it: the rows as float32, or as float64 where the file does."""
+
+    rows: NDArray[Any]
+    default: NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class ServedTables:
+    server: RunningServer
+    data_dir: Path
+    socket: Path
+    oracles: dict[str, Oracle]
+
+
+def _mean(rows: NDArray[Any]) -> NDArray[np.float32]:
+    return rows.astype(np.float32).astype(np.float64).mean(axis=0).astype(np.float32)
+
+
+@pytest.fixture(scope="session")
+def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTables]:
+    folder = tmp_path_factory.mktemp("contract")
+    rng = np.random.default_rng(20261121)
+    arrays: dict[str, NDArray[Any]] = {
+        "float32": rng.normal(size=(300, 24)).astype(np.float32),
+        "float16": rng.normal(size=(129, 7)).astype(np.float16),
+        "bfloat16": rng.normal(size=(1000, 5)).astype(ml_dtypes.bfloat16),
+        "float64": rng.normal(size=(70_000, 3)),
+        "one-row": rng.normal(size=(1, 1)).astype(np.float32),
+        "no-rows": np.empty((0, 4), np.float32),
+    }
+    data_dir = folder / "data"
+    for name, rows in arrays.items():
+        path = folder / f"{name}.safetensors"
+        # A second tensor before ours, of odd length, so that ours lies misaligned in the file.
+        save_file({"a": np.zeros(3, np.int8), "rows": rows}, path)
+        run_cli("import", name, f"{path}#rows", "--data-dir", data_dir)
+    defaults = {
+        name: _mean(rows) if len(rows) else np.zeros(4, np.float32) for name, rows in arrays.items()
+    }
+    stored = rng.normal(size=24).astype(np.float32)
+    np.save(folder / "default.npy", stored)
+    np.save(folder / "float32.npy", arrays["float32"])
+    run_cli(
+        "import", "stored-default", folder / "float32.npy",
+        "--default-vector", folder / "default.npy", "--data-dir", data_dir,
+    )  # fmt: skip
+    arrays["stored-default"] = arrays["float32"]
+    defaults["stored-default"] = stored
+    oracles = {
+        name: Oracle(rows if name == "float64" else rows.astype(np.float32), defaults[name])
+        for name, rows in arrays.items()
+    }
+    socket = folder / "gatherd.sock"
+    arguments = (
+        "--data-dir", data_dir, "--unix", socket, "--workers", "2", "--reflection",
+        "--request-bytes-max", str(REQUEST_BYTES_MAX),
+        "--reply-bytes-max", str(REPLY_BYTES_MAX),
+        "--ids-max", str(IDS_MAX), "--tables-max", "4",
+    )  # fmt: skip
+    with RunningServer(*arguments) as server:
+        yield ServedTables(server, data_dir, socket, oracles)
+
+
+SURFACES = (
+    "sdk-http", "sdk-unix", "sdk-grpc", "sdk-local",
+    "async-http", "async-unix", "async-grpc", "async-local",
+    "connect-proto", "connect-json", "grpc-stub", "grpc-stream",
+    "rest-json", "rest-octets", "rest-npy",
+)  # fmt: skip
+
+
+def _open_surface(name: str, served: ServedTables) -> Surface:
+    urls = {
+        "http": served.server.http,
+        "unix": f"unix://{served.socket}",
+        "grpc": served.server.grpc,
+        "local": f"local:{served.data_dir}",
+    }
+    kind, _, which = name.partition("-")
+    match kind:
+        case "sdk":
+            return SyncSdk(name, urls[which])
+        case "async":
+            return AsyncSdk(name, urls[which])
+        case "connect":
+            return Connect(served.server.http, which)
+        case "rest":
+            return Rest(served.server.http, which)
+        case _:
+            return (GrpcStream if which == "stream" else Grpc)(served.server.grpc)
+
+
+@pytest.fixture(scope="session", params=SURFACES)
+def surface(request: pytest.FixtureRequest, served: ServedTables) -> Iterator[Surface]:
+    opened = _open_surface(request.param, served)
+    yield opened
+    opened.close()

@@ -1,0 +1,123 @@
+"""Real `gatherd serve` processes, on ephemeral ports."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+START_SECONDS = 60
+STOP_SECONDS = 60
+
+
+def run_cli(*arguments: str | Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run `gatherd …` to its end, apart from settings that the environment may hold."""
+    done = subprocess.run(
+        [sys.executable, "-m", "gatherd_server", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        timeout=120,
+    )
+    if check and done.returncode != 0:
+        raise AssertionError(f"gatherd {arguments} exited {done.returncode}: {done.stderr}")
+    return done
+
+
+def clean_environment() -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if not name.startswith("GATHERD_")}
+
+
+class RunningServer:
+    """A server process and where it answers. Use it as a context manager."""
+
+    def __init__(self, *arguments: str | Path, environment: dict[str, str] | None = None) -> None:
+        command = [sys.executable, "-m", "gatherd_server", "serve", *map(str, arguments)]
+        for option in ("--http", "--grpc"):
+            if option not in command:
+                command += [option, "127.0.0.1:0"]
+        self.process = subprocess.Popen(
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**clean_environment(), **(environment or {})},
+        )
+        self.log = ""
+        self.http = self.grpc = ""
+
+    def __enter__(self) -> Self:
+        assert self.process.stdout is not None
+        announced = ""
+        deadline = time.monotonic() + START_SECONDS
+        while not re.search(r"^  grpc .*\n", announced, re.MULTILINE):
+            ready, _, _ = select.select([self.process.stdout], [], [], deadline - time.monotonic())
+            line = self.process.stdout.readline() if ready else ""
+            if not line:
+                self.process.kill()
+                _, errors = self.process.communicate()
+                raise AssertionError(f"the server didn't start:\n{announced}{errors}")
+            announced += line
+        self.http = re.findall(r"http  (http://\S+)", announced)[0]
+        self.grpc = re.findall(r"grpc  (grpc://\S+)", announced)[0]
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.stop()
+
+    def stop(self) -> int:
+        """SIGTERM, wait for the drain; returns the exit status."""
+        if self.process.poll() is None:
+            self.process.send_signal(signal.SIGTERM)
+        try:
+            _, errors = self.process.communicate(timeout=STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            raise
+        self.log += errors
+        return self.process.returncode
+
+    def worker_pids(self) -> list[int]:
+        """The workers' process ids, by start."""
+        return children(self.process.pid)
+
+
+def children(pid: int) -> list[int]:
+    """Process ids of the direct children of `pid`."""
+    text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    return [int(child) for child in text.split()]
+
+
+def pss_bytes(pid: int, mapped: str | None = None) -> int:
+    """Proportional set size of a process, of all its memory or of the mappings of one file."""
+    if mapped is None:
+        lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
+        return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Pss:"))
+    total = 0
+    is_mapped = False
+    for line in Path(f"/proc/{pid}/smaps").read_text().splitlines():
+        if re.match(r"^[0-9a-f]+-[0-9a-f]+ ", line):
+            is_mapped = mapped in line
+        elif is_mapped and line.startswith("Pss:"):
+            total += int(line.split()[1]) * 1024
+    return total
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = 30) -> None:
+    """Poll until `condition()` is true; AssertionError naming `what` when it takes too long."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > deadline:
+            raise AssertionError(f"still not after {seconds} s: {what}")
+        time.sleep(0.02)
