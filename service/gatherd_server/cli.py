@@ -160,7 +160,13 @@ def _read_default(path: Path | None, dim: int) -> np.ndarray[Any, np.dtype[np.fl
     help="zeros; uniform in ±0.05; normal with deviation 0.05; glorot uniform.",
 )
 @click.option("--seed", type=click.IntRange(0), help="Same seed, same table. Random by default.")
-@click.option("--dtype", type=click.Choice(_DTYPES), default="float32", show_default=True)
+@click.option(
+    "--dtype",
+    type=click.Choice(_DTYPES),
+    default="float32",
+    show_default=True,
+    help="What the rows are stored in.",
+)
 @_default_vector
 @_data_dir
 def create(

@@ -68,7 +68,7 @@ class ServeSettings(BaseSettings):
         16 * MIB, ge=1024, le=1024 * MIB, description="Bytes of one request's body."
     )
     reply_bytes_max: int = Field(
-        64 * MIB, ge=1024, le=2047 * MIB, description="Bytes of one reply's vectors."
+        64 * MIB, ge=1024, le=2047 * MIB, description="Bytes of one reply's vectors and statuses."
     )
     ids_max: int = Field(1_048_576, ge=1, le=2**31, description="Ids in one request.")
     tables_max: int = Field(256, ge=1, le=65_536, description="Tables in one request.")

@@ -153,6 +153,7 @@ def _handler(service: FakeService, tcp: bool) -> type[BaseHTTPRequestHandler]:
 class _UnixServer(ThreadingHTTPServer):
     address_family = socket.AF_UNIX
     daemon_threads = True
+    request_queue_size = 256  # the default of 5 drops connections that come at once
 
     def server_bind(self) -> None:
         # HTTPServer's own looks its host name up, which a path doesn't have.
@@ -165,6 +166,7 @@ class _UnixServer(ThreadingHTTPServer):
 
 class _TcpServer(ThreadingHTTPServer):
     daemon_threads = True
+    request_queue_size = 256  # the default of 5 drops connections that come at once
 
 
 @contextmanager

@@ -95,7 +95,7 @@ def test_damaged_bytes_are_read_as_the_generated_class_reads_them_or_refused(sou
 
 
 def test_a_reply_that_ends_early_is_refused_or_lacks_fields_at_every_byte() -> None:
-    tensor = tensor_pb2.Tensor(dtype=1, shape=[2, 300], data=bytes(2400))
+    tensor = tensor_pb2.Tensor(dtype="DTYPE_FLOAT32", shape=[2, 300], data=bytes(2400))
     body = embedding_pb2.LookupResponse(version=300, status=b"\0\0", vectors=tensor)
     raw = body.SerializeToString()
     for end in range(len(raw)):

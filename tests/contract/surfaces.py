@@ -42,6 +42,10 @@ class Surface(ABC):
 
     name: str
 
+    def can_tell(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002  # overridden
+        """Whether this surface can carry ids of `shape`."""
+        return True
+
     @abstractmethod
     def lookup(
         self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
@@ -292,6 +296,10 @@ class Rest(Surface):
         self.name = f"rest-{media}"
         self._http = httpx.Client(base_url=base)
         self._media = media
+
+    def can_tell(self, shape: tuple[int, ...]) -> bool:
+        """Nested lists can't tell how long the lists in an empty list are."""
+        return self._media != "json" or 0 not in shape[:-1]
 
     def lookup(
         self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"

@@ -54,16 +54,17 @@ class RunningServer:
 
     def __enter__(self) -> Self:
         assert self.process.stdout is not None
+        output = self.process.stdout.fileno()
         announced = ""
         deadline = time.monotonic() + START_SECONDS
         while not re.search(r"^  grpc .*\n", announced, re.MULTILINE):
-            ready, _, _ = select.select([self.process.stdout], [], [], deadline - time.monotonic())
-            line = self.process.stdout.readline() if ready else ""
-            if not line:
+            ready, _, _ = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
+            data = os.read(output, 65536) if ready else b""
+            if not data:
                 self.process.kill()
                 _, errors = self.process.communicate()
                 raise AssertionError(f"the server didn't start:\n{announced}{errors}")
-            announced += line
+            announced += data.decode()
         self.http = re.findall(r"http  (http://\S+)", announced)[0]
         self.grpc = re.findall(r"grpc  (grpc://\S+)", announced)[0]
         return self

@@ -10,9 +10,11 @@ tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,
 staging/                               what isn't published yet; readers never look into it
 """
 
+import difflib
 import json
 import os
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import BadFile, DataDirVersion, InvalidArgument
+from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType
 from gatherd.store.format import read_layout
 from gatherd.store.table import Table, open_readonly
@@ -34,6 +36,10 @@ MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.npy"
 DEFAULT_NAME = "default.npy"
 
+NAMES_SHOWN_MAX = 5
+# Comparing spellings takes time for each name.
+NAMES_COMPARED_MAX = 1000
+
 TABLE_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 _TABLE_NAME = re.compile(TABLE_NAME_PATTERN)
 
@@ -46,6 +52,20 @@ def check_table_name(name: str) -> str:
             "and begins with a letter, a digit or _"
         )
     return name
+
+
+def table_not_found(name: str, known: Iterable[str]) -> TableNotFound:
+    """The error for a table that isn't there: names the nearest of those that are."""
+    names = sorted(known)
+    near = difflib.get_close_matches(name[:128], names[:NAMES_COMPARED_MAX], n=3)
+    if near:
+        hint = f"did you mean {' or '.join(map(repr, near))}?"
+    elif names:
+        more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
+        hint = f"there are: {', '.join(names[:NAMES_SHOWN_MAX])}{more}"
+    else:
+        hint = "there is none"
+    return TableNotFound(f"no table {name!r}; {hint}", {"table": name})
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,15 +24,13 @@ from gatherd.errors import (
     ClientClosed,
     DeadlineExceeded,
     InvalidArgument,
-    TableNotFound,
     TableRefused,
 )
-from gatherd.store.catalog import Catalog, CatalogEntry, open_table, read_catalog
+from gatherd.store.catalog import Catalog, CatalogEntry, open_table, read_catalog, table_not_found
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.table import Table
 
-NAMES_SHOWN_MAX = 5
 # How often the catalog is read anew when its versions are dropped faster than they are opened.
 CATALOG_READS_MAX = 3
 
@@ -154,12 +152,7 @@ class LocalSession(Session):
 def _entry(view: _View, name: str) -> CatalogEntry:
     entry = view.catalog.tables.get(name)
     if entry is None:
-        names = sorted(view.catalog.tables)
-        listed = ", ".join(names[:NAMES_SHOWN_MAX]) or "none"
-        more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
-        raise TableNotFound(
-            f"there is no table {name!r}; there are: {listed}{more}", {"table": name}
-        )
+        raise table_not_found(name, view.catalog.tables)
     return entry
 
 

@@ -1,11 +1,10 @@
 """The tables that can be looked up: one live version of each name."""
 
-import difflib
 from collections.abc import Mapping
 from pathlib import Path
 
-from gatherd.errors import GatherdError, TableNotFound, TableRefused, VersionNotFound
-from gatherd.store.catalog import open_table, read_catalog, read_default_vector
+from gatherd.errors import GatherdError, TableRefused, VersionNotFound
+from gatherd.store.catalog import open_table, read_catalog, read_default_vector, table_not_found
 from gatherd.store.format import read_layout
 from gatherd.store.table import Preload, Table
 from gatherd_server.types import LIVE_VERSION, TableInfo, TableSource
@@ -35,12 +34,7 @@ class LiveTables:
             return TableRefused(
                 f"table {name!r} can't be served: {self._refused[name]}", {"table": name}
             )
-        near = difflib.get_close_matches(name, self._tables, n=3)
-        known = near or sorted(self._tables)[:5]
-        hint = f"; there are: {', '.join(known)}" if known else "; none is served"
-        if near:
-            hint = f"; did you mean {' or '.join(map(repr, near))}?"
-        return TableNotFound(f"no table {name!r}{hint}", {"table": name})
+        return table_not_found(name, self._tables)
 
     def info(self, name: str) -> TableInfo:
         """What is told about `name`, refused or not. TableNotFound when it isn't there."""

@@ -14,9 +14,10 @@ from gatherd.errors import MalformedRequest
 from gatherd_server.admission import Admission
 from gatherd_server.proto_codec import Part, byte_count
 
-# Below this the parts of a reply are joined: one write of a copy costs less than several writes.
-# Measured on the ASGI app, see docs of PartsResponse.
-JOIN_BYTES_MAX: Final = 64 << 10
+# Up to this the parts of a reply are joined, for a copy costs less than the ASGI messages and socket
+# writes it saves. Measured through uvicorn over loopback, p50 in µs, joined against one by one:
+# 1 id 106-156 against 135-182, 0.5 MB 460-550 against 710-750, 8 MB 5,000-5,400 against 4,100-4,600.
+JOIN_BYTES_MAX: Final = 1 << 20
 
 T = TypeVar("T")
 
@@ -91,6 +92,7 @@ class PartsResponse(Response):
         if total_bytes <= JOIN_BYTES_MAX:
             await send({"type": "http.response.body", "body": b"".join(self._parts)})
             return
-        for part in self._parts:
+        *first, last = self._parts
+        for part in first:
             await send({"type": "http.response.body", "body": part, "more_body": True})
-        await send({"type": "http.response.body", "body": b""})
+        await send({"type": "http.response.body", "body": last})

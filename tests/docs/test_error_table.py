@@ -1,0 +1,30 @@
+"""docs/protocol.md lists every error a request can meet, as each wire has it."""
+
+from pathlib import Path
+
+from gatherd.errors import ClientError, GatherdError, subclasses
+from gatherd_server.errors import StartError
+from gatherd_server.http.errors import KINDS
+from gatherd_server.rpc.errors import CODES
+
+DOCUMENT = Path(__file__).parent.parent.parent / "docs/protocol.md"
+
+
+def rows() -> list[str]:
+    """The table's rows; `python -m docs.test_error_table` in tests/ prints them anew."""
+    local = (ClientError, StartError)
+    return [
+        f"| `{cls.reason}` | `{cls.__name__}` | {CODES[cls].name} "
+        f"| {KINDS[cls].code} | {KINDS[cls].status} |"
+        for cls in subclasses()
+        if cls is not GatherdError and not issubclass(cls, local)
+    ]
+
+
+def test_every_error_of_a_request_is_in_the_table() -> None:
+    documented = [line for line in DOCUMENT.read_text().splitlines() if line.startswith("| `")]
+    assert documented[-len(rows()) :] == rows()
+
+
+if __name__ == "__main__":
+    print("\n".join(rows()))

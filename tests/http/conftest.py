@@ -1,0 +1,90 @@
+"""The HTTP app in this process, asked through ASGI or through a real web server."""
+
+import asyncio
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+
+from gatherd_server.http.rest import create_app
+from support.small_engine import SmallEngine, small_engine
+
+
+class AppClient:
+    """Asks an ASGI app, each request to its end."""
+
+    def __init__(self, app: Any, runner: asyncio.Runner) -> None:
+        self._client = httpx.AsyncClient(
+            transport=httpx.ASGITransport(app), base_url="http://gatherd.test"
+        )
+        self._runner = runner
+
+    def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
+        return self._runner.run(self._client.request(method, path, **options))
+
+    def close(self) -> None:
+        self._runner.run(self._client.aclose())
+
+
+@pytest.fixture(scope="session")
+def small(tmp_path_factory: pytest.TempPathFactory) -> SmallEngine:
+    return small_engine(tmp_path_factory.mktemp("tables"))
+
+
+@pytest.fixture(scope="session")
+def runner() -> Iterator[asyncio.Runner]:
+    with asyncio.Runner() as runner:
+        yield runner
+
+
+@pytest.fixture(scope="session")
+def make_client(runner: asyncio.Runner) -> Iterator[Callable[[SmallEngine], AppClient]]:
+    made: list[AppClient] = []
+
+    def make(small: SmallEngine) -> AppClient:
+        made.append(AppClient(create_app(small.engine, small.admission), runner))
+        return made[-1]
+
+    yield make
+    for client in made:
+        client.close()
+
+
+@pytest.fixture(scope="session")
+def ask(make_client: Callable[[SmallEngine], AppClient], small: SmallEngine) -> AppClient:
+    return make_client(small)
+
+
+@pytest.fixture
+def narrow(
+    make_client: Callable[[SmallEngine], AppClient], tmp_path: Path
+) -> Callable[..., tuple[AppClient, SmallEngine]]:
+    """A client of a server with other limits."""
+
+    def make(**limits: int) -> tuple[AppClient, SmallEngine]:
+        small = small_engine(tmp_path, **limits)
+        return make_client(small), small
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def url(small: SmallEngine) -> Iterator[str]:
+    """Where a real web server answers."""
+    # The app takes connections from here on; whoever comes before it is up waits in the queue.
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = create_app(small.engine, small.admission)
+    server = uvicorn.Server(
+        uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    yield "http://127.0.0.1:{}".format(listener.getsockname()[1])
+    server.should_exit = True
+    thread.join()
+    listener.close()
