@@ -6,7 +6,12 @@ GatherdError
     └── AddressInUse               a port or socket path is taken
 """
 
-from gatherd.errors import GatherdError
+import logging
+
+from gatherd.errors import GatherdError, InternalError
+
+_UNEXPECTED = "an unexpected error happened in the server; its log says more"
+_log = logging.getLogger("gatherd")
 
 
 class StartError(GatherdError):
@@ -25,3 +30,9 @@ class AddressInUse(StartError):
     """A port or socket path is taken."""
 
     reason = "ADDRESS_IN_USE"
+
+
+def unexpected(error: Exception) -> InternalError:
+    """Log an exception nobody foresaw, once, and give what is answered in its place."""
+    _log.error("unexpected error while answering a request", exc_info=error)
+    return InternalError(_UNEXPECTED)

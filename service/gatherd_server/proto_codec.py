@@ -174,8 +174,21 @@ def _varint(value: int) -> bytes:
     return bytes(out)
 
 
-def table_message(info: TableInfo) -> table_pb2.Table:
-    """What is told about a table."""
+def list_tables_reply(infos: Sequence[TableInfo], limits: Limits) -> bytes:
+    """A ListTablesResponse."""
+    return table_pb2.ListTablesResponse(
+        tables=map(_table_message, infos), limits=_limits_message(limits)
+    ).SerializeToString()
+
+
+def get_table_reply(info: TableInfo, limits: Limits) -> bytes:
+    """A GetTableResponse."""
+    return table_pb2.GetTableResponse(
+        table=_table_message(info), limits=_limits_message(limits)
+    ).SerializeToString()
+
+
+def _table_message(info: TableInfo) -> table_pb2.Table:
     return table_pb2.Table(
         name=info.name,
         rows=info.row_count,
@@ -187,8 +200,7 @@ def table_message(info: TableInfo) -> table_pb2.Table:
     )
 
 
-def limits_message(limits: Limits) -> table_pb2.Limits:
-    """What one request may hold."""
+def _limits_message(limits: Limits) -> table_pb2.Limits:
     return table_pb2.Limits(
         request_bytes_max=limits.request_bytes_max,
         reply_bytes_max=limits.reply_bytes_max,

@@ -36,7 +36,7 @@ class ServedTables:
 
 
 def _mean(rows: NDArray[Any]) -> NDArray[np.float32]:
-    return rows.astype(np.float32).astype(np.float64).mean(axis=0).astype(np.float32)
+    return np.asarray(rows.astype(np.float32).mean(axis=0, dtype=np.float64), np.float32)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import base64
 import io
 import json
 from abc import ABC, abstractmethod
-from typing import Any, NoReturn
+from typing import Any, NoReturn, cast
 
 import grpc
 import httpx
@@ -42,7 +42,7 @@ class Surface(ABC):
 
     name: str
 
-    def can_tell(self, shape: tuple[int, ...]) -> bool:  # noqa: ARG002  # overridden
+    def can_tell(self, shape: tuple[int, ...]) -> bool:
         """Whether this surface can carry ids of `shape`."""
         return True
 
@@ -128,7 +128,7 @@ def id_tensor(ids: Any) -> tensor_pb2.Tensor:
         array = array.astype(np.uint8)
         return tensor_pb2.Tensor(dtype=99, shape=array.shape, data=array.tobytes())  # type: ignore[arg-type]  # no such dtype
     array = array.astype(array.dtype.newbyteorder("<"))
-    wire = tensor_pb2.DType.Value(f"DTYPE_{array.dtype.name.upper()}")
+    wire = f"DTYPE_{array.dtype.name.upper()}"
     return tensor_pb2.Tensor(dtype=wire, shape=array.shape, data=array.tobytes())
 
 
@@ -214,7 +214,7 @@ class Grpc(Surface):
             address.removeprefix("grpc://"),
             options=[("grpc.max_receive_message_length", -1)],
         )
-        self._stub = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)
+        self._stub = embedding_pb2_grpc.EmbeddingServiceStub(self._channel)  # type: ignore[no-untyped-call]  # generated
 
     def lookup(
         self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
@@ -276,9 +276,12 @@ class GrpcStream(Grpc):
 
 
 def raise_grpc_error(error: grpc.RpcError) -> NoReturn:
-    metadata = dict(error.trailing_metadata() or ())  # type: ignore[attr-defined]  # a Call too
-    status = status_pb2.Status.FromString(metadata["grpc-status-details-bin"])
-    assert status.code == error.code().value[0]  # type: ignore[attr-defined]
+    call = cast("grpc.Call", error)  # every error of a call is one
+    metadata = dict(call.trailing_metadata() or ())
+    details = metadata["grpc-status-details-bin"]
+    assert isinstance(details, bytes)
+    status = status_pb2.Status.FromString(details)
+    assert status.code == call.code().value[0]
     raise_status(status)
 
 

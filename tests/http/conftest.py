@@ -84,7 +84,7 @@ def url(small: SmallEngine) -> Iterator[str]:
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield "http://127.0.0.1:{}".format(listener.getsockname()[1])
+    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
     server.should_exit = True
     thread.join()
     listener.close()

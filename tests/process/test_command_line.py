@@ -89,6 +89,7 @@ def test_every_setting_and_command_is_documented() -> None:
         (row,) = [line for line in document.splitlines() if line.startswith(f"| `{name}` |")]
         default = field.default.value if hasattr(field.default, "value") else field.default
         assert f"| `{json.dumps(default) if default != () else '[]'}` |" in row, name
+        assert field.description
         assert field.description in row, name
     commands = (ROOT / "docs/cli.md").read_text()
     for name in cli.commands:

@@ -6,6 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import httpx
@@ -154,9 +155,7 @@ def test_a_killed_worker_comes_back_while_the_others_serve(path: Path) -> None:
         with Client(server.http) as client:
             for victim in before:
                 os.kill(victim, signal.SIGKILL)
-                wait_until(
-                    lambda victim=victim: victim not in server.worker_pids(), "the worker is gone"
-                )
+                wait_until(partial(is_gone, victim), "the worker is gone")
                 for _ in range(50):
                     client.lookup("words", [1, 2, 3])
                 wait_until(lambda: len(server.worker_pids()) == 2, "a new worker is there")
@@ -165,13 +164,15 @@ def test_a_killed_worker_comes_back_while_the_others_serve(path: Path) -> None:
     assert "was killed by SIGKILL; a new one starts" in server.log
 
 
+def is_gone(pid: int) -> bool:
+    return not Path(f"/proc/{pid}").exists()
+
+
 def test_workers_end_when_the_supervisor_is_killed(path: Path) -> None:
     with RunningServer(f"words={path}", "--workers", "2") as server:
         workers = server.worker_pids()
         server.process.kill()
-        wait_until(
-            lambda: not any(Path(f"/proc/{pid}").exists() for pid in workers), "workers are gone"
-        )
+        wait_until(lambda: all(map(is_gone, workers)), "workers are gone")
 
 
 def test_workers_share_one_copy_of_a_table(tmp_path: Path) -> None:

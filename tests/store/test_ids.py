@@ -38,6 +38,9 @@ def test_nested_lists_become_the_array_numpy_makes_or_are_ragged(ids: Any) -> No
         ([1, None], r"ids\[1\] is null"),
         ([1, "2"], r"ids\[1\] is a str"),
         (True, "ids is the bool True"),
+        (1.0, "ids is the float 1.0"),
+        ({}, "ids is a dict"),
+        (None, "ids is null"),
         (np.array(["a"]), "ids must be integers, not <U1"),
         (np.array([1.0]), "ids must be integers, not float64"),
         (np.array([1], object), "ids must be integers, not object"),
@@ -92,7 +95,7 @@ def test_the_one_pass_range_check_agrees_with_the_plain_one(ids: Any, row_count:
         (16, (3,), r"of shape \(3,\) and dtype int64 are 24 bytes; 16 were sent"),
         (8, (-1,), "negative"),
         (0, (2**62, 2**62), "bytes; 0 were sent"),
-        (8, (1,) * 33, "33 dimensions"),
+        (8, (1,) * 32, "32 dimensions"),
     ],
 )
 def test_bytes_that_are_not_the_shape_are_refused(

@@ -36,7 +36,7 @@ class SmallEngine:
 def small_engine(folder: Path, **limits: int) -> SmallEngine:
     """Tables words (float32), half (float16), odd (NaN and infinity) and empty (no rows)."""
     rng = np.random.default_rng(7)
-    tables = {
+    tables: dict[str, NDArray[Any]] = {
         "words": rng.normal(size=(5000, 64)).astype(np.float32),
         "half": rng.normal(size=(300, 5)).astype(np.float16),
         "odd": np.array([[np.nan, np.inf], [-np.inf, 1.5]], np.float32),
@@ -59,7 +59,7 @@ def lookup_request(table: str, ids: Any, **fields: Any) -> embedding_pb2.LookupR
     """A LookupRequest with ids of an integer dtype."""
     array = np.asarray(ids)
     tensor = tensor_pb2.Tensor(
-        dtype=tensor_pb2.DType.Value(f"DTYPE_{array.dtype.name.upper()}"),
+        dtype=f"DTYPE_{array.dtype.name.upper()}",
         shape=array.shape,
         data=array.tobytes(),
     )

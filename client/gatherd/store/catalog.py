@@ -37,6 +37,7 @@ WEIGHTS_NAME = "weights.npy"
 DEFAULT_NAME = "default.npy"
 
 NAMES_SHOWN_MAX = 5
+NAME_SHOWN_MAX = 128
 # Comparing spellings takes time for each name.
 NAMES_COMPARED_MAX = 1000
 
@@ -56,8 +57,9 @@ def check_table_name(name: str) -> str:
 
 def table_not_found(name: str, known: Iterable[str]) -> TableNotFound:
     """The error for a table that isn't there: names the nearest of those that are."""
+    name = name[:NAME_SHOWN_MAX]
     names = sorted(known)
-    near = difflib.get_close_matches(name[:128], names[:NAMES_COMPARED_MAX], n=3)
+    near = difflib.get_close_matches(name, names[:NAMES_COMPARED_MAX], n=3)
     if near:
         hint = f"did you mean {' or '.join(map(repr, near))}?"
     elif names:

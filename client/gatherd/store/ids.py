@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from gatherd.errors import IdOutOfRange, InvalidArgument
 
 OFFENDERS_MAX = 5
-NESTING_MAX = 32
+# One less than the dimensions that every NumPy can count, for the reply has one more.
+NESTING_MAX = 31
 _INT64_MAX = 2**63 - 1
 
 
@@ -25,7 +26,7 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     interface. InvalidArgument for floats, bools, strings, objects and ragged lists;
     IdOutOfRange for an integer that no 64-bit type holds.
     """
-    if isinstance(ids, list | tuple | int):
+    if ids is None or isinstance(ids, list | tuple | int | float | str | bytes | dict):
         return _from_nested(ids)
     array = np.asarray(ids)
     if array.dtype.kind not in "iu":
@@ -36,7 +37,7 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
 
 
-def _from_nested(ids: list[Any] | tuple[Any, ...] | int) -> NDArray[np.integer[Any]]:
+def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
     if not _plain_integers(ids, 0):
         _check_leaves(ids)
     try:

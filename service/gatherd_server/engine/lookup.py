@@ -22,8 +22,7 @@ def resolve(plans: Sequence[LookupPlan], tables: LiveTables, limits: Limits) -> 
 def reply_bytes(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> int:
     """Bytes of all vectors and statuses that answer `plans`."""
     return sum(
-        plan.ids.size
-        * (table.dim * plan.dtype.itemsize + (plan.missing is not Missing.ERROR))
+        plan.ids.size * (table.dim * plan.dtype.itemsize + (plan.missing is not Missing.ERROR))
         for plan, table in zip(plans, tables, strict=True)
     )
 

@@ -65,7 +65,9 @@ def ids_from_octets(body: bytes, dtype_name: str, shape: str | None) -> Ids:
     dtype = ID_DTYPES.get(dtype_name)
     if dtype is None:
         known = ", ".join(ID_DTYPES)
-        raise InvalidArgument(f"ids can't have dtype {dtype_name!r}; they can have {known}")
+        raise InvalidArgument(
+            f"ids must be integers, not {dtype_name!r}; ids_dtype is one of {known}"
+        )
     if shape is None:
         return ids_from_bytes(body, dtype, None)
     if not _SHAPE.fullmatch(shape):

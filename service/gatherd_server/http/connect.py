@@ -1,8 +1,8 @@
 """The Connect protocol, unary: gatherd.v1 over HTTP/1.1 as protobuf or JSON.
 
 https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Plain
-ASGI, for this is the HTTP port's hot path. Left out on purpose: compression, GET requests (a body
-of ids doesn't belong in a URL), and streams, which gRPC has.
+ASGI, for this is the HTTP port's hot path. Left out on purpose: compressed replies, GET requests (a
+body of ids doesn't belong in a URL), and streams, which gRPC has.
 """
 
 import asyncio
@@ -30,9 +30,10 @@ from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
+from gatherd_server.errors import unexpected
 from gatherd_server.http.body import PartsResponse, Workers, read_body
-from gatherd_server.http.errors import allow_header, connect_error, connect_problem, unexpected
-from gatherd_server.http.media import split
+from gatherd_server.http.errors import allow_header, connect_error, connect_problem
+from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
 from gatherd_server.proto_codec import Part
 
 PROTO: Final = "application/proto"
@@ -86,18 +87,12 @@ def _procedures(engine: Engine, admission: Admission) -> list[_Procedure]:
         return _Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
 
     def list_tables(_request: table_pb2.ListTablesRequest) -> _Work:
-        reply = table_pb2.ListTablesResponse(
-            tables=map(proto_codec.table_message, engine.tables()),
-            limits=proto_codec.limits_message(admission.limits),
-        )
-        return _Work(lambda: [reply.SerializeToString()])
+        reply = proto_codec.list_tables_reply(engine.tables(), admission.limits)
+        return _Work(lambda: [reply])
 
     def get_table(request: table_pb2.GetTableRequest) -> _Work:
-        reply = table_pb2.GetTableResponse(
-            table=proto_codec.table_message(engine.table(request.table)),
-            limits=proto_codec.limits_message(admission.limits),
-        )
-        return _Work(lambda: [reply.SerializeToString()])
+        reply = proto_codec.get_table_reply(engine.table(request.table), admission.limits)
+        return _Work(lambda: [reply])
 
     embedding, table = "/gatherd.v1.EmbeddingService/", "/gatherd.v1.TableService/"
     return [
@@ -158,8 +153,8 @@ class _Endpoint:
         media_type, charset = split(headers.get(b"content-type", b"").decode("latin-1"))
         if media_type not in (PROTO, JSON) or charset not in ("", "utf-8", "utf8"):
             return _wrong_media_type(media_type, charset)
-        encoding = headers.get(b"content-encoding", b"identity").decode("latin-1")
-        if encoding not in ("", "identity"):
+        encoding = content_encoding(headers)
+        if encoding not in ENCODINGS:
             return _wrong_encoding(encoding)
         try:
             return await self._in_time(headers, receive, media_type)
@@ -230,7 +225,11 @@ class _UnknownProcedure:
 def _parse_json(message: Message, body: bytes) -> Message:
     name = message.DESCRIPTOR.full_name
     try:
-        return json_format.Parse(body.decode(), message)
+        text = body.decode()
+        # json_format takes an empty list for a message without fields.
+        if not text.lstrip().startswith("{"):
+            raise MalformedRequest(f"the body isn't a {name} in JSON: it isn't an object")
+        return json_format.Parse(text, message)
     except (json_format.ParseError, UnicodeDecodeError, RecursionError) as error:
         raise MalformedRequest(f"the body isn't a {name} in JSON: {error}") from None
 
@@ -260,5 +259,5 @@ def _wrong_media_type(media_type: str, charset: str) -> Response:
 
 
 def _wrong_encoding(encoding: str) -> Response:
-    error = Unimplemented(f"the Content-Encoding is {encoding}; accepted is identity")
-    return connect_problem(error, 501, "unimplemented", {"Accept-Encoding": "identity"})
+    error = Unimplemented(f"the Content-Encoding is {encoding}; accepted are {ACCEPT_ENCODING}")
+    return connect_problem(error, 501, "unimplemented", {"Accept-Encoding": ACCEPT_ENCODING})

@@ -7,7 +7,6 @@ REST's.
 """
 
 import base64
-import logging
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,15 +20,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gatherd import errors
 from gatherd_proto.v1.status_pb2 import ErrorInfo
 from gatherd_server.admission import RETRY_AFTER_SECONDS
-from gatherd_server.errors import AddressInUse, ConfigError, StartError
+from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
 from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
 
 PROBLEM_JSON: Final = "application/problem+json"
-UNEXPECTED: Final = "an unexpected error happened in the server; its log says more"
 # A message quotes what was sent, and that can be as long as a body.
 MESSAGE_CHARS_MAX: Final = 4096
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,12 +98,6 @@ _STATUS_REASONS: Final[Mapping[int, str]] = {
 def kind_of(error: errors.GatherdError) -> Kind:
     """The kind of `error`'s class, or of the nearest class above it that has one."""
     return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
-
-
-def unexpected(error: Exception) -> errors.InternalError:
-    """Log an exception nobody foresaw, and give what is answered in its place."""
-    _log.error("unexpected error while answering a request", exc_info=error)
-    return errors.InternalError(UNEXPECTED)
 
 
 def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) -> Response:

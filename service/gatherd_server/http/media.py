@@ -12,22 +12,30 @@ JSON: Final = "application/json"
 OCTETS: Final = "application/octet-stream"
 NPY: Final = "application/x-npy"
 
+# gzip because some Connect clients use it unasked; replies are never compressed.
+ENCODINGS: Final = ("identity", "gzip")
+ACCEPT_ENCODING: Final = ", ".join(ENCODINGS)
 # RFC 9110, 12.4.2.
 _WEIGHT = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")
+
+
+def content_encoding(headers: Mapping[bytes, bytes]) -> str:
+    """How the body is compressed: "identity" when it isn't, in lower case."""
+    return headers.get(b"content-encoding", b"").decode("latin-1").strip().lower() or "identity"
 
 
 def content_type(headers: Mapping[bytes, bytes], accepted: Sequence[str]) -> str:
     """The body's media type, one of `accepted`.
 
     HTTPException 415 when it is another, isn't said, is in another charset than UTF-8, or the body
-    is compressed.
+    is compressed otherwise than by gzip.
     """
-    encoding = headers.get(b"content-encoding", b"identity").decode("latin-1").strip().lower()
-    if encoding not in ("", "identity"):
+    encoding = content_encoding(headers)
+    if encoding not in ENCODINGS:
         raise HTTPException(
             415,
-            f"the body has Content-Encoding {encoding!r}; bodies are taken uncompressed",
-            {"Accept-Encoding": "identity"},
+            f"the body has Content-Encoding {encoding!r}; accepted are: {ACCEPT_ENCODING}",
+            {"Accept-Encoding": ACCEPT_ENCODING},
         )
     value = headers.get(b"content-type", b"").decode("latin-1")
     media_type, charset = split(value)

@@ -2,7 +2,7 @@
 
 Handlers take the raw request, because bodies are bounded while they are read and because FastAPI's
 own validation answers in another shape than RFC 9457; openapi.py describes what they take. Left out
-on purpose: compression (floats don't compress) and GET with ids in the query.
+on purpose: compressed replies (floats don't compress) and GET with ids in the query.
 """
 
 import re
@@ -152,7 +152,7 @@ def _plan(table: str, ids: arrays.Ids, asked: LookupBody) -> LookupPlan:
 def _check_value_count(body: bytes, lookup_count: int, admission: Admission) -> None:
     # Parsed JSON takes many times the memory of its text, so too many ids end here.
     admission.limits.check(
-        "ids_max", "the request has", body.count(b",") + 1 - lookup_count * _MEMBERS_MAX
+        "ids_max", "the request has at least", body.count(b",") + 1 - lookup_count * _MEMBERS_MAX
     )
 
 

@@ -5,7 +5,6 @@ google.rpc does, and when a retry may help the trailer retry-after, in seconds. 
 metadata, of which a peer takes 8 KiB, so what is quoted in them is cut.
 """
 
-import logging
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
@@ -20,7 +19,6 @@ from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
 
 DETAILS_TRAILER: Final = "grpc-status-details-bin"
 RETRY_TRAILER: Final = "retry-after"
-UNEXPECTED: Final = "an unexpected error happened in the server; its log says more"
 
 # The message goes out twice, once percent-encoded at three bytes for one and once in base64 with
 # the metadata: 3 * 1024 + (1024 + 1024) * 4 / 3 bytes and the names stay under 8 KiB.
@@ -28,7 +26,6 @@ MESSAGE_BYTES_MAX: Final = 1024
 METADATA_BYTES_MAX: Final = 1024
 METADATA_VALUE_BYTES_MAX: Final = 200
 
-_log = logging.getLogger(__name__)
 _Code = grpc.StatusCode
 
 CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
@@ -65,12 +62,6 @@ CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
 def code_of(error: errors.GatherdError) -> grpc.StatusCode:
     """The code of `error`'s class, or of the nearest class above it that has one."""
     return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
-
-
-def unexpected(error: Exception) -> errors.InternalError:
-    """Log an exception nobody foresaw, and give what is answered in its place."""
-    _log.error("unexpected error while answering a call", exc_info=error)
-    return errors.InternalError(UNEXPECTED)
 
 
 def status_message(error: errors.GatherdError) -> Status:

@@ -105,7 +105,9 @@ class RpcServer:
         """Turn new calls away, answer those under way for `grace_seconds`, cancel the rest.
 
         Returns when all of that is done. Streams answer what they received and end, with
-        UNAVAILABLE unless the client had sent everything.
+        UNAVAILABLE unless the client had sent everything. A call that reaches the process in the
+        very moment of the stop, before a thread has it, is cancelled by grpc's core: its client
+        reads CANCELLED (https://github.com/grpc/grpc/issues/41785), and nothing was done.
         """
         if self._server is None or self._pool is None:
             return

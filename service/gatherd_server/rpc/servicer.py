@@ -17,7 +17,8 @@ from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec
 from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
 from gatherd_server.engine.engine import Engine
-from gatherd_server.rpc.errors import abort, status_message, unexpected
+from gatherd_server.errors import unexpected
+from gatherd_server.rpc.errors import abort, status_message
 from gatherd_server.rpc.streams import RequestReader
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
@@ -82,20 +83,15 @@ class Servicer:
     def _list_tables(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         def work() -> bytes:
             proto_codec.parse(table_pb2.ListTablesRequest(), body)
-            return table_pb2.ListTablesResponse(
-                tables=map(proto_codec.table_message, self._engine.tables()),
-                limits=proto_codec.limits_message(self._admission.limits),
-            ).SerializeToString()
+            return proto_codec.list_tables_reply(self._engine.tables(), self._admission.limits)
 
         return _answer(context, work)
 
     def _get_table(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         def work() -> bytes:
             request = proto_codec.parse(table_pb2.GetTableRequest(), body)
-            return table_pb2.GetTableResponse(
-                table=proto_codec.table_message(self._engine.table(request.table)),
-                limits=proto_codec.limits_message(self._admission.limits),
-            ).SerializeToString()
+            info = self._engine.table(request.table)
+            return proto_codec.get_table_reply(info, self._admission.limits)
 
         return _answer(context, work)
 

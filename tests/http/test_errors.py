@@ -1,0 +1,36 @@
+import pytest
+
+from gatherd.errors import GatherdError, InternalError, MalformedRequest, Overloaded, subclasses
+from gatherd_server.http.errors import CONNECT_STATUS, KINDS, kind_of, problem
+
+
+def wire_classes() -> list[type[GatherdError]]:
+    return [
+        cls for cls in subclasses() if cls.__module__.startswith(("gatherd.", "gatherd_server."))
+    ]
+
+
+def test_every_error_class_has_its_own_status() -> None:
+    assert [cls for cls in wire_classes() if cls not in KINDS] == []
+
+
+def test_every_code_is_one_of_connects() -> None:
+    assert {kind.code for kind in KINDS.values()} <= set(CONNECT_STATUS)
+
+
+def test_a_new_leaf_takes_the_status_of_its_parent() -> None:
+    class Leaf(MalformedRequest):
+        pass
+
+    assert kind_of(Leaf("x")) == KINDS[MalformedRequest]
+
+
+@pytest.mark.parametrize(("seconds", "header"), [(None, "1"), (0.2, "1"), (3.5, "4")])
+def test_retry_after_is_whole_seconds(seconds: float | None, header: str) -> None:
+    error = Overloaded("full", retry_after_seconds=seconds)
+    assert problem(error).headers["retry-after"] == header
+
+
+def test_a_message_that_quotes_a_body_is_cut() -> None:
+    body = problem(InternalError("x\ud800" * 100_000, {"a": "y" * 100_000})).body
+    assert len(bytes(body)) < 20_000
