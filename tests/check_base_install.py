@@ -33,7 +33,9 @@ def main() -> None:
             capture_output=True,
             text=True,
         ).stdout
-        installed = {line.partition("==")[0].lower() for line in listed.splitlines()}
+        installed = {
+            line.partition("==")[0].lower().replace("_", "-") for line in listed.splitlines()
+        }
         extra = installed - EXPECTED - {"pip", "setuptools"}
         if extra:
             sys.exit(f"the base install brings more than the client needs: {sorted(extra)}")
