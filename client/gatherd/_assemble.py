@@ -11,10 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._chunks import Piece
-from gatherd._codec import DTYPE_CODES, LookupReply, unreadable
-from gatherd._lookup import Answer, IdArray, LookupSpec, check_dim
+from gatherd._codec import DTYPE_CODES, LookupReply
+from gatherd._lookup import Answer, LookupSpec, check_dim
+from gatherd._protobuf import unreadable
 from gatherd.store.dtypes import bfloat16_to_float32
-from gatherd.store.table import Missing
+from gatherd.store.query import Missing
 
 
 class Assembler:
@@ -27,19 +28,19 @@ class Assembler:
         self._vectors: NDArray[Any] | None = None
         self._status: NDArray[np.uint8] | None = None
 
-    def ids_of(self, piece: Piece) -> IdArray:
-        """The ids to send for `piece`: in their own shape when they are all of the lookup's."""
-        if self._is_whole(piece):
-            return self.spec.ids
-        return self.spec.ids.reshape(-1)[piece.start : piece.stop]
+    def cut(self, piece: Piece) -> LookupSpec:
+        """What to send for `piece`: the lookup itself, in its own shape, when that is all of it."""
+        return self.spec.cut(piece.start, piece.stop)
 
-    def add(self, piece: Piece, reply: LookupReply) -> None:
-        """Take the reply to `piece`. InternalError when it doesn't answer what was asked."""
-        shape = self.ids_of(piece).shape
-        dim = self._check(reply, shape)
+    def add(self, piece: Piece, part: LookupSpec, reply: LookupReply) -> None:
+        """Take the reply to `part`, the cut of `piece`.
+
+        InternalError when it doesn't answer what was asked.
+        """
+        dim = self._check(reply, part)
         data = np.frombuffer(reply.data, self.spec.reply.wire.storage)
-        if self._is_whole(piece):
-            self._take_whole(reply, data, (*shape, dim))
+        if part is self.spec:
+            self._take_whole(reply, data, (*part.vectors_shape, dim))
         else:
             self._take_run(reply, data, piece, dim)
 
@@ -49,24 +50,21 @@ class Assembler:
             raise unreadable("it holds fewer lookups than were asked")
         return Answer(self._vectors, self._status)
 
-    def _is_whole(self, piece: Piece) -> bool:
-        return piece.start == 0 and piece.stop == self.spec.ids.size
-
-    def _check(self, reply: LookupReply, shape: tuple[int, ...]) -> int:
-        """The dim of a reply to ids of `shape`."""
-        spec = self.spec
+    def _check(self, reply: LookupReply, part: LookupSpec) -> int:
+        """The dim of a reply to `part`."""
+        spec, shape, ids = self.spec, part.vectors_shape, part.asked.size
         where = f"table {spec.table!r}: "
         if reply.dtype != DTYPE_CODES[spec.reply.wire]:
             raise unreadable(
                 f"{where}dtype {reply.dtype} isn't the {spec.reply.wire.value} asked for"
             )
         if len(reply.shape) != len(shape) + 1 or tuple(reply.shape[:-1]) != shape:
-            raise unreadable(f"{where}shape {reply.shape} doesn't answer ids of shape {shape}")
+            raise unreadable(f"{where}shape {reply.shape} doesn't answer vectors of shape {shape}")
         dim = reply.shape[-1]
         if dim < 0 or math.prod(reply.shape) * spec.reply.wire.itemsize != len(reply.data):
             raise unreadable(f"{where}{len(reply.data)} bytes can't have shape {reply.shape}")
-        if spec.missing is not Missing.ERROR and len(reply.status) != math.prod(shape):
-            raise unreadable(f"{where}{len(reply.status)} status bytes for {math.prod(shape)} ids")
+        if spec.missing is not Missing.ERROR and len(reply.status) != ids:
+            raise unreadable(f"{where}{len(reply.status)} status bytes for {ids} ids")
         if self.version and reply.version != self.version:
             raise unreadable(f"{where}version {reply.version} answered, {self.version} was asked")
         check_dim(spec, dim)
@@ -76,7 +74,8 @@ class Assembler:
     def _take_whole(self, reply: LookupReply, data: NDArray[Any], shape: tuple[int, ...]) -> None:
         reply_type = self.spec.reply
         if self.spec.missing is not Missing.ERROR:
-            self._status = np.frombuffer(reply.status, np.uint8).reshape(shape[:-1]).copy()
+            status = np.frombuffer(reply.status, np.uint8)
+            self._status = status.reshape(self.spec.asked.shape).copy()
         if self.spec.out is None and not reply_type.widened:
             if not (data.flags.aligned and data.flags.writeable):
                 data = data.copy()
@@ -86,18 +85,18 @@ class Assembler:
         self._fill(self._vectors, _reshape(data, shape))
 
     def _take_run(self, reply: LookupReply, data: NDArray[Any], piece: Piece, dim: int) -> None:
-        ids = self.spec.ids
+        spec = self.spec
         if self._vectors is None:
-            self._vectors = self._target((*ids.shape, dim))
-            if self.spec.missing is not Missing.ERROR:
-                self._status = np.empty(ids.shape, np.uint8)
+            self._vectors = self._target((*spec.vectors_shape, dim))
+            if spec.missing is not Missing.ERROR:
+                self._status = np.empty(spec.asked.shape, np.uint8)
         if self._vectors.shape[-1] != dim:
-            raise unreadable(f"table {self.spec.table!r} changed its dim within one version")
-        rows = self._vectors.reshape(ids.size, dim)[piece.start : piece.stop]
+            raise unreadable(f"table {spec.table!r} changed its dim within one version")
+        rows = self._vectors.reshape(spec.vector_count, dim)[piece.start : piece.stop]
         self._fill(rows, data.reshape(rows.shape))
         if self._status is not None:
-            flat = self._status.reshape(-1)
-            flat[piece.start : piece.stop] = np.frombuffer(reply.status, np.uint8)
+            begin, end = spec.first_id(piece.start), spec.first_id(piece.stop)
+            self._status.reshape(-1)[begin:end] = np.frombuffer(reply.status, np.uint8)
 
     def _target(self, shape: tuple[int, ...]) -> NDArray[Any]:
         if self.spec.out is not None:

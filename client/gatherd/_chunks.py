@@ -1,17 +1,23 @@
 """How lookups are laid into requests that a server takes.
 
 Whole lookups are packed together while they fit; a lookup that doesn't fit into a request of its
-own is split into runs of ids. The order is kept, so a table's first piece is answered first and
-its version can pin the others.
+own is split into runs: of ids or keys, or of whole bags. The order is kept, so a table's first
+piece is answered first and its version can pin the others.
 """
 
 import sys
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
 
 # Bytes around the data of one lookup in a message: tags, lengths, dtype, version, policy.
 REQUEST_FRAME_BYTES = 64
 REPLY_FRAME_BYTES = 96
+# … and around offsets and weights: their tags, lengths, dtypes and shapes, pooling and padding id.
+BAGS_FRAME_BYTES = 96
 DIMENSION_BYTES = 10
 
 
@@ -25,37 +31,33 @@ class Limits:
     tables_max: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Cost:
-    """What one lookup needs: a fixed number of bytes each way, and some for every id."""
+    """What one lookup needs: bytes each way, fixed ones, some a vector and some an id.
 
-    ids: int
+    `vectors` is how many are asked for, one an id or one a bag; the ids of vector i are those from
+    `starts[i]` up to `starts[i + 1]`, or just id i when `starts` is None.
+    """
+
+    vectors: int
     request_bytes: int
+    request_bytes_per_vector: int
     request_bytes_per_id: int
     reply_bytes: int
+    reply_bytes_per_vector: int
     reply_bytes_per_id: int
+    starts: NDArray[np.int64] | None = None
 
-    @classmethod
-    def of(
-        cls, name_bytes: int, shape: tuple[int, ...], id_bytes: int, reply_row_bytes: int
-    ) -> "Cost":
-        """The cost of a lookup of `shape` ids; `reply_row_bytes` is a vector and its status."""
-        count = 1
-        for extent in shape:
-            count *= extent
-        frame = DIMENSION_BYTES * (len(shape) + 1)
-        return cls(
-            count,
-            REQUEST_FRAME_BYTES + name_bytes + frame,
-            id_bytes,
-            REPLY_FRAME_BYTES + frame,
-            reply_row_bytes,
-        )
+    def ids(self, start: int, stop: int) -> int:
+        """How many ids the vectors from `start` up to `stop` have."""
+        if self.starts is None:
+            return stop - start
+        return int(self.starts[stop] - self.starts[start])
 
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """The ids from `start` to `stop`, in row-major order, of one of the lookups."""
+    """The vectors from `start` to `stop`, in row-major order, of one of the lookups."""
 
     lookup: int
     start: int
@@ -71,50 +73,63 @@ class _Room:
     ids: int
     tables: int
 
-    def ids_that_fit(self, cost: Cost) -> int:
-        """How many of a lookup's ids fit; −1 when not even an empty one does."""
-        request = self.request_bytes - cost.request_bytes
-        reply = self.reply_bytes - cost.reply_bytes
-        if self.tables < 1 or request < 0 or reply < 0:
-            return -1
-        return min(
-            self.ids,
-            request // max(1, cost.request_bytes_per_id),
-            reply // max(1, cost.reply_bytes_per_id),
+    def take(self, cost: Cost, start: int, stop: int) -> None:
+        """Use room for these vectors of a lookup; what wasn't enough is then below 0."""
+        vectors, ids = stop - start, cost.ids(start, stop)
+        self.request_bytes -= (
+            cost.request_bytes
+            + vectors * cost.request_bytes_per_vector
+            + ids * cost.request_bytes_per_id
         )
-
-    def take(self, cost: Cost, count: int) -> None:
-        self.request_bytes -= cost.request_bytes + count * cost.request_bytes_per_id
-        self.reply_bytes -= cost.reply_bytes + count * cost.reply_bytes_per_id
-        self.ids -= count
+        self.reply_bytes -= (
+            cost.reply_bytes + vectors * cost.reply_bytes_per_vector + ids * cost.reply_bytes_per_id
+        )
+        # Empty bags have no ids, but aren't nothing.
+        self.ids -= max(ids, vectors)
         self.tables -= 1
+
+    def lacks(self, cost: Cost, start: int, stop: int) -> bool:
+        """Whether these vectors of a lookup don't fit."""
+        after = _Room(self.request_bytes, self.reply_bytes, self.ids, self.tables)
+        after.take(cost, start, stop)
+        return min(after.request_bytes, after.reply_bytes, after.ids, after.tables) < 0
 
 
 def plan_requests(costs: Sequence[Cost], limits: Limits) -> list[tuple[Piece, ...]]:
-    """The requests, each a tuple of pieces, that together cover every id of every lookup once.
+    """The requests, each a tuple of pieces, that together cover every vector of every lookup once.
 
-    Each request is within `limits`, but for a single id that is too large alone: it is sent all
-    the same, and the server's error says which limit it is over.
+    Each request is within `limits`, but for a single id or bag that is too large alone: it is sent
+    all the same, and the server's error says which limit it is over.
     """
     requests: list[tuple[Piece, ...]] = []
     current: list[Piece] = []
     room = _full(limits)
     for index, cost in enumerate(costs):
         start = 0
-        if room.ids_that_fit(cost) < cost.ids:
+        if room.lacks(cost, 0, cost.vectors):
             if current:
                 requests.append(tuple(current))
                 current = []
             room = _full(limits)
-            most = max(1, room.ids_that_fit(cost))
-            while cost.ids - start > most:
-                requests.append((Piece(index, start, start + most),))
-                start += most
-        current.append(Piece(index, start, cost.ids))
-        room.take(cost, cost.ids - start)
+            while cost.vectors - start > 1 and room.lacks(cost, start, cost.vectors):
+                stop = _furthest(room, cost, start)
+                requests.append((Piece(index, start, stop),))
+                start = stop
+        current.append(Piece(index, start, cost.vectors))
+        room.take(cost, start, cost.vectors)
     if current:
         requests.append(tuple(current))
     return requests
+
+
+def _furthest(room: _Room, cost: Cost, start: int) -> int:
+    """Where the longest run from `start` that fits ends; after one vector when none fits.
+
+    What runs need grows with their length, so the first that lacks room is found by bisection.
+    """
+    stops = range(start + 1, cost.vectors + 1)
+    first_over = bisect_left(stops, True, key=lambda stop: room.lacks(cost, start, stop))
+    return start + max(1, first_over)
 
 
 def _full(limits: Limits) -> _Room:

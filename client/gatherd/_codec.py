@@ -1,21 +1,39 @@
 """Requests to bytes and bytes to replies; the messages are those of proto/gatherd_proto/v1.
 
-What carries tensors is framed and read by hand: a generated class would copy the vectors twice.
-The reader takes every valid encoding (any field order, packed or unpacked shapes, fields it
-doesn't know, a message in several parts) and answers anything else with InternalError: a reply
-that can't be read is the server's fault. What carries no tensor goes through the generated classes.
+What carries tensors is framed and read by hand, with _protobuf.py: a generated class would copy the
+vectors twice. The reader takes every valid encoding (any field order, packed or unpacked shapes,
+fields it doesn't know, a message in several parts). What carries no vectors goes through the
+generated classes.
 """
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
+import numpy as np
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from gatherd._chunks import Limits
-from gatherd._lookup import IdArray, LookupSpec, TableInfo
-from gatherd.errors import InternalError
+from gatherd._effects import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
+from gatherd._lookup import KeysOfSpec, LookupSpec, TableInfo
+from gatherd._protobuf import (
+    BYTES,
+    VARINT,
+    Parts,
+    nested,
+    read_fields,
+    read_varint,
+    signed,
+    tag,
+    unreadable,
+    varint,
+)
+from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
-from gatherd.store.table import Missing
+from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire
+from gatherd.store.query import BagsQuery, ByKey, Missing, Pooling
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 
 DTYPE_CODES = {
@@ -24,7 +42,7 @@ DTYPE_CODES = {
     DType.BFLOAT16: tensor_pb2.DTYPE_BFLOAT16,
     DType.FLOAT64: tensor_pb2.DTYPE_FLOAT64,
 }
-_ID_CODES = {
+_TENSOR_CODES = {
     ("i", 1): tensor_pb2.DTYPE_INT8,
     ("i", 2): tensor_pb2.DTYPE_INT16,
     ("i", 4): tensor_pb2.DTYPE_INT32,
@@ -33,89 +51,131 @@ _ID_CODES = {
     ("u", 2): tensor_pb2.DTYPE_UINT16,
     ("u", 4): tensor_pb2.DTYPE_UINT32,
     ("u", 8): tensor_pb2.DTYPE_UINT64,
+    ("f", 4): tensor_pb2.DTYPE_FLOAT32,
+}
+_KEY_DTYPES: dict[int, np.dtype[Any]] = {
+    tensor_pb2.DTYPE_INT64: np.dtype("<i8"),
+    tensor_pb2.DTYPE_UINT64: np.dtype("<u8"),
 }
 _MISSING_CODES = {
     Missing.ERROR: embedding_pb2.MISSING_ERROR,
     Missing.ZERO: embedding_pb2.MISSING_ZERO,
     Missing.DEFAULT: embedding_pb2.MISSING_DEFAULT,
+    Missing.SKIP: embedding_pb2.MISSING_SKIP,
 }
-
-_VARINT, _FIXED64, _BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
-_VARINT_BITS_MAX = 70
-_FIELD_NUMBER_MAX = (1 << 29) - 1
-_GROUP_DEPTH_MAX = 100
+_POOLING_CODES = {
+    Pooling.SUM: embedding_pb2.POOLING_SUM,
+    Pooling.MEAN: embedding_pb2.POOLING_MEAN,
+    Pooling.MAX: embedding_pb2.POOLING_MAX,
+    Pooling.SQRTN: embedding_pb2.POOLING_SQRTN,
+}
 _MASK64 = (1 << 64) - 1
 
 
 # --- requests ---
 
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _tag(number: int, wire_type: int) -> bytes:
-    return bytes((number << 3 | wire_type,))
-
-
-_TABLE = _tag(1, _BYTES)
-_IDS = _tag(2, _BYTES)
-_REPLY_DTYPE = _tag(3, _VARINT)
-_MISSING = _tag(4, _VARINT)
-_VERSION = _tag(5, _VARINT)
-_TENSOR_DTYPE = _tag(1, _VARINT)
-_TENSOR_SHAPE = _tag(2, _BYTES)
-_TENSOR_DATA = _tag(3, _BYTES)
-_LOOKUPS = _tag(1, _BYTES)
+_TABLE = tag(1, BYTES)
+_IDS = tag(2, BYTES)
+_REPLY_DTYPE = tag(3, VARINT)
+_MISSING = tag(4, VARINT)
+_VERSION = tag(5, VARINT)
+_KEYS = tag(6, BYTES)
+_KEYS_OF_VERSION = tag(3, VARINT)
+_STRINGS = tag(1, BYTES)
+_INTEGERS = tag(2, BYTES)
+_STRINGS_SHAPE = tag(1, BYTES)
+_STRINGS_LENGTHS = tag(2, BYTES)
+_STRINGS_DATA = tag(3, BYTES)
+_TENSOR_DTYPE = tag(1, VARINT)
+_TENSOR_SHAPE = tag(2, BYTES)
+_TENSOR_DATA = tag(3, BYTES)
+_BAGS_LOOKUP = tag(1, BYTES)
+_BAGS_OFFSETS = tag(2, BYTES)
+_BAGS_POOLING = tag(3, VARINT)
+_BAGS_WEIGHTS = tag(4, BYTES)
+_BAGS_PADDING_ID = tag(5, VARINT)
+_MEMBER = tag(1, BYTES)  # of LookupManyRequest and LookupBagsManyRequest alike
 
 
-def encode_lookup(spec: LookupSpec, ids: IdArray, version: int = 0) -> bytes:
-    """A LookupRequest for `ids`, which are all of the lookup's or a run of them."""
-    return b"".join(_lookup_parts(spec, ids, version))
+def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tuple[str, bytes]:
+    """The method and the request for lookups, or cuts of them, each with the version to pin it to.
+
+    All of them are bags, or none; without `many` there is one.
+    """
+    bags = parts[0][0].bags is not None
+    if not many:
+        return LOOKUP_BAGS if bags else LOOKUP, b"".join(_lookup(*parts[0]))
+    out: Parts = []
+    for spec, version in parts:
+        out += nested(_MEMBER, _lookup(spec, version))
+    return LOOKUP_BAGS_MANY if bags else LOOKUP_MANY, b"".join(out)
 
 
-def encode_lookup_many(parts: Sequence[tuple[LookupSpec, IdArray, int]]) -> bytes:
-    """A LookupManyRequest of (spec, ids, version) in this order."""
-    out: list[bytes | memoryview] = []
-    for spec, ids, version in parts:
-        lookup = _lookup_parts(spec, ids, version)
-        length = sum(memoryview(part).nbytes for part in lookup)
-        out += (_LOOKUPS, _varint(length))
-        out += lookup
-    return b"".join(out)
-
-
-def _lookup_parts(spec: LookupSpec, ids: IdArray, version: int) -> list[bytes | memoryview]:
-    dims = b"".join(map(_varint, ids.shape))
-    code = _ID_CODES[ids.dtype.kind, ids.dtype.itemsize]
-    head = b"".join(
-        (
-            _TENSOR_DTYPE,
-            _varint(code),
-            _TENSOR_SHAPE,
-            _varint(len(dims)),
-            dims,
-            _TENSOR_DATA,
-            _varint(ids.nbytes),
-        )
-    )
-    parts: list[bytes | memoryview] = [
-        _TABLE + _varint(len(spec.table_bytes)) + spec.table_bytes,
-        _IDS + _varint(len(head) + ids.nbytes) + head,
-        ids.data,
-        _REPLY_DTYPE + _varint(DTYPE_CODES[spec.reply.wire]),
-        _MISSING + _varint(_MISSING_CODES[spec.missing]),
+def _lookup(spec: LookupSpec, version: int) -> Parts:
+    """A LookupRequest, in a LookupBagsRequest where rows are pooled."""
+    if isinstance(spec.asked, ByKey):
+        rows = nested(_KEYS, _keys(spec.asked.keys))
+    else:
+        rows = nested(_IDS, _tensor(spec.asked))
+    parts: Parts = [
+        _TABLE + varint(len(spec.table_bytes)) + spec.table_bytes,
+        *rows,
+        _REPLY_DTYPE + varint(DTYPE_CODES[spec.reply.wire]),
+        _MISSING + varint(_MISSING_CODES[spec.missing]),
     ]
     if version:
-        parts.append(_VERSION + _varint(version))
+        parts.append(_VERSION + varint(version))
+    return parts if spec.bags is None else _bags(parts, spec.bags)
+
+
+def _bags(lookup: Parts, bags: BagsQuery) -> Parts:
+    parts = nested(_BAGS_LOOKUP, lookup)
+    parts += nested(_BAGS_OFFSETS, _tensor(bags.offsets))
+    parts.append(_BAGS_POOLING + varint(_POOLING_CODES[bags.pooling]))
+    if bags.weights is not None:
+        parts += nested(_BAGS_WEIGHTS, _tensor(bags.weights))
+    if bags.padding_id is not None:
+        parts.append(_BAGS_PADDING_ID + varint(bags.padding_id & _MASK64))
     return parts
+
+
+def _keys(keys: Keys) -> Parts:
+    if not isinstance(keys, StringKeys):
+        return nested(_INTEGERS, _tensor(keys))
+    dims = b"".join(map(varint, keys.shape))
+    lengths = np.diff(keys.offsets).astype("<u4")
+    data = keys.data[int(keys.offsets[0]) : int(keys.offsets[-1])]
+    strings: Parts = [
+        _STRINGS_SHAPE + varint(len(dims)) + dims,
+        _STRINGS_LENGTHS + varint(lengths.nbytes),
+        lengths.data,
+        _STRINGS_DATA + varint(data.nbytes),
+        data.data,
+    ]
+    return nested(_STRINGS, strings)
+
+
+def _tensor(array: NDArray[Any]) -> Parts:
+    dims = b"".join(map(varint, array.shape))
+    head = (
+        _TENSOR_DTYPE,
+        varint(_TENSOR_CODES[array.dtype.kind, array.dtype.itemsize]),
+        _TENSOR_SHAPE,
+        varint(len(dims)),
+        dims,
+        _TENSOR_DATA,
+        varint(array.nbytes),
+    )
+    return [b"".join(head), array.data]
+
+
+def encode_keys_of(spec: KeysOfSpec, version: int) -> bytes:
+    """A KeysOfRequest."""
+    parts: Parts = [_TABLE + varint(len(spec.table_bytes)) + spec.table_bytes]
+    parts += nested(_IDS, _tensor(spec.asked))
+    if version:
+        parts.append(_KEYS_OF_VERSION + varint(version))
+    return b"".join(parts)
 
 
 def encode_list_tables() -> bytes:
@@ -145,9 +205,9 @@ class LookupReply:
     data: memoryview = field(default_factory=lambda: memoryview(b""))
 
 
-def unreadable(why: str) -> InternalError:
-    """The error for a reply that isn't what it should be."""
-    return InternalError(f"the server's reply can't be used: {why}")
+def decode_lookups(body: memoryview, *, many: bool) -> list[LookupReply]:
+    """The replies to lookups or bags, of one or `many`. InternalError when they can't be read."""
+    return decode_lookup_many(body) if many else [decode_lookup(body)]
 
 
 def decode_lookup(body: memoryview) -> LookupReply:
@@ -160,8 +220,8 @@ def decode_lookup(body: memoryview) -> LookupReply:
 def decode_lookup_many(body: memoryview) -> list[LookupReply]:
     """Read a LookupManyResponse. InternalError when it isn't one."""
     replies = []
-    for number, wire_type, value, stop in _fields(body, 0, len(body)):
-        if number == 1 and wire_type == _BYTES:
+    for number, wire_type, value, stop in read_fields(body, 0, len(body)):
+        if number == 1 and wire_type == BYTES:
             reply = LookupReply()
             _read_lookup(body, value, stop, reply)
             replies.append(reply)
@@ -169,103 +229,58 @@ def decode_lookup_many(body: memoryview) -> list[LookupReply]:
 
 
 def _read_lookup(body: memoryview, pos: int, end: int, reply: LookupReply) -> None:
-    for number, wire_type, value, stop in _fields(body, pos, end):
-        if number == 1 and wire_type == _VARINT:
+    for number, wire_type, value, stop in read_fields(body, pos, end):
+        if number == 1 and wire_type == VARINT:
             reply.version = value
-        elif number == 2 and wire_type == _BYTES:
+        elif number == 2 and wire_type == BYTES:
             reply.status = body[value:stop]
-        elif number == 3 and wire_type == _BYTES:
+        elif number == 3 and wire_type == BYTES:
             # A message may come in parts, which add up: into the same object, then.
             _read_tensor(body, value, stop, reply)
 
 
 def _read_tensor(body: memoryview, pos: int, end: int, reply: LookupReply) -> None:
-    for number, wire_type, value, stop in _fields(body, pos, end):
-        if number == 1 and wire_type == _VARINT:
+    for number, wire_type, value, stop in read_fields(body, pos, end):
+        if number == 1 and wire_type == VARINT:
             reply.dtype = value
-        elif number == 2 and wire_type == _VARINT:
-            reply.shape.append(_signed(value))
-        elif number == 2 and wire_type == _BYTES:
+        elif number == 2 and wire_type == VARINT:
+            reply.shape.append(signed(value))
+        elif number == 2 and wire_type == BYTES:
             at = value
             while at < stop:
-                extent, at = _read_varint(body, at, stop)
-                reply.shape.append(_signed(extent))
-        elif number == 3 and wire_type == _BYTES:
+                extent, at = read_varint(body, at, stop)
+                reply.shape.append(signed(extent))
+        elif number == 3 and wire_type == BYTES:
             reply.data = body[value:stop]
 
 
-def _fields(body: memoryview, pos: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-    """Yield (number, wire type, value, 0) of varints and (number, wire type, start, stop) of bytes.
+def decode_keys_of(body: memoryview, shape: tuple[int, ...]) -> tuple[Keys, int]:
+    """The keys in a KeysOfResponse to ids of `shape`, and the version that answered.
 
-    Fields of the other wire types are skipped: no message here has one.
+    InternalError when it isn't one, or answers something else.
     """
-    while pos < end:
-        tag, pos = _read_varint(body, pos, end)
-        number, wire_type = tag >> 3, tag & 7
-        if not 0 < number <= _FIELD_NUMBER_MAX:
-            raise unreadable(f"no field can have number {number}")
-        if wire_type == _VARINT:
-            value, pos = _read_varint(body, pos, end)
-            yield number, wire_type, value, 0
-        elif wire_type == _BYTES:
-            start, pos = _skip(body, pos, end, wire_type)
-            yield number, wire_type, start, pos
-        elif wire_type == _GROUP:
-            pos = _skip_group(body, pos, end, number)
-        else:
-            _, pos = _skip(body, pos, end, wire_type)
-
-
-def _skip(body: memoryview, pos: int, end: int, wire_type: int) -> tuple[int, int]:
-    """Where a field's content starts and stops."""
-    if wire_type == _BYTES:
-        length, pos = _read_varint(body, pos, end)
-    elif wire_type == _FIXED64:
-        length = 8
-    elif wire_type == _FIXED32:
-        length = 4
-    else:
-        raise unreadable(f"a field has wire type {wire_type} at byte {pos}")
-    if length > end - pos:
-        raise unreadable(f"a field of {length} bytes at byte {pos} goes past the end")
-    return pos, pos + length
-
-
-def _skip_group(body: memoryview, pos: int, end: int, number: int) -> int:
-    open_groups = [number]
-    while open_groups:
-        tag, pos = _read_varint(body, pos, end)
-        number, wire_type = tag >> 3, tag & 7
-        if wire_type == _GROUP:
-            open_groups.append(number)
-            if len(open_groups) > _GROUP_DEPTH_MAX:
-                raise unreadable(f"its groups are nested deeper than {_GROUP_DEPTH_MAX}")
-        elif wire_type == _GROUP_END:
-            if open_groups.pop() != number:
-                raise unreadable(f"group {number} ends without having begun")
-        elif wire_type == _VARINT:
-            _, pos = _read_varint(body, pos, end)
-        else:
-            _, pos = _skip(body, pos, end, wire_type)
-    return pos
-
-
-def _read_varint(body: memoryview, pos: int, end: int) -> tuple[int, int]:
-    value = shift = 0
-    while pos < end:
-        byte = body[pos]
-        pos += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value & _MASK64, pos
-        shift += 7
-        if shift >= _VARINT_BITS_MAX:
-            raise unreadable(f"a varint at byte {pos} is longer than 10 bytes")
-    raise unreadable("it ends in the middle of a varint")
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
+    try:
+        reply = embedding_pb2.KeysOfResponse.FromString(bytes(body))
+    except DecodeError:
+        raise unreadable("it isn't a KeysOfResponse") from None
+    kind = reply.keys.WhichOneof("kind")
+    if kind is None:
+        raise unreadable("it holds no keys")
+    sent = reply.keys.strings if kind == "strings" else reply.keys.integers
+    if tuple(sent.shape) != shape:
+        raise unreadable(f"keys of shape {list(sent.shape)} don't answer ids of shape {shape}")
+    if kind == "strings":
+        strings = reply.keys.strings
+        try:
+            return string_keys_from_wire(strings.data, strings.lengths, shape), reply.version
+        except InvalidArgument as error:
+            raise unreadable(error.message) from None
+    tensor = reply.keys.integers
+    dtype = _KEY_DTYPES.get(tensor.dtype)
+    if dtype is None or len(tensor.data) != math.prod(shape) * dtype.itemsize:
+        raise unreadable(f"{len(tensor.data)} bytes can't be keys of dtype {int(tensor.dtype)}")
+    # A copy, for the array is the caller's, who may write to it.
+    return np.frombuffer(tensor.data, dtype).reshape(shape).copy(), reply.version
 
 
 def decode_list_tables(body: memoryview) -> tuple[list[TableInfo], Limits]:
@@ -292,7 +307,17 @@ def _table_info(table: table_pb2.Table) -> TableInfo:
     except ValueError:
         dtype = f"dtype {int(table.dtype)}"  # of a newer server; looking the table up may work
     return TableInfo(
-        table.name, table.rows, table.dim, dtype, table.version, table.trainable, table.refused
+        name=table.name,
+        rows=table.rows,
+        dim=table.dim,
+        dtype=dtype,
+        version=table.version,
+        trainable=table.trainable,
+        refused=table.refused,
+        key_kind=table.key_kind,
+        rows_bytes=table.rows_bytes,
+        keys_bytes=table.keys_bytes,
+        resident_bytes=table.resident_bytes,
     )
 
 

@@ -14,6 +14,9 @@ T = TypeVar("T")
 # The paths are the same over Connect and gRPC.
 LOOKUP: Final = "/gatherd.v1.EmbeddingService/Lookup"
 LOOKUP_MANY: Final = "/gatherd.v1.EmbeddingService/LookupMany"
+LOOKUP_BAGS: Final = "/gatherd.v1.EmbeddingService/LookupBags"
+LOOKUP_BAGS_MANY: Final = "/gatherd.v1.EmbeddingService/LookupBagsMany"
+KEYS_OF: Final = "/gatherd.v1.EmbeddingService/KeysOf"
 LIST_TABLES: Final = "/gatherd.v1.TableService/ListTables"
 GET_TABLE: Final = "/gatherd.v1.TableService/GetTable"
 

@@ -1,9 +1,10 @@
 """A lookup as the caller asked for it: checked, before anything is sent.
 
-Only what can't be sent is refused here; whether an id has a row is the server's to say.
+Only what can't be sent is refused here; whether an id or a key has a row is the server's to say.
+_bags.py does the same for bags.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,15 +13,29 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, parse_reply_dtype
 from gatherd.store.ids import as_id_array
-from gatherd.store.table import Missing, parse_missing
+from gatherd.store.keys import Keys, StringKeys, as_keys
+from gatherd.store.query import (
+    ROW_POLICIES,
+    Asked,
+    BagsQuery,
+    ByKey,
+    Missing,
+    parse_missing,
+)
 
 Ids: TypeAlias = ArrayLike
+KeysGiven: TypeAlias = ArrayLike
 IdArray: TypeAlias = NDArray[np.integer[Any]]
 
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """What a server says of a table. `refused` is empty, or why the table can't be looked up."""
+    """What is known of a table. `refused` is empty, or why the table can't be looked up.
+
+    `key_kind` is "bytes" (strings), "int64", "uint64", or empty for a table without keys.
+    `rows_bytes` and `keys_bytes` are what the rows and the key index take, on disk and mapped;
+    `resident_bytes` is how much of the rows is in memory now.
+    """
 
     name: str
     rows: int
@@ -29,6 +44,10 @@ class TableInfo:
     version: int
     trainable: bool
     refused: str
+    key_kind: str = ""
+    rows_bytes: int = 0
+    keys_bytes: int = 0
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,21 +66,85 @@ class ReplyType:
         return self.wire is DType.BFLOAT16 and self.array == np.float32
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class LookupSpec:
-    """One lookup: `ids` is a contiguous integer array of any shape S."""
+    """One lookup: `asked` are ids or keys of any shape S, or flat ones that `bags` pools."""
 
     table: str
     table_bytes: bytes
-    ids: IdArray
+    asked: Asked
     reply: ReplyType
     missing: Missing
-    out: NDArray[Any] | None
+    out: NDArray[Any] | None = None
+    bags: BagsQuery | None = None
+
+    @property
+    def vectors_shape(self) -> tuple[int, ...]:
+        """The shape of the answer's vectors, without dim: S, or (bags,)."""
+        return self.asked.shape if self.bags is None else self.bags.offsets.shape
+
+    @property
+    def vector_count(self) -> int:
+        """How many vectors the answer has."""
+        return self.asked.size if self.bags is None else self.bags.offsets.size
+
+    def first_id(self, vector: int) -> int:
+        """The position, in row-major order, of the first id that takes part in a vector."""
+        if self.bags is None:
+            return vector
+        offsets = self.bags.offsets
+        return int(offsets[vector]) if vector < offsets.size else self.asked.size
+
+    def cut(self, start: int, stop: int) -> "LookupSpec":
+        """The lookup of the vectors from `start` up to `stop` alone: itself when they are all."""
+        if start == 0 and stop == self.vector_count:
+            return self
+        begin, end = self.first_id(start), self.first_id(stop)
+        bags = self.bags
+        if bags is not None:
+            offsets = bags.offsets[start:stop] - begin
+            weights = None if bags.weights is None else bags.weights[begin:end]
+            bags = replace(bags, offsets=offsets, weights=weights)
+        return replace(self, asked=_run(self.asked, begin, end), bags=bags, out=None)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class KeysOfSpec:
+    """The keys of `asked`, ids of any shape S."""
+
+    table: str
+    table_bytes: bytes
+    asked: IdArray
+
+    @property
+    def vector_count(self) -> int:
+        """How many keys the answer has."""
+        return self.asked.size
+
+    def cut(self, start: int, stop: int) -> "KeysOfSpec":
+        """The ids from `start` up to `stop` alone: itself when they are all."""
+        if start == 0 and stop == self.asked.size:
+            return self
+        return replace(self, asked=self.asked.reshape(-1)[start:stop])
+
+
+def _run(asked: Asked, begin: int, end: int) -> Asked:
+    if not isinstance(asked, ByKey):
+        return asked.reshape(-1)[begin:end]
+    keys = asked.keys
+    if not isinstance(keys, StringKeys):
+        return ByKey(keys.reshape(-1)[begin:end])
+    offsets = keys.offsets[begin : end + 1]
+    data = keys.data[offsets[0] : offsets[-1]]
+    return ByKey(StringKeys(data, offsets - offsets[0], (end - begin,)))
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`vectors` of shape S + (dim,) and `status` of shape S, None when no id may be missing."""
+    """`vectors` of shape S + (dim,), or (bags, dim), and `status`, one an id, of the ids' shape.
+
+    `status` is None when no id may be missing.
+    """
 
     vectors: NDArray[Any]
     status: NDArray[np.uint8] | None
@@ -72,7 +155,6 @@ _BY_NAME = {
     "float16": ReplyType(DType.FLOAT16, np.dtype(np.float16)),
     "bfloat16": ReplyType(DType.BFLOAT16, np.dtype(np.float32)),
 }
-_MISSING_BY_NAME = {policy.value: policy for policy in Missing}
 
 
 def parse_reply_type(dtype: DTypeLike) -> ReplyType:
@@ -89,24 +171,59 @@ def parse_reply_type(dtype: DTypeLike) -> ReplyType:
     return ReplyType(parse_reply_dtype(array.name), array)
 
 
-def prepare(
-    table: object, ids: Ids, reply: ReplyType, missing: str, out: NDArray[Any] | None = None
-) -> LookupSpec:
-    """Check a lookup's arguments. InvalidArgument for what can't be sent or can't be filled."""
+def check_table(table: object) -> tuple[str, bytes]:
+    """A table's name, and its bytes; InvalidArgument when it isn't one that can be sent."""
     if not isinstance(table, str):
         raise InvalidArgument(f"a table's name is a str, not {table!r}")
     try:
-        table_bytes = table.encode()
+        return table, table.encode()
     except UnicodeEncodeError:
         raise InvalidArgument(f"table {table!r}: the name can't be written as UTF-8") from None
-    policy = _MISSING_BY_NAME.get(missing) or parse_missing(missing)
-    array = as_id_array(ids)
+
+
+def check_one_of(ids: object, keys: object) -> None:
+    """InvalidArgument unless a lookup has either ids or keys."""
+    if ids is None and keys is None:
+        raise InvalidArgument("neither ids nor keys were given; a lookup takes one of them")
+    if ids is not None and keys is not None:
+        raise InvalidArgument("both ids and keys were given; a lookup takes one of them")
+
+
+def prepare(
+    table: object,
+    ids: object,
+    keys: object,
+    reply: ReplyType,
+    missing: str,
+    out: NDArray[Any] | None = None,
+) -> LookupSpec:
+    """Check a lookup's arguments. InvalidArgument for what can't be sent or can't be filled."""
+    name, table_bytes = check_table(table)
+    policy = parse_missing(missing, ROW_POLICIES)
+    check_one_of(ids, keys)
+    asked: Asked = as_id_array(ids) if keys is None else ByKey(as_keys(keys))
     if out is not None:
-        _check_out(out, array.shape, reply.array)
-    return LookupSpec(table, table_bytes, array, reply, policy, out)
+        check_out(out, asked.shape, reply.array)
+    return LookupSpec(name, table_bytes, asked, reply, policy, out)
 
 
-def _check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+def prepare_keys_of(table: object, ids: object) -> KeysOfSpec:
+    """Check the arguments of keys_of."""
+    name, table_bytes = check_table(table)
+    return KeysOfSpec(name, table_bytes, as_id_array(ids))
+
+
+def key_array(keys: Keys) -> NDArray[Any]:
+    """Keys as callers get them: int64 or uint64 as they are, strings as objects of str."""
+    if not isinstance(keys, StringKeys):
+        return keys
+    texts = np.empty(keys.size, object)
+    texts[:] = keys.texts()
+    return texts.reshape(keys.shape)
+
+
+def check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None:
+    """InvalidArgument unless `out` can be filled with vectors of `shape` and `dtype`."""
     if not isinstance(out, np.ndarray):
         raise InvalidArgument(f"out is a NumPy array, not a {type(out).__name__}")
     if out.dtype != dtype or not out.dtype.isnative:
@@ -123,5 +240,5 @@ def check_dim(spec: LookupSpec, dim: int) -> None:
     if spec.out is not None and spec.out.shape[-1] != dim:
         raise InvalidArgument(
             f"table {spec.table!r} has dim {dim}; out has shape {spec.out.shape}, "
-            f"it must be {(*spec.ids.shape, dim)}"
+            f"it must be {(*spec.vectors_shape, dim)}"
         )

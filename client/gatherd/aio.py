@@ -7,11 +7,13 @@ from types import TracebackType
 from typing import Any, Literal, Self, overload
 
 import numpy as np
-from numpy.typing import DTypeLike, NDArray
+from numpy.typing import ArrayLike, DTypeLike, NDArray
 
+from gatherd._bags import BagsGiven
 from gatherd._effects import AsyncTransport, Effect, Plan, Send, Sleep, T
-from gatherd._lookup import Ids, TableInfo
-from gatherd._session import RemoteSession, Session
+from gatherd._lookup import Ids, KeysGiven, TableInfo
+from gatherd._remote import RemoteSession
+from gatherd._session import Session
 from gatherd._target import parse_target
 from gatherd.errors import ClientClosed, ClientError, ForkedClient, GatherdError
 
@@ -56,8 +58,9 @@ class AsyncClient:
     async def lookup(
         self,
         table: str,
-        ids: Ids,
+        ids: Ids | None = None,
         *,
+        keys: KeysGiven | None = None,
         dtype: DTypeLike = "float32",
         missing: str = "error",
         out: NDArray[Any] | None = None,
@@ -69,8 +72,9 @@ class AsyncClient:
     async def lookup(
         self,
         table: str,
-        ids: Ids,
+        ids: Ids | None = None,
         *,
+        keys: KeysGiven | None = None,
         dtype: DTypeLike = "float32",
         missing: str = "error",
         out: NDArray[Any] | None = None,
@@ -81,19 +85,21 @@ class AsyncClient:
     async def lookup(
         self,
         table: str,
-        ids: Ids,
+        ids: Ids | None = None,
         *,
+        keys: KeysGiven | None = None,
         dtype: DTypeLike = "float32",
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
         timeout: float | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
-        """As Client.lookup: shape S ids → an array of shape S + (dim,)."""
+        """As Client.lookup: ids or keys of shape S → an array of shape S + (dim,)."""
         result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
             self._session.lookup(
                 table,
                 ids,
+                keys=keys,
                 dtype=dtype,
                 missing=missing,
                 out=out,
@@ -106,8 +112,9 @@ class AsyncClient:
     @overload
     async def lookup_many(
         self,
-        ids: Mapping[str, Ids],
+        ids: Mapping[str, Ids] | None = None,
         *,
+        keys: Mapping[str, KeysGiven] | None = None,
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[False] = False,
@@ -117,8 +124,9 @@ class AsyncClient:
     @overload
     async def lookup_many(
         self,
-        ids: Mapping[str, Ids],
+        ids: Mapping[str, Ids] | None = None,
         *,
+        keys: Mapping[str, KeysGiven] | None = None,
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[True],
@@ -127,8 +135,9 @@ class AsyncClient:
 
     async def lookup_many(
         self,
-        ids: Mapping[str, Ids],
+        ids: Mapping[str, Ids] | None = None,
         *,
+        keys: Mapping[str, KeysGiven] | None = None,
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: bool = False,
@@ -137,10 +146,149 @@ class AsyncClient:
         """As Client.lookup_many: {table: ids} → {table: vectors}."""
         result: dict[str, Any] = await self._run(
             self._session.lookup_many(
-                ids, dtype=dtype, missing=missing, return_status=return_status, timeout=timeout
+                ids,
+                keys=keys,
+                dtype=dtype,
+                missing=missing,
+                return_status=return_status,
+                timeout=timeout,
             )
         )
         return result
+
+    @overload
+    async def lookup_bags(
+        self,
+        table: str,
+        ids: ArrayLike | None = None,
+        offsets: ArrayLike | None = None,
+        *,
+        keys: ArrayLike | None = None,
+        mode: str = "mean",
+        weights: ArrayLike | None = None,
+        padding_id: int | None = None,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        out: NDArray[Any] | None = None,
+        return_status: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> NDArray[Any]: ...
+
+    @overload
+    async def lookup_bags(
+        self,
+        table: str,
+        ids: ArrayLike | None = None,
+        offsets: ArrayLike | None = None,
+        *,
+        keys: ArrayLike | None = None,
+        mode: str = "mean",
+        weights: ArrayLike | None = None,
+        padding_id: int | None = None,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        out: NDArray[Any] | None = None,
+        return_status: Literal[True],
+        timeout: float | None = None,
+    ) -> tuple[NDArray[Any], Status]: ...
+
+    async def lookup_bags(
+        self,
+        table: str,
+        ids: ArrayLike | None = None,
+        offsets: ArrayLike | None = None,
+        *,
+        keys: ArrayLike | None = None,
+        mode: str = "mean",
+        weights: ArrayLike | None = None,
+        padding_id: int | None = None,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        out: NDArray[Any] | None = None,
+        return_status: bool = False,
+        timeout: float | None = None,
+    ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
+        """As Client.lookup_bags: bags of ids or keys → an array (bags, dim)."""
+        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
+            self._session.lookup_bags(
+                table,
+                ids,
+                offsets,
+                keys=keys,
+                mode=mode,
+                weights=weights,
+                padding_id=padding_id,
+                dtype=dtype,
+                missing=missing,
+                out=out,
+                return_status=return_status,
+                timeout=timeout,
+            )
+        )
+        return result
+
+    @overload
+    async def lookup_bags_many(
+        self,
+        ids: Mapping[str, BagsGiven] | None = None,
+        *,
+        keys: Mapping[str, BagsGiven] | None = None,
+        mode: str = "mean",
+        weights: Mapping[str, ArrayLike] | None = None,
+        padding_id: int | None = None,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        return_status: Literal[False] = False,
+        timeout: float | None = None,
+    ) -> dict[str, NDArray[Any]]: ...
+
+    @overload
+    async def lookup_bags_many(
+        self,
+        ids: Mapping[str, BagsGiven] | None = None,
+        *,
+        keys: Mapping[str, BagsGiven] | None = None,
+        mode: str = "mean",
+        weights: Mapping[str, ArrayLike] | None = None,
+        padding_id: int | None = None,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        return_status: Literal[True],
+        timeout: float | None = None,
+    ) -> dict[str, tuple[NDArray[Any], Status]]: ...
+
+    async def lookup_bags_many(
+        self,
+        ids: Mapping[str, BagsGiven] | None = None,
+        *,
+        keys: Mapping[str, BagsGiven] | None = None,
+        mode: str = "mean",
+        weights: Mapping[str, ArrayLike] | None = None,
+        padding_id: int | None = None,
+        dtype: DTypeLike = "float32",
+        missing: str = "error",
+        return_status: bool = False,
+        timeout: float | None = None,
+    ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
+        """As Client.lookup_bags_many: {table: bags} → {table: (bags, dim) array}."""
+        result: dict[str, Any] = await self._run(
+            self._session.lookup_bags_many(
+                ids,
+                keys=keys,
+                mode=mode,
+                weights=weights,
+                padding_id=padding_id,
+                dtype=dtype,
+                missing=missing,
+                return_status=return_status,
+                timeout=timeout,
+            )
+        )
+        return result
+
+    async def keys_of(self, table: str, ids: Ids, *, timeout: float | None = None) -> NDArray[Any]:
+        """As Client.keys_of: ids of shape S → an array of their keys, of shape S."""
+        return await self._run(self._session.keys_of(table, ids, timeout=timeout))
 
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""

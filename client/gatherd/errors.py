@@ -3,7 +3,9 @@
 GatherdError
 ├── InvalidArgument (also ValueError)      the request is wrong; sending it again won't help
 │   ├── MalformedRequest                   the body can't be read as what it says it is
-│   └── IdOutOfRange (also IndexError)     an id has no row
+│   ├── IdOutOfRange (also IndexError)     an id has no row
+│   ├── KeyNotFound (also KeyError)        a key has no row
+│   └── NoKeys                             keys asked of a table that has none
 ├── NotFound (also LookupError)
 │   ├── TableNotFound
 │   └── VersionNotFound
@@ -65,6 +67,18 @@ class IdOutOfRange(InvalidArgument, IndexError):
     """An id has no row in the table."""
 
     reason = "ID_OUT_OF_RANGE"
+
+
+class KeyNotFound(InvalidArgument, KeyError):
+    """A key has no row in the table."""
+
+    reason = "KEY_NOT_FOUND"
+
+
+class NoKeys(InvalidArgument):
+    """Keys were asked of a table that has none; its rows have ids only."""
+
+    reason = "NO_KEYS"
 
 
 class NotFound(GatherdError, LookupError):

@@ -1,6 +1,6 @@
 """The composition root of a worker: builds everything, starts it and stops it in order.
 
-Start: allocator, tables mapped and populated, gRPC, HTTP, then readiness.
+Start: allocator, tables mapped and populated, kernels compiled or loaded, gRPC, HTTP, readiness.
 Stop: readiness off, both transports drain, tables are let go.
 
 A worker is `python -m gatherd_server.app FD`, FD being its end of the supervisor's channel. The
@@ -23,6 +23,7 @@ import uvicorn
 import uvloop
 
 from gatherd.errors import GatherdError
+from gatherd.store import kernels
 from gatherd.store.memory import tune_allocator
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
@@ -104,10 +105,11 @@ class Worker:
         settings = self._brief.settings
         sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
         tables = open_sources(sources, settings.data_dir, settings.preload)
+        kernels.warm()
         engine = Engine(tables, self._limits)
-        for info in engine.tables():
-            if info.refused:
-                logger.error("table %r is refused: %s", info.name, info.refused)
+        for name, reason in engine.table_states().items():
+            if reason:
+                logger.error("table %r is refused: %s", name, reason)
         rpc = RpcServer(
             engine,
             self._admission,

@@ -10,19 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import click
-import numpy as np
 from click.shell_completion import get_completion_class
 
 from gatherd import Client
-from gatherd.errors import GatherdError, InvalidArgument
-from gatherd.store.catalog import read_default_vector
+from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
-from gatherd.store.table import Missing
+from gatherd.store.query import Missing
 from gatherd_server.app import configure_logging
-from gatherd_server.loaders.arrays import open_array
+from gatherd_server.cli_import import (
+    data_dir_option,
+    default_vector_option,
+    import_table,
+    read_default,
+)
+from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.settings import ServeSettings, load_settings
-from gatherd_server.storage.table_writer import TableFiles
+from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.supervisor import Addresses, Supervisor
 from gatherd_server.writer.publish import own_data_dir
 
@@ -125,29 +129,6 @@ def _announce(settings: ServeSettings, addresses: Addresses) -> None:
     sys.stdout.flush()
 
 
-_data_dir = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Data dir to put the table into; made when it isn't there.",
-)
-_default_vector = click.option(
-    "--default-vector",
-    type=click.Path(path_type=Path),
-    help="FILE.npy of shape (dim,): the vector for missing ids, instead of the mean of the rows.",
-)
-
-
-def _read_default(path: Path | None, dim: int) -> np.ndarray[Any, np.dtype[np.float32]] | None:
-    if path is None:
-        return None
-    vector = read_default_vector(path)
-    if vector.shape != (dim,):
-        raise InvalidArgument(f"{path} has shape {vector.shape}; the table's dim is {dim}")
-    return vector
-
-
 @cli.command()
 @click.argument("name")
 @click.option("--rows", type=click.IntRange(0, ROWS_MAX), required=True, help="Number of rows.")
@@ -167,8 +148,8 @@ def _read_default(path: Path | None, dim: int) -> np.ndarray[Any, np.dtype[np.fl
     show_default=True,
     help="What the rows are stored in.",
 )
-@_default_vector
-@_data_dir
+@default_vector_option
+@data_dir_option
 def create(
     name: str,
     rows: int,
@@ -187,48 +168,17 @@ def create(
     seed = secrets.randbits(63) if seed is None else seed
     blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed)
     origin = {"created": init, "seed": seed}
-    default = _read_default(default_vector, dim)
-    _add(data_dir, TableFiles(name, DType(dtype), rows, dim, blocks, origin, default))
-
-
-@cli.command("import")
-@click.argument("name")
-@click.argument("source", metavar="FILE[#TENSOR]")
-@click.option("--dtype", type=click.Choice(_DTYPES), help="Convert; by default as the file has it.")
-@_default_vector
-@_data_dir
-def import_table(
-    name: str, source: str, dtype: str | None, default_vector: Path | None, data_dir: Path
-) -> None:
-    """Copy the rows of a .npy or safetensors file into a new table.
-
-    \b
-        gatherd import words vectors.npy --data-dir ./data
-        gatherd import emb model.safetensors#embeddings.weight --dtype float16 --data-dir ./data
-    """
-    path, _, tensor = source.partition("#")
-    rows = open_array(Path(path), tensor or None)
-    layout = rows.layout
-    target = layout.dtype if dtype is None else DType(dtype)
-    origin = {"imported": str(Path(path).resolve()), "tensor": tensor or None}
-    default = _read_default(default_vector, layout.dim)
-    blocks = rows.blocks(target)
-    _add(
-        data_dir,
-        TableFiles(name, target, layout.row_count, layout.dim, blocks, origin, default),
-    )
-
-
-def _add(data_dir: Path, table: TableFiles) -> None:
+    default = read_default(default_vector, dim)
+    table = TableFiles(name, DType(dtype), rows, dim, map(Block, blocks), origin, default)
     with own_data_dir(data_dir, create=True) as owned:
         owned.add_table(table)
-    byte_count = table.row_count * table.dim * table.dtype.itemsize
-    click.echo(
-        f"{table.name}: {table.row_count} rows of {table.dim} {table.dtype.value} "
-        f"({byte_count / 1e6:.1f} MB) in {data_dir}"
-    )
+    byte_count = rows * dim * table.dtype.itemsize
+    click.echo(f"{name}: {rows} rows of {dim} {dtype} ({byte_count / 1e6:.1f} MB) in {data_dir}")
 
 
+cli.add_command(import_table)
+cli.add_command(plan)
+cli.add_command(verify)
 _url = click.option(
     "--url",
     default=DEFAULT_URL,

@@ -15,9 +15,21 @@ from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
 from gatherd.errors import GatherdError, InvalidArgument, MalformedRequest
+from gatherd.store.bags import check_offsets, check_weights
 from gatherd.store.dtypes import DType
-from gatherd.store.ids import ids_from_bytes
-from gatherd.store.table import Gathered, Missing
+from gatherd.store.ids import array_from_bytes
+from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire
+from gatherd.store.query import (
+    BAG_POLICIES,
+    ROW_POLICIES,
+    Asked,
+    BagsQuery,
+    ByKey,
+    Missing,
+    Pooling,
+    parse_missing,
+)
+from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server.types import Limits, LookupPlan, TableInfo
 
@@ -36,7 +48,7 @@ _ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     tensor_pb2.DTYPE_UINT32: np.dtype("<u4"),
     tensor_pb2.DTYPE_UINT64: np.dtype("<u8"),
 }
-_REPLY_DTYPES: Final = {
+_REPLY_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
     tensor_pb2.DTYPE_FLOAT32: DType.FLOAT32,
     tensor_pb2.DTYPE_FLOAT16: DType.FLOAT16,
@@ -48,11 +60,20 @@ _WIRE_DTYPES: Final = {
     DType.BFLOAT16: tensor_pb2.DTYPE_BFLOAT16,
     DType.FLOAT64: tensor_pb2.DTYPE_FLOAT64,
 }
-_MISSING: Final = {
+_KEY_DTYPES: Final = {"i": tensor_pb2.DTYPE_INT64, "u": tensor_pb2.DTYPE_UINT64}
+_MISSING: Final[dict[int, Missing]] = {
     embedding_pb2.MISSING_UNSPECIFIED: Missing.ERROR,
     embedding_pb2.MISSING_ERROR: Missing.ERROR,
     embedding_pb2.MISSING_ZERO: Missing.ZERO,
     embedding_pb2.MISSING_DEFAULT: Missing.DEFAULT,
+    embedding_pb2.MISSING_SKIP: Missing.SKIP,
+}
+_POOLING: Final[dict[int, Pooling]] = {
+    embedding_pb2.POOLING_UNSPECIFIED: Pooling.SUM,
+    embedding_pb2.POOLING_SUM: Pooling.SUM,
+    embedding_pb2.POOLING_MEAN: Pooling.MEAN,
+    embedding_pb2.POOLING_MAX: Pooling.MAX,
+    embedding_pb2.POOLING_SQRTN: Pooling.SQRTN,
 }
 
 
@@ -71,29 +92,87 @@ def parse(message: M, body: bytes) -> M:
 
 def lookup_plan(request: embedding_pb2.LookupRequest) -> LookupPlan:
     """One lookup as the engine takes it. InvalidArgument for what can't be one."""
-    if request.dtype not in _REPLY_DTYPES:
-        raise InvalidArgument(
-            f"a lookup can't be answered in dtype {_enum_name(tensor_pb2.DType, request.dtype)}; "
-            "it can in DTYPE_FLOAT32, DTYPE_FLOAT16 and DTYPE_BFLOAT16"
-        )
-    if request.missing not in _MISSING:
-        raise InvalidArgument(f"unknown missing policy {request.missing}")
     return LookupPlan(
         request.table,
-        _ids(request.ids),
-        _REPLY_DTYPES[request.dtype],
-        _MISSING[request.missing],
+        _asked(request),
+        _reply_dtype(request.dtype),
+        _missing(request.missing, ROW_POLICIES),
         request.version,
     )
 
 
-def _ids(tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
+def bags_plan(request: embedding_pb2.LookupBagsRequest) -> LookupPlan:
+    """Bags of one table as the engine takes them. InvalidArgument for what can't be."""
+    lookup = request.lookup
+    asked = _asked(lookup)
+    if len(asked.shape) != 1:
+        raise InvalidArgument(f"bags take flat ids or keys; these have shape {asked.shape}")
+    if request.pooling not in _POOLING:
+        raise InvalidArgument(f"unknown pooling mode {request.pooling}")
+    pooling = _POOLING[request.pooling]
+    weights = _weights(request.weights) if request.HasField("weights") else None
+    query = BagsQuery(
+        check_offsets(_integers("offsets", request.offsets), asked.size),
+        pooling,
+        check_weights(weights, asked.size, pooling),
+        request.padding_id if request.HasField("padding_id") else None,
+    )
+    missing = _missing(lookup.missing, BAG_POLICIES)
+    return LookupPlan(
+        lookup.table, asked, _reply_dtype(lookup.dtype), missing, lookup.version, query
+    )
+
+
+def keys_of_request(
+    request: embedding_pb2.KeysOfRequest,
+) -> tuple[str, NDArray[np.integer[Any]], int]:
+    """The table, ids and version of a KeysOfRequest."""
+    return request.table, _integers("ids", request.ids), request.version
+
+
+def _asked(request: embedding_pb2.LookupRequest) -> Asked:
+    if request.WhichOneof("rows") != "keys":
+        return _integers("ids", request.ids)
+    keys = request.keys
+    match keys.WhichOneof("kind"):
+        case "strings":
+            shape = tuple(keys.strings.shape)
+            return ByKey(string_keys_from_wire(keys.strings.data, keys.strings.lengths, shape))
+        case "integers":
+            return ByKey(_integers("keys", keys.integers))
+    raise InvalidArgument("keys are neither strings nor integers")
+
+
+def _reply_dtype(number: int) -> DType:
+    if number not in _REPLY_DTYPES:
+        raise InvalidArgument(
+            f"a lookup can't be answered in dtype {_enum_name(tensor_pb2.DType, number)}; "
+            "it can in DTYPE_FLOAT32, DTYPE_FLOAT16 and DTYPE_BFLOAT16"
+        )
+    return _REPLY_DTYPES[number]
+
+
+def _missing(number: int, policies: tuple[Missing, ...]) -> Missing:
+    missing = _MISSING.get(number)
+    if missing is None:
+        raise InvalidArgument(f"unknown missing policy {number}")
+    return parse_missing(missing.value, policies)
+
+
+def _weights(tensor: tensor_pb2.Tensor) -> NDArray[np.float32]:
+    if tensor.dtype != tensor_pb2.DTYPE_FLOAT32:
+        name = _enum_name(tensor_pb2.DType, tensor.dtype)
+        raise InvalidArgument(f"weights must be float32, not {name}")
+    return array_from_bytes("weights", tensor.data, np.dtype("<f4"), tuple(tensor.shape))
+
+
+def _integers(name: str, tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
     dtype = _ID_DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgument(
-            f"ids must be integers, not {_enum_name(tensor_pb2.DType, tensor.dtype)}"
+            f"{name} must be integers, not {_enum_name(tensor_pb2.DType, tensor.dtype)}"
         )
-    return ids_from_bytes(tensor.data, dtype, tuple(tensor.shape))
+    return array_from_bytes(name, tensor.data, dtype, tuple(tensor.shape))
 
 
 def _enum_name(enum: Any, value: int) -> str:
@@ -118,6 +197,20 @@ def stream_reply(request_id: int, gathered: Gathered) -> list[Part]:
     """A LookupStreamResponse that holds a lookup."""
     head = _varint_field(_STREAM_ID_TAG, request_id)
     return [head, *_nested(_STREAM_LOOKUP_TAG, _lookup_response(gathered))]
+
+
+def keys_reply(keys: Keys, version: int) -> bytes:
+    """A KeysOfResponse."""
+    message = embedding_pb2.KeysOfResponse(version=version)
+    if isinstance(keys, StringKeys):
+        message.keys.strings.shape.extend(keys.shape)
+        message.keys.strings.lengths = np.diff(keys.offsets).astype("<u4").tobytes()
+        message.keys.strings.data = keys.data.tobytes()
+    else:
+        message.keys.integers.dtype = _KEY_DTYPES[keys.dtype.kind]
+        message.keys.integers.shape.extend(keys.shape)
+        message.keys.integers.data = keys.astype(f"<{keys.dtype.kind}8").tobytes()
+    return message.SerializeToString()
 
 
 def byte_count(parts: Sequence[Part]) -> int:
@@ -197,6 +290,10 @@ def _table_message(info: TableInfo) -> table_pb2.Table:
         version=info.version,
         refused=info.refused,
         trainable=info.trainable,
+        key_kind=info.key_kind,
+        rows_bytes=info.rows_bytes,
+        keys_bytes=info.keys_bytes,
+        resident_bytes=info.resident_bytes,
     )
 
 

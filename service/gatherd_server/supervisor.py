@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from gatherd.store.table import open_readonly
@@ -32,6 +33,8 @@ RESTART_SECONDS_MIN = 0.1
 RESTART_SECONDS_MAX = 5.0
 # A worker that served this long before it died is restarted without a growing pause.
 STEADY_SECONDS = 10.0
+# Below the data dir; nobody but numba reads it.
+KERNELS_NAME = "kernels"
 # What a worker gets on top of drain_seconds to close up, before it is killed.
 STOP_MARGIN_SECONDS = 5.0
 _CHANNEL_LINE_BYTES_MAX = 64 << 10
@@ -80,6 +83,7 @@ class Supervisor:
         """Serve until SIGTERM or SIGINT, then drain. StartError when the server can't start."""
         with ExitStack() as stack:
             addresses = self._open(stack)
+            use_kernel_cache(self._settings.data_dir)
             self._watch_signals(stack)
             stack.callback(self._kill_workers)
             for worker in self._workers:
@@ -262,6 +266,28 @@ class Supervisor:
             if worker.process is not None:
                 worker.process.kill()
                 worker.process.wait()
+
+
+def use_kernel_cache(data_dir: Path | None) -> None:
+    """Tell numba, here and in the workers, where compiled kernels are kept; NUMBA_CACHE_DIR wins.
+
+    The user's cache folder, or else the data dir's: never one that others can write to, because
+    what lies in it is run. Where neither can be written, every worker compiles anew (10 s).
+    """
+    if "NUMBA_CACHE_DIR" in os.environ:
+        return
+    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    candidates = [user_cache / "gatherd" / "kernels"]
+    if data_dir is not None:
+        candidates.append(data_dir / KERNELS_NAME)
+    for candidate in candidates:
+        with suppress(OSError, RuntimeError):
+            folder = candidate.expanduser()
+            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                os.environ["NUMBA_CACHE_DIR"] = str(folder)
+                return
+    logger.warning("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR")
 
 
 def describe_exit(status: int) -> str:

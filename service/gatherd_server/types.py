@@ -2,14 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from gatherd.errors import LimitExceeded
 from gatherd.store.dtypes import DType
-from gatherd.store.table import Missing
+from gatherd.store.query import Asked, BagsQuery, Missing
 
 LIVE_VERSION = 0
 
@@ -39,20 +35,26 @@ class Limits:
 class LookupPlan:
     """One table's part of a lookup, as a transport read it from the wire.
 
-    `ids` are integers of any dtype and shape; whether they have rows is the engine's to check.
-    `version` LIVE_VERSION means whatever is live.
+    `asked` are ids of any integer dtype, or keys, of any shape; whether they have rows is the
+    engine's to check. With `bags` they are flat, and pooled. `version` LIVE_VERSION means
+    whatever is live.
     """
 
     table: str
-    ids: NDArray[np.integer[Any]]
+    asked: Asked
     dtype: DType = DType.FLOAT32
     missing: Missing = Missing.ERROR
     version: int = LIVE_VERSION
+    bags: BagsQuery | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """What is told about a table. `refused` is empty, or why it can't be looked up."""
+    """What is told about a table. `refused` is empty, or why it can't be looked up.
+
+    `key_kind` is empty, "bytes", "int64" or "uint64". `resident_bytes` are those of `rows_bytes`
+    that are in memory now.
+    """
 
     name: str
     row_count: int
@@ -61,6 +63,10 @@ class TableInfo:
     version: int
     refused: str = ""
     trainable: bool = False
+    key_kind: str = ""
+    rows_bytes: int = 0
+    keys_bytes: int = 0
+    resident_bytes: int = 0
 
 
 @dataclass(frozen=True, slots=True)

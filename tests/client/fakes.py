@@ -1,15 +1,18 @@
-"""Stand-ins for a server: a NumPy gather behind Connect and gRPC, and scripted sockets."""
+"""Stand-ins for a server: NumPy behind Connect and gRPC."""
 
 import base64
 import json
+import math
 import socket
 import socketserver
+import ssl
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,16 @@ import grpc
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import GatherdError, IdOutOfRange, LimitExceeded, RetryableError, TableNotFound
+from gatherd import (
+    GatherdError,
+    IdOutOfRange,
+    KeyNotFound,
+    LimitExceeded,
+    NoKeys,
+    RetryableError,
+    TableNotFound,
+)
+from gatherd.store.keys import Keys, StringKeys, key_not_found_error
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 
 ID_DTYPES = dict(zip(range(5, 13), ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8"), strict=True))
@@ -28,6 +40,8 @@ class FakeService:
     """Answers serialized requests. `failures` are raised first, one for each request."""
 
     tables: dict[str, NDArray[np.float32]]
+    # Each table's keys in row order: bytes, or integers.
+    keys: dict[str, list[Any]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     version: int = 7
     failures: list[GatherdError] = field(default_factory=list)
@@ -55,6 +69,13 @@ class FakeService:
         if method == "LookupMany":
             request = embedding_pb2.LookupManyRequest.FromString(body)
             return embedding_pb2.LookupManyResponse(lookups=self._lookups(list(request.lookups)))
+        if method == "LookupBags":
+            return self._bags([embedding_pb2.LookupBagsRequest.FromString(body)])[0]
+        if method == "LookupBagsMany":
+            bags = embedding_pb2.LookupBagsManyRequest.FromString(body)
+            return embedding_pb2.LookupManyResponse(lookups=self._bags(list(bags.bags)))
+        if method == "KeysOf":
+            return self._keys_of(embedding_pb2.KeysOfRequest.FromString(body))
         limits = table_pb2.Limits(**self.limits)
         if method == "ListTables":
             tables = [self._info(name) for name in self.tables]
@@ -69,30 +90,69 @@ class FakeService:
 
     def _info(self, name: str) -> table_pb2.Table:
         rows, dim = self._table(name).shape
+        keys = self.keys.get(name, [])
+        kind = ("bytes" if isinstance(keys[0], bytes) else "int64") if keys else ""
         return table_pb2.Table(
-            name=name, rows=rows, dim=dim, dtype=tensor_pb2.DTYPE_FLOAT32, version=self.version
-        )
+            name=name, rows=rows, dim=dim, dtype=tensor_pb2.DTYPE_FLOAT32, version=self.version,
+            key_kind=kind, rows_bytes=rows * dim * 4, keys_bytes=8 * len(keys), resident_bytes=4096,
+        )  # fmt: skip
 
-    def _lookups(self, requests: list[Any]) -> list[embedding_pb2.LookupResponse]:
-        sizes = [np.prod(request.ids.shape, dtype=int) for request in requests]
+    def _check_limits(self, requests: list[Any]) -> None:
+        sizes = [math.prod(_shape(request)) for request in requests]
         for name, value in (("ids_max", sum(sizes)), ("tables_max", len(requests))):
             if self.limits.get(name) and value > self.limits[name]:
                 raise LimitExceeded(f"{name} is {self.limits[name]}, the request has {value}")
+
+    def _lookups(self, requests: list[Any]) -> list[embedding_pb2.LookupResponse]:
+        self._check_limits(requests)
         return [self._lookup(request) for request in requests]
 
-    def _lookup(self, request: Any) -> embedding_pb2.LookupResponse:
+    def _rows(
+        self, request: Any, padding_id: int | None = None
+    ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
+        """What is asked for as row indices, and which have none."""
         weights = self._table(request.table)
         self.versions_asked.append(request.version)
-        ids = np.frombuffer(request.ids.data, ID_DTYPES[request.ids.dtype])
-        ids = ids.reshape(tuple(request.ids.shape))
-        bad = (ids < 0) | (ids >= len(weights))
+        keyed = request.WhichOneof("rows") == "keys"
+        if keyed:
+            keys = wire_keys(request.keys)
+            index = {key: row for row, key in enumerate(self._own_keys(request.table))}
+            flat = keys.tolist() if isinstance(keys, StringKeys) else keys.reshape(-1).tolist()
+            ids = np.array([index.get(key, -1) for key in flat], int).reshape(keys.shape)
+        else:
+            ids = wire_array(request.ids)
+        bad = ((ids < 0) | (ids >= len(weights))) & (ids != padding_id if not keyed else True)
         if bad.any() and request.missing in (0, 1):
+            if keyed:
+                raise key_not_found_error(request.table, keys, ids)
             raise IdOutOfRange(
                 f"ids[{int(np.flatnonzero(bad)[0])}] is out of range",
                 {"table": request.table, "rows": str(len(weights))},
             )
-        vectors = weights[np.where(bad, 0, ids).astype(np.intp)]
+        return ids, bad
+
+    def _own_keys(self, table: str) -> list[Any]:
+        if table not in self.keys:
+            raise NoKeys(f"table {table!r} has no keys", {"table": table})
+        return self.keys[table]
+
+    def _gather(
+        self, request: Any, padding_id: int | None = None
+    ) -> tuple[NDArray[np.float32], NDArray[Any], NDArray[np.bool_]]:
+        weights = self._table(request.table)
+        ids, bad = self._rows(request, padding_id)
+        has_row = (ids >= 0) & (ids < len(weights))
+        vectors = weights[np.where(has_row, ids, 0).astype(np.intp)]
         vectors[bad] = 0 if request.missing != 3 else weights.mean(axis=0)
+        return vectors, ids, bad
+
+    def _lookup(self, request: Any) -> embedding_pb2.LookupResponse:
+        vectors, _, bad = self._gather(request)
+        return self._response(request, vectors, bad)
+
+    def _response(
+        self, request: Any, vectors: NDArray[np.float32], bad: NDArray[np.bool_]
+    ) -> embedding_pb2.LookupResponse:
         code = request.dtype or tensor_pb2.DTYPE_FLOAT32
         data: NDArray[Any] = vectors.astype(np.float16) if code == 2 else vectors
         if code == 3:
@@ -101,10 +161,92 @@ class FakeService:
         tensor = tensor_pb2.Tensor(dtype=code, shape=vectors.shape, data=data.tobytes())
         return embedding_pb2.LookupResponse(version=self.version, status=status, vectors=tensor)
 
+    def _bags(self, requests: list[Any]) -> list[embedding_pb2.LookupResponse]:
+        self._check_limits([request.lookup for request in requests])
+        return [self._pooled(request) for request in requests]
+
+    def _pooled(self, request: Any) -> embedding_pb2.LookupResponse:
+        padding_id = request.padding_id if request.HasField("padding_id") else None
+        vectors, ids, bad = self._gather(request.lookup, padding_id)
+        offsets = wire_array(request.offsets)
+        assert ids.ndim == offsets.ndim == 1
+        assert not offsets[:1].any()
+        weights = np.ones(len(ids), np.float32)
+        if request.HasField("weights"):
+            weights = wire_array(request.weights)
+            assert weights.shape == ids.shape
+        takes_part = ~bad if request.lookup.missing == 4 else np.ones(len(ids), bool)
+        if padding_id is not None:
+            takes_part &= ids != padding_id
+        pooled = np.zeros((len(offsets), vectors.shape[1]), np.float32)
+        mode = embedding_pb2.Pooling.Name(request.pooling).removeprefix("POOLING_").lower()
+        for bag, (begin, end) in enumerate(pairwise([*offsets.tolist(), len(ids)])):
+            part = np.arange(begin, end)[takes_part[begin:end]]
+            if part.size:
+                pooled[bag] = pool(vectors[part], weights[part], mode)
+        return self._response(request.lookup, pooled, bad)
+
+    def _keys_of(self, request: Any) -> embedding_pb2.KeysOfResponse:
+        keys = self._own_keys(request.table)
+        ids = wire_array(request.ids)
+        self.versions_asked.append(request.version)
+        if self.limits.get("ids_max") and ids.size > self.limits["ids_max"]:
+            raise LimitExceeded("ids_max")
+        if ((ids < 0) | (ids >= len(keys))).any():
+            raise IdOutOfRange("somewhere", {"table": request.table, "rows": str(len(keys))})
+        found = [keys[row] for row in ids.reshape(-1).tolist()]
+        reply = embedding_pb2.KeysOfResponse(version=self.version)
+        if isinstance(keys[0], bytes):
+            strings = reply.keys.strings
+            strings.shape.extend(ids.shape)
+            strings.lengths = np.array([len(key) for key in found], "<u4").tobytes()
+            strings.data = b"".join(found)
+        else:
+            integers = reply.keys.integers
+            integers.dtype = tensor_pb2.DTYPE_INT64
+            integers.shape.extend(ids.shape)
+            integers.data = np.array(found, "<i8").tobytes()
+        return reply
+
+
+def pool(rows: NDArray[np.float32], weights: NDArray[np.float32], mode: str) -> NDArray[np.float32]:
+    """One bag's vector, added up row by row, so that equal bags give equal bits."""
+    if mode == "max":
+        return np.asarray(rows.max(axis=0))
+    total = np.zeros(rows.shape[1], np.float32)
+    for row, weight in zip(rows, weights, strict=True):
+        total += row * weight
+    divisor = {"sum": 1.0, "mean": weights.sum(), "sqrtn": np.sqrt((weights**2).sum())}[mode]
+    return (total / divisor if divisor else np.zeros_like(total)).astype(np.float32)
+
+
+def wire_array(tensor: Any) -> NDArray[Any]:
+    """A tensor of a request."""
+    dtypes = {tensor_pb2.DTYPE_FLOAT32: "f4", **ID_DTYPES}
+    return np.frombuffer(tensor.data, dtypes[tensor.dtype]).reshape(tuple(tensor.shape))
+
+
+def wire_keys(keys: Any) -> Keys:
+    """The keys of a request."""
+    if keys.WhichOneof("kind") == "integers":
+        return wire_array(keys.integers)
+    bounds = np.cumsum([0, *np.frombuffer(keys.strings.lengths, "<u4").tolist()]).tolist()
+    assert bounds[-1] == len(keys.strings.data)
+    each = [keys.strings.data[begin:end] for begin, end in pairwise(bounds)]
+    return StringKeys.of(each, tuple(keys.strings.shape))
+
+
+def _shape(request: Any) -> tuple[int, ...]:
+    if request.WhichOneof("rows") == "keys":
+        return wire_keys(request.keys).shape
+    return tuple(request.ids.shape)
+
 
 CODES = {
     TableNotFound: ("not_found", 404),
     IdOutOfRange: ("invalid_argument", 400),
+    KeyNotFound: ("invalid_argument", 400),
+    NoKeys: ("invalid_argument", 400),
     LimitExceeded: ("resource_exhausted", 413),
 }
 
@@ -170,12 +312,17 @@ class _TcpServer(ThreadingHTTPServer):
 
 
 @contextmanager
-def connect_server(service: FakeService, unix_path: Path | None = None) -> Iterator[str]:
+def connect_server(
+    service: FakeService, unix_path: Path | None = None, tls: ssl.SSLContext | None = None
+) -> Iterator[str]:
     """Serve over Connect; yields the URL."""
     server: ThreadingHTTPServer
     if unix_path is None:
         server = _TcpServer(("127.0.0.1", 0), _handler(service, True))
         url = f"http://127.0.0.1:{server.server_address[1]}"
+        if tls is not None:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
+            url = url.replace("http", "https")
     else:
         server = _UnixServer(str(unix_path), _handler(service, False))  # type: ignore[arg-type]  # a path
         url = f"unix://{unix_path}"
@@ -227,70 +374,3 @@ def grpc_server(service: FakeService) -> Iterator[str]:
         yield f"grpc://127.0.0.1:{port}"
     finally:
         server.stop(0).wait()
-
-
-class ScriptedServer:
-    """Answers the n-th connection with the n-th script, then closes it.
-
-    A script is a function of the connected socket; `read_request` helps it.
-    """
-
-    def __init__(self, *scripts: Callable[[socket.socket], None]) -> None:
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._scripts = scripts
-        self._thread = threading.Thread(target=self._serve)
-        self.failure: BaseException | None = None
-        self.connections = 0
-
-    def __enter__(self) -> str:
-        self._thread.start()
-        return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def __exit__(self, *_: object) -> None:
-        # Wakes an accept() that nobody came for.
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._thread.join(10)
-        self._listener.close()
-        if self.failure is not None:
-            raise self.failure
-
-    def _serve(self) -> None:
-        for script in self._scripts:
-            try:
-                connection, _ = self._listener.accept()
-            except OSError:
-                return
-            self.connections += 1
-            with connection:
-                try:
-                    script(connection)
-                except ConnectionError:
-                    pass
-                except BaseException as error:  # noqa: BLE001 - given to the test's thread
-                    self.failure = error
-                    return
-
-
-def read_request(connection: socket.socket) -> tuple[bytes, bytes]:
-    """One request's head and body; (b"", b"") when the client closed instead."""
-    data = b""
-    while b"\r\n\r\n" not in data:
-        part = connection.recv(65536)
-        if not part:
-            return b"", b""
-        data += part
-    head, _, body = data.partition(b"\r\n\r\n")
-    length = next(
-        int(line.partition(b":")[2])
-        for line in head.split(b"\r\n")
-        if line.lower().startswith(b"content-length:")
-    )
-    while len(body) < length:
-        body += connection.recv(65536)
-    return head, body
-
-
-def ok(body: bytes, extra: str = "") -> bytes:
-    """A 200 of protobuf."""
-    head = f"HTTP/1.1 200 OK\r\nContent-Type: application/proto\r\nContent-Length: {len(body)}\r\n"
-    return (head + extra + "\r\n").encode() + body

@@ -3,17 +3,16 @@
 import asyncio
 import inspect
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import pytest
 
 import gatherd
-from client.fakes import FakeService, connect_server, grpc_server
+from client.clients import ITEMS, WORDS, Awaited
+from client.fakes import FakeService, connect_server
 from gatherd import (
     AsyncClient,
     Client,
@@ -28,51 +27,6 @@ from gatherd import (
     Unavailable,
     VersionNotFound,
 )
-
-WORDS = np.random.default_rng(1).standard_normal((500, 8), np.float32)
-ITEMS = np.random.default_rng(2).standard_normal((40, 3), np.float32)
-
-
-@pytest.fixture
-def service() -> FakeService:
-    return FakeService({"words": WORDS, "items": ITEMS})
-
-
-@pytest.fixture(params=["http", "unix", "grpc"])
-def server(request: pytest.FixtureRequest, service: FakeService, tmp_path: Path) -> Iterator[str]:
-    servers: dict[str, Callable[[], AbstractContextManager[str]]] = {
-        "http": lambda: connect_server(service),
-        "unix": lambda: connect_server(service, tmp_path / "s.sock"),
-        "grpc": lambda: grpc_server(service),
-    }
-    with servers[request.param]() as url:
-        yield url
-
-
-class Awaited:
-    """AsyncClient on a loop of its own, called as if it blocked."""
-
-    def __init__(self, url: str, **options: Any) -> None:
-        self._runner = asyncio.Runner()
-        self._client = AsyncClient(url, **options)
-
-    def __getattr__(self, name: str) -> Any:
-        async def call(*args: Any, **kwargs: Any) -> Any:
-            return await getattr(self._client, name)(*args, **kwargs)
-
-        return lambda *args, **kwargs: self._runner.run(call(*args, **kwargs))
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.aclose()
-        self._runner.close()
-
-
-@pytest.fixture(params=[Client, Awaited], ids=["sync", "async"])
-def make(request: pytest.FixtureRequest) -> Any:
-    return request.param
 
 
 def test_a_lookup_keeps_the_shape_of_its_ids(make: Any, server: str) -> None:
@@ -280,7 +234,9 @@ def test_errors_are_of_one_tree(make: Any, server: str) -> None:
 
 def test_tables_are_described(make: Any, server: str) -> None:
     with make(server) as client:
-        words = gatherd.TableInfo("words", 500, 8, "float32", 7, False, "")
+        words = gatherd.TableInfo(
+            "words", 500, 8, "float32", 7, False, "", "bytes", 16_000, 4_000, 4_096
+        )
         assert client.table("words") == words
         assert client.tables()[0] == words
 

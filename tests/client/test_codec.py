@@ -9,15 +9,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatherd import InternalError
+from gatherd._bags import prepare_bags
 from gatherd._codec import (
     decode_get_table,
+    decode_keys_of,
     decode_list_tables,
     decode_lookup,
     decode_lookup_many,
-    encode_lookup,
-    encode_lookup_many,
+    encode_keys_of,
+    encode_lookups,
 )
-from gatherd._lookup import parse_reply_type, prepare
+from gatherd._lookup import parse_reply_type, prepare, prepare_keys_of
+from gatherd.store.keys import StringKeys
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 
 UINT64 = st.integers(0, 2**64 - 1)
@@ -157,8 +160,10 @@ def test_a_request_is_read_by_the_generated_class(
     table: str, code: str, shape: list[int], dtype: str, missing: str, version: int
 ) -> None:
     ids = np.arange(np.prod(shape, dtype=int)).astype(code).reshape(shape)
-    spec = prepare(table, ids, parse_reply_type(dtype), missing)
-    request = embedding_pb2.LookupRequest.FromString(encode_lookup(spec, spec.ids, version))
+    spec = prepare(table, ids, None, parse_reply_type(dtype), missing)
+    method, body = encode_lookups([(spec, version)], many=False)
+    assert method.endswith("/Lookup")
+    request = embedding_pb2.LookupRequest.FromString(body)
     assert request.table == table
     assert list(request.ids.shape) == shape
     assert request.ids.data == ids.tobytes()
@@ -167,5 +172,104 @@ def test_a_request_is_read_by_the_generated_class(
     assert tensor_pb2.DType.Name(request.dtype) == f"DTYPE_{dtype.upper()}"
     assert embedding_pb2.Missing.Name(request.missing) == f"MISSING_{missing.upper()}"
     assert request.version == version
-    many = encode_lookup_many([(spec, spec.ids, version)] * 2)
+    method, many = encode_lookups([(spec, version)] * 2, many=True)
+    assert method.endswith("/LookupMany")
     assert list(embedding_pb2.LookupManyRequest.FromString(many).lookups) == [request] * 2
+    spec_of = prepare_keys_of(table, ids)
+    asked = embedding_pb2.KeysOfRequest.FromString(encode_keys_of(spec_of, version))
+    assert (asked.table, asked.ids, asked.version) == (table, request.ids, version)
+
+
+KEY = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=20) | st.binary(
+    min_size=1, max_size=20
+)
+
+
+@given(st.lists(KEY, min_size=1, max_size=30), st.booleans())
+def test_string_keys_are_read_by_the_generated_class(keys: list[str | bytes], flat: bool) -> None:
+    given_keys = keys if flat else [[key] for key in keys]
+    spec = prepare("words", None, given_keys, parse_reply_type("float32"), "error")
+    _, body = encode_lookups([(spec, 0)], many=False)
+    request = embedding_pb2.LookupRequest.FromString(body)
+    assert request.WhichOneof("rows") == "keys"
+    strings = request.keys.strings
+    assert list(strings.shape) == ([len(keys)] if flat else [len(keys), 1])
+    encoded = [key.encode() if isinstance(key, str) else key for key in keys]
+    assert strings.data == b"".join(encoded)
+    assert np.frombuffer(strings.lengths, "<u4").tolist() == [len(key) for key in encoded]
+
+
+@given(
+    st.lists(st.lists(st.integers(-(2**63), 2**63 - 1), max_size=4), max_size=8),
+    st.sampled_from(["sum", "mean", "max", "sqrtn"]),
+    st.booleans(),
+    st.none() | st.integers(-(2**63), 2**63 - 1),
+    st.sampled_from(["error", "zero", "default", "skip"]),
+    UINT64,
+)
+def test_a_request_for_bags_is_read_by_the_generated_class(
+    keys: list[list[int]],
+    mode: str,
+    weighted: bool,
+    padding: int | None,
+    missing: str,
+    version: int,
+) -> None:
+    flat = [key for bag in keys for key in bag]
+    weights = [0.5] * len(flat) if weighted and mode != "max" else None
+    spec = prepare_bags(
+        "words", None, None, keys, mode=mode, weights=weights, padding_id=padding,
+        reply=parse_reply_type("float16"), missing=missing,
+    )  # fmt: skip
+    method, body = encode_lookups([(spec, version)], many=False)
+    assert method.endswith("/LookupBags")
+    request = embedding_pb2.LookupBagsRequest.FromString(body)
+    assert request.lookup.keys.integers.data == np.array(flat, "<i8").tobytes()
+    assert list(request.offsets.shape) == [len(keys)]
+    lengths = [len(bag) for bag in keys]
+    assert np.frombuffer(request.offsets.data, "<i8").tolist() == [
+        sum(lengths[:i]) for i in range(len(keys))
+    ]
+    assert embedding_pb2.Pooling.Name(request.pooling) == f"POOLING_{mode.upper()}"
+    assert request.HasField("weights") == (weights is not None)
+    assert request.weights.data == np.array(weights or [], "<f4").tobytes()
+    assert (request.padding_id if request.HasField("padding_id") else None) == padding
+    assert request.lookup.version == version
+    assert embedding_pb2.Missing.Name(request.lookup.missing) == f"MISSING_{missing.upper()}"
+    method, many = encode_lookups([(spec, version)] * 2, many=True)
+    assert method.endswith("/LookupBagsMany")
+    assert list(embedding_pb2.LookupBagsManyRequest.FromString(many).bags) == [request] * 2
+
+
+def keys_reply(**keys: Any) -> memoryview:
+    reply = embedding_pb2.KeysOfResponse(version=3, keys=tensor_pb2.Keys(**keys))
+    return memoryview(reply.SerializeToString())
+
+
+def test_keys_in_a_reply_are_checked() -> None:
+    lengths = np.array([1, 2], "<u4").tobytes()
+    sound = tensor_pb2.StringKeys(shape=[2], lengths=lengths, data=b"abc")
+    found, version = decode_keys_of(keys_reply(strings=sound), (2,))
+    assert isinstance(found, StringKeys)
+    assert (found.tolist(), version) == ([b"a", b"bc"], 3)
+    integers = tensor_pb2.Tensor(dtype="DTYPE_UINT64", shape=[1, 2], data=bytes(16))
+    found, _ = decode_keys_of(keys_reply(integers=integers), (1, 2))
+    assert isinstance(found, np.ndarray)
+    assert found.dtype == np.uint64
+    assert found.shape == (1, 2)
+    assert found.flags.writeable
+    narrow = tensor_pb2.Tensor(dtype="DTYPE_INT32", shape=[2], data=bytes(8))
+    short = tensor_pb2.Tensor(dtype="DTYPE_INT64", shape=[2], data=bytes(15))
+    empty = tensor_pb2.StringKeys(shape=[2], lengths=bytes(8))
+    longer = tensor_pb2.StringKeys(shape=[2], lengths=lengths, data=b"abcd")
+    for body in (
+        keys_reply(),
+        memoryview(b"\xff"),
+        keys_reply(integers=narrow),
+        keys_reply(integers=short),
+        keys_reply(integers=integers),
+        keys_reply(strings=empty),
+        keys_reply(strings=longer),
+    ):
+        with pytest.raises(InternalError, match="reply can't be used"):
+            decode_keys_of(body, (2,))

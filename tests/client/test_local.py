@@ -19,11 +19,17 @@ from gatherd import (
     DataDirVersion,
     IdOutOfRange,
     InvalidArgument,
+    KeyNotFound,
+    NoKeys,
     TableNotFound,
     TableRefused,
 )
 from gatherd.store.catalog import CATALOG_NAME, Catalog, CatalogEntry, version_dir
 from gatherd.store.control import CONTROL_NAME, GENERATION_OFFSET, initial_page
+from gatherd.store.key_index import KeyKind
+from gatherd.store.keys import as_keys
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.key_index_writer import KeyIndexBuilder
 
 RNG = np.random.default_rng(5)
 WORDS = RNG.standard_normal((300, 8), np.float32)
@@ -37,13 +43,20 @@ class DataDir:
         (path / CONTROL_NAME).write_bytes(initial_page())
         self.publish()
 
-    def write(self, name: str, version: int, rows: Any, default: Any = None) -> None:
+    def write(
+        self, name: str, version: int, rows: Any, default: Any = None, keys: Any = None
+    ) -> None:
         folder = version_dir(self.path, name, version)
         folder.mkdir(parents=True)
         dtype = rows.dtype.name
         np.save(folder / "weights.npy", rows)
         if default is not None:
             np.save(folder / "default.npy", default)
+        if keys is not None:
+            kind = KeyKind.BYTES if isinstance(keys[0], str) else KeyKind.INT64
+            with KeyIndexBuilder(Files(), folder, kind) as builder:
+                builder.add(as_keys(keys))
+                builder.finish()
         manifest = {"format": 1, "uid": name, "name": name, "version": version, "dtype": dtype,
                     "rows": rows.shape[0], "dim": rows.shape[1]}  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest))
@@ -64,8 +77,9 @@ class DataDir:
 @pytest.fixture
 def data(tmp_path: Path) -> DataDir:
     data = DataDir(tmp_path)
-    data.write("words", 1, WORDS, default=np.arange(8, dtype=np.float32))
-    data.write("brain", 1, WORDS.astype(ml_dtypes.bfloat16))
+    words = [f"word{row}" for row in range(300)]
+    data.write("words", 1, WORDS, default=np.arange(8, dtype=np.float32), keys=words)
+    data.write("brain", 1, WORDS.astype(ml_dtypes.bfloat16), keys=[n * 5 for n in range(300)])
     data.publish(words=1, brain=1)
     return data
 
@@ -175,5 +189,86 @@ def test_the_awaited_client_reads_short_and_long_lookups(data: DataDir) -> None:
             with pytest.raises(IdOutOfRange):
                 await client.lookup("words", np.full(20_000, 300))
             assert (await client.tables())[1].rows == 300
+
+    asyncio.run(main())
+
+
+def test_rows_by_key_and_keys_by_row(data: DataDir) -> None:
+    data.write("plain", 1, WORDS)
+    data.publish(plain=1)
+    with Client(f"local:{data.path}") as client:
+        found = client.lookup("words", keys=[["word3"], ["word299"]])
+        np.testing.assert_array_equal(found, WORDS[[[3], [299]]])
+        many = client.lookup_many({"words": [1]}, keys={"brain": [10, 0]}, dtype="bfloat16")
+        brain = WORDS[[2, 0]].astype(ml_dtypes.bfloat16).astype(np.float32)
+        np.testing.assert_array_equal(many["brain"], brain)
+        vectors, status = client.lookup(
+            "words", keys=["word1", "no"], missing="default", return_status=True
+        )
+        np.testing.assert_array_equal(vectors, [WORDS[1], np.arange(8)])
+        np.testing.assert_array_equal(status, [0, 1])
+        words = client.keys_of("words", [[4, 5]])
+        assert words.tolist() == [["word4", "word5"]]
+        np.testing.assert_array_equal(client.keys_of("brain", [4, 5]), [20, 25])
+        with pytest.raises(KeyNotFound, match=r"keys\[1\]='no'"):
+            client.lookup("words", keys=["word1", "no"])
+        with pytest.raises(InvalidArgument, match="strings"):
+            client.lookup("words", keys=[1])
+        with pytest.raises(IdOutOfRange):
+            client.keys_of("words", [300])
+        with pytest.raises(NoKeys):
+            client.lookup("plain", keys=["a"])
+        with pytest.raises(NoKeys):
+            client.keys_of("plain", [0])
+        infos = {info.name: info for info in client.tables()}
+        assert [infos[name].key_kind for name in ("words", "brain", "plain")] == [
+            "bytes", "int64", "",
+        ]  # fmt: skip
+        assert infos["words"].rows_bytes == WORDS.nbytes
+        assert infos["words"].keys_bytes > sum(len(f"word{row}") for row in range(300))
+        assert 0 <= infos["words"].resident_bytes <= WORDS.nbytes
+        assert infos["plain"].keys_bytes == 0
+
+
+def test_bags_are_pooled_from_the_files(data: DataDir) -> None:
+    bags = [[1, 2, 2], [], [299]]
+    expected = np.zeros((3, 8), np.float32)
+    expected[0], expected[2] = WORDS[[1, 2, 2]].mean(axis=0), WORDS[299]
+    named = [[f"word{row}" for row in bag] for bag in bags]
+    with Client(f"local:{data.path}") as client:
+        for found in (
+            client.lookup_bags("words", bags),
+            client.lookup_bags("words", [1, 2, 2, 299], [0, 3, 3]),
+            client.lookup_bags("words", keys=named),
+            client.lookup_bags_many(keys={"words": named})["words"],
+            client.lookup_bags("words", bags, out=np.empty((3, 8), np.float32)),
+        ):
+            np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+        exact = client.lookup_bags("words", bags)
+        for dtype in ("bfloat16", ml_dtypes.bfloat16):
+            low = client.lookup_bags("words", bags, dtype=dtype)
+            rounded = exact.astype(ml_dtypes.bfloat16).astype(np.float32)
+            np.testing.assert_array_equal(low.astype(np.float32), rounded)
+            out = np.empty_like(low)
+            assert client.lookup_bags("words", bags, dtype=dtype, out=out) is out
+            np.testing.assert_array_equal(out, low)
+        found, status = client.lookup_bags(
+            "words", [[1, 900, -1]], missing="skip", padding_id=-1, return_status=True
+        )
+        np.testing.assert_array_equal(found, WORDS[[1]])
+        np.testing.assert_array_equal(status, [0, 1, 0])
+        weighted = client.lookup_bags("words", [[1, 2]], mode="sum", weights=[[2, 0]])
+        np.testing.assert_array_equal(weighted, 2 * WORDS[[1]])
+        with pytest.raises(IdOutOfRange):
+            client.lookup_bags("words", [[300]])
+
+
+def test_the_awaited_client_reads_keys_and_bags(data: DataDir) -> None:
+    async def main() -> None:
+        async with AsyncClient(f"local:{data.path}") as client:
+            for _ in range(2):
+                found = await client.lookup_bags("words", keys=[["word1", "word1"]])
+                np.testing.assert_allclose(found, WORDS[[1]], rtol=1e-6)
+                assert (await client.keys_of("brain", [2])).tolist() == [10]
 
     asyncio.run(main())

@@ -4,6 +4,7 @@ import base64
 import json
 from itertools import pairwise
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -25,13 +26,23 @@ from gatherd._wire_errors import CLASS_BY_CODE, from_grpc, from_http
 from gatherd.errors import RetryableError, subclasses
 from gatherd_proto.v1 import status_pb2
 
+
+def _cost(lengths: list[int] | int, **each: int) -> Cost:
+    if isinstance(lengths, int):
+        return Cost(lengths, starts=None, **each)
+    starts = np.cumsum([0, *lengths], dtype=np.int64)
+    return Cost(len(lengths), starts=starts, **each)
+
+
 COSTS = st.builds(
-    Cost,
-    ids=st.integers(0, 300),
+    _cost,
+    st.integers(0, 300) | st.lists(st.integers(0, 12), max_size=80),
     request_bytes=st.integers(1, 80),
+    request_bytes_per_vector=st.sampled_from([0, 8]),
     request_bytes_per_id=st.sampled_from([1, 2, 4, 8]),
     reply_bytes=st.integers(1, 80),
-    reply_bytes_per_id=st.integers(0, 50),
+    reply_bytes_per_vector=st.integers(0, 50),
+    reply_bytes_per_id=st.integers(0, 1),
 )
 LIMITS = st.builds(
     Limits,
@@ -43,7 +54,7 @@ LIMITS = st.builds(
 
 
 @given(st.lists(COSTS, min_size=1, max_size=6), LIMITS)
-def test_requests_cover_every_id_once_in_order_and_within_the_limits(
+def test_requests_cover_every_vector_once_in_order_and_within_the_limits(
     costs: list[Cost], limits: Limits
 ) -> None:
     requests = plan_requests(costs, limits)
@@ -51,30 +62,50 @@ def test_requests_cover_every_id_once_in_order_and_within_the_limits(
     for index, cost in enumerate(costs):
         runs = [(piece.start, piece.stop) for piece in pieces if piece.lookup == index]
         assert runs[0][0] == 0
-        assert runs[-1][1] == cost.ids
+        assert runs[-1][1] == cost.vectors
         assert all(before[1] == after[0] for before, after in pairwise(runs))
-        assert all(start < stop for start, stop in runs) or cost.ids == 0
+        assert all(start < stop for start, stop in runs) or cost.vectors == 0
     assert [piece.lookup for piece in pieces] == sorted(piece.lookup for piece in pieces)
     for request in requests:
         assert len({piece.lookup for piece in request}) == len(request)
-        counts = [(costs[piece.lookup], piece.stop - piece.start) for piece in request]
-        sent = sum(cost.request_bytes + n * cost.request_bytes_per_id for cost, n in counts)
-        answered = sum(cost.reply_bytes + n * cost.reply_bytes_per_id for cost, n in counts)
+        counts = [
+            (cost, piece.stop - piece.start, cost.ids(piece.start, piece.stop))
+            for piece in request
+            for cost in (costs[piece.lookup],)
+        ]
+        sent = sum(
+            cost.request_bytes + n * cost.request_bytes_per_vector + ids * cost.request_bytes_per_id
+            for cost, n, ids in counts
+        )
+        answered = sum(
+            cost.reply_bytes + n * cost.reply_bytes_per_vector + ids * cost.reply_bytes_per_id
+            for cost, n, ids in counts
+        )
         within = (
             sent <= (limits.request_bytes_max or sent)
             and answered <= (limits.reply_bytes_max or answered)
-            and sum(n for _, n in counts) <= (limits.ids_max or 10**6)
+            and sum(max(n, ids) for _, n, ids in counts) <= (limits.ids_max or 10**6)
             and len(request) <= (limits.tables_max or 10**6)
         )
-        # One id (or none) that is too large alone is sent for the server to refuse.
+        # One id or bag (or none) that is too large alone is sent for the server to refuse.
         assert within or (len(request) == 1 and counts[0][1] <= 1)
 
 
 def test_whole_lookups_share_a_request_while_they_fit() -> None:
-    costs = [Cost(10, 20, 8, 20, 4)] * 5
+    costs = [Cost(10, 20, 0, 8, 20, 4, 0)] * 5
     limits = Limits(request_bytes_max=250, reply_bytes_max=0, ids_max=0, tables_max=0)
     assert [len(request) for request in plan_requests(costs, limits)] == [2, 2, 1]
     assert len(plan_requests(costs, Limits(0, 0, 0, 0))) == 1
+
+
+def test_bags_are_split_between_bags() -> None:
+    cost = _cost(
+        [3, 0, 2, 9, 1, 1, 0],
+        request_bytes=0, request_bytes_per_vector=0, request_bytes_per_id=0,
+        reply_bytes=0, reply_bytes_per_vector=0, reply_bytes_per_id=0,
+    )  # fmt: skip
+    requests = plan_requests([cost], Limits(0, 0, ids_max=5, tables_max=0))
+    assert [(piece.start, piece.stop) for (piece,) in requests] == [(0, 3), (3, 4), (4, 7)]
 
 
 @given(st.integers(0, 5000), st.floats(0, 1, exclude_max=True))

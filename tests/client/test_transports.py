@@ -1,7 +1,9 @@
 """The HTTP transports against servers that follow a script, the gRPC one and forks."""
 
 import asyncio
+import shutil
 import socket
+import ssl
 import subprocess
 import sys
 import threading
@@ -12,18 +14,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-from client.fakes import (
-    FakeService,
-    ScriptedServer,
-    connect_server,
-    grpc_server,
-    ok,
-    read_request,
-)
+from client.fakes import FakeService, connect_server, grpc_server
+from client.scripted import ScriptedServer, ok, read_request
 from gatherd import (
     AsyncClient,
     Client,
     DeadlineExceeded,
+    FailedPrecondition,
     GatherdError,
     InternalError,
     Unavailable,
@@ -289,3 +286,30 @@ def test_a_fork(wire: str, status: int, tmp_path: Path) -> None:
     assert done.returncode == status, done.stdout + done.stderr
     if status:
         assert "make a new client in the child" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="makes the certificate")
+def test_https_verifies_the_server(
+    tables: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    subprocess.run(
+        [
+            "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
+            "-nodes", "-days", "2", "-subj", "/CN=gatherd test", "-keyout", key,
+            "-out", certificate, "-addext", "subjectAltName=IP:127.0.0.1",
+        ],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    tls = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    tls.load_cert_chain(certificate, key)
+    service = FakeService({"words": np.eye(4, dtype=np.float32)})
+    with connect_server(service, tls=tls) as url:
+        assert url.startswith("https://")
+        with pytest.raises(FailedPrecondition, match=r"self.signed certificate"):
+            tables(url, retries=0)
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        assert tables(url) == ["words"]
+        other = url.replace("127.0.0.1", "localhost")
+        with pytest.raises(FailedPrecondition, match="localhost"):
+            tables(other, retries=0)

@@ -33,6 +33,13 @@ class ServedTables:
     data_dir: Path
     socket: Path
     oracles: dict[str, Oracle]
+    words: list[str]
+    """The keys of table "words" in row order; one isn't UTF-8 (surrogateescape)."""
+    items: NDArray[np.int64]
+    """The keys of table "items" in row order."""
+
+
+WORDS = ["king", "queen", "New York", "Zürich", "京都", "caf\udce9", "a", "the", "🌊", "x" * 1000]
 
 
 def _mean(rows: NDArray[Any]) -> NDArray[np.float32]:
@@ -73,6 +80,24 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTables]:
         name: Oracle(rows if name == "float64" else rows.astype(np.float32), defaults[name])
         for name, rows in arrays.items()
     }
+    words = rng.normal(size=(len(WORDS), 6)).astype(np.float32)
+    lines = [
+        b" ".join([word.encode("utf-8", "surrogateescape"), *(b"%.9g" % x for x in row)])
+        for word, row in zip(WORDS, words.astype(float), strict=True)
+    ]
+    (folder / "words.txt").write_bytes(b"\n".join(lines) + b"\n")
+    run_cli("import", "words", folder / "words.txt", "--data-dir", data_dir)
+    items = rng.normal(size=(500, 4)).astype(np.float32)
+    item_keys = rng.permutation(np.arange(-250, 250)) * 2**53 + 7
+    item_keys[1] = 2**62
+    np.save(folder / "items.npy", items)
+    np.save(folder / "item_keys.npy", item_keys)
+    run_cli(
+        "import", "items", folder / "items.npy", "--keys", folder / "item_keys.npy",
+        "--data-dir", data_dir,
+    )  # fmt: skip
+    oracles["words"] = Oracle(words, _mean(words))
+    oracles["items"] = Oracle(items, _mean(items))
     socket = folder / "gatherd.sock"
     arguments = (
         "--data-dir", data_dir, "--unix", socket, "--workers", "2", "--reflection",
@@ -81,7 +106,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTables]:
         "--ids-max", str(IDS_MAX), "--tables-max", "4",
     )  # fmt: skip
     with RunningServer(*arguments) as server:
-        yield ServedTables(server, data_dir, socket, oracles)
+        yield ServedTables(server, data_dir, socket, oracles, WORDS, item_keys)
 
 
 SURFACES = (

@@ -223,6 +223,10 @@ def test_tables_tell_what_they_are(ask: Any, small: SmallEngine) -> None:
         "version": 1,
         "trainable": False,
         "refused": "",
+        "key_kind": "",
+        "rows_bytes": 3000,
+        "keys_bytes": 0,
+        "resident_bytes": 3000,
     }
     assert ask("GET", f"/v1/tables/{REFUSED}").json()["refused"] == "its file is truncated"
     problem(ask("GET", "/v1/tables/nope"), 404, "TABLE_NOT_FOUND")
@@ -282,7 +286,8 @@ def test_ids_that_are_none_name_themselves(ask: Any, ids: Any, reason: str, says
 @pytest.mark.parametrize(
     ("body", "says"),
     [
-        ({}, "the member ids is required"),
+        ({}, "either ids or keys"),
+        ({"ids": [1], "keys": ["a"]}, "either ids or keys"),
         ([], "the body must be a JSON object"),
         ({"ids": [1], "id": 2}, "the member id isn't known here"),
         ({"ids": [1], "dtype": "float64"}, "'float32', 'float16' or 'bfloat16'"),
@@ -503,7 +508,10 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
     document = ask("GET", "/openapi.json").json()
     assert set(document["paths"]) == {
         "/v1/tables/{table}:lookup",
+        "/v1/tables/{table}:lookupBags",
+        "/v1/tables/{table}:keysOf",
         "/v1/lookup",
+        "/v1/lookupBags",
         "/v1/tables",
         "/v1/tables/{table}",
         "/healthz",

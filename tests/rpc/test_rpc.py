@@ -310,8 +310,8 @@ class BlockingEngine(Engine):
         self.let_go.wait()
         raise ZeroDivisionError("a secret")
 
-    def tables(self) -> Any:
-        return []
+    def table_states(self) -> dict[str, str]:
+        return {}
 
 
 def test_the_unexpected_is_logged_once_and_answered_with_a_fixed_text(

@@ -24,10 +24,9 @@ from gatherd.errors import (
 from gatherd.store.catalog import open_table, read_catalog
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
-from gatherd_server.loaders.arrays import open_array
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.table_writer import TableFiles
+from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.writer.publish import own_data_dir
 from support.server import clean_environment, run_cli
 
@@ -35,7 +34,8 @@ ROWS = np.random.default_rng(2).normal(size=(50, 8)).astype(np.float32)
 
 
 def table_files(name: str, blocks: Iterator[NDArray[Any]] | None = None) -> TableFiles:
-    return TableFiles(name, DType.FLOAT32, 50, 8, blocks or iter([ROWS]), {"made": "by a test"})
+    rows = map(Block, blocks or iter([ROWS]))
+    return TableFiles(name, DType.FLOAT32, 50, 8, rows, {"made": "by a test"})
 
 
 def names(path: Path) -> set[str]:
@@ -257,11 +257,3 @@ def test_import_converts_and_create_draws_from_the_command_line(tmp_path: Path) 
     )
     assert again.returncode == 1
     assert "has a table 'new' already" in again.stderr
-
-
-def test_an_array_is_read_in_blocks_that_join_to_the_whole(tmp_path: Path) -> None:
-    rows = np.random.default_rng(0).normal(size=(30_000, 50)).astype(np.float32)
-    np.save(tmp_path / "a.npy", rows)
-    blocks = list(open_array(tmp_path / "a.npy", None).blocks(DType.FLOAT32))
-    assert len(blocks) > 1
-    np.testing.assert_array_equal(np.concatenate(blocks), rows)

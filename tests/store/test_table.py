@@ -8,7 +8,8 @@ import pytest
 
 from gatherd.errors import BadFile, IdOutOfRange, InvalidArgument
 from gatherd.store.dtypes import DType
-from gatherd.store.table import Missing, Preload, Table, open_file_table
+from gatherd.store.query import Missing
+from gatherd.store.table import Preload, Table, open_file_table
 
 ROWS = np.random.default_rng(5).normal(size=(1000, 33)).astype(np.float32)
 

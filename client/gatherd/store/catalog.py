@@ -7,6 +7,7 @@ lock                                   held by the one process that may change a
 tables/<name>/v000001/manifest.json    what it is: dtype, rows, dim, origin, …
 tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, which is how ml_dtypes saves it
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
+tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
 staging/                               what isn't published yet; readers never look into it
 """
 
@@ -25,6 +26,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType
 from gatherd.store.format import read_layout
+from gatherd.store.key_index import KeyIndex
 from gatherd.store.table import Table, open_readonly
 
 DATA_DIR_FORMAT = 1
@@ -144,7 +146,8 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         layout = read_layout(fd, str(weights))
         if (layout.dtype, layout.row_count, layout.dim) != (dtype, *shape):
             raise BadFile(f"{weights} isn't the {shape} {dtype.value} array of its manifest")
-        return Table.map(name, version, fd, layout, _read_default(folder / DEFAULT_NAME))
+        default = _read_default(folder / DEFAULT_NAME)
+        return Table.map(name, version, fd, layout, default, KeyIndex.open(folder))
     finally:
         os.close(fd)
 

@@ -112,9 +112,17 @@ def in_range(ids: NDArray[np.integer[Any]], row_count: int) -> NDArray[np.bool_]
     return (ids >= 0) & (ids < row_count)
 
 
-def out_of_range_error(table: str, ids: NDArray[np.integer[Any]], row_count: int) -> IdOutOfRange:
-    """The error that names the first ids without a row and the valid range."""
-    bad = np.flatnonzero(~in_range(ids.reshape(-1), row_count))
+def out_of_range_error(
+    table: str,
+    ids: NDArray[np.integer[Any]],
+    row_count: int,
+    found: NDArray[np.bool_] | None = None,
+) -> IdOutOfRange:
+    """The error that names the first ids without a row and the valid range.
+
+    `found` says which ids are right, when not just those that are in range.
+    """
+    bad = np.flatnonzero(~(in_range(ids, row_count) if found is None else found))
     named = []
     for flat in bad[:OFFENDERS_MAX]:
         position = np.unravel_index(int(flat), ids.shape)
@@ -145,13 +153,25 @@ def ids_from_bytes(
         if len(data) % dtype.itemsize:
             raise InvalidArgument(f"ids have {len(data)} bytes, which isn't a number of {dtype}")
         return np.frombuffer(data, dtype)
+    return array_from_bytes("ids", data, dtype, shape)
+
+
+def array_from_bytes(
+    name: str, data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...]
+) -> NDArray[Any]:
+    """The array of `dtype` and `shape` that came off a wire as `data`, uncopied.
+
+    InvalidArgument, calling it `name`, when the byte count isn't what shape and dtype make.
+    """
     if len(shape) > NESTING_MAX:
-        raise InvalidArgument(f"ids have {len(shape)} dimensions; at most {NESTING_MAX} are taken")
+        raise InvalidArgument(
+            f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
+        )
     if any(length < 0 for length in shape):
-        raise InvalidArgument(f"ids have shape {shape}; no dimension can be negative")
+        raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise InvalidArgument(
-            f"ids of shape {shape} and dtype {dtype} are {expected} bytes; {len(data)} were sent"
+            f"{name} of shape {shape} and dtype {dtype} are {expected} bytes; {len(data)} were sent"
         )
     return np.frombuffer(data, dtype).reshape(shape)

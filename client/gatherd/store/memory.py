@@ -8,6 +8,8 @@ import mmap
 import os
 from contextlib import suppress
 
+import numpy as np
+
 # Not in the mmap module before Python 3.14; the number is Linux's (5.14 and later).
 _MADV_POPULATE_READ = 22
 _M_TRIM_THRESHOLD = -1
@@ -58,19 +60,27 @@ def advise_random(mapping: mmap.mmap) -> None:
         mapping.madvise(mmap.MADV_RANDOM)
 
 
+def resident(mapping: mmap.mmap) -> int:
+    """Bytes of `mapping` that are in memory now. OSError when the kernel doesn't tell."""
+    pages = np.empty(-(-len(mapping) // mmap.PAGESIZE), np.uint8)
+    _call("mincore", mapping, ctypes.c_void_p(pages.ctypes.data))
+    return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
+
+
 def lock(mapping: mmap.mmap) -> None:
     """Keep every page of `mapping` in RAM. OSError when RLIMIT_MEMLOCK doesn't allow it."""
-    libc = ctypes.CDLL(None, use_errno=True)
-    address = ctypes.c_void_p(_address(mapping))
-    if libc.mlock(address, ctypes.c_size_t(len(mapping))) != 0:
+    _call("mlock", mapping)
+
+
+def _call(name: str, mapping: mmap.mmap, *more: object) -> None:
+    function = getattr(ctypes.CDLL(None, use_errno=True), name)
+    if function(ctypes.c_void_p(_address(mapping)), ctypes.c_size_t(len(mapping)), *more) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 
 
 def _address(mapping: mmap.mmap) -> int:
     # NumPy tells the address of a read-only buffer; ctypes asks for a writable one.
-    import numpy as np
-
     return int(np.frombuffer(mapping, np.uint8).ctypes.data)
 
 

@@ -14,35 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import BadFile, InvalidArgument
-from gatherd.store import memory
+from gatherd.errors import BadFile, InvalidArgument, NoKeys
+from gatherd.store import bags, memory
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.format import RowLayout, file_bytes, read_layout
 from gatherd.store.ids import all_in_range, in_range, out_of_range_error
+from gatherd.store.key_index import KeyIndex
+from gatherd.store.keys import Keys, key_not_found_error
+from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
 
 # Rows are converted in blocks that stay in a core's cache between the copy and the conversion.
 CONVERT_BLOCK_BYTES = 256 << 10
 MEAN_BLOCK_BYTES = 8 << 20
-
-STATUS_FOUND = 0
-STATUS_MISSING = 1
-
-
-class Missing(Enum):
-    """What a lookup does with an id that has no row."""
-
-    ERROR = "error"
-    ZERO = "zero"
-    DEFAULT = "default"
-
-
-def parse_missing(name: str) -> Missing:
-    """The policy called `name`; InvalidArgument when there is none."""
-    try:
-        return Missing(name)
-    except ValueError:
-        known = ", ".join(policy.value for policy in Missing)
-        raise InvalidArgument(f"unknown missing policy {name!r}; known are {known}") from None
 
 
 class Preload(Enum):
@@ -82,7 +65,8 @@ class Table:
         layout: RowLayout,
         mapping: mmap.mmap | None,
         rows: NDArray[np.uint8],
-        default_vector: NDArray[np.float32] | None = None,
+        default_vector: NDArray[np.float32] | None,
+        keys: KeyIndex | None,
     ) -> None:
         """`rows` is (row_count, row_bytes); `mapping` is None for a table without a byte."""
         self.name = name
@@ -91,9 +75,10 @@ class Table:
         self.dim = layout.dim
         self.dtype = layout.dtype
         self.nbytes = layout.nbytes
-        self._row_bytes = layout.row_bytes
+        self.row_bytes = layout.row_bytes
         self._mapping = mapping
         self._rows = rows
+        self.keys = keys
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
 
@@ -105,6 +90,7 @@ class Table:
         fd: int,
         layout: RowLayout,
         default_vector: NDArray[np.float32] | None = None,
+        keys: KeyIndex | None = None,
     ) -> "Table":
         """Map the rows that `layout` finds in the open file `fd`, which can be closed after.
 
@@ -115,6 +101,8 @@ class Table:
                 f"table {name!r}: the file has {file_bytes(fd)} bytes, "
                 f"its rows end at {layout.offset + layout.nbytes}; it was truncated"
             )
+        if keys is not None and keys.count != layout.row_count:
+            raise BadFile(f"table {name!r} has {layout.row_count} rows and {keys.count} keys")
         if default_vector is not None and default_vector.shape != (layout.dim,):
             raise InvalidArgument(
                 f"table {name!r} has dim {layout.dim}; its default vector has "
@@ -122,7 +110,7 @@ class Table:
             )
         if layout.nbytes == 0:
             rows = np.empty((layout.row_count, layout.row_bytes), np.uint8)
-            return cls(name, version, layout, None, rows, default_vector)
+            return cls(name, version, layout, None, rows, default_vector, keys)
         start = layout.offset - layout.offset % mmap.ALLOCATIONGRANULARITY
         skip = layout.offset - start
         mapping = mmap.mmap(
@@ -132,7 +120,7 @@ class Table:
         # as a safetensors header of odd length makes them.
         rows = np.frombuffer(mapping, np.uint8, layout.nbytes, skip)
         rows = rows.reshape(layout.row_count, layout.row_bytes)
-        return cls(name, version, layout, mapping, rows, default_vector)
+        return cls(name, version, layout, mapping, rows, default_vector, keys)
 
     def preload(self, policy: Preload) -> None:
         """Bring the pages in as `policy` says. BadFile when they can't be read or locked."""
@@ -146,6 +134,10 @@ class Table:
             memory.populate(self._mapping)
             if policy is Preload.LOCK:
                 memory.lock(self._mapping)
+            if self.keys is not None:
+                self.keys.populate()
+                if policy is Preload.LOCK:
+                    self.keys.lock()
         except OSError as error:
             raise BadFile(
                 f"table {self.name!r}: its {self.nbytes} bytes can't be preloaded "
@@ -154,52 +146,131 @@ class Table:
 
     def lookup(
         self,
-        ids: NDArray[np.integer[Any]],
+        asked: Asked,
         dtype: DType = DType.FLOAT32,
         missing: Missing = Missing.ERROR,
         out: NDArray[Any] | None = None,
     ) -> Gathered:
-        """Gather the rows of `ids`, integers of any shape S.
+        """Gather the rows of `asked`, ids or keys of any shape S.
 
         `out`, of shape S + (dim,) and the reply dtype's storage, C-contiguous, is filled and
-        returned instead of a new array. IdOutOfRange, with `out` untouched, when `missing` is
-        ERROR and an id has no row.
+        returned instead of a new array. IdOutOfRange or KeyNotFound, with `out` untouched, when
+        `missing` is ERROR and one has no row; NoKeys when keys are asked of a table without.
         """
-        found = None
-        if not all_in_range(ids, self.row_count):
-            if missing is Missing.ERROR:
-                raise out_of_range_error(self.name, ids, self.row_count)
-            found = in_range(ids, self.row_count)
-            ids = np.where(found, ids, 0)
-        vectors = np.empty((*ids.shape, self.dim), dtype.storage) if out is None else out
-        status = None if missing is Missing.ERROR else np.zeros(ids.shape, np.uint8)
-        if found is None or self.row_count:
-            index = ids.reshape(-1).astype(np.intp, copy=False)
+        rows, found = self._rows_of(asked, missing)
+        vectors = np.empty((*rows.shape, self.dim), dtype.storage) if out is None else out
+        if self.row_count:
+            index = rows.reshape(-1).astype(np.intp, copy=False)
             self._gather(index, vectors.reshape(index.size, self.dim), dtype)
-        if found is not None and status is not None:
-            vectors[~found] = self._fill(missing, dtype)
-            status[~found] = STATUS_MISSING
-        return Gathered(vectors, dtype, status, self.version)
+        if found is not None:
+            vectors[~found] = self._filler(missing, dtype)
+        return Gathered(vectors, dtype, _status(rows.shape, found, missing), self.version)
+
+    def lookup_bags(
+        self,
+        asked: Asked,
+        query: BagsQuery,
+        dtype: DType = DType.FLOAT32,
+        missing: Missing = Missing.ERROR,
+        out: NDArray[Any] | None = None,
+    ) -> Gathered:
+        """Pool the rows of `asked`, shape (n,), into one vector a bag: vectors (bags, dim).
+
+        Accumulated in float32 and then converted. Raises what `lookup` does; the status is one
+        per id. Unimplemented where numba isn't installed.
+        """
+        index, found = self._bag_index(asked, query.padding_id, missing)
+        filler = np.zeros(self.dim, np.float32)
+        if missing is Missing.DEFAULT and not found.all():
+            filler = self.default_vector()
+        shape = (query.offsets.size, self.dim)
+        is_direct = dtype is DType.FLOAT32 and out is not None
+        pooled = out if is_direct and out is not None else np.empty(shape, np.float32)
+        rows_2d = self._rows.view(self.dtype.storage)
+        bags.pool(rows_2d, index, query.offsets, query.weights, query.pooling, filler, pooled)
+        vectors = pooled
+        if dtype is not DType.FLOAT32:
+            vectors = np.empty(shape, dtype.storage) if out is None else out
+            convert(pooled, DType.FLOAT32, vectors, dtype)
+        return Gathered(vectors, dtype, _status(index.shape, found, missing), self.version)
+
+    def keys_of(self, ids: NDArray[np.integer[Any]]) -> Keys:
+        """The keys of `ids`, of the same shape. IdOutOfRange or NoKeys when there are none."""
+        index = self._key_index()
+        if not all_in_range(ids, self.row_count):
+            raise out_of_range_error(self.name, ids, self.row_count)
+        return index.keys_of(ids)
+
+    def _rows_of(
+        self, asked: Asked, missing: Missing
+    ) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_] | None]:
+        """Row indices that are all valid, and which of them were found (None: all of them)."""
+        if isinstance(asked, ByKey):
+            rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
+            found = rows >= 0
+            if found.all():
+                return rows, None
+            if missing is Missing.ERROR:
+                raise key_not_found_error(self.name, asked.keys, rows)
+        else:
+            rows = asked
+            if all_in_range(rows, self.row_count):
+                return rows, None
+            if missing is Missing.ERROR:
+                raise out_of_range_error(self.name, rows, self.row_count)
+            found = in_range(rows, self.row_count)
+        return np.where(found, rows, 0), found
+
+    def _bag_index(
+        self, asked: Asked, padding_id: int | None, missing: Missing
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """What `bags.pool` takes for `asked`, and which of them have a row or are padding.
+
+        A padding id needs no row: −1 is a usual one.
+        """
+        absent = bags.SKIP if missing is Missing.SKIP else bags.FILL
+        if isinstance(asked, ByKey):
+            rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
+        else:
+            rows = asked
+        index, found = bags.bag_index(rows, self.row_count, absent, padding_id)
+        if missing is Missing.ERROR and not found.all():
+            if isinstance(asked, ByKey):
+                raise key_not_found_error(self.name, asked.keys, rows)
+            raise out_of_range_error(self.name, asked, self.row_count, found)
+        return index, found
+
+    def _key_index(self) -> KeyIndex:
+        if self.keys is None:
+            raise NoKeys(
+                f"table {self.name!r} has no keys; its rows have the ids 0 to {self.row_count - 1}",
+                {"table": self.name},
+            )
+        return self.keys
 
     def _gather(self, index: NDArray[np.intp], out: NDArray[Any], dtype: DType) -> None:
         # mode="clip" skips NumPy's own bounds check, which buffers the output; ours is done.
         if dtype is self.dtype:
-            flat = out.view(np.uint8).reshape(index.size, self._row_bytes)
+            flat = out.view(np.uint8).reshape(index.size, self.row_bytes)
             np.take(self._rows, index, axis=0, out=flat, mode="clip")
             return
-        block = max(1, CONVERT_BLOCK_BYTES // self._row_bytes)
-        buffer = np.empty((min(block, index.size), self._row_bytes), np.uint8)
+        block = max(1, CONVERT_BLOCK_BYTES // self.row_bytes)
+        buffer = np.empty((min(block, index.size), self.row_bytes), np.uint8)
         for start in range(0, index.size, block):
             part = index[start : start + block]
             raw = buffer[: part.size]
             np.take(self._rows, part, axis=0, out=raw, mode="clip")
             convert(raw.view(self.dtype.storage), self.dtype, out[start : start + block], dtype)
 
-    def _fill(self, missing: Missing, dtype: DType) -> NDArray[Any]:
+    def _filler(self, missing: Missing, dtype: DType) -> NDArray[Any]:
         filler = np.zeros(self.dim, dtype.storage)
         if missing is Missing.DEFAULT:
             convert(self.default_vector(), DType.FLOAT32, filler, dtype)
         return filler
+
+    def resident_bytes(self) -> int:
+        """How many bytes of the rows are in memory now; costs a system call and a byte a page."""
+        return 0 if self._mapping is None else min(memory.resident(self._mapping), self.nbytes)
 
     @property
     def default_vector_is_known(self) -> bool:
@@ -223,13 +294,24 @@ class Table:
 
     def _mean(self) -> NDArray[np.float32]:
         total = np.zeros(self.dim, np.float64)
-        block = max(1, MEAN_BLOCK_BYTES // self._row_bytes)
+        block = max(1, MEAN_BLOCK_BYTES // self.row_bytes)
         for start in range(0, self.row_count, block):
             stored = self.stored_rows(start, start + block)
             wide = np.empty(stored.shape, np.float32)
             convert(stored, self.dtype, wide, DType.FLOAT32)
             total += wide.sum(axis=0, dtype=np.float64)
         return (total / max(1, self.row_count)).astype(np.float32)
+
+
+def _status(
+    shape: tuple[int, ...], found: NDArray[np.bool_] | None, missing: Missing
+) -> NDArray[np.uint8] | None:
+    if missing is Missing.ERROR:
+        return None
+    status = np.zeros(shape, np.uint8)
+    if found is not None:
+        status[~found] = STATUS_MISSING
+    return status
 
 
 def open_file_table(

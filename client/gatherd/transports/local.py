@@ -7,6 +7,7 @@ nothing here holds a lock, which a fork could leave locked.
 A deadline is checked before each table's gather; a gather itself can't be interrupted.
 """
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._effects import Deadline, Plan, Work
-from gatherd._lookup import Answer, LookupSpec, TableInfo, check_dim
+from gatherd._lookup import Answer, KeysOfSpec, LookupSpec, TableInfo, check_dim, key_array
 from gatherd._session import Session
 from gatherd.errors import (
     BadFile,
@@ -29,10 +30,16 @@ from gatherd.errors import (
 from gatherd.store.catalog import Catalog, CatalogEntry, open_table, read_catalog, table_not_found
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType, bfloat16_to_float32
-from gatherd.store.table import Table
+from gatherd.store.query import ByKey, Missing
+from gatherd.store.table import Gathered, Table
 
 # How often the catalog is read anew when its versions are dropped faster than they are opened.
 CATALOG_READS_MAX = 3
+# The first keyed lookup and the first bags of a process load numba, or compile: no event loop
+# should wait for that, however small the lookup.
+FIRST_USE_BYTES = sys.maxsize
+# A str of a few characters and the reference to it.
+KEY_BYTES_GUESS = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +60,8 @@ class LocalSession(Session):
         self._control: ControlPage | None = None
         self._view: _View | None = None
         self._closed = False
+        # Which of "keys" and "bags" were used, and so are compiled.
+        self._compiled: set[str] = set()
 
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
         """Each table in its turn; an error leaves what was filled before it."""
@@ -62,9 +71,21 @@ class LocalSession(Session):
         answers = []
         for spec, table in zip(specs, tables, strict=True):
             self._check(deadline)
-            nbytes = spec.ids.size * table.dim * spec.reply.array.itemsize
-            answers.append((yield Work(partial(_gather, spec, table), nbytes)))
+            answers.append((yield Work(partial(_gather, spec, table), self._nbytes(spec, table))))
+            self._compiled |= _kernels_of(spec)
         return answers
+
+    def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
+        """Reads the key index."""
+        (table,) = self._open_all([spec.table])
+        self._check(deadline)
+        nbytes = spec.asked.size * KEY_BYTES_GUESS
+
+        def run() -> NDArray[Any]:
+            return key_array(table.keys_of(spec.asked))
+
+        found: NDArray[Any] = yield Work(run, nbytes)
+        return found
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """Maps every table; one that can't be is listed with the reason."""
@@ -89,6 +110,14 @@ class LocalSession(Session):
         """Let go of the maps; they are unmapped when the last call that reads them ends."""
         self._closed = True
         self._control = self._view = None
+
+    def _nbytes(self, spec: LookupSpec, table: Table) -> int:
+        """About what a gather writes, or what pooling reads: how long it takes."""
+        if not _kernels_of(spec) <= self._compiled:
+            return FIRST_USE_BYTES
+        if spec.bags is not None:
+            return spec.asked.size * table.row_bytes
+        return spec.asked.size * table.dim * spec.reply.array.itemsize
 
     def _check(self, deadline: Deadline) -> None:
         if self._clock() >= deadline.at:
@@ -146,7 +175,20 @@ class LocalSession(Session):
             table = self._open(view, name, entry)
         except BadFile as error:
             return TableInfo(name, 0, 0, "", entry.live, False, str(error))
-        return TableInfo(name, table.row_count, table.dim, table.dtype.value, entry.live, False, "")
+        keys = table.keys
+        return TableInfo(
+            name=name,
+            rows=table.row_count,
+            dim=table.dim,
+            dtype=table.dtype.value,
+            version=entry.live,
+            trainable=False,
+            refused="",
+            key_kind="" if keys is None else keys.kind.value,
+            rows_bytes=table.nbytes,
+            keys_bytes=0 if keys is None else keys.nbytes,
+            resident_bytes=table.resident_bytes(),
+        )
 
 
 def _entry(view: _View, name: str) -> CatalogEntry:
@@ -156,18 +198,28 @@ def _entry(view: _View, name: str) -> CatalogEntry:
     return entry
 
 
+def _kernels_of(spec: LookupSpec) -> set[str]:
+    """The compiled loops that a lookup needs."""
+    needed = set()
+    if isinstance(spec.asked, ByKey):
+        needed.add("keys")
+    if spec.bags is not None:
+        needed.add("bags")
+    return needed
+
+
 def _gather(spec: LookupSpec, table: Table) -> Answer:
     reply = spec.reply
     if not reply.widened:
         bits = spec.out.view(reply.wire.storage) if spec.out is not None else None
-        found = table.lookup(spec.ids, reply.wire, spec.missing, bits)
+        found = _answer(spec, table, reply.wire, bits)
         vectors = spec.out if spec.out is not None else found.vectors.view(reply.array)
         return Answer(vectors, found.status)
-    if table.dtype is DType.BFLOAT16 and spec.ids.size and not _has_filler(spec):
+    if spec.bags is None and _is_exact(spec, table):
         # bfloat16 bits widened are the float32 of the same number: straight into the result.
-        found = table.lookup(spec.ids, DType.FLOAT32, spec.missing, spec.out)
+        found = _answer(spec, table, DType.FLOAT32, spec.out)
         return Answer(found.vectors, found.status)
-    found = table.lookup(spec.ids, DType.BFLOAT16, spec.missing)
+    found = _answer(spec, table, DType.BFLOAT16, None)
     wide: NDArray[Any] = (
         spec.out if spec.out is not None else np.empty(found.vectors.shape, np.float32)
     )
@@ -175,6 +227,16 @@ def _gather(spec: LookupSpec, table: Table) -> Answer:
     return Answer(wide, found.status)
 
 
-def _has_filler(spec: LookupSpec) -> bool:
-    """Whether the reply may hold a default vector, which is float32 and has to be rounded."""
-    return spec.missing.value == "default"
+def _answer(spec: LookupSpec, table: Table, dtype: DType, out: NDArray[Any] | None) -> Gathered:
+    if spec.bags is None:
+        return table.lookup(spec.asked, dtype, spec.missing, out)
+    return table.lookup_bags(spec.asked, spec.bags, dtype, spec.missing, out)
+
+
+def _is_exact(spec: LookupSpec, table: Table) -> bool:
+    """Whether every vector of the reply is of bfloat16; a default vector isn't."""
+    return (
+        table.dtype is DType.BFLOAT16
+        and spec.asked.size > 0
+        and spec.missing is not Missing.DEFAULT
+    )

@@ -26,27 +26,37 @@ from gatherd_proto.v1 import status_pb2 as gatherd__proto_dot_v1_dot_status__pb2
 from gatherd_proto.v1 import tensor_pb2 as gatherd__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n gatherd_proto/v1/embedding.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/status.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\x98\x01\n\rLookupRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.gatherd.v1.DType\x12$\n\x07missing\x18\x04 \x01(\x0e\x32\x13.gatherd.v1.Missing\x12\x0f\n\x07version\x18\x05 \x01(\x04\"V\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12#\n\x07vectors\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.gatherd.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.gatherd.v1.LookupResponse\"L\n\x13LookupStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06lookup\x18\x02 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\"\x7f\n\x14LookupStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x06lookup\x18\x02 \x01(\x0b\x32\x1a.gatherd.v1.LookupResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.StatusH\x00\x42\x08\n\x06result*\\\n\x07Missing\x12\x17\n\x13MISSING_UNSPECIFIED\x10\x00\x12\x11\n\rMISSING_ERROR\x10\x01\x12\x10\n\x0cMISSING_ZERO\x10\x02\x12\x13\n\x0fMISSING_DEFAULT\x10\x03\x32\xf7\x01\n\x10\x45mbeddingService\x12?\n\x06Lookup\x12\x19.gatherd.v1.LookupRequest\x1a\x1a.gatherd.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.gatherd.v1.LookupManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12U\n\x0cLookupStream\x12\x1f.gatherd.v1.LookupStreamRequest\x1a .gatherd.v1.LookupStreamResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n gatherd_proto/v1/embedding.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/status.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\xc4\x01\n\rLookupRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x06 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.gatherd.v1.DType\x12$\n\x07missing\x18\x04 \x01(\x0e\x32\x13.gatherd.v1.Missing\x12\x0f\n\x07version\x18\x05 \x01(\x04\x42\x06\n\x04rows\"V\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12#\n\x07vectors\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.gatherd.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.gatherd.v1.LookupResponse\"\xd6\x01\n\x11LookupBagsRequest\x12)\n\x06lookup\x18\x01 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\x12#\n\x07offsets\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12$\n\x07pooling\x18\x03 \x01(\x0e\x32\x13.gatherd.v1.Pooling\x12#\n\x07weights\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x17\n\npadding_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_padding_id\"D\n\x15LookupBagsManyRequest\x12+\n\x04\x62\x61gs\x18\x01 \x03(\x0b\x32\x1d.gatherd.v1.LookupBagsRequest\"P\n\rKeysOfRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x0f\n\x07version\x18\x03 \x01(\x04\"A\n\x0eKeysOfResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\"L\n\x13LookupStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06lookup\x18\x02 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\"\x7f\n\x14LookupStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x06lookup\x18\x02 \x01(\x0b\x32\x1a.gatherd.v1.LookupResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.StatusH\x00\x42\x08\n\x06result*n\n\x07Missing\x12\x17\n\x13MISSING_UNSPECIFIED\x10\x00\x12\x11\n\rMISSING_ERROR\x10\x01\x12\x10\n\x0cMISSING_ZERO\x10\x02\x12\x13\n\x0fMISSING_DEFAULT\x10\x03\x12\x10\n\x0cMISSING_SKIP\x10\x04*i\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_SUM\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x11\n\rPOOLING_SQRTN\x10\x04\x32\xd6\x03\n\x10\x45mbeddingService\x12?\n\x06Lookup\x12\x19.gatherd.v1.LookupRequest\x1a\x1a.gatherd.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.gatherd.v1.LookupManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12G\n\nLookupBags\x12\x1d.gatherd.v1.LookupBagsRequest\x1a\x1a.gatherd.v1.LookupResponse\x12S\n\x0eLookupBagsMany\x12!.gatherd.v1.LookupBagsManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12?\n\x06KeysOf\x12\x19.gatherd.v1.KeysOfRequest\x1a\x1a.gatherd.v1.KeysOfResponse\x12U\n\x0cLookupStream\x12\x1f.gatherd.v1.LookupStreamRequest\x1a .gatherd.v1.LookupStreamResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatherd_proto.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MISSING']._serialized_start=692
-  _globals['_MISSING']._serialized_end=784
+  _globals['_MISSING']._serialized_start=1172
+  _globals['_MISSING']._serialized_end=1282
+  _globals['_POOLING']._serialized_start=1284
+  _globals['_POOLING']._serialized_end=1389
   _globals['_LOOKUPREQUEST']._serialized_start=111
-  _globals['_LOOKUPREQUEST']._serialized_end=263
-  _globals['_LOOKUPRESPONSE']._serialized_start=265
-  _globals['_LOOKUPRESPONSE']._serialized_end=351
-  _globals['_LOOKUPMANYREQUEST']._serialized_start=353
-  _globals['_LOOKUPMANYREQUEST']._serialized_end=416
-  _globals['_LOOKUPMANYRESPONSE']._serialized_start=418
-  _globals['_LOOKUPMANYRESPONSE']._serialized_end=483
-  _globals['_LOOKUPSTREAMREQUEST']._serialized_start=485
-  _globals['_LOOKUPSTREAMREQUEST']._serialized_end=561
-  _globals['_LOOKUPSTREAMRESPONSE']._serialized_start=563
-  _globals['_LOOKUPSTREAMRESPONSE']._serialized_end=690
-  _globals['_EMBEDDINGSERVICE']._serialized_start=787
-  _globals['_EMBEDDINGSERVICE']._serialized_end=1034
+  _globals['_LOOKUPREQUEST']._serialized_end=307
+  _globals['_LOOKUPRESPONSE']._serialized_start=309
+  _globals['_LOOKUPRESPONSE']._serialized_end=395
+  _globals['_LOOKUPMANYREQUEST']._serialized_start=397
+  _globals['_LOOKUPMANYREQUEST']._serialized_end=460
+  _globals['_LOOKUPMANYRESPONSE']._serialized_start=462
+  _globals['_LOOKUPMANYRESPONSE']._serialized_end=527
+  _globals['_LOOKUPBAGSREQUEST']._serialized_start=530
+  _globals['_LOOKUPBAGSREQUEST']._serialized_end=744
+  _globals['_LOOKUPBAGSMANYREQUEST']._serialized_start=746
+  _globals['_LOOKUPBAGSMANYREQUEST']._serialized_end=814
+  _globals['_KEYSOFREQUEST']._serialized_start=816
+  _globals['_KEYSOFREQUEST']._serialized_end=896
+  _globals['_KEYSOFRESPONSE']._serialized_start=898
+  _globals['_KEYSOFRESPONSE']._serialized_end=963
+  _globals['_LOOKUPSTREAMREQUEST']._serialized_start=965
+  _globals['_LOOKUPSTREAMREQUEST']._serialized_end=1041
+  _globals['_LOOKUPSTREAMRESPONSE']._serialized_start=1043
+  _globals['_LOOKUPSTREAMRESPONSE']._serialized_end=1170
+  _globals['_EMBEDDINGSERVICE']._serialized_start=1392
+  _globals['_EMBEDDINGSERVICE']._serialized_end=1862
 # @@protoc_insertion_point(module_scope)

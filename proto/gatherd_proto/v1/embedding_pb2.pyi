@@ -15,24 +15,41 @@ class Missing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISSING_ERROR: _ClassVar[Missing]
     MISSING_ZERO: _ClassVar[Missing]
     MISSING_DEFAULT: _ClassVar[Missing]
+    MISSING_SKIP: _ClassVar[Missing]
+
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_UNSPECIFIED: _ClassVar[Pooling]
+    POOLING_SUM: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
+    POOLING_MAX: _ClassVar[Pooling]
+    POOLING_SQRTN: _ClassVar[Pooling]
 MISSING_UNSPECIFIED: Missing
 MISSING_ERROR: Missing
 MISSING_ZERO: Missing
 MISSING_DEFAULT: Missing
+MISSING_SKIP: Missing
+POOLING_UNSPECIFIED: Pooling
+POOLING_SUM: Pooling
+POOLING_MEAN: Pooling
+POOLING_MAX: Pooling
+POOLING_SQRTN: Pooling
 
 class LookupRequest(_message.Message):
-    __slots__ = ("table", "ids", "dtype", "missing", "version")
+    __slots__ = ("table", "ids", "keys", "dtype", "missing", "version")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     table: str
     ids: _tensor_pb2.Tensor
+    keys: _tensor_pb2.Keys
     dtype: _tensor_pb2.DType
     missing: Missing
     version: int
-    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., missing: _Optional[_Union[Missing, str]] = ..., version: _Optional[int] = ...) -> None: ...
+    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., missing: _Optional[_Union[Missing, str]] = ..., version: _Optional[int] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
     __slots__ = ("version", "status", "vectors")
@@ -55,6 +72,44 @@ class LookupManyResponse(_message.Message):
     LOOKUPS_FIELD_NUMBER: _ClassVar[int]
     lookups: _containers.RepeatedCompositeFieldContainer[LookupResponse]
     def __init__(self, lookups: _Optional[_Iterable[_Union[LookupResponse, _Mapping]]] = ...) -> None: ...
+
+class LookupBagsRequest(_message.Message):
+    __slots__ = ("lookup", "offsets", "pooling", "weights", "padding_id")
+    LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    OFFSETS_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    WEIGHTS_FIELD_NUMBER: _ClassVar[int]
+    PADDING_ID_FIELD_NUMBER: _ClassVar[int]
+    lookup: LookupRequest
+    offsets: _tensor_pb2.Tensor
+    pooling: Pooling
+    weights: _tensor_pb2.Tensor
+    padding_id: int
+    def __init__(self, lookup: _Optional[_Union[LookupRequest, _Mapping]] = ..., offsets: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., weights: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., padding_id: _Optional[int] = ...) -> None: ...
+
+class LookupBagsManyRequest(_message.Message):
+    __slots__ = ("bags",)
+    BAGS_FIELD_NUMBER: _ClassVar[int]
+    bags: _containers.RepeatedCompositeFieldContainer[LookupBagsRequest]
+    def __init__(self, bags: _Optional[_Iterable[_Union[LookupBagsRequest, _Mapping]]] = ...) -> None: ...
+
+class KeysOfRequest(_message.Message):
+    __slots__ = ("table", "ids", "version")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    ids: _tensor_pb2.Tensor
+    version: int
+    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., version: _Optional[int] = ...) -> None: ...
+
+class KeysOfResponse(_message.Message):
+    __slots__ = ("version", "keys")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    keys: _tensor_pb2.Keys
+    def __init__(self, version: _Optional[int] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ...) -> None: ...
 
 class LookupStreamRequest(_message.Message):
     __slots__ = ("id", "lookup")

@@ -44,6 +44,21 @@ class EmbeddingServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyResponse.FromString,
                 _registered_method=True)
+        self.LookupBags = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/LookupBags',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupBagsRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupResponse.FromString,
+                _registered_method=True)
+        self.LookupBagsMany = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/LookupBagsMany',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupBagsManyRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyResponse.FromString,
+                _registered_method=True)
+        self.KeysOf = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/KeysOf',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.FromString,
+                _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/gatherd.v1.EmbeddingService/LookupStream',
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamRequest.SerializeToString,
@@ -64,6 +79,27 @@ class EmbeddingServiceServicer:
     def LookupMany(self, request, context):
         """Gathers rows of several tables in one round trip. All or nothing: one bad
         id fails the request.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupBags(self, request, context):
+        """Gathers bags of rows and pools each into one vector.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LookupBagsMany(self, request, context):
+        """Bags of several tables in one round trip, all or nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def KeysOf(self, request, context):
+        """The keys of rows.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -90,6 +126,21 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.LookupMany,
                     request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyResponse.SerializeToString,
+            ),
+            'LookupBags': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupBags,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupBagsRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupResponse.SerializeToString,
+            ),
+            'LookupBagsMany': grpc.unary_unary_rpc_method_handler(
+                    servicer.LookupBagsMany,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupBagsManyRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyResponse.SerializeToString,
+            ),
+            'KeysOf': grpc.unary_unary_rpc_method_handler(
+                    servicer.KeysOf,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.SerializeToString,
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
@@ -151,6 +202,87 @@ class EmbeddingService:
             '/gatherd.v1.EmbeddingService/LookupMany',
             gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupBags(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/LookupBags',
+            gatherd__proto_dot_v1_dot_embedding__pb2.LookupBagsRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.LookupResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LookupBagsMany(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/LookupBagsMany',
+            gatherd__proto_dot_v1_dot_embedding__pb2.LookupBagsManyRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.LookupManyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def KeysOf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/KeysOf',
+            gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from gatherd_proto.v1 import tensor_pb2 as gatherd__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgatherd_proto/v1/table.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/tensor.proto\"\x87\x01\n\x05Table\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x11\n\ttrainable\x18\x07 \x01(\x08\"a\n\x06Limits\x12\x19\n\x11request_bytes_max\x18\x01 \x01(\x04\x12\x17\n\x0freply_bytes_max\x18\x02 \x01(\x04\x12\x0f\n\x07ids_max\x18\x03 \x01(\x04\x12\x12\n\ntables_max\x18\x04 \x01(\x04\"\x13\n\x11ListTablesRequest\"[\n\x12ListTablesResponse\x12!\n\x06tables\x18\x01 \x03(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits\" \n\x0fGetTableRequest\x12\r\n\x05table\x18\x01 \x01(\t\"X\n\x10GetTableResponse\x12 \n\x05table\x18\x01 \x01(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits2\xa2\x01\n\x0cTableService\x12K\n\nListTables\x12\x1d.gatherd.v1.ListTablesRequest\x1a\x1e.gatherd.v1.ListTablesResponse\x12\x45\n\x08GetTable\x12\x1b.gatherd.v1.GetTableRequest\x1a\x1c.gatherd.v1.GetTableResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgatherd_proto/v1/table.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/tensor.proto\"\xd9\x01\n\x05Table\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x11\n\ttrainable\x18\x07 \x01(\x08\x12\x10\n\x08key_kind\x18\x08 \x01(\t\x12\x12\n\nrows_bytes\x18\t \x01(\x04\x12\x12\n\nkeys_bytes\x18\n \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x0b \x01(\x04\"a\n\x06Limits\x12\x19\n\x11request_bytes_max\x18\x01 \x01(\x04\x12\x17\n\x0freply_bytes_max\x18\x02 \x01(\x04\x12\x0f\n\x07ids_max\x18\x03 \x01(\x04\x12\x12\n\ntables_max\x18\x04 \x01(\x04\"\x13\n\x11ListTablesRequest\"[\n\x12ListTablesResponse\x12!\n\x06tables\x18\x01 \x03(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits\" \n\x0fGetTableRequest\x12\r\n\x05table\x18\x01 \x01(\t\"X\n\x10GetTableResponse\x12 \n\x05table\x18\x01 \x01(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits2\xa2\x01\n\x0cTableService\x12K\n\nListTables\x12\x1d.gatherd.v1.ListTablesRequest\x1a\x1e.gatherd.v1.ListTablesResponse\x12\x45\n\x08GetTable\x12\x1b.gatherd.v1.GetTableRequest\x1a\x1c.gatherd.v1.GetTableResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -33,17 +33,17 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatherd_proto.v1.table_pb2'
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_TABLE']._serialized_start=76
-  _globals['_TABLE']._serialized_end=211
-  _globals['_LIMITS']._serialized_start=213
-  _globals['_LIMITS']._serialized_end=310
-  _globals['_LISTTABLESREQUEST']._serialized_start=312
-  _globals['_LISTTABLESREQUEST']._serialized_end=331
-  _globals['_LISTTABLESRESPONSE']._serialized_start=333
-  _globals['_LISTTABLESRESPONSE']._serialized_end=424
-  _globals['_GETTABLEREQUEST']._serialized_start=426
-  _globals['_GETTABLEREQUEST']._serialized_end=458
-  _globals['_GETTABLERESPONSE']._serialized_start=460
-  _globals['_GETTABLERESPONSE']._serialized_end=548
-  _globals['_TABLESERVICE']._serialized_start=551
-  _globals['_TABLESERVICE']._serialized_end=713
+  _globals['_TABLE']._serialized_end=293
+  _globals['_LIMITS']._serialized_start=295
+  _globals['_LIMITS']._serialized_end=392
+  _globals['_LISTTABLESREQUEST']._serialized_start=394
+  _globals['_LISTTABLESREQUEST']._serialized_end=413
+  _globals['_LISTTABLESRESPONSE']._serialized_start=415
+  _globals['_LISTTABLESRESPONSE']._serialized_end=506
+  _globals['_GETTABLEREQUEST']._serialized_start=508
+  _globals['_GETTABLEREQUEST']._serialized_end=540
+  _globals['_GETTABLERESPONSE']._serialized_start=542
+  _globals['_GETTABLERESPONSE']._serialized_end=630
+  _globals['_TABLESERVICE']._serialized_start=633
+  _globals['_TABLESERVICE']._serialized_end=795
 # @@protoc_insertion_point(module_scope)

@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Table(_message.Message):
-    __slots__ = ("name", "rows", "dim", "dtype", "version", "refused", "trainable")
+    __slots__ = ("name", "rows", "dim", "dtype", "version", "refused", "trainable", "key_kind", "rows_bytes", "keys_bytes", "resident_bytes")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
@@ -16,6 +16,10 @@ class Table(_message.Message):
     VERSION_FIELD_NUMBER: _ClassVar[int]
     REFUSED_FIELD_NUMBER: _ClassVar[int]
     TRAINABLE_FIELD_NUMBER: _ClassVar[int]
+    KEY_KIND_FIELD_NUMBER: _ClassVar[int]
+    ROWS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    KEYS_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_BYTES_FIELD_NUMBER: _ClassVar[int]
     name: str
     rows: int
     dim: int
@@ -23,7 +27,11 @@ class Table(_message.Message):
     version: int
     refused: str
     trainable: bool
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., version: _Optional[int] = ..., refused: _Optional[str] = ..., trainable: _Optional[bool] = ...) -> None: ...
+    key_kind: str
+    rows_bytes: int
+    keys_bytes: int
+    resident_bytes: int
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., version: _Optional[int] = ..., refused: _Optional[str] = ..., trainable: _Optional[bool] = ..., key_kind: _Optional[str] = ..., rows_bytes: _Optional[int] = ..., keys_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ...) -> None: ...
 
 class Limits(_message.Message):
     __slots__ = ("request_bytes_max", "reply_bytes_max", "ids_max", "tables_max")

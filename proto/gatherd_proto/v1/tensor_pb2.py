@@ -24,15 +24,19 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgatherd_proto/v1/tensor.proto\x12\ngatherd.v1\"G\n\x06Tensor\x12 \n\x05\x64type\x18\x01 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*\xf5\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0e\n\nDTYPE_INT8\x10\x05\x12\x0f\n\x0b\x44TYPE_INT16\x10\x06\x12\x0f\n\x0b\x44TYPE_INT32\x10\x07\x12\x0f\n\x0b\x44TYPE_INT64\x10\x08\x12\x0f\n\x0b\x44TYPE_UINT8\x10\t\x12\x10\n\x0c\x44TYPE_UINT16\x10\n\x12\x10\n\x0c\x44TYPE_UINT32\x10\x0b\x12\x10\n\x0c\x44TYPE_UINT64\x10\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgatherd_proto/v1/tensor.proto\x12\ngatherd.v1\"a\n\x04Keys\x12)\n\x07strings\x18\x01 \x01(\x0b\x32\x16.gatherd.v1.StringKeysH\x00\x12&\n\x08integers\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x42\x06\n\x04kind\":\n\nStringKeys\x12\r\n\x05shape\x18\x01 \x03(\x03\x12\x0f\n\x07lengths\x18\x02 \x01(\x0c\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\"G\n\x06Tensor\x12 \n\x05\x64type\x18\x01 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\r\n\x05shape\x18\x02 \x03(\x03\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c*\xf5\x01\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03\x12\x11\n\rDTYPE_FLOAT64\x10\x04\x12\x0e\n\nDTYPE_INT8\x10\x05\x12\x0f\n\x0b\x44TYPE_INT16\x10\x06\x12\x0f\n\x0b\x44TYPE_INT32\x10\x07\x12\x0f\n\x0b\x44TYPE_INT64\x10\x08\x12\x0f\n\x0b\x44TYPE_UINT8\x10\t\x12\x10\n\x0c\x44TYPE_UINT16\x10\n\x12\x10\n\x0c\x44TYPE_UINT32\x10\x0b\x12\x10\n\x0c\x44TYPE_UINT64\x10\x0c\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatherd_proto.v1.tensor_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=119
-  _globals['_DTYPE']._serialized_end=364
-  _globals['_TENSOR']._serialized_start=45
-  _globals['_TENSOR']._serialized_end=116
+  _globals['_DTYPE']._serialized_start=278
+  _globals['_DTYPE']._serialized_end=523
+  _globals['_KEYS']._serialized_start=45
+  _globals['_KEYS']._serialized_end=142
+  _globals['_STRINGKEYS']._serialized_start=144
+  _globals['_STRINGKEYS']._serialized_end=202
+  _globals['_TENSOR']._serialized_start=204
+  _globals['_TENSOR']._serialized_end=275
 # @@protoc_insertion_point(module_scope)

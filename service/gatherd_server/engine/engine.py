@@ -2,14 +2,19 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.store.keys import Keys
 from gatherd.store.table import Gathered
-from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve
+from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
 from gatherd_server.engine.tables import LiveTables
-from gatherd_server.types import Limits, LookupPlan, TableInfo
+from gatherd_server.types import LIVE_VERSION, Limits, LookupPlan, TableInfo
 
-# Up to this size a gather is done sooner than a hop to another thread and back (about 60 µs).
-SHORT_REPLY_BYTES = 256 << 10
+# Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).
+SHORT_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,14 +39,15 @@ class Engine:
         TableNotFound, TableRefused, VersionNotFound or LimitExceeded when it can't be answered.
         """
         tables = resolve(plans, self._tables, self.limits)
-        is_long = reply_bytes(plans, tables) > SHORT_REPLY_BYTES or needs_mean(plans, tables)
+        work = max(reply_bytes(plans, tables), touched_bytes(plans, tables))
+        is_long = work > SHORT_BYTES or needs_mean(plans, tables)
         return PreparedLookup(lambda: gather(plans, tables), is_long)
 
     def lookup_many(self, plans: Sequence[LookupPlan]) -> list[Gathered]:
         """Answer `plans` in order, all or nothing.
 
-        Raises what `prepare` does, and IdOutOfRange when an id has no row and its plan's
-        `missing` is ERROR.
+        Raises what `prepare` does, IdOutOfRange or KeyNotFound when an id or key has no row and
+        its plan's `missing` is ERROR, and NoKeys when keys are asked of a table without.
         """
         return self.prepare(plans).run()
 
@@ -49,10 +55,25 @@ class Engine:
         """Answer one plan; see `lookup_many`."""
         return self.lookup_many([plan])[0]
 
+    def keys_of(
+        self, name: str, ids: NDArray[np.integer[Any]], version: int = LIVE_VERSION
+    ) -> tuple[Keys, int]:
+        """The keys of `ids`, of the same shape, and the version that answered.
+
+        Raises what `lookup_many` does for one table.
+        """
+        plan = LookupPlan(name, ids, version=version)
+        (table,) = resolve([plan], self._tables, self.limits)
+        return table.keys_of(ids), table.version
+
     def table(self, name: str) -> TableInfo:
         """What is told about `name`. TableNotFound when it isn't there."""
         return self._tables.info(name)
 
+    def table_states(self) -> dict[str, str]:
+        """Every table's name, in order, and why it is refused, or "" when it is served."""
+        return self._tables.states()
+
     def tables(self) -> list[TableInfo]:
-        """Every table, by name, the refused ones too."""
+        """Every table, by name, the refused ones too. Asks the kernel what is resident."""
         return self._tables.infos()

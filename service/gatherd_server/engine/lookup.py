@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from gatherd.store.table import Gathered, Missing, Table
+from gatherd.store.query import Missing
+from gatherd.store.table import Gathered, Table
 from gatherd_server.engine.tables import LiveTables
 from gatherd_server.types import Limits, LookupPlan
 
@@ -13,7 +14,7 @@ def resolve(plans: Sequence[LookupPlan], tables: LiveTables, limits: Limits) -> 
     Nothing is allocated before that, so a small request can't ask for a huge reply.
     """
     limits.check("tables_max", "the request asks for", len(plans))
-    limits.check("ids_max", "the request has", sum(plan.ids.size for plan in plans))
+    limits.check("ids_max", "the request has", sum(plan.asked.size for plan in plans))
     found = [tables.get(plan.table, plan.version) for plan in plans]
     limits.check("reply_bytes_max", "the reply would have", reply_bytes(plans, found))
     return found
@@ -22,9 +23,19 @@ def resolve(plans: Sequence[LookupPlan], tables: LiveTables, limits: Limits) -> 
 def reply_bytes(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> int:
     """Bytes of all vectors and statuses that answer `plans`."""
     return sum(
-        plan.ids.size * (table.dim * plan.dtype.itemsize + (plan.missing is not Missing.ERROR))
+        _vector_count(plan) * table.dim * plan.dtype.itemsize
+        + plan.asked.size * (plan.missing is not Missing.ERROR)
         for plan, table in zip(plans, tables, strict=True)
     )
+
+
+def touched_bytes(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> int:
+    """Bytes of rows that are read to answer `plans`: for bags, many times those of the reply."""
+    return sum(plan.asked.size * table.row_bytes for plan, table in zip(plans, tables, strict=True))
+
+
+def _vector_count(plan: LookupPlan) -> int:
+    return plan.asked.size if plan.bags is None else plan.bags.offsets.size
 
 
 def needs_mean(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> bool:
@@ -38,6 +49,8 @@ def needs_mean(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> bool:
 def gather(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> list[Gathered]:
     """Answer every plan from its table; the first bad id of any fails them all."""
     return [
-        table.lookup(plan.ids, plan.dtype, plan.missing)
+        table.lookup(plan.asked, plan.dtype, plan.missing)
+        if plan.bags is None
+        else table.lookup_bags(plan.asked, plan.bags, plan.dtype, plan.missing)
         for plan, table in zip(plans, tables, strict=True)
     ]

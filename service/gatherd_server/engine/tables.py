@@ -41,11 +41,26 @@ class LiveTables:
         if name in self._refused:
             return TableInfo(name, 0, 0, None, 0, refused=self._refused[name])
         table = self.get(name)
-        return TableInfo(name, table.row_count, table.dim, table.dtype, table.version)
+        return TableInfo(
+            name,
+            table.row_count,
+            table.dim,
+            table.dtype,
+            table.version,
+            key_kind=table.keys.kind.value if table.keys else "",
+            rows_bytes=table.nbytes,
+            keys_bytes=table.keys.nbytes if table.keys else 0,
+            resident_bytes=table.resident_bytes(),
+        )
+
+    def states(self) -> dict[str, str]:
+        """Every table's name, in order, and why it is refused, or "" when it is served."""
+        served = dict.fromkeys(self._tables, "")
+        return dict(sorted({**served, **self._refused}.items()))
 
     def infos(self) -> list[TableInfo]:
         """Every table, by name."""
-        return [self.info(name) for name in sorted({*self._tables, *self._refused})]
+        return [self.info(name) for name in self.states()]
 
 
 def open_sources(

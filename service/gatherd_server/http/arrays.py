@@ -6,12 +6,13 @@ written as null.
 """
 
 import ast
+import base64
 import io
 import json
 import math
 import re
 from collections.abc import Callable, Mapping
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import orjson
@@ -19,11 +20,13 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, MalformedRequest
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.ids import as_id_array, ids_from_bytes
+from gatherd.store.ids import NESTING_MAX, ids_from_bytes
+from gatherd.store.keys import Keys, StringKeys, as_keys
 from gatherd.store.table import Gathered
 from gatherd_server.proto_codec import Part
 
 Ids = NDArray[np.integer[Any]]
+T = TypeVar("T")
 
 NPY_HEADER_BYTES_MAX: Final = 64 << 10
 ID_DTYPES: Final = {
@@ -42,21 +45,23 @@ def parse_json(body: bytes) -> Any:
         raise MalformedRequest(f"the body isn't JSON in UTF-8: {error}") from None
 
 
-def ids_from_json(ids: object, reread: Callable[[Any], object], body: bytes) -> Ids:
-    """`ids` as the JSON body gives them; InvalidArgument or IdOutOfRange when they aren't ids.
+def from_json(
+    read: Callable[[object], T], value: object, reread: Callable[[Any], object], body: bytes
+) -> T:
+    """`read(value)`, for ids or keys as the JSON body gives them; it raises InvalidArgument.
 
     orjson reads an integer past 64 bits as a float, so before ids are called floats the body is
-    read again, slowly and exactly; `reread` finds the ids in it.
+    read again, slowly and exactly; `reread` finds the value in it.
     """
     try:
-        return as_id_array(ids)
+        return read(value)
     except InvalidArgument:
         try:
             exact = json.loads(body)
         except (ValueError, RecursionError):
             exact = None  # an integer of thousands of digits; the first error stands
         if exact is not None:
-            as_id_array(reread(exact))
+            read(reread(exact))
         raise
 
 
@@ -150,6 +155,36 @@ def json_lookup(gathered: Gathered) -> dict[str, Any]:
     if gathered.status is not None:
         answer["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
     return answer
+
+
+def json_keys(keys: Keys) -> dict[str, Any]:
+    """A batch of keys, to be written by `json_bytes`: strings in base64 when one isn't UTF-8."""
+    if not isinstance(keys, StringKeys):
+        return {"keys": keys.tolist(), "kind": keys.dtype.name, "encoding": "utf-8"}
+    raw = keys.tolist()
+    try:
+        texts, encoding = [key.decode() for key in raw], "utf-8"
+    except UnicodeDecodeError:
+        texts, encoding = [base64.b64encode(key).decode() for key in raw], "base64"
+    nested = np.array(texts, object).reshape(keys.shape).tolist()
+    return {"keys": nested, "kind": "bytes", "encoding": encoding}
+
+
+def keys_from_json(keys: object, encoding: str) -> Keys:
+    """A batch of keys as a JSON body gives them; with `encoding` base64, strings are that."""
+    return as_keys(from_base64(keys) if encoding == "base64" else keys)
+
+
+def from_base64(keys: object, depth: int = 0) -> object:
+    """Nested lists of base64 as nested lists of bytes; what isn't a string stays as it is."""
+    if isinstance(keys, list) and depth <= NESTING_MAX:
+        return [from_base64(key, depth + 1) for key in keys]
+    if not isinstance(keys, str):
+        return keys
+    try:
+        return base64.b64decode(keys, validate=True)
+    except ValueError:
+        raise InvalidArgument(f"the key {keys[:64]!r} isn't base64") from None
 
 
 def json_bytes(value: Mapping[str, Any]) -> bytes:

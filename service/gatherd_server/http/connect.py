@@ -35,6 +35,7 @@ from gatherd_server.http.body import PartsResponse, Workers, read_body
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
 from gatherd_server.proto_codec import Part
+from gatherd_server.types import LookupPlan
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
@@ -78,13 +79,17 @@ def connect_routes(engine: Engine, admission: Admission) -> list[BaseRoute]:
 
 
 def _procedures(engine: Engine, admission: Admission) -> list[_Procedure]:
-    def lookup(request: embedding_pb2.LookupRequest) -> _Work:
-        prepared = engine.prepare([proto_codec.lookup_plan(request)])
+    def one(plan: LookupPlan) -> _Work:
+        prepared = engine.prepare([plan])
         return _Work(lambda: proto_codec.lookup_reply(prepared.run()[0]), prepared.is_long)
 
-    def lookup_many(request: embedding_pb2.LookupManyRequest) -> _Work:
-        prepared = engine.prepare([proto_codec.lookup_plan(part) for part in request.lookups])
+    def many(plans: list[LookupPlan]) -> _Work:
+        prepared = engine.prepare(plans)
         return _Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
+
+    def keys_of(request: embedding_pb2.KeysOfRequest) -> _Work:
+        keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
+        return _Work(lambda: [proto_codec.keys_reply(keys, version)])
 
     def list_tables(_request: table_pb2.ListTablesRequest) -> _Work:
         reply = proto_codec.list_tables_reply(engine.tables(), admission.limits)
@@ -94,31 +99,31 @@ def _procedures(engine: Engine, admission: Admission) -> list[_Procedure]:
         reply = proto_codec.get_table_reply(engine.table(request.table), admission.limits)
         return _Work(lambda: [reply])
 
-    embedding, table = "/gatherd.v1.EmbeddingService/", "/gatherd.v1.TableService/"
+    def procedure(name: str, reply: type[Message], work: Callable[[Any], _Work]) -> _Procedure:
+        request: type[Message] = getattr(embedding_pb2, f"{name}Request")
+        path = f"/gatherd.v1.EmbeddingService/{name}"
+        return _Procedure(path, request, reply, work, is_admitted=True)
+
+    response, many_response = embedding_pb2.LookupResponse, embedding_pb2.LookupManyResponse
+    plan, bags = proto_codec.lookup_plan, proto_codec.bags_plan
+    tables = "/gatherd.v1.TableService/"
     return [
-        _Procedure(
-            embedding + "Lookup",
-            embedding_pb2.LookupRequest,
-            embedding_pb2.LookupResponse,
-            lookup,
-            is_admitted=True,
+        procedure("Lookup", response, lambda request: one(plan(request))),
+        procedure("LookupMany", many_response, lambda request: many([*map(plan, request.lookups)])),
+        procedure("LookupBags", response, lambda request: one(bags(request))),
+        procedure(
+            "LookupBagsMany", many_response, lambda request: many([*map(bags, request.bags)])
         ),
+        procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
         _Procedure(
-            embedding + "LookupMany",
-            embedding_pb2.LookupManyRequest,
-            embedding_pb2.LookupManyResponse,
-            lookup_many,
-            is_admitted=True,
-        ),
-        _Procedure(
-            table + "ListTables",
+            tables + "ListTables",
             table_pb2.ListTablesRequest,
             table_pb2.ListTablesResponse,
             list_tables,
             is_admitted=False,
         ),
         _Procedure(
-            table + "GetTable",
+            tables + "GetTable",
             table_pb2.GetTableRequest,
             table_pb2.GetTableResponse,
             get_table,

@@ -41,6 +41,8 @@ KINDS: Final[Mapping[type[errors.GatherdError], Kind]] = {
     errors.InvalidArgument: Kind(422, "invalid_argument"),
     errors.MalformedRequest: Kind(400, "invalid_argument"),
     errors.IdOutOfRange: Kind(422, "invalid_argument"),
+    errors.KeyNotFound: Kind(422, "invalid_argument"),
+    errors.NoKeys: Kind(422, "invalid_argument"),
     errors.NotFound: Kind(404, "not_found"),
     errors.TableNotFound: Kind(404, "not_found"),
     errors.VersionNotFound: Kind(404, "not_found"),

@@ -7,12 +7,16 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from gatherd.store.dtypes import REPLY_DTYPES
-from gatherd.store.table import Missing
+from gatherd.store.query import ROW_POLICIES
 from gatherd_server.http.arrays import ID_DTYPES
 from gatherd_server.http.errors import PROBLEM_JSON
 from gatherd_server.http.media import JSON, NPY, OCTETS
 from gatherd_server.http.schemas import (
     HealthReply,
+    KeysOfBody,
+    KeysOfReply,
+    LookupBagsBody,
+    LookupBagsManyBody,
     LookupBody,
     LookupManyBody,
     LookupManyReply,
@@ -183,13 +187,19 @@ LOOKUP: Final[dict[str, Any]] = {
                 "missing",
                 "error",
                 "What is done with an id that has no row. Not with JSON.",
-                enum=[policy.value for policy in Missing],
+                enum=[policy.value for policy in ROW_POLICIES],
             ),
             _option(
                 "version",
                 "0",
                 "The version that must answer; 0 is the live one. Not with JSON.",
                 pattern="^[0-9]{1,20}$",
+            ),
+            _option(
+                "by",
+                "ids",
+                "Whether the integers are ids or keys. Not with JSON.",
+                enum=["ids", "keys"],
             ),
             _option(
                 "ids_dtype",
@@ -235,6 +245,71 @@ LOOKUP_MANY: Final[dict[str, Any]] = {
     },
 }
 
+_EXAMPLE_BAGS: Final = {"ids": [[4, 20], [], [7]], "mode": "mean"}
+_EXAMPLE_POOLED: Final = {**_EXAMPLE_REPLY, "vectors": [[0.4, 0], [0, 0], [1, 2]], "shape": [3, 2]}
+_LOOKUP_STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500)
+
+
+def _body(model: type[Any], example: Any) -> dict[str, Any]:
+    return {"requestBody": {"required": True, "content": _json_content(model, example)}}
+
+
+LOOKUP_BAGS: Final[dict[str, Any]] = {
+    "operation_id": "lookupBags",
+    "tags": ["lookup"],
+    "summary": "Pool bags of rows of one table, each into one vector",
+    "description": (
+        "A bag is a list of ids or keys: the lists of `ids`, or flat `ids` with `offsets`, where "
+        "bag i is ids[offsets[i]] up to ids[offsets[i + 1]]. With x the rows and w the weights: "
+        "sum is Σwx, mean Σwx / Σw, sqrtn Σwx / sqrt(Σw²); max takes no weights. "
+        "An empty bag is zeros."
+    ),
+    "responses": _responses(
+        {
+            "description": "A vector for each bag; a status for each id unless missing is error.",
+            "content": {
+                **_json_content(LookupReply, _EXAMPLE_POOLED),
+                OCTETS: {"schema": _BINARY},
+                NPY: {"schema": _BINARY},
+            },
+            "headers": LOOKUP["responses"][200]["headers"],
+        },
+        *_LOOKUP_STATUSES,
+    ),
+    "openapi_extra": _body(LookupBagsBody, _EXAMPLE_BAGS),
+}
+
+LOOKUP_BAGS_MANY: Final[dict[str, Any]] = {
+    "operation_id": "lookupBagsMany",
+    "tags": ["lookup"],
+    "summary": "Pool bags of several tables, all or nothing",
+    "responses": _responses(
+        {
+            "description": "The vectors of every table, in the order of the request.",
+            "content": _json_content(LookupManyReply, {"tables": {"user": _EXAMPLE_POOLED}}),
+        },
+        *_LOOKUP_STATUSES,
+    ),
+    "openapi_extra": _body(LookupBagsManyBody, {"tables": {"user": _EXAMPLE_BAGS}}),
+}
+
+KEYS_OF: Final[dict[str, Any]] = {
+    "operation_id": "keysOf",
+    "tags": ["lookup"],
+    "summary": "The keys of rows",
+    "responses": _responses(
+        {
+            "description": "The keys, nested as the ids are.",
+            "content": _json_content(
+                KeysOfReply,
+                {"keys": ["king"], "kind": "bytes", "encoding": "utf-8", "version": 3},
+            ),
+        },
+        *_LOOKUP_STATUSES,
+    ),
+    "openapi_extra": _body(KeysOfBody, {"ids": [6989]}),
+}
+
 LIST_TABLES: Final[dict[str, Any]] = {
     "operation_id": "listTables",
     "tags": ["tables"],
@@ -268,6 +343,10 @@ READYZ: Final[dict[str, Any]] = {
 }
 
 _MODELS: Final = (
+    KeysOfBody,
+    KeysOfReply,
+    LookupBagsBody,
+    LookupBagsManyBody,
     LookupBody,
     LookupManyBody,
     LookupReply,

@@ -5,14 +5,12 @@ own validation answers in another shape than RFC 9457; openapi.py describes what
 on purpose: compressed replies (floats don't compress) and GET with ids in the query.
 """
 
-import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.convertors import StringConvertor, register_url_convertor
-from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
@@ -20,29 +18,21 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, InvalidArgument, Unavailable
-from gatherd.store.dtypes import parse_reply_dtype
-from gatherd.store.table import Gathered, parse_missing
+from gatherd.store.table import Gathered
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
-from gatherd_server.http import arrays, openapi
+from gatherd_server.http import arrays, openapi, plans
 from gatherd_server.http.body import PartsResponse, Workers, read_body
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import (
     CatchUnexpected,
     allow_header,
     http_problem,
-    in_table,
     problem,
 )
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
-from gatherd_server.http.schemas import VERSION_MAX, LookupBody, lookup_body, lookup_many_body
 from gatherd_server.proto_codec import Part
 from gatherd_server.types import LookupPlan, TableInfo
-
-_OPTIONS: Final = ("dtype", "missing", "version")
-_RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
-# A body's commas bound its values. This many belong to the members of one lookup, not to its ids.
-_MEMBERS_MAX: Final = 8
 
 
 class _TableName(StringConvertor):
@@ -80,6 +70,7 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
 
 def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
     workers = Workers()
+    limits = admission.limits
 
     async def place() -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
@@ -89,9 +80,9 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
     router = APIRouter(dependencies=[Depends(place)], default_response_class=Response)
 
     async def answer(
-        plans: Sequence[LookupPlan], encode: Callable[[list[Gathered]], Response]
+        asked: Sequence[LookupPlan], encode: Callable[[list[Gathered]], Response]
     ) -> Response:
-        prepared = engine.prepare(plans)
+        prepared = engine.prepare(asked)
         return await workers.run(lambda: encode(prepared.run()), prepared.is_long)
 
     @router.post("/v1/tables/{table:table}:lookup", **openapi.LOOKUP)
@@ -100,95 +91,54 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
         media_type = content_type(headers, (JSON, OCTETS, NPY))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await read_body(headers, request.receive, admission)
-        plan = _PLANS[media_type](table, body, request.query_params, admission)
+        plan = plans.lookup_plan(media_type, table, body, request.query_params, limits)
         return await answer([plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
+        body = await _json_request(request, admission)
+        asked = plans.lookup_many_plans(body, request.query_params, limits)
+        return await answer(asked, _by_table(asked))
+
+    @router.post("/v1/tables/{table:table}:lookupBags", **openapi.LOOKUP_BAGS)
+    async def lookup_bags(table: str, request: Request) -> Response:
         headers = dict(request.scope["headers"])
         content_type(headers, (JSON,))
-        best_answer(request.headers.getlist("accept"), (JSON,))
-        _options(request.query_params, (), "the options stand in the body")
+        answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await read_body(headers, request.receive, admission)
-        plans = _json_plans(body, admission)
+        plan = plans.bags_plan(table, body, request.query_params, limits)
+        return await answer([plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
-        def encode(gathered: list[Gathered]) -> Response:
-            answers = zip(plans, gathered, strict=True)
-            return _json({"tables": {plan.table: arrays.json_lookup(g) for plan, g in answers}})
+    @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
+    async def lookup_bags_many(request: Request) -> Response:
+        body = await _json_request(request, admission)
+        asked = plans.bags_many_plans(body, request.query_params, limits)
+        return await answer(asked, _by_table(asked))
 
-        return await answer(plans, encode)
+    @router.post("/v1/tables/{table:table}:keysOf", **openapi.KEYS_OF)
+    async def keys_of(table: str, request: Request) -> Response:
+        body = await _json_request(request, admission)
+        ids, version = plans.keys_of_request(body, request.query_params, limits)
+        keys, answered = engine.keys_of(table, ids, version)
+        return _json({**arrays.json_keys(keys), "version": answered})
 
     return router
 
 
-def _json_plan(table: str, body: bytes, query: QueryParams, admission: Admission) -> LookupPlan:
-    _options(query, (), "with a JSON body the options stand in the body")
-    _check_value_count(body, 1, admission)
-    asked = lookup_body(arrays.parse_json(body))
-    ids = arrays.ids_from_json(asked.ids, lambda value: value["ids"], body)
-    return _plan(table, ids, asked)
+async def _json_request(request: Request, admission: Admission) -> bytes:
+    """The body of a request that takes JSON and answers it."""
+    headers = dict(request.scope["headers"])
+    content_type(headers, (JSON,))
+    best_answer(request.headers.getlist("accept"), (JSON,))
+    return await read_body(headers, request.receive, admission)
 
 
-def _json_plans(body: bytes, admission: Admission) -> list[LookupPlan]:
-    _check_value_count(body, admission.limits.tables_max, admission)
-    asked = lookup_many_body(arrays.parse_json(body)).tables
-    admission.limits.check("tables_max", "the request asks for", len(asked))
-    return [_json_part(table, part, body) for table, part in asked.items()]
+def _by_table(asked: Sequence[LookupPlan]) -> Callable[[list[Gathered]], Response]:
+    def encode(gathered: list[Gathered]) -> Response:
+        answers = zip(asked, gathered, strict=True)
+        return _json({"tables": {plan.table: arrays.json_lookup(g) for plan, g in answers}})
 
-
-def _json_part(table: str, asked: LookupBody, body: bytes) -> LookupPlan:
-    try:
-        ids = arrays.ids_from_json(asked.ids, lambda value: value["tables"][table]["ids"], body)
-    except InvalidArgument as error:
-        raise in_table(error, table) from None
-    return _plan(table, ids, asked)
-
-
-def _plan(table: str, ids: arrays.Ids, asked: LookupBody) -> LookupPlan:
-    dtype, missing = parse_reply_dtype(asked.dtype), parse_missing(asked.missing)
-    return LookupPlan(table, ids, dtype, missing, asked.version)
-
-
-def _check_value_count(body: bytes, lookup_count: int, admission: Admission) -> None:
-    # Parsed JSON takes many times the memory of its text, so too many ids end here.
-    admission.limits.check(
-        "ids_max", "the request has at least", body.count(b",") + 1 - lookup_count * _MEMBERS_MAX
-    )
-
-
-def _octets_plan(table: str, body: bytes, query: QueryParams, _admission: Admission) -> LookupPlan:
-    options = _options(query, _RAW_OPTIONS, "raw ids have these: " + ", ".join(_RAW_OPTIONS))
-    ids = arrays.ids_from_octets(body, options.get("ids_dtype", "int64"), options.get("shape"))
-    return _query_plan(table, ids, options)
-
-
-def _npy_plan(table: str, body: bytes, query: QueryParams, _admission: Admission) -> LookupPlan:
-    options = _options(query, _OPTIONS, "a .npy has these: " + ", ".join(_OPTIONS))
-    return _query_plan(table, arrays.ids_from_npy(body), options)
-
-
-def _query_plan(table: str, ids: arrays.Ids, options: dict[str, str]) -> LookupPlan:
-    version = options.get("version", "0")
-    if not re.fullmatch("[0-9]{1,20}", version) or int(version) > VERSION_MAX:
-        raise InvalidArgument(f"version is {version!r}; it must be a number, 0 for the live one")
-    return LookupPlan(
-        table,
-        ids,
-        parse_reply_dtype(options.get("dtype", "float32")),
-        parse_missing(options.get("missing", "error")),
-        int(version),
-    )
-
-
-def _options(query: QueryParams, known: Sequence[str], hint: str) -> dict[str, str]:
-    options: dict[str, str] = {}
-    for name, value in query.multi_items():
-        if name not in known:
-            raise InvalidArgument(f"unknown query parameter {name!r}; {hint}")
-        if name in options:
-            raise InvalidArgument(f"the query parameter {name!r} is given twice")
-        options[name] = value
-    return options
+    return encode
 
 
 def _json(value: dict[str, Any], status: int = 200) -> Response:
@@ -199,7 +149,6 @@ def _arrays(media_type: str, parts: list[Part], gathered: Gathered) -> Response:
     return PartsResponse(parts, {"Content-Type": media_type, **arrays.array_headers(gathered)})
 
 
-_PLANS: Final = {JSON: _json_plan, OCTETS: _octets_plan, NPY: _npy_plan}
 _ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
     JSON: lambda gathered: _json(arrays.json_lookup(gathered)),
     OCTETS: lambda gathered: _arrays(OCTETS, arrays.octet_parts(gathered), gathered),
@@ -241,6 +190,10 @@ def _table(info: TableInfo) -> dict[str, Any]:
         "version": info.version,
         "trainable": info.trainable,
         "refused": info.refused,
+        "key_kind": info.key_kind,
+        "rows_bytes": info.rows_bytes,
+        "keys_bytes": info.keys_bytes,
+        "resident_bytes": info.resident_bytes,
     }
 
 
@@ -253,9 +206,9 @@ def _health_routes(engine: Engine, admission: Admission) -> APIRouter:
 
     @router.get("/readyz", **openapi.READYZ)
     async def readyz() -> Response:
-        infos = engine.tables()
-        refused = [info.name for info in infos if info.refused]
-        tables = {"tables": len(infos) - len(refused), "refused": refused}
+        states = engine.table_states()
+        refused = [name for name, reason in states.items() if reason]
+        tables = {"tables": len(states) - len(refused), "refused": refused}
         if admission.is_ready:
             return _json({"status": "ready", **tables})
         return problem(Unavailable("the server is starting or stopping"), tables)

@@ -4,14 +4,19 @@ Ids are `Any` here: gatherd.store.ids checks them, with errors that name the id.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gatherd.errors import InvalidArgument
 
+Body = TypeVar("Body", bound=BaseModel)
+
 REPLY_DTYPE = Literal["float32", "float16", "bfloat16"]
 MISSING = Literal["error", "zero", "default"]
+BAG_MISSING = Literal["error", "zero", "default", "skip"]
+MODE = Literal["sum", "mean", "max", "sqrtn"]
+ENCODING = Literal["utf-8", "base64"]
 VERSION_MAX = 2**64 - 1
 
 _IDS_SCHEMA: dict[str, Any] = {
@@ -19,6 +24,19 @@ _IDS_SCHEMA: dict[str, Any] = {
     "anyOf": [{"type": "integer"}, {"type": "array", "items": {}}],
     "examples": [[[4], [20]]],
 }
+_KEYS_SCHEMA: dict[str, Any] = {
+    "description": "A string or an integer, or lists of them nested to any rectangular shape S. "
+    "Instead of ids, for tables that have keys.",
+    "anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "array", "items": {}}],
+    "examples": [["king", "queen"]],
+}
+_BAG_IDS_SCHEMA: dict[str, Any] = {
+    "description": "Flat with offsets, or without offsets a list of lists, a bag each.",
+    "type": "array",
+    "items": {},
+    "examples": [[[4, 20], [], [7]]],
+}
+_NUMBERS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
 _VECTORS_SCHEMA: dict[str, Any] = {
     "description": "Lists nested to the shape S + (dim,). NaN and infinity are null.",
     "type": "array",
@@ -30,17 +48,55 @@ _STATUS_SCHEMA: dict[str, Any] = {
 }
 
 
-class LookupBody(BaseModel):
-    """A lookup in one table."""
+class _Asking(BaseModel):
+    """What lookups of rows and of bags have in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    dtype: REPLY_DTYPE = Field("float32", description="The dtype of the reply.")
+    version: int = Field(
+        0, ge=0, le=VERSION_MAX, description="The version that must answer; 0 is the live one."
+    )
+
+
+class LookupBody(_Asking):
+    """A lookup in one table, by ids or by keys."""
+
+    ids: Annotated[Any, Field(default=None, json_schema_extra=_IDS_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=_KEYS_SCHEMA)]
+    missing: MISSING = Field("error", description="What is done with an id that has no row.")
+
+
+class LookupBagsBody(_Asking):
+    """Bags of one table, by ids or by keys, each pooled into one vector."""
+
+    ids: Annotated[Any, Field(default=None, json_schema_extra=_BAG_IDS_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=_BAG_IDS_SCHEMA)]
+    offsets: Annotated[Any, Field(default=None, json_schema_extra=_NUMBERS_SCHEMA)]
+    mode: MODE = Field("mean", description="How a bag's rows become one vector.")
+    weights: Annotated[Any, Field(default=None, json_schema_extra=_NUMBERS_SCHEMA)]
+    padding_id: int | None = Field(
+        None, ge=-(2**63), lt=2**63, description="An id that never takes part."
+    )
+    missing: BAG_MISSING = Field("error", description="What is done with an id that has no row.")
+
+
+class LookupBagsManyBody(BaseModel):
+    """Bags of several tables, all or nothing."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    tables: dict[str, LookupBagsBody] = Field(description="Bags by table name.")
+
+
+class KeysOfBody(BaseModel):
+    """Rows of one table whose keys are asked for."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
     ids: Annotated[Any, Field(json_schema_extra=_IDS_SCHEMA)]
-    dtype: REPLY_DTYPE = Field("float32", description="The dtype of the reply.")
-    missing: MISSING = Field("error", description="What is done with an id that has no row.")
-    version: int = Field(
-        0, ge=0, le=VERSION_MAX, description="The version that must answer; 0 is the live one."
-    )
+    version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
 
 
 class LookupManyBody(BaseModel):
@@ -67,6 +123,15 @@ class LookupManyReply(BaseModel):
     tables: dict[str, LookupReply]
 
 
+class KeysOfReply(BaseModel):
+    """The keys of rows."""
+
+    keys: Annotated[Any, Field(json_schema_extra=_KEYS_SCHEMA)]
+    kind: Literal["bytes", "int64", "uint64"]
+    encoding: ENCODING = Field(description="base64 when one of the strings isn't UTF-8.")
+    version: int
+
+
 class TableReply(BaseModel):
     """What is told about a table."""
 
@@ -79,6 +144,12 @@ class TableReply(BaseModel):
     version: int
     trainable: bool
     refused: str = Field(description="Empty, or why the table can't be looked up.")
+    key_kind: Literal["", "bytes", "int64", "uint64"] = Field(
+        description="What the table's keys are; empty when it has none."
+    )
+    rows_bytes: int
+    keys_bytes: int
+    resident_bytes: int = Field(description="How many of rows_bytes are in memory now.")
 
 
 class LimitsReply(BaseModel):
@@ -125,18 +196,10 @@ class Problem(BaseModel):
     metadata: dict[str, str]
 
 
-def lookup_body(value: object) -> LookupBody:
-    """`value` as a LookupBody; InvalidArgument, naming the member, when it isn't one."""
+def parse(model: type[Body], value: object) -> Body:
+    """`value` as a `model`; InvalidArgument, naming the member, when it isn't one."""
     try:
-        return LookupBody.model_validate(value)
-    except ValidationError as error:
-        raise _invalid(error) from None
-
-
-def lookup_many_body(value: object) -> LookupManyBody:
-    """`value` as a LookupManyBody; InvalidArgument, naming the member, when it isn't one."""
-    try:
-        return LookupManyBody.model_validate(value)
+        return model.model_validate(value)
     except ValidationError as error:
         raise _invalid(error) from None
 

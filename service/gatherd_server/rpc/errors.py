@@ -33,6 +33,8 @@ CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
     errors.InvalidArgument: _Code.INVALID_ARGUMENT,
     errors.MalformedRequest: _Code.INVALID_ARGUMENT,
     errors.IdOutOfRange: _Code.INVALID_ARGUMENT,
+    errors.KeyNotFound: _Code.INVALID_ARGUMENT,
+    errors.NoKeys: _Code.INVALID_ARGUMENT,
     errors.NotFound: _Code.NOT_FOUND,
     errors.TableNotFound: _Code.NOT_FOUND,
     errors.VersionNotFound: _Code.NOT_FOUND,

@@ -97,9 +97,8 @@ class RpcServer:
         status = _SERVING if serving else _NOT_SERVING
         for service in ("", EMBEDDING_SERVICE, TABLE_SERVICE):
             self._health.set(service, status)
-        for info in self._engine.tables():
-            name = TABLE_HEALTH_PREFIX + info.name
-            self._health.set(name, _NOT_SERVING if info.refused else status)
+        for name, refused in self._engine.table_states().items():
+            self._health.set(TABLE_HEALTH_PREFIX + name, _NOT_SERVING if refused else status)
 
     def stop(self, grace_seconds: float) -> None:
         """Turn new calls away, answer those under way for `grace_seconds`, cancel the rest.

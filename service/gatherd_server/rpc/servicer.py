@@ -20,6 +20,7 @@ from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.rpc.errors import abort, status_message
 from gatherd_server.rpc.streams import RequestReader
+from gatherd_server.types import LookupPlan
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
@@ -51,6 +52,9 @@ class Servicer:
         embedding: dict[str, _Handler] = {
             "Lookup": grpc.unary_unary_rpc_method_handler(self._lookup),
             "LookupMany": grpc.unary_unary_rpc_method_handler(self._lookup_many),
+            "LookupBags": grpc.unary_unary_rpc_method_handler(self._lookup_bags),
+            "LookupBagsMany": grpc.unary_unary_rpc_method_handler(self._lookup_bags_many),
+            "KeysOf": grpc.unary_unary_rpc_method_handler(self._keys_of),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
         }
         tables: dict[str, _Handler] = {
@@ -64,21 +68,52 @@ class Servicer:
 
     def _lookup(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         def work() -> bytes:
-            with self._admission.request():
-                request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
-                gathered = self._engine.lookup(proto_codec.lookup_plan(request))
-                return b"".join(proto_codec.lookup_reply(gathered))
+            request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
+            return self._one(proto_codec.lookup_plan(request))
 
-        return _answer(context, work)
+        return self._admitted(context, work)
 
     def _lookup_many(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         def work() -> bytes:
-            with self._admission.request():
-                request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body)
-                plans = [proto_codec.lookup_plan(lookup) for lookup in request.lookups]
-                return b"".join(proto_codec.lookup_many_reply(self._engine.lookup_many(plans)))
+            request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body)
+            return self._many([*map(proto_codec.lookup_plan, request.lookups)])
 
-        return _answer(context, work)
+        return self._admitted(context, work)
+
+    def _lookup_bags(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
+            return self._one(proto_codec.bags_plan(request))
+
+        return self._admitted(context, work)
+
+    def _lookup_bags_many(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body)
+            return self._many([*map(proto_codec.bags_plan, request.bags)])
+
+        return self._admitted(context, work)
+
+    def _keys_of(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body)
+            keys, version = self._engine.keys_of(*proto_codec.keys_of_request(request))
+            return proto_codec.keys_reply(keys, version)
+
+        return self._admitted(context, work)
+
+    def _one(self, plan: LookupPlan) -> bytes:
+        return b"".join(proto_codec.lookup_reply(self._engine.lookup(plan)))
+
+    def _many(self, plans: list[LookupPlan]) -> bytes:
+        return b"".join(proto_codec.lookup_many_reply(self._engine.lookup_many(plans)))
+
+    def _admitted(self, context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:
+        def admitted() -> bytes:
+            with self._admission.request():
+                return work()
+
+        return _answer(context, admitted)
 
     def _list_tables(self, body: bytes, context: grpc.ServicerContext) -> bytes:
         def work() -> bytes:

@@ -1,20 +1,41 @@
-"""Writes a table version's files where no reader looks yet; catalog.py has the layout."""
+"""Writes a table version's files where no reader looks yet; catalog.py has the layout.
+
+The rows come in blocks, and how many there are may show only at their end: weights.npy is begun
+with a header of a length that every row count fits, its blocks are reserved in steps ahead of the
+writing, and at the end the header is made right and the file cut to its size.
+"""
 
 import io
 import json
+import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd.errors import StorageError
 from gatherd.store.catalog import DATA_DIR_FORMAT, DEFAULT_NAME, MANIFEST_NAME, WEIGHTS_NAME
+from gatherd.store.checksums import (
+    BLOCK_BYTES,
+    CHECKSUMS,
+    BlockChecksums,
+    FileChecksums,
+    checksums_of,
+    crc_of,
+)
 from gatherd.store.dtypes import DType
+from gatherd.store.key_index import KeyKind, Keys
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.key_index_writer import KeyIndexBuilder
+
+# A file of unknown length is reserved in steps of this, or an eighth of what it has already.
+RESERVE_BYTES = 16 << 20
 
 # ml_dtypes saves bfloat16 as V2; the other types are what NumPy calls them.
 _NPY_DESCR = {
@@ -25,25 +46,48 @@ _NPY_DESCR = {
 }
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Block:
+    """Rows that follow one another: (n, dim) in the table dtype's storage, and their n keys.
+
+    `at_duplicates` is called with a mask, (n,), of the rows whose keys the table has already. It
+    raises, or returns for them to be left out.
+    """
+
+    rows: NDArray[Any]
+    keys: Keys | None = None
+    at_duplicates: Callable[[NDArray[np.bool_]], None] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class TableFiles:
     """What a new table version is to hold.
 
-    `blocks` yields its rows in order, each block (n, dim) in the dtype's storage.
-    `origin` is kept in the manifest: where the rows came from.
+    `blocks` yields its rows in order. `row_count` is how many there are at most, None when that
+    shows at their end. `origin` is kept in the manifest: where the rows came from.
     """
 
     name: str
     dtype: DType
-    row_count: int
+    row_count: int | None
     dim: int
-    blocks: Iterable[NDArray[Any]]
+    blocks: Iterable[Block]
     origin: dict[str, Any]
     default_vector: NDArray[np.float32] | None = None
+    key_kind: KeyKind | None = None
 
 
-def stage_table(files: Files, staging: Path, table: TableFiles) -> tuple[Path, str]:
-    """Write `table` durably to a new folder in `staging`; returns the folder and the table's uid.
+@dataclass(frozen=True, slots=True)
+class StagedTable:
+    """A table version on disk that nobody sees yet."""
+
+    folder: Path
+    uid: str
+    row_count: int
+
+
+def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
+    """Write `table` durably to a new folder in `staging`.
 
     StorageError when the disk is full or fails; the folder is gone then.
     """
@@ -51,49 +95,130 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> tuple[Path, s
     folder = staging / uid
     files.make_dirs(folder)
     try:
-        _write_weights(files, folder / WEIGHTS_NAME, table)
+        row_count, checksums = _write_rows(files, folder, table)
         if table.default_vector is not None:
             buffer = io.BytesIO()
             np.save(buffer, table.default_vector, allow_pickle=False)
             files.write_new(folder / DEFAULT_NAME, buffer.getvalue())
+            checksums[DEFAULT_NAME] = checksums_of(buffer.getvalue())
         manifest = {
             "format": DATA_DIR_FORMAT,
             "uid": uid,
             "name": table.name,
             "version": 1,
             "dtype": table.dtype.value,
-            "rows": table.row_count,
+            "rows": row_count,
             "dim": table.dim,
+            "keys": table.key_kind.value if table.key_kind else None,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "origin": table.origin,
+            CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
         }
-        files.write_new(folder / MANIFEST_NAME, json.dumps(manifest, indent=2).encode())
+        files.write_new(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
         files.sync_dir(folder)
     except BaseException:
         files.remove_tree(folder)
         raise
-    return folder, uid
+    return StagedTable(folder, uid, row_count)
 
 
-def _write_weights(files: Files, path: Path, table: TableFiles) -> None:
+def _write_rows(
+    files: Files, folder: Path, table: TableFiles
+) -> tuple[int, dict[str, FileChecksums]]:
+    """Write the weights, and the key index if there are keys; how many rows, and checksums."""
+    with ExitStack() as stack:
+        weights = stack.enter_context(_WeightsFile(files, folder / WEIGHTS_NAME, table))
+        index = None
+        if table.key_kind is not None:
+            index = stack.enter_context(KeyIndexBuilder(files, folder, table.key_kind))
+        for block in table.blocks:
+            rows = block.rows
+            if index is not None:
+                assert block.keys is not None
+                is_new = index.add(block.keys)
+                if not is_new.all():
+                    assert block.at_duplicates is not None
+                    block.at_duplicates(~is_new)
+                    rows = rows[is_new]
+            weights.append(rows)
+        if index is not None:
+            index.finish()
+        return weights.row_count, {WEIGHTS_NAME: weights.finish()}
+
+
+class _WeightsFile:
+    """weights.npy while it grows. A context manager; the file is whole after `finish`."""
+
+    def __init__(self, files: Files, path: Path, table: TableFiles) -> None:
+        self.row_count = 0
+        self._files = files
+        self._path = path
+        self._dtype = table.dtype
+        self._dim = table.dim
+        self._row_bytes = table.dim * table.dtype.itemsize
+        self._position = weights_header_bytes(table.dtype, table.dim)
+        self._checksums = BlockChecksums()
+        self._checksums.update(memoryview(bytes(self._position)))
+        self._reserved = 0
+        self._row_count_max = table.row_count or 0
+
+    def __enter__(self) -> Self:
+        self._files.write_new(self._path, _npy_header(self._dtype, 0, self._dim))
+        self._file = open(self._path, "r+b", buffering=0)  # closed in __exit__
+        try:
+            self._reserve(self._row_count_max * self._row_bytes)
+        except BaseException:
+            self._file.close()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, rows: NDArray[Any]) -> None:
+        """Write `rows`, (n, dim) in the dtype's storage, after those before."""
+        if rows.dtype != self._dtype.storage or rows.shape[1:] != (self._dim,):
+            raise AssertionError(f"{self._path}: rows are {rows.dtype} {rows.shape}")
+        if not rows.size:
+            return
+        data = np.ascontiguousarray(rows).reshape(-1).view(np.uint8).data
+        end = self._position + data.nbytes
+        if end > self._reserved:
+            self._reserve(end + max(RESERVE_BYTES, end // 8) - self._position)
+        self._checksums.update(data)
+        self._position = self._files.write_at(self._file.fileno(), data, self._position, self._path)
+        self.row_count += len(rows)
+
+    def finish(self) -> FileChecksums:
+        """Make the header and the size right, durable but for the file's name."""
+        fd = self._file.fileno()
+        header = _npy_header(self._dtype, self.row_count, self._dim)
+        self._files.write_at(fd, memoryview(header), 0, self._path)
+        try:
+            os.ftruncate(fd, self._position)
+        except OSError as error:
+            raise StorageError(f"{self._path}: {error.strerror}") from error
+        self._files.sync(fd, self._path)
+        found = self._checksums.finish()
+        # The first block was summed up with zeros for the header.
+        first = crc_of(fd, 0, min(BLOCK_BYTES, self._position))
+        return FileChecksums(found.byte_count, found.block_bytes, (first, *found.crcs[1:]))
+
+    def _reserve(self, byte_count: int) -> None:
+        """Reserve room for `byte_count` more bytes than were written."""
+        self._reserved = self._position + byte_count
+        self._files.allocate(self._file.fileno(), self._reserved, self._path)
+
+
+def weights_header_bytes(dtype: DType, dim: int) -> int:
+    """Bytes before the first row of a weights.npy."""
+    return len(_npy_header(dtype, 0, dim))
+
+
+def _npy_header(dtype: DType, row_count: int, dim: int) -> bytes:
+    """The header, of a length that depends on `dim` alone: NumPy leaves room for a growing axis."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
-        header,
-        {
-            "descr": _NPY_DESCR[table.dtype],
-            "fortran_order": False,
-            "shape": (table.row_count, table.dim),
-        },
+        header, {"descr": _NPY_DESCR[dtype], "fortran_order": False, "shape": (row_count, dim)}
     )
-    row_bytes = table.dim * table.dtype.itemsize
-    files.write_new(path, header.getvalue())
-    with open(path, "r+b", buffering=0) as file:
-        fd = file.fileno()
-        end = len(header.getvalue()) + table.row_count * row_bytes
-        files.allocate(fd, end, path)
-        position = len(header.getvalue())
-        for block in table.blocks:
-            position = files.write_at(fd, block.reshape(-1).view(np.uint8).data, position, path)
-        if position != end:
-            raise AssertionError(f"{path}: the blocks end at byte {position}, not {end}")
-        files.sync(fd, path)
+    return header.getvalue()

@@ -1,7 +1,8 @@
 """Owning a data dir: the one place from where its catalog is changed."""
 
 import os
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,20 +45,45 @@ class OwnedDataDir:
                 f"data dir {self.path} has a table {name!r} already", {"table": name}
             )
 
-    def add_table(self, table: TableFiles) -> None:
-        """Write a new table and publish it as version 1, durable on return.
+    def add_table(self, table: TableFiles) -> int:
+        """Write a new table and publish it as version 1, durable on return; how many rows it has.
 
         Atomic: until the catalog names it nobody sees any of it, and a crash before that leaves
         only files that the next owner sweeps away.
         """
         self.check_is_new(table.name)
-        folder, uid = stage_table(self._files, self.path / STAGING_NAME, table)
+        staged = stage_table(self._files, self.path / STAGING_NAME, table)
         target = version_dir(self.path, table.name, FIRST_VERSION)
         self._files.make_dirs(target.parent)
-        self._files.rename(folder, target)
-        entry = CatalogEntry(uid, FIRST_VERSION, (FIRST_VERSION,))
+        self._files.rename(staged.folder, target)
+        entry = CatalogEntry(staged.uid, FIRST_VERSION, (FIRST_VERSION,))
         tables = {**self._catalog.tables, table.name: entry}
         self._catalog = write_catalog(self._files, self.path, replace(self._catalog, tables=tables))
+        return staged.row_count
+
+    @contextmanager
+    def scratch(self) -> Iterator[Callable[[str, Iterable[bytes]], Path]]:
+        """What writes a named stream of bytes to a temporary file, gone when the block ends.
+
+        Not durable, and in staging: what a kill leaves of it the next owner sweeps away.
+        """
+        folder = self.path / STAGING_NAME / f"scratch-{uuid.uuid4().hex}"
+        self._files.make_dirs(folder)
+
+        def save(name: str, chunks: Iterable[bytes]) -> Path:
+            path = folder / f"{len(list(folder.iterdir()))}-{Path(name).name[-64:]}"
+            with open(path, "xb", buffering=0) as file:
+                position = 0
+                for chunk in chunks:
+                    position = self._files.write_at(
+                        file.fileno(), memoryview(chunk), position, path
+                    )
+            return path
+
+        try:
+            yield save
+        finally:
+            self._files.remove_tree(folder)
 
     def sweep(self) -> None:
         """Delete what a killed import or create left behind."""

@@ -1,0 +1,152 @@
+"""Checksums of a table's files: written with them, held against them by `gatherd verify`.
+
+A file's checksum is the crc32 (zlib's) of each of its blocks of BLOCK_BYTES, the last one shorter,
+so that damage is not only found but placed. In manifest.json:
+
+    "checksums": {FILE: {"bytes": n, "block_bytes": 4194304, "crc32": [c, …]}, …}
+
+The files are weights.npy and default.npy; a key index carries its own (key_index.py). They are
+those of the files as they were published: a live table that was trained since differs from them.
+"""
+
+import os
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gatherd.errors import BadFile
+from gatherd.store.table import open_readonly
+
+CHECKSUMS = "checksums"
+BLOCK_BYTES = 4 << 20
+# A block is read in pieces that stay in a core's cache.
+READ_BYTES = 256 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class FileChecksums:
+    """What a file's bytes were when it was published."""
+
+    byte_count: int
+    block_bytes: int
+    crcs: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """What a manifest holds of it."""
+        return {
+            "bytes": self.byte_count,
+            "block_bytes": self.block_bytes,
+            "crc32": list(self.crcs),
+        }
+
+    @classmethod
+    def from_json(cls, entry: object, name: str) -> "FileChecksums":
+        """What a manifest says of the file `name`; BadFile when that can't be."""
+        match entry:
+            case {"bytes": int(byte_count), "block_bytes": int(block_bytes), "crc32": list(crcs)}:
+                if (
+                    block_bytes >= 1
+                    and len(crcs) == -(-byte_count // block_bytes)
+                    and all(type(crc) is int for crc in crcs)
+                ):
+                    return cls(byte_count, block_bytes, tuple(crcs))
+        raise BadFile(f"{name}: its checksums in the manifest are damaged")
+
+
+class BlockChecksums:
+    """The checksums of bytes as they are written, one after the other."""
+
+    def __init__(self) -> None:
+        self._crcs: list[int] = []
+        self._crc = 0
+        self._filled = 0
+
+    def update(self, data: memoryview) -> None:
+        """Take the next bytes; `data` is of single bytes."""
+        while data.nbytes:
+            part = data[: BLOCK_BYTES - self._filled]
+            self._crc = zlib.crc32(part, self._crc)
+            self._filled += part.nbytes
+            data = data[part.nbytes :]
+            if self._filled == BLOCK_BYTES:
+                self._crcs.append(self._crc)
+                self._crc = self._filled = 0
+
+    def finish(self) -> FileChecksums:
+        """The checksums of everything taken."""
+        byte_count = len(self._crcs) * BLOCK_BYTES + self._filled
+        last = [self._crc] if self._filled else []
+        return FileChecksums(byte_count, BLOCK_BYTES, (*self._crcs, *last))
+
+
+def checksums_of(data: bytes) -> FileChecksums:
+    """The checksums of a file that holds `data`."""
+    blocks = BlockChecksums()
+    blocks.update(memoryview(data))
+    return blocks.finish()
+
+
+def crc_of(fd: int, begin: int, end: int) -> int:
+    """The crc32 of the bytes from `begin` up to `end`, or to where the file ends before that."""
+    crc = 0
+    while begin < end:
+        data = os.pread(fd, min(READ_BYTES, end - begin), begin)
+        if not data:
+            break
+        crc = zlib.crc32(data, crc)
+        begin += len(data)
+    return crc
+
+
+def block_crcs(fd: int) -> list[int]:
+    """The crc32 of every block of the open file, as it is now."""
+    size = os.fstat(fd).st_size
+    return [
+        crc_of(fd, begin, min(begin + BLOCK_BYTES, size)) for begin in range(0, size, BLOCK_BYTES)
+    ]
+
+
+def verify_blocks(path: Path, recorded: FileChecksums) -> Iterator[int]:
+    """Hold the file `path` against its checksums, yielding how many bytes are verified so far.
+
+    BadFile naming the first range of bytes that differs, or the size when that does.
+    """
+    fd = open_readonly(path)
+    try:
+        size = os.fstat(fd).st_size
+        if size != recorded.byte_count:
+            raise BadFile(f"{path} has {size} bytes; {recorded.byte_count} were published")
+        for block, wanted in enumerate(recorded.crcs):
+            begin = block * recorded.block_bytes
+            end = min(begin + recorded.block_bytes, size)
+            try:
+                found = crc_of(fd, begin, end)
+            except OSError as error:
+                raise BadFile(
+                    f"{path}: bytes {begin} to {end} can't be read: {error.strerror}"
+                ) from None
+            if found != wanted:
+                raise BadFile(
+                    f"{path}: bytes {begin} to {end} aren't what was published "
+                    f"(crc32 {found:08x} instead of {wanted:08x})"
+                )
+            yield end
+    finally:
+        os.close(fd)
+
+
+def verify_folder(folder: Path, manifest: Mapping[str, Any]) -> Iterator[int]:
+    """Hold every file that `manifest` has checksums of against them, as `verify_blocks`."""
+    entries = manifest.get(CHECKSUMS)
+    if not isinstance(entries, dict):
+        raise BadFile(f"{folder} has no checksums in its manifest")
+    done = 0
+    for name, entry in sorted(entries.items()):
+        if name != Path(name).name:
+            raise BadFile(f"{folder}: its manifest has checksums of {name!r}, outside of it")
+        recorded = FileChecksums.from_json(entry, str(folder / name))
+        for verified in verify_blocks(folder / name, recorded):
+            yield done + verified
+        done += recorded.byte_count

@@ -1,0 +1,170 @@
+"""The compiled loops: key lookups and pooled bags.
+
+This module is the typed door to `compiled_keys.py` and
+`compiled_bags.py`, which need numba and are imported at the first call:
+`import gatherd` never loads numba, and a client without it can do everything but keys and bags.
+
+Everything is compiled when these are imported, with explicit signatures that cover every
+table's dtype and alignment, or loaded from numba's cache: NUMBA_CACHE_DIR if it is set before, else
+`__pycache__` beside the module, else the user's cache folder. Where none of them can be written,
+the kernels are compiled anew in every process. `warm()` does that ahead of the first request.
+"""
+
+from enum import IntEnum
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import Unimplemented
+
+_HINT = "pip install 'gatherd[local]'"
+
+
+class RowKind(IntEnum):
+    """How the elements of a table's rows are stored; compiled_bags.py branches on the number."""
+
+    FLOAT32 = 0
+    FLOAT16 = 1
+    BFLOAT16 = 2
+    FLOAT64 = 3
+
+
+def _need_numba() -> None:
+    try:
+        import numba  # noqa: F401
+    except ImportError as error:
+        raise Unimplemented(
+            f"lookups by key and pooled bags need numba on this machine: {_HINT} ({error})"
+        ) from None
+
+
+@cache
+def _keys() -> ModuleType:
+    _need_numba()
+    from gatherd.store import compiled_keys
+
+    return compiled_keys
+
+
+@cache
+def _bags() -> ModuleType:
+    _need_numba()
+    from gatherd.store import compiled_bags
+
+    return compiled_bags
+
+
+def warm() -> None:
+    """Compile or load every kernel, and run each once. Takes 0.3 s from the cache.
+
+    Unimplemented when numba isn't installed.
+    """
+    _keys().warm()
+    _bags().warm()
+
+
+def find_ints(
+    slots: NDArray[np.uint64],
+    stored: NDArray[np.uint64],
+    keys: NDArray[np.uint64],
+    seed: int,
+    rows: NDArray[np.int64],
+) -> None:
+    """Fill `rows`, (n,), with the row of each of `keys`, (n,), or −1; key_index.py has the layout.
+
+    `slots` may hold anything, but has a power of two as its length.
+    """
+    _keys().find_ints(slots, stored, keys, np.uint64(seed), rows)
+
+
+def find_strings(
+    slots: NDArray[np.uint64],
+    stored_offsets: NDArray[np.uint64],
+    stored_data: NDArray[np.uint8],
+    offsets: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    seed: int,
+    rows: NDArray[np.int64],
+) -> None:
+    """As `find_ints`, for strings; the stored offsets may hold anything too."""
+    _keys().find_strings(slots, stored_offsets, stored_data, offsets, data, np.uint64(seed), rows)
+
+
+def insert_ints(
+    slots: NDArray[np.uint64],
+    stored: NDArray[np.uint64],
+    count: int,
+    keys: NDArray[np.uint64],
+    start: int,
+    seed: int,
+    is_new: NDArray[np.bool_],
+) -> tuple[int, int]:
+    """Append those of `keys[start:]` that aren't stored yet, and say which in `is_new`.
+
+    Returns how far it came and the new count; it stops early at a key that finds no slot within
+    PROBES_MAX. `slots` and `stored` have room for every key.
+    """
+    done, count = _keys().insert_ints(slots, stored, count, keys, start, np.uint64(seed), is_new)
+    return int(done), int(count)
+
+
+def insert_strings(
+    slots: NDArray[np.uint64],
+    stored_offsets: NDArray[np.uint64],
+    stored_data: NDArray[np.uint8],
+    count: int,
+    offsets: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    start: int,
+    seed: int,
+    is_new: NDArray[np.bool_],
+) -> tuple[int, int]:
+    """As `insert_ints`, for strings."""
+    done, count = _keys().insert_strings(
+        slots, stored_offsets, stored_data, count, offsets, data, start, np.uint64(seed), is_new
+    )
+    return int(done), int(count)
+
+
+def place_ints(
+    slots: NDArray[np.uint64], stored: NDArray[np.uint64], start: int, count: int, seed: int
+) -> int:
+    """Enter the rows from `start` up to `count` into `slots`; distinct keys, so none is compared.
+
+    Returns how far it came: less than `count` when PROBES_MAX was met.
+    """
+    return int(_keys().place_ints(slots, stored, start, count, np.uint64(seed)))
+
+
+def place_strings(
+    slots: NDArray[np.uint64],
+    stored_offsets: NDArray[np.uint64],
+    stored_data: NDArray[np.uint8],
+    start: int,
+    count: int,
+    seed: int,
+) -> int:
+    """As `place_ints`, for strings; the stored offsets are sound."""
+    return int(
+        _keys().place_strings(slots, stored_offsets, stored_data, start, count, np.uint64(seed))
+    )
+
+
+def pool(
+    rows: NDArray[np.uint8],
+    kind: RowKind,
+    index: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    weights: NDArray[np.float32],
+    mode: int,
+    filler: NDArray[np.float32],
+    out: NDArray[Any],
+) -> int:
+    """Pool rows, (row_count, row_bytes), into `out`, float32 (bags, dim); bags.py has the meaning.
+
+    `weights` is empty for none. Returns −1, or the position of an index that has no row.
+    """
+    return int(_bags().pool(rows, int(kind), index, offsets, weights, mode, filler, out))

@@ -1,0 +1,343 @@
+r"""The index from keys to rows of a table version: files that every process maps, and no dict.
+
+keys.json          {"format": 1, "kind": "bytes" | "int64" | "uint64", "count": n, "seed": HEX,
+                   "data_bytes": d, "slot_count": m, "block_bytes": b,
+                   "files": {NAME: [crc32 of each b bytes of the file]}, "crc32": c};
+                   c is the crc32 of the others as compact JSON with sorted keys
+keys.npy           kinds int64 and uint64: the keys in row order, (n,)
+keys.data.npy      kind bytes: the keys one after the other, uint8 (d,)
+keys.offsets.npy   kind bytes: where each begins, and the end of the last, uint64 (n + 1,)
+keys.slots.npy     the hash table, uint64 (m,); m is a power of two, m > n
+
+Every .npy file has the 128-byte header that `npy_header` makes, so that it can be compared whole.
+
+A slot is 0 when empty, else fingerprint << 40 | row + 1: 24 bits of the key's hash, 40 of its row.
+A key's slots are (hash + i) mod m, i = 0, 1, …: it stands in one of them before the first empty
+one, and within PROBES_MAX. The fingerprint spares all but one in 2**24 of the looks at other keys.
+
+    mix(z)       z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB;
+                 z ^= z >> 31                  (splitmix64's finalizer, Steele et al. 2014)
+    integer k    mix(k ^ seed), k as unsigned
+    bytes        h = mix(seed ^ length); then h = mix(h ^ word) for each 8 bytes, little-endian,
+                 the last ones padded with zeros
+
+The seed is random for each index, so that nobody can choose keys beforehand that collide. Who knows
+it may; then the builder meets PROBES_MAX and takes another seed, and a lookup never takes more
+than PROBES_MAX probes, whatever the files hold.
+
+Nothing is read at open but keys.json and the headers; what the mapped files hold is checked before
+it is used: a damaged slot or offset makes a key be not there, never another row's. `verify` reads
+it all. A file that is truncated in place while it is mapped ends the process with SIGBUS.
+"""
+
+import json
+import mmap
+import os
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import BadFile, InvalidArgument
+from gatherd.store import kernels, memory
+from gatherd.store.format import file_bytes
+from gatherd.store.keys import (
+    KEY_BYTES_MAX,
+    Keys,
+    StringKeys,
+    as_keys,
+    key_not_found_error,
+    string_keys_from_wire,
+)
+
+__all__ = [
+    "KEY_BYTES_MAX",
+    "KeyIndex",
+    "KeyKind",
+    "Keys",
+    "StringKeys",
+    "as_keys",
+    "key_not_found_error",
+    "string_keys_from_wire",
+]
+
+KEYS_FORMAT: Final = 1
+KEYS_JSON: Final = "keys.json"
+KEYS_JSON_BYTES_MAX: Final = 64 << 20
+KEYS_INTS: Final = "keys.npy"
+KEYS_DATA: Final = "keys.data.npy"
+KEYS_OFFSETS: Final = "keys.offsets.npy"
+KEYS_SLOTS: Final = "keys.slots.npy"
+NPY_HEADER_BYTES: Final = 128
+BLOCK_BYTES: Final = 4 << 20
+ROWS_MAX: Final = 2**40 - 2
+SLOTS_MIN: Final = 8
+
+
+class KeyKind(Enum):
+    """What a table's keys are."""
+
+    BYTES = "bytes"
+    INT64 = "int64"
+    UINT64 = "uint64"
+
+
+def npy_header(descr: str, length: int) -> bytes:
+    """The first 128 bytes of a .npy file, format 1.0, of a 1-D array of `descr` and `length`."""
+    text = f"{{'descr': '{descr}', 'fortran_order': False, 'shape': ({length},), }}"
+    padded = text.ljust(NPY_HEADER_BYTES - 11) + "\n"
+    return b"\x93NUMPY\x01\x00" + (NPY_HEADER_BYTES - 10).to_bytes(2, "little") + padded.encode()
+
+
+@dataclass(frozen=True, slots=True)
+class KeysInfo:
+    """What keys.json says; `blocks` are the crc32 of each file's blocks."""
+
+    kind: KeyKind
+    count: int
+    seed: int
+    data_bytes: int
+    slot_count: int
+    blocks: Mapping[str, list[int]]
+    block_bytes: int = BLOCK_BYTES
+
+    def arrays(self) -> dict[str, tuple[str, int]]:
+        """The index's files: name → (descr, length)."""
+        slots = {KEYS_SLOTS: ("<u8", self.slot_count)}
+        if self.kind is KeyKind.BYTES:
+            return {
+                KEYS_DATA: ("|u1", self.data_bytes),
+                KEYS_OFFSETS: ("<u8", self.count + 1),
+                **slots,
+            }
+        return {KEYS_INTS: ("<i8" if self.kind is KeyKind.INT64 else "<u8", self.count), **slots}
+
+    def file_bytes(self, name: str) -> int:
+        """The size of one of the index's files."""
+        descr, length = self.arrays()[name]
+        return NPY_HEADER_BYTES + np.dtype(descr).itemsize * length
+
+    def encode(self) -> bytes:
+        """The contents of keys.json."""
+        document = {
+            "format": KEYS_FORMAT,
+            "kind": self.kind.value,
+            "count": self.count,
+            "seed": f"{self.seed:016x}",
+            "data_bytes": self.data_bytes,
+            "slot_count": self.slot_count,
+            "block_bytes": self.block_bytes,
+            "files": dict(self.blocks),
+        }
+        return json.dumps({**document, "crc32": _document_crc(document)}).encode()
+
+
+def _document_crc(document: Mapping[str, Any]) -> int:
+    return zlib.crc32(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+
+
+def read_keys_info(folder: Path) -> KeysInfo | None:
+    """What the keys.json of `folder` says; None when there is none. BadFile when it is damaged."""
+    path = folder / KEYS_JSON
+    try:
+        with open(path, "rb") as file:
+            raw = file.read(KEYS_JSON_BYTES_MAX + 1)
+    except FileNotFoundError:
+        if (folder / KEYS_SLOTS).exists():
+            raise BadFile(f"{path} isn't there, but {KEYS_SLOTS} is") from None
+        return None
+    except OSError as error:
+        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+    if len(raw) > KEYS_JSON_BYTES_MAX:
+        raise BadFile(f"{path} has more than {KEYS_JSON_BYTES_MAX} bytes")
+    try:
+        document = json.loads(raw)
+        claimed = document.pop("crc32")
+        if claimed != _document_crc(document):
+            raise BadFile(f"{path} is damaged: its checksum doesn't fit")
+        if document["format"] != KEYS_FORMAT:
+            raise BadFile(f"{path} has format {document['format']}; this reads {KEYS_FORMAT}")
+        info = KeysInfo(
+            KeyKind(document["kind"]),
+            int(document["count"]),
+            int(document["seed"], 16),
+            int(document["data_bytes"]),
+            int(document["slot_count"]),
+            {str(name): [int(crc) for crc in crcs] for name, crcs in document["files"].items()},
+            int(document["block_bytes"]),
+        )
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise BadFile(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    _check_info(path, info)
+    return info
+
+
+def _check_info(path: Path, info: KeysInfo) -> None:
+    sound = 0 <= info.count <= ROWS_MAX and 0 <= info.seed < 2**64
+    if info.kind is KeyKind.BYTES:
+        sound = sound and info.count <= info.data_bytes <= info.count * KEY_BYTES_MAX
+    slots = info.slot_count
+    if not (sound and slots > info.count and slots & (slots - 1) == 0 and info.block_bytes > 0):
+        raise BadFile(f"{path} contradicts itself: {info.count} keys, {slots} slots")
+    for name in info.arrays():
+        if len(info.blocks.get(name, ())) != -(-info.file_bytes(name) // info.block_bytes):
+            raise BadFile(f"{path} has the wrong number of checksums for {name}")
+
+
+def map_array(path: Path, descr: str, length: int) -> tuple[mmap.mmap, NDArray[Any]]:
+    """Map the 1-D .npy file `path`, read-only; BadFile unless it is just what is expected."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+    try:
+        expected = NPY_HEADER_BYTES + np.dtype(descr).itemsize * length
+        if file_bytes(fd) != expected:
+            raise BadFile(f"{path} has {file_bytes(fd)} bytes, not {expected}")
+        if os.pread(fd, NPY_HEADER_BYTES, 0) != npy_header(descr, length):
+            raise BadFile(f"{path} isn't a {descr} array of {length}: bytes 0 to 128 are damaged")
+        mapping = mmap.mmap(fd, expected, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+    except (OSError, ValueError) as error:
+        if isinstance(error, BadFile):
+            raise
+        raise BadFile(f"{path} can't be mapped: {error}") from None
+    finally:
+        os.close(fd)
+    return mapping, np.ndarray((length,), descr, mapping, NPY_HEADER_BYTES)
+
+
+class KeyIndex:
+    """The mapped index of one table version. Safe to use from many threads."""
+
+    def __init__(self, folder: Path, info: KeysInfo) -> None:
+        """Maps the files; see `open`."""
+        self.kind = info.kind
+        self.count = info.count
+        self._folder = folder
+        self._info = info
+        self._mappings: list[mmap.mmap] = []
+        arrays: dict[str, NDArray[Any]] = {}
+        for name, (descr, length) in info.arrays().items():
+            mapping, arrays[name] = map_array(folder / name, descr, length)
+            self._mappings.append(mapping)
+        self._slots: NDArray[np.uint64] = arrays[KEYS_SLOTS]
+        self._arrays = arrays
+
+    @classmethod
+    def open(cls, folder: Path) -> "KeyIndex | None":
+        """Map the index in `folder`; None when the table has no keys.
+
+        BadFile when the files' sizes, headers or keys.json are damaged; contents aren't read.
+        """
+        info = read_keys_info(folder)
+        return None if info is None else cls(folder, info)
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes mapped, which all processes share."""
+        return sum(len(mapping) for mapping in self._mappings)
+
+    def populate(self) -> None:
+        """Map every page now, so that lookups take no page fault. OSError when a file is short."""
+        for mapping in self._mappings:
+            memory.populate(mapping)
+
+    def lock(self) -> None:
+        """Keep every page in RAM. OSError when RLIMIT_MEMLOCK doesn't allow it."""
+        for mapping in self._mappings:
+            memory.lock(mapping)
+
+    def rows_of(self, keys: Keys) -> NDArray[np.int64]:
+        """The row of each key, shape S; −1 for a key that isn't there.
+
+        InvalidArgument when the keys are strings and the index holds integers, or the reverse. An
+        integer that the index's kind can't hold isn't there. Unimplemented without numba.
+        """
+        if keys.size == 0:
+            return np.empty(keys.shape, np.int64)
+        if isinstance(keys, StringKeys) is not (self.kind is KeyKind.BYTES):
+            given = "strings" if isinstance(keys, StringKeys) else "integers"
+            held = "strings" if self.kind is KeyKind.BYTES else self.kind.value
+            raise InvalidArgument(f"keys are {given}; the keys of this table are {held}")
+        rows = np.empty(keys.size, np.int64)
+        seed = self._info.seed
+        if isinstance(keys, StringKeys):
+            stored = (self._arrays[KEYS_OFFSETS], self._arrays[KEYS_DATA])
+            kernels.find_strings(self._slots, *stored, keys.offsets, keys.data, seed, rows)
+            return rows.reshape(keys.shape)
+        bits, fits = key_bits(keys.reshape(-1), self.kind)
+        kernels.find_ints(self._slots, self._arrays[KEYS_INTS].view("<u8"), bits, seed, rows)
+        if fits is not None:
+            rows[~fits] = -1
+        return rows.reshape(keys.shape)
+
+    def keys_of(self, rows: NDArray[np.integer[Any]]) -> Keys:
+        """The key of each row, shape S: StringKeys, or integers of the index's kind.
+
+        The rows are valid: from `rows_of`, or checked against `count`. BadFile when the stored
+        offsets of one are damaged.
+        """
+        flat = rows.reshape(-1).astype(np.intp, copy=False)
+        if self.kind is not KeyKind.BYTES:
+            found: NDArray[Any] = self._arrays[KEYS_INTS][flat].reshape(rows.shape)
+            return found
+        stored, data = self._arrays[KEYS_OFFSETS], self._arrays[KEYS_DATA]
+        begins, ends = stored[flat], stored[flat + 1]
+        lengths = (ends - begins).view(np.int64)
+        bad = (begins > ends) | (ends > data.size) | (lengths > KEY_BYTES_MAX)
+        if bad.any():
+            row = int(flat[np.flatnonzero(bad)[0]])
+            raise BadFile(f"{self._folder / KEYS_OFFSETS} is damaged at row {row}")
+        offsets = np.zeros(flat.size + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        source = np.arange(offsets[-1]) + np.repeat(begins.view(np.int64) - offsets[:-1], lengths)
+        return StringKeys(data[source], offsets, rows.shape)
+
+    def verify(self) -> None:
+        """Read and checksum every file; BadFile names the first damaged one and its byte range."""
+        for name in self._info.arrays():
+            verify_blocks(self._folder / name, self._info.blocks[name], self._info.block_bytes)
+
+
+def key_bits(
+    keys: NDArray[np.integer[Any]], kind: KeyKind
+) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
+    """1-D integer keys as the 64 bits that `kind` stores, and which of them it can hold.
+
+    None for "all of them".
+    """
+    signed = keys.dtype.kind == "i"
+    wide = np.require(keys, np.int64 if signed else np.uint64, ["C", "A"])
+    bits = wide.view(np.uint64)
+    if signed is (kind is KeyKind.INT64) or int(bits.max(initial=0)) < 2**63:
+        return bits, None
+    return bits, bits < 2**63
+
+
+def block_checksums(path: Path, block_bytes: int = BLOCK_BYTES) -> list[int]:
+    """The crc32 of each block of the file. BadFile when it can't be read."""
+    checksums = []
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(block_bytes):
+                checksums.append(zlib.crc32(block))
+    except OSError as error:
+        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+    return checksums
+
+
+def verify_blocks(path: Path, expected: list[int], block_bytes: int) -> None:
+    """BadFile, naming the first damaged byte range, unless the file has these checksums."""
+    actual = block_checksums(path, block_bytes)
+    for number, crc in enumerate(expected):
+        if number >= len(actual) or actual[number] != crc:
+            begin = number * block_bytes
+            end = min(begin + block_bytes, path.stat().st_size)
+            raise BadFile(f"{path} is damaged somewhere in bytes {begin} to {end} (crc32)")
+    if len(actual) > len(expected):
+        raise BadFile(f"{path} goes on after byte {len(expected) * block_bytes}")

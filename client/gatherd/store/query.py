@@ -1,0 +1,90 @@
+"""What a lookup asks of a table: which rows, pooled or not, and what is done about missing ones."""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import InvalidArgument
+from gatherd.store.keys import Keys
+
+STATUS_FOUND = 0
+STATUS_MISSING = 1
+
+
+class Missing(Enum):
+    """What a lookup does with an id or key that has no row."""
+
+    ERROR = "error"
+    ZERO = "zero"
+    DEFAULT = "default"
+    SKIP = "skip"
+
+
+BAG_POLICIES = tuple(Missing)
+ROW_POLICIES = (Missing.ERROR, Missing.ZERO, Missing.DEFAULT)
+
+
+def parse_missing(name: str, policies: tuple[Missing, ...] = ROW_POLICIES) -> Missing:
+    """The policy called `name` among `policies`; InvalidArgument when it isn't there."""
+    for policy in policies:
+        if policy.value == name:
+            return policy
+    known = ", ".join(policy.value for policy in policies)
+    only_bags = "; only bags can skip" if name == Missing.SKIP.value else ""
+    raise InvalidArgument(f"unknown missing policy {name!r}; known are {known}{only_bags}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ByKey:
+    """Rows asked for by key instead of by id."""
+
+    keys: Keys
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The batch's shape S."""
+        return self.keys.shape
+
+    @property
+    def size(self) -> int:
+        """How many keys."""
+        return self.keys.size
+
+
+Asked = NDArray[np.integer[Any]] | ByKey
+"""Rows asked for, of any shape S: ids of any integer dtype, or keys."""
+
+
+class Pooling(Enum):
+    """How the rows of a bag become one vector; bags.py has the formulas."""
+
+    SUM = "sum"
+    MEAN = "mean"
+    MAX = "max"
+    SQRTN = "sqrtn"
+
+
+def parse_pooling(name: str) -> Pooling:
+    """The mode called `name`; InvalidArgument when there is none."""
+    try:
+        return Pooling(name)
+    except ValueError:
+        known = ", ".join(mode.value for mode in Pooling)
+        raise InvalidArgument(f"unknown pooling mode {name!r}; known are {known}") from None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class BagsQuery:
+    """How the rows asked for, of shape (n,), are pooled.
+
+    `offsets`: int64 (bags,), as `bags.check_offsets` gives them. `weights`: float32 (n,) or None.
+    `padding_id`: an id that never takes part.
+    """
+
+    offsets: NDArray[np.int64]
+    pooling: Pooling = Pooling.SUM
+    weights: NDArray[np.float32] | None = None
+    padding_id: int | None = None

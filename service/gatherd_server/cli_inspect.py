@@ -1,0 +1,158 @@
+"""`gatherd verify` and `gatherd plan`: what is in a data dir, and what would be."""
+
+import json
+import sys
+import tempfile
+from collections.abc import Iterable
+from pathlib import Path
+
+import click
+
+from gatherd.errors import GatherdError, InvalidArgument
+from gatherd.store.catalog import read_catalog, table_not_found
+from gatherd.store.dtypes import DType
+from gatherd_server.loaders.opening import OpenOptions, open_sources
+from gatherd_server.loaders.streams import Spool
+from gatherd_server.writer.plan import WORKER_PRIVATE_BYTES, TablePlan, plan_source
+from gatherd_server.writer.publish import own_data_dir
+from gatherd_server.writer.verify import repair_keys, verify_table
+
+MB = 1e6
+
+
+@click.command()
+@click.argument("tables", nargs=-1)
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="GATHERD_DATA_DIR",
+    required=True,
+    help="Data dir to verify. A server may have it open.",
+)
+@click.option(
+    "--repair",
+    is_flag=True,
+    help="Build damaged key indexes anew from their keys; needs the data dir to itself.",
+)
+def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
+    """Check every byte of TABLES, or of all, against the checksums taken at import.
+
+    The first damaged range of bytes of each table is named, and the exit status is 1.
+    """
+    catalog = read_catalog(data_dir)
+    for name in tables:
+        if name not in catalog.tables:
+            raise table_not_found(name, catalog.tables)
+    damaged = 0
+    for name in tables or sorted(catalog.tables):
+        for version in catalog.tables[name].versions:
+            problem = _verify(data_dir, name, version)
+            if problem and repair:
+                with own_data_dir(data_dir):
+                    repair_keys(data_dir, name, version)
+                click.echo(f"{name} v{version}: {problem}; its key index was built anew")
+                problem = _verify(data_dir, name, version)
+            damaged += problem is not None
+            click.echo(f"{name} v{version}: {problem or 'ok'}", err=problem is not None)
+    if damaged:
+        sys.exit(1)
+
+
+def _verify(data_dir: Path, name: str, version: int) -> str | None:
+    """What is wrong with a version, or None."""
+    folder_bytes = 0
+    try:
+        for done in verify_table(data_dir, name, version):
+            folder_bytes = done
+            if sys.stderr.isatty():
+                click.echo(f"\r{name}: {folder_bytes / MB:.0f} MB", nl=False, err=True)
+    except GatherdError as error:
+        return error.message
+    finally:
+        if folder_bytes and sys.stderr.isatty():
+            click.echo("\r", nl=False, err=True)
+    return None
+
+
+@click.command()
+@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.option("--rows", type=click.IntRange(0), help="Instead of SOURCE: number of rows.")
+@click.option("--dim", type=click.IntRange(1), help="Instead of SOURCE: elements a row.")
+@click.option(
+    "--dtype",
+    type=click.Choice([dtype.value for dtype in DType]),
+    help="What the rows are to be stored in; by default as the source has it, or float32.",
+)
+@click.option("--keys", help="File of keys, as for import.")
+@click.option("--key-column", help="Column of keys, as for import.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def plan(
+    sources: tuple[str, ...],
+    rows: int | None,
+    dim: int | None,
+    dtype: str | None,
+    keys: str | None,
+    key_column: str | None,
+    as_json: bool,
+) -> None:
+    """Tell the disk, memory and start time of a table before it is there.
+
+    \b
+        gatherd plan glove.6B.100d.txt --dtype float16
+        gatherd plan --rows 1000000 --dim 64
+
+    A source that doesn't tell its rows in a header is read to its end.
+    """
+    target = DType(dtype) if dtype else None
+    if sources and rows is None and dim is None:
+        with tempfile.TemporaryDirectory() as folder:
+            options = OpenOptions(_spool_to(Path(folder)), key_column, keys)
+            with open_sources(sources, options) as source:
+                planned = plan_source(source, target)
+    elif not sources and rows is not None and dim is not None:
+        planned = TablePlan(rows, dim, target or DType.FLOAT32)
+    else:
+        raise InvalidArgument("give either a SOURCE, or --rows and --dim")
+    click.echo(json.dumps(_document(planned)) if as_json else _shown(planned))
+
+
+def _spool_to(folder: Path) -> Spool:
+    def save(name: str, chunks: Iterable[bytes]) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}-{Path(name).name[-64:]}"
+        with open(path, "xb") as file:
+            file.writelines(chunks)
+        return path
+
+    return save
+
+
+def _document(planned: TablePlan) -> dict[str, object]:
+    return {
+        "rows": planned.row_count,
+        "dim": planned.dim,
+        "dtype": planned.dtype.value,
+        "keys": planned.key_kind.value if planned.key_kind else None,
+        "rows_bytes": planned.rows_bytes,
+        "keys_bytes": planned.keys_bytes,
+        "disk_bytes": planned.disk_bytes,
+        "mapped_bytes": planned.mapped_bytes,
+        "private_bytes_per_worker": WORKER_PRIVATE_BYTES,
+        "start_seconds": round(planned.start_seconds, 2),
+    }
+
+
+def _shown(planned: TablePlan) -> str:
+    parts = f"rows {planned.rows_bytes / MB:.1f} MB"
+    keyed = "no keys"
+    if planned.key_kind is not None:
+        parts += f", key index {planned.keys_bytes / MB:.1f} MB"
+        keyed = f"{planned.row_count} {planned.key_kind.value} keys"
+    shape = f"{planned.row_count} rows of {planned.dim} {planned.dtype.value}, {keyed}"
+    private = WORKER_PRIVATE_BYTES / MB
+    return (
+        f"table    {shape}\n"
+        f"disk     {planned.disk_bytes / MB:.1f} MB ({parts})\n"
+        f"mapped   {planned.mapped_bytes / MB:.1f} MB, once for all workers\n"
+        f"private  {private:.0f} MB for each worker, whatever its tables\n"
+        f"ready    {planned.start_seconds:.1f} s after the start, with the files in the page cache"
+    )

@@ -1,0 +1,220 @@
+"""The bodies and query parameters of REST, as plans for the engine."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.datastructures import QueryParams
+
+from gatherd.errors import InvalidArgument
+from gatherd.store.bags import check_offsets, check_weights, jagged
+from gatherd.store.dtypes import parse_reply_dtype
+from gatherd.store.ids import as_id_array
+from gatherd.store.keys import StringKeys
+from gatherd.store.query import (
+    BAG_POLICIES,
+    Asked,
+    BagsQuery,
+    ByKey,
+    parse_missing,
+    parse_pooling,
+)
+from gatherd_server.http import arrays
+from gatherd_server.http.errors import in_table
+from gatherd_server.http.media import NPY, OCTETS
+from gatherd_server.http.schemas import (
+    VERSION_MAX,
+    KeysOfBody,
+    LookupBagsBody,
+    LookupBagsManyBody,
+    LookupBody,
+    LookupManyBody,
+    parse,
+)
+from gatherd_server.types import Limits, LookupPlan
+
+_OPTIONS: Final = ("by", "dtype", "missing", "version")
+_RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
+# A body's commas bound its values. This many belong to the members of one lookup, not to its ids.
+_MEMBERS_MAX: Final = 12
+# Itself, a weight and an offset.
+_BAG_VALUES_MAX: Final = 3
+
+Body = TypeVar("Body", LookupBody, LookupBagsBody)
+Find = Callable[[Any], dict[str, Any]]
+
+
+def lookup_plan(
+    media_type: str, table: str, body: bytes, query: QueryParams, limits: Limits
+) -> LookupPlan:
+    """A lookup of one table, by the body's media type. InvalidArgument when it isn't one."""
+    if media_type == NPY:
+        options = _options(query, _OPTIONS, "a .npy has these: " + ", ".join(_OPTIONS))
+        return _query_plan(table, arrays.ids_from_npy(body), options)
+    if media_type == OCTETS:
+        options = _options(query, _RAW_OPTIONS, "raw ids have these: " + ", ".join(_RAW_OPTIONS))
+        ids = arrays.ids_from_octets(body, options.get("ids_dtype", "int64"), options.get("shape"))
+        return _query_plan(table, ids, options)
+    asked = parse(LookupBody, _json_body(body, query, 1, limits))
+    return _rows_plan(table, asked, body, lambda value: value)
+
+
+def lookup_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[LookupPlan]:
+    """Lookups of many tables, from JSON."""
+    asked = parse(LookupManyBody, _json_body(body, query, limits.tables_max, limits)).tables
+    return _many(asked, body, limits, _rows_plan)
+
+
+def bags_plan(table: str, body: bytes, query: QueryParams, limits: Limits) -> LookupPlan:
+    """Bags of one table, from JSON."""
+    asked = parse(LookupBagsBody, _json_body(body, query, 1, limits, _BAG_VALUES_MAX))
+    return _bags_plan(table, asked, body, lambda value: value)
+
+
+def bags_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[LookupPlan]:
+    """Bags of many tables, from JSON."""
+    value = _json_body(body, query, limits.tables_max, limits, _BAG_VALUES_MAX)
+    asked = parse(LookupBagsManyBody, value).tables
+    return _many(asked, body, limits, _bags_plan)
+
+
+def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[arrays.Ids, int]:
+    """The ids and the version of a request for keys, from JSON."""
+    asked = parse(KeysOfBody, _json_body(body, query, 1, limits))
+    ids = arrays.from_json(as_id_array, asked.ids, lambda value: value["ids"], body)
+    return ids, asked.version
+
+
+def no_options(query: QueryParams) -> None:
+    """InvalidArgument unless there are no query parameters, as beside a JSON body."""
+    _options(query, (), "with a JSON body the options stand in the body")
+
+
+def _json_body(
+    body: bytes, query: QueryParams, lookup_count: int, limits: Limits, values_per_id: int = 1
+) -> object:
+    no_options(query)
+    # Parsed JSON takes many times the memory of its text, so too many ids end here.
+    least = (body.count(b",") + 1 - lookup_count * _MEMBERS_MAX) // values_per_id
+    limits.check("ids_max", "the request has at least", least)
+    return arrays.parse_json(body)
+
+
+def _many(
+    asked: dict[str, Body],
+    body: bytes,
+    limits: Limits,
+    plan: Callable[[str, Body, bytes, Find], LookupPlan],
+) -> list[LookupPlan]:
+    limits.check("tables_max", "the request asks for", len(asked))
+    plans = []
+    for table, part in asked.items():
+        try:
+            plans.append(plan(table, part, body, _part_of(table)))
+        except InvalidArgument as error:
+            raise in_table(error, table) from None
+    return plans
+
+
+def _part_of(table: str) -> Find:
+    return lambda value: value["tables"][table]
+
+
+def _rows_plan(table: str, asked: LookupBody, body: bytes, find: Find) -> LookupPlan:
+    rows = _asked(asked, body, find)
+    return LookupPlan(
+        table,
+        rows,
+        parse_reply_dtype(asked.dtype),
+        parse_missing(asked.missing),
+        asked.version,
+    )
+
+
+def _asked(asked: LookupBody | LookupBagsBody, body: bytes, find: Find) -> Asked:
+    if (asked.ids is None) is (asked.keys is None):
+        raise InvalidArgument("a lookup has either ids or keys")
+    if asked.keys is None:
+        return arrays.from_json(as_id_array, asked.ids, lambda value: find(value)["ids"], body)
+    return ByKey(
+        arrays.from_json(
+            lambda keys: arrays.keys_from_json(keys, asked.encoding),
+            asked.keys,
+            lambda value: find(value)["keys"],
+            body,
+        )
+    )
+
+
+def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> LookupPlan:
+    if asked.offsets is None:
+        rows, offsets = _jagged(asked)
+    else:
+        rows = _asked(asked, body, find)
+        if len(rows.shape) != 1:
+            raise InvalidArgument(f"bags with offsets take flat ids; these have shape {rows.shape}")
+        offsets = check_offsets(as_id_array(asked.offsets), rows.size)
+    pooling = parse_pooling(asked.mode)
+    weights = check_weights(_flat(asked.weights, offsets, rows.size), rows.size, pooling)
+    return LookupPlan(
+        table,
+        rows,
+        parse_reply_dtype(asked.dtype),
+        parse_missing(asked.missing, BAG_POLICIES),
+        asked.version,
+        BagsQuery(offsets, pooling, weights, asked.padding_id),
+    )
+
+
+def _jagged(asked: LookupBagsBody) -> tuple[Asked, Any]:
+    if (asked.ids is None) is (asked.keys is None):
+        raise InvalidArgument("bags have either ids or keys")
+    if asked.keys is None:
+        ids, offsets = jagged(asked.ids)
+        if isinstance(ids, StringKeys):
+            raise InvalidArgument("ids must be integers, not strings; keys can be strings")
+        return ids, offsets
+    given = asked.keys
+    if asked.encoding == "base64":
+        given = arrays.from_base64(given)
+    keys, offsets = jagged(given, "keys")
+    return ByKey(keys), offsets
+
+
+def _flat(weights: Any, offsets: NDArray[np.int64], id_count: int) -> Any:
+    """Weights as a flat list, also when they are nested; then as the bags are."""
+    if not (isinstance(weights, list) and any(isinstance(part, list) for part in weights)):
+        return weights
+    lengths = [len(part) if isinstance(part, list) else -1 for part in weights]
+    if lengths != np.diff(offsets, append=id_count).tolist():
+        raise InvalidArgument("nested weights must be as long as the bags, one by one")
+    return [weight for part in weights for weight in part]
+
+
+def _query_plan(table: str, ids: arrays.Ids, options: dict[str, str]) -> LookupPlan:
+    version = options.get("version", "0")
+    if not re.fullmatch("[0-9]{1,20}", version) or int(version) > VERSION_MAX:
+        raise InvalidArgument(f"version is {version!r}; it must be a number, 0 for the live one")
+    by = options.get("by", "ids")
+    if by not in ("ids", "keys"):
+        raise InvalidArgument(f"by is {by!r}; it must be ids or keys")
+    return LookupPlan(
+        table,
+        ids if by == "ids" else ByKey(ids),
+        parse_reply_dtype(options.get("dtype", "float32")),
+        parse_missing(options.get("missing", "error")),
+        int(version),
+    )
+
+
+def _options(query: QueryParams, known: Sequence[str], hint: str) -> dict[str, str]:
+    options: dict[str, str] = {}
+    for name, value in query.multi_items():
+        if name not in known:
+            raise InvalidArgument(f"unknown query parameter {name!r}; {hint}")
+        if name in options:
+            raise InvalidArgument(f"the query parameter {name!r} is given twice")
+        options[name] = value
+    return options

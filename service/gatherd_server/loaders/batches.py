@@ -1,0 +1,142 @@
+"""What every loader gives: a source's shape, and its rows in batches."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import BadFile, InvalidArgument
+from gatherd.store.dtypes import DType
+from gatherd.store.key_index import KeyKind, Keys, StringKeys
+from gatherd_server.loaders.limits import BATCH_BYTES, DIM_MAX, TENSORS_SHOWN_MAX
+
+
+class OnBadRow(Enum):
+    """What is done about a row that isn't `dim` numbers."""
+
+    ERROR = "error"
+    SKIP = "skip"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RowBatch:
+    """Rows that follow one another in a source.
+
+    `rows` is (n, dim) in the source dtype's storage, and only good until the next batch is asked
+    for. `numbers`, int64 (n,), says where each was: lines and records count from 1, rows of
+    arrays from 0. `bad_count` rows between them were left out; `done` is how far the source is
+    read, in the unit of its `total`.
+    """
+
+    rows: NDArray[Any]
+    keys: Keys | None
+    numbers: NDArray[np.int64]
+    done: int
+    bad_count: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class RowSource:
+    """Rows that can be read once.
+
+    `dtype` is the batches', `stored_dtype` the table's when nothing else is asked for: decimals
+    are read as float64 and kept as float32. `row_count` is None when it shows only at the end.
+    `place` is what a row's number counts: "line", "record" or "row".
+    """
+
+    name: str
+    format: str
+    dtype: DType
+    stored_dtype: DType
+    dim: int
+    row_count: int | None
+    key_kind: KeyKind | None
+    place: str
+    total: int | None
+    read: Callable[[], Iterator[RowBatch]]
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.dim <= DIM_MAX:
+            raise BadFile(f"{self.name} has {self.dim} elements a row; a table has 1 to {DIM_MAX}")
+
+
+def rows_per_batch(dim: int, itemsize: int) -> int:
+    """How many rows of `dim` elements make a batch."""
+    return max(1, BATCH_BYTES // (dim * itemsize))
+
+
+def select_keys(keys: Keys, mask: NDArray[np.bool_]) -> Keys:
+    """Those of `keys`, (n,), where `mask`, (n,), is true."""
+    if not isinstance(keys, StringKeys):
+        return keys[mask]
+    return keys_of_spans(keys.data, keys.offsets[:-1][mask], keys.offsets[1:][mask])
+
+
+def keys_of_spans(
+    data: NDArray[np.uint8], begins: NDArray[np.int64], ends: NDArray[np.int64]
+) -> StringKeys:
+    """The strings `data[begins[i]:ends[i]]` as keys; the spans follow one another."""
+    offsets = np.zeros(begins.size + 1, np.int64)
+    np.cumsum(ends - begins, out=offsets[1:])
+    # Each byte's place in `data`: its place in the result, moved by its key's distance.
+    moved = np.repeat(begins - offsets[:-1], ends - begins)
+    return StringKeys(data[np.arange(offsets[-1]) + moved], offsets, (begins.size,))
+
+
+def slice_keys(keys: Keys, begin: int, end: int) -> Keys:
+    """Keys `begin` up to `end`."""
+    if not isinstance(keys, StringKeys):
+        return keys[begin:end]
+    offsets = keys.offsets[begin : end + 1]
+    return StringKeys(
+        keys.data[offsets[0] : offsets[-1]], offsets - offsets[0], (offsets.size - 1,)
+    )
+
+
+def join_keys(parts: list[Keys]) -> Keys:
+    """The keys of all parts, which are of one kind, as one batch."""
+    if len(parts) == 1:
+        return parts[0]
+    strings = [part for part in parts if isinstance(part, StringKeys)]
+    if not strings:
+        return np.concatenate([part for part in parts if not isinstance(part, StringKeys)])
+    lengths = np.concatenate([np.diff(part.offsets) for part in strings])
+    offsets = np.zeros(lengths.size + 1, np.int64)
+    np.cumsum(lengths, out=offsets[1:])
+    return StringKeys(np.concatenate([part.data for part in strings]), offsets, (lengths.size,))
+
+
+def show_key(keys: Keys, index: int) -> str:
+    """Key `index` for an error message: text in quotes, or a number."""
+    if not isinstance(keys, StringKeys):
+        return str(keys[index])
+    key = keys.data[keys.offsets[index] : keys.offsets[index + 1]].tobytes()
+    try:
+        return repr(key[:64].decode())
+    except UnicodeDecodeError:
+        return repr(key[:64])
+
+
+def pick(name: str, wanted: str | None, shapes: dict[str, str], what: str = "tensor") -> str:
+    """The entry `wanted` of file `name`, or its only one; `shapes` is what each is, as text.
+
+    InvalidArgument, listing them, when it isn't there or none is named and there are several.
+    """
+    if wanted is None and len(shapes) == 1:
+        return next(iter(shapes))
+    if wanted is not None and wanted in shapes:
+        return wanted
+    shown = list(shapes.items())[:TENSORS_SHOWN_MAX]
+    listed = "".join(f"\n  {key}  {shape}" for key, shape in shown)
+    more = len(shapes) - TENSORS_SHOWN_MAX
+    listed += f"\n  and {more} more" if more > 0 else ""
+    if wanted is None:
+        if not shapes:
+            raise BadFile(f"{name} holds no {what}")
+        raise InvalidArgument(
+            f"{name} holds {len(shapes)} {what}s; name one as {name}#{what.upper()}:{listed}"
+        )
+    raise InvalidArgument(f"{name} has no {what} {wanted!r}; there are:{listed or ' none'}")

@@ -1,0 +1,255 @@
+"""Where a source's bytes come from: local files, URIs, and what is packed in .gz and .zip."""
+
+import gzip
+import os
+import zipfile
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+from gatherd.errors import BadFile, GatherdError, InvalidArgument
+from gatherd.store.table import open_readonly
+from gatherd_server.loaders.limits import BATCH_BYTES, RATIO_FREE_BYTES, UnpackLimits
+
+Spool = Callable[[str, Iterable[bytes]], Path]
+"""Writes a stream to a temporary file of the data dir."""
+
+
+class ByteStream:
+    """Bytes that come one after the other, with a look ahead. BadFile when they can't be read.
+
+    `done` says how many bytes of the outermost file were read: those of the .gz, not of what is in
+    it; `total` is that file's size, or None when nobody knows.
+    """
+
+    def __init__(
+        self, name: str, file: IO[bytes], total: int | None, done: Callable[[], int] | None = None
+    ) -> None:
+        self.name = name
+        self.total = total
+        self.position = 0
+        self._file = file
+        self._done = done
+        self._ahead = b""
+
+    def done(self) -> int:
+        """Bytes of the outermost file that were read."""
+        return self._done() if self._done is not None else self.position + len(self._ahead)
+
+    def peek(self, byte_count: int) -> bytes:
+        """The next `byte_count` bytes, which `read` will give; fewer where the stream ends."""
+        while len(self._ahead) < byte_count:
+            more = self._raw(byte_count - len(self._ahead))
+            if not more:
+                break
+            self._ahead += more
+        return self._ahead[:byte_count]
+
+    def read(self, byte_count: int) -> bytes:
+        """The next `byte_count` bytes; fewer only where the stream ends."""
+        parts = [self._ahead[:byte_count]]
+        self._ahead = self._ahead[byte_count:]
+        missing = byte_count - len(parts[0])
+        while missing:
+            part = self._raw(missing)
+            if not part:
+                break
+            parts.append(part)
+            missing -= len(part)
+        self.position += byte_count - missing
+        return b"".join(parts) if len(parts) > 1 else parts[0]
+
+    def skip(self, byte_count: int) -> None:
+        """Read on by `byte_count` bytes; BadFile when there are fewer."""
+        while byte_count:
+            part = self.read(min(byte_count, BATCH_BYTES))
+            if not part:
+                raise BadFile(f"{self.name} is truncated: it ends at byte {self.position}")
+            byte_count -= len(part)
+
+    def chunks(self) -> Iterator[bytes]:
+        """All the rest, in pieces."""
+        while part := self.read(BATCH_BYTES):
+            yield part
+
+    def close(self) -> None:
+        """Let go of the file."""
+        self._file.close()
+
+    def _raw(self, byte_count: int) -> bytes:
+        with reading(self.name):
+            return self._file.read(min(byte_count, BATCH_BYTES))
+
+
+@contextmanager
+def reading(name: str) -> Iterator[None]:
+    """Turn what a decoder or file system raises over `name` into BadFile."""
+    try:
+        yield
+    except GatherdError:
+        raise
+    except EOFError:
+        raise BadFile(f"{name} is truncated: its compressed data ends too early") from None
+    except RuntimeError as error:
+        # What zipfile says of an encrypted entry.
+        raise BadFile(f"{name} can't be read: {error}") from None
+    except (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError) as error:
+        raise BadFile(f"{name} is damaged or packed in a way we don't read: {error}") from None
+    except OSError as error:
+        raise BadFile(f"{name} can't be read: {error.strerror or error}") from None
+
+
+class _Bounded:
+    """A file of unpacked bytes that is held to the limits."""
+
+    def __init__(
+        self, name: str, file: IO[bytes], packed_bytes: Callable[[], int], limits: UnpackLimits
+    ) -> None:
+        self._name = name
+        self._file = file
+        self._packed_bytes = packed_bytes
+        self._limits = limits
+        self._byte_count = 0
+
+    def read(self, byte_count: int) -> bytes:
+        data = self._file.read(byte_count)
+        self._byte_count += len(data)
+        if self._byte_count > self._limits.bytes_max:
+            raise BadFile(
+                f"{self._name} unpacks to more than {self._limits.bytes_max} bytes "
+                "(raise --unpacked-bytes-max if that is meant)"
+            )
+        if self._byte_count > max(RATIO_FREE_BYTES, self._packed_bytes() * self._limits.ratio_max):
+            raise BadFile(
+                f"{self._name} unpacks to more than {self._limits.ratio_max} times its size "
+                "(raise --unpacked-ratio-max if that is meant)"
+            )
+        return data
+
+    def close(self) -> None:
+        self._file.close()
+
+
+class _Counted:
+    """A stream as a file object that counts; gzip reads it."""
+
+    def __init__(self, stream: ByteStream) -> None:
+        self._stream = stream
+
+    def read(self, byte_count: int) -> bytes:
+        return self._stream.read(byte_count)
+
+
+def unpack_gzip(stream: ByteStream, limits: UnpackLimits) -> ByteStream:
+    """What the .gz `stream` holds."""
+    source: Any = _Counted(stream)
+    unpacked: Any = gzip.GzipFile(fileobj=source, mode="rb")
+    bounded: Any = _Bounded(stream.name, unpacked, lambda: stream.position, limits)
+    name = stream.name.removesuffix(".gz")
+    return ByteStream(name, bounded, stream.total, stream.done)
+
+
+def unpack_member(
+    archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, limits: UnpackLimits
+) -> ByteStream:
+    """What the zip member `info` holds. Its checksum is held against it at its end."""
+    with reading(name):
+        file: Any = archive.open(info)
+    packed = max(1, info.compress_size)
+    bounded: Any = _Bounded(name, file, lambda: packed, limits)
+    return ByteStream(name, bounded, info.file_size)
+
+
+@dataclass(slots=True)
+class Opened:
+    """A source with its bytes at the beginning: to be read as they come, or as a local file."""
+
+    name: str
+    stream: ByteStream
+    path: Path | None
+    spool: Spool
+    limits: UnpackLimits
+    closing: ExitStack
+
+    def as_file(self) -> Path:
+        """A local file with these bytes: the source itself, or a copy in the data dir's staging."""
+        if self.path is None:
+            self.path = self.spool(Path(self.name).name or "source", self._bounded_chunks())
+        return self.path
+
+    def _bounded_chunks(self) -> Iterator[bytes]:
+        kept = 0
+        for chunk in self.stream.chunks():
+            kept += len(chunk)
+            if kept > self.limits.bytes_max:
+                raise BadFile(
+                    f"{self.name} is longer than {self.limits.bytes_max} bytes "
+                    "(raise --unpacked-bytes-max if that is meant)"
+                )
+            yield chunk
+
+
+def is_uri(location: str) -> bool:
+    """Whether `location` is a URI rather than a path."""
+    scheme, separator, _ = location.partition("://")
+    return bool(separator) and scheme.replace("+", "").replace("::", "").isalnum()
+
+
+def open_location(location: str, spool: Spool, limits: UnpackLimits, closing: ExitStack) -> Opened:
+    """Open a path, or by fsspec a URI; `closing` will close it.
+
+    BadFile when it can't be opened, InvalidArgument when a package for its scheme is missing.
+    """
+    if is_uri(location):
+        stream = _open_uri(location)
+        closing.callback(stream.close)
+        return Opened(location, stream, None, spool, limits, closing)
+    path = Path(location)
+    file = closing.enter_context(os.fdopen(open_readonly(path), "rb", 0))
+    stream = ByteStream(location, file, path.stat().st_size)
+    return Opened(location, stream, path, spool, limits, closing)
+
+
+def _open_uri(uri: str) -> ByteStream:
+    scheme = uri.partition("://")[0]
+    try:
+        import fsspec
+    except ImportError:
+        raise InvalidArgument(
+            f"{uri}: reading a URI needs fsspec: pip install 'gatherd[remote]'"
+        ) from None
+    try:
+        file_system, path = fsspec.core.url_to_fs(uri)
+        file = file_system.open(path, "rb")
+        size = file_system.size(path)
+    except (ImportError, ValueError) as error:
+        raise InvalidArgument(
+            f"{uri}: fsspec can't open {scheme}:// here: {error} "
+            "(pip install 'gatherd[remote]' and the package for the scheme)"
+        ) from None
+    except FileNotFoundError:
+        raise BadFile(f"{uri} isn't there") from None
+    except Exception as error:  # noqa: BLE001  # each scheme's package has errors of its own
+        raise BadFile(f"{uri} can't be opened: {type(error).__name__}: {error}") from None
+    return ByteStream(uri, _Remote(uri, file), size)  # type: ignore[arg-type]  # read and close
+
+
+class _Remote:
+    """A file of fsspec's whose errors are told as ours."""
+
+    def __init__(self, uri: str, file: Any) -> None:
+        self._uri = uri
+        self._file = file
+
+    def read(self, byte_count: int) -> bytes:
+        try:
+            data: bytes = self._file.read(byte_count)
+        except Exception as error:  # noqa: BLE001  # each scheme's package has errors of its own
+            raise BadFile(f"{self._uri} broke off: {type(error).__name__}: {error}") from None
+        return data
+
+    def close(self) -> None:
+        self._file.close()

@@ -1,0 +1,161 @@
+"""Makes a table of a source's rows: conversion and the policies for what is wrong with some."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import BadFile, InvalidArgument
+from gatherd.store.dtypes import DType, convert
+from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
+from gatherd_server.storage.table_writer import Block, TableFiles
+from gatherd_server.writer.publish import OwnedDataDir
+
+
+class OnDuplicate(Enum):
+    """What is done about a key that the table has already."""
+
+    ERROR = "error"
+    FIRST = "first"
+
+
+class OnNonfinite(Enum):
+    """What is done about a row with NaN or infinity in it, also by conversion."""
+
+    ERROR = "error"
+    SKIP = "skip"
+    KEEP = "keep"
+
+
+@dataclass(frozen=True, slots=True)
+class ImportOptions:
+    """How a source becomes a table; `dtype` None keeps the source's own."""
+
+    dtype: DType | None = None
+    on_duplicate: OnDuplicate = OnDuplicate.ERROR
+    on_nonfinite: OnNonfinite = OnNonfinite.ERROR
+    default_vector: NDArray[np.float32] | None = None
+
+
+@dataclass(slots=True)
+class ImportSummary:
+    """What became of a source's rows."""
+
+    format: str
+    dtype: DType
+    dim: int
+    row_count: int = 0
+    bad_rows: int = 0
+    nonfinite_rows: int = 0
+    duplicates: int = 0
+
+
+def import_rows(
+    owned: OwnedDataDir,
+    name: str,
+    source: RowSource,
+    options: ImportOptions,
+    origin: dict[str, Any],
+    on_progress: Callable[[int], None],
+) -> ImportSummary:
+    """Make the table `name` of `source`'s rows and publish it, durable on return.
+
+    `on_progress` is told how far the source is read, in the unit of its `total`. Whatever is
+    raised, nothing of the table is left.
+    """
+    if options.on_nonfinite is OnNonfinite.SKIP and source.key_kind is None:
+        raise InvalidArgument(
+            f"{source.name} has no keys: leaving rows out would change the ids of those after "
+            "them; keep them (--on-nonfinite keep), or give keys (--keys)"
+        )
+    importer = _Importer(source, options, on_progress)
+    summary = importer.summary
+    summary.row_count = owned.add_table(
+        TableFiles(
+            name,
+            summary.dtype,
+            source.row_count,
+            source.dim,
+            importer.blocks(),
+            origin,
+            options.default_vector,
+            source.key_kind,
+        )
+    )
+    return summary
+
+
+class _Importer:
+    """One pass over a source."""
+
+    def __init__(
+        self, source: RowSource, options: ImportOptions, on_progress: Callable[[int], None]
+    ) -> None:
+        self._source = source
+        self._options = options
+        self._on_progress = on_progress
+        self._dtype = options.dtype or source.stored_dtype
+        self.summary = ImportSummary(source.format, self._dtype, source.dim)
+
+    def blocks(self) -> Iterator[Block]:
+        """The rows in the table's dtype, without those that are left out."""
+        for batch in self._source.read():
+            self.summary.bad_rows += batch.bad_count
+            rows = self._converted(batch.rows)
+            keys, numbers = batch.keys, batch.numbers
+            if self._options.on_nonfinite is not OnNonfinite.KEEP:
+                is_finite = _finite_rows(rows, self._dtype)
+                if not is_finite.all():
+                    self._check_nonfinite(batch, is_finite)
+                    rows, numbers = rows[is_finite], numbers[is_finite]
+                    keys = select_keys(keys, is_finite) if keys is not None else None
+            yield Block(rows, keys, self._at_duplicates(keys, numbers))
+            self._on_progress(batch.done)
+
+    def _converted(self, rows: NDArray[Any]) -> NDArray[Any]:
+        if self._source.dtype is self._dtype:
+            return rows
+        converted = np.empty(rows.shape, self._dtype.storage)
+        convert(rows, self._source.dtype, converted, self._dtype)
+        return converted
+
+    def _check_nonfinite(self, batch: RowBatch, is_finite: NDArray[np.bool_]) -> None:
+        """Count the rows that aren't finite; BadFile naming the first when that is an error."""
+        wrong = np.flatnonzero(~is_finite)
+        if self._options.on_nonfinite is OnNonfinite.SKIP:
+            self.summary.nonfinite_rows += int(wrong.size)
+            return
+        first = int(wrong[0])
+        was_finite = _finite_rows(batch.rows[first : first + 1], self._source.dtype)[0]
+        what = f"a number too large for {self._dtype.value}" if was_finite else "NaN or infinity"
+        skip = "skip or " if batch.keys is not None else ""
+        raise BadFile(
+            f"{self._source.name}: {self._source.place} {batch.numbers[first]} has {what} "
+            f"(--on-nonfinite {skip}keep)"
+        )
+
+    def _at_duplicates(
+        self, keys: Any, numbers: NDArray[np.int64]
+    ) -> Callable[[NDArray[np.bool_]], None]:
+        def count_or_raise(is_duplicate: NDArray[np.bool_]) -> None:
+            if self._options.on_duplicate is OnDuplicate.FIRST:
+                self.summary.duplicates += int(np.count_nonzero(is_duplicate))
+                return
+            first = int(np.flatnonzero(is_duplicate)[0])
+            raise BadFile(
+                f"{self._source.name}: {self._source.place} {numbers[first]}: the key "
+                f"{show_key(keys, first)} stands there already "
+                "(--on-duplicate first keeps the first of each)"
+            )
+
+        return count_or_raise
+
+
+def _finite_rows(rows: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
+    """Which of `rows`, (n, dim), hold neither NaN nor infinity; bool (n,)."""
+    if dtype is DType.BFLOAT16:
+        return np.asarray(((rows & 0x7F80) != 0x7F80).all(axis=1))
+    return np.asarray(np.isfinite(rows).all(axis=1))
