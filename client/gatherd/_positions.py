@@ -40,15 +40,11 @@ def _ids_in_whole(error: IdOutOfRange, spec: LookupSpec | KeysOfSpec) -> IdOutOf
     rows, ids = error.metadata.get("rows", ""), spec.asked
     if isinstance(ids, ByKey) or not rows.isdecimal():
         return error
+    found = in_range(ids, int(rows))
     bags = spec.bags if isinstance(spec, LookupSpec) else None
     if bags is not None and bags.padding_id is not None:
-        # Padding needn't have a row. With no row in the table at all, nothing can stand for it.
-        ids = np.where(ids == bags.padding_id, 0, ids) if int(rows) else ids
-    return (
-        error
-        if in_range(ids, int(rows)).all()
-        else (out_of_range_error(spec.table, ids, int(rows)))
-    )
+        found |= ids == bags.padding_id  # padding needn't have a row
+    return error if found.all() else out_of_range_error(spec.table, ids, int(rows), found)
 
 
 def _keys_in_whole(error: KeyNotFound, spec: LookupSpec | KeysOfSpec, piece: Piece) -> KeyNotFound:

@@ -25,11 +25,14 @@ from gatherd import Client
 
 HERE = Path(__file__).parent
 CACHE = Path(".demo")
+DATA_DIR = CACHE / "data"
 WEIGHTS = "wordllama/weights/l2_supercat_256.safetensors"
 TOKENIZER = "wordllama/tokenizers/l2_supercat_tokenizer_config.json"
 TENSOR = "embedding.weight"
 WORDS = ("king", "Paris", "Monday", "water", "happy", "seven")
 NEIGHBOURS = 5
+SENTENCE = "the king sat on the throne"
+OTHER_SENTENCES = ("a queen wore her crown", "water flows down the river")
 # The tokenizer marks the beginning of a word with this character.
 WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
 
@@ -57,12 +60,37 @@ def fetch() -> tuple[Path, dict[str, int]]:
     return weights, vocabulary
 
 
+def import_words(weights: Path, vocabulary: dict[str, int]) -> None:
+    """Import the same rows as a table with keys, the tokens, unless that was done before."""
+    if (DATA_DIR / "tables" / "words").exists():
+        return
+    keys = CACHE / "tokens.txt"
+    # A line of a key file can't end in a carriage return, as some tokens do: its picture stands in.
+    picture = "\N{SYMBOL FOR CARRIAGE RETURN}"
+    tokens = [
+        token.replace("\r", picture) for token in sorted(vocabulary, key=vocabulary.__getitem__)
+    ]
+    keys.write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+    gatherd(
+        "import", "words", f"{weights}#{TENSOR}", "--keys", str(keys), "--data-dir", str(DATA_DIR)
+    )
+
+
+def gatherd(*arguments: str) -> None:
+    """Print a command and run it to its end."""
+    print(f"$ gatherd {shlex.join(arguments)}", flush=True)
+    subprocess.run([sys.executable, "-m", "gatherd_server", *arguments], check=True)
+
+
 def start(weights: Path) -> tuple[subprocess.Popen[str], str, str]:
     """Start `gatherd serve`; returns the process and its HTTP and gRPC URLs."""
-    spec = f"words={weights}#{TENSOR}"
-    print(f"$ gatherd serve {spec}", flush=True)
+    arguments = [f"tokens={weights}#{TENSOR}", "--data-dir", str(DATA_DIR)]
+    print(f"$ gatherd serve {shlex.join(arguments)}", flush=True)
     server = subprocess.Popen(
-        [sys.executable, "-m", "gatherd_server", "serve", spec], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "gatherd_server", "serve", *arguments],
+        stdout=subprocess.PIPE,
+        text=True,
+        env={"GATHERD_LOG_LEVEL": "warning", **os.environ},
     )
     assert server.stdout is not None
     urls: dict[str, str] = {}
@@ -104,7 +132,7 @@ def tour(http: str, grpc: str, vocabulary: dict[str, int]) -> None:
     answers: dict[str, NDArray[np.float32]] = {}
 
     print("\n--- REST, JSON")
-    url = f"{http}/v1/tables/words:lookup"
+    url = f"{http}/v1/tables/tokens:lookup"
     answer = post(url, "application/json", json.dumps({"ids": ids}))
     show(answer)
     answers["REST"] = np.array(json.loads(answer)["vectors"], np.float32)
@@ -112,7 +140,7 @@ def tour(http: str, grpc: str, vocabulary: dict[str, int]) -> None:
     print("\n--- Connect, JSON (tensors are base64 of little-endian bytes)")
     data = base64.b64encode(np.array(ids, "<i8").tobytes()).decode()
     tensor = {"dtype": "DTYPE_INT64", "shape": [len(ids)], "data": data}
-    body = json.dumps({"table": "words", "ids": tensor})
+    body = json.dumps({"table": "tokens", "ids": tensor})
     answer = post(f"{http}/gatherd.v1.EmbeddingService/Lookup", "application/json", body)
     show(answer)
     vectors = json.loads(answer)["vectors"]
@@ -122,26 +150,50 @@ def tour(http: str, grpc: str, vocabulary: dict[str, int]) -> None:
         print(f"\n--- {wire}")
         print(">>> from gatherd import Client")
         print(f'>>> client = Client("{where}")')
-        print(f'>>> client.lookup("words", {ids}).round(3)')
+        print(f'>>> client.lookup("tokens", {ids}).round(3)')
         with Client(where) as client:
-            answers[wire] = client.lookup("words", ids)
+            answers[wire] = client.lookup("tokens", ids)
         print(answers[wire].round(3))
 
     first, *others = answers.values()
     assert all(np.array_equal(first, other) for other in others), "the wires disagree"
     print(f"\nAll {len(answers)} answers are the same {first.shape} float32 array, bit for bit.")
+    words_by_key(http, first)
     neighbours(http, vocabulary, ids)
+
+
+def words_by_key(http: str, by_id: NDArray[np.float32]) -> None:
+    """Look the same rows up by their keys, and let the server pool a sentence."""
+    keys = [WORD_START + word for word in WORDS]
+    print("\n--- By key: the table `words` has the tokens as its keys")
+    print(f'>>> client.lookup("words", keys={keys})')
+    sentence = [WORD_START + word for word in SENTENCE.split()]
+    with Client(http) as client:
+        assert np.array_equal(client.lookup("words", keys=keys), by_id), "keys and ids disagree"
+        print("the same array, bit for bit")
+        print(f"\n--- A sentence as one vector, pooled on the server: {SENTENCE!r}")
+        print(f'>>> client.lookup_bags("words", keys=[{sentence}], mode="mean").round(3)')
+        (pooled,) = client.lookup_bags("words", keys=[sentence], mode="mean")
+        print(
+            pooled.round(3)[:8], f"… {pooled.shape}, {pooled.nbytes} bytes for the whole sentence"
+        )
+        cosine = {}
+        for other in OTHER_SENTENCES:
+            bag = [WORD_START + word for word in other.split()]
+            (vector,) = client.lookup_bags("words", keys=[bag], mode="mean")
+            cosine[other] = pooled @ vector / np.linalg.norm(pooled) / np.linalg.norm(vector)
+    for other, value in sorted(cosine.items(), key=lambda item: -item[1]):
+        print(f"  cosine {value:.2f} with {other!r}")
 
 
 def neighbours(http: str, vocabulary: dict[str, int], ids: list[int]) -> None:
     """Print the nearest words by cosine, from one lookup of the whole vocabulary."""
     tokens = {row: token for token, row in vocabulary.items()}
-    words = np.array(
-        [row for row, token in tokens.items() if token[1:].isalpha() and len(token) > 3]
-    )
+    is_word = {row: token[1:].isalpha() and len(token) > 3 for row, token in tokens.items()}
+    words = np.array([row for row, wanted in is_word.items() if wanted])
     with Client(http) as client:
-        rows = client.lookup("words", words)
-        asked = client.lookup("words", ids)
+        rows = client.lookup("tokens", words)
+        asked = client.lookup("tokens", ids)
     unit = rows / np.linalg.norm(rows, axis=1, keepdims=True)
     cosines = unit @ (asked / np.linalg.norm(asked, axis=1, keepdims=True)).T
     print(f"\nNearest by cosine, among the {len(words)} tokens of three letters and more:")
@@ -156,6 +208,7 @@ def neighbours(http: str, vocabulary: dict[str, int], ids: list[int]) -> None:
 def main() -> None:
     """Fetch, serve, tour, and wait or stop."""
     weights, vocabulary = fetch()
+    import_words(weights, vocabulary)
     server, http, grpc = start(weights)
     try:
         if "--serve-only" not in sys.argv:

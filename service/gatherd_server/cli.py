@@ -5,6 +5,7 @@ import json
 import secrets
 import sys
 from collections.abc import Callable
+from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,9 @@ import click
 from click.shell_completion import get_completion_class
 
 from gatherd import Client
-from gatherd.errors import GatherdError
+from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES, DType
-from gatherd.store.query import Missing
+from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.app import configure_logging
 from gatherd_server.cli_import import (
     data_dir_option,
@@ -196,24 +197,36 @@ def tables(url: str, as_json: bool) -> None:
     with Client(url) as client:
         infos = client.tables()
     if as_json:
-        keys = ("name", "rows", "dim", "dtype", "version", "trainable", "refused")
-        click.echo(json.dumps([{key: getattr(info, key) for key in keys} for info in infos]))
+        click.echo(json.dumps([asdict(info) for info in infos]))
         return
     width = max((len(info.name) for info in infos), default=4)
-    click.echo(f"{'NAME':{width}}  {'ROWS':>12}  {'DIM':>6}  {'DTYPE':8}  VERSION")
+    click.echo(
+        f"{'NAME':{width}}  {'ROWS':>12}  {'DIM':>6}  {'DTYPE':8}  {'KEYS':6}  "
+        f"{'ROWS MB':>10}  {'KEYS MB':>8}  {'RESIDENT':>8}  VERSION"
+    )
     for info in infos:
         if info.refused:
             click.echo(f"{info.name:{width}}  refused: {info.refused}")
-        else:
-            shape = f"{info.rows:>12}  {info.dim:>6}"
-            click.echo(f"{info.name:{width}}  {shape}  {info.dtype:8}  {info.version}")
+            continue
+        resident = info.resident_bytes / info.rows_bytes if info.rows_bytes else 1
+        click.echo(
+            f"{info.name:{width}}  {info.rows:>12}  {info.dim:>6}  {info.dtype:8}  "
+            f"{info.key_kind or '-':6}  {info.rows_bytes / 1e6:>10.1f}  "
+            f"{info.keys_bytes / 1e6:>8.1f}  {resident:>8.0%}  {info.version}"
+        )
 
 
 # Unknown options are taken as ids, or `-1` would be told off as an option instead of as an id.
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("table")
-@click.argument("ids", nargs=-1, required=True, type=int)
+@click.argument("ids", nargs=-1, required=True, metavar="ID...")
 @_url
+@click.option("--by-key", is_flag=True, help="Take the arguments as keys instead of ids.")
+@click.option(
+    "--pool",
+    type=click.Choice([mode.value for mode in Pooling]),
+    help="Print one vector, pooled from all rows.",
+)
 @click.option(
     "--dtype",
     type=click.Choice([dtype.value for dtype in REPLY_DTYPES]),
@@ -223,33 +236,55 @@ def tables(url: str, as_json: bool) -> None:
 )
 @click.option(
     "--missing",
-    type=click.Choice([policy.value for policy in Missing]),
+    type=click.Choice([policy.value for policy in ROW_POLICIES]),
     default="error",
     show_default=True,
-    help="What to do with an id that has no row.",
+    help="What to do with an id or key that has no row.",
 )
 @click.option("--json", "as_json", is_flag=True, help="As JSON: every element, for programs.")
 def lookup(
-    table: str, ids: tuple[int, ...], url: str, dtype: str, missing: str, as_json: bool
+    table: str,
+    ids: tuple[str, ...],
+    url: str,
+    by_key: bool,
+    pool: str | None,
+    dtype: str,
+    missing: str,
+    as_json: bool,
 ) -> None:
-    """Print the vectors of IDS.
+    """Print the vectors of IDs, or of keys.
 
     \b
         gatherd lookup words 4 20
-        gatherd lookup words 4 20 --url local:./data --json
+        gatherd lookup words king queen --by-key
+        gatherd lookup words king queen --by-key --pool mean --url local:./data --json
     """
     with Client(url) as client:
-        vectors, status = client.lookup(
-            table, list(ids), dtype=dtype, missing=missing, return_status=True
-        )
+        are_strings = by_key and client.table(table).key_kind == "bytes"
+        asked = list(ids) if are_strings else [_integer(text) for text in ids]
+        rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
+        options: dict[str, Any] = {"dtype": dtype, "missing": missing, "return_status": True}
+        if pool is None:
+            vectors, status = client.lookup(table, **rows, **options)
+        else:
+            vectors, status = client.lookup_bags(table, **rows, offsets=[0], mode=pool, **options)
     if as_json:
-        document = {"ids": ids, "vectors": vectors.tolist(), "status": status.tolist()}
+        document = {"ids": asked, "vectors": vectors.tolist(), "status": status.tolist()}
         click.echo(json.dumps(document))
         return
-    for row_id, vector, is_missing in zip(ids, vectors, status, strict=True):
+    labels = asked if pool is None else [f"{pool} of {len(asked)}"]
+    missing_rows = status if pool is None else [0]
+    for label, vector, is_missing in zip(labels, vectors, missing_rows, strict=True):
         shown = " ".join(f"{value:.5g}" for value in vector[:8])
         more = f" … ({len(vector)} elements)" if len(vector) > 8 else ""
-        click.echo(f"{row_id}: {shown}{more}{'  (missing)' if is_missing else ''}")
+        click.echo(f"{label}: {shown}{more}{'  (missing)' if is_missing else ''}")
+
+
+def _integer(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidArgument(f"{text!r} isn't an integer; string keys need --by-key") from None
 
 
 @cli.command()

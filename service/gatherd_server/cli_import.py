@@ -175,7 +175,7 @@ def _tell(name: str, summary: ImportSummary, data_dir: Path) -> None:
     )
     for count, what in (
         (summary.duplicates, "with a key that stood there before"),
-        (summary.bad_rows, "that weren't a key and as many numbers as the others"),
+        (summary.bad_rows, "without a key and as many numbers as the others"),
         (summary.nonfinite_rows, "with NaN or infinity"),
     ):
         if count:

@@ -63,7 +63,7 @@ def test_rows_are_left_out_with_their_keys(tmp_path: Path) -> None:
     ("content", "message"),
     [
         (b"a\nb\n", "has 2 keys; .* has more rows"),
-        (b"\n".join(TOKENS + [b"x"]), r"has more keys than .* has rows \(10\)"),
+        (b"\n".join([*TOKENS, b"x"]), r"has more keys than .* has rows \(10\)"),
         (b"a\n\nb\n", "line 2 has 0 bytes; a key has 1 to 1024"),
         (b"a\n" + b"x" * 3000, "line 2 is longer than a key's 1024 bytes"),
         (b"a\n" + b"x" * 1025 + b"\n", "line 2 has 1025 bytes"),
@@ -100,6 +100,6 @@ def test_keys_are_not_given_twice(tmp_path: Path) -> None:
     (tmp_path / "keys").write_bytes(b"b\n")
     with pytest.raises(InvalidArgument, match="has keys of its own"):
         run_import(tmp_path / "d", tmp_path / "v.txt", keys=tmp_path / "keys")
+    np.save(tmp_path / "a.npy", ROWS)
     with pytest.raises(InvalidArgument, match="has no columns"):
-        np.save(tmp_path / "a.npy", ROWS)
         run_import(tmp_path / "d", tmp_path / "a.npy", key_column="id")

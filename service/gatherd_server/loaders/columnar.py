@@ -33,6 +33,7 @@ from gatherd_server.loaders.limits import (
 
 PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
+_PARQUET_BYTES = {"FLOAT": 4, "DOUBLE": 8, "FIXED_LEN_BYTE_ARRAY": 2}
 _DTYPES = {"halffloat": DType.FLOAT16, "float": DType.FLOAT32, "double": DType.FLOAT64}
 
 
@@ -83,21 +84,30 @@ def _open_parquet(_: Any, name: str, path: Path, limits: UnpackLimits) -> tuple[
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, buffer_size=BATCH_BYTES, pre_buffer=False)
+
+    def batches(wanted: list[str], rows: int) -> Iterator[Any]:
+        _check_size(name, path, file.metadata, wanted, limits)
+        return iter(file.iter_batches(batch_size=rows, columns=wanted, use_threads=False))
+
+    return file.schema_arrow, file.metadata.num_rows, batches
+
+
+def _check_size(
+    name: str, path: Path, metadata: Any, wanted: list[str], limits: UnpackLimits
+) -> None:
+    """BadFile when the columns are far more than the file: a repeated value takes no room in it."""
+    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
+    unpacked = 0
+    for column in (group.column(index) for group in groups for index in range(group.num_columns)):
+        if column.path_in_schema.partition(".")[0] in wanted:
+            width = _PARQUET_BYTES.get(column.physical_type, 0)
+            unpacked += max(column.total_uncompressed_size, column.num_values * width)
     packed = path.stat().st_size
-    unpacked = sum(
-        file.metadata.row_group(index).total_byte_size
-        for index in range(file.metadata.num_row_groups)
-    )
     if unpacked > max(RATIO_FREE_BYTES, packed * limits.ratio_max) or unpacked > limits.bytes_max:
         raise BadFile(
             f"{name} unpacks to {unpacked} bytes from {packed} "
             "(raise --unpacked-ratio-max or --unpacked-bytes-max if that is meant)"
         )
-
-    def batches(wanted: list[str], rows: int) -> Iterator[Any]:
-        return iter(file.iter_batches(batch_size=rows, columns=wanted, use_threads=False))
-
-    return file.schema_arrow, file.metadata.num_rows, batches
 
 
 def _open_arrow(

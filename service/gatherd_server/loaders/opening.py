@@ -78,6 +78,11 @@ def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
     source = opened[0] if len(opened) == 1 else _chain(opened)
     if options.key_column is not None and source.key_kind is None:
         raise InvalidArgument(f"{source.name} has no columns, so no key column either")
+    if options.on_bad_row is OnBadRow.SKIP and source.key_kind is None:
+        raise InvalidArgument(
+            f"{source.name} has no keys of its own: leaving rows out (--on-bad-row skip) would "
+            "change the ids of those after them"
+        )
     if options.keys is not None:
         keys = open_location(options.keys, options.spool, options.limits, options.closing)
         stream = keys.stream

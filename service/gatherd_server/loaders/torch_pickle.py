@@ -5,13 +5,15 @@ stands for an inert object of ours; any other name is refused. What is built are
 numbers, strings and `TensorRef`s. Before that the opcodes are looked through: only those that torch
 writes are let pass, and no memo slot beyond what so short a program can fill, because unpickling
 one reserves memory for it.
+
+What stands for a name is a tuple: a pickle can set attributes and state on what it has got hold of,
+also on a frozen dataclass, but on a tuple there is nothing to set.
 """
 
 import io
 import pickle
 import pickletools
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from gatherd.errors import BadFile
 from gatherd_server.loaders.limits import PICKLE_BYTES_MAX, PICKLE_DEPTH_MAX, TENSORS_MAX
@@ -38,8 +40,7 @@ _REFUSED_OPCODES = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX", "PERSID"
 _MEMO_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}
 
 
-@dataclass(frozen=True, slots=True)
-class StorageRef:
+class StorageRef(NamedTuple):
     """A storage: `key` names the archive's entry with its bytes, `dtype` is its elements'."""
 
     dtype: str
@@ -47,8 +48,7 @@ class StorageRef:
     element_count: int
 
 
-@dataclass(frozen=True, slots=True)
-class TensorRef:
+class TensorRef(NamedTuple):
     """A tensor: where in its storage it lies, in elements."""
 
     storage: StorageRef
@@ -65,16 +65,14 @@ class _Mapping(dict[Any, Any]):
         pass
 
 
-@dataclass(frozen=True, slots=True)
-class _Named:
+class _Named(NamedTuple):
     """What a name stands for that is only mentioned: a storage class or dtype."""
 
     kind: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class _Builder:
+class _Builder(NamedTuple):
     """A function that a pickle may call, by name. An object that nothing can be set on."""
 
     name: str

@@ -1,0 +1,176 @@
+"""`gatherd import` as a whole: its summary, full disks, kills, and the memory it takes."""
+
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gatherd.errors import StorageError
+from gatherd.store.catalog import open_table, read_catalog
+from gatherd_server.loaders.opening import OpenOptions, open_sources
+from gatherd_server.storage.files import Files
+from gatherd_server.writer.importing import ImportOptions, import_rows
+from gatherd_server.writer.publish import own_data_dir
+from loaders.harness import text_file
+from support.server import clean_environment, run_cli
+
+MB = 1_000_000
+
+
+def test_the_summary_tells_what_was_left_out(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_bytes(b"a 1 2\nb 3\na 5 6\nc nan 1\ne 7 8\n")
+    data_dir = tmp_path / "data"
+    policies = ["--on-duplicate", "first", "--on-bad-row", "skip", "--on-nonfinite", "skip"]
+    done = run_cli("import", "w", tmp_path / "v.txt", *policies, "--data-dir", data_dir)
+    assert done.stdout.splitlines() == [
+        f"w: 2 rows of 2 float32 (0.0 MB) from GloVe text in {data_dir}",
+        "  left out: 1 row with a key that stood there before",
+        "  left out: 1 row without a key and as many numbers as the others",
+        "  left out: 1 row with NaN or infinity",
+    ]
+    assert done.stderr == ""
+    table = open_table(data_dir, "w", 1)
+    np.testing.assert_array_equal(table.lookup(np.arange(2)).vectors, [[1, 2], [7, 8]])
+
+
+def test_an_error_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "v.txt").write_bytes(b"a 1 2\nb 3\n")
+    data_dir = tmp_path / "data"
+    done = run_cli("import", "w", tmp_path / "v.txt", "--data-dir", data_dir, check=False)
+    assert done.returncode == 1
+    assert re.fullmatch(r"Error: .*: line 2: expected a token and 2 numbers.*\n", done.stderr)
+    assert read_catalog(data_dir).tables == {}
+    left = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*")}
+    assert left == {"lock", "control", "catalog.json", "staging"}
+
+
+class FullAfter(Files):
+    """A disk with room for so many bytes of writes and reservations."""
+
+    def __init__(self, steps: int) -> None:
+        self.steps = steps
+
+    def _step(self, path: Path) -> None:
+        self.steps -= 1
+        if self.steps < 0:
+            raise StorageError(f"{path}: the disk is full")
+
+    def write_new(self, path: Path, data: bytes) -> None:
+        self._step(path)
+        super().write_new(path, data)
+
+    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
+        self._step(path)
+        super().allocate(fd, byte_count, path)
+
+    def write_at(self, fd: int, data: memoryview, position: int, path: Path) -> int:
+        self._step(path)
+        return super().write_at(fd, data, position, path)
+
+
+def test_a_disk_that_fills_up_at_any_step_leaves_nothing(tmp_path: Path) -> None:
+    tokens = [b"t%d" % number for number in range(3000)]
+    path = text_file(tmp_path / "v", tokens, np.ones((3000, 4)), header=True)
+    with own_data_dir(tmp_path / "data", create=True) as owned:
+        pass
+    for steps in range(100):
+        files = FullAfter(1000)
+        with own_data_dir(tmp_path / "data", files=files) as owned:
+            files.steps = steps
+            try:
+                with owned.scratch() as spool, open_sources([str(path)], OpenOptions(spool)) as one:
+                    import_rows(owned, "w", one, ImportOptions(), {}, lambda done: None)
+            except StorageError as error:
+                assert "the disk is full" in error.message  # noqa: PT017
+            else:
+                break
+            assert not list((tmp_path / "data/staging").iterdir())
+            # Only the catalog's own file can be missing by then; the next owner sweeps the rest.
+            assert owned.catalog.tables == {}
+    assert steps > 10
+    assert open_table(tmp_path / "data", "w", 1).row_count == 3000
+
+
+PEAK = """
+import resource, sys
+from gatherd_server.cli import cli
+try:
+    cli(sys.argv[1:], prog_name="gatherd")
+finally:
+    status = open("/proc/self/status").read()
+    print("peak", status.split("VmHWM:")[1].split()[0])
+"""
+
+
+def peak_bytes(*arguments: str | Path) -> int:
+    """Peak resident memory of an import, all of it: libraries and mapped pages too."""
+    done = subprocess.run(
+        [sys.executable, "-c", PEAK, "import", *map(str, arguments)],
+        capture_output=True, text=True, env=clean_environment(), timeout=100,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.split("peak")[1]) * 1024
+
+
+@pytest.mark.parametrize("suffix", ["npy", "bin", "txt", "h5", "parquet", "npz"])
+def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: str) -> None:
+    small, large = tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"
+    write(small, 20)
+    write(large, 400)
+    peak_bytes("warm", small, "--data-dir", tmp_path / "d")
+    base = peak_bytes("small", small, "--data-dir", tmp_path / "d")
+    peak = peak_bytes("large", large, "--data-dir", tmp_path / "d")
+    weights = tmp_path / "d/tables/large/v000001/weights.npy"
+    assert weights.stat().st_size >= 400 * MB * (0.1 if suffix == "txt" else 1)
+    assert peak < base + 60 * MB, (base / MB, peak / MB)
+    for path in tmp_path.rglob("*.*"):
+        if path.is_file():
+            path.unlink()
+
+
+def write(path: Path, mb: int) -> None:
+    """A file of `mb` MB of float32, or of text."""
+    rows = np.random.default_rng(0).normal(size=(MB // 2048, 512)).astype(np.float32)
+    if path.suffix == ".npy":
+        array = np.lib.format.open_memmap(path, "w+", np.float32, (len(rows) * mb + mb, 512))
+        for start in range(0, len(array), len(rows)):
+            array[start : start + len(rows)] = rows[: len(array) - start]
+        array.flush()
+    elif path.suffix == ".npz":
+        write(path.with_suffix(".npy"), mb)
+        with zipfile.ZipFile(path, "w") as file:
+            file.write(path.with_suffix(".npy"), "w.npy")
+    elif path.suffix == ".h5":
+        import h5py
+
+        with h5py.File(path, "w") as file:
+            dataset = file.create_dataset("w", ((len(rows) + 1) * mb, 512), "f4", chunks=(64, 512))
+            for start in range(0, len(dataset), len(rows)):
+                dataset[start : start + len(rows)] = rows[: len(dataset) - start]
+    elif path.suffix == ".parquet":
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        values = pa.array(np.tile(rows, (51, 1)).reshape(-1))
+        table = pa.table({"v": pa.FixedSizeListArray.from_arrays(values, 512)})
+        with pq.ParquetWriter(path, table.schema) as writer:
+            for _ in range(mb // 50 + 1):
+                writer.write_table(table)
+    else:
+        tokens = iter(range(10**9))
+        is_text = path.suffix == ".txt"
+        lines = [
+            (" " + " ".join(f"{x:.6f}" for x in row) + "\n").encode()
+            if is_text
+            else b" " + row.tobytes()
+            for row in rows
+        ]
+        repeats = mb // (2 if is_text else 1) + 1
+        with open(path, "wb") as file:
+            file.write(b"%d 512\n" % (repeats * len(lines)))
+            for _ in range(repeats):
+                file.writelines(b"t%d%s" % (next(tokens), line) for line in lines)
