@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test bench check check-install format lock proto clean
+.PHONY: help demo serve test test-peers bench check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,6 +28,18 @@ serve: $(VENV)/.dev  ## serve the demo's table without the tour
 
 test: $(VENV)/.dev  ## run the test suite
 	$(BIN)/python -m pytest
+
+PEERS := .venv-peers
+# Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.
+$(PEERS)/.ready: requirements-peers.lock pyproject.toml
+	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	@echo "setting up $(PEERS) (once, a few minutes: torch, keras, gensim)"
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements-peers.lock
+	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras and gensim, in an environment of their own
+	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
 bench: $(VENV)/.dev  ## measure starts, memory and latency of a 2 GB table (two minutes, 4 GB of disk)
 	PYTHONPATH=tests $(BIN)/python tests/bench/bench.py

@@ -19,7 +19,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gatherd.store.table import open_readonly
+from gatherd.store import kernels
+from gatherd.store.format import open_readonly
 from gatherd_server.app import WorkerBrief
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
@@ -272,7 +273,7 @@ def use_kernel_cache(data_dir: Path | None) -> None:
     """Tell numba, here and in the workers, where compiled kernels are kept; NUMBA_CACHE_DIR wins.
 
     The user's cache folder, or else the data dir's: never one that others can write to, because
-    what lies in it is run. Where neither can be written, every worker compiles anew (10 s).
+    what lies in it is run. Where neither can be written, every worker compiles anew (10 s or so).
     """
     if "NUMBA_CACHE_DIR" in os.environ:
         return
@@ -282,7 +283,7 @@ def use_kernel_cache(data_dir: Path | None) -> None:
         candidates.append(data_dir / KERNELS_NAME)
     for candidate in candidates:
         with suppress(OSError, RuntimeError):
-            folder = candidate.expanduser()
+            folder = candidate.expanduser() / kernels.fingerprint()
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 os.environ["NUMBA_CACHE_DIR"] = str(folder)

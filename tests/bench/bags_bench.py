@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from gatherd.store import kernels
 from gatherd.store.bags import pool
@@ -27,6 +28,13 @@ def timed(call: Callable[[int], object]) -> float:
     return (time.perf_counter() - begin) * 1e3
 
 
+def draw(rng: np.random.Generator, row_count: int, zipf: bool) -> NDArray[np.int64]:
+    """The ids of one table's bags."""
+    if zipf:
+        return rng.zipf(1.05, BAGS * IDS) % row_count
+    return rng.integers(0, row_count, BAGS * IDS)
+
+
 def compare(row_count: int, descr: str, mode: Pooling, zipf: bool) -> None:
     """Print both sides' medians for tables of `row_count` rows."""
     rng = np.random.default_rng(0)
@@ -37,17 +45,12 @@ def compare(row_count: int, descr: str, mode: Pooling, zipf: bool) -> None:
     tables = [(t.view(torch.uint16) if descr == "<u2" else t).numpy().view(descr) for t in tensors]
     offsets = np.arange(BAGS) * IDS
     out, filler = np.empty((TABLES, BAGS, DIM), np.float32), np.zeros(DIM, np.float32)
-    draw = (
-        (lambda: rng.zipf(1.05, BAGS * IDS) % row_count)
-        if zipf
-        else (lambda: rng.integers(0, row_count, BAGS * IDS))
-    )
     mine, others = [], []
     for _ in range(ROUNDS):
-        ids = [draw() for _ in range(TABLES)]
+        ids = [draw(rng, row_count, zipf) for _ in range(TABLES)]
         tensor_ids, tensor_offsets = [torch.from_numpy(i) for i in ids], torch.from_numpy(offsets)
 
-        def ours(_: int, ids: list[np.ndarray[tuple[int], np.dtype[np.int64]]] = ids) -> None:
+        def ours(_: int, ids: list[NDArray[np.int64]] = ids) -> None:
             for k in range(TABLES):
                 pool(tables[k], ids[k], offsets, None, mode, filler, out[k])
 

@@ -120,13 +120,14 @@ def peak_bytes(*arguments: str | Path) -> int:
 def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: str) -> None:
     small, large = tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"
     write(small, 20)
-    write(large, 400)
+    write(large, 200)
     peak_bytes("warm", small, "--data-dir", tmp_path / "d")
     base = peak_bytes("small", small, "--data-dir", tmp_path / "d")
     peak = peak_bytes("large", large, "--data-dir", tmp_path / "d")
-    weights = tmp_path / "d/tables/large/v000001/weights.npy"
-    assert weights.stat().st_size >= 400 * MB * (0.1 if suffix == "txt" else 1)
-    assert peak < base + 60 * MB, (base / MB, peak / MB)
+    # Decimals are a good two bytes for one of the table.
+    table_bytes = (tmp_path / "d/tables/large/v000001/weights.npy").stat().st_size
+    assert table_bytes >= (80 if suffix == "txt" else 200) * MB
+    assert peak < base + 40 * MB, (base / MB, peak / MB)
     for path in tmp_path.rglob("*.*"):
         if path.is_file():
             path.unlink()

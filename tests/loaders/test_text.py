@@ -47,6 +47,14 @@ def test_what_is_no_vector_counts_for_nothing(tmp_path: Path, content: bytes) ->
     assert done.keys == [b"a", b"b"]
 
 
+@pytest.mark.parametrize("token", [b"{", b"{}", b"BZh", b"ORC", b"PK", b"12", b"-", b"."])
+def test_a_first_token_that_looks_like_another_format_is_a_token(
+    tmp_path: Path, token: bytes
+) -> None:
+    (tmp_path / "v").write_bytes(token + b" 1 2\nb 3 4\n")
+    assert run_import(tmp_path / "d", tmp_path / "v").keys == [token, b"b"]
+
+
 def test_blocks_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = np.random.default_rng(0).normal(size=(200, 7))
     tokens = [b"token%d" % number for number in range(200)]

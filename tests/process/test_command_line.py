@@ -24,8 +24,22 @@ def data_dir(tmp_path: Path) -> Path:
 
 def test_tables_lists_what_a_data_dir_has(data_dir: Path) -> None:
     listed = run_cli("tables", "--url", f"local:{data_dir}").stdout
-    assert listed.splitlines()[0].split() == "NAME ROWS DIM DTYPE KEYS ROWS MB KEYS MB RESIDENT VERSION".split()
-    assert "words 2 10 float32 - 0.0 0.0 100% 1".split() in [line.split() for line in listed.splitlines()]
+    assert listed.splitlines()[0].split() == [
+        "NAME",
+        "ROWS",
+        "DIM",
+        "DTYPE",
+        "KEYS",
+        "ROWS",
+        "MB",
+        "KEYS",
+        "MB",
+        "RESIDENT",
+        "VERSION",
+    ]
+    assert ["words", "2", "10", "float32", "-", "0.0", "0.0", "100%", "1"] in [
+        line.split() for line in listed.splitlines()
+    ]
     documents = json.loads(run_cli("tables", "--url", f"local:{data_dir}", "--json").stdout)
     assert [(one["name"], one["rows"], one["dim"]) for one in documents] == [
         ("items", 5, 3),

@@ -1,6 +1,6 @@
 """Bags against the formulas in NumPy; tests/peers has torch as the judge."""
 
-from itertools import pairwise
+from itertools import chain, pairwise
 from typing import Any
 
 import numpy as np
@@ -211,7 +211,7 @@ def test_max_takes_no_weights() -> None:
 def test_a_list_of_lists_is_flat_ids_and_offsets(bags: list[list[int]]) -> None:
     flat, offsets = jagged(bags)
     assert isinstance(flat, np.ndarray)
-    assert flat.tolist() == sum(bags, [])
+    assert flat.tolist() == list(chain.from_iterable(bags))
     bounds = [*offsets.tolist(), flat.size] if bags else []
     assert [flat[a:b].tolist() for a, b in pairwise(bounds)] == bags
 

@@ -429,7 +429,7 @@ def test_verify_names_the_block(tmp_path: Path) -> None:
     with open(tmp_path / KEYS_INTS, "r+b") as file:
         file.seek(4_500_000)
         file.write(b"\xff")
-    with pytest.raises(BadFile, match=r"keys\.npy is damaged .* bytes 4194304 to 4800128"):
+    with pytest.raises(BadFile, match=r"keys\.npy: bytes 4194304 to 4800128"):
         index.verify()
 
 
@@ -467,7 +467,7 @@ def test_damaged_keys_are_not_rebuilt_upon(small: tuple[Path, Keys]) -> None:
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)
-    with pytest.raises(BadFile, match="damaged somewhere in bytes 0 to"):
+    with pytest.raises(BadFile, match="bytes 0 to"):
         rebuild_slots(Files(), folder)
     assert (folder / KEYS_SLOTS).read_bytes() == before
 

@@ -10,10 +10,12 @@ Bag i is ids[offsets[i]:offsets[i + 1]], the last one runs to the end (torch's
 
 mean and sqrtn with weights are the combiners of TensorFlow's `tf.nn.embedding_lookup_sparse`; like
 its `div_no_nan` they give zeros when the divisor is 0. An empty bag, and one whose every id is
-skipped, is zeros. Sums are accumulated in float32 in the order of the ids, whatever the table's
-dtype (float64 elements are rounded first); divisions come last. A NaN goes through sum, mean and
-sqrtn. In max it is what torch does on a CPU: the first row is taken, each later element replaces
-it if it is greater, so a NaN in a bag's first row stays and one in a later row is passed over.
+skipped, is zeros. Sums are accumulated in float32, whatever the table's dtype (float64 elements
+are rounded first), in an order that depends on nothing but the request; divisions come last.
+
+A NaN goes through sum, mean and sqrtn. In max it is what torch does on a CPU: the first row is
+taken, each later element replaces it if it is greater, so a NaN in a bag's first row stays and one
+in a later row is passed over.
 
 The rows are never gathered: each is added from the mapped page into the bag's vector.
 """

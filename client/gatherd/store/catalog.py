@@ -25,9 +25,9 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType
-from gatherd.store.format import read_layout
+from gatherd.store.format import open_readonly, read_layout
 from gatherd.store.key_index import KeyIndex
-from gatherd.store.table import Table, open_readonly
+from gatherd.store.table import Table
 
 DATA_DIR_FORMAT = 1
 CATALOG_NAME = "catalog.json"

@@ -5,10 +5,13 @@ so that damage is not only found but placed. In manifest.json:
 
     "checksums": {FILE: {"bytes": n, "block_bytes": 4194304, "crc32": [c, …]}, …}
 
+    "crc32": c          of the rest of the manifest, see `document_crc`
+
 The files are weights.npy and default.npy; a key index carries its own (key_index.py). They are
 those of the files as they were published: a live table that was trained since differs from them.
 """
 
+import json
 import os
 import zlib
 from collections.abc import Iterator, Mapping
@@ -17,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.errors import BadFile
-from gatherd.store.table import open_readonly
+from gatherd.store.format import open_readonly
 
 CHECKSUMS = "checksums"
 BLOCK_BYTES = 4 << 20
@@ -53,6 +56,12 @@ class FileChecksums:
                 ):
                     return cls(byte_count, block_bytes, tuple(crcs))
         raise BadFile(f"{name}: its checksums in the manifest are damaged")
+
+
+def document_crc(document: Mapping[str, Any]) -> int:
+    """The crc32 of a JSON object without its own member "crc32": compact, its keys sorted."""
+    rest = {key: value for key, value in document.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
 
 
 class BlockChecksums:
@@ -108,6 +117,17 @@ def block_crcs(fd: int) -> list[int]:
     ]
 
 
+def file_checksums(path: Path) -> FileChecksums:
+    """The checksums of the file `path` as it is now. BadFile when it can't be read."""
+    fd = open_readonly(path)
+    try:
+        return FileChecksums(os.fstat(fd).st_size, BLOCK_BYTES, tuple(block_crcs(fd)))
+    except OSError as error:
+        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
+
+
 def verify_blocks(path: Path, recorded: FileChecksums) -> Iterator[int]:
     """Hold the file `path` against its checksums, yielding how many bytes are verified so far.
 
@@ -139,6 +159,8 @@ def verify_blocks(path: Path, recorded: FileChecksums) -> Iterator[int]:
 
 def verify_folder(folder: Path, manifest: Mapping[str, Any]) -> Iterator[int]:
     """Hold every file that `manifest` has checksums of against them, as `verify_blocks`."""
+    if manifest.get("crc32") != document_crc(manifest):
+        raise BadFile(f"{folder / 'manifest.json'} isn't what was published (crc32)")
     entries = manifest.get(CHECKSUMS)
     if not isinstance(entries, dict):
         raise BadFile(f"{folder} has no checksums in its manifest")

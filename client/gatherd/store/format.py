@@ -17,6 +17,7 @@ import math
 import os
 from dataclasses import dataclass
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -89,6 +90,18 @@ def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
     if len(head) == 9 and head[8:9] == b"{":
         return _read_safetensors(fd, name, tensor)
     raise BadFile(f"{name} is neither a .npy nor a safetensors file (by its content)")
+
+
+def open_readonly(path: Path) -> int:
+    """A descriptor of the regular file `path`; BadFile when it can't be opened."""
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    except OSError as error:
+        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+    if not path.is_file():
+        os.close(fd)
+        raise BadFile(f"{path} isn't a regular file")
+    return fd
 
 
 def file_bytes(fd: int) -> int:

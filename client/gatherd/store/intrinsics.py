@@ -17,6 +17,12 @@ from numba.core import cgutils
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic as _untyped_intrinsic
 
+# Floats that a span adder adds at once, and how many of them are one vector.
+SPAN = 64
+LANES = 16
+
+_I32 = ir.IntType(32)
+
 _F = TypeVar("_F", bound=Callable[..., Any])
 
 
@@ -81,7 +87,15 @@ def _loader(bits: Any, result: Any, widen: Callable[[Any, Any, Any], Any]) -> An
     return _intrinsic(load)
 
 
-_INT32 = ir.IntType(32)
+def _like(value: Any, scalar: Any) -> Any:
+    """`scalar`, or a vector of as many of it as `value` has lanes."""
+    kind = value.type
+    return ir.VectorType(scalar, kind.count) if isinstance(kind, ir.VectorType) else scalar
+
+
+def _number(kind: Any, number: int) -> Any:
+    lanes = isinstance(kind, ir.VectorType)
+    return ir.Constant(kind, [number] * kind.count if lanes else number)
 
 
 def _as_is(_: Any, _builder: Any, value: Any) -> Any:
@@ -89,34 +103,37 @@ def _as_is(_: Any, _builder: Any, value: Any) -> Any:
 
 
 def _narrow(_: Any, builder: Any, value: Any) -> Any:
-    return builder.fptrunc(value, ir.FloatType())
+    return builder.fptrunc(value, _like(value, ir.FloatType()))
 
 
 def _bfloat16(_: Any, builder: Any, value: Any) -> Any:
-    wide = builder.zext(value, _INT32)
-    return builder.bitcast(builder.shl(wide, _INT32(16)), ir.FloatType())
+    kind = _like(value, ir.IntType(32))
+    wide = builder.shl(builder.zext(value, kind), _number(kind, 16))
+    return builder.bitcast(wide, _like(value, ir.FloatType()))
 
 
 def _float16(context: Any, builder: Any, value: Any) -> Any:
     triple, _, features = context.codegen().magic_tuple()
+    result = _like(value, ir.FloatType())
     if triple.startswith("aarch64") or "+f16c" in features:
-        return builder.fpext(builder.bitcast(value, ir.HalfType()), ir.FloatType())
+        return builder.fpext(builder.bitcast(value, _like(value, ir.HalfType())), result)
     # Without an instruction for it LLVM calls a C function that isn't there, and aborts. By hand,
     # after Giesen, "Half to float done quick" (2012): the exponent is moved by 127 − 15, once more
     # for infinity and NaN; subnormals are made normal by a subtraction.
-    wide = builder.zext(value, _INT32)
-    moved = builder.shl(builder.and_(wide, _INT32(0x7FFF)), _INT32(13))
-    exponent = builder.and_(moved, _INT32(0x7C00 << 13))
-    moved = builder.add(moved, _INT32(112 << 23))
-    special = builder.icmp_unsigned("==", exponent, _INT32(0x7C00 << 13))
-    normal = builder.select(special, builder.add(moved, _INT32(112 << 23)), moved)
-    smallest = builder.bitcast(_INT32(113 << 23), ir.FloatType())
-    small = builder.bitcast(builder.add(moved, _INT32(1 << 23)), ir.FloatType())
-    small = builder.bitcast(builder.fsub(small, smallest), _INT32)
-    subnormal = builder.icmp_unsigned("==", exponent, _INT32(0))
-    sign = builder.shl(builder.and_(wide, _INT32(0x8000)), _INT32(16))
+    kind = _like(value, ir.IntType(32))
+    wide = builder.zext(value, kind)
+    moved = builder.shl(builder.and_(wide, _number(kind, 0x7FFF)), _number(kind, 13))
+    exponent = builder.and_(moved, _number(kind, 0x7C00 << 13))
+    moved = builder.add(moved, _number(kind, 112 << 23))
+    special = builder.icmp_unsigned("==", exponent, _number(kind, 0x7C00 << 13))
+    normal = builder.select(special, builder.add(moved, _number(kind, 112 << 23)), moved)
+    smallest = builder.bitcast(_number(kind, 113 << 23), result)
+    small = builder.bitcast(builder.add(moved, _number(kind, 1 << 23)), result)
+    small = builder.bitcast(builder.fsub(small, smallest), kind)
+    subnormal = builder.icmp_unsigned("==", exponent, _number(kind, 0))
+    sign = builder.shl(builder.and_(wide, _number(kind, 0x8000)), _number(kind, 16))
     bits = builder.or_(builder.select(subnormal, small, normal), sign)
-    return builder.bitcast(bits, ir.FloatType())
+    return builder.bitcast(bits, result)
 
 
 load_u64 = _loader(ir.IntType(64), types.uint64, _as_is)
@@ -124,6 +141,78 @@ load_float32 = _loader(ir.FloatType(), types.float32, _as_is)
 load_float16 = _loader(ir.IntType(16), types.float32, _float16)
 load_bfloat16 = _loader(ir.IntType(16), types.float32, _bfloat16)
 load_float64 = _loader(ir.DoubleType(), types.float32, _narrow)
+
+
+def _local(builder: Any, kind: Any) -> Any:
+    return cgutils.alloca_once(builder, kind)  # type: ignore[no-untyped-call]  # numba's gap
+
+
+def _span_adder(bits: Any, widen: Callable[[Any, Any, Any], Any]) -> Any:
+    """An intrinsic: add weighted rows to SPAN floats that stay in registers meanwhile.
+
+    It takes (rows, begins, weights, count, skip, out, begin): to the floats of `out` from element
+    `begin` it adds weights[i] × the elements of LLVM type `bits` from byte begins[i] + skip, for
+    i = 0 … count − 1. LLVM's own vectorizer gives up on a loop over several rows at once.
+    """
+    lanes, many = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(bits, LANES)
+    stride = LANES * (bits.width if isinstance(bits, ir.IntType) else _FLOAT_BITS[str(bits)]) // 8
+
+    def at(builder: Any, pointer: Any, position: Any, kind: Any) -> Any:
+        return builder.bitcast(builder.gep(pointer, [position]), kind.as_pointer())
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        arrays = [
+            context.make_array(kind)(context, builder, value).data
+            for kind, value in zip(signature.args, args, strict=True)
+            if isinstance(kind, types.Array)
+        ]
+        rows, begins, weights, out = arrays
+        rows = builder.bitcast(rows, cgutils.voidptr_t)
+        count, skip, begin = args[3], args[4], args[6]
+        sums = [_local(builder, lanes) for _ in range(SPAN // LANES)]
+        places = []
+        for k, total in enumerate(sums):
+            element = builder.add(begin, ir.Constant(begin.type, k * LANES))
+            places.append(at(builder, out, element, lanes))
+            builder.store(builder.load(places[k], align=4), total)
+        with cgutils.for_range(builder, count) as loop:
+            start = builder.add(builder.load(builder.gep(begins, [loop.index])), skip)
+            weight = builder.load(builder.gep(weights, [loop.index]))
+            first = builder.insert_element(ir.Constant(lanes, ir.Undefined), weight, _I32(0))
+            mask = ir.Constant(ir.VectorType(_I32, LANES), [0] * LANES)
+            by = builder.shuffle_vector(first, ir.Constant(lanes, ir.Undefined), mask)
+            for k, total in enumerate(sums):
+                position = builder.add(start, ir.Constant(start.type, k * stride))
+                raw = builder.load(at(builder, rows, position, many), align=1)
+                product = builder.fmul(widen(context, builder, raw), by, flags=("contract",))
+                added = builder.fadd(builder.load(total), product, flags=("contract",))
+                builder.store(added, total)
+        for place, total in zip(places, sums, strict=True):
+            builder.store(builder.load(total), place, align=4)
+        return context.get_dummy_value()
+
+    def add(
+        _context: Any,
+        rows: Any,
+        begins: Any,
+        weights: Any,
+        _count: Any,
+        _skip: Any,
+        out: Any,
+        _begin: Any,
+    ) -> Any:
+        arguments = (rows, begins, weights, types.intp, types.intp, out, types.intp)
+        return types.void(*arguments), generate
+
+    return _intrinsic(add)
+
+
+_FLOAT_BITS = {"float": 32, "double": 64}
+
+add_float32 = _span_adder(ir.FloatType(), _as_is)
+add_float16 = _span_adder(ir.IntType(16), _float16)
+add_bfloat16 = _span_adder(ir.IntType(16), _bfloat16)
+add_float64 = _span_adder(ir.DoubleType(), _narrow)
 
 
 @_intrinsic
@@ -134,7 +223,7 @@ def prefetch(_context: Any, array: Any, _position: Any) -> Any:
         pointer = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
-        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]
+        function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]  # numba's gap
             builder.module, kind, "llvm.prefetch.p0i8"
         )
         builder.call(function, [pointer, flag(0), flag(3), flag(1)])

@@ -10,8 +10,10 @@ table's dtype and alignment, or loaded from numba's cache: NUMBA_CACHE_DIR if it
 the kernels are compiled anew in every process. `warm()` does that ahead of the first request.
 """
 
+import zlib
 from enum import IntEnum
 from functools import cache
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -55,6 +57,19 @@ def _bags() -> ModuleType:
     from gatherd.store import compiled_bags
 
     return compiled_bags
+
+
+def fingerprint() -> str:
+    """What tells one release's kernels from another's, for the name of a folder that keeps them.
+
+    numba looks only at the file that a kernel stands in to tell whether it has changed; parts of
+    ours stand in others.
+    """
+    folder = Path(__file__).parent
+    crc = 0
+    for name in ("intrinsics.py", "compiled_keys.py", "compiled_bags.py"):
+        crc = zlib.crc32((folder / name).read_bytes(), crc)
+    return f"{crc:08x}"
 
 
 def warm() -> None:

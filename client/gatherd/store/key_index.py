@@ -33,7 +33,6 @@ it all. A file that is truncated in place while it is mapped ends the process wi
 import json
 import mmap
 import os
-import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
@@ -45,6 +44,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store import kernels, memory
+from gatherd.store.checksums import BLOCK_BYTES, FileChecksums, document_crc, verify_blocks
 from gatherd.store.format import file_bytes
 from gatherd.store.keys import (
     KEY_BYTES_MAX,
@@ -74,7 +74,6 @@ KEYS_DATA: Final = "keys.data.npy"
 KEYS_OFFSETS: Final = "keys.offsets.npy"
 KEYS_SLOTS: Final = "keys.slots.npy"
 NPY_HEADER_BYTES: Final = 128
-BLOCK_BYTES: Final = 4 << 20
 ROWS_MAX: Final = 2**40 - 2
 SLOTS_MIN: Final = 8
 
@@ -134,11 +133,7 @@ class KeysInfo:
             "block_bytes": self.block_bytes,
             "files": dict(self.blocks),
         }
-        return json.dumps({**document, "crc32": _document_crc(document)}).encode()
-
-
-def _document_crc(document: Mapping[str, Any]) -> int:
-    return zlib.crc32(json.dumps(document, sort_keys=True, separators=(",", ":")).encode())
+        return json.dumps({**document, "crc32": document_crc(document)}).encode()
 
 
 def read_keys_info(folder: Path) -> KeysInfo | None:
@@ -157,8 +152,7 @@ def read_keys_info(folder: Path) -> KeysInfo | None:
         raise BadFile(f"{path} has more than {KEYS_JSON_BYTES_MAX} bytes")
     try:
         document = json.loads(raw)
-        claimed = document.pop("crc32")
-        if claimed != _document_crc(document):
+        if document["crc32"] != document_crc(document):
             raise BadFile(f"{path} is damaged: its checksum doesn't fit")
         if document["format"] != KEYS_FORMAT:
             raise BadFile(f"{path} has format {document['format']}; this reads {KEYS_FORMAT}")
@@ -301,7 +295,7 @@ class KeyIndex:
     def verify(self) -> None:
         """Read and checksum every file; BadFile names the first damaged one and its byte range."""
         for name in self._info.arrays():
-            verify_blocks(self._folder / name, self._info.blocks[name], self._info.block_bytes)
+            verify_file(self._folder / name, self._info)
 
 
 def key_bits(
@@ -319,25 +313,9 @@ def key_bits(
     return bits, bits < 2**63
 
 
-def block_checksums(path: Path, block_bytes: int = BLOCK_BYTES) -> list[int]:
-    """The crc32 of each block of the file. BadFile when it can't be read."""
-    checksums = []
-    try:
-        with open(path, "rb") as file:
-            while block := file.read(block_bytes):
-                checksums.append(zlib.crc32(block))
-    except OSError as error:
-        raise BadFile(f"{path} can't be read: {error.strerror}") from None
-    return checksums
-
-
-def verify_blocks(path: Path, expected: list[int], block_bytes: int) -> None:
-    """BadFile, naming the first damaged byte range, unless the file has these checksums."""
-    actual = block_checksums(path, block_bytes)
-    for number, crc in enumerate(expected):
-        if number >= len(actual) or actual[number] != crc:
-            begin = number * block_bytes
-            end = min(begin + block_bytes, path.stat().st_size)
-            raise BadFile(f"{path} is damaged somewhere in bytes {begin} to {end} (crc32)")
-    if len(actual) > len(expected):
-        raise BadFile(f"{path} goes on after byte {len(expected) * block_bytes}")
+def verify_file(path: Path, info: KeysInfo) -> None:
+    """Hold one of the index's files against `info`; BadFile naming the first damaged range."""
+    name = path.name
+    blocks = tuple(info.blocks[name])
+    for _ in verify_blocks(path, FileChecksums(info.file_bytes(name), info.block_bytes, blocks)):
+        pass

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument, NoKeys
 from gatherd.store import bags, memory
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.format import RowLayout, file_bytes, read_layout
+from gatherd.store.format import RowLayout, file_bytes, open_readonly, read_layout
 from gatherd.store.ids import all_in_range, in_range, out_of_range_error
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys, key_not_found_error
@@ -323,15 +323,3 @@ def open_file_table(
         return Table.map(name, 1, fd, read_layout(fd, str(path), tensor), default_vector)
     finally:
         os.close(fd)
-
-
-def open_readonly(path: Path) -> int:
-    """A descriptor of the regular file `path`; BadFile when it can't be opened."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
-    if not path.is_file():
-        os.close(fd)
-        raise BadFile(f"{path} isn't a regular file")
-    return fd

@@ -18,10 +18,10 @@ from gatherd.store.format import (
     NPY_HEADER_BYTES_MAX,
     NPY_MAGIC,
     RowLayout,
+    open_readonly,
     read_layout,
     read_safetensors_header,
 )
-from gatherd.store.table import open_readonly
 from gatherd_server.loaders.batches import RowBatch, RowSource, pick, rows_per_batch
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.streams import ByteStream, Opened, unpack_member

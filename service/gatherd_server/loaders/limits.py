@@ -11,7 +11,6 @@ PACKING_DEPTH_MAX = 2
 # An archive of any ratio is let grow to this before the ratio counts.
 RATIO_FREE_BYTES = 16 << 20
 ZIP_ENTRIES_MAX = 100_000
-ZIP_COMMENT_BYTES_MAX = 65_557
 # data.pkl of a torch file: a few hundred bytes a tensor.
 PICKLE_BYTES_MAX = 16 << 20
 PICKLE_DEPTH_MAX = 32

@@ -5,6 +5,7 @@ archive's member and then, after another "#", the part of that.
 """
 
 import json
+import re
 import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -39,14 +40,15 @@ from gatherd_server.loaders.word2vec_binary import word2vec_binary_source
 
 GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
+# Longer than the magic alone, which can also be a text file's first token.
+_BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
+_JSON_OBJECT = re.compile(rb"\s*\{\s*(\"|\}\s*$)")
 KERAS_ENTRY = "model.weights.h5"
 # What we know but don't read, and what to do with it.
 _REFUSED = {
-    b"BZh": "is packed by bzip2; unpack it first (bunzip2)",
     b"\xfd7zXZ\x00": "is packed by xz; unpack it first (unxz)",
     b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it first (zstd -d)",
     b"\xba\x16\x4f\x2f": "is a fastText model (.bin); import its vectors, the .vec file",
-    b"ORC": "is an ORC file; save it as Parquet",
 }
 
 
@@ -126,7 +128,7 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
     if len(head) > 8 and head[8:9] == b"{" and head[4:8] == bytes(4):
         return safetensors_source(opened, part)
-    if head.lstrip().startswith(b"{"):
+    if _JSON_OBJECT.match(head):
         return _index_source(opened, part, options)
     if part is not None:
         raise InvalidArgument(f"{opened.name} has no parts, so no {part!r} to pick")
@@ -137,6 +139,8 @@ def _refuse(name: str, head: bytes) -> None:
     """BadFile for what begins like something that we know and don't read."""
     if not head:
         raise BadFile(f"{name} is empty")
+    if _BZIP2.match(head):
+        raise BadFile(f"{name} is packed by bzip2; unpack it first (bunzip2)")
     for magic, problem in _REFUSED.items():
         if head.startswith(magic):
             raise BadFile(f"{name} {problem}")

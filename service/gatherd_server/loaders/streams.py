@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
-from gatherd.store.table import open_readonly
+from gatherd.store.format import open_readonly
 from gatherd_server.loaders.limits import BATCH_BYTES, RATIO_FREE_BYTES, UnpackLimits
 
 Spool = Callable[[str, Iterable[bytes]], Path]

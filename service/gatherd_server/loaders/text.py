@@ -54,7 +54,8 @@ def text_shape(stream: ByteStream) -> TextShape | None:
     if not lengths:
         return None
     most = max(lengths.values())
-    dim = min(length for length, count in lengths.items() if count == most)
+    # Of as many, the longest: too large a dim is an error soon, too small a one makes odd tokens.
+    dim = max(length for length, count in lengths.items() if count == most)
     if header is None:
         return TextShape(dim, None, False)
     if header[1] != dim:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument, StorageError
 from gatherd.store import kernels
+from gatherd.store.checksums import file_checksums
 from gatherd.store.key_index import (
     KEYS_DATA,
     KEYS_INTS,
@@ -31,12 +32,11 @@ from gatherd.store.key_index import (
     SLOTS_MIN,
     KeyKind,
     KeysInfo,
-    block_checksums,
     key_bits,
     map_array,
     npy_header,
     read_keys_info,
-    verify_blocks,
+    verify_file,
 )
 from gatherd.store.keys import KEY_BYTES_MAX, Keys, StringKeys
 from gatherd_server.storage.files import Files
@@ -262,7 +262,7 @@ def _place(
 
 
 def _with_checksums(folder: Path, info: KeysInfo) -> KeysInfo:
-    blocks = {name: block_checksums(folder / name) for name in info.arrays()}
+    blocks = {name: list(file_checksums(folder / name).crcs) for name in info.arrays()}
     return KeysInfo(info.kind, info.count, info.seed, info.data_bytes, info.slot_count, blocks)
 
 
@@ -287,7 +287,7 @@ def rebuild_slots(files: Files, folder: Path) -> None:
     else:
         for name in info.arrays():
             if name != KEYS_SLOTS:
-                verify_blocks(folder / name, info.blocks[name], info.block_bytes)
+                verify_file(folder / name, info)
     arrays = {
         name: map_array(folder / name, descr, length)[1]
         for name, (descr, length) in info.arrays().items()

@@ -28,6 +28,7 @@ from gatherd.store.checksums import (
     FileChecksums,
     checksums_of,
     crc_of,
+    document_crc,
 )
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind, Keys
@@ -114,6 +115,7 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
             "origin": table.origin,
             CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
         }
+        manifest["crc32"] = document_crc(manifest)
         files.write_new(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
         files.sync_dir(folder)
     except BaseException:
