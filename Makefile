@@ -68,4 +68,4 @@ lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	$(UV_COMPILE) --extra server --extra formats --extra remote --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

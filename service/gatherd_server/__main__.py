@@ -8,6 +8,7 @@ SERVER_PACKAGES = {
     "grpc_health",
     "grpc_reflection",
     "httptools",
+    "numba",
     "orjson",
     "pydantic",
     "pydantic_settings",

@@ -22,7 +22,9 @@ from gatherd_server.cli_import import (
     data_dir_option,
     default_vector_option,
     import_table,
+    optimizer_options,
     read_default,
+    read_optimizer,
 )
 from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
@@ -150,6 +152,7 @@ def _announce(settings: ServeSettings, addresses: Addresses) -> None:
     help="What the rows are stored in.",
 )
 @default_vector_option
+@optimizer_options
 @data_dir_option
 def create(
     name: str,
@@ -159,6 +162,8 @@ def create(
     seed: int | None,
     dtype: str,
     default_vector: Path | None,
+    optimizer: str | None,
+    lr: float | None,
     data_dir: Path,
 ) -> None:
     """Make a new table of drawn or zero rows.
@@ -170,7 +175,16 @@ def create(
     blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed)
     origin = {"created": init, "seed": seed}
     default = read_default(default_vector, dim)
-    table = TableFiles(name, DType(dtype), rows, dim, map(Block, blocks), origin, default)
+    table = TableFiles(
+        name,
+        DType(dtype),
+        rows,
+        dim,
+        map(Block, blocks),
+        origin,
+        default,
+        optimizer=read_optimizer(optimizer, lr),
+    )
     with own_data_dir(data_dir, create=True) as owned:
         owned.add_table(table)
     byte_count = rows * dim * table.dtype.itemsize

@@ -1,6 +1,7 @@
 """`gatherd import`: its options, its progress bar and its summary."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from gatherd_server.loaders.batches import OnBadRow
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import is_uri
+from gatherd_server.storage.slots import LR_DEFAULT, Optimizer, OptimizerName
 from gatherd_server.writer.importing import (
     ImportOptions,
     ImportSummary,
@@ -49,6 +51,26 @@ def read_default(path: Path | None, dim: int) -> NDArray[np.float32] | None:
     if vector.shape != (dim,):
         raise InvalidArgument(f"{path} has shape {vector.shape}; the table's dim is {dim}")
     return vector
+
+
+def optimizer_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--optimizer and --lr."""
+    names = click.Choice([name.value for name in OptimizerName])
+    command = click.option(
+        "--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: 0.01]"
+    )(command)
+    return click.option(
+        "--optimizer", type=names, help="Make the table trainable: give it this one's slots."
+    )(command)
+
+
+def read_optimizer(name: str | None, lr: float | None) -> Optimizer | None:
+    """What the two options ask for; InvalidArgument for a rate without an optimizer."""
+    if name is None:
+        if lr is not None:
+            raise InvalidArgument("--lr is an optimizer's; give --optimizer too")
+        return None
+    return Optimizer(OptimizerName(name), LR_DEFAULT if lr is None else lr)
 
 
 def _choice(policy: type[OnDuplicate] | type[OnNonfinite] | type[OnBadRow]) -> click.Choice[str]:
@@ -101,6 +123,7 @@ def _choice(policy: type[OnDuplicate] | type[OnNonfinite] | type[OnBadRow]) -> c
     help="How many times its size a packed source may unpack to.",
 )
 @default_vector_option
+@optimizer_options
 @data_dir_option
 def import_table(
     name: str,
@@ -114,6 +137,8 @@ def import_table(
     unpacked_bytes_max: int,
     unpacked_ratio_max: int,
     default_vector: Path | None,
+    optimizer: str | None,
+    lr: float | None,
     data_dir: Path,
 ) -> None:
     """Copy the rows of a file, or of several, into a new table.
@@ -121,12 +146,14 @@ def import_table(
     \b
         gatherd import words glove.6B.100d.txt --data-dir ./data
         gatherd import words glove.6B.zip#glove.6B.50d.txt --on-bad-row skip --data-dir ./data
+        gatherd import words vectors.npy --optimizer adagrad --lr 0.05 --data-dir ./data
         gatherd import emb model.safetensors#embeddings.weight --dtype float16 --data-dir ./data
         gatherd import items s3://bucket/items.parquet#vector --key-column id --data-dir ./data
 
     The format is told by the content: .npy, .npz, safetensors, GloVe, word2vec and fastText .vec,
     torch, Keras and HDF5, Parquet and Arrow; each as it is, or as .gz or .zip.
     """  # click takes a real backspace as "don't rewrap"
+    trained = read_optimizer(optimizer, lr)
     limits = UnpackLimits(unpacked_bytes_max, unpacked_ratio_max)
     with ExitStack() as stack:
         owned = stack.enter_context(own_data_dir(data_dir, create=True))
@@ -139,6 +166,7 @@ def import_table(
             OnDuplicate(on_duplicate),
             OnNonfinite(on_nonfinite),
             read_default(default_vector, source.dim),
+            trained,
         )
         with click.progressbar(
             length=source.total or 1,

@@ -13,6 +13,7 @@ from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import Spool
+from gatherd_server.storage.slots import Optimizer, OptimizerName
 from gatherd_server.writer.plan import WORKER_PRIVATE_BYTES, TablePlan, plan_source
 from gatherd_server.writer.publish import own_data_dir
 from gatherd_server.writer.verify import repair_keys, verify_table
@@ -85,6 +86,11 @@ def _verify(data_dir: Path, name: str, version: int) -> str | None:
 )
 @click.option("--keys", help="File of keys, as for import.")
 @click.option("--key-column", help="Column of keys, as for import.")
+@click.option(
+    "--optimizer",
+    type=click.Choice([name.value for name in OptimizerName]),
+    help="With the slots of this optimizer.",
+)
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def plan(
     sources: tuple[str, ...],
@@ -93,6 +99,7 @@ def plan(
     dtype: str | None,
     keys: str | None,
     key_column: str | None,
+    optimizer: str | None,
     as_json: bool,
 ) -> None:
     """Tell the disk, memory and start time of a table before it is there.
@@ -104,13 +111,14 @@ def plan(
     A source that doesn't tell its rows in a header is read to its end.
     """
     target = DType(dtype) if dtype else None
+    trained = Optimizer(OptimizerName(optimizer)) if optimizer else None
     if sources and rows is None and dim is None:
         with tempfile.TemporaryDirectory() as folder:
             options = OpenOptions(_spool_to(Path(folder)), key_column, keys)
             with open_sources(sources, options) as source:
-                planned = plan_source(source, target)
+                planned = plan_source(source, target, trained)
     elif not sources and rows is not None and dim is not None:
-        planned = TablePlan(rows, dim, target or DType.FLOAT32)
+        planned = TablePlan(rows, dim, target or DType.FLOAT32, optimizer=trained)
     else:
         raise InvalidArgument("give either a SOURCE, or --rows and --dim")
     click.echo(json.dumps(_document(planned)) if as_json else _shown(planned))
@@ -134,6 +142,7 @@ def _document(planned: TablePlan) -> dict[str, object]:
         "keys": planned.key_kind.value if planned.key_kind else None,
         "rows_bytes": planned.rows_bytes,
         "keys_bytes": planned.keys_bytes,
+        "slots_bytes": planned.slots_bytes,
         "disk_bytes": planned.disk_bytes,
         "mapped_bytes": planned.mapped_bytes,
         "private_bytes_per_worker": WORKER_PRIVATE_BYTES,
@@ -147,6 +156,8 @@ def _shown(planned: TablePlan) -> str:
     if planned.key_kind is not None:
         parts += f", key index {planned.keys_bytes / MB:.1f} MB"
         keyed = f"{planned.row_count} {planned.key_kind.value} keys"
+    if planned.slots_bytes:
+        parts += f", slots {planned.slots_bytes / MB:.1f} MB"
     shape = f"{planned.row_count} rows of {planned.dim} {planned.dtype.value}, {keyed}"
     private = WORKER_PRIVATE_BYTES / MB
     return (

@@ -40,6 +40,8 @@ def npy_bytes(version: Path) -> int:
         ("rows.npy",),
         ("rows.npy", "--dtype", "float16"),
         ("rows.npy", "--keys", "keys.npy"),
+        ("rows.npy", "--optimizer", "adam"),
+        ("words.txt", "--optimizer", "ftrl"),
         ("words.txt",),
         ("words.txt", "--dtype", "bfloat16"),
     ],

@@ -6,6 +6,7 @@ control                                see control.py
 lock                                   held by the one process that may change anything
 tables/<name>/v000001/manifest.json    what it is: dtype, rows, dim, origin, …
 tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, which is how ml_dtypes saves it
+tables/<name>/v000001/slot_*.npy       an optimizer's state, for a table that can be trained
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
 tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
 staging/                               what isn't published yet; readers never look into it
@@ -147,7 +148,9 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         if (layout.dtype, layout.row_count, layout.dim) != (dtype, *shape):
             raise BadFile(f"{weights} isn't the {shape} {dtype.value} array of its manifest")
         default = _read_default(folder / DEFAULT_NAME)
-        return Table.map(name, version, fd, layout, default, KeyIndex.open(folder))
+        table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder))
+        table.is_trainable = manifest.get("optimizer") is not None
+        return table
     finally:
         os.close(fd)
 

@@ -79,6 +79,8 @@ class Table:
         self._mapping = mapping
         self._rows = rows
         self.keys = keys
+        self.is_trainable = False
+        """Whether it has an optimizer and its slots."""
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
 

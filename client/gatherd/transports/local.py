@@ -182,7 +182,7 @@ class LocalSession(Session):
             dim=table.dim,
             dtype=table.dtype.value,
             version=entry.live,
-            trainable=False,
+            trainable=table.is_trainable,
             refused="",
             key_kind="" if keys is None else keys.kind.value,
             rows_bytes=table.nbytes,

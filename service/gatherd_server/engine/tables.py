@@ -47,6 +47,7 @@ class LiveTables:
             table.dim,
             table.dtype,
             table.version,
+            trainable=table.is_trainable,
             key_kind=table.keys.kind.value if table.keys else "",
             rows_bytes=table.nbytes,
             keys_bytes=table.keys.nbytes if table.keys else 0,

@@ -66,6 +66,11 @@ class Files:
             with _told(path):
                 os.posix_fallocate(fd, 0, byte_count)
 
+    def truncate(self, fd: int, byte_count: int, path: Path) -> None:
+        """Cut the file to `byte_count`, or lengthen it."""
+        with _told(path):
+            os.ftruncate(fd, byte_count)
+
     def write_at(self, fd: int, data: memoryview, position: int, path: Path) -> int:
         """Write all of `data` at `position`; returns the position after it."""
         with _told(path):

@@ -7,7 +7,6 @@ writing, and at the end the header is made right and the file cut to its size.
 
 import io
 import json
-import os
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -19,7 +18,6 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import StorageError
 from gatherd.store.catalog import DATA_DIR_FORMAT, DEFAULT_NAME, MANIFEST_NAME, WEIGHTS_NAME
 from gatherd.store.checksums import (
     BLOCK_BYTES,
@@ -34,6 +32,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind, Keys
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder
+from gatherd_server.storage.slots import Optimizer, write_slots
 
 # A file of unknown length is reserved in steps of this, or an eighth of what it has already.
 RESERVE_BYTES = 16 << 20
@@ -76,6 +75,7 @@ class TableFiles:
     origin: dict[str, Any]
     default_vector: NDArray[np.float32] | None = None
     key_kind: KeyKind | None = None
+    optimizer: Optimizer | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +97,8 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
     files.make_dirs(folder)
     try:
         row_count, checksums = _write_rows(files, folder, table)
+        if table.optimizer is not None:
+            checksums |= write_slots(files, folder, table.optimizer, row_count, table.dim)
         if table.default_vector is not None:
             buffer = io.BytesIO()
             np.save(buffer, table.default_vector, allow_pickle=False)
@@ -111,6 +113,7 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
             "rows": row_count,
             "dim": table.dim,
             "keys": table.key_kind.value if table.key_kind else None,
+            "optimizer": table.optimizer.to_json() if table.optimizer else None,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "origin": table.origin,
             CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
@@ -196,10 +199,7 @@ class _WeightsFile:
         fd = self._file.fileno()
         header = _npy_header(self._dtype, self.row_count, self._dim)
         self._files.write_at(fd, memoryview(header), 0, self._path)
-        try:
-            os.ftruncate(fd, self._position)
-        except OSError as error:
-            raise StorageError(f"{self._path}: {error.strerror}") from error
+        self._files.truncate(fd, self._position, self._path)
         self._files.sync(fd, self._path)
         found = self._checksums.finish()
         # The first block was summed up with zeros for the header.

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
+from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.writer.publish import OwnedDataDir
 
@@ -38,6 +39,7 @@ class ImportOptions:
     on_duplicate: OnDuplicate = OnDuplicate.ERROR
     on_nonfinite: OnNonfinite = OnNonfinite.ERROR
     default_vector: NDArray[np.float32] | None = None
+    optimizer: Optimizer | None = None
 
 
 @dataclass(slots=True)
@@ -83,6 +85,7 @@ def import_rows(
             origin,
             options.default_vector,
             source.key_kind,
+            options.optimizer,
         )
     )
     return summary

@@ -15,6 +15,7 @@ from gatherd.store.key_index import KeyKind, KeysInfo
 from gatherd.store.keys import StringKeys
 from gatherd_server.loaders.batches import RowSource
 from gatherd_server.storage.key_index_writer import slots_for
+from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import weights_header_bytes
 
 # Measured on a 2-core virtual machine, Python 3.11; docs/performance.md has the runs.
@@ -32,6 +33,13 @@ class TablePlan:
     dtype: DType
     key_kind: KeyKind | None = None
     key_bytes: int = 0
+    optimizer: Optimizer | None = None
+
+    @property
+    def slots_bytes(self) -> int:
+        """Bytes of the optimizer's slots, which lookups don't map."""
+        slots = self.optimizer.slots if self.optimizer else ()
+        return sum(slot.file_bytes(self.row_count, self.dim) for slot in slots)
 
     @property
     def rows_bytes(self) -> int:
@@ -46,7 +54,7 @@ class TablePlan:
     @property
     def disk_bytes(self) -> int:
         """Bytes of the version's .npy files; two small .json files come on top."""
-        return self.rows_bytes + self.keys_bytes
+        return self.rows_bytes + self.keys_bytes + self.slots_bytes
 
     @property
     def mapped_bytes(self) -> int:
@@ -71,7 +79,9 @@ class TablePlan:
         return [info.file_bytes(name) for name in info.arrays()]
 
 
-def plan_source(source: RowSource, dtype: DType | None) -> TablePlan:
+def plan_source(
+    source: RowSource, dtype: DType | None, optimizer: Optimizer | None = None
+) -> TablePlan:
     """The plan of a table that is imported from `source`, in `dtype` or its own.
 
     Reads the source to its end when only that tells how many rows it has or how long its keys
@@ -79,10 +89,10 @@ def plan_source(source: RowSource, dtype: DType | None) -> TablePlan:
     """
     target = dtype or source.stored_dtype
     if source.row_count is not None and source.key_kind is None:
-        return TablePlan(source.row_count, source.dim, target)
+        return TablePlan(source.row_count, source.dim, target, optimizer=optimizer)
     row_count = key_bytes = 0
     for batch in source.read():
         row_count += len(batch.rows)
         if isinstance(batch.keys, StringKeys):
             key_bytes += int(np.diff(batch.keys.offsets).sum())
-    return TablePlan(row_count, source.dim, target, source.key_kind, key_bytes)
+    return TablePlan(row_count, source.dim, target, source.key_kind, key_bytes, optimizer)
