@@ -11,7 +11,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from contract.surfaces import AsyncSdk, Connect, Grpc, GrpcStream, Rest, Surface, SyncSdk
+from contract.messages import Connect, Grpc, GrpcStream
+from contract.rest import Rest
+from contract.surfaces import AsyncSdk, Surface, SyncSdk
 from support.server import RunningServer, run_cli
 
 REQUEST_BYTES_MAX = 1 << 20

@@ -1,0 +1,181 @@
+"""The REST surface: JSON, or arrays in and out by media type."""
+
+import base64
+import io
+import json
+from typing import Any
+
+import httpx
+import numpy as np
+
+from contract.surfaces import Answer, Bags, Surface, as_bytes, decode_vectors, raise_wire_error
+from gatherd.store.dtypes import DType
+
+JSON, NPY, OCTETS = "application/json", "application/x-npy", "application/octet-stream"
+
+
+def json_keys(keys: Any) -> tuple[Any, str]:
+    """Keys as JSON has them, and their encoding."""
+    array = np.asarray(keys) if not isinstance(keys, list) else np.asarray(keys, object)
+    if array.dtype.kind in "iu":
+        return array.tolist(), "utf-8"
+    try:
+        for key in array.reshape(-1):
+            as_bytes(key).decode()
+    except UnicodeDecodeError:
+        flat = [base64.b64encode(as_bytes(key)).decode() for key in array.reshape(-1)]
+        return np.array(flat, object).reshape(array.shape).tolist(), "base64"
+    return array.tolist(), "utf-8"
+
+
+def json_bags(bags: Bags) -> dict[str, Any]:
+    rows, encoding = (
+        json_keys(bags.rows) if bags.by_keys else (np.asarray(bags.rows).tolist(), "utf-8")
+    )
+    weights = None if bags.weights is None else np.asarray(bags.weights).tolist()
+    return {
+        "keys" if bags.by_keys else "ids": rows,
+        "encoding": encoding,
+        "offsets": np.asarray(bags.offsets).tolist(),
+        "mode": bags.mode,
+        "weights": weights,
+        "padding_id": bags.padding_id,
+        "missing": bags.missing,
+    }
+
+
+class Rest(Surface):
+    """REST: JSON, or arrays in and out by media type."""
+
+    def __init__(self, base: str, media: str) -> None:
+        self.name = f"rest-{media}"
+        self._http = httpx.Client(base_url=base)
+        self._media = media
+
+    def can_tell(self, shape: tuple[int, ...]) -> bool:
+        """Nested lists can't tell how long the lists in an empty list are."""
+        return self._media != "json" or 0 not in shape[:-1]
+
+    def lookup(
+        self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
+    ) -> Answer:
+        path = f"/v1/tables/{table}:lookup"
+        if self._media == "json":
+            listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+            body = {"ids": listed, "dtype": dtype, "missing": missing}
+            reply = self._http.post(path, json=body)
+            self._check(reply)
+            return self._json_answer(reply.json(), dtype)
+        return self._array_lookup(table, ids, {"dtype": dtype, "missing": missing}, missing)
+
+    def _array_lookup(self, table: str, ids: Any, query: dict[str, Any], missing: str) -> Answer:
+        array = np.asarray(ids)
+        array = array.astype(array.dtype.newbyteorder("<"))
+        if self._media == "npy":
+            content, media = io.BytesIO(), NPY
+            np.save(content, array)
+            body_bytes = content.getvalue()
+        else:
+            body_bytes, media = array.tobytes(), OCTETS
+            query |= {"ids_dtype": array.dtype.name, "shape": ",".join(map(str, array.shape))}
+        headers = {"Content-Type": media, "Accept": media}
+        path = f"/v1/tables/{table}:lookup"
+        reply = self._http.post(path, params=query, content=body_bytes, headers=headers)
+        self._check(reply)
+        return self._array_answer(reply, missing, array.shape)
+
+    def lookup_many(self, requests: dict[str, Any], *, missing: str = "error") -> dict[str, Any]:
+        tables = {
+            table: {"ids": np.asarray(ids).tolist(), "missing": missing}
+            for table, ids in requests.items()
+        }
+        reply = self._http.post("/v1/lookup", json={"tables": tables})
+        self._check(reply)
+        return {
+            table: self._json_answer(answer, "float32")[0]
+            for table, answer in reply.json()["tables"].items()
+        }
+
+    def lookup_keys(self, table: str, keys: Any, *, missing: str = "error") -> Answer:
+        if self._media != "json":
+            query = {"missing": missing, "by": "keys"}
+            return self._array_lookup(table, np.asarray(keys), query, missing)
+        given, encoding = json_keys(keys)
+        body = {"keys": given, "encoding": encoding, "missing": missing}
+        reply = self._http.post(f"/v1/tables/{table}:lookup", json=body)
+        self._check(reply)
+        return self._json_answer(reply.json(), "float32")
+
+    def keys_of(self, table: str, ids: Any) -> Any:
+        reply = self._http.post(
+            f"/v1/tables/{table}:keysOf", json={"ids": np.asarray(ids).tolist()}
+        )
+        self._check(reply)
+        document = reply.json()
+        if document["encoding"] == "base64":
+            flat = [
+                base64.b64decode(key).decode("utf-8", "surrogateescape")
+                for key in np.array(document["keys"], object).reshape(-1)
+            ]
+            return np.array(flat, object).reshape(np.shape(ids)).tolist()
+        return document["keys"]
+
+    def lookup_bags(self, table: str, bags: Bags) -> Answer:
+        headers = {"Accept": {"json": JSON, "npy": NPY, "octets": OCTETS}[self._media]}
+        path = f"/v1/tables/{table}:lookupBags"
+        reply = self._http.post(path, json=json_bags(bags), headers=headers)
+        self._check(reply)
+        if self._media != "json":
+            return self._array_answer(reply, bags.missing, (len(bags.rows),))
+        document = reply.json()
+        vectors = np.array(document["vectors"], np.float32).reshape(document["shape"])
+        return vectors, np.array(document.get("status", [0] * len(bags.rows)), np.uint8)
+
+    def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
+        tables = {table: json_bags(one) for table, one in bags.items()}
+        reply = self._http.post("/v1/lookupBags", json={"tables": tables})
+        self._check(reply)
+        return {
+            table: np.array(answer["vectors"], np.float32).reshape(answer["shape"])
+            for table, answer in reply.json()["tables"].items()
+        }
+
+    @staticmethod
+    def _check(reply: httpx.Response) -> None:
+        if reply.status_code != 200:
+            assert reply.headers["content-type"] == "application/problem+json"
+            problem = json.loads(reply.content)
+            assert problem["status"] == reply.status_code
+            assert problem["error"] == problem["detail"]
+            raise_wire_error(problem["reason"], problem["detail"], problem["metadata"])
+
+    @staticmethod
+    def _json_answer(document: dict[str, Any], dtype: str) -> Answer:
+        shape = tuple(document["shape"])
+        assert document["dtype"] == dtype
+        wanted = np.float16 if dtype == "float16" else np.float32
+        vectors = np.array(document["vectors"], wanted).reshape(shape)
+        if "status" not in document:
+            return vectors, np.zeros(shape[:-1], np.uint8)
+        return vectors, np.array(document["status"], np.uint8).reshape(shape[:-1])
+
+    def _array_answer(self, reply: httpx.Response, missing: str, asked: tuple[int, ...]) -> Answer:
+        shape = tuple(int(n) for n in reply.headers["gatherd-shape"].split(","))
+        dtype = DType(reply.headers["gatherd-dtype"])
+        status_bytes = int(reply.headers["gatherd-status-bytes"])
+        status = np.zeros(asked, np.uint8)
+        if self._media == "npy":
+            stream = io.BytesIO(reply.content)
+            stored = np.load(stream)
+            if missing != "error":
+                status = np.load(stream)
+            vectors = decode_vectors(stored.tobytes(), stored.shape, dtype)
+            assert stored.shape == shape
+            return vectors, status
+        data = reply.content[: len(reply.content) - status_bytes]
+        if missing != "error":
+            status = np.frombuffer(reply.content, np.uint8)[len(data) :].reshape(asked)
+        return decode_vectors(data, shape, dtype), status
+
+    def close(self) -> None:
+        self._http.close()
