@@ -222,6 +222,13 @@ def test_bags_that_cannot_be_pooled_are_refused(
         surface.lookup_bags("float32", bags)
 
 
+def test_a_missing_key_is_not_taken_for_padding(surface: Surface) -> None:
+    needs(surface, "lookup_bags")
+    bags = Bags(["king", "nope"], [0], padding_id=-1, by_keys=True)
+    with pytest.raises(KeyNotFound, match=r"keys\[1\]='nope'"):
+        surface.lookup_bags("words", bags)
+
+
 def test_rows_cannot_be_skipped_outside_of_bags(surface: Surface) -> None:
     with pytest.raises(InvalidArgument, match="missing"):
         surface.lookup("float32", [1], missing="skip")

@@ -233,6 +233,8 @@ class Table:
         absent = bags.SKIP if missing is Missing.SKIP else bags.FILL
         if isinstance(asked, ByKey):
             rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
+            if padding_id is not None and padding_id < 0:
+                padding_id = None  # −1 is a key that has no row here, which isn't padding
         else:
             rows = asked
         index, found = bags.bag_index(rows, self.row_count, absent, padding_id)
