@@ -28,12 +28,12 @@ from gatherd._protobuf import (
     signed,
     tag,
     unreadable,
-    varint,
 )
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire
 from gatherd.store.query import BagsQuery, ByKey, Missing, Pooling
+from gatherd_proto.framing import varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 
 DTYPE_CODES = {

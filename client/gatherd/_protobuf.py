@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from typing import TypeAlias
 
 from gatherd.errors import InternalError
+from gatherd_proto.framing import varint
 
 VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
 _VARINT_BITS_MAX = 70
@@ -17,18 +18,6 @@ _MASK64 = (1 << 64) - 1
 
 Parts: TypeAlias = list[bytes | memoryview]
 """A message in pieces, to be joined once."""
-
-
-def varint(value: int) -> bytes:
-    """`value`, not negative, as a varint."""
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
 
 
 def tag(number: int, wire_type: int) -> bytes:

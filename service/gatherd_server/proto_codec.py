@@ -14,7 +14,7 @@ import numpy as np
 from google.protobuf.message import DecodeError, Message
 from numpy.typing import NDArray
 
-from gatherd.errors import GatherdError, InvalidArgument, MalformedRequest
+from gatherd.errors import InvalidArgument, MalformedRequest
 from gatherd.store.bags import check_offsets, check_weights
 from gatherd.store.dtypes import DType
 from gatherd.store.ids import array_from_bytes
@@ -30,7 +30,8 @@ from gatherd.store.query import (
     parse_missing,
 )
 from gatherd.store.table import Gathered
-from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
+from gatherd_proto.framing import varint
+from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 from gatherd_server.types import Limits, LookupPlan, TableInfo
 
 ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -232,39 +233,28 @@ _STREAM_LOOKUP_TAG = 2 << 3 | 2
 
 def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     data = gathered.vectors.reshape(-1).view(np.uint8).data
-    shape = b"".join(map(_varint, gathered.vectors.shape))
+    shape = b"".join(map(varint, gathered.vectors.shape))
     tensor = (
         bytes((_TENSOR_DTYPE_TAG, _WIRE_DTYPES[gathered.dtype], _TENSOR_SHAPE_TAG))
-        + _varint(len(shape))
+        + varint(len(shape))
         + shape
     )
     if len(data):
-        tensor += bytes((_TENSOR_DATA_TAG,)) + _varint(len(data))
+        tensor += bytes((_TENSOR_DATA_TAG,)) + varint(len(data))
     head = _varint_field(_VERSION_TAG, gathered.version)
     if gathered.status is not None and gathered.status.size:
         status = gathered.status.tobytes()
-        head += bytes((_STATUS_TAG,)) + _varint(len(status)) + status
-    head += bytes((_VECTORS_TAG,)) + _varint(len(tensor) + len(data)) + tensor
+        head += bytes((_STATUS_TAG,)) + varint(len(status)) + status
+    head += bytes((_VECTORS_TAG,)) + varint(len(tensor) + len(data)) + tensor
     return (head, data) if len(data) else (head,)
 
 
 def _nested(tag: int, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return (bytes((tag,)) + _varint(byte_count(parts)), *parts)
+    return (bytes((tag,)) + varint(byte_count(parts)), *parts)
 
 
 def _varint_field(tag: int, value: int) -> bytes:
-    return bytes((tag,)) + _varint(value) if value else b""
-
-
-def _varint(value: int) -> bytes:
-    if value < 0x80:
-        return bytes((value,))
-    out = bytearray()
-    while value >= 0x80:
-        out.append(value & 0x7F | 0x80)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
+    return bytes((tag,)) + varint(value) if value else b""
 
 
 def list_tables_reply(infos: Sequence[TableInfo], limits: Limits) -> bytes:
@@ -304,8 +294,3 @@ def _limits_message(limits: Limits) -> table_pb2.Limits:
         ids_max=limits.ids_max,
         tables_max=limits.tables_max,
     )
-
-
-def error_info(error: GatherdError) -> status_pb2.ErrorInfo:
-    """An error's class and metadata, as both wires carry them."""
-    return status_pb2.ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=error.metadata)

@@ -41,15 +41,6 @@ _STORAGE: dict[DType, np.dtype[Any]] = {
 REPLY_DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 
 
-def parse_dtype(name: str) -> DType:
-    """The dtype called `name`; InvalidArgument when there is none."""
-    try:
-        return DType(name)
-    except ValueError:
-        known = ", ".join(dtype.value for dtype in DType)
-        raise InvalidArgument(f"unknown dtype {name!r}; known are {known}") from None
-
-
 def parse_reply_dtype(name: str) -> DType:
     """The dtype called `name` if a lookup can be answered in it, else InvalidArgument."""
     for dtype in REPLY_DTYPES:

@@ -104,6 +104,15 @@ def open_readonly(path: Path) -> int:
     return fd
 
 
+def npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
+    """What a .npy file (format 1.0, C order) begins with; NumPy leaves room for a growing axis."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": descr, "fortran_order": False, "shape": shape}
+    )
+    return header.getvalue()
+
+
 def file_bytes(fd: int) -> int:
     """The file's size now."""
     return os.fstat(fd).st_size

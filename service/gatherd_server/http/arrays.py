@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, MalformedRequest
 from gatherd.store.dtypes import DType, convert
+from gatherd.store.format import npy_header
 from gatherd.store.ids import NESTING_MAX, ids_from_bytes
 from gatherd.store.keys import Keys, StringKeys, as_keys
 from gatherd.store.table import Gathered
@@ -212,9 +213,9 @@ def npy_parts(gathered: Gathered) -> list[Part]:
     """A .npy of the vectors, then another of the status if there is any."""
     # ml_dtypes saves bfloat16 as two bytes of void, and views it so again.
     descr = "<V2" if gathered.dtype is DType.BFLOAT16 else gathered.vectors.dtype.str
-    parts: list[Part] = [_npy_head(descr, gathered.vectors.shape), _raw(gathered.vectors)]
+    parts: list[Part] = [npy_header(descr, gathered.vectors.shape), _raw(gathered.vectors)]
     if gathered.status is not None:
-        parts += [_npy_head("|u1", gathered.status.shape), _raw(gathered.status)]
+        parts += [npy_header("|u1", gathered.status.shape), _raw(gathered.status)]
     return parts
 
 
@@ -232,11 +233,3 @@ def array_headers(gathered: Gathered) -> dict[str, str]:
 def _raw(array: NDArray[Any]) -> Part:
     # An array without elements has strides that a memoryview can't cast.
     return array.data.cast("B") if array.size else b""
-
-
-def _npy_head(descr: str, shape: tuple[int, ...]) -> bytes:
-    stream = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        stream, {"descr": descr, "fortran_order": False, "shape": shape}
-    )
-    return stream.getvalue()

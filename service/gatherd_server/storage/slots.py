@@ -11,7 +11,6 @@ Ftrl, and of FBGEMM's row-wise Adagrad. Nothing applies gradients in this releas
 is what a table needs to be trained from the state it was imported in.
 """
 
-import io
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -19,6 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from gatherd.store.checksums import FileChecksums, file_checksums
+from gatherd.store.format import npy_header
 from gatherd_server.storage.files import Files
 
 LR_DEFAULT = 0.01
@@ -61,7 +61,8 @@ class SlotSpec:
     def file_bytes(self, row_count: int, dim: int) -> int:
         """The size of its file."""
         dtype, shape = self.array(row_count, dim)
-        return len(_header(dtype, shape)) + dtype.itemsize * int(np.prod(shape, dtype=object))
+        header = npy_header(dtype.str, shape)
+        return len(header) + dtype.itemsize * int(np.prod(shape, dtype=object))
 
 
 class OptimizerName(Enum):
@@ -124,7 +125,7 @@ def write_slots(
 
 def _write_slot(files: Files, path: Path, slot: SlotSpec, row_count: int, dim: int) -> None:
     dtype, shape = slot.array(row_count, dim)
-    header = _header(dtype, shape)
+    header = npy_header(dtype.str, shape)
     files.write_new(path, header)
     with open(path, "r+b", buffering=0) as file:
         end = slot.file_bytes(row_count, dim)
@@ -136,11 +137,3 @@ def _write_slot(files: Files, path: Path, slot: SlotSpec, row_count: int, dim: i
                 part = block[: min(FILL_BYTES, end - position)]
                 files.write_at(file.fileno(), part, position, path)
         files.sync(file.fileno(), path)
-
-
-def _header(dtype: np.dtype[np.generic], shape: tuple[int, ...]) -> bytes:
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": dtype.str, "fortran_order": False, "shape": shape}
-    )
-    return header.getvalue()

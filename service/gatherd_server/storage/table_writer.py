@@ -29,6 +29,7 @@ from gatherd.store.checksums import (
     document_crc,
 )
 from gatherd.store.dtypes import DType
+from gatherd.store.format import npy_header
 from gatherd.store.key_index import KeyKind, Keys
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder
@@ -219,8 +220,4 @@ def weights_header_bytes(dtype: DType, dim: int) -> int:
 
 def _npy_header(dtype: DType, row_count: int, dim: int) -> bytes:
     """The header, of a length that depends on `dim` alone: NumPy leaves room for a growing axis."""
-    header = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        header, {"descr": _NPY_DESCR[dtype], "fortran_order": False, "shape": (row_count, dim)}
-    )
-    return header.getvalue()
+    return npy_header(_NPY_DESCR[dtype], (row_count, dim))
