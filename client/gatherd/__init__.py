@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from gatherd._lookup import TableInfo
+from gatherd._updates import UpdateResult
 from gatherd.aio import AsyncClient
 from gatherd.client import Client
 from gatherd.errors import (
@@ -13,6 +14,7 @@ from gatherd.errors import (
     DataDirInUse,
     DataDirVersion,
     DeadlineExceeded,
+    DiskFull,
     FailedPrecondition,
     ForkedClient,
     GatherdError,
@@ -23,14 +25,20 @@ from gatherd.errors import (
     LimitExceeded,
     MalformedRequest,
     NoKeys,
+    NonfiniteValues,
     NotFound,
     Overloaded,
+    RequestIdReused,
+    RequestIdStale,
     RetryableError,
     StorageError,
     TableNotFound,
+    TableReadOnly,
     TableRefused,
     Unavailable,
     Unimplemented,
+    UpdatesStopped,
+    VersionMismatch,
     VersionNotFound,
 )
 from gatherd.store.memory import tune_allocator
@@ -47,6 +55,7 @@ __all__ = [
     "DataDirInUse",
     "DataDirVersion",
     "DeadlineExceeded",
+    "DiskFull",
     "FailedPrecondition",
     "ForkedClient",
     "GatherdError",
@@ -57,15 +66,22 @@ __all__ = [
     "LimitExceeded",
     "MalformedRequest",
     "NoKeys",
+    "NonfiniteValues",
     "NotFound",
     "Overloaded",
+    "RequestIdReused",
+    "RequestIdStale",
     "RetryableError",
     "StorageError",
     "TableInfo",
     "TableNotFound",
+    "TableReadOnly",
     "TableRefused",
     "Unavailable",
     "Unimplemented",
+    "UpdateResult",
+    "UpdatesStopped",
+    "VersionMismatch",
     "VersionNotFound",
     "__version__",
     "tune_allocator",

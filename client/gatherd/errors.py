@@ -5,21 +5,28 @@ GatherdError
 │   ├── MalformedRequest                   the body can't be read as what it says it is
 │   ├── IdOutOfRange (also IndexError)     an id has no row
 │   ├── KeyNotFound (also KeyError)        a key has no row
-│   └── NoKeys                             keys asked of a table that has none
+│   ├── NoKeys                             keys asked of a table that has none
+│   ├── NonfiniteValues                    an update has NaN or infinity, or would make one
+│   └── RequestIdReused                    an update's id belongs to another update
 ├── NotFound (also LookupError)
 │   ├── TableNotFound
 │   └── VersionNotFound
 ├── AlreadyExists
 ├── FailedPrecondition                     right, but not in the state things are in
-│   └── TableRefused                       the table's file can't be served; the message says why
+│   ├── TableRefused                       the table's file can't be served; the message says why
+│   ├── TableReadOnly                      the table takes no updates; the message says how it would
+│   ├── VersionMismatch                    another version is live than the request insists on
+│   └── RequestIdStale                     too old to tell whether the update was done already
 ├── LimitExceeded                          more than the server takes; metadata names the limit
-├── RetryableError                         nothing was done; try again after a pause
+├── RetryableError                         try again after a pause; an update, by the same id
 │   ├── Unavailable (also ConnectionError)
 │   └── Overloaded
 ├── DeadlineExceeded (also TimeoutError)
 ├── Unimplemented
 ├── InternalError                          the server's fault; its log says more
 ├── StorageError (also OSError)
+│   ├── DiskFull                           nothing was changed
+│   ├── UpdatesStopped                     the disk failed; lookups go on, updates need a restart
 │   ├── BadFile                            a file is damaged, truncated or not of a format we read
 │   ├── DataDirInUse
 │   └── DataDirVersion
@@ -81,6 +88,18 @@ class NoKeys(InvalidArgument):
     reason = "NO_KEYS"
 
 
+class NonfiniteValues(InvalidArgument):
+    """An update has NaN or infinity in it, or would leave one in a row."""
+
+    reason = "NONFINITE_VALUES"
+
+
+class RequestIdReused(InvalidArgument):
+    """An update has the request id of another update."""
+
+    reason = "REQUEST_ID_REUSED"
+
+
 class NotFound(GatherdError, LookupError):
     """What the request names isn't there."""
 
@@ -117,6 +136,24 @@ class TableRefused(FailedPrecondition):
     reason = "TABLE_REFUSED"
 
 
+class TableReadOnly(FailedPrecondition):
+    """The table takes no updates: it has no optimizer, or is served from a file."""
+
+    reason = "TABLE_READ_ONLY"
+
+
+class VersionMismatch(FailedPrecondition):
+    """Another version is live than the one that the request insists on."""
+
+    reason = "VERSION_MISMATCH"
+
+
+class RequestIdStale(FailedPrecondition):
+    """The request id is so old that the server can't tell whether it was done already."""
+
+    reason = "REQUEST_ID_STALE"
+
+
 class LimitExceeded(GatherdError):
     """The request or its reply is larger than the server takes."""
 
@@ -124,7 +161,10 @@ class LimitExceeded(GatherdError):
 
 
 class RetryableError(GatherdError):
-    """Nothing was done; the same request may succeed after a pause.
+    """The same request may succeed after a pause.
+
+    A lookup can be sent again as it is. An update may have been done, if only its answer was lost:
+    it has to be sent again by the same request id, as the SDK does.
 
     `retry_after_seconds` is the server's hint, or None.
     """
@@ -175,6 +215,21 @@ class StorageError(GatherdError, OSError):
     """A file or folder can't be used."""
 
     reason = "STORAGE"
+
+
+class DiskFull(StorageError):
+    """There is no room; nothing was changed."""
+
+    reason = "DISK_FULL"
+
+
+class UpdatesStopped(StorageError):
+    """The disk failed under an update; no more are taken before a restart, and lookups go on.
+
+    Whether that update was done shows after the restart, to who sends it again by its request id.
+    """
+
+    reason = "UPDATES_STOPPED"
 
 
 class BadFile(StorageError):

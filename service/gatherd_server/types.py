@@ -1,7 +1,13 @@
 """Values that the rooms hand to each other."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
 from pathlib import Path
+from typing import Any, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
 
 from gatherd.errors import LimitExceeded
 from gatherd.store.dtypes import DType
@@ -48,12 +54,146 @@ class LookupPlan:
     bags: BagsQuery | None = None
 
 
+class UpdateOp(Enum):
+    """What an update does with its values."""
+
+    SCATTER_ADD = "scatter_add"
+    APPLY_GRADIENTS = "apply_gradients"
+    ASSIGN = "assign"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TableUpdate:
+    """One table's part of a push. `asked` has shape S, `values`, float32, S + (dim,).
+
+    `lr` is apply_gradients' alone, None for the table's own. `if_version` LIVE_VERSION means
+    whatever is live.
+    """
+
+    table: str
+    asked: Asked
+    values: NDArray[np.float32]
+    lr: float | None = None
+    if_version: int = LIVE_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSequence:
+    """The id of a push by a client's session: 16 bytes, and 1, 2, … in the order of the pushes."""
+
+    session: bytes
+    sequence: int
+
+
+RequestId: TypeAlias = SessionSequence | str | None
+"""A session's, an idempotency key, or none: then the same push again is another push."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Push:
+    """Updates that are made together or not at all; each table stands in it once."""
+
+    op: UpdateOp
+    updates: tuple[TableUpdate, ...]
+    request_id: RequestId = None
+
+
+@dataclass(frozen=True, slots=True)
+class PushResult:
+    """A push that is durable and visible: its LSN, and the version of each table, in its order."""
+
+    lsn: int
+    versions: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class OptimizerSpec:
+    """How a table is to be trained, as it was asked for; storage/slots.py says what is possible."""
+
+    name: str
+    options: Mapping[str, float]
+
+
+@dataclass(frozen=True, slots=True)
+class AddStaged:
+    """A new table, of the files in the data dir's staging folder `staged`."""
+
+    table: str
+    staged: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateTable:
+    """A new table of drawn rows. `seed` None draws one."""
+
+    table: str
+    row_count: int
+    dim: int
+    dtype: DType
+    init: str
+    seed: int | None
+    optimizer: OptimizerSpec | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteTable:
+    """The end of a table and all its versions."""
+
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class Publish:
+    """A new live version: the files in staging's folder `staged`, or, "", a copy of the live one."""
+
+    table: str
+    staged: str = ""
+    if_version: int = LIVE_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class Rollback:
+    """An older version live again; LIVE_VERSION for the newest before the live one."""
+
+    table: str
+    version: int = LIVE_VERSION
+    if_version: int = LIVE_VERSION
+
+
+@dataclass(frozen=True, slots=True)
+class SetOptimizer:
+    """A copy of the live version that is trained by another optimizer, live."""
+
+    table: str
+    optimizer: OptimizerSpec
+    if_version: int = LIVE_VERSION
+
+
+TableChange: TypeAlias = AddStaged | CreateTable | DeleteTable | Publish | Rollback | SetOptimizer
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeResult:
+    """The version that is live after a change, 0 for none, and the change's LSN."""
+
+    version: int
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotResult:
+    """The folder of a snapshot, and the LSN that its weights, slots and request ids are of."""
+
+    path: str
+    lsn: int
+
+
 @dataclass(frozen=True, slots=True)
 class TableInfo:
     """What is told about a table. `refused` is empty, or why it can't be looked up.
 
     `key_kind` is empty, "bytes", "int64" or "uint64". `resident_bytes` are those of `rows_bytes`
-    that are in memory now.
+    that are in memory now. `lsn` is the last update that every lookup sees.
     """
 
     name: str
@@ -67,6 +207,10 @@ class TableInfo:
     rows_bytes: int = 0
     keys_bytes: int = 0
     resident_bytes: int = 0
+    versions: tuple[int, ...] = ()
+    optimizer: dict[str, Any] | None = None
+    """Its name under "name", and its options."""
+    lsn: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,3 +128,45 @@ class LookupStreamResponse(_message.Message):
     lookup: LookupResponse
     error: _status_pb2.Status
     def __init__(self, id: _Optional[int] = ..., lookup: _Optional[_Union[LookupResponse, _Mapping]] = ..., error: _Optional[_Union[_status_pb2.Status, _Mapping]] = ...) -> None: ...
+
+class UpdateRequest(_message.Message):
+    __slots__ = ("updates", "sequence", "idempotency_key")
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    IDEMPOTENCY_KEY_FIELD_NUMBER: _ClassVar[int]
+    updates: _containers.RepeatedCompositeFieldContainer[TableUpdate]
+    sequence: SessionSequence
+    idempotency_key: str
+    def __init__(self, updates: _Optional[_Iterable[_Union[TableUpdate, _Mapping]]] = ..., sequence: _Optional[_Union[SessionSequence, _Mapping]] = ..., idempotency_key: _Optional[str] = ...) -> None: ...
+
+class SessionSequence(_message.Message):
+    __slots__ = ("session", "sequence")
+    SESSION_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCE_FIELD_NUMBER: _ClassVar[int]
+    session: bytes
+    sequence: int
+    def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ...) -> None: ...
+
+class TableUpdate(_message.Message):
+    __slots__ = ("table", "ids", "keys", "values", "learning_rate", "if_version")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
+    IF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    ids: _tensor_pb2.Tensor
+    keys: _tensor_pb2.Keys
+    values: _tensor_pb2.Tensor
+    learning_rate: float
+    if_version: int
+    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., learning_rate: _Optional[float] = ..., if_version: _Optional[int] = ...) -> None: ...
+
+class UpdateResponse(_message.Message):
+    __slots__ = ("lsn", "versions")
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    lsn: int
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lsn: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...

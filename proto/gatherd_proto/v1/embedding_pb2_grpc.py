@@ -64,6 +64,21 @@ class EmbeddingServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamResponse.FromString,
                 _registered_method=True)
+        self.ScatterAdd = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/ScatterAdd',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
+                _registered_method=True)
+        self.ApplyGradients = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/ApplyGradients',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
+                _registered_method=True)
+        self.Assign = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/Assign',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
+                _registered_method=True)
 
 
 class EmbeddingServiceServicer:
@@ -114,6 +129,28 @@ class EmbeddingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ScatterAdd(self, request, context):
+        """Adds values to rows; every duplicate counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ApplyGradients(self, request, context):
+        """Takes one step of each table's optimizer, after summing the gradients of
+        duplicates.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Assign(self, request, context):
+        """Replaces rows; of duplicates the last one counts.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmbeddingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -146,6 +183,21 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.LookupStream,
                     request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamResponse.SerializeToString,
+            ),
+            'ScatterAdd': grpc.unary_unary_rpc_method_handler(
+                    servicer.ScatterAdd,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.SerializeToString,
+            ),
+            'ApplyGradients': grpc.unary_unary_rpc_method_handler(
+                    servicer.ApplyGradients,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.SerializeToString,
+            ),
+            'Assign': grpc.unary_unary_rpc_method_handler(
+                    servicer.Assign,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +362,87 @@ class EmbeddingService:
             '/gatherd.v1.EmbeddingService/LookupStream',
             gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ScatterAdd(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/ScatterAdd',
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ApplyGradients(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/ApplyGradients',
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Assign(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/Assign',
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -25,25 +25,47 @@ _sym_db = _symbol_database.Default()
 from gatherd_proto.v1 import tensor_pb2 as gatherd__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgatherd_proto/v1/table.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/tensor.proto\"\xd9\x01\n\x05Table\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x11\n\ttrainable\x18\x07 \x01(\x08\x12\x10\n\x08key_kind\x18\x08 \x01(\t\x12\x12\n\nrows_bytes\x18\t \x01(\x04\x12\x12\n\nkeys_bytes\x18\n \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x0b \x01(\x04\"a\n\x06Limits\x12\x19\n\x11request_bytes_max\x18\x01 \x01(\x04\x12\x17\n\x0freply_bytes_max\x18\x02 \x01(\x04\x12\x0f\n\x07ids_max\x18\x03 \x01(\x04\x12\x12\n\ntables_max\x18\x04 \x01(\x04\"\x13\n\x11ListTablesRequest\"[\n\x12ListTablesResponse\x12!\n\x06tables\x18\x01 \x03(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits\" \n\x0fGetTableRequest\x12\r\n\x05table\x18\x01 \x01(\t\"X\n\x10GetTableResponse\x12 \n\x05table\x18\x01 \x01(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits2\xa2\x01\n\x0cTableService\x12K\n\nListTables\x12\x1d.gatherd.v1.ListTablesRequest\x1a\x1e.gatherd.v1.ListTablesResponse\x12\x45\n\x08GetTable\x12\x1b.gatherd.v1.GetTableRequest\x1a\x1c.gatherd.v1.GetTableResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cgatherd_proto/v1/table.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/tensor.proto\"\xa2\x02\n\x05Table\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04rows\x18\x02 \x01(\x04\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x0f\n\x07refused\x18\x06 \x01(\t\x12\x11\n\ttrainable\x18\x07 \x01(\x08\x12\x10\n\x08key_kind\x18\x08 \x01(\t\x12\x12\n\nrows_bytes\x18\t \x01(\x04\x12\x12\n\nkeys_bytes\x18\n \x01(\x04\x12\x16\n\x0eresident_bytes\x18\x0b \x01(\x04\x12\x10\n\x08versions\x18\x0c \x03(\x04\x12(\n\toptimizer\x18\r \x01(\x0b\x32\x15.gatherd.v1.Optimizer\x12\x0b\n\x03lsn\x18\x0e \x01(\x04\"~\n\tOptimizer\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x33\n\x07options\x18\x02 \x03(\x0b\x32\".gatherd.v1.Optimizer.OptionsEntry\x1a.\n\x0cOptionsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\"a\n\x06Limits\x12\x19\n\x11request_bytes_max\x18\x01 \x01(\x04\x12\x17\n\x0freply_bytes_max\x18\x02 \x01(\x04\x12\x0f\n\x07ids_max\x18\x03 \x01(\x04\x12\x12\n\ntables_max\x18\x04 \x01(\x04\"\x13\n\x11ListTablesRequest\"[\n\x12ListTablesResponse\x12!\n\x06tables\x18\x01 \x03(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits\" \n\x0fGetTableRequest\x12\r\n\x05table\x18\x01 \x01(\t\"X\n\x10GetTableResponse\x12 \n\x05table\x18\x01 \x01(\x0b\x32\x11.gatherd.v1.Table\x12\"\n\x06limits\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Limits\"\xc4\x01\n\x12\x43reateTableRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06staged\x18\x02 \x01(\t\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x0b\n\x03\x64im\x18\x04 \x01(\x04\x12 \n\x05\x64type\x18\x05 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x0c\n\x04init\x18\x06 \x01(\t\x12\x11\n\x04seed\x18\x07 \x01(\x04H\x00\x88\x01\x01\x12(\n\toptimizer\x18\x08 \x01(\x0b\x32\x15.gatherd.v1.OptimizerB\x07\n\x05_seed\"#\n\x12\x44\x65leteTableRequest\x12\r\n\x05table\x18\x01 \x01(\t\"C\n\x0ePublishRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06staged\x18\x02 \x01(\t\x12\x12\n\nif_version\x18\x03 \x01(\x04\"E\n\x0fRollbackRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0f\n\x07version\x18\x02 \x01(\x04\x12\x12\n\nif_version\x18\x03 \x01(\x04\"b\n\x13SetOptimizerRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12(\n\toptimizer\x18\x02 \x01(\x0b\x32\x15.gatherd.v1.Optimizer\x12\x12\n\nif_version\x18\x03 \x01(\x04\".\n\x0e\x43hangeResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0b\n\x03lsn\x18\x02 \x01(\x04\"\x1f\n\x0fSnapshotRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"-\n\x10SnapshotResponse\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x0b\n\x03lsn\x18\x02 \x01(\x04\x32\xd4\x04\n\x0cTableService\x12K\n\nListTables\x12\x1d.gatherd.v1.ListTablesRequest\x1a\x1e.gatherd.v1.ListTablesResponse\x12\x45\n\x08GetTable\x12\x1b.gatherd.v1.GetTableRequest\x1a\x1c.gatherd.v1.GetTableResponse\x12I\n\x0b\x43reateTable\x12\x1e.gatherd.v1.CreateTableRequest\x1a\x1a.gatherd.v1.ChangeResponse\x12I\n\x0b\x44\x65leteTable\x12\x1e.gatherd.v1.DeleteTableRequest\x1a\x1a.gatherd.v1.ChangeResponse\x12\x41\n\x07Publish\x12\x1a.gatherd.v1.PublishRequest\x1a\x1a.gatherd.v1.ChangeResponse\x12\x43\n\x08Rollback\x12\x1b.gatherd.v1.RollbackRequest\x1a\x1a.gatherd.v1.ChangeResponse\x12K\n\x0cSetOptimizer\x12\x1f.gatherd.v1.SetOptimizerRequest\x1a\x1a.gatherd.v1.ChangeResponse\x12\x45\n\x08Snapshot\x12\x1b.gatherd.v1.SnapshotRequest\x1a\x1c.gatherd.v1.SnapshotResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatherd_proto.v1.table_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
+  _globals['_OPTIMIZER_OPTIONSENTRY']._loaded_options = None
+  _globals['_OPTIMIZER_OPTIONSENTRY']._serialized_options = b'8\001'
   _globals['_TABLE']._serialized_start=76
-  _globals['_TABLE']._serialized_end=293
-  _globals['_LIMITS']._serialized_start=295
-  _globals['_LIMITS']._serialized_end=392
-  _globals['_LISTTABLESREQUEST']._serialized_start=394
-  _globals['_LISTTABLESREQUEST']._serialized_end=413
-  _globals['_LISTTABLESRESPONSE']._serialized_start=415
-  _globals['_LISTTABLESRESPONSE']._serialized_end=506
-  _globals['_GETTABLEREQUEST']._serialized_start=508
-  _globals['_GETTABLEREQUEST']._serialized_end=540
-  _globals['_GETTABLERESPONSE']._serialized_start=542
-  _globals['_GETTABLERESPONSE']._serialized_end=630
-  _globals['_TABLESERVICE']._serialized_start=633
-  _globals['_TABLESERVICE']._serialized_end=795
+  _globals['_TABLE']._serialized_end=366
+  _globals['_OPTIMIZER']._serialized_start=368
+  _globals['_OPTIMIZER']._serialized_end=494
+  _globals['_OPTIMIZER_OPTIONSENTRY']._serialized_start=448
+  _globals['_OPTIMIZER_OPTIONSENTRY']._serialized_end=494
+  _globals['_LIMITS']._serialized_start=496
+  _globals['_LIMITS']._serialized_end=593
+  _globals['_LISTTABLESREQUEST']._serialized_start=595
+  _globals['_LISTTABLESREQUEST']._serialized_end=614
+  _globals['_LISTTABLESRESPONSE']._serialized_start=616
+  _globals['_LISTTABLESRESPONSE']._serialized_end=707
+  _globals['_GETTABLEREQUEST']._serialized_start=709
+  _globals['_GETTABLEREQUEST']._serialized_end=741
+  _globals['_GETTABLERESPONSE']._serialized_start=743
+  _globals['_GETTABLERESPONSE']._serialized_end=831
+  _globals['_CREATETABLEREQUEST']._serialized_start=834
+  _globals['_CREATETABLEREQUEST']._serialized_end=1030
+  _globals['_DELETETABLEREQUEST']._serialized_start=1032
+  _globals['_DELETETABLEREQUEST']._serialized_end=1067
+  _globals['_PUBLISHREQUEST']._serialized_start=1069
+  _globals['_PUBLISHREQUEST']._serialized_end=1136
+  _globals['_ROLLBACKREQUEST']._serialized_start=1138
+  _globals['_ROLLBACKREQUEST']._serialized_end=1207
+  _globals['_SETOPTIMIZERREQUEST']._serialized_start=1209
+  _globals['_SETOPTIMIZERREQUEST']._serialized_end=1307
+  _globals['_CHANGERESPONSE']._serialized_start=1309
+  _globals['_CHANGERESPONSE']._serialized_end=1355
+  _globals['_SNAPSHOTREQUEST']._serialized_start=1357
+  _globals['_SNAPSHOTREQUEST']._serialized_end=1388
+  _globals['_SNAPSHOTRESPONSE']._serialized_start=1390
+  _globals['_SNAPSHOTRESPONSE']._serialized_end=1435
+  _globals['_TABLESERVICE']._serialized_start=1438
+  _globals['_TABLESERVICE']._serialized_end=2034
 # @@protoc_insertion_point(module_scope)

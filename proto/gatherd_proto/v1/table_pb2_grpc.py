@@ -44,6 +44,36 @@ class TableServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_table__pb2.GetTableRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.GetTableResponse.FromString,
                 _registered_method=True)
+        self.CreateTable = channel.unary_unary(
+                '/gatherd.v1.TableService/CreateTable',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.CreateTableRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.DeleteTable = channel.unary_unary(
+                '/gatherd.v1.TableService/DeleteTable',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteTableRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.Publish = channel.unary_unary(
+                '/gatherd.v1.TableService/Publish',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.PublishRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.Rollback = channel.unary_unary(
+                '/gatherd.v1.TableService/Rollback',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.RollbackRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.SetOptimizer = channel.unary_unary(
+                '/gatherd.v1.TableService/SetOptimizer',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.SetOptimizerRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.Snapshot = channel.unary_unary(
+                '/gatherd.v1.TableService/Snapshot',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class TableServiceServicer:
@@ -61,6 +91,49 @@ class TableServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CreateTable(self, request, context):
+        """Makes a table: of drawn rows, or of files that were staged in the data dir.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTable(self, request, context):
+        """Removes a table with all its versions.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Publish(self, request, context):
+        """Makes a new version live: files that were staged in the data dir, or else a copy of the live
+        version as it is at that moment, which so is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Rollback(self, request, context):
+        """Makes an older version live again, with the contents that it had when it was superseded.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetOptimizer(self, request, context):
+        """Publishes a copy of the live version that is trained by another optimizer.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Snapshot(self, request, context):
+        """Copies the data dir, as it is at one LSN, to a folder of the server's snapshot folder.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TableServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -73,6 +146,36 @@ def add_TableServiceServicer_to_server(servicer, server):
                     servicer.GetTable,
                     request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.GetTableRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_table__pb2.GetTableResponse.SerializeToString,
+            ),
+            'CreateTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.CreateTable,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.CreateTableRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'DeleteTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTable,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteTableRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'Publish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.PublishRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'Rollback': grpc.unary_unary_rpc_method_handler(
+                    servicer.Rollback,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.RollbackRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'SetOptimizer': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetOptimizer,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.SetOptimizerRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'Snapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.Snapshot,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -129,6 +232,168 @@ class TableService:
             '/gatherd.v1.TableService/GetTable',
             gatherd__proto_dot_v1_dot_table__pb2.GetTableRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_table__pb2.GetTableResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CreateTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/CreateTable',
+            gatherd__proto_dot_v1_dot_table__pb2.CreateTableRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/DeleteTable',
+            gatherd__proto_dot_v1_dot_table__pb2.DeleteTableRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/Publish',
+            gatherd__proto_dot_v1_dot_table__pb2.PublishRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Rollback(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/Rollback',
+            gatherd__proto_dot_v1_dot_table__pb2.RollbackRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetOptimizer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/SetOptimizer',
+            gatherd__proto_dot_v1_dot_table__pb2.SetOptimizerRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Snapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/Snapshot',
+            gatherd__proto_dot_v1_dot_table__pb2.SnapshotRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.SnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,6 +1,7 @@
 """The façade that every transport calls. It knows tables and arrays, and no wire."""
 
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,17 @@ from gatherd.store.keys import Keys
 from gatherd.store.table import Gathered
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
 from gatherd_server.engine.tables import LiveTables
-from gatherd_server.types import LIVE_VERSION, Limits, LookupPlan, TableInfo
+from gatherd_server.types import (
+    LIVE_VERSION,
+    ChangeResult,
+    Limits,
+    LookupPlan,
+    Push,
+    PushResult,
+    SnapshotResult,
+    TableChange,
+    TableInfo,
+)
 
 # Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).
 SHORT_BYTES = 256 << 10
@@ -65,6 +76,32 @@ class Engine:
         plan = LookupPlan(name, ids, version=version)
         (table,) = resolve([plan], self._tables, self.limits)
         return table.keys_of(ids), table.version
+
+    def push(self, push: Push) -> "Future[PushResult]":
+        """Hand a push to the writer; the future ends when it is durable and visible, or refused.
+
+        Raises at once, with nothing changed, when the push is wrong in itself: LimitExceeded,
+        TableNotFound, TableRefused, TableReadOnly, VersionMismatch, InvalidArgument for shapes,
+        NonfiniteValues, IdOutOfRange, KeyNotFound. The future can raise the same, and
+        RequestIdReused, RequestIdStale, Overloaded, Unavailable, DiskFull or UpdatesStopped.
+        """
+        raise NotImplementedError(push)
+
+    def change(self, change: TableChange) -> "Future[ChangeResult]":
+        """Hand a change of the catalog to the writer; the future ends when all readers see it.
+
+        It raises TableNotFound, AlreadyExists, VersionNotFound, VersionMismatch, InvalidArgument,
+        BadFile, DiskFull, Unavailable or UpdatesStopped; FailedPrecondition where no data dir is.
+        """
+        raise NotImplementedError(change)
+
+    def snapshot(self, name: str) -> "Future[SnapshotResult]":
+        """Have the writer copy the data dir, under `name` ("" for one made of time and LSN).
+
+        The future raises FailedPrecondition when the server has no folder for snapshots,
+        AlreadyExists, DiskFull, Unavailable or UpdatesStopped.
+        """
+        raise NotImplementedError(name)
 
     def table(self, name: str) -> TableInfo:
         """What is told about `name`. TableNotFound when it isn't there."""
