@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from gatherd._changes import ChangeResult, SnapshotResult
 from gatherd._lookup import TableInfo
 from gatherd._updates import UpdateResult
 from gatherd.aio import AsyncClient
@@ -49,6 +50,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "BadFile",
+    "ChangeResult",
     "Client",
     "ClientClosed",
     "ClientError",
@@ -72,6 +74,7 @@ __all__ = [
     "RequestIdReused",
     "RequestIdStale",
     "RetryableError",
+    "SnapshotResult",
     "StorageError",
     "TableInfo",
     "TableNotFound",

@@ -23,8 +23,9 @@ class Assembler:
 
     def __init__(self, spec: LookupSpec) -> None:
         self.spec = spec
-        # The version that answered the first piece; 0 before that. Later pieces are pinned to it.
-        self.version = 0
+        # The version that was asked for, or else the one that answered the first piece; 0 before
+        # that. Later pieces are pinned to it.
+        self.version = spec.version
         self._vectors: NDArray[Any] | None = None
         self._status: NDArray[np.uint8] | None = None
 

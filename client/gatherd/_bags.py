@@ -9,7 +9,14 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gatherd._lookup import LookupSpec, ReplyType, check_one_of, check_out, check_table
+from gatherd._lookup import (
+    LookupSpec,
+    ReplyType,
+    check_one_of,
+    check_out,
+    check_table,
+    check_version,
+)
 from gatherd.errors import InvalidArgument
 from gatherd.store.bags import check_offsets, check_weights, jagged
 from gatherd.store.ids import as_id_array
@@ -40,6 +47,7 @@ def prepare_bags(
     reply: ReplyType,
     missing: str,
     out: NDArray[Any] | None = None,
+    version: object = None,
 ) -> LookupSpec:
     """Check the arguments of a lookup of bags. InvalidArgument for what can't be sent or filled."""
     name, table_bytes = check_table(table)
@@ -57,7 +65,8 @@ def prepare_bags(
     )
     if out is not None:
         check_out(out, starts.shape, reply.array)
-    return LookupSpec(name, table_bytes, asked, reply, policy, out, bags)
+    wanted = check_version("version", version)
+    return LookupSpec(name, table_bytes, asked, reply, policy, out, bags, wanted)
 
 
 def split_pair(table: str, given: object) -> tuple[object, object]:

@@ -51,6 +51,7 @@ _TENSOR_CODES = {
     ("u", 2): tensor_pb2.DTYPE_UINT16,
     ("u", 4): tensor_pb2.DTYPE_UINT32,
     ("u", 8): tensor_pb2.DTYPE_UINT64,
+    ("f", 2): tensor_pb2.DTYPE_FLOAT16,
     ("f", 4): tensor_pb2.DTYPE_FLOAT32,
 }
 _KEY_DTYPES: dict[int, np.dtype[Any]] = {
@@ -114,9 +115,9 @@ def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tu
 def _lookup(spec: LookupSpec, version: int) -> Parts:
     """A LookupRequest, in a LookupBagsRequest where rows are pooled."""
     if isinstance(spec.asked, ByKey):
-        rows = nested(_KEYS, _keys(spec.asked.keys))
+        rows = nested(_KEYS, keys_parts(spec.asked.keys))
     else:
-        rows = nested(_IDS, _tensor(spec.asked))
+        rows = nested(_IDS, tensor_parts(spec.asked))
     parts: Parts = [
         _TABLE + varint(len(spec.table_bytes)) + spec.table_bytes,
         *rows,
@@ -130,18 +131,19 @@ def _lookup(spec: LookupSpec, version: int) -> Parts:
 
 def _bags(lookup: Parts, bags: BagsQuery) -> Parts:
     parts = nested(_BAGS_LOOKUP, lookup)
-    parts += nested(_BAGS_OFFSETS, _tensor(bags.offsets))
+    parts += nested(_BAGS_OFFSETS, tensor_parts(bags.offsets))
     parts.append(_BAGS_POOLING + varint(_POOLING_CODES[bags.pooling]))
     if bags.weights is not None:
-        parts += nested(_BAGS_WEIGHTS, _tensor(bags.weights))
+        parts += nested(_BAGS_WEIGHTS, tensor_parts(bags.weights))
     if bags.padding_id is not None:
         parts.append(_BAGS_PADDING_ID + varint(bags.padding_id & _MASK64))
     return parts
 
 
-def _keys(keys: Keys) -> Parts:
+def keys_parts(keys: Keys) -> Parts:
+    """A Keys message."""
     if not isinstance(keys, StringKeys):
-        return nested(_INTEGERS, _tensor(keys))
+        return nested(_INTEGERS, tensor_parts(keys))
     dims = b"".join(map(varint, keys.shape))
     lengths = np.diff(keys.offsets).astype("<u4")
     data = keys.data[int(keys.offsets[0]) : int(keys.offsets[-1])]
@@ -155,11 +157,12 @@ def _keys(keys: Keys) -> Parts:
     return nested(_STRINGS, strings)
 
 
-def _tensor(array: NDArray[Any]) -> Parts:
+def tensor_parts(array: NDArray[Any], code: int | None = None) -> Parts:
+    """A Tensor message; `code` is the dtype's where NumPy doesn't have it."""
     dims = b"".join(map(varint, array.shape))
     head = (
         _TENSOR_DTYPE,
-        varint(_TENSOR_CODES[array.dtype.kind, array.dtype.itemsize]),
+        varint(_TENSOR_CODES[array.dtype.kind, array.dtype.itemsize] if code is None else code),
         _TENSOR_SHAPE,
         varint(len(dims)),
         dims,
@@ -172,7 +175,7 @@ def _tensor(array: NDArray[Any]) -> Parts:
 def encode_keys_of(spec: KeysOfSpec, version: int) -> bytes:
     """A KeysOfRequest."""
     parts: Parts = [_TABLE + varint(len(spec.table_bytes)) + spec.table_bytes]
-    parts += nested(_IDS, _tensor(spec.asked))
+    parts += nested(_IDS, tensor_parts(spec.asked))
     if version:
         parts.append(_KEYS_OF_VERSION + varint(version))
     return b"".join(parts)
@@ -318,7 +321,16 @@ def _table_info(table: table_pb2.Table) -> TableInfo:
         rows_bytes=table.rows_bytes,
         keys_bytes=table.keys_bytes,
         resident_bytes=table.resident_bytes,
+        versions=tuple(table.versions),
+        optimizer=_optimizer(table),
+        lsn=table.lsn,
     )
+
+
+def _optimizer(table: table_pb2.Table) -> dict[str, Any] | None:
+    if not table.HasField("optimizer"):
+        return None
+    return {"name": table.optimizer.name, **table.optimizer.options}
 
 
 def _limits(limits: table_pb2.Limits) -> Limits:

@@ -17,8 +17,17 @@ LOOKUP_MANY: Final = "/gatherd.v1.EmbeddingService/LookupMany"
 LOOKUP_BAGS: Final = "/gatherd.v1.EmbeddingService/LookupBags"
 LOOKUP_BAGS_MANY: Final = "/gatherd.v1.EmbeddingService/LookupBagsMany"
 KEYS_OF: Final = "/gatherd.v1.EmbeddingService/KeysOf"
+SCATTER_ADD: Final = "/gatherd.v1.EmbeddingService/ScatterAdd"
+APPLY_GRADIENTS: Final = "/gatherd.v1.EmbeddingService/ApplyGradients"
+ASSIGN: Final = "/gatherd.v1.EmbeddingService/Assign"
 LIST_TABLES: Final = "/gatherd.v1.TableService/ListTables"
 GET_TABLE: Final = "/gatherd.v1.TableService/GetTable"
+CREATE_TABLE: Final = "/gatherd.v1.TableService/CreateTable"
+DELETE_TABLE: Final = "/gatherd.v1.TableService/DeleteTable"
+PUBLISH: Final = "/gatherd.v1.TableService/Publish"
+ROLLBACK: Final = "/gatherd.v1.TableService/Rollback"
+SET_OPTIMIZER: Final = "/gatherd.v1.TableService/SetOptimizer"
+SNAPSHOT: Final = "/gatherd.v1.TableService/Snapshot"
 
 # What a reply may take at most, whatever the server says its limits are.
 REPLY_BYTES_MAX = 2 << 30
@@ -34,11 +43,27 @@ class Deadline:
 
 @dataclass(frozen=True, slots=True)
 class Send:
-    """One request over the wire. The result is the reply's body as a memoryview of bytes."""
+    """One request over the wire. The result is the reply's body as a memoryview of bytes.
+
+    The request's body is `body` and then `rest`, in which flat views of the caller's bytes are: a
+    transport that can doesn't copy them. With `once` a transport sends it one time at most, also
+    when a connection turns out to have been closed while it was idle.
+    """
 
     method: str
     body: bytes
     deadline: Deadline
+    rest: tuple[bytes | memoryview, ...] = ()
+    once: bool = False
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the whole body."""
+        return len(self.body) + sum(map(len, self.rest))
+
+    def joined(self) -> bytes:
+        """The whole body in one piece."""
+        return b"".join((self.body, *self.rest)) if self.rest else self.body
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ _bags.py does the same for bags.
 """
 
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
@@ -27,6 +27,9 @@ Ids: TypeAlias = ArrayLike
 KeysGiven: TypeAlias = ArrayLike
 IdArray: TypeAlias = NDArray[np.integer[Any]]
 
+LIVE_VERSION: Final = 0
+_VERSION_MAX: Final = 2**64 - 1
+
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
@@ -34,7 +37,9 @@ class TableInfo:
 
     `key_kind` is "bytes" (strings), "int64", "uint64", or empty for a table without keys.
     `rows_bytes` and `keys_bytes` are what the rows and the key index take, on disk and mapped;
-    `resident_bytes` is how much of the rows is in memory now.
+    `resident_bytes` is how much of the rows is in memory now. `versions` are those that can be
+    looked up, ascending. `optimizer` has the name under "name" and the options, such as "lr"; None
+    for a table that takes no updates. `lsn` is the last update that every lookup sees.
     """
 
     name: str
@@ -48,6 +53,9 @@ class TableInfo:
     rows_bytes: int = 0
     keys_bytes: int = 0
     resident_bytes: int = 0
+    versions: tuple[int, ...] = ()
+    optimizer: dict[str, Any] | None = None
+    lsn: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +76,10 @@ class ReplyType:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LookupSpec:
-    """One lookup: `asked` are ids or keys of any shape S, or flat ones that `bags` pools."""
+    """One lookup: `asked` are ids or keys of any shape S, or flat ones that `bags` pools.
+
+    `version` is the one that has to answer, LIVE_VERSION for the live one.
+    """
 
     table: str
     table_bytes: bytes
@@ -77,6 +88,7 @@ class LookupSpec:
     missing: Missing
     out: NDArray[Any] | None = None
     bags: BagsQuery | None = None
+    version: int = LIVE_VERSION
 
     @property
     def vectors_shape(self) -> tuple[int, ...]:
@@ -110,11 +122,12 @@ class LookupSpec:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class KeysOfSpec:
-    """The keys of `asked`, ids of any shape S."""
+    """The keys of `asked`, ids of any shape S, in `version`."""
 
     table: str
     table_bytes: bytes
     asked: IdArray
+    version: int = LIVE_VERSION
 
     @property
     def vector_count(self) -> int:
@@ -181,6 +194,17 @@ def check_table(table: object) -> tuple[str, bytes]:
         raise InvalidArgument(f"table {table!r}: the name can't be written as UTF-8") from None
 
 
+def check_version(name: str, version: object) -> int:
+    """The version an argument called `name` asks for, LIVE_VERSION for None."""
+    if version is None:
+        return LIVE_VERSION
+    if isinstance(version, bool | np.bool_) or not isinstance(version, int | np.integer):
+        raise InvalidArgument(f"{name} is an integer, or None for any, not {version!r}")
+    if not 1 <= version <= _VERSION_MAX:
+        raise InvalidArgument(f"{name}={version} isn't possible: versions are counted from 1")
+    return int(version)
+
+
 def check_one_of(ids: object, keys: object) -> None:
     """InvalidArgument unless a lookup has either ids or keys."""
     if ids is None and keys is None:
@@ -196,6 +220,7 @@ def prepare(
     reply: ReplyType,
     missing: str,
     out: NDArray[Any] | None = None,
+    version: object = None,
 ) -> LookupSpec:
     """Check a lookup's arguments. InvalidArgument for what can't be sent or can't be filled."""
     name, table_bytes = check_table(table)
@@ -204,13 +229,14 @@ def prepare(
     asked: Asked = as_id_array(ids) if keys is None else ByKey(as_keys(keys))
     if out is not None:
         check_out(out, asked.shape, reply.array)
-    return LookupSpec(name, table_bytes, asked, reply, policy, out)
+    wanted = check_version("version", version)
+    return LookupSpec(name, table_bytes, asked, reply, policy, out, version=wanted)
 
 
-def prepare_keys_of(table: object, ids: object) -> KeysOfSpec:
+def prepare_keys_of(table: object, ids: object, version: object = None) -> KeysOfSpec:
     """Check the arguments of keys_of."""
     name, table_bytes = check_table(table)
-    return KeysOfSpec(name, table_bytes, as_id_array(ids))
+    return KeysOfSpec(name, table_bytes, as_id_array(ids), check_version("version", version))
 
 
 def key_array(keys: Keys) -> NDArray[Any]:

@@ -10,7 +10,7 @@ from typing import TypeAlias
 from gatherd.errors import InternalError
 from gatherd_proto.framing import varint
 
-VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, _FIXED32 = range(6)
+VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, FIXED32 = range(6)
 _VARINT_BITS_MAX = 70
 _FIELD_NUMBER_MAX = (1 << 29) - 1
 _GROUP_DEPTH_MAX = 100
@@ -63,7 +63,7 @@ def _skip(body: memoryview, pos: int, end: int, wire_type: int) -> tuple[int, in
         length, pos = read_varint(body, pos, end)
     elif wire_type == _FIXED64:
         length = 8
-    elif wire_type == _FIXED32:
+    elif wire_type == FIXED32:
         length = 4
     else:
         raise unreadable(f"a field has wire type {wire_type} at byte {pos}")

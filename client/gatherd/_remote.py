@@ -15,7 +15,6 @@ from gatherd._effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Se
 from gatherd._lookup import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array
 from gatherd._positions import in_whole
 from gatherd._protobuf import unreadable
-from gatherd._retry import pause_seconds
 from gatherd._session import Session
 from gatherd.errors import (
     IdOutOfRange,
@@ -56,8 +55,7 @@ class RemoteSession(Session):
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
-        super().__init__(timeout=timeout, retries=retries, clock=clock)
-        self._uniform = uniform
+        super().__init__(timeout=timeout, retries=retries, clock=clock, uniform=uniform)
         self._limits: Limits | None = None
         self._infos: dict[str, TableInfo] = {}
 
@@ -115,13 +113,13 @@ class RemoteSession(Session):
         if size > IDS_UNASKED_MAX or len(specs) > TABLES_UNASKED_MAX:
             requests = yield from self._plan_requests(specs, deadline, fresh=False)
         try:
-            return (yield from _restarted(requests, once))
+            return (yield from _restarted(specs, requests, once))
         except LimitExceeded:
             # Never asked, or asked of a server with other limits, or of a table with another dim.
             smaller = yield from self._plan_requests(specs, deadline, fresh=True)
             if smaller == requests:
                 raise
-        return (yield from _restarted(smaller, once))
+        return (yield from _restarted(specs, smaller, once))
 
     def _plan_requests(
         self, specs: Sequence[Spec], deadline: Deadline, *, fresh: bool
@@ -163,7 +161,7 @@ class RemoteSession(Session):
         self, spec: KeysOfSpec, requests: Requests, deadline: Deadline
     ) -> Plan[NDArray[Any]]:
         found: list[NDArray[Any]] = []
-        version = 0
+        version = spec.version
         for pieces in requests:
             (piece,) = pieces
             part = spec.cut(piece.start, piece.stop)
@@ -190,17 +188,19 @@ class RemoteSession(Session):
                 reply: memoryview = yield send
                 return reply
             except RetryableError as error:
-                remaining = deadline.at - self._clock()
-                pause = pause_seconds(attempt, error, remaining, self._uniform)
-                if attempt == self._retries or pause is None:
+                pause = self._tries.pause(attempt, error, deadline)
+                if pause is None:
                     raise
             attempt += 1
             yield Sleep(pause)
 
 
-def _restarted(requests: Requests, once: Callable[[Requests], Plan[T]]) -> Plan[T]:
+def _restarted(
+    specs: Sequence[Spec], requests: Requests, once: Callable[[Requests], Plan[T]]
+) -> Plan[T]:
     """What `once` answers, begun anew when the version that answered first is dropped meanwhile."""
-    for _ in range(RESTARTS_MAX if len(requests) > 1 else 0):
+    may_change = len(requests) > 1 and not all(spec.version for spec in specs)
+    for _ in range(RESTARTS_MAX if may_change else 0):
         try:
             return (yield from once(requests))
         except VersionNotFound:

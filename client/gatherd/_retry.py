@@ -1,10 +1,16 @@
 """When a call is tried again, and after which pause: exponential backoff with jitter.
 
-Lookups change nothing, so every one may be sent twice.
+Lookups change nothing, so every one may be sent twice; an update may by its request id. Other
+changes may not, so an error tells what is known of its request: under OUTCOME in its metadata
+stands NOT_SENT when it never left, UNKNOWN when its answer was lost, and nothing when a gatherd
+server answered that it hadn't done it. A server too says UNKNOWN of what it lost track of.
 """
 
 import math
+import random
+import time
 from collections.abc import Callable
+from typing import Final
 
 from gatherd._effects import Deadline
 from gatherd.errors import InvalidArgument, RetryableError
@@ -13,6 +19,38 @@ PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 2.0
 RETRIES_MAX = 100
 TIMEOUT_SECONDS_MAX = 86_400.0
+
+OUTCOME: Final = "outcome"
+NOT_SENT: Final = "not sent"
+UNKNOWN: Final = "unknown"
+
+
+class Tries:
+    """How long a client's calls take at most, and how often each is tried."""
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        retries: int,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._timeout = check_timeout(timeout)
+        self._retries = check_retries(retries)
+        self._clock = clock
+        self._uniform = uniform
+
+    def deadline(self, timeout: float | None) -> Deadline:
+        """The deadline of a call that begins now, `timeout` None for the client's own."""
+        seconds = self._timeout if timeout is None else check_timeout(timeout)
+        return deadline_after(seconds, self._clock())
+
+    def pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
+        """The pause after try number `attempt` (from 0) failed by `error`; None to give up."""
+        if attempt >= self._retries:
+            return None
+        return pause_seconds(attempt, error, deadline.at - self._clock(), self._uniform)
 
 
 def pause_seconds(

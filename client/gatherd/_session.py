@@ -4,6 +4,7 @@
 server, transports/local.py reads the files itself.
 """
 
+import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +26,7 @@ from gatherd._lookup import (
     prepare,
     prepare_keys_of,
 )
-from gatherd._retry import check_retries, check_timeout, deadline_after
+from gatherd._retry import Tries
 from gatherd.errors import InvalidArgument
 
 LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
@@ -35,10 +36,14 @@ class Session(ABC):
     """The calls of a client, as plans; see _effects.py."""
 
     def __init__(
-        self, *, timeout: float, retries: int, clock: Callable[[], float] = time.monotonic
+        self,
+        *,
+        timeout: float,
+        retries: int,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
     ) -> None:
-        self._timeout = check_timeout(timeout)
-        self._retries = check_retries(retries)
+        self._tries = Tries(timeout=timeout, retries=retries, clock=clock, uniform=uniform)
         self._clock = clock
 
     def lookup(
@@ -51,11 +56,12 @@ class Session(ABC):
         missing: str,
         out: NDArray[Any] | None,
         return_status: bool,
+        version: int | None = None,
         timeout: float | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup."""
         deadline = self.deadline(timeout)
-        spec = prepare(table, ids, keys, parse_reply_type(dtype), missing, out)
+        spec = prepare(table, ids, keys, parse_reply_type(dtype), missing, out, version)
         answers = yield from self.gather((spec,), deadline)
         return _result(spec, answers[0], return_status)
 
@@ -67,14 +73,22 @@ class Session(ABC):
         dtype: DTypeLike,
         missing: str,
         return_status: bool,
+        version: Mapping[str, int] | None = None,
         timeout: float | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup_many."""
         deadline = self.deadline(timeout)
-        by_id, by_key = _mappings("lookup_many", ids, keys)
+        by_id, by_key = mappings("lookup_many", ids, keys)
         reply = parse_reply_type(dtype)
-        specs = [prepare(table, given, None, reply, missing) for table, given in by_id.items()]
-        specs += [prepare(table, None, given, reply, missing) for table, given in by_key.items()]
+        versions = extras("lookup_many", "version", version, (by_id, by_key))
+        specs = [
+            prepare(table, given, None, reply, missing, version=versions.get(table))
+            for table, given in by_id.items()
+        ]
+        specs += [
+            prepare(table, None, given, reply, missing, version=versions.get(table))
+            for table, given in by_key.items()
+        ]
         return (yield from self._gather_many(specs, return_status, deadline))
 
     def lookup_bags(
@@ -91,6 +105,7 @@ class Session(ABC):
         missing: str,
         out: NDArray[Any] | None,
         return_status: bool,
+        version: int | None = None,
         timeout: float | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup_bags."""
@@ -106,6 +121,7 @@ class Session(ABC):
             reply=parse_reply_type(dtype),
             missing=missing,
             out=out,
+            version=version,
         )
         answers = yield from self.gather((spec,), deadline)
         return _result(spec, answers[0], return_status)
@@ -121,16 +137,15 @@ class Session(ABC):
         dtype: DTypeLike,
         missing: str,
         return_status: bool,
+        version: Mapping[str, int] | None = None,
         timeout: float | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup_bags_many."""
         deadline = self.deadline(timeout)
-        by_id, by_key = _mappings("lookup_bags_many", ids, keys)
+        by_id, by_key = mappings("lookup_bags_many", ids, keys)
         reply = parse_reply_type(dtype)
-        weights = _mapping("lookup_bags_many", "weights", weights)
-        for table in weights:
-            if table not in by_id and table not in by_key:
-                raise InvalidArgument(f"there are weights for table {table!r}, and no bags")
+        weights = extras("lookup_bags_many", "weights", weights, (by_id, by_key))
+        versions = extras("lookup_bags_many", "version", version, (by_id, by_key))
         specs = []
         for given, keyed in ((by_id, False), (by_key, True)):
             for table, value in given.items():
@@ -146,14 +161,21 @@ class Session(ABC):
                     padding_id=padding_id,
                     reply=reply,
                     missing=missing,
+                    version=versions.get(table),
                 )
                 specs.append(spec)
         return (yield from self._gather_many(specs, return_status, deadline))
 
-    def keys_of(self, table: str, ids: Ids, *, timeout: float | None) -> Plan[NDArray[Any]]:
+    def keys_of(
+        self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None
+    ) -> Plan[NDArray[Any]]:
         """The plan of Client.keys_of."""
         deadline = self.deadline(timeout)
-        return (yield from self.find_keys(prepare_keys_of(table, ids), deadline))
+        return (yield from self.find_keys(prepare_keys_of(table, ids, version), deadline))
+
+    def versions(self, name: str, deadline: Deadline) -> Plan[tuple[int, ...]]:
+        """The plan of Client.versions."""
+        return (yield from self.table(name, deadline)).versions
 
     def _gather_many(
         self, specs: Sequence[LookupSpec], return_status: bool, deadline: Deadline
@@ -168,8 +190,7 @@ class Session(ABC):
 
     def deadline(self, timeout: float | None) -> Deadline:
         """The deadline of a call that begins now."""
-        seconds = self._timeout if timeout is None else check_timeout(timeout)
-        return deadline_after(seconds, self._clock())
+        return self._tries.deadline(timeout)
 
     @abstractmethod
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
@@ -192,14 +213,29 @@ class Session(ABC):
         """Give back what the session itself holds; transports are closed by the shell."""
 
 
-def _mappings(
+def mappings(
     call: str, ids: Mapping[str, Any] | None, keys: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+    """What a call of many tables was given by id and by key, each a dict by table.
+
+    InvalidArgument when it is no dict, or has a table twice.
+    """
     by_id, by_key = _mapping(call, "ids", ids), _mapping(call, "keys", keys)
     for table in by_key:
         if table in by_id:
             raise InvalidArgument(f"table {table!r} has ids and keys; {call} takes one of them")
     return by_id, by_key
+
+
+def extras(
+    call: str, name: str, given: object, tables: Sequence[Mapping[str, Any]]
+) -> Mapping[str, Any]:
+    """A further argument, `name`, that is a dict by table; each has to be among `tables`."""
+    found = _mapping(call, name, given)
+    for table in found:
+        if not any(table in asked for asked in tables):
+            raise InvalidArgument(f"{name} has table {table!r}, which {call} isn't asked about")
+    return found
 
 
 def _mapping(call: str, name: str, given: object) -> Mapping[str, Any]:

@@ -38,7 +38,7 @@ class Target:
     @property
     def authority(self) -> str:
         """host:port, as it stands in a Host header."""
-        if self.scheme == "unix":
+        if self.scheme in ("unix", "local"):
             return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
         return f"{host}:{self.port}"

@@ -1,6 +1,32 @@
-"""An update as the caller asked for it: checked, before anything is sent."""
+"""An update as the caller asked for it: checked, before anything is sent.
 
+Values are sent in the dtype they come in where the wire has it (float32, float16, bfloat16) and as
+float32 otherwise. Left out on purpose: splitting an update, for half of one could be lost, and
+whether an id is the table's padding, which only the server knows.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import Enum
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+from gatherd._effects import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
+from gatherd._lookup import check_table, check_version
+from gatherd.errors import InvalidArgument, NonfiniteValues
+from gatherd.store.dtypes import DType, bfloat16_to_float32
+from gatherd.store.ids import OFFENDERS_MAX, as_id_array
+from gatherd.store.keys import as_keys
+from gatherd.store.query import Asked, ByKey
+
+RowsGiven: TypeAlias = tuple[ArrayLike, ArrayLike]
+"""(ids or keys, values) of one table."""
+
+KEY_CHARS_MAX: Final = 255
+# The bits that are all ones in infinities and NaNs.
+_EXPONENTS = {DType.FLOAT16: 0x7C00, DType.BFLOAT16: 0x7F80}
 
 
 @dataclass(frozen=True, slots=True)
@@ -12,3 +38,193 @@ class UpdateResult:
 
     lsn: int
     versions: dict[str, int]
+
+
+class UpdateOp(Enum):
+    """What an update does with its values, which errors call by `what`."""
+
+    SCATTER_ADD = "scatter_add"
+    APPLY_GRADIENTS = "apply_gradients"
+    ASSIGN = "assign"
+
+    @property
+    def method(self) -> str:
+        """The procedure's path."""
+        return _METHODS[self][0]
+
+    @property
+    def what(self) -> str:
+        """The argument that holds the values."""
+        return _METHODS[self][1]
+
+
+_METHODS = {
+    UpdateOp.SCATTER_ADD: (SCATTER_ADD, "deltas"),
+    UpdateOp.APPLY_GRADIENTS: (APPLY_GRADIENTS, "grads"),
+    UpdateOp.ASSIGN: (ASSIGN, "rows"),
+}
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class UpdateSpec:
+    """One table's part of an update: `asked` of shape S, `values` of S + (dim,).
+
+    `values` are C-contiguous, in the storage dtype of `dtype`: bfloat16 as bits. Where they were so
+    already they are the caller's own array.
+    """
+
+    table: str
+    table_bytes: bytes
+    asked: Asked
+    values: NDArray[Any]
+    dtype: DType
+    lr: float | None
+    if_version: int
+
+
+def prepare_update(
+    op: UpdateOp,
+    table: object,
+    ids: object,
+    keys: object,
+    values: object,
+    *,
+    lr: object = None,
+    if_version: object = None,
+) -> UpdateSpec:
+    """Check one table's part. InvalidArgument for what can't be sent, NonfiniteValues."""
+    name, table_bytes = check_table(table)
+    if (ids is None) == (keys is None):
+        given = "neither ids nor keys" if ids is None else "both ids and keys"
+        raise InvalidArgument(f"table {name!r}: {given} were given; an update takes one of them")
+    if values is None:
+        raise InvalidArgument(f"table {name!r}: no {op.what} were given")
+    asked: Asked = as_id_array(ids) if keys is None else ByKey(as_keys(keys))
+    array, dtype = _as_values(name, op.what, values)
+    if array.ndim != len(asked.shape) + 1 or array.shape[:-1] != asked.shape:
+        rows = "ids" if keys is None else "keys"
+        wanted = ", ".join([*map(str, asked.shape), "dim"])
+        raise InvalidArgument(
+            f"table {name!r}: {op.what} have shape {array.shape}; for {rows} of shape "
+            f"{asked.shape} they have ({wanted}), and nothing is broadcast"
+        )
+    _check_finite(name, op.what, array, dtype, values)
+    version = check_version("if_version", if_version)
+    return UpdateSpec(name, table_bytes, asked, array, dtype, _check_lr(lr), version)
+
+
+def prepare_updates(
+    op: UpdateOp,
+    by_id: Mapping[str, Any],
+    by_key: Mapping[str, Any],
+    *,
+    lr: Mapping[str, Any] | float | None,
+    if_version: Mapping[str, Any],
+) -> list[UpdateSpec]:
+    """Check an update of many tables; InvalidArgument also for none."""
+    specs = []
+    for given, keyed in ((by_id, False), (by_key, True)):
+        for table, pair in given.items():
+            rows, values = _split(op, table, pair)
+            spec = prepare_update(
+                op,
+                table,
+                None if keyed else rows,
+                rows if keyed else None,
+                values,
+                lr=lr.get(table) if isinstance(lr, Mapping) else lr,
+                if_version=if_version.get(table),
+            )
+            specs.append(spec)
+    if not specs:
+        raise InvalidArgument(f"{op.value}_many was given no table")
+    return specs
+
+
+def check_idempotency_key(key: object) -> str:
+    """`key` when it can identify a push, else InvalidArgument."""
+    if not isinstance(key, str):
+        raise InvalidArgument(f"idempotency_key is a str, not a {type(key).__name__}")
+    if not 0 < len(key) <= KEY_CHARS_MAX or not all("!" <= char <= "~" for char in key):
+        raise InvalidArgument(
+            f"idempotency_key={key[:40]!r} isn't possible: it has 1 to {KEY_CHARS_MAX} visible "
+            "ASCII characters, and no space"
+        )
+    return key
+
+
+def _split(op: UpdateOp, table: str, pair: object) -> tuple[object, object]:
+    if not isinstance(pair, tuple) or len(pair) != 2:
+        raise InvalidArgument(f"table {table!r} is given a tuple (ids or keys, {op.what})")
+    rows, values = pair
+    if rows is None:
+        raise InvalidArgument(f"table {table!r} is given None for ids or keys")
+    return rows, values
+
+
+def _as_values(table: str, what: str, values: object) -> tuple[NDArray[Any], DType]:
+    """`values` C-contiguous and in native byte order, in the storage dtype of the dtype told."""
+    try:
+        array = np.asarray(values)
+        if array.dtype.kind == "f" and array.dtype.itemsize == 2:
+            return _native(array, np.float16), DType.FLOAT16
+        if array.dtype.name == "bfloat16":
+            return np.ascontiguousarray(array).view(np.uint16).reshape(array.shape), DType.BFLOAT16
+        if array.dtype.kind in "iufV":
+            with np.errstate(over="ignore"):  # what is too large becomes infinity, and is refused
+                return _native(array, np.float32), DType.FLOAT32
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InvalidArgument(f"table {table!r}: {what} can't be made an array: {error}") from None
+    raise InvalidArgument(f"table {table!r}: {what} are numbers, not {array.dtype}")
+
+
+def _native(array: NDArray[Any], dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    return np.ascontiguousarray(array, dtype).reshape(array.shape)
+
+
+def _check_finite(table: str, what: str, array: NDArray[Any], dtype: DType, given: object) -> None:
+    """NonfiniteValues that names the first vectors with NaN or infinity; one pass when none has."""
+    if dtype is DType.FLOAT32:
+        finite = np.isfinite(array)
+        if finite.all():
+            return
+    else:
+        exponent = _EXPONENTS[dtype]
+        bits = array.view(np.uint16)
+        if int((bits & exponent).max(initial=0)) < exponent:
+            return
+        finite = (bits & exponent) != exponent
+    dim = array.shape[-1]
+    bad = np.flatnonzero(~finite.reshape(-1, dim).all(axis=1))
+    named = {}
+    for row in bad[:OFFENDERS_MAX].tolist():
+        element = int(np.argmin(finite.reshape(-1, dim)[row]))
+        at = (*map(int, np.unravel_index(row, array.shape[:-1])), element)
+        named[what + "".join(f"[{index}]" for index in at)] = _shown(array, dtype, at, given)
+    listed = ", ".join(f"{where}={value}" for where, value in named.items())
+    more = f" (and {bad.size - len(named)} more vectors)" if bad.size > len(named) else ""
+    is_or_are = "isn't a finite float32" if bad.size == 1 else "aren't finite float32s"
+    raise NonfiniteValues(
+        f"table {table!r}: {listed}{more} {is_or_are}; nothing was sent",
+        {"table": table, "offenders": str(bad.size), **named},
+    )
+
+
+def _shown(array: NDArray[Any], dtype: DType, at: tuple[int, ...], given: object) -> str:
+    """The element at `at` as the caller gave it: it may be finite, and too large for float32."""
+    if dtype is DType.BFLOAT16:
+        wide = np.empty(1, np.float32)
+        bfloat16_to_float32(array[at].reshape(1), wide)
+        return str(wide[0])
+    return str(np.asarray(given)[at] if dtype is DType.FLOAT32 else array[at])
+
+
+def _check_lr(lr: object) -> float | None:
+    if lr is None:
+        return None
+    if isinstance(lr, bool | np.bool_) or not isinstance(lr, int | float | np.number):
+        raise InvalidArgument(f"lr is a number, or None for the table's own, not {lr!r}")
+    value = float(lr)
+    if not abs(value) <= float(np.finfo(np.float32).max):
+        raise InvalidArgument(f"lr={lr} isn't a finite float32")
+    return value

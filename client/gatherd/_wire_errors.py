@@ -11,6 +11,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -64,6 +65,8 @@ _CODE_BY_HTTP_STATUS = {
 _HTTP_PAYLOAD_TOO_LARGE = 413
 # What grpc itself says, without details, of a message over a limit of either side.
 _GRPC_TOO_LARGE = "message larger than max"
+# … and of a call that it had no connection for.
+_GRPC_NOT_CONNECTED = "failed to connect to all addresses"
 
 
 def make_error(
@@ -79,6 +82,9 @@ def make_error(
     metadata = dict(info.metadata) if info is not None else {}
     text = message or f"the server answered {code} without a message"
     if issubclass(cls, RetryableError):
+        if info is None:
+            # Of a proxy, or of grpc itself: nobody says what became of the request.
+            metadata[OUTCOME] = UNKNOWN
         return cls(text, metadata, retry_after_seconds)
     return cls(text, metadata)
 
@@ -111,7 +117,10 @@ def from_grpc(
     infos = _status_infos(details) if details else []
     # Our servers' messages say what they mean; grpc's own need the place.
     text = message if infos else f"{url}: {message}"
-    return make_error(code, text, infos, retry_after_seconds)
+    error = make_error(code, text, infos, retry_after_seconds)
+    if message.startswith(_GRPC_NOT_CONNECTED) and not infos:
+        error.metadata[OUTCOME] = NOT_SENT
+    return error
 
 
 def _json_object(body: bytes) -> dict[str, Any]:

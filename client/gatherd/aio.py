@@ -10,8 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gatherd._bags import BagsGiven
+from gatherd._change_calls_aio import AsyncChangeCalls
 from gatherd._effects import AsyncTransport, Effect, Plan, Send, Sleep, T
 from gatherd._lookup import Ids, KeysGiven, TableInfo
+from gatherd._pushes import Pushes
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
@@ -23,7 +25,7 @@ Status = NDArray[np.uint8]
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient:
+class AsyncClient(AsyncChangeCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
     Belongs to the event loop of its first call; another loop raises ClientError, a forked child
@@ -33,8 +35,9 @@ class AsyncClient:
     def __init__(self, url: str, *, timeout: float = 10.0, retries: int = 3) -> None:
         """As Client: url, timeout in seconds for each whole call, retries. Connects later."""
         target = parse_target(url)
-        self._transport: AsyncTransport | None = None
+        self._transport: AsyncTransport
         self._session: Session
+        self._pushes = Pushes(timeout=timeout, retries=retries)
         self._closed = False
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -42,8 +45,8 @@ class AsyncClient:
             from gatherd.transports.local import LocalSession
 
             self._session = LocalSession(target.path, timeout=timeout, retries=retries)
-            return
-        self._session = RemoteSession(timeout=timeout, retries=retries)
+        else:
+            self._session = RemoteSession(timeout=timeout, retries=retries)
         # Imported when needed: grpc takes longer to import than all the rest.
         if target.scheme in ("grpc", "grpcs"):
             from gatherd.transports.grpc import AsyncGrpcTransport
@@ -65,6 +68,7 @@ class AsyncClient:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any]: ...
 
@@ -79,6 +83,7 @@ class AsyncClient:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[True],
+        version: int | None = None,
         timeout: float | None = None,
     ) -> tuple[NDArray[Any], Status]: ...
 
@@ -92,6 +97,7 @@ class AsyncClient:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
         """As Client.lookup: ids or keys of shape S → an array of shape S + (dim,)."""
@@ -104,6 +110,7 @@ class AsyncClient:
                 missing=missing,
                 out=out,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
@@ -118,6 +125,7 @@ class AsyncClient:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[False] = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]]: ...
 
@@ -130,6 +138,7 @@ class AsyncClient:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[True],
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
@@ -141,6 +150,7 @@ class AsyncClient:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: bool = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
         """As Client.lookup_many: {table: ids} → {table: vectors}."""
@@ -151,6 +161,7 @@ class AsyncClient:
                 dtype=dtype,
                 missing=missing,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
@@ -171,6 +182,7 @@ class AsyncClient:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any]: ...
 
@@ -189,6 +201,7 @@ class AsyncClient:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[True],
+        version: int | None = None,
         timeout: float | None = None,
     ) -> tuple[NDArray[Any], Status]: ...
 
@@ -206,6 +219,7 @@ class AsyncClient:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
         """As Client.lookup_bags: bags of ids or keys → an array (bags, dim)."""
@@ -222,6 +236,7 @@ class AsyncClient:
                 missing=missing,
                 out=out,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
@@ -239,6 +254,7 @@ class AsyncClient:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[False] = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]]: ...
 
@@ -254,6 +270,7 @@ class AsyncClient:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[True],
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
@@ -268,6 +285,7 @@ class AsyncClient:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: bool = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
         """As Client.lookup_bags_many: {table: bags} → {table: (bags, dim) array}."""
@@ -281,14 +299,17 @@ class AsyncClient:
                 dtype=dtype,
                 missing=missing,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
         return result
 
-    async def keys_of(self, table: str, ids: Ids, *, timeout: float | None = None) -> NDArray[Any]:
+    async def keys_of(
+        self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
+    ) -> NDArray[Any]:
         """As Client.keys_of: ids of shape S → an array of their keys, of shape S."""
-        return await self._run(self._session.keys_of(table, ids, timeout=timeout))
+        return await self._run(self._session.keys_of(table, ids, version=version, timeout=timeout))
 
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
@@ -298,11 +319,15 @@ class AsyncClient:
         """The table called `name`. TableNotFound when there is none."""
         return await self._run(self._session.table(name, self._session.deadline(timeout)))
 
+    async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
+        """The versions of a table that can be looked up or rolled back to, ascending."""
+        return await self._run(self._session.versions(name, self._session.deadline(timeout)))
+
     async def aclose(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""
         self._closed = True
         self._session.close()
-        if self._transport is not None and self._loop is not None:
+        if self._loop is not None:
             self._check_loop()
             await self._transport.aclose()
 
@@ -347,7 +372,6 @@ class AsyncClient:
 
     async def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Send):
-            assert self._transport is not None  # only a RemoteSession sends
             return await self._transport.call(effect)
         if isinstance(effect, Sleep):
             return await asyncio.sleep(effect.seconds)

@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gatherd._bags import BagsGiven
+from gatherd._change_calls import ChangeCalls
 from gatherd._effects import Effect, Plan, Send, Sleep, T, Transport
 from gatherd._lookup import Ids, KeysGiven, TableInfo
+from gatherd._pushes import Pushes
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
@@ -19,8 +21,8 @@ from gatherd.errors import ClientClosed, GatherdError
 Status = NDArray[np.uint8]
 
 
-class Client:
-    """Looks up vectors in embedding tables. Safe to use from many threads.
+class Client(ChangeCalls):
+    """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,
     `KeyNotFound`, `InvalidArgument`, `Unavailable` once the retries are used up, ….
@@ -33,21 +35,23 @@ class Client:
         """Nothing is connected yet; the first call does that.
 
         url: http://host:8000, https://…, grpc://host:8001, grpcs://…, unix:///run/gatherd.sock
-        (Connect over a Unix socket), or local:/data (reads a data dir's files itself).
+        (Connect over a Unix socket), or local:/data (reads a data dir's files itself, and sends
+        updates and changes to the server that runs on it).
         timeout: seconds for each whole call, its retries included.
         retries: how often a request is sent again, after growing pauses, when the server can't be
-        reached or has no room. Requests to local: have nothing to retry.
+        reached or has no room. Reading local: files has nothing to retry.
         """
         target = parse_target(url)
-        self._transport: Transport | None = None
+        self._transport: Transport
         self._session: Session
+        self._pushes = Pushes(timeout=timeout, retries=retries)
         self._closed = False
         if target.scheme == "local":
             from gatherd.transports.local import LocalSession
 
             self._session = LocalSession(target.path, timeout=timeout, retries=retries)
-            return
-        self._session = RemoteSession(timeout=timeout, retries=retries)
+        else:
+            self._session = RemoteSession(timeout=timeout, retries=retries)
         # Imported when needed: grpc takes longer to import than all the rest.
         if target.scheme in ("grpc", "grpcs"):
             from gatherd.transports.grpc import GrpcTransport
@@ -69,6 +73,7 @@ class Client:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any]: ...
 
@@ -83,6 +88,7 @@ class Client:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[True],
+        version: int | None = None,
         timeout: float | None = None,
     ) -> tuple[NDArray[Any], Status]: ...
 
@@ -96,6 +102,7 @@ class Client:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
         """The rows of `ids`, integers of any dtype and shape S, or of `keys`: shape S + (dim,).
@@ -109,6 +116,8 @@ class Client:
         out: an array to fill and return: C-contiguous, writable, of the result's shape and dtype.
         What it holds after an error is unspecified.
         return_status: return (vectors, status) with status uint8 of shape S, 0 found, 1 missing.
+        version: the version that must answer, VersionNotFound when it isn't there; None for the
+        live one.
         timeout: seconds, instead of the client's.
 
         NoKeys when keys are asked of a table without, InvalidArgument for keys of another kind. A
@@ -124,6 +133,7 @@ class Client:
                 missing=missing,
                 out=out,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
@@ -138,6 +148,7 @@ class Client:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[False] = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]]: ...
 
@@ -150,6 +161,7 @@ class Client:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[True],
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
@@ -161,12 +173,14 @@ class Client:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: bool = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
         """Several tables in one round trip: {table: ids} → {table: vectors}, as `lookup` has them.
 
         keys: {table: keys}, for tables looked up by key; a table has ids or keys, not both. The
         result has the tables of `ids` first, then those of `keys`.
+        version: {table: version}, for some or all.
         With return_status, {table: (vectors, status)}. All or nothing: one bad id fails the call.
         What is over the server's limits is sent in several requests; each table is then answered
         by one version of it.
@@ -178,6 +192,7 @@ class Client:
                 dtype=dtype,
                 missing=missing,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
@@ -198,6 +213,7 @@ class Client:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any]: ...
 
@@ -216,6 +232,7 @@ class Client:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: Literal[True],
+        version: int | None = None,
         timeout: float | None = None,
     ) -> tuple[NDArray[Any], Status]: ...
 
@@ -233,6 +250,7 @@ class Client:
         missing: str = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
+        version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
         """Bags of rows, each pooled into one vector where the table is: an array (bags, dim).
@@ -249,7 +267,7 @@ class Client:
         weights: a number an id, (n,), or as jagged as the ids; taken as float32.
         padding_id: an id (also with keys: the row) that never takes part.
         missing: as for `lookup`, or "skip": what has no row doesn't take part.
-        dtype, out (of shape (bags, dim)), timeout: as for `lookup`.
+        dtype, out (of shape (bags, dim)), version, timeout: as for `lookup`.
         return_status: return (vectors, status) with status uint8, one an id, of shape (n,).
 
         InvalidArgument for offsets that don't begin with 0, decrease or go past the end, weights
@@ -270,6 +288,7 @@ class Client:
                 missing=missing,
                 out=out,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
@@ -287,6 +306,7 @@ class Client:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[False] = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]]: ...
 
@@ -302,6 +322,7 @@ class Client:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: Literal[True],
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
@@ -316,13 +337,15 @@ class Client:
         dtype: DTypeLike = "float32",
         missing: str = "error",
         return_status: bool = False,
+        version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
         """Bags of several tables in one round trip: {table: bags} → {table: (bags, dim) array}.
 
         ids: a value is a tuple (ids, offsets), or a list of lists of ids; see `lookup_bags`.
         keys: the same with keys in place of ids; a table has one of them. The result has the
-        tables of `ids` first, then those of `keys`. weights: {table: weights}, for some or all.
+        tables of `ids` first, then those of `keys`.
+        weights, version: {table: weights} and {table: version}, for some or all.
         The other arguments hold for every table. With return_status, {table: (vectors, status)}.
         All or nothing, as `lookup_many`.
         """
@@ -336,19 +359,22 @@ class Client:
                 dtype=dtype,
                 missing=missing,
                 return_status=return_status,
+                version=version,
                 timeout=timeout,
             )
         )
         return result
 
-    def keys_of(self, table: str, ids: Ids, *, timeout: float | None = None) -> NDArray[Any]:
+    def keys_of(
+        self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
+    ) -> NDArray[Any]:
         """The keys of the rows `ids`, integers of any shape S: an array of shape S.
 
         int64 or uint64 for a table of integer keys; for one of strings, objects of str, in which
         bytes that aren't UTF-8 are lone surrogates (`surrogateescape`) and so can be given as keys
         again. IdOutOfRange for an id without a row, NoKeys for a table without keys.
         """
-        return self._run(self._session.keys_of(table, ids, timeout=timeout))
+        return self._run(self._session.keys_of(table, ids, version=version, timeout=timeout))
 
     def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
@@ -358,12 +384,15 @@ class Client:
         """The table called `name`. TableNotFound when there is none."""
         return self._run(self._session.table(name, self._session.deadline(timeout)))
 
+    def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
+        """The versions of a table that can be looked up or rolled back to, ascending."""
+        return self._run(self._session.versions(name, self._session.deadline(timeout)))
+
     def close(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""
         self._closed = True
         self._session.close()
-        if self._transport is not None:
-            self._transport.close()
+        self._transport.close()
 
     def __enter__(self) -> Self:
         return self
@@ -394,7 +423,6 @@ class Client:
 
     def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Send):
-            assert self._transport is not None  # only a RemoteSession sends
             return self._transport.call(effect)
         if isinstance(effect, Sleep):
             return time.sleep(effect.seconds)

@@ -1,36 +1,39 @@
 """The composition root of a worker: builds everything, starts it and stops it in order.
 
-Start: allocator, tables mapped and populated, kernels compiled or loaded, gRPC, HTTP, readiness.
-Stop: readiness off, both transports drain, tables are let go.
+Start: the writer recovers the data dir, tables mapped and populated, kernels compiled or loaded,
+gRPC, HTTP, readiness. Stop: readiness off, both transports drain, the log is checkpointed, tables
+are let go.
 
-A worker is `python -m gatherd_server.app FD`, FD being its end of the supervisor's channel. The
-first line on it is the worker's brief; the worker answers with one line, ready or failed; when the
-channel closes, the worker drains and exits.
+A server of one worker has its writer in it; of several, a process of its own (writer/process.py),
+which the workers reach over a Unix socket.
 """
 
 import asyncio
 import json
 import logging
-import signal
+import os
 import socket
-import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
-import uvloop
 
-from gatherd.errors import GatherdError
+from gatherd.errors import GatherdError, UpdatesStopped
 from gatherd.store import kernels
-from gatherd.store.memory import tune_allocator
 from gatherd_server.admission import Admission
+from gatherd_server.channel import Channel, configure_logging, run_child
 from gatherd_server.engine.engine import Engine
-from gatherd_server.engine.tables import open_sources
+from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.rest import create_app
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.settings import ServeSettings
+from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
+from gatherd_server.writer.changes import Changes
+from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
+from gatherd_server.writer.process import open_writer
+from gatherd_server.writer.writer import Writer
 
 logger = logging.getLogger("gatherd")
 
@@ -45,13 +48,15 @@ class WorkerBrief:
 
     `listeners` are descriptors of listening sockets, `sources` descriptors of the files in
     `settings.tables`, in their order: a worker that comes back maps the very file that the others
-    have mapped, also when its name has gone or means another file by now.
+    have mapped, also when its name has gone or means another file by now. `is_restart` says that
+    another worker was in this place before.
     """
 
     settings: ServeSettings
     grpc_address: str
     listeners: tuple[int, ...]
     sources: tuple[int, ...]
+    is_restart: bool
 
     def encode(self) -> bytes:
         """As one line."""
@@ -61,6 +66,7 @@ class WorkerBrief:
             "grpc_address": self.grpc_address,
             "listeners": self.listeners,
             "sources": self.sources,
+            "is_restart": self.is_restart,
         }
         return json.dumps(document).encode() + b"\n"
 
@@ -73,6 +79,7 @@ class WorkerBrief:
             document["grpc_address"],
             tuple(document["listeners"]),
             tuple(document["sources"]),
+            document["is_restart"],
         )
 
 
@@ -100,16 +107,23 @@ class Worker:
         self._limits = settings.limits()
         self._admission = Admission(self._limits)
 
-    async def run(self, channel: socket.socket) -> None:
+    async def run(self, channel: Channel) -> None:
         """Serve until the channel closes or SIGTERM comes; returns when all is answered."""
         settings = self._brief.settings
-        sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
-        tables = open_sources(sources, settings.data_dir, settings.preload)
-        kernels.warm()
-        engine = Engine(tables, self._limits)
-        for name, reason in engine.table_states().items():
-            if reason:
-                logger.error("table %r is refused: %s", name, reason)
+        async with AsyncExitStack() as stack:
+            owner = self._open_writer(stack)
+            sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
+            tables = open_sources(sources, settings.data_dir, settings.preload)
+            kernels.warm()
+            link = await self._open_link(stack, owner, tables)
+            engine = Engine(tables, self._limits, link)
+            for name, reason in engine.table_states().items():
+                if reason:
+                    logger.error("table %r is refused: %s", name, reason)
+            await self._serve(engine, channel)
+
+    async def _serve(self, engine: Engine, channel: Channel) -> None:
+        settings = self._brief.settings
         rpc = RpcServer(
             engine,
             self._admission,
@@ -122,18 +136,61 @@ class Worker:
         http = DrainingServer(self._http_config(engine))
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
-        stop = self._stop_event(channel)
+        stop = channel.closed()
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
         self._admission.is_ready = True
         rpc.set_serving(True)
-        channel.sendall(b'{"event": "ready"}\n')
+        channel.tell_ready()
         await asyncio.wait(
             (serving, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED
         )
         self._admission.is_ready = False
         http.should_exit = True
         await asyncio.gather(serving, asyncio.to_thread(rpc.stop, settings.drain_seconds))
+
+    def _open_writer(self, stack: AsyncExitStack) -> tuple[Writer, Changes] | UpdatesStopped | None:
+        """The writer, when it is this process that is to have it; why there is none, if it failed.
+
+        The first start fails with it. Later lookups have to go on.
+        """
+        settings = self._brief.settings
+        if settings.data_dir is None or settings.workers > 1:
+            return None
+        is_restart = self._brief.is_restart
+        try:
+            owner = open_writer(settings.data_dir, settings.writer_limits(), is_restart=is_restart)
+        except GatherdError as error:
+            if not is_restart:
+                raise
+            logger.critical("updates are stopped: %s", error)
+            return UpdatesStopped(f"updates are stopped: {error}")
+        writer, changes = owner
+        stack.push_async_callback(asyncio.to_thread, writer.close)
+        stack.push_async_callback(asyncio.to_thread, changes.close)
+        return owner
+
+    async def _open_link(
+        self,
+        stack: AsyncExitStack,
+        owner: tuple[Writer, Changes] | UpdatesStopped | None,
+        tables: ServedTables,
+    ) -> Link | None:
+        data_dir = self._brief.settings.data_dir
+        if isinstance(owner, UpdatesStopped):
+            return RefusingLink(owner)
+        if owner is not None:
+            writer, changes = owner
+            changes.prepare = in_process(tables.prepare_version)
+            return DirectLink(writer, changes)
+        if data_dir is None:
+            return None
+        folder, path = open_beside(data_dir, WRITER_SOCKET_NAME)
+        stack.callback(os.close, folder)
+        link = SocketLink(path, tables.prepare_version)
+        stack.push_async_callback(link.close)
+        await link.connect()
+        return link
 
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings
@@ -152,51 +209,12 @@ class Worker:
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         )
 
-    @staticmethod
-    def _stop_event(channel: socket.socket) -> asyncio.Event:
-        """Set when the supervisor closes the channel, dies, or the worker gets SIGTERM."""
-        stop = asyncio.Event()
-        loop = asyncio.get_running_loop()
 
-        def on_channel() -> None:
-            loop.remove_reader(channel)
-            stop.set()
-
-        loop.add_reader(channel, on_channel)
-        loop.add_signal_handler(signal.SIGTERM, stop.set)
-        return stop
-
-
-def configure_logging(level: str) -> None:
-    """Log to standard error, one line a record, with the process id."""
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    # Says of each start and stop what the supervisor says better.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)
-
-
-def main() -> None:
-    """Run a worker on the channel that argv names."""
-    # Ctrl-C reaches the whole process group; stopping is the supervisor's to order.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    channel = socket.socket(fileno=int(sys.argv[1]))
-    with channel.makefile("rb") as lines:
-        line = lines.readline()
-    if not line:
-        return
+async def _run(channel: Channel, line: bytes) -> None:
     brief = WorkerBrief.decode(line)
     configure_logging(brief.settings.log_level)
-    tune_allocator()
-    try:
-        with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            runner.run(Worker(brief).run(channel))
-    except GatherdError as error:
-        channel.sendall(json.dumps({"event": "failed", "message": error.message}).encode() + b"\n")
-        sys.exit(1)
+    await Worker(brief).run(channel)
 
 
 if __name__ == "__main__":
-    main()
+    run_child(_run)

@@ -14,26 +14,33 @@ import click
 from click.shell_completion import get_completion_class
 
 from gatherd import Client
-from gatherd.errors import GatherdError, InvalidArgument
+from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
-from gatherd_server.app import configure_logging
+from gatherd_server.channel import configure_logging
 from gatherd_server.cli_import import (
     data_dir_option,
     default_vector_option,
     import_table,
-    optimizer_options,
     read_default,
-    read_optimizer,
 )
 from gatherd_server.cli_inspect import plan, verify
+from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
+from gatherd_server.cli_update import (
+    apply_gradients,
+    assign,
+    delete,
+    integer,
+    scatter_add,
+    url_option,
+    versions,
+)
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.settings import ServeSettings, load_settings
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.supervisor import Addresses, Supervisor
 from gatherd_server.writer.publish import own_data_dir
 
-DEFAULT_URL = "http://127.0.0.1:8000"
 ROWS_MAX = 2**48
 DIM_MAX = 2**20
 
@@ -164,6 +171,7 @@ def create(
     default_vector: Path | None,
     optimizer: str | None,
     lr: float | None,
+    optimizer_option: tuple[str, ...],
     data_dir: Path,
 ) -> None:
     """Make a new table of drawn or zero rows.
@@ -171,6 +179,9 @@ def create(
     \b
         gatherd create items --rows 1000000 --dim 64 --init glorot --seed 7 --data-dir ./data
     """
+    trained = read_optimizer(optimizer, lr, optimizer_option)
+    if trained is not None:
+        trained.check_table(DType(dtype), rows)
     seed = secrets.randbits(63) if seed is None else seed
     blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed)
     origin = {"created": init, "seed": seed}
@@ -183,7 +194,7 @@ def create(
         map(Block, blocks),
         origin,
         default,
-        optimizer=read_optimizer(optimizer, lr),
+        optimizer=trained,
     )
     with own_data_dir(data_dir, create=True) as owned:
         owned.add_table(table)
@@ -194,17 +205,10 @@ def create(
 cli.add_command(import_table)
 cli.add_command(plan)
 cli.add_command(verify)
-_url = click.option(
-    "--url",
-    default=DEFAULT_URL,
-    envvar="GATHERD_URL",
-    show_default=True,
-    help="Server: http://, https://, grpc://, grpcs://, unix:// or local:DATA_DIR.",
-)
 
 
 @cli.command()
-@_url
+@url_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def tables(url: str, as_json: bool) -> None:
     """List what a server, or a data dir by local:DIR, has."""
@@ -234,7 +238,7 @@ def tables(url: str, as_json: bool) -> None:
 @cli.command(context_settings={"ignore_unknown_options": True})
 @click.argument("table")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@_url
+@url_option
 @click.option("--by-key", is_flag=True, help="Take the arguments as keys instead of ids.")
 @click.option(
     "--pool",
@@ -275,7 +279,7 @@ def lookup(
     """
     with Client(url) as client:
         are_strings = by_key and client.table(table).key_kind == "bytes"
-        asked = list(ids) if are_strings else [_integer(text) for text in ids]
+        asked = list(ids) if are_strings else [integer(text) for text in ids]
         rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
         options: dict[str, Any] = {"dtype": dtype, "missing": missing, "return_status": True}
         if pool is None:
@@ -294,11 +298,8 @@ def lookup(
         click.echo(f"{label}: {shown}{more}{'  (missing)' if is_missing else ''}")
 
 
-def _integer(text: str) -> int:
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidArgument(f"{text!r} isn't an integer; string keys need --by-key") from None
+for command in (scatter_add, apply_gradients, assign, versions, delete):
+    cli.add_command(command)
 
 
 @cli.command()

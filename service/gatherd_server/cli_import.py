@@ -1,7 +1,6 @@
 """`gatherd import`: its options, its progress bar and its summary."""
 
 import sys
-from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -13,11 +12,11 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.dtypes import DType
+from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
 from gatherd_server.loaders.batches import OnBadRow
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import is_uri
-from gatherd_server.storage.slots import LR_DEFAULT, Optimizer, OptimizerName
 from gatherd_server.writer.importing import (
     ImportOptions,
     ImportSummary,
@@ -51,26 +50,6 @@ def read_default(path: Path | None, dim: int) -> NDArray[np.float32] | None:
     if vector.shape != (dim,):
         raise InvalidArgument(f"{path} has shape {vector.shape}; the table's dim is {dim}")
     return vector
-
-
-def optimizer_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--optimizer and --lr."""
-    names = click.Choice([name.value for name in OptimizerName])
-    command = click.option(
-        "--lr", type=click.FloatRange(0, min_open=True), help="Learning rate.  [default: 0.01]"
-    )(command)
-    return click.option(
-        "--optimizer", type=names, help="Make the table trainable: give it this one's slots."
-    )(command)
-
-
-def read_optimizer(name: str | None, lr: float | None) -> Optimizer | None:
-    """What the two options ask for; InvalidArgument for a rate without an optimizer."""
-    if name is None:
-        if lr is not None:
-            raise InvalidArgument("--lr is an optimizer's; give --optimizer too")
-        return None
-    return Optimizer(OptimizerName(name), LR_DEFAULT if lr is None else lr)
 
 
 def _choice(policy: type[OnDuplicate] | type[OnNonfinite] | type[OnBadRow]) -> click.Choice[str]:
@@ -139,6 +118,7 @@ def import_table(
     default_vector: Path | None,
     optimizer: str | None,
     lr: float | None,
+    optimizer_option: tuple[str, ...],
     data_dir: Path,
 ) -> None:
     """Copy the rows of a file, or of several, into a new table.
@@ -153,7 +133,7 @@ def import_table(
     The format is told by the content: .npy, .npz, safetensors, GloVe, word2vec and fastText .vec,
     torch, Keras and HDF5, Parquet and Arrow; each as it is, or as .gz or .zip.
     """  # click takes a real backspace as "don't rewrap"
-    trained = read_optimizer(optimizer, lr)
+    trained = read_optimizer(optimizer, lr, optimizer_option)
     limits = UnpackLimits(unpacked_bytes_max, unpacked_ratio_max)
     with ExitStack() as stack:
         owned = stack.enter_context(own_data_dir(data_dir, create=True))

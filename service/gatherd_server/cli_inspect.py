@@ -11,9 +11,9 @@ import click
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
+from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import Spool
-from gatherd_server.storage.slots import Optimizer, OptimizerName
 from gatherd_server.writer.plan import WORKER_PRIVATE_BYTES, TablePlan, plan_source
 from gatherd_server.writer.publish import own_data_dir
 from gatherd_server.writer.verify import repair_keys, verify_table
@@ -86,11 +86,7 @@ def _verify(data_dir: Path, name: str, version: int) -> str | None:
 )
 @click.option("--keys", help="File of keys, as for import.")
 @click.option("--key-column", help="Column of keys, as for import.")
-@click.option(
-    "--optimizer",
-    type=click.Choice([name.value for name in OptimizerName]),
-    help="With the slots of this optimizer.",
-)
+@optimizer_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def plan(
     sources: tuple[str, ...],
@@ -100,6 +96,8 @@ def plan(
     keys: str | None,
     key_column: str | None,
     optimizer: str | None,
+    lr: float | None,
+    optimizer_option: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Tell the disk, memory and start time of a table before it is there.
@@ -111,7 +109,7 @@ def plan(
     A source that doesn't tell its rows in a header is read to its end.
     """
     target = DType(dtype) if dtype else None
-    trained = Optimizer(OptimizerName(optimizer)) if optimizer else None
+    trained = read_optimizer(optimizer, lr, optimizer_option)
     if sources and rows is None and dim is None:
         with tempfile.TemporaryDirectory() as folder:
             options = OpenOptions(_spool_to(Path(folder)), key_column, keys)
@@ -121,6 +119,8 @@ def plan(
         planned = TablePlan(rows, dim, target or DType.FLOAT32, optimizer=trained)
     else:
         raise InvalidArgument("give either a SOURCE, or --rows and --dim")
+    if trained is not None:
+        trained.check_table(planned.dtype, planned.row_count)
     click.echo(json.dumps(_document(planned)) if as_json else _shown(planned))
 
 

@@ -1,13 +1,14 @@
-"""The protobuf messages of the data path, as gRPC and Connect both carry them.
+"""The protobuf messages of lookups and of what is told about tables, on gRPC and Connect alike.
 
 Requests are parsed by the generated classes. Replies are framed by hand around the vectors, which
 so are never copied into a message: each reply is a list of parts, headers and buffers in turn, to
 be written one after another. Every field but the vectors' data comes first, so a reader knows
 shape and dtype before the first row arrives. Field numbers are those of embedding.proto and
-tensor.proto; a test compares every frame with what the generated classes make of it.
+tensor.proto; a test compares every frame with what the generated classes make of it. The messages
+of updates and changes are in proto_updates.py.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -16,7 +17,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, MalformedRequest
 from gatherd.store.bags import check_offsets, check_weights
-from gatherd.store.dtypes import DType
+from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.ids import array_from_bytes
 from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire
 from gatherd.store.query import (
@@ -49,17 +50,15 @@ _ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     tensor_pb2.DTYPE_UINT32: np.dtype("<u4"),
     tensor_pb2.DTYPE_UINT64: np.dtype("<u8"),
 }
-_REPLY_DTYPES: Final[dict[int, DType]] = {
-    tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
-    tensor_pb2.DTYPE_FLOAT32: DType.FLOAT32,
-    tensor_pb2.DTYPE_FLOAT16: DType.FLOAT16,
-    tensor_pb2.DTYPE_BFLOAT16: DType.BFLOAT16,
-}
-_WIRE_DTYPES: Final = {
+WIRE_DTYPES: Final[dict[DType, tensor_pb2.DType]] = {
     DType.FLOAT32: tensor_pb2.DTYPE_FLOAT32,
     DType.FLOAT16: tensor_pb2.DTYPE_FLOAT16,
     DType.BFLOAT16: tensor_pb2.DTYPE_BFLOAT16,
     DType.FLOAT64: tensor_pb2.DTYPE_FLOAT64,
+}
+_REPLY_DTYPES: Final[dict[int, DType]] = {
+    tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
+    **{WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES},
 }
 _KEY_DTYPES: Final = {"i": tensor_pb2.DTYPE_INT64, "u": tensor_pb2.DTYPE_UINT64}
 _MISSING: Final[dict[int, Missing]] = {
@@ -95,7 +94,7 @@ def lookup_plan(request: embedding_pb2.LookupRequest) -> LookupPlan:
     """One lookup as the engine takes it. InvalidArgument for what can't be one."""
     return LookupPlan(
         request.table,
-        _asked(request),
+        asked_rows(request),
         _reply_dtype(request.dtype),
         _missing(request.missing, ROW_POLICIES),
         request.version,
@@ -105,7 +104,7 @@ def lookup_plan(request: embedding_pb2.LookupRequest) -> LookupPlan:
 def bags_plan(request: embedding_pb2.LookupBagsRequest) -> LookupPlan:
     """Bags of one table as the engine takes them. InvalidArgument for what can't be."""
     lookup = request.lookup
-    asked = _asked(lookup)
+    asked = asked_rows(lookup)
     if len(asked.shape) != 1:
         raise InvalidArgument(f"bags take flat ids or keys; these have shape {asked.shape}")
     if request.pooling not in _POOLING:
@@ -131,7 +130,8 @@ def keys_of_request(
     return request.table, _integers("ids", request.ids), request.version
 
 
-def _asked(request: embedding_pb2.LookupRequest) -> Asked:
+def asked_rows(request: embedding_pb2.LookupRequest | embedding_pb2.TableUpdate) -> Asked:
+    """The ids or keys of one table's part. InvalidArgument for what can't be any."""
     if request.WhichOneof("rows") != "keys":
         return _integers("ids", request.ids)
     keys = request.keys
@@ -147,7 +147,7 @@ def _asked(request: embedding_pb2.LookupRequest) -> Asked:
 def _reply_dtype(number: int) -> DType:
     if number not in _REPLY_DTYPES:
         raise InvalidArgument(
-            f"a lookup can't be answered in dtype {_enum_name(tensor_pb2.DType, number)}; "
+            f"a lookup can't be answered in dtype {enum_name(tensor_pb2.DType, number)}; "
             "it can in DTYPE_FLOAT32, DTYPE_FLOAT16 and DTYPE_BFLOAT16"
         )
     return _REPLY_DTYPES[number]
@@ -162,7 +162,7 @@ def _missing(number: int, policies: tuple[Missing, ...]) -> Missing:
 
 def _weights(tensor: tensor_pb2.Tensor) -> NDArray[np.float32]:
     if tensor.dtype != tensor_pb2.DTYPE_FLOAT32:
-        name = _enum_name(tensor_pb2.DType, tensor.dtype)
+        name = enum_name(tensor_pb2.DType, tensor.dtype)
         raise InvalidArgument(f"weights must be float32, not {name}")
     return array_from_bytes("weights", tensor.data, np.dtype("<f4"), tuple(tensor.shape))
 
@@ -171,12 +171,13 @@ def _integers(name: str, tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
     dtype = _ID_DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgument(
-            f"{name} must be integers, not {_enum_name(tensor_pb2.DType, tensor.dtype)}"
+            f"{name} must be integers, not {enum_name(tensor_pb2.DType, tensor.dtype)}"
         )
     return array_from_bytes(name, tensor.data, dtype, tuple(tensor.shape))
 
 
-def _enum_name(enum: Any, value: int) -> str:
+def enum_name(enum: Any, value: int) -> str:
+    """The name of a number of the generated `enum`, for a message."""
     name: str = enum.Name(value) if value in enum.values() else f"{value}, which is none"
     return name
 
@@ -235,7 +236,7 @@ def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     data = gathered.vectors.reshape(-1).view(np.uint8).data
     shape = b"".join(map(varint, gathered.vectors.shape))
     tensor = (
-        bytes((_TENSOR_DTYPE_TAG, _WIRE_DTYPES[gathered.dtype], _TENSOR_SHAPE_TAG))
+        bytes((_TENSOR_DTYPE_TAG, WIRE_DTYPES[gathered.dtype], _TENSOR_SHAPE_TAG))
         + varint(len(shape))
         + shape
     )
@@ -276,7 +277,7 @@ def _table_message(info: TableInfo) -> table_pb2.Table:
         name=info.name,
         rows=info.row_count,
         dim=info.dim,
-        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else _WIRE_DTYPES[info.dtype],
+        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else WIRE_DTYPES[info.dtype],
         version=info.version,
         refused=info.refused,
         trainable=info.trainable,
@@ -284,7 +285,21 @@ def _table_message(info: TableInfo) -> table_pb2.Table:
         rows_bytes=info.rows_bytes,
         keys_bytes=info.keys_bytes,
         resident_bytes=info.resident_bytes,
+        versions=info.versions,
+        optimizer=_optimizer_message(info.optimizer),
+        lsn=info.lsn,
     )
+
+
+def _optimizer_message(optimizer: Mapping[str, Any] | None) -> table_pb2.Optimizer | None:
+    if optimizer is None:
+        return None
+    options = {
+        name: float(value)
+        for name, value in optimizer.items()
+        if name != "name" and value is not None
+    }
+    return table_pb2.Optimizer(name=optimizer["name"], options=options)
 
 
 def _limits_message(limits: Limits) -> table_pb2.Limits:

@@ -21,7 +21,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
 from gatherd_server.errors import ConfigError
-from gatherd_server.types import Limits, TableSource
+from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
 
 CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
 ENVIRONMENT_PREFIX = "GATHERD_"
@@ -58,8 +58,13 @@ class ServeSettings(BaseSettings):
         description="Bring tables into memory before serving: auto does it for those that fit.",
     )
     reflection: bool = Field(False, description="Answer gRPC server reflection.")
+    # An update holds its thread until it is durable, and those that wait together are committed
+    # together. Threads are made when they are needed.
     grpc_threads: int = Field(
-        8, ge=1, le=1024, description="Threads a worker answers unary gRPC with."
+        64,
+        ge=1,
+        le=1024,
+        description="Threads a worker answers unary gRPC with; an update holds one.",
     )
     streams_max: int = Field(
         32, ge=1, le=4096, description="gRPC lookup streams open at once in a worker."
@@ -83,6 +88,47 @@ class ServeSettings(BaseSettings):
     )
     keep_alive_seconds: int = Field(
         75, ge=1, le=3600, description="Seconds until an idle HTTP connection is closed."
+    )
+    durability: Durability = Field(
+        Durability.FSYNC,
+        description="When an update is acknowledged: fsync, when it is on the disk; os, when it "
+        "survives the process, but not the machine.",
+    )
+    checkpoint_seconds: float = Field(
+        60.0,
+        ge=0.1,
+        le=86_400,
+        description="Seconds between checkpoints, which make tables durable and cut the log.",
+    )
+    checkpoint_bytes: int = Field(
+        256 * MIB, ge=MIB, le=1024 * 1024 * MIB, description="Bytes of the log that force one."
+    )
+    segment_bytes: int = Field(
+        64 * MIB, ge=64 * 1024, le=4096 * MIB, description="Bytes of one file of the log."
+    )
+    batch_pushes_max: int = Field(
+        1024, ge=1, le=65_536, description="Updates that are committed together."
+    )
+    batch_bytes_max: int = Field(
+        32 * MIB, ge=1024, le=1024 * MIB, description="Bytes of the updates committed together."
+    )
+    queued_pushes_max: int = Field(
+        4096, ge=1, le=1_000_000, description="Updates that wait to be committed; more are refused."
+    )
+    queued_bytes_max: int = Field(
+        256 * MIB, ge=1024, le=65_536 * MIB, description="Bytes of the updates that wait."
+    )
+    keep_versions: int = Field(
+        2, ge=0, le=10_000, description="Superseded versions of a table that are kept."
+    )
+    snapshot_dir: Path | None = Field(
+        None, description="Folder that snapshots go into; without it there are none."
+    )
+    snapshot_seconds: float = Field(
+        0.0, ge=0, le=31_536_000, description="Seconds between snapshots by schedule; 0 for none."
+    )
+    snapshot_keep: int = Field(
+        3, ge=1, le=10_000, description="Snapshots by schedule that are kept."
     )
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Seconds that requests under way get when stopping."
@@ -111,6 +157,23 @@ class ServeSettings(BaseSettings):
             self.ids_max,
             self.tables_max,
             self.requests_in_flight_max,
+        )
+
+    def writer_limits(self) -> WriterLimits:
+        """How the writer works."""
+        return WriterLimits(
+            segment_bytes=self.segment_bytes,
+            batch_pushes_max=self.batch_pushes_max,
+            batch_bytes_max=self.batch_bytes_max,
+            queued_pushes_max=self.queued_pushes_max,
+            queued_bytes_max=self.queued_bytes_max,
+            checkpoint_seconds=self.checkpoint_seconds,
+            checkpoint_bytes=self.checkpoint_bytes,
+            keep_versions=self.keep_versions,
+            syncs=self.durability is Durability.FSYNC,
+            snapshot_dir=self.snapshot_dir,
+            snapshot_seconds=self.snapshot_seconds,
+            snapshot_keep=self.snapshot_keep,
         )
 
     def sources(self) -> list[TableSource]:

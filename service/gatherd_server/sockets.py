@@ -1,6 +1,7 @@
 """Addresses to listening sockets, bound once by the supervisor for all its workers."""
 
 import errno
+import os
 import socket
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,18 @@ from pathlib import Path
 from gatherd_server.errors import AddressInUse, ConfigError, StartError
 
 UNIX_SOCKET_MODE = 0o660
+# In the data dir: where the server answers HTTP, and where its workers reach the writer.
+SERVER_SOCKET_NAME = "server.sock"
+WRITER_SOCKET_NAME = "writer.sock"
+
+
+def open_beside(folder: Path, name: str) -> tuple[int, Path]:
+    """A descriptor of `folder`, and a path to `name` in it that is short while that is open.
+
+    A socket's path has at most 107 bytes; a data dir's can have more.
+    """
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    return fd, Path(f"/proc/self/fd/{fd}") / name
 
 
 def split_address(address: str, option: str) -> tuple[str, int]:

@@ -25,7 +25,16 @@ from gatherd_server.app import WorkerBrief
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.settings import ServeSettings
-from gatherd_server.sockets import bind_http, bind_unix, join_address, reserve_grpc
+from gatherd_server.sockets import (
+    SERVER_SOCKET_NAME,
+    WRITER_SOCKET_NAME,
+    bind_http,
+    bind_unix,
+    join_address,
+    open_beside,
+    reserve_grpc,
+)
+from gatherd_server.writer.process import WriterBrief
 from gatherd_server.writer.publish import own_data_dir
 
 logger = logging.getLogger("gatherd.supervisor")
@@ -51,15 +60,21 @@ class Addresses:
 
 
 @dataclass(slots=True)
-class _Worker:
-    """One place in the pool, and the process that fills it at the moment."""
+class _Child:
+    """One place to be filled, and the process that fills it at the moment."""
 
-    number: int
+    name: str
+    module: str
+    brief: Callable[[bool], bytes]
+    """What it is told, given whether another was in its place before."""
+    inherits: Callable[[], tuple[int, ...]]
+    """Descriptors that it gets."""
     process: subprocess.Popen[bytes] | None = None
     channel: socket.socket | None = None
     received: bytes = b""
     is_ready: bool = False
     started: float = 0.0
+    was_started: bool = False
     restart_at: float | None = None
     restart_seconds: float = field(default=RESTART_SECONDS_MIN)
 
@@ -71,7 +86,21 @@ class Supervisor:
         """`on_ready` is called once, when every worker answers for the first time."""
         self._settings = settings
         self._on_ready = on_ready
-        self._workers = [_Worker(number) for number in range(settings.workers)]
+        self._workers = [
+            _Child(
+                f"worker {number}", "gatherd_server.app", self._worker_brief, self._worker_inherits
+            )
+            for number in range(settings.workers)
+        ]
+        self._writer: _Child | None = None
+        if settings.data_dir is not None and settings.workers > 1:
+            self._writer = _Child(
+                "the writer",
+                "gatherd_server.writer.process",
+                self._writer_brief,
+                lambda: (self._writer_listener, self._lock_fd),
+            )
+        self._writer_listener = self._lock_fd = -1
         self._selector = selectors.DefaultSelector()
         self._listeners: list[socket.socket] = []
         self._sources: list[int] = []
@@ -86,9 +115,8 @@ class Supervisor:
             addresses = self._open(stack)
             use_kernel_cache(self._settings.data_dir)
             self._watch_signals(stack)
-            stack.callback(self._kill_workers)
-            for worker in self._workers:
-                self._start(worker)
+            stack.callback(self._kill_children)
+            self._start_children()
             while not self._stop_signals and self._failure is None:
                 self._step(self._next_restart())
                 if not self._was_ready and all(worker.is_ready for worker in self._workers):
@@ -106,6 +134,7 @@ class Supervisor:
             raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
         if settings.data_dir is not None:
             owned = stack.enter_context(own_data_dir(settings.data_dir))
+            self._lock_fd = owned.lock_fd
             for source in sources:
                 if source.name in owned.catalog.tables:
                     raise ConfigError(f"table {source.name!r} is in the data dir already")
@@ -121,8 +150,61 @@ class Supervisor:
         if settings.unix is not None:
             self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
             stack.callback(settings.unix.unlink, missing_ok=True)
+        if settings.data_dir is not None:
+            self._open_data_dir_sockets(settings.data_dir, stack)
         unix = str(settings.unix) if settings.unix is not None else None
         return Addresses(join_address(*http.getsockname()[:2]), self._grpc_address, unix)
+
+    def _open_data_dir_sockets(self, data_dir: Path, stack: ExitStack) -> None:
+        """Listen in the data dir: for clients on this machine, and for our workers.
+
+        We hold its lock: whatever answered there before is gone.
+        """
+        names = [SERVER_SOCKET_NAME] + [WRITER_SOCKET_NAME] * (self._writer is not None)
+        for name in names:
+            folder, path = open_beside(data_dir, name)
+            stack.callback(os.close, folder)
+            path.unlink(missing_ok=True)
+            listener = stack.enter_context(bind_unix(path, self._settings.backlog))
+            stack.callback(path.unlink, missing_ok=True)
+            if name == SERVER_SOCKET_NAME:
+                self._listeners.append(listener)
+            else:
+                self._writer_listener = listener.fileno()
+
+    def _worker_brief(self, is_restart: bool) -> bytes:
+        listeners = tuple(sock.fileno() for sock in self._listeners)
+        return WorkerBrief(
+            self._settings, self._grpc_address, listeners, tuple(self._sources), is_restart
+        ).encode()
+
+    def _worker_inherits(self) -> tuple[int, ...]:
+        own_lock = (self._lock_fd,) if self._lock_fd >= 0 and self._writer is None else ()
+        return (*(sock.fileno() for sock in self._listeners), *self._sources, *own_lock)
+
+    def _writer_brief(self, is_restart: bool) -> bytes:
+        settings = self._settings
+        assert settings.data_dir is not None
+        return WriterBrief(
+            settings.data_dir,
+            settings.writer_limits(),
+            self._writer_listener,
+            is_restart,
+            settings.log_level,
+        ).encode()
+
+    def _start_children(self) -> None:
+        """The writer first, and when it has recovered the data dir the workers."""
+        if self._writer is not None:
+            self._start(self._writer)
+            while not (self._writer.is_ready or self._stop_signals or self._failure is not None):
+                self._step(None)
+        if not self._stop_signals and self._failure is None:
+            for worker in self._workers:
+                self._start(worker)
+
+    def _children(self) -> list[_Child]:
+        return [*self._workers, *([self._writer] if self._writer else [])]
 
     def _watch_signals(self, stack: ExitStack) -> None:
         reader, writer = socket.socketpair()
@@ -140,26 +222,25 @@ class Supervisor:
         if number != signal.SIGCHLD:
             self._stop_signals += 1
 
-    def _start(self, worker: _Worker) -> None:
+    def _start(self, child: _Child) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
-            listeners = tuple(sock.fileno() for sock in self._listeners)
-            brief = WorkerBrief(self._settings, self._grpc_address, listeners, tuple(self._sources))
-            worker.process = subprocess.Popen(
+            child.process = subprocess.Popen(
                 # -P: a file called grpc.py in the current folder must not shadow the package.
-                [sys.executable, "-P", "-m", "gatherd_server.app", str(theirs.fileno())],
-                pass_fds=(theirs.fileno(), *listeners, *self._sources),
+                [sys.executable, "-P", "-m", child.module, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(), *child.inherits()),
                 stdin=subprocess.DEVNULL,
             )
-        worker.channel = ours
-        worker.received = b""
-        worker.is_ready = False
-        worker.started = time.monotonic()
-        worker.restart_at = None
-        ours.sendall(brief.encode())
+        child.channel = ours
+        child.received = b""
+        child.is_ready = False
+        child.started = time.monotonic()
+        child.restart_at = None
+        ours.sendall(child.brief(child.was_started))
+        child.was_started = True
         ours.setblocking(False)
-        self._selector.register(ours, selectors.EVENT_READ, worker)
+        self._selector.register(ours, selectors.EVENT_READ, child)
 
     def _step(self, timeout_seconds: float | None) -> None:
         """Wait for one round of events, and act on them."""
@@ -169,17 +250,17 @@ class Supervisor:
                     key.fileobj.recv(4096)  # type: ignore[union-attr]  # the wakeup socket
             else:
                 self._read_channel(key.data)
-        for worker in self._workers:
+        for worker in self._children():
             if worker.process is not None and worker.process.poll() is not None:
                 self._on_exit(worker, worker.process.returncode)
             elif worker.restart_at is not None and worker.restart_at <= time.monotonic():
                 self._start(worker)
 
     def _next_restart(self) -> float | None:
-        times = [worker.restart_at for worker in self._workers if worker.restart_at is not None]
+        times = [worker.restart_at for worker in self._children() if worker.restart_at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _read_channel(self, worker: _Worker) -> None:
+    def _read_channel(self, worker: _Child) -> None:
         assert worker.channel is not None
         try:
             data = worker.channel.recv(_CHANNEL_LINE_BYTES_MAX)
@@ -196,16 +277,16 @@ class Supervisor:
         for line in lines:
             self._on_event(worker, json.loads(line))
 
-    def _on_event(self, worker: _Worker, event: dict[str, Any]) -> None:
+    def _on_event(self, worker: _Child, event: dict[str, Any]) -> None:
         if event["event"] == "ready":
             worker.is_ready = True
-            logger.info("worker %d is ready", worker.number)
+            logger.info("%s is ready", worker.name)
         elif event["event"] == "failed":
-            logger.error("worker %d can't start: %s", worker.number, event["message"])
+            logger.error("%s can't start: %s", worker.name, event["message"])
             if not self._was_ready:
                 self._failure = event["message"]
 
-    def _on_exit(self, worker: _Worker, status: int) -> None:
+    def _on_exit(self, worker: _Child, status: int) -> None:
         """Note the end of a worker; restart it unless the server never came up or is stopping."""
         assert worker.process is not None
         pid = worker.process.pid
@@ -218,7 +299,7 @@ class Supervisor:
             return
         how = describe_exit(status)
         if not self._was_ready:
-            self._failure = f"worker {worker.number} (pid {pid}) {how} while starting"
+            self._failure = f"{worker.name} (pid {pid}) {how} while starting"
             return
         steady = worker.is_ready and time.monotonic() - worker.started >= STEADY_SECONDS
         worker.restart_seconds = (
@@ -227,14 +308,14 @@ class Supervisor:
         worker.is_ready = False
         worker.restart_at = time.monotonic() + worker.restart_seconds
         logger.error(
-            "worker %d (pid %d) %s; a new one starts in %.1f s",
-            worker.number,
+            "%s (pid %d) %s; a new one starts in %.1f s",
+            worker.name,
             pid,
             how,
             worker.restart_seconds,
         )
 
-    def _close_channel(self, worker: _Worker) -> None:
+    def _close_channel(self, worker: _Child) -> None:
         if worker.channel is not None:
             self._selector.unregister(worker.channel)
             worker.channel.close()
@@ -247,26 +328,34 @@ class Supervisor:
         # Ours goes first: connections that came later than this would wait for nobody.
         for listener in self._listeners:
             listener.close()
-        for worker in self._workers:
-            worker.restart_at = None
-            if worker.channel is not None:
-                with suppress(OSError):
-                    worker.channel.shutdown(socket.SHUT_WR)
-        signals = self._stop_signals
         deadline = time.monotonic() + self._settings.drain_seconds + STOP_MARGIN_SECONDS
-        while any(worker.process is not None for worker in self._workers):
+        # The writer goes on until the workers have answered the updates that they took.
+        for some in (self._workers, [self._writer] if self._writer is not None else []):
+            if not self._drain_some(some, deadline):
+                return
+
+    def _drain_some(self, children: list[_Child], deadline: float) -> bool:
+        """Have `children` end, and wait for that; False when they have to be killed."""
+        for child in children:
+            child.restart_at = None
+            if child.channel is not None:
+                with suppress(OSError):
+                    child.channel.shutdown(socket.SHUT_WR)
+        signals = self._stop_signals
+        while any(child.process is not None for child in children):
             left = deadline - time.monotonic()
             if left <= 0 or self._stop_signals > max(1, signals):
-                logger.warning("killing the workers that are left")
-                return
+                logger.warning("killing the processes that are left")
+                return False
             self._step(left)
+        return True
 
-    def _kill_workers(self) -> None:
-        for worker in self._workers:
-            self._close_channel(worker)
-            if worker.process is not None:
-                worker.process.kill()
-                worker.process.wait()
+    def _kill_children(self) -> None:
+        for child in self._children():
+            self._close_channel(child)
+            if child.process is not None:
+                child.process.kill()
+                child.process.wait()
 
 
 def use_kernel_cache(data_dir: Path | None) -> None:

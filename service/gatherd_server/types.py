@@ -37,6 +37,37 @@ class Limits:
             )
 
 
+class Durability(Enum):
+    """When an update is acknowledged."""
+
+    FSYNC = "fsync"
+    OS = "os"
+
+
+@dataclass(frozen=True, slots=True)
+class WriterLimits:
+    """How the writer works, and what it holds at most."""
+
+    segment_bytes: int = 64 << 20
+    batch_pushes_max: int = 1_024
+    batch_bytes_max: int = 32 << 20
+    queued_pushes_max: int = 4_096
+    queued_bytes_max: int = 256 << 20
+    checkpoint_seconds: float = 60.0
+    checkpoint_bytes: int = 256 << 20
+    keep_versions: int = 2
+    syncs: bool = True
+    snapshot_dir: Path | None = None
+    snapshot_seconds: float = 0.0
+    snapshot_keep: int = 3
+
+    @classmethod
+    def from_json(cls, document: dict[str, Any]) -> "WriterLimits":
+        """From the fields as JSON has them."""
+        folder = document["snapshot_dir"]
+        return cls(**{**document, "snapshot_dir": Path(folder) if folder else None})
+
+
 @dataclass(frozen=True, slots=True)
 class LookupPlan:
     """One table's part of a lookup, as a transport read it from the wire.
@@ -144,7 +175,7 @@ class DeleteTable:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A new live version: the files in staging's folder `staged`, or, "", a copy of the live one."""
+    """A new live version: the files in staging's folder `staged`, or, for "", a live copy."""
 
     table: str
     staged: str = ""

@@ -119,12 +119,12 @@ SURFACES = (
 )  # fmt: skip
 
 
-def _open_surface(name: str, served: ServedTables) -> Surface:
+def open_surface(name: str, server: RunningServer, data_dir: Path, socket: Path) -> Surface:
     urls = {
-        "http": served.server.http,
-        "unix": f"unix://{served.socket}",
-        "grpc": served.server.grpc,
-        "local": f"local:{served.data_dir}",
+        "http": server.http,
+        "unix": f"unix://{socket}",
+        "grpc": server.grpc,
+        "local": f"local:{data_dir}",
     }
     kind, _, which = name.partition("-")
     match kind:
@@ -133,15 +133,15 @@ def _open_surface(name: str, served: ServedTables) -> Surface:
         case "async":
             return AsyncSdk(name, urls[which])
         case "connect":
-            return Connect(served.server.http, which)
+            return Connect(server.http, which)
         case "rest":
-            return Rest(served.server.http, which)
+            return Rest(server.http, which)
         case _:
-            return (GrpcStream if which == "stream" else Grpc)(served.server.grpc)
+            return (GrpcStream if which == "stream" else Grpc)(server.grpc)
 
 
 @pytest.fixture(scope="session", params=SURFACES)
 def surface(request: pytest.FixtureRequest, served: ServedTables) -> Iterator[Surface]:
-    opened = _open_surface(request.param, served)
+    opened = open_surface(request.param, served.server, served.data_dir, served.socket)
     yield opened
     opened.close()

@@ -9,7 +9,16 @@ import httpx
 import numpy as np
 from google.protobuf import json_format
 
-from contract.surfaces import Answer, Bags, Surface, as_bytes, decode_vectors, raise_wire_error
+from contract.surfaces import (
+    Answer,
+    Bags,
+    Surface,
+    Update,
+    Updated,
+    as_bytes,
+    decode_vectors,
+    raise_wire_error,
+)
 from gatherd.store.dtypes import DType
 from gatherd_proto.v1 import embedding_pb2, embedding_pb2_grpc, status_pb2, tensor_pb2
 
@@ -125,6 +134,29 @@ def response_answer(response: embedding_pb2.LookupResponse) -> Answer:
     return vectors, np.frombuffer(response.status, np.uint8).reshape(shape[:-1])
 
 
+_PROCEDURES = {
+    "scatter_add": "ScatterAdd", "apply_gradients": "ApplyGradients", "assign": "Assign",
+}  # fmt: skip
+
+
+def update_message(table: str, update: Update) -> embedding_pb2.TableUpdate:
+    """One table's part, its values in their own dtype; anything but a float goes as float32."""
+    message = embedding_pb2.TableUpdate(table=table, if_version=update.if_version)
+    if update.by_keys:
+        message.keys.CopyFrom(keys_message(update.rows))
+    else:
+        message.ids.CopyFrom(id_tensor(update.rows))
+    values = np.asarray(update.values)
+    if values.dtype.name not in _WIRE_DTYPE:
+        values = values.astype(np.float32)
+    message.values.dtype = _WIRE_DTYPE[values.dtype.name]
+    message.values.shape.extend(values.shape)
+    message.values.data = values.tobytes()
+    if update.lr is not None:
+        message.learning_rate = update.lr
+    return message
+
+
 class Messages(Surface):
     """A surface that carries the messages of the generated classes, by `_call`."""
 
@@ -169,6 +201,14 @@ class Messages(Surface):
             for one, asked in zip(reply.lookups, bags.values(), strict=True)
         )
         return dict(zip(bags, answers, strict=True))
+
+    def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
+        request = embedding_pb2.UpdateRequest(
+            updates=[update_message(table, one) for table, one in updates.items()],
+            idempotency_key=request_id,
+        )
+        reply = self._call(_PROCEDURES[op], request, embedding_pb2.UpdateResponse())
+        return Updated(reply.lsn, dict(zip(updates, reply.versions, strict=True)))
 
 
 class Connect(Messages):

@@ -8,7 +8,16 @@ from typing import Any
 import httpx
 import numpy as np
 
-from contract.surfaces import Answer, Bags, Surface, as_bytes, decode_vectors, raise_wire_error
+from contract.surfaces import (
+    Answer,
+    Bags,
+    Surface,
+    Update,
+    Updated,
+    as_bytes,
+    decode_vectors,
+    raise_wire_error,
+)
 from gatherd.store.dtypes import DType
 
 JSON, NPY, OCTETS = "application/json", "application/x-npy", "application/octet-stream"
@@ -42,6 +51,23 @@ def json_bags(bags: Bags) -> dict[str, Any]:
         "padding_id": bags.padding_id,
         "missing": bags.missing,
     }
+
+
+_VERBS = {"scatter_add": "scatterAdd", "apply_gradients": "applyGradients", "assign": "assign"}
+
+
+def json_update(update: Update) -> dict[str, Any]:
+    rows, encoding = (
+        json_keys(update.rows) if update.by_keys else (np.asarray(update.rows).tolist(), "utf-8")
+    )
+    values = np.asarray(update.values)
+    body = {
+        "keys" if update.by_keys else "ids": rows,
+        "encoding": encoding,
+        "values": values.astype(np.float64).tolist(),
+        "if_version": update.if_version,
+    }
+    return body if update.lr is None else {**body, "lr": update.lr}
 
 
 class Rest(Surface):
@@ -139,6 +165,55 @@ class Rest(Surface):
             table: np.array(answer["vectors"], np.float32).reshape(answer["shape"])
             for table, answer in reply.json()["tables"].items()
         }
+
+    @property
+    def updates_many(self) -> bool:
+        """Raw bytes are of one table."""
+        return self._media == "json"
+
+    def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
+        headers = {} if request_id is None else {"Idempotency-Key": request_id}
+        if len(updates) == 1:
+            ((table, one),) = updates.items()
+            raw = self._media == "octets"
+            done = (self._raw_update if raw else self._json_update)(op, table, one, headers)
+            return Updated(done["lsn"], {table: done["version"]})
+        tables = {table: json_update(one) for table, one in updates.items()}
+        done = self._json(f"/v1/{_VERBS[op]}", {"tables": tables}, headers)
+        return Updated(done["lsn"], done["versions"])
+
+    def _json_update(self, op: str, table: str, update: Update, headers: dict[str, str]) -> Any:
+        return self._json(f"/v1/tables/{table}:{_VERBS[op]}", json_update(update), headers)
+
+    def _json(self, path: str, body: Any, headers: dict[str, str]) -> Any:
+        # Not by httpx, which doesn't write what JSON hasn't, such as NaN.
+        content = json.dumps(body).encode()
+        reply = self._http.post(path, content=content, headers={"Content-Type": JSON, **headers})
+        self._check(reply)
+        return reply.json()
+
+    def _raw_update(self, op: str, table: str, update: Update, headers: dict[str, str]) -> Any:
+        rows = np.asarray(update.rows)
+        values = np.asarray(update.values)
+        if values.dtype.kind in "iu":
+            values = values.astype(np.float32)
+        query: dict[str, Any] = {
+            "ids_dtype": rows.dtype.name,
+            "shape": ",".join(map(str, rows.shape)),
+            "values_dtype": values.dtype.name,
+            "by": "keys" if update.by_keys else "ids",
+            "if_version": update.if_version,
+        }
+        if update.lr is not None:
+            query["lr"] = update.lr
+        reply = self._http.post(
+            f"/v1/tables/{table}:{_VERBS[op]}",
+            params=query,
+            content=rows.astype(rows.dtype.newbyteorder("<")).tobytes() + values.tobytes(),
+            headers={"Content-Type": OCTETS, **headers},
+        )
+        self._check(reply)
+        return reply.json()
 
     @staticmethod
     def _check(reply: httpx.Response) -> None:

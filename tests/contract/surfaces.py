@@ -44,6 +44,25 @@ class Bags:
         }
 
 
+@dataclass(frozen=True, eq=False)
+class Update:
+    """Ids or keys of one table with their values: what a case wants done, right or wrong."""
+
+    rows: Any
+    values: Any
+    by_keys: bool = False
+    lr: float | None = None
+    if_version: int = 0
+
+
+@dataclass(frozen=True)
+class Updated:
+    """What an update was answered with."""
+
+    lsn: int
+    versions: dict[str, int]
+
+
 class Surface(ABC):
     """One way to ask."""
 
@@ -73,6 +92,15 @@ class Surface(ABC):
 
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         raise NotImplementedError
+
+    def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
+        """`op` is scatter_add, apply_gradients or assign; `request_id` an idempotency key."""
+        raise NotImplementedError
+
+    @property
+    def updates_many(self) -> bool:
+        """Whether one of its updates can be of several tables."""
+        return True
 
     def has(self, method: str) -> bool:
         """Whether this surface has the operation `method`."""
@@ -128,6 +156,11 @@ class SyncSdk(Surface):
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._client.lookup_bags_many(**sdk_bags_many(bags))
 
+    def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
+        name, arguments = sdk_update(op, updates, request_id)
+        done = getattr(self._client, name)(**arguments)
+        return Updated(done.lsn, done.versions)
+
     def close(self) -> None:
         self._client.close()
 
@@ -168,6 +201,11 @@ class AsyncSdk(Surface):
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._runner.run(self._client.lookup_bags_many(**sdk_bags_many(bags)))
 
+    def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
+        name, arguments = sdk_update(op, updates, request_id)
+        done = self._runner.run(getattr(self._client, name)(**arguments))
+        return Updated(done.lsn, done.versions)
+
     def close(self) -> None:
         self._runner.run(self._client.aclose())
         self._runner.close()
@@ -186,6 +224,34 @@ def sdk_bags_many(bags: dict[str, Bags]) -> dict[str, Any]:
         "mode": one.mode,
         "missing": one.missing,
     }
+
+
+_VALUES_NAME = {"scatter_add": "deltas", "apply_gradients": "grads", "assign": "rows"}
+
+
+def sdk_update(
+    op: str, updates: dict[str, Update], request_id: str | None
+) -> tuple[str, dict[str, Any]]:
+    """The SDK's method for an update, and its arguments."""
+    arguments: dict[str, Any] = {"idempotency_key": request_id}
+    if len(updates) == 1:
+        ((table, one),) = updates.items()
+        arguments |= {"table": table, _VALUES_NAME[op]: one.values}
+        arguments["keys" if one.by_keys else "ids"] = one.rows
+        if one.lr is not None:
+            arguments["lr"] = one.lr
+        if one.if_version:
+            arguments["if_version"] = one.if_version
+        return op, arguments
+    arguments |= {
+        "updates": {t: (u.rows, u.values) for t, u in updates.items() if not u.by_keys} or None,
+        "keys": {t: (u.rows, u.values) for t, u in updates.items() if u.by_keys} or None,
+        "if_version": {t: u.if_version for t, u in updates.items() if u.if_version} or None,
+    }
+    rates = {t: u.lr for t, u in updates.items() if u.lr is not None}
+    if rates:
+        arguments["lr"] = rates
+    return f"{op}_many", arguments
 
 
 def as_bytes(key: Any) -> bytes:

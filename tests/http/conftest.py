@@ -1,6 +1,7 @@
 """The HTTP app in this process, asked through ASGI or through a real web server."""
 
 import asyncio
+import contextlib
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,9 @@ import uvicorn
 
 from gatherd_server.http.rest import create_app
 from support.small_engine import SmallEngine, small_engine
+from support.training_engine import Training, training
+
+Served = SmallEngine | Training
 
 
 class AppClient:
@@ -25,7 +29,11 @@ class AppClient:
         self._runner = runner
 
     def __call__(self, method: str, path: str, **options: Any) -> httpx.Response:
-        return self._runner.run(self._client.request(method, path, **options))
+        return self._runner.run(self.requested(method, path, **options))
+
+    async def requested(self, method: str, path: str, **options: Any) -> httpx.Response:
+        """The answer, to be awaited in the runner's loop."""
+        return await self._client.request(method, path, **options)
 
     def close(self) -> None:
         self._runner.run(self._client.aclose())
@@ -43,11 +51,11 @@ def runner() -> Iterator[asyncio.Runner]:
 
 
 @pytest.fixture(scope="session")
-def make_client(runner: asyncio.Runner) -> Iterator[Callable[[SmallEngine], AppClient]]:
+def make_client(runner: asyncio.Runner) -> Iterator[Callable[[Served], AppClient]]:
     made: list[AppClient] = []
 
-    def make(small: SmallEngine) -> AppClient:
-        made.append(AppClient(create_app(small.engine, small.admission), runner))
+    def make(served: Served) -> AppClient:
+        made.append(AppClient(create_app(served.engine, served.admission), runner))
         return made[-1]
 
     yield make
@@ -56,13 +64,13 @@ def make_client(runner: asyncio.Runner) -> Iterator[Callable[[SmallEngine], AppC
 
 
 @pytest.fixture(scope="session")
-def ask(make_client: Callable[[SmallEngine], AppClient], small: SmallEngine) -> AppClient:
+def ask(make_client: Callable[[Served], AppClient], small: SmallEngine) -> AppClient:
     return make_client(small)
 
 
 @pytest.fixture
 def narrow(
-    make_client: Callable[[SmallEngine], AppClient], tmp_path: Path
+    make_client: Callable[[Served], AppClient], tmp_path: Path
 ) -> Callable[..., tuple[AppClient, SmallEngine]]:
     """A client of a server with other limits."""
 
@@ -73,18 +81,44 @@ def narrow(
     return make
 
 
+@pytest.fixture
+def trained() -> Training:
+    return training()
+
+
+@pytest.fixture
+def train(make_client: Callable[[Served], AppClient], trained: Training) -> AppClient:
+    """Asks a server whose tables take updates."""
+    return make_client(trained)
+
+
 @pytest.fixture(scope="session")
 def url(small: SmallEngine) -> Iterator[str]:
     """Where a real web server answers."""
+    with web_server(small) as url:
+        yield url
+
+
+@pytest.fixture
+def trained_url(trained: Training) -> Iterator[str]:
+    """Where a real web server answers whose tables take updates."""
+    with web_server(trained) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def web_server(served: Served) -> Iterator[str]:
     # The app takes connections from here on; whoever comes before it is up waits in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(small.engine, small.admission)
+    app = create_app(served.engine, served.admission)
     server = uvicorn.Server(
         uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
-    yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server.should_exit = True
-    thread.join()
-    listener.close()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()

@@ -11,7 +11,7 @@ from gatherd.store.table import open_file_table
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
-from gatherd_server.engine.tables import LiveTables
+from gatherd_server.engine.tables import ServedTables
 from gatherd_server.types import Limits
 
 LIMITS = Limits(
@@ -47,7 +47,7 @@ def small_engine(folder: Path, **limits: int) -> SmallEngine:
         np.save(folder / f"{name}.npy", rows)
         opened[name] = open_file_table(name, folder / f"{name}.npy", None)
     narrowed = replace(LIMITS, **limits)
-    engine = Engine(LiveTables(opened, {REFUSED: "its file is truncated"}), narrowed)
+    engine = Engine(ServedTables(opened, {REFUSED: "its file is truncated"}), narrowed)
     return SmallEngine(
         engine,
         {name: rows.astype(np.float32) for name, rows in tables.items()},

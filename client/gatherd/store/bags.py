@@ -17,7 +17,8 @@ A NaN goes through sum, mean and sqrtn. In max it is what torch does on a CPU: t
 taken, each later element replaces it if it is greater, so a NaN in a bag's first row stays and one
 in a later row is passed over.
 
-The rows are never gathered: each is added from the mapped page into the bag's vector.
+The rows are never gathered: each is added from the mapped page into the bag's vector, or, where
+rows change meanwhile, from a copy in a core's cache that was seen to be whole.
 """
 
 from collections.abc import Sequence
@@ -33,6 +34,7 @@ from gatherd.store.ids import as_id_array, in_range
 from gatherd.store.kernels import RowKind
 from gatherd.store.keys import Keys, keys_from_leaves
 from gatherd.store.query import Pooling
+from gatherd.store.stripes import Patience, RowReader
 
 SKIP: Final = -1
 FILL: Final = -2
@@ -41,6 +43,7 @@ FILL: Final = -2
 
 _MODES = {Pooling.SUM: 0, Pooling.MEAN: 1, Pooling.MAX: 2, Pooling.SQRTN: 3}
 _NO_WEIGHTS = np.empty(0, np.float32)
+_NO_COUNTERS = np.empty(0, np.uint32)
 _ROW_KINDS = {
     np.dtype("<f4"): RowKind.FLOAT32,
     np.dtype("<f2"): RowKind.FLOAT16,
@@ -162,15 +165,18 @@ def pool(
     mode: Pooling,
     filler: NDArray[np.float32],
     out: NDArray[np.float32],
+    reader: RowReader | None = None,
 ) -> None:
     """Pool `rows` into `out`, float32, (bags, dim), C-contiguous; the module's docstring has how.
 
     `rows` is (row_count, dim), C-contiguous, in a table dtype's storage: float32, float16,
     bfloat16's bits in uint16, or float64; it may be misaligned and read-only. `index`, (ids,), has
     rows, SKIP, or FILL, which pools `filler`, (dim,). `offsets` and `weights` were checked.
+    `reader` has the counters of rows that may change.
 
-    InvalidArgument when shapes contradict each other or an index has no row, with `out` filled in
-    part; Unimplemented without numba. Releases the GIL.
+    InvalidArgument when shapes contradict each other or an index has no row, Unavailable when a
+    row's writer died inside it, each with `out` filled in part; Unimplemented without numba.
+    Releases the GIL.
     """
     kind = _ROW_KINDS.get(rows.dtype)
     if kind is None or rows.ndim != 2:
@@ -187,6 +193,19 @@ def pool(
         return
     raw = rows.view(np.uint8) if rows.size else np.empty((rows.shape[0], 0), np.uint8)
     given = _NO_WEIGHTS if weights is None else weights
-    bad = kernels.pool(raw, kind, index, offsets, given, _MODES[mode], filler, out)
-    if bad >= 0:
-        raise InvalidArgument(f"index[{bad}]={index[bad]}: the table has {rows.shape[0]} rows")
+    counters = _NO_COUNTERS if reader is None else reader.counters
+    begin, patience = 0, None
+    while True:
+        bag, found = kernels.pool(
+            raw, kind, counters, index, offsets, given, _MODES[mode], filler, out, begin
+        )
+        if found == kernels.DONE:
+            return
+        if found >= 0:
+            raise InvalidArgument(
+                f"index[{found}]={index[found]}: the table has {rows.shape[0]} rows"
+            )
+        assert reader is not None
+        if patience is None or bag > begin:
+            begin, patience = bag, Patience(reader)
+        patience.wait(kernels.torn_row(found))

@@ -7,6 +7,7 @@ lock                                   held by the one process that may change a
 tables/<name>/v000001/manifest.json    what it is: dtype, rows, dim, origin, …
 tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, which is how ml_dtypes saves it
 tables/<name>/v000001/slot_*.npy       an optimizer's state, for a table that can be trained
+tables/<name>/v000001/seq              its stripes' counters then, stripes.py
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
 tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
 staging/                               what isn't published yet; readers never look into it
@@ -28,6 +29,7 @@ from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFou
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.stripes import map_counters
 from gatherd.store.table import Table
 
 DATA_DIR_FORMAT = 1
@@ -75,7 +77,12 @@ def table_not_found(name: str, known: Iterable[str]) -> TableNotFound:
 
 @dataclass(frozen=True, slots=True)
 class CatalogEntry:
-    """One table in the catalog."""
+    """One table in the catalog.
+
+    `uid` is the table's for its whole life, and no other's. `versions` are those that are kept,
+    ascending, `live` among them. Under one uid a number means one version for ever: readers keep
+    what they mapped by it.
+    """
 
     uid: str
     live: int
@@ -100,6 +107,33 @@ class Catalog:
             },
         }
 
+    @classmethod
+    def from_json(cls, document: Any, where: Path) -> "Catalog":
+        """What `to_json` gave. BadFile, naming `where`, for anything else."""
+        try:
+            if document["format"] != DATA_DIR_FORMAT:
+                raise DataDirVersion(
+                    f"{where} has format {document['format']}; this release reads {DATA_DIR_FORMAT}"
+                )
+            entries = {
+                check_table_name(name): CatalogEntry(
+                    str(entry["uid"]), int(entry["live"]), tuple(map(int, entry["versions"]))
+                )
+                for name, entry in document["tables"].items()
+            }
+            generation = int(document["generation"])
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            if isinstance(error, DataDirVersion):
+                raise
+            raise BadFile(f"{where} is damaged: {type(error).__name__}: {error}") from None
+        for name, entry in entries.items():
+            if entry.live not in entry.versions or sorted(entry.versions) != [*entry.versions]:
+                raise BadFile(
+                    f"{where} is damaged: table {name!r} has the versions {list(entry.versions)}, "
+                    f"and version {entry.live} is live"
+                )
+        return cls(generation, entries)
+
 
 def version_dir(data_dir: Path, table: str, version: int) -> Path:
     """Where a version's files are."""
@@ -109,23 +143,7 @@ def version_dir(data_dir: Path, table: str, version: int) -> Path:
 def read_catalog(data_dir: Path) -> Catalog:
     """Read catalog.json. BadFile when it is damaged, DataDirVersion when of another format."""
     path = data_dir / CATALOG_NAME
-    document = _read_json(path)
-    try:
-        if document["format"] != DATA_DIR_FORMAT:
-            raise DataDirVersion(
-                f"{data_dir} has format {document['format']}; this release reads {DATA_DIR_FORMAT}"
-            )
-        entries = {
-            check_table_name(name): CatalogEntry(
-                entry["uid"], int(entry["live"]), tuple(map(int, entry["versions"]))
-            )
-            for name, entry in document["tables"].items()
-        }
-        return Catalog(int(document["generation"]), entries)
-    except (KeyError, TypeError, AttributeError, ValueError) as error:
-        if isinstance(error, DataDirVersion):
-            raise
-        raise BadFile(f"{path} is damaged: {type(error).__name__}: {error}") from None
+    return Catalog.from_json(_read_json(path), path)
 
 
 def open_table(data_dir: Path, name: str, version: int) -> Table:
@@ -148,8 +166,11 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         if (layout.dtype, layout.row_count, layout.dim) != (dtype, *shape):
             raise BadFile(f"{weights} isn't the {shape} {dtype.value} array of its manifest")
         default = _read_default(folder / DEFAULT_NAME)
-        table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder))
-        table.is_trainable = manifest.get("optimizer") is not None
+        is_trainable = manifest.get("optimizer") is not None
+        counters = map_counters(folder, layout.row_count) if is_trainable else None
+        table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        table.is_trainable = is_trainable
+        table.optimizer = manifest.get("optimizer")
         return table
     finally:
         os.close(fd)

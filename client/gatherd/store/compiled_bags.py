@@ -15,9 +15,12 @@ from gatherd.store.intrinsics import (
     add_float16,
     add_float32,
     add_float64,
+    copy_whole,
+    fence_loads,
     inlined,
     kernel,
     load_bfloat16,
+    load_counter,
     load_float16,
     load_float32,
     load_float64,
@@ -36,6 +39,11 @@ ROWS_AHEAD = 12
 LINE_BYTES = 64
 # How many rows wait to be added in one pass over the sums.
 AT_ONCE = 8
+# How often a torn row is copied before the caller is asked to sleep instead: tens of microseconds.
+SPINS_MAX = 1000
+DONE = -1
+# The bag that was come to, and DONE, the position of a bad index or −2 − the row that stays torn.
+RESULT = types.containers.UniTuple(types.intp, 2)  # type: ignore[no-untyped-call]  # numba's gap
 
 
 @inlined
@@ -44,17 +52,21 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
     load: Any,
     itemsize: Any,
     rows: Any,
+    counters: Any,
     index: Any,
     offsets: Any,
     weights: Any,
     mode: Any,
     filler: Any,
     out: Any,
+    begin: Any,
 ) -> Any:
-    """Sum each bag and divide as `mode` says; −1, or the position of an index without a row.
+    """Sum each bag from `begin` on and divide as `mode` says; returns a RESULT.
 
-    Rows wait in `at` and `by` to be added several at once, so that the sums stay in registers. A
-    torn-row check would copy the waiting rows to scratch.
+    `counters` is None for rows that never change, and what is for them isn't compiled then.
+    Rows wait in `at` and `by` to be added several at once, so that the sums stay in registers. Their
+    counters are looked at before and after; when one is torn the sums are taken back, the rows
+    copied to scratch until they are whole, and added from there.
 
     One function, because numba counts references, atomically, around every call that is given
     arrays: that was a quarter of the time.
@@ -63,7 +75,11 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
     row_count, row_bytes = rows.shape
     bags, dim = out.shape
     whole = dim - dim % SPAN
-    for bag in range(bags):
+    if counters is not None:
+        before, stripes = np.empty(AT_ONCE, np.uint32), np.empty(AT_ONCE, np.intp)
+        scratch = np.empty((AT_ONCE, row_bytes), np.uint8)
+        saved = np.empty(dim, np.float32)
+    for bag in range(begin, bags):
         end = offsets[bag + 1] if bag + 1 < bags else index.size
         out[bag, :] = np.float32(0)
         total = np.float32(0)
@@ -71,7 +87,7 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
         for i in range(offsets[bag], end):
             row = index[i]
             if row >= row_count or row < FILL:
-                return i
+                return bag, i
             if i + ROWS_AHEAD < index.size:
                 # Not checked yet; asking for a place that doesn't exist is harmless.
                 prefetch(rows, index[i + ROWS_AHEAD] * row_bytes)
@@ -84,36 +100,76 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
                         out[bag, d] += weight * filler[d]
                 else:
                     at[waiting], by[waiting] = row * row_bytes, weight
+                    if counters is not None:
+                        stripes[waiting] = row & (counters.size - 1)
                     waiting += 1
             if waiting == AT_ONCE or i + 1 == end:
+                if counters is not None:
+                    saved[:] = out[bag]
+                    odd = np.uint32(0)
+                    for k in range(waiting):
+                        before[k] = load_counter(counters, stripes[k])
+                        odd |= before[k] & np.uint32(1)
+                    fence_loads()
                 for d in range(0, whole, SPAN):
                     add(rows, at, by, waiting, itemsize * d, out, bag * dim + d)
                 for k in range(waiting):
                     for d in range(whole, dim):
                         out[bag, d] += by[k] * load(rows, at[k] + itemsize * d)
+                if counters is not None:
+                    fence_loads()
+                    for k in range(waiting):
+                        odd |= before[k] ^ load_counter(counters, stripes[k])
+                    if odd:
+                        out[bag] = saved
+                        for k in range(waiting):
+                            place, spins = k * row_bytes, 0
+                            while not copy_whole(
+                                rows, at[k], row_bytes, counters, stripes[k], scratch, place
+                            ):
+                                spins += 1
+                                if spins == SPINS_MAX:
+                                    return bag, -2 - at[k] // row_bytes
+                            at[k] = place
+                        for d in range(0, whole, SPAN):
+                            add(scratch, at, by, waiting, itemsize * d, out, bag * dim + d)
+                        for k in range(waiting):
+                            for d in range(whole, dim):
+                                out[bag, d] += by[k] * load(scratch, at[k] + itemsize * d)
                 waiting = 0
         if mode != SUM:
             divisor = np.sqrt(total) if mode == SQRTN else total
             for d in range(dim):
                 out[bag, d] = out[bag, d] / divisor if divisor != np.float32(0) else np.float32(0)
-    return -1
+    return bags, DONE
 
 
 @inlined
 def _max_bags(
-    load: Any, itemsize: Any, rows: Any, index: Any, offsets: Any, filler: Any, out: Any
+    load: Any,
+    itemsize: Any,
+    rows: Any,
+    counters: Any,
+    index: Any,
+    offsets: Any,
+    filler: Any,
+    out: Any,
+    begin: Any,
 ) -> Any:
-    """Put each bag's largest elements into `out`; returns as _sum_bags does."""
+    """Put each bag's largest elements into `out`; takes and returns what _sum_bags does."""
     row_count, row_bytes = rows.shape
     bags, dim = out.shape
-    for bag in range(bags):
+    source = rows
+    if counters is not None:
+        source = np.empty((1, row_bytes), np.uint8)
+    for bag in range(begin, bags):
         end = offsets[bag + 1] if bag + 1 < bags else index.size
         out[bag, :] = np.float32(0)
         first = True
         for i in range(offsets[bag], end):
             row = index[i]
             if row >= row_count or row < FILL:
-                return i
+                return bag, i
             if row == SKIP:
                 continue
             # The first row itself, not the larger of it and something: it may hold NaN.
@@ -122,11 +178,20 @@ def _max_bags(
                     new = filler[d]
                     out[bag, d] = new if first or new > out[bag, d] else out[bag, d]
             else:
+                position = row * row_bytes
+                if counters is not None:
+                    stripe = row & (counters.size - 1)
+                    spins = 0
+                    while not copy_whole(rows, position, row_bytes, counters, stripe, source, 0):
+                        spins += 1
+                        if spins == SPINS_MAX:
+                            return bag, -2 - row
+                    position = 0
                 for d in range(dim):
-                    new = load(rows, row * row_bytes + itemsize * d)
+                    new = load(source, position + itemsize * d)
                     out[bag, d] = new if first or new > out[bag, d] else out[bag, d]
             first = False
-    return -1
+    return bags, DONE
 
 
 @inlined
@@ -135,46 +200,90 @@ def _pool(
     load: Any,
     itemsize: Any,
     rows: Any,
+    counters: Any,
     index: Any,
     offsets: Any,
     weights: Any,
     mode: Any,
     filler: Any,
     out: Any,
+    begin: Any,
 ) -> Any:
     if mode == MAX:
-        return _max_bags(load, itemsize, rows, index, offsets, filler, out)
-    return _sum_bags(add, load, itemsize, rows, index, offsets, weights, mode, filler, out)
+        return _max_bags(load, itemsize, rows, counters, index, offsets, filler, out, begin)
+    return _sum_bags(
+        add, load, itemsize, rows, counters, index, offsets, weights, mode, filler, out, begin
+    )
+
+
+@inlined
+def _pool_kind(
+    rows: Any,
+    kind: Any,
+    counters: Any,
+    index: Any,
+    offsets: Any,
+    weights: Any,
+    mode: Any,
+    filler: Any,
+    out: Any,
+    begin: Any,
+) -> Any:
+    if kind == FLOAT32:
+        return _pool(
+            add_float32, load_float32, 4,
+            rows, counters, index, offsets, weights, mode, filler, out, begin,
+        )  # fmt: skip  # the four differ in their first line
+    if kind == FLOAT16:
+        return _pool(
+            add_float16, load_float16, 2,
+            rows, counters, index, offsets, weights, mode, filler, out, begin,
+        )  # fmt: skip
+    if kind == BFLOAT16:
+        return _pool(
+            add_bfloat16, load_bfloat16, 2,
+            rows, counters, index, offsets, weights, mode, filler, out, begin,
+        )  # fmt: skip
+    return _pool(
+        add_float64, load_float64, 8,
+        rows, counters, index, offsets, weights, mode, filler, out, begin,
+    )  # fmt: skip
 
 
 @kernel(
     read(types.uint8, 2),
     types.intp,
+    read(types.uint32),
     read(types.int64),
     read(types.int64),
     read(types.float32),
     types.intp,
     read(types.float32),
     write(types.float32, 2),
-    returns=types.intp,
+    types.intp,
+    returns=RESULT,
 )
 def pool(
-    rows: Any, kind: Any, index: Any, offsets: Any, weights: Any, mode: Any, filler: Any, out: Any
+    rows: Any,
+    kind: Any,
+    counters: Any,
+    index: Any,
+    offsets: Any,
+    weights: Any,
+    mode: Any,
+    filler: Any,
+    out: Any,
+    begin: Any,
 ) -> Any:
-    """Pool each bag into its row of `out`; −1, or the position of an index without a row."""
-    if kind == FLOAT32:
-        return _pool(add_float32, load_float32, 4, rows, index, offsets, weights, mode, filler, out)
-    if kind == FLOAT16:
-        return _pool(add_float16, load_float16, 2, rows, index, offsets, weights, mode, filler, out)
-    if kind == BFLOAT16:
-        return _pool(
-            add_bfloat16, load_bfloat16, 2, rows, index, offsets, weights, mode, filler, out
-        )
-    return _pool(add_float64, load_float64, 8, rows, index, offsets, weights, mode, filler, out)
+    """Pool each bag from `begin` on into its row of `out`; kernels.py has the rest."""
+    if counters.size:
+        return _pool_kind(rows, kind, counters, index, offsets, weights, mode, filler, out, begin)
+    return _pool_kind(rows, kind, None, index, offsets, weights, mode, filler, out, begin)
 
 
 def warm() -> None:
     """Run the kernel once: what is left to load of it is loaded."""
     one = np.zeros(1, np.int64)
     table, weights = np.zeros((1, 8), np.uint8), np.ones(1, np.float32)
-    pool(table, FLOAT64, one, one, weights, SUM, weights, np.zeros((1, 1), np.float32))
+    counters, out = np.empty(0, np.uint32), np.zeros((1, 1), np.float32)
+    pool(table, FLOAT64, counters, one, one, weights, SUM, weights, out, 0)

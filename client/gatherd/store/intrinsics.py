@@ -230,3 +230,215 @@ def prefetch(_context: Any, array: Any, _position: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(array, types.intp), generate
+
+
+def _storer(bits: Any, narrow: Callable[[Any, Any, Any], Any]) -> Any:
+    """An intrinsic: round a float32 to the LLVM type `bits` and put it at a byte position."""
+
+    def store(_context: Any, array: Any, _position: Any, _value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
+            value = narrow(context, builder, args[2])
+            builder.store(value, builder.bitcast(pointer, bits.as_pointer()), align=1)
+            return context.get_dummy_value()
+
+        return types.void(array, types.intp, types.float32), generate
+
+    return _intrinsic(store)
+
+
+def _to_bfloat16(_: Any, builder: Any, value: Any) -> Any:
+    bits = builder.bitcast(value, _I32)
+    odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
+    rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
+    # Rounding could carry a NaN's mantissa away, so its quiet bit is set instead.
+    quiet = builder.or_(builder.lshr(bits, _I32(16)), _I32(0x40))
+    is_nan = builder.fcmp_unordered("uno", value, value)
+    return builder.trunc(builder.select(is_nan, quiet, rounded), ir.IntType(16))
+
+
+def _to_float16(context: Any, builder: Any, value: Any) -> Any:
+    triple, _, features = context.codegen().magic_tuple()
+    if triple.startswith("aarch64") or "+f16c" in features:
+        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
+    # By hand, as in _float16. What is under 2**-14 gets its mantissa shifted and rounded by an
+    # addition: one unit in the last place of 0.5 is the smallest half.
+    bits = builder.bitcast(value, _I32)
+    size = builder.and_(bits, _I32(0x7FFFFFFF))
+    magic = builder.bitcast(_I32(126 << 23), ir.FloatType())
+    shifted = builder.fadd(builder.bitcast(size, ir.FloatType()), magic)
+    small = builder.sub(builder.bitcast(shifted, _I32), _I32(126 << 23))
+    odd = builder.and_(builder.lshr(size, _I32(13)), _I32(1))
+    moved = builder.sub(size, _I32(112 << 23))
+    normal = builder.lshr(builder.add(moved, builder.add(odd, _I32(0xFFF))), _I32(13))
+    # 65,520 is the first that rounds to 65,536, which is infinity.
+    is_large = builder.icmp_unsigned(">=", size, _I32(0x477FF000))
+    is_nan = builder.icmp_unsigned(">", size, _I32(0xFF << 23))
+    half = builder.select(builder.icmp_unsigned("<", size, _I32(113 << 23)), small, normal)
+    half = builder.select(is_large, _I32(0x7C00), half)
+    half = builder.select(is_nan, _I32(0x7E00), half)
+    sign = builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000))
+    return builder.trunc(builder.or_(half, sign), ir.IntType(16))
+
+
+# Round to nearest, ties to even; too large a value becomes infinity.
+store_float32 = _storer(ir.FloatType(), _as_is)
+store_float16 = _storer(ir.IntType(16), _to_float16)
+store_bfloat16 = _storer(ir.IntType(16), _to_bfloat16)
+
+
+@_intrinsic
+def divide(_context: Any, a: Any, b: Any) -> Any:
+    """The quotient of IEEE 754; numba's own raises at zero, which keeps a loop from vectors."""
+
+    def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.fdiv(args[0], args[1])
+
+    if a == b and a in (types.float32, types.float64):
+        return a(a, b), generate
+    return None
+
+
+@_intrinsic
+def larger_size(_context: Any, _bits: Any, _value: Any) -> Any:
+    """The larger of `bits` and the bits of a float32 without its sign, as uint32.
+
+    Kept over a row, this tells whether it has a value of some size: NaN is above infinity.
+    """
+
+    def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        size = builder.and_(builder.bitcast(args[1], _I32), _I32(0x7FFFFFFF))
+        return builder.select(builder.icmp_unsigned(">", size, args[0]), size, args[0])
+
+    return types.uint32(types.uint32, types.float32), generate
+
+
+# The counters of rows that change, in stripes.py's terms. A fence keeps LLVM from moving any access
+# to memory across it; on x86 it costs nothing more, on ARM it is a barrier.
+
+
+def _word_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(builder.bitcast(data, _I32.as_pointer()), [index])
+
+
+def _copy(builder: Any, target: Any, source: Any, byte_count: Any) -> None:
+    cgutils.raw_memcpy(builder, target, source, byte_count, 1)  # type: ignore[no-untyped-call]  # numba's gap
+
+
+@_intrinsic
+def load_counter(_context: Any, counters: Any, _stripe: Any) -> Any:
+    """The counter of a stripe, by one load that LLVM neither repeats nor leaves out."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _word_pointer(context, builder, signature.args[0], args[0], args[1])
+        return builder.load_atomic(pointer, "monotonic", 4)
+
+    return types.uint32(counters, types.intp), generate
+
+
+def _counter_store(is_begin: bool) -> Any:
+    def store(_context: Any, counters: Any, _stripe: Any, _value: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+            pointer = _word_pointer(context, builder, signature.args[0], args[0], args[1])
+            if is_begin:
+                builder.store_atomic(args[2], pointer, "monotonic", 4)
+                builder.fence("release")
+            else:
+                builder.store_atomic(args[2], pointer, "release", 4)
+            return context.get_dummy_value()
+
+        return types.void(counters, types.intp, types.uint32), generate
+
+    return _intrinsic(store)
+
+
+begin_row = _counter_store(is_begin=True)
+"""Store an odd counter: no later store comes before it."""
+end_row = _counter_store(is_begin=False)
+"""Store an even counter: it comes after every earlier store."""
+
+
+@_intrinsic
+def copy_bytes(
+    _context: Any, target: Any, _to: Any, source: Any, _begin: Any, _byte_count: Any
+) -> Any:
+    """Copy bytes from a position of `source` to one of `target`."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        to = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
+        begin = _byte_pointer(context, builder, signature.args[2], args[2], args[3])
+        _copy(builder, to, begin, args[4])
+        return context.get_dummy_value()
+
+    return types.void(target, types.intp, source, types.intp, types.intp), generate
+
+
+@_intrinsic
+def copy_whole(
+    _context: Any,
+    rows: Any,
+    _begin: Any,
+    _byte_count: Any,
+    counters: Any,
+    _stripe: Any,
+    scratch: Any,
+    _to: Any,
+) -> Any:
+    """Copy a row to scratch; whether it is whole: its counter was even and stayed the same."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        kinds = signature.args
+        counter = _word_pointer(context, builder, kinds[3], args[3], args[4])
+        begin = _byte_pointer(context, builder, kinds[0], args[0], args[1])
+        to = _byte_pointer(context, builder, kinds[5], args[5], args[6])
+        before = builder.load_atomic(counter, "acquire", 4)
+        _copy(builder, to, begin, args[2])
+        builder.fence("acquire")
+        after = builder.load_atomic(counter, "monotonic", 4)
+        is_even = builder.icmp_unsigned("==", builder.and_(before, _I32(1)), _I32(0))
+        return builder.and_(is_even, builder.icmp_unsigned("==", before, after))
+
+    kinds = (rows, types.intp, types.intp, counters, types.intp, scratch, types.intp)
+    return types.boolean(*kinds), generate
+
+
+@_intrinsic
+def touch(_context: Any, array: Any, _position: Any) -> Any:
+    """Store the byte at a position again, so that its page is there and writable."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
+        # Atomic, because LLVM drops a plain store of what was just loaded.
+        value = builder.load_atomic(
+            builder.bitcast(pointer, ir.IntType(8).as_pointer()), "monotonic", 1
+        )
+        builder.store_atomic(
+            value, builder.bitcast(pointer, ir.IntType(8).as_pointer()), "monotonic", 1
+        )
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp), generate
+
+
+@_intrinsic
+def add_square(_context: Any, _total: Any, _value: Any) -> Any:
+    """A float64 total plus the square of a float32, in whatever order suits a vector's lanes."""
+
+    def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        wide = builder.fpext(args[1], ir.DoubleType())
+        square = builder.fmul(wide, wide, flags=("contract",))
+        return builder.fadd(args[0], square, flags=("contract", "reassoc"))
+
+    return types.float64(types.float64, types.float32), generate
+
+
+@_intrinsic
+def fence_loads(_context: Any) -> Any:
+    """No load comes from one side of this to the other, and no later store before it."""
+
+    def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        builder.fence("acquire")
+        return context.get_dummy_value()
+
+    return types.void(), generate

@@ -168,18 +168,34 @@ def place_strings(
     )
 
 
+DONE = -1
+
+
+def torn_row(found: int) -> int:
+    """The row that `pool` says was torn, by what it returned."""
+    return -2 - found
+
+
 def pool(
     rows: NDArray[np.uint8],
     kind: RowKind,
+    counters: NDArray[np.uint32],
     index: NDArray[np.int64],
     offsets: NDArray[np.int64],
     weights: NDArray[np.float32],
     mode: int,
     filler: NDArray[np.float32],
     out: NDArray[Any],
-) -> int:
-    """Pool rows, (row_count, row_bytes), into `out`, float32 (bags, dim); bags.py has the meaning.
+    begin: int,
+) -> tuple[int, int]:
+    """Pool rows, (row_count, row_bytes), into `out`, float32 (bags, dim), from bag `begin` on.
 
-    `weights` is empty for none. Returns −1, or the position of an index that has no row.
+    bags.py has the meaning. `weights` is empty for none; `counters`, of the rows' stripes, is empty
+    when the rows never change. Returns the bag it came to and DONE, or the position (≥ 0) of an
+    index that has no row, or a number below DONE of which `torn_row` makes the row that stays torn:
+    to be called again from that bag.
     """
-    return int(_bags().pool(rows, int(kind), index, offsets, weights, mode, filler, out))
+    bag, found = _bags().pool(
+        rows, int(kind), counters, index, offsets, weights, mode, filler, out, begin
+    )
+    return int(bag), int(found)

@@ -12,6 +12,7 @@ import numpy as np
 
 # Not in the mmap module before Python 3.14; the number is Linux's (5.14 and later).
 _MADV_POPULATE_READ = 22
+_MS_SYNC = 4
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
@@ -19,6 +20,7 @@ _M_MMAP_THRESHOLD = -3
 _MMAP_THRESHOLD_BYTES = 32 << 20
 _TRIM_THRESHOLD_BYTES = 512 << 20
 _TOP_PAD_BYTES = 64 << 20
+_POPULATE_BYTES = 64 << 20
 
 
 def tune_allocator() -> bool:
@@ -45,13 +47,20 @@ def populate(mapping: mmap.mmap) -> None:
     """Map every page of `mapping` now, reading what isn't in the page cache.
 
     Afterwards a gather takes no page fault. OSError when the file ends before the mapping does.
+
+    By ctypes, because `mmap.madvise` holds the GIL, and in steps, because the kernel holds the
+    process's memory map: lookups and allocations of other threads go on meanwhile.
     """
-    try:
-        mapping.madvise(_MADV_POPULATE_READ)
-    except OSError as error:
-        if error.errno not in (22, 95):  # EINVAL, ENOTSUP: a kernel before 5.14 reads ahead instead
-            raise
-        mapping.madvise(mmap.MADV_WILLNEED)
+    address, end = _address(mapping), len(mapping)
+    for start in range(0, end, _POPULATE_BYTES):
+        length = ctypes.c_size_t(min(_POPULATE_BYTES, end - start))
+        try:
+            _call_at("madvise", address + start, length, ctypes.c_int(_MADV_POPULATE_READ))
+        except OSError as error:
+            if error.errno not in (22, 95):  # EINVAL, ENOTSUP: before Linux 5.14
+                raise
+            mapping.madvise(mmap.MADV_WILLNEED)  # reads ahead instead
+            return
 
 
 def advise_random(mapping: mmap.mmap) -> None:
@@ -72,9 +81,18 @@ def lock(mapping: mmap.mmap) -> None:
     _call("mlock", mapping)
 
 
+def sync(mapping: mmap.mmap) -> None:
+    """Write what was stored into `mapping` to the disk, without holding the GIL. OSError if not."""
+    _call("msync", mapping, ctypes.c_int(_MS_SYNC))
+
+
 def _call(name: str, mapping: mmap.mmap, *more: object) -> None:
+    _call_at(name, _address(mapping), ctypes.c_size_t(len(mapping)), *more)
+
+
+def _call_at(name: str, address: int, *more: object) -> None:
     function = getattr(ctypes.CDLL(None, use_errno=True), name)
-    if function(ctypes.c_void_p(_address(mapping)), ctypes.c_size_t(len(mapping)), *more) != 0:
+    if function(ctypes.c_void_p(address), *more) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
 

@@ -1,6 +1,7 @@
 """One version of a table: its rows mapped read-only, gathered by id.
 
-The server's engine and the SDK's `local:` transport both read tables through this class.
+The server's engine and the SDK's `local:` transport both read tables through this class. Rows of a
+table that is written meanwhile are atomic: stripes.py has how.
 """
 
 import mmap
@@ -8,6 +9,7 @@ import os
 import threading
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from gatherd.store.ids import all_in_range, in_range, out_of_range_error
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys, key_not_found_error
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
+from gatherd.store.stripes import RowReader
 
 # Rows are converted in blocks that stay in a core's cache between the copy and the conversion.
 CONVERT_BLOCK_BYTES = 256 << 10
@@ -67,8 +70,12 @@ class Table:
         rows: NDArray[np.uint8],
         default_vector: NDArray[np.float32] | None,
         keys: KeyIndex | None,
+        counters: NDArray[np.uint32] | None = None,
     ) -> None:
-        """`rows` is (row_count, row_bytes); `mapping` is None for a table without a byte."""
+        """`rows` is (row_count, row_bytes); `mapping` is None for a table without a byte.
+
+        `counters` are those of its stripes, None when its rows never change.
+        """
         self.name = name
         self.version = version
         self.row_count = layout.row_count
@@ -78,9 +85,12 @@ class Table:
         self.row_bytes = layout.row_bytes
         self._mapping = mapping
         self._rows = rows
+        self._reader = None if counters is None else RowReader(name, counters)
         self.keys = keys
         self.is_trainable = False
         """Whether it has an optimizer and its slots."""
+        self.optimizer: dict[str, Any] | None = None
+        """The manifest's "optimizer", None when it isn't trainable."""
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
 
@@ -93,10 +103,12 @@ class Table:
         layout: RowLayout,
         default_vector: NDArray[np.float32] | None = None,
         keys: KeyIndex | None = None,
+        counters: NDArray[np.uint32] | None = None,
     ) -> "Table":
         """Map the rows that `layout` finds in the open file `fd`, which can be closed after.
 
-        BadFile when the file is shorter than the layout.
+        `counters`, of `stripes.map_counters`, are needed when the rows may change. BadFile when the
+        file is shorter than the layout.
         """
         if file_bytes(fd) < layout.offset + layout.nbytes:
             raise BadFile(
@@ -112,7 +124,7 @@ class Table:
             )
         if layout.nbytes == 0:
             rows = np.empty((layout.row_count, layout.row_bytes), np.uint8)
-            return cls(name, version, layout, None, rows, default_vector, keys)
+            return cls(name, version, layout, None, rows, default_vector, keys, counters)
         start = layout.offset - layout.offset % mmap.ALLOCATIONGRANULARITY
         skip = layout.offset - start
         mapping = mmap.mmap(
@@ -122,7 +134,7 @@ class Table:
         # as a safetensors header of odd length makes them.
         rows = np.frombuffer(mapping, np.uint8, layout.nbytes, skip)
         rows = rows.reshape(layout.row_count, layout.row_bytes)
-        return cls(name, version, layout, mapping, rows, default_vector, keys)
+        return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
 
     def preload(self, policy: Preload) -> None:
         """Bring the pages in as `policy` says. BadFile when they can't be read or locked."""
@@ -157,7 +169,8 @@ class Table:
 
         `out`, of shape S + (dim,) and the reply dtype's storage, C-contiguous, is filled and
         returned instead of a new array. IdOutOfRange or KeyNotFound, with `out` untouched, when
-        `missing` is ERROR and one has no row; NoKeys when keys are asked of a table without.
+        `missing` is ERROR and one has no row; NoKeys when keys are asked of a table without;
+        Unavailable, with `out` filled in part, when a row's writer died inside it.
         """
         rows, found = self._rows_of(asked, missing)
         vectors = np.empty((*rows.shape, self.dim), dtype.storage) if out is None else out
@@ -189,7 +202,16 @@ class Table:
         is_direct = dtype is DType.FLOAT32 and out is not None
         pooled = out if is_direct and out is not None else np.empty(shape, np.float32)
         rows_2d = self._rows.view(self.dtype.storage)
-        bags.pool(rows_2d, index, query.offsets, query.weights, query.pooling, filler, pooled)
+        bags.pool(
+            rows_2d,
+            index,
+            query.offsets,
+            query.weights,
+            query.pooling,
+            filler,
+            pooled,
+            self._reader,
+        )
         vectors = pooled
         if dtype is not DType.FLOAT32:
             vectors = np.empty(shape, dtype.storage) if out is None else out
@@ -253,11 +275,18 @@ class Table:
         return self.keys
 
     def _gather(self, index: NDArray[np.intp], out: NDArray[Any], dtype: DType) -> None:
+        copy = self._copy if dtype is self.dtype else partial(self._copy_converted, dtype)
+        if self._reader is None:
+            copy(index, out)
+        else:
+            self._reader.read(index, out, copy)
+
+    def _copy(self, index: NDArray[np.intp], out: NDArray[Any]) -> None:
         # mode="clip" skips NumPy's own bounds check, which buffers the output; ours is done.
-        if dtype is self.dtype:
-            flat = out.view(np.uint8).reshape(index.size, self.row_bytes)
-            np.take(self._rows, index, axis=0, out=flat, mode="clip")
-            return
+        flat = out.view(np.uint8).reshape(index.size, self.row_bytes)
+        np.take(self._rows, index, axis=0, out=flat, mode="clip")
+
+    def _copy_converted(self, dtype: DType, index: NDArray[np.intp], out: NDArray[Any]) -> None:
         block = max(1, CONVERT_BLOCK_BYTES // self.row_bytes)
         buffer = np.empty((min(block, index.size), self.row_bytes), np.uint8)
         for start in range(0, index.size, block):
@@ -284,8 +313,8 @@ class Table:
     def default_vector(self) -> NDArray[np.float32]:
         """The vector for missing ids, shape (dim,): the stored one, else the mean of all rows.
 
-        The mean is summed in float64, in row order, once: the same table gives the same vector
-        in every process. Zeros for a table without rows.
+        The mean is summed in float64, in row order, once: a table that never changes gives the same
+        vector in every process. Zeros for a table without rows.
         """
         with self._default_lock:
             if self._default_vector is None:
@@ -294,7 +323,12 @@ class Table:
 
     def stored_rows(self, start: int, stop: int) -> NDArray[Any]:
         """A copy of the rows from `start` up to `stop`, (n, dim) in the table dtype's storage."""
-        return self._rows[start:stop].copy().view(self.dtype.storage)
+        if self._reader is None:
+            return self._rows[start:stop].copy().view(self.dtype.storage)
+        index = np.arange(start, min(stop, self.row_count), dtype=np.intp)
+        rows = np.empty((index.size, self.dim), self.dtype.storage)
+        self._reader.read(index, rows, self._copy)
+        return rows
 
     def _mean(self) -> NDArray[np.float32]:
         total = np.zeros(self.dim, np.float64)

@@ -1,8 +1,12 @@
 """The Connect unary protocol over HTTP/1.1: what the blocking and the awaited transport share."""
 
 import functools
+import os
+import select
 import ssl
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from gatherd._effects import Deadline, Send
 from gatherd._http1 import (
@@ -12,7 +16,7 @@ from gatherd._http1 import (
     finish_request,
     request_prefix,
 )
-from gatherd._retry import parse_retry_after
+from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_http
 from gatherd.errors import (
@@ -31,6 +35,9 @@ IDLE_UNCHECKED_SECONDS = 2.0
 # Up to here head and body are joined for one send; copying more costs more than a second send.
 JOINED_BYTES_MAX = 64 << 10
 _TIMEOUT_MS_MAX = 9_999_999_999  # ten digits, says Connect
+# On which a server answers in its data dir.
+SERVER_SOCKET = "server.sock"
+_NO_SERVER = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
 
 
 @functools.lru_cache(maxsize=64)
@@ -41,10 +48,41 @@ def _prefix(path: str, authority: str) -> bytes:
 
 def request_head(target: Target, send: Send, now: float) -> bytes:
     """The head of the HTTP request for `send`."""
-    path = send.method if target.scheme == "unix" else target.path + send.method
+    path = send.method if target.scheme in ("unix", "local") else target.path + send.method
     left = int((send.deadline.at - now) * 1000)
     timeout_ms = max(1, min(left, _TIMEOUT_MS_MAX))
-    return finish_request(_prefix(path, target.authority), timeout_ms, len(send.body))
+    return finish_request(_prefix(path, target.authority), timeout_ms, send.nbytes)
+
+
+def outgoing(head: bytes, send: Send) -> tuple[bytes | memoryview, ...]:
+    """What to write, in order: few pieces, and none of the large ones copied."""
+    if len(send.body) <= JOINED_BYTES_MAX:
+        return (head + send.body, *send.rest)
+    return (head, send.body, *send.rest)
+
+
+def is_silent(fd: int) -> bool:
+    """Whether an idle connection is still open, and has nothing to read, as it should be."""
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return not poller.poll(0)
+
+
+@contextmanager
+def socket_path(target: Target) -> Iterator[str]:
+    """The path to connect to for a unix: or local: URL, good as long as the context lasts.
+
+    The socket of a data dir is reached by a descriptor of its folder: the kernel takes no path of
+    more than 107 bytes.
+    """
+    if target.scheme == "unix":
+        yield target.path
+        return
+    folder = os.open(target.path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        yield f"/proc/self/fd/{folder}/{SERVER_SOCKET}"
+    finally:
+        os.close(folder)
 
 
 def reply_body(url: str, reader: ResponseReader) -> memoryview:
@@ -76,12 +114,19 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
     if isinstance(error, ssl.SSLCertVerificationError):
         # Trying again won't make the certificate right.
         return FailedPrecondition(f"{target.url}: {error.verify_message or error}")
-    return Unavailable(f"can't connect to {target.url}: {error.strerror or error}")
+    known = {OUTCOME: NOT_SENT}
+    if target.scheme == "local" and isinstance(error, _NO_SERVER):
+        return Unavailable(
+            f"no server runs on data dir {target.path}; start one with "
+            f"`gatherd serve --data-dir {target.path}`",
+            known,
+        )
+    return Unavailable(f"can't connect to {target.url}: {error.strerror or error}", known)
 
 
 def broken(url: str, error: BaseException) -> Unavailable:
     """The error for a connection that ended before the response did."""
-    return Unavailable(f"the connection to {url} broke: {error}")
+    return Unavailable(f"the connection to {url} broke: {error}", {OUTCOME: UNKNOWN})
 
 
 def unspoken(url: str, error: HttpError) -> GatherdError:

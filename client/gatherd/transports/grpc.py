@@ -94,7 +94,7 @@ class GrpcTransport:
             method = self._methods.get(send.method)
             if method is None:
                 method = self._methods[send.method] = self._channel.unary_unary(send.method)
-            return _checked(self._url, method(send.body, timeout=timeout))
+            return _checked(self._url, method(send.joined(), timeout=timeout))
         except grpc.RpcError as error:
             raise _error(self._url, send, error, self._closed) from None
         except ValueError:
@@ -129,7 +129,7 @@ class AsyncGrpcTransport:
         if method is None:
             method = self._methods[send.method] = self._open().unary_unary(send.method)
         try:
-            return _checked(self._url, await method(send.body, timeout=timeout))
+            return _checked(self._url, await method(send.joined(), timeout=timeout))
         except grpc.aio.AioRpcError as error:
             raise _error(self._url, send, error, self._closed) from None
         except grpc.aio.UsageError:

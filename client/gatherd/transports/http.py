@@ -5,7 +5,6 @@ closes its copies of the sockets, which the parent doesn't notice, and makes its
 """
 
 import os
-import select
 import socket
 import threading
 import time
@@ -37,14 +36,14 @@ class _Connection:
         self._armed_for: Deadline | None = None
         self.idle_since = 0.0
 
-    def exchange(self, head: bytes, body: bytes, deadline: Deadline) -> ResponseReader:
+    def exchange(self, head: bytes, send: Send) -> ResponseReader:
         """Send a request and receive its response. _Stale, TimeoutError, OSError, HttpError."""
         reader = self._reader
         reader.reset()
         try:
-            self._send(head, body, deadline)
+            self._send(head, send)
             while not reader.done:
-                self._arm(deadline)
+                self._arm(send.deadline)
                 count = self._sock.recv_into(reader.buffer())
                 if count:
                     reader.received(count)
@@ -58,14 +57,11 @@ class _Connection:
             raise _Stale(error) from error
         return reader
 
-    def _send(self, head: bytes, body: bytes, deadline: Deadline) -> None:
-        self._arm(deadline)
+    def _send(self, head: bytes, send: Send) -> None:
         try:
-            if len(body) <= _connect.JOINED_BYTES_MAX:
-                self._sock.sendall(head + body)
-            else:
-                self._sock.sendall(head)
-                self._sock.sendall(body)
+            for piece in _connect.outgoing(head, send):
+                self._arm(send.deadline)
+                self._sock.sendall(piece)
         except BrokenPipeError:
             # A server may refuse a large body by answering before it has read it all: look.
             pass
@@ -78,9 +74,7 @@ class _Connection:
 
     def is_alive(self) -> bool:
         """Whether an idle connection is still open, and silent as it should be."""
-        poller = select.poll()
-        poller.register(self._sock, select.POLLIN)
-        return not poller.poll(0)
+        return _connect.is_silent(self._sock.fileno())
 
     def close(self) -> None:
         self._sock.close()
@@ -159,7 +153,7 @@ class _Pool:
 
 
 class HttpTransport:
-    """Connect over TCP, TLS or a Unix socket."""
+    """Connect over TCP, TLS or a Unix socket; that of a data dir for a local: URL."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -173,7 +167,7 @@ class HttpTransport:
         pool = self._pool()
         connection = pool.acquire(self._target.url, send.deadline)
         fresh = connection is None
-        if connection is not None and not self._is_usable(connection):
+        if connection is not None and not self._is_usable(connection, send):
             pool.discard(connection, keep_right=True)
             connection, fresh = None, True
         try:
@@ -182,7 +176,7 @@ class HttpTransport:
             try:
                 reader = self._exchange(connection, send)
             except _Stale as error:
-                if fresh:
+                if fresh or send.once:
                     raise _connect.broken(self._target.url, error) from None
                 # The server closed an idle connection just now, which isn't a failure of the call.
                 pool.discard(connection, keep_right=True)
@@ -212,7 +206,7 @@ class HttpTransport:
         url = self._target.url
         head = _connect.request_head(self._target, send, time.monotonic())
         try:
-            return connection.exchange(head, send.body, send.deadline)
+            return connection.exchange(head, send)
         except GatherdError:
             raise
         except TimeoutError:
@@ -222,9 +216,10 @@ class HttpTransport:
         except HttpError as error:
             raise _connect.unspoken(url, error) from None
 
-    def _is_usable(self, connection: _Connection) -> bool:
+    def _is_usable(self, connection: _Connection, send: Send) -> bool:
         idle = time.monotonic() - connection.idle_since
-        return idle < _connect.IDLE_UNCHECKED_SECONDS or connection.is_alive()
+        unchecked = idle < _connect.IDLE_UNCHECKED_SECONDS and not send.once
+        return unchecked or connection.is_alive()
 
     def _connect(self, pool: _Pool, deadline: Deadline) -> _Connection:
         target = self._target
@@ -241,8 +236,9 @@ class HttpTransport:
     def _dial(self, deadline: Deadline) -> socket.socket:
         """A connected socket; OSError when no address of the host takes the connection."""
         target = self._target
-        if target.scheme == "unix":
-            return self._dial_one(socket.AF_UNIX, target.path, deadline)
+        if target.scheme in ("unix", "local"):
+            with _connect.socket_path(target) as path:
+                return self._dial_one(socket.AF_UNIX, path, deadline)
         # The resolver can't be given a deadline; its own is a matter of resolv.conf.
         found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
         failure: OSError | None = None

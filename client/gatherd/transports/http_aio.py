@@ -75,7 +75,7 @@ class _Connection(asyncio.BufferedProtocol):
 
     # --- what the transport below calls ---
 
-    async def exchange(self, head: bytes, body: bytes) -> ResponseReader:
+    async def exchange(self, head: bytes, send: Send) -> ResponseReader:
         """Send a request and receive its response. _Stale, OSError, HttpError."""
         transport = self._transport
         if transport is None or not self.open:
@@ -84,11 +84,8 @@ class _Connection(asyncio.BufferedProtocol):
         reader.reset()
         waiter = self._waiter = asyncio.get_running_loop().create_future()
         try:
-            if len(body) <= _connect.JOINED_BYTES_MAX:
-                transport.write(head + body)
-            else:
-                transport.write(head)
-                transport.write(body)
+            for piece in _connect.outgoing(head, send):
+                transport.write(piece)
             await waiter
         except (OSError, HttpError) as error:
             if reader.started:
@@ -98,6 +95,12 @@ class _Connection(asyncio.BufferedProtocol):
             self._waiter = None
         return reader
 
+    def is_alive(self) -> bool:
+        """Whether it is open, also when the loop hasn't yet heard that it was closed."""
+        if self._transport is None or not self.open:
+            return False
+        return _connect.is_silent(self._transport.get_extra_info("socket").fileno())
+
     def close(self) -> None:
         """Close at once, whatever is under way."""
         self.open = False
@@ -106,7 +109,7 @@ class _Connection(asyncio.BufferedProtocol):
 
 
 class AsyncHttpTransport:
-    """Connect over TCP, TLS or a Unix socket."""
+    """Connect over TCP, TLS or a Unix socket; that of a data dir for a local: URL."""
 
     def __init__(self, target: Target) -> None:
         self._target = target
@@ -131,12 +134,14 @@ class AsyncHttpTransport:
             raise
 
     async def _call(self, send: Send) -> memoryview:
-        connection = self._take_idle()
+        connection = self._take_idle(send)
         if connection is not None:
             try:
                 return await self._exchange(connection, send)
-            except _Stale:
-                pass  # the server closed an idle connection, which isn't a failure of the call
+            except _Stale as error:
+                if send.once:
+                    raise _connect.broken(self._target.url, error) from None
+                # The server closed an idle connection just now, which isn't a failure of the call.
         connection = await self._connect()
         try:
             return await self._exchange(connection, send)
@@ -148,7 +153,7 @@ class AsyncHttpTransport:
         head = _connect.request_head(self._target, send, time.monotonic())
         reusable = False
         try:
-            reader = await connection.exchange(head, send.body)
+            reader = await connection.exchange(head, send)
             reusable = reader.reusable and connection.open and not self._closed
             return _connect.reply_body(url, reader)
         except HttpError as error:
@@ -164,18 +169,21 @@ class AsyncHttpTransport:
             else:
                 connection.close()
 
-    def _take_idle(self) -> _Connection | None:
+    def _take_idle(self, send: Send) -> _Connection | None:
         while self._idle:
             connection = self._idle.pop()
-            if connection.open:  # the loop tells when a server closes one
+            # The loop tells when a server closes one, if it had a turn since.
+            if connection.is_alive() if send.once else connection.open:
                 return connection
+            connection.close()
         return None
 
     async def _connect(self) -> _Connection:
         target, loop = self._target, asyncio.get_running_loop()
         try:
-            if target.scheme == "unix":
-                _, connection = await loop.create_unix_connection(_Connection, target.path)
+            if target.scheme in ("unix", "local"):
+                with _connect.socket_path(target) as path:
+                    _, connection = await loop.create_unix_connection(_Connection, path)
             else:
                 _, connection = await loop.create_connection(
                     _Connection,

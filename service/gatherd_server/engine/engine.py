@@ -8,10 +8,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
 from gatherd.store.table import Gathered
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
-from gatherd_server.engine.tables import LiveTables
+from gatherd_server.engine.tables import ServedTables
+from gatherd_server.engine.updates import check_sizes, check_updates
 from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,
@@ -23,6 +25,7 @@ from gatherd_server.types import (
     TableChange,
     TableInfo,
 )
+from gatherd_server.writer.link import Link
 
 # Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).
 SHORT_BYTES = 256 << 10
@@ -40,9 +43,11 @@ class PreparedLookup:
 class Engine:
     """Answers lookups from the live tables. Safe to use from many threads."""
 
-    def __init__(self, tables: LiveTables, limits: Limits) -> None:
+    def __init__(self, tables: ServedTables, limits: Limits, link: Link | None = None) -> None:
+        """Without `link` nothing can be changed: there is no data dir."""
         self.limits = limits
         self._tables = tables
+        self._link = link
 
     def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
         """Check a request's tables, versions and size.
@@ -85,7 +90,9 @@ class Engine:
         NonfiniteValues, IdOutOfRange, KeyNotFound. The future can raise the same, and
         RequestIdReused, RequestIdStale, Overloaded, Unavailable, DiskFull or UpdatesStopped.
         """
-        raise NotImplementedError(push)
+        check_sizes(push, self.limits)
+        check_updates(push, [self._tables.get(update.table) for update in push.updates])
+        return self._writer().push(push)
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """Hand a change of the catalog to the writer; the future ends when all readers see it.
@@ -93,7 +100,7 @@ class Engine:
         It raises TableNotFound, AlreadyExists, VersionNotFound, VersionMismatch, InvalidArgument,
         BadFile, DiskFull, Unavailable or UpdatesStopped; FailedPrecondition where no data dir is.
         """
-        raise NotImplementedError(change)
+        return self._writer().change(change)
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """Have the writer copy the data dir, under `name` ("" for one made of time and LSN).
@@ -101,7 +108,22 @@ class Engine:
         The future raises FailedPrecondition when the server has no folder for snapshots,
         AlreadyExists, DiskFull, Unavailable or UpdatesStopped.
         """
-        raise NotImplementedError(name)
+        return self._writer().snapshot(name)
+
+    def _writer(self) -> Link:
+        if self._link is None:
+            raise FailedPrecondition(
+                "this server has no data dir, so nothing can be changed; start it with --data-dir"
+            )
+        return self._link
+
+    def prepare_version(self, table: str, version: int) -> None:
+        """Map and preload a version that is about to become live, so that the switch costs nothing.
+
+        A GatherdError when it can't be served: then it mustn't become live. Takes as long as
+        reading the version's files does; it is let go at the next change if it isn't live by then.
+        """
+        self._tables.prepare_version(table, version)
 
     def table(self, name: str) -> TableInfo:
         """What is told about `name`. TableNotFound when it isn't there."""

@@ -4,18 +4,19 @@ from collections.abc import Sequence
 
 from gatherd.store.query import Missing
 from gatherd.store.table import Gathered, Table
-from gatherd_server.engine.tables import LiveTables
+from gatherd_server.engine.tables import ServedTables
 from gatherd_server.types import Limits, LookupPlan
 
 
-def resolve(plans: Sequence[LookupPlan], tables: LiveTables, limits: Limits) -> list[Table]:
+def resolve(plans: Sequence[LookupPlan], tables: ServedTables, limits: Limits) -> list[Table]:
     """The table of each plan, once the whole request is known to stay within the limits.
 
-    Nothing is allocated before that, so a small request can't ask for a huge reply.
+    Nothing is allocated before that, so a small request can't ask for a huge reply. All tables are
+    of one catalog: a request never mixes what was published together with what was before.
     """
     limits.check("tables_max", "the request asks for", len(plans))
     limits.check("ids_max", "the request has", sum(plan.asked.size for plan in plans))
-    found = [tables.get(plan.table, plan.version) for plan in plans]
+    found = tables.take([(plan.table, plan.version) for plan in plans])
     limits.check("reply_bytes_max", "the reply would have", reply_bytes(plans, found))
     return found
 

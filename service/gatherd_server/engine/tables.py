@@ -1,72 +1,139 @@
-"""The tables that can be looked up: one live version of each name."""
+"""The tables that can be looked up: files served where they lie, and a data dir's as they change.
 
-from collections.abc import Mapping
+gatherd.store.live has how a request gets one set of versions. Here is what a server adds: versions
+are mapped when they become live, not when they are first asked for, and their pages are brought in.
+A version that was prepared costs the requests at the switch nothing. One that wasn't, in a worker
+that came back between the two, is mapped by the first request after it; its pages are brought in by
+that request only when they are few.
+"""
+
+import logging
+import threading
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gatherd.errors import GatherdError, TableRefused, VersionNotFound
-from gatherd.store.catalog import open_table, read_catalog, read_default_vector, table_not_found
+from gatherd.errors import GatherdError
+from gatherd.store.catalog import read_default_vector
 from gatherd.store.format import read_layout
+from gatherd.store.live import LiveTables, View
 from gatherd.store.table import Preload, Table
 from gatherd_server.types import LIVE_VERSION, TableInfo, TableSource
 
+# Up to this many bytes are populated by the request that sees a version first: about 1 ms when they
+# are in the page cache. Above, another thread does it, and requests fault in what they read.
+POPULATE_AT_REQUEST_BYTES_MAX = 64 << 20
+# Unmapping takes 4 ms a GB. What the catalog dropped is held until the requests that read it have
+# ended, most likely, so that none of them waits for that.
+RETIRE_SECONDS = 5.0
 
-class LiveTables:
-    """Names to mapped tables, and to the reason for those that had to be refused."""
+logger = logging.getLogger("gatherd")
 
-    def __init__(self, tables: Mapping[str, Table], refused: Mapping[str, str]) -> None:
-        self._tables = dict(tables)
-        self._refused = dict(refused)
+
+class ServedTables:
+    """Names to tables, and to the reason for those that had to be refused.
+
+    Safe to use from many threads. `tables` and `refused` are those that aren't the data dir's.
+    """
+
+    def __init__(
+        self,
+        tables: Mapping[str, Table],
+        refused: Mapping[str, str],
+        data_dir: Path | None = None,
+        preload: Preload = Preload.NONE,
+    ) -> None:
+        """Touches no file; the first call that asks for a table does."""
+        self._preload = preload
+        self._is_serving = False
+        self._live = LiveTables(
+            data_dir,
+            fixed=tables,
+            refused=refused,
+            at_open=self._at_open,
+            at_drop=self._at_drop,
+            # Locked pages are let go with the mapping.
+            keep_superseded=preload is not Preload.LOCK,
+        )
+        self.take = self._live.take
+        """See LiveTables.take."""
+
+    def start(self) -> None:
+        """Map and preload the data dir's live versions. BadFile when it can't be read."""
+        self._live.current()
+        self._is_serving = True
 
     def get(self, name: str, version: int = LIVE_VERSION) -> Table:
-        """The table called `name`; TableNotFound, TableRefused or VersionNotFound if not."""
-        table = self._tables.get(name)
-        if table is None:
-            raise self._why_not(name)
-        if version not in (LIVE_VERSION, table.version):
-            raise VersionNotFound(
-                f"table {name!r} has no version {version}; version {table.version} is live",
-                {"table": name, "version": str(version), "live": str(table.version)},
-            )
-        return table
+        """One table; see `take`."""
+        return self.take([(name, version)])[0]
 
-    def _why_not(self, name: str) -> GatherdError:
-        if name in self._refused:
-            return TableRefused(
-                f"table {name!r} can't be served: {self._refused[name]}", {"table": name}
-            )
-        return table_not_found(name, self._tables)
+    def prepare_version(self, name: str, version: int) -> None:
+        """Map and preload a version that is to become live; see LiveTables.prepare."""
+        self._live.prepare(name, version, lambda table: table.preload(self._preload))
 
     def info(self, name: str) -> TableInfo:
         """What is told about `name`, refused or not. TableNotFound when it isn't there."""
-        if name in self._refused:
-            return TableInfo(name, 0, 0, None, 0, refused=self._refused[name])
-        table = self.get(name)
+        return self._live.read(lambda view: self._info(view, name))
+
+    def infos(self) -> list[TableInfo]:
+        """Every table, by name."""
+        return self._live.read(lambda view: [self._info(view, name) for name in view.names()])
+
+    def states(self) -> dict[str, str]:
+        """Every table's name, in order, and why it is refused, or "" when it is served."""
+        view = self._live.current()
+        return {name: view.refused.get(name, "") for name in view.names()}
+
+    def _info(self, view: View, name: str) -> TableInfo:
+        table = view.live_or_reason(name)
+        version, versions = view.live_version(name), view.versions(name)
+        if isinstance(table, str):
+            return TableInfo(name, 0, 0, None, version, refused=table, versions=versions)
         return TableInfo(
             name,
             table.row_count,
             table.dim,
             table.dtype,
-            table.version,
+            version,
             trainable=table.is_trainable,
             key_kind=table.keys.kind.value if table.keys else "",
             rows_bytes=table.nbytes,
             keys_bytes=table.keys.nbytes if table.keys else 0,
             resident_bytes=table.resident_bytes(),
+            versions=versions,
+            optimizer=table.optimizer,
+            lsn=self._live.applied_lsn,
         )
 
-    def states(self) -> dict[str, str]:
-        """Every table's name, in order, and why it is refused, or "" when it is served."""
-        served = dict.fromkeys(self._tables, "")
-        return dict(sorted({**served, **self._refused}.items()))
+    def _at_open(self, table: Table) -> None:
+        """Preload a version that wasn't prepared. A GatherdError when it can't be, at the start."""
+        if not self._is_serving:
+            table.preload(self._preload)
+            return
+        keys_bytes = table.keys.nbytes if table.keys else 0
+        if table.nbytes + keys_bytes <= POPULATE_AT_REQUEST_BYTES_MAX:
+            table.preload(self._preload)
+            return
+        threading.Thread(target=self._preload_later, args=(table,), daemon=True).start()
 
-    def infos(self) -> list[TableInfo]:
-        """Every table, by name."""
-        return [self.info(name) for name in self.states()]
+    def _preload_later(self, table: Table) -> None:
+        try:
+            table.preload(self._preload)
+        except GatherdError as error:
+            logger.warning("%s; it is served as it is", error)
+
+    def _at_drop(self, dropped: Sequence[Table]) -> None:
+        timer = threading.Timer(RETIRE_SECONDS, _let_go, dropped)
+        timer.daemon = True
+        timer.start()
+
+
+def _let_go(*_tables: Table) -> None:
+    """The timer's references were the last ones."""
 
 
 def open_sources(
     sources: Mapping[int, TableSource], data_dir: Path | None, preload: Preload
-) -> LiveTables:
+) -> ServedTables:
     """Open what a worker serves: files by their descriptors, and the data dir's live versions.
 
     A table that can't be opened is refused with the reason, and the others are served: a worker
@@ -76,22 +143,15 @@ def open_sources(
     refused: dict[str, str] = {}
     for fd, source in sources.items():
         try:
-            tables[source.name] = open_source(source, fd)
-        except GatherdError as error:
-            refused[source.name] = error.message
-    if data_dir is not None:
-        for name, entry in read_catalog(data_dir).tables.items():
-            try:
-                tables[name] = open_table(data_dir, name, entry.live)
-            except GatherdError as error:
-                refused[name] = error.message
-    for name, table in list(tables.items()):
-        try:
+            table = open_source(source, fd)
             table.preload(preload)
         except GatherdError as error:
-            refused[name] = error.message
-            del tables[name]
-    return LiveTables(tables, refused)
+            refused[source.name] = error.message
+        else:
+            tables[source.name] = table
+    served = ServedTables(tables, refused, data_dir, preload)
+    served.start()
+    return served
 
 
 def open_source(source: TableSource, fd: int) -> Table:

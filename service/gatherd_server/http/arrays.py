@@ -68,17 +68,23 @@ def from_json(
 
 def ids_from_octets(body: bytes, dtype_name: str, shape: str | None) -> Ids:
     """Raw little-endian ids of a `shape` such as "2,1"; flat when None, one id when empty."""
-    dtype = ID_DTYPES.get(dtype_name)
+    return ids_from_bytes(body, id_dtype(dtype_name), None if shape is None else parse_shape(shape))
+
+
+def id_dtype(name: str) -> np.dtype[Any]:
+    """The little-endian integer dtype called `name`, else InvalidArgument."""
+    dtype = ID_DTYPES.get(name)
     if dtype is None:
         known = ", ".join(ID_DTYPES)
-        raise InvalidArgument(
-            f"ids must be integers, not {dtype_name!r}; ids_dtype is one of {known}"
-        )
-    if shape is None:
-        return ids_from_bytes(body, dtype, None)
+        raise InvalidArgument(f"ids must be integers, not {name!r}; ids_dtype is one of {known}")
+    return dtype
+
+
+def parse_shape(shape: str) -> tuple[int, ...]:
+    """A shape such as "2,1"; () when empty."""
     if not _SHAPE.fullmatch(shape):
         raise InvalidArgument(f"shape is {shape!r}; it must be lengths with commas, as in 2,1")
-    return ids_from_bytes(body, dtype, tuple(int(length) for length in shape.split(",") if length))
+    return tuple(int(length) for length in shape.split(",") if length)
 
 
 def ids_from_npy(body: bytes) -> Ids:

@@ -1,8 +1,11 @@
 """What REST and Connect share: bounded bodies in, long work on a thread, buffers out."""
 
+import asyncio
+import contextlib
 import os
 import zlib
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from typing import Final, TypeVar
 
 import anyio
@@ -83,6 +86,28 @@ class Workers:
         if not is_long:
             return work()
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+async def outcome(future: Future[T]) -> T:
+    """What became of work that another thread does, awaited.
+
+    Whoever stops waiting doesn't stop the work; asyncio.wrap_future would cancel it. An update that
+    was handed to the writer is done or not, whether its client is still there or not.
+    """
+    loop = asyncio.get_running_loop()
+    woken = loop.create_future()
+
+    def wake() -> None:
+        if not woken.done():
+            woken.set_result(None)
+
+    def tell(_future: Future[T]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+            loop.call_soon_threadsafe(wake)
+
+    future.add_done_callback(tell)
+    await woken
+    return future.result()
 
 
 class PartsResponse(Response):

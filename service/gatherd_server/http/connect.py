@@ -8,8 +8,7 @@ body of ids doesn't belong in a URL), and streams, which gRPC has.
 import asyncio
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
@@ -26,16 +25,16 @@ from gatherd.errors import (
     Overloaded,
     Unimplemented,
 )
-from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec
 from gatherd_server.admission import Admission
-from gatherd_server.engine.engine import Engine
+from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
-from gatherd_server.http.body import PartsResponse, Workers, read_body
+from gatherd_server.http.body import PartsResponse, Workers, outcome, read_body
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
+from gatherd_server.http.procedures import Procedure, UpdateProcedure, procedures
 from gatherd_server.proto_codec import Part
-from gatherd_server.types import LookupPlan
+from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
@@ -46,29 +45,12 @@ _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ACCEPTED: Final = f"{PROTO}, {JSON}"
 
 
-@dataclass(frozen=True, slots=True)
-class _Work:
-    """An answer that is known to be possible and still has to be made."""
-
-    run: Callable[[], list[Part]]
-    is_long: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class _Procedure:
-    path: str
-    request: type[Message]
-    reply: type[Message]
-    work: Callable[[Any], _Work]
-    is_admitted: bool
-
-
 def connect_routes(engine: Engine, admission: Admission) -> list[BaseRoute]:
     """The routes of both services, and one for procedures that they don't have."""
     workers = Workers()
     routes: list[BaseRoute] = [
         Route(procedure.path, _Endpoint(procedure, admission, workers))
-        for procedure in _procedures(engine, admission)
+        for procedure in procedures(engine, admission.limits)
     ]
     unknown = _UnknownProcedure()
     return [
@@ -78,70 +60,19 @@ def connect_routes(engine: Engine, admission: Admission) -> list[BaseRoute]:
     ]
 
 
-def _procedures(engine: Engine, admission: Admission) -> list[_Procedure]:
-    def one(plan: LookupPlan) -> _Work:
-        prepared = engine.prepare([plan])
-        return _Work(lambda: proto_codec.lookup_reply(prepared.run()[0]), prepared.is_long)
-
-    def many(plans: list[LookupPlan]) -> _Work:
-        prepared = engine.prepare(plans)
-        return _Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
-
-    def keys_of(request: embedding_pb2.KeysOfRequest) -> _Work:
-        keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
-        return _Work(lambda: [proto_codec.keys_reply(keys, version)])
-
-    def list_tables(_request: table_pb2.ListTablesRequest) -> _Work:
-        reply = proto_codec.list_tables_reply(engine.tables(), admission.limits)
-        return _Work(lambda: [reply])
-
-    def get_table(request: table_pb2.GetTableRequest) -> _Work:
-        reply = proto_codec.get_table_reply(engine.table(request.table), admission.limits)
-        return _Work(lambda: [reply])
-
-    def procedure(name: str, reply: type[Message], work: Callable[[Any], _Work]) -> _Procedure:
-        request: type[Message] = getattr(embedding_pb2, f"{name}Request")
-        path = f"/gatherd.v1.EmbeddingService/{name}"
-        return _Procedure(path, request, reply, work, is_admitted=True)
-
-    response, many_response = embedding_pb2.LookupResponse, embedding_pb2.LookupManyResponse
-    plan, bags = proto_codec.lookup_plan, proto_codec.bags_plan
-    tables = "/gatherd.v1.TableService/"
-    return [
-        procedure("Lookup", response, lambda request: one(plan(request))),
-        procedure("LookupMany", many_response, lambda request: many([*map(plan, request.lookups)])),
-        procedure("LookupBags", response, lambda request: one(bags(request))),
-        procedure(
-            "LookupBagsMany", many_response, lambda request: many([*map(bags, request.bags)])
-        ),
-        procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
-        _Procedure(
-            tables + "ListTables",
-            table_pb2.ListTablesRequest,
-            table_pb2.ListTablesResponse,
-            list_tables,
-            is_admitted=False,
-        ),
-        _Procedure(
-            tables + "GetTable",
-            table_pb2.GetTableRequest,
-            table_pb2.GetTableResponse,
-            get_table,
-            is_admitted=False,
-        ),
-    ]
-
-
 class _Endpoint:
     """One procedure as an ASGI application."""
 
-    def __init__(self, procedure: _Procedure, admission: Admission, workers: Workers) -> None:
+    def __init__(
+        self, procedure: Procedure | UpdateProcedure, admission: Admission, workers: Workers
+    ) -> None:
         self._procedure = procedure
         self._admission = admission
         self._workers = workers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        admitted = self._procedure.is_admitted
+        procedure = self._procedure
+        admitted = isinstance(procedure, UpdateProcedure) or procedure.is_admitted
         try:
             with self._admission.request() if admitted else nullcontext():
                 response = await self._response(scope, receive)
@@ -184,30 +115,45 @@ class _Endpoint:
         seconds = _timeout_seconds(timeout)
         clock = asyncio.get_running_loop()
         deadline = clock.time() + seconds
+        is_update = isinstance(self._procedure, UpdateProcedure)
         try:
             async with asyncio.timeout_at(deadline):
                 response = await self._reply(headers, receive, media_type)
         except GatherdError:
             raise
         except TimeoutError:
-            raise _too_late(seconds) from None
+            raise _too_late(seconds, is_update) from None
         # A gather on the event loop isn't interrupted, but its answer comes too late all the same.
-        if clock.time() >= deadline:
-            raise _too_late(seconds)
+        # That an update was done is worth telling even then.
+        if clock.time() >= deadline and not is_update:
+            raise _too_late(seconds, is_update)
         return response
 
     async def _reply(
         self, headers: dict[bytes, bytes], receive: Receive, media_type: str
     ) -> Response:
         body = await read_body(headers, receive, self._admission)
-        message = self._procedure.request()
+        read = proto_codec.parse if media_type == PROTO else _parse_json
+        if isinstance(self._procedure, UpdateProcedure):
+            reply = await self._update(self._procedure, read, body)
+            if media_type == PROTO:
+                return PartsResponse([reply], _PROTO_HEADERS)
+            return PartsResponse([self._as_json([reply])], _JSON_HEADERS)
+        work = self._procedure.work(read(self._procedure.request(), body))
         if media_type == PROTO:
-            work = self._procedure.work(proto_codec.parse(message, body))
             parts = await self._workers.run(work.run, work.is_long)
             return PartsResponse(parts, _PROTO_HEADERS)
-        work = self._procedure.work(_parse_json(message, body))
         text = await self._workers.run(lambda: self._as_json(work.run()), work.is_long)
         return PartsResponse([text], _JSON_HEADERS)
+
+    async def _update(
+        self, procedure: UpdateProcedure, read: Callable[[Message, bytes], Message], body: bytes
+    ) -> bytes:
+        # Reading many values and checking them takes as long as gathering them would.
+        future = await self._workers.run(
+            lambda: procedure.begin(read(procedure.request(), body)), len(body) > SHORT_BYTES
+        )
+        return procedure.encode(await outcome(future))
 
     def _as_json(self, parts: list[Part]) -> bytes:
         reply = self._procedure.reply()
@@ -248,8 +194,9 @@ def _timeout_seconds(value: bytes) -> float:
     return int(value) / 1000
 
 
-def _too_late(seconds: float) -> DeadlineExceeded:
-    return DeadlineExceeded(f"the request wasn't answered within its {seconds:g} s")
+def _too_late(seconds: float, is_update: bool) -> DeadlineExceeded:
+    wrong = f"the request wasn't answered within its {seconds:g} s"
+    return DeadlineExceeded(f"{wrong}; {UPDATE_MAY_BE_DONE}" if is_update else wrong)
 
 
 def _wrong_method(method: str) -> Response:

@@ -185,11 +185,6 @@ def _cut_values(metadata: Mapping[str, str]) -> dict[str, str]:
     return {key: _cut(value) for key, value in metadata.items()}
 
 
-def in_table(error: errors.InvalidArgument, table: str) -> errors.InvalidArgument:
-    """`error` with the table it is about, for a request of many."""
-    return type(error)(f"table {table!r}: {error.message}", {**error.metadata, "table": table})
-
-
 class CatchUnexpected:
     """ASGI middleware: what no handler caught is logged once and answered with a fixed text.
 

@@ -8,9 +8,11 @@ from pydantic.json_schema import models_json_schema
 
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES
+from gatherd_server.http import openapi_updates
 from gatherd_server.http.arrays import ID_DTYPES
 from gatherd_server.http.errors import PROBLEM_JSON
-from gatherd_server.http.media import JSON, NPY, OCTETS
+from gatherd_server.http.media import NPY, OCTETS
+from gatherd_server.http.openapi_parts import BINARY, REF, body, json_content, option, responses
 from gatherd_server.http.schemas import (
     HealthReply,
     KeysOfBody,
@@ -26,111 +28,17 @@ from gatherd_server.http.schemas import (
     TableReply,
     TablesReply,
 )
+from gatherd_server.http.update_schemas import VersionsReply
 
 API_VERSION: Final = "v1"
 DESCRIPTION: Final = """\
 Looks rows up in embedding tables: ids of any integer shape S in, vectors of shape S + (dim,) out.
+Updates rows: durable, and seen by every lookup, when they are answered.
 
 The same service is answered over gRPC and over the Connect protocol
 (`POST /gatherd.v1.EmbeddingService/Lookup`); the .proto files describe those. Every error here is
 a problem body of RFC 9457 with the extra members `error`, `reason` and `metadata`.
 """
-
-_BINARY: Final[dict[str, Any]] = {"type": "string", "format": "binary"}
-_REF: Final = "#/components/schemas/"
-
-_ERRORS: Final[dict[int, tuple[str, str, str]]] = {
-    400: (
-        "The body isn't what its Content-Type says.",
-        "MALFORMED_REQUEST",
-        "the body isn't JSON in UTF-8: unexpected end of data: line 1 column 8 (char 7)",
-    ),
-    404: (
-        "No such table or version.",
-        "TABLE_NOT_FOUND",
-        "no table 'word'; did you mean 'words'?",
-    ),
-    406: (
-        "No media type of the Accept header is offered.",
-        "INVALID_ARGUMENT",
-        f"the answer can't be given as text/html; offered are: {JSON}",
-    ),
-    409: (
-        "The table's file can't be served.",
-        "TABLE_REFUSED",
-        "table 'words' can't be served: words.npy is truncated",
-    ),
-    413: (
-        "The request, or the reply it asks for, is over a limit.",
-        "LIMIT_EXCEEDED",
-        "the request has 2000000 ids; this server takes at most 1000000 (ids_max)",
-    ),
-    415: (
-        "The body's Content-Type or Content-Encoding isn't taken.",
-        "MALFORMED_REQUEST",
-        f"the body has no Content-Type; accepted are: {JSON}",
-    ),
-    422: (
-        "The request is wrong in itself.",
-        "ID_OUT_OF_RANGE",
-        "table 'words' has 400000 rows; ids[3]=400021 is out of range: valid ids are 0 to 399999",
-    ),
-    429: (
-        "The server has as many requests in flight as it takes. Try again after Retry-After.",
-        "OVERLOADED",
-        "the server has 256 requests in flight, as many as it takes; try again after a pause",
-    ),
-    500: (
-        "The server's fault; its log says more.",
-        "INTERNAL",
-        "an unexpected error happened in the server; its log says more",
-    ),
-    503: (
-        "The server is starting or stopping. Try again after Retry-After.",
-        "UNAVAILABLE",
-        "the server is starting or stopping",
-    ),
-}
-_TITLES: Final = {406: "Not Acceptable", 415: "Unsupported Media Type"}
-
-
-def _error(status: int) -> dict[str, Any]:
-    description, reason, detail = _ERRORS[status]
-    urn = "urn:gatherd:error:" + reason.lower().replace("_", "-")
-    example = {
-        "type": "about:blank" if status in _TITLES else urn,
-        "title": _TITLES.get(status) or reason.replace("_", " ").capitalize(),
-        "status": status,
-        "detail": detail,
-        "error": detail,
-        "reason": reason,
-        "metadata": {},
-    }
-    content = {PROBLEM_JSON: {"schema": {"$ref": _REF + "Problem"}, "example": example}}
-    response: dict[str, Any] = {"description": description, "content": content}
-    if status in (429, 503):
-        retry = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
-        response["headers"] = {"Retry-After": retry}
-    return response
-
-
-def _json_content(model: type[Any], example: Any = None) -> dict[str, Any]:
-    content: dict[str, Any] = {"schema": {"$ref": _REF + model.__name__}}
-    if example is not None:
-        content["example"] = example
-    return {JSON: content}
-
-
-def _responses(success: dict[str, Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    return {200: success, **{status: _error(status) for status in statuses}}
-
-
-def _option(name: str, default: str | None, description: str, **schema: Any) -> dict[str, Any]:
-    shown: dict[str, Any] = {"type": "string", **schema}
-    if default is not None:
-        shown["default"] = default
-    return {"name": name, "in": "query", "description": description, "schema": shown}
-
 
 _ARRAY_HEADERS: Final = {
     "Gatherd-Shape": ("The vectors' shape, as in 2,1,256.", "string"),
@@ -156,14 +64,14 @@ LOOKUP: Final[dict[str, Any]] = {
         "With JSON the options stand in the body, with the others in the query. JSON gives "
         "float16 and bfloat16 as the float32 values they stand for, and NaN and infinity as null."
     ),
-    "responses": _responses(
+    "responses": responses(
         {
             "description": "The rows. Over raw bytes and .npy the status, when `missing` isn't "
             "error, follows the vectors: a byte an id, or a second .npy in the same body.",
             "content": {
-                **_json_content(LookupReply, _EXAMPLE_REPLY),
-                OCTETS: {"schema": _BINARY},
-                NPY: {"schema": _BINARY},
+                **json_content(LookupReply, _EXAMPLE_REPLY),
+                OCTETS: {"schema": BINARY},
+                NPY: {"schema": BINARY},
             },
             "headers": {
                 name: {
@@ -173,41 +81,41 @@ LOOKUP: Final[dict[str, Any]] = {
                 for name, (description, kind) in _ARRAY_HEADERS.items()
             },
         },
-        *(400, 404, 406, 409, 413, 415, 422, 429, 500),
+        *(400, 404, 406, 409, 413, 415, 422, 429, 500, 503),
     ),
     "openapi_extra": {
         "parameters": [
-            _option(
+            option(
                 "dtype",
                 "float32",
                 "The dtype of the reply. Not with JSON.",
                 enum=[dtype.value for dtype in REPLY_DTYPES],
             ),
-            _option(
+            option(
                 "missing",
                 "error",
                 "What is done with an id that has no row. Not with JSON.",
                 enum=[policy.value for policy in ROW_POLICIES],
             ),
-            _option(
+            option(
                 "version",
                 "0",
                 "The version that must answer; 0 is the live one. Not with JSON.",
                 pattern="^[0-9]{1,20}$",
             ),
-            _option(
+            option(
                 "by",
                 "ids",
                 "Whether the integers are ids or keys. Not with JSON.",
                 enum=["ids", "keys"],
             ),
-            _option(
+            option(
                 "ids_dtype",
                 "int64",
                 f"The dtype of raw ids. Only with {OCTETS}.",
                 enum=list(ID_DTYPES),
             ),
-            _option(
+            option(
                 "shape",
                 None,
                 f"The shape of raw ids, as in 2,1; flat when absent. Only with {OCTETS}.",
@@ -216,9 +124,9 @@ LOOKUP: Final[dict[str, Any]] = {
         "requestBody": {
             "required": True,
             "content": {
-                **_json_content(LookupBody, _EXAMPLE_BODY),
-                OCTETS: {"schema": _BINARY},
-                NPY: {"schema": _BINARY},
+                **json_content(LookupBody, _EXAMPLE_BODY),
+                OCTETS: {"schema": BINARY},
+                NPY: {"schema": BINARY},
             },
         },
     },
@@ -228,17 +136,17 @@ LOOKUP_MANY: Final[dict[str, Any]] = {
     "operation_id": "lookupMany",
     "tags": ["lookup"],
     "summary": "Gather rows of several tables, all or nothing",
-    "responses": _responses(
+    "responses": responses(
         {
             "description": "The rows of every table, in the order of the request.",
-            "content": _json_content(LookupManyReply, {"tables": {"user": _EXAMPLE_REPLY}}),
+            "content": json_content(LookupManyReply, {"tables": {"user": _EXAMPLE_REPLY}}),
         },
-        *(400, 404, 406, 409, 413, 415, 422, 429, 500),
+        *(400, 404, 406, 409, 413, 415, 422, 429, 500, 503),
     ),
     "openapi_extra": {
         "requestBody": {
             "required": True,
-            "content": _json_content(
+            "content": json_content(
                 LookupManyBody, {"tables": {"user": _EXAMPLE_BODY, "item": {"ids": 7}}}
             ),
         }
@@ -247,11 +155,7 @@ LOOKUP_MANY: Final[dict[str, Any]] = {
 
 _EXAMPLE_BAGS: Final = {"ids": [[4, 20], [], [7]], "mode": "mean"}
 _EXAMPLE_POOLED: Final = {**_EXAMPLE_REPLY, "vectors": [[0.4, 0], [0, 0], [1, 2]], "shape": [3, 2]}
-_LOOKUP_STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500)
-
-
-def _body(model: type[Any], example: Any) -> dict[str, Any]:
-    return {"requestBody": {"required": True, "content": _json_content(model, example)}}
+_LOOKUP_STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500, 503)
 
 
 LOOKUP_BAGS: Final[dict[str, Any]] = {
@@ -264,58 +168,58 @@ LOOKUP_BAGS: Final[dict[str, Any]] = {
         "sum is Σwx, mean Σwx / Σw, sqrtn Σwx / sqrt(Σw²); max takes no weights. "
         "An empty bag is zeros."
     ),
-    "responses": _responses(
+    "responses": responses(
         {
             "description": "A vector for each bag; a status for each id unless missing is error.",
             "content": {
-                **_json_content(LookupReply, _EXAMPLE_POOLED),
-                OCTETS: {"schema": _BINARY},
-                NPY: {"schema": _BINARY},
+                **json_content(LookupReply, _EXAMPLE_POOLED),
+                OCTETS: {"schema": BINARY},
+                NPY: {"schema": BINARY},
             },
             "headers": LOOKUP["responses"][200]["headers"],
         },
         *_LOOKUP_STATUSES,
     ),
-    "openapi_extra": _body(LookupBagsBody, _EXAMPLE_BAGS),
+    "openapi_extra": body(LookupBagsBody, _EXAMPLE_BAGS),
 }
 
 LOOKUP_BAGS_MANY: Final[dict[str, Any]] = {
     "operation_id": "lookupBagsMany",
     "tags": ["lookup"],
     "summary": "Pool bags of several tables, all or nothing",
-    "responses": _responses(
+    "responses": responses(
         {
             "description": "The vectors of every table, in the order of the request.",
-            "content": _json_content(LookupManyReply, {"tables": {"user": _EXAMPLE_POOLED}}),
+            "content": json_content(LookupManyReply, {"tables": {"user": _EXAMPLE_POOLED}}),
         },
         *_LOOKUP_STATUSES,
     ),
-    "openapi_extra": _body(LookupBagsManyBody, {"tables": {"user": _EXAMPLE_BAGS}}),
+    "openapi_extra": body(LookupBagsManyBody, {"tables": {"user": _EXAMPLE_BAGS}}),
 }
 
 KEYS_OF: Final[dict[str, Any]] = {
     "operation_id": "keysOf",
     "tags": ["lookup"],
     "summary": "The keys of rows",
-    "responses": _responses(
+    "responses": responses(
         {
             "description": "The keys, nested as the ids are.",
-            "content": _json_content(
+            "content": json_content(
                 KeysOfReply,
                 {"keys": ["king"], "kind": "bytes", "encoding": "utf-8", "version": 3},
             ),
         },
         *_LOOKUP_STATUSES,
     ),
-    "openapi_extra": _body(KeysOfBody, {"ids": [6989]}),
+    "openapi_extra": body(KeysOfBody, {"ids": [6989]}),
 }
 
 LIST_TABLES: Final[dict[str, Any]] = {
     "operation_id": "listTables",
     "tags": ["tables"],
     "summary": "Every table, and what one request may hold",
-    "responses": _responses(
-        {"description": "The tables, by name.", "content": _json_content(TablesReply)}, 500
+    "responses": responses(
+        {"description": "The tables, by name.", "content": json_content(TablesReply)}, 500
     ),
 }
 
@@ -323,8 +227,17 @@ GET_TABLE: Final[dict[str, Any]] = {
     "operation_id": "getTable",
     "tags": ["tables"],
     "summary": "One table",
-    "responses": _responses(
-        {"description": "The table.", "content": _json_content(TableReply)}, 404, 500
+    "responses": responses(
+        {"description": "The table.", "content": json_content(TableReply)}, 404, 500
+    ),
+}
+
+GET_VERSIONS: Final[dict[str, Any]] = {
+    "operation_id": "getVersions",
+    "tags": ["tables"],
+    "summary": "The versions of one table",
+    "responses": responses(
+        {"description": "Its versions.", "content": json_content(VersionsReply)}, 404, 500
     ),
 }
 
@@ -332,14 +245,14 @@ HEALTHZ: Final[dict[str, Any]] = {
     "operation_id": "healthz",
     "tags": ["health"],
     "summary": "Whether the process is alive",
-    "responses": _responses({"description": "It is.", "content": _json_content(HealthReply)}),
+    "responses": responses({"description": "It is.", "content": json_content(HealthReply)}),
 }
 
 READYZ: Final[dict[str, Any]] = {
     "operation_id": "readyz",
     "tags": ["health"],
     "summary": "Whether the server takes traffic",
-    "responses": _responses({"description": "It does.", "content": _json_content(ReadyReply)}, 503),
+    "responses": responses({"description": "It does.", "content": json_content(ReadyReply)}, 503),
 }
 
 _MODELS: Final = (
@@ -353,9 +266,11 @@ _MODELS: Final = (
     LookupManyReply,
     TableReply,
     TablesReply,
+    VersionsReply,
     HealthReply,
     ReadyReply,
     Problem,
+    *openapi_updates.MODELS,
 )
 
 
@@ -372,7 +287,7 @@ def describe(app: FastAPI) -> None:
                 routes=app.routes,
             )
             _, schemas = models_json_schema(
-                [(model, "validation") for model in _MODELS], ref_template=_REF + "{model}"
+                [(model, "validation") for model in _MODELS], ref_template=REF + "{model}"
             )
             # FastAPI's own schemas are those of its validation errors, which are never answered.
             described["components"] = {"schemas": schemas["$defs"]}

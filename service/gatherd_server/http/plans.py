@@ -1,4 +1,4 @@
-"""The bodies and query parameters of REST, as plans for the engine."""
+"""The bodies and query parameters of REST's lookups, as plans for the engine."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -22,7 +22,6 @@ from gatherd.store.query import (
     parse_pooling,
 )
 from gatherd_server.http import arrays
-from gatherd_server.http.errors import in_table
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.schemas import (
     VERSION_MAX,
@@ -33,7 +32,9 @@ from gatherd_server.http.schemas import (
     LookupManyBody,
     parse,
 )
+from gatherd_server.http.update_schemas import UpdateBody
 from gatherd_server.types import Limits, LookupPlan
+from gatherd_server.update_checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
@@ -51,10 +52,12 @@ def lookup_plan(
 ) -> LookupPlan:
     """A lookup of one table, by the body's media type. InvalidArgument when it isn't one."""
     if media_type == NPY:
-        options = _options(query, _OPTIONS, "a .npy has these: " + ", ".join(_OPTIONS))
+        options = query_options(query, _OPTIONS, "a .npy has these: " + ", ".join(_OPTIONS))
         return _query_plan(table, arrays.ids_from_npy(body), options)
     if media_type == OCTETS:
-        options = _options(query, _RAW_OPTIONS, "raw ids have these: " + ", ".join(_RAW_OPTIONS))
+        options = query_options(
+            query, _RAW_OPTIONS, "raw ids have these: " + ", ".join(_RAW_OPTIONS)
+        )
         ids = arrays.ids_from_octets(body, options.get("ids_dtype", "int64"), options.get("shape"))
         return _query_plan(table, ids, options)
     asked = parse(LookupBody, _json_body(body, query, 1, limits))
@@ -89,7 +92,7 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
 
 def no_options(query: QueryParams) -> None:
     """InvalidArgument unless there are no query parameters, as beside a JSON body."""
-    _options(query, (), "with a JSON body the options stand in the body")
+    query_options(query, (), "with a JSON body the options stand in the body")
 
 
 def _json_body(
@@ -123,7 +126,7 @@ def _part_of(table: str) -> Find:
 
 
 def _rows_plan(table: str, asked: LookupBody, body: bytes, find: Find) -> LookupPlan:
-    rows = _asked(asked, body, find)
+    rows = asked_rows(asked, body, find)
     return LookupPlan(
         table,
         rows,
@@ -133,9 +136,12 @@ def _rows_plan(table: str, asked: LookupBody, body: bytes, find: Find) -> Lookup
     )
 
 
-def _asked(asked: LookupBody | LookupBagsBody, body: bytes, find: Find) -> Asked:
+def asked_rows(
+    asked: LookupBody | LookupBagsBody | UpdateBody, body: bytes, find: Find, what: str = "a lookup"
+) -> Asked:
+    """The ids or keys of one table's part, which `find` finds in the JSON of `body`."""
     if (asked.ids is None) is (asked.keys is None):
-        raise InvalidArgument("a lookup has either ids or keys")
+        raise InvalidArgument(f"{what} has either ids or keys")
     if asked.keys is None:
         return arrays.from_json(as_id_array, asked.ids, lambda value: find(value)["ids"], body)
     return ByKey(
@@ -152,7 +158,7 @@ def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> Lo
     if asked.offsets is None:
         rows, offsets = _jagged(asked)
     else:
-        rows = _asked(asked, body, find)
+        rows = asked_rows(asked, body, find)
         if len(rows.shape) != 1:
             raise InvalidArgument(f"bags with offsets take flat ids; these have shape {rows.shape}")
         offsets = check_offsets(as_id_array(asked.offsets), rows.size)
@@ -194,22 +200,33 @@ def _flat(weights: Any, offsets: NDArray[np.int64], id_count: int) -> Any:
 
 
 def _query_plan(table: str, ids: arrays.Ids, options: dict[str, str]) -> LookupPlan:
-    version = options.get("version", "0")
-    if not re.fullmatch("[0-9]{1,20}", version) or int(version) > VERSION_MAX:
-        raise InvalidArgument(f"version is {version!r}; it must be a number, 0 for the live one")
-    by = options.get("by", "ids")
-    if by not in ("ids", "keys"):
-        raise InvalidArgument(f"by is {by!r}; it must be ids or keys")
     return LookupPlan(
         table,
-        ids if by == "ids" else ByKey(ids),
+        query_rows(ids, options),
         parse_reply_dtype(options.get("dtype", "float32")),
         parse_missing(options.get("missing", "error")),
-        int(version),
+        query_version(options, "version"),
     )
 
 
-def _options(query: QueryParams, known: Sequence[str], hint: str) -> dict[str, str]:
+def query_rows(ids: arrays.Ids, options: dict[str, str]) -> Asked:
+    """Integers of a body as ids or as keys, as the query's `by` says."""
+    by = options.get("by", "ids")
+    if by not in ("ids", "keys"):
+        raise InvalidArgument(f"by is {by!r}; it must be ids or keys")
+    return ids if by == "ids" else ByKey(ids)
+
+
+def query_version(options: dict[str, str], name: str) -> int:
+    """The version that the query's parameter `name` gives."""
+    version = options.get(name, "0")
+    if not re.fullmatch("[0-9]{1,20}", version) or int(version) > VERSION_MAX:
+        raise InvalidArgument(f"{name} is {version!r}; it must be a number, 0 for the live one")
+    return int(version)
+
+
+def query_options(query: QueryParams, known: Sequence[str], hint: str) -> dict[str, str]:
+    """The query's parameters. InvalidArgument, with `hint`, for one that isn't `known`."""
     options: dict[str, str] = {}
     for name, value in query.multi_items():
         if name not in known:

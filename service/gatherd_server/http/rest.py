@@ -31,6 +31,7 @@ from gatherd_server.http.errors import (
     problem,
 )
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
+from gatherd_server.http.updates import change_routes, update_routes
 from gatherd_server.proto_codec import Part
 from gatherd_server.types import LookupPlan, TableInfo
 
@@ -59,7 +60,9 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
     # First, because they are what a busy server is asked for.
     app.router.routes[:0] = connect_routes(engine, admission)
     app.include_router(_lookup_routes(engine, admission))
+    app.include_router(update_routes(engine, admission))
     app.include_router(_table_routes(engine, admission))
+    app.include_router(change_routes(engine, admission))
     app.include_router(_health_routes(engine, admission))
     _handle_errors(app)
     app.add_middleware(AnswerHead)
@@ -178,6 +181,11 @@ def _table_routes(engine: Engine, admission: Admission) -> APIRouter:
     async def get_table(table: str) -> Response:
         return _json(_table(engine.table(table)))
 
+    @router.get("/v1/tables/{table:table}/versions", **openapi.GET_VERSIONS)
+    async def get_versions(table: str) -> Response:
+        info = engine.table(table)
+        return _json({"name": table, "version": info.version, "versions": info.versions})
+
     return router
 
 
@@ -194,6 +202,9 @@ def _table(info: TableInfo) -> dict[str, Any]:
         "rows_bytes": info.rows_bytes,
         "keys_bytes": info.keys_bytes,
         "resident_bytes": info.resident_bytes,
+        "versions": info.versions,
+        "optimizer": info.optimizer,
+        "lsn": info.lsn,
     }
 
 

@@ -19,12 +19,12 @@ MODE = Literal["sum", "mean", "max", "sqrtn"]
 ENCODING = Literal["utf-8", "base64"]
 VERSION_MAX = 2**64 - 1
 
-_IDS_SCHEMA: dict[str, Any] = {
+IDS_SCHEMA: dict[str, Any] = {
     "description": "An integer, or lists of integers nested to any rectangular shape S.",
     "anyOf": [{"type": "integer"}, {"type": "array", "items": {}}],
     "examples": [[[4], [20]]],
 }
-_KEYS_SCHEMA: dict[str, Any] = {
+KEYS_SCHEMA: dict[str, Any] = {
     "description": "A string or an integer, or lists of them nested to any rectangular shape S. "
     "Instead of ids, for tables that have keys.",
     "anyOf": [{"type": "string"}, {"type": "integer"}, {"type": "array", "items": {}}],
@@ -63,8 +63,8 @@ class _Asking(BaseModel):
 class LookupBody(_Asking):
     """A lookup in one table, by ids or by keys."""
 
-    ids: Annotated[Any, Field(default=None, json_schema_extra=_IDS_SCHEMA)]
-    keys: Annotated[Any, Field(default=None, json_schema_extra=_KEYS_SCHEMA)]
+    ids: Annotated[Any, Field(default=None, json_schema_extra=IDS_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
     missing: MISSING = Field("error", description="What is done with an id that has no row.")
 
 
@@ -95,7 +95,7 @@ class KeysOfBody(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    ids: Annotated[Any, Field(json_schema_extra=_IDS_SCHEMA)]
+    ids: Annotated[Any, Field(json_schema_extra=IDS_SCHEMA)]
     version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
 
 
@@ -126,7 +126,7 @@ class LookupManyReply(BaseModel):
 class KeysOfReply(BaseModel):
     """The keys of rows."""
 
-    keys: Annotated[Any, Field(json_schema_extra=_KEYS_SCHEMA)]
+    keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
     kind: Literal["bytes", "int64", "uint64"]
     encoding: ENCODING = Field(description="base64 when one of the strings isn't UTF-8.")
     version: int
@@ -150,6 +150,14 @@ class TableReply(BaseModel):
     rows_bytes: int
     keys_bytes: int
     resident_bytes: int = Field(description="How many of rows_bytes are in memory now.")
+    versions: list[int] = Field(
+        description="Every version that can be looked up or rolled back to, ascending."
+    )
+    optimizer: dict[str, Any] | None = Field(
+        description="Its name and its options; null for a table that takes no updates.",
+        examples=[{"name": "adagrad", "lr": 0.05}],
+    )
+    lsn: int = Field(description="The last update that every lookup sees.")
 
 
 class LimitsReply(BaseModel):

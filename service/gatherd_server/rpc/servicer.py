@@ -3,27 +3,37 @@
 Requests are parsed and replies framed by proto_codec, so grpc's serializers are left out. A handler
 must return real bytes (with a memoryview the call never ends), so a reply costs one copy more here
 than over HTTP: the join of its parts.
+
+An update holds its thread until the writer has answered: grpc's sync server has no other way to
+wait. So `grpc_threads` bounds how many updates of gRPC clients one commit can take together.
 """
 
 import threading
 import time
 from collections.abc import Callable, Iterator
-from typing import Final, TypeAlias
+from concurrent import futures
+from concurrent.futures import Future
+from typing import Final, TypeAlias, TypeVar
 
 import grpc
+from google.protobuf.message import Message
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
 from gatherd_proto.v1 import embedding_pb2, table_pb2
-from gatherd_server import proto_codec
+from gatherd_server import proto_codec, proto_updates
 from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.rpc.errors import abort, status_message
 from gatherd_server.rpc.streams import RequestReader
-from gatherd_server.types import LookupPlan
+from gatherd_server.types import LookupPlan, TableChange, UpdateOp
+from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
+
+M = TypeVar("M", bound=Message)
+T = TypeVar("T")
 
 # A string, because only the stubs know the class as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
@@ -55,11 +65,22 @@ class Servicer:
             "LookupBags": grpc.unary_unary_rpc_method_handler(self._lookup_bags),
             "LookupBagsMany": grpc.unary_unary_rpc_method_handler(self._lookup_bags_many),
             "KeysOf": grpc.unary_unary_rpc_method_handler(self._keys_of),
+            "ScatterAdd": self._push(UpdateOp.SCATTER_ADD),
+            "ApplyGradients": self._push(UpdateOp.APPLY_GRADIENTS),
+            "Assign": self._push(UpdateOp.ASSIGN),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
         }
         tables: dict[str, _Handler] = {
             "ListTables": grpc.unary_unary_rpc_method_handler(self._list_tables),
             "GetTable": grpc.unary_unary_rpc_method_handler(self._get_table),
+            "CreateTable": self._change(table_pb2.CreateTableRequest, proto_updates.create_table),
+            "DeleteTable": self._change(table_pb2.DeleteTableRequest, proto_updates.delete_table),
+            "Publish": self._change(table_pb2.PublishRequest, proto_updates.publish),
+            "Rollback": self._change(table_pb2.RollbackRequest, proto_updates.rollback),
+            "SetOptimizer": self._change(
+                table_pb2.SetOptimizerRequest, proto_updates.set_optimizer
+            ),
+            "Snapshot": grpc.unary_unary_rpc_method_handler(self._snapshot),
         }
         return [
             grpc.method_handlers_generic_handler(EMBEDDING_SERVICE, embedding),
@@ -130,6 +151,35 @@ class Servicer:
 
         return _answer(context, work)
 
+    def _push(self, op: UpdateOp) -> _Handler:
+        def push(body: bytes, context: grpc.ServicerContext) -> bytes:
+            def work() -> bytes:
+                request = proto_codec.parse(embedding_pb2.UpdateRequest(), body)
+                future = self._engine.push(proto_updates.push(op, request))
+                return proto_updates.push_reply(_outcome(future, context))
+
+            return self._admitted(context, work)
+
+        return grpc.unary_unary_rpc_method_handler(push)
+
+    def _change(self, kind: type[M], read: Callable[[M], TableChange]) -> _Handler:
+        def change(body: bytes, context: grpc.ServicerContext) -> bytes:
+            def work() -> bytes:
+                future = self._engine.change(read(proto_codec.parse(kind(), body)))
+                return proto_updates.change_reply(_outcome(future, context))
+
+            return self._admitted(context, work)
+
+        return grpc.unary_unary_rpc_method_handler(change)
+
+    def _snapshot(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        def work() -> bytes:
+            request = proto_codec.parse(table_pb2.SnapshotRequest(), body)
+            future = self._engine.snapshot(proto_updates.snapshot_name(request))
+            return proto_updates.snapshot_reply(_outcome(future, context))
+
+        return self._admitted(context, work)
+
     def _lookup_stream(
         self, bodies: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
@@ -192,6 +242,16 @@ def _answer(context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:
     except Exception as error:  # noqa: BLE001 - logged, and answered with a fixed text
         failure = unexpected(error)
     return abort(context, failure)
+
+
+def _outcome(future: Future[T], context: grpc.ServicerContext) -> T:
+    """What became of an update. It is done or not, whether anybody still waits or not."""
+    # Without a deadline grpc gives more seconds than a lock can wait for.
+    seconds = min(context.time_remaining(), threading.TIMEOUT_MAX)
+    done, _ = futures.wait([future], seconds)
+    if not done:
+        raise DeadlineExceeded(f"the call's deadline passed; {UPDATE_MAY_BE_DONE}")
+    return future.result()
 
 
 def _check_deadline(context: grpc.ServicerContext) -> None:

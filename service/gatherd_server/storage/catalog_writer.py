@@ -25,7 +25,7 @@ def init_data_dir(files: Files, path: Path) -> None:
     """
     if not (path / CONTROL_NAME).exists():
         files.replace(path / CONTROL_NAME, initial_page())
-    files.replace(path / CATALOG_NAME, _encode(Catalog(0, {})))
+    files.replace(path / CATALOG_NAME, encode_catalog(Catalog(0, {})))
 
 
 def write_catalog(files: Files, data_dir: Path, catalog: Catalog) -> Catalog:
@@ -34,12 +34,18 @@ def write_catalog(files: Files, data_dir: Path, catalog: Catalog) -> Catalog:
     Durable on return.
     """
     fresh = replace(catalog, generation=catalog.generation + 1)
-    files.replace(data_dir / CATALOG_NAME, _encode(fresh))
+    put_catalog(files, data_dir, fresh)
     _set_generation(data_dir / CONTROL_NAME, fresh.generation)
     return fresh
 
 
-def _encode(catalog: Catalog) -> bytes:
+def put_catalog(files: Files, data_dir: Path, catalog: Catalog) -> None:
+    """Replace the catalog by this very one, durable on return; nobody is told of it."""
+    files.replace(data_dir / CATALOG_NAME, encode_catalog(catalog))
+
+
+def encode_catalog(catalog: Catalog) -> bytes:
+    """What catalog.json holds."""
     return json.dumps(catalog.to_json(), indent=2).encode()
 
 

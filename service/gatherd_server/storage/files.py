@@ -2,13 +2,22 @@
 
 import errno
 import fcntl
+import mmap
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gatherd.errors import DataDirInUse, StorageError
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import DataDirInUse, DiskFull, StorageError
+from gatherd.store import memory
+
+# The most buffers that the kernel takes in one write.
+IOV_MAX = 1024
+COPY_BYTES = 4 << 20
 
 
 class Files:
@@ -46,6 +55,22 @@ class Files:
         for folder in reversed(missing):
             self.sync_dir(folder.parent)
 
+    def copy(self, source: Path, target: Path) -> None:
+        """Copy a file to the new file `target`, its blocks reserved; not durable yet."""
+        with _told(target), open(source, "rb") as old, open(target, "xb") as new:
+            byte_count = os.fstat(old.fileno()).st_size
+            self.allocate(new.fileno(), byte_count, target)
+            shutil.copyfileobj(old, new, COPY_BYTES)
+
+    def sync_path(self, path: Path) -> None:
+        """Make the data of the file `path` durable, also what was stored through mappings."""
+        with _told(path):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            self.sync(fd, path)
+        finally:
+            os.close(fd)
+
     def sync(self, fd: int, path: Path) -> None:
         """Make the open file's data and size durable."""
         with _told(path):
@@ -66,6 +91,88 @@ class Files:
             with _told(path):
                 os.posix_fallocate(fd, 0, byte_count)
 
+    def create_allocated(self, path: Path, byte_count: int, head: bytes) -> int:
+        """Make the file `path` of `byte_count` bytes, `head` and then zeros; its descriptor.
+
+        Its blocks are reserved. Durable on return, its name too. DiskFull leaves nothing behind.
+        """
+        with _told(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            self.allocate(fd, byte_count, path)
+            self.write_at(fd, memoryview(head), 0, path)
+            self.sync(fd, path)
+            self.sync_dir(path.parent)
+        except BaseException:
+            os.close(fd)
+            with suppress(StorageError):
+                self.unlink(path)
+            raise
+        return fd
+
+    def sync_data(self, fd: int, path: Path) -> None:
+        """Make data durable that was written inside the file's size."""
+        with _told(path):
+            os.fdatasync(fd)
+
+    def unlink(self, path: Path) -> None:
+        """Delete the file `path`, if it is there; a crash may bring it back."""
+        with _told(path):
+            path.unlink(missing_ok=True)
+
+    def map_writable(self, path: Path) -> mmap.mmap:
+        """Map the whole of the file `path`, to be changed by stores; it isn't empty.
+
+        Its blocks are reserved already: a store into a hole on a full disk would be SIGBUS.
+        """
+        with _told(path):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                return mmap.mmap(fd, 0, flags=mmap.MAP_SHARED)
+            finally:
+                os.close(fd)
+
+    def msync(self, mapping: mmap.mmap, path: Path) -> None:
+        """Make durable what was stored into `mapping` before this began."""
+        with _told(path):
+            memory.sync(mapping)
+
+    def reserve(self, path: Path, byte_count: int) -> None:
+        """Reserve the blocks of a file that is there, as `allocate` does."""
+        with _told(path):
+            fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            self.allocate(fd, byte_count, path)
+        finally:
+            os.close(fd)
+
+    def store_rows(
+        self,
+        target: NDArray[np.uint8],
+        counters: NDArray[np.uint32],
+        rows: NDArray[np.int64],
+        images: NDArray[np.uint8],
+        path: Path,  # noqa: ARG002  # tells a subclass what is stored into
+    ) -> None:
+        """Store `images`, (n, row_bytes), as `rows`, (n,), of `target`, a view of mapped `path`.
+
+        Each row's counter, in its stripe of `counters`, is odd meanwhile; without counters no
+        reader looks. The rows are within `target`, (row_count, row_bytes). Releases the GIL.
+        """
+        from gatherd_server.storage import compiled_rows  # loads numba
+
+        compiled_rows.store_rows(target, counters, rows, images)
+
+    def make_even(
+        self,
+        counters: NDArray[np.uint32],
+        path: Path,  # noqa: ARG002  # as above
+    ) -> int:
+        """Make the odd ones of `counters`, mapped from `path`, even; how many they were."""
+        from gatherd_server.storage import compiled_rows  # loads numba
+
+        return int(compiled_rows.make_even(counters))
+
     def truncate(self, fd: int, byte_count: int, path: Path) -> None:
         """Cut the file to `byte_count`, or lengthen it."""
         with _told(path):
@@ -80,10 +187,41 @@ class Files:
                 position += written
         return position
 
+    def write_all_at(
+        self, fd: int, parts: Sequence[bytes | memoryview], position: int, path: Path
+    ) -> int:
+        """Write `parts`, of single bytes, one after the other; returns the position after them."""
+        end = position + sum(len(part) for part in parts)
+        for start in range(0, len(parts), IOV_MAX):
+            some = parts[start : start + IOV_MAX]
+            byte_count = sum(len(part) for part in some)
+            with _told(path):
+                written = os.pwritev(fd, some, position)
+            if written < byte_count:
+                rest = memoryview(b"".join(some))[written:]
+                self.write_at(fd, rest, position + written, path)
+            position += byte_count
+        return end
+
     def remove_tree(self, path: Path) -> None:
         """Delete folder `path` and what is in it."""
         with _told(path):
             shutil.rmtree(path)
+
+    @contextmanager
+    def shared_folder(self, path: Path, *, exclusive: bool) -> Iterator[bool]:
+        """Whether nobody else holds the folder exclusively, or at all; held inside the block."""
+        with _told(path):
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            try:
+                fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+            except BlockingIOError:
+                yield False
+            else:
+                yield True
+        finally:
+            os.close(fd)
 
     def lock(self, path: Path) -> int:
         """Take the exclusive lock `path` and return the descriptor that holds it.
@@ -113,6 +251,6 @@ def _told(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-        what = "the disk is full" if full else error.strerror
-        raise StorageError(f"{path}: {what}") from error
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise DiskFull(f"{path}: the disk is full") from error
+        raise StorageError(f"{path}: {error.strerror}") from error

@@ -33,6 +33,7 @@ from gatherd.store.format import npy_header
 from gatherd.store.key_index import KeyKind, Keys
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder
+from gatherd_server.storage.mapped_rows import write_counters
 from gatherd_server.storage.slots import Optimizer, write_slots
 
 # A file of unknown length is reserved in steps of this, or an eighth of what it has already.
@@ -91,15 +92,20 @@ class StagedTable:
 def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
     """Write `table` durably to a new folder in `staging`.
 
-    StorageError when the disk is full or fails; the folder is gone then.
+    StorageError when the disk is full or fails, InvalidArgument when such a table can't be trained
+    as it asks; the folder is gone then.
     """
+    if table.optimizer is not None:
+        table.optimizer.check_table(table.dtype, table.row_count)
     uid = uuid.uuid4().hex
     folder = staging / uid
     files.make_dirs(folder)
     try:
         row_count, checksums = _write_rows(files, folder, table)
         if table.optimizer is not None:
+            table.optimizer.check_table(table.dtype, row_count)
             checksums |= write_slots(files, folder, table.optimizer, row_count, table.dim)
+            write_counters(files, folder, row_count)
         if table.default_vector is not None:
             buffer = io.BytesIO()
             np.save(buffer, table.default_vector, allow_pickle=False)

@@ -1,46 +1,57 @@
-"""Owning a data dir: the one place from where its catalog is changed."""
+"""Owning a data dir: what a process that holds its lock can do with it."""
 
 import os
 import uuid
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 from gatherd.errors import AlreadyExists, BadFile, StorageError
 from gatherd.store.catalog import (
     LOCK_NAME,
     STAGING_NAME,
-    TABLES_NAME,
     Catalog,
-    CatalogEntry,
     check_table_name,
     read_catalog,
-    version_dir,
+    table_not_found,
 )
-from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir, write_catalog
+from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.table_writer import TableFiles, stage_table
+from gatherd_server.storage.table_writer import StagedTable, TableFiles, stage_table
+from gatherd_server.types import (
+    AddStaged,
+    ChangeResult,
+    Publish,
+    SnapshotResult,
+    TableChange,
+    WriterLimits,
+)
+from gatherd_server.writer.changes import Changes
+from gatherd_server.writer.snapshot import take_snapshot
+from gatherd_server.writer.writer import Writer
 
-FIRST_VERSION = 1
+# Without a server the log holds a change or two before it is cut again.
+SEGMENT_BYTES = 1 << 20
 
 
 class OwnedDataDir:
     """A data dir whose lock this process holds; got from `own_data_dir`."""
 
-    def __init__(self, files: Files, path: Path, catalog: Catalog) -> None:
+    def __init__(self, files: Files, path: Path, lock_fd: int) -> None:
         self.path = path
+        self.lock_fd = lock_fd
+        """A process that inherits it shares the lock."""
         self._files = files
-        self._catalog = catalog
+        self._writer: tuple[Writer, Changes] | None = None
 
     @property
     def catalog(self) -> Catalog:
         """The catalog as it is now."""
-        return self._catalog
+        return read_catalog(self.path)
 
     def check_is_new(self, name: str) -> None:
         """AlreadyExists when a table is called `name`, InvalidArgument when none can be."""
-        if check_table_name(name) in self._catalog.tables:
+        if check_table_name(name) in self.catalog.tables:
             raise AlreadyExists(
                 f"data dir {self.path} has a table {name!r} already", {"table": name}
             )
@@ -48,18 +59,51 @@ class OwnedDataDir:
     def add_table(self, table: TableFiles) -> int:
         """Write a new table and publish it as version 1, durable on return; how many rows it has.
 
-        Atomic: until the catalog names it nobody sees any of it, and a crash before that leaves
-        only files that the next owner sweeps away.
+        Atomic: until the log has it nobody sees any of it, and a crash before that leaves only
+        files that the next owner sweeps away.
         """
         self.check_is_new(table.name)
-        staged = stage_table(self._files, self.path / STAGING_NAME, table)
-        target = version_dir(self.path, table.name, FIRST_VERSION)
-        self._files.make_dirs(target.parent)
-        self._files.rename(staged.folder, target)
-        entry = CatalogEntry(staged.uid, FIRST_VERSION, (FIRST_VERSION,))
-        tables = {**self._catalog.tables, table.name: entry}
-        self._catalog = write_catalog(self._files, self.path, replace(self._catalog, tables=tables))
+        staged = self.stage(table)
+        self.change(AddStaged(table.name, staged.folder.name))
         return staged.row_count
+
+    def publish(self, table: TableFiles) -> int:
+        """Write a new version of a table and make it live, as `add_table` does a new one."""
+        if table.name not in self.catalog.tables:
+            raise table_not_found(table.name, self.catalog.tables)
+        staged = self.stage(table)
+        self.change(Publish(table.name, staged.folder.name))
+        return staged.row_count
+
+    def stage(self, table: TableFiles) -> StagedTable:
+        """Write a version's files where nobody looks; see `stage_table`."""
+        return stage_table(self._files, self.path / STAGING_NAME, table)
+
+    def change(self, change: TableChange) -> ChangeResult:
+        """Make a change, after recovering the data dir. Durable on return."""
+        _, changes = self._open()
+        return changes.change(change).result()
+
+    def snapshot(self, folder: Path, name: str) -> SnapshotResult:
+        """Copy the data dir to `folder`/`name`; see `take_snapshot`."""
+        writer, _ = self._open()
+        return take_snapshot(writer, folder, name)
+
+    def close(self) -> None:
+        """Let go of the writer, if one was needed."""
+        if self._writer is not None:
+            writer, changes = self._writer
+            changes.close()
+            writer.close()
+
+    def _open(self) -> tuple[Writer, Changes]:
+        if self._writer is None:
+            limits = WriterLimits(segment_bytes=SEGMENT_BYTES)
+            writer = Writer(self.path, self._files, limits)
+            changes = Changes(writer, limits)
+            changes.begin()
+            self._writer = writer, changes
+        return self._writer
 
     @contextmanager
     def scratch(self) -> Iterator[Callable[[str, Iterable[bytes]], Path]]:
@@ -85,14 +129,6 @@ class OwnedDataDir:
         finally:
             self._files.remove_tree(folder)
 
-    def sweep(self) -> None:
-        """Delete what a killed import or create left behind."""
-        for folder in _folders(self.path / STAGING_NAME):
-            self._files.remove_tree(folder)
-        for folder in _folders(self.path / TABLES_NAME):
-            if folder.name not in self._catalog.tables:
-                self._files.remove_tree(folder)
-
 
 @contextmanager
 def own_data_dir(
@@ -116,11 +152,25 @@ def own_data_dir(
     try:
         if not is_data_dir(path):
             init_data_dir(files, path)
-        owned = OwnedDataDir(files, path, read_catalog(path))
-        owned.sweep()
-        yield owned
+        owned = OwnedDataDir(files, path, lock)
+        sweep_staging(files, path)
+        try:
+            yield owned
+        finally:
+            owned.close()
     finally:
         os.close(lock)
+
+
+def sweep_staging(files: Files, data_dir: Path) -> None:
+    """Delete what a killed import or create left behind, unless one is under way beside us."""
+    staging = data_dir / STAGING_NAME
+    if not staging.is_dir():
+        return
+    with files.shared_folder(staging, exclusive=True) as is_alone:
+        if is_alone:
+            for folder in _folders(staging):
+                files.remove_tree(folder)
 
 
 def _is_blank(path: Path) -> bool:

@@ -1,0 +1,187 @@
+"""Updates and changes of tables, as plans; the same for a server's URL and for local:.
+
+A push is done once, however often it has to be sent: every try carries the same request id and the
+same bytes, and the server remembers what it did. Changes have no id, so they are tried again only
+when they can't have been made.
+"""
+
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+from numpy.typing import ArrayLike
+
+from gatherd._changes import ChangeRequest, ChangeResult, SnapshotResult, encode_snapshot
+from gatherd._effects import SNAPSHOT, Deadline, Plan, Send, Sleep
+from gatherd._request_ids import RequestIds
+from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, Tries
+from gatherd._session import extras, mappings
+from gatherd._update_codec import (
+    RequestId,
+    SessionSequence,
+    decode_change,
+    decode_snapshot,
+    decode_update,
+    encode_update,
+)
+from gatherd._updates import (
+    RowsGiven,
+    UpdateOp,
+    UpdateResult,
+    UpdateSpec,
+    check_idempotency_key,
+    prepare_update,
+    prepare_updates,
+)
+from gatherd.errors import (
+    DeadlineExceeded,
+    FailedPrecondition,
+    GatherdError,
+    InternalError,
+    LimitExceeded,
+    NotFound,
+    RequestIdStale,
+    RetryableError,
+    UpdatesStopped,
+)
+
+# What can be told of a push that an earlier try has done, when that try's answer was lost. What is
+# wrong with a push itself was wrong at every try.
+_UNDECIDED = (
+    RetryableError, DeadlineExceeded, FailedPrecondition, NotFound, InternalError, UpdatesStopped,
+)  # fmt: skip
+
+
+class Pushes:
+    """The calls that change something."""
+
+    def __init__(
+        self,
+        *,
+        timeout: float,
+        retries: int,
+        clock: Callable[[], float] = time.monotonic,
+        uniform: Callable[[], float] = random.random,
+    ) -> None:
+        self._tries = Tries(timeout=timeout, retries=retries, clock=clock, uniform=uniform)
+        self._ids = RequestIds()
+
+    def push(
+        self,
+        op: UpdateOp,
+        table: str,
+        ids: ArrayLike | None,
+        keys: ArrayLike | None,
+        values: ArrayLike | None,
+        *,
+        lr: float | None = None,
+        if_version: int | None,
+        idempotency_key: str | None,
+        timeout: float | None,
+    ) -> Plan[UpdateResult]:
+        """The plan of Client.scatter_add, apply_gradients and assign."""
+        deadline = self._tries.deadline(timeout)
+        spec = prepare_update(op, table, ids, keys, values, lr=lr, if_version=if_version)
+        return (yield from self._push(op, [spec], idempotency_key, deadline))
+
+    def push_many(
+        self,
+        op: UpdateOp,
+        given: Mapping[str, RowsGiven] | None,
+        keys: Mapping[str, RowsGiven] | None,
+        *,
+        lr: float | Mapping[str, float] | None = None,
+        if_version: Mapping[str, int] | None,
+        idempotency_key: str | None,
+        timeout: float | None,
+    ) -> Plan[UpdateResult]:
+        """The plan of Client.scatter_add_many, apply_gradients_many and assign_many."""
+        deadline = self._tries.deadline(timeout)
+        call = f"{op.value}_many"
+        by_id, by_key = mappings(call, given, keys)
+        versions = extras(call, "if_version", if_version, (by_id, by_key))
+        if isinstance(lr, Mapping):
+            lr = extras(call, "lr", lr, (by_id, by_key))
+        specs = prepare_updates(op, by_id, by_key, lr=lr, if_version=versions)
+        return (yield from self._push(op, specs, idempotency_key, deadline))
+
+    def change(self, request: ChangeRequest, timeout: float | None) -> Plan[ChangeResult]:
+        """The plan of Client.create_table, delete_table, publish, rollback and set_optimizer."""
+        deadline = self._tries.deadline(timeout)
+        send = Send(request.method, request.body, deadline, once=True)
+        reply = decode_change((yield from self._send_change(send, request.what)))
+        return ChangeResult(reply.version, reply.lsn)
+
+    def snapshot(self, name: str, timeout: float | None) -> Plan[SnapshotResult]:
+        """The plan of Client.snapshot."""
+        deadline = self._tries.deadline(timeout)
+        send = Send(SNAPSHOT, encode_snapshot(name), deadline, once=True)
+        reply = decode_snapshot((yield from self._send_change(send, "the snapshot was taken")))
+        return SnapshotResult(reply.path, reply.lsn)
+
+    def _push(
+        self, op: UpdateOp, specs: Sequence[UpdateSpec], key: str | None, deadline: Deadline
+    ) -> Plan[UpdateResult]:
+        """Send it until it is answered; each time the same bytes, by the same id."""
+        request_id = self._ids.draw() if key is None else check_idempotency_key(key)
+        send = _push_of(op, specs, request_id, deadline)
+        attempt, was_sent, is_lost = 0, False, False
+        while True:
+            try:
+                reply: memoryview = yield send
+                return decode_update(reply, specs)
+            except RequestIdStale as error:
+                # Nobody but this call knows the id, so if it was never sent, nothing was done by
+                # it: the server forgot the session's earlier pushes, which another one needn't.
+                if was_sent or not isinstance(request_id, SessionSequence):
+                    raise _told(error, is_lost) from None
+                request_id, was_sent = self._ids.draw_anew(request_id), True
+                send = _push_of(op, specs, request_id, deadline)
+                continue
+            except RetryableError as error:
+                was_sent |= error.metadata.get(OUTCOME) != NOT_SENT
+                is_lost |= error.metadata.get(OUTCOME) == UNKNOWN
+                pause = self._tries.pause(attempt, error, deadline)
+                if pause is None:
+                    raise _told(error, is_lost) from None
+            except LimitExceeded as error:
+                error.message += "; a push isn't split by the client: send it as several"
+                raise
+            except DeadlineExceeded as error:
+                raise _told(error, is_lost=True) from None
+            except GatherdError as error:
+                raise _told(error, is_lost) from None
+            attempt += 1
+            yield Sleep(pause)
+
+    def _send_change(self, send: Send, what: str) -> Plan[memoryview]:
+        """Send it, and again only while the server can't have done it."""
+        attempt = 0
+        while True:
+            try:
+                reply: memoryview = yield send
+                return reply
+            except RetryableError as error:
+                is_lost = error.metadata.get(OUTCOME) == UNKNOWN
+                pause = None if is_lost else self._tries.pause(attempt, error, send.deadline)
+                if pause is None:
+                    raise _told(error, is_lost, what) from None
+            except DeadlineExceeded as error:
+                raise _told(error, is_lost=True, what=what) from None
+            attempt += 1
+            yield Sleep(pause)
+
+
+def _push_of(
+    op: UpdateOp, specs: Sequence[UpdateSpec], request_id: RequestId, deadline: Deadline
+) -> Send:
+    body = encode_update(specs, request_id)
+    return Send(op.method, body.head, deadline, body.rest, once=True)
+
+
+def _told(error: GatherdError, is_lost: bool, what: str = "the push was done") -> GatherdError:
+    """`error`, saying so when it isn't known whether the server has done what was asked."""
+    if is_lost and isinstance(error, _UNDECIDED):
+        error.message += f"; it isn't known whether {what}"
+        error.metadata[OUTCOME] = UNKNOWN
+    return error

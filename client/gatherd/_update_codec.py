@@ -1,0 +1,126 @@
+"""Updates and changes to bytes, and their answers back; the messages are those of gatherd_proto.
+
+An update is framed by hand, with its values as they lie in memory: a transport that can send
+several pieces doesn't copy them. Everything else is small and goes through the generated classes.
+"""
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final, TypeAlias, TypeVar
+
+from google.protobuf.message import DecodeError, Message
+
+from gatherd._codec import DTYPE_CODES, keys_parts, tensor_parts
+from gatherd._protobuf import BYTES, FIXED32, VARINT, Parts, nested, tag, unreadable
+from gatherd._updates import UpdateResult, UpdateSpec
+from gatherd.store.query import ByKey
+from gatherd_proto.framing import varint
+from gatherd_proto.v1 import embedding_pb2, table_pb2
+
+SESSION_BYTES: Final = 16
+# A smaller piece is copied to its neighbours: cheaper than a system call of its own.
+PIECE_BYTES_MIN: Final = 64 << 10
+
+_MessageT = TypeVar("_MessageT", bound=Message)
+
+_UPDATE = tag(1, BYTES)
+_SEQUENCE = tag(2, BYTES)
+_IDEMPOTENCY_KEY = tag(3, BYTES)
+_SESSION = tag(1, BYTES)
+_NUMBER = tag(2, VARINT)
+_TABLE = tag(1, BYTES)
+_IDS = tag(2, BYTES)
+_KEYS = tag(3, BYTES)
+_VALUES = tag(4, BYTES)
+_LEARNING_RATE = tag(5, FIXED32)
+_IF_VERSION = tag(6, VARINT)
+
+
+@dataclass(frozen=True, slots=True)
+class SessionSequence:
+    """The id of a push in a client's session: its name, and 1, 2, … in order of the pushes."""
+
+    session: bytes
+    sequence: int
+
+
+RequestId: TypeAlias = SessionSequence | str
+"""A session's, or an idempotency key."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Body:
+    """A request's body: `head` and then `rest`."""
+
+    head: bytes
+    rest: tuple[bytes | memoryview, ...]
+
+
+def encode_update(specs: Sequence[UpdateSpec], request_id: RequestId) -> Body:
+    """An UpdateRequest. The id stands first, so that the values are the last bytes."""
+    parts: Parts = []
+    if isinstance(request_id, str):
+        text = request_id.encode("ascii")
+        parts.append(_IDEMPOTENCY_KEY + varint(len(text)) + text)
+    else:
+        session = _SESSION + varint(len(request_id.session)) + request_id.session
+        parts += nested(_SEQUENCE, [session, _NUMBER + varint(request_id.sequence)])
+    for spec in specs:
+        parts += nested(_UPDATE, _table_update(spec))
+    return _pieces(parts)
+
+
+def _table_update(spec: UpdateSpec) -> Parts:
+    parts: Parts = [_TABLE + varint(len(spec.table_bytes)) + spec.table_bytes]
+    if isinstance(spec.asked, ByKey):
+        parts += nested(_KEYS, keys_parts(spec.asked.keys))
+    else:
+        parts += nested(_IDS, tensor_parts(spec.asked))
+    if spec.lr is not None:
+        parts.append(_LEARNING_RATE + struct.pack("<f", spec.lr))
+    if spec.if_version:
+        parts.append(_IF_VERSION + varint(spec.if_version))
+    return parts + nested(_VALUES, tensor_parts(spec.values, DTYPE_CODES[spec.dtype]))
+
+
+def _pieces(parts: Parts) -> Body:
+    """`parts` with the small ones joined, and the large ones as flat views of their arrays."""
+    pieces: Parts = []
+    run: Parts = []
+    for part in parts:
+        if memoryview(part).nbytes < PIECE_BYTES_MIN:
+            run.append(part)
+        else:
+            pieces += [b"".join(run), memoryview(part).cast("B")]
+            run = []
+    pieces.append(b"".join(run))
+    head, *rest = pieces
+    assert isinstance(head, bytes)  # a large part comes after the run before it
+    return Body(head, tuple(piece for piece in rest if len(piece)))
+
+
+def decode_update(body: memoryview, specs: Sequence[UpdateSpec]) -> UpdateResult:
+    """The result in an UpdateResponse to `specs`. InternalError when it isn't one."""
+    reply = _read(embedding_pb2.UpdateResponse, body)
+    if len(reply.versions) != len(specs):
+        raise unreadable(f"it has {len(reply.versions)} versions for {len(specs)} tables")
+    tables = (spec.table for spec in specs)
+    return UpdateResult(reply.lsn, dict(zip(tables, reply.versions, strict=True)))
+
+
+def decode_change(body: memoryview) -> table_pb2.ChangeResponse:
+    """Read a ChangeResponse. InternalError when it isn't one."""
+    return _read(table_pb2.ChangeResponse, body)
+
+
+def decode_snapshot(body: memoryview) -> table_pb2.SnapshotResponse:
+    """Read a SnapshotResponse. InternalError when it isn't one."""
+    return _read(table_pb2.SnapshotResponse, body)
+
+
+def _read(kind: type[_MessageT], body: memoryview) -> _MessageT:
+    try:
+        return kind.FromString(bytes(body))
+    except DecodeError:
+        raise unreadable(f"it isn't a {kind.__name__}") from None

@@ -1,0 +1,401 @@
+"""The tables of a data dir while it changes: what a reader has at each request.
+
+A request takes one `View`, the tables as one catalog has them, so it has one set of versions. The
+check for a newer one is a look at the control page's generation; the catalog is read when it moved.
+The writer keeps to this order, and readers build on it:
+
+1. a version's files are complete in its folder;
+2. the catalog that names it is replaced;
+3. the control page's generation is raised to the catalog's;
+4. only then are files deleted that the catalog doesn't name.
+
+So what was opened while the page showed no later generation than the catalog's is what this catalog
+names, whole. Otherwise the catalog is read again, and what it has no longer is let go.
+
+What is mapped goes over from one view to the next as long as the catalog keeps it, by the table's
+uid: a deleted table's rows are never taken for those of another of its name. They are unmapped when
+neither a view nor a request refers to them any more.
+
+Left out on purpose: a lock. A fork could leave it locked in the child, and `local:` clients live in
+processes that fork. Two threads may both build the view of a new generation; either's is right.
+"""
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TypeVar
+
+from gatherd.errors import (
+    BadFile,
+    FailedPrecondition,
+    GatherdError,
+    TableRefused,
+    Unavailable,
+    VersionNotFound,
+)
+from gatherd.store.catalog import (
+    WEIGHTS_NAME,
+    Catalog,
+    CatalogEntry,
+    check_table_name,
+    open_table,
+    read_catalog,
+    table_not_found,
+    version_dir,
+)
+from gatherd.store.control import ControlPage
+from gatherd.store.table import Table
+
+LIVE_VERSION = 0
+# How often a request begins anew when versions are dropped faster than it opens them.
+VIEWS_MAX = 10
+VERSIONS_SHOWN_MAX = 8
+
+T = TypeVar("T")
+logger = logging.getLogger("gatherd")
+
+
+class DroppedMeanwhile(Exception):
+    """A version was deleted while a view opened it; `LiveTables.read` asks a newer view."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class View:
+    """The tables at one generation. Got from `LiveTables`; safe to use from many threads."""
+
+    catalog: Catalog
+    entries: Mapping[str, CatalogEntry]
+    """The data dir's tables, but for those that a fixed one hides."""
+    fixed: Mapping[str, Table]
+    """Tables that aren't the data dir's; they have one version."""
+    refused: Mapping[str, str]
+    """Names of those known to be unreadable, and why; a live version's, in the data dir."""
+    data_dir: Path | None
+    control: ControlPage | None
+    mapped: dict[tuple[str, int], Table] = field(default_factory=dict)
+    """By name and version, live ones under LIVE_VERSION too; filled as they are first asked for."""
+
+    def table(self, name: str, version: int = LIVE_VERSION) -> Table:
+        """One version of a table, mapped now if it wasn't.
+
+        TableNotFound, VersionNotFound or TableRefused when it isn't there, or DroppedMeanwhile.
+        """
+        found = self.mapped.get((name, version)) or self._find(name, version)
+        if isinstance(found, str):
+            raise TableRefused(f"table {name!r} can't be served: {found}", {"table": name})
+        return found
+
+    def live_or_reason(self, name: str) -> Table | str:
+        """The live version of a table, or why it can't be read. Raises what `table` does else."""
+        return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
+
+    def names(self) -> list[str]:
+        """Every table, those that can't be read too, in order."""
+        return sorted({*self.fixed, *self.refused, *self.entries})
+
+    def live_version(self, name: str) -> int:
+        """The number of a table's live version, 0 when it has none."""
+        if name in self.fixed:
+            return self.fixed[name].version
+        return self.entries[name].live if name in self.entries else 0
+
+    def versions(self, name: str) -> tuple[int, ...]:
+        """The versions of a table that can be asked for, ascending."""
+        if name in self.fixed:
+            return (self.fixed[name].version,)
+        return self.entries[name].versions if name in self.entries else ()
+
+    def _find(self, name: str, version: int) -> Table | str:
+        """A version that isn't mapped yet, or why it can't be."""
+        entry = self.entries.get(name)
+        reason = self.refused.get(name)
+        if reason is not None and (entry is None or version in (LIVE_VERSION, entry.live)):
+            return reason
+        if entry is None and name not in self.fixed:
+            raise table_not_found(name, self.names())
+        if entry is None or version not in (LIVE_VERSION, *entry.versions):
+            raise self._no_version(name, version)
+        try:
+            return self.open(name, entry, version or entry.live)
+        except GatherdError as error:
+            return error.message
+
+    def open(self, name: str, entry: CatalogEntry, version: int) -> Table:
+        """Map a version that `entry` names, or take it if it is mapped.
+
+        What `open_table` raises, or DroppedMeanwhile.
+        """
+        known = self.mapped.get((name, version))
+        if known is not None:
+            return known
+        assert self.data_dir is not None
+        assert self.control is not None
+        try:
+            table = open_table(self.data_dir, name, version)
+        except GatherdError:
+            self._check_kept(name, entry, version)
+            raise
+        if self.control.generation > self.catalog.generation:
+            self._check_kept(name, entry, version)
+        return self.hold(name, version, table)
+
+    def hold(self, name: str, version: int, table: Table) -> Table:
+        """Keep what was mapped; returns what another thread kept before, if one did."""
+        table = self.mapped.setdefault((name, version), table)
+        if version == self.entries[name].live:
+            self.mapped.setdefault((name, LIVE_VERSION), table)
+        return table
+
+    def drop(self, name: str, version: int) -> None:
+        """Undo `hold`."""
+        self.mapped.pop((name, version), None)
+        self.mapped.pop((name, LIVE_VERSION), None)
+
+    def kept_by(self, name: str, entry: CatalogEntry) -> dict[int, Table]:
+        """Those of the versions that `entry` keeps which are mapped here; none for another uid."""
+        mine = self.entries.get(name)
+        if mine is None or mine.uid != entry.uid:
+            return {}
+        found = {version: self.mapped.get((name, version)) for version in entry.versions}
+        return {version: table for version, table in found.items() if table is not None}
+
+    def _check_kept(self, name: str, entry: CatalogEntry, version: int) -> None:
+        """DroppedMeanwhile unless the catalog has the version still, and so had all the while."""
+        assert self.data_dir is not None
+        now = read_catalog(self.data_dir).tables.get(name)
+        if now is None or now.uid != entry.uid or version not in now.versions:
+            raise DroppedMeanwhile(f"version {version} of table {name!r}")
+
+    def _no_version(self, name: str, version: int) -> VersionNotFound:
+        live, kept = self.live_version(name), self.versions(name)
+        older = len(kept) - VERSIONS_SHOWN_MAX
+        known = ", ".join(map(str, kept[-VERSIONS_SHOWN_MAX:]))
+        more = f" and {older} older ones" if older > 0 else ""
+        return VersionNotFound(
+            f"table {name!r} has no version {version}; it has {known}{more}; version {live} "
+            "is live",
+            {"table": name, "version": str(version), "live": str(live)},
+        )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Prepared:
+    """A version that was mapped for a change that is to come after `generation`.
+
+    `file` is its rows' device and inode number; a mapped file's isn't given to another.
+    """
+
+    table: Table
+    file: tuple[int, int]
+    generation: int
+
+
+class LiveTables:
+    """What a reader reads from. Safe to use from many threads, and after a fork.
+
+    With `at_open`, every live version is mapped by the thread that first sees a new generation, and
+    given to `at_open` before it can be read; a table for which either raises GatherdError is
+    refused until the next change. Without, versions are mapped when they are first asked for.
+
+    `at_drop` is given, at each change, what was mapped and is let go. With `keep_superseded` False
+    that is every version that isn't live any more, not only those that the catalog dropped; it is
+    mapped anew when it is asked for, and what `at_open` did for it has ended.
+    """
+
+    def __init__(
+        self,
+        data_dir: Path | None,
+        *,
+        fixed: Mapping[str, Table] | None = None,
+        refused: Mapping[str, str] | None = None,
+        at_open: Callable[[Table], None] | None = None,
+        at_drop: Callable[[Sequence[Table]], None] | None = None,
+        keep_superseded: bool = True,
+    ) -> None:
+        """Touches no file; the first `current` does.
+
+        `fixed` tables, and those `refused` for the reasons given, hide ones of the same name in the
+        data dir.
+        """
+        self._data_dir = data_dir
+        self._fixed = dict(fixed or {})
+        self._refused = dict(refused or {})
+        self._at_open = at_open
+        self._at_drop = at_drop
+        self._keep_superseded = keep_superseded
+        self._control: ControlPage | None = None
+        self._prepared: dict[tuple[str, int], _Prepared] = {}
+        # The generation that the page showed and the view that was built then: one reference, so
+        # that no thread has the one without the other.
+        self._state = (-1, self._view_of(Catalog(-1, {}), None))
+
+    def current(self) -> View:
+        """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""
+        control = self._control
+        seen, view = self._state
+        if control is not None and control.generation == seen:
+            return view
+        return self._refreshed()
+
+    def take(self, wanted: Sequence[tuple[str, int]]) -> list[Table]:
+        """The table of each name and version (LIVE_VERSION for the live one), all of one view.
+
+        TableNotFound, VersionNotFound or TableRefused when one isn't there. Unavailable when
+        versions are dropped, time after time, before they are opened.
+        """
+        mapped = self.current().mapped
+        try:
+            return [mapped[name_version] for name_version in wanted]
+        except KeyError:
+            return self.read(lambda view: [view.table(*name_version) for name_version in wanted])
+
+    def read(self, ask: Callable[[View], T]) -> T:
+        """What `ask` returns for the current view; asked anew when a version went meanwhile.
+
+        Unavailable when that happens time after time.
+        """
+        view = self.current()
+        for _ in range(VIEWS_MAX):
+            try:
+                return ask(view)
+            except DroppedMeanwhile as error:
+                dropped = error
+                view = self._refreshed()
+        raise _too_fast(dropped)
+
+    def prepare(self, name: str, version: int, make_ready: Callable[[Table], None]) -> None:
+        """Map a version before it becomes live, so that the change costs no request anything.
+
+        Its files are in place; the catalog needn't name it yet. It is let go at the next change if
+        it isn't live by then, and when it is prepared anew. What `open_table` and `make_ready`
+        raise; FailedPrecondition without a data dir.
+        """
+        if self._data_dir is None:
+            raise FailedPrecondition(f"table {name!r} can't be prepared: there is no data dir")
+        view = self.current()  # which also lets go of what was prepared before
+        weights = version_dir(self._data_dir, check_table_name(name), version) / WEIGHTS_NAME
+        file = _identity(weights)
+        table = open_table(self._data_dir, name, version)
+        if file is None or _identity(weights) != file:
+            raise BadFile(f"{weights} was replaced while it was opened")
+        make_ready(table)
+        if table.nbytes:  # what has no byte isn't mapped, and its inode isn't held
+            self._prepared[(name, version)] = _Prepared(table, file, view.catalog.generation)
+
+    @property
+    def applied_lsn(self) -> int:
+        """The last update that every lookup sees; 0 before the first `current`."""
+        return 0 if self._control is None else self._control.applied_lsn
+
+    def _refreshed(self) -> View:
+        """The view of the catalog as it is now, whatever the page shows."""
+        if self._data_dir is None:
+            return self._state[1]
+        for _ in range(VIEWS_MAX):
+            try:
+                return self._read_anew(self._data_dir)
+            except DroppedMeanwhile as error:
+                dropped = error
+        raise _too_fast(dropped)
+
+    def _read_anew(self, data_dir: Path) -> View:
+        control = self._control
+        if control is None:
+            control = self._control = ControlPage(data_dir)
+        generation = control.generation
+        catalog = read_catalog(data_dir)
+        before = self._state[1]
+        view = before if before.catalog == catalog else self._built(catalog, control, before)
+        if self._state[1].catalog.generation > catalog.generation:
+            return view  # another thread read a newer one meanwhile; this request began before
+        # A catalog that is older than the page, as a restored data dir may have it, is read again
+        # at each request until the two agree.
+        self._state = (min(generation, catalog.generation), view)
+        if view is not before:
+            self._let_go_prepared(catalog)
+            dropped = {*before.mapped.copy().values()} - {*view.mapped.copy().values()}
+            if self._at_drop is not None and dropped:
+                self._at_drop(list(dropped))
+        return view
+
+    def _view_of(
+        self, catalog: Catalog, control: ControlPage | None, refused: dict[str, str] | None = None
+    ) -> View:
+        hidden = {*self._fixed, *self._refused}
+        view = View(
+            catalog,
+            {name: entry for name, entry in catalog.tables.items() if name not in hidden},
+            self._fixed,
+            self._refused if refused is None else refused,
+            self._data_dir,
+            control,
+        )
+        for name, table in self._fixed.items():
+            view.mapped[(name, table.version)] = view.mapped[(name, LIVE_VERSION)] = table
+        return view
+
+    def _built(self, catalog: Catalog, control: ControlPage, before: View) -> View:
+        """The view of `catalog`, with what was prepared for it and what `before` has mapped."""
+        refused = self._refused.copy()
+        view = self._view_of(catalog, control, refused)
+        for name, entry in view.entries.items():
+            now = self._state[1]
+            if now is not before and now.catalog == catalog:
+                return now  # another thread was faster
+            adopted = self._adopted(catalog, name, entry.live)
+            if adopted is not None:
+                view.hold(name, entry.live, adopted)
+            known = before.kept_by(name, entry)
+            was_live = before.live_version(name)
+            for version, table in known.items():
+                if version != was_live or version == entry.live or self._keep_superseded:
+                    view.hold(name, version, table)
+            is_ready = adopted is not None or (entry.live == was_live and was_live in known)
+            if self._at_open is not None and not is_ready:
+                reason = self._open_live(view, name, entry)
+                if reason is not None:
+                    refused[name] = reason
+        return view
+
+    def _open_live(self, view: View, name: str, entry: CatalogEntry) -> str | None:
+        """Map a live version and make it ready; returns why it can't be."""
+        assert self._at_open is not None
+        try:
+            self._at_open(view.open(name, entry, entry.live))
+        except GatherdError as error:
+            view.drop(name, entry.live)
+            if self._state[1].catalog.generation >= 0:  # the first view is for its owner to tell of
+                logger.error("table %r is refused: %s", name, error)  # noqa: TRY400
+            return error.message
+        return None
+
+    def _adopted(self, catalog: Catalog, name: str, version: int) -> Table | None:
+        """What was prepared as version `version`, if it is that which `catalog` means."""
+        prepared = self._prepared.get((name, version))
+        if prepared is None or prepared.generation >= catalog.generation:
+            return None
+        assert self._data_dir is not None
+        file = _identity(version_dir(self._data_dir, name, version) / WEIGHTS_NAME)
+        return prepared.table if file == prepared.file else None
+
+    def _let_go_prepared(self, catalog: Catalog) -> None:
+        """Forget what was prepared for `catalog`, used or not."""
+        for key, prepared in self._prepared.copy().items():
+            if prepared.generation < catalog.generation and self._prepared.get(key) is prepared:
+                self._prepared.pop(key, None)
+
+
+def _too_fast(dropped: DroppedMeanwhile) -> Unavailable:
+    return Unavailable(
+        f"{dropped} was dropped before it was opened, as were {VIEWS_MAX - 1} before it; try again"
+    )
+
+
+def _identity(path: Path) -> tuple[int, int] | None:
+    """Which file `path` names now; None for none."""
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return (found.st_dev, found.st_ino)

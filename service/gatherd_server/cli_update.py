@@ -1,0 +1,202 @@
+"""`gatherd scatter-add`, `apply-gradients`, `assign`, `versions` and `delete`: what asks a server.
+
+Each update is one push, for scripts and for trying things out; a trainer uses the SDK.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd import Client, UpdateResult
+from gatherd.errors import BadFile, InvalidArgument
+from gatherd.store.dtypes import bfloat16_to_float32
+
+DEFAULT_URL = "http://127.0.0.1:8000"
+
+url_option = click.option(
+    "--url",
+    default=DEFAULT_URL,
+    envvar="GATHERD_URL",
+    show_default=True,
+    help="Server: http://, https://, grpc://, grpcs://, unix:// or local:DATA_DIR.",
+)
+# What .npy files have for bfloat16, as ml_dtypes saves it.
+_BFLOAT16 = np.dtype("V2")
+
+_UPDATE_PARAMETERS = (
+    click.argument("table"),
+    click.argument("ids", nargs=-1, metavar="[ID]..."),
+    click.option(
+        "--values",
+        required=True,
+        metavar="FILE.npy|JSON",
+        help="A vector for each id: a .npy file, or JSON such as '[[0.5, 1], [0, 2]]'. For one "
+        "id a flat list will do.",
+    ),
+    click.option(
+        "--ids",
+        "ids_file",
+        type=click.Path(path_type=Path),
+        help="A .npy file of ids, of any shape, instead of arguments; of keys with --by-key.",
+    ),
+    click.option("--by-key", is_flag=True, help="Take keys instead of ids."),
+    click.option(
+        "--if-version", type=click.IntRange(1), help="Only when this version of TABLE is live."
+    ),
+    click.option(
+        "--idempotency-key",
+        help="The update's name: sent again under the same one, it isn't done again.",
+    ),
+    url_option,
+)
+
+
+def _update(name: str) -> Callable[[Callable[..., None]], click.Command]:
+    """An update command: the parameters they all have, and those of the function itself."""
+
+    def decorate(function: Callable[..., None]) -> click.Command:
+        for parameter in reversed(_UPDATE_PARAMETERS):
+            function = parameter(function)
+        # Unknown options are taken as ids, or `-1` would be told off as an option.
+        return click.command(name, context_settings={"ignore_unknown_options": True})(function)
+
+    return decorate
+
+
+@_update("scatter-add")
+def scatter_add(table: str, url: str, **given: Any) -> None:
+    """Add vectors to the rows of IDs; an id that is there twice gets both.
+
+    \b
+        gatherd scatter-add items 4 20 --values '[[1, 0], [0, 1]]'
+        gatherd scatter-add items --ids ids.npy --values deltas.npy
+    """
+    with Client(url) as client:
+        rows, deltas, options = _read(client, table, **given)
+        _tell(client.scatter_add(table, deltas=deltas, **rows, **options))
+
+
+@_update("apply-gradients")
+@click.option("--lr", type=float, help="Instead of the table's learning rate.")
+def apply_gradients(table: str, url: str, lr: float | None, **given: Any) -> None:
+    """Take a step of the table's optimizer by the gradients of IDs' rows.
+
+    \b
+        gatherd apply-gradients items 4 --values '[0.5, -1]' --lr 0.01
+        gatherd apply-gradients words king --by-key --values gradient.npy
+    """
+    with Client(url) as client:
+        rows, grads, options = _read(client, table, **given)
+        _tell(client.apply_gradients(table, grads=grads, lr=lr, **rows, **options))
+
+
+@_update("assign")
+def assign(table: str, url: str, **given: Any) -> None:
+    """Replace the rows of IDs; of an id that is there twice the last vector stays.
+
+    \b
+        gatherd assign items 4 --values '[0.25, 0.1]'
+        gatherd assign items --ids ids.npy --values rows.npy --url local:./data
+    """
+    with Client(url) as client:
+        rows, values, options = _read(client, table, **given)
+        _tell(client.assign(table, rows=values, **rows, **options))
+
+
+@click.command()
+@click.argument("table")
+@url_option
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def versions(table: str, url: str, as_json: bool) -> None:
+    """List the versions of TABLE that can be looked up or rolled back to."""
+    with Client(url) as client:
+        info = client.table(table)
+    if as_json:
+        click.echo(json.dumps({"table": table, "versions": info.versions, "live": info.version}))
+        return
+    for version in info.versions:
+        click.echo(f"{version}{'  (live)' if version == info.version else ''}")
+
+
+@click.command()
+@click.argument("table")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@url_option
+def delete(table: str, yes: bool, url: str) -> None:
+    """Remove TABLE with all its versions."""
+    if not yes:
+        click.confirm(f"Remove table {table!r} and all its versions from {url}?", abort=True)
+    with Client(url) as client:
+        result = client.delete_table(table)
+    click.echo(f"{table}: deleted, LSN {result.lsn}")
+
+
+def _read(
+    client: Client,
+    table: str,
+    *,
+    ids: tuple[str, ...],
+    ids_file: Path | None,
+    by_key: bool,
+    values: str,
+    if_version: int | None,
+    idempotency_key: str | None,
+) -> tuple[dict[str, Any], NDArray[Any], dict[str, Any]]:
+    """The rows, as keyword `ids` or `keys`; their vectors; and what else the client is given."""
+    if bool(ids) == (ids_file is not None):
+        raise InvalidArgument("give the ids either as arguments or by --ids FILE")
+    asked: Any
+    if ids_file is not None:
+        asked = _load(ids_file)
+    elif by_key and client.table(table).key_kind == "bytes":
+        asked = list(ids)
+    else:
+        asked = [integer(text) for text in ids]
+    vectors = _values(values)
+    if len(ids) == 1 and vectors.ndim == 1:
+        vectors = vectors.reshape(1, -1)
+    options = {"if_version": if_version, "idempotency_key": idempotency_key}
+    return {"keys" if by_key else "ids": asked}, vectors, options
+
+
+def integer(text: str) -> int:
+    """An id or key from the command line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidArgument(f"{text!r} isn't an integer; string keys need --by-key") from None
+
+
+def _values(given: str) -> NDArray[Any]:
+    if not given.lstrip().startswith("["):
+        array = _load(Path(given))
+        if array.dtype != _BFLOAT16:
+            return array
+        wide = np.empty(array.shape, np.float32)
+        bfloat16_to_float32(array.view(np.uint16), wide)
+        return wide
+    try:
+        return np.asarray(json.loads(given))
+    except ValueError as error:
+        raise InvalidArgument(f"--values {given[:40]!r} can't be read: {error}") from None
+
+
+def _load(path: Path) -> NDArray[Any]:
+    try:
+        with open(path, "rb") as file:
+            array: NDArray[Any] = np.lib.format.read_array(file, allow_pickle=False)
+    except OSError as error:
+        raise BadFile(f"{path}: {error.strerror or error}") from None
+    except ValueError as error:
+        raise BadFile(f"{path} isn't a .npy file of numbers or strings: {error}") from None
+    return array
+
+
+def _tell(result: UpdateResult) -> None:
+    for table, version in result.versions.items():
+        click.echo(f"{table}: version {version}, LSN {result.lsn}")

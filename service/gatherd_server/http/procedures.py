@@ -1,0 +1,152 @@
+"""The procedures of both services, as the Connect endpoint runs them.
+
+A lookup is work of this process. An update or a change is handed to the writer, and its answer is
+waited for.
+"""
+
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from typing import Any, Final
+
+from google.protobuf.message import Message
+
+from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_server import proto_codec, proto_updates
+from gatherd_server.engine.engine import Engine
+from gatherd_server.proto_codec import Part
+from gatherd_server.types import Limits, LookupPlan, TableChange, UpdateOp
+
+_EMBEDDING: Final = "/gatherd.v1.EmbeddingService/"
+_TABLES: Final = "/gatherd.v1.TableService/"
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An answer that is known to be possible and still has to be made."""
+
+    run: Callable[[], list[Part]]
+    is_long: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Procedure:
+    """One that this process answers by itself."""
+
+    path: str
+    request: type[Message]
+    reply: type[Message]
+    work: Callable[[Any], Work]
+    is_admitted: bool = True
+    """Whether it holds a place among the requests in flight."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateProcedure:
+    """One that the writer does. `begin` hands it over, and `encode` gives the reply's bytes."""
+
+    path: str
+    request: type[Message]
+    reply: type[Message]
+    begin: Callable[[Any], Future[Any]]
+    encode: Callable[[Any], bytes]
+
+
+def procedures(engine: Engine, limits: Limits) -> list[Procedure | UpdateProcedure]:
+    """Every unary procedure of both services."""
+    return [
+        *_lookups(engine),
+        *_tables(engine, limits),
+        _push(engine, "ScatterAdd", UpdateOp.SCATTER_ADD),
+        _push(engine, "ApplyGradients", UpdateOp.APPLY_GRADIENTS),
+        _push(engine, "Assign", UpdateOp.ASSIGN),
+        _change(engine, "CreateTable", proto_updates.create_table),
+        _change(engine, "DeleteTable", proto_updates.delete_table),
+        _change(engine, "Publish", proto_updates.publish),
+        _change(engine, "Rollback", proto_updates.rollback),
+        _change(engine, "SetOptimizer", proto_updates.set_optimizer),
+        UpdateProcedure(
+            _TABLES + "Snapshot",
+            table_pb2.SnapshotRequest,
+            table_pb2.SnapshotResponse,
+            lambda request: engine.snapshot(proto_updates.snapshot_name(request)),
+            proto_updates.snapshot_reply,
+        ),
+    ]
+
+
+def _push(engine: Engine, name: str, op: UpdateOp) -> UpdateProcedure:
+    return UpdateProcedure(
+        _EMBEDDING + name,
+        embedding_pb2.UpdateRequest,
+        embedding_pb2.UpdateResponse,
+        lambda request: engine.push(proto_updates.push(op, request)),
+        proto_updates.push_reply,
+    )
+
+
+def _change(engine: Engine, name: str, read: Callable[[Any], TableChange]) -> UpdateProcedure:
+    return UpdateProcedure(
+        _TABLES + name,
+        getattr(table_pb2, f"{name}Request"),
+        table_pb2.ChangeResponse,
+        lambda request: engine.change(read(request)),
+        proto_updates.change_reply,
+    )
+
+
+def _lookups(engine: Engine) -> list[Procedure]:
+    def one(plan: LookupPlan) -> Work:
+        prepared = engine.prepare([plan])
+        return Work(lambda: proto_codec.lookup_reply(prepared.run()[0]), prepared.is_long)
+
+    def many(plans: list[LookupPlan]) -> Work:
+        prepared = engine.prepare(plans)
+        return Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
+
+    def keys_of(request: embedding_pb2.KeysOfRequest) -> Work:
+        keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
+        return Work(lambda: [proto_codec.keys_reply(keys, version)])
+
+    def procedure(name: str, reply: type[Message], work: Callable[[Any], Work]) -> Procedure:
+        request: type[Message] = getattr(embedding_pb2, f"{name}Request")
+        return Procedure(_EMBEDDING + name, request, reply, work)
+
+    response, many_response = embedding_pb2.LookupResponse, embedding_pb2.LookupManyResponse
+    plan, bags = proto_codec.lookup_plan, proto_codec.bags_plan
+    return [
+        procedure("Lookup", response, lambda request: one(plan(request))),
+        procedure("LookupMany", many_response, lambda request: many([*map(plan, request.lookups)])),
+        procedure("LookupBags", response, lambda request: one(bags(request))),
+        procedure(
+            "LookupBagsMany", many_response, lambda request: many([*map(bags, request.bags)])
+        ),
+        procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
+    ]
+
+
+def _tables(engine: Engine, limits: Limits) -> list[Procedure]:
+    def list_tables(_request: table_pb2.ListTablesRequest) -> Work:
+        reply = proto_codec.list_tables_reply(engine.tables(), limits)
+        return Work(lambda: [reply])
+
+    def get_table(request: table_pb2.GetTableRequest) -> Work:
+        reply = proto_codec.get_table_reply(engine.table(request.table), limits)
+        return Work(lambda: [reply])
+
+    return [
+        Procedure(
+            _TABLES + "ListTables",
+            table_pb2.ListTablesRequest,
+            table_pb2.ListTablesResponse,
+            list_tables,
+            is_admitted=False,
+        ),
+        Procedure(
+            _TABLES + "GetTable",
+            table_pb2.GetTableRequest,
+            table_pb2.GetTableResponse,
+            get_table,
+            is_admitted=False,
+        ),
+    ]

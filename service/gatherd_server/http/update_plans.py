@@ -1,0 +1,211 @@
+"""The bodies and query parameters of REST's updates and changes, as the engine takes them."""
+
+import re
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from starlette.datastructures import QueryParams
+
+from gatherd.errors import InvalidArgument
+from gatherd.store.dtypes import DType
+from gatherd.store.query import Asked
+from gatherd_server import update_checks
+from gatherd_server.http import arrays
+from gatherd_server.http.media import OCTETS
+from gatherd_server.http.plans import (
+    Find,
+    asked_rows,
+    no_options,
+    query_options,
+    query_rows,
+    query_version,
+)
+from gatherd_server.http.schemas import Body, parse
+from gatherd_server.http.update_schemas import (
+    CreateBody,
+    GradientsBody,
+    GradientsManyBody,
+    OptimizerBody,
+    PublishBody,
+    RollbackBody,
+    SetOptimizerBody,
+    SnapshotBody,
+    UpdateBody,
+    UpdateManyBody,
+)
+from gatherd_server.http.values import update_from_octets, values_from_json
+from gatherd_server.types import (
+    AddStaged,
+    CreateTable,
+    Limits,
+    OptimizerSpec,
+    Publish,
+    Push,
+    RequestId,
+    Rollback,
+    SetOptimizer,
+    TableUpdate,
+    UpdateOp,
+)
+
+DimOf = Callable[[str], int]
+"""A table's dim: nested lists and raw bytes without a single value don't tell it."""
+
+_RAW_OPTIONS: Final = ("ids_dtype", "shape", "values_dtype", "by", "if_version")
+_NUMBER: Final = re.compile(r"([0-9]{1,20}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
+_FLOAT32_BYTES: Final = 4
+
+
+class UpdateReader:
+    """Reads the updates by one operation. `dim_of` is asked only where a request has no rows."""
+
+    def __init__(self, op: UpdateOp, limits: Limits, dim_of: DimOf) -> None:
+        self._op = op
+        self._limits = limits
+        self._dim_of = dim_of
+
+    def one(
+        self, media_type: str, table: str, body: bytes, query: QueryParams, request_id: RequestId
+    ) -> Push:
+        """An update of one table, by the body's media type. InvalidArgument when it isn't one."""
+        if media_type == OCTETS:
+            update = self._raw(table, body, query)
+        else:
+            model = GradientsBody if self._op is UpdateOp.APPLY_GRADIENTS else UpdateBody
+            given = parse(model, self._json(body, query))
+            update = self._update(table, given, body, lambda value: value)
+        return update_checks.push(self._op, [update], request_id)
+
+    def many(self, body: bytes, query: QueryParams, request_id: RequestId) -> Push:
+        """Updates of many tables, from JSON."""
+        value = self._json(body, query)
+        parts: dict[str, Any]
+        if self._op is UpdateOp.APPLY_GRADIENTS:
+            parts = dict(parse(GradientsManyBody, value).tables)
+        else:
+            parts = dict(parse(UpdateManyBody, value).tables)
+        self._limits.check("tables_max", "the request changes", len(parts))
+        updates = []
+        for table, part in parts.items():
+            try:
+                updates.append(self._update(table, part, body, _part_of(table)))
+            except InvalidArgument as error:
+                raise update_checks.in_table(error, table) from None
+        return update_checks.push(self._op, updates, request_id)
+
+    def _json(self, body: bytes, query: QueryParams) -> object:
+        no_options(query)
+        # Parsed JSON takes many times the memory of its text. As raw bytes so many values would be
+        # over the limit; "0," is shorter than a float32.
+        least_bytes = body.count(b",") * _FLOAT32_BYTES
+        self._limits.check("request_bytes_max", "the request's numbers would have", least_bytes)
+        return arrays.parse_json(body)
+
+    def _update(self, table: str, given: UpdateBody, body: bytes, find: Find) -> TableUpdate:
+        asked = asked_rows(given, body, find, "an update")
+        values = values_from_json(given.values)
+        lr = given.lr if isinstance(given, GradientsBody) else None
+        return self._table_update(table, asked, values, DType.FLOAT32, lr, given.if_version)
+
+    def _raw(self, table: str, body: bytes, query: QueryParams) -> TableUpdate:
+        has_lr = self._op is UpdateOp.APPLY_GRADIENTS
+        known = (*_RAW_OPTIONS, "lr") if has_lr else _RAW_OPTIONS
+        options = query_options(query, known, "raw updates have these: " + ", ".join(known))
+        ids, values, dtype = update_from_octets(
+            body,
+            options.get("ids_dtype", "int64"),
+            options.get("shape"),
+            options.get("values_dtype", "float32"),
+        )
+        lr = _number(options["lr"]) if "lr" in options else None
+        version = query_version(options, "if_version")
+        return self._table_update(table, query_rows(ids, options), values, dtype, lr, version)
+
+    def _table_update(
+        self,
+        table: str,
+        asked: Asked,
+        values: NDArray[Any],
+        dtype: DType,
+        lr: float | None,
+        if_version: int,
+    ) -> TableUpdate:
+        if asked.size == 0 and values.size == 0:
+            values = np.empty((*asked.shape, self._dim_of(table)), dtype.storage)
+        return TableUpdate(
+            table,
+            asked,
+            update_checks.values_of(asked, values, dtype),
+            None if lr is None else update_checks.learning_rate(lr, self._op),
+            if_version,
+        )
+
+
+def _part_of(table: str) -> Find:
+    return lambda value: value["tables"][table]
+
+
+def _number(text: str) -> float:
+    if not _NUMBER.fullmatch(text):
+        raise InvalidArgument(f"lr is {text[:64]!r}; it must be a number, as in 0.05")
+    return float(text)
+
+
+def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
+    """A new table, from JSON. InvalidArgument for what can't be one."""
+    given = _body(CreateBody, body, query)
+    if given.staged is not None:
+        beside = sorted(given.model_fields_set - {"name", "staged"})
+        if beside:
+            raise InvalidArgument(
+                f"a staged table is what its files say; {beside[0]} can't be given with staged"
+            )
+        return AddStaged(given.name, update_checks.staged_folder(given.staged))
+    if given.rows is None or given.dim is None:
+        missing = "rows" if given.rows is None else "dim"
+        raise InvalidArgument(f"the member {missing} is required, unless staged is given")
+    change = CreateTable(
+        given.name,
+        given.rows,
+        given.dim,
+        DType(given.dtype),
+        given.init,
+        given.seed,
+        None if given.optimizer is None else _optimizer(given.optimizer),
+    )
+    return update_checks.drawn_table(change)
+
+
+def publish(table: str, body: bytes, query: QueryParams) -> Publish:
+    """A new live version, from JSON."""
+    given = _body(PublishBody, body, query)
+    staged = update_checks.staged_folder(given.staged) if given.staged else ""
+    return Publish(table, staged, given.if_version)
+
+
+def rollback(table: str, body: bytes, query: QueryParams) -> Rollback:
+    """The way back to an older version, from JSON."""
+    given = _body(RollbackBody, body, query)
+    return Rollback(table, given.version, given.if_version)
+
+
+def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:
+    """Another optimizer, from JSON."""
+    given = _body(SetOptimizerBody, body, query)
+    return SetOptimizer(table, _optimizer(given.optimizer), given.if_version)
+
+
+def snapshot_name(body: bytes, query: QueryParams) -> str:
+    """The name that a snapshot is asked to have, from JSON; "" for one of the server's choosing."""
+    return update_checks.snapshot_name(_body(SnapshotBody, body, query).name)
+
+
+def _optimizer(given: OptimizerBody) -> OptimizerSpec:
+    return update_checks.optimizer(given.name, given.model_extra or {})
+
+
+def _body(model: type[Body], body: bytes, query: QueryParams) -> Body:
+    no_options(query)
+    return parse(model, arrays.parse_json(body))

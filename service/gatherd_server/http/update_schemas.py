@@ -1,0 +1,166 @@
+"""The JSON bodies of REST's updates and changes, for validation at the edge and for OpenAPI.
+
+Ids and values are `Any` here: what reads them names the element that is wrong.
+"""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from gatherd_server.http.schemas import ENCODING, IDS_SCHEMA, KEYS_SCHEMA, VERSION_MAX
+from gatherd_server.update_checks import DIM_MAX, INIT_DEFAULT, KEY_CHARS_MAX, ROWS_MAX
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_VALUES_SCHEMA: dict[str, Any] = {
+    "description": "Numbers nested to the shape S + (dim,), S being that of the ids or keys.",
+    "type": "array",
+    "items": {},
+}
+_IF_VERSION = Field(0, ge=0, le=VERSION_MAX, description="The version that has to be live; 0: any.")
+KEY_SCHEMA: dict[str, Any] = {
+    "type": "string",
+    "minLength": 1,
+    "maxLength": KEY_CHARS_MAX,
+    "pattern": "^[!-~]+$",
+}
+
+
+class UpdateBody(BaseModel):
+    """An update of rows of one table, by ids or by keys."""
+
+    model_config = _STRICT
+
+    ids: Annotated[Any, Field(default=None, json_schema_extra=IDS_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
+    values: Annotated[Any, Field(json_schema_extra=_VALUES_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    if_version: int = _IF_VERSION
+
+
+class GradientsBody(UpdateBody):
+    """Gradients for rows of one table, by ids or by keys."""
+
+    lr: float | None = Field(None, description="Instead of the table's learning rate.")
+
+
+class UpdateManyBody(BaseModel):
+    """Updates of several tables, all or nothing."""
+
+    model_config = _STRICT
+
+    tables: dict[str, UpdateBody] = Field(description="Updates by table name.")
+
+
+class GradientsManyBody(BaseModel):
+    """Gradients for several tables, all or nothing."""
+
+    model_config = _STRICT
+
+    tables: dict[str, GradientsBody] = Field(description="Gradients by table name.")
+
+
+class OptimizerBody(BaseModel):
+    """How a table is trained. An option that isn't given has its default."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={"examples": [{"name": "adagrad", "lr": 0.05}]},
+    )
+    __pydantic_extra__: dict[str, float] = Field(init=False)
+
+    name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam or ftrl.")
+
+
+class CreateBody(BaseModel):
+    """A new table of drawn rows, or of files that were staged in the data dir."""
+
+    model_config = _STRICT
+
+    name: str
+    staged: str | None = Field(None, description="A folder in staging; then nothing but the name.")
+    rows: int | None = Field(None, ge=0, le=ROWS_MAX)
+    dim: int | None = Field(None, ge=1, le=DIM_MAX)
+    dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
+        "float32", description="How the rows are stored."
+    )
+    init: Literal["zeros", "uniform", "normal", "glorot"] = Field(
+        INIT_DEFAULT, description="How the rows are drawn."
+    )
+    seed: int | None = Field(
+        None, ge=0, lt=2**64, description="The same seed, the same rows; else drawn at random."
+    )
+    optimizer: OptimizerBody | None = Field(None, description="Without one it takes no updates.")
+
+
+class PublishBody(BaseModel):
+    """A new live version."""
+
+    model_config = _STRICT
+
+    staged: str = Field("", description="A folder in staging; without, a copy of the live version.")
+    if_version: int = _IF_VERSION
+
+
+class RollbackBody(BaseModel):
+    """An older version, live again."""
+
+    model_config = _STRICT
+
+    version: int = Field(
+        0, ge=0, le=VERSION_MAX, description="0: the newest of those older than the live one."
+    )
+    if_version: int = _IF_VERSION
+
+
+class SetOptimizerBody(BaseModel):
+    """How a table is to be trained from now on."""
+
+    model_config = _STRICT
+
+    optimizer: OptimizerBody
+    if_version: int = _IF_VERSION
+
+
+class SnapshotBody(BaseModel):
+    """A copy of the whole data dir."""
+
+    model_config = _STRICT
+
+    name: str = Field("", description="The folder's name; made of time and LSN when empty.")
+
+
+class UpdateReply(BaseModel):
+    """An update that is durable and that every lookup sees."""
+
+    lsn: int = Field(description="Its position in the log.")
+    version: int = Field(description="The version that was changed.")
+
+
+class UpdateManyReply(BaseModel):
+    """Updates that are durable and that every lookup sees."""
+
+    lsn: int = Field(description="Their position in the log.")
+    versions: dict[str, int] = Field(description="The version that was changed, by table name.")
+
+
+class ChangeReply(BaseModel):
+    """What became of a table."""
+
+    version: int = Field(description="The version that is live now; 0 for a deleted table.")
+    lsn: int = Field(description="The change's position in the log.")
+
+
+class VersionsReply(BaseModel):
+    """A table's versions."""
+
+    name: str
+    version: int = Field(description="The live one.")
+    versions: list[int] = Field(description="All that can be looked up or rolled back to.")
+
+
+class SnapshotReply(BaseModel):
+    """A copy of the data dir."""
+
+    path: str = Field(description="The folder, on the server's machine.")
+    lsn: int = Field(description="The last update that is in it.")

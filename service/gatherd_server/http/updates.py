@@ -1,0 +1,155 @@
+"""REST's updates of rows and changes of tables.
+
+A snapshot is of the whole data dir, so it is made at /v1/snapshots and is no table's verb.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any
+
+from fastapi import APIRouter, Depends, Request
+from starlette.datastructures import Headers
+from starlette.responses import Response
+
+from gatherd.errors import InvalidArgument
+from gatherd_server import update_checks
+from gatherd_server.admission import Admission
+from gatherd_server.engine.engine import SHORT_BYTES, Engine
+from gatherd_server.http import arrays, openapi_updates, update_plans
+from gatherd_server.http.body import Workers, outcome, read_body
+from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
+from gatherd_server.http.plans import no_options
+from gatherd_server.http.update_plans import UpdateReader
+from gatherd_server.types import DeleteTable, Push, RequestId, TableChange, UpdateOp
+
+IDEMPOTENCY_KEY = "idempotency-key"
+_VERBS = {
+    "scatterAdd": UpdateOp.SCATTER_ADD,
+    "applyGradients": UpdateOp.APPLY_GRADIENTS,
+    "assign": UpdateOp.ASSIGN,
+}
+
+
+def update_routes(engine: Engine, admission: Admission) -> APIRouter:
+    """Updates of one table and of many, each by the three operations."""
+    router = _router(admission)
+    workers = Workers()
+
+    async def push(read: Callable[[], Push], body: bytes) -> tuple[Push, int, tuple[int, ...]]:
+        def begin() -> tuple[Push, Future[Any]]:
+            asked = read()
+            return asked, engine.push(asked)
+
+        # Reading many values and checking them takes as long as gathering them would.
+        asked, future = await workers.run(begin, len(body) > SHORT_BYTES)
+        result = await outcome(future)
+        return asked, result.lsn, result.versions
+
+    def add(verb: str, op: UpdateOp) -> None:
+        reader = UpdateReader(op, admission.limits, lambda table: engine.table(table).dim)
+
+        @router.post(f"/v1/tables/{{table:table}}:{verb}", **openapi_updates.one(verb, op))
+        async def one(table: str, request: Request) -> Response:
+            media_type = content_type(dict(request.scope["headers"]), (JSON, OCTETS))
+            request_id = _request_id(request.headers)
+            body = await _body(request, admission)
+            _, lsn, (version,) = await push(
+                lambda: reader.one(media_type, table, body, request.query_params, request_id), body
+            )
+            return _json({"lsn": lsn, "version": version})
+
+        @router.post(f"/v1/{verb}", **openapi_updates.many(verb, op))
+        async def many(request: Request) -> Response:
+            content_type(dict(request.scope["headers"]), (JSON,))
+            request_id = _request_id(request.headers)
+            body = await _body(request, admission)
+            asked, lsn, versions = await push(
+                lambda: reader.many(body, request.query_params, request_id), body
+            )
+            names = (update.table for update in asked.updates)
+            return _json({"lsn": lsn, "versions": dict(zip(names, versions, strict=True))})
+
+    for verb, op in _VERBS.items():
+        add(verb, op)
+    return router
+
+
+def change_routes(engine: Engine, admission: Admission) -> APIRouter:
+    """Tables made, removed, published, rolled back; snapshots."""
+    router = _router(admission)
+
+    async def changed(change: TableChange) -> Response:
+        result = await outcome(engine.change(change))
+        return _json({"version": result.version, "lsn": result.lsn})
+
+    @router.post("/v1/tables", **openapi_updates.CREATE_TABLE)
+    async def create_table(request: Request) -> Response:
+        body = await _json_body(request, admission)
+        return await changed(update_plans.create_table(body, request.query_params))
+
+    @router.delete("/v1/tables/{table:table}", **openapi_updates.DELETE_TABLE)
+    async def delete_table(table: str, request: Request) -> Response:
+        no_options(request.query_params)
+        return await changed(DeleteTable(table))
+
+    @router.post("/v1/tables/{table:table}:publish", **openapi_updates.PUBLISH)
+    async def publish(table: str, request: Request) -> Response:
+        body = await _json_body(request, admission, may_be_absent=True)
+        return await changed(update_plans.publish(table, body, request.query_params))
+
+    @router.post("/v1/tables/{table:table}:rollback", **openapi_updates.ROLLBACK)
+    async def rollback(table: str, request: Request) -> Response:
+        body = await _json_body(request, admission, may_be_absent=True)
+        return await changed(update_plans.rollback(table, body, request.query_params))
+
+    @router.post("/v1/tables/{table:table}:setOptimizer", **openapi_updates.SET_OPTIMIZER)
+    async def set_optimizer(table: str, request: Request) -> Response:
+        body = await _json_body(request, admission)
+        return await changed(update_plans.set_optimizer(table, body, request.query_params))
+
+    @router.post("/v1/snapshots", **openapi_updates.SNAPSHOT)
+    async def snapshot(request: Request) -> Response:
+        body = await _json_body(request, admission, may_be_absent=True)
+        name = update_plans.snapshot_name(body, request.query_params)
+        result = await outcome(engine.snapshot(name))
+        return _json({"path": result.path, "lsn": result.lsn})
+
+    return router
+
+
+def _router(admission: Admission) -> APIRouter:
+    async def place() -> AsyncIterator[None]:
+        # FastAPI ends this once the reply is sent, so the place is held until then.
+        with admission.request():
+            yield
+
+    return APIRouter(dependencies=[Depends(place)], default_response_class=Response)
+
+
+def _request_id(headers: Headers) -> RequestId:
+    given = headers.getlist(IDEMPOTENCY_KEY)
+    if not given:
+        return None
+    if len(given) > 1:
+        raise InvalidArgument("the Idempotency-Key header is given twice")
+    return update_checks.idempotency_key(given[0])
+
+
+async def _body(request: Request, admission: Admission) -> bytes:
+    best_answer(request.headers.getlist("accept"), (JSON,))
+    return await read_body(dict(request.scope["headers"]), request.receive, admission)
+
+
+async def _json_body(
+    request: Request, admission: Admission, *, may_be_absent: bool = False
+) -> bytes:
+    headers = request.headers
+    is_absent = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
+    if may_be_absent and is_absent and "content-type" not in headers:
+        return b"{}"
+    content_type(dict(request.scope["headers"]), (JSON,))
+    return await _body(request, admission)
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(arrays.json_bytes(value), media_type=JSON)

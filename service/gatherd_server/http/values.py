@@ -1,0 +1,134 @@
+"""The values of updates as REST carries them: nested JSON numbers, or raw bytes behind the ids.
+
+Checked, never coerced: NumPy would take true for 1, null for NaN and "1" for a number, and what is
+too large for float32 for infinity. Here each of those is an error that says where it stands.
+"""
+
+import math
+from collections.abc import Iterator
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import InvalidArgument
+from gatherd.store.dtypes import REPLY_DTYPES, DType
+from gatherd.store.ids import NESTING_MAX, ids_from_bytes
+from gatherd_server.http.arrays import Ids, id_dtype, parse_shape
+
+_FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
+_NUMBERS: Final = frozenset((int, float))
+
+
+def values_from_json(values: object) -> NDArray[np.float32]:
+    """Nested lists of numbers, as orjson reads them, as an array of the same shape.
+
+    InvalidArgument, naming values[i][j], for anything else, ragged lists, and numbers that float32
+    doesn't reach.
+    """
+    if not _plain_numbers(values, 0):
+        _check_leaves(values)
+    try:
+        with np.errstate(over="ignore"):
+            array = np.asarray(values, np.float32)
+    except ValueError:
+        raise InvalidArgument(f"values are ragged: {_first_ragged(values)}") from None
+    if not np.isfinite(array).all():
+        flat = int(np.flatnonzero(~np.isfinite(array))[0])
+        position = np.unravel_index(flat, array.shape)
+        where = "values" + "".join(f"[{int(index)}]" for index in position)
+        raise InvalidArgument(
+            f"{where} is too large for float32, whose largest number is {_FLOAT32_MAX:g}"
+        )
+    return array
+
+
+def _plain_numbers(value: Any, depth: int) -> bool:
+    """Whether `value` is a number or lists of nothing but numbers, at the speed of C for lists."""
+    if depth > NESTING_MAX + 1:
+        raise InvalidArgument(f"values are nested deeper than {NESTING_MAX + 1} levels")
+    if type(value) is not list:
+        return type(value) in _NUMBERS
+    kinds = set(map(type, value))
+    if kinds <= _NUMBERS:
+        return True
+    return kinds == {list} and all(_plain_numbers(item, depth + 1) for item in value)
+
+
+def _check_leaves(values: Any) -> None:
+    for where, value in _leaves(values, "values"):
+        if type(value) in _NUMBERS:
+            continue
+        if isinstance(value, bool):
+            kind = f"the bool {str(value).lower()}"
+        elif value is None:
+            kind = "null"
+        else:
+            kind = "a string" if isinstance(value, str) else "an object"
+        raise InvalidArgument(f"{where} is {kind}; values must be numbers")
+
+
+def _leaves(value: Any, where: str) -> Iterator[tuple[str, Any]]:
+    if type(value) is list:
+        for index, item in enumerate(value):
+            yield from _leaves(item, f"{where}[{index}]")
+    else:
+        yield where, value
+
+
+def _first_ragged(values: Any) -> str:
+    """What stands first where its neighbours' shape doesn't."""
+    shape = []
+    first = values
+    while type(first) is list and first:
+        shape.append(len(first))
+        first = first[0]
+    if type(first) is list:
+        shape.append(0)
+
+    def find(value: Any, depth: int, where: str) -> str | None:
+        if depth == len(shape):
+            return f"{where} is a list, others there are numbers" if type(value) is list else None
+        if type(value) is not list:
+            return f"{where} is a number, others there are lists"
+        if len(value) != shape[depth]:
+            return f"{where} has {len(value)} elements, others there have {shape[depth]}"
+        found = (find(item, depth + 1, f"{where}[{i}]") for i, item in enumerate(value))
+        return next((told for told in found if told), None)
+
+    return find(values, 0, "values") or "every list on one level must be equally long"
+
+
+def update_from_octets(
+    body: bytes, ids_dtype: str, shape: str | None, values_dtype: str
+) -> tuple[Ids, NDArray[Any], DType]:
+    """The ids, values and values' dtype of a body of raw ids, directly followed by raw values.
+
+    Ids have `shape`, S, and values S + (dim,), in their dtype's storage. The bytes after the ids
+    tell the dim; without ids there are none, and it is 0.
+    """
+    if shape is None:
+        raise InvalidArgument("shape is required beside raw bytes: it says where the ids end")
+    lengths = parse_shape(shape)
+    dtype = _value_dtype(values_dtype)
+    id_kind = id_dtype(ids_dtype)
+    ids_bytes = math.prod(lengths) * id_kind.itemsize
+    content = memoryview(body)
+    ids = ids_from_bytes(content[:ids_bytes], id_kind, lengths)
+    raw = content[ids_bytes:]
+    row_bytes, rest = divmod(len(raw), ids.size) if ids.size else (0, len(raw))
+    if rest or row_bytes % dtype.itemsize:
+        raise InvalidArgument(
+            f"{len(raw)} bytes follow the ids; that isn't equally many {dtype.value} "
+            f"for each of {ids.size}"
+        )
+    values = np.frombuffer(raw, dtype.storage)
+    return ids, values.reshape((*lengths, row_bytes // dtype.itemsize)), dtype
+
+
+def _value_dtype(name: str) -> DType:
+    for dtype in REPLY_DTYPES:
+        if dtype.value == name:
+            return dtype
+    known = ", ".join(dtype.value for dtype in REPLY_DTYPES)
+    raise InvalidArgument(f"values can't be in dtype {name!r}; values_dtype is one of {known}")

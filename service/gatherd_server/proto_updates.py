@@ -1,0 +1,161 @@
+"""The protobuf messages of updates and of changes to tables, as gRPC and Connect both carry them.
+
+Requests become what the engine takes; answers are small, so protobuf itself writes them. Field
+numbers are those of embedding.proto and table.proto.
+"""
+
+from typing import Final
+
+from gatherd.errors import InvalidArgument
+from gatherd.store.dtypes import REPLY_DTYPES, DType
+from gatherd.store.ids import array_from_bytes
+from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
+from gatherd_server import update_checks
+from gatherd_server.proto_codec import WIRE_DTYPES, asked_rows, enum_name
+from gatherd_server.types import (
+    AddStaged,
+    ChangeResult,
+    CreateTable,
+    DeleteTable,
+    OptimizerSpec,
+    Publish,
+    Push,
+    PushResult,
+    RequestId,
+    Rollback,
+    SetOptimizer,
+    SnapshotResult,
+    TableUpdate,
+    UpdateOp,
+)
+
+_VALUE_DTYPES: Final[dict[int, DType]] = {WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES}
+_TABLE_DTYPES: Final[dict[int, DType]] = {
+    tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
+    **{number: dtype for dtype, number in WIRE_DTYPES.items()},
+}
+_DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer")
+
+
+def push(op: UpdateOp, request: embedding_pb2.UpdateRequest) -> Push:
+    """The push that `request` asks for. InvalidArgument, naming the table, for what can't be one.
+
+    Float32 values stay in the message's own bytes and are read-only.
+    """
+    request_id = _request_id(request)
+    updates = []
+    for update in request.updates:
+        try:
+            updates.append(_table_update(op, update))
+        except InvalidArgument as error:
+            raise update_checks.in_table(error, update.table) from None
+    return update_checks.push(op, updates, request_id)
+
+
+def _request_id(request: embedding_pb2.UpdateRequest) -> RequestId:
+    match request.WhichOneof("request_id"):
+        case "sequence":
+            given = request.sequence
+            return update_checks.session_sequence(given.session, given.sequence)
+        case "idempotency_key":
+            return update_checks.idempotency_key(request.idempotency_key)
+    return None
+
+
+def _table_update(op: UpdateOp, update: embedding_pb2.TableUpdate) -> TableUpdate:
+    if update.WhichOneof("rows") is None:
+        raise InvalidArgument("the update has neither ids nor keys")
+    asked = asked_rows(update)
+    dtype = _VALUE_DTYPES.get(update.values.dtype)
+    if dtype is None:
+        name = enum_name(tensor_pb2.DType, update.values.dtype)
+        known = ", ".join(enum_name(tensor_pb2.DType, number) for number in _VALUE_DTYPES)
+        raise InvalidArgument(f"values can't be in dtype {name}; they can in {known}")
+    shape = tuple(update.values.shape)
+    values = array_from_bytes("values", update.values.data, dtype.storage, shape)
+    has_lr = update.HasField("learning_rate")
+    return TableUpdate(
+        update.table,
+        asked,
+        update_checks.values_of(asked, values, dtype),
+        update_checks.learning_rate(update.learning_rate, op) if has_lr else None,
+        update.if_version,
+    )
+
+
+def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTable:
+    """The new table that `request` asks for. InvalidArgument for what can't be one."""
+    if request.staged:
+        beside = [name for name in _DRAWN_FIELDS if _is_set(request, name)]
+        if beside:
+            raise InvalidArgument(
+                f"a staged table is what its files say; {beside[0]} can't be given with staged"
+            )
+        return AddStaged(request.table, update_checks.staged_folder(request.staged))
+    if request.dtype not in _TABLE_DTYPES:
+        name = enum_name(tensor_pb2.DType, request.dtype)
+        known = ", ".join(enum_name(tensor_pb2.DType, number) for number in WIRE_DTYPES.values())
+        raise InvalidArgument(f"rows can't be stored in dtype {name}; they can in {known}")
+    change = CreateTable(
+        request.table,
+        request.rows,
+        request.dim,
+        _TABLE_DTYPES[request.dtype],
+        request.init or update_checks.INIT_DEFAULT,
+        request.seed if request.HasField("seed") else None,
+        _optimizer(request.optimizer) if request.HasField("optimizer") else None,
+    )
+    return update_checks.drawn_table(change)
+
+
+def _is_set(request: table_pb2.CreateTableRequest, name: str) -> bool:
+    return any(field.name == name for field, _ in request.ListFields())
+
+
+def delete_table(request: table_pb2.DeleteTableRequest) -> DeleteTable:
+    """The end of the table that `request` names."""
+    return DeleteTable(request.table)
+
+
+def publish(request: table_pb2.PublishRequest) -> Publish:
+    """The new version that `request` asks for."""
+    staged = update_checks.staged_folder(request.staged) if request.staged else ""
+    return Publish(request.table, staged, request.if_version)
+
+
+def rollback(request: table_pb2.RollbackRequest) -> Rollback:
+    """The way back that `request` asks for."""
+    return Rollback(request.table, request.version, request.if_version)
+
+
+def set_optimizer(request: table_pb2.SetOptimizerRequest) -> SetOptimizer:
+    """The optimizer that `request` asks for."""
+    if not request.HasField("optimizer"):
+        raise InvalidArgument("the request has no optimizer; name one")
+    return SetOptimizer(request.table, _optimizer(request.optimizer), request.if_version)
+
+
+def _optimizer(message: table_pb2.Optimizer) -> OptimizerSpec:
+    return update_checks.optimizer(message.name, dict(message.options))
+
+
+def snapshot_name(request: table_pb2.SnapshotRequest) -> str:
+    """The name that a snapshot is asked to have; "" for one of the server's choosing."""
+    return update_checks.snapshot_name(request.name)
+
+
+def push_reply(result: PushResult) -> bytes:
+    """An UpdateResponse."""
+    return embedding_pb2.UpdateResponse(
+        lsn=result.lsn, versions=result.versions
+    ).SerializeToString()
+
+
+def change_reply(result: ChangeResult) -> bytes:
+    """A ChangeResponse."""
+    return table_pb2.ChangeResponse(version=result.version, lsn=result.lsn).SerializeToString()
+
+
+def snapshot_reply(result: SnapshotResult) -> bytes:
+    """A SnapshotResponse."""
+    return table_pb2.SnapshotResponse(path=result.path, lsn=result.lsn).SerializeToString()

@@ -1,0 +1,81 @@
+"""The kernels that change mapped rows, for numba; mapped_rows.py is the door to them.
+
+The writer's half of the sequence lock whose layout stripes.py has, after Boehm (2012): the counter
+is stored odd, a release fence follows, then the row's bytes, then the counter, even, as a release.
+So whoever sees a byte of the new row in between finds the counter odd or changed when it looks
+again. On x86 the fence is no instruction: stores aren't reordered. They are when they are
+non-temporal, as memcpy makes those of long rows; so rows are copied in pieces that are too short
+for that.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from gatherd.store.intrinsics import (
+    begin_row,
+    copy_bytes,
+    end_row,
+    kernel,
+    load_counter,
+    prefetch,
+    read,
+    touch,
+    write,
+)
+
+# How many rows ahead of their turn the first lines of a mapped row are asked for.
+ROWS_AHEAD = 8
+LINE_BYTES = 64
+PAGE_BYTES = 4096
+# glibc uses non-temporal stores for no less than this, however it is tuned.
+PIECE_BYTES = 16 << 10
+ODD = np.uint32(1)
+
+
+@kernel(write(types.uint8, 2), write(types.uint32), read(types.int64), read(types.uint8, 2))
+def store_rows(target: Any, counters: Any, rows: Any, images: Any) -> None:
+    """Copy each of `images` to its row of `target`; with no counters, without the lock."""
+    row_bytes = target.shape[1]
+    stripe, counter = 0, np.uint32(0)
+    for i in range(rows.size):
+        if i + ROWS_AHEAD < rows.size:
+            prefetch(target, rows[i + ROWS_AHEAD] * row_bytes)
+            prefetch(target, rows[i + ROWS_AHEAD] * row_bytes + LINE_BYTES)
+        begin = rows[i] * row_bytes
+        if counters.size and row_bytes:
+            # The faults are taken before the counter is odd: on a slow disk they last.
+            for position in range(begin, begin + row_bytes, PAGE_BYTES):
+                touch(target, position)
+            touch(target, begin + row_bytes - 1)
+            stripe = rows[i] & (counters.size - 1)
+            # What a crash left odd stays odd, and gets even below.
+            counter = np.uint32(load_counter(counters, stripe) | ODD)
+            begin_row(counters, stripe, counter)
+        for done in range(0, row_bytes, PIECE_BYTES):
+            byte_count = min(PIECE_BYTES, row_bytes - done)
+            copy_bytes(target, begin + done, images, i * row_bytes + done, byte_count)
+        if counters.size and row_bytes:
+            end_row(counters, stripe, np.uint32(counter + ODD))
+
+
+@kernel(write(types.uint32), returns=types.intp)
+def make_even(counters: Any) -> Any:
+    """Make the odd counters even; how many."""
+    count = 0
+    for stripe in range(counters.size):
+        counter = load_counter(counters, stripe)
+        if counter & ODD:
+            end_row(counters, stripe, np.uint32(counter + ODD))
+            count += 1
+    return count
+
+
+def warm() -> None:
+    """Run each kernel once: what is left to load of them is loaded."""
+    counters = np.ones(1, np.uint32)
+    store_rows(
+        np.zeros((1, 1), np.uint8), counters, np.zeros(1, np.int64), np.zeros((1, 1), np.uint8)
+    )
+    make_even(counters)

@@ -1,0 +1,225 @@
+"""One version of a table as its writer has it: weights, slots and counters, mapped to be changed.
+
+A store into a mapping is visible to every reader at once, and durable when it was synced, or when
+the kernel thought fit. What makes it safe stands elsewhere: the log has every image before it is
+stored here. Weights are stored row by row under their stripes' counters (stripes.py); nobody but
+the writer reads slots, so they are stored plainly.
+
+Everything goes through the fault seam, so that a test can see each map, store and sync, and take a
+store apart.
+"""
+
+import json
+import mmap
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import BadFile
+from gatherd.store import __file__ as _store
+from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
+from gatherd.store.dtypes import DType
+from gatherd.store.format import file_bytes, npy_header, open_readonly, read_layout
+from gatherd.store.ids import all_in_range
+from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.slots import Optimizer, SlotSpec
+
+SOURCES: tuple[Path, ...] = (
+    Path(_store).with_name("intrinsics.py"),
+    Path(__file__).with_name("compiled_rows.py"),
+)
+"""The files whose contents make up these kernels, for the name of a folder that keeps them."""
+
+NO_COUNTERS = np.empty(0, COUNTER)
+"""The counters of what no reader looks at."""
+
+
+def warm() -> None:
+    """Compile or load the kernels, and run each once. Takes 0.1 s from the cache."""
+    from gatherd_server.storage import compiled_rows
+
+    compiled_rows.warm()
+
+
+def write_counters(files: Files, folder: Path, row_count: int) -> None:
+    """Make the counters of a version that is to be trained, durable but for the file's name."""
+    files.write_new(folder / SEQ_NAME, bytes(seq_bytes(row_count)))
+
+
+class MappedVersion:
+    """The files of one version that can be trained. One thread stores; any may sync meanwhile.
+
+    `weights` are the rows as bytes, uint8 (row_count, row_bytes). `slots`, by name, are float32
+    (row_count, dim) or (row_count, 1), or int64 (1,). Change neither: `store` does.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        dtype: DType,
+        optimizer: Optimizer,
+        dim: int,
+        mappings: Mapping[Path, mmap.mmap],
+        weights: tuple[Path, NDArray[np.uint8]],
+        counters: tuple[Path, NDArray[np.uint32]],
+        slots: Mapping[str, tuple[Path, NDArray[Any]]],
+    ) -> None:
+        """Each array comes with the path of the file that it is a view of."""
+        self.dtype = dtype
+        self.optimizer = optimizer
+        self.dim = dim
+        self.weights = weights[1]
+        self.row_count = self.weights.shape[0]
+        self.slots = {name: slot for name, (_, slot) in slots.items()}
+        self._files = files
+        self._mappings = dict(mappings)
+        self._weights_path = weights[0]
+        self._counters_path, self._counters = counters
+        self._slot_paths = {name: path for name, (path, _) in slots.items()}
+
+    @classmethod
+    def open(cls, files: Files, folder: Path) -> Self:
+        """Map the files of the version in `folder`.
+
+        BadFile when one is missing, not what the manifest says or the version can't be trained;
+        DiskFull when one has holes and there is no room to fill them.
+        """
+        dtype, optimizer, row_count, dim = _read_manifest(folder / MANIFEST_NAME)
+        path = folder / WEIGHTS_NAME
+        fd = open_readonly(path)
+        try:
+            layout = read_layout(fd, str(path))
+        finally:
+            os.close(fd)
+        if (layout.dtype, layout.row_count, layout.dim) != (dtype, row_count, dim):
+            raise BadFile(
+                f"{path} isn't the {(row_count, dim)} {dtype.value} array of its manifest"
+            )
+        mappings: dict[Path, mmap.mmap] = {}
+        raw = _map(files, path, layout.offset + layout.nbytes, mappings)
+        weights = raw[layout.offset :].reshape(row_count, layout.row_bytes)
+        seq = folder / SEQ_NAME
+        counters = _map(files, seq, seq_bytes(row_count), mappings).view(COUNTER)
+        slots = {
+            slot.name: (
+                folder / slot.file_name,
+                _map_slot(files, folder, slot, row_count, dim, mappings),
+            )
+            for slot in optimizer.slots
+        }
+        return cls(files, dtype, optimizer, dim, mappings, (path, weights), (seq, counters), slots)
+
+    def store(
+        self,
+        rows: NDArray[np.int64],
+        weights: NDArray[np.uint8],
+        slots: Mapping[str, NDArray[np.float32]],
+        scalars: Mapping[str, NDArray[np.int64]],
+    ) -> None:
+        """Make images the contents of `rows`, (n,), each of which occurs once.
+
+        `weights` is (n, row_bytes), a slot (n, its width), a scalar (1,); slots that aren't named
+        stay. All are C-contiguous. No reader takes a row half old and half new. Nothing is durable
+        before `sync`.
+        """
+        row_bytes = self.weights.shape[1]
+        if not all_in_range(rows, self.row_count) or weights.shape != (rows.size, row_bytes):
+            raise AssertionError(
+                f"{self._weights_path}: images {weights.shape} of {rows.size} rows don't fit "
+                f"{self.weights.shape}"
+            )
+        first = np.zeros(1, np.int64)
+        for name, scalar in scalars.items():
+            self._store_slot(name, first, scalar.reshape(1, 1))
+        for name, images in slots.items():
+            self._store_slot(name, rows, images)
+        self._files.store_rows(self.weights, self._counters, rows, weights, self._weights_path)
+
+    def _store_slot(self, name: str, rows: NDArray[np.int64], images: NDArray[Any]) -> None:
+        slot, path = self.slots[name], self._slot_paths[name]
+        target = slot.reshape(len(slot), -1)
+        if images.dtype != target.dtype or images.shape != (rows.size, target.shape[1]):
+            raise AssertionError(f"{path}: images are {images.dtype} {images.shape}")
+        self._files.store_rows(_bytes_of(target), NO_COUNTERS, rows, _bytes_of(images), path)
+
+    def make_even(self) -> int:
+        """Let readers have the rows inside which a writer died; how many stripes.
+
+        For after what the log has was stored again, so that no row is torn.
+        """
+        return self._files.make_even(self._counters, self._counters_path)
+
+    def sync(self) -> None:
+        """Make everything durable that was stored before this began. StorageError if it fails."""
+        for path, mapping in self._mappings.items():
+            self._files.msync(mapping, path)
+
+    def close(self) -> None:
+        """Let go of the mappings; the last array that is a view of one ends it."""
+        self.weights = self.weights[:0].copy()
+        self.slots = {}
+        self._counters = NO_COUNTERS
+        self._mappings.clear()
+
+
+def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
+    try:
+        manifest = json.loads(path.read_bytes())
+        dtype, row_count, dim = (
+            DType(manifest["dtype"]),
+            int(manifest["rows"]),
+            int(manifest["dim"]),
+        )
+        optimizer = manifest["optimizer"]
+    except (OSError, KeyError, TypeError, ValueError) as error:
+        raise BadFile(f"{path} can't be read: {error}") from None
+    if optimizer is None:
+        raise BadFile(f"{path}: the version has no optimizer, so that it can't be trained")
+    return dtype, Optimizer.from_json(optimizer), row_count, dim
+
+
+def _map(
+    files: Files, path: Path, byte_count: int, mappings: dict[Path, mmap.mmap]
+) -> NDArray[np.uint8]:
+    """Map the file, which has to have `byte_count` bytes, and note its mapping."""
+    fd = open_readonly(path)
+    try:
+        found = file_bytes(fd)
+        # A copy may have lost what was reserved.
+        has_holes = found > 0 and os.lseek(fd, 0, os.SEEK_HOLE) < found
+    finally:
+        os.close(fd)
+    if found != byte_count:
+        raise BadFile(f"{path} has {found} bytes; it takes {byte_count}")
+    if has_holes:
+        files.reserve(path, byte_count)
+    mapping = files.map_writable(path)
+    mappings[path] = mapping
+    return np.frombuffer(mapping, np.uint8)
+
+
+def _map_slot(
+    files: Files,
+    folder: Path,
+    slot: SlotSpec,
+    row_count: int,
+    dim: int,
+    mappings: dict[Path, mmap.mmap],
+) -> NDArray[Any]:
+    path = folder / slot.file_name
+    dtype, shape = slot.array(row_count, dim)
+    header = npy_header(dtype.str, shape)
+    raw = _map(files, path, slot.file_bytes(row_count, dim), mappings)
+    if raw[: len(header)].tobytes() != header:
+        raise BadFile(f"{path} isn't the {shape} {dtype} array of its manifest's optimizer")
+    return raw[len(header) :].view(dtype).reshape(shape)
+
+
+def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:
+    """A C-contiguous (n, width) array as (n, bytes), the same memory."""
+    return array.reshape(-1).view(np.uint8).reshape(len(array), array.itemsize * array.shape[1])

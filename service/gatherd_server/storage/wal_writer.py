@@ -1,0 +1,135 @@
+"""Appends frames to the update log; wal_format.py has the layout."""
+
+import os
+import time
+import zlib
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import pairwise
+from pathlib import Path
+
+from gatherd.errors import DiskFull, StorageError
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.wal_format import (
+    FRAME_HEADER_BYTES,
+    SALT_BYTES,
+    SEGMENT_HEADER_BYTES,
+    FrameHeader,
+    FrameKind,
+    SegmentHeader,
+    segment_path,
+    segment_paths,
+)
+
+
+class LogWriter:
+    """The end of the log. One thread appends; others may ask for its size."""
+
+    def __init__(
+        self, files: Files, wal: Path, next_lsn: int, segment_bytes: int, *, syncs: bool = True
+    ) -> None:
+        """The first append makes a new segment: the tail of an older one is never written to.
+
+        Without `syncs`, appends survive the process, but not the machine.
+        """
+        self._syncs = syncs
+        self._files = files
+        self._wal = wal
+        self._segment_bytes = segment_bytes
+        self._next_lsn = next_lsn
+        self._fd: int | None = None
+        self._path = wal
+        self._salt = b""
+        self._position = 0
+        self._end = 0
+
+    @property
+    def next_lsn(self) -> int:
+        """What the next frame has to begin with."""
+        return self._next_lsn
+
+    def append(
+        self,
+        kind: FrameKind,
+        first_lsn: int,
+        last_lsn: int,
+        payload: Sequence[bytes | memoryview],
+    ) -> None:
+        """Write one frame; durable on return, with `syncs`.
+
+        DiskFull when there is no room: the log is as it was. Any other StorageError leaves it
+        unknown whether the frame is in the log, and nothing may be appended after it.
+        """
+        assert first_lsn == self._next_lsn
+        payload_bytes = sum(len(part) for part in payload)
+        self._make_room(FRAME_HEADER_BYTES + payload_bytes)
+        assert self._fd is not None
+        crc = 0
+        for part in payload:
+            crc = zlib.crc32(part, crc)
+        now_us = time.time_ns() // 1000
+        header = FrameHeader(first_lsn, last_lsn, payload_bytes, crc, kind, now_us)
+        parts = [header.encode(self._salt), *payload]
+        try:
+            end = self._files.write_all_at(self._fd, parts, self._position, self._path)
+        except DiskFull:
+            # The frame isn't whole. Without its header nobody has to find that out by its checksum.
+            blank = memoryview(bytes(FRAME_HEADER_BYTES))
+            self._files.write_at(self._fd, blank, self._position, self._path)
+            raise
+        if self._syncs:
+            self._files.sync_data(self._fd, self._path)
+        self._position = end
+        self._next_lsn = last_lsn + 1
+
+    def byte_count(self) -> int:
+        """Bytes of all segments, reserved ones included."""
+        total = 0
+        for _, path in segment_paths(self._wal):
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
+
+    def drop_until(self, lsn: int) -> int:
+        """Delete the segments that hold nothing above `lsn`; how many."""
+        segments = segment_paths(self._wal)
+        dropped = 0
+        for (_, path), (next_first, _) in pairwise(segments):
+            if next_first > lsn + 1:
+                break
+            self._files.unlink(path)
+            dropped += 1
+        return dropped
+
+    def drop_all(self) -> None:
+        """Delete every segment: the checkpoint has all that they hold."""
+        for _, path in segment_paths(self._wal):
+            self._files.unlink(path)
+
+    def close(self) -> None:
+        """Close the segment; what was appended is durable already."""
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    def _make_room(self, frame_bytes: int) -> None:
+        if self._fd is not None and self._position + frame_bytes <= self._end:
+            return
+        end = max(self._segment_bytes, SEGMENT_HEADER_BYTES + frame_bytes)
+        header = SegmentHeader(os.urandom(SALT_BYTES), self._next_lsn)
+        path = segment_path(self._wal, self._next_lsn)
+        # One without a frame, of a start that came no further.
+        self._files.unlink(path)
+        fd = self._files.create_allocated(path, end, header.encode())
+        self._seal()
+        self._fd, self._path, self._salt = fd, path, header.salt
+        self._position, self._end = SEGMENT_HEADER_BYTES, end
+
+    def _seal(self) -> None:
+        """Give back what the full segment didn't use; a crash may undo that, to no harm."""
+        if self._fd is None:
+            return
+        with suppress(StorageError):
+            self._files.truncate(self._fd, self._position, self._path)
+        os.close(self._fd)
+        self._fd = None

@@ -1,0 +1,161 @@
+"""What every wire checks of an update before the engine sees it, in the same words.
+
+Only what needs no table: a wire has its own types for bytes and JSON, but values that don't fit
+their ids, a request id that can't be one, or a table named twice are wrong on all of them. Whether
+rows are there, the dim, NaN and limits are the engine's to check.
+"""
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import InvalidArgument
+from gatherd.store.dtypes import DType, convert
+from gatherd.store.query import Asked
+from gatherd_server.types import (
+    CreateTable,
+    OptimizerSpec,
+    Push,
+    RequestId,
+    SessionSequence,
+    TableUpdate,
+    UpdateOp,
+)
+
+SESSION_BYTES: Final = 16
+KEY_CHARS_MAX: Final = 255
+# Also those of `gatherd create`.
+ROWS_MAX: Final = 2**48
+DIM_MAX: Final = 2**20
+
+INIT_DEFAULT: Final = "uniform"
+
+UPDATE_MAY_BE_DONE: Final = (
+    "the update may still be done; sent again with the same request id, it is done once"
+)
+
+_VISIBLE = re.compile(r"[!-~]{1,255}")
+# As a table's name: neither a path nor a hidden file.
+_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+
+
+def in_table(error: InvalidArgument, table: str) -> InvalidArgument:
+    """`error` with the table it is about, for a request of many."""
+    return type(error)(f"table {table!r}: {error.message}", {**error.metadata, "table": table})
+
+
+def session_sequence(session: bytes, sequence: int) -> SessionSequence:
+    """A session's request id; InvalidArgument when it can't be one."""
+    if len(session) != SESSION_BYTES:
+        raise InvalidArgument(
+            f"the request id's session has {len(session)} bytes; it must have {SESSION_BYTES}"
+        )
+    if sequence < 1:
+        raise InvalidArgument(
+            f"the request id's sequence is {sequence}; a session counts its updates from 1"
+        )
+    return SessionSequence(session, sequence)
+
+
+def idempotency_key(key: str) -> str:
+    """`key` when it can be an idempotency key, else InvalidArgument."""
+    if _VISIBLE.fullmatch(key):
+        return key
+    if len(key) > KEY_CHARS_MAX:
+        raise InvalidArgument(
+            f"the idempotency key has {len(key)} characters; it can have 1 to {KEY_CHARS_MAX}"
+        )
+    if not key:
+        raise InvalidArgument("the idempotency key is empty; leave it out, or draw one")
+    index, character = next((i, c) for i, c in enumerate(key) if not "!" <= c <= "~")
+    raise InvalidArgument(
+        f"the idempotency key has {character!r} at character {index}; "
+        "it takes visible ASCII, without blanks"
+    )
+
+
+def learning_rate(lr: float, op: UpdateOp) -> float:
+    """`lr` when an update by `op` can be told it, else InvalidArgument."""
+    if op is not UpdateOp.APPLY_GRADIENTS:
+        raise InvalidArgument(f"a learning rate is of apply_gradients, not of {op.value}")
+    if not (math.isfinite(lr) and lr > 0):
+        raise InvalidArgument(f"the learning rate is {lr:g}; it must be greater than 0, and finite")
+    return lr
+
+
+def values_of(asked: Asked, values: NDArray[Any], dtype: DType) -> NDArray[np.float32]:
+    """`values`, of `dtype` in its storage, as float32; float32 isn't copied unless misaligned.
+
+    InvalidArgument when their shape isn't the ids' (or keys') with one dimension more.
+    """
+    if values.ndim != len(asked.shape) + 1 or values.shape[:-1] != asked.shape:
+        dims = ", ".join(map(str, (*asked.shape, "dim")))
+        raise InvalidArgument(
+            f"values have shape {values.shape}; the ids have {asked.shape}, so it must be ({dims})"
+        )
+    if dtype is DType.FLOAT32 and values.flags.aligned:
+        return values
+    wide = np.empty(values.shape, np.float32)
+    convert(values, dtype, wide, DType.FLOAT32)
+    return wide
+
+
+def push(op: UpdateOp, updates: Sequence[TableUpdate], request_id: RequestId) -> Push:
+    """The push of `updates`. InvalidArgument when there is none, or a table stands in it twice."""
+    if not updates:
+        raise InvalidArgument("the request has no updates; it needs at least one table")
+    seen: set[str] = set()
+    for update in updates:
+        if update.table in seen:
+            raise InvalidArgument(
+                f"table {update.table!r} stands in the request twice; put its rows into one update",
+                {"table": update.table},
+            )
+        seen.add(update.table)
+    return Push(op, tuple(updates), request_id)
+
+
+def staged_folder(name: str) -> str:
+    """`name` when it can be a folder in staging, else InvalidArgument: it is no path."""
+    if not _FOLDER.fullmatch(name):
+        raise InvalidArgument(f"staged is {name[:128]!r}; it must be the name of a staged folder")
+    return name
+
+
+def snapshot_name(name: str) -> str:
+    """`name` when it can be a snapshot's, or is empty, else InvalidArgument."""
+    if name and not _FOLDER.fullmatch(name):
+        raise InvalidArgument(
+            f"{name[:128]!r} can't name a snapshot: it takes 1 to 128 of A-Z a-z 0-9 _ . -, "
+            "and begins with a letter, a digit or _"
+        )
+    return name
+
+
+def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
+    """The optimizer `name` with its options; InvalidArgument for one that is NaN or infinite."""
+    if not name:
+        raise InvalidArgument("the optimizer has no name")
+    for option, value in options.items():
+        if not math.isfinite(value):
+            raise InvalidArgument(f"the optimizer's {option} is {value}; it must be finite")
+    return OptimizerSpec(name, options)
+
+
+def drawn_table(change: CreateTable) -> CreateTable:
+    """`change` when its size can be a table's, else InvalidArgument."""
+    if not 0 <= change.row_count <= ROWS_MAX:
+        raise InvalidArgument(f"rows is {change.row_count}; it must be 0 to {ROWS_MAX}")
+    if not 1 <= change.dim <= DIM_MAX:
+        raise InvalidArgument(f"dim is {change.dim}; it must be 1 to {DIM_MAX}")
+    byte_count = change.row_count * change.dim * change.dtype.itemsize
+    if byte_count >= 2**63:
+        raise InvalidArgument(
+            f"{change.row_count} rows of {change.dim} {change.dtype.value} are {byte_count} bytes; "
+            "no file can have so many"
+        )
+    return change

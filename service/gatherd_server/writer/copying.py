@@ -1,0 +1,87 @@
+"""Copies of versions, taken while updates go on, that are of one LSN in the end.
+
+The log is pinned at L0 and the files are copied as they change. A row that was changed meanwhile
+may be torn in the copy, or old, or new; but then its image is in the log above L0. So the images up
+to an L1 are stored into the copy, over whatever it has of them, and all of it is as it was at L1.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from gatherd.store.catalog import MANIFEST_NAME
+from gatherd.store.stripes import SEQ_NAME
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
+from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.writer.commit import logged_images
+from gatherd_server.writer.freezing import FROZEN_NAME
+
+
+def copy_files(files: Files, source: Path, target: Path, without: Sequence[str] = ()) -> None:
+    """Copy a version's files to the new folder `target`; `CatchUp.finish` or `sync` comes later."""
+    files.make_dirs(target)
+    for path in sorted(source.iterdir()):
+        if path.name in without or path.name == FROZEN_NAME:
+            continue
+        if path.name == SEQ_NAME:
+            # Nobody is writing to the copy: all even.
+            files.write_new(target / path.name, bytes(path.stat().st_size))
+        else:
+            files.copy(path, target / path.name)
+
+
+class CatchUp:
+    """A copied version that is brought from one LSN to a later one."""
+
+    def __init__(
+        self,
+        files: Files,
+        data_dir: Path,
+        uid: str,
+        version: int,
+        folder: Path,
+        lsn: int,
+        *,
+        with_slots: bool = True,
+    ) -> None:
+        """`folder` is the copy, begun when the log was pinned at `lsn`.
+
+        Without `with_slots` the copy has another optimizer, whose slots stay in their first state.
+        """
+        self._data_dir = data_dir
+        self._of = (uid, version)
+        self._with_slots = with_slots
+        self._mapped = MappedVersion.open(files, folder)
+        self._lsn = lsn
+
+    def to(self, lsn: int) -> None:
+        """Store what the log has up to `lsn`, which is applied."""
+        if lsn <= self._lsn:
+            return
+        for frame in LogReader(self._data_dir / WAL_NAME, self._lsn):
+            if frame.kind is FrameKind.PUSHES:
+                for images in logged_images(frame.record):
+                    if (images.uid, images.version) == self._of:
+                        slots = images.slots if self._with_slots else {}
+                        scalars = images.scalars if self._with_slots else {}
+                        self._mapped.store(images.rows, images.weights, slots, scalars)
+            self._lsn = frame.last_lsn
+            if self._lsn >= lsn:
+                break
+
+    def sync(self) -> None:
+        """Make what was stored durable."""
+        self._mapped.sync()
+
+    def close(self) -> None:
+        """Unmap the copy."""
+        self._mapped.close()
+
+
+def sync_files(files: Files, folder: Path) -> None:
+    """Make every file of a copy durable, and their names."""
+    for path in sorted(folder.iterdir()):
+        if path.name != MANIFEST_NAME:
+            files.sync_path(path)
+    files.sync_dir(folder)

@@ -1,0 +1,60 @@
+"""Checksums of a version whose contents don't change any more.
+
+While a trainable version is live its weights and slots move. When another version takes its place
+their checksums are taken, into frozen.json beside them, and `gatherd verify` holds them to it:
+
+    {"checksums": as in manifest.json, "crc32": of the rest}
+"""
+
+import json
+from pathlib import Path
+
+from gatherd.errors import BadFile
+from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
+from gatherd.store.checksums import CHECKSUMS, document_crc, file_checksums
+from gatherd_server.storage.files import Files
+
+FROZEN_NAME = "frozen.json"
+
+
+def moving_files(folder: Path) -> list[Path]:
+    """The files of a trainable version that training changes."""
+    return sorted([folder / WEIGHTS_NAME, *folder.glob("slot_*.npy")])
+
+
+def read_manifest(folder: Path) -> dict[str, object]:
+    """A version's manifest. BadFile when it can't be read."""
+    try:
+        document = json.loads((folder / MANIFEST_NAME).read_bytes())
+    except (OSError, ValueError) as error:
+        raise BadFile(f"{folder / MANIFEST_NAME} can't be read: {error}") from None
+    if not isinstance(document, dict):
+        raise BadFile(f"{folder / MANIFEST_NAME} is damaged: it isn't an object")
+    return document
+
+
+def unfrozen(folder: Path) -> bool:
+    """Whether a superseded version still has to be frozen."""
+    return folder.exists() and not (folder / FROZEN_NAME).exists() and is_trainable(folder)
+
+
+def is_trainable(folder: Path) -> bool:
+    """Whether a version's contents move while it is live."""
+    return read_manifest(folder).get("optimizer") is not None
+
+
+def freeze(files: Files, folder: Path) -> None:
+    """Take the checksums of a version that nobody stores into any more; durable on return."""
+    found = {}
+    for path in moving_files(folder):
+        files.sync_path(path)
+        found[path.name] = file_checksums(path).to_json()
+    document: dict[str, object] = {CHECKSUMS: found}
+    document["crc32"] = document_crc(document)
+    files.replace(folder / FROZEN_NAME, json.dumps(document, indent=1).encode())
+
+
+def thaw(files: Files, folder: Path) -> None:
+    """Take a frozen version's checksums away, before it is live again; durable on return."""
+    files.unlink(folder / FROZEN_NAME)
+    files.sync_dir(folder)

@@ -1,0 +1,253 @@
+"""What a batch of pushes makes of a table's rows: their after-images, before anything is changed.
+
+A push changes each of its rows in this order, in float32, and rounds the row once at the end:
+
+    scatter_add      w += delta, for each of the row's deltas in the order of their appearance
+    assign           w = the last of the row's values
+    apply_gradients  g = the sum of the row's gradients, in the order of their appearance
+                     clip_value      g = min(max(g, −v), v), element by element
+                     clip_row_norm   g *= v / ‖g‖ where ‖g‖ > v                 (Keras clip_by_norm)
+                     the step, below
+                     max_norm        w *= v / (‖w‖ + 1e-7) where ‖w‖ > v        (torch.renorm)
+
+    sgd              g += weight_decay · w;  w −= lr · g                       (torch.optim.SGD)
+      momentum > 0   m = momentum · m + g;  w −= lr · m       (the same; no dampening, no Nesterov)
+    adagrad          s += g²;  w −= lr · g / (√s + eps)                    (torch.optim.Adagrad)
+    rowwise-adagrad  s += mean(g²);  w −= lr / (√s + eps) · g  (FBGEMM's exact_row_wise_adagrad)
+    adam             t += 1;  m += (1 − beta1)(g − m);  v += (1 − beta2)(g² − v)
+                     w −= lr · √(1 − beta2ᵗ) / (1 − beta1ᵗ) · m / (√v + eps)
+                                                                       (torch.optim.SparseAdam)
+    ftrl             a' = a + g²;  l += g + 2 · l2_shrinkage · w − (a'ᵖ − aᵖ) / lr · w;  a = a'
+                     w = (min(max(l, −l1), l1) − l) / (aᵖ / lr + 2 · l2 + beta / lr)
+                                        p = −learning_rate_power (keras.optimizers.Ftrl)
+
+Only the rows of a gradient move: momentum, moments and weight decay of the others stand still. The
+step t of adam counts the pushes that changed a row, for the whole table.
+
+How the images get to the log and to the mapped rows is commit.py's.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import NonfiniteValues
+from gatherd.store.dtypes import DType
+from gatherd_server.storage.slots import Optimizer, OptimizerName, SlotShape, check_lr
+from gatherd_server.writer import update_kernels
+from gatherd_server.writer.update_kernels import HYPERS, KINDS, LINKS, NAMED_MAX, Rule
+
+IDS_MAX = 2**30
+LINE_BYTES = 64
+_RULES = {
+    OptimizerName.SGD: Rule.SGD,
+    OptimizerName.ADAGRAD: Rule.ADAGRAD,
+    OptimizerName.ROWWISE_ADAGRAD: Rule.ROWWISE_ADAGRAD,
+    OptimizerName.ADAM: Rule.ADAM,
+    OptimizerName.FTRL: Rule.FTRL,
+}
+_NO_SLOT = np.empty((1, 0), np.float32)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TrainedRows:
+    """A live version's arrays, as they are mapped.
+
+    `weights` are the rows as bytes, (row_count, row_bytes). `slots`, by name, are float32 (rows,
+    dim) or (rows, 1), or int64 (1,).
+    """
+
+    weights: NDArray[np.uint8]
+    dtype: DType
+    dim: int
+    slots: dict[str, NDArray[Any]]
+
+
+class RowImages:
+    """The after-images of the rows of one version that a batch of pushes changes.
+
+    A push builds on those before it. The mapped rows are only read, and must not change meanwhile.
+    After an error the images are in no particular state: throw them away.
+    """
+
+    def __init__(
+        self, base: TrainedRows, optimizer: Optimizer, capacity: int, with_slots: bool = True
+    ) -> None:
+        """Make room for `capacity` ids, of all pushes together.
+
+        `with_slots` says whether any push is to apply gradients. Without, there are no images of
+        slots, and `apply_gradients` isn't for this batch.
+        """
+        assert 0 <= capacity <= IDS_MAX
+        row_count, row_bytes = base.weights.shape
+        room = max(1, min(capacity, row_count))
+        self._base = base
+        self._optimizer = optimizer
+        self._kind = KINDS[base.dtype]
+        self._rule = Rule.MOMENTUM if optimizer.momentum > 0 else _RULES[optimizer.name]
+        self._padding_id = -1 if optimizer.padding_id is None else optimizer.padding_id
+        self.row_count = 0
+        self._table = np.zeros(1 << (2 * room - 1).bit_length(), np.int32)
+        self._marks = np.empty(room, np.int32)
+        self._rows = np.empty(room, np.int64)
+        self._weights = _aligned(room, row_bytes)
+        self._slots: dict[str, NDArray[np.float32]] = {}
+        self._with_slots = with_slots
+        self._step: int | None = None
+        if with_slots:
+            for slot in optimizer.slots:
+                if slot.shape is SlotShape.TABLE:
+                    self._step = int(base.slots[slot.name][0])
+                else:
+                    width = base.slots[slot.name].shape[1]
+                    self._slots[slot.name] = _aligned(room, 4 * width).view(np.float32)
+        self._first_step = self._step
+
+    @property
+    def rows(self) -> NDArray[np.int64]:
+        """The rows that have images, (n,), each once."""
+        return self._rows[: self.row_count]
+
+    @property
+    def weights(self) -> NDArray[np.uint8]:
+        """Their new bytes, (n, row_bytes), contiguous."""
+        return self._weights[: self.row_count]
+
+    @property
+    def slots(self) -> dict[str, NDArray[np.float32]]:
+        """Their new slots, each (n, dim) or (n, 1) and contiguous; empty without slots."""
+        return {name: images[: self.row_count] for name, images in self._slots.items()}
+
+    @property
+    def scalars(self) -> dict[str, NDArray[np.int64]]:
+        """The slots of the whole table that have changed, each (1,)."""
+        if self._step == self._first_step:
+            return {}
+        return {"step": np.array([self._step], np.int64)}
+
+    def scatter_add(self, ids: NDArray[np.int64], deltas: NDArray[np.float32]) -> None:
+        """Add `deltas`, (n, dim), to the rows of `ids`, (n,), every duplicate.
+
+        Like for the other two: `ids` are within the table, and the values C-contiguous; the
+        padding id's are ignored. NonfiniteValues naming the rows that would have NaN or infinity.
+        """
+        known, links, touched = self._place(ids)
+        nonfinite = np.empty(NAMED_MAX, np.int64)
+        wrong = update_kernels.scatter_add(
+            self._kind,
+            self._base.weights,
+            self._weights,
+            self._rows,
+            known,
+            links,
+            touched,
+            deltas,
+            nonfinite,
+        )
+        self._check(wrong, nonfinite)
+        self._take_slots(known)
+
+    def assign(self, ids: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
+        """Put `rows`, (n, dim), in place of those of `ids`; the last of a row's duplicates wins."""
+        known, links, touched = self._place(ids)
+        nonfinite = np.empty(NAMED_MAX, np.int64)
+        wrong = update_kernels.assign(
+            self._kind, self._weights, self._rows, links, touched, rows, nonfinite
+        )
+        self._check(wrong, nonfinite)
+        self._take_slots(known)
+
+    def apply_gradients(
+        self, ids: NDArray[np.int64], grads: NDArray[np.float32], lr: float | None = None
+    ) -> None:
+        """Do one step of the optimizer with `grads`, (n, dim), by `lr` or the table's own rate.
+
+        A push that changes no row, for want of ids or for the padding id's only, is no step.
+        InvalidArgument for a rate that isn't above 0.
+        """
+        assert self._with_slots, "made without slots"
+        rate = self._optimizer.lr if lr is None else check_lr(lr)
+        known, links, touched = self._place(ids)
+        if touched == 0:
+            return
+        if self._step is not None:
+            self._step += 1
+        hyper = np.zeros(HYPERS, np.float32)
+        numbers = _numbers(self._optimizer, rate, self._step or 0)
+        hyper[: len(numbers)] = numbers
+        nonfinite = np.empty(NAMED_MAX, np.int64)
+        slots = [(self._base.slots[name], images) for name, images in self._slots.items()]
+        wrong = update_kernels.apply_gradients(
+            self._rule,
+            self._kind,
+            self._base.weights,
+            self._weights,
+            slots + [(_NO_SLOT, _NO_SLOT)] * (2 - len(slots)),
+            self._rows,
+            known,
+            links,
+            touched,
+            grads,
+            hyper,
+            nonfinite,
+        )
+        self._check(wrong, nonfinite)
+
+    def _place(self, ids: NDArray[np.int64]) -> tuple[int, NDArray[np.int32], int]:
+        """Give each row of a push its position; where new ones begin, the links, rows touched."""
+        known = self.row_count
+        links = np.empty((LINKS, ids.size), np.int32)
+        touched, self.row_count = update_kernels.place(
+            ids, self._padding_id, self._table, self._rows, known, self._marks, links
+        )
+        return known, links, touched
+
+    def _take_slots(self, known: int) -> None:
+        """Take over the slots, as they are, of rows whose images are new."""
+        new = self._rows[known : self.row_count]
+        if new.size:
+            for name, images in self._slots.items():
+                base, out = self._base.slots[name], images[known : self.row_count]
+                np.take(base, new, axis=0, out=out, mode="clip")
+
+    def _check(self, wrong: int, nonfinite: NDArray[np.int64]) -> None:
+        if wrong == 0:
+            return
+        named = ", ".join(map(str, nonfinite[:wrong].tolist()))
+        more = f" and {wrong - NAMED_MAX} more" if wrong > NAMED_MAX else ""
+        raise NonfiniteValues(
+            f"the update would leave NaN or infinity (too large for {self._base.dtype.value}, or "
+            f"in its values) in row{'s' if wrong > 1 else ''} {named}{more}; nothing was changed",
+            {"rows": named, "count": str(wrong)},
+        )
+
+
+def _aligned(count: int, row_bytes: int) -> NDArray[np.uint8]:
+    """Rows that begin where a cache line does, as those of a mapped .npy file do.
+
+    Where they don't, every vector that is copied between the two crosses lines: up to three times
+    slower.
+    """
+    memory = np.empty(count * row_bytes + LINE_BYTES, np.uint8)
+    begin = -memory.ctypes.data % LINE_BYTES
+    return memory[begin : begin + count * row_bytes].reshape(count, row_bytes)
+
+
+def _numbers(optimizer: Optimizer, lr: float, step: int) -> tuple[float, ...]:
+    """The step's numbers, in the order of compiled_updates.py."""
+    o = optimizer
+    own: tuple[float, ...]
+    match o.name:
+        case OptimizerName.SGD:
+            own = (o.weight_decay, o.momentum)
+        case OptimizerName.ADAGRAD | OptimizerName.ROWWISE_ADAGRAD:
+            own = (o.eps,)
+        case OptimizerName.ADAM:
+            lr = lr * math.sqrt(1 - o.beta2**step) / (1 - o.beta1**step)
+            own = (1 - o.beta1, 1 - o.beta2, o.eps)
+        case OptimizerName.FTRL:
+            own = (o.l1, 2 * o.l2 + o.beta / lr, 2 * o.l2_shrinkage, -o.learning_rate_power)
+    return (lr, o.clip_value or 0, o.clip_row_norm or 0, o.max_norm or 0, *own)

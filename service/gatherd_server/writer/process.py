@@ -1,0 +1,84 @@
+"""The writer as a process of its own, for a server of several workers.
+
+It recovers the data dir, listens on the Unix socket that the supervisor made, and commits what the
+workers hand it. The supervisor holds the data dir's lock, by a descriptor that this process
+inherits too: nobody else gets it before both have ended.
+"""
+
+import asyncio
+import json
+import socket
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from gatherd.store import kernels
+from gatherd_server.channel import Channel, configure_logging, run_child
+from gatherd_server.storage import mapped_rows
+from gatherd_server.storage.files import Files
+from gatherd_server.types import WriterLimits
+from gatherd_server.writer import update_kernels
+from gatherd_server.writer.changes import Changes
+from gatherd_server.writer.link import LinkServer
+from gatherd_server.writer.writer import Writer
+
+
+@dataclass(frozen=True, slots=True)
+class WriterBrief:
+    """What the supervisor tells the writer process; `listener` is a descriptor."""
+
+    data_dir: Path
+    limits: WriterLimits
+    listener: int
+    is_restart: bool
+    log_level: str
+
+    def encode(self) -> bytes:
+        """As one line."""
+        return json.dumps(asdict(self), default=str).encode() + b"\n"
+
+    @classmethod
+    def decode(cls, line: bytes) -> "WriterBrief":
+        """From what `encode` gave."""
+        document: dict[str, Any] = json.loads(line)
+        return cls(
+            Path(document["data_dir"]),
+            WriterLimits.from_json(document["limits"]),
+            document["listener"],
+            document["is_restart"],
+            document["log_level"],
+        )
+
+
+def open_writer(
+    data_dir: Path, limits: WriterLimits, *, is_restart: bool
+) -> tuple[Writer, Changes]:
+    """Recover a data dir and begin to commit, with every kernel compiled that takes part."""
+    kernels.warm()
+    mapped_rows.warm()
+    update_kernels.warm()
+    writer = Writer(data_dir, Files(), limits, is_restart=is_restart)
+    changes = Changes(writer, limits)
+    changes.begin()
+    return writer, changes
+
+
+async def _run(channel: Channel, line: bytes) -> None:
+    brief = WriterBrief.decode(line)
+    configure_logging(brief.log_level)
+    writer, changes = open_writer(brief.data_dir, brief.limits, is_restart=brief.is_restart)
+    server = LinkServer(writer, changes)
+    changes.prepare = server.prepare
+    loop = asyncio.get_running_loop()
+    listener = socket.socket(fileno=brief.listener)
+    listening = await loop.create_unix_server(server.connection, sock=listener)
+    stop = channel.closed()
+    channel.tell_ready()
+    await stop.wait()
+    listening.close()
+    await asyncio.to_thread(changes.close)
+    await asyncio.to_thread(writer.close)
+
+
+if __name__ == "__main__":
+    run_child(_run)

@@ -1,0 +1,118 @@
+"""From the files of a data dir to the state that its writer goes on from.
+
+Start: everything above the checkpoint is stored into the tables, and into the window. Restart of
+the writer while the machine stayed up: the pages are what they were, so only what was committed and
+not yet applied is stored. Either way rows that a killed writer left half-stored are healed by that,
+and only then their stripes made even.
+"""
+
+import logging
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from gatherd.errors import BadFile
+from gatherd.store.catalog import Catalog, read_catalog
+from gatherd_server.storage.catalog_writer import put_catalog
+from gatherd_server.storage.control_writer import ControlWriter
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
+from gatherd_server.storage.wal_reader import LogReader, Tail
+from gatherd_server.writer.checkpoint import read_checkpoint
+from gatherd_server.writer.commit import remember, store_frame
+from gatherd_server.writer.versions import Versions
+from gatherd_server.writer.window import Window
+
+logger = logging.getLogger("gatherd.writer")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Recovered:
+    """What a writer goes on from. `lsn` is the last of the log, and applied."""
+
+    versions: Versions
+    window: Window
+    lsn: int
+    checkpoint_lsn: int
+
+
+def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart: bool) -> Recovered:
+    """Bring the data dir's tables up to its log, and cut the log where it was torn.
+
+    The caller holds the lock. BadFile where the log, the checkpoint or a table is damaged, with
+    nothing changed by this but rows that the log vouches for.
+    """
+    wal = data_dir / WAL_NAME
+    files.make_dirs(wal)
+    if control.lost_power:
+        raise BadFile(
+            f"{data_dir}: the machine went down while updates were acknowledged before they were "
+            "on the disk (--durability os); restore the last snapshot"
+        )
+    checkpoint = read_checkpoint(data_dir)
+    versions = Versions(files, data_dir, read_catalog(data_dir))
+    window = checkpoint.window
+    # After a failed sync the page cache isn't what the disk has: then nothing is believed applied.
+    is_believed = is_restart and not control.has_failed
+    applied = control.applied_lsn if is_believed else checkpoint.lsn
+    reader = LogReader(wal, checkpoint.lsn, control.committed_lsn)
+    for frame in reader:
+        if frame.kind is FrameKind.CATALOG:
+            _replay_catalog(files, data_dir, control, versions, frame.record.directory["catalog"])
+            continue
+        if frame.last_lsn > applied:
+            store_frame(frame, versions)
+        else:
+            _mark_changed(frame.record.directory["images"], versions)
+        remember(frame, window)
+    _cut(files, reader.tail)
+    for mapped in versions.trainable():
+        if healed := mapped.make_even():
+            logger.info("made %d stripes readable that a killed writer held", healed)
+    lsn = reader.tail.last_lsn
+    control.committed_lsn = lsn
+    control.applied_lsn = lsn
+    return Recovered(versions, window, lsn, checkpoint.lsn)
+
+
+def _replay_catalog(
+    files: Files, data_dir: Path, control: ControlWriter, versions: Versions, document: object
+) -> None:
+    catalog = Catalog.from_json(document, data_dir / WAL_NAME)
+    if catalog.generation <= versions.catalog.generation:
+        return
+    put_catalog(files, data_dir, catalog)
+    control.set_generation(catalog.generation)
+    versions.switch(catalog)
+
+
+def _mark_changed(images: list[list[object]], versions: Versions) -> None:
+    """Applied before the writer was killed, but perhaps not yet on the disk."""
+    for uid, version, *_ in images:
+        assert isinstance(uid, str)
+        assert isinstance(version, int)
+        if versions.mapped(uid, version) is not None:
+            versions.changed(uid, version)
+
+
+def _cut(files: Files, tail: Tail) -> None:
+    """Cut off a frame that was never whole, durably."""
+    if tail.path is None:
+        return
+    if tail.is_blank:
+        files.unlink(tail.path)
+        return
+    if not tail.torn_bytes:
+        return
+    logger.warning(
+        "%s: cut at byte %d: the last append was interrupted, and never acknowledged (%d bytes)",
+        tail.path,
+        tail.position,
+        tail.torn_bytes,
+    )
+    fd = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        files.truncate(fd, tail.position, tail.path)
+        files.sync(fd, tail.path)
+    finally:
+        os.close(fd)

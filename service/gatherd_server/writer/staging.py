@@ -1,0 +1,127 @@
+"""Folders in staging that are about to become versions."""
+
+import json
+import re
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from gatherd.errors import InvalidArgument, NotFound
+from gatherd.store.catalog import MANIFEST_NAME, STAGING_NAME, CatalogEntry, open_table, version_dir
+from gatherd.store.checksums import CHECKSUMS, document_crc
+from gatherd.store.stripes import SEQ_NAME
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.mapped_rows import write_counters
+from gatherd_server.storage.slots import Optimizer, write_slots
+from gatherd_server.writer.copying import CatchUp, copy_files, sync_files
+from gatherd_server.writer.freezing import read_manifest
+from gatherd_server.writer.writer import Writer
+
+_FOLDER = re.compile(r"[0-9a-f]{32}")
+
+
+def staged_folder(data_dir: Path, staged: str) -> Path:
+    """Staging's folder `staged`; InvalidArgument for a name that is none, NotFound if absent."""
+    if not _FOLDER.fullmatch(staged):
+        raise InvalidArgument(f"{staged!r} isn't the name of a staged folder: 32 hex digits")
+    folder = data_dir / STAGING_NAME / staged
+    if not (folder / MANIFEST_NAME).is_file():
+        raise NotFound(f"staging has no folder {staged!r}")
+    return folder
+
+
+def finish_manifest(files: Files, folder: Path, name: str, version: int) -> str:
+    """Enter which version of which table a staged folder becomes; its uid. Durable on return."""
+    manifest = read_manifest(folder)
+    manifest |= {"name": name, "version": version}
+    _write_manifest(files, folder, manifest)
+    return str(manifest["uid"])
+
+
+def _write_manifest(files: Files, folder: Path, manifest: dict[str, Any]) -> None:
+    manifest["crc32"] = document_crc(manifest)
+    files.replace(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+
+
+@contextmanager
+def copy_live(
+    writer: Writer, name: str, entry: CatalogEntry, version: int, optimizer: Optimizer | None
+) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """Copy a table's live version to the new version `version`, while updates go on.
+
+    Yields its folder, and what brings it up to the last LSN that is applied, durably: to be called
+    between two batches. With `optimizer` it is trained by that one; slots that both have, of the
+    same shapes, keep their state, others begin anew.
+    """
+    files, data_dir = writer.files, writer.data_dir
+    source = version_dir(data_dir, name, entry.live)
+    manifest = read_manifest(source)
+    old = Optimizer.from_json(manifest["optimizer"]) if manifest.get("optimizer") else None
+    with_slots = optimizer is None or (old is not None and old.slots == optimizer.slots)
+    target = version_dir(data_dir, name, version)
+    staging = data_dir / STAGING_NAME / uuid.uuid4().hex
+    catch_up: CatchUp | None = None
+    lsn = writer.pin_log(staging)
+    try:
+        slots = [] if with_slots else [path.name for path in source.glob("slot_*.npy")]
+        copy_files(files, source, staging, without=[MANIFEST_NAME, *slots])
+        table = open_table(data_dir, name, entry.live)
+        if optimizer is not None:
+            optimizer.check_table(table.dtype, table.row_count)
+        if not with_slots:
+            assert optimizer is not None
+            write_slots(files, staging, optimizer, table.row_count, table.dim)
+        is_trainable = optimizer is not None or old is not None
+        if is_trainable and not (staging / SEQ_NAME).exists():
+            write_counters(files, staging, table.row_count)
+        copied = _copied_manifest(manifest, name, version, entry.live, lsn, optimizer)
+        _write_manifest(files, staging, copied)
+        sync_files(files, staging)
+        files.rename(staging, target)
+        if is_trainable and old is not None:
+            catch_up = CatchUp(
+                files, data_dir, entry.uid, entry.live, target, lsn, with_slots=with_slots
+            )
+
+        def finish() -> None:
+            if catch_up is not None:
+                catch_up.to(writer.applied_lsn)
+                catch_up.sync()
+
+        finish()
+        yield target, finish
+    finally:
+        writer.unpin_log(staging)
+        if catch_up is not None:
+            catch_up.close()
+        if staging.exists():
+            files.remove_tree(staging)
+
+
+def _copied_manifest(
+    manifest: dict[str, Any],
+    name: str,
+    version: int,
+    source: int,
+    lsn: int,
+    optimizer: Optimizer | None,
+) -> dict[str, Any]:
+    moving = ("weights.npy", "slot_")
+    checksums = manifest[CHECKSUMS]
+    trained = manifest.get("optimizer") if optimizer is None else optimizer.to_json()
+    if trained is not None:
+        # They move from the first update on; what stays is still held to its checksums.
+        checksums = {file: c for file, c in checksums.items() if not file.startswith(moving)}
+    return {
+        **manifest,
+        "uid": uuid.uuid4().hex,
+        "name": name,
+        "version": version,
+        "optimizer": trained,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "origin": {"copy_of_version": source, "lsn": lsn},
+        CHECKSUMS: checksums,
+    }

@@ -1,0 +1,154 @@
+"""The compiled loops of updates; this module is the typed door to `compiled_updates.py`.
+
+As with gatherd/store/kernels.py, numba is loaded at the first call or by `warm()`, and everything
+is then compiled, or loaded from numba's cache, at once.
+"""
+
+import secrets
+from enum import IntEnum
+from functools import cache
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.store import __file__ as _store
+from gatherd.store.dtypes import DType
+from gatherd.store.kernels import RowKind
+
+# The files whose contents make up these kernels, for the name of a folder that keeps them.
+SOURCES: tuple[Path, ...] = (
+    Path(_store).with_name("intrinsics.py"),
+    Path(__file__).with_name("compiled_updates.py"),
+)
+# How a push's ids are hashed; drawn, so that nobody can send ids that all collide.
+_SEED = np.uint64(secrets.randbits(64))
+
+NAMED_MAX = 5
+LINKS = 4
+HYPERS = 8
+KINDS = {
+    DType.FLOAT32: RowKind.FLOAT32,
+    DType.FLOAT16: RowKind.FLOAT16,
+    DType.BFLOAT16: RowKind.BFLOAT16,
+}
+
+
+class Rule(IntEnum):
+    """How a gradient is applied; compiled_updates.py branches on the number."""
+
+    SGD = 0
+    MOMENTUM = 1
+    ADAGRAD = 2
+    ROWWISE_ADAGRAD = 3
+    ADAM = 4
+    FTRL = 5
+
+
+@cache
+def _updates() -> ModuleType:
+    from gatherd_server.writer import compiled_updates
+
+    return compiled_updates
+
+
+def warm() -> None:
+    """Compile or load every kernel, and run each once. Takes 0.1 s from the cache."""
+    _updates().warm()
+
+
+def place(
+    ids: NDArray[np.int64],
+    padding_id: int,
+    table: NDArray[np.int32],
+    rows: NDArray[np.int64],
+    row_count: int,
+    marks: NDArray[np.int32],
+    links: NDArray[np.int32],
+) -> tuple[int, int]:
+    """Find or make each id's position in `rows`, and link the ids of each.
+
+    `table`, its length a power of two above that of `rows`, holds positions plus one, or 0; `rows`
+    has `row_count` entries so far. `marks`, as long as `rows`, may hold anything. `links`, (LINKS,
+    n), is filled. `padding_id`, −1 for none, is left out. Returns how many rows are touched, and
+    the new row count.
+    """
+    touched, count = _updates().place(ids, padding_id, _SEED, table, rows, row_count, marks, links)
+    return touched, count
+
+
+def scatter_add(
+    kind: RowKind,
+    base: NDArray[np.uint8],
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    known: int,
+    links: NDArray[np.int32],
+    touched: int,
+    deltas: NDArray[np.float32],
+    nonfinite: NDArray[np.int64],
+) -> int:
+    """Add `deltas`, (n, dim), to the touched images, each rounded once.
+
+    Images from position `known` on aren't there yet: their rows are taken from `base`. Returns how
+    many rows aren't finite now, the first NAMED_MAX of which are put into `nonfinite`.
+    """
+    wrong: int = _updates().scatter_add(
+        int(kind), base, images, rows, known, links, touched, deltas, nonfinite
+    )
+    return wrong
+
+
+def assign(
+    kind: RowKind,
+    images: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    links: NDArray[np.int32],
+    touched: int,
+    values: NDArray[np.float32],
+    nonfinite: NDArray[np.int64],
+) -> int:
+    """Put the last of each touched row's `values`, (n, dim), into its image; as scatter_add."""
+    wrong: int = _updates().assign(int(kind), images, rows, links, touched, values, nonfinite)
+    return wrong
+
+
+def apply_gradients(
+    rule: Rule,
+    kind: RowKind,
+    base: NDArray[np.uint8],
+    images: NDArray[np.uint8],
+    slots: list[tuple[NDArray[np.float32], NDArray[np.float32]]],
+    rows: NDArray[np.int64],
+    known: int,
+    links: NDArray[np.int32],
+    touched: int,
+    grads: NDArray[np.float32],
+    hyper: NDArray[np.float32],
+    nonfinite: NDArray[np.int64],
+) -> int:
+    """Do one step of every touched image and of its slots, each rounded once; as scatter_add.
+
+    `slots` are two pairs of mapped slots and their images, of width 0 where there is none. `hyper`,
+    (HYPERS,), has the options in the order of compiled_updates.py.
+    """
+    (base_1, slot_1), (base_2, slot_2) = slots
+    wrong: int = _updates().apply_gradients(
+        int(rule),
+        int(kind),
+        base,
+        images,
+        base_1,
+        slot_1,
+        base_2,
+        slot_2,
+        rows,
+        known,
+        links,
+        touched,
+        grads,
+        hyper,
+        nonfinite,
+    )
+    return wrong

@@ -1,0 +1,386 @@
+"""The writer: the one owner of a data dir's updates.
+
+One thread, the committer, changes anything: it takes all pushes that wait as one batch, computes
+it, appends it to the log, syncs, stores it into the mapped rows and only then answers. While it
+syncs, the next batch gathers. What else must not fall between two batches (a publish, the instant
+of a snapshot) it runs as a job between them.
+
+A disk that fails under it stops it: updates are refused, lookups go on, the log stays as it is, and
+the next start sorts out what was durable.
+"""
+
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TypeVar
+
+from gatherd.errors import (
+    DiskFull,
+    GatherdError,
+    Overloaded,
+    StorageError,
+    Unavailable,
+    UpdatesStopped,
+)
+from gatherd.store.catalog import Catalog
+from gatherd_server.errors import unexpected
+from gatherd_server.storage.catalog_writer import put_catalog
+from gatherd_server.storage.control_writer import ControlWriter
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.records import pack
+from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
+from gatherd_server.storage.wal_writer import LogWriter
+from gatherd_server.types import Push, PushResult, RequestId, WriterLimits
+from gatherd_server.writer.checkpoint import encode_checkpoint, write_checkpoint
+from gatherd_server.writer.commit import Submitted, compute, store
+from gatherd_server.writer.recovery import recover
+from gatherd_server.writer.versions import Versions
+from gatherd_server.writer.window import reused
+
+logger = logging.getLogger("gatherd.writer")
+
+RETRY_AFTER_SECONDS = 0.2
+# How often it is looked whether a checkpoint is due.
+HOUSEKEEPING_SECONDS = 0.25
+
+T = TypeVar("T")
+
+
+@dataclass(slots=True, eq=False)
+class _Waiting:
+    """A push in the queue, and everybody who waits for its answer."""
+
+    submitted: Submitted
+    byte_count: int
+    futures: "list[Future[PushResult]]"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Collected:
+    """What a checkpoint is of, taken between two batches."""
+
+    lsn: int
+    encoded: bytes
+    dirty: list[MappedVersion]
+
+
+class Writer:
+    """Commits pushes to a data dir whose lock this process holds. Safe to use from many threads."""
+
+    def __init__(
+        self, data_dir: Path, files: Files, limits: WriterLimits, *, is_restart: bool = False
+    ) -> None:
+        """Recover the data dir, and begin to commit.
+
+        `is_restart` says that another writer of this data dir ended while the machine stayed up
+        and readers went on. BadFile when the data dir is damaged.
+        """
+        self._data_dir = data_dir
+        self._files = files
+        self._limits = limits
+        self._control = ControlWriter(files, data_dir)
+        recovered = recover(files, data_dir, self._control, is_restart=is_restart)
+        self._versions = recovered.versions
+        self._window = recovered.window
+        self._checkpoint_lsn = recovered.checkpoint_lsn
+        wal = data_dir / WAL_NAME
+        self._log = LogWriter(
+            files, wal, recovered.lsn + 1, limits.segment_bytes, syncs=limits.syncs
+        )
+        self._lock = threading.Lock()
+        self._wake = threading.Condition(self._lock)
+        self._queue: deque[_Waiting] = deque()
+        self._queued_bytes = 0
+        self._by_id: dict[RequestId, _Waiting] = {}
+        self._jobs: deque[Callable[[], None]] = deque()
+        self._pins: dict[object, int] = {}
+        self._stopped: UpdatesStopped | None = None
+        self._closing = False
+        self._checkpointing = threading.Lock()
+        self._house_closes = threading.Event()
+        if self._control.has_failed:
+            # What a failed sync left in memory isn't on the disk, whatever the kernel says of it.
+            self._checkpoint(lambda collect: collect())
+        self._control.open(is_unsynced=not limits.syncs)
+        self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
+        self._housekeeper = threading.Thread(
+            target=self._keep_house, name="housekeeper", daemon=True
+        )
+        self._committer.start()
+        self._housekeeper.start()
+
+    @property
+    def data_dir(self) -> Path:
+        """What it owns."""
+        return self._data_dir
+
+    @property
+    def files(self) -> Files:
+        """What it writes with."""
+        return self._files
+
+    @property
+    def applied_lsn(self) -> int:
+        """The last LSN that every lookup sees."""
+        return self._control.applied_lsn
+
+    @property
+    def stopped(self) -> UpdatesStopped | None:
+        """Why no update is taken any more, or None."""
+        return self._stopped
+
+    def submit(self, push: Push, digest: bytes) -> "Future[PushResult]":
+        """Commit a push; the future ends when it is durable and visible, or refused.
+
+        One that was done already gets its first answer, one that is under way joins. Overloaded at
+        once when too many wait, UpdatesStopped when none is taken.
+        """
+        future: Future[PushResult] = Future()
+        request_id = push.request_id
+        byte_count = sum(update.values.nbytes + 8 * update.asked.size for update in push.updates)
+        with self._lock:
+            self._check_open()
+            done = self._window.find(request_id, digest)
+            if done is not None:
+                future.set_result(done)
+                return future
+            waiting = self._by_id.get(request_id) if request_id is not None else None
+            if waiting is not None:
+                if waiting.submitted.digest != digest:
+                    raise reused(request_id)
+                waiting.futures.append(future)
+                return future
+            self._check_room(byte_count)
+            waiting = _Waiting(Submitted(push, digest), byte_count, [future])
+            if request_id is not None:
+                self._by_id[request_id] = waiting
+            self._queue.append(waiting)
+            self._queued_bytes += byte_count
+            self._wake.notify()
+        return future
+
+    def between(self, job: Callable[[], T]) -> T:
+        """Run `job` on the committer, between two batches, and return what it does."""
+        future: Future[T] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(job())
+            except BaseException as error:  # noqa: BLE001 - told to who waits
+                future.set_exception(error)
+
+        with self._lock:
+            self._check_open()
+            self._jobs.append(run)
+            self._wake.notify()
+        return future.result()
+
+    def pin_log(self, owner: object) -> int:
+        """Keep the log above what is applied now, until `unpin_log`; returns that LSN."""
+
+        def pin() -> int:
+            lsn = self._control.applied_lsn
+            with self._lock:
+                self._pins[owner] = lsn
+            return lsn
+
+        return self.between(pin)
+
+    def unpin_log(self, owner: object) -> None:
+        """Let the log go again."""
+        with self._lock:
+            self._pins.pop(owner, None)
+
+    def versions(self) -> Versions:
+        """The versions by the catalog; only jobs given to `between` may use it."""
+        return self._versions
+
+    def change_catalog(self, catalog: Catalog) -> int:
+        """Log a new catalog and make it what readers see; its LSN. Only in `between`'s jobs.
+
+        Durable on return. DiskFull leaves everything as it was.
+        """
+        catalog = replace(catalog, generation=self._versions.catalog.generation + 1)
+        lsn = self._log.next_lsn
+        self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
+        with self._stopping():
+            put_catalog(self._files, self._data_dir, catalog)
+        self._control.set_generation(catalog.generation)
+        self._versions.switch(catalog)
+        self._control.applied_lsn = lsn
+        return lsn
+
+    def encoded_window(self) -> bytes:
+        """The checkpoint of this moment, encoded. Only in `between`'s jobs."""
+        with self._lock:
+            return encode_checkpoint(self._control.applied_lsn, self._window)
+
+    def checkpoint(self) -> int:
+        """Make every table durable as it is now, and delete the log up to there; its LSN.
+
+        Pushes go on meanwhile. DiskFull when the checkpoint itself finds no room: the log stays.
+        """
+        with self._checkpointing:
+            return self._checkpoint(self.between)
+
+    def _checkpoint(self, run: Callable[[Callable[[], _Collected]], _Collected]) -> int:
+        def collect() -> _Collected:
+            return _Collected(
+                self._control.applied_lsn, self.encoded_window(), self._versions.take_dirty()
+            )
+
+        collected = run(collect)
+        with self._stopping():
+            for mapped in collected.dirty:
+                mapped.sync()
+        # The pages are durable: should the disk be full now, only the log is kept for longer.
+        with self._stopping(but=(DiskFull,)):
+            write_checkpoint(self._files, self._data_dir, collected.encoded)
+        self._checkpoint_lsn = collected.lsn
+        with self._lock:
+            keep_from = min([collected.lsn, *self._pins.values()])
+        self._log.drop_until(keep_from)
+        return collected.lsn
+
+    def close(self) -> None:
+        """Commit what waits, make it all durable in the tables, and let go of them."""
+        with self._lock:
+            if self._closing:
+                return
+            self._closing = True
+            self._wake.notify_all()
+        self._house_closes.set()
+        self._housekeeper.join()
+        self._committer.join()
+        is_clean = False
+        if self._stopped is None:
+            with suppress(StorageError), self._checkpointing:
+                self._checkpoint(lambda collect: collect())
+                self._log.drop_all()
+                is_clean = True
+        self._log.close()
+        self._versions.close()
+        self._control.close(is_clean=is_clean)
+
+    def _check_open(self) -> None:
+        if self._stopped is not None:
+            raise self._stopped
+        if self._closing:
+            raise Unavailable("the server is stopping", retry_after_seconds=RETRY_AFTER_SECONDS)
+
+    def _check_room(self, byte_count: int) -> None:
+        limits = self._limits
+        if len(self._queue) >= limits.queued_pushes_max or (
+            self._queue and self._queued_bytes + byte_count > limits.queued_bytes_max
+        ):
+            raise Overloaded(
+                f"{len(self._queue)} updates wait to be written, as many as the server takes",
+                {"limit": "queued_pushes_max"},
+                RETRY_AFTER_SECONDS,
+            )
+
+    def _run(self) -> None:
+        while True:
+            with self._lock:
+                while not (self._queue or self._jobs or self._closing):
+                    self._wake.wait()
+                job = self._jobs.popleft() if self._jobs else None
+                batch = [] if job else self._take_batch()
+                if job is None and not batch:
+                    return
+            if job is not None:
+                job()
+            else:
+                self._commit(batch)
+
+    def _take_batch(self) -> list[_Waiting]:
+        batch: list[_Waiting] = []
+        byte_count = 0
+        while self._queue and len(batch) < self._limits.batch_pushes_max:
+            byte_count += self._queue[0].byte_count
+            if batch and byte_count > self._limits.batch_bytes_max:
+                break
+            batch.append(self._queue.popleft())
+            self._queued_bytes -= batch[-1].byte_count
+        return batch
+
+    def _commit(self, batch: list[_Waiting]) -> None:
+        outcomes: list[PushResult | GatherdError]
+        try:
+            outcomes = self._committed([waiting.submitted for waiting in batch])
+        except GatherdError as error:
+            outcomes = [error] * len(batch)
+        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+            outcomes = [unexpected(error)] * len(batch)
+        with self._lock:
+            for waiting, outcome in zip(batch, outcomes, strict=True):
+                request_id = waiting.submitted.push.request_id
+                self._by_id.pop(request_id, None)
+                if isinstance(outcome, PushResult):
+                    self._window.add(request_id, waiting.submitted.digest, outcome)
+        for waiting, outcome in zip(batch, outcomes, strict=True):
+            for future in waiting.futures:
+                if isinstance(outcome, PushResult):
+                    future.set_result(outcome)
+                else:
+                    future.set_exception(outcome)
+
+    def _committed(self, batch: list[Submitted]) -> list[PushResult | GatherdError]:
+        """Compute, log, sync and store a batch: the one order in which nothing gets lost."""
+        if self._stopped is not None:
+            raise self._stopped
+        commit = compute(batch, self._versions, self._log.next_lsn)
+        if commit.is_empty:
+            return commit.outcomes
+        try:
+            self._append(FrameKind.PUSHES, commit.first_lsn, commit.last_lsn, commit.record)
+        except DiskFull as full:
+            return [full if isinstance(one, PushResult) else one for one in commit.outcomes]
+        with self._stopping():
+            store(commit, self._versions)
+        self._control.applied_lsn = commit.last_lsn
+        return commit.outcomes
+
+    def _append(
+        self, kind: FrameKind, first_lsn: int, last_lsn: int, payload: list[bytes | memoryview]
+    ) -> None:
+        with self._stopping(but=(DiskFull,)):
+            self._log.append(kind, first_lsn, last_lsn, payload)
+        self._control.committed_lsn = last_lsn
+
+    @contextmanager
+    def _stopping(self, but: tuple[type[GatherdError], ...] = ()) -> Iterator[None]:
+        """Take no more updates when what is done inside fails: the files may have half of it."""
+        try:
+            yield
+        except but:
+            raise
+        except BaseException as error:
+            logger.critical("updates are stopped: %s", error, exc_info=error)
+            self._control.set_failed()
+            self._stopped = UpdatesStopped(
+                f"updates are stopped until the server is restarted: {error}; lookups go on"
+            )
+            raise self._stopped from error
+
+    def _keep_house(self) -> None:
+        """Checkpoint when it is time, or the log has grown."""
+        limits = self._limits
+        last = time.monotonic()
+        while not self._house_closes.wait(HOUSEKEEPING_SECONDS):
+            if self._stopped is not None or self._control.applied_lsn == self._checkpoint_lsn:
+                continue
+            is_due = time.monotonic() - last >= limits.checkpoint_seconds
+            if is_due or self._log.byte_count() >= limits.checkpoint_bytes:
+                try:
+                    self.checkpoint()
+                except GatherdError as error:
+                    logger.error("the checkpoint failed: %s", error)  # noqa: TRY400 - the message says it all
+                last = time.monotonic()
