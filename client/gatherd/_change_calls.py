@@ -318,6 +318,17 @@ class ChangeCalls(ABC):
         )
         return self._run(self._pushes.change(request, timeout))
 
+    def add_staged_table(
+        self, name: str, staged: str, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Make a table of files on the server's machine; as `create_table` otherwise.
+
+        staged: a folder in the data dir's staging, which then is the table's. This is how the
+        command line hands a server what it imported.
+        """
+        request = _changes.add_staged(name, staged)
+        return self._run(self._pushes.change(request, timeout))
+
     def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
         request = _changes.delete_table(name)

@@ -266,6 +266,13 @@ class AsyncChangeCalls(ABC):
         )
         return await self._run(self._pushes.change(request, timeout))
 
+    async def add_staged_table(
+        self, name: str, staged: str, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """As Client.add_staged_table."""
+        request = _changes.add_staged(name, staged)
+        return await self._run(self._pushes.change(request, timeout))
+
     async def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """As Client.delete_table."""
         request = _changes.delete_table(name)

@@ -76,6 +76,13 @@ def create_table(
     return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
 
 
+def add_staged(name: str, staged: str) -> ChangeRequest:
+    """The request of Client.add_staged_table."""
+    table, _ = check_table(name)
+    request = table_pb2.CreateTableRequest(table=table, staged=_text("staged", staged))
+    return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
+
+
 def delete_table(name: str) -> ChangeRequest:
     """The request of Client.delete_table."""
     request = table_pb2.DeleteTableRequest(table=check_table(name)[0])

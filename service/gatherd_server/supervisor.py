@@ -34,6 +34,8 @@ from gatherd_server.sockets import (
     open_beside,
     reserve_grpc,
 )
+from gatherd_server.storage import mapped_rows
+from gatherd_server.writer import update_kernels
 from gatherd_server.writer.process import WriterBrief
 from gatherd_server.writer.publish import own_data_dir
 
@@ -372,7 +374,9 @@ def use_kernel_cache(data_dir: Path | None) -> None:
         candidates.append(data_dir / KERNELS_NAME)
     for candidate in candidates:
         with suppress(OSError, RuntimeError):
-            folder = candidate.expanduser() / kernels.fingerprint()
+            folder = candidate.expanduser() / kernels.fingerprint(
+                (*mapped_rows.SOURCES, *update_kernels.SOURCES)
+            )
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):
                 os.environ["NUMBA_CACHE_DIR"] = str(folder)

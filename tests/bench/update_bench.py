@@ -18,7 +18,7 @@ from numba import njit
 from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType
-from gatherd.store.intrinsics import copy_bytes
+from gatherd.store.intrinsics import copy_bytes, prefetch
 from gatherd.store.memory import tune_allocator
 from gatherd_server.storage.slots import Optimizer, OptimizerName
 from gatherd_server.writer import update_kernels
@@ -26,6 +26,8 @@ from gatherd_server.writer.optimizers import RowImages, TrainedRows
 
 DIM, IDS, ROUNDS = 128, 16_384, 25
 FEW = 8
+# How many rows ahead of their turn the rows to copy to are asked for.
+AHEAD = 8
 
 
 def microseconds(call: Callable[[], object]) -> float:
@@ -59,6 +61,9 @@ def put(target: Any, rows: Any, images: Any) -> None:
     """Copy images back, without the counters that readers need."""
     row_bytes = target.shape[1]
     for i in range(rows.size):
+        if i + AHEAD < rows.size:
+            for line in range(0, row_bytes, 64):
+                prefetch(target, rows[i + AHEAD] * row_bytes + line)
         copy_bytes(target, rows[i] * row_bytes, images, i * row_bytes, row_bytes)
 
 

@@ -1,5 +1,6 @@
 """A stand-in server that can be updated, and remembers what it did as the real one does."""
 
+import threading
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,10 +25,13 @@ class UpdatedService(FakeService):
     done: dict[Any, tuple[bytes, Any]] = field(default_factory=dict)
     lost: int = 0
     lsn: int = 100
+    sessions: set[bytes] = field(default_factory=set)
+    lock: Any = field(default_factory=threading.Lock)
 
     def _reply(self, method: str, body: bytes) -> Any:
         if method in ("ScatterAdd", "ApplyGradients", "Assign"):
-            reply: Any = self._push(method, body)
+            with self.lock:
+                reply: Any = self._push(method, body)
         elif method in REQUESTS:
             request = REQUESTS[method].FromString(body)
             self.changes.append(request)
@@ -60,7 +64,7 @@ class UpdatedService(FakeService):
             first, reply = self.done[request_id]
             if first != body:
                 raise RequestIdReused("the id is another push's")
-            return reply
+            return embedding_pb2.UpdateResponse.FromString(reply.SerializeToString())
         for update in request.updates:
             self._apply(method, update)
         self.lsn += 1
@@ -76,9 +80,9 @@ class UpdatedService(FakeService):
             return request.idempotency_key
         name, sequence = request.sequence.session, request.sequence.sequence
         assert len(name) == 16
-        known = any(isinstance(one, tuple) and one[0] == name for one in self.done)
-        if sequence > SEQUENCES_MAX and not known:
+        if sequence > SEQUENCES_MAX and name not in self.sessions:
             raise RequestIdStale(f"sequence {sequence} of a session that isn't known")
+        self.sessions.add(name)
         return name, sequence
 
     def _apply(self, method: str, update: embedding_pb2.TableUpdate) -> None:
@@ -102,7 +106,7 @@ class UpdatedService(FakeService):
         return np.array([own.index(key) for key in flat], int).reshape(keys.shape)
 
 
-REQUESTS = {
+REQUESTS: dict[str, Any] = {
     "CreateTable": table_pb2.CreateTableRequest,
     "DeleteTable": table_pb2.DeleteTableRequest,
     "Publish": table_pb2.PublishRequest,

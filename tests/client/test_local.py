@@ -23,6 +23,7 @@ from gatherd import (
     NoKeys,
     TableNotFound,
     TableRefused,
+    VersionNotFound,
 )
 from gatherd.store.catalog import CATALOG_NAME, Catalog, CatalogEntry, version_dir
 from gatherd.store.control import CONTROL_NAME, GENERATION_OFFSET, initial_page
@@ -61,9 +62,9 @@ class DataDir:
                     "rows": rows.shape[0], "dim": rows.shape[1]}  # fmt: skip
         (folder / "manifest.json").write_text(json.dumps(manifest))
 
-    def publish(self, **live: int) -> None:
+    def publish(self, *older: int, **live: int) -> None:
         for name, version in live.items():
-            self.entries[name] = CatalogEntry(name, version, (version,))
+            self.entries[name] = CatalogEntry(name, version, (*older, version))
         self.generation += 1
         document = Catalog(self.generation, self.entries).to_json()
         temporary = self.path / "catalog.new"
@@ -141,6 +142,25 @@ def test_a_publish_is_seen_at_the_next_call(data: DataDir) -> None:
         with pytest.raises(TableNotFound):
             client.lookup("words", [1])
         assert [table.name for table in client.tables()] == ["brain"]
+
+
+def test_kept_versions_can_be_asked_for(data: DataDir) -> None:
+    words = [f"other{row}" for row in range(300)]
+    data.write("words", 2, -WORDS, keys=words)
+    data.publish(1, words=2)
+    with Client(f"local:{data.path}") as client:
+        for version, rows, key in ((None, -WORDS, "other4"), (1, WORDS, "word4")):
+            np.testing.assert_array_equal(client.lookup("words", [4], version=version), rows[[4]])
+            found = client.lookup("words", keys=[key], version=version)
+            np.testing.assert_array_equal(found, rows[[4]])
+            found = client.lookup_bags("words", [[4, 5]], mode="sum", version=version)
+            np.testing.assert_allclose(found, rows[[4]] + rows[[5]], rtol=1e-6)
+            assert client.keys_of("words", [4], version=version).tolist() == [key]
+        for call in (client.lookup, client.keys_of):
+            with pytest.raises(VersionNotFound, match="no version 3; it has 1, 2; version 2 is"):
+                call("words", [1], version=3)
+        info = client.table("words")
+        assert (info.version, info.versions, info.lsn) == (2, (1, 2), 0)
 
 
 def test_unknown_tables_are_answered_with_those_there_are(data: DataDir) -> None:

@@ -370,7 +370,7 @@ def test_changes_of_tables(make: Any, server: str, service: UpdatedService) -> N
 
 def test_changes_that_cannot_be_sent_are_refused_before(make: Any) -> None:
     with make("http://127.0.0.1:1") as client:
-        for call in (
+        calls: list[Callable[[], Any]] = [
             lambda: client.create_table("x", -1, 4),
             lambda: client.create_table("x", 1.5, 4),
             lambda: client.create_table("x", 1, True),
@@ -386,7 +386,8 @@ def test_changes_that_cannot_be_sent_are_refused_before(make: Any) -> None:
             lambda: client.rollback("x", 0),
             lambda: client.delete_table(7),
             lambda: client.snapshot(None),
-        ):
+        ]
+        for call in calls:
             with pytest.raises(InvalidArgument):
                 call()
 

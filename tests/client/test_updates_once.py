@@ -309,15 +309,16 @@ def test_pushes_to_a_data_dir_hold_no_descriptor_of_it(
 
 
 def test_a_stopped_grpc_server_leaves_a_push_undecided(service: UpdatedService) -> None:
-    arrived = threading.Event()
+    arrived, released = threading.Event(), threading.Event()
 
     def hold(_: str) -> None:
         arrived.set()
-        threading.Event().wait(0.2)
+        released.wait(10)
 
     service.before = hold
     failures: list[Any] = []
-    with grpc_server(service) as url, Client(url, retries=0) as client:
+    with grpc_server(service) as url:
+        client = Client(url, retries=0)
 
         def push() -> None:
             try:
@@ -329,4 +330,6 @@ def test_a_stopped_grpc_server_leaves_a_push_undecided(service: UpdatedService) 
         thread.start()
         assert arrived.wait(10)
     thread.join()
+    released.set()
+    client.close()
     assert failures[0].metadata["outcome"] == "unknown"

@@ -303,7 +303,7 @@ def test_wrong_updates_of_many_name_their_table(train: Any, body: Any, says: str
 
 
 def test_too_many_tables_are_over_a_limit(train: Any) -> None:
-    tables = {f"t{i}": {"ids": [], "values": []} for i in range(4)}
+    tables: Any = {f"t{i}": {"ids": [], "values": []} for i in range(4)}
     response = train("POST", "/v1/assign", json={"tables": tables})
     assert "4 tables" in problem(response, 413, "LIMIT_EXCEEDED")
 

@@ -19,7 +19,7 @@ from gatherd_proto.v1 import (
     tensor_pb2,
 )
 from gatherd_server.rpc.server import RpcServer
-from gatherd_server.settings import ServeSettings
+from gatherd_server.settings import load_settings
 from gatherd_server.types import (
     CreateTable,
     DeleteTable,
@@ -53,7 +53,7 @@ def channel(trained: Training) -> Iterator[grpc.Channel]:
         trained.engine,
         trained.admission,
         address="127.0.0.1:0",
-        threads=ServeSettings().grpc_threads,
+        threads=load_settings({}).grpc_threads,
         streams_max=0,
         reflection=False,
     )

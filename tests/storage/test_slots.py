@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from gatherd.store.catalog import open_table
+from gatherd_server.storage.slots import Optimizer
 from support.server import run_cli
 
 CREATE = ("create", "t", "--rows", "2000", "--dim", "1000")
@@ -41,7 +42,7 @@ def test_an_optimizer_brings_its_slots(
         assert stored.shape == shape
         np.testing.assert_array_equal(stored, stored.dtype.type(initial))
     manifest = json.loads((version / "manifest.json").read_text())
-    assert manifest["optimizer"] == {"name": optimizer, "lr": 0.5}
+    assert manifest["optimizer"] == Optimizer.parse(optimizer, {"lr": 0.5}).to_json()
     assert open_table(tmp_path, "t", 1).is_trainable
     assert run_cli("verify", "--data-dir", tmp_path).stdout == "t v1: ok\n"
 
@@ -56,3 +57,70 @@ def test_a_rate_without_an_optimizer_is_refused_and_changes_nothing(tmp_path: Pa
     assert done.returncode == 1
     assert "give --optimizer too" in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_options_are_kept_and_slots_follow_them(tmp_path: Path) -> None:
+    options = ("--optimizer-option", "momentum=0.9", "--optimizer-option", "padding_id=3")
+    run_cli(*CREATE, "--optimizer", "sgd", *options, "--data-dir", tmp_path)
+    version = tmp_path / "tables/t/v000001"
+    assert np.load(version / "slot_momentum.npy").shape == (2000, 1000)
+    manifest = json.loads((version / "manifest.json").read_text())
+    assert manifest["optimizer"] == {
+        "name": "sgd",
+        "lr": 0.01,
+        "momentum": 0.9,
+        "weight_decay": 0.0,
+        "padding_id": 3,
+    }
+
+
+def test_a_slot_begins_at_the_value_asked_for(tmp_path: Path) -> None:
+    option = ("--optimizer-option", "initial_accumulator=0.25")
+    run_cli(*CREATE, "--optimizer", "rowwise-adagrad", *option, "--data-dir", tmp_path)
+    stored = np.load(tmp_path / "tables/t/v000001/slot_sum.npy")
+    np.testing.assert_array_equal(stored, np.full((2000, 1), 0.25, np.float32))
+
+
+@pytest.mark.parametrize("command", ["create", "plan"])
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("--optimizer", "adam", "--optimizer-option", "momentum=0.9"), "adam has no option"),
+        (("--optimizer", "sgd", "--optimizer-option", "momentum"), "isn't NAME=NUMBER"),
+        (("--optimizer", "sgd", "--optimizer-option", "momentum=much"), "isn't NAME=NUMBER"),
+        (("--optimizer", "sgd", "--lr", "1", "--optimizer-option", "lr=1"), "given twice"),
+        (("--optimizer", "sgd", "--optimizer-option", "padding_id=2000"), "has 2000 rows"),
+        (("--optimizer", "sgd", "--dtype", "float64"), "float64 table can't be trained"),
+        (("--optimizer-option", "momentum=0.9"), "give --optimizer too"),
+    ],
+)
+def test_what_an_optimizer_has_not_is_refused_and_changes_nothing(
+    tmp_path: Path, command: str, arguments: tuple[str, ...], message: str
+) -> None:
+    shape = ("--rows", "2000", "--dim", "10")
+    if command == "create":
+        done = run_cli(
+            "create", "t", *shape, *arguments, "--data-dir", tmp_path / "data", check=False
+        )
+    else:
+        done = run_cli("plan", *shape, *arguments, check=False)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_plan_counts_the_slots_that_options_bring(tmp_path: Path) -> None:
+    momentum = ("--optimizer", "sgd", "--optimizer-option", "momentum=0.9")
+    run_cli(*CREATE, *momentum, "--data-dir", tmp_path)
+    plan = json.loads(run_cli("plan", *CREATE[2:], *momentum, "--json").stdout)
+    slot = tmp_path / "tables/t/v000001/slot_momentum.npy"
+    assert plan["slots_bytes"] == slot.stat().st_size
+
+
+def test_an_import_of_doubles_that_are_to_be_trained_leaves_nothing(tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", np.ones((3, 2)))
+    arguments = ("import", "t", tmp_path / "rows.npy", "--optimizer", "sgd")
+    done = run_cli(*arguments, "--data-dir", tmp_path / "data", check=False)
+    assert done.returncode == 1
+    assert "float64 table can't be trained" in done.stderr
+    run_cli(*arguments, "--dtype", "float32", "--data-dir", tmp_path / "data")

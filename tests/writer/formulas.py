@@ -80,17 +80,18 @@ class Oracle:
             self.slots["step"] += 1
         new = self.rows.copy()
         for row in touched:
-            g = np.zeros(new.shape[1], F32)
+            g: NDArray[Any] = np.zeros(new.shape[1], F32)
             for gradient in grads[ids == row]:
                 g = g + gradient
             if o.clip_value is not None:
                 g = np.clip(g, F32(-o.clip_value), F32(o.clip_value))
             if o.clip_row_norm is not None:
-                norm = np.linalg.norm(g.astype(np.float64))
-                g = g * F32(min(1.0, o.clip_row_norm / norm)) if norm > 0 else g
+                norm = float(np.linalg.norm(g.astype(np.float64)))
+                if norm > o.clip_row_norm:
+                    g = g * F32(o.clip_row_norm / norm)
             new[row] = self._step(row, new[row], g, F32(lr if lr is not None else o.lr))
             if o.max_norm is not None:
-                norm = np.linalg.norm(new[row].astype(np.float64))
+                norm = float(np.linalg.norm(new[row].astype(np.float64)))
                 if norm > o.max_norm:
                     new[row] *= F32(o.max_norm / (norm + 1e-7))
         self._keep(ids, new)
@@ -101,7 +102,7 @@ class Oracle:
             if row != self.optimizer.padding_id:
                 self.rows[row] = rounded[row]
 
-    def _step(self, row: int, w: NDArray[Any], g: NDArray[Any], lr: np.float32) -> NDArray[Any]:
+    def _step(self, row: int, w: Any, g: Any, lr: Any) -> Any:
         o, s = self.optimizer, self.slots
         match o.name:
             case OptimizerName.SGD:

@@ -1,4 +1,4 @@
-"""The images of a batch of pushes against the formulas in NumPy; tests/peers has torch and Keras."""
+"""Images of a batch of pushes against the formulas in NumPy; tests/peers has torch and Keras."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -259,7 +259,8 @@ def test_images_can_be_written_without_a_copy() -> None:
     adam = Optimizer.parse("adam", {})
     base = trained_rows(np.zeros((9, 5), F32), DType.FLOAT16, adam)
     images = images_of(base, adam, [gradient([7, 2], np.ones((2, 5)))])
-    arrays = [images.rows, images.weights, *images.slots.values(), *images.scalars.values()]
+    arrays: list[NDArray[Any]] = [images.rows, images.weights]
+    arrays += [*images.slots.values(), *images.scalars.values()]
     assert all(array.flags.c_contiguous for array in arrays)
     assert images.weights.shape == (2, 10)
     assert {name: slot.shape for name, slot in images.slots.items()} == {

@@ -64,9 +64,9 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
     """Sum each bag from `begin` on and divide as `mode` says; returns a RESULT.
 
     `counters` is None for rows that never change, and what is for them isn't compiled then.
-    Rows wait in `at` and `by` to be added several at once, so that the sums stay in registers. Their
-    counters are looked at before and after; when one is torn the sums are taken back, the rows
-    copied to scratch until they are whole, and added from there.
+    Rows wait in `at` and `by` to be added several at once, so that the sums stay in registers.
+    Their counters are looked at before and after; when one is torn the sums are taken back, the
+    rows copied to scratch until they are whole, and added from there.
 
     One function, because numba counts references, atomically, around every call that is given
     arrays: that was a quarter of the time.
@@ -75,6 +75,7 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
     row_count, row_bytes = rows.shape
     bags, dim = out.shape
     whole = dim - dim % SPAN
+    source = rows
     if counters is not None:
         before, stripes = np.empty(AT_ONCE, np.uint32), np.empty(AT_ONCE, np.intp)
         scratch = np.empty((AT_ONCE, row_bytes), np.uint8)
@@ -104,38 +105,39 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
                         stripes[waiting] = row & (counters.size - 1)
                     waiting += 1
             if waiting == AT_ONCE or i + 1 == end:
+                is_done = False
                 if counters is not None:
-                    saved[:] = out[bag]
-                    odd = np.uint32(0)
+                    source, is_copied, odd = rows, False, np.uint32(0)
+                    for d in range(dim):
+                        saved[d] = out[bag, d]
                     for k in range(waiting):
                         before[k] = load_counter(counters, stripes[k])
                         odd |= before[k] & np.uint32(1)
                     fence_loads()
-                for d in range(0, whole, SPAN):
-                    add(rows, at, by, waiting, itemsize * d, out, bag * dim + d)
-                for k in range(waiting):
-                    for d in range(whole, dim):
-                        out[bag, d] += by[k] * load(rows, at[k] + itemsize * d)
-                if counters is not None:
-                    fence_loads()
+                while not is_done:
+                    for d in range(0, whole, SPAN):
+                        add(source, at, by, waiting, itemsize * d, out, bag * dim + d)
                     for k in range(waiting):
-                        odd |= before[k] ^ load_counter(counters, stripes[k])
-                    if odd:
-                        out[bag] = saved
+                        for d in range(whole, dim):
+                            out[bag, d] += by[k] * load(source, at[k] + itemsize * d)
+                    is_done = True
+                    if counters is not None:
+                        fence_loads()
                         for k in range(waiting):
-                            place, spins = k * row_bytes, 0
-                            while not copy_whole(
-                                rows, at[k], row_bytes, counters, stripes[k], scratch, place
-                            ):
-                                spins += 1
-                                if spins == SPINS_MAX:
-                                    return bag, -2 - at[k] // row_bytes
-                            at[k] = place
-                        for d in range(0, whole, SPAN):
-                            add(scratch, at, by, waiting, itemsize * d, out, bag * dim + d)
-                        for k in range(waiting):
-                            for d in range(whole, dim):
-                                out[bag, d] += by[k] * load(scratch, at[k] + itemsize * d)
+                            odd |= before[k] ^ load_counter(counters, stripes[k])
+                        if odd and not is_copied:
+                            for d in range(dim):
+                                out[bag, d] = saved[d]
+                            for k in range(waiting):
+                                place, spins = k * row_bytes, 0
+                                while not copy_whole(
+                                    rows, at[k], row_bytes, counters, stripes[k], scratch, place
+                                ):
+                                    spins += 1
+                                    if spins == SPINS_MAX:
+                                        return bag, -2 - at[k] // row_bytes
+                                at[k] = place
+                            source, is_copied, is_done = scratch, True, False
                 waiting = 0
         if mode != SUM:
             divisor = np.sqrt(total) if mode == SQRTN else total

@@ -37,6 +37,7 @@ CLEAN_OFFSET = 64
 UNSYNCED_OFFSET = 72
 _WORD = struct.Struct("<Q")
 _GENERATION = GENERATION_OFFSET // _WORD.size
+_COMMITTED_LSN = COMMITTED_LSN_OFFSET // _WORD.size
 _APPLIED_LSN = APPLIED_LSN_OFFSET // _WORD.size
 
 
@@ -74,6 +75,11 @@ class ControlPage:
     def generation(self) -> int:
         """Counts the changes of the catalog. Each request of a reader asks for it: 0.1 µs."""
         return self._words[_GENERATION]
+
+    @property
+    def committed_lsn(self) -> int:
+        """The last update that the log is known to hold."""
+        return self._words[_COMMITTED_LSN]
 
     @property
     def applied_lsn(self) -> int:

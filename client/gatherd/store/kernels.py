@@ -11,6 +11,7 @@ the kernels are compiled anew in every process. `warm()` does that ahead of the 
 """
 
 import zlib
+from collections.abc import Iterable
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
@@ -59,16 +60,17 @@ def _bags() -> ModuleType:
     return compiled_bags
 
 
-def fingerprint() -> str:
+def fingerprint(others: Iterable[Path] = ()) -> str:
     """What tells one release's kernels from another's, for the name of a folder that keeps them.
 
     numba looks only at the file that a kernel stands in to tell whether it has changed; parts of
-    ours stand in others.
+    ours stand in others. `others` are sources of kernels that aren't the store's.
     """
     folder = Path(__file__).parent
+    own = [folder / name for name in ("intrinsics.py", "compiled_keys.py", "compiled_bags.py")]
     crc = 0
-    for name in ("intrinsics.py", "compiled_keys.py", "compiled_bags.py"):
-        crc = zlib.crc32((folder / name).read_bytes(), crc)
+    for path in dict.fromkeys([*own, *others]):
+        crc = zlib.crc32(path.read_bytes(), crc)
     return f"{crc:08x}"
 
 

@@ -4,6 +4,9 @@ Safe to use from many threads. After a fork the child leaves the parent's connec
 closes its copies of the sockets, which the parent doesn't notice, and makes its own.
 """
 
+# getaddrinfo imports it at its first call. A fork during that would leave the child waiting for the
+# import of a thread that it doesn't have.
+import encodings.idna  # noqa: F401 - see above
 import os
 import socket
 import threading

@@ -239,7 +239,11 @@ class Changes:
             raise FailedPrecondition(f"version {version} of table {name!r} is live already")
         target = version_dir(self._data_dir, name, version)
         thaw(self._files, target)
-        return self._make_live(name, entry, version, None, lambda: None)
+        try:
+            return self._make_live(name, entry, version, None, lambda: None)
+        except GatherdError:
+            self._freeze_all()
+            raise
 
     def _make_live(
         self,

@@ -13,7 +13,8 @@ from gatherd.store.dtypes import DType, convert
 from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
-from gatherd_server.writer.publish import OwnedDataDir
+from gatherd_server.types import LIVE_VERSION
+from gatherd_server.writer.publish import DataDir
 
 
 class OnDuplicate(Enum):
@@ -42,6 +43,13 @@ class ImportOptions:
     optimizer: Optimizer | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class NewVersion:
+    """That rows become a version of a table that is there, if `if_version` is live then."""
+
+    if_version: int = LIVE_VERSION
+
+
 @dataclass(slots=True)
 class ImportSummary:
     """What became of a source's rows."""
@@ -56,17 +64,19 @@ class ImportSummary:
 
 
 def import_rows(
-    owned: OwnedDataDir,
+    data_dir: DataDir,
     name: str,
     source: RowSource,
     options: ImportOptions,
     origin: dict[str, Any],
     on_progress: Callable[[int], None],
+    new_version: NewVersion | None = None,
 ) -> ImportSummary:
     """Make the table `name` of `source`'s rows and publish it, durable on return.
 
-    `on_progress` is told how far the source is read, in the unit of its `total`. Whatever is
-    raised, nothing of the table is left.
+    With `new_version` the table is there, and gets them as its live version. `on_progress` is told
+    how far the source is read, in the unit of its `total`. Whatever is raised, nothing of what was
+    written is left.
     """
     if options.on_nonfinite is OnNonfinite.SKIP and source.key_kind is None:
         raise InvalidArgument(
@@ -75,19 +85,21 @@ def import_rows(
         )
     importer = _Importer(source, options, on_progress)
     summary = importer.summary
-    summary.row_count = owned.add_table(
-        TableFiles(
-            name,
-            summary.dtype,
-            source.row_count,
-            source.dim,
-            importer.blocks(),
-            origin,
-            options.default_vector,
-            source.key_kind,
-            options.optimizer,
-        )
+    table = TableFiles(
+        name,
+        summary.dtype,
+        source.row_count,
+        source.dim,
+        importer.blocks(),
+        origin,
+        options.default_vector,
+        source.key_kind,
+        options.optimizer,
     )
+    if new_version is None:
+        summary.row_count = data_dir.add_table(table)
+    else:
+        summary.row_count = data_dir.publish(table, new_version.if_version)
     return summary
 
 

@@ -202,7 +202,7 @@ class SocketLink(asyncio.Protocol):
         self._transport = None
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
-            future.set_exception(_restarting())
+            future.set_exception(_restarting(_OUTCOME_UNKNOWN))
         if not self._closed:
             self._connecting = self._loop.create_task(self.connect())
 
@@ -336,8 +336,13 @@ class _Connection(asyncio.Protocol):
             future.set_result(None)
 
 
-def _restarting() -> Unavailable:
+# What the writer had in hand when it went may be in the log; the SDK reads this member.
+_OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
+
+
+def _restarting(metadata: Mapping[str, str] | None = None) -> Unavailable:
     return Unavailable(
         "the process that writes updates is being restarted; send the update again",
+        metadata,
         retry_after_seconds=RETRY_AFTER_SECONDS,
     )

@@ -2,11 +2,12 @@
 
 import os
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from gatherd.errors import AlreadyExists, BadFile, StorageError
+from gatherd.errors import AlreadyExists, BadFile, FailedPrecondition, GatherdError, StorageError
 from gatherd.store.catalog import (
     LOCK_NAME,
     STAGING_NAME,
@@ -19,6 +20,7 @@ from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import StagedTable, TableFiles, stage_table
 from gatherd_server.types import (
+    LIVE_VERSION,
     AddStaged,
     ChangeResult,
     Publish,
@@ -27,22 +29,19 @@ from gatherd_server.types import (
     WriterLimits,
 )
 from gatherd_server.writer.changes import Changes
-from gatherd_server.writer.snapshot import take_snapshot
+from gatherd_server.writer.snapshot import SNAPSHOT_NAME, take_snapshot
 from gatherd_server.writer.writer import Writer
 
 # Without a server the log holds a change or two before it is cut again.
 SEGMENT_BYTES = 1 << 20
 
 
-class OwnedDataDir:
-    """A data dir whose lock this process holds; got from `own_data_dir`."""
+class DataDir(ABC):
+    """A data dir to put tables into: one that this process owns, or one that a server has."""
 
-    def __init__(self, files: Files, path: Path, lock_fd: int) -> None:
+    def __init__(self, files: Files, path: Path) -> None:
         self.path = path
-        self.lock_fd = lock_fd
-        """A process that inherits it shares the lock."""
         self._files = files
-        self._writer: tuple[Writer, Changes] | None = None
 
     @property
     def catalog(self) -> Catalog:
@@ -64,46 +63,37 @@ class OwnedDataDir:
         """
         self.check_is_new(table.name)
         staged = self.stage(table)
-        self.change(AddStaged(table.name, staged.folder.name))
+        self._take_in(staged, AddStaged(table.name, staged.folder.name))
         return staged.row_count
 
-    def publish(self, table: TableFiles) -> int:
-        """Write a new version of a table and make it live, as `add_table` does a new one."""
+    def publish(self, table: TableFiles, if_version: int = LIVE_VERSION) -> int:
+        """Write a new version of a table and make it live, as `add_table` does a new one.
+
+        VersionMismatch unless `if_version` is live then.
+        """
         if table.name not in self.catalog.tables:
             raise table_not_found(table.name, self.catalog.tables)
         staged = self.stage(table)
-        self.change(Publish(table.name, staged.folder.name))
+        self._take_in(staged, Publish(table.name, staged.folder.name, if_version))
         return staged.row_count
 
     def stage(self, table: TableFiles) -> StagedTable:
         """Write a version's files where nobody looks; see `stage_table`."""
         return stage_table(self._files, self.path / STAGING_NAME, table)
 
+    @abstractmethod
     def change(self, change: TableChange) -> ChangeResult:
-        """Make a change, after recovering the data dir. Durable on return."""
-        _, changes = self._open()
-        return changes.change(change).result()
+        """Make a change. Durable on return."""
 
-    def snapshot(self, folder: Path, name: str) -> SnapshotResult:
-        """Copy the data dir to `folder`/`name`; see `take_snapshot`."""
-        writer, _ = self._open()
-        return take_snapshot(writer, folder, name)
-
-    def close(self) -> None:
-        """Let go of the writer, if one was needed."""
-        if self._writer is not None:
-            writer, changes = self._writer
-            changes.close()
-            writer.close()
-
-    def _open(self) -> tuple[Writer, Changes]:
-        if self._writer is None:
-            limits = WriterLimits(segment_bytes=SEGMENT_BYTES)
-            writer = Writer(self.path, self._files, limits)
-            changes = Changes(writer, limits)
-            changes.begin()
-            self._writer = writer, changes
-        return self._writer
+    def _take_in(self, staged: StagedTable, change: TableChange) -> None:
+        try:
+            self.change(change)
+        except GatherdError as error:
+            # Whoever may still be at it must not lose the files under its hands.
+            if error.metadata.get("outcome") != "unknown" and staged.folder.exists():
+                with suppress(StorageError):
+                    self._files.remove_tree(staged.folder)
+            raise
 
     @contextmanager
     def scratch(self) -> Iterator[Callable[[str, Iterable[bytes]], Path]]:
@@ -130,14 +120,56 @@ class OwnedDataDir:
             self._files.remove_tree(folder)
 
 
+class OwnedDataDir(DataDir):
+    """A data dir whose lock this process holds; got from `own_data_dir`."""
+
+    def __init__(self, files: Files, path: Path, lock_fd: int, keep_versions: int) -> None:
+        super().__init__(files, path)
+        self.lock_fd = lock_fd
+        """A process that inherits it shares the lock."""
+        self._limits = WriterLimits(segment_bytes=SEGMENT_BYTES, keep_versions=keep_versions)
+        self._writer: tuple[Writer, Changes] | None = None
+
+    def change(self, change: TableChange) -> ChangeResult:
+        """Make a change, after recovering the data dir. Durable on return."""
+        _, changes = self._open()
+        return changes.change(change).result()
+
+    def snapshot(self, folder: Path, name: str) -> SnapshotResult:
+        """Copy the data dir to `folder`/`name`; see `take_snapshot`."""
+        writer, _ = self._open()
+        return take_snapshot(writer, folder, name)
+
+    def close(self) -> None:
+        """Let go of the writer, if one was needed."""
+        if self._writer is not None:
+            writer, changes = self._writer
+            changes.close()
+            writer.close()
+
+    def _open(self) -> tuple[Writer, Changes]:
+        if self._writer is None:
+            writer = Writer(self.path, self._files, self._limits)
+            changes = Changes(writer, self._limits)
+            changes.begin()
+            self._writer = writer, changes
+        return self._writer
+
+
 @contextmanager
 def own_data_dir(
-    path: Path, *, create: bool = False, files: Files | None = None
+    path: Path,
+    *,
+    create: bool = False,
+    files: Files | None = None,
+    keep_versions: int = WriterLimits().keep_versions,
 ) -> Iterator[OwnedDataDir]:
     """Hold the lock of data dir `path` for the length of a `with` block.
 
-    With `create`, an absent or empty folder is made one. DataDirInUse when another process holds
-    the lock, BadFile when `path` is no data dir, DataDirVersion when it is of another format.
+    With `create`, an absent or empty folder is made one. `keep_versions` is how many superseded
+    versions a change keeps. DataDirInUse when another process holds the lock, BadFile when `path`
+    is no data dir, DataDirVersion when it is of another format, FailedPrecondition when it is a
+    snapshot, which has to stay as it is.
     """
     files = files or Files()
     if create:
@@ -148,11 +180,16 @@ def own_data_dir(
         )
     if not is_data_dir(path) and not (create and _is_blank(path)):
         raise BadFile(f"{path} isn't a data dir of gatherd (it has no catalog), and isn't empty")
+    if (path / SNAPSHOT_NAME).exists():
+        raise FailedPrecondition(
+            f"{path} is a snapshot; `gatherd restore` makes a data dir of it"
+        )
     lock = files.lock(path / LOCK_NAME)
     try:
         if not is_data_dir(path):
             init_data_dir(files, path)
-        owned = OwnedDataDir(files, path, lock)
+        read_catalog(path)
+        owned = OwnedDataDir(files, path, lock, keep_versions)
         sweep_staging(files, path)
         try:
             yield owned

@@ -69,6 +69,8 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     for mapped in versions.trainable():
         if healed := mapped.make_even():
             logger.info("made %d stripes readable that a killed writer held", healed)
+    # A writer that was killed between the two had replaced the catalog and told nobody.
+    control.set_generation(versions.catalog.generation)
     lsn = reader.tail.last_lsn
     control.committed_lsn = lsn
     control.applied_lsn = lsn

@@ -1,19 +1,33 @@
 """Snapshots: a copy of a data dir that is of one LSN, taken while updates go on.
 
-A snapshot is a data dir itself, with an empty log: `gatherd serve` and `local:` read it as it is,
-and to restore it is to copy it. Beside the files of a data dir it has snapshot.json:
+A snapshot has the files of a data dir with an empty log: `local:` reads it as it is, and to restore
+it is to copy it. It stays what it was, so no writer opens it: serving it would change it. Beside
+the files of a data dir it has snapshot.json, written last but for the folder's name:
 
     {"format", "lsn", "created", "files": {PATH: checksums as in manifest.json}, "crc32"}
+
+Superseded versions have no frozen.json in it, as those checksums say all; whoever first writes to
+what was restored takes them anew.
 """
 
 import json
 import re
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gatherd.errors import AlreadyExists, BadFile
-from gatherd.store.catalog import CATALOG_NAME, STAGING_NAME, check_table_name, version_dir
+from gatherd.errors import AlreadyExists, BadFile, DataDirVersion, InvalidArgument, StorageError
+from gatherd.store.catalog import (
+    CATALOG_NAME,
+    MANIFEST_NAME,
+    STAGING_NAME,
+    TABLES_NAME,
+    check_table_name,
+    version_dir,
+)
 from gatherd.store.checksums import FileChecksums, document_crc, file_checksums, verify_blocks
 from gatherd.store.control import CONTROL_NAME
 from gatherd_server.storage.catalog_writer import encode_catalog
@@ -22,7 +36,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.types import SnapshotResult
 from gatherd_server.writer.checkpoint import checkpoint_path
 from gatherd_server.writer.copying import CatchUp, copy_files, sync_files
-from gatherd_server.writer.freezing import FROZEN_NAME, freeze, is_trainable
+from gatherd_server.writer.freezing import is_trainable
 from gatherd_server.writer.writer import Writer
 
 SNAPSHOT_NAME = "snapshot.json"
@@ -34,18 +48,14 @@ _TIMED = re.compile(r"\d{8}T\d{6}Z-\d+")
 def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
     """Copy the writer's data dir to `folder`/`name`, durable on return.
 
-    The caller keeps the catalog from changing. AlreadyExists, DiskFull or StorageError leave
-    nothing behind that looks like a snapshot.
+    The caller keeps the catalog from changing. InvalidArgument for a folder in the data dir, and
+    for a name that can't be one. Whatever is raised, as AlreadyExists, DiskFull or StorageError,
+    nothing is left that looks like a snapshot; a kill leaves a folder that ends in PARTIAL_SUFFIX,
+    which the next snapshot of that name replaces.
     """
     files, data_dir = writer.files, writer.data_dir
-    if name:
-        check_table_name(name)
-    else:
-        name = f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{writer.applied_lsn}"
-    target = folder / name
-    if target.exists():
-        raise AlreadyExists(f"there is a snapshot {name!r} already")
-    partial = folder / (name + PARTIAL_SUFFIX)
+    target = _target(data_dir, folder, name or _timed_name(writer.applied_lsn))
+    partial = target.with_name(target.name + PARTIAL_SUFFIX)
     files.make_dirs(folder)
     if partial.exists():
         files.remove_tree(partial)
@@ -72,7 +82,10 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         _write_checksums(files, partial, lsn)
         files.rename(partial, target)
     except BaseException:
-        files.remove_tree(partial)
+        for left in (partial, target):
+            with suppress(StorageError):
+                if left.exists():
+                    files.remove_tree(left)
         raise
     finally:
         writer.unpin_log(partial)
@@ -81,13 +94,33 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
     return SnapshotResult(str(target), lsn)
 
 
+def _timed_name(lsn: int) -> str:
+    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{lsn}"
+
+
+def _target(data_dir: Path, folder: Path, name: str) -> Path:
+    """Where the snapshot `name` is to be; it isn't there yet."""
+    check_table_name(name)
+    if name.endswith(PARTIAL_SUFFIX):
+        raise InvalidArgument(
+            f"{name!r} can't name a snapshot: {PARTIAL_SUFFIX} is for those that aren't whole"
+        )
+    if folder.resolve().is_relative_to(data_dir.resolve()):
+        raise InvalidArgument(
+            f"snapshots can't go to {folder}: it is in the data dir {data_dir} itself; choose a "
+            "folder beside it, better on another disk"
+        )
+    target = folder / name
+    if target.exists():
+        raise AlreadyExists(f"there is a snapshot {name!r} in {folder} already")
+    return target
+
+
 def _write_rest(files: Files, partial: Path, catalog: bytes, checkpoint: bytes) -> None:
-    """Everything that isn't a version, and what makes the versions whole and durable."""
-    for folder in sorted((partial / "tables").glob("*/*")):
-        if is_trainable(folder) and not (folder / FROZEN_NAME).exists():
-            freeze(files, folder)
+    """Everything that isn't a version, and what makes the versions durable."""
+    for folder in sorted((partial / TABLES_NAME).glob("*/*")):
         sync_files(files, folder)
-        files.sync_dir(folder.parent)
+        files.sync_path(folder / MANIFEST_NAME)
     files.make_dirs(partial / STAGING_NAME)
     files.make_dirs(checkpoint_path(partial).parent)
     files.write_new(checkpoint_path(partial), checkpoint)
@@ -119,42 +152,90 @@ def drop_snapshots(files: Files, folder: Path, keep: int) -> None:
         files.remove_tree(path)
 
 
-def verify_snapshot(folder: Path) -> int:
-    """Hold a snapshot against its checksums; its LSN. BadFile naming the first damaged range."""
+@dataclass(frozen=True, slots=True)
+class SnapshotFiles:
+    """What snapshot.json says: the LSN, and the checksums of every file by its path within."""
+
+    lsn: int
+    files: dict[str, FileChecksums]
+
+
+def read_snapshot(folder: Path) -> SnapshotFiles:
+    """What the snapshot in `folder` consists of. BadFile when that can't be told."""
     path = folder / SNAPSHOT_NAME
     try:
         document = json.loads(path.read_bytes())
-        listed, lsn = dict(document["files"]), int(document["lsn"])
+        found = (int(document["format"]), int(document["lsn"]), dict(document["files"]))
+    except FileNotFoundError:
+        raise BadFile(f"{folder} isn't a snapshot: it has no {SNAPSHOT_NAME}") from None
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadFile(f"{path} can't be read as a snapshot's: {error}") from None
     if document.get("crc32") != document_crc(document):
         raise BadFile(f"{path} isn't what was written (crc32)")
+    version, lsn, listed = found
+    if version != SNAPSHOT_FORMAT:
+        raise DataDirVersion(
+            f"{path} has format {version}; this release reads {SNAPSHOT_FORMAT}"
+        )
+    checksums = {}
     for name, entry in sorted(listed.items()):
         if Path(name).is_absolute() or ".." in Path(name).parts:
             raise BadFile(f"{path} names {name!r}, outside of the snapshot")
-        for _ in verify_blocks(folder / name, FileChecksums.from_json(entry, name)):
-            pass
-    return lsn
+        checksums[name] = FileChecksums.from_json(entry, name)
+    return SnapshotFiles(lsn, checksums)
+
+
+def verify_snapshot(folder: Path) -> Iterator[int]:
+    """Hold a snapshot against its checksums, yielding how many bytes are verified so far.
+
+    BadFile naming the first file and range that isn't what was written.
+    """
+    done = 0
+    for name, recorded in read_snapshot(folder).files.items():
+        for verified in verify_blocks(folder / name, recorded):
+            yield done + verified
+        done += recorded.byte_count
 
 
 def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
     """Make the new or empty folder `data_dir` what the snapshot was of; its LSN.
 
-    The snapshot is verified first. The catalog comes last: without it the folder is no data dir.
-    AlreadyExists when the folder holds anything.
+    The snapshot is verified first. The catalog comes last: without it the folder is no data dir,
+    so that a kill leaves none. An error leaves the folder as it was. AlreadyExists when it holds
+    anything.
     """
-    lsn = verify_snapshot(snapshot)
+    contents = read_snapshot(snapshot)
+    if data_dir.exists() and not data_dir.is_dir():
+        raise AlreadyExists(f"{data_dir} is there and no folder; restore to a new one")
     if data_dir.exists() and any(data_dir.iterdir()):
         raise AlreadyExists(f"{data_dir} isn't empty; restore to a new folder")
+    for _ in verify_snapshot(snapshot):
+        pass
     files.make_dirs(data_dir)
-    sources = [path for path in sorted(snapshot.rglob("*")) if path.is_file()]
-    for path in sources:
-        name = path.relative_to(snapshot)
-        if str(name) in (SNAPSHOT_NAME, CATALOG_NAME) or path.name == FROZEN_NAME:
+    try:
+        _copy_contents(files, snapshot, data_dir, contents)
+    except BaseException:
+        for left in data_dir.iterdir():
+            with suppress(StorageError):
+                if left.is_dir():
+                    files.remove_tree(left)
+                else:
+                    files.unlink(left)
+        raise
+    return contents.lsn
+
+
+def _copy_contents(files: Files, snapshot: Path, data_dir: Path, contents: SnapshotFiles) -> None:
+    folders = set()
+    for name in contents.files:
+        if name == CATALOG_NAME:
             continue
-        files.make_dirs((data_dir / name).parent)
-        files.copy(path, data_dir / name)
-        files.sync_path(data_dir / name)
-        files.sync_dir((data_dir / name).parent)
+        target = data_dir / name
+        files.make_dirs(target.parent)
+        files.copy(snapshot / name, target)
+        files.sync_path(target)
+        folders.add(target.parent)
+    for folder in sorted(folders):
+        files.sync_dir(folder)
+    files.make_dirs(data_dir / STAGING_NAME)
     files.replace(data_dir / CATALOG_NAME, (snapshot / CATALOG_NAME).read_bytes())
-    return lsn

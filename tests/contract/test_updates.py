@@ -403,7 +403,7 @@ def test_a_row_that_would_not_be_finite_is_refused(
 @pytest.mark.parametrize("lr", [0.0, -1.0])
 def test_a_learning_rate_is_above_0(surface: Surface, trained: Trained, lr: float) -> None:
     before = trained.all_rows()
-    with pytest.raises(InvalidArgument, match="lr|learning rate"):
+    with pytest.raises(InvalidArgument, match=r"lr|learning rate"):
         surface.update("apply_gradients", {"float32": Update(np.array([1, 2]), ONES, lr=lr)})
     unchanged(trained, before)
 

@@ -1,0 +1,98 @@
+"""What clients push in the crash suite: every push is drawn from its number alone.
+
+So a client's log needs no more than numbers and LSNs, and whoever reads it has the very arrays.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd import Client
+from gatherd_server.types import UpdateOp
+
+OPS = (UpdateOp.SCATTER_ADD, UpdateOp.APPLY_GRADIENTS, UpdateOp.ASSIGN)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedTable:
+    """A table as `gatherd create` is told to make it."""
+
+    name: str
+    rows: int
+    dim: int
+    dtype: str
+    optimizer: str
+    options: tuple[str, ...] = ()
+
+
+TABLES = (
+    TrainedTable("momentum", 2_000, 16, "float32", "sgd", ("momentum=0.9",)),
+    TrainedTable("adagrad", 500, 8, "float32", "adagrad"),
+    TrainedTable("adam", 300, 32, "bfloat16", "adam", ("padding_id=0",)),
+    TrainedTable("plain", 40, 4, "bfloat16", "sgd"),
+)
+
+
+class Way(Enum):
+    """How a push is sent."""
+
+    SESSION = "session"  # by the client's own request id; the SDK tries until it is answered
+    KEY = "key"  # by an idempotency key, with hardly any patience, and again later by that key
+    REFUSED = "refused"  # one of its tables would hold infinity: none of it may be done
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class DrawnPush:
+    """A push: {table: (ids, values)}, and for apply_gradients the learning rate or None."""
+
+    op: UpdateOp
+    updates: dict[str, tuple[NDArray[np.int64], NDArray[np.float32]]]
+    lr: float | None
+    way: Way
+    patience_seconds: float
+    """How long the first try of Way.KEY waits."""
+
+    def send(self, client: Client, key: str | None, timeout: float) -> tuple[int, dict[str, int]]:
+        """Push it; its LSN and the versions that it changed. Raises what the client does."""
+        match self.op:
+            case UpdateOp.SCATTER_ADD:
+                result = client.scatter_add_many(
+                    self.updates, idempotency_key=key, timeout=timeout
+                )
+            case UpdateOp.ASSIGN:
+                result = client.assign_many(self.updates, idempotency_key=key, timeout=timeout)
+            case UpdateOp.APPLY_GRADIENTS:
+                result = client.apply_gradients_many(
+                    self.updates, lr=self.lr, idempotency_key=key, timeout=timeout
+                )
+        return result.lsn, result.versions
+
+
+def drawn_push(number: int) -> DrawnPush:
+    """Push number `number`, always the same."""
+    rng = np.random.default_rng([20, number])
+    way = rng.choice(list(Way), p=[0.62, 0.35, 0.03])
+    op = UpdateOp.ASSIGN if way is Way.REFUSED else OPS[int(rng.integers(3))]
+    table_count = 1 if rng.random() < 0.7 else int(rng.integers(2, len(TABLES) + 1))
+    chosen = [TABLES[int(number)] for number in rng.permutation(len(TABLES))[:table_count]]
+    updates = {}
+    for table in chosen:
+        most = int(rng.choice([8, 64, 1_500], p=[0.6, 0.32, 0.08]))
+        ids = rng.integers(0, table.rows, int(rng.integers(1, most + 1)))
+        values = rng.normal(0, 0.1, (ids.size, table.dim)).astype(np.float32)
+        if table.dtype == "float32" and rng.random() < 0.2:
+            values = values.astype(np.float16).astype(np.float32)
+        updates[table.name] = (ids, values)
+    if way is Way.REFUSED:
+        # Finite in float32, infinite once it is rounded to bfloat16. Other tables come before it.
+        updates.pop("plain", None)
+        updates["plain"] = (np.array([3]), np.full((1, 4), 3.4e38, np.float32))
+    lr = float(rng.uniform(0.001, 0.1)) if rng.random() < 0.2 else None
+    return DrawnPush(op, updates, lr, way, float(rng.uniform(0.001, 0.03)))
+
+
+def key_of(number: int) -> str:
+    """The idempotency key of push `number`."""
+    return f"push-{number}"

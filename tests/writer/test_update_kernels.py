@@ -1,0 +1,82 @@
+"""The update kernels load only where they are needed, and round alike on every processor."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from gatherd_server.writer import update_kernels
+
+ROUNDING = """
+import numba
+import numpy as np
+from gatherd.store.dtypes import DType, convert
+from gatherd.store.intrinsics import store_bfloat16, store_float16
+
+@numba.njit
+def round_all(values, halves, bfloats):
+    for i in range(values.size):
+        store_float16(halves, 2 * i, values[i])
+        store_bfloat16(bfloats, 2 * i, values[i])
+
+rng = np.random.default_rng(0)
+every_half = np.arange(65536, dtype=np.uint16).view(np.float16).astype(np.float32)
+ties = (every_half.view(np.uint32) | 0x1000).view(np.float32)
+random = rng.integers(0, 2**32, 300_000, np.uint32)
+small = (random & 0x87FFFFFF) | (rng.integers(96, 116, random.size).astype(np.uint32) << 23)
+values = np.concatenate([every_half, ties, random.view(np.float32), small.view(np.float32)])
+out = {}
+for dtype in (DType.FLOAT16, DType.BFLOAT16):
+    out[dtype] = np.zeros(values.size, np.uint16)
+round_all(values, out[DType.FLOAT16].view(np.uint8), out[DType.BFLOAT16].view(np.uint8))
+for dtype, got in out.items():
+    bits = np.empty(values.size, dtype.storage)
+    convert(values, DType.FLOAT32, bits, dtype)
+    number = ~np.isnan(values)
+    np.testing.assert_array_equal(got[number], bits.view(np.uint16)[number])
+    infinity = 0x7C00 if dtype is DType.FLOAT16 else 0x7F80
+    assert ((got[~number] & 0x7FFF) > infinity).all()
+print("equal")
+"""
+
+
+def run(code: str, **environment: str) -> str:
+    """What `code` prints in a process of its own."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA")}
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**kept, **environment},
+        capture_output=True,
+        text=True,
+        timeout=110,
+    )
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def test_import_does_not_load_numba() -> None:
+    code = "import sys, gatherd_server.writer.optimizers; print('numba' in sys.modules)"
+    assert run(code) == "False"
+
+
+def test_this_processor_rounds_as_numpy_does() -> None:
+    assert run(ROUNDING) == "equal"
+
+
+def test_a_processor_without_half_floats_rounds_as_numpy_does() -> None:
+    environment = {}
+    if os.uname().machine == "x86_64":
+        environment = {"NUMBA_CPU_NAME": "x86-64", "NUMBA_CPU_FEATURES": "+sse2"}
+    assert run(ROUNDING, **environment) == "equal"
+
+
+def test_the_sources_are_every_file_of_ours_that_the_kernels_are_made_of() -> None:
+    code = """
+import sys
+from gatherd_server.writer import compiled_updates
+parts = [getattr(part, "__module__", None) or "" for part in vars(compiled_updates).values()]
+names = {name for name in parts if name.startswith("gatherd")}
+print("\\n".join(sorted(sys.modules[name].__file__ for name in names)))
+"""
+    files = sorted(str(path.resolve()) for path in update_kernels.SOURCES)
+    assert sorted(str(Path(name).resolve()) for name in run(code).splitlines()) == files
