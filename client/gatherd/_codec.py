@@ -330,7 +330,7 @@ def _table_info(table: table_pb2.Table) -> TableInfo:
 def _optimizer(table: table_pb2.Table) -> dict[str, Any] | None:
     if not table.HasField("optimizer"):
         return None
-    return {"name": table.optimizer.name, **table.optimizer.options}
+    return {"name": table.optimizer.name, **dict(sorted(table.optimizer.options.items()))}
 
 
 def _limits(limits: table_pb2.Limits) -> Limits:

@@ -1,6 +1,7 @@
 """A served data dir under fire: clients push, tables are switched, and processes are killed.
 
-`Siege` runs it; `verdict` then holds every client's log and every file against the oracle.
+`Siege` runs it; `verdict` then holds every client's log, the update log as it was found after each
+kill of everything, every snapshot and every file against the oracle.
 """
 
 import json
@@ -12,26 +13,25 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-import crash
 from crash.oracle import Acknowledged, Oracle, Switched, placed
-from crash.workload import TABLES, TrainedTable
+from crash.workload import TABLES, TrainedTable, Way, drawn_push, key_of
 from gatherd import Client
 from gatherd.errors import (
     DeadlineExceeded,
     FailedPrecondition,
-    GatherdError,
     RetryableError,
     VersionMismatch,
     VersionNotFound,
 )
 from gatherd.store.control import ControlPage
+from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
+from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.snapshot import verify_snapshot
 from support.server import RunningServer, clean_environment, run_cli, wait_until
 
@@ -72,7 +72,7 @@ class Switcher:
         self._newest = dict(self._live)
         self._stop = threading.Event()
         self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run)
+        self._thread = threading.Thread(target=self._run, daemon=True)
         self._count = 0
 
     def start(self) -> None:
@@ -138,64 +138,231 @@ class Switcher:
         self._newest[table] = max(version, self._newest[table])
 
 
-@dataclass(slots=True)
+class Pusher:
+    """A client process; see pusher.py."""
+
+    def __init__(self, number: int, log: Path, urls: list[str]) -> None:
+        self.log = log
+        tests = str(Path(__file__).parents[1])
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "crash.pusher", str(number * 10**9), str(THREADS), log, *urls],
+            stdin=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**clean_environment(), "PYTHONPATH": tests},
+        )
+
+    def outcome_bytes(self) -> int:
+        """How long its log is: it grows with every push that is answered."""
+        return self.log.stat().st_size if self.log.exists() else 0
+
+    def check(self) -> None:
+        """AssertionError when it has died."""
+        if self._process.poll() is not None:
+            _, errors = self._process.communicate()
+            raise AssertionError(f"a client ended before it was told to:\n{errors}")
+
+    def finish(self) -> None:
+        """Have every push that is under way answered. AssertionError when one failed."""
+        _, errors = self._process.communicate(timeout=RECOVERY_SECONDS)
+        assert self._process.returncode == 0, errors
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+
+class Siege:
+    """A data dir in `folder`, served by `workers` workers; `seed` is for when and whom to kill."""
+
+    def __init__(self, folder: Path, workers: int, seed: int) -> None:
+        self._folder = folder
+        self._workers = workers
+        self._seed = seed
+        self._chance = random.Random(seed)
+        self._pushers: list[Pusher] = []
+        self.data_dir = folder / "data"
+        self.server_log = folder / "server.log"
+        self.kills: Counter[str] = Counter()
+        self.logged: dict[int, object] = {}
+        """The request ids that were found in the log's frames, by LSN."""
+        make_tables(self.data_dir)
+        self.oracle = Oracle.begin(self.data_dir)
+        self.first_lsn = _applied_lsn(self.data_dir)
+
+    def run(self, kill_count: int) -> None:
+        """Serve, push and kill `kill_count` times, and stop in good order."""
+        server = self._server("127.0.0.1:0", "127.0.0.1:0").__enter__()
+        addresses = urlsplit(server.http).netloc, urlsplit(server.grpc).netloc
+        self.switcher = Switcher(server.http, self._seed)
+        urls = [server.http, server.grpc]
+        try:
+            self._pushers = [
+                Pusher(number, self._folder / f"client{number}.log", urls)
+                for number in range(1, CLIENT_PROCESSES + 1)
+            ]
+            self.switcher.start()
+            while (left := kill_count - self.kills.total()) > 0:
+                for _ in range(min(left - 1, KILLS_A_LIFE[self._workers])):
+                    self._kill_one(server)
+                self._await_moment()
+                server.kill()
+                self.kills["everything"] += 1
+                self._read_log()
+                server = self._server(*addresses).__enter__()
+            self._await_pushes(50)
+            self.switcher.stop()
+            for pusher in self._pushers:
+                pusher.finish()
+            assert server.stop() == 0
+        finally:
+            for pusher in self._pushers:
+                pusher.kill()
+            if server.process.poll() is None:
+                server.kill()
+
+    def _server(self, http: str, grpc: str) -> RunningServer:
+        return RunningServer(
+            "--data-dir", self.data_dir, "--snapshot-dir", self._folder / "snapshots",
+            "--workers", str(self._workers), "--http", http, "--grpc", grpc, *SETTINGS,
+            log_path=self.server_log,
+        )  # fmt: skip
+
+    def _kill_one(self, server: RunningServer) -> None:
+        """SIGKILL for a worker or the writer, at a random moment."""
+        self._await_moment()
+        name, pids = "worker", server.worker_pids
+        if self._workers == 1:
+            name = "worker with the writer in it"
+        elif self._chance.random() < 0.5:
+            name, pids = "writer", server.writer_pids
+        wait_until(lambda: bool(pids()), f"there is a {name} again", RECOVERY_SECONDS)
+        os.kill(self._chance.choice(pids()), signal.SIGKILL)
+        self.kills[name] += 1
+
+    def _await_moment(self) -> None:
+        """Some pushes later, or some time, in which nothing at all may have come up again."""
+        if self._chance.random() < 0.6:
+            self._await_pushes(self._chance.randint(1, 60))
+        else:
+            time.sleep(self._chance.uniform(0, 0.4))
+
+    def _await_pushes(self, count: int) -> None:
+        byte_count = self._outcome_bytes() + 50 * count
+        deadline = time.monotonic() + RECOVERY_SECONDS
+        while self._outcome_bytes() < byte_count:
+            for pusher in self._pushers:
+                pusher.check()
+            assert time.monotonic() < deadline, (
+                f"no {count} pushes are answered within {RECOVERY_SECONDS} s; {dict(self.kills)}; "
+                f"the server's log ends with\n{self.server_log.read_text()[-3000:]}"
+            )
+            time.sleep(0.005)
+
+    def _outcome_bytes(self) -> int:
+        return sum(pusher.outcome_bytes() for pusher in self._pushers)
+
+    def _read_log(self) -> None:
+        """Note what the log has of pushes, now that nobody writes it."""
+        checkpoint = read_checkpoint(self.data_dir)
+        for frame in LogReader(self.data_dir / WAL_NAME, checkpoint.lsn):
+            if frame.kind is FrameKind.PUSHES:
+                for offset, (request_id, *_) in enumerate(frame.record.directory["pushes"]):
+                    lsn = frame.first_lsn + offset
+                    assert self.logged.setdefault(lsn, request_id) == request_id, lsn
+
+    def outcomes(self) -> list[list[Any]]:
+        """Every line of every client's log."""
+        return [
+            json.loads(line)
+            for pusher in self._pushers
+            for line in pusher.log.read_text().splitlines()
+        ]
+
+
+@dataclass(frozen=True, slots=True)
 class Verdict:
-    """What was found to be as it has to be."""
+    """How much was held against the oracle, and is as it has to be."""
 
     acknowledged: int
     repeated: int
     refused: int
     switches: int
+    unanswered_switches: int
     snapshots: int
     versions: int
-    lsn: int
 
 
-@dataclass(slots=True)
-class Siege:
-    """A data dir in `folder`, served by `workers` workers, with `seed` for everything random."""
+def verdict(siege: Siege) -> Verdict:
+    """AssertionError unless every acknowledged push was done once, and nothing else was."""
+    acknowledged, repeated, refused = _read_outcomes(siege.outcomes())
+    by_lsn = {done.lsn: done for done in acknowledged.values()}
+    assert len(by_lsn) == len(acknowledged), "two pushes were given the same LSN"
+    switches = siege.switcher.switches
+    last_lsn = _applied_lsn(siege.data_dir)
+    unknown = set(range(siege.first_lsn + 1, last_lsn + 1)) - set(by_lsn)
+    unknown -= {switched.lsn for switched in switches if switched.lsn is not None}
+    assert max(by_lsn) <= last_lsn
+    events: list[tuple[int, Acknowledged | Switched]] = [*by_lsn.items()]
+    events += placed(switches, unknown)
+    for lsn, request_id in siege.logged.items():
+        assert lsn in by_lsn, f"the log has {request_id} as LSN {lsn}, which nobody was told of"
+        if isinstance(request_id, str):
+            assert request_id == key_of(by_lsn[lsn].number), lsn
+    snapshots = _replay(siege, sorted(events, key=lambda event: event[0]))
+    versions = siege.oracle.check(siege.data_dir, "at the end")
+    unanswered = sum(switched.lsn is None for switched in switches)
+    return Verdict(
+        len(by_lsn), repeated, refused, len(switches), unanswered, snapshots, versions
+    )
 
-    folder: Path
-    workers: int
-    seed: int
-    kills: Counter[str] = field(default_factory=Counter)
 
-    @property
-    def data_dir(self) -> Path:
-        return self.folder / "data"
+def _read_outcomes(lines: list[list[Any]]) -> tuple[dict[int, Acknowledged], int, int]:
+    acknowledged: dict[int, Acknowledged] = {}
+    repeated = refused = 0
+    for number, lsn, told in lines:
+        is_wrong = drawn_push(number).way is Way.REFUSED
+        assert is_wrong == (lsn is None), f"push {number}: {told}"
+        if lsn is None:
+            refused += 1
+            continue
+        done = Acknowledged(number, lsn, told)
+        first = acknowledged.setdefault(number, done)
+        assert first == done, f"push {number} was answered {first}, and then {done}"
+        repeated += first is not done
+    return acknowledged, repeated, refused
 
-    @property
-    def server_log(self) -> Path:
-        return self.folder / "server.log"
 
-    def run(self, kill_count: int) -> None:
-        """Serve, push and kill until `kill_count` processes or whole servers were killed."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        chance = random.Random(self.seed)
-        with ExitStack() as stack:
-            server = stack.enter_context(self._server("127.0.0.1:0", "127.0.0.1:0"))
-            addresses = urlsplit(server.http).netloc, urlsplit(server.grpc).netloc
-            stack.enter_context(self._pushing(server))
-            switcher = Switcher(server.http, self.seed)
-            switcher.start()
-            stack.callback(switcher.stop)
-            try:
-                while sum(self.kills.values()) < kill_count:
-                    left = kill_count - sum(self.kills.values())
-                    self._live_and_die(server, chance, min(left - 1, KILLS_A_LIFE[self.workers]))
-                    server = stack.enter_context(self._server(*addresses))
-            except BaseException:
-                # Clients that wait for a server that is gone would do so for minutes.
-                switcher_error = None if self._is_up(server) else server.log[-2000:]
-                if switcher_error:
-                    print(switcher_error, file=sys.stderr)
-                raise
-            self._wait_for_pushes(20)
-            self.switches = switcher  # read by the verdict
+def _replay(siege: Siege, events: list[tuple[int, Acknowledged | Switched]]) -> int:
+    """Do everything in the order of the LSNs; snapshots are checked at theirs. How many."""
+    oracle = siege.oracle
+    live = {table.name: 1 for table in TABLES}
+    waiting = sorted(siege.switcher.snapshots, key=lambda taken: taken[1], reverse=True)
+    count = len(waiting)
 
-    def _server(self, http: str, grpc: str) -> RunningServer:
-        return RunningServer(
-            "--data-dir", self.data_dir, "--snapshot-dir", self.folder / "snapshots",
-            "--workers", str(self.workers), "--http", http, "--grpc", grpc, *SETTINGS,
-            log_path=self.server_log,
-        )  # fmt: skip
+    def check_snapshots(before_lsn: float) -> None:
+        while waiting and waiting[-1][1] < before_lsn:
+            folder, lsn = waiting.pop()
+            assert verify_snapshot(folder) == lsn
+            oracle.check(folder, f"snapshot {folder.name} at LSN {lsn}")
+
+    for lsn, event in events:
+        check_snapshots(lsn)
+        if isinstance(event, Switched):
+            assert live[event.table] == event.before, event
+            oracle.switch(event)
+            live[event.table] = event.after
+            continue
+        bound = {table: live[table] for table in event.versions}
+        assert bound == event.versions, f"{event} went to other versions than the live {bound}"
+        oracle.push(event)
+    check_snapshots(float("inf"))
+    return count
+
+
+def _applied_lsn(data_dir: Path) -> int:
+    page = ControlPage(data_dir)
+    try:
+        return page.applied_lsn
+    finally:
+        page.close()

@@ -27,7 +27,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType
-from gatherd.store.format import open_readonly, read_layout
+from gatherd.store.format import open_readonly, read_layout, read_npy_header
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.stripes import map_counters
 from gatherd.store.table import Table
@@ -178,13 +178,19 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
 
 def read_default_vector(path: Path) -> NDArray[np.float32]:
     """A vector from a .npy file of floats, 1-D, as float32. BadFile when it isn't one."""
+    fd = open_readonly(path)
     try:
-        vector = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
-        raise BadFile(f"{path} can't be read as a default vector: {error}") from None
-    if not isinstance(vector, np.ndarray) or vector.ndim != 1 or vector.dtype.kind != "f":
-        raise BadFile(f"{path} isn't a default vector: it takes one float array of shape (dim,)")
-    return np.ascontiguousarray(vector, np.float32)
+        shape, _, dtype, offset = read_npy_header(fd, str(path))
+        if len(shape) != 1 or dtype.kind != "f":
+            raise BadFile(
+                f"{path} isn't a default vector: it takes one float array of shape (dim,)"
+            )
+        data = os.pread(fd, shape[0] * dtype.itemsize, offset)
+    finally:
+        os.close(fd)
+    if len(data) != shape[0] * dtype.itemsize:
+        raise BadFile(f"{path} is truncated: it has {len(data)} bytes of a {dtype} {shape} array")
+    return np.frombuffer(data, dtype).astype(np.float32)
 
 
 def _read_default(path: Path) -> NDArray[np.float32] | None:

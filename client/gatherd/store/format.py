@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -38,6 +39,13 @@ _NPY_DTYPES = {
     "<V2": DType.BFLOAT16,
     "|V2": DType.BFLOAT16,
 }
+_LENGTH = rb"(?:0|[1-9][0-9]{0,18})"
+# What NumPy writes for a plain array of one or two dimensions, format 1.0, byte for byte.
+_PLAIN_NPY = re.compile(
+    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<>|][fV][248])', 'fortran_order': (True|False), "
+    rb"'shape': \((" + _LENGTH + rb", ?" + _LENGTH + rb"?)\), \} *\n",
+    re.DOTALL,
+)
 _SAFETENSORS_DTYPES = {
     "F32": DType.FLOAT32,
     "F16": DType.FLOAT16,
@@ -119,7 +127,23 @@ def file_bytes(fd: int) -> int:
 
 
 def _read_npy(fd: int, name: str) -> RowLayout:
+    shape, fortran_order, dtype, offset = read_npy_header(fd, name)
+    return _npy_layout(name, shape, fortran_order, dtype, offset, file_bytes(fd))
+
+
+def read_npy_header(fd: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """The shape, Fortran order and dtype of a .npy file's array, and its offset.
+
+    BadFile, naming `name`, when the header is damaged. As NumPy reads it, but for the headers that
+    NumPy writes: evaluating those fails now and then when threads do it at once
+    (https://github.com/python/cpython/issues/106905).
+    """
     head = os.pread(fd, NPY_HEADER_BYTES_MAX, 0)
+    if plain := _PLAIN_NPY.match(head):
+        descr, is_fortran, lengths = (group.decode() for group in plain.groups()[1:])
+        if plain.end() - 10 == int.from_bytes(plain[1], "little"):
+            shape = tuple(int(length) for length in lengths.split(",") if length)
+            return shape, is_fortran == "True", np.dtype(descr), plain.end()
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
@@ -130,7 +154,7 @@ def _read_npy(fd: int, name: str) -> RowLayout:
         shape, fortran_order, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
     except Exception as error:  # noqa: BLE001  # NumPy's parser lets any tokenizer error through
         raise BadFile(f"{name} has a damaged .npy header: {error}") from None
-    return _npy_layout(name, shape, fortran_order, dtype, stream.tell(), file_bytes(fd))
+    return shape, fortran_order, dtype, stream.tell()
 
 
 def _npy_layout(

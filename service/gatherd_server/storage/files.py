@@ -23,12 +23,19 @@ COPY_BYTES = 4 << 20
 class Files:
     """The file operations that durability hangs on. Each raises StorageError naming the path."""
 
-    def write_new(self, path: Path, data: bytes) -> None:
-        """Make the file `path` with `data`, durable on return but for its name: see `sync_dir`."""
-        with _told(path), open(path, "xb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+    def write_new(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+        """Make the file `path` with `data`, durable on return but for its name: see `sync_dir`.
+
+        Without `durable`, whoever writes more to it syncs later.
+        """
+        with _told(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        try:
+            self.write_at(fd, memoryview(data), 0, path)
+            if durable:
+                self.sync(fd, path)
+        finally:
+            os.close(fd)
 
     def replace(self, path: Path, data: bytes) -> None:
         """Give `path` new contents at once: readers and a crash see the old file or the new one."""
@@ -38,22 +45,28 @@ class Files:
         self.write_new(fresh, data)
         with _told(path):
             fresh.replace(path)
-        self.sync_dir(path.parent)
+        self.sync_dir(path.parent, path)
 
     def rename(self, source: Path, target: Path) -> None:
         """Move `source` to `target`, durable on return."""
         with _told(target):
             source.rename(target)
-        self.sync_dir(target.parent)
-        self.sync_dir(source.parent)
+        self.sync_dir(target.parent, target)
+        if source.parent != target.parent:
+            self.sync_dir(source.parent, source)
 
-    def make_dirs(self, path: Path) -> None:
-        """Make `path` and what is missing above it, durable on return."""
+    def make_dirs(self, path: Path, *, durable: bool = True) -> None:
+        """Make `path` and what is missing above it, durable on return; or else not yet.
+
+        The name of `path` is synced also where it is there already: who made it may have been
+        killed before it was durable.
+        """
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         with _told(path):
             path.mkdir(parents=True, exist_ok=True)
-        for folder in reversed(missing):
-            self.sync_dir(folder.parent)
+        if durable:
+            for folder in reversed(missing or [path]):
+                self.sync_dir(folder.parent, folder)
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy a file to the new file `target`, its blocks reserved; not durable yet."""
@@ -76,8 +89,12 @@ class Files:
         with _told(path):
             os.fsync(fd)
 
-    def sync_dir(self, path: Path) -> None:
-        """Make the names in folder `path` durable."""
+    def sync_dir(
+        self,
+        path: Path,
+        of: Path | None = None,  # noqa: ARG002  # tells a subclass
+    ) -> None:
+        """Make the names in folder `path` durable; `of` is the one that it is done for."""
         with _told(path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -102,7 +119,7 @@ class Files:
             self.allocate(fd, byte_count, path)
             self.write_at(fd, memoryview(head), 0, path)
             self.sync(fd, path)
-            self.sync_dir(path.parent)
+            self.sync_dir(path.parent, path)
         except BaseException:
             os.close(fd)
             with suppress(StorageError):

@@ -57,7 +57,7 @@ class _GrowingArray:
         self._files = files
         self._path = path
         self._descr = descr
-        files.write_new(path, bytes(NPY_HEADER_BYTES))
+        files.write_new(path, bytes(NPY_HEADER_BYTES), durable=False)
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             self._map(length)
@@ -216,7 +216,7 @@ class KeyIndexBuilder:
         self._seed = _place(self._slots.array, ints, offsets, data, self.count, seed)
 
     def finish(self) -> None:
-        """Write what makes the files an index; all of it durable on return."""
+        """Write what makes the files an index; all of it durable on return but for the names."""
         assert not self._finished
         self._finished = True
         slot_count = self._slots.array.size
@@ -230,7 +230,6 @@ class KeyIndexBuilder:
         self._files.write_new(
             self._folder / KEYS_JSON, _with_checksums(self._folder, info).encode()
         )
-        self._files.sync_dir(self._folder)
 
 
 def slots_for(count: int) -> int:

@@ -291,7 +291,7 @@ def write_slots(
 def _write_slot(files: Files, path: Path, slot: SlotSpec, row_count: int, dim: int) -> None:
     dtype, shape = slot.array(row_count, dim)
     header = npy_header(dtype.str, shape)
-    files.write_new(path, header)
+    files.write_new(path, header, durable=False)
     with open(path, "r+b", buffering=0) as file:
         end = slot.file_bytes(row_count, dim)
         # What is allocated and never written reads as zeros.

@@ -90,16 +90,17 @@ class StagedTable:
 
 
 def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
-    """Write `table` durably to a new folder in `staging`.
+    """Write `table` to a new folder in `staging`.
 
-    StorageError when the disk is full or fails, InvalidArgument when such a table can't be trained
+    What its files hold is durable; their names and the manifest are when the folder is made a
+    version (`finish_manifest`): nobody misses it before. StorageError when the disk is full or fails, InvalidArgument when such a table can't be trained
     as it asks; the folder is gone then.
     """
     if table.optimizer is not None:
         table.optimizer.check_table(table.dtype, table.row_count)
     uid = uuid.uuid4().hex
     folder = staging / uid
-    files.make_dirs(folder)
+    files.make_dirs(folder, durable=False)
     try:
         row_count, checksums = _write_rows(files, folder, table)
         if table.optimizer is not None:
@@ -126,8 +127,8 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
             CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
         }
         manifest["crc32"] = document_crc(manifest)
-        files.write_new(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
-        files.sync_dir(folder)
+        document = json.dumps(manifest, indent=1).encode()
+        files.write_new(folder / MANIFEST_NAME, document, durable=False)
     except BaseException:
         files.remove_tree(folder)
         raise
@@ -175,7 +176,8 @@ class _WeightsFile:
         self._row_count_max = table.row_count or 0
 
     def __enter__(self) -> Self:
-        self._files.write_new(self._path, _npy_header(self._dtype, 0, self._dim))
+        header = _npy_header(self._dtype, 0, self._dim)
+        self._files.write_new(self._path, header, durable=False)
         self._file = open(self._path, "r+b", buffering=0)  # closed in __exit__
         try:
             self._reserve(self._row_count_max * self._row_bytes)

@@ -73,14 +73,25 @@ class LogWriter:
         try:
             end = self._files.write_all_at(self._fd, parts, self._position, self._path)
         except DiskFull:
-            # The frame isn't whole. Without its header nobody has to find that out by its checksum.
-            blank = memoryview(bytes(FRAME_HEADER_BYTES))
-            self._files.write_at(self._fd, blank, self._position, self._path)
+            self._blank(self._fd)
             raise
         if self._syncs:
             self._files.sync_data(self._fd, self._path)
         self._position = end
         self._next_lsn = last_lsn + 1
+
+    def _blank(self, fd: int) -> None:
+        """Take the header of a frame away for which there was no room, durably.
+
+        If all that is missing of it are zeros, then on the disk it is whole, though refused.
+        """
+        blank = memoryview(bytes(FRAME_HEADER_BYTES))
+        try:
+            self._files.write_at(fd, blank, self._position, self._path)
+        except DiskFull as error:
+            raise StorageError(f"{self._path}: can't take back a frame: {error}") from error
+        if self._syncs:
+            self._files.sync_data(fd, self._path)
 
     def byte_count(self) -> int:
         """Bytes of all segments, reserved ones included."""
@@ -102,9 +113,13 @@ class LogWriter:
         return dropped
 
     def drop_all(self) -> None:
-        """Delete every segment: the checkpoint has all that they hold."""
+        """Delete every segment, durably: the checkpoint has all that they hold.
+
+        One that came back, of a writer that doesn't sync, would be damage to the next start.
+        """
         for _, path in segment_paths(self._wal):
             self._files.unlink(path)
+        self._files.sync_dir(self._wal)
 
     def close(self) -> None:
         """Close the segment; what was appended is durable already."""

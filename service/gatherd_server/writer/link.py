@@ -8,12 +8,12 @@ caller's retry, by the same request id, finds out.
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Final, Protocol, cast
 
 from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable, UpdatesStopped
 from gatherd_server.errors import unexpected
@@ -37,6 +37,8 @@ logger = logging.getLogger("gatherd.writer")
 RECONNECT_SECONDS = 0.05
 # What may wait to be sent to the writer: more is refused.
 UNSENT_BYTES_MAX = 64 << 20
+# What the writer had in hand when it went may be in the log. The SDK reads this of an error.
+OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
 
 Prepare = Callable[[str, int], None]
 """Map a version of a table that is about to be live; raises a GatherdError when it can't be."""
@@ -202,7 +204,7 @@ class SocketLink(asyncio.Protocol):
         self._transport = None
         waiting, self._waiting = self._waiting, {}
         for future in waiting.values():
-            future.set_exception(_restarting(_OUTCOME_UNKNOWN))
+            future.set_exception(_restarting(OUTCOME_UNKNOWN))
         if not self._closed:
             self._connecting = self._loop.create_task(self.connect())
 
@@ -334,10 +336,6 @@ class _Connection(asyncio.Protocol):
             future.set_exception(answer)
         else:
             future.set_result(None)
-
-
-# What the writer had in hand when it went may be in the log; the SDK reads this member.
-_OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
 
 
 def _restarting(metadata: Mapping[str, str] | None = None) -> Unavailable:

@@ -49,6 +49,8 @@ logger = logging.getLogger("gatherd.writer")
 RETRY_AFTER_SECONDS = 0.2
 # How often it is looked whether a checkpoint is due.
 HOUSEKEEPING_SECONDS = 0.25
+# How much of a commit's time the next one may wait for more pushes.
+GATHER_PART = 0.25
 
 T = TypeVar("T")
 
@@ -103,6 +105,8 @@ class Writer:
         self._pins: dict[object, int] = {}
         self._stopped: UpdatesStopped | None = None
         self._closing = False
+        self._commit_seconds = 0.0
+        self._expected = 1
         self._checkpointing = threading.Lock()
         self._house_closes = threading.Event()
         if self._control.has_failed:
@@ -291,6 +295,7 @@ class Writer:
             with self._lock:
                 while not (self._queue or self._jobs or self._closing):
                     self._wake.wait()
+                self._gather()
                 job = self._jobs.popleft() if self._jobs else None
                 batch = [] if job else self._take_batch()
                 if job is None and not batch:
@@ -299,6 +304,18 @@ class Writer:
                 job()
             else:
                 self._commit(batch)
+
+    def _gather(self) -> None:
+        """Wait a little for those who were answered just now: they are likely to push again.
+
+        Otherwise pushers fall into two halves that commit in turns. Bounded by a part of what a
+        commit takes, so that waiting never costs more than it can win; one pusher waits for nobody.
+        """
+        deadline = time.monotonic() + GATHER_PART * self._commit_seconds
+        while len(self._queue) < self._expected and not (self._jobs or self._closing):
+            left = deadline - time.monotonic()
+            if left <= 0 or not self._wake.wait(left):
+                return
 
     def _take_batch(self) -> list[_Waiting]:
         batch: list[_Waiting] = []
@@ -313,6 +330,7 @@ class Writer:
 
     def _commit(self, batch: list[_Waiting]) -> None:
         outcomes: list[PushResult | GatherdError]
+        begin = time.monotonic()
         try:
             outcomes = self._committed([waiting.submitted for waiting in batch])
         except GatherdError as error:
@@ -320,6 +338,8 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - logged, and told to who waits
             outcomes = [unexpected(error)] * len(batch)
         with self._lock:
+            self._commit_seconds = time.monotonic() - begin
+            self._expected = len(batch) + len(self._queue)
             for waiting, outcome in zip(batch, outcomes, strict=True):
                 request_id = waiting.submitted.push.request_id
                 self._by_id.pop(request_id, None)
