@@ -18,10 +18,13 @@ from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.channel import configure_logging
+from gatherd_server.cli_data_dir import open_data_dir
+from gatherd_server.cli_export import export
 from gatherd_server.cli_import import (
     data_dir_option,
     default_vector_option,
     import_table,
+    publish,
     read_default,
 )
 from gatherd_server.cli_inspect import plan, verify
@@ -29,17 +32,22 @@ from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
 from gatherd_server.cli_update import (
     apply_gradients,
     assign,
-    delete,
     integer,
     scatter_add,
     url_option,
+)
+from gatherd_server.cli_versions import (
+    delete,
+    restore,
+    rollback,
+    set_optimizer,
+    snapshot,
     versions,
 )
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.settings import ServeSettings, load_settings
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.supervisor import Addresses, Supervisor
-from gatherd_server.writer.publish import own_data_dir
 
 ROWS_MAX = 2**48
 DIM_MAX = 2**20
@@ -196,15 +204,14 @@ def create(
         default,
         optimizer=trained,
     )
-    with own_data_dir(data_dir, create=True) as owned:
-        owned.add_table(table)
+    with open_data_dir(data_dir, create=True) as opened:
+        opened.add_table(table)
     byte_count = rows * dim * table.dtype.itemsize
     click.echo(f"{name}: {rows} rows of {dim} {dtype} ({byte_count / 1e6:.1f} MB) in {data_dir}")
 
 
-cli.add_command(import_table)
-cli.add_command(plan)
-cli.add_command(verify)
+for command in (import_table, publish, plan, verify, export):
+    cli.add_command(command)
 
 
 @cli.command()
@@ -298,7 +305,9 @@ def lookup(
         click.echo(f"{label}: {shown}{more}{'  (missing)' if is_missing else ''}")
 
 
-for command in (scatter_add, apply_gradients, assign, versions, delete):
+for command in (scatter_add, apply_gradients, assign):
+    cli.add_command(command)
+for command in (versions, rollback, set_optimizer, delete, snapshot, restore):
     cli.add_command(command)
 
 

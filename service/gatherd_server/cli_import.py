@@ -1,30 +1,45 @@
-"""`gatherd import`: its options, its progress bar and its summary."""
+"""`gatherd import` and `gatherd publish`: their options, progress bar and summary."""
 
 import sys
+from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 import numpy as np
+from click.core import ParameterSource
 from numpy.typing import NDArray
 
-from gatherd.errors import InvalidArgument
-from gatherd.store.catalog import read_default_vector
+from gatherd.errors import FailedPrecondition, InvalidArgument, VersionMismatch
+from gatherd.store.catalog import open_table, read_default_vector, table_not_found
 from gatherd.store.dtypes import DType
+from gatherd.store.key_index import KeyKind
+from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
-from gatherd_server.loaders.batches import OnBadRow
+from gatherd_server.cli_versions import (
+    chosen_place,
+    if_version_option,
+    keep_versions_option,
+    place_options,
+    publish_copy,
+)
+from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import is_uri
+from gatherd_server.storage.slots import Optimizer
+from gatherd_server.types import LIVE_VERSION
 from gatherd_server.writer.importing import (
     ImportOptions,
     ImportSummary,
+    NewVersion,
     OnDuplicate,
     OnNonfinite,
     import_rows,
 )
-from gatherd_server.writer.publish import own_data_dir
+from gatherd_server.writer.publish import DataDir
 
 _LIMITS = UnpackLimits()
 
@@ -56,70 +71,113 @@ def _choice(policy: type[OnDuplicate] | type[OnNonfinite] | type[OnBadRow]) -> c
     return click.Choice([member.value for member in policy])
 
 
+def _source_options(command: Callable[..., None]) -> Callable[..., None]:
+    """How a source is read, for import and publish; `_Reading` takes them."""
+    for option in reversed(_SOURCE_OPTIONS):
+        command = option(command)
+    return command
+
+
+_SOURCE_OPTIONS = (
+    click.option(
+        "--dtype",
+        type=click.Choice([dtype.value for dtype in DType]),
+        help="Convert; by default as the source has it, and float32 for text.",
+    ),
+    click.option(
+        "--keys", metavar="FILE", help="Keys for the rows: a line each, or a .npy of ints."
+    ),
+    click.option(
+        "--key-column", metavar="COLUMN", help="Column of keys, of Parquet and Arrow files."
+    ),
+    click.option(
+        "--on-duplicate",
+        type=_choice(OnDuplicate),
+        default="error",
+        show_default=True,
+        help="A key that stands there twice: refuse the source, or keep the first.",
+    ),
+    click.option(
+        "--on-bad-row",
+        type=_choice(OnBadRow),
+        default="error",
+        show_default=True,
+        help="A line or list that isn't a key and dim numbers: refuse the source, or leave it out.",
+    ),
+    click.option(
+        "--on-nonfinite",
+        type=_choice(OnNonfinite),
+        default="error",
+        show_default=True,
+        help="A row with NaN or infinity: refuse the source, leave the row out (with keys), or "
+        "keep.",
+    ),
+    click.option(
+        "--unpacked-bytes-max",
+        type=click.IntRange(1),
+        default=_LIMITS.bytes_max,
+        show_default=True,
+        help="Bytes that a packed source may unpack to, or a remote one have.",
+    ),
+    click.option(
+        "--unpacked-ratio-max",
+        type=click.IntRange(1),
+        default=_LIMITS.ratio_max,
+        show_default=True,
+        help="How many times its size a packed source may unpack to.",
+    ),
+    default_vector_option,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """The values of `_source_options`."""
+
+    dtype: str | None
+    keys: str | None
+    key_column: str | None
+    on_duplicate: str
+    on_bad_row: str
+    on_nonfinite: str
+    unpacked_bytes_max: int
+    unpacked_ratio_max: int
+    default_vector: Path | None
+
+    def open(self, stack: ExitStack, data_dir: DataDir, sources: tuple[str, ...]) -> RowSource:
+        """The rows of `sources`, until `stack` is closed."""
+        spool = stack.enter_context(data_dir.scratch())
+        limits = UnpackLimits(self.unpacked_bytes_max, self.unpacked_ratio_max)
+        opening = OpenOptions(spool, self.key_column, self.keys, OnBadRow(self.on_bad_row), limits)
+        return stack.enter_context(open_sources(sources, opening))
+
+    def options(
+        self, default_vector: NDArray[np.float32] | None, trained: Optimizer | None
+    ) -> ImportOptions:
+        """How they become a table."""
+        return ImportOptions(
+            DType(self.dtype) if self.dtype is not None else None,
+            OnDuplicate(self.on_duplicate),
+            OnNonfinite(self.on_nonfinite),
+            default_vector,
+            trained,
+        )
+
+
 @click.command("import")
 @click.argument("name")
 @click.argument("sources", nargs=-1, required=True, metavar="SOURCE[#PART]...")
-@click.option(
-    "--dtype",
-    type=click.Choice([dtype.value for dtype in DType]),
-    help="Convert; by default as the source has it, and float32 for text.",
-)
-@click.option("--keys", metavar="FILE", help="Keys for the rows: a line each, or a .npy of ints.")
-@click.option("--key-column", metavar="COLUMN", help="Column of keys, of Parquet and Arrow files.")
-@click.option(
-    "--on-duplicate",
-    type=_choice(OnDuplicate),
-    default="error",
-    show_default=True,
-    help="A key that stands there twice: refuse the source, or keep the first.",
-)
-@click.option(
-    "--on-bad-row",
-    type=_choice(OnBadRow),
-    default="error",
-    show_default=True,
-    help="A line or list that isn't a key and dim numbers: refuse the source, or leave it out.",
-)
-@click.option(
-    "--on-nonfinite",
-    type=_choice(OnNonfinite),
-    default="error",
-    show_default=True,
-    help="A row with NaN or infinity: refuse the source, leave the row out (with keys), or keep.",
-)
-@click.option(
-    "--unpacked-bytes-max",
-    type=click.IntRange(1),
-    default=_LIMITS.bytes_max,
-    show_default=True,
-    help="Bytes that a packed source may unpack to, or a remote one have.",
-)
-@click.option(
-    "--unpacked-ratio-max",
-    type=click.IntRange(1),
-    default=_LIMITS.ratio_max,
-    show_default=True,
-    help="How many times its size a packed source may unpack to.",
-)
-@default_vector_option
+@_source_options
 @optimizer_options
 @data_dir_option
 def import_table(
     name: str,
     sources: tuple[str, ...],
-    dtype: str | None,
-    keys: str | None,
-    key_column: str | None,
-    on_duplicate: str,
-    on_bad_row: str,
-    on_nonfinite: str,
-    unpacked_bytes_max: int,
-    unpacked_ratio_max: int,
-    default_vector: Path | None,
     optimizer: str | None,
     lr: float | None,
     optimizer_option: tuple[str, ...],
     data_dir: Path,
+    **reading: Any,
 ) -> None:
     """Copy the rows of a file, or of several, into a new table.
 
@@ -132,32 +190,118 @@ def import_table(
 
     The format is told by the content: .npy, .npz, safetensors, GloVe, word2vec and fastText .vec,
     torch, Keras and HDF5, Parquet and Arrow; each as it is, or as .gz or .zip.
+
+    A server may have the data dir: its next request sees the table.
     """  # click takes a real backspace as "don't rewrap"
     trained = read_optimizer(optimizer, lr, optimizer_option)
-    limits = UnpackLimits(unpacked_bytes_max, unpacked_ratio_max)
+    given = _Reading(**reading)
     with ExitStack() as stack:
-        owned = stack.enter_context(own_data_dir(data_dir, create=True))
-        owned.check_is_new(name)
-        spool = stack.enter_context(owned.scratch())
-        opening = OpenOptions(spool, key_column, keys, OnBadRow(on_bad_row), limits)
-        source = stack.enter_context(open_sources(sources, opening))
-        options = ImportOptions(
-            DType(dtype) if dtype is not None else None,
-            OnDuplicate(on_duplicate),
-            OnNonfinite(on_nonfinite),
-            read_default(default_vector, source.dim),
-            trained,
-        )
-        with click.progressbar(
-            length=source.total or 1,
-            label=f"importing {name}",
-            file=sys.stderr,
-            hidden=not sys.stderr.isatty(),
-        ) as bar:
-            summary = import_rows(
-                owned, name, source, options, _origin(sources), lambda done: _show(bar, done)
-            )
+        opened = stack.enter_context(open_data_dir(data_dir, create=True))
+        opened.check_is_new(name)
+        source = given.open(stack, opened, sources)
+        options = given.options(read_default(given.default_vector, source.dim), trained)
+        summary = _imported(opened, name, source, options, sources)
     _tell(name, summary, data_dir)
+
+
+@click.command()
+@click.argument("name")
+@click.argument("sources", nargs=-1, metavar="[SOURCE[#PART]]...")
+@_source_options
+@if_version_option
+@keep_versions_option
+@place_options
+def publish(
+    name: str,
+    sources: tuple[str, ...],
+    if_version: int | None,
+    keep_versions: int | None,
+    data_dir: Path | None,
+    url: str | None,
+    **reading: Any,
+) -> None:
+    """Make the rows of a file, or of several, the live version of a table that is there.
+
+    Without SOURCE it is a copy of the live version, optimizer state and all: what was live stays as
+    it is now, to roll back to. With one, the table keeps its optimizer, whose state begins anew,
+    and its default vector, unless another is given; dim and kind of keys have to be the table's.
+
+    \b
+        gatherd publish words glove.6B.100d.txt --data-dir ./data
+        gatherd publish words --if-version 3 --url http://127.0.0.1:8000
+
+    SOURCE and its options are as for `gatherd import`. A server may have the data dir.
+    """
+    given = _Reading(**reading)
+    if not sources:
+        _check_only_copied()
+        publish_copy(name, if_version, keep_versions, data_dir, url)
+        return
+    data_dir, _ = chosen_place(data_dir, url)
+    if data_dir is None:
+        raise InvalidArgument("a source is published by way of a data dir; give --data-dir")
+    with ExitStack() as stack:
+        opened = stack.enter_context(open_data_dir(data_dir, keep_versions=keep_versions))
+        live = opened.catalog.tables.get(name)
+        if live is None:
+            raise table_not_found(name, opened.catalog.tables)
+        if if_version not in (None, live.live):
+            raise VersionMismatch(f"table {name!r} has version {live.live} live, not {if_version}")
+        table = open_table(data_dir, name, live.live)
+        source = given.open(stack, opened, sources)
+        if (source.dim, source.key_kind) != (table.dim, table.keys.kind if table.keys else None):
+            raise FailedPrecondition(
+                f"{source.name} has dim {source.dim} and {_keys(source.key_kind)}; table {name!r} "
+                f"has dim {table.dim} and {_keys(table.keys.kind if table.keys else None)}"
+            )
+        default = read_default(given.default_vector, source.dim)
+        if default is None and table.default_vector_is_known:
+            default = table.default_vector()
+        trained = Optimizer.from_json(table.optimizer) if table.is_trainable else None
+        version = NewVersion(if_version or LIVE_VERSION)
+        options = given.options(default, trained)
+        summary = _imported(opened, name, source, options, sources, version)
+        now = opened.catalog.tables[name].live
+    _tell(f"{name} v{now}", summary, data_dir)
+
+
+def _check_only_copied() -> None:
+    """InvalidArgument when an option was given that is about a source."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        name = option.name or ""
+        is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+        if name in _Reading.__dataclass_fields__ and is_given:
+            raise InvalidArgument(f"{option.opts[0]} is about a source; give one")
+
+
+def _keys(kind: KeyKind | None) -> str:
+    return "no keys" if kind is None else f"{kind.value} keys"
+
+
+def _imported(
+    data_dir: DataDir,
+    name: str,
+    source: RowSource,
+    options: ImportOptions,
+    sources: tuple[str, ...],
+    new_version: NewVersion | None = None,
+) -> ImportSummary:
+    with click.progressbar(
+        length=source.total or 1,
+        label=f"importing {name}",
+        file=sys.stderr,
+        hidden=not sys.stderr.isatty(),
+    ) as bar:
+        return import_rows(
+            data_dir,
+            name,
+            source,
+            options,
+            _origin(sources),
+            lambda done: _show(bar, done),
+            new_version,
+        )
 
 
 def _origin(sources: tuple[str, ...]) -> dict[str, Any]:

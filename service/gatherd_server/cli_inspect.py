@@ -3,7 +3,7 @@
 import json
 import sys
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import click
@@ -16,7 +16,8 @@ from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import Spool
 from gatherd_server.writer.plan import WORKER_PRIVATE_BYTES, TablePlan, plan_source
 from gatherd_server.writer.publish import own_data_dir
-from gatherd_server.writer.verify import repair_keys, verify_table
+from gatherd_server.writer.snapshot import SNAPSHOT_NAME, read_snapshot, verify_snapshot
+from gatherd_server.writer.verify import repair_keys, verify_log, verify_version
 
 MB = 1e6
 
@@ -28,7 +29,7 @@ MB = 1e6
     type=click.Path(path_type=Path),
     envvar="GATHERD_DATA_DIR",
     required=True,
-    help="Data dir to verify. A server may have it open.",
+    help="Data dir, or snapshot, to verify. A server may have it open.",
 )
 @click.option(
     "--repair",
@@ -36,41 +37,75 @@ MB = 1e6
     help="Build damaged key indexes anew from their keys; needs the data dir to itself.",
 )
 def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
-    """Check every byte of TABLES, or of all, against the checksums taken at import.
+    """Check a data dir, or TABLES of it, or a snapshot, for damage.
 
-    The first damaged range of bytes of each table is named, and the exit status is 1.
+    What doesn't change any more is held against its checksums, byte for byte: snapshots, read-only
+    and superseded versions. Of a live version that is trained, the structure is checked. The log is
+    read up to what was acknowledged last, unless TABLES are given.
+
+    The first damaged range of bytes of each version is named, and the exit status is 1.
     """
+    if (data_dir / SNAPSHOT_NAME).exists():
+        if tables or repair:
+            raise InvalidArgument(f"{data_dir} is a snapshot, which is verified whole, as it is")
+        sys.exit(0 if _verify_snapshot(data_dir) else 1)
     catalog = read_catalog(data_dir)
     for name in tables:
         if name not in catalog.tables:
             raise table_not_found(name, catalog.tables)
-    damaged = 0
+    is_sound = True
     for name in tables or sorted(catalog.tables):
         for version in catalog.tables[name].versions:
-            problem = _verify(data_dir, name, version)
-            if problem and repair:
-                with own_data_dir(data_dir):
-                    repair_keys(data_dir, name, version)
-                click.echo(f"{name} v{version}: {problem}; its key index was built anew")
-                problem = _verify(data_dir, name, version)
-            damaged += problem is not None
-            click.echo(f"{name} v{version}: {problem or 'ok'}", err=problem is not None)
-    if damaged:
+            is_sound &= _verify(data_dir, name, version, repair=repair)
+    if not tables:
+        is_sound &= _verify_log(data_dir)
+    if not is_sound:
         sys.exit(1)
 
 
-def _verify(data_dir: Path, name: str, version: int) -> str | None:
-    """What is wrong with a version, or None."""
-    folder_bytes = 0
+def _verify(data_dir: Path, name: str, version: int, *, repair: bool) -> bool:
+    """Whether a version is sound, or was made so; says so."""
+    what = f"{name} v{version}"
+    problem = _problem(what, verify_version(data_dir, name, version))
+    if problem and repair:
+        with own_data_dir(data_dir):
+            repair_keys(data_dir, name, version)
+        click.echo(f"{what}: {problem}; its key index was built anew")
+        problem = _problem(what, verify_version(data_dir, name, version))
+    click.echo(f"{what}: {problem or 'ok'}", err=problem is not None)
+    return problem is None
+
+
+def _verify_log(data_dir: Path) -> bool:
     try:
-        for done in verify_table(data_dir, name, version):
-            folder_bytes = done
+        found = verify_log(data_dir)
+    except GatherdError as error:
+        click.echo(f"log: {error.message}", err=True)
+        return False
+    click.echo(f"log: ok, LSN {found.last_lsn}, checkpoint at {found.checkpoint_lsn}")
+    return True
+
+
+def _verify_snapshot(snapshot: Path) -> bool:
+    problem = _problem("snapshot", verify_snapshot(snapshot))
+    if problem is None:
+        click.echo(f"snapshot: ok, LSN {read_snapshot(snapshot).lsn}")
+    else:
+        click.echo(f"snapshot: {problem}", err=True)
+    return problem is None
+
+
+def _problem(what: str, steps: Iterator[int]) -> str | None:
+    """What is wrong by a check that tells how many bytes it has checked, or None."""
+    checked_bytes = 0
+    try:
+        for checked_bytes in steps:
             if sys.stderr.isatty():
-                click.echo(f"\r{name}: {folder_bytes / MB:.0f} MB", nl=False, err=True)
+                click.echo(f"\r{what}: {checked_bytes / MB:.0f} MB", nl=False, err=True)
     except GatherdError as error:
         return error.message
     finally:
-        if folder_bytes and sys.stderr.isatty():
+        if checked_bytes and sys.stderr.isatty():
             click.echo("\r", nl=False, err=True)
     return None
 

@@ -7,23 +7,30 @@ import click
 from gatherd.errors import InvalidArgument
 from gatherd_server.storage.slots import LR_DEFAULT, Optimizer, OptimizerName
 
+OPTIMIZERS = click.Choice([name.value for name in OptimizerName])
+
 
 def optimizer_options(command: Callable[..., None]) -> Callable[..., None]:
     """--optimizer, --lr and --optimizer-option."""
-    names = click.Choice([name.value for name in OptimizerName])
+    return click.option(
+        "--optimizer",
+        type=OPTIMIZERS,
+        help="Make the table trainable: give it this one's slots.",
+    )(optimizer_values(command))
+
+
+def optimizer_values(command: Callable[..., None]) -> Callable[..., None]:
+    """--lr and --optimizer-option, of an optimizer that is given otherwise."""
     command = click.option(
         "--optimizer-option",
         multiple=True,
         metavar="NAME=VALUE",
         help="Another option of the optimizer, as momentum=0.9 or padding_id=0; may be repeated.",
     )(command)
-    command = click.option(
+    return click.option(
         "--lr",
         type=click.FloatRange(0, min_open=True),
         help=f"Learning rate.  [default: {LR_DEFAULT:g}]",
-    )(command)
-    return click.option(
-        "--optimizer", type=names, help="Make the table trainable: give it this one's slots."
     )(command)
 
 

@@ -1,4 +1,4 @@
-"""`gatherd scatter-add`, `apply-gradients`, `assign`, `versions` and `delete`: what asks a server.
+"""`gatherd scatter-add`, `apply-gradients` and `assign`: what a trainer does, by hand.
 
 Each update is one push, for scripts and for trying things out; a trainer uses the SDK.
 """
@@ -106,34 +106,6 @@ def assign(table: str, url: str, **given: Any) -> None:
     with Client(url) as client:
         rows, values, options = _read(client, table, **given)
         _tell(client.assign(table, rows=values, **rows, **options))
-
-
-@click.command()
-@click.argument("table")
-@url_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def versions(table: str, url: str, as_json: bool) -> None:
-    """List the versions of TABLE that can be looked up or rolled back to."""
-    with Client(url) as client:
-        info = client.table(table)
-    if as_json:
-        click.echo(json.dumps({"table": table, "versions": info.versions, "live": info.version}))
-        return
-    for version in info.versions:
-        click.echo(f"{version}{'  (live)' if version == info.version else ''}")
-
-
-@click.command()
-@click.argument("table")
-@click.option("--yes", is_flag=True, help="Don't ask.")
-@url_option
-def delete(table: str, yes: bool, url: str) -> None:
-    """Remove TABLE with all its versions."""
-    if not yes:
-        click.confirm(f"Remove table {table!r} and all its versions from {url}?", abort=True)
-    with Client(url) as client:
-        result = client.delete_table(table)
-    click.echo(f"{table}: deleted, LSN {result.lsn}")
 
 
 def _read(

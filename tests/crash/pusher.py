@@ -22,7 +22,7 @@ from gatherd.errors import DeadlineExceeded, GatherdError, NonfiniteValues, Retr
 NUMBERS_A_THREAD = 10**7
 # Longer than any restart: a push that gets no answer in this time is a failure of the suite.
 PATIENCE_SECONDS = 120.0
-PAUSE_SECONDS = 0.01
+PAUSE_SECONDS = 0.005
 LATE_MAX = 4
 
 

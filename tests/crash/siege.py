@@ -32,7 +32,7 @@ from gatherd.store.control import ControlPage
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.snapshot import verify_snapshot
+from gatherd_server.writer.snapshot import read_snapshot, verify_snapshot
 from support.server import RunningServer, clean_environment, run_cli, wait_until
 
 # Small, so that segments fill and are deleted all the time.
@@ -88,7 +88,7 @@ class Switcher:
 
     def _run(self) -> None:
         try:
-            while not self._stop.wait(self._random.uniform(0.1, 1.0)):
+            while not self._stop.wait(self._random.uniform(0.02, 0.4)):
                 self._change(self._random.choice(TABLES).name)
         except BaseException as error:  # noqa: BLE001 - raised by stop
             self._failure = error
@@ -143,13 +143,13 @@ class Pusher:
 
     def __init__(self, number: int, log: Path, urls: list[str]) -> None:
         self.log = log
-        tests = str(Path(__file__).parents[1])
+        path = [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]
         self._process = subprocess.Popen(
             [sys.executable, "-m", "crash.pusher", str(number * 10**9), str(THREADS), log, *urls],
             stdin=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
-            env={**clean_environment(), "PYTHONPATH": tests},
+            env={**clean_environment(), "PYTHONPATH": os.pathsep.join(filter(None, path))},
         )
 
     def outcome_bytes(self) -> int:
@@ -343,7 +343,9 @@ def _replay(siege: Siege, events: list[tuple[int, Acknowledged | Switched]]) -> 
     def check_snapshots(before_lsn: float) -> None:
         while waiting and waiting[-1][1] < before_lsn:
             folder, lsn = waiting.pop()
-            assert verify_snapshot(folder) == lsn
+            assert read_snapshot(folder).lsn == lsn
+            for _ in verify_snapshot(folder):
+                pass
             oracle.check(folder, f"snapshot {folder.name} at LSN {lsn}")
 
     for lsn, event in events:

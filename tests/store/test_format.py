@@ -3,6 +3,8 @@
 import io
 import json
 import os
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +16,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 from gatherd.errors import BadFile, InvalidArgument
+from gatherd.store.catalog import read_default_vector
 from gatherd.store.dtypes import DType
-from gatherd.store.format import RowLayout, read_layout
+from gatherd.store.format import RowLayout, read_layout, read_npy_header
 from gatherd.store.table import open_file_table
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
@@ -54,6 +57,69 @@ def test_every_float_type_is_read_from_npy_and_safetensors(tmp_path: Path, dtype
     for path, tensor in (("a.npy", None), ("a.safetensors", "w")):
         table = open_file_table("t", tmp_path / path, tensor)
         np.testing.assert_array_equal(table.lookup(np.arange(4)).vectors, rows.astype(np.float32))
+
+
+@given(
+    descr=st.sampled_from(["<f4", "<f2", "<f8", ">f4", "|V2", "<i8", "|b1"]),
+    shape=st.lists(st.integers(0, 2**40), max_size=3).map(tuple),
+    fortran_order=st.booleans(),
+    damage=st.none() | st.tuples(st.integers(0, 127), st.integers(0, 255)),
+)
+def test_a_npy_header_is_read_as_numpy_reads_it(
+    tmp_path_factory: pytest.TempPathFactory,
+    descr: str,
+    shape: tuple[int, ...],
+    fortran_order: bool,
+    damage: tuple[int, int] | None,
+) -> None:
+    stream = io.BytesIO()
+    header = {"descr": descr, "fortran_order": fortran_order, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+    written = bytearray(stream.getvalue())
+    if damage is not None:
+        written[damage[0]] = damage[1]
+    expected: object = None
+    stream = io.BytesIO(bytes(written))
+    with suppress(Exception):  # NumPy's parser lets any tokenizer error through
+        assert np.lib.format.read_magic(stream) == (1, 0)
+        expected = (*np.lib.format.read_array_header_1_0(stream), stream.tell())
+    path = tmp_path_factory.getbasetemp() / "header.npy"
+    path.write_bytes(written)
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        if expected is None:
+            with pytest.raises(BadFile, match=r"header\.npy has a damaged \.npy header"):
+                read_npy_header(fd, path.name)
+        else:
+            assert read_npy_header(fd, path.name) == expected
+    finally:
+        os.close(fd)
+
+
+def test_files_are_opened_by_many_threads_at_once(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", ROWS)
+
+    def open_often() -> set[RowLayout]:
+        return {layout_of(tmp_path / "a.npy") for _ in range(1000)}
+
+    with ThreadPoolExecutor(6) as pool:
+        found = [pool.submit(open_often) for _ in range(6)]
+    assert set.union(*(done.result() for done in found)) == {layout_of(tmp_path / "a.npy")}
+
+
+@pytest.mark.parametrize("dtype", ["<f4", ">f4", "<f8", "<f2"])
+def test_a_default_vector_is_any_float_array_of_one_dimension(tmp_path: Path, dtype: str) -> None:
+    path = tmp_path / "default.npy"
+    np.save(path, ROWS[1].astype(dtype))
+    vector = read_default_vector(path)
+    assert vector.dtype == np.float32
+    np.testing.assert_array_equal(vector, ROWS[1])
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadFile, match=r"default\.npy is truncated"):
+        read_default_vector(path)
+    np.save(path, np.arange(3))
+    with pytest.raises(BadFile, match="isn't a default vector"):
+        read_default_vector(path)
 
 
 def test_the_format_is_told_by_content_not_by_name(tmp_path: Path) -> None:

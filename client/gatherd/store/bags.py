@@ -17,8 +17,8 @@ A NaN goes through sum, mean and sqrtn. In max it is what torch does on a CPU: t
 taken, each later element replaces it if it is greater, so a NaN in a bag's first row stays and one
 in a later row is passed over.
 
-The rows are never gathered: each is added from the mapped page into the bag's vector, or, where
-rows change meanwhile, from a copy in a core's cache that was seen to be whole.
+The rows are never gathered: each is added from the mapped page into the bag's vector. Where rows
+change meanwhile, several are added, and when one of them was torn that is taken back.
 """
 
 from collections.abc import Sequence
@@ -186,6 +186,8 @@ def pool(
         raise InvalidArgument(
             f"out is {out.dtype} {out.shape}, filler {filler.shape}; need {shape}"
         )
+    if reader is not None and kind is RowKind.FLOAT64:
+        raise InvalidArgument("rows of float64 that change can't be pooled: they aren't trainable")
     if weights is not None and (weights.size != index.size or mode is Pooling.MAX):
         raise InvalidArgument(f"{index.size} ids, {weights.size} weights, mode {mode.value}")
     if offsets.size == 0 or index.size == 0:

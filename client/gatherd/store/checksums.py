@@ -14,7 +14,7 @@ those of the files as they were published: a live table that was trained since d
 import json
 import os
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -157,17 +157,27 @@ def verify_blocks(path: Path, recorded: FileChecksums) -> Iterator[int]:
         os.close(fd)
 
 
-def verify_folder(folder: Path, manifest: Mapping[str, Any]) -> Iterator[int]:
-    """Hold every file that `manifest` has checksums of against them, as `verify_blocks`."""
+def verify_folder(
+    folder: Path,
+    manifest: Mapping[str, Any],
+    document: str = "manifest.json",
+    without: Callable[[str], bool] | None = None,
+) -> Iterator[int]:
+    """Hold every file that `manifest` has checksums of against them, as `verify_blocks`.
+
+    `document` is the file that `manifest` was read from; files that are `without` are left out.
+    """
     if manifest.get("crc32") != document_crc(manifest):
-        raise BadFile(f"{folder / 'manifest.json'} isn't what was published (crc32)")
+        raise BadFile(f"{folder / document} isn't what was published (crc32)")
     entries = manifest.get(CHECKSUMS)
     if not isinstance(entries, dict):
-        raise BadFile(f"{folder} has no checksums in its manifest")
+        raise BadFile(f"{folder / document} has no checksums in it")
     done = 0
     for name, entry in sorted(entries.items()):
         if name != Path(name).name:
-            raise BadFile(f"{folder}: its manifest has checksums of {name!r}, outside of it")
+            raise BadFile(f"{folder / document} has checksums of {name!r}, outside of its folder")
+        if without is not None and without(name):
+            continue
         recorded = FileChecksums.from_json(entry, str(folder / name))
         for verified in verify_blocks(folder / name, recorded):
             yield done + verified

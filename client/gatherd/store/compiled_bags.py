@@ -42,6 +42,7 @@ AT_ONCE = 8
 # How often a torn row is copied before the caller is asked to sleep instead: tens of microseconds.
 SPINS_MAX = 1000
 DONE = -1
+ODD = np.uint32(1)
 # The bag that was come to, and DONE, the position of a bad index or −2 − the row that stays torn.
 RESULT = types.containers.UniTuple(types.intp, 2)  # type: ignore[no-untyped-call]  # numba's gap
 
@@ -63,10 +64,10 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
 ) -> Any:
     """Sum each bag from `begin` on and divide as `mode` says; returns a RESULT.
 
-    `counters` is None for rows that never change, and what is for them isn't compiled then.
+    `counters` is None for rows that never change; what is for them isn't compiled then.
     Rows wait in `at` and `by` to be added several at once, so that the sums stay in registers.
-    Their counters are looked at before and after; when one is torn the sums are taken back, the
-    rows copied to scratch until they are whole, and added from there.
+    Where there are counters they are looked at before and after; when a row was torn the sums are
+    taken back, and each row copied to scratch until it is whole, and added from there.
 
     One function, because numba counts references, atomically, around every call that is given
     arrays: that was a quarter of the time.
@@ -75,11 +76,9 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
     row_count, row_bytes = rows.shape
     bags, dim = out.shape
     whole = dim - dim % SPAN
-    source = rows
     if counters is not None:
-        before, stripes = np.empty(AT_ONCE, np.uint32), np.empty(AT_ONCE, np.intp)
-        scratch = np.empty((AT_ONCE, row_bytes), np.uint8)
-        saved = np.empty(dim, np.float32)
+        stripes, before = np.empty(AT_ONCE, np.intp), np.empty(AT_ONCE, np.uint32)
+        scratch, saved = np.empty((1, row_bytes), np.uint8), np.empty(dim, np.float32)
     for bag in range(begin, bags):
         end = offsets[bag + 1] if bag + 1 < bags else index.size
         out[bag, :] = np.float32(0)
@@ -105,39 +104,36 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
                         stripes[waiting] = row & (counters.size - 1)
                     waiting += 1
             if waiting == AT_ONCE or i + 1 == end:
-                is_done = False
                 if counters is not None:
-                    source, is_copied, odd = rows, False, np.uint32(0)
+                    odd = np.uint32(0)
                     for d in range(dim):
                         saved[d] = out[bag, d]
                     for k in range(waiting):
                         before[k] = load_counter(counters, stripes[k])
-                        odd |= before[k] & np.uint32(1)
+                        odd |= before[k] & ODD
                     fence_loads()
-                while not is_done:
-                    for d in range(0, whole, SPAN):
-                        add(source, at, by, waiting, itemsize * d, out, bag * dim + d)
+                for d in range(0, whole, SPAN):
+                    add(rows, at, by, waiting, itemsize * d, out, bag * dim + d)
+                for k in range(waiting):
+                    for d in range(whole, dim):
+                        out[bag, d] += by[k] * load(rows, at[k] + itemsize * d)
+                if counters is not None:
+                    fence_loads()
                     for k in range(waiting):
-                        for d in range(whole, dim):
-                            out[bag, d] += by[k] * load(source, at[k] + itemsize * d)
-                    is_done = True
-                    if counters is not None:
-                        fence_loads()
+                        odd |= before[k] ^ load_counter(counters, stripes[k])
+                    if odd:
+                        for d in range(dim):
+                            out[bag, d] = saved[d]
                         for k in range(waiting):
-                            odd |= before[k] ^ load_counter(counters, stripes[k])
-                        if odd and not is_copied:
+                            spins = 0
+                            while not copy_whole(
+                                rows, at[k], row_bytes, counters, stripes[k], scratch, 0
+                            ):
+                                spins += 1
+                                if spins == SPINS_MAX:
+                                    return bag, -2 - at[k] // row_bytes
                             for d in range(dim):
-                                out[bag, d] = saved[d]
-                            for k in range(waiting):
-                                place, spins = k * row_bytes, 0
-                                while not copy_whole(
-                                    rows, at[k], row_bytes, counters, stripes[k], scratch, place
-                                ):
-                                    spins += 1
-                                    if spins == SPINS_MAX:
-                                        return bag, -2 - at[k] // row_bytes
-                                at[k] = place
-                            source, is_copied, is_done = scratch, True, False
+                                out[bag, d] += by[k] * load(scratch, itemsize * d)
                 waiting = 0
         if mode != SUM:
             divisor = np.sqrt(total) if mode == SQRTN else total
@@ -147,7 +143,7 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
 
 
 @inlined
-def _max_bags(
+def _max_bags(  # noqa: C901  # as above
     load: Any,
     itemsize: Any,
     rows: Any,
@@ -161,9 +157,8 @@ def _max_bags(
     """Put each bag's largest elements into `out`; takes and returns what _sum_bags does."""
     row_count, row_bytes = rows.shape
     bags, dim = out.shape
-    source = rows
     if counters is not None:
-        source = np.empty((1, row_bytes), np.uint8)
+        fresh = np.empty(dim, np.float32)
     for bag in range(begin, bags):
         end = offsets[bag + 1] if bag + 1 < bags else index.size
         out[bag, :] = np.float32(0)
@@ -180,18 +175,26 @@ def _max_bags(
                     new = filler[d]
                     out[bag, d] = new if first or new > out[bag, d] else out[bag, d]
             else:
-                position = row * row_bytes
-                if counters is not None:
-                    stripe = row & (counters.size - 1)
-                    spins = 0
-                    while not copy_whole(rows, position, row_bytes, counters, stripe, source, 0):
+                if counters is None:
+                    for d in range(dim):
+                        new = load(rows, row * row_bytes + itemsize * d)
+                        out[bag, d] = new if first or new > out[bag, d] else out[bag, d]
+                else:
+                    spins, odd = 0, ODD
+                    while odd:
+                        before = load_counter(counters, row & (counters.size - 1))
+                        fence_loads()
+                        for d in range(dim):
+                            new = load(rows, row * row_bytes + itemsize * d)
+                            fresh[d] = new if first or new > out[bag, d] else out[bag, d]
+                        fence_loads()
+                        after = load_counter(counters, row & (counters.size - 1))
+                        odd = (before & ODD) | (before ^ after)
                         spins += 1
-                        if spins == SPINS_MAX:
+                        if odd and spins == SPINS_MAX:
                             return bag, -2 - row
-                    position = 0
-                for d in range(dim):
-                    new = load(source, position + itemsize * d)
-                    out[bag, d] = new if first or new > out[bag, d] else out[bag, d]
+                    for d in range(dim):
+                        out[bag, d] = fresh[d]
             first = False
     return bags, DONE
 
@@ -235,19 +238,14 @@ def _pool_kind(
         return _pool(
             add_float32, load_float32, 4,
             rows, counters, index, offsets, weights, mode, filler, out, begin,
-        )  # fmt: skip  # the four differ in their first line
+        )  # fmt: skip  # the three differ in their first line
     if kind == FLOAT16:
         return _pool(
             add_float16, load_float16, 2,
             rows, counters, index, offsets, weights, mode, filler, out, begin,
         )  # fmt: skip
-    if kind == BFLOAT16:
-        return _pool(
-            add_bfloat16, load_bfloat16, 2,
-            rows, counters, index, offsets, weights, mode, filler, out, begin,
-        )  # fmt: skip
     return _pool(
-        add_float64, load_float64, 8,
+        add_bfloat16, load_bfloat16, 2,
         rows, counters, index, offsets, weights, mode, filler, out, begin,
     )  # fmt: skip
 
@@ -280,7 +278,13 @@ def pool(
     """Pool each bag from `begin` on into its row of `out`; kernels.py has the rest."""
     if counters.size:
         return _pool_kind(rows, kind, counters, index, offsets, weights, mode, filler, out, begin)
-    return _pool_kind(rows, kind, None, index, offsets, weights, mode, filler, out, begin)
+    if kind != FLOAT64:
+        return _pool_kind(rows, kind, None, index, offsets, weights, mode, filler, out, begin)
+    # Such a table never changes.
+    return _pool(
+        add_float64, load_float64, 8,
+        rows, None, index, offsets, weights, mode, filler, out, begin,
+    )  # fmt: skip
 
 
 def warm() -> None:

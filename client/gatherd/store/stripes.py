@@ -69,7 +69,9 @@ def map_counters(folder: Path, row_count: int) -> NDArray[np.uint32]:
     try:
         expected = seq_bytes(row_count)
         if (found := file_bytes(fd)) != expected:
-            raise BadFile(f"{path} has {found} bytes; the counters of {row_count} rows {expected}")
+            raise BadFile(
+                f"{path} has {found} bytes; the counters of {row_count} rows have {expected}"
+            )
         flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
         return np.frombuffer(mmap.mmap(fd, expected, flags=flags, prot=mmap.PROT_READ), COUNTER)
     finally:

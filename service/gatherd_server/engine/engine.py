@@ -13,7 +13,7 @@ from gatherd.store.keys import Keys
 from gatherd.store.table import Gathered
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
 from gatherd_server.engine.tables import ServedTables
-from gatherd_server.engine.updates import check_sizes, check_updates
+from gatherd_server.engine.updates import check_push
 from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,
@@ -26,6 +26,7 @@ from gatherd_server.types import (
     TableInfo,
 )
 from gatherd_server.writer.link import Link
+from gatherd_server.writer.versions import read_only
 
 # Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).
 SHORT_BYTES = 256 << 10
@@ -86,12 +87,17 @@ class Engine:
         """Hand a push to the writer; the future ends when it is durable and visible, or refused.
 
         Raises at once, with nothing changed, when the push is wrong in itself: LimitExceeded,
-        TableNotFound, TableRefused, TableReadOnly, VersionMismatch, InvalidArgument for shapes,
-        NonfiniteValues, IdOutOfRange, KeyNotFound. The future can raise the same, and
-        RequestIdReused, RequestIdStale, Overloaded, Unavailable, DiskFull or UpdatesStopped.
+        InvalidArgument, NonfiniteValues; TableReadOnly for a table that is served from a file. The
+        future can raise TableNotFound, TableRefused, TableReadOnly, VersionMismatch,
+        InvalidArgument for shapes, IdOutOfRange, KeyNotFound, NonfiniteValues for what a row would
+        become, RequestIdReused, RequestIdStale, Overloaded, Unavailable, DiskFull or
+        UpdatesStopped.
         """
-        check_sizes(push, self.limits)
-        check_updates(push, [self._tables.get(update.table) for update in push.updates])
+        check_push(push, self.limits)
+        for update in push.updates:
+            # The writer knows no files; without one there is nothing else.
+            if self._link is None or self._tables.is_file(update.table):
+                raise read_only(self._tables.get(update.table).name)
         return self._writer().push(push)
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":

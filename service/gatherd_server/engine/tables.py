@@ -45,6 +45,7 @@ class ServedTables:
         """Touches no file; the first call that asks for a table does."""
         self._preload = preload
         self._is_serving = False
+        self._files = frozenset((*tables, *refused))
         self._live = LiveTables(
             data_dir,
             fixed=tables,
@@ -61,6 +62,10 @@ class ServedTables:
         """Map and preload the data dir's live versions. BadFile when it can't be read."""
         self._live.current()
         self._is_serving = True
+
+    def is_file(self, name: str) -> bool:
+        """Whether `name` is a file's, served where it lies, rather than the data dir's."""
+        return name in self._files
 
     def get(self, name: str, version: int = LIVE_VERSION) -> Table:
         """One table; see `take`."""

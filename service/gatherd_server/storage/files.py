@@ -28,14 +28,11 @@ class Files:
 
         Without `durable`, whoever writes more to it syncs later.
         """
-        with _told(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            self.write_at(fd, memoryview(data), 0, path)
+        with _told(path), open(path, "xb") as file:
+            file.write(data)
+            file.flush()
             if durable:
-                self.sync(fd, path)
-        finally:
-            os.close(fd)
+                self.sync(file.fileno(), path)
 
     def replace(self, path: Path, data: bytes) -> None:
         """Give `path` new contents at once: readers and a crash see the old file or the new one."""

@@ -40,7 +40,7 @@ from gatherd_server.storage.slots import Optimizer, write_slots
 RESERVE_BYTES = 16 << 20
 
 # ml_dtypes saves bfloat16 as V2; the other types are what NumPy calls them.
-_NPY_DESCR = {
+NPY_DESCR = {
     DType.FLOAT32: "<f4",
     DType.FLOAT16: "<f2",
     DType.FLOAT64: "<f8",
@@ -93,8 +93,8 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
     """Write `table` to a new folder in `staging`.
 
     What its files hold is durable; their names and the manifest are when the folder is made a
-    version (`finish_manifest`): nobody misses it before. StorageError when the disk is full or fails, InvalidArgument when such a table can't be trained
-    as it asks; the folder is gone then.
+    version (`finish_manifest`): nobody misses it before. StorageError when the disk is full or
+    fails, InvalidArgument when such a table can't be trained as it asks; the folder is gone then.
     """
     if table.optimizer is not None:
         table.optimizer.check_table(table.dtype, table.row_count)
@@ -228,4 +228,4 @@ def weights_header_bytes(dtype: DType, dim: int) -> int:
 
 def _npy_header(dtype: DType, row_count: int, dim: int) -> bytes:
     """The header, of a length that depends on `dim` alone: NumPy leaves room for a growing axis."""
-    return npy_header(_NPY_DESCR[dtype], (row_count, dim))
+    return npy_header(NPY_DESCR[dtype], (row_count, dim))

@@ -307,9 +307,9 @@ class Changes:
 
     def _place(self, folder: Path, target: Path, name: str, version: int, live: int | None) -> None:
         """Move a staged folder to where versions are, and see that it can be served from there."""
-        self._files.make_dirs(target.parent)
-        self._files.rename(folder, target)
         try:
+            self._files.make_dirs(target.parent)
+            self._files.rename(folder, target)
             table = open_table(self._data_dir, name, version)
             if live is not None:
                 now = open_table(self._data_dir, name, live)

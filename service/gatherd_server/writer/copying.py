@@ -8,7 +8,6 @@ to an L1 are stored into the copy, over whatever it has of them, and all of it i
 from collections.abc import Sequence
 from pathlib import Path
 
-from gatherd.store.catalog import MANIFEST_NAME
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
@@ -19,14 +18,14 @@ from gatherd_server.writer.freezing import FROZEN_NAME
 
 
 def copy_files(files: Files, source: Path, target: Path, without: Sequence[str] = ()) -> None:
-    """Copy a version's files to the new folder `target`; `CatchUp.finish` or `sync` comes later."""
-    files.make_dirs(target)
+    """Copy a version's files to the new folder `target`; none of it is durable yet."""
+    files.make_dirs(target, durable=False)
     for path in sorted(source.iterdir()):
         if path.name in without or path.name == FROZEN_NAME:
             continue
         if path.name == SEQ_NAME:
             # Nobody is writing to the copy: all even.
-            files.write_new(target / path.name, bytes(path.stat().st_size))
+            files.write_new(target / path.name, bytes(path.stat().st_size), durable=False)
         else:
             files.copy(path, target / path.name)
 
@@ -80,8 +79,6 @@ class CatchUp:
 
 
 def sync_files(files: Files, folder: Path) -> None:
-    """Make every file of a copy durable, and their names."""
+    """Make what every file of a copy holds durable, but not yet their names."""
     for path in sorted(folder.iterdir()):
-        if path.name != MANIFEST_NAME:
-            files.sync_path(path)
-    files.sync_dir(folder)
+        files.sync_path(path)

@@ -24,12 +24,17 @@ def moving_files(folder: Path) -> list[Path]:
 
 def read_manifest(folder: Path) -> dict[str, object]:
     """A version's manifest. BadFile when it can't be read."""
+    return read_document(folder / MANIFEST_NAME)
+
+
+def read_document(path: Path) -> dict[str, object]:
+    """A manifest or the like. BadFile when it can't be read."""
     try:
-        document = json.loads((folder / MANIFEST_NAME).read_bytes())
+        document = json.loads(path.read_bytes())
     except (OSError, ValueError) as error:
-        raise BadFile(f"{folder / MANIFEST_NAME} can't be read: {error}") from None
+        raise BadFile(f"{path} can't be read: {error}") from None
     if not isinstance(document, dict):
-        raise BadFile(f"{folder / MANIFEST_NAME} is damaged: it isn't an object")
+        raise BadFile(f"{path} is damaged: it isn't an object")
     return document
 
 
@@ -44,10 +49,12 @@ def is_trainable(folder: Path) -> bool:
 
 
 def freeze(files: Files, folder: Path) -> None:
-    """Take the checksums of a version that nobody stores into any more; durable on return."""
+    """Take the checksums of a version that nobody stores into any more; durable on return.
+
+    The files themselves needn't be: what the disk lacks of them the log still has.
+    """
     found = {}
     for path in moving_files(folder):
-        files.sync_path(path)
         found[path.name] = file_checksums(path).to_json()
     document: dict[str, object] = {CHECKSUMS: found}
     document["crc32"] = document_crc(document)

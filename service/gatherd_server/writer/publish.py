@@ -181,9 +181,7 @@ def own_data_dir(
     if not is_data_dir(path) and not (create and _is_blank(path)):
         raise BadFile(f"{path} isn't a data dir of gatherd (it has no catalog), and isn't empty")
     if (path / SNAPSHOT_NAME).exists():
-        raise FailedPrecondition(
-            f"{path} is a snapshot; `gatherd restore` makes a data dir of it"
-        )
+        raise FailedPrecondition(f"{path} is a snapshot; `gatherd restore` makes a data dir of it")
     lock = files.lock(path / LOCK_NAME)
     try:
         if not is_data_dir(path):

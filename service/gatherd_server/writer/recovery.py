@@ -16,7 +16,7 @@ from gatherd.store.catalog import Catalog, read_catalog
 from gatherd_server.storage.catalog_writer import put_catalog
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
+from gatherd_server.storage.wal_format import WAL_NAME, FrameKind, segment_paths
 from gatherd_server.storage.wal_reader import LogReader, Tail
 from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.commit import remember, store_frame
@@ -43,7 +43,8 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     nothing changed by this but rows that the log vouches for.
     """
     wal = data_dir / WAL_NAME
-    files.make_dirs(wal)
+    # Its own name is durable when that of the catalog is, below.
+    files.make_dirs(wal, durable=False)
     if control.lost_power:
         raise BadFile(
             f"{data_dir}: the machine went down while updates were acknowledged before they were "
@@ -52,13 +53,15 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     checkpoint = read_checkpoint(data_dir)
     versions = Versions(files, data_dir, read_catalog(data_dir))
     window = checkpoint.window
+    generation = versions.catalog.generation
+    _make_durable(files, wal, was_failure=control.has_failed)
     # After a failed sync the page cache isn't what the disk has: then nothing is believed applied.
     is_believed = is_restart and not control.has_failed
     applied = control.applied_lsn if is_believed else checkpoint.lsn
     reader = LogReader(wal, checkpoint.lsn, control.committed_lsn)
     for frame in reader:
         if frame.kind is FrameKind.CATALOG:
-            _replay_catalog(files, data_dir, control, versions, frame.record.directory["catalog"])
+            _replay_catalog(data_dir, versions, frame.record.directory["catalog"])
             continue
         if frame.last_lsn > applied:
             store_frame(frame, versions)
@@ -66,6 +69,11 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
             _mark_changed(frame.record.directory["images"], versions)
         remember(frame, window)
     _cut(files, reader.tail)
+    if versions.catalog.generation > generation or control.has_failed:
+        put_catalog(files, data_dir, versions.catalog)
+    else:
+        # A writer that was killed inside a change may have left its name to the page cache alone.
+        files.sync_dir(data_dir)
     for mapped in versions.trainable():
         if healed := mapped.make_even():
             logger.info("made %d stripes readable that a killed writer held", healed)
@@ -77,15 +85,29 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     return Recovered(versions, window, lsn, checkpoint.lsn)
 
 
-def _replay_catalog(
-    files: Files, data_dir: Path, control: ControlWriter, versions: Versions, document: object
-) -> None:
+def _make_durable(files: Files, wal: Path, *, was_failure: bool) -> None:
+    """Make sure that the disk has the log as it can be read now.
+
+    A writer that was killed between write and sync leaves frames that the page cache alone has.
+    Once they are believed, rows are stored and retries answered by them. After a failed sync the
+    kernel takes what the disk lacks for written: the segment it was about is written anew.
+    """
+    segments = [path for _, path in segment_paths(wal)]
+    if was_failure and segments:
+        data = segments[-1].read_bytes()
+        fd = os.open(segments[-1], os.O_RDWR | os.O_CLOEXEC)
+        try:
+            files.write_at(fd, memoryview(data), 0, segments[-1])
+        finally:
+            os.close(fd)
+    for path in segments:
+        files.sync_path(path)
+
+
+def _replay_catalog(data_dir: Path, versions: Versions, document: object) -> None:
     catalog = Catalog.from_json(document, data_dir / WAL_NAME)
-    if catalog.generation <= versions.catalog.generation:
-        return
-    put_catalog(files, data_dir, catalog)
-    control.set_generation(catalog.generation)
-    versions.switch(catalog)
+    if catalog.generation > versions.catalog.generation:
+        versions.switch(catalog)
 
 
 def _mark_changed(images: list[list[object]], versions: Versions) -> None:
@@ -98,7 +120,7 @@ def _mark_changed(images: list[list[object]], versions: Versions) -> None:
 
 
 def _cut(files: Files, tail: Tail) -> None:
-    """Cut off a frame that was never whole, durably."""
+    """Cut off a frame that was never whole. Should a crash undo that, the next start does it."""
     if tail.path is None:
         return
     if tail.is_blank:
@@ -115,6 +137,5 @@ def _cut(files: Files, tail: Tail) -> None:
     fd = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         files.truncate(fd, tail.position, tail.path)
-        files.sync(fd, tail.path)
     finally:
         os.close(fd)

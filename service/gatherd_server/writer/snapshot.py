@@ -22,9 +22,7 @@ from typing import Any
 from gatherd.errors import AlreadyExists, BadFile, DataDirVersion, InvalidArgument, StorageError
 from gatherd.store.catalog import (
     CATALOG_NAME,
-    MANIFEST_NAME,
     STAGING_NAME,
-    TABLES_NAME,
     check_table_name,
     version_dir,
 )
@@ -35,7 +33,7 @@ from gatherd_server.storage.control_writer import page_at
 from gatherd_server.storage.files import Files
 from gatherd_server.types import SnapshotResult
 from gatherd_server.writer.checkpoint import checkpoint_path
-from gatherd_server.writer.copying import CatchUp, copy_files, sync_files
+from gatherd_server.writer.copying import CatchUp, copy_files
 from gatherd_server.writer.freezing import is_trainable
 from gatherd_server.writer.writer import Writer
 
@@ -59,7 +57,7 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
     files.make_dirs(folder)
     if partial.exists():
         files.remove_tree(partial)
-    files.make_dirs(partial)
+    files.make_dirs(partial, durable=False)
     pinned = writer.pin_log(partial)
     catching: list[CatchUp] = []
     try:
@@ -76,10 +74,10 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         lsn, checkpoint = writer.between(lambda: (writer.applied_lsn, writer.encoded_window()))
         for one in catching:
             one.to(lsn)
-            one.sync()
-        _write_rest(files, partial, encode_catalog(catalog), checkpoint)
-        files.write_new(partial / CONTROL_NAME, page_at(catalog.generation, lsn))
+        control = page_at(catalog.generation, lsn)
+        _write_rest(files, partial, encode_catalog(catalog), control, checkpoint)
         _write_checksums(files, partial, lsn)
+        _sync_tree(files, partial)
         files.rename(partial, target)
     except BaseException:
         for left in (partial, target):
@@ -116,16 +114,23 @@ def _target(data_dir: Path, folder: Path, name: str) -> Path:
     return target
 
 
-def _write_rest(files: Files, partial: Path, catalog: bytes, checkpoint: bytes) -> None:
-    """Everything that isn't a version, and what makes the versions durable."""
-    for folder in sorted((partial / TABLES_NAME).glob("*/*")):
-        sync_files(files, folder)
-        files.sync_path(folder / MANIFEST_NAME)
-    files.make_dirs(partial / STAGING_NAME)
-    files.make_dirs(checkpoint_path(partial).parent)
-    files.write_new(checkpoint_path(partial), checkpoint)
-    files.sync_dir(checkpoint_path(partial).parent)
-    files.write_new(partial / CATALOG_NAME, catalog)
+def _write_rest(files: Files, partial: Path, catalog: bytes, control: bytes, window: bytes) -> None:
+    """Everything that isn't a version, but for the checksums."""
+    files.make_dirs(partial / STAGING_NAME, durable=False)
+    files.make_dirs(checkpoint_path(partial).parent, durable=False)
+    files.write_new(checkpoint_path(partial), window, durable=False)
+    files.write_new(partial / CATALOG_NAME, catalog, durable=False)
+    files.write_new(partial / CONTROL_NAME, control, durable=False)
+
+
+def _sync_tree(files: Files, folder: Path) -> None:
+    """Make everything durable that is in `folder`, but for its own name."""
+    for path in sorted(folder.iterdir()):
+        if path.is_dir():
+            _sync_tree(files, path)
+        else:
+            files.sync_path(path)
+    files.sync_dir(folder)
 
 
 def _write_checksums(files: Files, partial: Path, lsn: int) -> None:
@@ -141,8 +146,8 @@ def _write_checksums(files: Files, partial: Path, lsn: int) -> None:
         "files": listed,
     }
     document["crc32"] = document_crc(document)
-    files.write_new(partial / SNAPSHOT_NAME, json.dumps(document, indent=1).encode())
-    files.sync_dir(partial)
+    encoded = json.dumps(document, indent=1).encode()
+    files.write_new(partial / SNAPSHOT_NAME, encoded, durable=False)
 
 
 def drop_snapshots(files: Files, folder: Path, keep: int) -> None:
@@ -174,9 +179,7 @@ def read_snapshot(folder: Path) -> SnapshotFiles:
         raise BadFile(f"{path} isn't what was written (crc32)")
     version, lsn, listed = found
     if version != SNAPSHOT_FORMAT:
-        raise DataDirVersion(
-            f"{path} has format {version}; this release reads {SNAPSHOT_FORMAT}"
-        )
+        raise DataDirVersion(f"{path} has format {version}; this release reads {SNAPSHOT_FORMAT}")
     checksums = {}
     for name, entry in sorted(listed.items()):
         if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -226,16 +229,12 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
 
 
 def _copy_contents(files: Files, snapshot: Path, data_dir: Path, contents: SnapshotFiles) -> None:
-    folders = set()
     for name in contents.files:
         if name == CATALOG_NAME:
             continue
         target = data_dir / name
-        files.make_dirs(target.parent)
+        files.make_dirs(target.parent, durable=False)
         files.copy(snapshot / name, target)
-        files.sync_path(target)
-        folders.add(target.parent)
-    for folder in sorted(folders):
-        files.sync_dir(folder)
-    files.make_dirs(data_dir / STAGING_NAME)
+    files.make_dirs(data_dir / STAGING_NAME, durable=False)
+    _sync_tree(files, data_dir)
     files.replace(data_dir / CATALOG_NAME, (snapshot / CATALOG_NAME).read_bytes())

@@ -78,8 +78,8 @@ def copy_live(
         if is_trainable and not (staging / SEQ_NAME).exists():
             write_counters(files, staging, table.row_count)
         copied = _copied_manifest(manifest, name, version, entry.live, lsn, optimizer)
-        _write_manifest(files, staging, copied)
         sync_files(files, staging)
+        _write_manifest(files, staging, copied)
         files.rename(staging, target)
         if is_trainable and old is not None:
             catch_up = CatchUp(

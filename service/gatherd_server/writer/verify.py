@@ -1,40 +1,163 @@
-"""Holds the files of a data dir against their checksums, and mends what can be mended."""
+"""Holds what is in a data dir against what was written, and mends what can be mended.
 
-import json
+What doesn't change any more has checksums: a read-only version's files in its manifest, the weights
+and slots of a superseded one in frozen.json (freezing.py). Those of a trainable version that is
+live move with every update, so that their structure is checked, and the log that vouches for their
+contents: every frame of it carries a checksum.
+
+A server may be at work meanwhile, so what looks like damage is believed only while the catalog, the
+checkpoint and the log stood still. Left out on purpose: to hold live rows against the log's images,
+which would take the server's pages to stand still too.
+"""
+
+import os
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gatherd.errors import BadFile
-from gatherd.store.catalog import MANIFEST_NAME, open_table, version_dir
+from gatherd.store.catalog import (
+    WEIGHTS_NAME,
+    CatalogEntry,
+    open_table,
+    read_catalog,
+    version_dir,
+)
 from gatherd.store.checksums import verify_folder
+from gatherd.store.control import ControlPage
+from gatherd.store.format import file_bytes, npy_header, open_readonly
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.table import Table
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import rebuild_slots
+from gatherd_server.storage.slots import Optimizer
+from gatherd_server.storage.wal_format import WAL_NAME
+from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.writer.checkpoint import read_checkpoint
+from gatherd_server.writer.freezing import FROZEN_NAME, read_document, read_manifest
+
+# How often a check begins again because a server changed what it looked at.
+TRIES_MAX = 10
 
 
-def verify_table(data_dir: Path, name: str, version: int) -> Iterator[int]:
-    """Check every byte of a table's version, yielding how many were checked so far.
+@dataclass(frozen=True, slots=True)
+class LogFound:
+    """What was read of the log: the LSN of the checkpoint, and the last one after it."""
 
-    BadFile naming the first file and range of bytes that isn't what was published, or what in its
-    structure contradicts itself.
+    checkpoint_lsn: int
+    last_lsn: int
+
+
+def verify_version(data_dir: Path, name: str, version: int) -> Iterator[int]:
+    """Check a table's version, yielding how many bytes were checked so far.
+
+    BadFile naming the first file, and the range of bytes, that isn't what was written, or what in
+    its structure contradicts itself. A version that is gone by then is no error.
     """
+    for _ in range(TRIES_MAX):
+        before = _state(data_dir, name)
+        if before is None or version not in before[0].versions:
+            return
+        try:
+            yield from _verify_version(data_dir, name, version, before[0])
+            return
+        except BadFile:
+            if before == _state(data_dir, name):
+                raise
+    raise BadFile(f"table {name!r} changed {TRIES_MAX} times while version {version} was checked")
+
+
+def _state(data_dir: Path, name: str) -> tuple[CatalogEntry, list[int]] | None:
+    """What a change of the table would change: its entry, and which versions are frozen."""
+    entry = read_catalog(data_dir).tables.get(name)
+    if entry is None:
+        return None
+    frozen = [v for v in entry.versions if (version_dir(data_dir, name, v) / FROZEN_NAME).exists()]
+    return entry, frozen
+
+
+def _verify_version(data_dir: Path, name: str, version: int, entry: CatalogEntry) -> Iterator[int]:
     folder = version_dir(data_dir, name, version)
-    try:
-        manifest = json.loads((folder / MANIFEST_NAME).read_bytes())
-    except (OSError, ValueError) as error:
-        raise BadFile(f"{folder / MANIFEST_NAME} can't be read: {error}") from None
-    if not isinstance(manifest, dict):
-        raise BadFile(f"{folder / MANIFEST_NAME} is damaged: it isn't an object")
+    manifest: dict[str, Any] = read_manifest(folder)
+    is_trainable = manifest.get("optimizer") is not None
     done = 0
-    for done in verify_folder(folder, manifest):
+    for done in verify_folder(folder, manifest, without=is_moving if is_trainable else None):
         yield done
+    verified = done
+    if is_trainable and version != entry.live and (folder / FROZEN_NAME).exists():
+        for done in verify_folder(folder, read_document(folder / FROZEN_NAME), FROZEN_NAME):
+            yield verified + done
+        verified += done
     keys = KeyIndex.open(folder)
     if (keys is not None) is not (manifest.get("keys") is not None):
         raise BadFile(f"{folder} has keys where its manifest has none, or the reverse")
     if keys is not None:
         keys.verify()
-        yield done + keys.nbytes
-    open_table(data_dir, name, version)
+        verified += keys.nbytes
+        yield verified
+    table = open_table(data_dir, name, version)
+    optimizer = Optimizer.from_json(manifest["optimizer"]) if is_trainable else None
+    _check_slots(folder, table, optimizer)
+
+
+def is_moving(name: str) -> bool:
+    """Whether training changes the file `name` of a trainable version."""
+    return name == WEIGHTS_NAME or name.startswith("slot_")
+
+
+def _check_slots(folder: Path, table: Table, optimizer: Optimizer | None) -> None:
+    """Check the headers and sizes of the slots, and that there are no others."""
+    slots = optimizer.slots if optimizer is not None else ()
+    for slot in slots:
+        path = folder / slot.file_name
+        dtype, shape = slot.array(table.row_count, table.dim)
+        header = npy_header(dtype.str, shape)
+        fd = open_readonly(path)
+        try:
+            found, begin = file_bytes(fd), os.pread(fd, len(header), 0)
+        finally:
+            os.close(fd)
+        if begin != header:
+            raise BadFile(
+                f"{path}: bytes 0 to {len(header)} aren't the header of a {shape} {dtype} array"
+            )
+        expected = slot.file_bytes(table.row_count, table.dim)
+        if found != expected:
+            raise BadFile(f"{path} has {found} bytes; it takes {expected}")
+    strays = {path.name for path in folder.glob("slot_*")} - {slot.file_name for slot in slots}
+    if strays:
+        raise BadFile(f"{folder / min(strays)} is no slot of its manifest's optimizer")
+
+
+def verify_log(data_dir: Path) -> LogFound:
+    """Check the control page, the checkpoint, and every frame of the log above it.
+
+    BadFile naming file and byte. A torn tail, which was never acknowledged, is no damage.
+    """
+    wal = data_dir / WAL_NAME
+    control = ControlPage(data_dir)
+    try:
+        is_busy = False
+        for _ in range(TRIES_MAX):
+            checkpoint_lsn, committed_lsn = read_checkpoint(data_dir).lsn, control.committed_lsn
+            reader = LogReader(wal, checkpoint_lsn, committed_lsn)
+            last_lsn = checkpoint_lsn
+            try:
+                for frame in reader:
+                    last_lsn = frame.last_lsn
+                    if is_busy and last_lsn >= committed_lsn:
+                        # What is being appended can't be told from damage.
+                        break
+                return LogFound(checkpoint_lsn, last_lsn)
+            except BadFile:
+                now = read_checkpoint(data_dir).lsn, control.committed_lsn
+                if now[0] == checkpoint_lsn and (is_busy or now[1] == committed_lsn):
+                    raise
+                is_busy = True
+        raise BadFile(f"{wal} was cut {TRIES_MAX} times while it was read; try again")
+    finally:
+        control.close()
 
 
 def repair_keys(data_dir: Path, name: str, version: int, files: Files | None = None) -> None:

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatherd.errors import StorageError, TableReadOnly
+from gatherd.errors import BadFile, StorageError, TableReadOnly, TableRefused
 from gatherd.store.catalog import Catalog, CatalogEntry, open_table, table_not_found, version_dir
 from gatherd.store.key_index import KeyIndex
 from gatherd_server.storage.files import Files
@@ -34,17 +34,25 @@ class Versions:
         self._dirty: set[tuple[str, int]] = set()
 
     def live(self, name: str) -> LiveVersion:
-        """The live version of table `name`, mapped. TableNotFound or TableReadOnly if not."""
+        """The live version of table `name`, mapped.
+
+        TableNotFound, TableReadOnly or, when its files can't be used, TableRefused.
+        """
         found = self._live.get(name)
         if found is None:
-            entry = self.entry(name)
+            found = self._live[name] = self._open(name, self.entry(name))
+        return found
+
+    def _open(self, name: str, entry: CatalogEntry) -> LiveVersion:
+        try:
             if not open_table(self._data_dir, name, entry.live).is_trainable:
                 raise read_only(name)
             mapped = self.mapped(entry.uid, entry.live)
             assert mapped is not None
             keys = KeyIndex.open(version_dir(self._data_dir, name, entry.live))
-            found = self._live[name] = LiveVersion(name, entry.uid, entry.live, mapped, keys)
-        return found
+        except BadFile as error:
+            raise TableRefused(f"table {name!r} can't be updated: {error.message}") from None
+        return LiveVersion(name, entry.uid, entry.live, mapped, keys)
 
     def entry(self, name: str) -> CatalogEntry:
         """The catalog's entry of `name`; TableNotFound when there is none."""
@@ -69,7 +77,7 @@ class Versions:
         for name in self.catalog.tables:
             try:
                 yield self.live(name).mapped
-            except (TableReadOnly, StorageError):
+            except (TableReadOnly, TableRefused, StorageError):
                 continue  # nothing to be written, or refused by the readers, who say why
 
     def changed(self, uid: str, version: int) -> None:

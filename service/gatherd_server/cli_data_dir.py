@@ -1,0 +1,149 @@
+"""A data dir that the command line changes, whether or not a server has it.
+
+Without a server this process takes the data dir's lock and makes the change itself. With one it
+writes what it imports beside the server's files, where nobody looks, and asks the server by the
+socket in the data dir to take it in, so that the running server's next request sees it.
+
+Left out on purpose: waiting for a lock that another command holds; its owner may take hours.
+"""
+
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from gatherd import Client
+from gatherd.errors import DataDirInUse, FailedPrecondition
+from gatherd.store.catalog import STAGING_NAME
+from gatherd_server.sockets import SERVER_SOCKET_NAME, open_beside
+from gatherd_server.storage.files import Files
+from gatherd_server.types import (
+    LIVE_VERSION,
+    AddStaged,
+    ChangeResult,
+    CreateTable,
+    DeleteTable,
+    Publish,
+    Rollback,
+    SetOptimizer,
+    TableChange,
+    WriterLimits,
+)
+from gatherd_server.writer.publish import DataDir, own_data_dir
+
+# A change that a server makes may copy a table, and have every worker map it.
+CHANGE_SECONDS_MAX = 3600.0
+ANSWER_SECONDS_MAX = 5.0
+# A server that starts sweeps staging, which takes as long as it takes to delete files.
+SWEEP_SECONDS_MAX = 30.0
+_PAUSE_SECONDS = 0.05
+
+
+class ServedDataDir(DataDir):
+    """A data dir that a server on this machine has; got from `open_data_dir`."""
+
+    def __init__(self, files: Files, path: Path, client: Client) -> None:
+        super().__init__(files, path)
+        self.client = client
+
+    def change(self, change: TableChange) -> ChangeResult:
+        """Have the server make a change. Durable, and seen by its next request, on return."""
+        return ask(self.client, change)
+
+
+@contextmanager
+def open_data_dir(
+    path: Path, *, create: bool = False, keep_versions: int | None = None
+) -> Iterator[DataDir]:
+    """The data dir `path`, to be changed inside the `with` block; see `own_data_dir`.
+
+    `keep_versions` is how many superseded versions stay; None for as many as a server keeps by
+    default, or for what the server that has the data dir was told. DataDirInUse when another
+    process has it that isn't a server, FailedPrecondition when one has and `keep_versions` is given.
+    """
+    keep = WriterLimits().keep_versions if keep_versions is None else keep_versions
+    with ExitStack() as stack:
+        try:
+            owned: DataDir = stack.enter_context(
+                own_data_dir(path, create=create, keep_versions=keep)
+            )
+        except DataDirInUse:
+            if not _has_server(path):
+                raise
+            if keep_versions is not None:
+                raise FailedPrecondition(
+                    f"a server has data dir {path}, and keeps as many versions as its own "
+                    "keep_versions says; leave --keep-versions out"
+                ) from None
+            owned = stack.enter_context(_served(path))
+        yield owned
+
+
+@contextmanager
+def _served(path: Path) -> Iterator[ServedDataDir]:
+    files = Files()
+    files.make_dirs(path / STAGING_NAME)
+    with (
+        _unswept(files, path / STAGING_NAME),
+        Client(f"local:{path.resolve()}", timeout=CHANGE_SECONDS_MAX) as client,
+    ):
+        yield ServedDataDir(files, path, client)
+
+
+def _has_server(path: Path) -> bool:
+    """Whether somebody listens on the data dir's socket."""
+    folder, address = open_beside(path, SERVER_SOCKET_NAME)
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
+            probe.settimeout(ANSWER_SECONDS_MAX)
+            probe.connect(str(address))
+            return True
+    except OSError:
+        return False
+    finally:
+        os.close(folder)
+
+
+@contextmanager
+def _unswept(files: Files, staging: Path) -> Iterator[None]:
+    """Keep a server that starts meanwhile from sweeping away what is being staged."""
+    deadline = time.monotonic() + SWEEP_SECONDS_MAX
+    while True:
+        with files.shared_folder(staging, exclusive=False) as is_held:
+            if is_held:
+                yield
+                return
+        if time.monotonic() >= deadline:
+            raise DataDirInUse(
+                f"{staging} was swept for longer than {SWEEP_SECONDS_MAX:g} seconds; try again"
+            )
+        time.sleep(_PAUSE_SECONDS)
+
+
+def ask(client: Client, change: TableChange) -> ChangeResult:
+    """Have a server make a change; it raises what the client does."""
+    seconds = CHANGE_SECONDS_MAX
+    match change:
+        case AddStaged(table, staged):
+            done = client.add_staged_table(table, staged, timeout=seconds)
+        case DeleteTable(table):
+            done = client.delete_table(table, timeout=seconds)
+        case Publish(table, staged, if_version):
+            insisted = _given(if_version)
+            done = client.publish(table, staged=staged, if_version=insisted, timeout=seconds)
+        case Rollback(table, version, if_version):
+            insisted = _given(if_version)
+            done = client.rollback(table, _given(version), if_version=insisted, timeout=seconds)
+        case SetOptimizer(table, spec, if_version):
+            wanted: dict[str, str | float] = {"name": spec.name, **spec.options}
+            insisted = _given(if_version)
+            done = client.set_optimizer(table, wanted, if_version=insisted, timeout=seconds)
+        case CreateTable():
+            raise AssertionError("the command line stages what it creates")
+    return ChangeResult(done.version, done.lsn)
+
+
+def _given(version: int) -> int | None:
+    return None if version == LIVE_VERSION else version

@@ -1,0 +1,272 @@
+"""`gatherd versions`, `rollback`, `set-optimizer`, `delete`, `snapshot` and `restore`.
+
+Each that changes a table does it in a data dir (--data-dir), whether or not a server has it, or
+asks a server (--url). `publish` stands beside `import`, whose options it shares.
+"""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+from click.core import ParameterSource
+
+from gatherd import Client, SnapshotResult
+from gatherd.errors import InvalidArgument
+from gatherd_server.cli_data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
+from gatherd_server.cli_optimizer import OPTIMIZERS, optimizer_values, read_optimizer
+from gatherd_server.cli_update import DEFAULT_URL
+from gatherd_server.settings import ServeSettings
+from gatherd_server.storage.files import Files
+from gatherd_server.types import (
+    LIVE_VERSION,
+    ChangeResult,
+    DeleteTable,
+    OptimizerSpec,
+    Publish,
+    Rollback,
+    SetOptimizer,
+    TableChange,
+)
+from gatherd_server.writer.publish import OwnedDataDir
+from gatherd_server.writer.snapshot import restore as restore_snapshot
+
+if_version_option = click.option(
+    "--if-version", type=click.IntRange(1), help="Only when this version of the table is live."
+)
+keep_versions_option = click.option(
+    "--keep-versions",
+    type=click.IntRange(0, 10_000),
+    help="Superseded versions that stay, besides the live one; a server that has the data dir "
+    f"has its own.  [default: {ServeSettings.model_fields['keep_versions'].default}]",
+)
+
+
+def place_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--data-dir and --url, one of which `Place` makes its own."""
+    command = click.option(
+        "--url",
+        envvar="GATHERD_URL",
+        help=f"Server to ask instead: http://, grpc://, unix:// or local:DIR.  "
+        f"[default: {DEFAULT_URL}, without --data-dir]",
+    )(command)
+    return click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        envvar="GATHERD_DATA_DIR",
+        help="Data dir; a server may have it.",
+    )(command)
+
+
+def chosen_place(data_dir: Path | None, url: str | None) -> tuple[Path | None, str | None]:
+    """The data dir, or else the URL. What is given on the command line wins over the environment.
+
+    InvalidArgument when both are on the command line; of two in the environment the URL wins, as
+    for every command that asks a server.
+    """
+    if data_dir is None or url is None:
+        return (data_dir, None) if data_dir is not None else (None, url or DEFAULT_URL)
+    context = click.get_current_context()
+    given = [
+        name
+        for name in ("data_dir", "url")
+        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
+    ]
+    if len(given) == 2:
+        raise InvalidArgument("give either --data-dir or --url")
+    return (data_dir, None) if given == ["data_dir"] else (None, url)
+
+
+@contextmanager
+def changing(
+    data_dir: Path | None, url: str | None, keep_versions: int | None = None
+) -> Iterator[Callable[[TableChange], ChangeResult]]:
+    """What makes a change in the data dir or at the server that was chosen."""
+    data_dir, url = chosen_place(data_dir, url)
+    if data_dir is not None:
+        with open_data_dir(data_dir, keep_versions=keep_versions) as opened:
+            yield opened.change
+        return
+    if keep_versions is not None:
+        raise InvalidArgument("--keep-versions is for a data dir; a server has its own setting")
+    assert url is not None
+    with Client(url, timeout=CHANGE_SECONDS_MAX) as client:
+        yield lambda change: ask(client, change)
+
+
+@click.command()
+@click.argument("table")
+@place_options
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def versions(table: str, data_dir: Path | None, url: str | None, as_json: bool) -> None:
+    """List the versions of TABLE that can be looked up or rolled back to."""
+    data_dir, url = chosen_place(data_dir, url)
+    with Client(f"local:{data_dir.resolve()}" if data_dir is not None else str(url)) as client:
+        info = client.table(table)
+    if as_json:
+        click.echo(json.dumps({"table": table, "versions": info.versions, "live": info.version}))
+        return
+    for version in info.versions:
+        click.echo(f"{version}{'  (live)' if version == info.version else ''}")
+
+
+@click.command()
+@click.argument("table")
+@click.option(
+    "--to",
+    "version",
+    type=click.IntRange(1),
+    help="The version to make live.  [default: the newest of those before the live one]",
+)
+@if_version_option
+@keep_versions_option
+@place_options
+def rollback(
+    table: str,
+    version: int | None,
+    if_version: int | None,
+    keep_versions: int | None,
+    data_dir: Path | None,
+    url: str | None,
+) -> None:
+    """Make an older version of TABLE live again, as it was when it was superseded.
+
+    \b
+        gatherd rollback words --data-dir ./data
+        gatherd rollback words --to 3 --if-version 5 --url http://127.0.0.1:8000
+    """
+    change = Rollback(table, version or LIVE_VERSION, if_version or LIVE_VERSION)
+    with changing(data_dir, url, keep_versions) as make:
+        tell_live(table, make(change))
+
+
+@click.command("set-optimizer")
+@click.argument("table")
+@click.argument("optimizer", type=OPTIMIZERS)
+@optimizer_values
+@if_version_option
+@keep_versions_option
+@place_options
+def set_optimizer(
+    table: str,
+    optimizer: str,
+    lr: float | None,
+    optimizer_option: tuple[str, ...],
+    if_version: int | None,
+    keep_versions: int | None,
+    data_dir: Path | None,
+    url: str | None,
+) -> None:
+    """Publish a copy of TABLE that is trained by OPTIMIZER.
+
+    Slots that the two optimizers have in common keep their state, others begin anew. The version
+    before it stays, to roll back to.
+
+    \b
+        gatherd set-optimizer words adagrad --lr 0.05 --data-dir ./data
+        gatherd set-optimizer words sgd --optimizer-option momentum=0.9
+    """
+    trained = read_optimizer(optimizer, lr, optimizer_option)
+    assert trained is not None
+    spec = OptimizerSpec(trained.name.value, trained.options())
+    with changing(data_dir, url, keep_versions) as make:
+        tell_live(table, make(SetOptimizer(table, spec, if_version or LIVE_VERSION)))
+
+
+@click.command()
+@click.argument("table")
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@place_options
+def delete(table: str, yes: bool, data_dir: Path | None, url: str | None) -> None:
+    """Remove TABLE with all its versions."""
+    data_dir, url = chosen_place(data_dir, url)
+    if not yes:
+        where = data_dir or url
+        click.confirm(f"Remove table {table!r} and all its versions from {where}?", abort=True)
+    with changing(data_dir, url) as make:
+        done = make(DeleteTable(table))
+    click.echo(f"{table}: deleted, LSN {done.lsn}")
+
+
+@click.command()
+@click.argument("name", required=False, default="")
+@click.option(
+    "--to",
+    "folder",
+    type=click.Path(path_type=Path),
+    help="Folder to make it in; a server that has the data dir makes it in its --snapshot-dir.",
+)
+@place_options
+def snapshot(name: str, folder: Path | None, data_dir: Path | None, url: str | None) -> None:
+    """Copy a data dir as it is at one LSN; updates go on meanwhile.
+
+    NAME is its folder's, by default made of the time and the LSN. Weights, optimizer state and what
+    is known of done pushes agree in it. A server makes it in its own --snapshot-dir.
+
+    \b
+        gatherd snapshot monday --data-dir ./data --to ./snapshots
+        gatherd snapshot --url http://127.0.0.1:8000
+    """
+    data_dir, url = chosen_place(data_dir, url)
+    if data_dir is None:
+        if folder is not None:
+            raise InvalidArgument("--to is for a data dir; a server has its own --snapshot-dir")
+        with Client(str(url)) as client:
+            tell_snapshot(client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
+        return
+    with open_data_dir(data_dir) as opened:
+        if isinstance(opened, ServedDataDir):
+            if folder is not None:
+                raise InvalidArgument(
+                    f"a server has data dir {data_dir} and makes snapshots in its own "
+                    "--snapshot-dir; leave --to out"
+                )
+            tell_snapshot(opened.client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
+            return
+        if folder is None:
+            raise InvalidArgument("no server has the data dir; say by --to where the snapshot goes")
+        assert isinstance(opened, OwnedDataDir)
+        made = opened.snapshot(folder, name)
+        tell_snapshot(SnapshotResult(made.path, made.lsn))
+
+
+@click.command()
+@click.argument("source", metavar="SNAPSHOT", type=click.Path(path_type=Path))
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="GATHERD_DATA_DIR",
+    required=True,
+    help="Folder to become the data dir: a new or an empty one.",
+)
+def restore(source: Path, data_dir: Path) -> None:
+    """Make a data dir of SNAPSHOT, after every byte of it was verified.
+
+    \b
+        gatherd restore ./snapshots/monday --data-dir ./data
+    """
+    lsn = restore_snapshot(Files(), source, data_dir)
+    click.echo(f"{data_dir}: {source} as of LSN {lsn}")
+
+
+def publish_copy(
+    table: str,
+    if_version: int | None,
+    keep_versions: int | None,
+    data_dir: Path | None,
+    url: str | None,
+) -> None:
+    """What `gatherd publish` does without a source."""
+    with changing(data_dir, url, keep_versions) as make:
+        tell_live(table, make(Publish(table, if_version=if_version or LIVE_VERSION)))
+
+
+def tell_live(table: str, done: ChangeResult) -> None:
+    """Say which version is live after a change."""
+    click.echo(f"{table}: version {done.version} is live, LSN {done.lsn}")
+
+
+def tell_snapshot(made: SnapshotResult) -> None:
+    """Say where a snapshot is."""
+    click.echo(f"{made.path}: snapshot as of LSN {made.lsn}")

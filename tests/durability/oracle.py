@@ -1,0 +1,217 @@
+"""What a data dir must hold after each LSN: a replay of what was done, on arrays in memory.
+
+Each push is computed alone and stored, as if it had been the only one of its batch; the arithmetic
+is that of writer/optimizers.py, which other tests hold against torch, Keras and formulas.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.store.catalog import read_catalog, version_dir
+from gatherd.store.checksums import FileChecksums, document_crc, verify_blocks
+from gatherd.store.dtypes import DType
+from gatherd.store.query import ByKey
+from gatherd.store.stripes import SEQ_NAME
+from gatherd_server.storage.slots import Optimizer
+from gatherd_server.types import (
+    AddStaged,
+    CreateTable,
+    DeleteTable,
+    Publish,
+    Push,
+    PushResult,
+    Rollback,
+    SetOptimizer,
+    TableChange,
+    UpdateOp,
+)
+from gatherd_server.writer.changes import kept_versions
+from gatherd_server.writer.freezing import FROZEN_NAME
+from gatherd_server.writer.optimizers import RowImages, TrainedRows
+
+Contents = dict[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Version:
+    """A version's files: `weights` as bytes (rows, row bytes), and the slots by name."""
+
+    dtype: DType
+    dim: int
+    optimizer: Optimizer | None
+    weights: NDArray[np.uint8]
+    slots: Contents
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A table's versions, ascending, and the live one."""
+
+    live: int
+    versions: dict[int, Version]
+    keys: tuple[bytes, ...] | None = None
+
+
+State = dict[str, Table]
+
+
+@dataclass(slots=True, eq=False)
+class Did:
+    """Something that takes an LSN; `lsn` is 0 until it was acknowledged.
+
+    `rows` are those of a table that a change brings.
+    """
+
+    what: Push | TableChange
+    digest: bytes = b""
+    result: PushResult | None = None
+    rows: Version | None = None
+    keys: tuple[bytes, ...] | None = None
+
+
+def after(state: State, did: Did, keep_versions: int) -> State:
+    """The state one LSN later."""
+    what = did.what
+    match what:
+        case Push():
+            return _pushed(state, what)
+        case CreateTable() | AddStaged():
+            assert did.rows is not None
+            return state | {what.table: Table(1, {1: did.rows}, did.keys)}
+        case DeleteTable():
+            return {name: table for name, table in state.items() if name != what.table}
+    table = state[what.table]
+    new = max(table.versions) + 1
+    live = table.versions[table.live]
+    match what:
+        case Rollback():
+            older = max(version for version in table.versions if version < table.live)
+            return state | {what.table: _with(table, {}, what.version or older, keep_versions)}
+        case Publish():
+            made = did.rows if what.staged else live
+        case SetOptimizer():
+            optimizer = Optimizer.from_spec(what.optimizer)
+            keeps = live.optimizer is not None and live.optimizer.slots == optimizer.slots
+            slots = live.slots if keeps else first_slots(optimizer, len(live.weights), live.dim)
+            made = replace(live, optimizer=optimizer, slots=slots)
+    assert made is not None
+    return state | {what.table: _with(table, {new: made}, new, keep_versions)}
+
+
+def _with(table: Table, new: dict[int, Version], live: int, keep: int) -> Table:
+    versions = table.versions | new
+    kept = kept_versions(set(versions), live, keep)
+    return replace(table, live=live, versions={v: versions[v] for v in kept})
+
+
+def first_slots(optimizer: Optimizer, row_count: int, dim: int) -> Contents:
+    """The slots of a table that wasn't trained yet."""
+    found = {}
+    for slot in optimizer.slots:
+        dtype, shape = slot.array(row_count, dim)
+        found[slot.name] = np.full(shape, slot.initial, dtype)
+    return found
+
+
+def _pushed(state: State, push: Push) -> State:
+    state = dict(state)
+    for update in push.updates:
+        table = state[update.table]
+        live = table.versions[table.live]
+        assert live.optimizer is not None
+        slots = {name: slot.copy() for name, slot in live.slots.items()}
+        weights = live.weights.copy()
+        asked = update.asked
+        if isinstance(asked, ByKey):
+            assert table.keys is not None
+            ids = np.array([table.keys.index(key) for key in asked.keys.tolist()], np.int64)
+        else:
+            ids = np.asarray(asked, np.int64).reshape(-1)
+        values = np.ascontiguousarray(update.values.reshape(ids.size, live.dim))
+        rows = TrainedRows(weights, live.dtype, live.dim, slots)
+        with_slots = push.op is UpdateOp.APPLY_GRADIENTS
+        images = RowImages(rows, live.optimizer, ids.size, with_slots=with_slots)
+        match push.op:
+            case UpdateOp.SCATTER_ADD:
+                images.scatter_add(ids, values)
+            case UpdateOp.ASSIGN:
+                images.assign(ids, values)
+            case UpdateOp.APPLY_GRADIENTS:
+                images.apply_gradients(ids, values, update.lr)
+        weights[images.rows] = images.weights
+        for name, changed in images.slots.items():
+            slots[name][images.rows] = changed
+        for name, scalar in images.scalars.items():
+            slots[name][...] = scalar
+        fresh = replace(live, weights=weights, slots=slots)
+        state[update.table] = replace(table, versions=table.versions | {table.live: fresh})
+    return state
+
+
+def check(data_dir: Path, state: State, *, is_settled: bool) -> None:
+    """Hold a data dir's files against the state. AssertionError, saying what differs.
+
+    `is_settled` says that a writer has finished what a crash left half done.
+    """
+    catalog = read_catalog(data_dir)
+    found = {name: (entry.live, entry.versions) for name, entry in catalog.tables.items()}
+    expected = {name: (table.live, (*table.versions,)) for name, table in state.items()}
+    assert found == expected, f"the catalog has {found}, not {expected}"
+    for name, table in state.items():
+        for number, version in table.versions.items():
+            folder = version_dir(data_dir, name, number)
+            is_live = number == table.live
+            _check_version(f"{name} v{number} ({is_live=})", folder, version)
+            if version.optimizer is not None:
+                check_frozen(folder, is_live=is_live, is_settled=is_settled)
+
+
+def _check_version(what: str, folder: Path, version: Version) -> None:
+    weights = np.load(folder / "weights.npy", allow_pickle=False)
+    rows = weights.view(np.uint8).reshape(len(weights), -1)
+    pairs = [("weights", rows, version.weights)]
+    for name, slot in version.slots.items():
+        pairs.append((name, np.load(folder / f"slot_{name}.npy"), slot))
+    for name, have, want in pairs:
+        assert have.shape == want.shape, f"{what}: {name} has shape {have.shape}, not {want.shape}"
+        wrong = np.flatnonzero((have != want).reshape(len(want), -1).any(axis=1))
+        assert not wrong.size, f"{what}: rows {wrong[:8].tolist()} of {name} differ"
+    slots = {path.stem.removeprefix("slot_") for path in folder.glob("slot_*.npy")}
+    assert slots == set(version.slots), f"{what}: slots {slots}"
+    if version.optimizer is not None:
+        odd = np.flatnonzero(np.frombuffer((folder / SEQ_NAME).read_bytes(), "<u4") & 1)
+        assert not odd.size, f"{what}: stripes {odd[:8].tolist()} can't be read"
+    manifest = json.loads((folder / "manifest.json").read_bytes())
+    assert manifest["crc32"] == document_crc(manifest), f"{what}: the manifest is damaged"
+    optimizer = version.optimizer.to_json() if version.optimizer else None
+    assert manifest["optimizer"] == optimizer, f"{what}: {manifest['optimizer']}"
+
+
+def check_frozen(folder: Path, *, is_live: bool, is_settled: bool) -> None:
+    """The checksums of a version that doesn't move any more are right, and no other has any."""
+    path = folder / FROZEN_NAME
+    if is_live:
+        assert not path.exists(), f"{path}: the version is live"
+        return
+    if not path.exists():
+        assert not is_settled, f"{path} isn't there"
+        return
+    document = json.loads(path.read_bytes())
+    assert document["crc32"] == document_crc(document), f"{path} is damaged"
+    for name, entry in document["checksums"].items():
+        for _ in verify_blocks(folder / name, FileChecksums.from_json(entry, name)):
+            pass
+
+
+def states_after(begin: State, history: Sequence[Did], keep_versions: int) -> list[State]:
+    """The state before the first, after the first, …, after the last."""
+    states = [begin]
+    for did in history:
+        states.append(after(states[-1], did, keep_versions))
+    return states
