@@ -61,7 +61,7 @@ def open_data_dir(
 
     `keep_versions` is how many superseded versions stay; None for as many as a server keeps by
     default, or for what the server that has the data dir was told. DataDirInUse when another
-    process has it that isn't a server, FailedPrecondition when one has and `keep_versions` is given.
+    process that is no server has it, FailedPrecondition when one has and this is given.
     """
     keep = WriterLimits().keep_versions if keep_versions is None else keep_versions
     with ExitStack() as stack:

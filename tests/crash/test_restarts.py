@@ -176,7 +176,7 @@ def test_an_acknowledged_update_is_seen_through_every_other_connection_at_once(
     with ExitStack() as stack:
         clients = [stack.enter_context(Client(url)) for url in urls]
         expected = clients[0].lookup("items", [9])
-        for turn in range(150):
+        for turn in range(60):
             pusher = clients[turn % len(clients)]
             pusher.scatter_add("items", [9], np.ones((1, DIM)))
             expected += 1

@@ -317,7 +317,7 @@ def judge(root: Path, view: View, *, files: Files | None = None, is_restart: boo
     """
     files = files or Files()
     states = view.states()
-    trainer = Trainer(root, files, seed=1, limits=view.limits)
+    trainer = Trainer(root, files, seed=999, limits=view.limits)
     _judge_copies(root, view, states)
     if not view.is_made:
         trainer.make()
