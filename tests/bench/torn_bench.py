@@ -10,6 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -61,14 +62,11 @@ def both(plain: Table, checked: Table, row_count: int) -> None:
         compare(f"lookup, {id_count} ids", row_count, id_count, plain.lookup, checked.lookup)
     offsets = np.arange(BAGS) * IDS
     for mode in (Pooling.SUM, Pooling.MEAN, Pooling.MAX):
-        query = BagsQuery(offsets, mode)
-        compare(
-            f"{BAGS} bags × {IDS} ids, {mode.value}",
-            row_count,
-            BAGS * IDS,
-            lambda ids, query=query: plain.lookup_bags(ids, query),
-            lambda ids, query=query: checked.lookup_bags(ids, query),
-        )
+        name = f"{BAGS} bags × {IDS} ids, {mode.value}"
+        calls = [
+            partial(table.lookup_bags, query=BagsQuery(offsets, mode)) for table in (plain, checked)
+        ]
+        compare(name, row_count, BAGS * IDS, calls[0], calls[1])
 
 
 def time_stores(folder: Path, row_count: int) -> None:

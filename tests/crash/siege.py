@@ -112,7 +112,7 @@ class Switcher:
             self._find_out(table)
         except FailedPrecondition as error:
             # The worker that should have mapped the version was killed meanwhile.
-            assert "can't be served" in error.message, error
+            assert "can't be served" in error.message, error  # noqa: PT017
             self._find_out(table)
         else:
             self._note(table, result.version, result.lsn)
@@ -312,9 +312,7 @@ def verdict(siege: Siege) -> Verdict:
     snapshots = _replay(siege, sorted(events, key=lambda event: event[0]))
     versions = siege.oracle.check(siege.data_dir, "at the end")
     unanswered = sum(switched.lsn is None for switched in switches)
-    return Verdict(
-        len(by_lsn), repeated, refused, len(switches), unanswered, snapshots, versions
-    )
+    return Verdict(len(by_lsn), repeated, refused, len(switches), unanswered, snapshots, versions)
 
 
 def _read_outcomes(lines: list[list[Any]]) -> tuple[dict[int, Acknowledged], int, int]:

@@ -125,9 +125,7 @@ def test_while_the_writer_is_killed_pushes_are_done_once_and_lookups_go_on(
     before = rows_of(server.http, rows)
     with ExitStack() as stack:
         # The default number of tries is for a writer that comes back; its pauses grow with kills.
-        pushers = [
-            stack.enter_context(Client(url, retries=30, timeout=60)) for url in urls
-        ]
+        pushers = [stack.enter_context(Client(url, retries=30, timeout=60)) for url in urls]
         # No retries at all: a lookup needs no writer.
         readers = [stack.enter_context(Client(url, retries=0)) for url in urls]
         pushing = stack.enter_context(looping(*map(adding, pushers, rows)))

@@ -59,9 +59,7 @@ def test_pushes_doubled_and_reordered_by_the_network_are_done_once(
         assert address.hostname is not None
         assert address.port is not None
         with MischievousProxy((address.hostname, address.port), seed=workers) as proxy:
-            clients = [
-                Client(f"http://{proxy.address}", timeout=60, retries=50) for _ in range(2)
-            ]
+            clients = [Client(f"http://{proxy.address}", timeout=60, retries=50) for _ in range(2)]
             threads = [
                 threading.Thread(target=push, args=(random.Random(i).choice(clients), i))
                 for i in range(THREADS)
@@ -85,7 +83,7 @@ def test_pushes_doubled_and_reordered_by_the_network_are_done_once(
 
 def _check_replies(proxy: MischievousProxy) -> None:
     """Every copy of a push was given the first one's answer; no other push the same LSN."""
-    lsns = []
+    lsns: list[int] = []
     copies = 0
     for body, replies in proxy.replies.items():
         request = embedding_pb2.UpdateRequest.FromString(body)

@@ -20,8 +20,8 @@ SHARES = {
     ("grpc", "rows"): 1_400_000,
     ("http", "bags"): 2_000_000,
     ("local", "rows"): 3_000_000,
-    ("local", "bags"): 2_000_000,
-    ("local", "unchecked"): 2_000_000,
+    ("local", "bags"): 6_000_000,
+    ("local", "unchecked"): 6_000_000,
 }
 ROWS_MIN = 10**7
 
@@ -67,6 +67,6 @@ def test_no_reader_sees_half_a_row_unless_it_ignores_the_counters(tmp_path: Path
     unchecked = found.pop(("local", "unchecked"))
     assert {which: one["torn"] for which, one in found.items() if one["torn"]} == {}
     assert sum(one["rows"] for one in found.values()) >= ROWS_MIN
-    assert all(one["changes"] > 20 for one in found.values())
+    assert all(one["changes"] >= 10 for one in found.values())
     # So there was something to be seen.
     assert unchecked["torn"] > 0

@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from gatherd import Client
 
-TABLE, ROWS, DIM = "values", 4_096, 64
-BATCH = 32_768
+TABLE, ROWS, DIM = "values", 128, 256
+BATCH = 16_384
 IDS_A_BAG = 16
 SECONDS_MAX = 100.0
 
@@ -60,7 +60,10 @@ def main(url: str, what: str, row_count: int) -> None:
         while seen < row_count and time.monotonic() < deadline:
             for ids in batches:
                 vectors = look(ids)
-                torn += int((vectors != vectors[:, :1]).any(axis=1).sum())
+                # To look at every column takes longer than to gather; where tears are to be found
+                # rather than ruled out, the two ends are enough.
+                columns = vectors[:, -1:] if what == "unchecked" else vectors
+                torn += int((columns != vectors[:, :1]).any(axis=1).sum())
                 changes += int(vectors[0, 0] != last)
                 last = vectors[0, 0].copy()
                 seen += ids.size

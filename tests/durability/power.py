@@ -15,8 +15,8 @@ That is more than any file system does to us, but for one thing: bytes next to t
 written stay as they are, also within a sector (SQLite calls that a powersafe overwrite).
 
 Each sync has a name, the label of the place in the code that asks for it and of what it makes
-durable; `Power(ignores=…)` takes one away. Other things than syncs are seen by looking at the folder
-at the begin of every call of the seam, and in the midst of those that store and append.
+durable; `Power(ignores=…)` takes one away. Other things than syncs are seen by looking at the
+folder at the begin of every call of the seam, and amid those that store and append.
 """
 
 import mmap
@@ -86,7 +86,8 @@ class Power(Files):
 
     def __init__(self, root: Path, seed: int = 0, ignores: str = "") -> None:
         self.root = root
-        self.labels: Counter[str] = Counter()
+        self.labels: dict[str, list[int]] = {}
+        """The syncs that were met, each with the numbers of the calls that it came in."""
         self.calls = 0
         self.watch: Watch | None = None
         """Called at the begin of each call of the seam, with its name and path; may raise."""
@@ -200,7 +201,7 @@ class Power(Files):
 
     def _takes(self, what: str) -> bool:
         label = f"{_caller()}: {what}"
-        self.labels[label] += 1
+        self.labels.setdefault(label, []).append(self.calls)
         return label != self._ignores
 
     # -------------------------------------------------------------------------- the seam
@@ -308,7 +309,7 @@ class Power(Files):
 
 def _change(folder: _Folder, found: dict[str, _Node]) -> None:
     """Note what happened to the names of a folder since they were looked at."""
-    gone: dict[str, _Node | None] = {name: None for name in folder.now.keys() - found.keys()}
+    gone: dict[str, _Node | None] = dict.fromkeys(folder.now.keys() - found.keys())
     new: dict[str, _Node | None] = {
         name: node for name, node in found.items() if folder.now.get(name) is not node
     }
@@ -329,7 +330,7 @@ def _look(file: _File, path: Path) -> None:
 
 def _caller() -> str:
     """The function that asked for the sync."""
-    frame = sys._getframe(2)
+    frame = sys._getframe(2)  # noqa: SLF001 - the interpreter's own
     while frame.f_back is not None:
         module, function = Path(frame.f_code.co_filename).stem, frame.f_code.co_name
         if module not in _SEAM and (module, function) not in _THROUGH:

@@ -30,7 +30,8 @@ def make_table(
 ) -> Path:
     """A table "t" of `rows` in a new data dir; its version's folder."""
     trained = Optimizer.parse(optimizer, {}) if optimizer else None
-    files = TableFiles("t", dtype, *rows.shape, [Block(rows)], {}, optimizer=trained)
+    row_count, dim = rows.shape
+    files = TableFiles("t", dtype, row_count, dim, [Block(rows)], {}, optimizer=trained)
     with own_data_dir(data_dir, create=True) as owned:
         owned.add_table(files)
     return version_dir(data_dir, "t", 1)

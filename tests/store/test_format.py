@@ -1,8 +1,11 @@
 """Files are served as they lie, or refused with the reason; a lying header maps nothing."""
 
+import gc
 import io
 import json
 import os
+import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
@@ -96,14 +99,32 @@ def test_a_npy_header_is_read_as_numpy_reads_it(
         os.close(fd)
 
 
+@pytest.fixture
+def switches_in_the_collector() -> Iterator[None]:
+    """Threads take turns whenever the garbage collector runs, which is often."""
+
+    def take_turns(_phase: str, _info: dict[str, int]) -> None:
+        time.sleep(0)
+
+    before = gc.get_threshold()
+    gc.callbacks.append(take_turns)
+    gc.set_threshold(10)
+    yield
+    gc.set_threshold(*before)
+    gc.callbacks.remove(take_turns)
+
+
+@pytest.mark.usefixtures("switches_in_the_collector")
 def test_files_are_opened_by_many_threads_at_once(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ROWS)
 
-    def open_often() -> set[RowLayout]:
-        return {layout_of(tmp_path / "a.npy") for _ in range(1000)}
+    def open_often(depth: int) -> set[RowLayout]:
+        if depth:
+            return open_often(depth - 1)
+        return {layout_of(tmp_path / "a.npy") for _ in range(2000)}
 
     with ThreadPoolExecutor(6) as pool:
-        found = [pool.submit(open_often) for _ in range(6)]
+        found = [pool.submit(open_often, 5 * thread) for thread in range(6)]
     assert set.union(*(done.result() for done in found)) == {layout_of(tmp_path / "a.npy")}
 
 

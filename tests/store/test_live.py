@@ -30,7 +30,7 @@ from gatherd.errors import (
     VersionNotFound,
 )
 from gatherd.store.catalog import version_dir
-from gatherd.store.live import LiveTables
+from gatherd.store.live import LiveTables, View
 from gatherd.store.table import Preload, Table, open_file_table
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
@@ -135,6 +135,40 @@ def test_a_table_made_anew_is_another_table(publisher: Publisher) -> None:
     publisher.publish(9, "a")
     assert values(live, ("a", 0), ("a", 1)) == [9, 9]
     assert value_of(old) == 1
+
+
+def test_files_of_a_table_that_is_gone_are_not_taken_for_it(publisher: Publisher) -> None:
+    live = LiveTables(publisher.path)
+    views: list[View] = []
+
+    def ask(view: View) -> float:
+        if not views:
+            publisher.switch(a=None)
+            publisher.stage("a", 99)  # another table's, which isn't there yet
+        views.append(view)
+        return value_of(view.table("a"))
+
+    with pytest.raises(TableNotFound):
+        live.read(ask)
+    assert len(views) == 2
+
+
+@pytest.mark.parametrize("keep_superseded", [True, False])
+def test_a_superseded_version_stays_mapped_if_it_is_to(
+    publisher: Publisher, keep_superseded: bool
+) -> None:
+    dropped: list[Table] = []
+    live = LiveTables(publisher.path, at_drop=dropped.extend, keep_superseded=keep_superseded)
+    (before,) = live.take([("a", 0)])
+    publisher.publish(2, "a", keep=2)
+    (after,) = live.take([("a", 1)])
+    assert value_of(after) == 1
+    assert (after is before) is keep_superseded
+    assert dropped == ([] if keep_superseded else [before])
+    dropped.clear()
+    publisher.publish(3, "a", keep=2)
+    live.current()
+    assert after in dropped
 
 
 def test_a_version_is_unmapped_when_the_last_who_reads_it_is_done(publisher: Publisher) -> None:
@@ -409,6 +443,18 @@ def test_readers_never_see_a_mixture_nor_an_old_version_nor_none(
             done.result()
     assert len(seen) > 10
     assert read("a", "b") == [PUBLISHES, PUBLISHES]
+
+
+def test_a_request_for_many_tables_has_one_set_of_versions(tmp_path: Path) -> None:
+    Publisher(tmp_path).publish(0, "a", "b")
+    live = LiveTables(tmp_path, at_open=lambda _: None)
+    wanted = [("a", 0), ("b", 0)] * 2000
+    seen = set()
+    with publishing(tmp_path) as acknowledged:
+        while acknowledged() < PUBLISHES:
+            (version,) = {table.version for table in live.take(wanted)}
+            seen.add(version)
+    assert len(seen) > 10
 
 
 def test_a_table_that_comes_and_goes_is_whole_or_not_there(tmp_path: Path) -> None:

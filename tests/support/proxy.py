@@ -1,4 +1,4 @@
-"""A TCP proxy that a bad network would be: it doubles HTTP/1.1 requests, delays them, loses replies.
+"""A TCP proxy like a bad network: it doubles HTTP/1.1 requests, delays them, loses replies.
 
 It understands just enough of HTTP to know where a message ends: requests and replies with a
 Content-Length. Every request that it forwards it forwards whole, on a connection of its own.
@@ -37,7 +37,7 @@ class MischievousProxy:
         self._upstream = upstream
         self._random = random.Random(seed)
         self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address: str = "%s:%d" % self._listener.getsockname()[:2]
+        self.address: str = ":".join(map(str, self._listener.getsockname()[:2]))
         self.happened: Counter[str] = Counter()
         self.replies: defaultdict[bytes, list[bytes]] = defaultdict(list)
         """By a request's body, the bodies of all replies that its copies got."""

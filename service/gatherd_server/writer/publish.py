@@ -140,6 +140,10 @@ class OwnedDataDir(DataDir):
         writer, _ = self._open()
         return take_snapshot(writer, folder, name)
 
+    def recover(self) -> None:
+        """Bring tables and catalog up to the log, as any change does first."""
+        self._open()
+
     def close(self) -> None:
         """Let go of the writer, if one was needed."""
         if self._writer is not None:
