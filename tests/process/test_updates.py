@@ -87,7 +87,7 @@ def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer
     create(data_dir, "items")
     create(data_dir, "half", "--dtype", "bfloat16")
     create(data_dir, "frozen", optimizer=None)
-    limits = ("--ids-max", str(IDS_MAX), "--tables-max", str(TABLES_MAX))
+    limits: tuple[str, ...] = ("--ids-max", str(IDS_MAX), "--tables-max", str(TABLES_MAX))
     limits += ("--request-bytes-max", str(REQUEST_BYTES_MAX))
     with RunningServer("--data-dir", data_dir, "--workers", "2", *limits) as server:
         with Client(server.http) as client:
@@ -270,7 +270,7 @@ def test_on_a_full_disk_updates_are_refused_and_lookups_go_on(
     create(data_dir, "items", rows=rows)
     with open(ballast, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 8 << 20)
-    arguments = ("--segment-bytes", str(1 << 20), "--checkpoint-seconds", "86400")
+    arguments: tuple[str, ...] = ("--segment-bytes", str(1 << 20), "--checkpoint-seconds", "86400")
     arguments += ("--data-dir", str(data_dir), "--workers", str(workers))
     ids, ones = np.arange(5_000), np.ones((5_000, DIM))
     pushed = 0
@@ -281,7 +281,7 @@ def test_on_a_full_disk_updates_are_refused_and_lookups_go_on(
             np.testing.assert_array_equal(found[:5_000], pushed)
             assert not found[5_000:].any()
 
-        with pytest.raises(DiskFull) as refused:
+        with pytest.raises(DiskFull) as refused:  # noqa: PT012 - which of them is the disk's to say
             for _ in range(200):
                 client.scatter_add("items", ids, ones)
                 pushed += 1
@@ -290,7 +290,7 @@ def test_on_a_full_disk_updates_are_refused_and_lookups_go_on(
         with Client(server.grpc) as other, pytest.raises(DiskFull):
             other.scatter_add("items", ids, ones)
         # Over REST, which has a status for it.
-        body = {"ids": ids.tolist(), "deltas": ones.tolist()}
+        body = {"ids": ids.tolist(), "values": ones.tolist()}
         response = httpx.post(f"{server.http}/v1/tables/items:scatterAdd", json=body, timeout=30)
         assert response.status_code == 507, response.text
         check()
