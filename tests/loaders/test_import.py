@@ -90,7 +90,7 @@ def test_a_disk_that_fills_up_at_any_step_leaves_nothing(tmp_path: Path) -> None
                 assert "the disk is full" in error.message  # noqa: PT017
             else:
                 break
-        # The import is in the log before it is in the catalog: the next owner has all of it or none.
+        # It is in the log before it is in the catalog: the next owner has all of it or none.
         with own_data_dir(data_dir) as owned:
             owned.recover()
             outcomes.add("w" in owned.catalog.tables)
