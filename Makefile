@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-peers bench check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-peers bench check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -28,6 +28,9 @@ serve: $(VENV)/.dev  ## serve the demo's table without the tour
 
 test: $(VENV)/.dev  ## run the test suite
 	$(BIN)/python -m pytest
+
+test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent updates (eight minutes; make test does it 20 times)
+	CRASH_KILLS=200 $(BIN)/python -m pytest tests/crash -v -s
 
 PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from gatherd import Client
+from gatherd.store.control import CONTROL_NAME, GENERATION_OFFSET, ControlPage
 from support.server import RunningServer, run_cli, wait_until
 
 ROWS, DIM = 200, 16
@@ -183,3 +184,26 @@ def test_an_acknowledged_update_is_seen_through_every_other_connection_at_once(
                 assert (found == expected).all(), (turn, client)
                 pooled = client.lookup_bags("items", [9, 9], [0], mode="sum")
                 assert (pooled == 2 * expected).all(), (turn, client)
+
+
+def test_a_publish_whose_writer_died_before_it_told_readers_is_seen_after_the_restart(
+    tmp_path: Path,
+) -> None:
+    run_cli(
+        "create", "items", "--rows", "3", "--dim", str(DIM), "--init", "zeros",
+        "--optimizer", "sgd", "--data-dir", tmp_path,
+    )  # fmt: skip
+    with Client(f"local:{tmp_path}") as local:
+        with RunningServer("--data-dir", tmp_path) as server, Client(server.http) as client:
+            assert local.table("items").version == 1
+            told = ControlPage(tmp_path).generation
+            assert client.publish("items").version == 2
+            server.kill()
+        with open(tmp_path / CONTROL_NAME, "r+b") as control:
+            control.seek(GENERATION_OFFSET)
+            control.write(told.to_bytes(8, "little"))
+        assert local.table("items").version == 1
+        with RunningServer("--data-dir", tmp_path) as server, Client(server.http) as client:
+            assert client.scatter_add("items", [1], np.ones((1, DIM))).versions == {"items": 2}
+            assert local.table("items").version == 2
+            np.testing.assert_array_equal(local.lookup("items", [1]), np.ones((1, DIM)))

@@ -18,9 +18,12 @@ from gatherd import Client
 from gatherd.errors import DiskFull
 from gatherd.store.control import BOOT_ID_BYTES, BOOT_ID_OFFSET, CONTROL_NAME
 from gatherd_proto.v1 import embedding_pb2, status_pb2, tensor_pb2
+from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
 from gatherd_server.writer.checkpoint import read_checkpoint
+from gatherd_server.writer.writer import Writer
 from support.server import RunningServer, private_bytes, run_cli
 
 ROWS, DIM = 50, 8
@@ -76,6 +79,36 @@ def test_pushes_that_come_together_are_committed_together_and_each_counts(
     print(f"\n{sum(counts)} pushes in {len(counts)} frames, at most {max(counts)} in one")
     assert sum(counts) == PUSHERS * ROUNDS
     assert len(counts) < sum(counts) / 2
+
+
+def test_32_pushes_of_one_batch_are_one_frame_and_add_up_to_32(tmp_path: Path) -> None:
+    create(tmp_path, "items")
+    gate = threading.Event()
+    held = threading.Event()
+
+    def hold() -> None:
+        held.set()
+        gate.wait(60)
+
+    writer = Writer(tmp_path, Files(), WriterLimits())
+    try:
+        # Between two batches, so that everything which comes meanwhile is the next one.
+        holding = threading.Thread(target=writer.between, args=(hold,))
+        holding.start()
+        held.wait(60)
+        ones = TableUpdate("items", np.array([7]), np.ones((1, DIM), np.float32))
+        push = Push(UpdateOp.SCATTER_ADD, (ones,))
+        futures = [writer.submit(push, b"") for _ in range(PUSHERS)]
+        gate.set()
+        lsns = [future.result(60).lsn for future in futures]
+        holding.join()
+        assert lsns == list(range(lsns[0], lsns[0] + PUSHERS))
+        assert frames(tmp_path) == [PUSHERS]
+    finally:
+        gate.set()
+        writer.close()
+    with Client(f"local:{tmp_path}") as client:
+        np.testing.assert_array_equal(client.lookup("items", [6, 7, 8])[:, 0], [0, PUSHERS, 0])
 
 
 # Refusals

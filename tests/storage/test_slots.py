@@ -44,7 +44,7 @@ def test_an_optimizer_brings_its_slots(
     manifest = json.loads((version / "manifest.json").read_text())
     assert manifest["optimizer"] == Optimizer.parse(optimizer, {"lr": 0.5}).to_json()
     assert open_table(tmp_path, "t", 1).is_trainable
-    assert run_cli("verify", "--data-dir", tmp_path).stdout == "t v1: ok\n"
+    assert run_cli("verify", "--data-dir", tmp_path).stdout.startswith("t v1: ok\n")
 
 
 def test_a_table_without_an_optimizer_cannot_be_trained(tmp_path: Path) -> None:
