@@ -20,7 +20,7 @@ $(VENV)/.dev: requirements-dev.lock pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-demo: $(VENV)/.dev  ## serve a real pre-trained table and look tokens up over every wire (DEMO_ONCE=1 stops after the tour)
+demo: $(VENV)/.dev  ## serve a real pre-trained table, look it up over every wire, train it (DEMO_ONCE=1 stops after the tour)
 	@$(BIN)/python deploy/demo/demo.py
 
 serve: $(VENV)/.dev  ## serve the demo's table without the tour

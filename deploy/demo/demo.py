@@ -1,9 +1,10 @@
-"""The tour of `make demo`: serve a real pre-trained table and look tokens up over every wire.
+"""The tour of `make demo`: serve a real pre-trained table, look it up over every wire, train it.
 
-Fetches the table once (see requirements.txt beside this file), serves it where it lies, and prints
-each request as a person would type it, with its answer. Then it leaves the server running until
-Ctrl-C; with DEMO_ONCE=1 it stops it and exits. Addresses are those of `gatherd serve`, set by
-GATHERD_HTTP and GATHERD_GRPC.
+Fetches the table once (see requirements.txt beside this file), serves it where it lies and a copy
+with keys and an optimizer, and prints each request as a person would type it, with its answer. Two
+trainers (trainer.py) then train the copy at the same time, and a rollback gives the first vectors
+back. Then it leaves the server running until Ctrl-C; with DEMO_ONCE=1 it stops it and exits.
+Addresses are those of `gatherd serve`, set by GATHERD_HTTP and GATHERD_GRPC.
 """
 
 import base64
@@ -16,12 +17,15 @@ import subprocess
 import sys
 import urllib.request
 import zipfile
+from contextlib import ExitStack
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gatherd import Client
+from trainer import COSINE, WORD_START, Pairs, cosines, losses
 
 HERE = Path(__file__).parent
 CACHE = Path(".demo")
@@ -33,8 +37,8 @@ WORDS = ("king", "Paris", "Monday", "water", "happy", "seven")
 NEIGHBOURS = 5
 SENTENCE = "the king sat on the throne"
 OTHER_SENTENCES = ("a queen wore her crown", "water flows down the river")
-# The tokenizer marks the beginning of a word with this character.
-WORD_START = "\N{LOWER ONE EIGHTH BLOCK}"
+OPTIMIZER = ("--optimizer", "adagrad", "--lr", "0.05")
+TAUGHT = (("quiet", "loud"), ("quiet", "silent"), ("easy", "difficult"), ("easy", "simple"))
 
 
 def fetch() -> tuple[Path, dict[str, int]]:
@@ -61,9 +65,7 @@ def fetch() -> tuple[Path, dict[str, int]]:
 
 
 def import_words(weights: Path, vocabulary: dict[str, int]) -> None:
-    """Import the same rows as a table with keys, the tokens, unless that was done before."""
-    if (DATA_DIR / "tables" / "words").exists():
-        return
+    """Import the same rows as a table with keys, the tokens, that can be trained further."""
     keys = CACHE / "tokens.txt"
     # A line of a key file can't end in a carriage return, as some tokens do: its picture stands in.
     picture = "\N{SYMBOL FOR CARRIAGE RETURN}"
@@ -71,9 +73,8 @@ def import_words(weights: Path, vocabulary: dict[str, int]) -> None:
         token.replace("\r", picture) for token in sorted(vocabulary, key=vocabulary.__getitem__)
     ]
     keys.write_text("".join(f"{token}\n" for token in tokens), "utf-8")
-    gatherd(
-        "import", "words", f"{weights}#{TENSOR}", "--keys", str(keys), "--data-dir", str(DATA_DIR)
-    )
+    source = ("words", f"{weights}#{TENSOR}", "--keys", str(keys))
+    gatherd("import", *source, *OPTIMIZER, "--data-dir", str(DATA_DIR))
 
 
 def gatherd(*arguments: str) -> None:
@@ -160,6 +161,7 @@ def tour(http: str, grpc: str, vocabulary: dict[str, int]) -> None:
     print(f"\nAll {len(answers)} answers are the same {first.shape} float32 array, bit for bit.")
     words_by_key(http, first)
     neighbours(http, vocabulary, ids)
+    training(http, grpc)
 
 
 def words_by_key(http: str, by_id: NDArray[np.float32]) -> None:
@@ -205,13 +207,100 @@ def neighbours(http: str, vocabulary: dict[str, int], ids: list[int]) -> None:
         print(f"  {word:8} {listed}")
 
 
+def is_as_imported(http: str) -> bool:
+    """Whether `words` is what was imported: an earlier tour may have been interrupted."""
+    with Client(http) as client:
+        info = client.table("words")
+        if not info.trainable or info.versions != (1,):
+            return False
+        ids = np.arange(info.rows)
+        return np.array_equal(client.lookup("words", ids), client.lookup("tokens", ids))
+
+
+def training(http: str, grpc: str) -> None:
+    """Train a copy of `words` by two processes, tell what changed, and go back."""
+    pairs = Pairs.read()
+    print("\n--- Trained further, by key, by two processes at once")
+    print(
+        f"The task: of {len(pairs)} pairs of words, to tell synonyms from opposites by whether "
+        f"their cosine is above {COSINE}.\n"
+        "What each trainer does with a batch of pairs:\n"
+        '>>> vectors = client.lookup("words", keys=pairs)  # (16, 2) keys, so (16, 2, 256)\n'
+        ">>> grads = gradients(vectors, signs)             # NumPy\n"
+        '>>> client.apply_gradients("words", keys=pairs, grads=grads)  # one step of Adagrad\n'
+    )
+    gatherd("publish", "words", "--data-dir", str(DATA_DIR))
+    with Client(http) as client:
+        before = client.lookup("words", keys=pairs.keys)
+        lsn = client.table("words").lsn
+        pushes = run_trainers(http, grpc)
+        after = client.lookup("words", keys=pairs.keys)
+        lsn_after = client.table("words").lsn
+        assert lsn_after - lsn == pushes, "a push was lost, or counted twice"
+        print(f"The log went from LSN {lsn} to {lsn_after}: all {pushes} pushes, each once.")
+        for name, vectors in (("before", before), ("after", after)):
+            right = np.mean((cosines(vectors) > COSINE) == (pairs.signs > 0))
+            loss = losses(vectors, pairs.signs).mean()
+            print(f"  {name:6} loss {loss:.3f}, {right:4.0%} of the pairs told right")
+        assert losses(after, pairs.signs).mean() < losses(before, pairs.signs).mean() / 2
+        for first, second in TAUGHT:
+            keys = [[WORD_START + first, WORD_START + second]]
+            was, now = (
+                cosines(client.lookup("words", keys=keys, version=version)).item()
+                for version in (1, 2)
+            )
+            print(f"  {first} and {second}: cosine {was:.2f} in version 1, {now:.2f} in version 2")
+        gatherd("rollback", "words", "--data-dir", str(DATA_DIR))
+        assert np.array_equal(client.lookup("words", keys=pairs.keys), before)
+        print("The same lookup gives the vectors as they were before, bit for bit.")
+
+
+def run_trainers(*urls: str) -> int:
+    """Run a trainer for each URL, all at the same time; returns how many pushes they made."""
+    trainers: list[subprocess.Popen[str]] = []
+    with ExitStack() as stack:
+        read, write = os.pipe()
+        output: IO[str] = stack.enter_context(open(read, encoding="utf-8"))
+        for number, url in enumerate(urls, 1):
+            arguments = [
+                os.path.relpath(HERE / "trainer.py"),
+                url,
+                "words",
+                "--share",
+                f"{number}/{len(urls)}",
+            ]
+            print(f"$ python {shlex.join(arguments)} &", flush=True)
+            command = [sys.executable, *arguments, "--wait"]
+            trainer = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=write, text=True)
+            trainers.append(stack.enter_context(trainer))
+        os.close(write)
+        ready, pushes = 0, 0
+        for line in output:
+            if line.strip() == "ready":
+                ready += 1
+                # None begins before the others can: they are to push at the same time.
+                for trainer in trainers if ready == len(trainers) else ():
+                    assert trainer.stdin is not None
+                    trainer.stdin.close()
+                continue
+            print(f"  {line}", end="", flush=True)
+            pushes += int(line.split(" pushes, ")[0].split()[-1]) if " pushes, " in line else 0
+    if any(trainer.returncode for trainer in trainers):
+        sys.exit("A trainer failed; its error is above.")
+    return pushes
+
+
 def main() -> None:
     """Fetch, serve, tour, and wait or stop."""
     weights, vocabulary = fetch()
-    import_words(weights, vocabulary)
+    if not (DATA_DIR / "tables" / "words").exists():
+        import_words(weights, vocabulary)
     server, http, grpc = start(weights)
     try:
         if "--serve-only" not in sys.argv:
+            if not is_as_imported(http):
+                gatherd("delete", "words", "--yes", "--data-dir", str(DATA_DIR))
+                import_words(weights, vocabulary)
             tour(http, grpc, vocabulary)
         if os.environ.get("DEMO_ONCE"):
             return
