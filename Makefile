@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-peers bench check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-power test-peers bench bench-tools check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -30,7 +30,10 @@ test: $(VENV)/.dev  ## run the test suite
 	$(BIN)/python -m pytest
 
 test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent updates (eight minutes; make test does it 20 times)
-	CRASH_KILLS=200 $(BIN)/python -m pytest tests/crash -v -s
+	CRASH_KILLS=200 CRASH_ROWS=10000000 $(BIN)/python -m pytest tests/crash -v -s
+
+test-power: $(VENV)/.dev  ## judge 20,000 simulated power cuts (about 20 minutes; make test does 500)
+	POWER_CUTS=20000 $(BIN)/python -m pytest tests/durability/test_power_cuts.py -v
 
 PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.
@@ -44,8 +47,27 @@ $(PEERS)/.ready: requirements-peers.lock pyproject.toml
 test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras and gensim, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
-bench: $(VENV)/.dev  ## measure starts, memory and latency of a 2 GB table (two minutes, 4 GB of disk)
-	PYTHONPATH=tests $(BIN)/python tests/bench/bench.py
+BENCH := .venv-bench
+# Without hashes, as the peers' lock, and for the same reason.
+$(BENCH)/.ready: requirements-bench.lock pyproject.toml
+	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
+	@echo "setting up $(BENCH) (once, a few minutes: torch, pyarrow, redis, matplotlib)"
+	@$(BENCH)/bin/python -m pip install -q --disable-pip-version-check -r requirements-bench.lock
+	@$(BENCH)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Debian starts a redis-server that it installs, unless the run level says that it's no time for it.
+bench-tools:
+	@for tool in redis-server wrk; do \
+	  command -v $$tool > /dev/null && continue; \
+	  { RUNLEVEL=1 apt-get install -qq -y --no-install-recommends $$tool || \
+	    { apt-get update -qq && RUNLEVEL=1 apt-get install -qq -y --no-install-recommends $$tool; }; \
+	  } > /dev/null 2>&1 || \
+	    echo "no $$tool: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"; \
+	done
+
+bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (12 minutes, 8 GB)
+	$(BENCH)/bin/python tests/bench/bench.py
 
 check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, base install
 	$(BIN)/ruff format --check .
@@ -71,4 +93,4 @@ lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	$(UV_COMPILE) --extra server --extra formats --extra remote --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(PEERS) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(BENCH) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

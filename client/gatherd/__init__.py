@@ -2,6 +2,7 @@
 
 from importlib.metadata import version as _version
 
+from gatherd._batching import Batching
 from gatherd._changes import ChangeResult, SnapshotResult
 from gatherd._lookup import TableInfo
 from gatherd._updates import UpdateResult
@@ -50,6 +51,7 @@ __all__ = [
     "AlreadyExists",
     "AsyncClient",
     "BadFile",
+    "Batching",
     "ChangeResult",
     "Client",
     "ClientClosed",

@@ -112,6 +112,16 @@ def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tu
     return LOOKUP_BAGS_MANY if bags else LOOKUP_MANY, b"".join(out)
 
 
+def around_ids(spec: LookupSpec) -> tuple[bytes, bytes]:
+    """A LookupRequest of ids without pooling, in two parts: what stands before the ids and after.
+
+    Between them go the ids' bytes, as many as `spec` has, whichever they are.
+    """
+    parts = _lookup(spec, spec.version)
+    data = next(i for i, part in enumerate(parts) if isinstance(part, memoryview))
+    return b"".join(parts[:data]), b"".join(parts[data + 1 :])
+
+
 def _lookup(spec: LookupSpec, version: int) -> Parts:
     """A LookupRequest, in a LookupBagsRequest where rows are pooled."""
     if isinstance(spec.asked, ByKey):
@@ -206,6 +216,31 @@ class LookupReply:
     dtype: int = 0
     shape: list[int] = field(default_factory=list)
     data: memoryview = field(default_factory=lambda: memoryview(b""))
+
+
+_REPLY_VERSION = tag(1, VARINT)
+_REPLY_VECTORS = tag(3, BYTES)
+
+
+def reply_prefix(version: int, code: int, shape: Sequence[int], data_bytes: int) -> bytes:
+    """A LookupResponse without statuses up to its vectors' bytes, as our servers write it.
+
+    There are other encodings of the same, so it tells something only where it stands in a reply.
+    """
+    dims = b"".join(map(varint, shape))
+    tensor = b"".join(
+        (
+            _TENSOR_DTYPE,
+            varint(code),
+            _TENSOR_SHAPE,
+            varint(len(dims)),
+            dims,
+            _TENSOR_DATA,
+            varint(data_bytes),
+        )
+    )
+    head = _REPLY_VERSION + varint(version) if version else b""
+    return head + _REPLY_VECTORS + varint(len(tensor) + data_bytes) + tensor
 
 
 def decode_lookups(body: memoryview, *, many: bool) -> list[LookupReply]:

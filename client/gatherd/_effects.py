@@ -7,7 +7,12 @@ knows more. Left out on purpose: any effect for cancelling; a plan that isn't ru
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
+
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:  # which builds on this module
+    from gatherd._plain import Plain
 
 T = TypeVar("T")
 
@@ -91,6 +96,14 @@ class Transport(Protocol):
     def call(self, send: Send) -> memoryview:
         """The reply's body; a GatherdError for everything that goes wrong."""
 
+    def plain(
+        self, plain: "Plain", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """Carry a lookup of `ids`: its result where the reply is the foreseen one, else its body.
+
+        Raises what `call` does; `out` then holds anything.
+        """
+
     def close(self) -> None:
         """Close idle connections now, and those in use when their call ends."""
 
@@ -100,6 +113,11 @@ class AsyncTransport(Protocol):
 
     async def call(self, send: Send) -> memoryview:
         """The reply's body; a GatherdError for everything that goes wrong."""
+
+    async def plain(
+        self, plain: "Plain", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """As Transport.plain."""
 
     async def aclose(self) -> None:
         """Close idle connections now, and those in use when their call ends."""

@@ -31,6 +31,7 @@ _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\0]*)?\r\n"
 _HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*\r\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
 _CONTENT_LENGTH = re.compile(r"[0-9]{1,18}")
+_LENGTH_HEADER = re.compile(rb"\r\n(?i:content-length):[ \t]*([^\r\n]*?)[ \t]*(?=\r\n)")
 _NO_BODY = (204, 304)
 
 
@@ -66,6 +67,11 @@ def finish_request(prefix: bytes, timeout_ms: int, body_bytes: int) -> bytes:
     )
 
 
+def request_parts(prefix: bytes, body_bytes: int) -> tuple[bytes, bytes]:
+    """What `finish_request` makes, but for the digits of the timeout between the two."""
+    return prefix + b"Connect-Timeout-Ms: ", b"\r\nContent-Length: %d\r\n\r\n" % body_bytes
+
+
 def parse_head(raw: bytes) -> ResponseHead:
     """Read a head, up to and with its empty line. HttpError when it is malformed."""
     match = _STATUS_LINE.match(raw)
@@ -84,6 +90,18 @@ def parse_head(raw: bytes) -> ResponseHead:
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
         pos = header.end()
     return ResponseHead(int(match[2]), int(match[1]), headers)
+
+
+def around_length(raw: bytes) -> tuple[bytes, bytes] | None:
+    """A head in two parts, around the digits of its Content-Length; None when it has no such.
+
+    `raw` is a head that `parse_head` takes. With any other number between the two it is again one,
+    with the same status and headers but for the length.
+    """
+    found = list(_LENGTH_HEADER.finditer(raw))
+    if len(found) != 1 or not found[0][1].isdigit():
+        return None
+    return raw[: found[0].start(1)], raw[found[0].end(1) :]
 
 
 def body_length(head: ResponseHead) -> int | None:
@@ -133,6 +151,7 @@ class ResponseReader:
     def reset(self) -> None:
         """Begin the next response."""
         self.head: ResponseHead | None = None
+        self.raw_head = b""
         self.body = memoryview(b"")
         self.started = False  # whether a byte of the response came
         self.reusable = False  # once done: whether the connection can carry another request
@@ -196,7 +215,8 @@ class ResponseReader:
             if end < 0:
                 self._searched = self._filled
                 return
-            head = parse_head(bytes(scratch[: end + 4]))
+            self.raw_head = bytes(self._scratch_view[: end + 4])
+            head = parse_head(self.raw_head)
             if head.status >= 200:
                 break
             self._interim += 1
@@ -303,3 +323,13 @@ class ResponseReader:
         if len(self._grown) + len(data) > self._body_bytes_max:
             raise HttpError(f"the body has more than {self._body_bytes_max} bytes")
         self._grown += data
+
+
+def feed(reader: ResponseReader, data: memoryview) -> None:
+    """Give `reader` bytes that were received into another buffer than its own."""
+    while len(data):
+        room = reader.buffer()
+        count = min(len(room), len(data))
+        room[:count] = data[:count]
+        reader.received(count)
+        data = data[count:]

@@ -162,8 +162,15 @@ class Answer:
     vectors: NDArray[Any]
     status: NDArray[np.uint8] | None
 
+    def with_status(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
+        """Rows and their statuses, which are all 0 when there are none. Not for bags."""
+        status = self.status
+        if status is None:
+            status = np.zeros(self.vectors.shape[:-1], np.uint8)
+        return self.vectors, status
 
-_BY_NAME = {
+
+REPLY_TYPES: Final = {
     "float32": ReplyType(DType.FLOAT32, np.dtype(np.float32)),
     "float16": ReplyType(DType.FLOAT16, np.dtype(np.float16)),
     "bfloat16": ReplyType(DType.BFLOAT16, np.dtype(np.float32)),
@@ -173,8 +180,8 @@ _BY_NAME = {
 def parse_reply_type(dtype: DTypeLike) -> ReplyType:
     """What a caller's `dtype=` asks for; InvalidArgument when a lookup can't be answered in it."""
     if isinstance(dtype, str):
-        known = _BY_NAME.get(dtype)
-        return known or _BY_NAME[parse_reply_dtype(dtype).value]
+        known = REPLY_TYPES.get(dtype)
+        return known or REPLY_TYPES[parse_reply_dtype(dtype).value]
     try:
         array = np.dtype(dtype)
     except TypeError:

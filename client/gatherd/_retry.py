@@ -44,7 +44,7 @@ class Tries:
     def deadline(self, timeout: float | None) -> Deadline:
         """The deadline of a call that begins now, `timeout` None for the client's own."""
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        return deadline_after(seconds, self._clock())
+        return Deadline(self._clock() + seconds, seconds)
 
     def pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
         """The pause after try number `attempt` (from 0) failed by `error`; None to give up."""
@@ -96,8 +96,3 @@ def check_retries(retries: object) -> int:
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES_MAX:
         raise InvalidArgument(f"retries={retries!r} isn't possible: it takes 0 to {RETRIES_MAX}")
     return retries
-
-
-def deadline_after(timeout_seconds: float, now: float) -> Deadline:
-    """The deadline of a call that begins `now`."""
-    return Deadline(now + timeout_seconds, timeout_seconds)

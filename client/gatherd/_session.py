@@ -8,12 +8,14 @@ import random
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gatherd._bags import BagsGiven, prepare_bags, split_pair
+from gatherd._dedup import distinct, expanded
 from gatherd._effects import Deadline, Plan
 from gatherd._lookup import (
     Answer,
@@ -27,7 +29,7 @@ from gatherd._lookup import (
     prepare_keys_of,
 )
 from gatherd._retry import Tries
-from gatherd.errors import InvalidArgument
+from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 
 LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 
@@ -57,12 +59,13 @@ class Session(ABC):
         out: NDArray[Any] | None,
         return_status: bool,
         version: int | None = None,
+        dedup: bool = False,
         timeout: float | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup."""
         deadline = self.deadline(timeout)
         spec = prepare(table, ids, keys, parse_reply_type(dtype), missing, out, version)
-        answers = yield from self.gather((spec,), deadline)
+        answers = yield from self._gather((spec,), deadline, dedup)
         return _result(spec, answers[0], return_status)
 
     def lookup_many(
@@ -74,6 +77,7 @@ class Session(ABC):
         missing: str,
         return_status: bool,
         version: Mapping[str, int] | None = None,
+        dedup: bool = False,
         timeout: float | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup_many."""
@@ -89,7 +93,7 @@ class Session(ABC):
             prepare(table, None, given, reply, missing, version=versions.get(table))
             for table, given in by_key.items()
         ]
-        return (yield from self._gather_many(specs, return_status, deadline))
+        return (yield from self._gather_many(specs, return_status, deadline, dedup=dedup))
 
     def lookup_bags(
         self,
@@ -177,12 +181,40 @@ class Session(ABC):
         """The plan of Client.versions."""
         return (yield from self.table(name, deadline)).versions
 
+    def _gather(
+        self, specs: Sequence[LookupSpec], deadline: Deadline, dedup: object
+    ) -> Plan[list[Answer]]:
+        """As `gather`, with every id or key sent once where `dedup` asks for that."""
+        if dedup is False:
+            return (yield from self.gather(specs, deadline))
+        if dedup is not True:
+            raise InvalidArgument(f"dedup is True or False, not {dedup!r}")
+        found = [distinct(spec.asked) for spec in specs]
+        few = [
+            replace(spec, asked=asked, out=None)
+            for spec, (asked, _) in zip(specs, found, strict=True)
+        ]
+        try:
+            answers = yield from self.gather(few, deadline)
+        except (IdOutOfRange, KeyNotFound):
+            # The error is to name what is wrong by its place in what the caller gave.
+            return (yield from self.gather(specs, deadline))
+        return [
+            expanded(spec, answer, places)
+            for spec, answer, (_, places) in zip(specs, answers, found, strict=True)
+        ]
+
     def _gather_many(
-        self, specs: Sequence[LookupSpec], return_status: bool, deadline: Deadline
+        self,
+        specs: Sequence[LookupSpec],
+        return_status: bool,
+        deadline: Deadline,
+        *,
+        dedup: object = False,
     ) -> Plan[dict[str, LookupResult]]:
         if not specs:
             return {}
-        answers = yield from self.gather(specs, deadline)
+        answers = yield from self._gather(specs, deadline, dedup)
         return {
             spec.table: _result(spec, answer, return_status)
             for spec, answer in zip(specs, answers, strict=True)

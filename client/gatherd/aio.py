@@ -2,49 +2,73 @@
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Sequence
 from types import TracebackType
-from typing import Any, Literal, Self, overload
+from typing import TYPE_CHECKING, Any, Self
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import NDArray
 
-from gatherd._bags import BagsGiven
+from gatherd._batcher_aio import AsyncBatcher
+from gatherd._batching import Batching, Kind
 from gatherd._change_calls_aio import AsyncChangeCalls
-from gatherd._effects import AsyncTransport, Effect, Plan, Send, Sleep, T
-from gatherd._lookup import Ids, KeysGiven, TableInfo
+from gatherd._effects import AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._lookup import Answer, TableInfo
+from gatherd._lookup_calls_aio import AsyncLookupCalls
+from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._pushes import Pushes
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
-from gatherd.errors import ClientClosed, ClientError, ForkedClient, GatherdError
+from gatherd.errors import ClientClosed, ClientError, ForkedClient, GatherdError, InvalidArgument
+from gatherd.store.ids import as_id_array
 
-Status = NDArray[np.uint8]
+if TYPE_CHECKING:
+    from gatherd.transports.local import LocalSession as _LocalSession
 
 # Up to here a gather from mapped files is shorter than the hop to a thread and back.
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient(AsyncChangeCalls):
+class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
     Belongs to the event loop of its first call; another loop raises ClientError, a forked child
     ForkedClient. A call that is cancelled leaves the client usable.
     """
 
-    def __init__(self, url: str, *, timeout: float = 10.0, retries: int = 3) -> None:
-        """As Client: url, timeout in seconds for each whole call, retries. Connects later."""
+    def __init__(
+        self,
+        url: str,
+        *,
+        timeout: float = 10.0,
+        retries: int = 3,
+        batching: Batching | None = None,
+    ) -> None:
+        """As Client: url, timeout in seconds for each whole call, retries, batching.
+
+        Connects later.
+        """
         target = parse_target(url)
         self._transport: AsyncTransport
         self._session: Session
         self._pushes = Pushes(timeout=timeout, retries=retries)
+        self._plain = PlainLookups()
+        self._local: _LocalSession | None = None
         self._closed = False
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
+        self._batching = batching
+        self._batcher: AsyncBatcher | None = None
+        if batching is not None:
+            if target.scheme == "local":
+                raise InvalidArgument("a local: client sends no lookups, so there is no batching")
+            self._batcher = AsyncBatcher(batching, self._ask_merged)
         if target.scheme == "local":
             from gatherd.transports.local import LocalSession
 
-            self._session = LocalSession(target.path, timeout=timeout, retries=retries)
+            self._local = LocalSession(target.path, timeout=timeout, retries=retries)
+            self._session = self._local
         else:
             self._session = RemoteSession(timeout=timeout, retries=retries)
         # Imported when needed: grpc takes longer to import than all the rest.
@@ -56,260 +80,6 @@ class AsyncClient(AsyncChangeCalls):
             from gatherd.transports.http_aio import AsyncHttpTransport
 
             self._transport = AsyncHttpTransport(target)
-
-    @overload
-    async def lookup(
-        self,
-        table: str,
-        ids: Ids | None = None,
-        *,
-        keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
-        return_status: Literal[False] = False,
-        version: int | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[Any]: ...
-
-    @overload
-    async def lookup(
-        self,
-        table: str,
-        ids: Ids | None = None,
-        *,
-        keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
-        return_status: Literal[True],
-        version: int | None = None,
-        timeout: float | None = None,
-    ) -> tuple[NDArray[Any], Status]: ...
-
-    async def lookup(
-        self,
-        table: str,
-        ids: Ids | None = None,
-        *,
-        keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
-        return_status: bool = False,
-        version: int | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
-        """As Client.lookup: ids or keys of shape S → an array of shape S + (dim,)."""
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
-            self._session.lookup(
-                table,
-                ids,
-                keys=keys,
-                dtype=dtype,
-                missing=missing,
-                out=out,
-                return_status=return_status,
-                version=version,
-                timeout=timeout,
-            )
-        )
-        return result
-
-    @overload
-    async def lookup_many(
-        self,
-        ids: Mapping[str, Ids] | None = None,
-        *,
-        keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        return_status: Literal[False] = False,
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]]: ...
-
-    @overload
-    async def lookup_many(
-        self,
-        ids: Mapping[str, Ids] | None = None,
-        *,
-        keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        return_status: Literal[True],
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, tuple[NDArray[Any], Status]]: ...
-
-    async def lookup_many(
-        self,
-        ids: Mapping[str, Ids] | None = None,
-        *,
-        keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        return_status: bool = False,
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
-        """As Client.lookup_many: {table: ids} → {table: vectors}."""
-        result: dict[str, Any] = await self._run(
-            self._session.lookup_many(
-                ids,
-                keys=keys,
-                dtype=dtype,
-                missing=missing,
-                return_status=return_status,
-                version=version,
-                timeout=timeout,
-            )
-        )
-        return result
-
-    @overload
-    async def lookup_bags(
-        self,
-        table: str,
-        ids: ArrayLike | None = None,
-        offsets: ArrayLike | None = None,
-        *,
-        keys: ArrayLike | None = None,
-        mode: str = "mean",
-        weights: ArrayLike | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
-        return_status: Literal[False] = False,
-        version: int | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[Any]: ...
-
-    @overload
-    async def lookup_bags(
-        self,
-        table: str,
-        ids: ArrayLike | None = None,
-        offsets: ArrayLike | None = None,
-        *,
-        keys: ArrayLike | None = None,
-        mode: str = "mean",
-        weights: ArrayLike | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
-        return_status: Literal[True],
-        version: int | None = None,
-        timeout: float | None = None,
-    ) -> tuple[NDArray[Any], Status]: ...
-
-    async def lookup_bags(
-        self,
-        table: str,
-        ids: ArrayLike | None = None,
-        offsets: ArrayLike | None = None,
-        *,
-        keys: ArrayLike | None = None,
-        mode: str = "mean",
-        weights: ArrayLike | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
-        return_status: bool = False,
-        version: int | None = None,
-        timeout: float | None = None,
-    ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
-        """As Client.lookup_bags: bags of ids or keys → an array (bags, dim)."""
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
-            self._session.lookup_bags(
-                table,
-                ids,
-                offsets,
-                keys=keys,
-                mode=mode,
-                weights=weights,
-                padding_id=padding_id,
-                dtype=dtype,
-                missing=missing,
-                out=out,
-                return_status=return_status,
-                version=version,
-                timeout=timeout,
-            )
-        )
-        return result
-
-    @overload
-    async def lookup_bags_many(
-        self,
-        ids: Mapping[str, BagsGiven] | None = None,
-        *,
-        keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        return_status: Literal[False] = False,
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]]: ...
-
-    @overload
-    async def lookup_bags_many(
-        self,
-        ids: Mapping[str, BagsGiven] | None = None,
-        *,
-        keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        return_status: Literal[True],
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, tuple[NDArray[Any], Status]]: ...
-
-    async def lookup_bags_many(
-        self,
-        ids: Mapping[str, BagsGiven] | None = None,
-        *,
-        keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        return_status: bool = False,
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
-        """As Client.lookup_bags_many: {table: bags} → {table: (bags, dim) array}."""
-        result: dict[str, Any] = await self._run(
-            self._session.lookup_bags_many(
-                ids,
-                keys=keys,
-                mode=mode,
-                weights=weights,
-                padding_id=padding_id,
-                dtype=dtype,
-                missing=missing,
-                return_status=return_status,
-                version=version,
-                timeout=timeout,
-            )
-        )
-        return result
-
-    async def keys_of(
-        self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
-    ) -> NDArray[Any]:
-        """As Client.keys_of: ids of shape S → an array of their keys, of shape S."""
-        return await self._run(self._session.keys_of(table, ids, version=version, timeout=timeout))
 
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
@@ -330,6 +100,8 @@ class AsyncClient(AsyncChangeCalls):
         if self._loop is not None:
             self._check_loop()
             await self._transport.aclose()
+            if self._batcher is not None:
+                await self._batcher.aclose()
 
     async def __aenter__(self) -> Self:
         return self
@@ -344,21 +116,85 @@ class AsyncClient(AsyncChangeCalls):
 
     def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()
-        if self._loop is None:
-            self._loop = loop
+        if loop is self._loop:
+            return  # which a forked child doesn't find running
         if os.getpid() != self._pid:
             raise ForkedClient("this AsyncClient was made before a fork: make one in the child")
-        if self._loop is not loop:
+        if self._loop is not None:
             raise ClientError(
                 "this AsyncClient belongs to another event loop: make one client for each loop"
             )
+        self._loop = loop
 
-    async def _run(self, plan: Plan[T]) -> T:
+    async def _quick(
+        self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
+    ) -> NDArray[Any] | None:
+        if self._closed:
+            return None
+        self._check_loop()
+        if ids.__class__ is not np.ndarray or not ids.flags.c_contiguous:
+            try:
+                ids = as_id_array(ids)
+            except GatherdError:
+                return None
+        if self._local is not None:
+            return self._local.quick(table, ids, dtype, out, version, timeout, INLINE_BYTES_MAX)
+        plain = self._plain.find(table, ids, dtype, version, out)
+        if plain is None:
+            return None
+        deadline = self._session.deadline(timeout)
+        return await self._send_plain(plain, ids, out, deadline)
+
+    async def _send_plain(
+        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any]:
+        reply: NDArray[Any] | memoryview | GatherdError
+        try:
+            reply = await self._transport.plain(plain, ids, out, deadline)
+        except GatherdError as error:
+            reply = error
+        if isinstance(reply, np.ndarray):
+            return reply
+        plan = plain_plan(self._session, plain, ids, out, deadline)
+        vectors: NDArray[Any] = await self._run(plan, reply)
+        if isinstance(reply, memoryview):
+            plain.learn(reply)
+        return vectors
+
+    async def _batched(
+        self, table: str, ids: Any, dtype: Any, missing: Any, out: Any, version: Any, timeout: Any
+    ) -> Answer | None:
+        batcher = self._batcher
+        if self._closed or batcher is None:
+            return None
+        self._check_loop()
+        found = batcher.kinds.find(table, ids, dtype, missing, out, version)
+        if found is None:
+            return None
+        return await batcher.lookup(*found, out, self._session.deadline(timeout))
+
+    async def _ask_merged(
+        self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
+    ) -> list[Answer]:
+        if len(lookups) == 1 and lookups[0][0].is_plain:
+            kind, ids = lookups[0]
+            plain = self._plain.find(kind.like.table, ids, kind.dtype, kind.version, None)
+            if plain is not None and not self._closed:
+                return [Answer(await self._send_plain(plain, ids, None, deadline), None)]
+        specs = [kind.spec(ids) for kind, ids in lookups]
+        return await self._run(self._session.gather(specs, deadline))
+
+    async def _run(self, plan: Plan[T], first: memoryview | GatherdError | None = None) -> T:
+        """What `plan` returns; `first` is what its first effect comes to, when that is known."""
         if self._closed:
             raise ClientClosed("the client was closed")
         self._check_loop()
         try:
             effect = next(plan)
+            if isinstance(first, GatherdError):
+                effect = plan.throw(first)
+            elif first is not None:
+                effect = plan.send(first)
             while True:
                 try:
                     result = await self._perform(effect)

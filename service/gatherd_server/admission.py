@@ -26,26 +26,35 @@ class Admission:
         """Requests admitted and not yet answered."""
         return self._in_flight
 
-    @contextmanager
-    def request(self) -> Iterator[None]:
-        """Hold a place for one request, from before its body is read until it is answered.
+    def enter(self) -> None:
+        """Take a place for one request, before its body is read; `leave` gives it back.
 
         Overloaded when all places are taken: shedding early keeps the others fast.
         """
         with self._lock:
-            if self._in_flight >= self.limits.requests_in_flight_max:
-                raise Overloaded(
-                    f"the server has {self._in_flight} requests in flight, "
-                    "as many as it takes; try again after a pause",
-                    {"limit": "requests_in_flight_max"},
-                    retry_after_seconds=RETRY_AFTER_SECONDS,
-                )
-            self._in_flight += 1
+            if self._in_flight < self.limits.requests_in_flight_max:
+                self._in_flight += 1
+                return
+        raise Overloaded(
+            f"the server has {self._in_flight} requests in flight, "
+            "as many as it takes; try again after a pause",
+            {"limit": "requests_in_flight_max"},
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+
+    def leave(self) -> None:
+        """Give a place back, once its request is answered."""
+        with self._lock:
+            self._in_flight -= 1
+
+    @contextmanager
+    def request(self) -> Iterator[None]:
+        """Hold a place for one request; see `enter`."""
+        self.enter()
         try:
             yield
         finally:
-            with self._lock:
-                self._in_flight -= 1
+            self.leave()
 
     def check_request_bytes(self, byte_count: int) -> None:
         """LimitExceeded when a request's body is, or claims to be, longer than the server takes."""

@@ -26,6 +26,9 @@ from gatherd_server.admission import Admission
 from gatherd_server.channel import Channel, configure_logging, run_child
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
+from gatherd_server.http.body import Workers
+from gatherd_server.http.fast_path import fast_protocol
+from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.settings import ServeSettings
@@ -192,11 +195,14 @@ class Worker:
         await link.connect()
         return link
 
+    def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
+        return fast_protocol(FastRoutes(engine), self._admission, Workers())
+
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings
         return uvicorn.Config(
             create_app(engine, self._admission),
-            http="httptools",
+            http=self._protocol(engine) if settings.fast_path else "httptools",
             ws="none",
             lifespan="off",
             log_config=None,

@@ -18,6 +18,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.channel import configure_logging
+from gatherd_server.cli_bench import bench
 from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.cli_export import export
 from gatherd_server.cli_import import (
@@ -215,19 +216,23 @@ for command in (import_table, publish, plan, verify, export):
 
 
 @cli.command()
+@click.argument("names", nargs=-1, metavar="[TABLE]...")
 @url_option
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def tables(url: str, as_json: bool) -> None:
-    """List what a server, or a data dir by local:DIR, has."""
+def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
+    """List what a server, or a data dir by local:DIR, has, or TABLEs of it.
+
+    VERSION is the live one, LSN the last update that every lookup sees.
+    """
     with Client(url) as client:
-        infos = client.tables()
+        infos = [client.table(name) for name in names] if names else client.tables()
     if as_json:
         click.echo(json.dumps([asdict(info) for info in infos]))
         return
     width = max((len(info.name) for info in infos), default=4)
     click.echo(
         f"{'NAME':{width}}  {'ROWS':>12}  {'DIM':>6}  {'DTYPE':8}  {'KEYS':6}  "
-        f"{'ROWS MB':>10}  {'KEYS MB':>8}  {'RESIDENT':>8}  VERSION"
+        f"{'ROWS MB':>10}  {'KEYS MB':>8}  {'RESIDENT':>8}  {'VERSION':>7}  {'OPTIMIZER':15}  LSN"
     )
     for info in infos:
         if info.refused:
@@ -237,7 +242,8 @@ def tables(url: str, as_json: bool) -> None:
         click.echo(
             f"{info.name:{width}}  {info.rows:>12}  {info.dim:>6}  {info.dtype:8}  "
             f"{info.key_kind or '-':6}  {info.rows_bytes / 1e6:>10.1f}  "
-            f"{info.keys_bytes / 1e6:>8.1f}  {resident:>8.0%}  {info.version}"
+            f"{info.keys_bytes / 1e6:>8.1f}  {resident:>8.0%}  {info.version:>7}  "
+            f"{(info.optimizer or {}).get('name', '-'):15}  {info.lsn}"
         )
 
 
@@ -266,6 +272,7 @@ def tables(url: str, as_json: bool) -> None:
     show_default=True,
     help="What to do with an id or key that has no row.",
 )
+@click.option("--version", type=click.IntRange(1), help="This one, instead of the live one.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON: every element, for programs.")
 def lookup(
     table: str,
@@ -275,6 +282,7 @@ def lookup(
     pool: str | None,
     dtype: str,
     missing: str,
+    version: int | None,
     as_json: bool,
 ) -> None:
     """Print the vectors of IDs, or of keys.
@@ -289,6 +297,7 @@ def lookup(
         asked = list(ids) if are_strings else [integer(text) for text in ids]
         rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
         options: dict[str, Any] = {"dtype": dtype, "missing": missing, "return_status": True}
+        options["version"] = version
         if pool is None:
             vectors, status = client.lookup(table, **rows, **options)
         else:
@@ -307,7 +316,7 @@ def lookup(
 
 for command in (scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, restore):
+for command in (versions, rollback, set_optimizer, delete, snapshot, restore, bench):
     cli.add_command(command)
 
 

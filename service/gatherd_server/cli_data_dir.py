@@ -84,7 +84,7 @@ def open_data_dir(
 @contextmanager
 def _served(path: Path) -> Iterator[ServedDataDir]:
     files = Files()
-    files.make_dirs(path / STAGING_NAME)
+    files.make_dirs(path / STAGING_NAME, durable=False)
     with (
         _unswept(files, path / STAGING_NAME),
         Client(f"local:{path.resolve()}", timeout=CHANGE_SECONDS_MAX) as client,

@@ -9,6 +9,7 @@ of updates and changes are in proto_updates.py.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -39,6 +40,9 @@ ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
 ERROR_DOMAIN: Final = "gatherd"
 
 Part = bytes | memoryview
+
+# Batches come in a few sizes: their heads are kept, some 200 bytes each.
+HEADS_MAX: Final = 1024
 
 _ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     tensor_pb2.DTYPE_INT8: np.dtype("<i1"),
@@ -155,6 +159,8 @@ def _reply_dtype(number: int) -> DType:
 
 def _missing(number: int, policies: tuple[Missing, ...]) -> Missing:
     missing = _MISSING.get(number)
+    if missing is Missing.ERROR:
+        return missing
     if missing is None:
         raise InvalidArgument(f"unknown missing policy {number}")
     return parse_missing(missing.value, policies)
@@ -223,10 +229,10 @@ def byte_count(parts: Sequence[Part]) -> int:
 # A tag is field number << 3 | wire type: 0 a varint, 2 a length and that many bytes.
 _VERSION_TAG = 1 << 3 | 0
 _STATUS_TAG = 2 << 3 | 2
-_VECTORS_TAG = 3 << 3 | 2
+_VECTORS = bytes((3 << 3 | 2,))
 _TENSOR_DTYPE_TAG = 1 << 3 | 0
 _TENSOR_SHAPE_TAG = 2 << 3 | 2
-_TENSOR_DATA_TAG = 3 << 3 | 2
+_TENSOR_DATA = bytes((3 << 3 | 2,))
 _LOOKUPS_TAG = 1 << 3 | 2
 _STREAM_ID_TAG = 1 << 3 | 0
 _STREAM_LOOKUP_TAG = 2 << 3 | 2
@@ -234,20 +240,27 @@ _STREAM_LOOKUP_TAG = 2 << 3 | 2
 
 def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     data = gathered.vectors.reshape(-1).view(np.uint8).data
-    shape = b"".join(map(varint, gathered.vectors.shape))
-    tensor = (
-        bytes((_TENSOR_DTYPE_TAG, WIRE_DTYPES[gathered.dtype], _TENSOR_SHAPE_TAG))
-        + varint(len(shape))
-        + shape
-    )
-    if len(data):
-        tensor += bytes((_TENSOR_DATA_TAG,)) + varint(len(data))
-    head = _varint_field(_VERSION_TAG, gathered.version)
-    if gathered.status is not None and gathered.status.size:
-        status = gathered.status.tobytes()
-        head += bytes((_STATUS_TAG,)) + varint(len(status)) + status
-    head += bytes((_VECTORS_TAG,)) + varint(len(tensor) + len(data)) + tensor
+    status = b"" if gathered.status is None else gathered.status.tobytes()
+    make = lookup_head.__wrapped__ if status else lookup_head  # a status is seldom met again
+    head = make(gathered.version, gathered.dtype, gathered.vectors.shape, len(data), status)
     return (head, data) if len(data) else (head,)
+
+
+@lru_cache(HEADS_MAX)
+def lookup_head(
+    version: int, dtype: DType, shape: tuple[int, ...], data_bytes: int, status: bytes = b""
+) -> bytes:
+    """All of a LookupResponse but the vectors' `data_bytes` bytes, which come after it."""
+    dims = b"".join(map(varint, shape))
+    tensor = (
+        bytes((_TENSOR_DTYPE_TAG, WIRE_DTYPES[dtype], _TENSOR_SHAPE_TAG)) + varint(len(dims)) + dims
+    )
+    if data_bytes:
+        tensor += _TENSOR_DATA + varint(data_bytes)
+    head = _varint_field(_VERSION_TAG, version)
+    if status:
+        head += bytes((_STATUS_TAG,)) + varint(len(status)) + status
+    return head + _VECTORS + varint(len(tensor) + data_bytes) + tensor
 
 
 def _nested(tag: int, parts: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -83,6 +83,10 @@ class ServeSettings(BaseSettings):
     connections_max: int = Field(
         4096, ge=1, le=1_000_000, description="HTTP connections open in one worker."
     )
+    fast_path: bool = Field(
+        True,
+        description="Answer plain lookups over HTTP without ASGI; off only to compare.",
+    )
     backlog: int = Field(
         2048, ge=1, le=65_535, description="HTTP connections waiting for a worker."
     )
@@ -128,7 +132,7 @@ class ServeSettings(BaseSettings):
         0.0, ge=0, le=31_536_000, description="Seconds between snapshots by schedule; 0 for none."
     )
     snapshot_keep: int = Field(
-        3, ge=1, le=10_000, description="Snapshots by schedule that are kept."
+        3, ge=1, le=10_000, description="Unnamed snapshots that the schedule keeps."
     )
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Seconds that requests under way get when stopping."
@@ -174,6 +178,7 @@ class ServeSettings(BaseSettings):
             snapshot_dir=self.snapshot_dir,
             snapshot_seconds=self.snapshot_seconds,
             snapshot_keep=self.snapshot_keep,
+            file_tables=tuple(source.name for source in self.sources()),
         )
 
     def sources(self) -> list[TableSource]:

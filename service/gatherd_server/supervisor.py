@@ -239,7 +239,8 @@ class Supervisor:
         child.is_ready = False
         child.started = time.monotonic()
         child.restart_at = None
-        ours.sendall(child.brief(child.was_started))
+        with suppress(OSError):  # killed before it was told anything, as `_step` finds out
+            ours.sendall(child.brief(child.was_started))
         child.was_started = True
         ours.setblocking(False)
         self._selector.register(ours, selectors.EVENT_READ, child)

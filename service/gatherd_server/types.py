@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,16 +60,21 @@ class WriterLimits:
     snapshot_dir: Path | None = None
     snapshot_seconds: float = 0.0
     snapshot_keep: int = 3
+    file_tables: tuple[str, ...] = ()
+    """Names of files that the server serves where they lie; no table of the data dir gets one."""
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "WriterLimits":
         """From the fields as JSON has them."""
         folder = document["snapshot_dir"]
-        return cls(**{**document, "snapshot_dir": Path(folder) if folder else None})
+        typed = {
+            "snapshot_dir": Path(folder) if folder else None,
+            "file_tables": tuple(document["file_tables"]),
+        }
+        return cls(**{**document, **typed})
 
 
-@dataclass(frozen=True, slots=True)
-class LookupPlan:
+class LookupPlan(NamedTuple):
     """One table's part of a lookup, as a transport read it from the wire.
 
     `asked` are ids of any integer dtype, or keys, of any shape; whether they have rows is the

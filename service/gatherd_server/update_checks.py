@@ -79,12 +79,19 @@ def idempotency_key(key: str) -> str:
 
 
 def learning_rate(lr: float, op: UpdateOp) -> float:
-    """`lr` when an update by `op` can be told it, else InvalidArgument."""
+    """`lr` as float32 has it, when an update by `op` can be told it, else InvalidArgument.
+
+    Messages have no more of it, and the same update has to be the same over JSON.
+    """
     if op is not UpdateOp.APPLY_GRADIENTS:
         raise InvalidArgument(f"a learning rate is of apply_gradients, not of {op.value}")
-    if not (math.isfinite(lr) and lr > 0):
-        raise InvalidArgument(f"the learning rate is {lr:g}; it must be greater than 0, and finite")
-    return lr
+    with np.errstate(over="ignore"):
+        rounded = float(np.float32(lr))
+    if not (math.isfinite(rounded) and rounded > 0):
+        raise InvalidArgument(
+            f"the learning rate is {lr:g}; it must be greater than 0, and finite, as float32"
+        )
+    return rounded
 
 
 def values_of(asked: Asked, values: NDArray[Any], dtype: DType) -> NDArray[np.float32]:

@@ -1,108 +1,122 @@
-"""`make bench`: starts, memory and latency of a served 2 GB table, beside NumPy on the same rows.
+"""`make bench`: everything that is measured, in parts: `python tests/bench/bench.py [PART]…`.
 
-Prints its tables and changes nothing else. Runs in about two minutes. The machine is noisy: read
-the ratios, and run it twice before you believe a small one.
+Without parts, all of them, and then docs/benchmarks.md with its charts; `docs` alone writes that
+from what the last runs of the parts found (kept in .cache/bench). Each part runs in a process of
+its own with a time limit, so that none can hold up or disturb the others. `--quick` is for trying
+the benchmark itself: a small table and short rounds, whose figures mean nothing.
+
+The machine is noisy: read the ratios, and run it twice before you believe a small one.
 """
 
+import argparse
+import importlib
+import os
+import shutil
+import signal
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
-from gatherd import Client
-from support.server import RunningServer, pss_bytes, run_cli
-
-ROW_COUNT = 4_000_000
-DIM = 128
-BATCHES = (1, 64, 1024, 16_384)
-SECONDS_PER_CELL = 2.0
-CALLS_MAX = 5_000
-MB = 1e6
-
-
-def write_table(path: Path) -> None:
-    """A 2 GB .npy file, left in the page cache."""
-    rows = np.lib.format.open_memmap(path, "w+", np.float32, (ROW_COUNT, DIM))
-    rng = np.random.default_rng(0)
-    for start in range(0, ROW_COUNT, 100_000):
-        rows[start : start + 100_000] = rng.random((100_000, DIM), np.float32)
-    rows.flush()
+ROOT = Path(__file__).parent.parent.parent
+RESULTS = ROOT / ".cache" / "bench"
+# By part, its module, and seconds after which it is given up.
+PARTS = {
+    "latency": ("bench.latency", 360),
+    "throughput": ("bench.throughput", 300),
+    "local": ("bench.local_reads", 120),
+    "pooling": ("bench.pooled", 180),
+    "async": ("bench.concurrent_lookups", 180),
+    "bytes": ("bench.fewer_bytes", 180),
+    "memory": ("bench.start_memory", 240),
+    "updates": ("bench.updates", 300),
+}
+# The big table, Redis' copy of it and its overhead, and what the other parts write.
+FOLDER_BYTES = 8 << 30
+STOP_SECONDS = 30
 
 
-def starts(path: Path) -> None:
-    """Time from the command to the ready line, and what the workers hold of the table."""
-    print("\nStart and memory, 2 GB table in the page cache")
-    print("workers   ready s   table PSS MB, by worker   sum MB   other memory MB, by worker")
-    for workers in (1, 2, 4):
-        begin = time.perf_counter()
-        with RunningServer(f"t={path}", "--workers", str(workers)) as server:
-            seconds = time.perf_counter() - begin
-            pids = server.worker_pids()
-            shares = [pss_bytes(pid, path.name) / MB for pid in pids]
-            others = [pss_bytes(pid) / MB - share for pid, share in zip(pids, shares, strict=True)]
-        listed = " ".join(f"{share:.0f}" for share in shares)
-        rest = " ".join(f"{other:.0f}" for other in others)
-        print(f"{workers:7}   {seconds:7.2f}   {listed:23}   {sum(shares):6.0f}   {rest}")
+@contextmanager
+def scratch_folder() -> Iterator[Path]:
+    """A folder that is gone afterwards: in memory where there is room, as a page cache would be."""
+    shared = Path("/dev/shm")  # the folder in it is made by tempfile
+    fits = shared.is_dir() and shutil.disk_usage(shared).free >= FOLDER_BYTES
+    with tempfile.TemporaryDirectory(prefix="gatherd-bench-", dir=shared if fits else None) as name:
+        yield Path(name)
 
 
-def timed(call: Callable[[NDArray[np.int64]], object], batches: list[NDArray[np.int64]]) -> str:
-    """p50 and p99 of `call` in µs, over different ids each time."""
-    for ids in batches[:20]:
-        call(ids)
-    taken: list[float] = []
-    end = time.perf_counter() + SECONDS_PER_CELL
-    while len(taken) < CALLS_MAX and time.perf_counter() < end:
-        ids = batches[len(taken) % len(batches)]
-        begin = time.perf_counter()
-        call(ids)
-        taken.append((time.perf_counter() - begin) * 1e6)
-    p50, p99 = np.percentile(taken, (50, 99))
-    return f"{p50:8.0f} ({p99:6.0f})"
+def run_part(part: str, folder: Path, quick: bool) -> None:
+    """One part, in this process."""
+    from bench.harness import Plan
+
+    plan = Plan(folder, RESULTS)
+    if quick:
+        plan = Plan(folder, RESULTS, rows=100_000, round_seconds=0.02, rounds=2)
+    plan.disk.mkdir(parents=True, exist_ok=True)
+    plan.make_table()
+    module = importlib.import_module(PARTS[part][0])
+    report = module.run(plan)
+    report.save(RESULTS / f"{part}.json")
+    print(report.text(), flush=True)
 
 
-def latency(path: Path, folder: Path) -> None:
-    """One blocking client, uniform ids; NumPy gathers from the mapped file in this process."""
-    rng = np.random.default_rng(1)
-    mapped = np.load(path, mmap_mode="r")
-    run_cli("import", "t", path, "--data-dir", folder / "data")
-    socket = folder / "s"
-    arguments = ("--data-dir", folder / "data", "--unix", socket)
-    with RunningServer(*arguments) as server:
-        urls = {
-            "http": server.http,
-            "unix": f"unix://{socket}",
-            "grpc": server.grpc,
-            "local": f"local:{folder}/data",
-        }
-        print("\nLatency of one client, p50 (p99) in µs; uniform ids")
-        print("   ids   " + "   ".join(f"{name:>17}" for name in ("np.take", *urls)))
-        clients = {name: Client(url) for name, url in urls.items()}
-        for size in BATCHES:
-            batches = [rng.integers(0, ROW_COUNT, size) for _ in range(200)]
-            cells = [timed(lambda ids: np.take(mapped, ids, axis=0), batches)]
-            cells += [
-                timed(lambda ids, client=client: client.lookup("t", ids), batches)  # type: ignore[misc]  # a default binds the loop's client
-                for client in clients.values()
-            ]
-            print(f"{size:6}   " + "   ".join(cells))
-        for client in clients.values():
-            client.close()
+def run_parts(parts: list[str], folder: Path, quick: bool) -> list[str]:
+    """Each in a process of its own; those that failed."""
+    failed = []
+    for part in parts:
+        begin = time.monotonic()
+        command = [sys.executable, __file__, part, "--folder", str(folder)]
+        said = run_bounded(command + ["--quick"] * quick, PARTS[part][1])
+        if said:
+            failed.append(f"{part}: {said}")
+        print(f"\n({part}: {time.monotonic() - begin:.0f} s{', ' + said if said else ''})\n")
+    return failed
+
+
+def run_bounded(command: list[str], seconds: float) -> str:
+    """Run it; empty, or how it failed."""
+    with subprocess.Popen(command) as process:
+        try:
+            status = process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            # As Ctrl-C does it, so that it stops the servers that it started.
+            process.send_signal(signal.SIGINT)
+            try:
+                process.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+            return f"not done after {seconds} s"
+    return f"exit status {status}" if status else ""
 
 
 def main() -> None:
-    """Run everything in a folder that is gone afterwards."""
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        path = folder / "table.npy"
-        print(f"writing {ROW_COUNT} × {DIM} float32", file=sys.stderr)
-        write_table(path)
-        starts(path)
-        latency(path, folder)
+    """Parse and run."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("parts", nargs="*", choices=[*PARTS, "docs", []], metavar="PART")
+    parser.add_argument("--folder", type=Path, help="where the table is, or is to be kept")
+    parser.add_argument("--quick", action="store_true", help="try the benchmark, not the machine")
+    given = parser.parse_args()
+    if given.folder is not None and len(given.parts) == 1 and given.parts[0] in PARTS:
+        run_part(given.parts[0], given.folder, given.quick)
+        return
+    parts = [part for part in given.parts or PARTS if part in PARTS]
+    failed = []
+    if parts:
+        with scratch_folder() as temporary:
+            failed = run_parts(parts, given.folder or temporary, given.quick)
+    if not given.parts or "docs" in given.parts:
+        importlib.import_module("bench.write_docs").write(RESULTS, ROOT / "docs", list(PARTS))
+    for line in failed:
+        print(f"failed: {line}", file=sys.stderr)
+    sys.exit(1 if failed else 0)
 
 
 if __name__ == "__main__":
+    # This folder comes first for a script, and this file would be the package `bench`.
+    sys.path[0] = str(ROOT / "tests")
+    there = os.environ.get("PYTHONPATH")
+    os.environ["PYTHONPATH"] = os.pathsep.join([sys.path[0], there] if there else [sys.path[0]])
     main()

@@ -14,20 +14,20 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from numba import njit
 from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType
-from gatherd.store.intrinsics import copy_bytes, prefetch
 from gatherd.store.memory import tune_allocator
+from gatherd.store.stripes import COUNTER, STRIPES_MAX
+from gatherd_server.storage.compiled_rows import store_rows
+from gatherd_server.storage.mapped_rows import NO_COUNTERS
 from gatherd_server.storage.slots import Optimizer, OptimizerName
 from gatherd_server.writer import update_kernels
 from gatherd_server.writer.optimizers import RowImages, TrainedRows
 
 DIM, IDS, ROUNDS = 128, 16_384, 25
 FEW = 8
-# How many rows ahead of their turn the rows to copy to are asked for.
-AHEAD = 8
+COUNTERS = np.zeros(STRIPES_MAX, COUNTER)
 
 
 def microseconds(call: Callable[[], object]) -> float:
@@ -56,17 +56,6 @@ def trained(optimizer: Optimizer, weights: NDArray[Any], dtype: DType) -> Traine
     return TrainedRows(weights.view(np.uint8), dtype, weights.shape[1], slots)
 
 
-@njit(nogil=True)
-def put(target: Any, rows: Any, images: Any) -> None:
-    """Copy images back, without the counters that readers need."""
-    row_bytes = target.shape[1]
-    for i in range(rows.size):
-        if i + AHEAD < rows.size:
-            for line in range(0, row_bytes, 64):
-                prefetch(target, rows[i + AHEAD] * row_bytes + line)
-        copy_bytes(target, rows[i] * row_bytes, images, i * row_bytes, row_bytes)
-
-
 def make_images(
     base: TrainedRows,
     optimizer: Optimizer,
@@ -92,9 +81,9 @@ def push(
 ) -> None:
     """One push, from ids to changed rows."""
     images = make_images(base, optimizer, values, gradients, ids)
-    put(base.weights, images.rows, images.weights)
     for name, slot in images.slots.items():
-        put(base.slots[name].view(np.uint8), images.rows, slot.view(np.uint8))
+        store_rows(base.slots[name].view(np.uint8), NO_COUNTERS, images.rows, slot.view(np.uint8))
+    store_rows(base.weights, COUNTERS, images.rows, images.weights)
     for name, scalar in images.scalars.items():
         base.slots[name][:] = scalar
 
@@ -148,8 +137,9 @@ def compare(row_count: int, zipf: bool) -> None:
     calls = contestants(weights, values)
     took: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(ROUNDS):
-        ids = rng.zipf(1.05, IDS) % row_count if zipf else rng.integers(0, row_count, IDS)
         for name, call in calls.items():
+            # Each its own: after another's push of the same ids their rows would be in the cache.
+            ids = rng.zipf(1.05, IDS) % row_count if zipf else rng.integers(0, row_count, IDS)
             took[name].append(microseconds(partial(call, ids)))
     medians = {name: float(np.median(times[3:])) for name, times in took.items()}
     ours = medians["scatter_add"]

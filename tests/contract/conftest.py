@@ -1,5 +1,6 @@
 """One server with tables of every dtype, and every surface onto it."""
 
+import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +14,7 @@ from safetensors.numpy import save_file
 
 from contract.messages import Connect, Grpc, GrpcStream
 from contract.rest import Rest
-from contract.surfaces import AsyncSdk, Surface, SyncSdk
+from contract.surfaces import AsyncSdk, MergedSdk, Surface, SyncSdk
 from support.server import RunningServer, run_cli
 
 REQUEST_BYTES_MAX = 1 << 20
@@ -32,6 +33,7 @@ class Oracle:
 @dataclass(frozen=True)
 class ServedTables:
     server: RunningServer
+    asgi: RunningServer
     data_dir: Path
     socket: Path
     oracles: dict[str, Oracle]
@@ -101,21 +103,31 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTables]:
     oracles["words"] = Oracle(words, _mean(words))
     oracles["items"] = Oracle(items, _mean(items))
     socket = folder / "gatherd.sock"
-    arguments = (
-        "--data-dir", data_dir, "--unix", socket, "--workers", "2", "--reflection",
+    limits = (
+        "--reflection",
         "--request-bytes-max", str(REQUEST_BYTES_MAX),
         "--reply-bytes-max", str(REPLY_BYTES_MAX),
         "--ids-max", str(IDS_MAX), "--tables-max", "4",
     )  # fmt: skip
-    with RunningServer(*arguments) as server:
-        yield ServedTables(server, data_dir, socket, oracles, WORDS, item_keys)
+    # Lookups through ASGI alone, in a server of its own: a data dir has one.
+    twin = folder / "twin"
+    shutil.copytree(data_dir, twin)
+    with (
+        RunningServer(
+            "--data-dir", data_dir, "--unix", socket, "--workers", "2", *limits
+        ) as server,
+        RunningServer("--data-dir", twin, "--no-fast-path", *limits) as asgi,
+    ):
+        yield ServedTables(server, asgi, data_dir, socket, oracles, WORDS, item_keys)
 
 
 SURFACES = (
     "sdk-http", "sdk-unix", "sdk-grpc", "sdk-local",
     "async-http", "async-unix", "async-grpc", "async-local",
+    "sdk-dedup", "async-merged",
     "connect-proto", "connect-json", "grpc-stub", "grpc-stream",
     "rest-json", "rest-octets", "rest-npy",
+    "sdk-http-asgi", "connect-proto-asgi", "rest-octets-asgi",
 )  # fmt: skip
 
 
@@ -126,8 +138,12 @@ def open_surface(name: str, server: RunningServer, data_dir: Path, socket: Path)
         "grpc": server.grpc,
         "local": f"local:{data_dir}",
     }
-    kind, _, which = name.partition("-")
+    kind, which = name.split("-")[:2]
     match kind:
+        case "sdk" if which == "dedup":
+            return SyncSdk(name, server.http, dedup=True)
+        case "async" if which == "merged":
+            return MergedSdk(name, server.http)
         case "sdk":
             return SyncSdk(name, urls[which])
         case "async":
@@ -142,6 +158,7 @@ def open_surface(name: str, server: RunningServer, data_dir: Path, socket: Path)
 
 @pytest.fixture(scope="session", params=SURFACES)
 def surface(request: pytest.FixtureRequest, served: ServedTables) -> Iterator[Surface]:
-    opened = open_surface(request.param, served.server, served.data_dir, served.socket)
+    server = served.asgi if request.param.endswith("-asgi") else served.server
+    opened = open_surface(request.param, server, served.data_dir, served.socket)
     yield opened
     opened.close()

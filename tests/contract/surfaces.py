@@ -13,8 +13,8 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import AsyncClient, Client
-from gatherd.errors import by_reason
+from gatherd import AsyncClient, Batching, Client
+from gatherd.errors import IdOutOfRange, TableNotFound, by_reason
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 
 Answer = tuple[NDArray[Any], NDArray[np.uint8]]
@@ -132,20 +132,25 @@ def decode_vectors(data: bytes, shape: tuple[int, ...], dtype: DType) -> NDArray
 
 
 class SyncSdk(Surface):
-    def __init__(self, name: str, url: str) -> None:
+    def __init__(self, name: str, url: str, *, dedup: bool = False) -> None:
         self.name = name
         self._client = Client(url)
+        self._dedup = dedup
 
     def lookup(
         self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
     ) -> Answer:
-        return self._client.lookup(table, ids, dtype=dtype, missing=missing, return_status=True)
+        return self._client.lookup(
+            table, ids, dtype=dtype, missing=missing, return_status=True, dedup=self._dedup
+        )
 
     def lookup_many(self, requests: dict[str, Any], *, missing: str = "error") -> dict[str, Any]:
-        return self._client.lookup_many(requests, missing=missing)
+        return self._client.lookup_many(requests, missing=missing, dedup=self._dedup)
 
     def lookup_keys(self, table: str, keys: Any, *, missing: str = "error") -> Answer:
-        return self._client.lookup(table, keys=keys, missing=missing, return_status=True)
+        return self._client.lookup(
+            table, keys=keys, missing=missing, return_status=True, dedup=self._dedup
+        )
 
     def keys_of(self, table: str, ids: Any) -> Any:
         return self._client.keys_of(table, ids).tolist()
@@ -209,6 +214,41 @@ class AsyncSdk(Surface):
     def close(self) -> None:
         self._runner.run(self._client.aclose())
         self._runner.close()
+
+
+class MergedSdk(AsyncSdk):
+    """An AsyncClient that merges lookups, and never one alone: among good and bad neighbours."""
+
+    @staticmethod
+    async def _make(url: str) -> AsyncClient:
+        return AsyncClient(url, batching=Batching())
+
+    def lookup(
+        self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
+    ) -> Answer:
+        return self._runner.run(self._among_others(table, ids, dtype, missing))
+
+    async def _among_others(self, table: str, ids: Any, dtype: str, missing: str) -> Answer:
+        look_up = self._client.lookup
+        before, own, *after = await asyncio.gather(
+            look_up("float32", [7, 3]),
+            look_up(table, ids, dtype=dtype, missing=missing, return_status=True),
+            look_up("float32", [300]),
+            look_up("float32", 299),
+            look_up("no-such-table", 0),
+            look_up("float16", [[1]], dtype="float16"),
+            return_exceptions=True,
+        )
+        assert not isinstance(before, BaseException)
+        assert before.shape == (2, 24)
+        assert isinstance(after[0], IdOutOfRange)
+        assert getattr(after[1], "shape", None) == (24,)
+        assert isinstance(after[2], TableNotFound)
+        assert getattr(after[3], "dtype", None) == np.float16
+        if isinstance(own, BaseException):
+            raise own
+        vectors, status = own
+        return vectors, status
 
 
 def sdk_bags_many(bags: dict[str, Bags]) -> dict[str, Any]:

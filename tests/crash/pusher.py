@@ -3,8 +3,8 @@
     python -m crash.pusher FIRST_NUMBER THREADS LOG URL…
 
 Each line of LOG is the outcome of one push: [number, lsn, {table: version}], or [number, null,
-reason] for one that was refused. No push ends without one: what lost its answer is sent again by
-the same request id until it has it.
+reason] for one that was refused, or [number, null, null] for one that was given up, so that nobody
+knows. No other ends without an answer: what lost it is sent again by the same request id.
 """
 
 import json
@@ -46,13 +46,16 @@ class PushingThread:
             self._push_late()
 
     def _push(self, number: int, push: DrawnPush) -> None:
-        if push.way is not Way.KEY:
+        if push.way not in (Way.KEY, Way.ABANDONED):
             self._finish(number, push, None)
             return
         try:
             outcome = push.send(self._client(), key_of(number), push.patience_seconds)
         except (DeadlineExceeded, RetryableError):
-            self._late.append((number, push))
+            if push.way is Way.KEY:
+                self._late.append((number, push))
+            else:
+                self._write(number, None, None)
             return
         self._write(number, *outcome)
         if self._random.random() < 0.3:

@@ -1,7 +1,6 @@
 """A served data dir under fire: clients push, tables are switched, and processes are killed.
 
-`Siege` runs it; `verdict` then holds every client's log, the update log as it was found after each
-kill of everything, every snapshot and every file against the oracle.
+`Siege` runs it; verdict.py holds what is left of it against the oracle.
 """
 
 import json
@@ -13,13 +12,12 @@ import sys
 import threading
 import time
 from collections import Counter
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from crash.oracle import Acknowledged, Oracle, Switched, placed
-from crash.workload import TABLES, TrainedTable, Way, drawn_push, key_of
+from crash.oracle import Oracle, Switched
+from crash.workload import TABLES, TrainedTable
 from gatherd import Client
 from gatherd.errors import (
     DeadlineExceeded,
@@ -32,8 +30,8 @@ from gatherd.store.control import ControlPage
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.snapshot import read_snapshot, verify_snapshot
-from support.server import RunningServer, clean_environment, run_cli, wait_until
+from support.server import RunningServer, clean_environment, wait_until
+from support.tables import drawn_table, make_data_dir
 
 # Small, so that segments fill and are deleted all the time.
 SETTINGS = ("--segment-bytes", "65536", "--checkpoint-seconds", "0.3", "--drain-seconds", "20")
@@ -47,13 +45,14 @@ KILLS_A_LIFE = {1: 3, 2: 9}
 
 def make_tables(data_dir: Path, tables: tuple[TrainedTable, ...] = TABLES) -> None:
     """Create the tables, each with a seed of its own."""
-    for seed, table in enumerate(tables):
-        options = [part for option in table.options for part in ("--optimizer-option", option)]
-        run_cli(
-            "create", table.name, "--rows", str(table.rows), "--dim", str(table.dim),
-            "--dtype", table.dtype, "--seed", str(seed), "--optimizer", table.optimizer,
-            *options, "--data-dir", data_dir,
-        )  # fmt: skip
+    drawn = [
+        drawn_table(
+            table.name, table.rows, table.dim, dtype=table.dtype, init="uniform", seed=seed,
+            optimizer=table.optimizer, options=table.options,
+        )
+        for seed, table in enumerate(tables)
+    ]  # fmt: skip
+    make_data_dir(data_dir, *drawn)
 
 
 class Switcher:
@@ -188,7 +187,7 @@ class Siege:
         """The request ids that were found in the log's frames, by LSN."""
         make_tables(self.data_dir)
         self.oracle = Oracle.begin(self.data_dir)
-        self.first_lsn = _applied_lsn(self.data_dir)
+        self.first_lsn = applied_lsn(self.data_dir)
 
     def run(self, kill_count: int) -> None:
         """Serve, push and kill `kill_count` times, and stop in good order."""
@@ -280,87 +279,8 @@ class Siege:
         ]
 
 
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """How much was held against the oracle, and is as it has to be."""
-
-    acknowledged: int
-    repeated: int
-    refused: int
-    switches: int
-    unanswered_switches: int
-    snapshots: int
-    versions: int
-
-
-def verdict(siege: Siege) -> Verdict:
-    """AssertionError unless every acknowledged push was done once, and nothing else was."""
-    acknowledged, repeated, refused = _read_outcomes(siege.outcomes())
-    by_lsn = {done.lsn: done for done in acknowledged.values()}
-    assert len(by_lsn) == len(acknowledged), "two pushes were given the same LSN"
-    switches = siege.switcher.switches
-    last_lsn = _applied_lsn(siege.data_dir)
-    unknown = set(range(siege.first_lsn + 1, last_lsn + 1)) - set(by_lsn)
-    unknown -= {switched.lsn for switched in switches if switched.lsn is not None}
-    assert max(by_lsn) <= last_lsn
-    events: list[tuple[int, Acknowledged | Switched]] = [*by_lsn.items()]
-    events += placed(switches, unknown)
-    for lsn, request_id in siege.logged.items():
-        assert lsn in by_lsn, f"the log has {request_id} as LSN {lsn}, which nobody was told of"
-        if isinstance(request_id, str):
-            assert request_id == key_of(by_lsn[lsn].number), lsn
-    snapshots = _replay(siege, sorted(events, key=lambda event: event[0]))
-    versions = siege.oracle.check(siege.data_dir, "at the end")
-    unanswered = sum(switched.lsn is None for switched in switches)
-    return Verdict(len(by_lsn), repeated, refused, len(switches), unanswered, snapshots, versions)
-
-
-def _read_outcomes(lines: list[list[Any]]) -> tuple[dict[int, Acknowledged], int, int]:
-    acknowledged: dict[int, Acknowledged] = {}
-    repeated = refused = 0
-    for number, lsn, told in lines:
-        is_wrong = drawn_push(number).way is Way.REFUSED
-        assert is_wrong == (lsn is None), f"push {number}: {told}"
-        if lsn is None:
-            refused += 1
-            continue
-        done = Acknowledged(number, lsn, told)
-        first = acknowledged.setdefault(number, done)
-        assert first == done, f"push {number} was answered {first}, and then {done}"
-        repeated += first is not done
-    return acknowledged, repeated, refused
-
-
-def _replay(siege: Siege, events: list[tuple[int, Acknowledged | Switched]]) -> int:
-    """Do everything in the order of the LSNs; snapshots are checked at theirs. How many."""
-    oracle = siege.oracle
-    live = {table.name: 1 for table in TABLES}
-    waiting = sorted(siege.switcher.snapshots, key=lambda taken: taken[1], reverse=True)
-    count = len(waiting)
-
-    def check_snapshots(before_lsn: float) -> None:
-        while waiting and waiting[-1][1] < before_lsn:
-            folder, lsn = waiting.pop()
-            assert read_snapshot(folder).lsn == lsn
-            for _ in verify_snapshot(folder):
-                pass
-            oracle.check(folder, f"snapshot {folder.name} at LSN {lsn}")
-
-    for lsn, event in events:
-        check_snapshots(lsn)
-        if isinstance(event, Switched):
-            assert live[event.table] == event.before, event
-            oracle.switch(event)
-            live[event.table] = event.after
-            continue
-        bound = {table: live[table] for table in event.versions}
-        assert bound == event.versions, f"{event} went to other versions than the live {bound}"
-        oracle.push(event)
-    check_snapshots(float("inf"))
-    return count
-
-
-def _applied_lsn(data_dir: Path) -> int:
+def applied_lsn(data_dir: Path) -> int:
+    """The last LSN that is in the tables."""
     page = ControlPage(data_dir)
     try:
         return page.applied_lsn

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from crash.siege import Siege, verdict
+from crash.siege import Siege
+from crash.verdict import verdict
 
 KILLS = int(os.environ.get("CRASH_KILLS", "20"))
 SEED = int(os.environ.get("CRASH_SEED", "1"))

@@ -15,19 +15,17 @@ import pytest
 
 from gatherd import Client
 from gatherd.store.control import CONTROL_NAME, GENERATION_OFFSET, ControlPage
-from support.server import RunningServer, run_cli, wait_until
+from support.server import RunningServer, wait_until
+from support.tables import drawn_table, make_data_dir
 
 ROWS, DIM = 200, 16
-KILLS = 4
+KILLS = 3
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("restarts") / "data"
-    run_cli(
-        "create", "items", "--rows", str(ROWS), "--dim", str(DIM), "--init", "zeros",
-        "--optimizer", "sgd", "--data-dir", path,
-    )  # fmt: skip
+    make_data_dir(path, drawn_table("items", ROWS, DIM))
     return path
 
 
@@ -118,6 +116,22 @@ def rows_of(url: str, rows: list[int]) -> list[float]:
 
 
 @pytest.mark.timeout(180)
+def test_a_push_while_the_writer_is_restarted_is_done_once_by_a_client_as_it_is(
+    server: RunningServer, data_dir: Path
+) -> None:
+    row, count = 8, 0
+    for url in (server.http, server.grpc, f"local:{data_dir}"):
+        # No setting of tries or timeouts.
+        with Client(url) as client:
+            wait_until(lambda: bool(server.writer_pids()), "there is a writer")
+            os.kill(server.writer_pids()[0], signal.SIGKILL)
+            lsn = client.scatter_add("items", [row], np.ones((1, DIM))).lsn
+            count += 1
+            assert client.table("items").lsn >= lsn
+            assert rows_of(url, [row]) == [count]
+
+
+@pytest.mark.timeout(180)
 def test_while_the_writer_is_killed_pushes_are_done_once_and_lookups_go_on(
     server: RunningServer, data_dir: Path
 ) -> None:
@@ -189,10 +203,7 @@ def test_an_acknowledged_update_is_seen_through_every_other_connection_at_once(
 def test_a_publish_whose_writer_died_before_it_told_readers_is_seen_after_the_restart(
     tmp_path: Path,
 ) -> None:
-    run_cli(
-        "create", "items", "--rows", "3", "--dim", str(DIM), "--init", "zeros",
-        "--optimizer", "sgd", "--data-dir", tmp_path,
-    )  # fmt: skip
+    make_data_dir(tmp_path, drawn_table("items", 3, DIM))
     with Client(f"local:{tmp_path}") as local:
         with RunningServer("--data-dir", tmp_path) as server, Client(server.http) as client:
             assert local.table("items").version == 1

@@ -1,11 +1,12 @@
 """A reading process of the torn-row test: looks rows up until it has seen enough of them.
 
-    python -m crash.torn_reader URL rows|bags|unchecked ROWS
+    python -m crash.torn_reader URL rows|bags|plain ROWS [TORN]
 
 Each row of the table is one value repeated, and each push gives each row another value: a row with
 two values is one that was half written. Bags are sums of such rows, so their columns are equal too.
-`unchecked` reads the weights' file under a data dir as NumPy maps it, without looking at the
-stripes' counters. Prints {"rows", "torn", "changes"}: `changes` is how often row 0 was another.
+`plain` reads the weights' file under a data dir as NumPy maps it, without looking at the stripes'
+counters. Ends early when it has seen TORN torn rows. Prints {"rows", "torn", "changes"}: `changes`
+is how often row 0 was another.
 """
 
 import json
@@ -13,6 +14,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +34,7 @@ Look = Callable[[NDArray[np.int64]], NDArray[Any]]
 @contextmanager
 def looking(url: str, what: str) -> Iterator[Look]:
     """What gives the vectors of flat ids."""
-    if what == "unchecked":
+    if what == "plain":
         folder = Path(url.removeprefix("local:")) / "tables" / TABLE / "v000001"
         rows = np.load(folder / "weights.npy", mmap_mode="r")
         yield lambda ids: np.take(rows, ids, axis=0)
@@ -46,8 +48,8 @@ def looking(url: str, what: str) -> Iterator[Look]:
             yield lambda ids: client.lookup(TABLE, ids, out=out)
 
 
-def main(url: str, what: str, row_count: int) -> None:
-    """Look until `row_count` rows were seen, or SECONDS_MAX are over."""
+def main(url: str, what: str, row_count: int, torn_max: int) -> None:
+    """Look until `row_count` rows or `torn_max` torn ones were seen, or SECONDS_MAX are over."""
     rng = np.random.default_rng()
     # Drawing many ids takes longer than looking them up.
     batches = [rng.integers(0, ROWS, BATCH) for _ in range(8)]
@@ -57,18 +59,17 @@ def main(url: str, what: str, row_count: int) -> None:
     last = np.float32(-1)
     deadline = time.monotonic() + SECONDS_MAX
     with looking(url, what) as look:
-        while seen < row_count and time.monotonic() < deadline:
-            for ids in batches:
-                vectors = look(ids)
-                # To look at every column takes longer than to gather; where tears are to be found
-                # rather than ruled out, the two ends are enough.
-                columns = vectors[:, -1:] if what == "unchecked" else vectors
-                torn += int((columns != vectors[:, :1]).any(axis=1).sum())
-                changes += int(vectors[0, 0] != last)
-                last = vectors[0, 0].copy()
-                seen += ids.size
+        for ids in cycle(batches):
+            vectors = look(ids)
+            torn += int((vectors != vectors[:, :1]).any(axis=1).sum())
+            changes += int(vectors[0, 0] != last)
+            last = vectors[0, 0].copy()
+            seen += ids.size
+            if seen >= row_count or torn >= torn_max or time.monotonic() >= deadline:
+                break
     print(json.dumps({"rows": seen, "torn": torn, "changes": changes}))
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], int(sys.argv[3]))
+    most = int(sys.argv[4]) if len(sys.argv) > 4 else sys.maxsize
+    main(sys.argv[1], sys.argv[2], int(sys.argv[3]), most)

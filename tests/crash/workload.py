@@ -3,34 +3,34 @@
 So a client's log needs no more than numbers and LSNs, and whoever reads it has the very arrays.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gatherd import Client
-from gatherd_server.types import UpdateOp
+from gatherd_server.types import Push, TableUpdate, UpdateOp
 
 OPS = (UpdateOp.SCATTER_ADD, UpdateOp.APPLY_GRADIENTS, UpdateOp.ASSIGN)
 
 
 @dataclass(frozen=True, slots=True)
 class TrainedTable:
-    """A table as `gatherd create` is told to make it."""
+    """A table as it is created."""
 
     name: str
     rows: int
     dim: int
     dtype: str
     optimizer: str
-    options: tuple[str, ...] = ()
+    options: dict[str, float] = field(default_factory=dict)
 
 
 TABLES = (
-    TrainedTable("momentum", 2_000, 16, "float32", "sgd", ("momentum=0.9",)),
+    TrainedTable("momentum", 2_000, 16, "float32", "sgd", {"momentum": 0.9}),
     TrainedTable("adagrad", 500, 8, "float32", "adagrad"),
-    TrainedTable("adam", 300, 32, "bfloat16", "adam", ("padding_id=0",)),
+    TrainedTable("adam", 300, 32, "bfloat16", "adam", {"padding_id": 0}),
     TrainedTable("plain", 40, 4, "bfloat16", "sgd"),
 )
 
@@ -40,6 +40,7 @@ class Way(Enum):
 
     SESSION = "session"  # by the client's own request id; the SDK tries until it is answered
     KEY = "key"  # by an idempotency key, with hardly any patience, and again later by that key
+    ABANDONED = "abandoned"  # by an idempotency key, with hardly any patience, and never again
     REFUSED = "refused"  # one of its tables would hold infinity: none of it may be done
 
 
@@ -52,7 +53,7 @@ class DrawnPush:
     lr: float | None
     way: Way
     patience_seconds: float
-    """How long the first try of Way.KEY waits."""
+    """How long the first try of Way.KEY waits, and the only one of Way.ABANDONED."""
 
     def send(self, client: Client, key: str | None, timeout: float) -> tuple[int, dict[str, int]]:
         """Push it; its LSN and the versions that it changed. Raises what the client does."""
@@ -67,11 +68,17 @@ class DrawnPush:
                 )
         return result.lsn, result.versions
 
+    def as_the_server_has_it(self, key: str) -> Push:
+        """What `send` has the server read."""
+        lr = self.lr if self.op is UpdateOp.APPLY_GRADIENTS else None
+        updates = [TableUpdate(name, *update, lr) for name, update in self.updates.items()]
+        return Push(self.op, tuple(updates), key)
+
 
 def drawn_push(number: int) -> DrawnPush:
     """Push number `number`, always the same."""
     rng = np.random.default_rng([20, number])
-    way = list(Way)[int(rng.choice(3, p=[0.62, 0.35, 0.03]))]
+    way = list(Way)[int(rng.choice(4, p=[0.57, 0.3, 0.1, 0.03]))]
     op = UpdateOp.ASSIGN if way is Way.REFUSED else OPS[int(rng.integers(3))]
     table_count = 1 if rng.random() < 0.7 else int(rng.integers(2, len(TABLES) + 1))
     chosen = [TABLES[int(number)] for number in rng.permutation(len(TABLES))[:table_count]]
@@ -87,7 +94,8 @@ def drawn_push(number: int) -> DrawnPush:
         # Finite in float32, infinite once it is rounded to bfloat16. Other tables come before it.
         updates.pop("plain", None)
         updates["plain"] = (np.array([3]), np.full((1, 4), 3.4e38, np.float32))
-    lr = float(rng.uniform(0.001, 0.1)) if rng.random() < 0.2 else None
+    # As the wire has it.
+    lr = float(np.float32(rng.uniform(0.001, 0.1))) if rng.random() < 0.2 else None
     return DrawnPush(op, updates, lr, way, float(rng.uniform(0.001, 0.03)))
 
 

@@ -4,8 +4,9 @@
 that is durable. `cut` then writes, to another folder, what a disk could have:
 
 - Bytes of a file are durable as they were at its last sync. Of what was changed since, each sector
-  of 512 bytes is old, new or random, each page of 4 KiB of a mapped file old, new or as it was at
-  any moment since; the size is old or new.
+  of 512 bytes is old, new, as it was at any moment since or random, or all of the file is as it was
+  at one moment; each page of 4 KiB of a mapped file is as it was at any moment since, but never
+  random. The size is old or new.
 - Names in a folder are durable as they were at its last sync. What was done to them since, whatever
   the order, each was done or not; only the two halves of a rename within one folder are one. Halves
   of a rename between folders aren't. A folder that then stands under two names is emptied: whoever
@@ -26,28 +27,26 @@ import re
 import shutil
 import sys
 import threading
-from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from durability.disk import Cutter, DiskFile, DiskFolder, DiskNode, change, look
 from gatherd.errors import StorageError
-from gatherd.store.control import BOOT_ID_BYTES, BOOT_ID_OFFSET, CONTROL_NAME
 from gatherd_server.storage.files import Files
 
-PAGE = 4096
-SECTOR = 512
-IMAGES_MAX = 24
+Watch = Callable[[str, Path], None]
 # Who only passes a sync on: the label names who asked.
-_THROUGH = {
+THROUGH = {
     ("mapped_rows", "sync"),
     ("mapped_rows", "write_counters"),
     ("slots", "write_slots"),
+    ("catalog_writer", "prepare_catalog"),
     ("catalog_writer", "put_catalog"),
+    ("catalog_writer", "put_prepared"),
     ("checkpoint", "write_checkpoint"),
     ("copying", "sync"),
     ("copying", "sync_files"),
@@ -58,27 +57,6 @@ _SEAM = {"files", "power", "contextlib"}
 
 class PowerCut(StorageError):
     """The power went, in the model: nothing of the seam works any more."""
-
-
-@dataclass(slots=True, eq=False)
-class _File:
-    """What the disk is sure to have, and what the file was at each look since; the last is now."""
-
-    synced: bytes
-    images: list[bytes]
-    is_mapped: bool = False
-    looked: bool = True
-
-
-@dataclass(slots=True, eq=False)
-class _Folder:
-    synced: "dict[str, _Node]"
-    now: "dict[str, _Node]"
-    pending: "list[dict[str, _Node | None]]" = field(default_factory=list)
-
-
-_Node = _File | _Folder
-Watch = Callable[[str, Path], None]
 
 
 class Power(Files):
@@ -95,10 +73,10 @@ class Power(Files):
         self._ignores = ignores
         self._random = random.Random(seed)
         self._lock = threading.RLock()
-        self._top: _Folder = _Folder({}, {})
-        self._inodes: dict[int, _Node] = {}
-        self._files: dict[Path, _File] = {}
-        self._folders: dict[Path, _Folder] = {}
+        self._top: DiskFolder = DiskFolder({}, {})
+        self._inodes: dict[int, DiskNode] = {}
+        self._files: dict[Path, DiskFile] = {}
+        self._folders: dict[Path, DiskFolder] = {}
         self._scan()
         for folder in self._folders.values():
             folder.synced, folder.pending = dict(folder.now), []
@@ -116,7 +94,7 @@ class Power(Files):
         with self._lock:
             if not self.is_off:
                 self._scan()
-            _Cutter(seed).write(self._top, folder)
+            Cutter(seed).write(self._top, folder)
 
     def killed(self, folder: Path, seed: int = 0, ignores: str | None = None) -> "Power":
         """The same disk over a copy of the folder as it is now, as when the process was killed."""
@@ -127,15 +105,16 @@ class Power(Files):
             other.adopt(deepcopy(self._top))
             return other
 
-    def adopt(self, top: _Folder) -> None:
+    def adopt(self, top: DiskFolder) -> None:
         """Go by the model `top` of a folder that looked the same."""
         self._top = top
         self._inodes = {}
-        stack: list[tuple[Path, _Node]] = [(self.root, top)]
+        stack: list[tuple[Path, DiskNode]] = [(self.root, top)]
         while stack:
             path, node = stack.pop()
-            self._inodes[path.stat().st_ino] = node
-            if isinstance(node, _Folder):
+            if node is not top:
+                self._inodes[path.stat().st_ino] = node
+            if isinstance(node, DiskFolder):
                 stack += [(path / name, below) for name, below in node.now.items()]
         self._scan()
 
@@ -159,41 +138,41 @@ class Power(Files):
 
     def _scan(self, subject: Path | None = None) -> None:
         """Take in what is in the folder now: names, and contents of what may have changed."""
-        inodes: dict[int, _Node] = {}
+        inodes: dict[int, DiskNode] = {}
         self._files, self._folders = {}, {}
         before = {id(node): node for node in self._inodes.values()}
         self._scan_folder(self.root, self._top, inodes)
         self._inodes = inodes
         for node in before.keys() - {id(node) for node in inodes.values()}:
             gone = before[node]
-            if isinstance(gone, _Folder):
-                _change(gone, {})
+            if isinstance(gone, DiskFolder):
+                change(gone, {})
         for path, file in self._files.items():
             if file.is_mapped or path == subject or not file.looked:
                 file.looked = True
-                _look(file, path)
+                look(file, path)
 
-    def _scan_folder(self, path: Path, folder: _Folder, inodes: dict[int, _Node]) -> None:
+    def _scan_folder(self, path: Path, folder: DiskFolder, inodes: dict[int, DiskNode]) -> None:
         self._folders[path] = folder
-        found: dict[str, _Node] = {}
+        found: dict[str, DiskNode] = {}
         with os.scandir(path) as entries:
             listed = sorted((e.name, e.inode(), e.is_dir(follow_symlinks=False)) for e in entries)
         for name, inode, is_folder in listed:
             node = self._inodes.get(inode)
-            if node is None or isinstance(node, _Folder) is not is_folder:
-                node = _Folder({}, {}) if is_folder else _File(b"", [b""], looked=False)
+            if node is None or isinstance(node, DiskFolder) is not is_folder:
+                node = DiskFolder({}, {}) if is_folder else DiskFile(b"", [b""], looked=False)
             inodes[inode] = node
             found[name] = node
             below = path / name
-            if isinstance(node, _Folder):
+            if isinstance(node, DiskFolder):
                 self._scan_folder(below, node, inodes)
             else:
                 self._files[below] = node
-        _change(folder, found)
+        change(folder, found)
 
     def _synced(self, path: Path) -> None:
         """The data of the file is durable."""
-        what = f"{_kind(path)}"
+        what = _kind(path)
         with self._lock:
             if self._takes(what) and (file := self._files.get(path)) is not None:
                 file.synced = file.images[-1]
@@ -210,9 +189,9 @@ class Power(Files):
         self._step("write_new", path)
         super().write_new(path, data, durable=durable)
 
-    def replace(self, path: Path, data: bytes) -> None:
-        self._step("replace", path)
-        super().replace(path, data)
+    def put(self, path: Path, *, durable: bool = True) -> None:
+        self._step("put", path)
+        super().put(path, durable=durable)
 
     def rename(self, source: Path, target: Path) -> None:
         self._step("rename", target)
@@ -307,33 +286,12 @@ class Power(Files):
         super().remove_tree(path)
 
 
-def _change(folder: _Folder, found: dict[str, _Node]) -> None:
-    """Note what happened to the names of a folder since they were looked at."""
-    gone: dict[str, _Node | None] = dict.fromkeys(folder.now.keys() - found.keys())
-    new: dict[str, _Node | None] = {
-        name: node for name, node in found.items() if folder.now.get(name) is not node
-    }
-    if gone and new:
-        folder.pending.append(gone | new)
-    else:
-        folder.pending += [{name: node} for name, node in sorted((gone | new).items())]
-    folder.now = found
-
-
-def _look(file: _File, path: Path) -> None:
-    data = path.read_bytes()
-    if data != file.images[-1]:
-        if len(file.images) >= IMAGES_MAX:
-            del file.images[IMAGES_MAX // 2]
-        file.images.append(data)
-
-
 def _caller() -> str:
     """The function that asked for the sync."""
     frame = sys._getframe(2)  # noqa: SLF001 - the interpreter's own
     while frame.f_back is not None:
         module, function = Path(frame.f_code.co_filename).stem, frame.f_code.co_name
-        if module not in _SEAM and (module, function) not in _THROUGH:
+        if module not in _SEAM and (module, function) not in THROUGH:
             return f"{module}.{function}"
         frame = frame.f_back
     raise AssertionError("no caller")
@@ -344,104 +302,15 @@ def _kind(path: Path) -> str:
     name = path.name.removesuffix(".new")
     for pattern, kind in (
         (r"slot_.*", "slots"),
-        (r"keys\..*", "keys"),
+        (r"keys\..*\.npy", "keys"),
         (r"(weights|default)\.npy", name.removesuffix(".npy")),
         (r"\d{20}\.log", "segment"),
         (r"v\d{6}", "version"),
         (r"[0-9a-f]{32}", "staged folder"),
         (r".*\.partial", "partial snapshot"),
+        (r"again-.*", "restored data dir"),
+        (r"snaps", "folder of snapshots"),
     ):
         if re.fullmatch(pattern, name):
             return kind
-    return {"tables": "table"}.get(path.parent.name, name)
-
-
-class _Cutter:
-    """Chooses among what a disk could have."""
-
-    def __init__(self, seed: int) -> None:
-        self._random = random.Random(seed)
-        extremes = {0: (0.0, 0.0), 1: (1.0, 1.0), 2: (1.0, 0.0), 3: (0.0, 1.0)}
-        drawn = self._random.choice((0.1, 0.5, 0.5, 0.9)), self._random.choice((0.1, 0.5, 0.9))
-        self._names, self._contents = extremes.get(seed % 8, drawn)
-
-    def write(self, top: _Folder, target: Path) -> None:
-        chosen: dict[int, dict[str, _Node]] = {}
-        seen: Counter[int] = Counter()
-        self._choose(top, chosen, seen)
-        self._write(top, target, chosen, seen)
-
-    def _is_done(self, share: float) -> bool:
-        return self._random.random() < share
-
-    def _choose(
-        self, folder: _Folder, chosen: dict[int, dict[str, _Node]], seen: Counter[int]
-    ) -> None:
-        seen[id(folder)] += 1
-        if seen[id(folder)] > 1:
-            return
-        names: dict[str, _Node | None] = dict(folder.synced)
-        for operation in folder.pending:
-            if self._is_done(self._names):
-                names |= operation
-        here = {name: node for name, node in sorted(names.items()) if node is not None}
-        chosen[id(folder)] = here
-        for node in here.values():
-            if isinstance(node, _Folder):
-                self._choose(node, chosen, seen)
-
-    def _write(
-        self,
-        folder: _Folder,
-        target: Path,
-        chosen: dict[int, dict[str, _Node]],
-        seen: Counter[int],
-    ) -> None:
-        target.mkdir()
-        if seen[id(folder)] > 1:
-            return
-        for name, node in chosen[id(folder)].items():
-            if isinstance(node, _Folder):
-                self._write(node, target / name, chosen, seen)
-            else:
-                (target / name).write_bytes(_on_another_boot(name, self._contents_of(node)))
-
-    def _contents_of(self, file: _File) -> bytes:
-        images = [file.synced, *file.images]
-        if all(image == file.synced for image in file.images):
-            return file.synced
-        if self._contents in (0.0, 1.0):
-            return images[-1] if self._contents else images[0]
-        sizes = {len(image) for image in images}
-        size = len(images[-1] if self._is_done(self._contents) else images[0])
-        padded = [image.ljust(max(sizes), b"\0") for image in images]
-        unit = PAGE if file.is_mapped else SECTOR
-        parts = []
-        for begin in range(0, size, unit):
-            choices = [image[begin : begin + unit] for image in padded]
-            parts.append(self._part(choices, is_torn=not file.is_mapped))
-        return b"".join(parts)[:size]
-
-    def _part(self, choices: list[bytes], *, is_torn: bool) -> bytes:
-        old, new = choices[0], choices[-1]
-        if not is_torn:
-            return self._random.choice(choices)
-        if not self._is_done(self._contents):
-            return old
-        if old != new and self._is_done(0.2):
-            differ = [i for i, (a, b) in enumerate(zip(old, new, strict=True)) if a != b]
-            begin, end = differ[0], differ[-1] + 1
-            return new[:begin] + self._random.randbytes(end - begin) + new[end:]
-        return new
-
-
-def _on_another_boot(name: str, data: bytes) -> bytes:
-    """The control page as a machine sees it that was started anew."""
-    if name != CONTROL_NAME or not any(data[BOOT_ID_OFFSET : BOOT_ID_OFFSET + BOOT_ID_BYTES]):
-        return data
-    return data[:BOOT_ID_OFFSET] + b"\x01" * BOOT_ID_BYTES + data[BOOT_ID_OFFSET + BOOT_ID_BYTES :]
-
-
-def spread(total: int, count: int) -> Iterable[int]:
-    """`count` numbers below `total`, evenly."""
-    return sorted({total * i // count for i in range(min(total, count))})
+    return {"tables": "table", "snaps": "snapshot"}.get(path.parent.name, name)

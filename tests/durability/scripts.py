@@ -1,35 +1,45 @@
 """Short histories, always the same, in which a missing sync can be seen.
 
-A script works on the model of a disk and yields each (disk, trainer) that it goes on with: the
-first, and the one of each process after that one was killed.
+A script works on the model of a disk and yields (disk, trainer) where it becomes interesting: at
+its begin, or where a process goes on after another one was killed.
 """
 
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from durability.power import Power
-from durability.trainer import Trainer
-from gatherd.errors import GatherdError
+from durability.trainer import LIMITS, Trainer
+from gatherd.errors import DiskFull, GatherdError
+from gatherd.store.catalog import version_dir
 from gatherd.store.dtypes import DType
+from gatherd.store.key_index import KEYS_JSON, KEYS_SLOTS
 from gatherd_server.types import (
     DeleteTable,
     OptimizerSpec,
     Publish,
+    Push,
     Rollback,
     SetOptimizer,
+    TableUpdate,
     UpdateOp,
+    WriterLimits,
 )
+from gatherd_server.writer.verify import repair_keys
 
 Stage = tuple[Power, Trainer]
 Script = Callable[[Path, str], Iterator[Stage]]
 ROOT, AFTERWARDS = "disk", "afterwards"
 
 
-def _begin(folder: Path, ignores: str) -> Stage:
+def _begin(folder: Path, ignores: str, limits: WriterLimits = LIMITS) -> Stage:
     root = folder / ROOT
     root.mkdir()
     power = Power(root, 1, ignores)
-    return power, Trainer(root, power, 1)
+    return power, Trainer(root, power, 1, limits)
 
 
 def tables(folder: Path, ignores: str) -> Iterator[Stage]:
@@ -85,6 +95,98 @@ def snapshots(folder: Path, ignores: str) -> Iterator[Stage]:
     trainer.restore("s1")
 
 
+def dropped(folder: Path, ignores: str) -> Iterator[Stage]:
+    """Snapshots are taken and dropped."""
+    power, trainer = _begin(folder, ignores)
+    yield power, trainer
+    trainer.make()
+    trainer.start()
+    trainer.create("a", 30, 4, DType.FLOAT32, "sgd")
+    for _ in range(3):
+        trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["a"], 5))
+        trainer.snapshot()
+    trainer.drop_snapshots(1)
+    trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["a"], 5))
+
+
+def unsynced(folder: Path, ignores: str) -> Iterator[Stage]:
+    """A writer that acknowledges before it syncs; it stops in good order, and another one comes."""
+    power, trainer = _begin(folder, ignores, replace(LIMITS, syncs=False))
+    yield power, trainer
+    trainer.make()
+    trainer.start()
+    trainer.create("a", 300, 4, DType.FLOAT32, "momentum")
+    for _ in range(4):
+        trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 30))
+    for _ in range(2):
+        trainer.stop()
+        # Somebody looks in, who starts no writer.
+        trainer.make()
+        trainer.start()
+        trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["a"], 30))
+
+
+def full(folder: Path, ignores: str) -> Iterator[Stage]:
+    """The disk is full amid the append of frames that are whole but for zeros at their end."""
+    power, trainer = _begin(folder, ignores)
+    yield power, trainer
+    trainer.make()
+    trainer.start()
+    trainer.create("a", 30, 64, DType.FLOAT32, "sgd")
+    trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["a"], 5))
+    zeros = np.zeros((5, 64), np.float32)
+    for number in range(3):
+        update = TableUpdate("a", np.arange(5), zeros)
+        with _filling(power):
+            trainer.push_on_full_disk(Push(UpdateOp.ASSIGN, (update,), f"refused-{number}"))
+    trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["a"], 5))
+
+
+@contextmanager
+def _filling(power: Power) -> Iterator[None]:
+    """The disk is full inside the next write."""
+    watch, left = power.watch, [1]
+
+    def filling(method: str, path: Path) -> None:
+        if watch is not None:
+            watch(method, path)
+        if method == "in write_at" and left[0]:
+            left[0] -= 1
+            raise DiskFull(f"{path}: the disk is full")
+
+    power.watch = filling
+    try:
+        yield
+    finally:
+        power.watch = watch
+
+
+def _mended(name: str) -> Script:
+    """A file of a key index is damaged, on the disk too, and mended."""
+
+    def script(folder: Path, ignores: str) -> Iterator[Stage]:
+        power, trainer = _begin(folder, ignores)
+        trainer.make()
+        trainer.start()
+        trainer.add("k", 30, 3, "rowwise", keyed=True)
+        trainer.stop()
+        path = version_dir(trainer.data, "k", 1) / name
+        damaged = bytearray(path.read_bytes())
+        damaged[len(damaged) // 2] ^= 0x55
+        path.write_bytes(damaged)
+        power = Power(trainer.root, 2, ignores)
+        trainer.files = power
+        trainer.is_damaged = True
+        yield power, trainer
+        repair_keys(trainer.data, "k", 1, power)
+        trainer.is_damaged = False
+        trainer.start()
+        trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["k"], 12))
+        trainer.stop()
+
+    return script
+
+
 def _during_copy(power: Power, trainer: Trainer, action: Callable[[], object]) -> None:
     """Do it, with pushes in between when a file was copied."""
     watch, left = power.watch, [2]
@@ -134,7 +236,7 @@ def _killed_at(method: str, name: str, action: Callable[[Trainer], object]) -> S
             trainer.abandon()
         power, view = found[0], views[0]
         trainer = Trainer(folder / AFTERWARDS, power, 2)
-        trainer.goes_on_from(view, view.acknowledged)
+        trainer.expects(view)
         yield power, trainer
         lsn = trainer.start()
         trainer.goes_on_from(view, lsn)
@@ -157,7 +259,12 @@ SCRIPTS: dict[str, Script] = {
     "tables": tables,
     "versions": versions,
     "snapshots": snapshots,
+    "dropped": dropped,
+    "unsynced": unsynced,
+    "full": full,
+    "slots of keys mended": _mended(KEYS_SLOTS),
+    "description of keys mended": _mended(KEYS_JSON),
     "killed before the log is synced": _killed_at("sync_data", f"{1:020d}.log", _one_push),
-    "killed before the catalog is replaced": _killed_at("replace", "catalog.json", _publish),
+    "killed before the catalog is replaced": _killed_at("put", "catalog.json", _publish),
     "killed before the catalog's name is synced": _killed_at("sync_dir", "data", _publish),
 }

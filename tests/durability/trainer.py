@@ -1,13 +1,13 @@
 """Does things to a data dir through a writer, and keeps what was done and what was acknowledged.
 
-`View` is what is known at one moment, as at a cut; `judge` holds a folder against it.
+`View` is what is known at one moment, as at a cut; judge.py holds a folder against it.
 """
 
 import mmap
 import os
 import random
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -16,8 +16,8 @@ from unittest import mock
 
 import numpy as np
 
-from durability.oracle import Did, State, Version, check, first_slots, states_after
-from gatherd.errors import GatherdError, TableNotFound
+from durability.oracle import Did, State, Version, first_slots, states_after
+from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
 from gatherd.store.keys import StringKeys
@@ -43,7 +43,7 @@ from gatherd_server.types import (
 )
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.publish import own_data_dir, sweep_staging
-from gatherd_server.writer.snapshot import restore, take_snapshot, verify_snapshot
+from gatherd_server.writer.snapshot import drop_snapshots, restore, take_snapshot
 from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import Writer
 
@@ -69,7 +69,11 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """What is known at one moment: of `history`, the first `acknowledged` were acknowledged."""
+    """What is known at one moment: of `history`, the first `acknowledged` were acknowledged.
+
+    `is_stopped` says that no writer is at work, and the last one stopped in good order.
+    `is_damaged` says that a key index is damaged, and not yet mended.
+    """
 
     begin: State
     history: tuple[Did, ...]
@@ -78,6 +82,8 @@ class View:
     snapshots: tuple[Snapshot, ...]
     restored: tuple[Snapshot, ...]
     limits: WriterLimits
+    is_stopped: bool
+    is_damaged: bool
 
     def states(self) -> list[State]:
         return states_after(self.begin, self.history, self.limits.keep_versions)
@@ -112,6 +118,8 @@ class Trainer:
         self.history: list[Did] = []
         self.acknowledged = 0
         self.is_made = False
+        self.is_stopped = True
+        self.is_damaged = False
         self.snapshots: list[Snapshot] = []
         self.restored: list[Snapshot] = []
         self.coming: Did | None = None
@@ -148,6 +156,8 @@ class Trainer:
             tuple(self.snapshots),
             tuple(self.restored),
             self.limits,
+            self.is_stopped,
+            self.is_damaged,
         )
 
     # ------------------------------------------------------------------ life of a writer
@@ -160,6 +170,7 @@ class Trainer:
 
     def start(self, *, is_restart: bool = False) -> int:
         """Recover; the last LSN."""
+        self.is_stopped = False
         sweep_staging(self.files, self.data)
         self._writer = Writer(self.data, self.files, self.limits, is_restart=is_restart)
         self._changes = Changes(self._writer, self.limits)
@@ -172,6 +183,7 @@ class Trainer:
     def stop(self) -> None:
         self.changes.close()
         self.writer.close()
+        self.is_stopped = True
 
     def abandon(self) -> None:
         """Let its threads end after everything else failed."""
@@ -223,6 +235,15 @@ class Trainer:
             did.result = future.result(WAIT_SECONDS)
             self.acknowledged += 1
             assert did.result.lsn == self.acknowledged
+
+    def push_on_full_disk(self, push: Push) -> None:
+        """A push that is refused, which the disk may have as long as nobody was told."""
+        did = Did(push, push_digest(push))
+        self.history.append(did)
+        with suppress(DiskFull):
+            did.result = self.writer.submit(push, did.digest).result(WAIT_SECONDS)
+        assert did.result is None, "there was room"
+        self.history.remove(did)
 
     def push_some(self, count: int = 1) -> None:
         """A batch of drawn pushes of all ops."""
@@ -292,7 +313,8 @@ class Trainer:
         """An imported table."""
         staged, version = self.stage(name, rows, dim, optimizer, keyed=keyed)
         change = AddStaged(name, staged)
-        self.change(change, Did(change, rows=version, keys=KEYS[:rows] if keyed else None))
+        with self._staged(staged):
+            self.change(change, Did(change, rows=version, keys=KEYS[:rows] if keyed else None))
 
     def publish_new(self, name: str, optimizer: str | None) -> None:
         """Another version of a table, imported."""
@@ -301,20 +323,45 @@ class Trainer:
         keyed = table.keys is not None
         staged, version = self.stage(name, len(live.weights), live.dim, optimizer, keyed=keyed)
         change = Publish(name, staged)
-        self.change(change, Did(change, rows=version))
+        with self._staged(staged):
+            self.change(change, Did(change, rows=version))
 
-    def snapshot(self, name: str) -> None:
+    @contextmanager
+    def _staged(self, staged: str) -> Iterator[None]:
+        """Who staged a folder takes it away again when it is refused."""
+        try:
+            yield
+        except GatherdError:
+            folder = self.data / STAGING_NAME / staged
+            if self.writer.stopped is None and folder.exists():
+                self.files.remove_tree(folder)
+            raise
+
+    def snapshot(self, name: str = "") -> None:
+        """Take a snapshot; without a name it gets one from the time."""
         result = take_snapshot(self.writer, self.root / "snaps", name)
-        self.snapshots.append(Snapshot(f"snaps/{name}", result.lsn))
+        self.snapshots.append(Snapshot(f"snaps/{Path(result.path).name}", result.lsn))
+
+    def drop_snapshots(self, keep: int) -> None:
+        self.snapshots = self.snapshots[-keep:]
+        drop_snapshots(self.files, self.root / "snaps", keep)
 
     def restore(self, name: str) -> None:
         """Make a data dir of a snapshot, beside the first."""
         lsn = restore(self.files, self.root / "snaps" / name, self.root / f"again-{name}")
         self.restored.append(Snapshot(f"again-{name}", lsn))
 
+    def expects(self, view: View) -> None:
+        """Know what is known of a data dir, before it is recovered."""
+        self.begin, self.history = view.begin, list(view.history)
+        self.acknowledged, self.is_made = view.acknowledged, True
+        self.snapshots, self.restored = list(view.snapshots), list(view.restored)
+        self.is_stopped, self.is_damaged = view.is_stopped, view.is_damaged
+
     def goes_on_from(self, view: View, lsn: int) -> None:
         """What was found to be there is what was done."""
-        self.begin, self.history = view.begin, list(view.history[:lsn])
+        self.expects(view)
+        self.history = self.history[:lsn]
         for number, did in enumerate(self.history, 1):
             if did.result is None:
                 versions: tuple[int, ...] = ()
@@ -322,72 +369,7 @@ class Trainer:
                     state = states_after(self.begin, self.history[: number - 1], 2)[-1]
                     versions = tuple(state[update.table].live for update in did.what.updates)
                 did.result = PushResult(number, versions)
-        self.acknowledged = lsn
-        self.is_made = True
-        self.snapshots, self.restored = list(view.snapshots), list(view.restored)
-
-
-def judge(root: Path, view: View, *, files: Files | None = None, is_restart: bool = False) -> None:
-    """Recover what the disk had and hold it against what is known. AssertionError if it isn't so.
-
-    Anything else that is raised is a failure too: recovery may refuse nothing of this.
-    """
-    files = files or Quick()
-    states = view.states()
-    trainer = Trainer(root, files, seed=999, limits=view.limits)
-    _judge_copies(root, view, states)
-    if not view.is_made:
-        trainer.make()
-    try:
-        lsn = trainer.start(is_restart=is_restart)
-        assert view.acknowledged <= lsn <= len(view.history), (
-            f"recovered up to LSN {lsn}; {view.acknowledged} of {len(view.history)} acknowledged"
-        )
-        trainer.goes_on_from(view, lsn)
-        check(trainer.data, states[lsn], is_settled=True)
-        _retry(trainer, view.history[:lsn])
-        check(trainer.data, states[lsn], is_settled=True)
-        trainer.push_some(2)
-        final = trainer.state
-        check(trainer.data, final, is_settled=True)
-        trainer.stop()
-        again = Trainer(root, files, limits=view.limits)
-        assert again.start() == trainer.acknowledged
-        check(again.data, final, is_settled=True)
-        again.stop()
-    finally:
-        trainer.abandon()
-
-
-def _retry(trainer: Trainer, history: Sequence[Did]) -> None:
-    """Every push that was done gets its first answer."""
-    for did in history:
-        if isinstance(did.what, Push) and did.what.request_id is not None:
-            answer = trainer.writer.submit(did.what, did.digest).result(WAIT_SECONDS)
-            assert answer == did.result, f"the retry got {answer}, not {did.result}"
-
-
-def _judge_copies(root: Path, view: View, states: Sequence[State]) -> None:
-    """What was acknowledged of snapshots, and of what was restored, is whole."""
-    for snapshot in view.snapshots:
-        for _ in verify_snapshot(root / snapshot.path):
-            pass
-        check(root / snapshot.path, states[snapshot.lsn], is_settled=False)
-    for restored in view.restored:
-        other = Trainer(root, Quick(), limits=view.limits)
-        other.data = root / restored.path
-        try:
-            assert other.start() == restored.lsn
-            check(other.data, states[restored.lsn], is_settled=True)
-            other.stop()
-        finally:
-            other.abandon()
-    # One that wasn't acknowledged is whole or isn't one.
-    known = {restored.path for restored in view.restored}
-    for folder in root.glob("again-*"):
-        if folder.name not in known and (folder / "catalog.json").exists():
-            lsn = next(s.lsn for s in view.snapshots if s.path.endswith(folder.name[6:]))
-            check(folder, states[lsn], is_settled=False)
+        self.acknowledged, self.is_stopped = lsn, False
 
 
 @contextmanager
@@ -399,15 +381,3 @@ def reproducible(seed: int) -> Iterator[None]:
         mock.patch.object(os, "urandom", rng.randbytes),
     ):
         yield
-
-
-def once(action: Callable[[], None], method: str, times: int = 1) -> Callable[[str, Path], None]:
-    """A watch that does `action` at the first `times` calls of `method`, and not inside itself."""
-    left = [times]
-
-    def watch(called: str, path: Path) -> None:
-        if called == method and left[0]:
-            left[0] -= 1
-            action()
-
-    return watch

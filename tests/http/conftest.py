@@ -1,22 +1,17 @@
 """The HTTP app in this process, asked through ASGI or through a real web server."""
 
 import asyncio
-import contextlib
-import socket
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 
 from gatherd_server.http.rest import create_app
 from support.small_engine import SmallEngine, small_engine
 from support.training_engine import Training, training
-
-Served = SmallEngine | Training
+from support.web_server import Served, web_server
 
 
 class AppClient:
@@ -104,21 +99,3 @@ def trained_url(trained: Training) -> Iterator[str]:
     """Where a real web server answers whose tables take updates."""
     with web_server(trained) as url:
         yield url
-
-
-@contextlib.contextmanager
-def web_server(served: Served) -> Iterator[str]:
-    # The app takes connections from here on; whoever comes before it is up waits in the queue.
-    listener = socket.create_server(("127.0.0.1", 0))
-    app = create_app(served.engine, served.admission)
-    server = uvicorn.Server(
-        uvicorn.Config(app, http="httptools", ws="none", lifespan="off", log_config=None)
-    )
-    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join()
-        listener.close()

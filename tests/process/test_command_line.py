@@ -8,6 +8,7 @@ import pytest
 
 from gatherd_server.cli import cli
 from gatherd_server.settings import ServeSettings
+from support.cli import invoke
 from support.server import run_cli
 
 ROOT = Path(__file__).parent.parent.parent
@@ -17,8 +18,8 @@ ROOT = Path(__file__).parent.parent.parent
 def data_dir(tmp_path: Path) -> Path:
     rows = np.arange(20, dtype=np.float32).reshape(2, 10)
     np.save(tmp_path / "a.npy", rows)
-    run_cli("import", "words", tmp_path / "a.npy", "--data-dir", tmp_path / "data")
-    run_cli("create", "items", "--rows", "5", "--dim", "3", "--data-dir", tmp_path / "data")
+    invoke("import", "words", tmp_path / "a.npy", "--data-dir", tmp_path / "data")
+    invoke("create", "items", "--rows", "5", "--dim", "3", "--data-dir", tmp_path / "data")
     return tmp_path / "data"
 
 
@@ -36,8 +37,10 @@ def test_tables_lists_what_a_data_dir_has(data_dir: Path) -> None:
         "MB",
         "RESIDENT",
         "VERSION",
+        "OPTIMIZER",
+        "LSN",
     ]
-    assert ["words", "2", "10", "float32", "-", "0.0", "0.0", "100%", "1"] in [
+    assert ["words", "2", "10", "float32", "-", "0.0", "0.0", "100%", "1", "-", "2"] in [
         line.split() for line in listed.splitlines()
     ]
     documents = json.loads(run_cli("tables", "--url", f"local:{data_dir}", "--json").stdout)
@@ -78,8 +81,8 @@ def test_completion_prints_a_script_for_the_shell(shell: str) -> None:
 
 def test_every_command_has_help_with_an_example_or_its_meaning() -> None:
     for name, command in cli.commands.items():
-        shown = run_cli(name, "--help").stdout
-        assert "Usage: gatherd" in shown
+        shown = invoke(name, "--help").stdout
+        assert f"Usage: cli {name}" in shown
         assert command.help
         for parameter in command.params:
             if parameter.param_type_name == "option":

@@ -1,12 +1,12 @@
-"""Updates through real servers: batches, refusals, a full disk, --durability os, memory."""
+"""Updates through real servers: batches, refusals, a full disk."""
 
-import base64
 import os
+import resource
 import subprocess
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,73 +16,93 @@ import pytest
 
 from gatherd import Client
 from gatherd.errors import DiskFull
-from gatherd.store.control import BOOT_ID_BYTES, BOOT_ID_OFFSET, CONTROL_NAME
-from gatherd_proto.v1 import embedding_pb2, status_pb2, tensor_pb2
+from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
-from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.writer import Writer
-from support.server import RunningServer, private_bytes, run_cli
+from support import raw_updates
+from support.raw_updates import WIRES, RawUpdates, Refused, request, sequence
+from support.server import RunningServer
+from support.tables import drawn_table, make_data_dir
 
 ROWS, DIM = 50, 8
-IDS_MAX, REQUEST_BYTES_MAX, TABLES_MAX = 500, 65_536, 3
-PUSHERS, ROUNDS = 32, 20
-WORKER_BYTES_MAX = 150 << 20
+IDS_MAX, REQUEST_BYTES_MAX, TABLES_MAX = 5_000, 250_000, 3
+SEGMENT_BYTES = 1 << 20
+PUSHERS, ROUNDS = 32, 10
 
 
-def create(
-    data_dir: Path, name: str, *arguments: str, rows: int = ROWS, optimizer: str | None = "sgd"
-) -> None:
-    trained = () if optimizer is None else ("--optimizer", optimizer)
-    run_cli(
-        "create", name, "--rows", str(rows), "--dim", str(DIM), "--init", "zeros",
-        *trained, *arguments, "--data-dir", data_dir,
-    )  # fmt: skip
-
-
-def frames(data_dir: Path) -> list[int]:
+def frames(data_dir: Path, above_lsn: int = 0) -> list[int]:
     """How many pushes each frame of the log holds."""
     return [
         len(frame.record.directory["pushes"])
-        for frame in LogReader(data_dir / WAL_NAME, read_checkpoint(data_dir).lsn)
+        for frame in LogReader(data_dir / WAL_NAME, above_lsn)
         if "pushes" in frame.record.directory
     ]
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_pushes_that_come_together_are_committed_together_and_each_counts(
-    workers: int, tmp_path: Path
-) -> None:
-    create(tmp_path, "items")
+class Served:
+    """A server that several tests share."""
+
+    def __init__(self, data_dir: Path, server: RunningServer, raw: RawUpdates) -> None:
+        self.data_dir = data_dir
+        self.server = server
+        self.raw = raw
+
+
+@pytest.fixture(scope="module", params=[1, 2], ids=["1 worker", "2 workers"])
+def served(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Served]:
+    data_dir = tmp_path_factory.mktemp("updates") / "data"
+    make_data_dir(
+        data_dir,
+        *(drawn_table(name, ROWS, DIM) for name in ("items", "sums", "filling")),
+        drawn_table("half", ROWS, DIM, dtype="bfloat16"),
+        drawn_table("frozen", ROWS, DIM, optimizer=None),
+    )
+    limits: tuple[str, ...] = ("--ids-max", str(IDS_MAX), "--tables-max", str(TABLES_MAX))
+    limits += ("--request-bytes-max", str(REQUEST_BYTES_MAX))
+    limits += ("--segment-bytes", str(SEGMENT_BYTES), "--checkpoint-seconds", "86400")
+    workers = ("--workers", str(request.param))
+    with (
+        RunningServer("--data-dir", data_dir, *workers, *limits) as server,
+        raw_updates.raw_updates(server) as raw,
+    ):
+        with Client(server.http) as client:
+            for table in ("items", "half"):
+                client.assign(table, np.arange(ROWS), np.full((ROWS, DIM), 1e30))
+        taken = raw.send("http", "ScatterAdd", raw_updates.request(ONE, idempotency_key="taken"))
+        assert not isinstance(taken, Refused)
+        yield Served(data_dir, server, raw)
+
+
+def test_pushes_that_come_together_are_committed_together_and_each_counts(served: Served) -> None:
     together = threading.Barrier(PUSHERS)
 
     def push(client: Client) -> None:
         for _ in range(ROUNDS):
             together.wait(60)
-            client.scatter_add("items", [7], np.ones((1, DIM)))
+            client.scatter_add("sums", [7], np.ones((1, DIM)))
 
     with ExitStack() as stack:
-        server = stack.enter_context(
-            RunningServer("--data-dir", tmp_path, "--workers", str(workers))
-        )
-        reader = stack.enter_context(Client(server.http))
-        clients = [stack.enter_context(Client(server.grpc)) for _ in range(4)]
+        reader = stack.enter_context(Client(served.server.http))
+        before = reader.table("sums").lsn
+        clients = [stack.enter_context(Client(served.server.grpc)) for _ in range(4)]
         with ThreadPoolExecutor(PUSHERS) as pool:
             list(pool.map(push, clients * (PUSHERS // len(clients))))
-        np.testing.assert_array_equal(
-            reader.lookup("items", [6, 7, 8])[:, 0], [0, PUSHERS * ROUNDS, 0]
-        )
-        # As it is on the disk while the server runs; the last checkpoint is before all of it.
-        counts = frames(tmp_path)
+        found = reader.lookup("sums", [6, 7, 8])[:, 0]
+    np.testing.assert_array_equal(found, [0, PUSHERS * ROUNDS, 0])
+    # As it is on the disk while the server runs.
+    counts = frames(served.data_dir, before)
     print(f"\n{sum(counts)} pushes in {len(counts)} frames, at most {max(counts)} in one")
     assert sum(counts) == PUSHERS * ROUNDS
     assert len(counts) < sum(counts) / 2
 
 
 def test_32_pushes_of_one_batch_are_one_frame_and_add_up_to_32(tmp_path: Path) -> None:
-    create(tmp_path, "items")
+    make_data_dir(tmp_path, drawn_table("items", ROWS, DIM))
     gate = threading.Event()
     held = threading.Event()
 
@@ -96,14 +116,12 @@ def test_32_pushes_of_one_batch_are_one_frame_and_add_up_to_32(tmp_path: Path) -
         holding = threading.Thread(target=writer.between, args=(hold,))
         holding.start()
         held.wait(60)
-        ones = TableUpdate("items", np.array([7]), np.ones((1, DIM), np.float32))
-        push = Push(UpdateOp.SCATTER_ADD, (ones,))
-        futures = [writer.submit(push, b"") for _ in range(PUSHERS)]
+        futures = [writer.submit(plus_one("items", 7), b"") for _ in range(PUSHERS)]
         gate.set()
         lsns = [future.result(60).lsn for future in futures]
         holding.join()
         assert lsns == list(range(lsns[0], lsns[0] + PUSHERS))
-        assert frames(tmp_path) == [PUSHERS]
+        assert frames(tmp_path, lsns[0] - 1) == [PUSHERS]
     finally:
         gate.set()
         writer.close()
@@ -111,63 +129,33 @@ def test_32_pushes_of_one_batch_are_one_frame_and_add_up_to_32(tmp_path: Path) -
         np.testing.assert_array_equal(client.lookup("items", [6, 7, 8])[:, 0], [0, PUSHERS, 0])
 
 
+def test_a_push_over_json_is_the_same_push_over_any_wire(served: Served) -> None:
+    ones = np.ones((1, DIM), np.float32)
+    # 0.1 isn't a float32, in which messages have it.
+    first = httpx.post(
+        f"{served.server.http}/v1/tables/sums:applyGradients",
+        json={"ids": [4], "values": ones.tolist(), "lr": 0.1},
+        headers={"Idempotency-Key": "over-json"},
+    ).json()
+    for url in (served.server.http, served.server.grpc, f"local:{served.data_dir}"):
+        with Client(url) as client:
+            again = client.apply_gradients("sums", [4], ones, lr=0.1, idempotency_key="over-json")
+            assert again.lsn == first["lsn"]
+
+
+def plus_one(table: str, row: int) -> Push:
+    ones = TableUpdate(table, np.array([row]), np.ones((1, DIM), np.float32))
+    return Push(UpdateOp.SCATTER_ADD, (ones,))
+
+
 # Refusals
-
-
-@pytest.fixture(scope="module")
-def refusing(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
-    data_dir = tmp_path_factory.mktemp("refusals") / "data"
-    create(data_dir, "items")
-    create(data_dir, "half", "--dtype", "bfloat16")
-    create(data_dir, "frozen", optimizer=None)
-    limits: tuple[str, ...] = ("--ids-max", str(IDS_MAX), "--tables-max", str(TABLES_MAX))
-    limits += ("--request-bytes-max", str(REQUEST_BYTES_MAX))
-    with RunningServer("--data-dir", data_dir, "--workers", "2", *limits) as server:
-        with Client(server.http) as client:
-            for table in ("items", "half"):
-                client.assign(table, np.arange(ROWS), np.full((ROWS, DIM), 1e30))
-            post(server, "ScatterAdd", request(ONE, idempotency_key="taken"))
-        yield server
 
 
 def update(
     table: str = "items", ids: Any = (3,), values: Any = None, **fields: Any
 ) -> embedding_pb2.TableUpdate:
-    ids = np.asarray(ids, np.int64)
-    values = np.ones((*ids.shape, DIM), np.float32) if values is None else np.float32(values)
-    return embedding_pb2.TableUpdate(
-        table=table, ids=tensor(ids, "INT64"), values=tensor(values, "FLOAT32"), **fields
-    )
-
-
-def tensor(array: Any, dtype: str) -> tensor_pb2.Tensor:
-    return tensor_pb2.Tensor(
-        dtype=getattr(tensor_pb2, f"DTYPE_{dtype}"), shape=array.shape, data=array.tobytes()
-    )
-
-
-def request(*updates: embedding_pb2.TableUpdate, **fields: Any) -> embedding_pb2.UpdateRequest:
-    return embedding_pb2.UpdateRequest(updates=updates, **fields)
-
-
-def sequence(session: bytes, number: int) -> embedding_pb2.SessionSequence:
-    return embedding_pb2.SessionSequence(session=session, sequence=number)
-
-
-def post(server: RunningServer, method: str, message: Any) -> httpx.Response:
-    """As no SDK would send it: with nothing checked before."""
-    return httpx.post(
-        f"{server.http}/gatherd.v1.EmbeddingService/{method}",
-        content=message.SerializeToString(),
-        headers={"Content-Type": "application/proto"},
-        timeout=30,
-    )
-
-
-def reason_of(response: httpx.Response) -> str:
-    (detail,) = response.json()["details"]
-    raw = base64.b64decode(detail["value"] + "=" * (-len(detail["value"]) % 4))
-    return str(status_pb2.ErrorInfo.FromString(raw).reason)
+    values = np.ones((len(ids), DIM)) if values is None else values
+    return raw_updates.update(table, ids, values, **fields)
 
 
 ONE = update()
@@ -241,18 +229,23 @@ REFUSALS: dict[str, tuple[str, embedding_pb2.UpdateRequest, str, str]] = {
 
 
 @pytest.mark.parametrize("case", REFUSALS)
-def test_a_refused_push_says_why_and_changes_nothing(refusing: RunningServer, case: str) -> None:
+def test_a_refused_push_says_why_and_changes_nothing(served: Served, case: str) -> None:
     method, message, reason, told = REFUSALS[case]
-    with Client(refusing.grpc) as client:
+    with Client(served.server.grpc) as client:
         before = contents(client)
-        response = post(refusing, method, message)
-        assert reason_of(response) == reason, response.text
-        assert told in response.json()["message"]
-        assert 400 <= response.status_code < 500
-        after = contents(client)
-        for table, (lsn, rows) in before.items():
-            assert after[table][0] == lsn
-            np.testing.assert_array_equal(after[table][1], rows)
+        for wire in WIRES:
+            refused = served.raw.send(wire, method, message)
+            assert isinstance(refused, Refused), wire
+            if wire == "grpc" and case == "more bytes than the server takes":
+                # By grpcio, before any of it reaches us.
+                assert refused.code == "resource_exhausted"
+            else:
+                assert refused.reason == reason, (wire, refused)
+                assert told in refused.message, wire
+            after = contents(client)
+            for table, (lsn, rows) in before.items():
+                assert after[table][0] == lsn, wire
+                np.testing.assert_array_equal(after[table][1], rows, wire)
 
 
 def contents(client: Client) -> dict[str, tuple[int, Any]]:
@@ -262,17 +255,21 @@ def contents(client: Client) -> dict[str, tuple[int, Any]]:
     }
 
 
-def test_a_session_that_falls_behind_is_told_so(refusing: RunningServer) -> None:
+@pytest.mark.parametrize("wire", WIRES)
+def test_a_session_that_falls_behind_is_told_so(served: Served, wire: str) -> None:
     session = os.urandom(16)
-    first = post(refusing, "ScatterAdd", request(ONE, sequence=sequence(session, 1)))
-    assert first.status_code == 200, first.text
-    ahead = post(refusing, "ScatterAdd", request(ONE, sequence=sequence(session, 1_025)))
-    assert ahead.status_code == 200, ahead.text
-    again = post(refusing, "ScatterAdd", request(ONE, sequence=sequence(session, 1)))
-    assert reason_of(again) == "REQUEST_ID_STALE"
+
+    def push(number: int) -> embedding_pb2.UpdateResponse | Refused:
+        message = request(ONE, sequence=sequence(session, number))
+        return served.raw.send(wire, "ScatterAdd", message)
+
+    assert not isinstance(push(1), Refused)
+    assert not isinstance(push(1_025), Refused)
+    again = push(1)
+    assert isinstance(again, Refused)
+    assert again.reason == "REQUEST_ID_STALE"
     # Its neighbour is still inside of the window, and was never done.
-    late = post(refusing, "ScatterAdd", request(ONE, sequence=sequence(session, 2)))
-    assert late.status_code == 200, late.text
+    assert not isinstance(push(2), Refused)
 
 
 # A full disk
@@ -294,53 +291,88 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", str(path)], check=True)
 
 
-@pytest.mark.parametrize("workers", [1, 2])
-def test_on_a_full_disk_updates_are_refused_and_lookups_go_on(
-    workers: int, small_disk: Path
-) -> None:
+def test_on_a_full_disk_updates_are_refused_and_lookups_go_on(small_disk: Path) -> None:
     data_dir, ballast = small_disk / "data", small_disk / "ballast"
     rows = 20_000
-    create(data_dir, "items", rows=rows)
+    make_data_dir(data_dir, drawn_table("items", rows, DIM))
     with open(ballast, "wb") as file:
         os.posix_fallocate(file.fileno(), 0, 8 << 20)
     arguments: tuple[str, ...] = ("--segment-bytes", str(1 << 20), "--checkpoint-seconds", "86400")
-    arguments += ("--data-dir", str(data_dir), "--workers", str(workers))
+    arguments += ("--data-dir", str(data_dir))
     ids, ones = np.arange(5_000), np.ones((5_000, DIM))
-    pushed = 0
-    with RunningServer(*arguments) as server, Client(server.http) as client:
-
-        def check() -> None:
-            found = client.lookup("items", np.arange(rows))
-            np.testing.assert_array_equal(found[:5_000], pushed)
-            assert not found[5_000:].any()
-
-        with pytest.raises(DiskFull) as refused:  # noqa: PT012 - which of them is the disk's to say
-            for _ in range(200):
-                client.scatter_add("items", ids, ones)
-                pushed += 1
+    with (
+        RunningServer(*arguments, "--workers", "2") as server,
+        Client(server.http) as client,
+    ):
+        pushed = push_until_full(client, "items", ids, ones)
         assert pushed > 5
-        assert "the disk is full" in refused.value.message
-        with Client(server.grpc) as other, pytest.raises(DiskFull):
-            other.scatter_add("items", ids, ones)
-        # Over REST, which has a status for it.
-        body = {"ids": ids.tolist(), "values": ones.tolist()}
-        response = httpx.post(f"{server.http}/v1/tables/items:scatterAdd", json=body, timeout=30)
-        assert response.status_code == 507, response.text
-        check()
+        check_refused_everywhere(server, "items", ids, ones)
+        found = client.lookup("items", np.arange(rows))
+        np.testing.assert_array_equal(found[:5_000], pushed)
+        assert not found[5_000:].any()
         _check_create_is_refused(client, data_dir)
-        check()
         ballast.unlink()
         for _ in range(5):
             client.scatter_add("items", ids, ones)
             pushed += 1
         client.create_table("more", 1_000, DIM)
-        check()
+        np.testing.assert_array_equal(client.lookup("items", ids), np.full_like(ones, pushed))
         server.kill()
     assert "SIGBUS" not in server.log
     with RunningServer(*arguments) as server, Client(server.http) as client:
-        found = client.lookup("items", ids)
-        np.testing.assert_array_equal(found, np.full((5_000, DIM), pushed, np.float32))
+        np.testing.assert_array_equal(client.lookup("items", ids), np.full_like(ones, pushed))
         assert server.stop() == 0
+
+
+def test_where_files_may_not_grow_it_is_as_on_a_full_disk(served: Served) -> None:
+    """What can be tested of it anywhere: a limit of the writer's process, not of its disk."""
+    ids, ones = np.arange(ROWS).repeat(30), np.ones((30 * ROWS, DIM))
+    with Client(served.server.http) as client:
+        with files_limited(served, SEGMENT_BYTES - 1):
+            pushed = push_until_full(client, "filling", ids, ones)
+            check_refused_everywhere(served.server, "filling", ids, ones)
+            with pytest.raises(DiskFull):
+                client.create_table("big", SEGMENT_BYTES, DIM, optimizer="adam")
+            found = client.lookup("filling", [0, ROWS - 1])
+            assert (found == 30 * pushed).all()
+        client.scatter_add("filling", ids, ones)
+        assert (client.lookup("filling", [0, ROWS - 1]) == 30 * (pushed + 1)).all()
+        assert "big" not in [info.name for info in client.tables()]
+    assert not (served.data_dir / "tables/big").exists()
+    assert list((served.data_dir / "staging").iterdir()) == []
+
+
+def push_until_full(client: Client, table: str, ids: Any, values: Any) -> int:
+    """How many pushes the disk had room for."""
+    for count in range(2_000):
+        try:
+            client.scatter_add(table, ids, values)
+        except DiskFull as error:
+            assert "disk is full" in error.message or "may not grow" in error.message  # noqa: PT017
+            return count
+    raise AssertionError("the disk takes it all")
+
+
+def check_refused_everywhere(server: RunningServer, table: str, ids: Any, values: Any) -> None:
+    for url in (server.http, server.grpc):
+        with Client(url) as client, pytest.raises(DiskFull):
+            client.scatter_add(table, ids, values)
+    # Over REST, which has a status for it.
+    body = {"ids": ids.tolist(), "values": values.tolist()}
+    response = httpx.post(f"{server.http}/v1/tables/{table}:scatterAdd", json=body, timeout=30)
+    assert response.status_code == 507, response.text
+
+
+@contextmanager
+def files_limited(served: Served, byte_count: int) -> Iterator[None]:
+    """Let the process with the writer write no file beyond `byte_count` bytes."""
+    (writer,) = served.server.writer_pids() or served.server.worker_pids()
+    _, hard = resource.prlimit(writer, resource.RLIMIT_FSIZE)
+    before = resource.prlimit(writer, resource.RLIMIT_FSIZE, (byte_count, hard))
+    try:
+        yield
+    finally:
+        resource.prlimit(writer, resource.RLIMIT_FSIZE, before)
 
 
 def _check_create_is_refused(client: Client, data_dir: Path) -> None:
@@ -350,80 +382,3 @@ def _check_create_is_refused(client: Client, data_dir: Path) -> None:
     assert [info.name for info in client.tables()] == ["items"]
     assert list((data_dir / "staging").iterdir()) == []
     assert [folder.name for folder in (data_dir / "tables").iterdir()] == ["items"]
-
-
-# --durability os
-
-
-def test_without_syncs_pushes_survive_every_process_but_not_the_machine(tmp_path: Path) -> None:
-    create(tmp_path, "items")
-    arguments = ("--data-dir", str(tmp_path), "--durability", "os")
-
-    def push_and_count(server: RunningServer, expected: int) -> None:
-        with Client(server.http) as client:
-            assert (client.lookup("items", [1]) == expected).all()
-            for _ in range(20):
-                client.scatter_add("items", [1], np.ones((1, DIM)))
-
-    with RunningServer(*arguments) as server:
-        push_and_count(server, 0)
-        server.kill()
-    with RunningServer(*arguments) as server:
-        push_and_count(server, 20)
-        server.stop()
-    # In good order, so that all is on the disk: the machine may go down.
-    boot_elsewhere(tmp_path)
-    with RunningServer(*arguments) as server:
-        push_and_count(server, 40)
-        server.kill()
-    boot_elsewhere(tmp_path)
-    refused = run_cli("serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", *arguments,
-                      check=False)  # fmt: skip
-    assert refused.returncode == 1
-    assert "restore the last snapshot" in refused.stderr
-    assert "Traceback" not in refused.stderr
-
-
-def boot_elsewhere(data_dir: Path) -> None:
-    """Make it look as if the last writer ran before the machine was started."""
-    with open(data_dir / CONTROL_NAME, "r+b") as control:
-        control.seek(BOOT_ID_OFFSET)
-        control.write(bytes(BOOT_ID_BYTES))
-
-
-# Memory
-
-
-def test_another_worker_costs_little_memory_of_its_own(tmp_path: Path) -> None:
-    rows = 400_000
-    create(tmp_path, "items", rows=rows, optimizer="adagrad")
-    private: dict[int, list[int]] = {}
-    writers: dict[int, list[int]] = {}
-    for workers in (1, 2, 3):
-        with RunningServer("--data-dir", tmp_path, "--workers", str(workers)) as server:
-            _work(server, rows)
-            private[workers] = [private_bytes(pid) for pid in server.worker_pids()]
-            writers[workers] = [private_bytes(pid) for pid in server.writer_pids()]
-    told = {
-        workers: ([f"{b >> 20} MB" for b in private[workers]], [b >> 20 for b in writers[workers]])
-        for workers in private
-    }
-    print(f"\nprivate memory of workers and the writer, by number of workers: {told}")
-    assert max(*private[2], *private[3]) <= WORKER_BYTES_MAX
-    assert sum(private[3]) - sum(private[2]) <= WORKER_BYTES_MAX
-
-
-def _work(server: RunningServer, rows: int) -> None:
-    """Lookups, bags and pushes, from several connections a wire."""
-    rng = np.random.default_rng(1)
-
-    def run(url: str) -> None:
-        with Client(url) as client:
-            for _ in range(10):
-                ids = rng.integers(0, rows, 4_000)
-                client.lookup("items", ids)
-                client.lookup_bags("items", ids, np.arange(0, 4_000, 20))
-                client.apply_gradients("items", ids, np.ones((4_000, DIM)))
-
-    with ThreadPoolExecutor(8) as pool:
-        list(pool.map(run, [server.http, server.grpc] * 4))

@@ -5,8 +5,9 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import pytest
@@ -195,17 +196,29 @@ def test_a_data_dir_that_another_command_has_is_refused(tmp_path: Path) -> None:
     invoke("create", "w", "--rows", "3", "--dim", "2", "--data-dir", data)
     # What a killed server leaves: nobody answers there.
     (data / "server.sock").touch()
-    holder = subprocess.Popen(
+    with subprocess.Popen(
         [sys.executable, "-c", HOLD, str(data)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env=clean_environment(),
-    )
-    assert holder.stdout is not None
-    assert holder.stdout.readline() == b"held\n"
-    done = invoke("publish", "w", "--data-dir", data, check=False)
-    holder.communicate()
+    ) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        done = invoke("publish", "w", "--data-dir", data, check=False)
     assert f"is in use by process {holder.pid}" in done.stderr
+
+
+def writing_end(pipe: Path) -> IO[bytes]:
+    """The end of a named pipe to write to, once somebody has opened the other."""
+    found: list[int] = []
+
+    def is_read() -> bool:
+        with suppress(OSError):
+            found.append(os.open(pipe, os.O_WRONLY | os.O_NONBLOCK))
+        return bool(found)
+
+    wait_until(is_read, "the pipe is read")
+    return open(found[0], "wb")
 
 
 def test_a_server_that_starts_leaves_what_is_being_staged(tmp_path: Path) -> None:
@@ -213,21 +226,31 @@ def test_a_server_that_starts_leaves_what_is_being_staged(tmp_path: Path) -> Non
     data, pipe = tmp_path / "data", tmp_path / "words.txt"
     invoke("create", "w", "--rows", "3", "--dim", "2", "--data-dir", data)
     os.mkfifo(pipe)
-    with RunningServer("--data-dir", data):
-        command = [sys.executable, "-m", "gatherd_server", "import", "k", str(pipe)]
-        importing = subprocess.Popen(
-            [*command, "--data-dir", str(data)], env=clean_environment(), stderr=subprocess.PIPE
-        )
-        text = open(pipe, "wb")  # noqa: SIM115 - opens when the import does
-        wait_until(lambda: any((data / "staging").glob("scratch-*")), "it is staging")
-    with RunningServer("--data-dir", data), text:
-        assert any((data / "staging").glob("scratch-*"))
-        text.write(b"king 1 2\nqueen 3 4\n")
-        text.close()
-        _, errors = importing.communicate(timeout=60)
-        assert importing.returncode == 0, errors
-        with Client(f"local:{data}") as client:
-            assert client.lookup("k", keys=["queen"]).tolist() == [[3, 4]]
+    command = [sys.executable, "-m", "gatherd_server", "import", "k", str(pipe)]
+
+    def is_staging() -> bool:
+        return any((data / "staging").glob("scratch-*"))
+
+    with ExitStack() as stack:
+        with RunningServer("--data-dir", data):
+            importing = stack.enter_context(
+                subprocess.Popen(
+                    [*command, "--data-dir", str(data)],
+                    env=clean_environment(),
+                    stderr=subprocess.PIPE,
+                )
+            )
+            stack.callback(importing.kill)
+            text = stack.enter_context(writing_end(pipe))
+            wait_until(is_staging, "it is staging")
+        with RunningServer("--data-dir", data):
+            assert is_staging()
+            text.write(b"king 1 2\nqueen 3 4\n")
+            text.close()
+            _, errors = importing.communicate(timeout=60)
+            assert importing.returncode == 0, errors
+            with Client(f"local:{data}") as client:
+                assert client.lookup("k", keys=["queen"]).tolist() == [[3, 4]]
 
 
 def test_the_command_line_wins_over_the_environment(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.store.table import open_file_table
+from gatherd.store.table import Preload, open_file_table
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
@@ -46,6 +46,7 @@ def small_engine(folder: Path, **limits: int) -> SmallEngine:
     for name, rows in tables.items():
         np.save(folder / f"{name}.npy", rows)
         opened[name] = open_file_table(name, folder / f"{name}.npy", None)
+        opened[name].preload(Preload.POPULATE)
     narrowed = replace(LIMITS, **limits)
     engine = Engine(ServedTables(opened, {REFUSED: "its file is truncated"}), narrowed)
     return SmallEngine(

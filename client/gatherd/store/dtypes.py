@@ -20,23 +20,19 @@ class DType(Enum):
     BFLOAT16 = "bfloat16"
     FLOAT64 = "float64"
 
-    @property
-    def storage(self) -> np.dtype[Any]:
-        """The little-endian NumPy dtype of the stored bits (uint16 for bfloat16)."""
-        return _STORAGE[self]
+    # Attributes, because every lookup reads them and a property costs a call; set below.
+    storage: np.dtype[Any]
+    """The little-endian NumPy dtype of the stored bits (uint16 for bfloat16)."""
+    itemsize: int
+    """Bytes an element."""
 
-    @property
-    def itemsize(self) -> int:
-        """Bytes an element."""
-        return self.storage.itemsize
+    # Members are what they are equal to. Enum's own hash is that of the name, by a call.
+    __hash__ = object.__hash__
 
 
-_STORAGE: dict[DType, np.dtype[Any]] = {
-    DType.FLOAT32: np.dtype("<f4"),
-    DType.FLOAT16: np.dtype("<f2"),
-    DType.BFLOAT16: np.dtype("<u2"),
-    DType.FLOAT64: np.dtype("<f8"),
-}
+for _dtype, _storage in zip(DType, ("<f4", "<f2", "<u2", "<f8"), strict=True):
+    _dtype.storage = np.dtype(_storage)
+    _dtype.itemsize = _dtype.storage.itemsize
 
 REPLY_DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 

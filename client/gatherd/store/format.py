@@ -11,11 +11,13 @@ the file's size before anything is mapped. Reads use pread, so a descriptor can 
 processes.
 """
 
+import ast
 import io
 import json
 import math
 import os
 import re
+import threading
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -40,12 +42,22 @@ _NPY_DTYPES = {
     "|V2": DType.BFLOAT16,
 }
 _LENGTH = rb"(?:0|[1-9][0-9]{0,18})"
-# What NumPy writes for a plain array of one or two dimensions, format 1.0, byte for byte.
+# What NumPy writes for an array of plain numbers, format 1.0, byte for byte.
 _PLAIN_NPY = re.compile(
-    rb"\x93NUMPY\x01\x00(..)\{'descr': '([<>|][fV][248])', 'fortran_order': (True|False), "
-    rb"'shape': \((" + _LENGTH + rb", ?" + _LENGTH + rb"?)\), \} *\n",
+    rb"\x93NUMPY\x01\x00(..)"
+    rb"\{'descr': '([<>|](?:[iu][1248]|[fV][248]))', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:"
+    + _LENGTH
+    + rb",|"
+    + _LENGTH
+    + rb"(?:, "
+    + _LENGTH
+    + rb"){1,31})?)\), \} *\n",
     re.DOTALL,
 )
+# Evaluating a header fails now and then when threads do it at once
+# (https://github.com/python/cpython/issues/106905).
+_evaluating = threading.Lock()
 _SAFETENSORS_DTYPES = {
     "F32": DType.FLOAT32,
     "F16": DType.FLOAT16,
@@ -134,16 +146,11 @@ def _read_npy(fd: int, name: str) -> RowLayout:
 def read_npy_header(fd: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """The shape, Fortran order and dtype of a .npy file's array, and its offset.
 
-    BadFile, naming `name`, when the header is damaged. As NumPy reads it, but for the headers that
-    NumPy writes: evaluating those fails now and then when threads do it at once
-    (https://github.com/python/cpython/issues/106905).
+    BadFile, naming `name`, when the header is damaged. As NumPy reads it.
     """
     head = os.pread(fd, NPY_HEADER_BYTES_MAX, 0)
-    if plain := _PLAIN_NPY.match(head):
-        descr, is_fortran, lengths = (group.decode() for group in plain.groups()[1:])
-        if plain.end() - 10 == int.from_bytes(plain[1], "little"):
-            shape = tuple(int(length) for length in lengths.split(",") if length)
-            return shape, is_fortran == "True", np.dtype(descr), plain.end()
+    if plain := plain_npy_header(head):
+        return plain.shape, plain.is_fortran, np.dtype(plain.descr), plain.offset
     stream = io.BytesIO(head)
     try:
         version = np.lib.format.read_magic(stream)
@@ -151,10 +158,40 @@ def read_npy_header(fd: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype
             (1, 0): np.lib.format.read_array_header_1_0,
             (2, 0): np.lib.format.read_array_header_2_0,
         }[version]
-        shape, fortran_order, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
+        with _evaluating:
+            shape, fortran_order, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
     except Exception as error:  # noqa: BLE001  # NumPy's parser lets any tokenizer error through
         raise BadFile(f"{name} has a damaged .npy header: {error}") from None
     return shape, fortran_order, dtype, stream.tell()
+
+
+@dataclass(frozen=True, slots=True)
+class NpyHeader:
+    """A .npy header as NumPy writes it for plain numbers; the array begins at `offset`."""
+
+    descr: str
+    is_fortran: bool
+    shape: tuple[int, ...]
+    offset: int
+
+
+def plain_npy_header(head: bytes) -> NpyHeader | None:
+    """The header that `head` begins with; None unless it is as NumPy writes it.
+
+    Nothing is evaluated, so that it is quick, and safe in many threads at once.
+    """
+    plain = _PLAIN_NPY.match(head)
+    if plain is None or plain.end() - 10 != int.from_bytes(plain[1], "little"):
+        return None
+    descr, is_fortran, lengths = (group.decode() for group in plain.groups()[1:])
+    shape = tuple(int(length) for length in lengths.split(",") if length)
+    return NpyHeader(descr, is_fortran == "True", shape, plain.end())
+
+
+def evaluate_npy_header(text: str) -> object:
+    """The Python literal of a .npy header that isn't plain; raises what ast.literal_eval does."""
+    with _evaluating:
+        return ast.literal_eval(text)
 
 
 def _npy_layout(

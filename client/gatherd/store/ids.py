@@ -16,7 +16,13 @@ from gatherd.errors import IdOutOfRange, InvalidArgument
 OFFENDERS_MAX = 5
 # One less than the dimensions that every NumPy can count, for the reply has one more.
 NESTING_MAX = 31
+_INT64 = np.dtype(np.int64)
 _INT64_MAX = 2**63 - 1
+# By the dtype's character: the unsigned one of its size, and the largest id that it holds.
+_UNSIGNED = {
+    np.dtype(kind).char: (np.dtype(f"u{np.dtype(kind).itemsize}"), int(np.iinfo(kind).max))
+    for kind in ("b", "h", "i", "l", "q", "B", "H", "I", "L", "Q")
+}
 
 
 def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
@@ -98,13 +104,26 @@ def all_in_range(ids: NDArray[np.integer[Any]], row_count: int) -> bool:
     """Whether every id has a row. One pass: a negative id is a huge one when seen as unsigned."""
     if ids.size == 0:
         return True
-    unsigned = ids.view(f"u{ids.dtype.itemsize}")
-    return int(unsigned.max()) < row_count if row_count <= np.iinfo(ids.dtype).max else _wide(ids)
+    unsigned, largest = _UNSIGNED[ids.dtype.char]
+    if row_count > largest:
+        return _wide(ids)
+    # np.max's own steps around this take as long as it does for a few ids.
+    return int(np.maximum.reduce(ids.view(unsigned), axis=None)) < row_count
 
 
 def _wide(ids: NDArray[np.integer[Any]]) -> bool:
     # The table has more rows than the dtype can count, so only a negative id can be wrong.
     return ids.dtype.kind == "u" or int(ids.min()) >= 0
+
+
+def flat_ids(ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
+    """`ids`, C-contiguous, as int64 of shape (n,); what it can't hold is negative in it."""
+    flat: NDArray[Any] = ids
+    if flat.dtype is _INT64 and flat.ndim == 1 and flat.flags.aligned:
+        return flat
+    flat = flat.reshape(-1)
+    wide = flat.view(np.int64) if flat.dtype.itemsize == 8 else flat.astype(np.int64)
+    return wide if wide.flags.aligned else wide.copy()
 
 
 def in_range(ids: NDArray[np.integer[Any]], row_count: int) -> NDArray[np.bool_]:
@@ -163,6 +182,8 @@ def array_from_bytes(
 
     InvalidArgument, calling it `name`, when the byte count isn't what shape and dtype make.
     """
+    if len(shape) == 1 and len(data) == shape[0] * dtype.itemsize:
+        return np.frombuffer(data, dtype)
     if len(shape) > NESTING_MAX:
         raise InvalidArgument(
             f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"

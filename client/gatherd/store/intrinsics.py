@@ -1,10 +1,11 @@
-"""What the kernels in compiled_keys.py and compiled_bags.py are made with: numba, and its gaps.
+"""What the compiled kernels are made with: numba, and its gaps.
 
 numba knows neither float16 nor bfloat16 on a CPU, and assumes that arrays are aligned. So elements
-are loaded by intrinsics, from a byte position, with an alignment of 1.
+are loaded by intrinsics, from a byte position, with an alignment of 1. row_intrinsics.py has those
+that copy whole rows, and the counters of rows that change.
 
-Its cache looks at the file a kernel stands in and at no other: who changes this file touches those
-two, or removes their cached kernels.
+numba's cache looks at the file a kernel stands in and at no other: who changes this file touches
+those of the kernels, or removes their cached ones.
 """
 
 from collections.abc import Callable
@@ -60,13 +61,15 @@ def inlined(function: _F) -> _F:
     return cast(_F, part)
 
 
-def _intrinsic(function: Callable[..., Any]) -> Any:
+def intrinsic(function: Callable[..., Any]) -> Any:
+    """An operation whose LLVM code the decorated function returns the generator of."""
     # The typing context is numba's to give.
     made: Any = _untyped_intrinsic(function)
     return made
 
 
-def _byte_pointer(context: Any, builder: Any, array_type: Any, array: Any, position: Any) -> Any:
+def byte_pointer(context: Any, builder: Any, array_type: Any, array: Any, position: Any) -> Any:
+    """For intrinsics: LLVM's pointer to the byte at a position of an array."""
     data = context.make_array(array_type)(context, builder, array).data
     data = builder.bitcast(data, cgutils.voidptr_t)
     return builder.gep(data, [position])
@@ -77,14 +80,14 @@ def _loader(bits: Any, result: Any, widen: Callable[[Any, Any, Any], Any]) -> An
 
     def load(_context: Any, array: Any, _position: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
+            pointer = byte_pointer(context, builder, signature.args[0], args[0], args[1])
             value = builder.load(builder.bitcast(pointer, bits.as_pointer()))
             value.align = 1
             return widen(context, builder, value)
 
         return result(array, types.intp), generate
 
-    return _intrinsic(load)
+    return intrinsic(load)
 
 
 def _like(value: Any, scalar: Any) -> Any:
@@ -204,7 +207,7 @@ def _span_adder(bits: Any, widen: Callable[[Any, Any, Any], Any]) -> Any:
         arguments = (rows, begins, weights, types.intp, types.intp, out, types.intp)
         return types.void(*arguments), generate
 
-    return _intrinsic(add)
+    return intrinsic(add)
 
 
 _FLOAT_BITS = {"float": 32, "double": 64}
@@ -215,12 +218,12 @@ add_bfloat16 = _span_adder(ir.IntType(16), _bfloat16)
 add_float64 = _span_adder(ir.DoubleType(), _narrow)
 
 
-@_intrinsic
+@intrinsic
 def prefetch(_context: Any, array: Any, _position: Any) -> Any:
     """Ask for the cache line at a byte position; harmless anywhere."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
+        pointer = byte_pointer(context, builder, signature.args[0], args[0], args[1])
         flag = ir.IntType(32)
         kind = ir.FunctionType(ir.VoidType(), [cgutils.voidptr_t, flag, flag, flag])
         function = cgutils.get_or_insert_function(  # type: ignore[no-untyped-call]  # numba's gap
@@ -237,14 +240,14 @@ def _storer(bits: Any, narrow: Callable[[Any, Any, Any], Any]) -> Any:
 
     def store(_context: Any, array: Any, _position: Any, _value: Any) -> Any:
         def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
+            pointer = byte_pointer(context, builder, signature.args[0], args[0], args[1])
             value = narrow(context, builder, args[2])
             builder.store(value, builder.bitcast(pointer, bits.as_pointer()), align=1)
             return context.get_dummy_value()
 
         return types.void(array, types.intp, types.float32), generate
 
-    return _intrinsic(store)
+    return intrinsic(store)
 
 
 def _to_bfloat16(_: Any, builder: Any, value: Any) -> Any:
@@ -287,7 +290,7 @@ store_float16 = _storer(ir.IntType(16), _to_float16)
 store_bfloat16 = _storer(ir.IntType(16), _to_bfloat16)
 
 
-@_intrinsic
+@intrinsic
 def divide(_context: Any, a: Any, b: Any) -> Any:
     """The quotient of IEEE 754; numba's own raises at zero, which keeps a loop from vectors."""
 
@@ -299,7 +302,7 @@ def divide(_context: Any, a: Any, b: Any) -> Any:
     return None
 
 
-@_intrinsic
+@intrinsic
 def larger_size(_context: Any, _bits: Any, _value: Any) -> Any:
     """The larger of `bits` and the bits of a float32 without its sign, as uint32.
 
@@ -313,115 +316,7 @@ def larger_size(_context: Any, _bits: Any, _value: Any) -> Any:
     return types.uint32(types.uint32, types.float32), generate
 
 
-# The counters of rows that change, in stripes.py's terms. A fence keeps LLVM from moving any access
-# to memory across it; on x86 it costs nothing more, on ARM it is a barrier.
-
-
-def _word_pointer(context: Any, builder: Any, array_type: Any, array: Any, index: Any) -> Any:
-    data = context.make_array(array_type)(context, builder, array).data
-    return builder.gep(builder.bitcast(data, _I32.as_pointer()), [index])
-
-
-def _copy(builder: Any, target: Any, source: Any, byte_count: Any) -> None:
-    cgutils.raw_memcpy(builder, target, source, byte_count, 1)  # type: ignore[no-untyped-call]  # numba's gap
-
-
-@_intrinsic
-def load_counter(_context: Any, counters: Any, _stripe: Any) -> Any:
-    """The counter of a stripe, by one load that LLVM neither repeats nor leaves out."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _word_pointer(context, builder, signature.args[0], args[0], args[1])
-        return builder.load_atomic(pointer, "monotonic", 4)
-
-    return types.uint32(counters, types.intp), generate
-
-
-def _counter_store(is_begin: bool) -> Any:
-    def store(_context: Any, counters: Any, _stripe: Any, _value: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-            pointer = _word_pointer(context, builder, signature.args[0], args[0], args[1])
-            if is_begin:
-                builder.store_atomic(args[2], pointer, "monotonic", 4)
-                builder.fence("release")
-            else:
-                builder.store_atomic(args[2], pointer, "release", 4)
-            return context.get_dummy_value()
-
-        return types.void(counters, types.intp, types.uint32), generate
-
-    return _intrinsic(store)
-
-
-begin_row = _counter_store(is_begin=True)
-"""Store an odd counter: no later store comes before it."""
-end_row = _counter_store(is_begin=False)
-"""Store an even counter: it comes after every earlier store."""
-
-
-@_intrinsic
-def copy_bytes(
-    _context: Any, target: Any, _to: Any, source: Any, _begin: Any, _byte_count: Any
-) -> Any:
-    """Copy bytes from a position of `source` to one of `target`."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        to = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
-        begin = _byte_pointer(context, builder, signature.args[2], args[2], args[3])
-        _copy(builder, to, begin, args[4])
-        return context.get_dummy_value()
-
-    return types.void(target, types.intp, source, types.intp, types.intp), generate
-
-
-@_intrinsic
-def copy_whole(
-    _context: Any,
-    rows: Any,
-    _begin: Any,
-    _byte_count: Any,
-    counters: Any,
-    _stripe: Any,
-    scratch: Any,
-    _to: Any,
-) -> Any:
-    """Copy a row to scratch; whether it is whole: its counter was even and stayed the same."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        kinds = signature.args
-        counter = _word_pointer(context, builder, kinds[3], args[3], args[4])
-        begin = _byte_pointer(context, builder, kinds[0], args[0], args[1])
-        to = _byte_pointer(context, builder, kinds[5], args[5], args[6])
-        before = builder.load_atomic(counter, "acquire", 4)
-        _copy(builder, to, begin, args[2])
-        builder.fence("acquire")
-        after = builder.load_atomic(counter, "monotonic", 4)
-        is_even = builder.icmp_unsigned("==", builder.and_(before, _I32(1)), _I32(0))
-        return builder.and_(is_even, builder.icmp_unsigned("==", before, after))
-
-    kinds = (rows, types.intp, types.intp, counters, types.intp, scratch, types.intp)
-    return types.boolean(*kinds), generate
-
-
-@_intrinsic
-def touch(_context: Any, array: Any, _position: Any) -> Any:
-    """Store the byte at a position again, so that its page is there and writable."""
-
-    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
-        pointer = _byte_pointer(context, builder, signature.args[0], args[0], args[1])
-        # Atomic, because LLVM drops a plain store of what was just loaded.
-        value = builder.load_atomic(
-            builder.bitcast(pointer, ir.IntType(8).as_pointer()), "monotonic", 1
-        )
-        builder.store_atomic(
-            value, builder.bitcast(pointer, ir.IntType(8).as_pointer()), "monotonic", 1
-        )
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp), generate
-
-
-@_intrinsic
+@intrinsic
 def add_square(_context: Any, _total: Any, _value: Any) -> Any:
     """A float64 total plus the square of a float32, in whatever order suits a vector's lanes."""
 
@@ -433,12 +328,43 @@ def add_square(_context: Any, _total: Any, _value: Any) -> Any:
     return types.float64(types.float64, types.float32), generate
 
 
-@_intrinsic
-def fence_loads(_context: Any) -> Any:
-    """No load comes from one side of this to the other, and no later store before it."""
+# By address, where one loop is to do for a row of either of two arrays. An array has to be named
+# again in the loop around such a use, or numba could free it before.
 
-    def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
-        builder.fence("acquire")
+
+@intrinsic
+def address(_context: Any, array: Any, _position: Any) -> Any:
+    """Where in memory the byte at a position is."""
+
+    def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
+        pointer = byte_pointer(context, builder, signature.args[0], args[0], args[1])
+        return builder.ptrtoint(pointer, args[1].type)
+
+    return types.intp(array, types.intp), generate
+
+
+def _float_at(builder: Any, start: Any, offset: Any) -> Any:
+    # The sum of two integers would hide from LLVM's vectorizer what a loop runs over.
+    begin = builder.inttoptr(start, cgutils.voidptr_t)
+    return builder.bitcast(builder.gep(begin, [offset]), ir.FloatType().as_pointer())
+
+
+@intrinsic
+def peek(_context: Any, _address: Any, _offset: Any) -> Any:
+    """The float32 so many bytes after an address."""
+
+    def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.load(_float_at(builder, args[0], args[1]), align=1)
+
+    return types.float32(types.intp, types.intp), generate
+
+
+@intrinsic
+def poke(_context: Any, _address: Any, _offset: Any, _value: Any) -> Any:
+    """Store a float32 so many bytes after an address."""
+
+    def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        builder.store(args[2], _float_at(builder, args[0], args[1]), align=1)
         return context.get_dummy_value()
 
-    return types.void(), generate
+    return types.void(types.intp, types.intp, types.float32), generate

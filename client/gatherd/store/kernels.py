@@ -11,12 +11,12 @@ the kernels are compiled anew in every process. `warm()` does that ahead of the 
 """
 
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +24,13 @@ from numpy.typing import NDArray
 from gatherd.errors import Unimplemented
 
 _HINT = "pip install 'gatherd[local]'"
+_SOURCES = (
+    "intrinsics.py",
+    "row_intrinsics.py",
+    "compiled_keys.py",
+    "compiled_bags.py",
+    "compiled_gather.py",
+)
 
 
 class RowKind(IntEnum):
@@ -60,6 +67,14 @@ def _bags() -> ModuleType:
     return compiled_bags
 
 
+@cache
+def _gather() -> ModuleType:
+    _need_numba()
+    from gatherd.store import compiled_gather
+
+    return compiled_gather
+
+
 def fingerprint(others: Iterable[Path] = ()) -> str:
     """What tells one release's kernels from another's, for the name of a folder that keeps them.
 
@@ -67,7 +82,7 @@ def fingerprint(others: Iterable[Path] = ()) -> str:
     ours stand in others. `others` are sources of kernels that aren't the store's.
     """
     folder = Path(__file__).parent
-    own = [folder / name for name in ("intrinsics.py", "compiled_keys.py", "compiled_bags.py")]
+    own = [folder / name for name in _SOURCES]
     crc = 0
     for path in dict.fromkeys([*own, *others]):
         crc = zlib.crc32(path.read_bytes(), crc)
@@ -81,6 +96,8 @@ def warm() -> None:
     """
     _keys().warm()
     _bags().warm()
+    _gather().warm()
+    _Loaded.gather = _gather().gather
 
 
 def find_ints(
@@ -174,8 +191,26 @@ DONE = -1
 
 
 def torn_row(found: int) -> int:
-    """The row that `pool` says was torn, by what it returned."""
+    """What `pool` (the row) or a `Gather` (its position) says was torn, by what it returned."""
     return -2 - found
+
+
+Gather: TypeAlias = Callable[
+    [NDArray[np.uint8], NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint8], int], int
+]
+"""compiled_gather.gather: of rows, counters, ids, out and the byte to begin at."""
+
+
+class _Loaded:
+    gather: Gather | None = None
+
+
+def compiled_gather() -> Gather | None:
+    """The compiled gather of a process that called `warm`; None in one that may not want numba.
+
+    It returns DONE, the position of an id without a row, or a number below DONE.
+    """
+    return _Loaded.gather
 
 
 def pool(

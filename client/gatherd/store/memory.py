@@ -102,10 +102,47 @@ def _address(mapping: mmap.mmap) -> int:
     return int(np.frombuffer(mapping, np.uint8).ctypes.data)
 
 
-def available_bytes() -> int:
-    """Memory the machine could give without swapping (MemAvailable), or 0 when it can't be told."""
-    with suppress(OSError), open("/proc/meminfo") as lines:
+def available_bytes(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> int:
+    """Memory that could be had without swapping, or 0 when it can't be told.
+
+    The machine's MemAvailable or, where that is less, what the limits of this process's control
+    groups leave. Of what a group uses, only what can't be dropped counts: a mapped table can.
+    """
+    available = _first_number(f"{proc}/meminfo", "MemAvailable:") * 1024
+    return min([available, *_left_by_groups(proc, groups)])
+
+
+def _left_by_groups(proc: str, groups: str) -> list[int]:
+    """What each limit on this process's memory leaves, of either version of control groups."""
+    left = []
+    with suppress(OSError), open(f"{proc}/self/cgroup") as lines:
         for line in lines:
-            if line.startswith("MemAvailable:"):
-                return int(line.split()[1]) * 1024
+            _, controllers, path = line.rstrip("\n").split(":", 2)
+            if controllers == "":
+                root, limit, kept = groups, "memory.max", ("anon", "shmem")
+            elif controllers == "memory":
+                root, limit = f"{groups}/memory", "memory.limit_in_bytes"
+                kept = ("total_rss", "total_shmem")
+            else:
+                continue
+            # A group is held by its ancestors' limits, too. In a container the path may be the
+            # host's, and what is mounted here is the group itself: the last step, then.
+            while True:
+                folder = root + path.rstrip("/")
+                with suppress(OSError, ValueError), open(f"{folder}/{limit}") as file:
+                    byte_count = int(file.read())  # or "max"
+                    used = sum(_first_number(f"{folder}/memory.stat", name) for name in kept)
+                    left.append(max(0, byte_count - used))
+                if path in ("", "/"):
+                    break
+                path = path.rpartition("/")[0]
+    return left
+
+
+def _first_number(path: str, name: str) -> int:
+    """The number in a file's line that begins with `name`; 0 when there is none."""
+    with suppress(OSError), open(path) as lines:
+        for line in lines:
+            if line.split(maxsplit=1)[:1] == [name]:
+                return int(line.split()[1])
     return 0

@@ -22,6 +22,8 @@ class Missing(Enum):
     DEFAULT = "default"
     SKIP = "skip"
 
+    __hash__ = object.__hash__  # as of dtypes.DType
+
 
 BAG_POLICIES = tuple(Missing)
 ROW_POLICIES = (Missing.ERROR, Missing.ZERO, Missing.DEFAULT)

@@ -17,10 +17,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument, NoKeys
-from gatherd.store import bags, memory
+from gatherd.store import bags, kernels, memory
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.format import RowLayout, file_bytes, open_readonly, read_layout
-from gatherd.store.ids import all_in_range, in_range, out_of_range_error
+from gatherd.store.ids import all_in_range, flat_ids, in_range, out_of_range_error
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys, key_not_found_error
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
@@ -29,6 +29,7 @@ from gatherd.store.stripes import RowReader
 # Rows are converted in blocks that stay in a core's cache between the copy and the conversion.
 CONVERT_BLOCK_BYTES = 256 << 10
 MEAN_BLOCK_BYTES = 8 << 20
+_NO_COUNTERS: NDArray[np.uint32] = np.empty(0, np.uint32)
 
 
 class Preload(Enum):
@@ -86,6 +87,7 @@ class Table:
         self._mapping = mapping
         self._rows = rows
         self._reader = None if counters is None else RowReader(name, counters)
+        self._counters = _NO_COUNTERS if counters is None else counters
         self.keys = keys
         self.is_trainable = False
         """Whether it has an optimizer and its slots."""
@@ -93,6 +95,8 @@ class Table:
         """The manifest's "optimizer", None when it isn't trainable."""
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
+        self.is_populated = False
+        """Whether its pages were brought in, so that no gather waits for a disk."""
 
     @classmethod
     def map(
@@ -146,6 +150,7 @@ class Table:
             return
         try:
             memory.populate(self._mapping)
+            self.is_populated = True
             if policy is Preload.LOCK:
                 memory.lock(self._mapping)
             if self.keys is not None:
@@ -172,11 +177,16 @@ class Table:
         `missing` is ERROR and one has no row; NoKeys when keys are asked of a table without;
         Unavailable, with `out` filled in part, when a row's writer died inside it.
         """
-        rows, found = self._rows_of(asked, missing)
+        if dtype is self.dtype and missing is Missing.ERROR and not isinstance(asked, ByKey):
+            vectors = np.empty((*asked.shape, self.dim), dtype.storage) if out is None else out
+            if not self.read_rows(flat_ids(asked), vectors.reshape(-1).view(np.uint8), 0):
+                raise out_of_range_error(self.name, asked, self.row_count)
+            return Gathered(vectors, dtype, None, self.version)
+        rows, found = self.rows_of(asked, missing)
         vectors = np.empty((*rows.shape, self.dim), dtype.storage) if out is None else out
         if self.row_count:
-            index = rows.reshape(-1).astype(np.intp, copy=False)
-            self._gather(index, vectors.reshape(index.size, self.dim), dtype)
+            index = flat_ids(rows)
+            self.gather(index, vectors.reshape(index.size, self.dim), dtype)
         if found is not None:
             vectors[~found] = self._filler(missing, dtype)
         return Gathered(vectors, dtype, _status(rows.shape, found, missing), self.version)
@@ -225,10 +235,36 @@ class Table:
             raise out_of_range_error(self.name, ids, self.row_count)
         return index.keys_of(ids)
 
-    def _rows_of(
+    def read_rows(self, ids: NDArray[np.int64], out: NDArray[np.uint8], begin: int) -> bool:
+        """Copy the rows of `ids`, (n,), as they are stored, to `out` from byte `begin` on.
+
+        False, with nothing copied, when an id has no row. Unavailable as in `lookup`.
+        """
+        gather = kernels.compiled_gather()
+        if gather is None:
+            if not all_in_range(ids, self.row_count):
+                return False
+        else:
+            found = gather(self._rows, self._counters, ids, out, begin)
+            if found == kernels.DONE:
+                return True
+            if found >= 0:
+                return False
+            # From the torn row on with more patience.
+            done = kernels.torn_row(found)
+            ids, begin = ids[done:], begin + done * self.row_bytes
+        if self.row_count:
+            stored = out[begin : begin + ids.size * self.row_bytes]
+            self.gather(ids, stored.reshape(ids.size, self.row_bytes), self.dtype)
+        return True
+
+    def rows_of(
         self, asked: Asked, missing: Missing
     ) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_] | None]:
-        """Row indices that are all valid, and which of them were found (None: all of them)."""
+        """Row indices that are all valid, and which of them were found (None: all of them).
+
+        Raises what `lookup` does for ids and keys that aren't there.
+        """
         if isinstance(asked, ByKey):
             rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
             found = rows >= 0
@@ -274,7 +310,11 @@ class Table:
             )
         return self.keys
 
-    def _gather(self, index: NDArray[np.intp], out: NDArray[Any], dtype: DType) -> None:
+    def gather(self, index: NDArray[np.intp], out: NDArray[Any], dtype: DType) -> None:
+        """Fill `out`, (n, …), with the rows of `index`, (n,), all valid, in `dtype`'s storage.
+
+        Unavailable as in `lookup`.
+        """
         copy = self._copy if dtype is self.dtype else partial(self._copy_converted, dtype)
         if self._reader is None:
             copy(index, out)
@@ -284,7 +324,7 @@ class Table:
     def _copy(self, index: NDArray[np.intp], out: NDArray[Any]) -> None:
         # mode="clip" skips NumPy's own bounds check, which buffers the output; ours is done.
         flat = out.view(np.uint8).reshape(index.size, self.row_bytes)
-        np.take(self._rows, index, axis=0, out=flat, mode="clip")
+        self._rows.take(index, 0, flat, "clip")
 
     def _copy_converted(self, dtype: DType, index: NDArray[np.intp], out: NDArray[Any]) -> None:
         block = max(1, CONVERT_BLOCK_BYTES // self.row_bytes)

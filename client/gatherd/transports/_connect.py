@@ -7,15 +7,22 @@ import ssl
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
-from gatherd._effects import Deadline, Send
+from numpy.typing import NDArray
+
+from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._http1 import (
     ConnectionEnded,
     HttpError,
     ResponseReader,
+    around_length,
     finish_request,
+    request_parts,
     request_prefix,
 )
+from gatherd._plain import Plain
 from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_http
@@ -30,10 +37,14 @@ from gatherd.errors import (
 CONTENT_TYPE = "application/proto"
 # How many connections a client opens at most; a call beyond waits for one.
 CONNECTIONS_MAX = 256
+# For a response that may be the foreseen one, until its first bytes tell.
+RECEIVE_BYTES = 64 << 10
 # What was idle for longer is looked at before it is used again: servers close what is idle.
 IDLE_UNCHECKED_SECONDS = 2.0
 # Up to here head and body are joined for one send; copying more costs more than a second send.
 JOINED_BYTES_MAX = 64 << 10
+# A head and a frame that are longer aren't foreseen.
+EXPECTED_BYTES_MAX = 4 << 10
 _TIMEOUT_MS_MAX = 9_999_999_999  # ten digits, says Connect
 # On which a server answers in its data dir.
 SERVER_SOCKET = "server.sock"
@@ -46,12 +57,82 @@ def _prefix(path: str, authority: str) -> bytes:
     return request_prefix("POST", path, authority, headers)
 
 
+class TimeIsUp(Exception):
+    """A call's time ended before its response did."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Wire:
+    """What goes over the wire for a `Plain`: `before`, milliseconds, `between`, ids, `after`.
+
+    `expected` is how the response begins, up to the vectors; empty when it can't be foreseen.
+    """
+
+    template: tuple[bytes, bytes] | None
+    before: bytes
+    between: bytes
+    after: bytes
+    expected: bytes
+
+
+class Heads:
+    """What this server's responses begin with, learnt from one of them."""
+
+    def __init__(self, target: Target) -> None:
+        self._target = target
+        self._template: tuple[bytes, bytes] | None = None
+
+    def wire(self, plain: Plain) -> Wire:
+        """What goes over the wire for `plain`."""
+        found: Wire | None = plain.wire
+        if found is not None and found.template is self._template:
+            return found
+        template = self._template
+        prefix = _prefix(_path(self._target, LOOKUP), self._target.authority)
+        before, between = request_parts(prefix, plain.nbytes)
+        expected = b""
+        if template is not None and plain.prefix:
+            length = len(plain.prefix) + plain.data_bytes
+            expected = b"%b%d%b%b" % (template[0], length, template[1], plain.prefix)
+            if len(expected) > EXPECTED_BYTES_MAX or length > REPLY_BYTES_MAX:
+                expected = b""
+        made = Wire(template, before, between + plain.before, plain.after, expected)
+        plain.wire = made
+        return made
+
+    def learn(self, reader: ResponseReader) -> None:
+        """Take the head of a response that was a reply, and after which the connection is open."""
+        found = around_length(reader.raw_head)
+        if found != self._template:
+            self._template = found
+
+
+def plain_pieces(wire: Wire, ids: NDArray[Any], left_seconds: float) -> tuple[Any, ...]:
+    """What to write for a plain lookup of `ids`, in order: few pieces, and no large one copied."""
+    head = (wire.before, b"%d" % timeout_ms(left_seconds), wire.between)
+    if ids.nbytes <= JOINED_BYTES_MAX:
+        return (b"".join((*head, ids.data, wire.after)),)
+    return b"".join(head), bytes_of(ids), wire.after
+
+
+def bytes_of(array: NDArray[Any]) -> memoryview:
+    """The bytes of a C-contiguous array, in place."""
+    return array.data.cast("B")
+
+
+def timeout_ms(left_seconds: float) -> int:
+    """What is left of a call's time, as the header has it."""
+    return max(1, min(int(left_seconds * 1000), _TIMEOUT_MS_MAX))
+
+
 def request_head(target: Target, send: Send, now: float) -> bytes:
     """The head of the HTTP request for `send`."""
-    path = send.method if target.scheme in ("unix", "local") else target.path + send.method
-    left = int((send.deadline.at - now) * 1000)
-    timeout_ms = max(1, min(left, _TIMEOUT_MS_MAX))
-    return finish_request(_prefix(path, target.authority), timeout_ms, send.nbytes)
+    prefix = _prefix(_path(target, send.method), target.authority)
+    return finish_request(prefix, timeout_ms(send.deadline.at - now), send.nbytes)
+
+
+def _path(target: Target, method: str) -> str:
+    return method if target.scheme in ("unix", "local") else target.path + method
 
 
 def outgoing(head: bytes, send: Send) -> tuple[bytes | memoryview, ...]:

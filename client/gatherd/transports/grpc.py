@@ -9,13 +9,15 @@ from typing import Any
 
 import grpc
 import grpc.aio
+from numpy.typing import NDArray
 
-from gatherd._effects import REPLY_BYTES_MAX, Send
+from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._plain import Plain
 from gatherd._retry import parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError
-from gatherd.transports._connect import no_answer, remaining_seconds
+from gatherd.transports._connect import bytes_of, no_answer, remaining_seconds
 
 OPTIONS: list[tuple[str, int]] = [
     # The limit is checked below: grpc's own error for it reads like an overload.
@@ -70,6 +72,18 @@ def _text(value: str | bytes | None) -> str | None:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
+def _foreseen(
+    plain: Plain, body: memoryview, out: NDArray[Any] | None
+) -> NDArray[Any] | memoryview:
+    """The vectors in a reply that is the foreseen one, copied out of grpc's bytes; else `body`."""
+    start = len(plain.prefix)
+    if not start or len(body) != start + plain.data_bytes or body[:start] != plain.prefix:
+        return body
+    target = plain.target(out)
+    bytes_of(target)[:] = body[start:]
+    return plain.result(target, out)
+
+
 class GrpcTransport:
     """Blocking gRPC over one channel. Safe to use from many threads."""
 
@@ -101,6 +115,13 @@ class GrpcTransport:
             if self._closed:  # grpc's word for a channel that was closed by another thread
                 raise ClientClosed("the client was closed") from None
             raise
+
+    def plain(
+        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """See Transport."""
+        reply = self.call(Send(LOOKUP, plain.request(ids), deadline))
+        return _foreseen(plain, reply, out)
 
     def close(self) -> None:
         """See Transport. Calls under way end with ClientClosed."""
@@ -134,6 +155,13 @@ class AsyncGrpcTransport:
             raise _error(self._url, send, error, self._closed) from None
         except grpc.aio.UsageError:
             raise ClientClosed("the client was closed") from None
+
+    async def plain(
+        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """See AsyncTransport."""
+        reply = await self.call(Send(LOOKUP, plain.request(ids), deadline))
+        return _foreseen(plain, reply, out)
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:

@@ -12,75 +12,19 @@ import socket
 import threading
 import time
 from collections import deque
+from typing import Any
 
-from gatherd._effects import Deadline, Send
-from gatherd._http1 import HttpError, ResponseReader
+from numpy.typing import NDArray
+
+from gatherd._effects import LOOKUP, Deadline, Send
+from gatherd._http1 import HttpError
+from gatherd._plain import Plain
 from gatherd._target import Target
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import _connect
+from gatherd.transports._connection import Connection, Stale
 
-# The socket's timeout is set anew when this much of the deadline has gone since it was set: a
-# system call less for most, and no call overstays its deadline by more.
-_REARM_SECONDS = 0.005
-
-
-class _Stale(Exception):
-    """The connection failed before a byte of the response came."""
-
-
-class _Connection:
-    """One connection and the reader of its responses. Used by one thread at a time."""
-
-    def __init__(self, url: str, sock: socket.socket) -> None:
-        self._url = url
-        self._sock = sock
-        self._reader = ResponseReader()
-        self._armed_at = 0.0
-        self._armed_for: Deadline | None = None
-        self.idle_since = 0.0
-
-    def exchange(self, head: bytes, send: Send) -> ResponseReader:
-        """Send a request and receive its response. _Stale, TimeoutError, OSError, HttpError."""
-        reader = self._reader
-        reader.reset()
-        try:
-            self._send(head, send)
-            while not reader.done:
-                self._arm(send.deadline)
-                count = self._sock.recv_into(reader.buffer())
-                if count:
-                    reader.received(count)
-                else:
-                    reader.eof()
-        except TimeoutError:
-            raise
-        except (OSError, HttpError) as error:
-            if reader.started:
-                raise
-            raise _Stale(error) from error
-        return reader
-
-    def _send(self, head: bytes, send: Send) -> None:
-        try:
-            for piece in _connect.outgoing(head, send):
-                self._arm(send.deadline)
-                self._sock.sendall(piece)
-        except BrokenPipeError:
-            # A server may refuse a large body by answering before it has read it all: look.
-            pass
-
-    def _arm(self, deadline: Deadline) -> None:
-        now = time.monotonic()
-        if deadline is not self._armed_for or now - self._armed_at > _REARM_SECONDS:
-            self._armed_for, self._armed_at = deadline, now
-            self._sock.settimeout(_connect.remaining_seconds(self._url, deadline))
-
-    def is_alive(self) -> bool:
-        """Whether an idle connection is still open, and silent as it should be."""
-        return _connect.is_silent(self._sock.fileno())
-
-    def close(self) -> None:
-        self._sock.close()
+_FAILURES = (OSError, HttpError)
 
 
 class _Pool:
@@ -88,45 +32,56 @@ class _Pool:
 
     def __init__(self) -> None:
         self._changed = threading.Condition(threading.Lock())
-        self._idle: deque[_Connection] = deque()
-        self._all: set[_Connection] = set()
+        self._idle: deque[Connection] = deque()
+        self._all: set[Connection] = set()
         self._open = 0
         self._waiting = 0
         self._closed = False
 
-    def acquire(self, url: str, deadline: Deadline) -> _Connection | None:
+    def idle(self) -> Connection | None:
+        """An idle connection, if there is one. Takes no lock, as a deque's own calls need none."""
+        try:
+            return self._idle.pop()
+        except IndexError:
+            return None
+
+    def idle_unless_awaited(self) -> Connection | None:
+        """As `idle`, but none while others wait for one, who come first."""
+        return None if self._waiting else self.idle()
+
+    def acquire(self, url: str, deadline: Deadline) -> Connection | None:
         """An idle connection, or None and with it the right to make one."""
         with self._changed:
-            while not self._closed:
-                if self._idle:
-                    return self._idle.pop()
-                if self._open < _connect.CONNECTIONS_MAX:
-                    self._open += 1
-                    return None
-                self._waiting += 1
-                try:
+            self._waiting += 1  # before looking: who gives one back looks at it after that
+            try:
+                while not self._closed:
+                    connection = self.idle()
+                    if connection is not None:
+                        return connection
+                    if self._open < _connect.CONNECTIONS_MAX:
+                        self._open += 1
+                        return None
                     self._changed.wait(_connect.remaining_seconds(url, deadline))
-                finally:
-                    self._waiting -= 1
+            finally:
+                self._waiting -= 1
         raise ClientClosed("the client was closed")
 
-    def adopt(self, connection: _Connection) -> None:
+    def adopt(self, connection: Connection) -> None:
         """Count a connection that was made by the right from `acquire`."""
         with self._changed:
             self._all.add(connection)
 
-    def release(self, connection: _Connection) -> None:
+    def release(self, connection: Connection) -> None:
         """Take a connection back for others to use."""
         connection.idle_since = time.monotonic()
-        with self._changed:
-            if not self._closed:
-                self._idle.append(connection)
-                if self._waiting:
-                    self._changed.notify()
-                return
-        self.discard(connection)
+        self._idle.append(connection)
+        if self._closed:
+            self._drain()
+        elif self._waiting:
+            with self._changed:
+                self._changed.notify()
 
-    def discard(self, connection: _Connection | None, *, keep_right: bool = False) -> None:
+    def discard(self, connection: Connection | None, *, keep_right: bool = False) -> None:
         """Close a connection, and give back its place unless another takes it at once."""
         if connection is not None:
             connection.close()
@@ -142,12 +97,12 @@ class _Pool:
         """Close what is idle; what is in use is closed when it comes back."""
         with self._changed:
             self._closed = True
-            idle, self._idle = self._idle, deque()
-            self._all.difference_update(idle)
-            self._open -= len(idle)
             self._changed.notify_all()
-        for connection in idle:
-            connection.close()
+        self._drain()
+
+    def _drain(self) -> None:
+        while (connection := self.idle()) is not None:
+            self.discard(connection)
 
     def abandon(self) -> None:
         """Close a forked child's copies. No lock: a thread that isn't in the child may hold it."""
@@ -161,12 +116,52 @@ class HttpTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._tls = _connect.tls_context() if target.tls else None
+        self._heads = _connect.Heads(target)
         self._closed = False
         # By process: a dict's setdefault and pop need no lock, which a fork could leave locked.
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
 
+    def plain(
+        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """See Transport."""
+        pool = self._pools.get(os.getpid())
+        wire = self._heads.wire(plain)
+        # TLS has no call that fills several buffers; there it saves little.
+        connection = None
+        if pool is not None and wire.expected and self._tls is None:
+            connection = pool.idle_unless_awaited()
+        if pool is None or connection is None:
+            return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+        try:
+            idle_seconds = time.monotonic() - connection.idle_since
+            if idle_seconds > _connect.IDLE_UNCHECKED_SECONDS:
+                connection.check_alive()
+            target = plain.target(out)
+            is_foreseen = connection.ask(wire, ids, target, deadline.at)
+        except Stale:
+            # The server closed an idle connection just now, which isn't a failure of the call.
+            pool.discard(connection)
+            return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+        except _FAILURES as error:
+            pool.discard(connection)
+            raise self._explained(error, deadline) from None
+        except BaseException:
+            pool.discard(connection)
+            raise
+        if not is_foreseen:
+            return self._finish(pool, connection, learn=True)
+        if connection.reader.reusable:
+            pool.release(connection)
+        else:
+            pool.discard(connection)
+        return plain.result(target, out)
+
     def call(self, send: Send) -> memoryview:
         """See Transport."""
+        return self._call(send, learn=False)
+
+    def _call(self, send: Send, *, learn: bool) -> memoryview:
         pool = self._pool()
         connection = pool.acquire(self._target.url, send.deadline)
         fresh = connection is None
@@ -177,8 +172,8 @@ class HttpTransport:
             if connection is None:
                 connection = self._connect(pool, send.deadline)
             try:
-                reader = self._exchange(connection, send)
-            except _Stale as error:
+                self._exchange(connection, send)
+            except Stale as error:
                 if fresh or send.once:
                     raise _connect.broken(self._target.url, error) from None
                 # The server closed an idle connection just now, which isn't a failure of the call.
@@ -186,45 +181,50 @@ class HttpTransport:
                 connection = None
                 connection = self._connect(pool, send.deadline)
                 try:
-                    reader = self._exchange(connection, send)
-                except _Stale as again:
+                    self._exchange(connection, send)
+                except Stale as again:
                     raise _connect.broken(self._target.url, again) from None
         except BaseException:
             # Whatever it was, the connection's next response could be the answer to this call.
             pool.discard(connection)
             raise
-        return self._finish(pool, connection, reader)
+        return self._finish(pool, connection, learn=learn)
 
-    def _finish(self, pool: _Pool, connection: _Connection, reader: ResponseReader) -> memoryview:
+    def _finish(self, pool: _Pool, connection: Connection, *, learn: bool) -> memoryview:
+        reader = connection.reader
         try:
             # The reader belongs to the connection, so it is read before the connection goes back.
-            return _connect.reply_body(self._target.url, reader)
+            body = _connect.reply_body(self._target.url, reader)
+            if learn and reader.reusable:
+                self._heads.learn(reader)
+            return body
         finally:
             if reader.reusable:
                 pool.release(connection)
             else:
                 pool.discard(connection)
 
-    def _exchange(self, connection: _Connection, send: Send) -> ResponseReader:
-        url = self._target.url
+    def _exchange(self, connection: Connection, send: Send) -> None:
         head = _connect.request_head(self._target, send, time.monotonic())
         try:
-            return connection.exchange(head, send)
-        except GatherdError:
-            raise
-        except TimeoutError:
-            raise _connect.no_answer(url, send.deadline) from None
-        except OSError as error:
-            raise _connect.broken(url, error) from None
-        except HttpError as error:
-            raise _connect.unspoken(url, error) from None
+            connection.exchange(head, send)
+        except _FAILURES as error:
+            raise self._explained(error, send.deadline) from None
 
-    def _is_usable(self, connection: _Connection, send: Send) -> bool:
+    def _explained(self, error: OSError | HttpError, deadline: Deadline) -> GatherdError:
+        """What to raise for an exchange that failed."""
+        if isinstance(error, TimeoutError):
+            return _connect.no_answer(self._target.url, deadline)
+        if isinstance(error, OSError):
+            return _connect.broken(self._target.url, error)
+        return _connect.unspoken(self._target.url, error)
+
+    def _is_usable(self, connection: Connection, send: Send) -> bool:
         idle = time.monotonic() - connection.idle_since
         unchecked = idle < _connect.IDLE_UNCHECKED_SECONDS and not send.once
         return unchecked or connection.is_alive()
 
-    def _connect(self, pool: _Pool, deadline: Deadline) -> _Connection:
+    def _connect(self, pool: _Pool, deadline: Deadline) -> Connection:
         target = self._target
         try:
             sock = self._dial(deadline)
@@ -232,7 +232,7 @@ class HttpTransport:
             raise _connect.no_answer(target.url, deadline) from None
         except OSError as error:
             raise _connect.unreachable(target, error) from None
-        connection = _Connection(target.url, sock)
+        connection = Connection(sock)
         pool.adopt(connection)
         return connection
 

@@ -6,106 +6,59 @@ Belongs to one event loop; AsyncClient sees to that.
 import asyncio
 import ssl
 import time
+from collections import deque
+from typing import Any
 
-from gatherd._effects import Send
-from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader
+from numpy.typing import NDArray
+
+from gatherd._effects import LOOKUP, Deadline, Send
+from gatherd._http1 import HttpError
+from gatherd._plain import Plain
 from gatherd._target import Target
-from gatherd.errors import ClientClosed, Unavailable
+from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import _connect
+from gatherd.transports._connection_aio import Connection, Stale
+
+_FAILURES = (_connect.TimeIsUp, HttpError, OSError)
 
 
-class _Stale(Exception):
-    """The connection failed before a byte of the response came."""
+class _Places:
+    """How many exchanges may be under way. Whoever waits for a place gets one in turn."""
 
+    def __init__(self, count: int) -> None:
+        self._free = count
+        self._waiters: deque[asyncio.Future[None]] = deque()
 
-class _Connection(asyncio.BufferedProtocol):
-    """One connection and the reader of its responses; one exchange at a time."""
-
-    def __init__(self) -> None:
-        self._reader = ResponseReader()
-        self._transport: asyncio.Transport | None = None
-        self._waiter: asyncio.Future[None] | None = None
-        self.open = False
-
-    # --- what asyncio calls ---
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
-        self.open = True
-
-    def get_buffer(self, _sizehint: int) -> memoryview:
-        return self._reader.buffer()
-
-    def buffer_updated(self, nbytes: int) -> None:
-        if self._waiter is None:
-            self.close()  # nothing was asked: nobody knows what this answers
-            return
-        try:
-            self._reader.received(nbytes)
-        except HttpError as error:
-            self._end(error)
-        else:
-            if self._reader.done:
-                self._end(None)
-
-    def eof_received(self) -> bool:
-        self.open = False
-        if self._waiter is not None:
-            try:
-                self._reader.eof()
-            except HttpError as error:
-                self._end(error)
-            else:
-                self._end(None)
-        return False  # asyncio closes the transport
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self.open = False
-        self._end(exc or ConnectionEnded("it was closed"))
-
-    def _end(self, error: Exception | None) -> None:
-        waiter, self._waiter = self._waiter, None
-        if waiter is None or waiter.done():
-            return
-        if error is None:
-            waiter.set_result(None)
-        else:
-            waiter.set_exception(error)
-
-    # --- what the transport below calls ---
-
-    async def exchange(self, head: bytes, send: Send) -> ResponseReader:
-        """Send a request and receive its response. _Stale, OSError, HttpError."""
-        transport = self._transport
-        if transport is None or not self.open:
-            raise _Stale(ConnectionEnded("it was closed"))
-        reader = self._reader
-        reader.reset()
-        waiter = self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            for piece in _connect.outgoing(head, send):
-                transport.write(piece)
-            await waiter
-        except (OSError, HttpError) as error:
-            if reader.started:
-                raise
-            raise _Stale(error) from error
-        finally:
-            self._waiter = None
-        return reader
-
-    def is_alive(self) -> bool:
-        """Whether it is open, also when the loop hasn't yet heard that it was closed."""
-        if self._transport is None or not self.open:
+    def take_now(self) -> bool:
+        """Take a place if one is free, and nobody waits."""
+        if self._free <= 0 or self._waiters:
             return False
-        return _connect.is_silent(self._transport.get_extra_info("socket").fileno())
+        self._free -= 1
+        return True
 
-    def close(self) -> None:
-        """Close at once, whatever is under way."""
-        self.open = False
-        if self._transport is not None:
-            self._transport.abort()
+    async def take(self) -> None:
+        """Take a place, when one is free."""
+        if self.take_now():
+            return
+        waiter = asyncio.get_running_loop().create_future()
+        self._waiters.append(waiter)
+        try:
+            await waiter
+        except BaseException:
+            if waiter.done() and not waiter.cancelled():
+                self.give()  # it was given a place just before it was cancelled
+            else:
+                self._waiters.remove(waiter)
+            raise
+
+    def give(self) -> None:
+        """Give a place back."""
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self._free += 1
 
 
 class AsyncHttpTransport:
@@ -114,62 +67,104 @@ class AsyncHttpTransport:
     def __init__(self, target: Target) -> None:
         self._target = target
         self._tls: ssl.SSLContext | None = _connect.tls_context() if target.tls else None
-        self._idle: list[_Connection] = []
-        self._places = asyncio.Semaphore(_connect.CONNECTIONS_MAX)
+        self._heads = _connect.Heads(target)
+        self._idle: list[Connection] = []
+        self._places = _Places(_connect.CONNECTIONS_MAX)
         self._closed = False
+
+    async def plain(
+        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """See AsyncTransport."""
+        wire = self._heads.wire(plain)
+        if not wire.expected or not self._idle or not self._places.take_now():
+            return await self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+        connection = self._idle.pop()
+        target = plain.target(out)
+        usable = False
+        try:
+            pieces = _connect.plain_pieces(wire, ids, deadline.at - time.monotonic())
+            into = _connect.bytes_of(target)
+            is_foreseen = await connection.begin(pieces, deadline.at, wire.expected, into)
+            usable = connection.reader.reusable
+            if is_foreseen:
+                return plain.result(target, out)
+            return self._body(connection, learn=True)
+        except Stale:
+            pass  # the server closed an idle connection just now: not a failure of the call
+        except _FAILURES as error:
+            raise self._explained(error, deadline) from None
+        finally:
+            self._put_back(connection, usable=usable)
+            self._places.give()
+        return await self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
 
     async def call(self, send: Send) -> memoryview:
         """See AsyncTransport."""
+        return await self._call(send, learn=False)
+
+    async def _call(self, send: Send, *, learn: bool) -> memoryview:
         if self._closed:
             raise ClientClosed("the client was closed")
-        url = self._target.url
-        timeout = asyncio.timeout(_connect.remaining_seconds(url, send.deadline))
+        if not self._places.take_now():
+            await self._in_time(self._places.take(), send.deadline)
         try:
-            async with timeout, self._places:
-                return await self._call(send)
-        except TimeoutError:
-            # DeadlineExceeded from the server is a TimeoutError as well; ours has expired.
-            if timeout.expired():
-                raise _connect.no_answer(url, send.deadline) from None
-            raise
-
-    async def _call(self, send: Send) -> memoryview:
-        connection = self._take_idle(send)
-        if connection is not None:
+            connection = self._take_idle(send)
+            if connection is not None:
+                try:
+                    return await self._exchange(connection, send, learn=learn)
+                except Stale as error:
+                    if send.once:
+                        raise _connect.broken(self._target.url, error) from None
+                    # The server closed an idle connection just now: not a failure of the call.
+            connection = await self._in_time(self._connect(), send.deadline)
             try:
-                return await self._exchange(connection, send)
-            except _Stale as error:
-                if send.once:
-                    raise _connect.broken(self._target.url, error) from None
-                # The server closed an idle connection just now, which isn't a failure of the call.
-        connection = await self._connect()
-        try:
-            return await self._exchange(connection, send)
-        except _Stale as error:
-            raise _connect.broken(self._target.url, error) from None
-
-    async def _exchange(self, connection: _Connection, send: Send) -> memoryview:
-        url = self._target.url
-        head = _connect.request_head(self._target, send, time.monotonic())
-        reusable = False
-        try:
-            reader = await connection.exchange(head, send)
-            reusable = reader.reusable and connection.open and not self._closed
-            return _connect.reply_body(url, reader)
-        except HttpError as error:
-            raise _connect.unspoken(url, error) from None
-        except ConnectionError as error:
-            if isinstance(error, Unavailable):
-                raise
-            raise _connect.broken(url, error) from None
+                return await self._exchange(connection, send, learn=learn)
+            except Stale as error:
+                raise _connect.broken(self._target.url, error) from None
         finally:
-            # Also when cancelled: the response would be taken for the next request's.
-            if reusable:
-                self._idle.append(connection)
-            else:
-                connection.close()
+            self._places.give()
 
-    def _take_idle(self, send: Send) -> _Connection | None:
+    async def _exchange(self, connection: Connection, send: Send, *, learn: bool) -> memoryview:
+        head = _connect.request_head(self._target, send, time.monotonic())
+        usable = False
+        try:
+            await connection.begin(_connect.outgoing(head, send), send.deadline.at)
+            usable = connection.reader.reusable
+            return self._body(connection, learn=learn)
+        except _FAILURES as error:
+            raise self._explained(error, send.deadline) from None
+        finally:
+            self._put_back(connection, usable=usable)
+
+    def _body(self, connection: Connection, *, learn: bool) -> memoryview:
+        reader = connection.reader
+        body = _connect.reply_body(self._target.url, reader)
+        if learn and reader.reusable:
+            self._heads.learn(reader)
+        return body
+
+    def _put_back(self, connection: Connection, *, usable: bool) -> None:
+        """Keep a connection for the next request, or close it.
+
+        Also when the call was cancelled: the response would be taken for the next request's.
+        """
+        if usable and connection.open and not self._closed:
+            self._idle.append(connection)
+        else:
+            connection.close()
+
+    def _explained(self, error: Exception, deadline: Deadline) -> GatherdError:
+        """What to raise for an exchange that failed."""
+        if isinstance(error, GatherdError):
+            return error  # some are OSErrors as well
+        if isinstance(error, HttpError):
+            return _connect.unspoken(self._target.url, error)
+        if isinstance(error, _connect.TimeIsUp):
+            return _connect.no_answer(self._target.url, deadline)
+        return _connect.broken(self._target.url, error)
+
+    def _take_idle(self, send: Send) -> Connection | None:
         while self._idle:
             connection = self._idle.pop()
             # The loop tells when a server closes one, if it had a turn since.
@@ -178,15 +173,27 @@ class AsyncHttpTransport:
             connection.close()
         return None
 
-    async def _connect(self) -> _Connection:
+    async def _in_time(self, awaitable: Any, deadline: Deadline) -> Any:
+        """What `awaitable` returns, DeadlineExceeded when that takes too long."""
+        timeout = asyncio.timeout(deadline.at - time.monotonic())
+        try:
+            async with timeout:
+                return await awaitable
+        except TimeoutError as error:
+            # A connection can time out as well; ours has expired.
+            if timeout.expired() and not isinstance(error, DeadlineExceeded):
+                raise _connect.no_answer(self._target.url, deadline) from None
+            raise
+
+    async def _connect(self) -> Connection:
         target, loop = self._target, asyncio.get_running_loop()
         try:
             if target.scheme in ("unix", "local"):
                 with _connect.socket_path(target) as path:
-                    _, connection = await loop.create_unix_connection(_Connection, path)
+                    _, connection = await loop.create_unix_connection(Connection, path)
             else:
                 _, connection = await loop.create_connection(
-                    _Connection,
+                    Connection,
                     target.host,
                     target.port,
                     ssl=self._tls,

@@ -18,7 +18,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._effects import Deadline, Plan, Work
-from gatherd._lookup import Answer, KeysOfSpec, LookupSpec, TableInfo, check_dim, key_array
+from gatherd._lookup import (
+    LIVE_VERSION,
+    REPLY_TYPES,
+    Answer,
+    KeysOfSpec,
+    LookupSpec,
+    TableInfo,
+    check_dim,
+    key_array,
+)
 from gatherd._session import Session
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType, bfloat16_to_float32
@@ -42,6 +51,40 @@ class LocalSession(Session):
         self._live: LiveTables | None = LiveTables(self._data_dir)
         # Which of "keys" and "bags" were used, and so are compiled.
         self._compiled: set[str] = set()
+
+    def quick(
+        self,
+        table: str,
+        ids: NDArray[Any],
+        dtype: Any,
+        out: NDArray[Any] | None,
+        version: int | None,
+        timeout: float | None,
+        nbytes_max: int = sys.maxsize,
+    ) -> NDArray[Any] | None:
+        """The answer to a plain lookup, of `nbytes_max` at most; None when it isn't plain.
+
+        Plain is one by a C-contiguous array of ids, none of them missing, in a dtype named by a
+        str, of a live version that is mapped.
+        """
+        live = self._live
+        if live is None or timeout is not None or version is not None or type(dtype) is not str:
+            return None
+        reply, mapped = REPLY_TYPES.get(dtype), live.current().mapped
+        found = mapped.get((table, LIVE_VERSION)) if type(table) is str else None
+        if found is None or reply is None or reply.widened or ids.dtype.kind not in "iu":
+            return None
+        if ids.size * found.dim * reply.array.itemsize > nbytes_max:
+            return None
+        if out is None:
+            return found.lookup(ids, reply.wire).vectors
+        fits = (
+            out.__class__ is np.ndarray
+            and out.dtype is reply.array
+            and out.shape == (*ids.shape, found.dim)
+            and out.flags.carray
+        )
+        return found.lookup(ids, reply.wire, out=out).vectors if fits else None
 
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
         """Each table in its turn; an error leaves what was filled before it."""

@@ -12,6 +12,7 @@ from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
 from gatherd.store.table import Gathered
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
+from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
 from gatherd_server.types import (
@@ -59,6 +60,20 @@ class Engine:
         work = max(reply_bytes(plans, tables), touched_bytes(plans, tables))
         is_long = work > SHORT_BYTES or needs_mean(plans, tables)
         return PreparedLookup(lambda: gather(plans, tables), is_long)
+
+    def rows_of(self, plan: LookupPlan) -> Rows:
+        """The rows of a plan without bags whose `missing` is ERROR, to be read in pieces.
+
+        Raises what `prepare` does, and KeyNotFound or NoKeys.
+        """
+        asked, dtype, limits = plan.asked, plan.dtype, self.limits
+        if asked.size > limits.ids_max:
+            limits.check("ids_max", "the request has", asked.size)
+        (table,) = self._tables.take([(plan.table, plan.version)])
+        nbytes = asked.size * table.dim * dtype.itemsize
+        if nbytes > limits.reply_bytes_max:
+            limits.check("reply_bytes_max", "the reply would have", nbytes)
+        return Rows(table, asked, dtype)
 
     def lookup_many(self, plans: Sequence[LookupPlan]) -> list[Gathered]:
         """Answer `plans` in order, all or nothing.

@@ -5,7 +5,6 @@ are written as the float32 values they stand for. NaN and infinity aren't JSON e
 written as null.
 """
 
-import ast
 import base64
 import io
 import json
@@ -20,7 +19,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, MalformedRequest
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.format import npy_header
+from gatherd.store.format import evaluate_npy_header, npy_header, plain_npy_header
 from gatherd.store.ids import NESTING_MAX, ids_from_bytes
 from gatherd.store.keys import Keys, StringKeys, as_keys
 from gatherd.store.table import Gathered
@@ -93,12 +92,7 @@ def ids_from_npy(body: bytes) -> Ids:
     MalformedRequest when it isn't a .npy file or not a whole one, InvalidArgument when it is one of
     something else.
     """
-    header, start = _npy_header(body)
-    match header:
-        case {"descr": descr, "fortran_order": bool(fortran_order), "shape": tuple(shape)}:
-            pass
-        case _:
-            raise MalformedRequest("the .npy header lacks descr, fortran_order or shape")
+    descr, fortran_order, shape, start = _npy_header(body)
     if not all(type(length) is int and length >= 0 for length in shape):
         raise MalformedRequest(f"the .npy header gives the shape {shape}")
     dtype = _npy_id_dtype(descr)
@@ -114,7 +108,18 @@ def ids_from_npy(body: bytes) -> Ids:
     return ids_from_bytes(memoryview(body)[start:], dtype, shape)
 
 
-def _npy_header(body: bytes) -> tuple[object, int]:
+def _npy_header(body: bytes) -> tuple[object, bool, tuple[Any, ...], int]:
+    """Descr, order and shape as the header has them, unchecked, and where the array begins."""
+    if plain := plain_npy_header(body):
+        return plain.descr, plain.is_fortran, plain.shape, plain.offset
+    header, start = _evaluated_header(body)
+    match header:
+        case {"descr": descr, "fortran_order": bool(fortran_order), "shape": tuple(shape)}:
+            return descr, fortran_order, shape, start
+    raise MalformedRequest("the .npy header lacks descr, fortran_order or shape")
+
+
+def _evaluated_header(body: bytes) -> tuple[object, int]:
     try:
         version = np.lib.format.read_magic(io.BytesIO(body[:8]))
     except ValueError:
@@ -131,7 +136,7 @@ def _npy_header(body: bytes) -> tuple[object, int]:
         raise MalformedRequest("the .npy is truncated in its header")
     try:
         text = body[start : start + header_bytes].decode("utf-8" if version[0] > 2 else "latin-1")
-        return ast.literal_eval(text.strip()), start + header_bytes
+        return evaluate_npy_header(text.strip()), start + header_bytes
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise MalformedRequest("the .npy header is damaged: it isn't a Python dict") from None
 
@@ -225,14 +230,15 @@ def npy_parts(gathered: Gathered) -> list[Part]:
     return parts
 
 
-def array_headers(gathered: Gathered) -> dict[str, str]:
+def array_headers(
+    shape: tuple[int, ...], dtype: DType, version: int, status_bytes: int
+) -> dict[str, str]:
     """The headers that say what the bytes of `octet_parts` and `npy_parts` are."""
-    status = gathered.status
     return {
-        "Gatherd-Shape": ",".join(map(str, gathered.vectors.shape)),
-        "Gatherd-Dtype": gathered.dtype.value,
-        "Gatherd-Version": str(gathered.version),
-        "Gatherd-Status-Bytes": "0" if status is None else str(status.nbytes),
+        "Gatherd-Shape": ",".join(map(str, shape)),
+        "Gatherd-Dtype": dtype.value,
+        "Gatherd-Version": str(version),
+        "Gatherd-Status-Bytes": str(status_bytes),
     }
 
 

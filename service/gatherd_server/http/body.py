@@ -15,7 +15,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gatherd.errors import MalformedRequest
+from gatherd.store.table import Gathered
 from gatherd_server.admission import Admission
+from gatherd_server.http.arrays import array_headers
 from gatherd_server.http.media import content_encoding
 from gatherd_server.proto_codec import Part, byte_count
 
@@ -122,12 +124,12 @@ class PartsResponse(Response):
             (name.lower().encode("latin-1"), value.encode("latin-1"))
             for name, value in headers.items()
         ]
-        self._parts = parts
+        self.parts = parts
 
     # ASGI passes scope and receive to every application.
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:  # noqa: ARG002
         """Send the parts."""
-        total_bytes = byte_count(self._parts)
+        total_bytes = byte_count(self.parts)
         length = (b"content-length", str(total_bytes).encode())
         await send(
             {
@@ -137,9 +139,17 @@ class PartsResponse(Response):
             }
         )
         if total_bytes <= JOIN_BYTES_MAX:
-            await send({"type": "http.response.body", "body": b"".join(self._parts)})
+            await send({"type": "http.response.body", "body": b"".join(self.parts)})
             return
-        *first, last = self._parts
+        *first, last = self.parts
         for part in first:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": last})
+
+
+def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -> PartsResponse:
+    """A lookup's arrays, with the headers that describe them."""
+    shape, status = gathered.vectors.shape, gathered.status
+    status_bytes = 0 if status is None else status.nbytes
+    headers = array_headers(shape, gathered.dtype, gathered.version, status_bytes)
+    return PartsResponse(parts, {"Content-Type": media_type, **headers})

@@ -22,7 +22,7 @@ from gatherd.store.table import Gathered
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http import arrays, openapi, plans
-from gatherd_server.http.body import PartsResponse, Workers, read_body
+from gatherd_server.http.body import Workers, array_response, read_body
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import (
     CatchUnexpected,
@@ -32,7 +32,6 @@ from gatherd_server.http.errors import (
 )
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.updates import change_routes, update_routes
-from gatherd_server.proto_codec import Part
 from gatherd_server.types import LookupPlan, TableInfo
 
 
@@ -148,14 +147,10 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
     return Response(arrays.json_bytes(value), status, media_type=JSON)
 
 
-def _arrays(media_type: str, parts: list[Part], gathered: Gathered) -> Response:
-    return PartsResponse(parts, {"Content-Type": media_type, **arrays.array_headers(gathered)})
-
-
 _ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
     JSON: lambda gathered: _json(arrays.json_lookup(gathered)),
-    OCTETS: lambda gathered: _arrays(OCTETS, arrays.octet_parts(gathered), gathered),
-    NPY: lambda gathered: _arrays(NPY, arrays.npy_parts(gathered), gathered),
+    OCTETS: lambda gathered: array_response(OCTETS, arrays.octet_parts(gathered), gathered),
+    NPY: lambda gathered: array_response(NPY, arrays.npy_parts(gathered), gathered),
 }
 
 

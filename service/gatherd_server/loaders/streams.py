@@ -208,6 +208,12 @@ def open_location(location: str, spool: Spool, limits: UnpackLimits, closing: Ex
         closing.callback(stream.close)
         return Opened(location, stream, None, spool, limits, closing)
     path = Path(location)
+    if path.is_fifo():
+        # What another program writes, as `<(zcat …)` of a shell: it comes once, and has no size.
+        with reading(location):
+            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        stream = ByteStream(location, closing.enter_context(os.fdopen(fd, "rb", 0)), None)
+        return Opened(location, stream, None, spool, limits, closing)
     file = closing.enter_context(os.fdopen(open_readonly(path), "rb", 0))
     stream = ByteStream(location, file, path.stat().st_size)
     return Opened(location, stream, path, spool, limits, closing)

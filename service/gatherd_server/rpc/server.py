@@ -10,22 +10,19 @@ from typing import Final
 import grpc
 
 # Neither package has type stubs that are kept up.
-from grpc_health.v1 import health, health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignore[import-untyped]
 
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import AddressInUse, StartError
 from gatherd_server.rpc.servicer import EMBEDDING_SERVICE, TABLE_SERVICE, Servicer
+from gatherd_server.rpc.table_health import TableHealth
 
-TABLE_HEALTH_PREFIX: Final = "tables/"
 # What a LookupRequest is longer than its ids, with the longest table name and shape.
 MESSAGE_OVERHEAD_BYTES: Final = 4096
 # Streams get this part of the grace to answer what they received; the rest is for the answers' way.
 STREAM_GRACE_PART: Final = 0.8
-
-_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
-_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
 
 
 class RpcServer:
@@ -49,7 +46,7 @@ class RpcServer:
         self._streams_max = streams_max
         self._reflection = reflection
         self._servicer = Servicer(engine, admission, streams_max)
-        self._health: health.HealthServicer | None = None
+        self._health: TableHealth | None = None
         self._server: grpc.Server | None = None
         self._pool: futures.ThreadPoolExecutor | None = None
 
@@ -68,9 +65,8 @@ class RpcServer:
             options=_options(self._admission),
             maximum_concurrent_rpcs=self._calls_max(),
         )
-        self._health = health.HealthServicer(
-            experimental_non_blocking=True, experimental_thread_pool=pool
-        )
+        told = ("", EMBEDDING_SERVICE, TABLE_SERVICE)
+        self._health = TableHealth(told, self._engine.table_states, pool)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         services = [EMBEDDING_SERVICE, TABLE_SERVICE, health.SERVICE_NAME]
         if self._reflection:
@@ -79,10 +75,10 @@ class RpcServer:
         try:
             port = server.add_insecure_port(self._address)
         except RuntimeError:
+            self._health.close()
             pool.shutdown(wait=False)
             raise _why_not_bound(self._address) from None
         self._server, self._pool = server, pool
-        self.set_serving(False)
         server.start()
         return port
 
@@ -92,13 +88,8 @@ class RpcServer:
 
     def set_serving(self, serving: bool) -> None:
         """What health tells of the server, its services, and every table that isn't refused."""
-        if self._health is None:
-            return
-        status = _SERVING if serving else _NOT_SERVING
-        for service in ("", EMBEDDING_SERVICE, TABLE_SERVICE):
-            self._health.set(service, status)
-        for name, refused in self._engine.table_states().items():
-            self._health.set(TABLE_HEALTH_PREFIX + name, _NOT_SERVING if refused else status)
+        if self._health is not None:
+            self._health.set_serving(serving)
 
     def stop(self, grace_seconds: float) -> None:
         """Turn new calls away, answer those under way for `grace_seconds`, cancel the rest.
@@ -108,12 +99,13 @@ class RpcServer:
         very moment of the stop, before a thread has it, is cancelled by grpc's core: its client
         reads CANCELLED (https://github.com/grpc/grpc/issues/41785), and nothing was done.
         """
-        if self._server is None or self._pool is None:
+        if self._server is None or self._pool is None or self._health is None:
             return
         self.set_serving(False)
         stopped = self._server.stop(grace_seconds)
         self._servicer.drain(grace_seconds * STREAM_GRACE_PART)
         stopped.wait()
+        self._health.close()
         self._pool.shutdown(wait=True)
         self._server = self._pool = None
 

@@ -41,7 +41,18 @@ def write_catalog(files: Files, data_dir: Path, catalog: Catalog) -> Catalog:
 
 def put_catalog(files: Files, data_dir: Path, catalog: Catalog) -> None:
     """Replace the catalog by this very one, durable on return; nobody is told of it."""
-    files.replace(data_dir / CATALOG_NAME, encode_catalog(catalog))
+    prepare_catalog(files, data_dir, catalog)
+    put_prepared(files, data_dir)
+
+
+def prepare_catalog(files: Files, data_dir: Path, catalog: Catalog) -> None:
+    """Write the catalog that `put_prepared` puts. DiskFull: nothing was changed."""
+    files.prepare(data_dir / CATALOG_NAME, encode_catalog(catalog))
+
+
+def put_prepared(files: Files, data_dir: Path) -> None:
+    """Replace the catalog by the one that was prepared, durable on return."""
+    files.put(data_dir / CATALOG_NAME)
 
 
 def encode_catalog(catalog: Catalog) -> bytes:

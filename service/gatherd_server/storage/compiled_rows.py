@@ -6,6 +6,10 @@ So whoever sees a byte of the new row in between finds the counter odd or change
 again. On x86 the fence is no instruction: stores aren't reordered. They are when they are
 non-temporal, as memcpy makes those of long rows; so rows are copied in pieces that are too short
 for that.
+
+Every line of a row is asked for some rows ahead, and so is there when it is overwritten. That is as
+fast as stores past the caches, which want two fences a group of rows and leave the rows out of the
+cache of whoever looks them up next.
 """
 
 from typing import Any
@@ -13,20 +17,19 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.intrinsics import (
+from gatherd.store.intrinsics import address, kernel, prefetch, read, write
+from gatherd.store.row_intrinsics import (
     begin_row,
     copy_bytes,
     end_row,
-    kernel,
     load_counter,
-    prefetch,
-    read,
     touch,
-    write,
 )
 
-# How many rows ahead of their turn the first lines of a mapped row are asked for.
+# How many rows ahead of their turn the lines of a mapped row are asked for, up to so many bytes:
+# the processor sees by itself how a longer one goes on.
 ROWS_AHEAD = 8
+AHEAD_BYTES_MAX = 1 << 10
 LINE_BYTES = 64
 PAGE_BYTES = 4096
 # glibc uses non-temporal stores for no less than this, however it is tuned.
@@ -38,17 +41,19 @@ ODD = np.uint32(1)
 def store_rows(target: Any, counters: Any, rows: Any, images: Any) -> None:
     """Copy each of `images` to its row of `target`; with no counters, without the lock."""
     row_bytes = target.shape[1]
+    ahead_bytes = min(row_bytes, AHEAD_BYTES_MAX)
     stripe, counter = 0, np.uint32(0)
     for i in range(rows.size):
         if i + ROWS_AHEAD < rows.size:
-            prefetch(target, rows[i + ROWS_AHEAD] * row_bytes)
-            prefetch(target, rows[i + ROWS_AHEAD] * row_bytes + LINE_BYTES)
+            for line in range(0, ahead_bytes, LINE_BYTES):
+                prefetch(target, rows[i + ROWS_AHEAD] * row_bytes + line)
         begin = rows[i] * row_bytes
         if counters.size and row_bytes:
             # The faults are taken before the counter is odd: on a slow disk they last.
             for position in range(begin, begin + row_bytes, PAGE_BYTES):
                 touch(target, position)
-            touch(target, begin + row_bytes - 1)
+            if (address(target, begin) & (PAGE_BYTES - 1)) + row_bytes > PAGE_BYTES:
+                touch(target, begin + row_bytes - 1)
             stripe = rows[i] & (counters.size - 1)
             # What a crash left odd stays odd, and gets even below.
             counter = np.uint32(load_counter(counters, stripe) | ODD)
@@ -75,7 +80,6 @@ def make_even(counters: Any) -> Any:
 def warm() -> None:
     """Run each kernel once: what is left to load of them is loaded."""
     counters = np.ones(1, np.uint32)
-    store_rows(
-        np.zeros((1, 1), np.uint8), counters, np.zeros(1, np.int64), np.zeros((1, 1), np.uint8)
-    )
+    row, rows = np.zeros((1, 1), np.uint8), np.zeros(1, np.int64)
+    store_rows(row, counters, rows, row.copy())
     make_even(counters)

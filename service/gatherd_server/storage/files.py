@@ -34,15 +34,27 @@ class Files:
             if durable:
                 self.sync(file.fileno(), path)
 
-    def replace(self, path: Path, data: bytes) -> None:
-        """Give `path` new contents at once: readers and a crash see the old file or the new one."""
-        fresh = path.with_name(path.name + ".new")
+    def replace(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+        """Give `path` new contents at once: readers and a crash see the old file or the new one.
+
+        Durable on return; without `durable`, a crash may still bring the old one back.
+        """
+        self.prepare(path, data)
+        self.put(path, durable=durable)
+
+    def prepare(self, path: Path, data: bytes) -> None:
+        """Write what `put` will give `path`, durably, beside it: that takes the room."""
+        fresh = _beside(path)
         with suppress(FileNotFoundError):
             fresh.unlink()
         self.write_new(fresh, data)
+
+    def put(self, path: Path, *, durable: bool = True) -> None:
+        """Give `path` the contents that were prepared; see `replace`."""
         with _told(path):
-            fresh.replace(path)
-        self.sync_dir(path.parent, path)
+            _beside(path).replace(path)
+        if durable:
+            self.sync_dir(path.parent, path)
 
     def rename(self, source: Path, target: Path) -> None:
         """Move `source` to `target`, durable on return."""
@@ -259,12 +271,22 @@ class Files:
         return fd
 
 
+def _beside(path: Path) -> Path:
+    return path.with_name(path.name + ".new")
+
+
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Say of an OSError which path it was about, and of a full disk that it is one."""
+    """Say of an OSError which path it was about, and of a full disk, or a limit, that it is one."""
     try:
         yield
+    except StorageError:
+        raise  # told already
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{path}: the disk is full") from error
+        if error.errno == errno.EFBIG:
+            raise DiskFull(
+                f"{path}: the file may not grow (`ulimit -f`, or its file system's limit)"
+            ) from error
         raise StorageError(f"{path}: {error.strerror}") from error

@@ -31,6 +31,7 @@ from gatherd_server.storage.slots import Optimizer, SlotSpec
 
 SOURCES: tuple[Path, ...] = (
     Path(_store).with_name("intrinsics.py"),
+    Path(_store).with_name("row_intrinsics.py"),
     Path(__file__).with_name("compiled_rows.py"),
 )
 """The files whose contents make up these kernels, for the name of a folder that keeps them."""

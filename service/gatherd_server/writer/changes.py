@@ -9,8 +9,9 @@ import logging
 import secrets
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,7 +52,8 @@ from gatherd_server.types import (
     WriterLimits,
 )
 from gatherd_server.writer.freezing import freeze, thaw, unfrozen
-from gatherd_server.writer.snapshot import drop_snapshots, take_snapshot
+from gatherd_server.writer.schedule import Schedule
+from gatherd_server.writer.snapshot import drop_partials, drop_snapshots, take_snapshot
 from gatherd_server.writer.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
 
@@ -76,8 +78,7 @@ class Changes:
         self._executor = ThreadPoolExecutor(1, "changes")
         self._waiting = 0
         self._lock = threading.Lock()
-        self._closing = threading.Event()
-        self._scheduler = threading.Thread(target=self._schedule, name="snapshots", daemon=True)
+        self._schedule: Schedule | None = None
         self.prepare: Callable[[str, int], list[Future[None]]] = lambda _table, _version: []
         """Has every reader map a version that is about to be live; one future a reader."""
 
@@ -85,8 +86,12 @@ class Changes:
         """Finish what a crash left half done, and take snapshots when they are due."""
         self._executor.submit(self._sweep)
         self._executor.submit(self._freeze_all)
-        if self._limits.snapshot_dir is not None and self._limits.snapshot_seconds > 0:
-            self._scheduler.start()
+        self._executor.submit(self._sweep_snapshots)
+        folder, interval = self._limits.snapshot_dir, self._limits.snapshot_seconds
+        if folder is not None and interval > 0:
+            take = partial(self._scheduled_snapshot, folder)
+            self._schedule = Schedule(folder, interval, take)
+            self._schedule.begin()
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Engine.change."""
@@ -101,11 +106,18 @@ class Changes:
             )
         return self._submit(lambda: take_snapshot(self._writer, folder, name))
 
+    def _scheduled_snapshot(self, folder: Path) -> "Future[SnapshotResult]":
+        def take() -> SnapshotResult:
+            taken = take_snapshot(self._writer, folder, "")
+            drop_snapshots(self._files, folder, self._limits.snapshot_keep)
+            return taken
+
+        return self._submit(take)
+
     def close(self) -> None:
         """Wait for the change that is under way; those that wait get Unavailable."""
-        self._closing.set()
-        if self._scheduler.is_alive():
-            self._scheduler.join()
+        if self._schedule is not None:
+            self._schedule.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
@@ -131,6 +143,8 @@ class Changes:
             ) from None
 
     def _changed(self, change: TableChange) -> ChangeResult:
+        if not isinstance(change, CreateTable | AddStaged):
+            self._check_is_no_file(change.table)
         match change:
             case CreateTable():
                 return self._create(change)
@@ -168,7 +182,12 @@ class Changes:
             optimizer=optimizer,
         )
         staged = stage_table(self._files, self._data_dir / STAGING_NAME, table)
-        return self._add(change.table, staged.folder.name)
+        try:
+            return self._add(change.table, staged.folder.name)
+        except GatherdError:
+            if staged.folder.exists():
+                self._forget(staged.folder)
+            raise
 
     def _add(self, name: str, staged: str) -> ChangeResult:
         check_table_name(name)
@@ -197,8 +216,22 @@ class Changes:
         return ChangeResult(0, lsn)
 
     def _check_is_new(self, name: str) -> None:
+        if name in self._limits.file_tables:
+            raise AlreadyExists(
+                f"the server serves a file as table {name!r}, which would hide the new one; choose "
+                "another name, or start the server without the file",
+                {"table": name},
+            )
         if name in self._catalog().tables:
             raise AlreadyExists(f"there is a table {name!r} already", {"table": name})
+
+    def _check_is_no_file(self, name: str) -> None:
+        if name in self._limits.file_tables:
+            raise FailedPrecondition(
+                f"table {name!r} is a file that is served where it lies, so nothing of it can be "
+                "changed; `gatherd import` makes a table of it that can",
+                {"table": name},
+            )
 
     # ---------------------------------------------------------------- versions
 
@@ -238,11 +271,13 @@ class Changes:
         if version == entry.live:
             raise FailedPrecondition(f"version {version} of table {name!r} is live already")
         target = version_dir(self._data_dir, name, version)
-        thaw(self._files, target)
         try:
+            thaw(self._files, target)
             return self._make_live(name, entry, version, None, lambda: None)
         except GatherdError:
-            self._freeze_all()
+            # Once updates are stopped it may be live after the next start.
+            if self._writer.stopped is None:
+                self._freeze_all()
             raise
 
     def _make_live(
@@ -344,15 +379,13 @@ class Changes:
             for version in set(folder.iterdir()) - named:
                 self._forget(version)
 
-    def _schedule(self) -> None:
-        folder = self._limits.snapshot_dir
-        assert folder is not None
-        while not self._closing.wait(self._limits.snapshot_seconds):
+    def _sweep_snapshots(self) -> None:
+        """Delete what is left of a snapshot that a kill cut short."""
+        if self._limits.snapshot_dir is not None:
             try:
-                self._submit(lambda: take_snapshot(self._writer, folder, "")).result()
-                drop_snapshots(self._files, folder, self._limits.snapshot_keep)
-            except (GatherdError, CancelledError) as error:
-                logger.error("the snapshot by schedule failed: %s", error)  # noqa: TRY400 - says it all
+                drop_partials(self._files, self._limits.snapshot_dir)
+            except (StorageError, OSError) as error:
+                logger.warning("an unfinished snapshot can't be deleted: %s", error)
 
     def _freeze_all(self) -> None:
         """Take the checksums of versions that were superseded; they don't change any more."""

@@ -8,6 +8,7 @@ to an L1 are stored into the copy, over whatever it has of them, and all of it i
 from collections.abc import Sequence
 from pathlib import Path
 
+from gatherd.store.catalog import WEIGHTS_NAME
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
@@ -78,7 +79,13 @@ class CatchUp:
         self._mapped.close()
 
 
-def sync_files(files: Files, folder: Path) -> None:
-    """Make what every file of a copy holds durable, but not yet their names."""
+def sync_files(files: Files, folder: Path, *, but_moving: bool) -> None:
+    """Make durable what the files of a copy hold, but for slots and counters; not their names.
+
+    `but_moving` leaves the weights too: for when a `CatchUp` follows, which syncs what moves.
+    Slots and counters that it doesn't sync were written durably.
+    """
     for path in sorted(folder.iterdir()):
-        files.sync_path(path)
+        is_moving = path.name == WEIGHTS_NAME and but_moving
+        if not (is_moving or path.name == SEQ_NAME or path.name.startswith("slot_")):
+            files.sync_path(path)

@@ -17,6 +17,11 @@ from gatherd_server.storage.files import Files
 FROZEN_NAME = "frozen.json"
 
 
+def is_moving(name: str) -> bool:
+    """Whether training changes the file `name` of a trainable version."""
+    return name == WEIGHTS_NAME or name.startswith("slot_")
+
+
 def moving_files(folder: Path) -> list[Path]:
     """The files of a trainable version that training changes."""
     return sorted([folder / WEIGHTS_NAME, *folder.glob("slot_*.npy")])
@@ -49,16 +54,18 @@ def is_trainable(folder: Path) -> bool:
 
 
 def freeze(files: Files, folder: Path) -> None:
-    """Take the checksums of a version that nobody stores into any more; durable on return.
+    """Take the checksums of a version that nobody stores into any more.
 
-    The files themselves needn't be: what the disk lacks of them the log still has.
+    Whole after a crash or not there; then the next start takes them again. The files themselves
+    needn't be durable: what the disk lacks of them the log still has.
     """
     found = {}
     for path in moving_files(folder):
         found[path.name] = file_checksums(path).to_json()
     document: dict[str, object] = {CHECKSUMS: found}
     document["crc32"] = document_crc(document)
-    files.replace(folder / FROZEN_NAME, json.dumps(document, indent=1).encode())
+    encoded = json.dumps(document, indent=1).encode()
+    files.replace(folder / FROZEN_NAME, encoded, durable=False)
 
 
 def thaw(files: Files, folder: Path) -> None:

@@ -237,7 +237,7 @@ def _aligned(count: int, row_bytes: int) -> NDArray[np.uint8]:
 
 
 def _numbers(optimizer: Optimizer, lr: float, step: int) -> tuple[float, ...]:
-    """The step's numbers, in the order of compiled_updates.py."""
+    """The step's numbers, in the order of compiled_optimizers.py."""
     o = optimizer
     own: tuple[float, ...]
     match o.name:

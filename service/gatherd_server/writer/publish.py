@@ -29,7 +29,7 @@ from gatherd_server.types import (
     WriterLimits,
 )
 from gatherd_server.writer.changes import Changes
-from gatherd_server.writer.snapshot import SNAPSHOT_NAME, take_snapshot
+from gatherd_server.writer.snapshot import SNAPSHOT_NAME, VOLUME_NAMES, take_snapshot
 from gatherd_server.writer.writer import Writer
 
 # Without a server the log holds a change or two before it is cut again.
@@ -102,7 +102,7 @@ class DataDir(ABC):
         Not durable, and in staging: what a kill leaves of it the next owner sweeps away.
         """
         folder = self.path / STAGING_NAME / f"scratch-{uuid.uuid4().hex}"
-        self._files.make_dirs(folder)
+        self._files.make_dirs(folder, durable=False)
 
         def save(name: str, chunks: Iterable[bytes]) -> Path:
             path = folder / f"{len(list(folder.iterdir()))}-{Path(name).name[-64:]}"
@@ -220,6 +220,7 @@ def _is_blank(path: Path) -> bool:
             "control",
             "control.new",
             "catalog.json.new",
+            *VOLUME_NAMES,
         }
     except OSError as error:
         raise StorageError(f"{path}: {error.strerror}") from None

@@ -8,10 +8,14 @@ the files of a data dir it has snapshot.json, written last but for the folder's 
 
 Superseded versions have no frozen.json in it, as those checksums say all; whoever first writes to
 what was restored takes them anew.
+
+A folder of snapshots is one data dir's: whoever owns that deletes there what a kill left
+unfinished, and by schedule the oldest.
 """
 
 import json
 import re
+import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -22,45 +26,64 @@ from typing import Any
 from gatherd.errors import AlreadyExists, BadFile, DataDirVersion, InvalidArgument, StorageError
 from gatherd.store.catalog import (
     CATALOG_NAME,
+    MANIFEST_NAME,
     STAGING_NAME,
-    check_table_name,
+    TABLE_NAME_PATTERN,
+    TABLES_NAME,
+    Catalog,
     version_dir,
 )
-from gatherd.store.checksums import FileChecksums, document_crc, file_checksums, verify_blocks
+from gatherd.store.checksums import (
+    CHECKSUMS,
+    FileChecksums,
+    document_crc,
+    file_checksums,
+    verify_blocks,
+)
 from gatherd.store.control import CONTROL_NAME
 from gatherd_server.storage.catalog_writer import encode_catalog
 from gatherd_server.storage.control_writer import page_at
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.types import SnapshotResult
 from gatherd_server.writer.checkpoint import checkpoint_path
 from gatherd_server.writer.copying import CatchUp, copy_files
-from gatherd_server.writer.freezing import is_trainable
+from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, is_trainable, read_document
 from gatherd_server.writer.writer import Writer
 
 SNAPSHOT_NAME = "snapshot.json"
 SNAPSHOT_FORMAT = 1
 PARTIAL_SUFFIX = ".partial"
-_TIMED = re.compile(r"\d{8}T\d{6}Z-\d+")
+# What mkfs leaves in the root of a volume: a folder that has only this is empty.
+VOLUME_NAMES = frozenset({"lost+found"})
+# A snapshot is a folder's name, as a table is.
+_NAME = re.compile(TABLE_NAME_PATTERN)
+_TIME_FORMAT = "%Y%m%dT%H%M%SZ"
+_TIMED = re.compile(r"(\d{8}T\d{6}Z)-(\d+)")
+_CONTENTS = frozenset(
+    {CATALOG_NAME, CONTROL_NAME, SNAPSHOT_NAME, STAGING_NAME, TABLES_NAME, WAL_NAME}
+)
 
 
 def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
     """Copy the writer's data dir to `folder`/`name`, durable on return.
 
     The caller keeps the catalog from changing. InvalidArgument for a folder in the data dir, and
-    for a name that can't be one. Whatever is raised, as AlreadyExists, DiskFull or StorageError,
-    nothing is left that looks like a snapshot; a kill leaves a folder that ends in PARTIAL_SUFFIX,
-    which the next snapshot of that name replaces.
+    for a name that can't be one; BadFile when a file isn't what its own checksums say: a copy of it
+    would only look sound. Whatever is raised, as AlreadyExists, DiskFull or StorageError, nothing
+    is left of it; a kill leaves a folder that ends in PARTIAL_SUFFIX, which the next
+    snapshot deletes, and the next start.
     """
     files, data_dir = writer.files, writer.data_dir
     target = _target(data_dir, folder, name or _timed_name(writer.applied_lsn))
     partial = target.with_name(target.name + PARTIAL_SUFFIX)
     files.make_dirs(folder)
-    if partial.exists():
-        files.remove_tree(partial)
-    files.make_dirs(partial, durable=False)
-    pinned = writer.pin_log(partial)
+    drop_partials(files, folder)
     catching: list[CatchUp] = []
+    is_whole = False
     try:
+        pinned = writer.pin_log(partial)
+        files.make_dirs(partial, durable=False)
         catalog = writer.versions().catalog
         for table, entry in catalog.tables.items():
             for version in entry.versions:
@@ -76,14 +99,22 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
             one.to(lsn)
         control = page_at(catalog.generation, lsn)
         _write_rest(files, partial, encode_catalog(catalog), control, checkpoint)
-        _write_checksums(files, partial, lsn)
+        listed = {
+            str(path.relative_to(partial)): file_checksums(path)
+            for path in sorted(partial.rglob("*"))
+            if path.is_file()
+        }
+        _check_published(data_dir, partial, catalog, listed)
+        _write_checksums(files, partial, lsn, listed)
         _sync_tree(files, partial)
+        is_whole = True
         files.rename(partial, target)
     except BaseException:
-        for left in (partial, target):
-            with suppress(StorageError):
-                if left.exists():
-                    files.remove_tree(left)
+        # Renamed, but perhaps not durably so.
+        left = target if is_whole and not partial.exists() else partial
+        with suppress(StorageError):
+            if left.exists():
+                files.remove_tree(left)
         raise
     finally:
         writer.unpin_log(partial)
@@ -93,12 +124,16 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
 
 
 def _timed_name(lsn: int) -> str:
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%SZ}-{lsn}"
+    return f"{datetime.now(UTC):{_TIME_FORMAT}}-{lsn}"
 
 
 def _target(data_dir: Path, folder: Path, name: str) -> Path:
     """Where the snapshot `name` is to be; it isn't there yet."""
-    check_table_name(name)
+    if not _NAME.fullmatch(name):
+        raise InvalidArgument(
+            f"{name[:128]!r} can't name a snapshot: it takes 1 to 128 of A-Z a-z 0-9 _ . -, "
+            "and begins with a letter, a digit or _"
+        )
     if name.endswith(PARTIAL_SUFFIX):
         raise InvalidArgument(
             f"{name!r} can't name a snapshot: {PARTIAL_SUFFIX} is for those that aren't whole"
@@ -123,38 +158,96 @@ def _write_rest(files: Files, partial: Path, catalog: bytes, control: bytes, win
     files.write_new(partial / CONTROL_NAME, control, durable=False)
 
 
-def _sync_tree(files: Files, folder: Path) -> None:
-    """Make everything durable that is in `folder`, but for its own name."""
-    for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            _sync_tree(files, path)
-        else:
-            files.sync_path(path)
-    files.sync_dir(folder)
+def _sync_tree(files: Files, path: Path) -> None:
+    """Make a file, or a folder with everything in it, durable, but for its own name."""
+    if not path.is_dir():
+        files.sync_path(path)
+        return
+    entries = sorted(path.iterdir())
+    for entry in entries:
+        _sync_tree(files, entry)
+    if entries:
+        files.sync_dir(path)
 
 
-def _write_checksums(files: Files, partial: Path, lsn: int) -> None:
-    listed = {
-        str(path.relative_to(partial)): file_checksums(path).to_json()
-        for path in sorted(partial.rglob("*"))
-        if path.is_file()
-    }
+def _check_published(
+    data_dir: Path, partial: Path, catalog: Catalog, listed: dict[str, FileChecksums]
+) -> None:
+    """BadFile when what was copied isn't what was published, or frozen."""
+    for table, entry in catalog.tables.items():
+        for version in entry.versions:
+            source, copy = (version_dir(root, table, version) for root in (data_dir, partial))
+            recorded = dict(_checksums_in(source / MANIFEST_NAME))
+            if is_trainable(source):
+                recorded = {name: one for name, one in recorded.items() if not is_moving(name)}
+                if version != entry.live and (source / FROZEN_NAME).exists():
+                    recorded |= _checksums_in(source / FROZEN_NAME)
+            for name, one in recorded.items():
+                if listed.get(str((copy / name).relative_to(partial))) != one:
+                    raise BadFile(
+                        f"{source / name} isn't what was published, so that no snapshot is taken; "
+                        "`gatherd verify` says where it is damaged"
+                    )
+
+
+def _checksums_in(path: Path) -> dict[str, FileChecksums]:
+    document = read_document(path)
+    if document.get("crc32") != document_crc(document):
+        raise BadFile(f"{path} isn't what was written (crc32)")
+    entries: Any = document.get(CHECKSUMS)
+    return {name: FileChecksums.from_json(entry, name) for name, entry in entries.items()}
+
+
+def _write_checksums(
+    files: Files, partial: Path, lsn: int, listed: dict[str, FileChecksums]
+) -> None:
     document: dict[str, Any] = {
         "format": SNAPSHOT_FORMAT,
         "lsn": lsn,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "files": listed,
+        "files": {name: one.to_json() for name, one in listed.items()},
     }
     document["crc32"] = document_crc(document)
     encoded = json.dumps(document, indent=1).encode()
     files.write_new(partial / SNAPSHOT_NAME, encoded, durable=False)
 
 
+def drop_partials(files: Files, folder: Path) -> None:
+    """Delete what kills left of snapshots in `folder`, which may not be there."""
+    if not folder.is_dir():
+        return
+    for path in sorted(folder.glob("*" + PARTIAL_SUFFIX)):
+        is_ours = path.is_dir() and {entry.name for entry in path.iterdir()} <= _CONTENTS
+        if is_ours and not path.is_symlink():
+            files.remove_tree(path)
+
+
 def drop_snapshots(files: Files, folder: Path, keep: int) -> None:
     """Delete all but the newest `keep` of the snapshots that got their names from the time."""
-    named = [path for path in folder.iterdir() if _TIMED.fullmatch(path.name)]
-    for path in sorted(named)[:-keep]:
-        files.remove_tree(path)
+    named = _timed_snapshots(folder)
+    for path in named[: max(0, len(named) - keep)]:
+        # A kill on the way mustn't leave half of one under its name.
+        partial = path.with_name(path.name + PARTIAL_SUFFIX)
+        files.rename(path, partial)
+        files.remove_tree(partial)
+
+
+def snapshot_age_seconds(folder: Path) -> float | None:
+    """How old the newest is of those that got their names from the time; None when none did."""
+    if not folder.is_dir() or not (named := _timed_snapshots(folder)):
+        return None
+    made = datetime.strptime(named[-1].name.partition("-")[0], _TIME_FORMAT).replace(tzinfo=UTC)
+    return time.time() - made.timestamp()
+
+
+def _timed_snapshots(folder: Path) -> list[Path]:
+    """Those of the snapshots in `folder` that got their names from the time, oldest first."""
+    found = [
+        (match[1], int(match[2]), path)
+        for path in folder.iterdir()
+        if (match := _TIMED.fullmatch(path.name)) and (path / SNAPSHOT_NAME).is_file()
+    ]
+    return [path for _, _, path in sorted(found)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +261,8 @@ class SnapshotFiles:
 def read_snapshot(folder: Path) -> SnapshotFiles:
     """What the snapshot in `folder` consists of. BadFile when that can't be told."""
     path = folder / SNAPSHOT_NAME
+    if folder.name.endswith(PARTIAL_SUFFIX):
+        raise BadFile(f"{folder} is a snapshot that was never finished; take another one")
     try:
         document = json.loads(path.read_bytes())
         found = (int(document["format"]), int(document["lsn"]), dict(document["files"]))
@@ -210,15 +305,18 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
     contents = read_snapshot(snapshot)
     if data_dir.exists() and not data_dir.is_dir():
         raise AlreadyExists(f"{data_dir} is there and no folder; restore to a new one")
-    if data_dir.exists() and any(data_dir.iterdir()):
-        raise AlreadyExists(f"{data_dir} isn't empty; restore to a new folder")
+    if data_dir.exists() and (held := _held(data_dir)):
+        raise AlreadyExists(
+            f"{data_dir} isn't empty (there is {held[0].name!r}); restore to a new folder, or "
+            "delete what is in it first if a restore was cut short there"
+        )
     for _ in verify_snapshot(snapshot):
         pass
     files.make_dirs(data_dir)
     try:
         _copy_contents(files, snapshot, data_dir, contents)
     except BaseException:
-        for left in data_dir.iterdir():
+        for left in _held(data_dir):
             with suppress(StorageError):
                 if left.is_dir():
                     files.remove_tree(left)
@@ -236,5 +334,12 @@ def _copy_contents(files: Files, snapshot: Path, data_dir: Path, contents: Snaps
         files.make_dirs(target.parent, durable=False)
         files.copy(snapshot / name, target)
     files.make_dirs(data_dir / STAGING_NAME, durable=False)
-    _sync_tree(files, data_dir)
+    for path in _held(data_dir):
+        _sync_tree(files, path)
+    files.sync_dir(data_dir)
     files.replace(data_dir / CATALOG_NAME, (snapshot / CATALOG_NAME).read_bytes())
+
+
+def _held(folder: Path) -> list[Path]:
+    """What is in the folder, but for what a volume has of itself."""
+    return sorted(path for path in folder.iterdir() if path.name not in VOLUME_NAMES)

@@ -4,12 +4,12 @@ import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gatherd.errors import InvalidArgument, NotFound
+from gatherd.errors import InvalidArgument, NotFound, StorageError
 from gatherd.store.catalog import MANIFEST_NAME, STAGING_NAME, CatalogEntry, open_table, version_dir
 from gatherd.store.checksums import CHECKSUMS, document_crc
 from gatherd.store.stripes import SEQ_NAME
@@ -66,32 +66,33 @@ def copy_live(
     catch_up: CatchUp | None = None
     lsn = writer.pin_log(staging)
     try:
-        slots = [] if with_slots else [path.name for path in source.glob("slot_*.npy")]
-        copy_files(files, source, staging, without=[MANIFEST_NAME, *slots])
-        table = open_table(data_dir, name, entry.live)
-        if optimizer is not None:
-            optimizer.check_table(table.dtype, table.row_count)
-        if not with_slots:
-            assert optimizer is not None
-            write_slots(files, staging, optimizer, table.row_count, table.dim)
-        is_trainable = optimizer is not None or old is not None
-        if is_trainable and not (staging / SEQ_NAME).exists():
-            write_counters(files, staging, table.row_count)
-        copied = _copied_manifest(manifest, name, version, entry.live, lsn, optimizer)
-        sync_files(files, staging)
-        _write_manifest(files, staging, copied)
-        files.rename(staging, target)
-        if is_trainable and old is not None:
-            catch_up = CatchUp(
-                files, data_dir, entry.uid, entry.live, target, lsn, with_slots=with_slots
-            )
+        with _removed_on_error(files, target):
+            slots = [] if with_slots else [path.name for path in source.glob("slot_*.npy")]
+            copy_files(files, source, staging, without=[MANIFEST_NAME, *slots])
+            table = open_table(data_dir, name, entry.live)
+            if optimizer is not None:
+                optimizer.check_table(table.dtype, table.row_count)
+            if not with_slots:
+                assert optimizer is not None
+                write_slots(files, staging, optimizer, table.row_count, table.dim)
+            is_trainable = optimizer is not None or old is not None
+            if is_trainable and not (staging / SEQ_NAME).exists():
+                write_counters(files, staging, table.row_count)
+            copied = _copied_manifest(manifest, name, version, entry.live, lsn, optimizer)
+            sync_files(files, staging, but_moving=old is not None)
+            _write_manifest(files, staging, copied)
+            files.rename(staging, target)
+            if is_trainable and old is not None:
+                catch_up = CatchUp(
+                    files, data_dir, entry.uid, entry.live, target, lsn, with_slots=with_slots
+                )
 
-        def finish() -> None:
-            if catch_up is not None:
-                catch_up.to(writer.applied_lsn)
-                catch_up.sync()
+            def finish() -> None:
+                if catch_up is not None:
+                    catch_up.to(writer.applied_lsn)
+                    catch_up.sync()
 
-        finish()
+            finish()
         yield target, finish
     finally:
         writer.unpin_log(staging)
@@ -99,6 +100,17 @@ def copy_live(
             catch_up.close()
         if staging.exists():
             files.remove_tree(staging)
+
+
+@contextmanager
+def _removed_on_error(files: Files, folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except BaseException:
+        with suppress(StorageError):
+            if folder.exists():
+                files.remove_tree(folder)
+        raise
 
 
 def _copied_manifest(

@@ -1,4 +1,4 @@
-"""The compiled loops of updates; this module is the typed door to `compiled_updates.py`.
+"""The compiled loops of updates: the typed door to compiled_updates.py and compiled_optimizers.py.
 
 As with gatherd/store/kernels.py, numba is loaded at the first call or by `warm()`, and everything
 is then compiled, or loaded from numba's cache, at once.
@@ -21,6 +21,7 @@ from gatherd.store.kernels import RowKind
 SOURCES: tuple[Path, ...] = (
     Path(_store).with_name("intrinsics.py"),
     Path(__file__).with_name("compiled_updates.py"),
+    Path(__file__).with_name("compiled_optimizers.py"),
 )
 # How a push's ids are hashed; drawn, so that nobody can send ids that all collide.
 _SEED = np.uint64(secrets.randbits(64))
@@ -36,7 +37,7 @@ KINDS = {
 
 
 class Rule(IntEnum):
-    """How a gradient is applied; compiled_updates.py branches on the number."""
+    """How a gradient is applied; compiled_optimizers.py branches on the number."""
 
     SGD = 0
     MOMENTUM = 1
@@ -53,9 +54,17 @@ def _updates() -> ModuleType:
     return compiled_updates
 
 
+@cache
+def _optimizers() -> ModuleType:
+    from gatherd_server.writer import compiled_optimizers
+
+    return compiled_optimizers
+
+
 def warm() -> None:
     """Compile or load every kernel, and run each once. Takes 0.1 s from the cache."""
     _updates().warm()
+    _optimizers().warm()
 
 
 def place(
@@ -131,10 +140,10 @@ def apply_gradients(
     """Do one step of every touched image and of its slots, each rounded once; as scatter_add.
 
     `slots` are two pairs of mapped slots and their images, of width 0 where there is none. `hyper`,
-    (HYPERS,), has the options in the order of compiled_updates.py.
+    (HYPERS,), has the options in the order of compiled_optimizers.py.
     """
     (base_1, slot_1), (base_2, slot_2) = slots
-    wrong: int = _updates().apply_gradients(
+    wrong: int = _optimizers().apply_gradients(
         int(rule),
         int(kind),
         base,

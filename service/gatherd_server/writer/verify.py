@@ -17,13 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.errors import BadFile
-from gatherd.store.catalog import (
-    WEIGHTS_NAME,
-    CatalogEntry,
-    open_table,
-    read_catalog,
-    version_dir,
-)
+from gatherd.store.catalog import CatalogEntry, open_table, read_catalog, version_dir
 from gatherd.store.checksums import verify_folder
 from gatherd.store.control import ControlPage
 from gatherd.store.format import file_bytes, npy_header, open_readonly
@@ -35,7 +29,7 @@ from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.freezing import FROZEN_NAME, read_document, read_manifest
+from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, read_document, read_manifest
 
 # How often a check begins again because a server changed what it looked at.
 TRIES_MAX = 10
@@ -99,11 +93,6 @@ def _verify_version(data_dir: Path, name: str, version: int, entry: CatalogEntry
     table = open_table(data_dir, name, version)
     optimizer = Optimizer.from_json(manifest["optimizer"]) if is_trainable else None
     _check_slots(folder, table, optimizer)
-
-
-def is_moving(name: str) -> bool:
-    """Whether training changes the file `name` of a trainable version."""
-    return name == WEIGHTS_NAME or name.startswith("slot_")
 
 
 def _check_slots(folder: Path, table: Table, optimizer: Optimizer | None) -> None:

@@ -30,7 +30,7 @@ from gatherd.errors import (
 )
 from gatherd.store.catalog import Catalog
 from gatherd_server.errors import unexpected
-from gatherd_server.storage.catalog_writer import put_catalog
+from gatherd_server.storage.catalog_writer import prepare_catalog, put_prepared
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
@@ -111,7 +111,9 @@ class Writer:
         self._house_closes = threading.Event()
         if self._control.has_failed:
             # What a failed sync left in memory isn't on the disk, whatever the kernel says of it.
-            self._checkpoint(lambda collect: collect())
+            # On a full disk the log stays instead, which recovery has written anew.
+            with suppress(DiskFull):
+                self._checkpoint(lambda collect: collect())
         self._control.open(is_unsynced=not limits.syncs)
         self._committer = threading.Thread(target=self._run, name="committer", daemon=True)
         self._housekeeper = threading.Thread(
@@ -209,13 +211,14 @@ class Writer:
     def change_catalog(self, catalog: Catalog) -> int:
         """Log a new catalog and make it what readers see; its LSN. Only in `between`'s jobs.
 
-        Durable on return. DiskFull leaves everything as it was.
+        Durable on return. DiskFull leaves everything as it was: what takes room is done first.
         """
         catalog = replace(catalog, generation=self._versions.catalog.generation + 1)
         lsn = self._log.next_lsn
+        prepare_catalog(self._files, self._data_dir, catalog)
         self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
         with self._stopping():
-            put_catalog(self._files, self._data_dir, catalog)
+            put_prepared(self._files, self._data_dir)
         self._control.set_generation(catalog.generation)
         self._versions.switch(catalog)
         self._control.applied_lsn = lsn

@@ -1,0 +1,67 @@
+"""The kernel that copies rows by id, for numba; kernels.py is the door to it.
+
+One call checks the ids, copies the rows and, where they may change, looks at their counters: for a
+few ids the calls into NumPy that it saves are most of a lookup. For many it is as fast as np.take,
+for then memory decides.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from gatherd.store.intrinsics import kernel, prefetch, read, write
+from gatherd.store.row_intrinsics import copy_bytes, copy_whole
+
+# How many ids ahead the start of a row is asked for.
+ROWS_AHEAD = 8
+# How often a torn row is copied before the caller is asked to sleep instead: tens of microseconds.
+SPINS_MAX = 1000
+DONE = -1
+
+
+@kernel(
+    read(types.uint8, 2),
+    read(types.uint32),
+    read(types.int64),
+    write(types.uint8),
+    types.intp,
+    returns=types.intp,
+)
+def gather(rows: Any, counters: Any, ids: Any, out: Any, begin: Any) -> Any:
+    """Copy the rows of `ids` to `out` from byte `begin` on, one after the other.
+
+    Returns DONE; the position of an id without a row, with nothing copied; or −2 − the position
+    of a row that stays torn, with what is before it copied. `counters` is empty for rows that never
+    change.
+    """
+    row_count, row_bytes = rows.shape
+    count = ids.size
+    for i in range(count):
+        # A negative id is a huge one when seen as unsigned.
+        if np.uint64(ids[i]) >= np.uint64(row_count):
+            return i
+    mask = counters.size - 1
+    to = begin
+    for i in range(count):
+        if i + ROWS_AHEAD < count:
+            prefetch(rows, ids[i + ROWS_AHEAD] * row_bytes)
+        row = ids[i]
+        if mask < 0:
+            copy_bytes(out, to, rows, row * row_bytes, row_bytes)
+        else:
+            spins = 0
+            while not copy_whole(rows, row * row_bytes, row_bytes, counters, row & mask, out, to):
+                spins += 1
+                if spins > SPINS_MAX:
+                    return -2 - i
+        to += row_bytes
+    return DONE
+
+
+def warm() -> None:
+    """Run the kernel once."""
+    rows = np.zeros((1, 1), np.uint8)
+    ids = np.zeros(1, np.int64)
+    for counters in (np.empty(0, np.uint32), np.zeros(1, np.uint32)):
+        gather(rows, counters, ids, np.empty(1, np.uint8), 0)

@@ -1,0 +1,156 @@
+"""A connection over a blocking socket: one request at a time, and the response to it.
+
+Left out on purpose: SO_RCVTIMEO in place of Python's timeouts. It would save a poll() for each
+receive, about a microsecond, but a call in a process that gets signals would never time out: the
+interrupted receive is begun anew with its whole time.
+"""
+
+import socket
+import time
+from typing import Any
+
+from numpy.typing import NDArray
+
+from gatherd._effects import Send
+from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
+from gatherd.transports import _connect
+
+# The socket's timeout is set anew only when it is too short for what is left of a call's time, or
+# too long by this much: a system call less for most, and no call overstays its deadline by more.
+REARM_SECONDS = 0.005
+
+
+class Stale(Exception):
+    """The connection failed before a byte of the response came."""
+
+
+class Connection:
+    """One connection and the reader of its responses. Used by one thread at a time."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock = sock
+        self._armed_seconds = -1.0
+        self._start = bytearray(_connect.EXPECTED_BYTES_MAX)
+        self._start_view = memoryview(self._start)
+        self._surplus = bytearray(1)
+        self.reader = ResponseReader()
+        self.idle_since = 0.0
+
+    def exchange(self, head: bytes, send: Send) -> ResponseReader:
+        """Send a request and receive its response. Stale, TimeoutError, OSError, HttpError."""
+        reader, ends_at = self.reader, send.deadline.at
+        reader.reset()
+        try:
+            self._send(_connect.outgoing(head, send), ends_at)
+            self._receive(ends_at)
+        except TimeoutError:
+            raise
+        except (OSError, HttpError) as error:
+            if reader.started:
+                raise
+            raise Stale(error) from error
+        return reader
+
+    def ask(
+        self, wire: _connect.Wire, ids: NDArray[Any], target: NDArray[Any], ends_at: float
+    ) -> bool:
+        """Send a plain lookup and receive its vectors into `target`.
+
+        False when the response isn't the one that was foreseen: then it is complete in `reader`,
+        and `target` holds anything. Raises what `exchange` does. `reader.reusable` says whether
+        the connection can go on.
+        """
+        reader = self.reader
+        reader.reset()
+        try:
+            left = self._arm(ends_at)
+            self._send(_connect.plain_pieces(wire, ids, left), ends_at)
+            return self._take(wire.expected, target, ends_at)
+        except TimeoutError:
+            raise
+        except (OSError, HttpError) as error:
+            if reader.started:
+                raise
+            raise Stale(error) from error
+
+    def _send(self, pieces: tuple[bytes | memoryview, ...], ends_at: float) -> None:
+        try:
+            for piece in pieces:
+                self._arm(ends_at)
+                self._sock.sendall(piece)
+        except BrokenPipeError:
+            # A server may refuse a large body by answering before it has read it all: look.
+            pass
+
+    def _receive(self, ends_at: float) -> None:
+        reader = self.reader
+        while not reader.done:
+            self._arm(ends_at)
+            count = self._sock.recv_into(reader.buffer())
+            if count:
+                reader.received(count)
+            else:
+                reader.eof()
+
+    def _take(self, expected: bytes, target: NDArray[Any], ends_at: float) -> bool:
+        """Receive what `ask` says."""
+        size, reader, count = len(expected), self.reader, 0
+        while True:
+            self._arm(ends_at)
+            buffers = (self._start_view[count:size], target.data, self._surplus)
+            received = self._sock.recvmsg_into(buffers)[0]
+            count += received
+            if received:
+                reader.started = True
+            if count >= size and self._start.startswith(expected):
+                break
+            if not received or count >= size or self._start[:count] != expected[:count]:
+                self._take_otherwise(size, target, count, ends_at)
+                return False
+        at, end = count - size, target.nbytes
+        if at < end:
+            rest = _connect.bytes_of(target)
+            while at < end:
+                self._arm(ends_at)
+                received = self._sock.recv_into(rest[at:])
+                if not received:
+                    raise ConnectionEnded("it was closed in the middle of the response")
+                at += received
+        # More than that was foreseen: nobody knows what it answers.
+        reader.reusable = at == end
+        return True
+
+    def _take_otherwise(self, size: int, target: NDArray[Any], count: int, ends_at: float) -> None:
+        """Give the reader the `count` bytes that were received, and receive the rest."""
+        reader = self.reader
+        feed(reader, self._start_view[: min(count, size)])
+        if count > size:
+            feed(reader, _connect.bytes_of(target)[: count - size])
+        if count > size + target.nbytes:
+            feed(reader, memoryview(self._surplus))
+        if count < size and not count:
+            reader.eof()
+        self._receive(ends_at)
+
+    def _arm(self, ends_at: float) -> float:
+        """Let the socket wait until then, and no longer; returns the seconds. TimeoutError."""
+        left = ends_at - time.monotonic()
+        if left <= 0:
+            raise TimeoutError
+        if not left <= self._armed_seconds <= left + REARM_SECONDS:
+            self._armed_seconds = left + REARM_SECONDS / 2
+            self._sock.settimeout(self._armed_seconds)
+        return left
+
+    def is_alive(self) -> bool:
+        """Whether an idle connection is still open, and silent as it should be."""
+        return _connect.is_silent(self._sock.fileno())
+
+    def check_alive(self) -> None:
+        """Stale unless `is_alive`."""
+        if not self.is_alive():
+            raise Stale(ConnectionEnded("it was closed"))
+
+    def close(self) -> None:
+        """Close it, whatever is under way."""
+        self._sock.close()

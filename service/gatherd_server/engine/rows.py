@@ -1,0 +1,74 @@
+"""A lookup's rows, to be copied into a reply piece by piece.
+
+A transport that writes each piece before it asks for the next one holds little memory for a large
+reply, lets others have their turn in between, and hands over what is still in the cache. All pieces
+are of one version of the table; each row is whole.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.store.dtypes import DType
+from gatherd.store.ids import all_in_range, flat_ids, out_of_range_error
+from gatherd.store.query import Asked, ByKey, Missing
+from gatherd.store.table import Table
+
+
+class Rows:
+    """The rows that `asked`, ids or keys of shape S, stand for; every one has to be there."""
+
+    __slots__ = ("_asked", "_ids", "_table", "count", "dtype", "nbytes", "row_bytes")
+
+    def __init__(self, table: Table, asked: Asked, dtype: DType) -> None:
+        """Touches no row. KeyNotFound for a key that isn't there, NoKeys in a table without."""
+        self._table = table
+        self._asked = asked
+        found: NDArray[np.integer[Any]]
+        found = table.rows_of(asked, Missing.ERROR)[0] if isinstance(asked, ByKey) else asked
+        self._ids = flat_ids(found)
+        self.dtype = dtype
+        self.count = self._ids.size
+        self.row_bytes = table.dim * dtype.itemsize
+        self.nbytes = self.count * self.row_bytes
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The reply's, S + (dim,)."""
+        return (*self._asked.shape, self._table.dim)
+
+    @property
+    def version(self) -> int:
+        """The version that answers."""
+        return self._table.version
+
+    @property
+    def is_in_memory(self) -> bool:
+        """Whether no copy waits for a disk, as far as is known."""
+        return self._table.is_populated
+
+    def check(self) -> None:
+        """IdOutOfRange when an id has no row; `read` looks at those it copies, too."""
+        if not all_in_range(self._ids, self._table.row_count):
+            self._raise_out_of_range()
+
+    def read(self, start: int, stop: int, out: NDArray[np.uint8], begin: int) -> None:
+        """Copy the rows of positions `start` up to `stop` to `out` from byte `begin` on.
+
+        IdOutOfRange, with nothing copied; Unavailable when a row's writer died inside it.
+        """
+        table, ids = self._table, self._ids[start:stop]
+        if self.dtype is table.dtype:
+            if not table.read_rows(ids, out, begin):
+                self._raise_out_of_range()
+            return
+        if not all_in_range(ids, table.row_count):
+            self._raise_out_of_range()
+        if ids.size:
+            bits = out[begin : begin + ids.size * self.row_bytes].view(self.dtype.storage)
+            table.gather(ids, bits.reshape(ids.size, table.dim), self.dtype)
+
+    def _raise_out_of_range(self) -> None:
+        assert not isinstance(self._asked, ByKey)
+        raise out_of_range_error(self._table.name, self._asked, self._table.row_count)

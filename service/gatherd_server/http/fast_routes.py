@@ -1,0 +1,181 @@
+"""The lookups that the fast path answers, each wire's in its own encoding.
+
+A route says by a request's headers whether it is one of the plain ones; what isn't goes the way of
+every other request, through ASGI, which also knows how to refuse it.
+"""
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from google.protobuf.message import Message
+from starlette.datastructures import QueryParams
+from starlette.responses import Response
+
+from gatherd.errors import GatherdError
+from gatherd.store.query import Missing
+from gatherd.store.table import Gathered
+from gatherd_proto.v1 import embedding_pb2
+from gatherd_server import proto_codec
+from gatherd_server.engine.engine import SHORT_BYTES, Engine
+from gatherd_server.engine.rows import Rows
+from gatherd_server.http import arrays, plans
+from gatherd_server.http.body import PartsResponse, array_response
+from gatherd_server.http.errors import connect_error, problem
+from gatherd_server.http.media import OCTETS
+from gatherd_server.types import LookupPlan
+
+PROTO: Final = "application/proto"
+
+_PROTO: Final = PROTO.encode()
+_OCTETS: Final = OCTETS.encode()
+_NO_QUERY: Final = QueryParams()
+_REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?")
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """An answer that isn't made of rows alone, and still has to be made."""
+
+    run: Callable[[], Response]
+    is_long: bool
+
+
+class Route(Protocol):
+    """What a fast request of one path is answered with."""
+
+    def takes(self, headers: Mapping[bytes, bytes]) -> bool:
+        """Whether a request with these headers is one that every default applies to."""
+
+    def begin(self, body: bytes) -> Rows | Work:
+        """Read the request and find its tables. A GatherdError when it can't be answered."""
+
+    def head(self, rows: Rows) -> tuple[bytes, bytes]:
+        """The reply's own header lines, and the bytes of its body that come before the rows."""
+
+    def error(self, error: GatherdError) -> Response:
+        """`error` as this wire tells it."""
+
+
+class FastRoutes:
+    """Finds the route of a URL."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        service = "/gatherd.v1.EmbeddingService/"
+        request = embedding_pb2
+        one, bags = proto_codec.lookup_plan, proto_codec.bags_plan
+        self._connect: dict[bytes, Route] = {
+            f"{service}{name}".encode(): _Connect(engine, message, read, encode)
+            for name, message, read, encode in (
+                ("Lookup", request.LookupRequest, lambda r: [one(r)], _one_reply),
+                ("LookupBags", request.LookupBagsRequest, lambda r: [bags(r)], _one_reply),
+                (
+                    "LookupMany",
+                    request.LookupManyRequest,
+                    lambda r: [*map(one, r.lookups)],
+                    proto_codec.lookup_many_reply,
+                ),
+                (
+                    "LookupBagsMany",
+                    request.LookupBagsManyRequest,
+                    lambda r: [*map(bags, r.bags)],
+                    proto_codec.lookup_many_reply,
+                ),
+            )
+        }
+
+    def find(self, url: bytes) -> Route | None:
+        """The route of a POST to `url`; None when the fast path has none."""
+        route = self._connect.get(url)
+        if route is not None:
+            return route
+        match = _REST_LOOKUP.fullmatch(url)
+        if match is None:
+            return None
+        query = QueryParams(match[2].decode("latin-1")) if match[2] else _NO_QUERY
+        return _Octets(self._engine, match[1].decode("ascii"), query)
+
+
+def _one_reply(gathered: Sequence[Gathered]) -> list[proto_codec.Part]:
+    return proto_codec.lookup_reply(gathered[0])
+
+
+def _has_rows_alone(plans_: Sequence[LookupPlan]) -> bool:
+    """Whether a reply is a head, known beforehand, and then nothing but rows."""
+    return len(plans_) == 1 and plans_[0].bags is None and plans_[0].missing is Missing.ERROR
+
+
+class _Connect:
+    """A procedure of Connect, in protobuf."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        message: type[Message],
+        read: Callable[[Any], list[LookupPlan]],
+        encode: Callable[[Sequence[Gathered]], list[proto_codec.Part]],
+    ) -> None:
+        self._engine = engine
+        self._message = message
+        self._read = read
+        self._encode = encode
+
+    def takes(self, headers: Mapping[bytes, bytes]) -> bool:
+        return (
+            headers.get(b"content-type") == _PROTO
+            and headers.get(b"connect-protocol-version", b"1") == b"1"
+        )
+
+    def begin(self, body: bytes) -> Rows | Work:
+        asked = self._read(proto_codec.parse(self._message(), body))
+        if _has_rows_alone(asked):
+            rows = self._engine.rows_of(asked[0])
+            if rows.is_in_memory or rows.nbytes <= SHORT_BYTES:
+                return rows
+        prepared = self._engine.prepare(asked)
+        headers = {"Content-Type": PROTO}
+        return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
+
+    def head(self, rows: Rows) -> tuple[bytes, bytes]:
+        head = proto_codec.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
+        return b"content-type: application/proto\r\n", head
+
+    def error(self, error: GatherdError) -> Response:
+        return connect_error(error)
+
+
+class _Octets:
+    """REST's lookup of one table, raw ids for raw vectors."""
+
+    def __init__(self, engine: Engine, table: str, query: QueryParams) -> None:
+        self._engine = engine
+        self._table = table
+        self._query = query
+
+    def takes(self, headers: Mapping[bytes, bytes]) -> bool:
+        return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
+
+    def begin(self, body: bytes) -> Rows | Work:
+        engine = self._engine
+        plan = plans.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
+        if _has_rows_alone([plan]):
+            rows = engine.rows_of(plan)
+            if rows.is_in_memory or rows.nbytes <= SHORT_BYTES:
+                return rows
+        prepared = engine.prepare([plan])
+
+        def answer() -> Response:
+            gathered = prepared.run()[0]
+            return array_response(OCTETS, arrays.octet_parts(gathered), gathered)
+
+        return Work(answer, prepared.is_long)
+
+    def head(self, rows: Rows) -> tuple[bytes, bytes]:
+        headers = arrays.array_headers(rows.shape, rows.dtype, rows.version, 0)
+        lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items())
+        return b"content-type: application/octet-stream\r\n" + lines.encode("ascii"), b""
+
+    def error(self, error: GatherdError) -> Response:
+        return problem(error)

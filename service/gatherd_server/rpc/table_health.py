@@ -1,0 +1,87 @@
+"""gRPC's health service, that follows the tables as they come and go.
+
+The server, its two services and every table (as "tables/NAME") have a status. A check is answered
+by the tables of that moment. Whoever watches is told of a change within POLL_SECONDS: readers learn
+of a new catalog when they look at it, and nobody tells them.
+"""
+
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, Final
+
+import grpc
+
+# It has no type stubs that are kept up.
+from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
+
+from gatherd.errors import GatherdError
+
+TABLE_HEALTH_PREFIX: Final = "tables/"
+POLL_SECONDS: Final = 1.0
+
+_SERVING: Final = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
+# What watchers are told of a service that isn't there; a check gets NOT_FOUND.
+_UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
+    """Tells of `services` and of the tables; safe to use from many threads."""
+
+    def __init__(
+        self,
+        services: tuple[str, ...],
+        table_states: Callable[[], Mapping[str, str]],
+        pool: ThreadPoolExecutor,
+    ) -> None:
+        """`table_states` is Engine.table_states. Nothing is serving before `set_serving`."""
+        super().__init__(experimental_non_blocking=True, experimental_thread_pool=pool)
+        self._services = services
+        self._table_states = table_states
+        self._told: dict[str, Any] = {}
+        self._is_serving = False
+        self._refreshing = threading.Lock()
+        self._closing = threading.Event()
+        self._poller = threading.Thread(target=self._poll, name="health", daemon=True)
+        self._refresh()
+        self._poller.start()
+
+    def set_serving(self, serving: bool) -> None:
+        """What is told of the server, its services, and every table that isn't refused."""
+        self._is_serving = serving
+        self._refresh()
+
+    def close(self) -> None:
+        """Follow the tables no longer."""
+        self._closing.set()
+        self._poller.join()
+
+    def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
+        """Of gRPC."""
+        self._refresh()
+        response = super().Check(request, context)
+        if response.status == _UNKNOWN:
+            context.set_code(grpc.StatusCode.NOT_FOUND)
+        return response
+
+    def _refresh(self) -> None:
+        with self._refreshing:
+            status = _SERVING if self._is_serving else _NOT_SERVING
+            now = dict.fromkeys(self._services, status)
+            states: Mapping[str, str] = {}
+            # Without a catalog that can be read no table is served; lookups say why.
+            with suppress(GatherdError):
+                states = self._table_states()
+            for name, refused in states.items():
+                now[TABLE_HEALTH_PREFIX + name] = _NOT_SERVING if refused else status
+            gone = dict.fromkeys(self._told.keys() - now.keys(), _UNKNOWN)
+            for service, found in {**now, **gone}.items():
+                if self._told.get(service) != found:
+                    self.set(service, found)
+            self._told = now
+
+    def _poll(self) -> None:
+        while not self._closing.wait(POLL_SECONDS):
+            self._refresh()

@@ -1,0 +1,129 @@
+"""Latency of one blocking client by batch size: the SDK, what people pick instead, and the floor.
+
+Everybody is asked in turns from one process, over the same ids; once as a process is, and once
+after `gatherd.tune_allocator()`, which helps whoever receives large replies, peers included.
+"""
+
+from collections.abc import Mapping
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
+from multiprocessing import get_context
+
+from bench import peers
+from bench.harness import (
+    BATCHES,
+    SKEWS,
+    TABLE,
+    Call,
+    Chart,
+    IdSource,
+    Mark,
+    Plan,
+    Report,
+    Timing,
+    check,
+    interleave,
+    number,
+    process_tree,
+    timing_table,
+)
+from bench.peers import FLOOR, GRPCIO, PEERS
+from gatherd import Client, tune_allocator
+
+HTTP, GRPC = "gatherd http://", "gatherd grpc://"
+Cells = dict[str, dict[int, dict[str, Timing]]]
+
+
+def measure(
+    plan: Plan, urls: Mapping[str, str], ports: Mapping[str, int], pids: Mapping[str, list[int]]
+) -> Cells:
+    """By skew and batch, everybody's timing. In a process of its own."""
+    with ExitStack() as stack:
+        calls: dict[str, Call] = {}
+        for name, url in urls.items():
+            client = stack.enter_context(Client(url))
+            calls[name] = lambda ids, client=client: client.lookup(TABLE, ids)  # type: ignore[misc]  # a default binds the loop's client
+        calls |= peers.calls(ports, plan.dim, stack)
+        source = IdSource(plan.rows)
+        check(calls, plan.rows_array(), source.draw("uniform", 1024))
+        served = {name: pids[peers.kind_of(name)] for name in calls}
+        return {
+            skew: {
+                size: interleave(calls, source.batches(skew, size), plan, served)
+                for size in BATCHES
+            }
+            for skew in SKEWS
+        }
+
+
+def measure_tuned(
+    plan: Plan, urls: Mapping[str, str], ports: Mapping[str, int], pids: Mapping[str, list[int]]
+) -> Cells:
+    """As `measure`, with the allocator tuned before anything else."""
+    tune_allocator()
+    return measure(plan, urls, ports, pids)
+
+
+def run(plan: Plan) -> Report:
+    """Latency of everybody, and the marks."""
+    report = Report(
+        "Latency of one blocking client",
+        "p50 (p99) in µs by ids in a lookup, to a NumPy array in the caller's hands.",
+    )
+    with plan.serve() as server, peers.all_serving(plan) as (running, reasons):
+        report.skipped += reasons
+        urls = {HTTP: server.http, GRPC: server.grpc}
+        ports = {kind: peer.port for kind, peer in running.items()}
+        pids = {kind: [peer.pid] for kind, peer in running.items()}
+        pids |= {name: process_tree(server.process.pid) for name in urls}
+        for setting, function in (("malloc as it is", measure), ("malloc tuned", measure_tuned)):
+            with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+                cells = pool.submit(function, plan, urls, ports, pids).result()
+            for skew, by_size in cells.items():
+                report.tables.append(timing_table(f"{skew} ids, {setting}", "ids", by_size))
+                report.marks += _marks(f"{skew}, {setting}", by_size)
+            slug = setting.replace(" ", "-")
+            report.charts.append(_chart(f"latency-{slug}", setting, cells["uniform"]))
+    return report
+
+
+def _chart(name: str, setting: str, by_size: Mapping[int, Mapping[str, Timing]]) -> Chart:
+    names = next(iter(by_size.values()))
+    series = {one: tuple(by_size[size][one].p50 for size in by_size) for one in names}
+    title = f"Latency of one blocking client, uniform ids, {setting}"
+    return Chart(name, title, "p50, µs", tuple(map(float, by_size)), series)
+
+
+def _marks(where: str, by_size: Mapping[int, Mapping[str, Timing]]) -> list[Mark]:
+    marks = []
+    for size, timings in by_size.items():
+        ours, grpc, floor = timings[HTTP], timings[GRPC], timings[FLOOR]
+        at = f"{size:,} ids, {where}"
+        why = _costs(ours, floor)
+        by_floor = ours.p50 / floor.p50
+        rivals = {name: timings[name].p50 for name in PEERS if name in timings}
+        best = min(rivals, key=rivals.__getitem__)
+        ahead = rivals[best] / ours.p50
+        faster = f"http:// faster than {peers.short(best)}, {at}"
+        if size < 16_384:
+            marks.append(Mark(faster, ahead, 1.5, limited_by=why))
+        elif ahead < 1.3 and by_floor <= 1.15:
+            what = f"http:// beside the floor, instead of 1.3 × {peers.short(best)}, {at}"
+            marks.append(Mark(what, by_floor, 1.15, at_most=True, limited_by=why))
+        else:
+            marks.append(Mark(faster, ahead, 1.3, limited_by=why))
+        marks.append(Mark(f"http:// beside the floor, {at}", by_floor, 1.3, True, limited_by=why))
+        plain = timings[GRPCIO]
+        bound = 1.5 if size >= 1024 else 1.0
+        gained, costs = plain.p50 / grpc.p50, _costs(grpc, plain, "plain grpcio's")
+        what = f"grpc:// faster than plain grpcio, {at}"
+        marks.append(Mark(what, gained, bound, limited_by=costs))
+    return marks
+
+
+def _costs(ours: Timing, other: Timing, whose: str = "the floor's") -> str:
+    """Where the time goes: CPU a call at both ends."""
+    return (
+        f"CPU a call {number(ours.server_cpu)} µs in the server, {number(ours.client_cpu)} in the "
+        f"client; {whose} {number(other.server_cpu)} and {number(other.client_cpu)}"
+    )

@@ -1,0 +1,147 @@
+"""Updates: latency of a durable push by batch size, beside what Redis offers, and kernels.
+
+A push adds to rows; Redis has no such thing for vectors, so its MSET replaces them, once durable
+before it answers, as gatherd's pushes are (`appendonly yes`, `appendfsync always`), and once kept
+in memory only. commit_bench.py and update_bench.py, which look at the log and at the kernels alone,
+are run as they are and their words kept.
+"""
+
+import subprocess
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+
+from bench import peers
+from bench.harness import (
+    Call,
+    Chart,
+    Ids,
+    IdSource,
+    Mark,
+    Plan,
+    Report,
+    interleave,
+    number,
+    timing_table,
+)
+from gatherd import Client, tune_allocator
+from support.server import RunningServer, run_cli
+
+SIZES = (1, 8, 64, 1024, 8192)
+ROWS = 200_000
+TABLE = "items"
+ADD, ASSIGN = "gatherd scatter_add, durable", "gatherd assign, durable"
+ADD_OS, ADD_GRPC = "gatherd scatter_add, durability os", "gatherd scatter_add, durable, grpc://"
+REDIS_DURABLE, REDIS_MEMORY = "Redis MSET, appendfsync always", "Redis MSET, memory only"
+SCRIPT_SECONDS = 150
+
+
+def run(plan: Plan) -> Report:
+    """Latency of updates, and what the other two benchmarks print."""
+    report = Report(
+        "Updates",
+        "p50 (p99) in µs by rows in a push, one blocking client, malloc tuned; float32, "
+        f"dim {plan.dim}, {ROWS:,} rows. Durable is on the disk before it is answered.",
+    )
+    tune_allocator()
+    rows = min(plan.rows, ROWS)
+    # On a disk: syncing a file in memory costs nothing.
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(dir=plan.disk)))
+        calls = _gatherd_calls(folder, rows, plan.dim, stack)
+        reason = peers.missing().get("redis")
+        if reason is None:
+            calls |= _redis_calls(folder, plan.dim, stack)
+        else:
+            report.skipped.append(reason)
+        source = IdSource(rows, seed=7)
+        cells = {size: interleave(calls, source.batches("uniform", size), plan) for size in SIZES}
+    report.tables.append(timing_table("Uniform ids", "rows", cells))
+    series = {name: tuple(cells[size][name].p50 for size in SIZES) for name in calls}
+    title = "Latency of an update by rows"
+    report.charts.append(Chart("updates", title, "p50, µs", tuple(map(float, SIZES)), series))
+    if REDIS_DURABLE in calls:
+        for size, timings in cells.items():
+            ratio = timings[REDIS_DURABLE].p50 / timings[ASSIGN].p50
+            os_p50 = number(timings[ADD_OS].p50)
+            why = (
+                f"without waiting for the disk a push takes {os_p50} µs; the rest is the log's sync"
+            )
+            what = f"assign faster than Redis' durable MSET, {size:,} rows"
+            report.marks.append(Mark(what, ratio, 1.0, limited_by=why))
+    if plan.rows >= ROWS:
+        report.verbatim += [_script("commit_bench.py", plan), _script("update_bench.py", plan)]
+    return report
+
+
+def _gatherd_calls(folder: Path, rows: int, dim: int, stack: ExitStack) -> dict[str, Call]:
+    clients = {}
+    for durability in ("fsync", "os"):
+        data_dir = folder / durability
+        run_cli(
+            *("create", TABLE, "--rows", str(rows), "--dim", str(dim)),
+            *("--optimizer", "sgd", "--data-dir", data_dir),
+        )
+        server = RunningServer(
+            *("--data-dir", data_dir, "--durability", durability),
+            log_path=folder / f"{durability}.log",
+        )
+        stack.enter_context(server)
+        clients[durability] = stack.enter_context(Client(server.http, timeout=60))
+        if durability == "fsync":
+            clients["grpc"] = stack.enter_context(Client(server.grpc, timeout=60))
+    return {
+        ADD: _push(clients["fsync"].scatter_add, dim),
+        ASSIGN: _push(clients["fsync"].assign, dim),
+        ADD_GRPC: _push(clients["grpc"].scatter_add, dim),
+        ADD_OS: _push(clients["os"].scatter_add, dim),
+    }
+
+
+def _push(method: Callable[..., object], dim: int) -> Call:
+    values = np.random.default_rng(8).random((max(SIZES), dim), np.float32)
+    return lambda ids: method(TABLE, ids, values[: ids.size])
+
+
+def _redis_calls(folder: Path, dim: int, stack: ExitStack) -> dict[str, Call]:
+    import redis
+
+    values = np.random.default_rng(8).random((max(SIZES), dim), np.float32)
+    raw = [values[i].tobytes() for i in range(len(values))]
+    made: dict[str, Call] = {}
+    for name, options in (
+        (REDIS_DURABLE, ("--appendonly", "yes", "--appendfsync", "always")),
+        (REDIS_MEMORY, ("--appendonly", "no")),
+    ):
+        own = folder / name.partition(",")[2].strip().replace(" ", "-")
+        own.mkdir()
+        peer = stack.enter_context(peers.redis(own, *options))
+        client: Any = redis.Redis(port=peer.port, single_connection_client=True)
+        stack.callback(client.close)
+
+        def call(ids: Ids, client: Any = client) -> None:
+            client.mset(dict(zip(peers.redis_keys(ids), raw, strict=False)))
+
+        made[name] = call
+    return made
+
+
+def _script(name: str, plan: Plan) -> str:
+    """What one of the other benchmarks prints, or why it prints nothing."""
+    script = Path(__file__).with_name(name)
+    try:
+        done = subprocess.run(
+            [sys.executable, script],
+            capture_output=True,
+            text=True,
+            timeout=SCRIPT_SECONDS,
+            cwd=plan.disk,  # where commit_bench.py makes its files
+        )
+    except subprocess.TimeoutExpired:
+        return f"{name}: not done after {SCRIPT_SECONDS} s"
+    return f"{name}\n{done.stdout if done.returncode == 0 else done.stderr[-2000:]}".rstrip()

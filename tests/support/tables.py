@@ -1,0 +1,31 @@
+"""Data dirs with tables in them, made in the test's own process: a command takes a second each."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from gatherd.store.dtypes import DType
+from gatherd_server.types import CreateTable, OptimizerSpec
+from gatherd_server.writer.publish import own_data_dir
+
+
+def drawn_table(
+    name: str,
+    rows: int,
+    dim: int,
+    *,
+    dtype: str = "float32",
+    init: str = "zeros",
+    seed: int = 0,
+    optimizer: str | None = "sgd",
+    options: Mapping[str, float] | None = None,
+) -> CreateTable:
+    """What `gatherd create` is told; read-only with `optimizer` None."""
+    spec = None if optimizer is None else OptimizerSpec(optimizer, dict(options or {}))
+    return CreateTable(name, rows, dim, DType(dtype), init, seed, spec)
+
+
+def make_data_dir(path: Path, *tables: CreateTable) -> None:
+    """Create `tables` in data dir `path`, made if it isn't there; nobody may own it."""
+    with own_data_dir(path, create=True) as owned:
+        for table in tables:
+            owned.change(table)

@@ -1,0 +1,45 @@
+"""A real web server in a thread of this process."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import uvicorn
+
+from gatherd_server.http.body import Workers
+from gatherd_server.http.fast_path import fast_protocol
+from gatherd_server.http.fast_routes import FastRoutes
+from gatherd_server.http.rest import create_app
+from support.small_engine import SmallEngine
+from support.training_engine import Training
+
+Served = SmallEngine | Training
+
+
+@contextlib.contextmanager
+def web_server(
+    served: Served, *, is_fast: bool = True, app: Any = None, **options: Any
+) -> Iterator[str]:
+    """Run a web server, with or without the fast path and with uvicorn's `options`.
+
+    `app` stands in for the application.
+    """
+    # The app takes connections from here on; whoever comes before it is up waits in the queue.
+    listener = socket.create_server(("127.0.0.1", 0))
+    app = app or create_app(served.engine, served.admission)
+    http: Any = "httptools"
+    if is_fast:
+        http = fast_protocol(FastRoutes(served.engine), served.admission, Workers())
+    server = uvicorn.Server(
+        uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, **options)
+    )
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+        listener.close()
