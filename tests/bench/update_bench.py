@@ -28,6 +28,7 @@ from gatherd_server.writer.optimizers import RowImages, TrainedRows
 DIM, IDS, ROUNDS = 128, 16_384, 25
 FEW = 8
 COUNTERS = np.zeros(STRIPES_MAX, COUNTER)
+MARKS = {"np.add.at": 10, "torch index_add_": 5, "adagrad": 2}
 
 
 def microseconds(call: Callable[[], object]) -> float:
@@ -146,6 +147,16 @@ def compare(row_count: int, zipf: bool) -> None:
     print(f"{IDS} {'zipf' if zipf else 'uniform'} ids of {row_count} rows, dim {DIM}")
     for name, median in medians.items():
         print(f"  {name:22} {median / 1e3:7.2f} ms   {median / ours:5.2f} times scatter_add")
+    print("marks:")
+    for name, mark in MARKS.items():
+        if name in medians:
+            ratio = medians[name] / ours
+            is_met = ratio <= mark if name == "adagrad" else ratio >= mark
+            at = "at most" if name == "adagrad" else "at least"
+            print(
+                f"  {name} is {ratio:.2f} times scatter_add; mark: {at} {mark}; "
+                f"{'met' if is_met else 'missed'}"
+            )
 
 
 def compare_few(row_count: int) -> None:

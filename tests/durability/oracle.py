@@ -106,7 +106,7 @@ def after(state: State, did: Did, keep_versions: int) -> State:
 
 def _with(table: Table, new: dict[int, Version], live: int, keep: int) -> Table:
     versions = table.versions | new
-    kept = kept_versions(set(versions), live, keep)
+    kept = kept_versions(set(versions), live, table.live, keep)
     return replace(table, live=live, versions={v: versions[v] for v in kept})
 
 

@@ -107,9 +107,11 @@ SHOWN: dict[str, Cut] = {
     "wal_writer.drop_all: names in wal": Cut("unsynced", 0, 2, 28),
     "writer._checkpoint: checkpoint": Cut("tables", 0, 2, 2),
     "writer._checkpoint: name of checkpoint": Cut("tables", 0, 2, 20),
+    "writer._checkpoint: seq": Cut("versions", 0, 5, 4),
     "writer._checkpoint: slots": Cut("tables", 3, 4, 2),
     "writer._checkpoint: weights": Cut("tables", 1, 8, 2),
     "writer.change_catalog: catalog.json": Cut("tables", 0, 12, 2),
+    "writer.change_catalog: name of catalog.json": Cut("tables", 2, 2, 4),
 }
 
 

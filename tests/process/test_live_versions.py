@@ -235,3 +235,16 @@ def test_health_follows_tables_that_come_and_go(served: Served) -> None:
             watched.append(next(watching).status)
         watching.cancel()
     assert watched == [status.SERVING, status.SERVICE_UNKNOWN] * 2
+
+
+def test_what_was_live_before_a_publish_is_kept_rather_than_the_newest(
+    served: Served, table: str
+) -> None:
+    with Client(served.server.http) as client:
+        client.publish(table)
+        client.rollback(table, 1)
+        client.publish(table)
+        # Version 2 is the one that was rolled back from; 1 is what 3 was copied from.
+        assert (client.table(table).version, client.table(table).versions) == (3, (1, 3))
+        client.rollback(table)
+        assert client.table(table).version == 1

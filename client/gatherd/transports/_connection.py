@@ -61,7 +61,7 @@ class Connection:
         the connection can go on.
         """
         reader = self.reader
-        reader.reset()
+        reader.started = False  # it is reset when it has something to read
         try:
             left = self._arm(ends_at)
             self._send(_connect.plain_pieces(wire, ids, left), ends_at)
@@ -123,14 +123,18 @@ class Connection:
     def _take_otherwise(self, size: int, target: NDArray[Any], count: int, ends_at: float) -> None:
         """Give the reader the `count` bytes that were received, and receive the rest."""
         reader = self.reader
+        reader.reset()
         feed(reader, self._start_view[: min(count, size)])
         if count > size:
             feed(reader, _connect.bytes_of(target)[: count - size])
         if count > size + target.nbytes:
             feed(reader, memoryview(self._surplus))
-        if count < size and not count:
+        if not count:
             reader.eof()
         self._receive(ends_at)
+        if count > size + target.nbytes and not self.is_alive():
+            # The buffers were just full, so what came beyond the response is still to be read.
+            reader.reusable = False
 
     def _arm(self, ends_at: float) -> float:
         """Let the socket wait until then, and no longer; returns the seconds. TimeoutError."""

@@ -82,6 +82,7 @@ class Connection(asyncio.BufferedProtocol):
 
     def _take_otherwise(self, received: memoryview) -> None:
         self._target = None
+        self.reader.reset()
         try:
             feed(self.reader, received)
         except HttpError as error:
@@ -157,7 +158,10 @@ class Connection(asyncio.BufferedProtocol):
         transport = self._transport
         if transport is None or not self.open:
             raise Stale(ConnectionEnded("it was closed"))
-        self.reader.reset()
+        if target is None:
+            self.reader.reset()
+        else:
+            self.reader.started = False  # it is reset when it has something to read
         waiter = self._waiter = self._loop.create_future()
         self._ends_at, self._filled = ends_at, 0
         self._expected, self._target = expected, target

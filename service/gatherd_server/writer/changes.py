@@ -292,7 +292,9 @@ class Changes:
 
         `fresh` is its folder when it is new: gone again when the switch fails.
         """
-        versions = kept_versions({*entry.versions, version}, version, self._limits.keep_versions)
+        versions = kept_versions(
+            {*entry.versions, version}, version, entry.live, self._limits.keep_versions
+        )
 
         def switch() -> int:
             self._entry(name, entry.live)
@@ -400,12 +402,14 @@ class Changes:
                     logger.error("can't freeze %s: %s", folder, error)  # noqa: TRY400 - says it all
 
 
-def kept_versions(versions: set[int], live: int, keep: int) -> tuple[int, ...]:
-    """Those of `versions` that stay: the live one and the newest `keep` of the others.
+def kept_versions(versions: set[int], live: int, superseded: int, keep: int) -> tuple[int, ...]:
+    """Those of `versions` that stay: the live one and `keep` others.
 
-    The highest number stays as well, so that none is ever given twice.
+    Of these the one that was live until now comes first, then the newest: after a rollback and a
+    publish it is an older one, and the one that was rolled back from isn't what to go back to. The
+    highest number stays as well, so that none is ever given twice.
     """
-    others = sorted(versions - {live})
+    others = sorted(versions - {live}, key=lambda number: (number == superseded, number))
     return tuple(sorted({live, max(versions), *others[len(others) - min(keep, len(others)) :]}))
 
 
