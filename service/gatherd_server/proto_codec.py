@@ -9,6 +9,7 @@ of updates and changes are in proto_updates.py.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
 
@@ -64,6 +65,7 @@ _REPLY_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
     **{WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES},
 }
+_INT64: Final = np.dtype(np.int64)
 _KEY_DTYPES: Final = {"i": tensor_pb2.DTYPE_INT64, "u": tensor_pb2.DTYPE_UINT64}
 _MISSING: Final[dict[int, Missing]] = {
     embedding_pb2.MISSING_UNSPECIFIED: Missing.ERROR,
@@ -103,6 +105,50 @@ def lookup_plan(request: embedding_pb2.LookupRequest) -> LookupPlan:
         _missing(request.missing, ROW_POLICIES),
         request.version,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class SeenLookup:
+    """All of a LookupRequest but its ids, which differ from one request to the next."""
+
+    before: bytes
+    after: bytes
+    plan: LookupPlan
+
+    def plan_of(self, body: bytes) -> LookupPlan | None:
+        """The plan of a request as long as the one that was seen, if it has other ids at most."""
+        if not (body.startswith(self.before) and body.endswith(self.after)):
+            return None
+        ids = np.frombuffer(body[len(self.before) : len(body) - len(self.after)], _INT64)
+        table, _, dtype, missing, version, _ = self.plan
+        return LookupPlan(table, ids, dtype, missing, version)
+
+
+def seen_lookup(body: bytes, plan: LookupPlan) -> SeenLookup | None:
+    """What a plan's request has around its ids, flat and of int64; None when it isn't that plain.
+
+    Where the ids stand is tried: with two other fillings the request still has to mean the same, so
+    every byte of the ids is among those that were filled.
+    """
+    ids = plan.asked
+    if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
+        return None
+    data = ids.tobytes()
+    begin = body.find(data)
+    before, after = body[:begin], body[begin + len(data) :]
+    for filling in (0, -1):
+        filled = np.full_like(ids, filling)
+        try:
+            other = lookup_plan(
+                embedding_pb2.LookupRequest.FromString(before + filled.tobytes() + after)
+            )
+        except (DecodeError, InvalidArgument):
+            return None
+        if isinstance(other.asked, ByKey) or not np.array_equal(other.asked, filled):
+            return None
+        if other._replace(asked=ids) != plan._replace(asked=ids):
+            return None
+    return SeenLookup(before, after, plan)
 
 
 def bags_plan(request: embedding_pb2.LookupBagsRequest) -> LookupPlan:

@@ -32,7 +32,7 @@ PARTS = {
     "async": ("bench.concurrent_lookups", 180),
     "bytes": ("bench.fewer_bytes", 180),
     "memory": ("bench.start_memory", 240),
-    "updates": ("bench.updates", 300),
+    "updates": ("bench.updates", 420),
 }
 # The big table, Redis' copy of it and its overhead, and what the other parts write.
 FOLDER_BYTES = 8 << 30

@@ -1,7 +1,9 @@
 """Update kernels beside `np.add.at` and torch's `index_add_`, alternating in one run, one thread.
 
 Each of gatherd's figures is the whole of what a writer computes for a push: the images of its rows,
-and their copy back to the table. torch is left out where it isn't installed:
+and their copy back to the table. Times are the thread's own, so that a turn that another process
+had doesn't count; what it did to the caches and the memory's bandwidth does. torch is left out
+where it isn't installed:
 `taskset -c 1 python tests/bench/update_bench.py [ROWS]`. The marks: 16,384 ids × 128 float32 at
 least 10 times `np.add.at` and 5 times `index_add_`; adagrad at most twice scatter_add; 8 ids under
 25 µs.
@@ -32,10 +34,10 @@ MARKS = {"np.add.at": 10, "torch index_add_": 5, "adagrad": 2}
 
 
 def microseconds(call: Callable[[], object]) -> float:
-    """What one call takes."""
-    begin = time.perf_counter()
+    """The CPU time that one call takes."""
+    begin = time.thread_time()
     call()
-    return (time.perf_counter() - begin) * 1e6
+    return (time.thread_time() - begin) * 1e6
 
 
 def filled(shape: tuple[int, ...], dtype: Any, value: float) -> NDArray[Any]:

@@ -2,8 +2,8 @@
 
 A push adds to rows; Redis has no such thing for vectors, so its MSET replaces them, once durable
 before it answers, as gatherd's pushes are (`appendonly yes`, `appendfsync always`), and once kept
-in memory only. commit_bench.py and update_bench.py, which look at the log and at the kernels alone,
-are run as they are and their words kept.
+in memory only. commit_bench.py, update_bench.py and torn_bench.py, which look at the log, at the
+kernels and at the counters of rows alone, are run as they are and their words kept.
 """
 
 import subprocess
@@ -42,7 +42,7 @@ SCRIPT_SECONDS = 150
 
 
 def run(plan: Plan) -> Report:
-    """Latency of updates, and what the other two benchmarks print."""
+    """Latency of updates, and what the other three benchmarks print."""
     report = Report(
         "Updates",
         "p50 (p99) in µs by rows in a push, one blocking client, malloc tuned; float32, "
@@ -75,7 +75,8 @@ def run(plan: Plan) -> Report:
             what = f"assign faster than Redis' durable MSET, {size:,} rows"
             report.marks.append(Mark(what, ratio, 1.0, limited_by=why))
     if plan.rows >= ROWS:
-        report.verbatim += [_script("commit_bench.py", plan), _script("update_bench.py", plan)]
+        names = ("commit_bench.py", "update_bench.py", "torn_bench.py")
+        report.verbatim += [_script(name, plan) for name in names]
     return report
 
 

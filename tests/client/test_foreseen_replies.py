@@ -139,7 +139,7 @@ lookups = st.tuples(
 @given(steps=st.lists(st.tuples(lookups, replies), min_size=2, max_size=8))
 def test_a_reply_is_read_the_same_whether_it_was_foreseen_or_not(make: Any, steps: Any) -> None:
     tables = {"words": WORDS, "items": ITEMS}
-    with serving() as server, make(server.url, retries=2) as client:
+    with serving() as server, make(server.url, retries=2, timeout=3) as client:
         for i, ((table, shape, dtype, reply_dtype, into), reply) in enumerate(steps):
             rows = tables[table]
             ids = np.arange(i, i + max(1, int(np.prod(shape))))[: int(np.prod(shape))]

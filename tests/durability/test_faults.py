@@ -83,7 +83,10 @@ def _calls(root: Path) -> tuple[range, range]:
 def _run(
     root: Path, kernel: Kernel, what: str, failed: Callable[[Trainer, GatherdError], None]
 ) -> Trainer:
-    """Do the steps, telling what failed; what was refused with the writer at work wasn't done."""
+    """Do the steps up to what fails, and tell of that.
+
+    What was refused with the writer at work wasn't done, and is done after it.
+    """
     trainer = _begun(root, kernel)
     try:
         for number, step in enumerate(STEPS):
@@ -98,8 +101,10 @@ def _run(
                 trainer.coming = None
                 del trainer.history[trainer.acknowledged :]
                 _check_nothing_left(trainer)
-                # What it was about has to be possible now.
+                # What it was about has to be possible now, and so has what comes next.
                 step(trainer)
+                _push(UpdateOp.APPLY_GRADIENTS)(trainer)
+                break
         trainer.stop()
     finally:
         trainer.abandon()
@@ -114,6 +119,8 @@ def _check_nothing_left(trainer: Trainer) -> None:
     found = {path.name for path in (trainer.data / TABLES_NAME).glob("*/v*")}
     named = {f"v{n:06d}" for table in trainer.state.values() for n in table.versions}
     assert found == named, f"the versions {found} are there, not {named}"
+    fresh = sorted(path.name for path in trainer.data.glob("*.new"))
+    assert not fresh, f"{fresh} are left"
 
 
 def _recovered(trainer: Trainer, what: str, *restarts: bool) -> None:
@@ -125,7 +132,6 @@ def _recovered(trainer: Trainer, what: str, *restarts: bool) -> None:
             judge(copy, trainer.view(), is_restart=is_restart)
         except Exception as error:
             raise AssertionError(f"{what}, {is_restart=}: {error}") from error
-        shutil.rmtree(copy)
 
 
 def _looked_up(data: Path) -> dict[str, np.ndarray]:

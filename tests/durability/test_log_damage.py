@@ -32,7 +32,7 @@ from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.types import UpdateOp
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
 
-SAMPLE = 13
+SAMPLE = 29
 """Every such byte is tried with a whole start, the others by reading the log alone."""
 
 

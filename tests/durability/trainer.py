@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from durability.oracle import Did, State, Version, first_slots, states_after
+from durability.oracle import Did, State, Version, after, first_slots, states_after
 from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
@@ -126,6 +126,7 @@ class Trainer:
         self.begin: State = {}
         self.random = random.Random(seed)
         self._rng = np.random.default_rng(seed)
+        self._known: tuple[list[Did], State] = ([], {})
         self._sequence = 0
         self._session = self._rng.bytes(16)
         self._writer: Writer | None = None
@@ -144,7 +145,13 @@ class Trainer:
     @property
     def state(self) -> State:
         """What the tables hold now."""
-        return states_after(self.begin, self.history, self.limits.keep_versions)[-1]
+        done, state = self._known
+        if done != self.history[: len(done)] or not done:
+            done, state = [], self.begin
+        for did in self.history[len(done) :]:
+            state = after(state, did, self.limits.keep_versions)
+        self._known = list(self.history), state
+        return state
 
     def view(self) -> View:
         history = (*self.history, *([self.coming] if self.coming else []))

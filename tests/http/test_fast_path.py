@@ -26,6 +26,8 @@ CONNECT = "/gatherd.v1.EmbeddingService/"
 PROTO = "application/proto"
 OCTETS = "application/octet-stream"
 DATE = re.compile(rb"date: [^\r]*\r\n")
+# What a server answers, or refuses, by closing the connection.
+ENDS = re.compile(rb"Connection: close|HTTP/1\.0|Length: many|nonsense")
 SECONDS = 20.0
 LARGE = np.arange(40_000) % 5000
 """Ids whose reply, 10 MB, fits into no socket's buffer."""
@@ -103,7 +105,10 @@ def exchanged(url: str, *pieces: bytes) -> bytes:
             sock.sendall(piece)
             if len(pieces) > 1:
                 time.sleep(0.005)  # for the parts to be read apart; together they are as right
-        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: gatherd.test\r\nConnection: close\r\n\r\n")
+        if not ENDS.search(pieces[-1]):
+            sock.sendall(
+                b"GET /healthz HTTP/1.1\r\nHost: gatherd.test\r\nConnection: close\r\n\r\n"
+            )
         return DATE.sub(b"", read_all(sock))
 
 
@@ -185,6 +190,38 @@ EXCHANGES: dict[str, tuple[bytes, ...]] = {
     "byte by byte": tuple(ONE[i : i + 1] for i in range(len(ONE))),
     "head and body apart": (ONE[: -len(BODY)], ONE[-len(BODY) :]),
     "two in one": (ONE + octets([4]),),
+    "the same head again and again": (
+        ONE,
+        lookup([4]),
+        lookup([-1]),
+        ONE[:-3],
+        ONE[-3:],
+        ONE,
+        ONE + lookup([5]),
+        ONE,
+        lookup([6, 7]),
+        lookup([8, 9]),
+        octets([1]),
+        octets([2]),
+        ONE,
+        ONE,
+    ),
+    "as long and not the same": (
+        ONE,
+        lookup([3], "wordz"),
+        ONE,
+        lookup([3], version=1),
+        lookup([3], version=2),
+        lookup([3], dtype="DTYPE_FLOAT16"),
+        lookup([3], dtype="DTYPE_FLOAT64"),
+        lookup(np.array([3], np.uint64)),
+        lookup(np.array([2**64 - 1], np.uint64)),
+        ONE,
+    ),
+    "the same head until the last": (ONE, ONE, lookup([3], "words", "Connection: close")),
+    "the same head with a timeout": tuple(
+        lookup([row], "words", "Connect-Timeout-Ms: 5000") for row in (1, 2, 3)
+    ),
     "small ones behind a large one": (lookup(LARGE) + ONE + octets([4]) + lookup([-1]) + ONE,),
     "ASGI's before and behind": (
         b"GET /v1/tables HTTP/1.1\r\nHost: a\r\n\r\n" + ONE + b"GET /none HTTP/1.1\r\n\r\n" + ONE,

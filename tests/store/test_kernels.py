@@ -16,7 +16,7 @@ WARM = """
 from gatherd.store import kernels
 kernels.warm()
 from gatherd.store import compiled_bags, compiled_keys
-hits = compiled_bags.pool.stats.cache_hits, compiled_keys.find_ints.stats.cache_hits
+hits = compiled_bags.sum_any.stats.cache_hits, compiled_keys.find_ints.stats.cache_hits
 print([sum(hit.values()) for hit in hits])
 """
 

@@ -19,6 +19,7 @@ import asyncio
 import time
 from collections import deque
 from collections.abc import Coroutine
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -79,8 +80,37 @@ class _FastPath(HttpToolsProtocol):
     cycle: Any
     pipeline: deque[tuple[Any, Any]]
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._begun = self._ended = 0
+        self._seen: _SeenHead | None = None
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, which answers whatever is complete."""
+        seen = self._seen
+        if seen is not None and len(data) == seen.total and data.startswith(seen.head):
+            before = self.cycle
+            if before.response_complete and self._begun == self._ended and not self._is_full():
+                # The parser has nothing to tell that it hasn't told of the same bytes before.
+                self._unset_keepalive_if_required()
+                self.cycle = cycle = _FastCycle(self, seen.route, seen.seconds, keep_alive=True)
+                cycle.take(data[len(seen.head) :])
+                cycle.end()
+                cycle.start()
+                return
+        begun, ended = self._begun, self._ended
+        super().data_received(data)
+        cycle = self.cycle
+        if not isinstance(cycle, _FastCycle):
+            return
+        if begun == ended and self._begun == self._ended == begun + 1:
+            self._seen = cycle.seen(data)
+        else:
+            cycle.wait()
+
     def on_message_begin(self) -> None:
         """Put off what only the application needs."""
+        self._begun += 1
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
@@ -121,14 +151,15 @@ class _FastPath(HttpToolsProtocol):
             or b"content-encoding" in headers
             or parser.should_upgrade()
             or parser.get_http_version() != "1.1"
-            or (self.limit_concurrency is not None and self._is_full(self.limit_concurrency))
+            or self._is_full()
         ):
             return None
         seconds = int(timeout) / 1000 if timeout else None
         return _FastCycle(self, route, seconds, parser.should_keep_alive())
 
-    def _is_full(self, limit: int) -> bool:
-        return len(self.connections) >= limit or len(self.tasks) >= limit
+    def _is_full(self) -> bool:
+        limit = self.limit_concurrency
+        return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -139,6 +170,7 @@ class _FastPath(HttpToolsProtocol):
 
     def on_message_complete(self) -> None:
         """Answer, now or when it is this request's turn."""
+        self._ended += 1
         if isinstance(self.cycle, _FastCycle):
             self.cycle.end()
         else:
@@ -162,6 +194,19 @@ class _FastPath(HttpToolsProtocol):
             super()._start_asgi_task(cycle, app)
 
 
+@dataclass(frozen=True, slots=True)
+class _SeenHead:
+    """The head of a connection's last request, when it came in one piece with its body.
+
+    A client's next request most often has the same, byte for byte.
+    """
+
+    head: bytes
+    total: int
+    route: Route
+    seconds: float | None
+
+
 class _NoEvent:
     """uvicorn wakes its own cycles by an event; a fast one needs no waking."""
 
@@ -178,6 +223,7 @@ class _FastCycle:
         "_holds_place",
         "_is_read",
         "_is_started",
+        "_length",
         "_protocol",
         "_route",
         "_seconds",
@@ -197,6 +243,7 @@ class _FastCycle:
         self._seconds = seconds
         self._deadline = 0.0
         self._body: list[bytes] = []
+        self._length = 0
         self._timer: asyncio.TimerHandle | None = None
         self._tasks_count = 0
         self._holds_place = self._is_read = self._is_started = False
@@ -206,6 +253,7 @@ class _FastCycle:
 
     def take(self, body: bytes) -> None:
         """A piece of the body; the parser sees to it that there is no more than was announced."""
+        self._length += len(body)
         if not self.response_complete:
             self._body.append(body)
 
@@ -214,6 +262,13 @@ class _FastCycle:
         self._is_read = True
         if self._is_started and not self.response_complete:
             self._run()
+
+    def seen(self, data: bytes) -> _SeenHead | None:
+        """What `data`, this request and nothing else, begins with; None when it is the last one."""
+        if not self.keep_alive:
+            return None
+        head = data[: len(data) - self._length]
+        return _SeenHead(head, len(data), self._route, self._seconds)
 
     def start(self) -> None:
         """Every request before this one is answered."""
@@ -228,7 +283,10 @@ class _FastCycle:
         self._holds_place = True
         if self._is_read:
             self._run()
-        elif self._seconds is not None:
+
+    def wait(self) -> None:
+        """The rest of the body comes later, or never."""
+        if self._is_started and not self._is_read and self._seconds is not None and not self._timer:
             self._timer = self._protocol.loop.call_later(self._seconds, self._expire)
 
     def abandon(self) -> None:

@@ -50,6 +50,11 @@ def prepare_catalog(files: Files, data_dir: Path, catalog: Catalog) -> None:
     files.prepare(data_dir / CATALOG_NAME, encode_catalog(catalog))
 
 
+def discard_prepared(files: Files, data_dir: Path) -> None:
+    """Delete a catalog that was prepared and isn't to be put, if there is one."""
+    files.discard(data_dir / CATALOG_NAME)
+
+
 def put_prepared(files: Files, data_dir: Path) -> None:
     """Replace the catalog by the one that was prepared, durable on return."""
     files.put(data_dir / CATALOG_NAME)

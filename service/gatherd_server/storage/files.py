@@ -56,6 +56,11 @@ class Files:
         if durable:
             self.sync_dir(path.parent, path)
 
+    def discard(self, path: Path) -> None:
+        """Delete what was prepared for `path` and never put, if there is any."""
+        if _beside(path).exists():
+            self.unlink(_beside(path))
+
     def rename(self, source: Path, target: Path) -> None:
         """Move `source` to `target`, durable on return."""
         with _told(target):

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from gatherd.errors import BadFile
 from gatherd.store.catalog import Catalog, read_catalog
-from gatherd_server.storage.catalog_writer import put_catalog
+from gatherd_server.storage.catalog_writer import discard_prepared, put_catalog
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind, segment_paths
@@ -72,6 +72,7 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     if versions.catalog.generation > generation or control.has_failed:
         put_catalog(files, data_dir, versions.catalog)
     else:
+        discard_prepared(files, data_dir)
         # A writer that was killed inside a change may have left its name to the page cache alone.
         files.sync_dir(data_dir)
     for mapped in versions.trainable():

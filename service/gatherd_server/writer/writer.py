@@ -30,7 +30,7 @@ from gatherd.errors import (
 )
 from gatherd.store.catalog import Catalog
 from gatherd_server.errors import unexpected
-from gatherd_server.storage.catalog_writer import prepare_catalog, put_prepared
+from gatherd_server.storage.catalog_writer import discard_prepared, prepare_catalog, put_prepared
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
@@ -216,7 +216,11 @@ class Writer:
         catalog = replace(catalog, generation=self._versions.catalog.generation + 1)
         lsn = self._log.next_lsn
         prepare_catalog(self._files, self._data_dir, catalog)
-        self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
+        try:
+            self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
+        except DiskFull:
+            discard_prepared(self._files, self._data_dir)
+            raise
         with self._stopping():
             put_prepared(self._files, self._data_dir)
         self._control.set_generation(catalog.generation)
