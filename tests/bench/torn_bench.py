@@ -1,6 +1,6 @@
 """What it costs that rows are never torn: tables with counters beside the same without, in one run.
 
-`taskset -c 1 python tests/bench/torn_bench.py [ROWS]`. The sides alternate; medians. In the last
+`python tests/bench/torn_bench.py [ROWS]`. The sides alternate; medians. In the last
 part a process on another core stores into every row of a smaller table as fast as it can meanwhile.
 """
 
@@ -124,6 +124,8 @@ def while_written(data_dir: Path) -> None:
 def main() -> None:
     """Print the figures of docs/durability.md."""
     row_count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
+    # One core for the readers; the storing process gets the others.
+    os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     kernels.warm()
     warm()
     with tempfile.TemporaryDirectory() as name:

@@ -43,11 +43,19 @@ class Files:
         self.put(path, durable=durable)
 
     def prepare(self, path: Path, data: bytes) -> None:
-        """Write what `put` will give `path`, durably, beside it: that takes the room."""
+        """Write what `put` will give `path`, durably, beside it: that takes the room.
+
+        Nothing of it is left when it fails.
+        """
         fresh = _beside(path)
         with suppress(FileNotFoundError):
             fresh.unlink()
-        self.write_new(fresh, data)
+        try:
+            self.write_new(fresh, data)
+        except BaseException:
+            with suppress(StorageError):
+                self.discard(path)
+            raise
 
     def put(self, path: Path, *, durable: bool = True) -> None:
         """Give `path` the contents that were prepared; see `replace`."""
