@@ -478,7 +478,7 @@ def test_a_stream_that_never_pauses_ends_within_the_grace(serve: Serve) -> None:
     answers = embedding(channel).LookupStream(endless())
     next(answers)
     with futures.ThreadPoolExecutor(1) as pool:
-        stopping = pool.submit(server.stop, 1)
+        stopping = pool.submit(server.stop, 4)
         failure(lambda: list(answers), Code.UNAVAILABLE, "UNAVAILABLE")
         stopped.set()
         stopping.result()

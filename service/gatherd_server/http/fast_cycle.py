@@ -1,0 +1,326 @@
+"""One request of the fast path and its reply.
+
+Large replies are gathered and written piece by piece, with the loop's other work between two
+pieces; no more of one is held than the peer has room for.
+"""
+
+import asyncio
+import time
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
+
+import numpy as np
+from starlette.responses import Response
+from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE
+from uvicorn.server import ServerState
+
+from gatherd.errors import DeadlineExceeded, GatherdError
+from gatherd_server.admission import Admission
+from gatherd_server.engine.rows import Rows
+from gatherd_server.errors import unexpected
+from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
+from gatherd_server.http.fast_routes import Route, Work
+from gatherd_server.proto_codec import Part, byte_count
+
+# What is gathered and written at a time: small enough to stay in a core's cache in between and not
+# to keep others waiting, about 40 µs.
+PIECE_BYTES: Final = 256 << 10
+# Where a reply's rows begin in their buffer.
+ALIGN_BYTES: Final = 64
+
+
+class Prefixes:
+    """The begin of a reply's head, kept while uvicorn's default headers, the date, are the same."""
+
+    def __init__(self) -> None:
+        self._defaults: list[tuple[bytes, bytes]] | None = None
+        self._ok = b""
+
+    def ok(self, defaults: list[tuple[bytes, bytes]]) -> bytes:
+        """Status line and default headers of a 200."""
+        if defaults is not self._defaults:
+            self._ok = STATUS_LINE[200] + _lines(defaults)
+            self._defaults = defaults
+        return self._ok
+
+
+class Connection(Protocol):
+    """What a request needs of its connection; uvicorn's protocol class has most of it."""
+
+    loop: asyncio.AbstractEventLoop
+    transport: asyncio.Transport
+    flow: FlowControl
+    tasks: set[asyncio.Task[None]]
+    server_state: ServerState
+    admission: Admission
+    workers: Workers
+    prefixes: Prefixes
+
+    def on_response_complete(self) -> None:
+        """Go on with the next request."""
+
+
+class _NoEvent:
+    """uvicorn wakes its own cycles by an event; a fast one needs no waking."""
+
+    def set(self) -> None:
+        pass
+
+
+class FastCycle:
+    """One request and its reply. Everything happens on the event loop but `Work` that is long."""
+
+    __slots__ = (
+        "_body",
+        "_connection",
+        "_deadline",
+        "_holds_place",
+        "_is_read",
+        "_is_started",
+        "_tasks_count",
+        "_timer",
+        "body_bytes",
+        "disconnected",
+        "keep_alive",
+        "response_complete",
+        "route",
+        "seconds",
+    )
+    message_event: Final = _NoEvent()
+
+    def __init__(
+        self, connection: Connection, route: Route, seconds: float | None, keep_alive: bool
+    ) -> None:
+        self._connection = connection
+        self.route = route
+        self.seconds = seconds
+        self._deadline = 0.0
+        self._body: list[bytes] = []
+        self.body_bytes = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._tasks_count = 0
+        self._holds_place = self._is_read = self._is_started = False
+        self.keep_alive = keep_alive
+        self.disconnected = False
+        self.response_complete = False
+
+    def take(self, body: bytes) -> None:
+        """A piece of the body; the parser sees to it that there is no more than was announced."""
+        self.body_bytes += len(body)
+        if not self.response_complete:
+            self._body.append(body)
+
+    def end(self) -> None:
+        """The body is complete."""
+        self._is_read = True
+        if self._is_started and not self.response_complete:
+            self._run()
+
+    def start(self) -> None:
+        """Every request before this one is answered."""
+        self._is_started = True
+        if self.seconds is not None:
+            self._deadline = time.monotonic() + self.seconds
+        try:
+            self._connection.admission.enter()
+        except GatherdError as error:
+            self._respond(self.route.error(error))
+            return
+        self._holds_place = True
+        if self._is_read:
+            self._run()
+
+    def wait(self) -> None:
+        """The rest of the body comes later, or never."""
+        if self._is_started and not self._is_read and self.seconds is not None and not self._timer:
+            self._timer = self._connection.loop.call_later(self.seconds, self._expire)
+
+    def abandon(self) -> None:
+        """The connection is gone."""
+        self.disconnected = True
+        if not self._tasks_count:
+            self._let_go()
+
+    @property
+    def _is_gone(self) -> bool:
+        # uvicorn tells only the last of several pipelined requests that nobody waits any more.
+        return self.disconnected or self._connection.transport.is_closing()
+
+    def _track(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` as one of the tasks that a drain waits for."""
+        connection = self._connection
+        self._tasks_count += 1
+        task = connection.loop.create_task(self._watched(work))
+        connection.tasks.add(task)
+        task.add_done_callback(connection.tasks.discard)
+
+    async def _watched(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            await work
+        except Exception as error:  # noqa: BLE001 - logged; part of an answer may be written
+            unexpected(error)
+            self._connection.transport.abort()
+        finally:
+            self._tasks_count -= 1
+            if not self._tasks_count and self._is_gone:
+                self._let_go()
+
+    def _expire(self) -> None:
+        if not self.response_complete and not self.disconnected:
+            self._respond(self.route.error(self._too_late()))
+
+    def _run(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        connection = self._connection
+        if connection.flow.write_paused:
+            # The peer hasn't read the replies before this one: nothing is gathered until it does.
+            self._track(self._run_later())
+            return
+        try:
+            found = self.route.begin(self._whole_body())
+            if isinstance(found, Work):
+                self._work(found)
+            elif found.nbytes <= PIECE_BYTES:
+                self._write_whole(found)
+            else:
+                found.check()
+                self._check_time()
+                self._track(self._stream(found))
+        except GatherdError as error:
+            self._respond(self.route.error(error))
+        except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
+            self._respond(self.route.error(unexpected(error)))
+
+    async def _run_later(self) -> None:
+        await self._connection.flow.drain()
+        if not self._is_gone:
+            self._run()
+
+    def _whole_body(self) -> bytes:
+        pieces, self._body = self._body, []
+        return pieces[0] if len(pieces) == 1 else b"".join(pieces)
+
+    def _write_whole(self, rows: Rows) -> None:
+        """Answer with one buffer: the head, and the rows gathered behind it."""
+        head = self._head(rows)
+        buffer, begin = _buffer_for(head, rows.nbytes)
+        rows.read(0, rows.count, buffer, begin)
+        self._check_time()
+        self._connection.transport.write(buffer.data[begin - len(head) :])
+        self._complete()
+
+    async def _stream(self, rows: Rows) -> None:
+        """Answer piece by piece; all ids are known to have rows."""
+        connection = self._connection
+        head = self._head(rows)
+        step = max(1, PIECE_BYTES // max(1, rows.row_bytes))
+        for start in range(0, rows.count, step):
+            stop = min(start + step, rows.count)
+            buffer, begin = _buffer_for(head, (stop - start) * rows.row_bytes)
+            try:
+                rows.read(start, stop, buffer, begin)
+            except GatherdError as error:
+                if start == 0:
+                    self._respond(self.route.error(error))
+                else:
+                    # Too late for another answer: the client sees that this one isn't whole.
+                    connection.transport.abort()
+                return
+            connection.transport.write(buffer.data[begin - len(head) :])
+            head = b""
+            # The write goes out, and others have their turn.
+            await asyncio.sleep(0)
+            if connection.flow.write_paused:
+                await connection.flow.drain()
+            if self._is_gone:
+                return
+        self._complete()
+
+    def _work(self, work: Work) -> None:
+        if work.is_long:
+            self._track(self._run_elsewhere(work))
+            return
+        response = work.run()
+        self._check_time()
+        self._respond(response)
+
+    async def _run_elsewhere(self, work: Work) -> None:
+        try:
+            async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
+                response = await self._connection.workers.run(work.run, is_long=True)
+            self._check_time()
+        except GatherdError as error:
+            response = self.route.error(error)
+        except TimeoutError:
+            response = self.route.error(self._too_late())
+        except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
+            response = self.route.error(unexpected(error))
+        if not self._is_gone:
+            self._respond(response)
+
+    def _check_time(self) -> None:
+        if self.seconds is not None and time.monotonic() >= self._deadline:
+            raise self._too_late()
+
+    def _too_late(self) -> DeadlineExceeded:
+        return DeadlineExceeded(f"the request wasn't answered within its {self.seconds:g} s")
+
+    def _head(self, rows: Rows) -> bytes:
+        connection = self._connection
+        lines, begin = self.route.head(rows)
+        ok = connection.prefixes.ok(connection.server_state.default_headers)
+        return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (
+            ok,
+            lines,
+            len(begin) + rows.nbytes,
+            b"" if self.keep_alive else b"connection: close\r\n",
+            begin,
+        )
+
+    def _respond(self, response: Response) -> None:
+        """Write a response that was made for ASGI."""
+        parts: list[Part]
+        headers = response.raw_headers
+        if isinstance(response, PartsResponse):
+            parts = [*response.parts]
+            headers = [*headers, (b"content-length", b"%d" % byte_count(parts))]
+        else:
+            parts = [bytes(response.body)]
+        connection = self._connection
+        head = STATUS_LINE[response.status_code] + _lines(connection.server_state.default_headers)
+        head += _lines(headers) + (b"" if self.keep_alive else b"connection: close\r\n") + b"\r\n"
+        if byte_count(parts) <= JOIN_BYTES_MAX:
+            parts = [b"".join((head, *parts))]
+        else:
+            parts.insert(0, head)
+        for part in parts:
+            connection.transport.write(part)
+        self._complete()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self._let_go()
+        if not self.keep_alive:
+            self._connection.transport.close()
+        self._connection.on_response_complete()
+
+    def _let_go(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._holds_place:
+            self._holds_place = False
+            self._connection.admission.leave()
+
+
+def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
+    return b"".join(b"%b: %b\r\n" % header for header in headers)
+
+
+def _buffer_for(head: bytes, nbytes: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
+    """Room for `head`, which is put in, and `nbytes` behind it, and where those begin."""
+    begin = len(head) + -len(head) % ALIGN_BYTES
+    buffer = np.empty(begin + nbytes, np.uint8)
+    buffer.data[begin - len(head) : begin] = head
+    return buffer, begin
