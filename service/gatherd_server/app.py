@@ -9,20 +9,18 @@ which the workers reach over a Unix socket.
 """
 
 import asyncio
-import json
 import logging
 import os
 import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
-from typing import Any
 
 import uvicorn
 
 from gatherd.errors import GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.admission import Admission
+from gatherd_server.brief import WorkerBrief
 from gatherd_server.channel import Channel, configure_logging, run_child
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
@@ -31,7 +29,6 @@ from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
 from gatherd_server.rpc.server import RpcServer
-from gatherd_server.settings import ServeSettings
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
@@ -40,50 +37,11 @@ from gatherd_server.writer.writer import Writer
 
 logger = logging.getLogger("gatherd")
 
-# Passes of the event loop before listeners close: one to accept what waits in the queue, one to
-# build its transports, one to start reading, one to read, and as many again.
+# Passes of the event loop in which nothing came, before listeners close: one to accept what waits
+# in the queue, one to build its transport, one to start reading, one to read, and as many again.
 SETTLE_PASSES = 8
-
-
-@dataclass(frozen=True, slots=True)
-class WorkerBrief:
-    """What the supervisor tells a worker.
-
-    `listeners` are descriptors of listening sockets, `sources` descriptors of the files in
-    `settings.tables`, in their order: a worker that comes back maps the very file that the others
-    have mapped, also when its name has gone or means another file by now. `is_restart` says that
-    another worker was in this place before.
-    """
-
-    settings: ServeSettings
-    grpc_address: str
-    listeners: tuple[int, ...]
-    sources: tuple[int, ...]
-    is_restart: bool
-
-    def encode(self) -> bytes:
-        """As one line."""
-        settings = self.settings.model_dump(mode="json")
-        document = {
-            "settings": settings,
-            "grpc_address": self.grpc_address,
-            "listeners": self.listeners,
-            "sources": self.sources,
-            "is_restart": self.is_restart,
-        }
-        return json.dumps(document).encode() + b"\n"
-
-    @classmethod
-    def decode(cls, line: bytes) -> "WorkerBrief":
-        """From what `encode` gave."""
-        document: dict[str, Any] = json.loads(line)
-        return cls(
-            ServeSettings(**document["settings"]),
-            document["grpc_address"],
-            tuple(document["listeners"]),
-            tuple(document["sources"]),
-            document["is_restart"],
-        )
+# However many come: they are turned away then.
+SETTLE_PASSES_MAX = 20_000
 
 
 class DrainingServer(uvicorn.Server):
@@ -96,8 +54,14 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what already waits on the listeners, then stop as uvicorn does."""
-        for _ in range(SETTLE_PASSES):
+        state = self.server_state
+        quiet, before = 0, (0, 0, 0)
+        for _ in range(SETTLE_PASSES_MAX):
             await asyncio.sleep(0)
+            now = (len(state.connections), len(state.tasks), state.total_requests)
+            quiet, before = (quiet + 1 if now == before else 0), now
+            if quiet == SETTLE_PASSES:
+                break
         await super().shutdown(sockets)
 
 

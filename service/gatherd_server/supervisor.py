@@ -21,7 +21,7 @@ from typing import Any
 
 from gatherd.store import kernels
 from gatherd.store.format import open_readonly
-from gatherd_server.app import WorkerBrief
+from gatherd_server.brief import WorkerBrief
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.settings import ServeSettings
