@@ -26,6 +26,11 @@ class Admission:
         """Requests admitted and not yet answered."""
         return self._in_flight
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `enter` would refuse."""
+        return self._in_flight >= self.limits.requests_in_flight_max
+
     def enter(self) -> None:
         """Take a place for one request, before its body is read; `leave` gives it back.
 
