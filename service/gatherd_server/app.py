@@ -160,7 +160,8 @@ class Worker:
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
-        return fast_protocol(FastRoutes(engine), self._admission, Workers())
+        busy_poll_us = self._brief.settings.busy_poll_us
+        return fast_protocol(FastRoutes(engine), self._admission, Workers(), busy_poll_us)
 
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings

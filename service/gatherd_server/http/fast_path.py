@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gatherd.busy_poll import BUSY_POLL_US
 from gatherd_server.admission import Admission
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import Workers
@@ -37,7 +38,7 @@ REPEAT_SECONDS_MIN: Final = 0.05
 
 
 def fast_protocol(
-    routes: FastRoutes, admission: Admission, workers: Workers
+    routes: FastRoutes, admission: Admission, workers: Workers, busy_poll_us: int = BUSY_POLL_US
 ) -> type[HttpToolsProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
     return type(
@@ -49,7 +50,7 @@ def fast_protocol(
             "workers": workers,
             "prefixes": Prefixes(),
             "scratch": Scratch(),
-            "busy_loop": BusyLoop(100),
+            "busy_loop": BusyLoop(busy_poll_us),
         },
     )
 
