@@ -20,7 +20,12 @@ Served = SmallEngine | Training
 
 @contextlib.contextmanager
 def web_server(
-    served: Served, *, is_fast: bool = True, app: Any = None, **options: Any
+    served: Served,
+    *,
+    is_fast: bool = True,
+    app: Any = None,
+    busy_poll_us: int = 0,
+    **options: Any,
 ) -> Iterator[str]:
     """Run a web server, with or without the fast path and with uvicorn's `options`.
 
@@ -31,7 +36,8 @@ def web_server(
     app = app or create_app(served.engine, served.admission)
     http: Any = "httptools"
     if is_fast:
-        http = fast_protocol(FastRoutes(served.engine), served.admission, Workers())
+        routes = FastRoutes(served.engine)
+        http = fast_protocol(routes, served.admission, Workers(), busy_poll_us)
     server = uvicorn.Server(
         uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, **options)
     )

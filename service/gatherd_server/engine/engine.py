@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
-from gatherd.store.table import Gathered
+from gatherd.store.table import Gathered, Table
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
@@ -50,8 +50,6 @@ class Engine:
         self.limits = limits
         self._tables = tables
         self._link = link
-        self.mapped = tables.mapped
-        """The table of a (name, version) if it is mapped, or None; see LiveTables.mapped."""
 
     def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
         """Check a request's tables, versions and size.
@@ -76,6 +74,13 @@ class Engine:
         if nbytes > limits.reply_bytes_max:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
         return Rows(table, asked, dtype)
+
+    def mapped(self, wanted: tuple[str, int]) -> Table | None:
+        """The table of a name and version if it can be read at once; None says nothing more.
+
+        BadFile when the data dir can't be read.
+        """
+        return self._tables.mapped(wanted)
 
     def lookup_many(self, plans: Sequence[LookupPlan]) -> list[Gathered]:
         """Answer `plans` in order, all or nothing.

@@ -132,7 +132,8 @@ class _FastPath(HttpToolsProtocol):
         size = len(data) - cycle.body_bytes
         route, repeat = cycle.route, None
         if cycle.is_of_rows and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN):
-            repeat = route.repeat(data[size:])
+            lookup = route.repeated(data[size:])
+            repeat = None if lookup is None else Repeat(lookup)
         self._seen = _SeenHead(data[:size], len(data), route, cycle.seconds, repeat)
 
     def _is_answered(self, repeat: Repeat, body: bytes) -> bool:

@@ -25,6 +25,7 @@ from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.rpc.errors import abort, status_message
+from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
 from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
@@ -44,6 +45,7 @@ class Servicer:
 
     def __init__(self, engine: Engine, admission: Admission, streams_max: int) -> None:
         self._engine = engine
+        self._repeats = Repeats(engine)
         self._admission = admission
         self._streams_max = streams_max
         self._streams: set[RequestReader] = set()
@@ -88,9 +90,16 @@ class Servicer:
         ]
 
     def _lookup(self, body: bytes, context: grpc.ServicerContext) -> bytes:
+        # Those that are short enough to be done before anybody could count them as under way.
+        repeated = None if self._admission.is_full else self._repeats.answer(body)
+        if repeated is not None:
+            return repeated
+
         def work() -> bytes:
-            request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
-            return self._one(proto_codec.lookup_plan(request))
+            plan = proto_codec.lookup_plan(proto_codec.parse(embedding_pb2.LookupRequest(), body))
+            reply = self._one(plan)
+            self._repeats.learn(body, plan)
+            return reply
 
         return self._admitted(context, work)
 
