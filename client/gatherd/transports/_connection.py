@@ -42,13 +42,17 @@ class Connection:
         self.reader = ResponseReader()
         self.idle_since = 0.0
 
-    def exchange(self, head: bytes, send: Send) -> ResponseReader:
-        """Send a request and receive its response. Stale, TimeoutError, OSError, HttpError."""
+    def exchange(self, head: bytes, send: Send, *, stay_awake: bool) -> ResponseReader:
+        """Send a request and receive its response. Stale, TimeoutError, OSError, HttpError.
+
+        `stay_awake` is as for `ask`, but only between the parts of a response: when the first one
+        comes is a matter of what was asked for.
+        """
         reader, ends_at = self.reader, send.deadline.at
         reader.reset()
         try:
             self._send(_connect.outgoing(head, send), ends_at)
-            self._receive(ends_at)
+            self._receive(ends_at, stay_awake)
         except TimeoutError:
             raise
         except (OSError, HttpError) as error:
@@ -98,9 +102,11 @@ class Connection:
             # A server may refuse a large body by answering before it has read it all: look.
             pass
 
-    def _receive(self, ends_at: float) -> None:
+    def _receive(self, ends_at: float, stay_awake: bool) -> None:
         reader = self.reader
         while not reader.done:
+            if stay_awake and reader.started:
+                self._await(self._more)
             self._arm(ends_at)
             count = self._sock.recv_into(reader.buffer())
             if count:
@@ -162,7 +168,7 @@ class Connection:
             feed(reader, memoryview(self._surplus))
         if not count:
             reader.eof()
-        self._receive(ends_at)
+        self._receive(ends_at, stay_awake=False)
         if count > size + target.nbytes and not self.is_alive():
             # The buffers were just full, so what came beyond the response is still to be read.
             reader.reusable = False

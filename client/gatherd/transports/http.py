@@ -180,7 +180,7 @@ class HttpTransport:
             if connection is None:
                 connection = self._connect(pool, send.deadline)
             try:
-                self._exchange(connection, send)
+                self._exchange(pool, connection, send)
             except Stale as error:
                 if fresh or send.once:
                     raise _connect.broken(self._target.url, error) from None
@@ -189,7 +189,7 @@ class HttpTransport:
                 connection = None
                 connection = self._connect(pool, send.deadline)
                 try:
-                    self._exchange(connection, send)
+                    self._exchange(pool, connection, send)
                 except Stale as again:
                     raise _connect.broken(self._target.url, again) from None
         except BaseException:
@@ -212,10 +212,10 @@ class HttpTransport:
             else:
                 pool.discard(connection)
 
-    def _exchange(self, connection: Connection, send: Send) -> None:
+    def _exchange(self, pool: _Pool, connection: Connection, send: Send) -> None:
         head = _connect.request_head(self._target, send, time.monotonic())
         try:
-            connection.exchange(head, send)
+            connection.exchange(head, send, stay_awake=pool.is_alone)
         except _FAILURES as error:
             raise self._explained(error, send.deadline) from None
 

@@ -299,7 +299,7 @@ class FastCycle:
         else:
             parts.insert(0, head)
         for part in parts:
-            connection.transport.write(part)
+            connection.write(memoryview(part))
         self._complete()
 
     def _complete(self) -> None:
