@@ -289,20 +289,23 @@ class GuardedEngine:
             future = ask(asked)
         except TableNotFound as error:
             raise self._discreet(error) from None
-        # Errors of the future are mended in place: another future would be another hop.
-        future.add_done_callback(self._mend)
-        return future
+        told: Future[Any] = Future()
 
-    def _mend(self, future: "Future[Any]") -> None:
-        error = None if future.cancelled() else future.exception()
-        if isinstance(error, TableNotFound):
-            told = self._discreet(error)
-            error.message, error.args = told.message, told.args
+        def tell(done: "Future[Any]") -> None:
+            error = done.exception()
+            if error is None:
+                told.set_result(done.result())
+            elif isinstance(error, TableNotFound):
+                told.set_exception(self._discreet(error))
+            else:
+                told.set_exception(error)
+
+        future.add_done_callback(tell)
+        return told
 
     def _discreet(self, error: TableNotFound) -> TableNotFound:
         """`error`, which names tables that are there, without those that aren't the caller's."""
-        name = error.metadata.get("table", "")
-        return table_not_found(name, self.table_states())
+        return table_not_found(error.metadata.get("table", ""), self.table_states())
 
 
 AnyEngine: TypeAlias = Engine | GuardedEngine

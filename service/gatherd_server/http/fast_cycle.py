@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 
 from gatherd.errors import DeadlineExceeded, GatherdError
 from gatherd_server.admission import Admission
+from gatherd_server.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
@@ -81,6 +82,7 @@ class FastCycle:
         "_tasks_count",
         "_timer",
         "body_bytes",
+        "caller",
         "disconnected",
         "keep_alive",
         "response_complete",
@@ -90,11 +92,18 @@ class FastCycle:
     message_event: Final = _NoEvent()
 
     def __init__(
-        self, connection: Connection, route: Route, seconds: float | None, keep_alive: bool
+        self,
+        connection: Connection,
+        route: Route,
+        seconds: float | None,
+        caller: Caller,
+        *,
+        keep_alive: bool,
     ) -> None:
         self._connection = connection
         self.route = route
         self.seconds = seconds
+        self.caller = caller
         self._deadline = 0.0
         self._body: list[bytes] = []
         self.body_bytes = 0
@@ -123,7 +132,9 @@ class FastCycle:
         if self.seconds is not None:
             self._deadline = time.monotonic() + self.seconds
         try:
-            self._connection.admission.enter()
+            if self.caller.limiter is not None:
+                self._connection.admission.count(self.caller)
+            self._connection.admission.enter(self.caller)
         except GatherdError as error:
             self._respond(self.route.error(error))
             return
@@ -179,7 +190,7 @@ class FastCycle:
             self._track(self._run_later())
             return
         try:
-            found = self.route.begin(self._whole_body())
+            found = self.route.begin(self._whole_body(), self.caller)
             if isinstance(found, Work):
                 self._work(found)
             elif found.nbytes <= PIECE_BYTES:
@@ -311,7 +322,7 @@ class FastCycle:
             self._timer.cancel()
         if self._holds_place:
             self._holds_place = False
-            self._connection.admission.leave()
+            self._connection.admission.leave(self.caller)
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
