@@ -141,8 +141,10 @@ def serve(config: Path | None, **options: Any) -> None:
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     click.echo(f"gatherd is ready ({workers})")
-    click.echo(f"  http  http://{addresses.http}   (docs: http://{addresses.http}/docs)")
-    click.echo(f"  grpc  grpc://{addresses.grpc}")
+    tls = "s" if settings.tls_cert is not None else ""
+    http = f"http{tls}://{addresses.http}"
+    click.echo(f"  http  {http}   (docs: {http}/docs)")
+    click.echo(f"  grpc  grpc{tls}://{addresses.grpc}")
     if addresses.unix is not None:
         click.echo(f"  unix  unix://{addresses.unix}")
     sys.stdout.flush()

@@ -87,9 +87,7 @@ class TokenFile:
         except ConfigError as error:
             logger.error("the tokens stay as they were: %s", error)
             return
-        old = {
-            digest: caller for entries in self._tokens.values() for digest, caller in entries
-        }
+        old = {digest: caller for entries in self._tokens.values() for digest, caller in entries}
         self._tokens = _index(read, old)
         kept = {caller for entries in self._tokens.values() for _, caller in entries}
         for caller in old.values():

@@ -101,14 +101,12 @@ class _FastPath(GuardedProtocol):
         begun, ended, before = self._begun, self._ended, self.cycle
         super().data_received(data)
         cycle = self.cycle
-        if cycle is before or not isinstance(cycle, FastCycle):
+        if not isinstance(cycle, FastCycle):
             return
         if begun == ended and self._begun == self._ended == begun + 1:
             head = data[: len(data) - cycle.body_bytes]
-            if cycle.keep_alive:
-                self._seen = _SeenHead(
-                    head, len(data), cycle.route, cycle.seconds, cycle.caller
-                )
+            if cycle.keep_alive and cycle is not before:
+                self._seen = _SeenHead(head, len(data), cycle.route, cycle.seconds, cycle.caller)
         else:
             cycle.wait()
 

@@ -108,7 +108,9 @@ def _lookups() -> list[Procedure]:
         keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
         return Work(lambda: [proto_codec.keys_reply(keys, version)])
 
-    def procedure(name: str, reply: type[Message], work: Callable[[AnyEngine, Any], Work]) -> Procedure:
+    def procedure(
+        name: str, reply: type[Message], work: Callable[[AnyEngine, Any], Work]
+    ) -> Procedure:
         request: type[Message] = getattr(embedding_pb2, f"{name}Request")
         return Procedure(_EMBEDDING + name, request, reply, work)
 
@@ -116,10 +118,16 @@ def _lookups() -> list[Procedure]:
     plan, bags = proto_codec.lookup_plan, proto_codec.bags_plan
     return [
         procedure("Lookup", response, lambda engine, request: one(engine, plan(request))),
-        procedure("LookupMany", many_response, lambda engine, request: many(engine, [*map(plan, request.lookups)])),
+        procedure(
+            "LookupMany",
+            many_response,
+            lambda engine, request: many(engine, [*map(plan, request.lookups)]),
+        ),
         procedure("LookupBags", response, lambda engine, request: one(engine, bags(request))),
         procedure(
-            "LookupBagsMany", many_response, lambda engine, request: many(engine, [*map(bags, request.bags)])
+            "LookupBagsMany",
+            many_response,
+            lambda engine, request: many(engine, [*map(bags, request.bags)]),
         ),
         procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
     ]

@@ -35,7 +35,9 @@ class Authenticator(grpc.ServerInterceptor):  # type: ignore[misc]  # its stub h
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
 
-    def intercept_service(self, continuation: Callable[[Any], Any], handler_call_details: Any) -> Any:
+    def intercept_service(
+        self, continuation: Callable[[Any], Any], handler_call_details: Any
+    ) -> Any:
         """Of grpc."""
         try:
             self._admission.caller(_given(handler_call_details.invocation_metadata))
