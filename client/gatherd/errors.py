@@ -18,7 +18,7 @@ GatherdError
 │   ├── VersionMismatch                    another version is live than the request insists on
 │   └── RequestIdStale                     too old to tell whether the update was done already
 ├── Unauthenticated                        no token, or none that the server knows
-├── PermissionDenied                       the token isn't for this; metadata says for what it is not
+├── PermissionDenied                       the token isn't for this; metadata says for what not
 ├── LimitExceeded                          more than the server takes; metadata names the limit
 ├── RetryableError                         try again after a pause; an update, by the same id
 │   ├── Unavailable (also ConnectionError)

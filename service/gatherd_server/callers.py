@@ -38,7 +38,7 @@ from gatherd_server.types import (
     TableInfo,
 )
 
-# Tables whose pattern was looked up already, by caller; names come from requests, so they're bounded.
+# Tables that a caller's patterns were held against; requests name them, so they are bounded.
 KNOWN_TABLES_MAX: Final = 1024
 CONCURRENCY_RETRY_SECONDS: Final = 1.0
 

@@ -13,12 +13,12 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from gatherd import Client
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.channel import configure_logging
 from gatherd_server.cli_bench import bench
+from gatherd_server.cli_connect import connect
 from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.cli_export import export
 from gatherd_server.cli_import import (
@@ -30,6 +30,7 @@ from gatherd_server.cli_import import (
 )
 from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
+from gatherd_server.cli_token import token
 from gatherd_server.cli_update import (
     apply_gradients,
     assign,
@@ -226,7 +227,7 @@ def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
 
     VERSION is the live one, LSN the last update that every lookup sees.
     """
-    with Client(url) as client:
+    with connect(url) as client:
         infos = [client.table(name) for name in names] if names else client.tables()
     if as_json:
         click.echo(json.dumps([asdict(info) for info in infos]))
@@ -294,7 +295,7 @@ def lookup(
         gatherd lookup words king queen --by-key
         gatherd lookup words king queen --by-key --pool mean --url local:./data --json
     """
-    with Client(url) as client:
+    with connect(url) as client:
         are_strings = by_key and client.table(table).key_kind == "bytes"
         asked = list(ids) if are_strings else [integer(text) for text in ids]
         rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
@@ -318,7 +319,7 @@ def lookup(
 
 for command in (scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, restore, bench):
+for command in (versions, rollback, set_optimizer, delete, snapshot, restore, token, bench):
     cli.add_command(command)
 
 

@@ -19,7 +19,7 @@ logger = logging.getLogger("gatherd.tls")
 
 @dataclass(frozen=True, slots=True)
 class TlsFiles:
-    """PEM files: the server's chain and key, and the authorities of clients, None for any client."""
+    """PEM files: the server's chain and key, and the clients' authorities, None for any client."""
 
     cert: Path
     key: Path
@@ -48,7 +48,9 @@ class Tls:
             if self._files.client_ca is not None:
                 self.context.load_verify_locations(self._files.client_ca)
         except (ConfigError, OSError) as error:
-            logger.error("the certificates stay as they were: %s", error)
+            logger.error(  # noqa: TRY400 - what is wrong is all in the message
+                "the certificates stay as they were: %s", error
+            )
             return
         self._read = now
         logger.info("%s was read again", self._files.cert)

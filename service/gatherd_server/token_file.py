@@ -85,7 +85,9 @@ class TokenFile:
         try:
             read = read_tokens(self.path)
         except ConfigError as error:
-            logger.error("the tokens stay as they were: %s", error)
+            logger.error(  # noqa: TRY400 - what is wrong is all in the message
+                "the tokens stay as they were: %s", error
+            )
             return
         old = {digest: caller for entries in self._tokens.values() for digest, caller in entries}
         self._tokens = _index(read, old)
@@ -150,7 +152,7 @@ def _read_line(line: bytes) -> tuple[bytes, Grant]:
     except (ValueError, RecursionError):
         raise ValueError("it isn't JSON") from None
     if not isinstance(entry, dict):
-        raise ValueError("it isn't a JSON object")
+        raise ValueError("it isn't a JSON object")  # noqa: TRY004 - the line is wrong, not the caller
     if unknown := sorted(entry.keys() - _FIELDS):
         raise ValueError(f"{unknown[0]!r} is no field; there are {', '.join(sorted(_FIELDS))}")
     digest = entry.get("sha256")

@@ -28,7 +28,10 @@ BODY_BYTES_PER_SECOND: Final = 16 << 10
 # Connections over the limit that still get an answer, a 503, before they are closed.
 SPARE_CONNECTIONS: Final = 64
 
-_TOO_LARGE: Final = b"HTTP/1.1 431 Request Header Fields Too Large\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-length: 0\r\nconnection: close\r\n\r\n"
+)
 
 
 class Sweeper:

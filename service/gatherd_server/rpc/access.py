@@ -1,5 +1,8 @@
-"""Who asks over gRPC. Every method, also of health and reflection, and those that there aren't, is
-refused to who has no token before its message is read."""
+"""Who asks over gRPC.
+
+Every method, of health and reflection too, and those that there aren't, is refused to who has no
+token before its message is read.
+"""
 
 from collections.abc import Callable
 from typing import Any
