@@ -39,7 +39,8 @@ class Credentials:
             raise InvalidArgument(
                 f"ca and cert are for https:// and grpcs://; {target.url} isn't encrypted"
             )
-        if cert is not None and (not isinstance(cert, tuple) or len(cert) != 2):
+        given: object = cert
+        if given is not None and not (isinstance(given, tuple | list) and len(given) == 2):
             raise InvalidArgument("cert is a pair of files: the certificate and its key")
         self.ca = os.fspath(ca) if ca is not None else None
         self.cert = (os.fspath(cert[0]), os.fspath(cert[1])) if cert is not None else None

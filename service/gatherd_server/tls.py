@@ -59,7 +59,7 @@ class Tls:
         """For gRPC; connections that come after a `refresh` get what that read."""
         return grpc.dynamic_ssl_server_credentials(
             _grpc_configuration(self._read),
-            self._fetch,
+            self._fetch,  # type: ignore[arg-type]  # None says that it is the same as before
             require_client_authentication=self._files.client_ca is not None,
         )
 

@@ -158,7 +158,8 @@ def _read_line(line: bytes) -> tuple[bytes, Grant]:
     digest = entry.get("sha256")
     if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
         raise ValueError("sha256 has to be 64 hex digits, in lower case")
-    scopes, tables = entry.get("scopes"), entry.get("tables")
+    scopes: Any = entry.get("scopes")
+    tables: Any = entry.get("tables")
     if not _is_list_of_str(scopes) or not _is_list_of_str(tables):
         raise ValueError("scopes and tables have to be lists of strings")
     return bytes.fromhex(digest), make_grant(

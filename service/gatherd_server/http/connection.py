@@ -75,6 +75,8 @@ class GuardedProtocol(HttpToolsProtocol):
     """uvicorn's connection, bounded."""
 
     sweeper: Sweeper
+    # uvicorn's cycles, and before the first None.
+    cycle: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

@@ -32,7 +32,7 @@ def check_table(admission: Admission, context: grpc.ServicerContext, table: str)
         abort(context, error)
 
 
-class Authenticator(grpc.ServerInterceptor):  # type: ignore[misc]  # its stub has no types
+class Authenticator(grpc.ServerInterceptor):
     """Refuses calls by who has no token."""
 
     def __init__(self, admission: Admission) -> None:
