@@ -182,11 +182,6 @@ class Caller:
 
 _OF_TABLES: Final = frozenset((Scope.READ, Scope.UPDATE, Scope.ADMIN))
 
-ANYBODY: Final = Caller(None)
-"""Asks a server without tokens, or over a Unix socket."""
-NOBODY: Final = Caller(Grant("", frozenset(), ()))
-"""Asks without a token where one is needed, and may know no more than that the server is there."""
-
 
 class GuardedEngine:
     """An engine that does what one caller may have done. PermissionDenied for everything else.
@@ -335,3 +330,9 @@ def _compiled(patterns: Sequence[str]) -> re.Pattern[str]:
         for pattern in patterns
     )
     return re.compile("|".join(parts) or "(?!)", re.DOTALL)
+
+
+ANYBODY: Final = Caller(None)
+"""Asks a server without tokens, or over a Unix socket."""
+NOBODY: Final = Caller(Grant("", frozenset(), ()))
+"""Asks without a token where one is needed, and may know no more than that the server is there."""

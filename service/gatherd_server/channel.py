@@ -86,3 +86,5 @@ def configure_logging(level: str) -> None:
     )
     # Says of each start and stop what the supervisor says better.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # At debug it tells of every step of every compilation, by the megabyte.
+    logging.getLogger("numba").setLevel(logging.WARNING)

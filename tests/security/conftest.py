@@ -49,9 +49,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def guarded(data_dir: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     file = tmp_path_factory.mktemp("tokens") / "tokens"
     tokens = {name: make_token(file, name, *options) for name, options in GRANTS.items()}
-    with RunningServer(
-        "--data-dir", data_dir, "--tokens", file, "--reflection", "--log-level", "debug"
-    ) as server:
+    with RunningServer("--data-dir", data_dir, "--tokens", file, "--reflection") as server:
         yield Guarded(server, tokens, file, data_dir)
         server.stop()
 

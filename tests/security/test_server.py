@@ -56,7 +56,7 @@ def test_a_revoked_token_ends_on_open_connections_and_a_renewed_file_is_read(
     (tmp_path / "token").write_text(first + "\n")
     for url in (guarded.server.http, guarded.server.grpc):
         with Client(url, token_file=tmp_path / "token") as client:
-            wait_until(lambda c=client: _is_known(c), 10)
+            wait_until(lambda c=client: _is_known(c), "the token is known", 10)
     with (
         Client(guarded.server.http, token=first) as kept,
         Client(guarded.server.http, token_file=tmp_path / "token") as renewing,
@@ -65,10 +65,10 @@ def test_a_revoked_token_ends_on_open_connections_and_a_renewed_file_is_read(
             kept.lookup("items", [1])
             renewing.lookup("items", [1])
         invoke("token", "brief", "--revoke", "--tokens", guarded.file)
-        wait_until(lambda: not _is_known(kept), 10)
+        wait_until(lambda: not _is_known(kept), "the token is revoked", 10)
         second = make_token(guarded.file, "briefer", "--scope", "read", "--table", "items")
         (tmp_path / "token").write_text(second + "\n")
-        wait_until(lambda: _is_known(renewing), 10)
+        wait_until(lambda: _is_known(renewing), "the new token is known", 10)
         assert not _is_known(kept)
     # What is wrong in the file changes nothing.
     good = guarded.file.read_text()
@@ -91,7 +91,7 @@ def _is_known(client: Client) -> bool:
 def test_a_token_has_as_many_requests_a_second_as_it_is_for(guarded: Guarded) -> None:
     token = make_token(guarded.file, "slow", "--scope", "read", "--table", "items", "--rate", "0.5")
     with Client(guarded.server.http, token=token) as client:
-        wait_until(lambda: _is_known_or_full(client), 10)
+        wait_until(lambda: _is_known_or_full(client), "the token is known", 10)
     for url in (guarded.server.http, guarded.server.grpc):
         with Client(url, token=token, retries=0) as client, pytest.raises(Overloaded) as full:
             client.lookup("items", [1])
@@ -219,7 +219,13 @@ def test_nothing_secret_is_logged(data_dir: Path, tmp_path: Path) -> None:
     token = make_token(tokens, "one", "--scope", "read", "--table", "words")
     rows = data_dir.parent / "rows.npy"
     with RunningServer(
-        f"words={rows}", "--tokens", tokens, "--log-level", "debug", "--no-fast-path"
+        f"words={rows}",
+        "--tokens",
+        tokens,
+        "--log-level",
+        "debug",
+        "--no-fast-path",
+        log_path=tmp_path / "log",
     ) as server:
         with Client(server.http, token=token) as client:
             client.lookup("words", [1])
