@@ -226,7 +226,7 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
     return Unavailable(f"can't connect to {target.url}: {error.strerror or error}", known)
 
 
-def _refused(url: str, error: BaseException | None) -> Unauthenticated | None:
+def _refused(url: str, error: object) -> Unauthenticated | None:
     """The error for a server that wants another certificate of us, and says so by TLS alone."""
     if not isinstance(error, ssl.SSLError) or "ALERT" not in (error.reason or ""):
         return None
@@ -240,9 +240,11 @@ def _refused(url: str, error: BaseException | None) -> Unauthenticated | None:
 
 def broken(url: str, error: BaseException) -> GatherdError:
     """The error for a connection that ended before the response did."""
-    refused = _refused(url, error) or _refused(url, error.__cause__)
-    if refused is not None:
-        return refused
+    # What a connection failed by before a byte came is in another exception.
+    for cause in (error, error.__cause__, *error.args):
+        refused = _refused(url, cause)
+        if refused is not None:
+            return refused
     return Unavailable(f"the connection to {url} broke: {error}", {OUTCOME: UNKNOWN})
 
 
