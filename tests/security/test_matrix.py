@@ -289,7 +289,7 @@ def test_who_maynt_know_a_table_learns_no_name(guarded: Guarded, http: httpx.Cli
 
 
 @pytest.mark.parametrize(
-    "value", ["Basic dXNlcjpwYXNz", "Bearer", "Bearer  ", "x", "Bearer " + "y" * 600]
+    "value", ["Basic dXNlcjpwYXNz", "Bearer", "Bearer,", "x", "Bearer " + "y" * 600]
 )
 def test_what_isnt_a_bearer_token_is_refused(value: str, http: httpx.Client) -> None:
     response = http.get("/v1/tables", headers={"Authorization": value})

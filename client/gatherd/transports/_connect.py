@@ -245,7 +245,11 @@ def broken(url: str, error: BaseException) -> GatherdError:
         refused = _refused(url, cause)
         if refused is not None:
             return refused
-    return Unavailable(f"the connection to {url} broke: {error}", {OUTCOME: UNKNOWN})
+    hint = ""
+    if url.startswith("https:"):
+        # It may have said so by an alert, which is lost when it closes at once.
+        hint = " (as a server does that wants a certificate of this client, or another one: cert=)"
+    return Unavailable(f"the connection to {url} broke: {error}{hint}", {OUTCOME: UNKNOWN})
 
 
 def unspoken(url: str, error: HttpError) -> GatherdError:
