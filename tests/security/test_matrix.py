@@ -197,7 +197,7 @@ def failure(call: Any) -> grpc.StatusCode:
     try:
         call()
     except grpc.RpcError as error:
-        code: grpc.StatusCode = error.code()  # type: ignore[attr-defined]  # it is a grpc.Call too
+        code: grpc.StatusCode = error.code()
         return code
     return grpc.StatusCode.OK
 

@@ -3,6 +3,7 @@
 import json
 import socket
 import time
+from functools import partial
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -62,7 +63,7 @@ def test_a_revoked_token_ends_on_open_connections_and_a_renewed_file_is_read(
     (tmp_path / "token").write_text(first + "\n")
     for url in (guarded.server.http, guarded.server.grpc):
         with Client(url, token_file=tmp_path / "token") as client:
-            wait_until(lambda c=client: _is_known(c), "the token is known", 10)
+            wait_until(partial(_is_known, client), "the token is known", 10)
     with (
         Client(guarded.server.http, token=first) as kept,
         Client(guarded.server.http, token_file=tmp_path / "token") as renewing,
