@@ -84,7 +84,7 @@ class GuardedProtocol(HttpToolsProtocol):
         self._begun = self._ended = 0
         self._is_in_head = False
         self._body_bytes = 0
-        self._uncounted_bytes = 0
+        self._uncounted_bytes = self._fed_bytes = 0
         # uvicorn copies it into each request's scope; ours tells what kind of socket it is.
         self.app_state = dict(self.app_state)
         self.is_local = False
@@ -111,6 +111,7 @@ class GuardedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         """Parse what came, as long as its head or what surrounds its body isn't too long."""
         begun, was_in_head, body_bytes = self._begun, self._is_in_head, self._body_bytes
+        self._fed_bytes = len(data)
         super().data_received(data)
         if self._begun == self._ended:
             self._receiving = None
@@ -147,7 +148,10 @@ class GuardedProtocol(HttpToolsProtocol):
         """Whether the head that ends here isn't too long; it is answered if it is."""
         self._is_in_head = False
         headers = self.headers
-        count = len(self.url) + sum(len(name) + len(value) for name, value in headers)
+        count = 0
+        # What came in one short piece needn't be added up.
+        if self._receiving is not None or self._fed_bytes > HEAD_BYTES_MAX:
+            count = len(self.url) + sum(len(name) + len(value) for name, value in headers)
         if count <= HEAD_BYTES_MAX and len(headers) <= HEADERS_MAX:
             return not self.transport.is_closing()
         self.refuse_head()
