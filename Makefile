@@ -27,7 +27,7 @@ serve: $(VENV)/.dev  ## serve the demo's table without the tour
 	@$(BIN)/python deploy/demo/demo.py --serve-only
 
 test: $(VENV)/.dev  ## run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent updates (eight minutes; make test does it 20 times)
 	CRASH_KILLS=200 CRASH_ROWS=10000000 $(BIN)/python -m pytest tests/crash -v -s

@@ -9,14 +9,12 @@ which the workers reach over a Unix socket.
 """
 
 import asyncio
-import json
 import logging
 import os
 import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -24,6 +22,7 @@ import uvicorn
 from gatherd.errors import GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.admission import Admission
+from gatherd_server.brief import WorkerBrief
 from gatherd_server.channel import Channel, configure_logging, run_child
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
@@ -33,7 +32,6 @@ from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
 from gatherd_server.rpc.server import RpcServer
-from gatherd_server.settings import ServeSettings
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
@@ -44,67 +42,28 @@ from gatherd_server.writer.writer import Writer
 
 logger = logging.getLogger("gatherd")
 
-# Passes of the event loop before listeners close: one to accept what waits in the queue, one to
-# build its transports, one to start reading, one to read, and as many again.
+# Passes of the event loop in which nothing came, before listeners close: one to accept what waits
+# in the queue, one to build its transport, one to start reading, one to read, and as many again.
 SETTLE_PASSES = 8
+# However many come: they are turned away then.
+SETTLE_PASSES_MAX = 20_000
 # How often the files of tokens and certificates are looked at.
 WATCH_SECONDS = 1.0
 # For a TLS handshake, after which a connection has to send a request.
 HANDSHAKE_SECONDS = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class WorkerBrief:
-    """What the supervisor tells a worker.
-
-    `listeners` are descriptors of listening sockets, `sources` descriptors of the files in
-    `settings.tables`, in their order: a worker that comes back maps the very file that the others
-    have mapped, also when its name has gone or means another file by now. `is_restart` says that
-    another worker was in this place before.
-    """
-
-    settings: ServeSettings
-    grpc_address: str
-    listeners: tuple[int, ...]
-    sources: tuple[int, ...]
-    is_restart: bool
-
-    def encode(self) -> bytes:
-        """As one line."""
-        settings = self.settings.model_dump(mode="json")
-        document = {
-            "settings": settings,
-            "grpc_address": self.grpc_address,
-            "listeners": self.listeners,
-            "sources": self.sources,
-            "is_restart": self.is_restart,
-        }
-        return json.dumps(document).encode() + b"\n"
-
-    @classmethod
-    def decode(cls, line: bytes) -> "WorkerBrief":
-        """From what `encode` gave."""
-        document: dict[str, Any] = json.loads(line)
-        return cls(
-            ServeSettings(**document["settings"]),
-            document["grpc_address"],
-            tuple(document["listeners"]),
-            tuple(document["sources"]),
-            document["is_restart"],
-        )
-
-
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that leaves signals to its owner and answers what it was sent before."""
+
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._tls = tls
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the worker's own."""
         yield
-
-    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
-        super().__init__(config)
-        self._tls = tls
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen as uvicorn does on Unix sockets, and by TLS, if there is any, on the others."""
@@ -135,8 +94,14 @@ class DrainingServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what already waits on the listeners, then stop as uvicorn does."""
-        for _ in range(SETTLE_PASSES):
+        state = self.server_state
+        quiet, before = 0, (0, 0, 0)
+        for _ in range(SETTLE_PASSES_MAX):
             await asyncio.sleep(0)
+            now = (len(state.connections), len(state.tasks), state.total_requests)
+            quiet, before = (quiet + 1 if now == before else 0), now
+            if quiet == SETTLE_PASSES:
+                break
         await super().shutdown(sockets)
 
 

@@ -1,6 +1,7 @@
 """Addresses to listening sockets, bound once by the supervisor for all its workers."""
 
 import errno
+import ipaddress
 import os
 import socket
 from contextlib import suppress
@@ -65,6 +66,16 @@ def reserve_grpc(address: str) -> tuple[socket.socket, str]:
     # From here on nobody's exclusive bind succeeds, also while no worker listens yet.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return holder, join_address(host, port)
+
+
+def check_loopback(setting: str, host: str) -> None:
+    """ConfigError unless `host`, which is bound, is reached from this machine alone."""
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        raise ConfigError(
+            f"--{setting} {host} is reached from other machines, and anybody there could change "
+            "and delete tables: give --tokens FILE (`gatherd token` writes it), or --insecure "
+            "where the network lets in only whom you trust"
+        )
 
 
 def bind_unix(path: Path, backlog: int, mode: int = UNIX_SOCKET_MODE) -> socket.socket:

@@ -4,7 +4,6 @@ It serves nothing itself. Workers are spawned, never forked, so that no thread o
 carried over. They exit when their channel closes, also when the supervisor is killed.
 """
 
-import ipaddress
 import json
 import logging
 import os
@@ -22,7 +21,7 @@ from typing import Any
 
 from gatherd.store import kernels
 from gatherd.store.format import open_readonly
-from gatherd_server.app import WorkerBrief
+from gatherd_server.brief import WorkerBrief
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.settings import ServeSettings
@@ -33,6 +32,7 @@ from gatherd_server.sockets import (
     WRITER_SOCKET_NAME,
     bind_http,
     bind_unix,
+    check_loopback,
     join_address,
     open_beside,
     reserve_grpc,
@@ -385,16 +385,6 @@ def check_secrets(settings: ServeSettings) -> bool:
     if settings.tokens is not None and settings.insecure:
         raise ConfigError("insecure means without tokens, and tokens are given; leave one out")
     return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure
-
-
-def check_loopback(setting: str, host: str) -> None:
-    """ConfigError unless `host`, which is bound, is reached from this machine alone."""
-    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
-        raise ConfigError(
-            f"--{setting} {host} is reached from other machines, and anybody there could change "
-            "and delete tables: give --tokens FILE (`gatherd token` writes it), or --insecure "
-            "where the network lets in only whom you trust"
-        )
 
 
 def use_kernel_cache(data_dir: Path | None) -> None:

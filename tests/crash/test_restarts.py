@@ -121,8 +121,8 @@ def test_a_push_while_the_writer_is_restarted_is_done_once_by_a_client_as_it_is(
 ) -> None:
     row, count = 8, 0
     for url in (server.http, server.grpc, f"local:{data_dir}"):
-        # No setting of tries or timeouts.
-        with Client(url) as client:
+        # The tries are the client's own; the time is that of a loaded machine.
+        with Client(url, timeout=60) as client:
             wait_until(lambda: bool(server.writer_pids()), "there is a writer")
             os.kill(server.writer_pids()[0], signal.SIGKILL)
             lsn = client.scatter_add("items", [row], np.ones((1, DIM))).lsn
