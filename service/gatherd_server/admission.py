@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from gatherd.errors import Overloaded
+from gatherd_server.metrics.names import SHED_REQUESTS
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.types import Limits
 
 RETRY_AFTER_SECONDS = 1.0
@@ -13,8 +15,10 @@ RETRY_AFTER_SECONDS = 1.0
 class Admission:
     """Counts the requests under way in this process and keeps them bounded. Thread-safe."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: Limits, telemetry: Telemetry | None = None) -> None:
+        """Counts into `telemetry`, or for nobody."""
         self.limits = limits
+        self.telemetry = telemetry or Telemetry()
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that come all the same are answered."""
@@ -35,6 +39,7 @@ class Admission:
             if self._in_flight < self.limits.requests_in_flight_max:
                 self._in_flight += 1
                 return
+        self.telemetry.threads.add(SHED_REQUESTS, "requests_in_flight_max")
         raise Overloaded(
             f"the server has {self._in_flight} requests in flight, "
             "as many as it takes; try again after a pause",

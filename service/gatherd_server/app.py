@@ -15,7 +15,7 @@ import os
 import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import uvicorn
@@ -23,13 +23,16 @@ import uvicorn
 from gatherd.errors import GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.admission import Admission
-from gatherd_server.channel import Channel, configure_logging, run_child
+from gatherd_server.channel import Channel, run_child
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.body import Workers
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
+from gatherd_server.logs import configure_logging, set_level
+from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.settings import ServeSettings
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
@@ -52,7 +55,7 @@ class WorkerBrief:
     `listeners` are descriptors of listening sockets, `sources` descriptors of the files in
     `settings.tables`, in their order: a worker that comes back maps the very file that the others
     have mapped, also when its name has gone or means another file by now. `is_restart` says that
-    another worker was in this place before.
+    another worker was in this place, `number`, before. `metrics_fd` is the page that all count in.
     """
 
     settings: ServeSettings
@@ -60,6 +63,8 @@ class WorkerBrief:
     listeners: tuple[int, ...]
     sources: tuple[int, ...]
     is_restart: bool
+    number: int
+    metrics_fd: int
 
     def encode(self) -> bytes:
         """As one line."""
@@ -70,6 +75,8 @@ class WorkerBrief:
             "listeners": self.listeners,
             "sources": self.sources,
             "is_restart": self.is_restart,
+            "number": self.number,
+            "metrics_fd": self.metrics_fd,
         }
         return json.dumps(document).encode() + b"\n"
 
@@ -83,6 +90,8 @@ class WorkerBrief:
             tuple(document["listeners"]),
             tuple(document["sources"]),
             document["is_restart"],
+            document["number"],
+            document["metrics_fd"],
         )
 
 
@@ -108,7 +117,14 @@ class Worker:
         self._brief = brief
         settings = brief.settings
         self._limits = settings.limits()
-        self._admission = Admission(self._limits)
+        self._telemetry = Telemetry.inherited(
+            brief.metrics_fd,
+            settings.workers,
+            worker=brief.number,
+            has_writer=settings.data_dir is not None and settings.workers == 1,
+            is_told=settings.metrics,
+        )
+        self._admission = Admission(self._limits, self._telemetry)
 
     async def run(self, channel: Channel) -> None:
         """Serve until the channel closes or SIGTERM comes; returns when all is answered."""
@@ -119,7 +135,7 @@ class Worker:
             tables = open_sources(sources, settings.data_dir, settings.preload)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
-            engine = Engine(tables, self._limits, link)
+            engine = Engine(tables, self._limits, link, self._telemetry)
             for name, reason in engine.table_states().items():
                 if reason:
                     logger.error("table %r is refused: %s", name, reason)
@@ -137,9 +153,11 @@ class Worker:
         )
         rpc.start()
         http = DrainingServer(self._http_config(engine))
+        self._telemetry.pulse.before(lambda: self._measure(http))
+        self._telemetry.pulse.start()
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
-        stop = channel.closed()
+        stop = channel.closed(self._change)
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
         self._admission.is_ready = True
@@ -151,6 +169,20 @@ class Worker:
         self._admission.is_ready = False
         http.should_exit = True
         await asyncio.gather(serving, asyncio.to_thread(rpc.stop, settings.drain_seconds))
+        await asyncio.to_thread(self._telemetry.pulse.close)
+
+    def _measure(self, http: uvicorn.Server) -> None:
+        recorder = self._telemetry.threads
+        recorder.set(REQUESTS_IN_FLIGHT, value=self._admission.in_flight)
+        recorder.set(CONNECTIONS, value=len(http.server_state.connections))
+
+    def _change(self, changed: dict[str, Any]) -> None:
+        """Take settings that were reloaded; settings.RELOADABLE has which there can be."""
+        set_level(changed["log_level"])
+        # A request that is admitted under the old one isn't held to the new one.
+        self._admission.limits = replace(
+            self._admission.limits, requests_in_flight_max=changed["requests_in_flight_max"]
+        )
 
     def _open_writer(self, stack: AsyncExitStack) -> tuple[Writer, Changes] | UpdatesStopped | None:
         """The writer, when it is this process that is to have it; why there is none, if it failed.
@@ -162,7 +194,12 @@ class Worker:
             return None
         is_restart = self._brief.is_restart
         try:
-            owner = open_writer(settings.data_dir, settings.writer_limits(), is_restart=is_restart)
+            owner = open_writer(
+                settings.data_dir,
+                settings.writer_limits(),
+                self._telemetry,
+                is_restart=is_restart,
+            )
         except GatherdError as error:
             if not is_restart:
                 raise
@@ -196,7 +233,7 @@ class Worker:
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
-        return fast_protocol(FastRoutes(engine), self._admission, Workers())
+        return fast_protocol(FastRoutes(engine, self._telemetry), self._admission, Workers())
 
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings
@@ -218,7 +255,7 @@ class Worker:
 
 async def _run(channel: Channel, line: bytes) -> None:
     brief = WorkerBrief.decode(line)
-    configure_logging(brief.settings.log_level)
+    configure_logging(brief.settings.log_level, brief.settings.log_format)
     await Worker(brief).run(channel)
 
 

@@ -17,7 +17,6 @@ from gatherd import Client
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
-from gatherd_server.channel import configure_logging
 from gatherd_server.cli_bench import bench
 from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.cli_export import export
@@ -46,6 +45,7 @@ from gatherd_server.cli_versions import (
     versions,
 )
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.logs import configure_logging
 from gatherd_server.settings import ServeSettings, load_settings
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.supervisor import Addresses, Supervisor
@@ -134,8 +134,12 @@ def serve(config: Path | None, **options: Any) -> None:
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     settings = load_settings(given, config)
-    configure_logging(settings.log_level)
-    Supervisor(settings, lambda addresses: _announce(settings, addresses)).run()
+    configure_logging(settings.log_level, settings.log_format)
+    Supervisor(
+        settings,
+        lambda addresses: _announce(settings, addresses),
+        lambda: load_settings(given, config),
+    ).run()
 
 
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:

@@ -142,6 +142,18 @@ class PushResult:
     versions: tuple[int, ...]
 
 
+class UpdatesState(Enum):
+    """Whether updates are taken."""
+
+    NONE = "none"
+    """The server has no data dir."""
+    RUNNING = "running"
+    STOPPED = "stopped"
+    """The disk failed under the writer; it takes a restart of the server."""
+    UNREACHABLE = "unreachable"
+    """The writer is being started again."""
+
+
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
     """How a table is to be trained, as it was asked for; storage/slots.py says what is possible."""

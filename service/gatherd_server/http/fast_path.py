@@ -24,6 +24,7 @@ from gatherd_server.admission import Admission
 from gatherd_server.http.body import Workers
 from gatherd_server.http.fast_cycle import FastCycle, Prefixes
 from gatherd_server.http.fast_routes import FastRoutes, Route
+from gatherd_server.http.observed import HeadTrail, head_trail
 
 LENGTH_DIGITS_MAX: Final = 18
 TIMEOUT_DIGITS_MAX: Final = 10
@@ -51,6 +52,7 @@ class _SeenHead:
     total: int
     route: Route
     seconds: float | None
+    trail: HeadTrail | None
 
 
 class _FastPath(HttpToolsProtocol):
@@ -77,7 +79,9 @@ class _FastPath(HttpToolsProtocol):
             if before.response_complete and self._begun == self._ended and not self._is_full():
                 # The parser has nothing to tell that it hasn't told of the same bytes before.
                 self._unset_keepalive_if_required()
-                self.cycle = cycle = FastCycle(self, seen.route, seen.seconds, keep_alive=True)
+                self.cycle = cycle = FastCycle(
+                    self, seen.route, seen.seconds, keep_alive=True, trail=seen.trail
+                )
                 cycle.take(data[len(seen.head) :])
                 cycle.end()
                 cycle.start()
@@ -90,7 +94,7 @@ class _FastPath(HttpToolsProtocol):
         if begun == ended and self._begun == self._ended == begun + 1:
             head = data[: len(data) - cycle.body_bytes]
             if cycle.keep_alive:
-                self._seen = _SeenHead(head, len(data), cycle.route, cycle.seconds)
+                self._seen = _SeenHead(head, len(data), cycle.route, cycle.seconds, cycle.trail)
         else:
             cycle.wait()
 
@@ -141,7 +145,7 @@ class _FastPath(HttpToolsProtocol):
         ):
             return None
         seconds = int(timeout) / 1000 if timeout else None
-        return FastCycle(self, route, seconds, parser.should_keep_alive())
+        return FastCycle(self, route, seconds, parser.should_keep_alive(), head_trail(headers))
 
     def _is_full(self) -> bool:
         limit = self.limit_concurrency
