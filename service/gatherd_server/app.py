@@ -123,6 +123,7 @@ class Worker:
             worker=brief.number,
             has_writer=settings.data_dir is not None and settings.workers == 1,
             is_told=settings.metrics,
+            traces=settings.traces,
         )
         self._admission = Admission(self._limits, self._telemetry)
 
@@ -130,6 +131,7 @@ class Worker:
         """Serve until the channel closes or SIGTERM comes; returns when all is answered."""
         settings = self._brief.settings
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, self._telemetry.close)
             owner = self._open_writer(stack)
             sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
             tables = open_sources(sources, settings.data_dir, settings.preload)

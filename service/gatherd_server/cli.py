@@ -29,6 +29,7 @@ from gatherd_server.cli_import import (
 )
 from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
+from gatherd_server.cli_top import top
 from gatherd_server.cli_update import (
     apply_gradients,
     assign,
@@ -320,7 +321,7 @@ def lookup(
 
 for command in (scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, restore, bench):
+for command in (versions, rollback, set_optimizer, delete, snapshot, restore, bench, top):
     cli.add_command(command)
 
 

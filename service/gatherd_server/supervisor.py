@@ -227,6 +227,7 @@ class Supervisor:
             settings.log_format,
             self._metrics_fd,
             settings.workers,
+            settings.traces,
         ).encode()
 
     def _start_children(self) -> None:

@@ -132,6 +132,8 @@ class Push:
     op: UpdateOp
     updates: tuple[TableUpdate, ...]
     request_id: RequestId = None
+    traceparent: str = ""
+    """The W3C trace context of the request; no part of what the push is."""
 
 
 @dataclass(frozen=True, slots=True)

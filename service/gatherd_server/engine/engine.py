@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
 from gatherd.store.table import Gathered, Table
+from gatherd_server import trail
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
@@ -128,6 +129,9 @@ class Engine:
             # The writer knows no files; without one there is nothing else.
             if self._link is None or self._tables.is_file(update.table):
                 raise read_only(self._tables.get(update.table).name)
+        request = trail.current()
+        if self._telemetry.spans is not None and request is not None and request.traceparent:
+            push = replace(push, traceparent=request.traceparent)
         return self._writer().push(push)
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":

@@ -61,19 +61,17 @@ class Rows:
         IdOutOfRange, with nothing copied; Unavailable when a row's writer died inside it.
         """
         table, ids = self._table, self._ids[start:stop]
-        if start == 0:
-            self._counted.begun()
         if self.dtype is table.dtype:
             if not table.read_rows(ids, out, begin):
                 self._raise_out_of_range()
-            self._counted.gathered(ids.size, ids.size * self.row_bytes)
+            self._counted.gathered(start == 0, ids.size, ids.size * self.row_bytes)
             return
         if not all_in_range(ids, table.row_count):
             self._raise_out_of_range()
         if ids.size:
             bits = out[begin : begin + ids.size * self.row_bytes].view(self.dtype.storage)
             table.gather(ids, bits.reshape(ids.size, table.dim), self.dtype)
-            self._counted.gathered(ids.size, ids.size * self.row_bytes)
+            self._counted.gathered(start == 0, ids.size, ids.size * self.row_bytes)
 
     def _raise_out_of_range(self) -> None:
         assert not isinstance(self._asked, ByKey)

@@ -25,6 +25,7 @@ from gatherd_server.http.fast_routes import Route, Work
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.metrics.telemetry import now_ns
 from gatherd_server.proto_codec import Part, byte_count
+from gatherd_server.tracing import Spans
 from gatherd_server.trail import REQUEST_ID_HEADER, Trail, following
 
 # What is gathered and written at a time: small enough to stay in a core's cache in between and not
@@ -60,6 +61,7 @@ class Connection(Protocol):
     admission: Admission
     workers: Workers
     prefixes: Prefixes
+    spans: Spans | None
 
     def on_response_complete(self) -> None:
         """Go on with the next request."""
@@ -156,7 +158,7 @@ class FastCycle:
         self.disconnected = True
         if self._holds_place and not self.response_complete:
             code = "canceled" if self._code == "ok" else self._code
-            self.route.counted.done(code, now_ns() - self._begun_ns)
+            self._count(code)
         if not self._tasks_count:
             self._let_go()
 
@@ -339,11 +341,20 @@ class FastCycle:
 
     def _complete(self) -> None:
         self.response_complete = True
-        self.route.counted.done(self._code, now_ns() - self._begun_ns)
+        self._count(self._code)
         self._let_go()
         if not self.keep_alive:
             self._connection.transport.close()
         self._connection.on_response_complete()
+
+    def _count(self, code: str) -> None:
+        elapsed_ns = now_ns() - self._begun_ns
+        counted = self.route.counted
+        counted.done(code, elapsed_ns)
+        spans = self._connection.spans
+        if spans is not None:
+            trail = Trail((self.trail or NO_TRAIL).get)
+            spans.request(counted.wire, counted.procedure, code, elapsed_ns, trail.traceparent)
 
     def _let_go(self) -> None:
         if self._timer is not None:

@@ -25,6 +25,7 @@ from gatherd_server.http.body import Workers
 from gatherd_server.http.fast_cycle import FastCycle, Prefixes
 from gatherd_server.http.fast_routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
+from gatherd_server.tracing import Spans
 
 LENGTH_DIGITS_MAX: Final = 18
 TIMEOUT_DIGITS_MAX: Final = 10
@@ -37,7 +38,13 @@ def fast_protocol(
     return type(
         "FastPathProtocol",
         (_FastPath,),
-        {"routes": routes, "admission": admission, "workers": workers, "prefixes": Prefixes()},
+        {
+            "routes": routes,
+            "admission": admission,
+            "workers": workers,
+            "prefixes": Prefixes(),
+            "spans": admission.telemetry.spans,
+        },
     )
 
 
@@ -62,6 +69,7 @@ class _FastPath(HttpToolsProtocol):
     admission: Admission
     workers: Workers
     prefixes: Prefixes
+    spans: Spans | None
     # uvicorn's cycles and fast ones, which it treats alike.
     cycle: Any
     pipeline: deque[tuple[Any, Any]]

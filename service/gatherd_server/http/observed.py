@@ -22,6 +22,7 @@ logger = logging.getLogger("gatherd.requests")
 _CONNECT: Final = re.compile(r"/gatherd\.v1\.(?:EmbeddingService|TableService)/(\w{1,64})")
 _VERB: Final = re.compile(r"/v1/(?:tables/[^/:]+:)?([A-Za-z]{1,32})")
 _TABLE: Final = re.compile(r"/v1/tables/[^/:]+(/versions)?")
+OPERATIONS_WIRE: Final = "http"
 _UNKNOWN: Final = "unknown"
 _BY_VERB: Final = {
     name[0].lower() + name[1:]: name
@@ -60,7 +61,7 @@ def procedure_of(method: str, path: str) -> tuple[str, str]:
         name = match[1] if match else ""
         return "connect", name if name in _PROCEDURES else _UNKNOWN
     if path in _OPERATIONS:
-        return "http", path.strip("/")
+        return OPERATIONS_WIRE, path.strip("/")
     return "rest", _rest_procedure(method, path)
 
 
@@ -150,8 +151,10 @@ class Observed:
                 await self._app(scope, receive, observed)
         finally:
             counted = self._telemetry.requests(wire, procedure)
-            code = _code(trail, status)
-            counted.done(code, now_ns() - begun_ns)
+            code, elapsed_ns = _code(trail, status), now_ns() - begun_ns
+            counted.done(code, elapsed_ns)
+            if self._telemetry.spans is not None and wire != OPERATIONS_WIRE:
+                self._telemetry.spans.request(wire, procedure, code, elapsed_ns, trail.traceparent)
             if status >= 400:
                 note_failure(counted, code, f"status {status}", trail.request_id)
 

@@ -22,6 +22,7 @@ from gatherd_server.metrics.recorder import (
     Series,
     make_page,
 )
+from gatherd_server.tracing import Spans, TraceExport, open_spans
 
 now_ns: Final = perf_counter_ns
 """The clock that requests are timed by."""
@@ -55,6 +56,7 @@ class Telemetry:
         worker: int | None = None,
         has_writer: bool = False,
         is_told: bool = True,
+        spans: Spans | None = None,
     ) -> None:
         """As worker number `worker`, with the writer in it or as the writer alone.
 
@@ -62,6 +64,8 @@ class Telemetry:
         """
         self._page = page
         self.is_told = is_told
+        self.spans = spans
+        """What traces are made with; None when they are off."""
         self.writer = Recorder(_place(page, _WRITER) if has_writer else None)
         first = None if worker is None else _WORKERS + _PLACES_A_WORKER * worker
         self.loop = Recorder(_place(page, first))
@@ -72,11 +76,28 @@ class Telemetry:
 
     @classmethod
     def inherited(
-        cls, fd: int, workers: int, *, worker: int | None = None, has_writer: bool, is_told: bool
+        cls,
+        fd: int,
+        workers: int,
+        *,
+        worker: int | None = None,
+        has_writer: bool,
+        is_told: bool = False,
+        traces: TraceExport = TraceExport.OFF,
     ) -> "Telemetry":
-        """Of a child that the supervisor gave the page's descriptor."""
+        """Of a child that the supervisor gave the page's descriptor.
+
+        ConfigError when the packages that traces need aren't there.
+        """
+        spans = open_spans(traces, "writer" if worker is None else f"worker-{worker}")
         page = MetricsPage(fd, _place_count(workers))
-        return cls(page, worker=worker, has_writer=has_writer, is_told=is_told)
+        return cls(page, worker=worker, has_writer=has_writer, is_told=is_told, spans=spans)
+
+    def close(self) -> None:
+        """Publish a last time, and send the spans that are left."""
+        self.pulse.close()
+        if self.spans is not None:
+            self.spans.close()
 
     def requests(self, wire: str, procedure: str) -> RequestSeries:
         """The counters of a procedure on a wire, for the loop's thread alone."""
@@ -137,13 +158,10 @@ class TableSeries:
             recorder.first(TABLE_LOOKUP_BYTES, table),
         )
 
-    def begun(self) -> None:
-        """Count a gather."""
-        self._cells[self._first[0]] += 1
-
-    def gathered(self, rows: int, byte_count: int) -> None:
-        """Count what it gathered, or a piece of it."""
+    def gathered(self, is_first: bool, rows: int, byte_count: int) -> None:
+        """Count a piece of what a lookup gathered."""
         cells, first = self._cells, self._first
+        cells[first[0]] += is_first
         cells[first[1]] += rows
         cells[first[2]] += byte_count
 

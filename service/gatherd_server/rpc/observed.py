@@ -47,6 +47,9 @@ def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
             raise
         finally:
             count(telemetry, name, code, begun_ns)
+            if telemetry.spans is not None:
+                elapsed_ns = now_ns() - begun_ns
+                telemetry.spans.request(WIRE, name, code, elapsed_ns, trail.traceparent)
 
     return call
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from gatherd.errors import GatherdError
 from gatherd_server.metrics import names
 from gatherd_server.metrics.recorder import Recorder
+from gatherd_server.tracing import Spans
 from gatherd_server.types import Push, PushResult, SnapshotResult
 
 
@@ -26,8 +27,9 @@ class Progress:
 class Measures:
     """The writer's counters. Safe to use from many threads."""
 
-    def __init__(self, recorder: Recorder | None = None) -> None:
-        """Counts into `recorder`, or for nobody."""
+    def __init__(self, recorder: Recorder | None = None, spans: Spans | None = None) -> None:
+        """Counts into `recorder`, or for nobody; traces with `spans`."""
+        self._spans = spans
         self._recorder = recorder or Recorder()
         self._checkpoint_ns = time.time_ns()
         self._snapshot_ns: int | None = None
@@ -46,6 +48,11 @@ class Measures:
             recorder.add(names.PUSHES, "committed")
             for update in push.updates:
                 recorder.add(names.TABLE_UPDATED_ROWS, update.table, value=update.asked.size)
+        if self._spans is not None:
+            lsns = [outcome.lsn for outcome in outcomes if isinstance(outcome, PushResult)]
+            told = {"gatherd.pushes": len(pushes), "gatherd.lsn": max(lsns, default=0)}
+            traces = [push.traceparent for push in pushes if push.traceparent]
+            self._spans.work("commit", int(1e9 * seconds), told, traces)
 
     def logged(self, byte_count: int) -> None:
         """Count a frame of the log."""
@@ -55,8 +62,10 @@ class Measures:
         """Count a push that there was no room for."""
         self._recorder.add(names.SHED_REQUESTS, "queued_pushes_max")
 
-    def checkpointed(self, seconds: float) -> None:
-        """Count a checkpoint that took `seconds`."""
+    def checkpointed(self, lsn: int, seconds: float) -> None:
+        """Count a checkpoint up to `lsn` that took `seconds`."""
+        if self._spans is not None:
+            self._spans.work("checkpoint", int(1e9 * seconds), {"gatherd.lsn": lsn})
         self._checkpoint_ns = time.time_ns()
         self._recorder.observe(names.CHECKPOINT_DURATION, value=int(1e9 * seconds))
 

@@ -18,6 +18,7 @@ from gatherd_server.logs import LogFormat, configure_logging, set_level
 from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import Files
+from gatherd_server.tracing import TraceExport
 from gatherd_server.types import WriterLimits
 from gatherd_server.writer import update_kernels
 from gatherd_server.writer.changes import Changes
@@ -38,10 +39,12 @@ class WriterBrief:
     log_format: LogFormat
     metrics_fd: int
     workers: int
+    traces: TraceExport
 
     def encode(self) -> bytes:
         """As one line."""
-        document = {**asdict(self), "log_format": self.log_format.value}
+        enums = {"log_format": self.log_format.value, "traces": self.traces.value}
+        document = {**asdict(self), **enums}
         return json.dumps(document, default=str).encode() + b"\n"
 
     @classmethod
@@ -57,6 +60,7 @@ class WriterBrief:
             LogFormat(document["log_format"]),
             document["metrics_fd"],
             document["workers"],
+            TraceExport(document["traces"]),
         )
 
 
@@ -68,7 +72,11 @@ def open_writer(
     mapped_rows.warm()
     update_kernels.warm()
     writer = Writer(
-        data_dir, Files(), limits, is_restart=is_restart, measures=Measures(telemetry.writer)
+        data_dir,
+        Files(),
+        limits,
+        is_restart=is_restart,
+        measures=Measures(telemetry.writer, telemetry.spans),
     )
     changes = Changes(writer, limits)
     changes.begin()
@@ -79,7 +87,9 @@ def open_writer(
 async def _run(channel: Channel, line: bytes) -> None:
     brief = WriterBrief.decode(line)
     configure_logging(brief.log_level, brief.log_format)
-    telemetry = Telemetry.inherited(brief.metrics_fd, brief.workers, has_writer=True, is_told=False)
+    telemetry = Telemetry.inherited(
+        brief.metrics_fd, brief.workers, has_writer=True, traces=brief.traces
+    )
     writer, changes = open_writer(
         brief.data_dir, brief.limits, telemetry, is_restart=brief.is_restart
     )
@@ -96,6 +106,7 @@ async def _run(channel: Channel, line: bytes) -> None:
     await asyncio.to_thread(changes.close)
     await asyncio.to_thread(telemetry.pulse.close)
     await asyncio.to_thread(writer.close)
+    await asyncio.to_thread(telemetry.close)
 
 
 if __name__ == "__main__":

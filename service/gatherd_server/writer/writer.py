@@ -284,7 +284,7 @@ class Writer:
         with self._lock:
             keep_from = min([collected.lsn, *self._pins.values()])
         self._log.drop_until(keep_from)
-        self.measures.checkpointed(time.monotonic() - begin)
+        self.measures.checkpointed(collected.lsn, time.monotonic() - begin)
         return collected.lsn
 
     def close(self) -> None:
