@@ -168,7 +168,9 @@ def _tables(seen: Between) -> Iterator[str]:
 
 
 def _processes(seen: Between) -> Iterator[str]:
-    yield f"{'PROCESS':12} {'UP':>3} {'CPU':>6} {'MEMORY':>10} {'MAJOR FAULTS/S':>15} {'RESTARTS':>9}"
+    yield (
+        f"{'PROCESS':12} {'UP':>3} {'CPU':>6} {'MEMORY':>10} {'MAJOR FAULTS/S':>15} {'RESTARTS':>9}"
+    )
     for process in seen.after.label_values(names.PROCESS_UP.name, "process"):
         up = "yes" if seen.after.total(names.PROCESS_UP.name, process=process) else "NO"
         yield (

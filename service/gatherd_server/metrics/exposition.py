@@ -40,12 +40,12 @@ def exposition(series: Iterable[Series], samples: Iterable[Sample]) -> str:
             continue
         lines.append(f"# HELP {metric.name} {_escape_help(metric.help)}")
         lines.append(f"# TYPE {metric.name} {metric.kind.value}")
-        for labels, values in sorted(by_labels.items()):
+        for labels, added in sorted(by_labels.items()):
             pairs = [_pair(*pair) for pair in zip(metric.labels, labels, strict=True)]
             if metric.kind is Kind.HISTOGRAM:
-                lines += _histogram(metric, pairs, values)
+                lines += _histogram(metric, pairs, added)
             else:
-                lines.append(f"{metric.name}{_braces(pairs)} {_number(values[0], metric.scale)}")
+                lines.append(f"{metric.name}{_braces(pairs)} {_number(added[0], metric.scale)}")
     return "\n".join(lines) + "\n"
 
 

@@ -39,7 +39,7 @@ def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
             return reply
         except Exception:
             # grpc's abort raises one; what a handler didn't foresee is no other to the client.
-            code = told_code(context.code() or grpc.StatusCode.UNKNOWN)
+            code = told_code(context.code() or grpc.StatusCode.UNKNOWN)  # type: ignore[attr-defined]  # the stubs lack it
             if logger.isEnabledFor(logging.DEBUG):
                 fields = {"wire": WIRE, "procedure": name, "code": code}
                 extra = {"request_id": trail.request_id, "fields": fields}

@@ -6,10 +6,10 @@
     5       8      number: a request's, repeated by its answer
     13      n      a record (records.py)
 
-A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version], …]} with two or
-three arrays an update: its ids, integer keys, or the data and offsets of string keys ("rows" is
-"ids", "keys" or "strings"), and its values. A change is its class's name and its fields. An answer
-has "result", or "error" with what a GatherdError holds.
+A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version],
+…]} with two or three arrays an update: its ids, integer keys, or the data and offsets of string
+keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its class's name and its
+fields. An answer has "result", or "error" with what a GatherdError holds.
 """
 
 from dataclasses import asdict
