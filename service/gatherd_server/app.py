@@ -13,6 +13,7 @@ import json
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from gatherd_server.channel import Channel, run_child
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.body import Workers
+from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
@@ -36,6 +38,8 @@ from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.settings import ServeSettings
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
+from gatherd_server.tls import Tls
+from gatherd_server.token_file import TokenFile
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
 from gatherd_server.writer.process import open_writer
@@ -46,6 +50,10 @@ logger = logging.getLogger("gatherd")
 # Passes of the event loop before listeners close: one to accept what waits in the queue, one to
 # build its transports, one to start reading, one to read, and as many again.
 SETTLE_PASSES = 8
+# How often the files of tokens and certificates are looked at.
+WATCH_SECONDS = 1.0
+# For a TLS handshake, after which a connection has to send a request.
+HANDSHAKE_SECONDS = 20.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,6 +111,37 @@ class DrainingServer(uvicorn.Server):
         """Signals are the worker's own."""
         yield
 
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._tls = tls
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does on Unix sockets, and by TLS, if there is any, on the others."""
+        listeners = sockets or []
+        plain = [one for one in listeners if not self._tls or one.family == socket.AF_UNIX]
+        await super().startup(plain)
+        if self._tls is None:
+            return
+        self.started = False
+        for listener in listeners:
+            if listener not in plain:
+                server = await asyncio.get_running_loop().create_server(
+                    self._new_protocol,
+                    sock=listener,
+                    ssl=self._tls,
+                    backlog=self.config.backlog,
+                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                )
+                self.servers.append(server)
+        self.started = True
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        made: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = made(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what already waits on the listeners, then stop as uvicorn does."""
         for _ in range(SETTLE_PASSES):
@@ -125,7 +164,15 @@ class Worker:
             is_told=settings.metrics,
             traces=settings.traces,
         )
-        self._admission = Admission(self._limits, self._telemetry)
+        self._tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
+        self._admission = Admission(
+            self._limits,
+            self._tokens,
+            open_metrics=settings.open_metrics,
+            telemetry=self._telemetry,
+        )
+        files = settings.tls_files()
+        self._tls = Tls(files) if files is not None else None
 
     async def run(self, channel: Channel) -> None:
         """Serve until the channel closes or SIGTERM comes; returns when all is answered."""
@@ -152,9 +199,12 @@ class Worker:
             threads=settings.grpc_threads,
             streams_max=settings.streams_max,
             reflection=settings.reflection,
+            credentials=self._tls.grpc_credentials() if self._tls is not None else None,
         )
         rpc.start()
-        http = DrainingServer(self._http_config(engine))
+        http = DrainingServer(
+            self._http_config(engine), self._tls.context if self._tls is not None else None
+        )
         self._telemetry.pulse.before(lambda: self._measure(http))
         self._telemetry.pulse.start()
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
@@ -165,9 +215,11 @@ class Worker:
         self._admission.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()
+        watching = asyncio.ensure_future(self._watch_files())
         await asyncio.wait(
             (serving, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED
         )
+        watching.cancel()
         self._admission.is_ready = False
         http.should_exit = True
         await asyncio.gather(serving, asyncio.to_thread(rpc.stop, settings.drain_seconds))
@@ -185,6 +237,15 @@ class Worker:
         self._admission.limits = replace(
             self._admission.limits, requests_in_flight_max=changed["requests_in_flight_max"]
         )
+
+    async def _watch_files(self) -> None:
+        """Take in tokens and certificates that changed, for ever."""
+        watched = [one for one in (self._tokens, self._tls) if one is not None]
+        while watched:
+            await asyncio.sleep(WATCH_SECONDS)
+            for one in watched:
+                # On a thread: the file may be on a disk that has died.
+                await asyncio.to_thread(one.refresh)
 
     def _open_writer(self, stack: AsyncExitStack) -> tuple[Writer, Changes] | UpdatesStopped | None:
         """The writer, when it is this process that is to have it; why there is none, if it failed.
@@ -235,13 +296,17 @@ class Worker:
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
-        return fast_protocol(FastRoutes(engine, self._telemetry), self._admission, Workers())
+        seconds = self._brief.settings.receive_seconds
+        if not self._brief.settings.fast_path:
+            return guarded_protocol(seconds)
+        routes = FastRoutes(engine, self._telemetry)
+        return fast_protocol(routes, self._admission, Workers(), seconds)
 
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings
         return uvicorn.Config(
             create_app(engine, self._admission),
-            http=self._protocol(engine) if settings.fast_path else "httptools",
+            http=self._protocol(engine),
             ws="none",
             lifespan="off",
             log_config=None,

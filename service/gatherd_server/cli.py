@@ -13,11 +13,11 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from gatherd import Client
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.cli_bench import bench
+from gatherd_server.cli_connect import connect
 from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.cli_export import export
 from gatherd_server.cli_import import (
@@ -29,6 +29,7 @@ from gatherd_server.cli_import import (
 )
 from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
+from gatherd_server.cli_token import token
 from gatherd_server.cli_top import top
 from gatherd_server.cli_update import (
     apply_gradients,
@@ -146,8 +147,10 @@ def serve(config: Path | None, **options: Any) -> None:
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     click.echo(f"gatherd is ready ({workers})")
-    click.echo(f"  http  http://{addresses.http}   (docs: http://{addresses.http}/docs)")
-    click.echo(f"  grpc  grpc://{addresses.grpc}")
+    tls = "s" if settings.tls_cert is not None else ""
+    http = f"http{tls}://{addresses.http}"
+    click.echo(f"  http  {http}   (docs: {http}/docs)")
+    click.echo(f"  grpc  grpc{tls}://{addresses.grpc}")
     if addresses.unix is not None:
         click.echo(f"  unix  unix://{addresses.unix}")
     sys.stdout.flush()
@@ -229,7 +232,7 @@ def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
 
     VERSION is the live one, LSN the last update that every lookup sees.
     """
-    with Client(url) as client:
+    with connect(url) as client:
         infos = [client.table(name) for name in names] if names else client.tables()
     if as_json:
         click.echo(json.dumps([asdict(info) for info in infos]))
@@ -297,7 +300,7 @@ def lookup(
         gatherd lookup words king queen --by-key
         gatherd lookup words king queen --by-key --pool mean --url local:./data --json
     """
-    with Client(url) as client:
+    with connect(url) as client:
         are_strings = by_key and client.table(table).key_kind == "bytes"
         asked = list(ids) if are_strings else [integer(text) for text in ids]
         rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
@@ -321,7 +324,7 @@ def lookup(
 
 for command in (scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, restore, bench, top):
+for command in (versions, rollback, set_optimizer, delete, snapshot, restore, token, bench, top):
     cli.add_command(command)
 
 

@@ -17,6 +17,7 @@ from typing import Final
 import click
 
 from gatherd.errors import InvalidArgument, Unavailable
+from gatherd_server.cli_connect import credential_options, opener
 from gatherd_server.metrics import names
 from gatherd_server.metrics.names import Metric
 
@@ -89,10 +90,10 @@ class Between:
         return float(reached)
 
 
-def _scrape(url: str) -> Scrape:
+def _scrape(url: str, opener: urllib.request.OpenerDirector) -> Scrape:
     target = url.rstrip("/") + "/metrics"
     try:
-        with urllib.request.urlopen(target, timeout=TIMEOUT_SECONDS) as reply:  # noqa: S310 - http(s), as `top` made sure
+        with opener.open(target, timeout=TIMEOUT_SECONDS) as reply:
             text = reply.read(DOCUMENT_BYTES_MAX).decode()
     except urllib.error.HTTPError as error:
         raise Unavailable(f"{target} answered {error.code} {error.reason}") from None
@@ -209,6 +210,7 @@ def _bytes(count: float) -> str:
     help="Seconds between two looks; rates and quantiles are of that time.",
 )
 @click.option("--once", is_flag=True, help="Print one screen after one interval, and end.")
+@credential_options
 def top(url: str, interval: float, once: bool) -> None:
     """Show what a server does: requests, latencies, tables, updates, processes.
 
@@ -234,9 +236,10 @@ def top(url: str, interval: float, once: bool) -> None:
 
 
 def _scrapes(url: str, interval: float, once: bool) -> Iterator[Scrape]:
-    yield _scrape(url)
+    opening = opener(url)
+    yield _scrape(url, opening)
     while True:
         time.sleep(interval)
-        yield _scrape(url)
+        yield _scrape(url, opening)
         if once:
             return

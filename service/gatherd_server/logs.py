@@ -67,6 +67,8 @@ def configure_logging(level: str, log_format: LogFormat = LogFormat.TEXT) -> Non
     logging.basicConfig(handlers=[handler], level=level.upper())
     # Says of each start and stop what the supervisor says better.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
+    # At debug it tells of every step of every compilation, by the megabyte.
+    logging.getLogger("numba").setLevel(logging.WARNING)
 
 
 def set_level(level: str) -> None:

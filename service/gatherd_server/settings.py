@@ -22,6 +22,7 @@ from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
 from gatherd_server.errors import ConfigError
 from gatherd_server.logs import LogFormat
+from gatherd_server.tls import TlsFiles
 from gatherd_server.tracing import TraceExport
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
 
@@ -62,6 +63,24 @@ class ServeSettings(BaseSettings):
         Preload.AUTO,
         description="Bring tables into memory before serving: auto does it for those that fit.",
     )
+    tokens: Path | None = Field(
+        None,
+        description="File of the bearer tokens that are taken, as `gatherd token` writes it; "
+        "read again when it changes.",
+    )
+    open_metrics: bool = Field(False, description="Answer /metrics without a token.")
+    tls_cert: Path | None = Field(
+        None, description="PEM file of the certificate, for TLS on both ports; needs tls_key."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file of authorities: only clients with a certificate of theirs connect.",
+    )
+    insecure: bool = Field(
+        False,
+        description="Serve on addresses that others reach without asking who they are.",
+    )
     reflection: bool = Field(False, description="Answer gRPC server reflection.")
     # An update holds its thread until it is durable, and those that wait together are committed
     # together. Threads are made when they are needed.
@@ -97,6 +116,13 @@ class ServeSettings(BaseSettings):
     )
     keep_alive_seconds: int = Field(
         75, ge=1, le=3600, description="Seconds until an idle HTTP connection is closed."
+    )
+    receive_seconds: float = Field(
+        20.0,
+        ge=1,
+        le=3600,
+        description="Seconds for an HTTP request's head to come, and its body beyond a second for "
+        "each 16 KiB, and without any progress in reading a reply.",
     )
     durability: Durability = Field(
         Durability.FSYNC,
@@ -175,6 +201,16 @@ class ServeSettings(BaseSettings):
             self.tables_max,
             self.requests_in_flight_max,
         )
+
+    def tls_files(self) -> TlsFiles | None:
+        """The files of TLS, None without it. ConfigError when one is missing."""
+        if self.tls_cert is None and self.tls_key is None:
+            if self.tls_client_ca is not None:
+                raise ConfigError("tls_client_ca needs tls_cert and tls_key beside it")
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            raise ConfigError("TLS takes both tls_cert and tls_key")
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def writer_limits(self) -> WriterLimits:
         """How the writer works."""

@@ -4,6 +4,7 @@ It serves nothing itself. Workers are spawned, never forked, so that no thread o
 carried over. They exit when their channel closes, also when the supervisor is killed.
 """
 
+import ipaddress
 import json
 import logging
 import os
@@ -31,6 +32,8 @@ from gatherd_server.metrics.telemetry import SupervisorMetrics, make_server_page
 from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.sockets import (
     SERVER_SOCKET_NAME,
+    UNIX_SOCKET_MODE,
+    WRITER_SOCKET_MODE,
     WRITER_SOCKET_NAME,
     bind_http,
     bind_unix,
@@ -39,6 +42,8 @@ from gatherd_server.sockets import (
     reserve_grpc,
 )
 from gatherd_server.storage import mapped_rows
+from gatherd_server.tls import Tls
+from gatherd_server.token_file import TokenFile
 from gatherd_server.writer import update_kernels
 from gatherd_server.writer.process import WriterBrief
 from gatherd_server.writer.publish import own_data_dir
@@ -158,6 +163,7 @@ class Supervisor:
         sources = settings.sources()
         if not sources and settings.data_dir is None:
             raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
+        is_authenticated = check_secrets(settings)
         if settings.data_dir is not None:
             owned = stack.enter_context(own_data_dir(settings.data_dir))
             self._lock_fd = owned.lock_fd
@@ -170,9 +176,13 @@ class Supervisor:
             open_source(source, fd)
             self._sources.append(fd)
         http = stack.enter_context(bind_http(settings.http, settings.backlog))
+        if not is_authenticated:
+            check_loopback("http", http.getsockname()[0])
         self._listeners.append(http)
         holder, self._grpc_address = reserve_grpc(settings.grpc)
         stack.enter_context(holder)
+        if not is_authenticated:
+            check_loopback("grpc", holder.getsockname()[0])
         if settings.unix is not None:
             self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
             stack.callback(settings.unix.unlink, missing_ok=True)
@@ -191,7 +201,8 @@ class Supervisor:
             folder, path = open_beside(data_dir, name)
             stack.callback(os.close, folder)
             path.unlink(missing_ok=True)
-            listener = stack.enter_context(bind_unix(path, self._settings.backlog))
+            mode = WRITER_SOCKET_MODE if name == WRITER_SOCKET_NAME else UNIX_SOCKET_MODE
+            listener = stack.enter_context(bind_unix(path, self._settings.backlog, mode))
             stack.callback(path.unlink, missing_ok=True)
             if name == SERVER_SOCKET_NAME:
                 self._listeners.append(listener)
@@ -424,6 +435,31 @@ class Supervisor:
             if child.process is not None:
                 child.process.kill()
                 child.process.wait()
+
+
+def check_secrets(settings: ServeSettings) -> bool:
+    """Whether the server asks who its clients are, or was told that it needn't.
+
+    ConfigError for tokens and certificates that the workers couldn't use.
+    """
+    if settings.tokens is not None:
+        TokenFile(settings.tokens)
+    files = settings.tls_files()
+    if files is not None:
+        Tls(files)
+    if settings.tokens is not None and settings.insecure:
+        raise ConfigError("insecure means without tokens, and tokens are given; leave one out")
+    return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure
+
+
+def check_loopback(setting: str, host: str) -> None:
+    """ConfigError unless `host`, which is bound, is reached from this machine alone."""
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        raise ConfigError(
+            f"--{setting} {host} is reached from other machines, and anybody there could change "
+            "and delete tables: give --tokens FILE (`gatherd token` writes it), or --insecure "
+            "where the network lets in only whom you trust"
+        )
 
 
 def use_kernel_cache(data_dir: Path | None) -> None:

@@ -20,17 +20,18 @@ Served = SmallEngine | Training
 
 @contextlib.contextmanager
 def web_server(
-    served: Served, *, is_fast: bool = True, app: Any = None, **options: Any
+    served: Served, *, is_fast: bool = True, app: Any = None, http: Any = None, **options: Any
 ) -> Iterator[str]:
     """Run a web server, with or without the fast path and with uvicorn's `options`.
 
-    `app` stands in for the application.
+    `app` stands in for the application, `http` for the protocol class.
     """
     # The app takes connections from here on; whoever comes before it is up waits in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
     app = app or create_app(served.engine, served.admission)
-    http: Any = "httptools"
-    if is_fast:
+    if http is None:
+        http = "httptools"
+    if http == "httptools" and is_fast:
         http = fast_protocol(FastRoutes(served.engine), served.admission, Workers())
     server = uvicorn.Server(
         uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, **options)

@@ -17,6 +17,7 @@ from uvicorn.server import ServerState
 
 from gatherd.errors import DeadlineExceeded, GatherdError
 from gatherd_server.admission import Admission
+from gatherd_server.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
@@ -89,6 +90,7 @@ class FastCycle:
         "_tasks_count",
         "_timer",
         "body_bytes",
+        "caller",
         "disconnected",
         "keep_alive",
         "response_complete",
@@ -103,8 +105,10 @@ class FastCycle:
         connection: Connection,
         route: Route,
         seconds: float | None,
-        keep_alive: bool,
+        caller: Caller,
         trail: HeadTrail | None,
+        *,
+        keep_alive: bool,
     ) -> None:
         self._begun_ns = now_ns()
         self._code = "ok"
@@ -112,6 +116,7 @@ class FastCycle:
         self._connection = connection
         self.route = route
         self.seconds = seconds
+        self.caller = caller
         self._deadline = 0.0
         self._body: list[bytes] = []
         self.body_bytes = 0
@@ -140,7 +145,9 @@ class FastCycle:
         if self.seconds is not None:
             self._deadline = time.monotonic() + self.seconds
         try:
-            self._connection.admission.enter()
+            if self.caller.limiter is not None:
+                self._connection.admission.count(self.caller)
+            self._connection.admission.enter(self.caller)
         except GatherdError as error:
             self._fail(error)
             return
@@ -199,7 +206,7 @@ class FastCycle:
             self._track(self._run_later())
             return
         try:
-            found = self.route.begin(self._whole_body())
+            found = self.route.begin(self._whole_body(), self.caller)
             if isinstance(found, Work):
                 self._work(found)
             elif found.nbytes <= PIECE_BYTES:
@@ -361,7 +368,7 @@ class FastCycle:
             self._timer.cancel()
         if self._holds_place:
             self._holds_place = False
-            self._connection.admission.leave()
+            self._connection.admission.leave(self.caller)
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:

@@ -20,8 +20,11 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gatherd.errors import Unauthenticated
 from gatherd_server.admission import Admission
+from gatherd_server.callers import Caller
 from gatherd_server.http.body import Workers
+from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.fast_cycle import FastCycle, Prefixes
 from gatherd_server.http.fast_routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
@@ -32,8 +35,8 @@ TIMEOUT_DIGITS_MAX: Final = 10
 
 
 def fast_protocol(
-    routes: FastRoutes, admission: Admission, workers: Workers
-) -> type[HttpToolsProtocol]:
+    routes: FastRoutes, admission: Admission, workers: Workers, receive_seconds: float = 20.0
+) -> type[GuardedProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
     return type(
         "FastPathProtocol",
@@ -44,6 +47,7 @@ def fast_protocol(
             "workers": workers,
             "prefixes": Prefixes(),
             "spans": admission.telemetry.spans,
+            "sweeper": Sweeper(receive_seconds),
         },
     )
 
@@ -59,10 +63,11 @@ class _SeenHead:
     total: int
     route: Route
     seconds: float | None
+    caller: Caller
     trail: HeadTrail | None
 
 
-class _FastPath(HttpToolsProtocol):
+class _FastPath(GuardedProtocol):
     """One connection."""
 
     routes: FastRoutes
@@ -76,7 +81,6 @@ class _FastPath(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._begun = self._ended = 0
         self._seen: _SeenHead | None = None
 
     def data_received(self, data: bytes) -> None:
@@ -84,44 +88,54 @@ class _FastPath(HttpToolsProtocol):
         seen = self._seen
         if seen is not None and len(data) == seen.total and data.startswith(seen.head):
             before = self.cycle
-            if before.response_complete and self._begun == self._ended and not self._is_full():
+            if (
+                before.response_complete
+                and self._begun == self._ended
+                and not self._is_full()
+                and not seen.caller.is_revoked
+            ):
                 # The parser has nothing to tell that it hasn't told of the same bytes before.
                 self._unset_keepalive_if_required()
                 self.cycle = cycle = FastCycle(
-                    self, seen.route, seen.seconds, keep_alive=True, trail=seen.trail
+                    self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
                 )
                 cycle.take(data[len(seen.head) :])
                 cycle.end()
                 cycle.start()
                 return
-        begun, ended = self._begun, self._ended
+        begun, ended, before = self._begun, self._ended, self.cycle
         super().data_received(data)
         cycle = self.cycle
         if not isinstance(cycle, FastCycle):
             return
         if begun == ended and self._begun == self._ended == begun + 1:
             head = data[: len(data) - cycle.body_bytes]
-            if cycle.keep_alive:
-                self._seen = _SeenHead(head, len(data), cycle.route, cycle.seconds, cycle.trail)
+            if cycle.keep_alive and cycle is not before:
+                self._seen = _SeenHead(
+                    head, len(data), cycle.route, cycle.seconds, cycle.caller, cycle.trail
+                )
         else:
             cycle.wait()
 
     def on_message_begin(self) -> None:
         """Put off what only the application needs."""
-        self._begun += 1
+        self._begin()
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
         """Decide which way the request goes."""
+        if not self._is_head_taken():
+            return
         cycle = self._fast_cycle()
         if cycle is None:
             url, headers, expect = self.url, self.headers, self.expect_100_continue
-            super().on_message_begin()
+            # Past GuardedProtocol, which has counted this head.
+            HttpToolsProtocol.on_message_begin(self)
             self.url, self.expect_100_continue = url, expect
             self.headers.extend(headers)
-            super().on_headers_complete()
+            HttpToolsProtocol.on_headers_complete(self)
             return
         before, self.cycle = self.cycle, cycle
         if before is None or before.response_complete:
@@ -152,8 +166,24 @@ class _FastPath(HttpToolsProtocol):
             or self._is_full()
         ):
             return None
+        given = headers.get(b"authorization")
+        try:
+            caller = self.admission.caller(
+                () if given is None else (given,), is_local=self.is_local
+            )
+        except Unauthenticated:
+            return None
+        if caller.grant is None and b"origin" in headers:
+            return None
         seconds = int(timeout) / 1000 if timeout else None
-        return FastCycle(self, route, seconds, parser.should_keep_alive(), head_trail(headers))
+        return FastCycle(
+            self,
+            route,
+            seconds,
+            caller,
+            head_trail(headers),
+            keep_alive=parser.should_keep_alive(),
+        )
 
     def _is_full(self) -> bool:
         limit = self.limit_concurrency
@@ -162,14 +192,15 @@ class _FastPath(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
         if isinstance(self.cycle, FastCycle):
+            self._body_bytes += len(body)
             self.cycle.take(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Answer, now or when it is this request's turn."""
-        self._ended += 1
         if isinstance(self.cycle, FastCycle):
+            self._ended += 1
             self.cycle.end()
         else:
             super().on_message_complete()

@@ -18,6 +18,7 @@ from gatherd.store.query import Missing
 from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server import proto_codec
+from gatherd_server.callers import Caller
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http import arrays, plans
@@ -55,8 +56,8 @@ class Route(Protocol):
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with these headers is one that every default applies to."""
 
-    def begin(self, body: bytes) -> Rows | Work:
-        """Read the request and find its tables. A GatherdError when it can't be answered."""
+    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+        """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         """The reply's own header lines, and the bytes of its body that come before the rows."""
@@ -152,7 +153,7 @@ class _Connect:
             and headers.get(b"connect-protocol-version", b"1") == b"1"
         )
 
-    def begin(self, body: bytes) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
         seen = self._seen.get(len(body))
         plan = None if seen is None else seen.plan_of(body)
         if plan is not None:
@@ -160,11 +161,12 @@ class _Connect:
         else:
             asked = self._read(proto_codec.parse(self._message(), body))
             self._learn(body, asked)
+        engine = caller.guard(self._engine)
         if _has_rows_alone(asked):
-            rows = self._engine.rows_of(asked[0])
+            rows = engine.rows_of(asked[0])
             if rows.is_in_memory or rows.nbytes <= SHORT_BYTES:
                 return rows
-        prepared = self._engine.prepare(asked)
+        prepared = engine.prepare(asked)
         headers = {"Content-Type": PROTO}
         return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
 
@@ -190,8 +192,8 @@ class _Octets:
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
 
-    def begin(self, body: bytes) -> Rows | Work:
-        engine = self._engine
+    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+        engine = caller.guard(self._engine)
         plan = plans.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
         if _has_rows_alone([plan]):
             rows = engine.rows_of(plan)

@@ -4,13 +4,14 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gatherd.errors import Unavailable
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http import arrays, openapi
+from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import Workers
 from gatherd_server.http.errors import problem
 from gatherd_server.http.media import JSON
@@ -28,8 +29,9 @@ def health_routes(engine: Engine, admission: Admission) -> APIRouter:
         return _json({"status": "alive"})
 
     @router.get("/readyz", **openapi.READYZ)
-    async def readyz() -> Response:
-        states = engine.table_states()
+    async def readyz(request: Request) -> Response:
+        # Who has no token learns no table's name.
+        states = caller_of(request.scope).guard(engine).table_states()
         refused = [name for name, reason in states.items() if reason]
         told = {
             "updates": engine.updates_state().value,

@@ -47,6 +47,8 @@ CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
     errors.TableReadOnly: _Code.FAILED_PRECONDITION,
     errors.VersionMismatch: _Code.FAILED_PRECONDITION,
     errors.RequestIdStale: _Code.FAILED_PRECONDITION,
+    errors.Unauthenticated: _Code.UNAUTHENTICATED,
+    errors.PermissionDenied: _Code.PERMISSION_DENIED,
     errors.LimitExceeded: _Code.RESOURCE_EXHAUSTED,
     errors.RetryableError: _Code.UNAVAILABLE,
     errors.Unavailable: _Code.UNAVAILABLE,
