@@ -89,7 +89,7 @@ proto: $(VENV)/.dev  ## regenerate the committed stubs
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(UV_COMPILE) --extra server --extra formats --extra remote --group dev pyproject.toml -o requirements-dev.lock
+	$(UV_COMPILE) --extra server --extra formats --extra remote --extra otel --group dev pyproject.toml -o requirements-dev.lock
 	$(UV_COMPILE) --extra server --extra formats --extra remote --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
 
 clean:  ## remove what the targets made

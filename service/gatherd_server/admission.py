@@ -11,6 +11,8 @@ from typing import Final
 
 from gatherd.errors import Overloaded, Unauthenticated
 from gatherd_server.callers import ANYBODY, Caller
+from gatherd_server.metrics.names import SHED_REQUESTS
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.token_file import TOKEN_CHARS_MAX, TokenFile
 from gatherd_server.types import Limits
 
@@ -27,10 +29,16 @@ class Admission:
     """
 
     def __init__(
-        self, limits: Limits, tokens: TokenFile | None = None, *, open_metrics: bool = False
+        self,
+        limits: Limits,
+        tokens: TokenFile | None = None,
+        *,
+        open_metrics: bool = False,
+        telemetry: Telemetry | None = None,
     ) -> None:
-        """Without `tokens` anybody may do everything."""
+        """Without `tokens` anybody may do everything. Counts into `telemetry`, or for nobody."""
         self.limits = limits
+        self.telemetry = telemetry or Telemetry()
         self.has_tokens = tokens is not None
         self._tokens = tokens
         self._open_paths = OPEN_PATHS | ({METRICS_PATH} if open_metrics else frozenset())
@@ -79,7 +87,8 @@ class Admission:
     def count(self, caller: Caller) -> None:
         """Count one request of `caller`. Overloaded when its token is for fewer a second."""
         if caller.limiter is not None:
-            caller.limiter.count()
+            with self._counting_shed():
+                caller.limiter.count()
 
     def enter(self, caller: Caller = ANYBODY) -> None:
         """Take a place for one request, before its body is read; `leave` gives it back.
@@ -89,19 +98,29 @@ class Admission:
         """
         limiter = caller.limiter
         if limiter is not None:
-            limiter.enter()
+            with self._counting_shed():
+                limiter.enter()
         with self._lock:
             if self._in_flight < self.limits.requests_in_flight_max:
                 self._in_flight += 1
                 return
         if limiter is not None:
             limiter.leave()
+        self.telemetry.threads.add(SHED_REQUESTS, "requests_in_flight_max")
         raise Overloaded(
             f"the server has {self._in_flight} requests in flight, "
             "as many as it takes; try again after a pause",
             {"limit": "requests_in_flight_max"},
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
+
+    @contextmanager
+    def _counting_shed(self) -> Iterator[None]:
+        try:
+            yield
+        except Overloaded as error:
+            self.telemetry.threads.add(SHED_REQUESTS, f"token_{error.metadata['limit']}")
+            raise
 
     def leave(self, caller: Caller = ANYBODY) -> None:
         """Give a place back, once its request is answered."""

@@ -15,6 +15,7 @@ import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
 from typing import Any
 
 import uvicorn
@@ -23,7 +24,7 @@ from gatherd.errors import GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.admission import Admission
 from gatherd_server.brief import WorkerBrief
-from gatherd_server.channel import Channel, configure_logging, run_child
+from gatherd_server.channel import Channel, run_child
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.body import Workers
@@ -31,6 +32,9 @@ from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
+from gatherd_server.logs import configure_logging, set_level
+from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls
@@ -112,8 +116,21 @@ class Worker:
         self._brief = brief
         settings = brief.settings
         self._limits = settings.limits()
+        self._telemetry = Telemetry.inherited(
+            brief.metrics_fd,
+            settings.workers,
+            worker=brief.number,
+            has_writer=settings.data_dir is not None and settings.workers == 1,
+            is_told=settings.metrics,
+            traces=settings.traces,
+        )
         self._tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
-        self._admission = Admission(self._limits, self._tokens, open_metrics=settings.open_metrics)
+        self._admission = Admission(
+            self._limits,
+            self._tokens,
+            open_metrics=settings.open_metrics,
+            telemetry=self._telemetry,
+        )
         files = settings.tls_files()
         self._tls = Tls(files) if files is not None else None
 
@@ -121,12 +138,13 @@ class Worker:
         """Serve until the channel closes or SIGTERM comes; returns when all is answered."""
         settings = self._brief.settings
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, self._telemetry.close)
             owner = self._open_writer(stack)
             sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
             tables = open_sources(sources, settings.data_dir, settings.preload)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
-            engine = Engine(tables, self._limits, link)
+            engine = Engine(tables, self._limits, link, self._telemetry)
             for name, reason in engine.table_states().items():
                 if reason:
                     logger.error("table %r is refused: %s", name, reason)
@@ -147,9 +165,11 @@ class Worker:
         http = DrainingServer(
             self._http_config(engine), self._tls.context if self._tls is not None else None
         )
+        self._telemetry.pulse.before(lambda: self._measure(http))
+        self._telemetry.pulse.start()
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
-        stop = channel.closed()
+        stop = channel.closed(self._change)
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
         self._admission.is_ready = True
@@ -163,6 +183,20 @@ class Worker:
         self._admission.is_ready = False
         http.should_exit = True
         await asyncio.gather(serving, asyncio.to_thread(rpc.stop, settings.drain_seconds))
+        await asyncio.to_thread(self._telemetry.pulse.close)
+
+    def _measure(self, http: uvicorn.Server) -> None:
+        recorder = self._telemetry.threads
+        recorder.set(REQUESTS_IN_FLIGHT, value=self._admission.in_flight)
+        recorder.set(CONNECTIONS, value=len(http.server_state.connections))
+
+    def _change(self, changed: dict[str, Any]) -> None:
+        """Take settings that were reloaded; settings.RELOADABLE has which there can be."""
+        set_level(changed["log_level"])
+        # A request that is admitted under the old one isn't held to the new one.
+        self._admission.limits = replace(
+            self._admission.limits, requests_in_flight_max=changed["requests_in_flight_max"]
+        )
 
     async def _watch_files(self) -> None:
         """Take in tokens and certificates that changed, for ever."""
@@ -183,7 +217,12 @@ class Worker:
             return None
         is_restart = self._brief.is_restart
         try:
-            owner = open_writer(settings.data_dir, settings.writer_limits(), is_restart=is_restart)
+            owner = open_writer(
+                settings.data_dir,
+                settings.writer_limits(),
+                self._telemetry,
+                is_restart=is_restart,
+            )
         except GatherdError as error:
             if not is_restart:
                 raise
@@ -220,7 +259,8 @@ class Worker:
         seconds = self._brief.settings.receive_seconds
         if not self._brief.settings.fast_path:
             return guarded_protocol(seconds)
-        return fast_protocol(FastRoutes(engine), self._admission, Workers(), seconds)
+        routes = FastRoutes(engine, self._telemetry)
+        return fast_protocol(routes, self._admission, Workers(), seconds)
 
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings
@@ -242,7 +282,7 @@ class Worker:
 
 async def _run(channel: Channel, line: bytes) -> None:
     brief = WorkerBrief.decode(line)
-    configure_logging(brief.settings.log_level)
+    configure_logging(brief.settings.log_level, brief.settings.log_format)
     await Worker(brief).run(channel)
 
 

@@ -16,7 +16,6 @@ from click.shell_completion import get_completion_class
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
-from gatherd_server.channel import configure_logging
 from gatherd_server.cli_bench import bench
 from gatherd_server.cli_connect import connect
 from gatherd_server.cli_data_dir import open_data_dir
@@ -31,6 +30,7 @@ from gatherd_server.cli_import import (
 from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
 from gatherd_server.cli_token import token
+from gatherd_server.cli_top import top
 from gatherd_server.cli_update import (
     apply_gradients,
     assign,
@@ -47,6 +47,7 @@ from gatherd_server.cli_versions import (
     versions,
 )
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.logs import configure_logging
 from gatherd_server.settings import ServeSettings, load_settings
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.supervisor import Addresses, Supervisor
@@ -135,8 +136,12 @@ def serve(config: Path | None, **options: Any) -> None:
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     settings = load_settings(given, config)
-    configure_logging(settings.log_level)
-    Supervisor(settings, lambda addresses: _announce(settings, addresses)).run()
+    configure_logging(settings.log_level, settings.log_format)
+    Supervisor(
+        settings,
+        lambda addresses: _announce(settings, addresses),
+        lambda: load_settings(given, config),
+    ).run()
 
 
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:
@@ -319,7 +324,7 @@ def lookup(
 
 for command in (scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, restore, token, bench):
+for command in (versions, rollback, set_optimizer, delete, snapshot, restore, token, bench, top):
     cli.add_command(command)
 
 

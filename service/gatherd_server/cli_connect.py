@@ -4,6 +4,8 @@ A token is never an argument, which every process of the machine can read.
 """
 
 import os
+import ssl
+import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -11,6 +13,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from gatherd import Client
+from gatherd._credentials import Credentials, no_password
+from gatherd._target import parse_target
 from gatherd.errors import InvalidArgument
 
 TOKEN_ENVIRONMENT: Final = "GATHERD_TOKEN"  # noqa: S105 - where it is, not what it is
@@ -44,8 +48,28 @@ def credential_options(command: C) -> C:
     return command
 
 
+def opener(url: str) -> urllib.request.OpenerDirector:
+    """What opens paths of an HTTP server `url` as `connect` would, but for what isn't an RPC."""
+    given = _given(url)
+    shown = Credentials(parse_target(url), **given)
+    handlers: list[urllib.request.BaseHandler] = []
+    if url.startswith("https://"):
+        context = ssl.create_default_context(cafile=shown.ca)
+        if shown.cert is not None:
+            context.load_cert_chain(*shown.cert, password=no_password)
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    made = urllib.request.build_opener(*handlers)
+    if shown.token is not None:
+        made.addheaders = [("Authorization", f"Bearer {shown.token}")]
+    return made
+
+
 def connect(url: str, **options: Any) -> Client:
     """A client of `url` that shows what the command was given."""
+    return Client(url, **_given(url), **options)
+
+
+def _given(url: str) -> dict[str, Any]:
     given: dict[str, Path | None] = click.get_current_context().meta.get(_META, {})
     cert, key = given.get("cert"), given.get("key")
     if (cert is None) != (key is None):
@@ -55,11 +79,9 @@ def connect(url: str, **options: Any) -> Client:
     # The environment is for all URLs; a data dir has no use for it.
     if token_file is not None or url.startswith("local:"):
         token = None
-    return Client(
-        url,
-        token=token,
-        token_file=token_file,
-        ca=given.get("ca"),
-        cert=(cert, key) if cert is not None and key is not None else None,
-        **options,
-    )
+    return {
+        "token": token,
+        "token_file": token_file,
+        "ca": given.get("ca"),
+        "cert": (cert, key) if cert is not None and key is not None else None,
+    }

@@ -21,8 +21,13 @@ from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
 from gatherd_server.errors import ConfigError
+from gatherd_server.logs import LogFormat
 from gatherd_server.tls import TlsFiles
+from gatherd_server.tracing import TraceExport
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
+
+# What SIGHUP changes in a running server; the rest is read once.
+RELOADABLE = ("log_level", "requests_in_flight_max")
 
 CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
 ENVIRONMENT_PREFIX = "GATHERD_"
@@ -166,6 +171,14 @@ class ServeSettings(BaseSettings):
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
     )
+    log_format: LogFormat = Field(
+        LogFormat.TEXT, description="A line of the log: text for people, json for machines."
+    )
+    metrics: bool = Field(True, description="Answer GET /metrics on the HTTP port.")
+    traces: TraceExport = Field(
+        TraceExport.OFF,
+        description="Where OpenTelemetry spans go: off, otlp (by OTEL_EXPORTER_OTLP_…), console.",
+    )
 
     @classmethod
     def settings_customise_sources(
@@ -283,6 +296,19 @@ def load_settings(options: dict[str, Any], config: Path | None = None) -> ServeS
         raise ConfigError(f"settings: {problems}") from None
     except ValueError as error:
         raise ConfigError(f"the configuration file can't be read: {error}") from None
+
+
+def merge_reloaded(
+    settings: ServeSettings, fresh: ServeSettings
+) -> tuple[ServeSettings, list[str]]:
+    """What a running server goes on with, and the names of what changed but takes a restart."""
+    differ = [
+        name
+        for name in ServeSettings.model_fields
+        if getattr(settings, name) != getattr(fresh, name)
+    ]
+    taken = {name: getattr(fresh, name) for name in differ if name in RELOADABLE}
+    return settings.model_copy(update=taken), [name for name in differ if name not in taken]
 
 
 def _split_spec(spec: str, what: str) -> tuple[str, str]:

@@ -16,15 +16,19 @@ import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from gatherd.errors import GatherdError
 from gatherd.store import kernels
 from gatherd.store.format import open_readonly
 from gatherd_server.brief import WorkerBrief
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
-from gatherd_server.settings import ServeSettings
+from gatherd_server.logs import set_level
+from gatherd_server.metrics.telemetry import SupervisorMetrics, make_server_page
+from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.sockets import (
     SERVER_SOCKET_NAME,
     UNIX_SOCKET_MODE,
@@ -89,25 +93,40 @@ class _Child:
 class Supervisor:
     """Runs a server: `run()` blocks from start to drained stop."""
 
-    def __init__(self, settings: ServeSettings, on_ready: Callable[[Addresses], None]) -> None:
-        """`on_ready` is called once, when every worker answers for the first time."""
+    def __init__(
+        self,
+        settings: ServeSettings,
+        on_ready: Callable[[Addresses], None],
+        read_settings: Callable[[], ServeSettings],
+    ) -> None:
+        """`on_ready` is called once, when every worker answers for the first time.
+
+        `read_settings` reads them anew, at SIGHUP.
+        """
         self._settings = settings
         self._on_ready = on_ready
+        self._read_settings = read_settings
+        self._is_reload_due = False
+        self._had_terminal = sys.stdin is not None and sys.stdin.isatty()
         self._workers = [
             _Child(
-                f"worker {number}", "gatherd_server.app", self._worker_brief, self._worker_inherits
+                f"worker-{number}",
+                "gatherd_server.app",
+                partial(self._worker_brief, number),
+                self._worker_inherits,
             )
             for number in range(settings.workers)
         ]
         self._writer: _Child | None = None
         if settings.data_dir is not None and settings.workers > 1:
             self._writer = _Child(
-                "the writer",
+                "writer",
                 "gatherd_server.writer.process",
                 self._writer_brief,
-                lambda: (self._writer_listener, self._lock_fd),
+                lambda: (self._writer_listener, self._lock_fd, self._metrics_fd),
             )
-        self._writer_listener = self._lock_fd = -1
+        self._writer_listener = self._lock_fd = self._metrics_fd = -1
+        self._metrics: SupervisorMetrics | None = None
         self._selector = selectors.DefaultSelector()
         self._listeners: list[socket.socket] = []
         self._sources: list[int] = []
@@ -126,6 +145,8 @@ class Supervisor:
             self._start_children()
             while not self._stop_signals and self._failure is None:
                 self._step(self._next_restart())
+                if self._is_reload_due:
+                    self._reload()
                 if not self._was_ready and all(worker.is_ready for worker in self._workers):
                     self._was_ready = True
                     self._on_ready(addresses)
@@ -136,6 +157,9 @@ class Supervisor:
     def _open(self, stack: ExitStack) -> Addresses:
         """Check everything and take every resource that there is one of, before the first spawn."""
         settings = self._settings
+        self._metrics_fd = make_server_page(settings.workers)
+        stack.callback(os.close, self._metrics_fd)
+        self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
         sources = settings.sources()
         if not sources and settings.data_dir is None:
             raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
@@ -185,15 +209,22 @@ class Supervisor:
             else:
                 self._writer_listener = listener.fileno()
 
-    def _worker_brief(self, is_restart: bool) -> bytes:
+    def _worker_brief(self, number: int, is_restart: bool) -> bytes:
         listeners = tuple(sock.fileno() for sock in self._listeners)
         return WorkerBrief(
-            self._settings, self._grpc_address, listeners, tuple(self._sources), is_restart
+            self._settings,
+            self._grpc_address,
+            listeners,
+            tuple(self._sources),
+            is_restart,
+            number,
+            self._metrics_fd,
         ).encode()
 
     def _worker_inherits(self) -> tuple[int, ...]:
         own_lock = (self._lock_fd,) if self._lock_fd >= 0 and self._writer is None else ()
-        return (*(sock.fileno() for sock in self._listeners), *self._sources, *own_lock)
+        listeners = (sock.fileno() for sock in self._listeners)
+        return (*listeners, *self._sources, *own_lock, self._metrics_fd)
 
     def _writer_brief(self, is_restart: bool) -> bytes:
         settings = self._settings
@@ -204,6 +235,10 @@ class Supervisor:
             self._writer_listener,
             is_restart,
             settings.log_level,
+            settings.log_format,
+            self._metrics_fd,
+            settings.workers,
+            settings.traces,
         ).encode()
 
     def _start_children(self) -> None:
@@ -226,14 +261,37 @@ class Supervisor:
             end.setblocking(False)
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, previous)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
         self._selector.register(reader, selectors.EVENT_READ, None)
         stack.callback(self._selector.close)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if number != signal.SIGCHLD:
+        if number == signal.SIGHUP and not (self._had_terminal and not sys.stdin.isatty()):
+            self._is_reload_due = True
+        elif number != signal.SIGCHLD:
             self._stop_signals += 1
+
+    def _reload(self) -> None:
+        """Take what can change of the settings, and tell the children."""
+        assert self._metrics is not None
+        self._is_reload_due = False
+        try:
+            self._settings, ignored = merge_reloaded(self._settings, self._read_settings())
+        except GatherdError as error:
+            self._metrics.reloaded("refused")
+            logger.error("the settings stay as they are: %s", error.message)  # noqa: TRY400 - says it all
+            return
+        self._metrics.reloaded("done")
+        set_level(self._settings.log_level)
+        changed = self._settings.model_dump(mode="json", include=set(RELOADABLE))
+        told = ", ".join(f"{name} {value}" for name, value in changed.items())
+        rest = f"; a restart would change {', '.join(ignored)}" if ignored else ""
+        logger.info("settings reloaded: %s%s", told, rest)
+        for child in self._children():
+            if child.channel is not None:
+                with suppress(OSError):  # it is ending, and the next one is told all
+                    child.channel.sendall(json.dumps(changed).encode() + b"\n")
 
     def _start(self, child: _Child) -> None:
         ours, theirs = socket.socketpair()
@@ -247,6 +305,8 @@ class Supervisor:
             )
         child.channel = ours
         child.received = b""
+        if self._metrics is not None:
+            self._metrics.started(child.name, is_restart=child.was_started)
         child.is_ready = False
         child.started = time.monotonic()
         child.restart_at = None
@@ -293,12 +353,17 @@ class Supervisor:
 
     def _on_event(self, worker: _Child, event: dict[str, Any]) -> None:
         if event["event"] == "ready":
-            worker.is_ready = True
+            self._note_up(worker, is_up=True)
             logger.info("%s is ready", worker.name)
         elif event["event"] == "failed":
             logger.error("%s can't start: %s", worker.name, event["message"])
             if not self._was_ready:
                 self._failure = event["message"]
+
+    def _note_up(self, child: _Child, *, is_up: bool) -> None:
+        child.is_ready = is_up
+        if self._metrics is not None:
+            self._metrics.is_up(child.name, is_up)
 
     def _on_exit(self, worker: _Child, status: int) -> None:
         """Note the end of a worker; restart it unless the server never came up or is stopping."""
@@ -319,7 +384,7 @@ class Supervisor:
         worker.restart_seconds = (
             RESTART_SECONDS_MIN if steady else min(worker.restart_seconds * 2, RESTART_SECONDS_MAX)
         )
-        worker.is_ready = False
+        self._note_up(worker, is_up=False)
         worker.restart_at = time.monotonic() + worker.restart_seconds
         logger.error(
             "%s (pid %d) %s; a new one starts in %.1f s",

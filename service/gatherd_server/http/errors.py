@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
 from gatherd_proto.v1.status_pb2 import ErrorInfo
+from gatherd_server import trail
 from gatherd_server.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
 from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
@@ -113,6 +114,7 @@ def kind_of(error: errors.GatherdError) -> Kind:
 
 def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) -> Response:
     """`error` as a problem response, with `extra` members."""
+    trail.failed(kind_of(error).code)
     members = {
         "type": "urn:gatherd:error:" + error.reason.lower().replace("_", "-"),
         "title": error.reason.replace("_", " ").capitalize(),
@@ -159,6 +161,7 @@ def connect_problem(
     error: errors.GatherdError, status: int, code: str, headers: Mapping[str, str]
 ) -> Response:
     """`error` as Connect's error JSON under another status, as for an unknown procedure."""
+    trail.failed(code)
     metadata = _cut_values(error.metadata)
     info = ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
     detail = {

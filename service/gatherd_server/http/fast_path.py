@@ -27,6 +27,8 @@ from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.fast_cycle import FastCycle, Prefixes
 from gatherd_server.http.fast_routes import FastRoutes, Route
+from gatherd_server.http.observed import HeadTrail, head_trail
+from gatherd_server.tracing import Spans
 
 LENGTH_DIGITS_MAX: Final = 18
 TIMEOUT_DIGITS_MAX: Final = 10
@@ -44,6 +46,7 @@ def fast_protocol(
             "admission": admission,
             "workers": workers,
             "prefixes": Prefixes(),
+            "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds),
         },
     )
@@ -61,6 +64,7 @@ class _SeenHead:
     route: Route
     seconds: float | None
     caller: Caller
+    trail: HeadTrail | None
 
 
 class _FastPath(GuardedProtocol):
@@ -70,6 +74,7 @@ class _FastPath(GuardedProtocol):
     admission: Admission
     workers: Workers
     prefixes: Prefixes
+    spans: Spans | None
     # uvicorn's cycles and fast ones, which it treats alike.
     cycle: Any
     pipeline: deque[tuple[Any, Any]]
@@ -92,7 +97,7 @@ class _FastPath(GuardedProtocol):
                 # The parser has nothing to tell that it hasn't told of the same bytes before.
                 self._unset_keepalive_if_required()
                 self.cycle = cycle = FastCycle(
-                    self, seen.route, seen.seconds, seen.caller, keep_alive=True
+                    self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
                 )
                 cycle.take(data[len(seen.head) :])
                 cycle.end()
@@ -106,7 +111,9 @@ class _FastPath(GuardedProtocol):
         if begun == ended and self._begun == self._ended == begun + 1:
             head = data[: len(data) - cycle.body_bytes]
             if cycle.keep_alive and cycle is not before:
-                self._seen = _SeenHead(head, len(data), cycle.route, cycle.seconds, cycle.caller)
+                self._seen = _SeenHead(
+                    head, len(data), cycle.route, cycle.seconds, cycle.caller, cycle.trail
+                )
         else:
             cycle.wait()
 
@@ -169,7 +176,14 @@ class _FastPath(GuardedProtocol):
         if caller.grant is None and b"origin" in headers:
             return None
         seconds = int(timeout) / 1000 if timeout else None
-        return FastCycle(self, route, seconds, caller, keep_alive=parser.should_keep_alive())
+        return FastCycle(
+            self,
+            route,
+            seconds,
+            caller,
+            head_trail(headers),
+            keep_alive=parser.should_keep_alive(),
+        )
 
     def _is_full(self) -> bool:
         limit = self.limit_concurrency

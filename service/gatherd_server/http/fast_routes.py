@@ -25,6 +25,8 @@ from gatherd_server.http import arrays, plans
 from gatherd_server.http.body import PartsResponse, array_response
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
+from gatherd_server.metrics.recorder import RequestSeries
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.types import LookupPlan
 
 PROTO: Final = "application/proto"
@@ -47,7 +49,9 @@ class Work:
 
 
 class Route(Protocol):
-    """What a fast request of one path is answered with."""
+    """What a fast request of one path is answered with, and where it is counted."""
+
+    counted: RequestSeries
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with these headers is one that every default applies to."""
@@ -65,13 +69,18 @@ class Route(Protocol):
 class FastRoutes:
     """Finds the route of a URL."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, telemetry: Telemetry | None = None) -> None:
+        """Counts into `telemetry`, or for nobody."""
         self._engine = engine
+        telemetry = telemetry or Telemetry()
+        self._octets = telemetry.requests("rest", "Lookup")
         service = "/gatherd.v1.EmbeddingService/"
         request = embedding_pb2
         one, bags = proto_codec.lookup_plan, proto_codec.bags_plan
         self._connect: dict[bytes, Route] = {
-            f"{service}{name}".encode(): _Connect(engine, message, read, encode)
+            f"{service}{name}".encode(): _Connect(
+                engine, message, read, encode, telemetry.requests("connect", name)
+            )
             for name, message, read, encode in (
                 ("Lookup", request.LookupRequest, lambda r: [one(r)], _one_reply),
                 ("LookupBags", request.LookupBagsRequest, lambda r: [bags(r)], _one_reply),
@@ -99,7 +108,7 @@ class FastRoutes:
         if match is None:
             return None
         query = QueryParams(match[2].decode("latin-1")) if match[2] else _NO_QUERY
-        return _Octets(self._engine, match[1].decode("ascii"), query)
+        return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
 
 
 def _one_reply(gathered: Sequence[Gathered]) -> list[proto_codec.Part]:
@@ -120,7 +129,9 @@ class _Connect:
         message: type[Message],
         read: Callable[[Any], list[LookupPlan]],
         encode: Callable[[Sequence[Gathered]], list[proto_codec.Part]],
+        counted: RequestSeries,
     ) -> None:
+        self.counted = counted
         self._engine = engine
         self._message = message
         self._read = read
@@ -170,7 +181,10 @@ class _Connect:
 class _Octets:
     """REST's lookup of one table, raw ids for raw vectors."""
 
-    def __init__(self, engine: Engine, table: str, query: QueryParams) -> None:
+    def __init__(
+        self, engine: Engine, table: str, query: QueryParams, counted: RequestSeries
+    ) -> None:
+        self.counted = counted
         self._engine = engine
         self._table = table
         self._query = query

@@ -264,6 +264,19 @@ READYZ: Final[dict[str, Any]] = {
     "responses": responses({"description": "It does.", "content": json_content(ReadyReply)}, 503),
 }
 
+METRICS: Final[dict[str, Any]] = {
+    "operation_id": "metrics",
+    "tags": ["health"],
+    "summary": "What all processes of the server counted, for Prometheus",
+    "responses": responses(
+        {
+            "description": "Prometheus' text format, version 0.0.4.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        500,
+    ),
+}
+
 _MODELS: Final = (
     KeysOfBody,
     KeysOfReply,

@@ -17,7 +17,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gatherd.errors import GatherdError, InvalidArgument, Unavailable
+from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.table import Gathered
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
@@ -31,7 +31,9 @@ from gatherd_server.http.errors import (
     http_problem,
     problem,
 )
+from gatherd_server.http.health import health_routes
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
+from gatherd_server.http.observed import Observed
 from gatherd_server.http.updates import change_routes, update_routes
 from gatherd_server.types import LookupPlan, TableInfo
 
@@ -63,11 +65,12 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
     app.include_router(update_routes(engine, admission))
     app.include_router(_table_routes(engine, admission))
     app.include_router(change_routes(engine, admission))
-    app.include_router(_health_routes(engine, admission))
+    app.include_router(health_routes(engine, admission))
     _handle_errors(app)
     app.add_middleware(AnswerHead)
     app.add_middleware(Authenticate, admission=admission)
     app.add_middleware(CatchUnexpected)
+    app.add_middleware(Observed, telemetry=admission.telemetry)
     openapi.describe(app, has_tokens=admission.has_tokens)
     return app
 
@@ -207,26 +210,6 @@ def _table(info: TableInfo) -> dict[str, Any]:
         "optimizer": info.optimizer,
         "lsn": info.lsn,
     }
-
-
-def _health_routes(engine: Engine, admission: Admission) -> APIRouter:
-    router = APIRouter(default_response_class=Response)
-
-    @router.get("/healthz", **openapi.HEALTHZ)
-    async def healthz() -> Response:
-        return _json({"status": "alive"})
-
-    @router.get("/readyz", **openapi.READYZ)
-    async def readyz(request: Request) -> Response:
-        # Who has no token learns no table's name.
-        states = caller_of(request.scope).guard(engine).table_states()
-        refused = [name for name, reason in states.items() if reason]
-        tables = {"tables": len(states) - len(refused), "refused": refused}
-        if admission.is_ready:
-            return _json({"status": "ready", **tables})
-        return problem(Unavailable("the server is starting or stopping"), tables)
-
-    return router
 
 
 class AnswerHead:

@@ -25,8 +25,11 @@ from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
 from gatherd_server.callers import AnyEngine, Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
+from gatherd_server.metrics.names import SHED_REQUESTS
+from gatherd_server.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
-from gatherd_server.rpc.errors import abort, status_message
+from gatherd_server.rpc.errors import abort, code_of, status_message
+from gatherd_server.rpc.observed import count, observed, told_code
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
 from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
@@ -86,9 +89,10 @@ class Servicer:
             ),
             "Snapshot": unary(_snapshot),
         }
+        telemetry = self._admission.telemetry
         return [
-            grpc.method_handlers_generic_handler(EMBEDDING_SERVICE, embedding),
-            grpc.method_handlers_generic_handler(TABLE_SERVICE, tables),
+            grpc.method_handlers_generic_handler(service, observed(handlers, telemetry))
+            for service, handlers in ((EMBEDDING_SERVICE, embedding), (TABLE_SERVICE, tables))
         ]
 
     def _unary(self, answer: _Answer, *, is_admitted: bool = True) -> _Handler:
@@ -131,6 +135,7 @@ class Servicer:
         reader = RequestReader(bodies)
         with self._lock:
             if len(self._streams) >= self._streams_max:
+                self._admission.telemetry.threads.add(SHED_REQUESTS, "streams_max")
                 raise Overloaded(
                     f"the server has {self._streams_max} streams open, as many as it takes; "
                     "try again after a pause",
@@ -149,7 +154,9 @@ class Servicer:
             self._streams.discard(reader)
 
     def _stream_answer(self, body: bytes, caller: Caller) -> bytes:
+        begun_ns = now_ns()
         request = embedding_pb2.LookupStreamRequest()
+        failure: GatherdError | None = None
         try:
             self._admission.count(caller)
             with self._admission.request(caller):
@@ -157,11 +164,15 @@ class Servicer:
                 gathered = caller.guard(self._engine).lookup(
                     proto_codec.lookup_plan(request.lookup)
                 )
-                return b"".join(proto_codec.stream_reply(request.id, gathered))
+                reply = b"".join(proto_codec.stream_reply(request.id, gathered))
         except GatherdError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - logged; the stream's other lookups go on
             failure = unexpected(error)
+        code = "ok" if failure is None else told_code(code_of(failure))
+        count(self._admission.telemetry, "LookupStream", code, begun_ns)
+        if failure is None:
+            return reply
         return embedding_pb2.LookupStreamResponse(
             id=request.id, error=status_message(failure)
         ).SerializeToString()
