@@ -54,7 +54,7 @@ class Operated:
         return [record for record in self.records() if "context" in record]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     folder = tmp_path_factory.mktemp("operated")
     data_dir, config = folder / "data", folder / "gatherd.toml"

@@ -165,7 +165,7 @@ def test_requests_are_spans_in_their_clients_traces(operated: Operated) -> None:
     one = np.array([1]).tobytes()
     fast = f"{url}/v1/tables/items:lookup"
     httpx.post(fast, content=one, headers={**OCTETS, **headers})
-    add = {"ids": [1], "deltas": [[1.0] * 8]}
+    add = {"ids": [1], "values": [[1.0] * 8]}
     pushed = httpx.post(f"{url}/v1/tables/items:scatterAdd", json=add, headers=headers)
     assert pushed.status_code == 200, pushed.text
     httpx.get(f"{url}/v1/tables/absent", headers=headers)
