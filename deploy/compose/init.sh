@@ -28,7 +28,7 @@ make_token() {
   if ! [ -s "$secrets/$name" ]; then
     # One that was interrupted: nobody has that token.
     as_gatherd rm -f "$secrets/$name"
-    ! grep -qs "\"name\": \"$name\"" "$secrets/tokens" ||
+    ! as_gatherd grep -qs "\"name\": \"$name\"" "$secrets/tokens" ||
       as_gatherd gatherd token "$name" --revoke --tokens "$secrets/tokens"
     as_gatherd gatherd token "$name" "$@" --tokens "$secrets/tokens" --out "$secrets/$name"
   fi
