@@ -15,6 +15,7 @@ as_gatherd() {
 
 # Engines that don't give a new volume the owner of what it covers leave it to root.
 chown "$gatherd_uid:$gatherd_uid" /data /snapshots "$secrets"
+chown "$prometheus_uid:$prometheus_uid" /prometheus
 
 if [ $# -gt 0 ]; then
   as_gatherd gatherd "$@"

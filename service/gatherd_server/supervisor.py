@@ -165,7 +165,10 @@ class Supervisor:
             raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
         is_authenticated = check_secrets(settings)
         if settings.data_dir is not None:
-            owned = stack.enter_context(own_data_dir(settings.data_dir))
+            owned = stack.enter_context(
+                # An empty volume is a data dir without tables; a folder that isn't there is a mistake.
+                own_data_dir(settings.data_dir, create=settings.data_dir.is_dir())
+            )
             self._lock_fd = owned.lock_fd
             for source in sources:
                 if source.name in owned.catalog.tables:
