@@ -67,7 +67,7 @@ bench-tools:
 	done
 
 e2e: $(VENV)/.dev  ## build the images and see the whole deployment work, with COMPOSE="docker compose" or another (ten minutes)
-	$(BIN)/python deploy/e2e.py
+	$(BIN)/python deploy/e2e/run.py
 
 bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (12 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py

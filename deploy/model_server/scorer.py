@@ -98,7 +98,9 @@ class Embeddings:
         if settings.fallback is not None:
             self._fallback = np.load(settings.fallback).astype(np.float32)
         if self._fallback.shape != (settings.dim,):
-            raise ValueError(f"the fallback has shape {self._fallback.shape}, not ({settings.dim},)")
+            raise ValueError(
+                f"the fallback has shape {self._fallback.shape}, not ({settings.dim},)"
+            )
 
     async def embed(self, ids: list[int]) -> Embedded:
         """The ids' vectors, or the fallback's in time. GatherdError for what a fallback would hide."""
@@ -184,9 +186,7 @@ def gradients(liked: Floats, candidate: Floats, *, clicked: bool) -> Floats:
     return np.concatenate([by_liked, slope * mean[None]]).astype(np.float32)
 
 
-def create_app(
-    settings: Settings | None = None, traces: TracerProvider | None = None
-) -> FastAPI:
+def create_app(settings: Settings | None = None, traces: TracerProvider | None = None) -> FastAPI:
     """The application; run it by `uvicorn --factory scorer:create_app`."""
     settings = settings or Settings.from_environment()
     tracer = trace.get_tracer("scorer", tracer_provider=traces or open_traces())
