@@ -1,9 +1,9 @@
-"""The demo's table: 32,000 trained token vectors of 256, and the tokens. Needs Python and pip alone.
+"""The demo's table: 32,000 trained token vectors of 256, and the tokens.
 
     python table.py FOLDER     # puts tokens.safetensors and tokens.txt there, if they aren't
 
 They are read out of the wheel that requirements.txt beside this file pins; nothing of it is
-installed.
+installed. Needs Python and pip alone, so that an image's build can run it.
 """
 
 import json

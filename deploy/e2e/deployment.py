@@ -62,7 +62,12 @@ class Deployment:
 
     def _run(self, command: list[str], *, check: bool = True) -> str:
         done = subprocess.run(
-            command, cwd=ROOT, env=self.environment, capture_output=True, text=True
+            command,
+            cwd=ROOT,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         if check and done.returncode != 0:
             raise AssertionError(
@@ -92,12 +97,12 @@ class Deployment:
 
     @property
     def http(self) -> str:
-        """gatherd's URL for REST and Connect."""
+        """Where gatherd answers REST and Connect."""
         return f"http://127.0.0.1:{self.ports['GATHERD_HTTP_PORT']}"
 
     @property
     def grpc(self) -> str:
-        """gatherd's URL for gRPC."""
+        """Where gatherd answers gRPC."""
         return f"grpc://127.0.0.1:{self.ports['GATHERD_GRPC_PORT']}"
 
     def is_ready(self) -> bool:

@@ -1,7 +1,7 @@
 """What Prometheus knows of the deployment, and whether the dashboard would show it.
 
-Grafana itself isn't asked: each query of its dashboard goes to Prometheus' API as Grafana would send
-it, with the dashboard's variables filled in.
+Grafana itself isn't asked: each query of its dashboard goes to Prometheus' API as Grafana would
+send it, with the dashboard's variables filled in.
 """
 
 import json

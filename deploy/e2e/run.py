@@ -48,8 +48,10 @@ def build(deployment: Deployment) -> None:
         size = int(deployment.engine("image", "inspect", "--format", "{{.Size}}", image))
         print(f"{image}: {size / 1e6:.0f} MB with its base")
     packages = "/opt/gatherd/lib/python3*/site-packages"
-    parts = f"/opt/gatherd {packages}/llvmlite {packages}/numba {packages}/numpy* {packages}/grpc"
-    print(in_image(deployment, f"du -smc {parts} /opt/gatherd/kernels /opt/demo | sed '$d'"))
+    names = ("llvmlite", "numba", "numpy", "numpy.libs", "grpc", "uvloop")
+    parts = " ".join(["/opt/gatherd", *(f"{packages}/{name}" for name in names)])
+    print("of which, in MB:")
+    print(in_image(deployment, f"for part in {parts} /opt/demo; do du -sm $part; done"))
 
 
 def in_image(deployment: Deployment, script: str, *options: str) -> str:
@@ -92,9 +94,8 @@ def up(deployment: Deployment) -> None:
         published = deployment.engine("port", deployment.container(service)).split("\n")
         shown = [line for line in published if line]
         assert all("127.0.0.1:" in line for line in shown), shown
-        print(
-            f"{service}: user {known['Config']['User']}, root read-only, {len(shown)} ports on 127.0.0.1"
-        )
+        user = known["Config"]["User"]
+        print(f"{service}: user {user}, root read-only, published: {', '.join(shown)}")
     print(deployment.inside("gatherd", "id"))
     print(deployment.inside("gatherd", "ls", "-ln", "/run/gatherd"))
     others = deployment.inside("gatherd", "cat", "/run/gatherd/scorer", check=False)
@@ -143,7 +144,9 @@ def from_the_host(deployment: Deployment, token: str, rows: Floats) -> None:
             before = client.lookup("words", ids[:9])
             deltas = np.full((9, rows.shape[1]), 0.25, np.float32)
             lsn = client.scatter_add("words", ids[:9], deltas).lsn
-            assert np.array_equal(client.lookup("words", ids[:9]), before + deltas)
+            # The table's rows are float16.
+            added = (before + deltas).astype(np.float16)
+            assert np.array_equal(client.lookup("words", ids[:9]), added)
             client.assign("words", ids[:9], rows[ids[:9]])
         print(
             f"{url.partition(':')[0]}: {ids.size} rows as in the file, an update at LSN {lsn} seen"
@@ -180,7 +183,7 @@ def from_the_neighbour(deployment: Deployment, token: str) -> None:
 
 
 def observe(deployment: Deployment, token: str) -> None:
-    """Prometheus scrapes with its own token; rules are loaded, each query of the dashboard answered."""
+    """Prometheus scrapes with its own token, has our rules, and answers the dashboard."""
     title("Prometheus")
     prometheus = Prometheus(f"http://127.0.0.1:{deployment.ports['PROMETHEUS_PORT']}")
     wait_until(lambda: answers(f"{prometheus.url}/-/ready"), "Prometheus is ready")

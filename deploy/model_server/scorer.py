@@ -1,14 +1,15 @@
-"""An example of a model server that keeps its embeddings in gatherd: copy it, and put your model in.
+"""An example of a model server that keeps its embeddings in gatherd, to be copied.
 
 `POST /score` says how well each candidate fits what somebody liked before: the logistic of the dot
 product of the candidate's vector with the mean of the liked ones'. `POST /feedback` takes one step
 of training from what was clicked. The model is two lines; around them stands what a server needs:
 
 - one lookup for all ids of a request, with a deadline of its own, far below the request's;
-- a fallback: without gatherd every id has the same vector, the caller gets scores in time and is told
-  (`"fallback": true`). An id that has no row gets the table's default vector, and is told of too;
-- what is wrong with the set-up (a token, a table) isn't hidden behind the fallback: 503, and /readyz;
-- an update is acknowledged when gatherd has it, or refused with 503; it is never dropped in silence;
+- a fallback: without gatherd every id has the same vector, the caller gets scores in time and is
+  told (`"fallback": true`). An id without a row gets the table's default vector, and is counted;
+- what is wrong with the set-up (a token, a table) isn't hidden behind the fallback: it is 503, and
+  /readyz says so;
+- an update is acknowledged when gatherd has it, or refused with 503, and never dropped in silence;
 - spans of OpenTelemetry, if OTEL_EXPORTER_OTLP_ENDPOINT says where they go.
 
 Left out on purpose: who may ask it (put it behind what your other services are behind), a circuit
@@ -39,7 +40,7 @@ logger = logging.getLogger("scorer")
 
 Floats = NDArray[np.float32]
 
-# gatherd isn't there, has no time or no room: what a fallback is for. All else is somebody's mistake.
+# gatherd isn't there, has no time or no room: what a fallback is for. All else is a mistake.
 AWAY: Final = (RetryableError, DeadlineExceeded)
 # An update waits for a disk, and is tried again by the SDK, which does it once.
 UPDATE_SECONDS: Final = 5.0
@@ -103,7 +104,7 @@ class Embeddings:
             )
 
     async def embed(self, ids: list[int]) -> Embedded:
-        """The ids' vectors, or the fallback's in time. GatherdError for what a fallback would hide."""
+        """The ids' vectors, or the fallback's in time. GatherdError for what that would hide."""
         table = self._settings.table
         with self._tracer.start_as_current_span("gatherd.lookup", kind=SpanKind.CLIENT) as span:
             span.set_attributes({"gatherd.table": table, "gatherd.ids": len(ids)})

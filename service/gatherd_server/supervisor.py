@@ -166,7 +166,7 @@ class Supervisor:
         is_authenticated = check_secrets(settings)
         if settings.data_dir is not None:
             owned = stack.enter_context(
-                # An empty volume is a data dir without tables; a folder that isn't there is a mistake.
+                # An empty volume is a data dir without tables; one that isn't there, a mistake.
                 own_data_dir(settings.data_dir, create=settings.data_dir.is_dir())
             )
             self._lock_fd = owned.lock_fd
