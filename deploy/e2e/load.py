@@ -1,8 +1,8 @@
 """Clients of the deployment: pushers whose every push is counted, readers that take their time."""
 
+import contextlib
 import http.client
 import threading
-import time
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
@@ -10,7 +10,7 @@ from typing import Any, Final, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import Client, GatherdError
+from gatherd import Client, GatherdError, IdOutOfRange
 
 TABLE: Final = "siege"
 ROWS: Final = 2000
@@ -109,19 +109,42 @@ class SlowReader:
         return len(data)
 
 
-def use(client: Client, seconds: float) -> int:
-    """Look up, pool, push and err for some time; how many requests."""
-    rng = np.random.default_rng(0)
-    deadline = time.monotonic() + seconds
-    requests = 0
-    while time.monotonic() < deadline:
-        ids = rng.integers(0, 32_000, 200)
-        client.lookup("tokens", ids)
-        client.lookup_bags("words", ids, [0, 50, 100], mode="mean")
-        client.scatter_add(TABLE, ids[:20] % ROWS, np.zeros((20, DIM), np.float32))
-        try:
-            client.lookup("tokens", [10**9])
-        except GatherdError:
-            requests += 4
-        time.sleep(0.05)
-    return requests
+class Traffic:
+    """Threads that look up, pool, push and err until the end of a `with` block."""
+
+    def __init__(self, urls: list[str], token: str) -> None:
+        """One thread for each URL."""
+        self._stop = threading.Event()
+        self._token = token
+        self.requests = [0] * len(urls)
+        self._threads = [
+            threading.Thread(target=self._use, args=(number, url))
+            for number, url in enumerate(urls)
+        ]
+
+    def _use(self, number: int, url: str) -> None:
+        rng = np.random.default_rng(number)
+        with Client(url, token=self._token) as client:
+            while not self._stop.wait(0.05):
+                ids = rng.integers(0, 32_000, 200)
+                client.lookup("tokens", ids)
+                client.lookup_bags("words", ids, [0, 50, 100], mode="mean")
+                client.scatter_add(TABLE, ids[:20] % ROWS, np.zeros((20, DIM), np.float32))
+                with contextlib.suppress(IdOutOfRange):
+                    client.lookup("tokens", [10**9])
+                self.requests[number] += 4
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()

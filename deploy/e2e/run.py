@@ -22,12 +22,14 @@ from numpy.typing import NDArray
 
 from deployment import LABEL, Deployment, answers, status_of, wait_until
 from gatherd import Client
-from load import DIM, PUSH_SECONDS, ROWS, TABLE, Pushers, SlowReader, use
+from load import DIM, PUSH_SECONDS, ROWS, TABLE, Pushers, SlowReader, Traffic
 from observed import EMPTY_IS_FINE, Prometheus, alert_names, dashboard_queries
 
 Floats = NDArray[np.float32]
 
 KILLS: Final = 3
+# A checkpoint comes every minute, and shows in a rate at the scrape after it.
+DASHBOARD_SECONDS: Final = 150
 LIKED: Final = [11, 12, 13]
 CANDIDATES: Final = [21, 22, 23, 24]
 SCORER: Final = {"liked": LIKED, "candidates": CANDIDATES}
@@ -188,31 +190,46 @@ def observe(deployment: Deployment, token: str) -> None:
     prometheus = Prometheus(f"http://127.0.0.1:{deployment.ports['PROMETHEUS_PORT']}")
     wait_until(lambda: answers(f"{prometheus.url}/-/ready"), "Prometheus is ready")
     deployment.inside("gatherd", "gatherd", "snapshot")
-    traffic = threading.Thread(target=use_for_a_while, args=(deployment, token))
-    traffic.start()
-    wait_until(prometheus.is_scraping, "gatherd is scraped")
-    version = prometheus.get("status/buildinfo")["version"]
-    print(f"Prometheus {version} scrapes gatherd with its token")
-    wait_until(lambda: prometheus.rules().keys() == alert_names(), "every rule is evaluated")
-    states = prometheus.rules()
-    print(f"{len(states)} alert rules loaded; firing: {sorted(firing(states)) or 'none'}")
-    queries = dashboard_queries()
+    with Traffic([deployment.http, deployment.grpc], token) as traffic:
+        wait_until(prometheus.is_scraping, "gatherd is scraped")
+        version = prometheus.get("status/buildinfo")["version"]
+        print(f"Prometheus {version} scrapes gatherd with its token")
+        wait_until(lambda: prometheus.rules().keys() == alert_names(), "every rule is evaluated")
+        states = prometheus.rules()
+        print(f"{len(states)} alert rules loaded; firing: {sorted(firing(states)) or 'none'}")
+        shown = shown_by(prometheus)
+    print(f"(traffic meanwhile: {sum(traffic.requests)} requests)")
+    nothing = [panel for panel, query in dashboard_queries() if query not in shown]
+    print(
+        f"{len(dashboard_queries())} queries of the dashboard answered; empty: {nothing or 'none'}"
+    )
+    for panel, query in dashboard_queries():
+        series = shown.get(query, [])
+        some = ", ".join(told(one) for one in series[:3])
+        print(f"  {panel:32} {len(series):2} series  {some}{' …' if len(series) > 3 else ''}")
 
-    def empty() -> list[str]:
-        return [
+
+def shown_by(prometheus: Prometheus) -> dict[str, list[Any]]:
+    """What each query of the dashboard gave when it gave something first.
+
+    AssertionError naming those that gave nothing although a healthy server has such series.
+    """
+    shown: dict[str, list[Any]] = {}
+    deadline = time.monotonic() + DASHBOARD_SECONDS
+    while True:
+        for _, query in dashboard_queries():
+            if query not in shown and (series := prometheus.series(query)):
+                shown[query] = series
+        missing = [
             f"{panel}: {query}"
-            for panel, query in queries
-            if not prometheus.series(query) and not query_may_be_empty(query)
+            for panel, query in dashboard_queries()
+            if query not in shown and not any(name in query for name in EMPTY_IS_FINE)
         ]
-
-    wait_until(lambda: not empty(), f"no empty panel, but {empty}", seconds=120, pause_seconds=3)
-    nothing = [panel for panel, query in queries if not prometheus.series(query)]
-    print(f"{len(queries)} queries of the dashboard answered; nothing yet in: {nothing or 'none'}")
-    for panel, query in queries:
-        series = prometheus.series(query)
-        shown = ", ".join(told(one) for one in series[:3])
-        print(f"  {panel:30} {len(series):2} series  {shown}{' …' if len(series) > 3 else ''}")
-    traffic.join()
+        if not missing:
+            return shown
+        if time.monotonic() > deadline:
+            raise AssertionError(f"nothing in {missing}")
+        time.sleep(3)
 
 
 def told(series: dict[str, Any]) -> str:
@@ -224,21 +241,9 @@ def told(series: dict[str, Any]) -> str:
     return f"{' '.join(labels.values())}{'=' if labels else ''}{float(series['value'][1]):.4g}"
 
 
-def query_may_be_empty(query: str) -> bool:
-    """Whether a healthy server has no such series."""
-    return any(name in query for name in EMPTY_IS_FINE)
-
-
 def firing(states: dict[str, str]) -> set[str]:
     """The alerts that are up."""
     return {name for name, state in states.items() if state == "firing"}
-
-
-def use_for_a_while(deployment: Deployment, token: str) -> None:
-    """Traffic that each panel has something of, long enough for five scrapes."""
-    with Client(deployment.http, token=token) as http, Client(deployment.grpc, token=token) as grpc:
-        requests = use(http, 40) + use(grpc, 40)
-    print(f"(traffic meanwhile: {requests} requests)")
 
 
 def killed(deployment: Deployment, token: str) -> None:

@@ -128,7 +128,7 @@ def test_the_image_is_built_of_what_is_there_and_locked(dockerfile: Path) -> Non
 
 
 @pytest.mark.parametrize(
-    ("dockerfile", "uid"), zip(DOCKERFILES, (SERVER_UID, SCORER_UID), strict=True)
+    ("dockerfile", "uid"), list(zip(DOCKERFILES, (SERVER_UID, SCORER_UID), strict=True))
 )
 def test_the_image_runs_as_a_fixed_number_that_is_not_root(dockerfile: Path, uid: int) -> None:
     users = [arguments for name, arguments in instructions(dockerfile) if name == "USER"]
