@@ -22,15 +22,15 @@ if [ $# -gt 0 ]; then
   exit
 fi
 
-# make_token NAME UID OPTION...: a token in a file that only UID reads, and its hash among the server's.
+# make_token NAME UID OPTION...: a token in a file that only UID reads, and its hash among the server's;
+# a new one when either is missing: it was interrupted, or somebody revoked it to have another.
 make_token() {
   name=$1 uid=$2
   shift 2
-  if ! [ -s "$secrets/$name" ]; then
-    # One that was interrupted: nobody has that token.
+  is_known=$(as_gatherd grep -cs "\"name\": \"$name\"" "$secrets/tokens" || true)
+  if ! [ -s "$secrets/$name" ] || [ "$is_known" != 1 ]; then
     as_gatherd rm -f "$secrets/$name"
-    ! as_gatherd grep -qs "\"name\": \"$name\"" "$secrets/tokens" ||
-      as_gatherd gatherd token "$name" --revoke --tokens "$secrets/tokens"
+    [ "$is_known" != 1 ] || as_gatherd gatherd token "$name" --revoke --tokens "$secrets/tokens"
     as_gatherd gatherd token "$name" "$@" --tokens "$secrets/tokens" --out "$secrets/$name"
   fi
   chown "$uid:$uid" "$secrets/$name"
