@@ -113,9 +113,7 @@ class Child:
         """Set `restart_at`: soon after it had served a while, ever later while it dies young."""
         is_steady = self.is_ready and time.monotonic() - self.started >= STEADY_SECONDS
         self.restart_seconds = (
-            RESTART_SECONDS_MIN
-            if is_steady
-            else min(self.restart_seconds * 2, RESTART_SECONDS_MAX)
+            RESTART_SECONDS_MIN if is_steady else min(self.restart_seconds * 2, RESTART_SECONDS_MAX)
         )
         self.restart_at = time.monotonic() + self.restart_seconds
 

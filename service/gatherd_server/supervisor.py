@@ -23,8 +23,8 @@ from gatherd.errors import GatherdError
 from gatherd.store import kernels
 from gatherd.store.format import open_readonly
 from gatherd_server.brief import WorkerBrief
-from gatherd_server.engine.tables import open_source
 from gatherd_server.child import Child, describe_exit
+from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.logs import set_level
 from gatherd_server.metrics.telemetry import SupervisorMetrics, make_server_page

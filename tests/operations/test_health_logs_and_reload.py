@@ -5,6 +5,7 @@ import re
 import signal
 import struct
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -146,9 +147,9 @@ def test_a_server_that_stops_says_so_first_and_goes_on_answering(tmp_path: Path)
     np.save(tmp_path / "a.npy", np.ones((3, 2), np.float32))
     with RunningServer(f"words={tmp_path}/a.npy", "--unready-seconds", "300") as server:
         with grpc.insecure_channel(server.grpc.removeprefix("grpc://")) as channel:
-            check = channel.unary_unary("/grpc.health.v1.Health/Check")
+            check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
 
-            def health() -> int:
+            def health() -> Any:
                 return health_pb2.HealthCheckResponse.FromString(check(b"")).status
 
             assert httpx.get(f"{server.http}/readyz").status_code == 200

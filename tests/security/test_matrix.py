@@ -83,7 +83,7 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     },
 }
 OPEN = ("/healthz", "/readyz")
-# Not in the OpenAPI document: what it is told by, what another part serves, and what isn't there.
+# What is no part of gatherd.v1, and what isn't there.
 OTHER_PATHS = {
     "/docs": ANY_TOKEN,
     "/openapi.json": ANY_TOKEN,
@@ -135,9 +135,9 @@ def test_rest_by(caller: str, guarded: Guarded, http: httpx.Client) -> None:
 def test_no_rest_route_is_left_out(guarded: Guarded, http: httpx.Client) -> None:
     document = http.get("/openapi.json", headers=header(guarded, "reader")).json()
     served = {(method, path) for path, entry in document["paths"].items() for method in entry}
-    assert served == {*REST, *(("get", path) for path in OPEN)}
+    assert served == {*REST, ("get", "/metrics"), *(("get", path) for path in OPEN)}
     assert document["security"] == [{"token": []}]
-    for (method, path), _ in REST.items():
+    for method, path in (*REST, ("get", "/metrics")):
         assert {"401", "403"} <= document["paths"][path][method]["responses"].keys()
 
 

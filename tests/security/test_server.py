@@ -298,7 +298,7 @@ def test_nothing_secret_is_logged(data_dir: Path, tmp_path: Path) -> None:
                     client.lookup("words", keys=["KEY-THAT-IS-SECRET"])
                 with pytest.raises(PermissionDenied):
                     client.lookup("others", [1])
-            with Client(url, token="TOKEN-THAT-IS-WRONG") as client:  # noqa: S106 - it is wrong
+            with Client(url, token="TOKEN-THAT-IS-WRONG") as client:
                 with pytest.raises(Unauthenticated):
                     client.lookup("words", [1])
         body = b'{"ids": ["BODY-THAT-IS-SECRET"]}'
