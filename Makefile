@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-peers e2e bench bench-tools check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-power test-peers e2e bench bench-tools overload check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -71,6 +71,9 @@ e2e: $(VENV)/.dev  ## build the images and see the whole deployment work, with C
 
 bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (12 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py
+
+overload: $(VENV)/.dev  ## load a server with three times what it can take (a minute)
+	PYTHONPATH=tests $(BIN)/python -m bench.overload
 
 check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, base install
 	$(BIN)/ruff format --check .
