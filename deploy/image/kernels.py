@@ -69,7 +69,7 @@ def load() -> int:
             importlib.import_module(module)
     seconds = time.perf_counter() - began
     kept = os.environ.get("NUMBA_CACHE_DIR", "nowhere")
-    count = sum(one.is_start for _, one in compiled.buffer)
+    count: int = sum(one.is_start for _, one in compiled.buffer)
     print(f"{len(MODULES)} modules of kernels in {seconds:.1f} s, {count} compiled; cache: {kept}")
     return count
 

@@ -140,7 +140,7 @@ class Embeddings:
 
     async def close(self) -> None:
         """Close the connections."""
-        await self._client.close()
+        await self._client.aclose()
 
 
 class ScoreRequest(BaseModel):
