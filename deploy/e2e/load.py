@@ -41,7 +41,7 @@ class Pushers:
 
     def _push(self, number: int, url: str) -> None:
         rng = np.random.default_rng(number)
-        with Client(url, token=self._token, timeout=PUSH_SECONDS, retries=1000) as client:
+        with Client(url, token=self._token, timeout=PUSH_SECONDS, retries=100) as client:
             while not self._stop.is_set():
                 ids = rng.integers(0, ROWS, IDS)
                 deltas = rng.integers(-3, 4, (IDS, DIM)).astype(np.float32)

@@ -160,7 +160,7 @@ def knows(client: Client) -> bool:
     try:
         client.tables()
     except Exception as error:  # noqa: BLE001 - any refusal; the caller gives up after a while
-        print(f"not yet: {error}")
+        print(f"not yet: {error}", flush=True)
         return False
     return True
 
@@ -283,7 +283,7 @@ def drained(deployment: Deployment, token: str, rows: Floats) -> None:
     title("Stopped during requests")
     host = deployment.http.removeprefix("http://")
     rng = np.random.default_rng(1)
-    with Client(deployment.http, token=token, timeout=PUSH_SECONDS) as client:
+    with Client(deployment.http, token=token, timeout=PUSH_SECONDS, retries=100) as client:
         before = client.lookup(TABLE, range(ROWS))
         readers = [
             SlowReader.begin(host, token, rng.integers(0, len(rows), 60_000)) for _ in range(4)
