@@ -119,9 +119,21 @@ class Deployment:
             answer: dict[str, Any] = json.load(reply)
         return answer
 
+    def kill(self) -> None:
+        """SIGKILL for every process of gatherd's container."""
+        # An engine may give up waiting for an end that it notes later.
+        self.engine("kill", "--signal", "KILL", self.container("gatherd"), check=False)
+        wait_until(lambda: not self.is_ready(), "gatherd is gone", pause_seconds=0.02)
+
     def start_to_ready(self) -> float:
-        """Start gatherd's container, which is stopped; seconds until it is ready."""
+        """Start gatherd's container, which has ended; seconds until it is ready."""
         container = self.container("gatherd")
+
+        def has_ended() -> bool:
+            state = self.inspected("gatherd")["State"]
+            return not state["Running"] and state["Status"] in ("exited", "stopped")
+
+        wait_until(has_ended, "the engine knows of the container's end")
         began = time.monotonic()
         self.engine("start", container)
         wait_until(self.is_ready, "gatherd is ready", pause_seconds=0.02)

@@ -256,7 +256,7 @@ def killed(deployment: Deployment, token: str) -> None:
         for turn in range(1, KILLS + 1):
             count = sum(pushers.acknowledged)
             wait_until(lambda count=count: sum(pushers.acknowledged) > count + 200, "pushes")  # type: ignore[misc]
-            deployment.engine("kill", "--signal", "KILL", deployment.container("gatherd"))
+            deployment.kill()
             at = sum(pushers.acknowledged)
             began = time.monotonic()
             answer = deployment.ask_scorer("score", SCORER)

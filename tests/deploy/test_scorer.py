@@ -13,13 +13,14 @@ import httpx
 import numpy as np
 import pytest
 import uvicorn
+import uvloop
 from fastapi import FastAPI
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from deploy.conftest import DIM, LR, ROWS, Deployed
-from gatherd import Client
+from gatherd import AsyncClient, Client
 from scorer import Settings, create_app
 
 ASKED = {"liked": [1, 2, 3], "candidates": [4, 5]}
@@ -84,6 +85,14 @@ def rows(deployed: Deployed) -> Callable[[], Any]:
 
 def expected_scores(table: Any, liked: list[int], candidates: list[int]) -> Any:
     return 1 / (1 + np.exp(-(table[candidates] @ table[liked].mean(axis=0))))
+
+
+def test_the_client_works_on_the_loop_that_servers_run(settings: Settings) -> None:
+    async def dim() -> int:
+        async with AsyncClient(settings.url, token_file=settings.token_file) as client:
+            return int((await client.lookup("words", [1, 2])).shape[1])
+
+    assert uvloop.run(dim()) == DIM
 
 
 def test_scores_are_those_of_the_tables_rows(settings: Settings, rows: Callable[[], Any]) -> None:
