@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import Unauthenticated
 from gatherd_server.admission import Admission
 from gatherd_server.callers import Caller
@@ -42,7 +43,11 @@ REPEAT_SECONDS_MIN: Final = 0.05
 
 
 def fast_protocol(
-    routes: FastRoutes, admission: Admission, workers: Workers, receive_seconds: float = 20.0
+    routes: FastRoutes,
+    admission: Admission,
+    workers: Workers,
+    receive_seconds: float = 20.0,
+    busy_poll_us: int = BUSY_POLL_US,
 ) -> type[GuardedProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
     return type(
@@ -56,7 +61,7 @@ def fast_protocol(
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds),
             "scratch": Scratch(),
-            "busy_loop": BusyLoop(100),
+            "busy_loop": BusyLoop(busy_poll_us),
         },
     )
 
