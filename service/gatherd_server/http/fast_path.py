@@ -154,7 +154,8 @@ class _FastPath(GuardedProtocol):
             and cycle.caller.limiter is None
             and self.spans is None
         ):
-            repeat = route.repeat(data[size:])
+            lookup = route.repeated(data[size:])
+            repeat = None if lookup is None else Repeat(lookup, route.counted)
         self._seen = _SeenHead(
             data[:size], len(data), route, cycle.seconds, cycle.caller, cycle.trail, repeat
         )
