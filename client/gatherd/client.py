@@ -21,6 +21,7 @@ from gatherd._pushes import Pushes
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
+from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
 from gatherd.store.ids import as_id_array
 
@@ -45,6 +46,7 @@ class Client(LookupCalls, ChangeCalls):
         timeout: float = 10.0,
         retries: int = 3,
         batching: Batching | None = None,
+        busy_poll_us: int = BUSY_POLL_US,
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
         ca: str | os.PathLike[str] | None = None,
@@ -60,6 +62,9 @@ class Client(LookupCalls, ChangeCalls):
         reached or has no room. Reading local: files has nothing to retry.
         batching: merge small lookups that are made at the same time into one request, within
         these bounds; `Batching()` has usual ones. Each keeps its own answer, error and timeout.
+        busy_poll_us: how many µs a lookup over http:// or unix:// waits for its reply awake before
+        it sleeps, as long as replies mostly come that soon; 0 for not at all. It costs a core's
+        time and saves the waking, which is most of what a small lookup waits for.
         token, token_file: what a server with tokens wants to see, or the file that it is in, which
         is read again when the server doesn't know the token any more.
         ca: PEM file of the authorities that the server's certificate may be from, instead of the
@@ -96,7 +101,7 @@ class Client(LookupCalls, ChangeCalls):
         else:
             from gatherd.transports.http import HttpTransport
 
-            self._transport = HttpTransport(target, self._credentials)
+            self._transport = HttpTransport(target, self._credentials, busy_poll_us)
 
     def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""

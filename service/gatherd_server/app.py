@@ -259,11 +259,16 @@ class Worker:
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
-        seconds = self._brief.settings.receive_seconds
-        if not self._brief.settings.fast_path:
-            return guarded_protocol(seconds)
-        routes = FastRoutes(engine, self._telemetry)
-        return fast_protocol(routes, self._admission, Workers(), seconds)
+        settings = self._brief.settings
+        if not settings.fast_path:
+            return guarded_protocol(settings.receive_seconds)
+        return fast_protocol(
+            FastRoutes(engine, self._telemetry),
+            self._admission,
+            Workers(),
+            settings.receive_seconds,
+            settings.busy_poll_us,
+        )
 
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings

@@ -168,6 +168,11 @@ class Caller:
             self._known[table] = known
         return known
 
+    def reads(self, table: str) -> bool:
+        """Whether the caller may look up rows of `table`."""
+        grant = self.grant
+        return grant is None or (Scope.READ in grant.scopes and self.reaches(table))
+
     @property
     def reaches_all(self) -> bool:
         """Whether there is no table, now or ever, that the caller's patterns don't have."""

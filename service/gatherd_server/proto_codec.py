@@ -44,6 +44,9 @@ Part = bytes | memoryview
 
 # Batches come in a few sizes: their heads are kept, some 200 bytes each.
 HEADS_MAX: Final = 1024
+# Requests whose like was read before; reading a larger one is a small part of its cost.
+SEEN_MAX: Final = 1024
+SEEN_BYTES_MAX: Final = 16 << 10
 
 _ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     tensor_pb2.DTYPE_INT8: np.dtype("<i1"),
@@ -149,6 +152,30 @@ def seen_lookup(body: bytes, plan: LookupPlan) -> SeenLookup | None:
         if other._replace(asked=ids) != plan._replace(asked=ids):
             return None
     return SeenLookup(before, after, plan)
+
+
+class SeenLookups:
+    """Requests whose like was read before, by length. Safe to use from many threads."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, SeenLookup] = {}
+
+    def find(self, body: bytes) -> tuple[SeenLookup, LookupPlan] | None:
+        """What a request is like and its plan, when one with other ids at most was learnt."""
+        seen = self._seen.get(len(body))
+        plan = None if seen is None else seen.plan_of(body)
+        return None if seen is None or plan is None else (seen, plan)
+
+    def learn(self, body: bytes, plan: LookupPlan) -> SeenLookup | None:
+        """Take from a request what it is like; None when it isn't that plain."""
+        if len(body) > SEEN_BYTES_MAX or plan.missing is not Missing.ERROR:
+            return None
+        seen = seen_lookup(body, plan)
+        if seen is not None:
+            if len(self._seen) >= SEEN_MAX:
+                self._seen.clear()
+            self._seen[len(body)] = seen
+        return seen
 
 
 def bags_plan(request: embedding_pb2.LookupBagsRequest) -> LookupPlan:

@@ -17,6 +17,7 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+from gatherd.busy_poll import BUSY_POLL_US, BUSY_POLL_US_MAX
 from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
@@ -110,6 +111,12 @@ class ServeSettings(BaseSettings):
     fast_path: bool = Field(
         True,
         description="Answer plain lookups over HTTP without ASGI; off only to compare.",
+    )
+    busy_poll_us: int = Field(
+        BUSY_POLL_US,
+        ge=0,
+        le=BUSY_POLL_US_MAX,
+        description="µs a worker waits awake for the next lookup over HTTP, while that pays.",
     )
     backlog: int = Field(
         2048, ge=1, le=65_535, description="HTTP connections waiting for a worker."

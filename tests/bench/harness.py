@@ -75,6 +75,11 @@ class Plan:
         log = self.folder / "server.log"
         return RunningServer("--data-dir", self.data_dir, *arguments, log_path=log)
 
+    def serve_file(self, *arguments: str) -> RunningServer:
+        """Another server, of the same file."""
+        log = self.folder / "file-server.log"
+        return RunningServer(f"{TABLE}={self.weights}", *arguments, log_path=log)
+
 
 @dataclass(frozen=True)
 class IdSource:

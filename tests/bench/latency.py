@@ -1,7 +1,9 @@
 """Latency of one blocking client by batch size: the SDK, what people pick instead, and the floor.
 
-Everybody is asked in turns from one process, over the same ids; once as a process is, and once
-after `gatherd.tune_allocator()`, which helps whoever receives large replies, peers included.
+gatherd is asked twice: as it is, both ends waiting awake for what comes soon, and with neither
+doing so, as all the others do. Everybody is asked in turns from one process, over the same ids;
+once as a process is, and once after `gatherd.tune_allocator()`, which helps whoever receives large
+replies, peers included.
 """
 
 from collections.abc import Mapping
@@ -29,8 +31,10 @@ from bench.harness import (
 )
 from bench.peers import FLOOR, GRPCIO, PEERS
 from gatherd import Client, tune_allocator
+from gatherd.busy_poll import BUSY_POLL_US
 
 HTTP, GRPC = "gatherd http://", "gatherd grpc://"
+ASLEEP = "gatherd http://, busy_poll_us=0"
 Cells = dict[str, dict[int, dict[str, Timing]]]
 
 
@@ -41,7 +45,8 @@ def measure(
     with ExitStack() as stack:
         calls: dict[str, Call] = {}
         for name, url in urls.items():
-            client = stack.enter_context(Client(url))
+            microseconds = 0 if name == ASLEEP else BUSY_POLL_US
+            client = stack.enter_context(Client(url, busy_poll_us=microseconds))
             calls[name] = lambda ids, client=client: client.lookup(TABLE, ids)  # type: ignore[misc]  # a default binds the loop's client
         calls |= peers.calls(ports, plan.dim, stack)
         source = IdSource(plan.rows)
@@ -70,12 +75,17 @@ def run(plan: Plan) -> Report:
         "Latency of one blocking client",
         "p50 (p99) in µs by ids in a lookup, to a NumPy array in the caller's hands.",
     )
-    with plan.serve() as server, peers.all_serving(plan) as (running, reasons):
+    with (
+        plan.serve() as server,
+        plan.serve_file("--busy-poll-us", "0") as asleep,
+        peers.all_serving(plan) as (running, reasons),
+    ):
         report.skipped += reasons
-        urls = {HTTP: server.http, GRPC: server.grpc}
+        urls = {HTTP: server.http, ASLEEP: asleep.http, GRPC: server.grpc}
         ports = {kind: peer.port for kind, peer in running.items()}
         pids = {kind: [peer.pid] for kind, peer in running.items()}
         pids |= {name: process_tree(server.process.pid) for name in urls}
+        pids[ASLEEP] = process_tree(asleep.process.pid)
         for setting, function in (("malloc as it is", measure), ("malloc tuned", measure_tuned)):
             with ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
                 cells = pool.submit(function, plan, urls, ports, pids).result()

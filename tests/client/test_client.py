@@ -377,6 +377,8 @@ def test_the_clients_have_the_same_methods_and_parameters() -> None:
 
     blocking, awaited = surface(Client), surface(AsyncClient)
     awaited["close"] = awaited.pop("aclose")
+    # An event loop has others to wait for: it can't be kept awake by one of them.
+    blocking["__init__"].remove("busy_poll_us")
     assert blocking == awaited
 
 

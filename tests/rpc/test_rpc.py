@@ -3,6 +3,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -128,6 +129,23 @@ def test_a_lookup_of_any_shape(stub: Any, small: SmallEngine, ids: Any) -> None:
     reply = stub.Lookup(lookup_request("words", array))
     assert reply.version == 1
     np.testing.assert_array_equal(vectors_of(reply), small.rows["words"][array])
+
+
+@given(
+    st.lists(st.tuples(st.sampled_from(["words", "half"]), st.integers(1, 3), st.integers(0, 320)))
+)
+def test_lookups_like_the_one_before_get_their_own_answer(
+    stub: Any, small: SmallEngine, asked: list[tuple[str, int, int]]
+) -> None:
+    for table, size, first in asked:
+        rows = small.rows[table]
+        ids = np.arange(first, first + size)
+        request = lookup_request(table, ids)
+        for _ in range(2):
+            if first + size > len(rows):
+                failure(partial(stub.Lookup, request), Code.INVALID_ARGUMENT, "ID_OUT_OF_RANGE")
+            else:
+                np.testing.assert_array_equal(vectors_of(stub.Lookup(request)), rows[ids])
 
 
 def test_many_tables_with_a_status(stub: Any, small: SmallEngine) -> None:

@@ -12,8 +12,9 @@ from gatherd_server.token_file import TokenFile
 from security.conftest import make_token
 from support.small_engine import LIMITS
 
-# What no wire calls: the writer has a version prepared.
-OWN = {"prepare_version"}
+# The writer has a version prepared; and lookups that repeat an earlier one, which read a table that
+# their caller was held against.
+OWN = {"prepare_version", "mapped", "gathered"}
 
 
 def test_every_question_to_an_engine_is_guarded() -> None:

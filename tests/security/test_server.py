@@ -175,6 +175,34 @@ def test_who_is_refused_is_counted_on_every_wire(guarded: Guarded) -> None:
     assert [after[one] - before.get(one, 0) for one in counts] == [1, 1]
 
 
+@pytest.mark.parametrize("wire", ["http", "grpc"])
+def test_a_lookup_that_one_token_repeats_is_no_others(wire: str, guarded: Guarded) -> None:
+    """Repeated lookups are answered from what was found out before."""
+    url = getattr(guarded.server, wire)
+    given = {"wire": "connect" if wire == "http" else "grpc", "procedure": "Lookup", "code": "ok"}
+    labels = ",".join(f'{name}="{value}"' for name, value in given.items())
+    requests = f"gatherd_requests_total{{{labels}}}"
+    lookups, rows = (
+        f'gatherd_table_{what}_total{{table="items"}}' for what in ("lookups", "lookup_rows")
+    )
+    before = _metrics(guarded)
+    with Client(url, token=guarded.tokens["reader"]) as reader:
+        for turn in range(5):
+            found = reader.lookup("items", [turn, 1])
+            assert found.tolist() == [[4 * turn + i for i in range(4)], [4, 5, 6, 7]]
+        for other in ("other", "updater", "admin", "metrics"):
+            with (
+                Client(url, token=guarded.tokens[other]) as client,
+                pytest.raises(PermissionDenied),
+            ):
+                client.lookup("items", [0, 1])
+        with Client(url, token="wrong") as client, pytest.raises(Unauthenticated):
+            client.lookup("items", [0, 1])
+        reader.lookup("items", [0, 1])
+    after = _metrics(guarded)
+    assert [after[one] - before.get(one, 0) for one in (requests, lookups, rows)] == [6, 6, 12]
+
+
 def _metrics(guarded: Guarded) -> dict[str, float]:
     given = {"Authorization": f"Bearer {guarded.tokens['metrics']}"}
     text = httpx.get(f"{guarded.server.http}/metrics", headers=given).text

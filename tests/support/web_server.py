@@ -20,7 +20,13 @@ Served = SmallEngine | Training
 
 @contextlib.contextmanager
 def web_server(
-    served: Served, *, is_fast: bool = True, app: Any = None, http: Any = None, **options: Any
+    served: Served,
+    *,
+    is_fast: bool = True,
+    app: Any = None,
+    http: Any = None,
+    busy_poll_us: int = 0,
+    **options: Any,
 ) -> Iterator[str]:
     """Run a web server, with or without the fast path and with uvicorn's `options`.
 
@@ -29,12 +35,13 @@ def web_server(
     # The app takes connections from here on; whoever comes before it is up waits in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
     app = app or create_app(served.engine, served.admission)
-    if http is None:
-        http = "httptools"
-    if http == "httptools" and is_fast:
-        http = fast_protocol(FastRoutes(served.engine), served.admission, Workers())
+    if http is None and is_fast:
+        routes = FastRoutes(served.engine)
+        http = fast_protocol(routes, served.admission, Workers(), busy_poll_us=busy_poll_us)
     server = uvicorn.Server(
-        uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, **options)
+        uvicorn.Config(
+            app, http=http or "httptools", ws="none", lifespan="off", log_config=None, **options
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

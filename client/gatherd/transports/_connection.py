@@ -12,9 +12,9 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._busy_poll import BUSY_POLL_US, BusyPoll
 from gatherd._effects import Send
 from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
+from gatherd.busy_poll import BusyPoll
 from gatherd.transports import _connect
 
 # The socket's timeout is set anew only when it is too short for what is left of a call's time, or
@@ -29,7 +29,7 @@ class Stale(Exception):
 class Connection:
     """One connection and the reader of its responses. Used by one thread at a time."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: socket.socket, busy_poll_us: int) -> None:
         self._sock = sock
         self._armed_seconds = -1.0
         self._start = bytearray(_connect.EXPECTED_BYTES_MAX)
@@ -37,7 +37,8 @@ class Connection:
         self._surplus = bytearray(1)
         self._poller = select.poll()
         self._poller.register(sock, select.POLLIN)
-        self._busy = BusyPoll(BUSY_POLL_US)
+        # For the first bytes of a reply, and for more of them: the one may pay and the other not.
+        self._first, self._more = BusyPoll(busy_poll_us), BusyPoll(busy_poll_us)
         self.reader = ResponseReader()
         self.idle_since = 0.0
 
@@ -57,9 +58,17 @@ class Connection:
         return reader
 
     def ask(
-        self, wire: _connect.Wire, ids: NDArray[Any], target: NDArray[Any], ends_at: float
+        self,
+        wire: _connect.Wire,
+        ids: NDArray[Any],
+        target: NDArray[Any],
+        ends_at: float,
+        *,
+        stay_awake: bool,
     ) -> bool:
         """Send a plain lookup and receive its vectors into `target`.
+
+        `stay_awake` says whether it may be waited for so; see BusyPoll.
 
         False when the response isn't the one that was foreseen: then it is complete in `reader`,
         and `target` holds anything. Raises what `exchange` does. `reader.reusable` says whether
@@ -70,9 +79,9 @@ class Connection:
         try:
             left = self._arm(ends_at)
             self._send(_connect.plain_pieces(wire, ids, left), ends_at)
-            if self._busy.is_worthwhile():
-                self._await()
-            return self._take(wire.expected, target, ends_at)
+            if stay_awake:
+                self._await(self._first)
+            return self._take(wire.expected, target, ends_at, stay_awake)
         except TimeoutError:
             raise
         except (OSError, HttpError) as error:
@@ -99,16 +108,20 @@ class Connection:
             else:
                 reader.eof()
 
-    def _await(self) -> None:
-        """Stay awake until the reply begins to come, for a bounded time."""
-        is_there, until = self._poller.poll, time.perf_counter() + self._busy.seconds
+    def _await(self, busy: BusyPoll) -> None:
+        """Stay awake until something comes, for a bounded time, if that is worthwhile."""
+        if not busy.is_worthwhile():
+            return
+        is_there, until = self._poller.poll, time.perf_counter() + busy.seconds
         while not is_there(0):
             if time.perf_counter() >= until:
-                self._busy.missed()
+                busy.missed()
                 return
-        self._busy.came()
+        busy.came()
 
-    def _take(self, expected: bytes, target: NDArray[Any], ends_at: float) -> bool:
+    def _take(
+        self, expected: bytes, target: NDArray[Any], ends_at: float, stay_awake: bool
+    ) -> bool:
         """Receive what `ask` says."""
         size, reader, count = len(expected), self.reader, 0
         while True:
@@ -127,6 +140,8 @@ class Connection:
         if at < end:
             rest = _connect.bytes_of(target)
             while at < end:
+                if stay_awake:
+                    self._await(self._more)
                 self._arm(ends_at)
                 received = self._sock.recv_into(rest[at:])
                 if not received:

@@ -5,6 +5,7 @@ says so instead of hanging. grpc's own retries are off: _retry.py decides for ev
 """
 
 import os
+import time
 from pathlib import Path
 from typing import Any
 
@@ -128,19 +129,32 @@ class GrpcTransport:
             metadata = self._credentials.metadata
             reply = method(send.joined(), timeout=timeout, metadata=metadata)
             return _checked(self._url, reply)
-        except grpc.RpcError as error:
-            raise _error(self._url, send, error, self._closed) from None
-        except ValueError:
-            if self._closed:  # grpc's word for a channel that was closed by another thread
-                raise ClientClosed("the client was closed") from None
-            raise
+        except (grpc.RpcError, ValueError) as error:
+            raise self._explained(send, error) from None
 
     def plain(
         self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
-        """See Transport."""
-        reply = self.call(Send(LOOKUP, plain.request(ids), deadline))
-        return _foreseen(plain, reply, out)
+        """See Transport. After a call nothing is in the caches, so this has few lines to run."""
+        method = self._methods.get(LOOKUP)
+        left = deadline.at - time.monotonic()
+        if method is None or left <= 0 or self._closed or os.getpid() != self._pid:
+            return _foreseen(plain, self.call(Send(LOOKUP, plain.request(ids), deadline)), out)
+        try:
+            metadata = self._credentials.metadata
+            reply = method(plain.request(ids), timeout=left, metadata=metadata)
+        except (grpc.RpcError, ValueError) as error:
+            raise self._explained(Send(LOOKUP, b"", deadline), error) from None
+        if len(reply) != len(plain.prefix) + plain.data_bytes:
+            return _checked(self._url, reply)
+        return _foreseen(plain, memoryview(reply), out)
+
+    def _explained(self, send: Send, error: Exception) -> Exception:
+        """What to raise for a call that failed."""
+        if isinstance(error, grpc.RpcError):
+            return _error(self._url, send, error, self._closed)
+        # A ValueError is grpc's word for a channel that was closed by another thread.
+        return ClientClosed("the client was closed") if self._closed else error
 
     def close(self) -> None:
         """See Transport. Calls under way end with ClientClosed."""

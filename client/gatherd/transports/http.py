@@ -21,6 +21,7 @@ from gatherd._effects import LOOKUP, Deadline, Send
 from gatherd._http1 import HttpError
 from gatherd._plain import Plain
 from gatherd._target import Target
+from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import _connect
 from gatherd.transports._connection import Connection, Stale
@@ -49,6 +50,11 @@ class _Pool:
     def idle_unless_awaited(self) -> Connection | None:
         """As `idle`, but none while others wait for one, who come first."""
         return None if self._waiting else self.idle()
+
+    @property
+    def is_alone(self) -> bool:
+        """Whether one connection is in use: others would want the core that it could keep awake."""
+        return self._open - len(self._idle) == 1
 
     def acquire(self, url: str, deadline: Deadline) -> Connection | None:
         """An idle connection, or None and with it the right to make one."""
@@ -114,7 +120,11 @@ class _Pool:
 class HttpTransport:
     """Connect over TCP, TLS or a Unix socket; that of a data dir for a local: URL."""
 
-    def __init__(self, target: Target, credentials: Credentials) -> None:
+    def __init__(
+        self, target: Target, credentials: Credentials, busy_poll_us: int = BUSY_POLL_US
+    ) -> None:
+        """InvalidArgument unless `busy_poll_us` is one of BUSY_POLL_US_MAX at most."""
+        self._busy_poll_us = checked_microseconds(busy_poll_us)
         self._target = target
         self._tls = _connect.tls_context(credentials) if target.tls else None
         self._heads = _connect.Heads(target, credentials)
@@ -139,7 +149,7 @@ class HttpTransport:
             if idle_seconds > _connect.IDLE_UNCHECKED_SECONDS:
                 connection.check_alive()
             target = plain.target(out)
-            is_foreseen = connection.ask(wire, ids, target, deadline.at)
+            is_foreseen = connection.ask(wire, ids, target, deadline.at, stay_awake=pool.is_alone)
         except Stale:
             # The server closed an idle connection just now, which isn't a failure of the call.
             pool.discard(connection)
@@ -233,7 +243,7 @@ class HttpTransport:
             raise _connect.no_answer(target.url, deadline) from None
         except OSError as error:
             raise _connect.unreachable(target, error) from None
-        connection = Connection(sock)
+        connection = Connection(sock, self._busy_poll_us)
         pool.adopt(connection)
         return connection
 

@@ -76,15 +76,16 @@ class LocalSession(Session):
             return None
         if ids.size * found.dim * reply.array.itemsize > nbytes_max:
             return None
-        if out is None:
-            return found.lookup(ids, reply.wire).vectors
-        fits = (
+        if out is not None and not (
             out.__class__ is np.ndarray
             and out.dtype is reply.array
             and out.shape == (*ids.shape, found.dim)
             and out.flags.carray
-        )
-        return found.lookup(ids, reply.wire, out=out).vectors if fits else None
+        ):
+            return None
+        if reply.wire is found.dtype:
+            return found.take(ids, out)
+        return found.lookup(ids, reply.wire, out=out).vectors
 
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
         """Each table in its turn; an error leaves what was filled before it."""

@@ -60,8 +60,6 @@ class Engine:
         self.limits = limits
         self._tables = tables
         self._link = link
-        self.mapped = tables.mapped
-        """The table of a (name, version) if it is mapped, or None; see LiveTables.mapped."""
 
     def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
         """Check a request's tables, versions and size.
@@ -92,6 +90,17 @@ class Engine:
         if nbytes > limits.reply_bytes_max:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
         return Rows(table, asked, dtype, self._telemetry.table(plan.table))
+
+    def mapped(self, wanted: tuple[str, int]) -> Table | None:
+        """The table of a name and version if it can be read at once; None says nothing more.
+
+        Who reads it counts that (`gathered`). BadFile when the data dir can't be read.
+        """
+        return self._tables.mapped(wanted)
+
+    def gathered(self, table: str, row_count: int, byte_count: int) -> None:
+        """Count a gather from what `mapped` gave, on any thread."""
+        self._telemetry.gathered(table, row_count, byte_count)
 
     def lookup_many(self, plans: Sequence[LookupPlan]) -> list[Gathered]:
         """Answer `plans` in order, all or nothing.

@@ -1,13 +1,13 @@
 """Keeps an event loop awake for a moment after an answer, while clients ask again that soon.
 
-See gatherd/_busy_poll.py. It costs nothing while requests come faster than they are answered, nor
+See gatherd/busy_poll.py. It costs nothing while requests come faster than they are answered, nor
 while none come.
 """
 
 import asyncio
 from time import perf_counter
 
-from gatherd._busy_poll import BusyPoll
+from gatherd.busy_poll import BusyPoll
 
 
 class BusyLoop:

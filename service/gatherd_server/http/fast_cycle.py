@@ -243,6 +243,8 @@ class FastCycle:
         buffer, begin = _buffer_for(head, rows.nbytes)
         rows.read(0, rows.count, buffer, begin)
         self._check_time()
+        # Before the write: who has read the reply may ask at once, and finds the place free.
+        self._let_go()
         self._connection.write(buffer.data[begin - len(head) :])
         self._complete()
 

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import Unauthenticated
 from gatherd_server.admission import Admission
 from gatherd_server.callers import Caller
@@ -42,7 +43,11 @@ REPEAT_SECONDS_MIN: Final = 0.05
 
 
 def fast_protocol(
-    routes: FastRoutes, admission: Admission, workers: Workers, receive_seconds: float = 20.0
+    routes: FastRoutes,
+    admission: Admission,
+    workers: Workers,
+    receive_seconds: float = 20.0,
+    busy_poll_us: int = BUSY_POLL_US,
 ) -> type[GuardedProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
     return type(
@@ -56,7 +61,7 @@ def fast_protocol(
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds),
             "scratch": Scratch(),
-            "busy_loop": BusyLoop(100),
+            "busy_loop": BusyLoop(busy_poll_us),
         },
     )
 
@@ -149,7 +154,8 @@ class _FastPath(GuardedProtocol):
             and cycle.caller.limiter is None
             and self.spans is None
         ):
-            repeat = route.repeat(data[size:])
+            lookup = route.repeated(data[size:])
+            repeat = None if lookup is None else Repeat(lookup, route.counted)
         self._seen = _SeenHead(
             data[:size], len(data), route, cycle.seconds, cycle.caller, cycle.trail, repeat
         )

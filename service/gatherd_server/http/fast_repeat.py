@@ -20,12 +20,11 @@ from numpy.typing import NDArray
 from gatherd.errors import GatherdError
 from gatherd.store.ids import all_in_range
 from gatherd.store.table import Table
-from gatherd_server.engine.engine import Engine
+from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.errors import kind_of
 from gatherd_server.metrics.recorder import RequestSeries
 from gatherd_server.metrics.telemetry import RepeatSeries, now_ns
-from gatherd_server.types import LookupPlan
 
 # Gathered and written at a time, so that it stays in a core's cache in between.
 PIECE_BYTES: Final = 256 << 10
@@ -33,8 +32,6 @@ PIECE_BYTES: Final = 256 << 10
 ROWS_BYTES_MAX: Final = 1 << 20
 # Room for a reply's head, before rows that begin at a cache line.
 HEAD_BYTES_MAX: Final = 4 << 10
-
-_INT64: Final = np.dtype(np.int64)
 
 
 class Connection(Protocol):
@@ -60,48 +57,26 @@ class Scratch:
 
     def __init__(self) -> None:
         self.buffer: NDArray[np.uint8] = np.zeros(HEAD_BYTES_MAX + PIECE_BYTES, np.uint8)
-        self.view = memoryview(self.buffer.data)
+        self._view = memoryview(self.buffer.data)
+
+    def after(self, head: bytes, nbytes: int) -> memoryview:
+        """`head`, put before the `nbytes` of rows that are in the buffer."""
+        begin = HEAD_BYTES_MAX - len(head)
+        self._view[begin:HEAD_BYTES_MAX] = head
+        return self._view[begin : HEAD_BYTES_MAX + nbytes]
 
 
 class Repeat:
-    """What a connection's last request was, but for its ids."""
+    """What a connection's last request was, but for its ids, and how its reply began."""
 
     __slots__ = (
-        "_after",
-        "_before",
-        "_changes",
-        "_counted",
-        "_engine",
-        "_head",
-        "_key",
-        "_plan",
-        "_requests",
-        "_row_bytes",
-        "_start",
-        "_stop",
-        "_table",
+        *("_changes", "_counted", "_head", "_lookup", "_requests", "_row_bytes", "_table"),
     )
 
-    def __init__(
-        self,
-        engine: Engine,
-        plan: LookupPlan,
-        before: bytes,
-        after: bytes,
-        requests: RequestSeries,
-    ) -> None:
-        """Of a plan with int64 ids, whose request had `before` and `after` around them.
-
-        Counted under `requests`.
-        """
-        assert isinstance(plan.asked, np.ndarray)
-        self._engine = engine
-        self._plan = plan
-        self._key = (plan.table, plan.version)
-        self._before, self._after = before, after
-        self._start = len(before)
-        self._stop = len(before) + plan.asked.nbytes
-        # Weak: an idle connection mustn't keep a version mapped that was replaced.
+    def __init__(self, lookup: Repeated, requests: RequestSeries) -> None:
+        """Touches nothing. Counted under `requests`."""
+        self._lookup = lookup
+        # Weak, as an idle connection holds it.
         self._table: weakref.ref[Table] | None = None
         self._changes: object = None
         self._head = b""
@@ -112,39 +87,33 @@ class Repeat:
     def answer(self, connection: Connection, request: bytes) -> bool:
         """Answer a request as long as the one before, unless more than the ids is other."""
         begun_ns = now_ns()
-        if not (request.startswith(self._before) and request.endswith(self._after)):
-            return False
         try:
-            table = self._engine.mapped(self._key)
-            if table is None:
+            found = self._lookup.read(request)
+            if found is None:
                 return False
-            ids = np.frombuffer(request[self._start : self._stop], _INT64)
+            table, ids = found
             if (
                 self._table is None
                 or self._table() is not table
                 or self._changes is not connection.reply_changes()
             ) and not self._prepare(connection, table, ids):
                 return False
-            if ids.size * self._row_bytes > PIECE_BYTES:
+            nbytes = ids.size * self._row_bytes
+            if nbytes > PIECE_BYTES:
                 return self._write_pieces(connection, table, ids, begun_ns)
             scratch = connection.scratch
             if not table.read_rows(ids, scratch.buffer, HEAD_BYTES_MAX):
                 return False
         except GatherdError:
             return False
-        begin = HEAD_BYTES_MAX - len(self._head)
-        view = scratch.view
-        view[begin:HEAD_BYTES_MAX] = self._head
-        connection.write_now(view[begin : HEAD_BYTES_MAX + ids.size * self._row_bytes])
+        connection.write_now(scratch.after(self._head, nbytes))
         assert self._counted is not None
         self._counted.done(now_ns() - begun_ns)
         return True
 
     def _prepare(self, connection: Connection, table: Table, ids: NDArray[np.int64]) -> bool:
-        """Find what the reply begins with; whether it is one to be answered from here."""
-        assert isinstance(self._plan.asked, np.ndarray)
-        plan = self._plan._replace(asked=ids.reshape(self._plan.asked.shape))
-        rows = self._engine.rows_of(plan)
+        """Find what the reply begins with; whether it is one to be given from here."""
+        rows = self._lookup.rows(ids)
         if rows.nbytes > ROWS_BYTES_MAX or rows.dtype is not table.dtype or not rows.is_in_memory:
             return False
         head = connection.reply_head(rows)
@@ -158,11 +127,10 @@ class Repeat:
     def _write_pieces(
         self, connection: Connection, table: Table, ids: NDArray[np.int64], begun_ns: int
     ) -> bool:
-        if not all_in_range(ids, table.row_count):
+        if self._row_bytes > PIECE_BYTES or not all_in_range(ids, table.row_count):
             return False
-        scratch, row_bytes = connection.scratch, self._row_bytes
-        step = max(1, PIECE_BYTES // row_bytes)
-        view, head = scratch.view, self._head
+        scratch, row_bytes, head = connection.scratch, self._row_bytes, self._head
+        step = PIECE_BYTES // row_bytes
         for start in range(0, ids.size, step):
             piece = ids[start : start + step]
             try:
@@ -172,9 +140,7 @@ class Repeat:
                     connection.abort()  # the client sees that the reply isn't whole
                     self._requests.done(kind_of(error).code, now_ns() - begun_ns)
                 return bool(start)
-            begin = HEAD_BYTES_MAX - len(head)
-            view[begin:HEAD_BYTES_MAX] = head
-            connection.write_now(view[begin : HEAD_BYTES_MAX + piece.size * row_bytes])
+            connection.write_now(scratch.after(head, piece.size * row_bytes))
             head = b""
         assert self._counted is not None
         self._counted.done(now_ns() - begun_ns)

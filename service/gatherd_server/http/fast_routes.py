@@ -21,20 +21,17 @@ from gatherd_proto.v1 import embedding_pb2
 from gatherd_server import proto_codec
 from gatherd_server.callers import Caller
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
+from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http import arrays, plans
 from gatherd_server.http.body import PartsResponse, array_response
 from gatherd_server.http.errors import connect_error, problem
-from gatherd_server.http.fast_repeat import Repeat
 from gatherd_server.http.media import OCTETS
 from gatherd_server.metrics.recorder import RequestSeries
 from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.types import LookupPlan
 
 PROTO: Final = "application/proto"
-# Requests whose like was read before, by length; reading a larger one is a small part of its cost.
-SEEN_MAX: Final = 1024
-SEEN_BYTES_MAX: Final = 16 << 10
 
 _PROTO: Final = PROTO.encode()
 _OCTETS: Final = OCTETS.encode()
@@ -61,8 +58,8 @@ class Route(Protocol):
     def begin(self, body: bytes, caller: Caller) -> Rows | Work:
         """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
 
-    def repeat(self, body: bytes) -> Repeat | None:
-        """What answers further requests as long as `body`, when one like it was begun before."""
+    def repeated(self, body: bytes) -> Repeated | None:
+        """What a request like `body`, which was answered by rows, is but for its ids, if known."""
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         """The reply's own header lines, and the bytes of its body that come before the rows."""
@@ -141,16 +138,7 @@ class _Connect:
         self._message = message
         self._read = read
         self._encode = encode
-        self._seen: dict[int, proto_codec.SeenLookup] = {}
-
-    def _learn(self, body: bytes, asked: Sequence[LookupPlan]) -> None:
-        if self._message is not embedding_pb2.LookupRequest or len(body) > SEEN_BYTES_MAX:
-            return
-        seen = proto_codec.seen_lookup(body, asked[0])
-        if seen is not None:
-            if len(self._seen) >= SEEN_MAX:
-                self._seen.clear()
-            self._seen[len(body)] = seen
+        self._seen = proto_codec.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return (
@@ -159,13 +147,13 @@ class _Connect:
         )
 
     def begin(self, body: bytes, caller: Caller) -> Rows | Work:
-        seen = self._seen.get(len(body))
-        plan = None if seen is None else seen.plan_of(body)
-        if plan is not None:
-            asked = [plan]
+        found = self._seen.find(body)
+        if found is not None:
+            asked = [found[1]]
         else:
             asked = self._read(proto_codec.parse(self._message(), body))
-            self._learn(body, asked)
+            if self._message is embedding_pb2.LookupRequest:
+                self._seen.learn(body, asked[0])
         engine = caller.guard(self._engine)
         if _has_rows_alone(asked):
             rows = engine.rows_of(asked[0])
@@ -175,12 +163,12 @@ class _Connect:
         headers = {"Content-Type": PROTO}
         return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
 
-    def repeat(self, body: bytes) -> Repeat | None:
-        seen = self._seen.get(len(body))
-        plan = None if seen is None else seen.plan_of(body)
-        if seen is None or plan is None:
+    def repeated(self, body: bytes) -> Repeated | None:
+        found = self._seen.find(body)
+        if found is None:
             return None
-        return Repeat(self._engine, plan, seen.before, seen.after, self.counted)
+        seen, plan = found
+        return Repeated(self._engine, plan, seen.before, seen.after)
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         head = proto_codec.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
@@ -219,12 +207,12 @@ class _Octets:
 
         return Work(answer, prepared.is_long)
 
-    def repeat(self, body: bytes) -> Repeat | None:
+    def repeated(self, body: bytes) -> Repeated | None:
         plan = plans.lookup_plan(OCTETS, self._table, body, self._query, self._engine.limits)
         ids = plan.asked
         if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.nbytes != len(body):
             return None
-        return Repeat(self._engine, plan, b"", b"", self.counted)
+        return Repeated(self._engine, plan, b"", b"")
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         headers = arrays.array_headers(rows.shape, rows.dtype, rows.version, 0)

@@ -22,7 +22,7 @@ from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailab
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
 from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
-from gatherd_server.callers import AnyEngine, Caller
+from gatherd_server.callers import ANYBODY, AnyEngine, Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.metrics.names import SHED_REQUESTS
@@ -30,6 +30,7 @@ from gatherd_server.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
 from gatherd_server.rpc.errors import abort, code_of, status_message
 from gatherd_server.rpc.observed import count, observed, told_code
+from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
 from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
@@ -50,6 +51,7 @@ class Servicer:
 
     def __init__(self, engine: Engine, admission: Admission, streams_max: int) -> None:
         self._engine = engine
+        self._repeats = Repeats(engine)
         self._admission = admission
         self._streams_max = streams_max
         self._streams: set[RequestReader] = set()
@@ -67,7 +69,7 @@ class Servicer:
         """What a grpc server has to be given."""
         unary = self._unary
         embedding: dict[str, _Handler] = {
-            "Lookup": unary(_lookup),
+            "Lookup": self._lookup(),
             "LookupMany": unary(_lookup_many),
             "LookupBags": unary(_lookup_bags),
             "LookupBagsMany": unary(_lookup_bags_many),
@@ -94,6 +96,42 @@ class Servicer:
             grpc.method_handlers_generic_handler(service, observed(handlers, telemetry))
             for service, handlers in ((EMBEDDING_SERVICE, embedding), (TABLE_SERVICE, tables))
         ]
+
+    def _lookup(self) -> _Handler:
+        """As `_unary`'s, but for lookups that differ from an earlier one in their ids alone."""
+
+        def answer(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+            plan = proto_codec.lookup_plan(proto_codec.parse(embedding_pb2.LookupRequest(), body))
+            reply = b"".join(proto_codec.lookup_reply(engine.lookup(plan)))
+            self._repeats.learn(body, plan)
+            return reply
+
+        whole = self._unary(answer).unary_unary
+        assert whole is not None
+
+        def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
+            return self._repeated(body, context) or whole(body, context)
+
+        return grpc.unary_unary_rpc_method_handler(handle)
+
+    def _repeated(self, body: bytes, context: grpc.ServicerContext) -> bytes | None:
+        """The answer to one that is short enough to be done before it could count as under way.
+
+        Whoever mayn't have it, for want of a token or a place, gets none from here, and hears why
+        from `_unary`.
+        """
+        admission = self._admission
+        if admission.is_full:
+            return None
+        caller = ANYBODY
+        if admission.has_tokens:
+            try:
+                caller = caller_of(admission, context)
+            except GatherdError:
+                return None
+            if caller.limiter is not None:
+                return None
+        return self._repeats.answer(body, caller)
 
     def _unary(self, answer: _Answer, *, is_admitted: bool = True) -> _Handler:
         """A handler that gives `answer` the engine as its caller has it."""
@@ -176,11 +214,6 @@ class Servicer:
         return embedding_pb2.LookupStreamResponse(
             id=request.id, error=status_message(failure)
         ).SerializeToString()
-
-
-def _lookup(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
-    return _one(engine, proto_codec.lookup_plan(request))
 
 
 def _lookup_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:

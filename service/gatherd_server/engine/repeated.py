@@ -1,0 +1,47 @@
+"""A lookup that was answered before, when it is asked again with other ids."""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.store.table import Table
+from gatherd_server.engine.engine import Engine
+from gatherd_server.engine.rows import Rows
+from gatherd_server.types import LookupPlan
+
+_INT64 = np.dtype(np.int64)
+
+
+class Repeated:
+    """What a request means that is as long as one before, and has the same bytes but for its ids.
+
+    It holds no table: nobody who waits for a next request keeps a replaced version mapped.
+    """
+
+    __slots__ = ("_after", "_before", "_engine", "_key", "_plan", "_shape", "_start", "_stop")
+
+    def __init__(self, engine: Engine, plan: LookupPlan, before: bytes, after: bytes) -> None:
+        """Of a plan with int64 ids, whose request had `before` and `after` around their bytes."""
+        assert isinstance(plan.asked, np.ndarray)
+        self._engine = engine
+        self._plan = plan._replace(asked=np.empty(0, _INT64))
+        self._shape = plan.asked.shape
+        self._key = (plan.table, plan.version)
+        self._before, self._after = before, after
+        self._start = len(before)
+        self._stop = len(before) + plan.asked.nbytes
+
+    def read(self, request: bytes) -> tuple[Table, NDArray[np.int64]] | None:
+        """The table and the ids, (n,), of a request; None when it is another, or not for here.
+
+        BadFile when the data dir can't be read.
+        """
+        if not (request.startswith(self._before) and request.endswith(self._after)):
+            return None
+        table = self._engine.mapped(self._key)
+        if table is None:
+            return None
+        return table, np.frombuffer(request[self._start : self._stop], _INT64)
+
+    def rows(self, ids: NDArray[np.int64]) -> Rows:
+        """What a reply is made of: its dtype, shape and limits. Raises what `rows_of` does."""
+        return self._engine.rows_of(self._plan._replace(asked=ids.reshape(self._shape)))
