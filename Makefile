@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-peers bench bench-tools check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-power test-peers e2e bench bench-tools overload check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -66,8 +66,14 @@ bench-tools:
 	    echo "no $$tool: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"; \
 	done
 
+e2e: $(VENV)/.dev  ## build the images and see the whole deployment work, with COMPOSE="docker compose" or another (ten minutes)
+	$(BIN)/python deploy/e2e/run.py
+
 bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (12 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py
+
+overload: $(VENV)/.dev  ## load a server with three times what it can take (a minute)
+	PYTHONPATH=tests $(BIN)/python -m bench.overload
 
 check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, base install
 	$(BIN)/ruff format --check .
@@ -89,8 +95,10 @@ proto: $(VENV)/.dev  ## regenerate the committed stubs
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
-	$(UV_COMPILE) --extra server --extra formats --extra remote --group dev pyproject.toml -o requirements-dev.lock
-	$(UV_COMPILE) --extra server --extra formats --extra remote --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
+	$(UV_COMPILE) --extra server --extra formats --extra remote --extra otel --group dev pyproject.toml -o requirements-dev.lock
+	$(UV_COMPILE) --extra server --extra remote --extra otel --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
+	$(UV_COMPILE) --extra formats -c requirements-dev.lock pyproject.toml -o requirements-formats.lock
+	$(UV_COMPILE) -c requirements-dev.lock pyproject.toml deploy/model_server/requirements.in -o deploy/model_server/requirements.lock
 
 clean:  ## remove what the targets made
 	rm -rf $(VENV) $(PEERS) $(BENCH) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -22,7 +22,9 @@ from gatherd.errors import (
     LimitExceeded,
     NotFound,
     Overloaded,
+    PermissionDenied,
     RetryableError,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
     by_reason,
@@ -41,7 +43,7 @@ CLASS_BY_CODE: dict[str, type[GatherdError]] = {
     "deadline_exceeded": DeadlineExceeded,
     "not_found": NotFound,
     "already_exists": AlreadyExists,
-    "permission_denied": FailedPrecondition,
+    "permission_denied": PermissionDenied,
     "resource_exhausted": Overloaded,
     "failed_precondition": FailedPrecondition,
     "aborted": Unavailable,
@@ -50,7 +52,7 @@ CLASS_BY_CODE: dict[str, type[GatherdError]] = {
     "internal": InternalError,
     "unavailable": Unavailable,
     "data_loss": InternalError,
-    "unauthenticated": FailedPrecondition,
+    "unauthenticated": Unauthenticated,
 }
 _CODE_BY_HTTP_STATUS = {
     400: "internal",

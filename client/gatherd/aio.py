@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gatherd._batcher_aio import AsyncBatcher
 from gatherd._batching import Batching, Kind
 from gatherd._change_calls_aio import AsyncChangeCalls
-from gatherd._effects import AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._credentials import Credentials
+from gatherd._effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._lookup import Answer, TableInfo
 from gatherd._lookup_calls_aio import AsyncLookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
@@ -20,7 +21,14 @@ from gatherd._pushes import Pushes
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
-from gatherd.errors import ClientClosed, ClientError, ForkedClient, GatherdError, InvalidArgument
+from gatherd.errors import (
+    ClientClosed,
+    ClientError,
+    ForkedClient,
+    GatherdError,
+    InvalidArgument,
+    Unauthenticated,
+)
 from gatherd.store.ids import as_id_array
 
 if TYPE_CHECKING:
@@ -44,12 +52,19 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         timeout: float = 10.0,
         retries: int = 3,
         batching: Batching | None = None,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
     ) -> None:
-        """As Client: url, timeout in seconds for each whole call, retries, batching.
+        """As Client. Connects later.
 
-        Connects later.
+        url, timeout in seconds for each whole call, retries, batching, token, token_file, ca, cert.
         """
         target = parse_target(url)
+        self._credentials = Credentials(
+            target, token=token, token_file=token_file, ca=ca, cert=cert
+        )
         self._transport: AsyncTransport
         self._session: Session
         self._pushes = Pushes(timeout=timeout, retries=retries)
@@ -75,11 +90,11 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         if target.scheme in ("grpc", "grpcs"):
             from gatherd.transports.grpc import AsyncGrpcTransport
 
-            self._transport = AsyncGrpcTransport(target)
+            self._transport = AsyncGrpcTransport(target, self._credentials)
         else:
             from gatherd.transports.http_aio import AsyncHttpTransport
 
-            self._transport = AsyncHttpTransport(target)
+            self._transport = AsyncHttpTransport(target, self._credentials)
 
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
@@ -151,6 +166,10 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         reply: NDArray[Any] | memoryview | GatherdError
         try:
             reply = await self._transport.plain(plain, ids, out, deadline)
+        except Unauthenticated as error:
+            reply = error
+            if self._credentials.renew():
+                reply = await self._resent(Send(LOOKUP, plain.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):
@@ -184,6 +203,12 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         specs = [kind.spec(ids) for kind, ids in lookups]
         return await self._run(self._session.gather(specs, deadline))
 
+    async def _resent(self, send: Send) -> memoryview | GatherdError:
+        try:
+            return await self._transport.call(send)
+        except GatherdError as error:
+            return error
+
     async def _run(self, plan: Plan[T], first: memoryview | GatherdError | None = None) -> T:
         """What `plan` returns; `first` is what its first effect comes to, when that is known."""
         if self._closed:
@@ -208,7 +233,13 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
 
     async def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Send):
-            return await self._transport.call(effect)
+            try:
+                return await self._transport.call(effect)
+            except Unauthenticated:
+                # Nothing was done, so nothing is done twice.
+                if not self._credentials.renew():
+                    raise
+                return await self._transport.call(effect)
         if isinstance(effect, Sleep):
             return await asyncio.sleep(effect.seconds)
         if effect.nbytes <= INLINE_BYTES_MAX:

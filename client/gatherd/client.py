@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from gatherd._batcher import Batcher
 from gatherd._batching import Batching, Kind
 from gatherd._change_calls import ChangeCalls
-from gatherd._effects import Deadline, Effect, Plan, Send, Sleep, T, Transport
+from gatherd._credentials import Credentials
+from gatherd._effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._lookup import Answer, TableInfo
 from gatherd._lookup_calls import LookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
@@ -21,7 +22,7 @@ from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
 from gatherd.busy_poll import BUSY_POLL_US
-from gatherd.errors import ClientClosed, GatherdError, InvalidArgument
+from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
 from gatherd.store.ids import as_id_array
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ class Client(LookupCalls, ChangeCalls):
         retries: int = 3,
         batching: Batching | None = None,
         busy_poll_us: int = BUSY_POLL_US,
+        token: str | None = None,
+        token_file: str | os.PathLike[str] | None = None,
+        ca: str | os.PathLike[str] | None = None,
+        cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
     ) -> None:
         """Nothing is connected yet; the first call does that.
 
@@ -60,8 +65,15 @@ class Client(LookupCalls, ChangeCalls):
         busy_poll_us: how many µs a lookup over http:// or unix:// waits for its reply awake before
         it sleeps, as long as replies mostly come that soon; 0 for not at all. It costs a core's
         time and saves the waking, which is most of what a small lookup waits for.
+        token, token_file: what a server with tokens wants to see, or the file that it is in, which
+        is read again when the server doesn't know the token any more.
+        ca: PEM file of the authorities that the server's certificate may be from, instead of the
+        system's. cert: PEM files (certificate, key) of this client, for a server that wants one.
         """
         target = parse_target(url)
+        self._credentials = Credentials(
+            target, token=token, token_file=token_file, ca=ca, cert=cert
+        )
         self._transport: Transport
         self._session: Session
         self._pushes = Pushes(timeout=timeout, retries=retries)
@@ -85,11 +97,11 @@ class Client(LookupCalls, ChangeCalls):
         if target.scheme in ("grpc", "grpcs"):
             from gatherd.transports.grpc import GrpcTransport
 
-            self._transport = GrpcTransport(target)
+            self._transport = GrpcTransport(target, self._credentials)
         else:
             from gatherd.transports.http import HttpTransport
 
-            self._transport = HttpTransport(target, busy_poll_us)
+            self._transport = HttpTransport(target, self._credentials, busy_poll_us)
 
     def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
@@ -144,6 +156,10 @@ class Client(LookupCalls, ChangeCalls):
         reply: NDArray[Any] | memoryview | GatherdError
         try:
             reply = self._transport.plain(plain, ids, out, deadline)
+        except Unauthenticated as error:
+            reply = error
+            if self._credentials.renew():
+                reply = self._resent(Send(LOOKUP, plain.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):
@@ -179,6 +195,12 @@ class Client(LookupCalls, ChangeCalls):
         specs = [kind.spec(ids) for kind, ids in lookups]
         return self._run(self._session.gather(specs, deadline))
 
+    def _resent(self, send: Send) -> memoryview | GatherdError:
+        try:
+            return self._transport.call(send)
+        except GatherdError as error:
+            return error
+
     def _run(self, plan: Plan[T], first: memoryview | GatherdError | None = None) -> T:
         """What `plan` returns; `first` is what its first effect comes to, when that is known."""
         if self._closed:
@@ -202,7 +224,13 @@ class Client(LookupCalls, ChangeCalls):
 
     def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Send):
-            return self._transport.call(effect)
+            try:
+                return self._transport.call(effect)
+            except Unauthenticated:
+                # Nothing was done, so nothing is done twice.
+                if not self._credentials.renew():
+                    raise
+                return self._transport.call(effect)
         if isinstance(effect, Sleep):
             return time.sleep(effect.seconds)
         return effect.run()

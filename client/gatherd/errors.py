@@ -17,6 +17,8 @@ GatherdError
 │   ├── TableReadOnly                      the table takes no updates; the message says how it would
 │   ├── VersionMismatch                    another version is live than the request insists on
 │   └── RequestIdStale                     too old to tell whether the update was done already
+├── Unauthenticated                        no token, or none that the server knows
+├── PermissionDenied                       the token isn't for this; metadata says for what not
 ├── LimitExceeded                          more than the server takes; metadata names the limit
 ├── RetryableError                         try again after a pause; an update, by the same id
 │   ├── Unavailable (also ConnectionError)
@@ -152,6 +154,18 @@ class RequestIdStale(FailedPrecondition):
     """The request id is so old that the server can't tell whether it was done already."""
 
     reason = "REQUEST_ID_STALE"
+
+
+class Unauthenticated(GatherdError):
+    """The server wants a token or a certificate, and got none that it knows."""
+
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(GatherdError):
+    """The token is known, but not for this operation or this table."""
+
+    reason = "PERMISSION_DENIED"
 
 
 class LimitExceeded(GatherdError):

@@ -1,6 +1,6 @@
 """The tour of `make demo`: serve a real pre-trained table, look it up over every wire, train it.
 
-Fetches the table once (see requirements.txt beside this file), serves it where it lies and a copy
+Fetches the table once (table.py beside this file), serves it where it lies and a copy
 with keys and an optimizer, and prints each request as a person would type it, with its answer. Two
 trainers (trainer.py) then train the copy at the same time, and a rollback gives the first vectors
 back. Then it leaves the server running until Ctrl-C; with DEMO_ONCE=1 it stops it and exits.
@@ -16,7 +16,6 @@ import signal
 import subprocess
 import sys
 import urllib.request
-import zipfile
 from contextlib import ExitStack
 from pathlib import Path
 from typing import IO
@@ -25,14 +24,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd import Client
+from table import TENSOR, fetch, write_keys
 from trainer import COSINE, WORD_START, Pairs, cosines, losses
 
 HERE = Path(__file__).parent
 CACHE = Path(".demo")
 DATA_DIR = CACHE / "data"
-WEIGHTS = "wordllama/weights/l2_supercat_256.safetensors"
-TOKENIZER = "wordllama/tokenizers/l2_supercat_tokenizer_config.json"
-TENSOR = "embedding.weight"
 WORDS = ("king", "Paris", "Monday", "water", "happy", "seven")
 NEIGHBOURS = 5
 SENTENCE = "the king sat on the throne"
@@ -41,38 +38,10 @@ OPTIMIZER = ("--optimizer", "adagrad", "--lr", "0.05")
 TAUGHT = (("quiet", "loud"), ("quiet", "silent"), ("easy", "difficult"), ("easy", "simple"))
 
 
-def fetch() -> tuple[Path, dict[str, int]]:
-    """The table's file and its vocabulary, token to id; downloaded when they aren't here yet."""
-    weights, tokenizer = CACHE / Path(WEIGHTS).name, CACHE / Path(TOKENIZER).name
-    if not (weights.exists() and tokenizer.exists()):
-        CACHE.mkdir(exist_ok=True)
-        print("fetching the table: the wordllama wheel, about 19 MB, once", flush=True)
-        pip = [sys.executable, "-m", "pip", "download", "-q", "--disable-pip-version-check"]
-        wheel_of = ["--no-deps", "--require-hashes", "--only-binary", ":all:"]
-        tags = ["--python-version", "3.11", "--abi", "cp311", "--implementation", "cp"]
-        platform = ["--platform", "manylinux2014_x86_64", "-d", str(CACHE)]
-        wanted = ["-r", str(HERE / "requirements.txt")]
-        subprocess.run([*pip, *wheel_of, *tags, *platform, *wanted], check=True)
-        (wheel,) = CACHE.glob("wordllama-*.whl")
-        with zipfile.ZipFile(wheel) as archive:
-            for member, target in ((WEIGHTS, weights), (TOKENIZER, tokenizer)):
-                partial = target.with_suffix(".partial")
-                partial.write_bytes(archive.read(member))
-                partial.rename(target)
-        wheel.unlink()
-    vocabulary = json.loads(tokenizer.read_text("utf-8"))["model"]["vocab"]
-    return weights, vocabulary
-
-
 def import_words(weights: Path, vocabulary: dict[str, int]) -> None:
     """Import the same rows as a table with keys, the tokens, that can be trained further."""
     keys = CACHE / "tokens.txt"
-    # A line of a key file can't end in a carriage return, as some tokens do: its picture stands in.
-    picture = "\N{SYMBOL FOR CARRIAGE RETURN}"
-    tokens = [
-        token.replace("\r", picture) for token in sorted(vocabulary, key=vocabulary.__getitem__)
-    ]
-    keys.write_text("".join(f"{token}\n" for token in tokens), "utf-8")
+    write_keys(vocabulary, keys)
     source = ("words", f"{weights}#{TENSOR}", "--keys", str(keys))
     gatherd("import", *source, *OPTIMIZER, "--data-dir", str(DATA_DIR))
 
@@ -292,7 +261,7 @@ def run_trainers(*urls: str) -> int:
 
 def main() -> None:
     """Fetch, serve, tour, and wait or stop."""
-    weights, vocabulary = fetch()
+    weights, vocabulary = fetch(CACHE)
     if not (DATA_DIR / "tables" / "words").exists():
         import_words(weights, vocabulary)
     server, http, grpc = start(weights)

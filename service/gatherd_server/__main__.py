@@ -2,6 +2,8 @@
 
 import sys
 
+from gatherd_server.built_kernels import use_built_kernels
+
 SERVER_PACKAGES = {
     "click",
     "fastapi",
@@ -20,6 +22,8 @@ SERVER_PACKAGES = {
 
 def main() -> None:
     """Run the command line, or say what to install for it."""
+    # Before anything imports numba.
+    use_built_kernels()
     try:
         from gatherd_server.cli import cli
     except ModuleNotFoundError as error:

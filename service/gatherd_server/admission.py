@@ -1,20 +1,47 @@
-"""Whether a request may go on: the one place that every wire asks, before it does any work."""
+"""Whether a request may go on: the one place that every wire asks, before it does any work.
+
+First who asks (`caller`), then whether that is one request too many (`count`, `enter`). What the
+caller may do is asked of the engine that it is given; see callers.py.
+"""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import Final
 
-from gatherd.errors import Overloaded
+from gatherd.errors import Overloaded, Unauthenticated
+from gatherd_server.callers import ANYBODY, Caller
+from gatherd_server.metrics.names import SHED_REQUESTS
+from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.token_file import TOKEN_CHARS_MAX, TokenFile
 from gatherd_server.types import Limits
 
 RETRY_AFTER_SECONDS = 1.0
+METRICS_PATH: Final = "/metrics"
+# What probes ask, who have no token: whether the process is alive, and takes traffic.
+OPEN_PATHS: Final = frozenset(("/healthz", "/readyz"))
 
 
 class Admission:
-    """Counts the requests under way in this process and keeps them bounded. Thread-safe."""
+    """Knows who asks, counts the requests under way in this process and keeps them bounded.
 
-    def __init__(self, limits: Limits) -> None:
+    Thread-safe.
+    """
+
+    def __init__(
+        self,
+        limits: Limits,
+        tokens: TokenFile | None = None,
+        *,
+        open_metrics: bool = False,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        """Without `tokens` anybody may do everything. Counts into `telemetry`, or for nobody."""
         self.limits = limits
+        self.telemetry = telemetry or Telemetry()
+        self.has_tokens = tokens is not None
+        self._tokens = tokens
+        self._open_paths = OPEN_PATHS | ({METRICS_PATH} if open_metrics else frozenset())
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that come all the same are answered."""
@@ -28,18 +55,63 @@ class Admission:
 
     @property
     def is_full(self) -> bool:
-        """Whether `enter` would refuse."""
+        """Whether `enter` would refuse, whoever asks."""
         return self._in_flight >= self.limits.requests_in_flight_max
 
-    def enter(self) -> None:
+    def caller(self, authorizations: Sequence[bytes], *, is_local: bool = False) -> Caller:
+        """Who asks, by the Authorization headers of a request. Unauthenticated when none is good.
+
+        `is_local` says that the request came over a Unix socket. Who may open that may do
+        everything; a token is held to all the same when there is one.
+        """
+        if self._tokens is None or (is_local and not authorizations):
+            return ANYBODY
+        if not authorizations:
+            raise Unauthenticated(
+                "this server takes a token: send it as `Authorization: Bearer TOKEN`"
+            )
+        scheme, _, token = authorizations[0].strip().partition(b" ")
+        token = token.strip()
+        if len(authorizations) > 1 or scheme.lower() != b"bearer" or not token:
+            raise Unauthenticated(
+                "the Authorization header can't be read; it has to be one `Bearer TOKEN`",
+                {"error": "invalid_request"},
+            )
+        found = self._tokens.find(token) if len(token) <= TOKEN_CHARS_MAX else None
+        if found is None:
+            # Never with the token in it, nor a part of it: errors are logged by clients.
+            raise Unauthenticated(
+                "the token isn't one of this server's, or no longer", {"error": "invalid_token"}
+            )
+        return found
+
+    def is_open(self, path: str) -> bool:
+        """Whether an HTTP path is answered to who has no token."""
+        return path in self._open_paths
+
+    def count(self, caller: Caller) -> None:
+        """Count one request of `caller`. Overloaded when its token is for fewer a second."""
+        if caller.limiter is not None:
+            with self._counting_shed():
+                caller.limiter.count()
+
+    def enter(self, caller: Caller = ANYBODY) -> None:
         """Take a place for one request, before its body is read; `leave` gives it back.
 
-        Overloaded when all places are taken: shedding early keeps the others fast.
+        Overloaded when all places are taken, or all of the caller's: shedding early keeps the
+        others fast.
         """
+        limiter = caller.limiter
+        if limiter is not None:
+            with self._counting_shed():
+                limiter.enter()
         with self._lock:
             if self._in_flight < self.limits.requests_in_flight_max:
                 self._in_flight += 1
                 return
+        if limiter is not None:
+            limiter.leave()
+        self.telemetry.threads.add(SHED_REQUESTS, "requests_in_flight_max")
         raise Overloaded(
             f"the server has {self._in_flight} requests in flight, "
             "as many as it takes; try again after a pause",
@@ -47,19 +119,29 @@ class Admission:
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
 
-    def leave(self) -> None:
+    @contextmanager
+    def _counting_shed(self) -> Iterator[None]:
+        try:
+            yield
+        except Overloaded as error:
+            self.telemetry.threads.add(SHED_REQUESTS, f"token_{error.metadata['limit']}")
+            raise
+
+    def leave(self, caller: Caller = ANYBODY) -> None:
         """Give a place back, once its request is answered."""
         with self._lock:
             self._in_flight -= 1
+        if caller.limiter is not None:
+            caller.limiter.leave()
 
     @contextmanager
-    def request(self) -> Iterator[None]:
+    def request(self, caller: Caller = ANYBODY) -> Iterator[None]:
         """Hold a place for one request; see `enter`."""
-        self.enter()
+        self.enter(caller)
         try:
             yield
         finally:
-            self.leave()
+            self.leave(caller)
 
     def check_request_bytes(self, byte_count: int) -> None:
         """LimitExceeded when a request's body is, or claims to be, longer than the server takes."""

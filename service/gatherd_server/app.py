@@ -12,8 +12,11 @@ import asyncio
 import logging
 import os
 import socket
+import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
+from dataclasses import replace
+from typing import Any
 
 import uvicorn
 
@@ -21,15 +24,21 @@ from gatherd.errors import GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.admission import Admission
 from gatherd_server.brief import WorkerBrief
-from gatherd_server.channel import Channel, configure_logging, run_child
+from gatherd_server.channel import Channel, run_child
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.body import Workers
+from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
+from gatherd_server.logs import configure_logging, set_level
+from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
+from gatherd_server.tls import Tls
+from gatherd_server.token_file import TokenFile
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
 from gatherd_server.writer.process import open_writer
@@ -42,15 +51,50 @@ logger = logging.getLogger("gatherd")
 SETTLE_PASSES = 8
 # However many come: they are turned away then.
 SETTLE_PASSES_MAX = 20_000
+# How often the files of tokens and certificates are looked at.
+WATCH_SECONDS = 1.0
+# For a TLS handshake, after which a connection has to send a request.
+HANDSHAKE_SECONDS = 20.0
 
 
 class DrainingServer(uvicorn.Server):
     """A uvicorn server that leaves signals to its owner and answers what it was sent before."""
 
+    def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
+        super().__init__(config)
+        self._tls = tls
+
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
         """Signals are the worker's own."""
         yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen as uvicorn does on Unix sockets, and by TLS, if there is any, on the others."""
+        listeners = sockets or []
+        plain = [one for one in listeners if not self._tls or one.family == socket.AF_UNIX]
+        await super().startup(plain)
+        if self._tls is None:
+            return
+        self.started = False
+        for listener in listeners:
+            if listener not in plain:
+                server = await asyncio.get_running_loop().create_server(
+                    self._new_protocol,
+                    sock=listener,
+                    ssl=self._tls,
+                    backlog=self.config.backlog,
+                    ssl_handshake_timeout=HANDSHAKE_SECONDS,
+                )
+                self.servers.append(server)
+        self.started = True
+
+    def _new_protocol(self) -> asyncio.Protocol:
+        made: Any = self.config.http_protocol_class
+        protocol: asyncio.Protocol = made(
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Take what already waits on the listeners, then stop as uvicorn does."""
@@ -72,18 +116,35 @@ class Worker:
         self._brief = brief
         settings = brief.settings
         self._limits = settings.limits()
-        self._admission = Admission(self._limits)
+        self._telemetry = Telemetry.inherited(
+            brief.metrics_fd,
+            settings.workers,
+            worker=brief.number,
+            has_writer=settings.data_dir is not None and settings.workers == 1,
+            is_told=settings.metrics,
+            traces=settings.traces,
+        )
+        self._tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
+        self._admission = Admission(
+            self._limits,
+            self._tokens,
+            open_metrics=settings.open_metrics,
+            telemetry=self._telemetry,
+        )
+        files = settings.tls_files()
+        self._tls = Tls(files) if files is not None else None
 
     async def run(self, channel: Channel) -> None:
         """Serve until the channel closes or SIGTERM comes; returns when all is answered."""
         settings = self._brief.settings
         async with AsyncExitStack() as stack:
+            stack.push_async_callback(asyncio.to_thread, self._telemetry.close)
             owner = self._open_writer(stack)
             sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
             tables = open_sources(sources, settings.data_dir, settings.preload)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
-            engine = Engine(tables, self._limits, link)
+            engine = Engine(tables, self._limits, link, self._telemetry)
             for name, reason in engine.table_states().items():
                 if reason:
                     logger.error("table %r is refused: %s", name, reason)
@@ -98,23 +159,56 @@ class Worker:
             threads=settings.grpc_threads,
             streams_max=settings.streams_max,
             reflection=settings.reflection,
+            credentials=self._tls.grpc_credentials() if self._tls is not None else None,
         )
         rpc.start()
-        http = DrainingServer(self._http_config(engine))
+        http = DrainingServer(
+            self._http_config(engine), self._tls.context if self._tls is not None else None
+        )
+        self._telemetry.pulse.before(lambda: self._measure(http))
+        self._telemetry.pulse.start()
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
-        stop = channel.closed()
+        stop = channel.closed(self._change)
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
         self._admission.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()
+        watching = asyncio.ensure_future(self._watch_files())
         await asyncio.wait(
             (serving, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED
         )
+        watching.cancel()
         self._admission.is_ready = False
+        rpc.set_serving(False)
+        if not serving.done():
+            await asyncio.sleep(settings.unready_seconds)
         http.should_exit = True
         await asyncio.gather(serving, asyncio.to_thread(rpc.stop, settings.drain_seconds))
+        await asyncio.to_thread(self._telemetry.pulse.close)
+
+    def _measure(self, http: uvicorn.Server) -> None:
+        recorder = self._telemetry.threads
+        recorder.set(REQUESTS_IN_FLIGHT, value=self._admission.in_flight)
+        recorder.set(CONNECTIONS, value=len(http.server_state.connections))
+
+    def _change(self, changed: dict[str, Any]) -> None:
+        """Take settings that were reloaded; settings.RELOADABLE has which there can be."""
+        set_level(changed["log_level"])
+        # A request that is admitted under the old one isn't held to the new one.
+        self._admission.limits = replace(
+            self._admission.limits, requests_in_flight_max=changed["requests_in_flight_max"]
+        )
+
+    async def _watch_files(self) -> None:
+        """Take in tokens and certificates that changed, for ever."""
+        watched = [one for one in (self._tokens, self._tls) if one is not None]
+        while watched:
+            await asyncio.sleep(WATCH_SECONDS)
+            for one in watched:
+                # On a thread: the file may be on a disk that has died.
+                await asyncio.to_thread(one.refresh)
 
     def _open_writer(self, stack: AsyncExitStack) -> tuple[Writer, Changes] | UpdatesStopped | None:
         """The writer, when it is this process that is to have it; why there is none, if it failed.
@@ -126,7 +220,12 @@ class Worker:
             return None
         is_restart = self._brief.is_restart
         try:
-            owner = open_writer(settings.data_dir, settings.writer_limits(), is_restart=is_restart)
+            owner = open_writer(
+                settings.data_dir,
+                settings.writer_limits(),
+                self._telemetry,
+                is_restart=is_restart,
+            )
         except GatherdError as error:
             if not is_restart:
                 raise
@@ -160,14 +259,22 @@ class Worker:
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
-        busy_poll_us = self._brief.settings.busy_poll_us
-        return fast_protocol(FastRoutes(engine), self._admission, Workers(), busy_poll_us)
+        settings = self._brief.settings
+        if not settings.fast_path:
+            return guarded_protocol(settings.receive_seconds)
+        return fast_protocol(
+            FastRoutes(engine, self._telemetry),
+            self._admission,
+            Workers(),
+            settings.receive_seconds,
+            settings.busy_poll_us,
+        )
 
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings
         return uvicorn.Config(
             create_app(engine, self._admission),
-            http=self._protocol(engine) if settings.fast_path else "httptools",
+            http=self._protocol(engine),
             ws="none",
             lifespan="off",
             log_config=None,
@@ -183,7 +290,7 @@ class Worker:
 
 async def _run(channel: Channel, line: bytes) -> None:
     brief = WorkerBrief.decode(line)
-    configure_logging(brief.settings.log_level)
+    configure_logging(brief.settings.log_level, brief.settings.log_format)
     await Worker(brief).run(channel)
 
 

@@ -17,7 +17,7 @@ class WorkerBrief:
     `listeners` are descriptors of listening sockets, `sources` descriptors of the files in
     `settings.tables`, in their order: a worker that comes back maps the very file that the others
     have mapped, also when its name has gone or means another file by now. `is_restart` says that
-    another worker was in this place before.
+    another worker was in this place, `number`, before. `metrics_fd` is the page that all count in.
     """
 
     settings: ServeSettings
@@ -25,6 +25,8 @@ class WorkerBrief:
     listeners: tuple[int, ...]
     sources: tuple[int, ...]
     is_restart: bool
+    number: int
+    metrics_fd: int
 
     def encode(self) -> bytes:
         """As one line."""
@@ -35,6 +37,8 @@ class WorkerBrief:
             "listeners": self.listeners,
             "sources": self.sources,
             "is_restart": self.is_restart,
+            "number": self.number,
+            "metrics_fd": self.metrics_fd,
         }
         return json.dumps(document).encode() + b"\n"
 
@@ -48,4 +52,6 @@ class WorkerBrief:
             tuple(document["listeners"]),
             tuple(document["sources"]),
             document["is_restart"],
+            document["number"],
+            document["metrics_fd"],
         )

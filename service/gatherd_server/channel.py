@@ -1,12 +1,12 @@
-"""The supervisor's channel, as its children see it: a socket that one line comes in on.
+"""The supervisor's channel, as its children see it: a socket that lines come in on.
 
 A child is `python -P -m MODULE FD`, FD being its end. The first line is its brief; it answers with
-one line, ready or failed. When the channel closes, for whatever reason, the child ends.
+one line, ready or failed. Each later line has settings that changed. When the channel closes, for
+whatever reason, the child ends.
 """
 
 import asyncio
 import json
-import logging
 import signal
 import socket
 import sys
@@ -17,6 +17,8 @@ import uvloop
 
 from gatherd.errors import GatherdError
 from gatherd.store.memory import tune_allocator
+
+LINE_BYTES_MAX = 64 << 10
 
 
 class Channel:
@@ -32,7 +34,8 @@ class Channel:
 
     def read_line(self) -> bytes:
         """The brief; empty when the supervisor is gone."""
-        with self._socket.makefile("rb") as lines:
+        # Unbuffered: a second line, if there is one already, is for `closed` to read.
+        with self._socket.makefile("rb", buffering=0) as lines:
             return lines.readline()
 
     def tell_ready(self) -> None:
@@ -46,14 +49,27 @@ class Channel:
     def _tell(self, event: dict[str, str]) -> None:
         self._socket.sendall(json.dumps(event).encode() + b"\n")
 
-    def closed(self) -> asyncio.Event:
-        """Set when the supervisor closes the channel or dies, or SIGTERM comes; on a loop."""
+    def closed(self, on_change: Callable[[dict[str, Any]], None]) -> asyncio.Event:
+        """Set when the supervisor closes the channel or dies, or SIGTERM comes; on a loop.
+
+        `on_change` is called with settings that changed.
+        """
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
+        received = b""
 
         def on_channel() -> None:
-            loop.remove_reader(self._socket)
-            stop.set()
+            nonlocal received
+            try:
+                data = self._socket.recv(LINE_BYTES_MAX)
+            except OSError:
+                data = b""
+            if not data:
+                loop.remove_reader(self._socket)
+                stop.set()
+            *lines, received = (received + data).split(b"\n")
+            for line in lines:
+                on_change(json.loads(line))
 
         loop.add_reader(self._socket, on_channel)
         loop.add_signal_handler(signal.SIGTERM, stop.set)
@@ -64,6 +80,8 @@ def run_child(main: Callable[[Channel, bytes], Coroutine[Any, Any, None]]) -> No
     """Run a child: `main` is given the channel and the brief."""
     # Ctrl-C reaches the whole process group; stopping is the supervisor's to order.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # So is reloading; a terminal that closes sends it to all of us.
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
     channel = Channel.from_arguments()
     line = channel.read_line()
     if not line:
@@ -75,14 +93,3 @@ def run_child(main: Callable[[Channel, bytes], Coroutine[Any, Any, None]]) -> No
     except GatherdError as error:
         channel.tell_failed(error.message)
         sys.exit(1)
-
-
-def configure_logging(level: str) -> None:
-    """Log to standard error, one line a record, with the process id."""
-    logging.basicConfig(
-        level=level.upper(),
-        format="%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s",
-        stream=sys.stderr,
-    )
-    # Says of each start and stop what the supervisor says better.
-    logging.getLogger("uvicorn").setLevel(logging.WARNING)

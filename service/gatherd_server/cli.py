@@ -13,12 +13,11 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from gatherd import Client
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
-from gatherd_server.channel import configure_logging
 from gatherd_server.cli_bench import bench
+from gatherd_server.cli_connect import connect
 from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.cli_export import export
 from gatherd_server.cli_import import (
@@ -30,6 +29,8 @@ from gatherd_server.cli_import import (
 )
 from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
+from gatherd_server.cli_token import token
+from gatherd_server.cli_top import top
 from gatherd_server.cli_update import (
     apply_gradients,
     assign,
@@ -46,6 +47,7 @@ from gatherd_server.cli_versions import (
     versions,
 )
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.logs import configure_logging
 from gatherd_server.settings import ServeSettings, load_settings
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.supervisor import Addresses, Supervisor
@@ -134,15 +136,21 @@ def serve(config: Path | None, **options: Any) -> None:
     """
     given = {name: value for name, value in options.items() if value not in (None, ())}
     settings = load_settings(given, config)
-    configure_logging(settings.log_level)
-    Supervisor(settings, lambda addresses: _announce(settings, addresses)).run()
+    configure_logging(settings.log_level, settings.log_format)
+    Supervisor(
+        settings,
+        lambda addresses: _announce(settings, addresses),
+        lambda: load_settings(given, config),
+    ).run()
 
 
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     click.echo(f"gatherd is ready ({workers})")
-    click.echo(f"  http  http://{addresses.http}   (docs: http://{addresses.http}/docs)")
-    click.echo(f"  grpc  grpc://{addresses.grpc}")
+    tls = "s" if settings.tls_cert is not None else ""
+    http = f"http{tls}://{addresses.http}"
+    click.echo(f"  http  {http}   (docs: {http}/docs)")
+    click.echo(f"  grpc  grpc{tls}://{addresses.grpc}")
     if addresses.unix is not None:
         click.echo(f"  unix  unix://{addresses.unix}")
     sys.stdout.flush()
@@ -224,7 +232,7 @@ def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
 
     VERSION is the live one, LSN the last update that every lookup sees.
     """
-    with Client(url) as client:
+    with connect(url) as client:
         infos = [client.table(name) for name in names] if names else client.tables()
     if as_json:
         click.echo(json.dumps([asdict(info) for info in infos]))
@@ -292,7 +300,7 @@ def lookup(
         gatherd lookup words king queen --by-key
         gatherd lookup words king queen --by-key --pool mean --url local:./data --json
     """
-    with Client(url) as client:
+    with connect(url) as client:
         are_strings = by_key and client.table(table).key_kind == "bytes"
         asked = list(ids) if are_strings else [integer(text) for text in ids]
         rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
@@ -316,7 +324,7 @@ def lookup(
 
 for command in (scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, restore, bench):
+for command in (versions, rollback, set_optimizer, delete, snapshot, restore, token, bench, top):
     cli.add_command(command)
 
 

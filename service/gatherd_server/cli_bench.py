@@ -21,6 +21,7 @@ from gatherd import Client, TableInfo
 from gatherd.errors import FailedPrecondition, InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import Pooling
+from gatherd_server.cli_connect import connect, credential_options
 
 ZIPF_EXPONENT: Final = 1.05
 # Ranks of Zipf's law that are drawn from: 8 bytes each. Rarer rows are hardly ever asked for.
@@ -63,6 +64,7 @@ class _Bounds:
 
 @click.command("bench")
 @click.argument("url")
+@credential_options
 @click.option(
     "--table", "names", multiple=True, help="Table to look up; may be repeated. All, by default."
 )
@@ -160,7 +162,7 @@ def bench(
     rng = np.random.default_rng(seed)
     bounds = _Bounds(seconds, count, threads)
     cells = []
-    with Client(url) as client:
+    with connect(url) as client:
         tables = _tables(client, names)
         if updates and not any(table.trainable for table in tables):
             raise FailedPrecondition(

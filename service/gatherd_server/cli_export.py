@@ -32,6 +32,7 @@ from gatherd import Client, TableInfo
 from gatherd.errors import AlreadyExists, BadFile, InvalidArgument, StorageError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.format import npy_header
+from gatherd_server.cli_connect import connect
 from gatherd_server.cli_update import url_option
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import NPY_DESCR
@@ -101,7 +102,7 @@ def export(
     `gatherd import --keys` reads.
     """
     kind = _format(out, file_format)
-    with Client(url, timeout=EXPORT_SECONDS_MAX) as client:
+    with connect(url, timeout=EXPORT_SECONDS_MAX) as client:
         source = _Source(client, client.table(table), version, _dtype_given(kind, dtype))
         with ExitStack() as stack:
             if kind in (Format.WORD2VEC_BINARY, Format.WORD2VEC_TEXT):

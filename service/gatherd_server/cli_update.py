@@ -15,16 +15,24 @@ from numpy.typing import NDArray
 from gatherd import Client, UpdateResult
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import bfloat16_to_float32
+from gatherd_server.cli_connect import C, connect, credential_options
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
-url_option = click.option(
+_url_option = click.option(
     "--url",
     default=DEFAULT_URL,
     envvar="GATHERD_URL",
     show_default=True,
     help="Server: http://, https://, grpc://, grpcs://, unix:// or local:DATA_DIR.",
 )
+
+
+def url_option(command: C) -> C:
+    """--url, and what the server wants to see."""
+    return _url_option(credential_options(command))
+
+
 # What .npy files have for bfloat16, as ml_dtypes saves it.
 _BFLOAT16 = np.dtype("V2")
 
@@ -76,7 +84,7 @@ def scatter_add(table: str, url: str, **given: Any) -> None:
         gatherd scatter-add items 4 20 --values '[[1, 0], [0, 1]]'
         gatherd scatter-add items --ids ids.npy --values deltas.npy
     """
-    with Client(url) as client:
+    with connect(url) as client:
         rows, deltas, options = _read(client, table, **given)
         _tell(client.scatter_add(table, deltas=deltas, **rows, **options))
 
@@ -90,7 +98,7 @@ def apply_gradients(table: str, url: str, lr: float | None, **given: Any) -> Non
         gatherd apply-gradients items 4 --values '[0.5, -1]' --lr 0.01
         gatherd apply-gradients words king --by-key --values gradient.npy
     """
-    with Client(url) as client:
+    with connect(url) as client:
         rows, grads, options = _read(client, table, **given)
         _tell(client.apply_gradients(table, grads=grads, lr=lr, **rows, **options))
 
@@ -103,7 +111,7 @@ def assign(table: str, url: str, **given: Any) -> None:
         gatherd assign items 4 --values '[0.25, 0.1]'
         gatherd assign items --ids ids.npy --values rows.npy --url local:./data
     """
-    with Client(url) as client:
+    with connect(url) as client:
         rows, values, options = _read(client, table, **given)
         _tell(client.assign(table, rows=values, **rows, **options))
 

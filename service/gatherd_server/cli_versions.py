@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
-from gatherd import Client, SnapshotResult
+from gatherd import SnapshotResult
 from gatherd.errors import InvalidArgument
+from gatherd_server.cli_connect import connect, credential_options
 from gatherd_server.cli_data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli_optimizer import OPTIMIZERS, optimizer_values, read_optimizer
 from gatherd_server.cli_update import DEFAULT_URL
@@ -45,6 +46,7 @@ keep_versions_option = click.option(
 
 def place_options(command: Callable[..., None]) -> Callable[..., None]:
     """--data-dir and --url, one of which `Place` makes its own."""
+    command = credential_options(command)
     command = click.option(
         "--url",
         envvar="GATHERD_URL",
@@ -91,7 +93,7 @@ def changing(
     if keep_versions is not None:
         raise InvalidArgument("--keep-versions is for a data dir; a server has its own setting")
     assert url is not None
-    with Client(url, timeout=CHANGE_SECONDS_MAX) as client:
+    with connect(url, timeout=CHANGE_SECONDS_MAX) as client:
         yield lambda change: ask(client, change)
 
 
@@ -102,7 +104,7 @@ def changing(
 def versions(table: str, data_dir: Path | None, url: str | None, as_json: bool) -> None:
     """List the versions of TABLE that can be looked up or rolled back to."""
     data_dir, url = chosen_place(data_dir, url)
-    with Client(f"local:{data_dir.resolve()}" if data_dir is not None else str(url)) as client:
+    with connect(f"local:{data_dir.resolve()}" if data_dir is not None else str(url)) as client:
         info = client.table(table)
     if as_json:
         click.echo(json.dumps({"table": table, "versions": info.versions, "live": info.version}))
@@ -212,7 +214,7 @@ def snapshot(name: str, folder: Path | None, data_dir: Path | None, url: str | N
     if data_dir is None:
         if folder is not None:
             raise InvalidArgument("--to is for a data dir; a server has its own --snapshot-dir")
-        with Client(str(url)) as client:
+        with connect(str(url)) as client:
             tell_snapshot(client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
         return
     with open_data_dir(data_dir) as opened:

@@ -22,7 +22,13 @@ from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
 from gatherd_server.errors import ConfigError
+from gatherd_server.logs import LogFormat
+from gatherd_server.tls import TlsFiles
+from gatherd_server.tracing import TraceExport
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
+
+# What SIGHUP changes in a running server; the rest is read once.
+RELOADABLE = ("log_level", "requests_in_flight_max")
 
 CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
 ENVIRONMENT_PREFIX = "GATHERD_"
@@ -57,6 +63,24 @@ class ServeSettings(BaseSettings):
     preload: Preload = Field(
         Preload.AUTO,
         description="Bring tables into memory before serving: auto does it for those that fit.",
+    )
+    tokens: Path | None = Field(
+        None,
+        description="File of the bearer tokens that are taken, as `gatherd token` writes it; "
+        "read again when it changes.",
+    )
+    open_metrics: bool = Field(False, description="Answer /metrics without a token.")
+    tls_cert: Path | None = Field(
+        None, description="PEM file of the certificate, for TLS on both ports; needs tls_key."
+    )
+    tls_key: Path | None = Field(None, description="PEM file of the certificate's key.")
+    tls_client_ca: Path | None = Field(
+        None,
+        description="PEM file of authorities: only clients with a certificate of theirs connect.",
+    )
+    insecure: bool = Field(
+        False,
+        description="Serve on addresses that others reach without asking who they are.",
     )
     reflection: bool = Field(False, description="Answer gRPC server reflection.")
     # An update holds its thread until it is durable, and those that wait together are committed
@@ -100,6 +124,13 @@ class ServeSettings(BaseSettings):
     keep_alive_seconds: int = Field(
         75, ge=1, le=3600, description="Seconds until an idle HTTP connection is closed."
     )
+    receive_seconds: float = Field(
+        20.0,
+        ge=1,
+        le=3600,
+        description="Seconds for an HTTP request's head to come, and its body beyond a second for "
+        "each 16 KiB, and without any progress in reading a reply.",
+    )
     durability: Durability = Field(
         Durability.FSYNC,
         description="When an update is acknowledged: fsync, when it is on the disk; os, when it "
@@ -141,11 +172,26 @@ class ServeSettings(BaseSettings):
     snapshot_keep: int = Field(
         3, ge=1, le=10_000, description="Unnamed snapshots that the schedule keeps."
     )
+    unready_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="Seconds that /readyz says no before the ports close when stopping, for "
+        "balancers to notice; requests are answered meanwhile.",
+    )
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Seconds that requests under way get when stopping."
     )
     log_level: str = Field(
         "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
+    )
+    log_format: LogFormat = Field(
+        LogFormat.TEXT, description="A line of the log: text for people, json for machines."
+    )
+    metrics: bool = Field(True, description="Answer GET /metrics on the HTTP port.")
+    traces: TraceExport = Field(
+        TraceExport.OFF,
+        description="Where OpenTelemetry spans go: off, otlp (by OTEL_EXPORTER_OTLP_…), console.",
     )
 
     @classmethod
@@ -169,6 +215,16 @@ class ServeSettings(BaseSettings):
             self.tables_max,
             self.requests_in_flight_max,
         )
+
+    def tls_files(self) -> TlsFiles | None:
+        """The files of TLS, None without it. ConfigError when one is missing."""
+        if self.tls_cert is None and self.tls_key is None:
+            if self.tls_client_ca is not None:
+                raise ConfigError("tls_client_ca needs tls_cert and tls_key beside it")
+            return None
+        if self.tls_cert is None or self.tls_key is None:
+            raise ConfigError("TLS takes both tls_cert and tls_key")
+        return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def writer_limits(self) -> WriterLimits:
         """How the writer works."""
@@ -254,6 +310,19 @@ def load_settings(options: dict[str, Any], config: Path | None = None) -> ServeS
         raise ConfigError(f"settings: {problems}") from None
     except ValueError as error:
         raise ConfigError(f"the configuration file can't be read: {error}") from None
+
+
+def merge_reloaded(
+    settings: ServeSettings, fresh: ServeSettings
+) -> tuple[ServeSettings, list[str]]:
+    """What a running server goes on with, and the names of what changed but takes a restart."""
+    differ = [
+        name
+        for name in ServeSettings.model_fields
+        if getattr(settings, name) != getattr(fresh, name)
+    ]
+    taken = {name: getattr(fresh, name) for name in differ if name in RELOADABLE}
+    return settings.model_copy(update=taken), [name for name in differ if name not in taken]
 
 
 def _split_spec(spec: str, what: str) -> tuple[str, str]:

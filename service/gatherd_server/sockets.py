@@ -1,6 +1,7 @@
 """Addresses to listening sockets, bound once by the supervisor for all its workers."""
 
 import errno
+import ipaddress
 import os
 import socket
 from contextlib import suppress
@@ -8,7 +9,10 @@ from pathlib import Path
 
 from gatherd_server.errors import AddressInUse, ConfigError, StartError
 
+# Who may open a Unix socket may do everything there: its owner and its group.
 UNIX_SOCKET_MODE = 0o660
+# The workers' way to the writer, who believes them.
+WRITER_SOCKET_MODE = 0o600
 # In the data dir: where the server answers HTTP, and where its workers reach the writer.
 SERVER_SOCKET_NAME = "server.sock"
 WRITER_SOCKET_NAME = "writer.sock"
@@ -64,7 +68,17 @@ def reserve_grpc(address: str) -> tuple[socket.socket, str]:
     return holder, join_address(host, port)
 
 
-def bind_unix(path: Path, backlog: int) -> socket.socket:
+def check_loopback(setting: str, host: str) -> None:
+    """ConfigError unless `host`, which is bound, is reached from this machine alone."""
+    if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
+        raise ConfigError(
+            f"--{setting} {host} is reached from other machines, and anybody there could change "
+            "and delete tables: give --tokens FILE (`gatherd token` writes it), or --insecure "
+            "where the network lets in only whom you trust"
+        )
+
+
+def bind_unix(path: Path, backlog: int, mode: int = UNIX_SOCKET_MODE) -> socket.socket:
     """A listening Unix socket at `path`, in place of one that nobody answers any more.
 
     AddressInUse when somebody does, StartError when `path` is something else.
@@ -78,7 +92,7 @@ def bind_unix(path: Path, backlog: int) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         sock.bind(str(path))
-        path.chmod(UNIX_SOCKET_MODE)
+        path.chmod(mode)  # before it listens, so that nobody comes earlier
         sock.listen(backlog)
     except OSError as error:
         sock.close()

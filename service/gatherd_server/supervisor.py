@@ -10,51 +10,50 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
+from gatherd.errors import GatherdError
 from gatherd.store import kernels
 from gatherd.store.format import open_readonly
 from gatherd_server.brief import WorkerBrief
+from gatherd_server.child import Child, describe_exit
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
-from gatherd_server.settings import ServeSettings
+from gatherd_server.logs import set_level
+from gatherd_server.metrics.telemetry import SupervisorMetrics, make_server_page
+from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.sockets import (
     SERVER_SOCKET_NAME,
+    UNIX_SOCKET_MODE,
+    WRITER_SOCKET_MODE,
     WRITER_SOCKET_NAME,
     bind_http,
     bind_unix,
+    check_loopback,
     join_address,
     open_beside,
     reserve_grpc,
 )
 from gatherd_server.storage import mapped_rows
+from gatherd_server.tls import Tls
+from gatherd_server.token_file import TokenFile
 from gatherd_server.writer import update_kernels
 from gatherd_server.writer.process import WriterBrief
 from gatherd_server.writer.publish import own_data_dir
 
 logger = logging.getLogger("gatherd.supervisor")
 
-RESTART_SECONDS_MIN = 0.1
-RESTART_SECONDS_MAX = 5.0
-# A worker that served this long before it died is restarted without a growing pause.
-STEADY_SECONDS = 10.0
 # Below the data dir; nobody but numba reads it.
 KERNELS_NAME = "kernels"
 # What a worker gets on top of drain_seconds to close up, before it is killed.
 STOP_MARGIN_SECONDS = 5.0
-_CHANNEL_LINE_BYTES_MAX = 64 << 10
-
-
-# grpc's newer engine of events takes a fifth more of a small call's time than the older one; see
-# docs/performance.md. grpc reads this when it is imported, and logs a name that it doesn't know.
-CHILD_ENVIRONMENT: Final = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,49 +65,46 @@ class Addresses:
     unix: str | None
 
 
-@dataclass(slots=True)
-class _Child:
-    """One place to be filled, and the process that fills it at the moment."""
-
-    name: str
-    module: str
-    brief: Callable[[bool], bytes]
-    """What it is told, given whether another was in its place before."""
-    inherits: Callable[[], tuple[int, ...]]
-    """Descriptors that it gets."""
-    process: subprocess.Popen[bytes] | None = None
-    channel: socket.socket | None = None
-    received: bytes = b""
-    is_ready: bool = False
-    started: float = 0.0
-    was_started: bool = False
-    restart_at: float | None = None
-    restart_seconds: float = field(default=RESTART_SECONDS_MIN)
-
-
 class Supervisor:
     """Runs a server: `run()` blocks from start to drained stop."""
 
-    def __init__(self, settings: ServeSettings, on_ready: Callable[[Addresses], None]) -> None:
-        """`on_ready` is called once, when every worker answers for the first time."""
+    def __init__(
+        self,
+        settings: ServeSettings,
+        on_ready: Callable[[Addresses], None],
+        read_settings: Callable[[], ServeSettings],
+    ) -> None:
+        """`on_ready` is called once, when every worker answers for the first time.
+
+        `read_settings` reads them anew, at SIGHUP.
+        """
         self._settings = settings
         self._on_ready = on_ready
+        self._read_settings = read_settings
+        self._is_reload_due = False
+        self._had_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._selector = selectors.DefaultSelector()
         self._workers = [
-            _Child(
-                f"worker {number}", "gatherd_server.app", self._worker_brief, self._worker_inherits
+            Child(
+                f"worker-{number}",
+                "gatherd_server.app",
+                partial(self._worker_brief, number),
+                self._worker_inherits,
+                self._selector,
             )
             for number in range(settings.workers)
         ]
-        self._writer: _Child | None = None
+        self._writer: Child | None = None
         if settings.data_dir is not None and settings.workers > 1:
-            self._writer = _Child(
-                "the writer",
+            self._writer = Child(
+                "writer",
                 "gatherd_server.writer.process",
                 self._writer_brief,
-                lambda: (self._writer_listener, self._lock_fd),
+                lambda: (self._writer_listener, self._lock_fd, self._metrics_fd),
+                self._selector,
             )
-        self._writer_listener = self._lock_fd = -1
-        self._selector = selectors.DefaultSelector()
+        self._writer_listener = self._lock_fd = self._metrics_fd = -1
+        self._metrics: SupervisorMetrics | None = None
         self._listeners: list[socket.socket] = []
         self._sources: list[int] = []
         self._grpc_address = ""
@@ -126,6 +122,8 @@ class Supervisor:
             self._start_children()
             while not self._stop_signals and self._failure is None:
                 self._step(self._next_restart())
+                if self._is_reload_due:
+                    self._reload()
                 if not self._was_ready and all(worker.is_ready for worker in self._workers):
                     self._was_ready = True
                     self._on_ready(addresses)
@@ -136,11 +134,18 @@ class Supervisor:
     def _open(self, stack: ExitStack) -> Addresses:
         """Check everything and take every resource that there is one of, before the first spawn."""
         settings = self._settings
+        self._metrics_fd = make_server_page(settings.workers)
+        stack.callback(os.close, self._metrics_fd)
+        self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
         sources = settings.sources()
         if not sources and settings.data_dir is None:
             raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
+        is_authenticated = check_secrets(settings)
         if settings.data_dir is not None:
-            owned = stack.enter_context(own_data_dir(settings.data_dir))
+            owned = stack.enter_context(
+                # An empty volume is a data dir without tables; one that isn't there, a mistake.
+                own_data_dir(settings.data_dir, create=settings.data_dir.is_dir())
+            )
             self._lock_fd = owned.lock_fd
             for source in sources:
                 if source.name in owned.catalog.tables:
@@ -151,9 +156,13 @@ class Supervisor:
             open_source(source, fd)
             self._sources.append(fd)
         http = stack.enter_context(bind_http(settings.http, settings.backlog))
+        if not is_authenticated:
+            check_loopback("http", http.getsockname()[0])
         self._listeners.append(http)
         holder, self._grpc_address = reserve_grpc(settings.grpc)
         stack.enter_context(holder)
+        if not is_authenticated:
+            check_loopback("grpc", holder.getsockname()[0])
         if settings.unix is not None:
             self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
             stack.callback(settings.unix.unlink, missing_ok=True)
@@ -172,22 +181,30 @@ class Supervisor:
             folder, path = open_beside(data_dir, name)
             stack.callback(os.close, folder)
             path.unlink(missing_ok=True)
-            listener = stack.enter_context(bind_unix(path, self._settings.backlog))
+            mode = WRITER_SOCKET_MODE if name == WRITER_SOCKET_NAME else UNIX_SOCKET_MODE
+            listener = stack.enter_context(bind_unix(path, self._settings.backlog, mode))
             stack.callback(path.unlink, missing_ok=True)
             if name == SERVER_SOCKET_NAME:
                 self._listeners.append(listener)
             else:
                 self._writer_listener = listener.fileno()
 
-    def _worker_brief(self, is_restart: bool) -> bytes:
+    def _worker_brief(self, number: int, is_restart: bool) -> bytes:
         listeners = tuple(sock.fileno() for sock in self._listeners)
         return WorkerBrief(
-            self._settings, self._grpc_address, listeners, tuple(self._sources), is_restart
+            self._settings,
+            self._grpc_address,
+            listeners,
+            tuple(self._sources),
+            is_restart,
+            number,
+            self._metrics_fd,
         ).encode()
 
     def _worker_inherits(self) -> tuple[int, ...]:
         own_lock = (self._lock_fd,) if self._lock_fd >= 0 and self._writer is None else ()
-        return (*(sock.fileno() for sock in self._listeners), *self._sources, *own_lock)
+        listeners = (sock.fileno() for sock in self._listeners)
+        return (*listeners, *self._sources, *own_lock, self._metrics_fd)
 
     def _writer_brief(self, is_restart: bool) -> bytes:
         settings = self._settings
@@ -198,6 +215,10 @@ class Supervisor:
             self._writer_listener,
             is_restart,
             settings.log_level,
+            settings.log_format,
+            self._metrics_fd,
+            settings.workers,
+            settings.traces,
         ).encode()
 
     def _start_children(self) -> None:
@@ -210,7 +231,7 @@ class Supervisor:
             for worker in self._workers:
                 self._start(worker)
 
-    def _children(self) -> list[_Child]:
+    def _children(self) -> list[Child]:
         return [*self._workers, *([self._writer] if self._writer else [])]
 
     def _watch_signals(self, stack: ExitStack) -> None:
@@ -220,36 +241,40 @@ class Supervisor:
             end.setblocking(False)
         previous = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
         stack.callback(signal.set_wakeup_fd, previous)
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGCHLD):
             stack.callback(signal.signal, number, signal.signal(number, self._on_signal))
         self._selector.register(reader, selectors.EVENT_READ, None)
         stack.callback(self._selector.close)
 
     def _on_signal(self, number: int, _frame: object) -> None:
-        if number != signal.SIGCHLD:
+        if number == signal.SIGHUP and not (self._had_terminal and not sys.stdin.isatty()):
+            self._is_reload_due = True
+        elif number != signal.SIGCHLD:
             self._stop_signals += 1
 
-    def _start(self, child: _Child) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            os.set_inheritable(theirs.fileno(), True)
-            child.process = subprocess.Popen(
-                # -P: a file called grpc.py in the current folder must not shadow the package.
-                [sys.executable, "-P", "-m", child.module, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(), *child.inherits()),
-                stdin=subprocess.DEVNULL,
-                env={**CHILD_ENVIRONMENT, **os.environ},
-            )
-        child.channel = ours
-        child.received = b""
-        child.is_ready = False
-        child.started = time.monotonic()
-        child.restart_at = None
-        with suppress(OSError):  # killed before it was told anything, as `_step` finds out
-            ours.sendall(child.brief(child.was_started))
-        child.was_started = True
-        ours.setblocking(False)
-        self._selector.register(ours, selectors.EVENT_READ, child)
+    def _reload(self) -> None:
+        """Take what can change of the settings, and tell the children."""
+        assert self._metrics is not None
+        self._is_reload_due = False
+        try:
+            self._settings, ignored = merge_reloaded(self._settings, self._read_settings())
+        except GatherdError as error:
+            self._metrics.reloaded("refused")
+            logger.error("the settings stay as they are: %s", error.message)  # noqa: TRY400 - says it all
+            return
+        self._metrics.reloaded("done")
+        set_level(self._settings.log_level)
+        changed = self._settings.model_dump(mode="json", include=set(RELOADABLE))
+        told = ", ".join(f"{name} {value}" for name, value in changed.items())
+        rest = f"; a restart would change {', '.join(ignored)}" if ignored else ""
+        logger.info("settings reloaded: %s%s", told, rest)
+        for child in self._children():
+            child.tell(json.dumps(changed).encode() + b"\n")
+
+    def _start(self, child: Child) -> None:
+        if self._metrics is not None:
+            self._metrics.started(child.name, is_restart=child.was_started)
+        child.start()
 
     def _step(self, timeout_seconds: float | None) -> None:
         """Wait for one round of events, and act on them."""
@@ -258,7 +283,7 @@ class Supervisor:
                 with suppress(BlockingIOError):
                     key.fileobj.recv(4096)  # type: ignore[union-attr]  # the wakeup socket
             else:
-                self._read_channel(key.data)
+                self._listen(key.data)
         for worker in self._children():
             if worker.process is not None and worker.process.poll() is not None:
                 self._on_exit(worker, worker.process.returncode)
@@ -269,40 +294,31 @@ class Supervisor:
         times = [worker.restart_at for worker in self._children() if worker.restart_at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _read_channel(self, worker: _Child) -> None:
-        assert worker.channel is not None
-        try:
-            data = worker.channel.recv(_CHANNEL_LINE_BYTES_MAX)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            # The process is ending; SIGCHLD tells when it has.
-            self._close_channel(worker)
-            return
-        worker.received += data
-        *lines, worker.received = worker.received.split(b"\n")
-        for line in lines:
-            self._on_event(worker, json.loads(line))
+    def _listen(self, worker: Child) -> None:
+        for event in worker.read():
+            self._on_event(worker, event)
 
-    def _on_event(self, worker: _Child, event: dict[str, Any]) -> None:
+    def _on_event(self, worker: Child, event: dict[str, Any]) -> None:
         if event["event"] == "ready":
-            worker.is_ready = True
+            self._note_up(worker, is_up=True)
             logger.info("%s is ready", worker.name)
         elif event["event"] == "failed":
             logger.error("%s can't start: %s", worker.name, event["message"])
             if not self._was_ready:
                 self._failure = event["message"]
 
-    def _on_exit(self, worker: _Child, status: int) -> None:
+    def _note_up(self, child: Child, *, is_up: bool) -> None:
+        child.is_ready = is_up
+        if self._metrics is not None:
+            self._metrics.is_up(child.name, is_up)
+
+    def _on_exit(self, worker: Child, status: int) -> None:
         """Note the end of a worker; restart it unless the server never came up or is stopping."""
         assert worker.process is not None
         pid = worker.process.pid
-        if worker.channel is not None:
-            # What it said last, if anything, is still to be read.
-            self._read_channel(worker)
-            self._close_channel(worker)
+        # What it said last, if anything, is still to be read.
+        self._listen(worker)
+        worker.close_channel()
         worker.process = None
         if self._stop_signals or self._failure is not None:
             return
@@ -310,12 +326,8 @@ class Supervisor:
         if not self._was_ready:
             self._failure = f"{worker.name} (pid {pid}) {how} while starting"
             return
-        steady = worker.is_ready and time.monotonic() - worker.started >= STEADY_SECONDS
-        worker.restart_seconds = (
-            RESTART_SECONDS_MIN if steady else min(worker.restart_seconds * 2, RESTART_SECONDS_MAX)
-        )
-        worker.is_ready = False
-        worker.restart_at = time.monotonic() + worker.restart_seconds
+        worker.restart_later()
+        self._note_up(worker, is_up=False)
         logger.error(
             "%s (pid %d) %s; a new one starts in %.1f s",
             worker.name,
@@ -324,32 +336,25 @@ class Supervisor:
             worker.restart_seconds,
         )
 
-    def _close_channel(self, worker: _Child) -> None:
-        if worker.channel is not None:
-            self._selector.unregister(worker.channel)
-            worker.channel.close()
-            worker.channel = None
-
     def _drain(self) -> None:
         """Let the workers answer what they have, for a bounded time; another signal ends it."""
+        settings = self._settings
         if self._was_ready:
-            logger.info("stopping: requests under way get %.0f s", self._settings.drain_seconds)
+            logger.info("stopping: requests under way get %.0f s", settings.drain_seconds)
         # Ours goes first: connections that came later than this would wait for nobody.
         for listener in self._listeners:
             listener.close()
-        deadline = time.monotonic() + self._settings.drain_seconds + STOP_MARGIN_SECONDS
+        seconds = settings.unready_seconds + settings.drain_seconds + STOP_MARGIN_SECONDS
+        deadline = time.monotonic() + seconds
         # The writer goes on until the workers have answered the updates that they took.
         for some in (self._workers, [self._writer] if self._writer is not None else []):
             if not self._drain_some(some, deadline):
                 return
 
-    def _drain_some(self, children: list[_Child], deadline: float) -> bool:
+    def _drain_some(self, children: list[Child], deadline: float) -> bool:
         """Have `children` end, and wait for that; False when they have to be killed."""
         for child in children:
-            child.restart_at = None
-            if child.channel is not None:
-                with suppress(OSError):
-                    child.channel.shutdown(socket.SHUT_WR)
+            child.ask_to_end()
         signals = self._stop_signals
         while any(child.process is not None for child in children):
             left = deadline - time.monotonic()
@@ -361,10 +366,22 @@ class Supervisor:
 
     def _kill_children(self) -> None:
         for child in self._children():
-            self._close_channel(child)
-            if child.process is not None:
-                child.process.kill()
-                child.process.wait()
+            child.kill()
+
+
+def check_secrets(settings: ServeSettings) -> bool:
+    """Whether the server asks who its clients are, or was told that it needn't.
+
+    ConfigError for tokens and certificates that the workers couldn't use.
+    """
+    if settings.tokens is not None:
+        TokenFile(settings.tokens)
+    files = settings.tls_files()
+    if files is not None:
+        Tls(files)
+    if settings.tokens is not None and settings.insecure:
+        raise ConfigError("insecure means without tokens, and tokens are given; leave one out")
+    return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure
 
 
 def use_kernel_cache(data_dir: Path | None) -> None:
@@ -389,13 +406,3 @@ def use_kernel_cache(data_dir: Path | None) -> None:
                 os.environ["NUMBA_CACHE_DIR"] = str(folder)
                 return
     logger.warning("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR")
-
-
-def describe_exit(status: int) -> str:
-    """How a process ended, from its `returncode`."""
-    if status >= 0:
-        return f"exited with status {status}"
-    name = signal.Signals(-status).name
-    if name == "SIGBUS":
-        return "was killed by SIGBUS: a file it serves was truncated in place, or its disk failed"
-    return f"was killed by {name}"

@@ -132,6 +132,8 @@ class Push:
     op: UpdateOp
     updates: tuple[TableUpdate, ...]
     request_id: RequestId = None
+    traceparent: str = ""
+    """The W3C trace context of the request; no part of what the push is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +142,18 @@ class PushResult:
 
     lsn: int
     versions: tuple[int, ...]
+
+
+class UpdatesState(Enum):
+    """Whether updates are taken."""
+
+    NONE = "none"
+    """The server has no data dir."""
+    RUNNING = "running"
+    STOPPED = "stopped"
+    """The disk failed under the writer; it takes a restart of the server."""
+    UNREACHABLE = "unreachable"
+    """The writer is being started again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,13 +10,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatherd import (
-    FailedPrecondition,
     GatherdError,
     IdOutOfRange,
     InternalError,
     InvalidArgument,
     LimitExceeded,
     Overloaded,
+    PermissionDenied,
+    Unauthenticated,
     Unavailable,
     Unimplemented,
 )
@@ -173,7 +174,7 @@ def test_without_a_known_reason_the_code_decides() -> None:
 
 def test_without_a_code_the_http_status_decides() -> None:
     expected = {
-        400: InternalError, 401: FailedPrecondition, 403: FailedPrecondition, 404: Unimplemented,
+        400: InternalError, 401: Unauthenticated, 403: PermissionDenied, 404: Unimplemented,
         413: LimitExceeded, 429: Unavailable, 500: InternalError, 502: Unavailable,
         503: Unavailable, 504: Unavailable, 302: InternalError,
     }  # fmt: skip

@@ -247,7 +247,12 @@ def test_readiness_follows_admission_and_names_refused_tables(ask: Any, small: S
     finally:
         small.admission.is_ready = False
     assert ready.status_code == 200
-    assert ready.json() == {"status": "ready", "tables": 4, "refused": [REFUSED]}
+    assert ready.json() == {
+        "status": "ready",
+        "updates": "none",
+        "tables": 4,
+        "refused": [REFUSED],
+    }
 
 
 @pytest.mark.parametrize("path", ["/v1/tables", "/v1/tables/words", "/healthz", "/docs"])
@@ -533,6 +538,7 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
         "/v1/snapshots",
         "/healthz",
         "/readyz",
+        "/metrics",
     }
     text = json.dumps(document)
     for name in document["components"]["schemas"]:

@@ -82,8 +82,8 @@ class RunningServer:
                 errors = self._rest_of_log()
                 raise AssertionError(f"the server didn't start:\n{announced}{errors}")
             announced += data.decode()
-        self.http = re.findall(r"http  (http://\S+)", announced)[0]
-        self.grpc = re.findall(r"grpc  (grpc://\S+)", announced)[0]
+        self.http = re.findall(r"http  (https?://\S+)", announced)[0]
+        self.grpc = re.findall(r"grpc  (grpcs?://\S+)", announced)[0]
         return self
 
     def __exit__(

@@ -24,22 +24,24 @@ def web_server(
     *,
     is_fast: bool = True,
     app: Any = None,
+    http: Any = None,
     busy_poll_us: int = 0,
     **options: Any,
 ) -> Iterator[str]:
     """Run a web server, with or without the fast path and with uvicorn's `options`.
 
-    `app` stands in for the application.
+    `app` stands in for the application, `http` for the protocol class.
     """
     # The app takes connections from here on; whoever comes before it is up waits in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
     app = app or create_app(served.engine, served.admission)
-    http: Any = "httptools"
-    if is_fast:
+    if http is None and is_fast:
         routes = FastRoutes(served.engine)
-        http = fast_protocol(routes, served.admission, Workers(), busy_poll_us)
+        http = fast_protocol(routes, served.admission, Workers(), busy_poll_us=busy_poll_us)
     server = uvicorn.Server(
-        uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, **options)
+        uvicorn.Config(
+            app, http=http or "httptools", ws="none", lifespan="off", log_config=None, **options
+        )
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

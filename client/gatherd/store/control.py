@@ -39,6 +39,7 @@ _WORD = struct.Struct("<Q")
 _GENERATION = GENERATION_OFFSET // _WORD.size
 _COMMITTED_LSN = COMMITTED_LSN_OFFSET // _WORD.size
 _APPLIED_LSN = APPLIED_LSN_OFFSET // _WORD.size
+_FAILED = FAILED_OFFSET // _WORD.size
 
 
 def initial_page() -> bytes:
@@ -85,6 +86,11 @@ class ControlPage:
     def applied_lsn(self) -> int:
         """The last update that every lookup sees."""
         return self._words[_APPLIED_LSN]
+
+    @property
+    def writer_has_failed(self) -> bool:
+        """Whether the disk failed under the writer that was here last."""
+        return bool(self._words[_FAILED])
 
     def close(self) -> None:
         """Unmap the page."""

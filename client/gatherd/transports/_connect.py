@@ -1,6 +1,5 @@
 """The Connect unary protocol over HTTP/1.1: what the blocking and the awaited transport share."""
 
-import functools
 import os
 import select
 import ssl
@@ -12,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gatherd._credentials import Credentials, no_password
 from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._http1 import (
     ConnectionEnded,
@@ -31,6 +31,8 @@ from gatherd.errors import (
     FailedPrecondition,
     GatherdError,
     InternalError,
+    InvalidArgument,
+    Unauthenticated,
     Unavailable,
 )
 
@@ -48,13 +50,9 @@ EXPECTED_BYTES_MAX = 4 << 10
 _TIMEOUT_MS_MAX = 9_999_999_999  # ten digits, says Connect
 # On which a server answers in its data dir.
 SERVER_SOCKET = "server.sock"
+# In what TLS calls the alerts of a server that wants another certificate.
+_ABOUT_CERTIFICATES = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
 _NO_SERVER = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
-
-
-@functools.lru_cache(maxsize=64)
-def _prefix(path: str, authority: str) -> bytes:
-    headers = [("Content-Type", CONTENT_TYPE), ("Connect-Protocol-Version", "1")]
-    return request_prefix("POST", path, authority, headers)
 
 
 class TimeIsUp(Exception):
@@ -76,11 +74,37 @@ class Wire:
 
 
 class Heads:
-    """What this server's responses begin with, learnt from one of them."""
+    """What requests begin with, and this server's responses, learnt from one of them."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, credentials: Credentials) -> None:
         self._target = target
+        self._credentials = credentials
         self._template: tuple[bytes, bytes] | None = None
+        # By path, with the token of the moment.
+        self._prefixes: dict[str, bytes] = {}
+        credentials.on_renewal(self._forget)
+
+    def _forget(self) -> None:
+        """The token is another: what was made with the old one is made anew."""
+        self._template = None
+        self._prefixes = {}
+
+    def request(self, send: Send, now: float) -> bytes:
+        """The head of the HTTP request for `send`."""
+        prefix = self._prefix(_path(self._target, send.method))
+        return finish_request(prefix, timeout_ms(send.deadline.at - now), send.nbytes)
+
+    def _prefix(self, path: str) -> bytes:
+        prefixes = self._prefixes
+        prefix = prefixes.get(path)
+        if prefix is None:
+            headers = [("Content-Type", CONTENT_TYPE), ("Connect-Protocol-Version", "1")]
+            token = self._credentials.token
+            if token is not None:
+                headers.append(("Authorization", f"Bearer {token}"))
+            prefix = request_prefix("POST", path, self._target.authority, headers)
+            prefixes[path] = prefix
+        return prefix
 
     def wire(self, plain: Plain) -> Wire:
         """What goes over the wire for `plain`."""
@@ -88,7 +112,7 @@ class Heads:
         if found is not None and found.template is self._template:
             return found
         template = self._template
-        prefix = _prefix(_path(self._target, LOOKUP), self._target.authority)
+        prefix = self._prefix(_path(self._target, LOOKUP))
         before, between = request_parts(prefix, plain.nbytes)
         expected = b""
         if template is not None and plain.prefix:
@@ -123,12 +147,6 @@ def bytes_of(array: NDArray[Any]) -> memoryview:
 def timeout_ms(left_seconds: float) -> int:
     """What is left of a call's time, as the header has it."""
     return max(1, min(int(left_seconds * 1000), _TIMEOUT_MS_MAX))
-
-
-def request_head(target: Target, send: Send, now: float) -> bytes:
-    """The head of the HTTP request for `send`."""
-    prefix = _prefix(_path(target, send.method), target.authority)
-    return finish_request(prefix, timeout_ms(send.deadline.at - now), send.nbytes)
 
 
 def _path(target: Target, method: str) -> str:
@@ -195,6 +213,9 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
     if isinstance(error, ssl.SSLCertVerificationError):
         # Trying again won't make the certificate right.
         return FailedPrecondition(f"{target.url}: {error.verify_message or error}")
+    refused = _refused(target.url, error)
+    if refused is not None:
+        return refused
     known = {OUTCOME: NOT_SENT}
     if target.scheme == "local" and isinstance(error, _NO_SERVER):
         return Unavailable(
@@ -205,9 +226,30 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
     return Unavailable(f"can't connect to {target.url}: {error.strerror or error}", known)
 
 
-def broken(url: str, error: BaseException) -> Unavailable:
+def _refused(url: str, error: object) -> Unauthenticated | None:
+    """The error for a server that wants another certificate of us, and says so by TLS alone."""
+    if not isinstance(error, ssl.SSLError) or "ALERT" not in (error.reason or ""):
+        return None
+    if not any(word in error.reason for word in _ABOUT_CERTIFICATES):
+        return None
+    return Unauthenticated(
+        f"{url} wants a certificate of this client, from an authority that it knows "
+        f"({error.reason}): give it as cert=(CERTIFICATE, KEY)"
+    )
+
+
+def broken(url: str, error: BaseException) -> GatherdError:
     """The error for a connection that ended before the response did."""
-    return Unavailable(f"the connection to {url} broke: {error}", {OUTCOME: UNKNOWN})
+    # What a connection failed by before a byte came is in another exception.
+    for cause in (error, error.__cause__, *error.args):
+        refused = _refused(url, cause)
+        if refused is not None:
+            return refused
+    hint = ""
+    if url.startswith("https:"):
+        # It may have said so by an alert, which is lost when it closes at once.
+        hint = " (as a server does that wants a certificate of this client, or another one: cert=)"
+    return Unavailable(f"the connection to {url} broke: {error}{hint}", {OUTCOME: UNKNOWN})
 
 
 def unspoken(url: str, error: HttpError) -> GatherdError:
@@ -217,9 +259,15 @@ def unspoken(url: str, error: HttpError) -> GatherdError:
     return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}")
 
 
-def tls_context() -> ssl.SSLContext:
-    """Verifies the server by the system's certificates (or those of SSL_CERT_FILE)."""
-    context = ssl.create_default_context()
+def tls_context(credentials: Credentials) -> ssl.SSLContext:
+    """Verifies the server by `ca`, or the system's certificates (or those of SSL_CERT_FILE)."""
+    try:
+        context = ssl.create_default_context(cafile=credentials.ca)
+        context.minimum_version = ssl.TLSVersion.TLSv1_2
+        if credentials.cert is not None:
+            context.load_cert_chain(*credentials.cert, password=no_password)
+    except (OSError, ValueError) as error:
+        raise InvalidArgument(f"ca and cert can't be used for TLS: {error}") from None
     context.set_alpn_protocols(["http/1.1"])
     return context
 

@@ -6,6 +6,7 @@ before the request of that moment has to end, it is set anew.
 
 import asyncio
 import time
+from typing import cast
 
 from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
 from gatherd.transports import _connect
@@ -37,8 +38,8 @@ class Connection(asyncio.BufferedProtocol):
     # --- what asyncio calls ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # uvloop's transports have its methods, and aren't of its class.
+        self._transport = cast("asyncio.Transport", transport)
         self.open = True
 
     def get_buffer(self, _sizehint: int) -> memoryview:

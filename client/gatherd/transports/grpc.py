@@ -6,18 +6,20 @@ says so instead of hanging. grpc's own retries are off: _retry.py decides for ev
 
 import os
 import time
+from pathlib import Path
 from typing import Any
 
 import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
+from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plain import Plain
 from gatherd._retry import parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_grpc
-from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError
+from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
 from gatherd.transports._connect import bytes_of, no_answer, remaining_seconds
 
 OPTIONS: list[tuple[str, int]] = [
@@ -44,6 +46,20 @@ def check_fork(pid: int) -> None:
             "this client was made before a fork, and grpc doesn't survive one: make a new client "
             "in the child, or use an http:// or unix:// URL"
         )
+
+
+def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
+    """What verifies the server, and shows who we are; InvalidArgument for files that can't."""
+    try:
+        ca = Path(credentials.ca).read_bytes() if credentials.ca is not None else None
+        cert, key = map(_read, credentials.cert or (None, None))
+    except OSError as error:
+        raise InvalidArgument(f"ca and cert can't be used for TLS: {error}") from None
+    return grpc.ssl_channel_credentials(ca, key, cert)
+
+
+def _read(path: str | None) -> bytes | None:
+    return Path(path).read_bytes() if path is not None else None
 
 
 def _checked(url: str, reply: bytes) -> memoryview:
@@ -88,13 +104,14 @@ def _foreseen(
 class GrpcTransport:
     """Blocking gRPC over one channel. Safe to use from many threads."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, credentials: Credentials) -> None:
+        self._credentials = credentials
         self._url = target.url
         self._pid = os.getpid()
         self._closed = False
         if target.tls:
-            credentials = grpc.ssl_channel_credentials()
-            self._channel = grpc.secure_channel(target.authority, credentials, OPTIONS)
+            secure = channel_credentials(credentials)
+            self._channel = grpc.secure_channel(target.authority, secure, OPTIONS)
         else:
             self._channel = grpc.insecure_channel(target.authority, OPTIONS)
         self._methods: dict[str, Any] = {}
@@ -109,7 +126,9 @@ class GrpcTransport:
             method = self._methods.get(send.method)
             if method is None:
                 method = self._methods[send.method] = self._channel.unary_unary(send.method)
-            return _checked(self._url, method(send.joined(), timeout=timeout))
+            metadata = self._credentials.metadata
+            reply = method(send.joined(), timeout=timeout, metadata=metadata)
+            return _checked(self._url, reply)
         except (grpc.RpcError, ValueError) as error:
             raise self._explained(send, error) from None
 
@@ -122,7 +141,8 @@ class GrpcTransport:
         if method is None or left <= 0 or self._closed or os.getpid() != self._pid:
             return _foreseen(plain, self.call(Send(LOOKUP, plain.request(ids), deadline)), out)
         try:
-            reply = method(plain.request(ids), timeout=left)
+            metadata = self._credentials.metadata
+            reply = method(plain.request(ids), timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
             raise self._explained(Send(LOOKUP, b"", deadline), error) from None
         if len(reply) != len(plain.prefix) + plain.data_bytes:
@@ -146,7 +166,8 @@ class GrpcTransport:
 class AsyncGrpcTransport:
     """Awaited gRPC over one channel of one event loop."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, credentials: Credentials) -> None:
+        self._credentials = credentials
         self._target = target
         self._url = target.url
         self._closed = False
@@ -163,7 +184,9 @@ class AsyncGrpcTransport:
         if method is None:
             method = self._methods[send.method] = self._open().unary_unary(send.method)
         try:
-            return _checked(self._url, await method(send.joined(), timeout=timeout))
+            metadata = self._credentials.metadata
+            reply = await method(send.joined(), timeout=timeout, metadata=metadata)
+            return _checked(self._url, reply)
         except grpc.aio.AioRpcError as error:
             raise _error(self._url, send, error, self._closed) from None
         except grpc.aio.UsageError:
@@ -180,8 +203,8 @@ class AsyncGrpcTransport:
         if self._channel is None:
             authority = self._target.authority
             if self._target.tls:
-                credentials = grpc.ssl_channel_credentials()
-                self._channel = grpc.aio.secure_channel(authority, credentials, OPTIONS)
+                secure = channel_credentials(self._credentials)
+                self._channel = grpc.aio.secure_channel(authority, secure, OPTIONS)
             else:
                 self._channel = grpc.aio.insecure_channel(authority, OPTIONS)
         return self._channel

@@ -16,6 +16,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, Deadline, Send
 from gatherd._http1 import HttpError
 from gatherd._plain import Plain
@@ -119,12 +120,14 @@ class _Pool:
 class HttpTransport:
     """Connect over TCP, TLS or a Unix socket; that of a data dir for a local: URL."""
 
-    def __init__(self, target: Target, busy_poll_us: int = BUSY_POLL_US) -> None:
+    def __init__(
+        self, target: Target, credentials: Credentials, busy_poll_us: int = BUSY_POLL_US
+    ) -> None:
         """InvalidArgument unless `busy_poll_us` is one of BUSY_POLL_US_MAX at most."""
         self._busy_poll_us = checked_microseconds(busy_poll_us)
         self._target = target
-        self._tls = _connect.tls_context() if target.tls else None
-        self._heads = _connect.Heads(target)
+        self._tls = _connect.tls_context(credentials) if target.tls else None
+        self._heads = _connect.Heads(target, credentials)
         self._closed = False
         # By process: a dict's setdefault and pop need no lock, which a fork could leave locked.
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
@@ -213,7 +216,7 @@ class HttpTransport:
                 pool.discard(connection)
 
     def _exchange(self, pool: _Pool, connection: Connection, send: Send) -> None:
-        head = _connect.request_head(self._target, send, time.monotonic())
+        head = self._heads.request(send, time.monotonic())
         try:
             connection.exchange(head, send, stay_awake=pool.is_alone)
         except _FAILURES as error:

@@ -11,6 +11,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, Deadline, Send
 from gatherd._http1 import HttpError
 from gatherd._plain import Plain
@@ -64,10 +65,10 @@ class _Places:
 class AsyncHttpTransport:
     """Connect over TCP, TLS or a Unix socket; that of a data dir for a local: URL."""
 
-    def __init__(self, target: Target) -> None:
+    def __init__(self, target: Target, credentials: Credentials) -> None:
         self._target = target
-        self._tls: ssl.SSLContext | None = _connect.tls_context() if target.tls else None
-        self._heads = _connect.Heads(target)
+        self._tls: ssl.SSLContext | None = _connect.tls_context(credentials) if target.tls else None
+        self._heads = _connect.Heads(target, credentials)
         self._idle: list[Connection] = []
         self._places = _Places(_connect.CONNECTIONS_MAX)
         self._closed = False
@@ -126,7 +127,7 @@ class AsyncHttpTransport:
             self._places.give()
 
     async def _exchange(self, connection: Connection, send: Send, *, learn: bool) -> memoryview:
-        head = _connect.request_head(self._target, send, time.monotonic())
+        head = self._heads.request(send, time.monotonic())
         usable = False
         try:
             await connection.begin(_connect.outgoing(head, send), send.deadline.at)

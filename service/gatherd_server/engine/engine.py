@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
 from gatherd.store.table import Gathered, Table
+from gatherd_server import trail
 from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,
@@ -25,6 +27,7 @@ from gatherd_server.types import (
     SnapshotResult,
     TableChange,
     TableInfo,
+    UpdatesState,
 )
 from gatherd_server.writer.link import Link
 from gatherd_server.writer.versions import read_only
@@ -45,8 +48,15 @@ class PreparedLookup:
 class Engine:
     """Answers lookups from the live tables. Safe to use from many threads."""
 
-    def __init__(self, tables: ServedTables, limits: Limits, link: Link | None = None) -> None:
+    def __init__(
+        self,
+        tables: ServedTables,
+        limits: Limits,
+        link: Link | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
         """Without `link` nothing can be changed: there is no data dir."""
+        self._telemetry = telemetry or Telemetry()
         self.limits = limits
         self._tables = tables
         self._link = link
@@ -59,12 +69,18 @@ class Engine:
         tables = resolve(plans, self._tables, self.limits)
         work = max(reply_bytes(plans, tables), touched_bytes(plans, tables))
         is_long = work > SHORT_BYTES or needs_mean(plans, tables)
-        return PreparedLookup(lambda: gather(plans, tables), is_long)
+        return PreparedLookup(lambda: self._gather(plans, tables), is_long)
+
+    def _gather(self, plans: Sequence[LookupPlan], tables: Sequence[Table]) -> list[Gathered]:
+        gathered = gather(plans, tables)
+        for plan, one in zip(plans, gathered, strict=True):
+            self._telemetry.gathered(plan.table, plan.asked.size, one.vectors.nbytes)
+        return gathered
 
     def rows_of(self, plan: LookupPlan) -> Rows:
         """The rows of a plan without bags whose `missing` is ERROR, to be read in pieces.
 
-        Raises what `prepare` does, and KeyNotFound or NoKeys.
+        Only on the event loop. Raises what `prepare` does, and KeyNotFound or NoKeys.
         """
         asked, dtype, limits = plan.asked, plan.dtype, self.limits
         if asked.size > limits.ids_max:
@@ -73,14 +89,18 @@ class Engine:
         nbytes = asked.size * table.dim * dtype.itemsize
         if nbytes > limits.reply_bytes_max:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
-        return Rows(table, asked, dtype)
+        return Rows(table, asked, dtype, self._telemetry.table(plan.table))
 
     def mapped(self, wanted: tuple[str, int]) -> Table | None:
         """The table of a name and version if it can be read at once; None says nothing more.
 
-        BadFile when the data dir can't be read.
+        Who reads it counts that (`gathered`). BadFile when the data dir can't be read.
         """
         return self._tables.mapped(wanted)
+
+    def gathered(self, table: str, row_count: int, byte_count: int) -> None:
+        """Count a gather from what `mapped` gave, on any thread."""
+        self._telemetry.gathered(table, row_count, byte_count)
 
     def lookup_many(self, plans: Sequence[LookupPlan]) -> list[Gathered]:
         """Answer `plans` in order, all or nothing.
@@ -120,6 +140,9 @@ class Engine:
             # The writer knows no files; without one there is nothing else.
             if self._link is None or self._tables.is_file(update.table):
                 raise read_only(self._tables.get(update.table).name)
+        request = trail.current()
+        if self._telemetry.spans is not None and request is not None and request.traceparent:
+            push = replace(push, traceparent=request.traceparent)
         return self._writer().push(push)
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
@@ -137,6 +160,15 @@ class Engine:
         AlreadyExists, DiskFull, Unavailable or UpdatesStopped.
         """
         return self._writer().snapshot(name)
+
+    def updates_state(self) -> UpdatesState:
+        """Whether updates are taken at the moment, and if not, why."""
+        if self._link is None:
+            return UpdatesState.NONE
+        state = self._link.state()
+        if state is UpdatesState.RUNNING and self._tables.writer_has_failed:
+            return UpdatesState.STOPPED
+        return state
 
     def _writer(self) -> Link:
         if self._link is None:

@@ -65,6 +65,12 @@ class ServedTables:
         self._live.current()
         self._is_serving = True
 
+    @property
+    def writer_has_failed(self) -> bool:
+        """Whether the disk failed under the data dir's writer."""
+        control = self._live.current().control
+        return control is not None and control.writer_has_failed
+
     def is_file(self, name: str) -> bool:
         """Whether `name` is a file's, served where it lies, rather than the data dir's."""
         return name in self._files

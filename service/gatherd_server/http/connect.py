@@ -27,8 +27,10 @@ from gatherd.errors import (
 )
 from gatherd_server import proto_codec
 from gatherd_server.admission import Admission
+from gatherd_server.callers import AnyEngine
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
+from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import PartsResponse, Workers, outcome, read_body
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
@@ -49,8 +51,8 @@ def connect_routes(engine: Engine, admission: Admission) -> list[BaseRoute]:
     """The routes of both services, and one for procedures that they don't have."""
     workers = Workers()
     routes: list[BaseRoute] = [
-        Route(procedure.path, _Endpoint(procedure, admission, workers))
-        for procedure in procedures(engine, admission.limits)
+        Route(procedure.path, _Endpoint(procedure, engine, admission, workers))
+        for procedure in procedures(admission.limits)
     ]
     unknown = _UnknownProcedure()
     return [
@@ -64,9 +66,14 @@ class _Endpoint:
     """One procedure as an ASGI application."""
 
     def __init__(
-        self, procedure: Procedure | UpdateProcedure, admission: Admission, workers: Workers
+        self,
+        procedure: Procedure | UpdateProcedure,
+        engine: Engine,
+        admission: Admission,
+        workers: Workers,
     ) -> None:
         self._procedure = procedure
+        self._engine = engine
         self._admission = admission
         self._workers = workers
 
@@ -74,15 +81,16 @@ class _Endpoint:
         procedure = self._procedure
         admitted = isinstance(procedure, UpdateProcedure) or procedure.is_admitted
         try:
-            with self._admission.request() if admitted else nullcontext():
-                response = await self._response(scope, receive)
+            caller = caller_of(scope)
+            with self._admission.request(caller) if admitted else nullcontext():
+                response = await self._response(scope, receive, caller.guard(self._engine))
                 await response(scope, receive, send)
         except Overloaded as error:  # raised by the first line: everything else is answered above
             await connect_error(error)(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody is left to be answered
 
-    async def _response(self, scope: Scope, receive: Receive) -> Response:
+    async def _response(self, scope: Scope, receive: Receive, engine: AnyEngine) -> Response:
         if scope["method"] != "POST":
             return _wrong_method(scope["method"])
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -93,7 +101,7 @@ class _Endpoint:
         if encoding not in ENCODINGS:
             return _wrong_encoding(encoding)
         try:
-            return await self._in_time(headers, receive, media_type)
+            return await self._in_time(headers, receive, media_type, engine)
         except GatherdError as error:
             return connect_error(error)
         except ClientDisconnect:
@@ -102,7 +110,7 @@ class _Endpoint:
             return connect_error(unexpected(error))
 
     async def _in_time(
-        self, headers: dict[bytes, bytes], receive: Receive, media_type: str
+        self, headers: dict[bytes, bytes], receive: Receive, media_type: str, engine: AnyEngine
     ) -> Response:
         version = headers.get(b"connect-protocol-version", b"1")
         if version != b"1":
@@ -111,14 +119,14 @@ class _Endpoint:
             )
         timeout = headers.get(b"connect-timeout-ms")
         if timeout is None:
-            return await self._reply(headers, receive, media_type)
+            return await self._reply(headers, receive, media_type, engine)
         seconds = _timeout_seconds(timeout)
         clock = asyncio.get_running_loop()
         deadline = clock.time() + seconds
         is_update = isinstance(self._procedure, UpdateProcedure)
         try:
             async with asyncio.timeout_at(deadline):
-                response = await self._reply(headers, receive, media_type)
+                response = await self._reply(headers, receive, media_type, engine)
         except GatherdError:
             raise
         except TimeoutError:
@@ -130,16 +138,16 @@ class _Endpoint:
         return response
 
     async def _reply(
-        self, headers: dict[bytes, bytes], receive: Receive, media_type: str
+        self, headers: dict[bytes, bytes], receive: Receive, media_type: str, engine: AnyEngine
     ) -> Response:
         body = await read_body(headers, receive, self._admission)
         read = proto_codec.parse if media_type == PROTO else _parse_json
         if isinstance(self._procedure, UpdateProcedure):
-            reply = await self._update(self._procedure, read, body)
+            reply = await self._update(self._procedure, engine, read, body)
             if media_type == PROTO:
                 return PartsResponse([reply], _PROTO_HEADERS)
             return PartsResponse([self._as_json([reply])], _JSON_HEADERS)
-        work = self._procedure.work(read(self._procedure.request(), body))
+        work = self._procedure.work(engine, read(self._procedure.request(), body))
         if media_type == PROTO:
             parts = await self._workers.run(work.run, work.is_long)
             return PartsResponse(parts, _PROTO_HEADERS)
@@ -147,11 +155,16 @@ class _Endpoint:
         return PartsResponse([text], _JSON_HEADERS)
 
     async def _update(
-        self, procedure: UpdateProcedure, read: Callable[[Message, bytes], Message], body: bytes
+        self,
+        procedure: UpdateProcedure,
+        engine: AnyEngine,
+        read: Callable[[Message, bytes], Message],
+        body: bytes,
     ) -> bytes:
         # Reading many values and checking them takes as long as gathering them would.
         future = await self._workers.run(
-            lambda: procedure.begin(read(procedure.request(), body)), len(body) > SHORT_BYTES
+            lambda: procedure.begin(engine, read(procedure.request(), body)),
+            len(body) > SHORT_BYTES,
         )
         return procedure.encode(await outcome(future))
 

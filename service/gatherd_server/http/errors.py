@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
 from gatherd_proto.v1.status_pb2 import ErrorInfo
+from gatherd_server import trail
 from gatherd_server.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
 from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
@@ -54,6 +55,8 @@ KINDS: Final[Mapping[type[errors.GatherdError], Kind]] = {
     errors.TableReadOnly: Kind(409, "failed_precondition"),
     errors.VersionMismatch: Kind(409, "failed_precondition"),
     errors.RequestIdStale: Kind(409, "failed_precondition"),
+    errors.Unauthenticated: Kind(401, "unauthenticated"),
+    errors.PermissionDenied: Kind(403, "permission_denied"),
     errors.LimitExceeded: Kind(413, "resource_exhausted"),
     errors.RetryableError: Kind(503, "unavailable"),
     errors.Unavailable: Kind(503, "unavailable"),
@@ -111,6 +114,7 @@ def kind_of(error: errors.GatherdError) -> Kind:
 
 def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) -> Response:
     """`error` as a problem response, with `extra` members."""
+    trail.failed(kind_of(error).code)
     members = {
         "type": "urn:gatherd:error:" + error.reason.lower().replace("_", "-"),
         "title": error.reason.replace("_", " ").capitalize(),
@@ -118,7 +122,7 @@ def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) 
         "metadata": _cut_values(error.metadata),
         **(extra or {}),
     }
-    return _problem(kind_of(error).status, error.message, members, _retry_after(error))
+    return _problem(kind_of(error).status, error.message, members, _headers_of(error))
 
 
 def http_problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -150,13 +154,14 @@ def _problem(
 def connect_error(error: errors.GatherdError) -> Response:
     """`error` as Connect's error JSON, under the status of its code."""
     code = kind_of(error).code
-    return connect_problem(error, CONNECT_STATUS[code], code, _retry_after(error))
+    return connect_problem(error, CONNECT_STATUS[code], code, _headers_of(error))
 
 
 def connect_problem(
     error: errors.GatherdError, status: int, code: str, headers: Mapping[str, str]
 ) -> Response:
     """`error` as Connect's error JSON under another status, as for an unknown procedure."""
+    trail.failed(code)
     metadata = _cut_values(error.metadata)
     info = ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
     detail = {
@@ -168,7 +173,18 @@ def connect_problem(
     return Response(orjson.dumps(body), status, dict(headers), "application/json")
 
 
-def _retry_after(error: errors.GatherdError) -> dict[str, str]:
+def _headers_of(error: errors.GatherdError) -> dict[str, str]:
+    """The headers that go with a class: when to come again, or what token it takes (RFC 6750)."""
+    if isinstance(error, errors.Unauthenticated):
+        challenge = 'Bearer realm="gatherd"'
+        if "error" in error.metadata:
+            challenge += f', error="{error.metadata["error"]}"'
+        return {"WWW-Authenticate": challenge}
+    if isinstance(error, errors.PermissionDenied):
+        challenge = 'Bearer realm="gatherd", error="insufficient_scope"'
+        if "scope" in error.metadata:
+            challenge += f', scope="{error.metadata["scope"]}"'
+        return {"WWW-Authenticate": challenge}
     if not isinstance(error, errors.RetryableError):
         return {}
     seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS

@@ -17,11 +17,17 @@ from uvicorn.server import ServerState
 
 from gatherd.errors import DeadlineExceeded, GatherdError
 from gatherd_server.admission import Admission
+from gatherd_server.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
+from gatherd_server.http.errors import kind_of
 from gatherd_server.http.fast_routes import Route, Work
+from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
+from gatherd_server.metrics.telemetry import now_ns
 from gatherd_server.proto_codec import Part, byte_count
+from gatherd_server.tracing import Spans
+from gatherd_server.trail import REQUEST_ID_HEADER, Trail, following
 
 # What is gathered and written at a time: small enough to stay in a core's cache in between and not
 # to keep others waiting, about 40 µs.
@@ -56,6 +62,7 @@ class Connection(Protocol):
     admission: Admission
     workers: Workers
     prefixes: Prefixes
+    spans: Spans | None
 
     def on_response_complete(self) -> None:
         """Go on with the next request."""
@@ -75,7 +82,9 @@ class FastCycle:
     """One request and its reply. Everything happens on the event loop but `Work` that is long."""
 
     __slots__ = (
+        "_begun_ns",
         "_body",
+        "_code",
         "_connection",
         "_deadline",
         "_holds_place",
@@ -84,21 +93,34 @@ class FastCycle:
         "_tasks_count",
         "_timer",
         "body_bytes",
+        "caller",
         "disconnected",
         "is_of_rows",
         "keep_alive",
         "response_complete",
         "route",
         "seconds",
+        "trail",
     )
     message_event: Final = _NoEvent()
 
     def __init__(
-        self, connection: Connection, route: Route, seconds: float | None, keep_alive: bool
+        self,
+        connection: Connection,
+        route: Route,
+        seconds: float | None,
+        caller: Caller,
+        trail: HeadTrail | None,
+        *,
+        keep_alive: bool,
     ) -> None:
+        self._begun_ns = now_ns()
+        self._code = "ok"
+        self.trail = trail
         self._connection = connection
         self.route = route
         self.seconds = seconds
+        self.caller = caller
         self._deadline = 0.0
         self._body: list[bytes] = []
         self.body_bytes = 0
@@ -129,9 +151,11 @@ class FastCycle:
         if self.seconds is not None:
             self._deadline = time.monotonic() + self.seconds
         try:
-            self._connection.admission.enter()
+            if self.caller.limiter is not None:
+                self._connection.admission.count(self.caller)
+            self._connection.admission.enter(self.caller)
         except GatherdError as error:
-            self._respond(self.route.error(error))
+            self._fail(error)
             return
         self._holds_place = True
         if self._is_read:
@@ -145,6 +169,9 @@ class FastCycle:
     def abandon(self) -> None:
         """The connection is gone."""
         self.disconnected = True
+        if self._holds_place and not self.response_complete:
+            code = "canceled" if self._code == "ok" else self._code
+            self._count(code)
         if not self._tasks_count:
             self._let_go()
 
@@ -174,7 +201,7 @@ class FastCycle:
 
     def _expire(self) -> None:
         if not self.response_complete and not self.disconnected:
-            self._respond(self.route.error(self._too_late()))
+            self._fail(self._too_late())
 
     def _run(self) -> None:
         if self._timer is not None:
@@ -185,7 +212,7 @@ class FastCycle:
             self._track(self._run_later())
             return
         try:
-            found = self.route.begin(self._whole_body())
+            found = self.route.begin(self._whole_body(), self.caller)
             if isinstance(found, Work):
                 self._work(found)
                 return
@@ -197,9 +224,9 @@ class FastCycle:
                 self._check_time()
                 self._track(self._stream(found))
         except GatherdError as error:
-            self._respond(self.route.error(error))
+            self._fail(error)
         except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
-            self._respond(self.route.error(unexpected(error)))
+            self._fail_unexpected(error)
 
     async def _run_later(self) -> None:
         await self._connection.flow.drain()
@@ -233,9 +260,10 @@ class FastCycle:
                 rows.read(start, stop, buffer, begin)
             except GatherdError as error:
                 if start == 0:
-                    self._respond(self.route.error(error))
+                    self._fail(error)
                 else:
                     # Too late for another answer: the client sees that this one isn't whole.
+                    self._code = kind_of(error).code
                     connection.transport.abort()
                 return
             connection.write(buffer.data[begin - len(head) :])
@@ -262,13 +290,14 @@ class FastCycle:
                 response = await self._connection.workers.run(work.run, is_long=True)
             self._check_time()
         except GatherdError as error:
-            response = self.route.error(error)
+            self._fail(error)
         except TimeoutError:
-            response = self.route.error(self._too_late())
+            self._fail(self._too_late())
         except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
-            response = self.route.error(unexpected(error))
-        if not self._is_gone:
-            self._respond(response)
+            self._fail_unexpected(error)
+        else:
+            if not self._is_gone:
+                self._respond(response)
 
     def _check_time(self) -> None:
         if self.seconds is not None and time.monotonic() >= self._deadline:
@@ -281,6 +310,24 @@ class FastCycle:
         connection = self._connection
         ok = connection.prefixes.ok(connection.server_state.default_headers)
         return reply_head(ok, self.route, rows, keep_alive=self.keep_alive)
+
+    def _fail(self, error: GatherdError) -> None:
+        self._code = kind_of(error).code
+        if self._is_gone:
+            return
+        response = self.route.error(error)
+        request_id = Trail((self.trail or NO_TRAIL).get).request_id
+        response.headers[REQUEST_ID_HEADER] = request_id
+        note_failure(self.route.counted, self._code, error.message, request_id)
+        self._respond(response)
+
+    def _fail_unexpected(self, error: Exception) -> None:
+        trail = Trail((self.trail or NO_TRAIL).get)
+        # Its id, if it has to be drawn, is to be the same in the log and in the answer.
+        self.trail = HeadTrail(trail.request_id.encode(), b"")
+        with following(trail):
+            failure = unexpected(error)
+        self._fail(failure)
 
     def _respond(self, response: Response) -> None:
         """Write a response that was made for ASGI."""
@@ -304,17 +351,27 @@ class FastCycle:
 
     def _complete(self) -> None:
         self.response_complete = True
+        self._count(self._code)
         self._let_go()
         if not self.keep_alive:
             self._connection.transport.close()
         self._connection.on_response_complete()
+
+    def _count(self, code: str) -> None:
+        elapsed_ns = now_ns() - self._begun_ns
+        counted = self.route.counted
+        counted.done(code, elapsed_ns)
+        spans = self._connection.spans
+        if spans is not None:
+            trail = Trail((self.trail or NO_TRAIL).get)
+            spans.request(counted.wire, counted.procedure, code, elapsed_ns, trail.traceparent)
 
     def _let_go(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
         if self._holds_place:
             self._holds_place = False
-            self._connection.admission.leave()
+            self._connection.admission.leave(self.caller)
 
 
 def reply_head(ok: bytes, route: Route, rows: Rows, *, keep_alive: bool) -> bytes:

@@ -23,13 +23,18 @@ from typing import Any, Final
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gatherd.busy_poll import BUSY_POLL_US
+from gatherd.errors import Unauthenticated
 from gatherd_server.admission import Admission
+from gatherd_server.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import Workers
 from gatherd_server.http.busy_loop import BusyLoop
+from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.fast_cycle import FastCycle, Prefixes, reply_head
 from gatherd_server.http.fast_repeat import Repeat, Scratch
 from gatherd_server.http.fast_routes import FastRoutes, Route
+from gatherd_server.http.observed import HeadTrail, head_trail
+from gatherd_server.tracing import Spans
 
 LENGTH_DIGITS_MAX: Final = 18
 TIMEOUT_DIGITS_MAX: Final = 10
@@ -38,8 +43,12 @@ REPEAT_SECONDS_MIN: Final = 0.05
 
 
 def fast_protocol(
-    routes: FastRoutes, admission: Admission, workers: Workers, busy_poll_us: int = BUSY_POLL_US
-) -> type[HttpToolsProtocol]:
+    routes: FastRoutes,
+    admission: Admission,
+    workers: Workers,
+    receive_seconds: float = 20.0,
+    busy_poll_us: int = BUSY_POLL_US,
+) -> type[GuardedProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
     return type(
         "FastPathProtocol",
@@ -49,6 +58,8 @@ def fast_protocol(
             "admission": admission,
             "workers": workers,
             "prefixes": Prefixes(),
+            "spans": admission.telemetry.spans,
+            "sweeper": Sweeper(receive_seconds),
             "scratch": Scratch(),
             "busy_loop": BusyLoop(busy_poll_us),
         },
@@ -66,16 +77,19 @@ class _SeenHead:
     total: int
     route: Route
     seconds: float | None
+    caller: Caller
+    trail: HeadTrail | None
     repeat: Repeat | None
 
 
-class _FastPath(HttpToolsProtocol):
+class _FastPath(GuardedProtocol):
     """One connection."""
 
     routes: FastRoutes
     admission: Admission
     workers: Workers
     prefixes: Prefixes
+    spans: Spans | None
     scratch: Scratch
     busy_loop: BusyLoop
     # uvicorn's cycles and fast ones, which it treats alike.
@@ -84,7 +98,6 @@ class _FastPath(HttpToolsProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._begun = self._ended = 0
         self._seen: _SeenHead | None = None
         self._fd = -1
         self._answered_at = 0.0
@@ -106,23 +119,26 @@ class _FastPath(HttpToolsProtocol):
             and self.cycle.response_complete
             and self._begun == self._ended
             and not self._is_full()
+            and not seen.caller.is_revoked
         ):
             # The parser has nothing to tell that it hasn't told of the same bytes before.
             if seen.repeat is not None and self._is_answered(seen.repeat, data[len(seen.head) :]):
                 return
             self._unset_keepalive_if_required()
-            self.cycle = cycle = FastCycle(self, seen.route, seen.seconds, keep_alive=True)
+            self.cycle = cycle = FastCycle(
+                self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
+            )
             cycle.take(data[len(seen.head) :])
             cycle.end()
             cycle.start()
             return
-        begun, ended = self._begun, self._ended
+        begun, ended, before = self._begun, self._ended, self.cycle
         super().data_received(data)
         cycle = self.cycle
         if not isinstance(cycle, FastCycle):
             return
         if begun == ended and self._begun == self._ended == begun + 1:
-            if cycle.keep_alive:
+            if cycle.keep_alive and cycle is not before:
                 self._learn(cycle, data)
         else:
             cycle.wait()
@@ -131,10 +147,18 @@ class _FastPath(HttpToolsProtocol):
         """Keep what a request that came in one piece was found to be."""
         size = len(data) - cycle.body_bytes
         route, repeat = cycle.route, None
-        if cycle.is_of_rows and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN):
+        if (
+            cycle.is_of_rows
+            and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN)
+            # Those of a token with limits are counted one by one, and spans are made one by one.
+            and cycle.caller.limiter is None
+            and self.spans is None
+        ):
             lookup = route.repeated(data[size:])
-            repeat = None if lookup is None else Repeat(lookup)
-        self._seen = _SeenHead(data[:size], len(data), route, cycle.seconds, repeat)
+            repeat = None if lookup is None else Repeat(lookup, route.counted)
+        self._seen = _SeenHead(
+            data[:size], len(data), route, cycle.seconds, cycle.caller, cycle.trail, repeat
+        )
 
     def _is_answered(self, repeat: Repeat, body: bytes) -> bool:
         """Answer without a cycle, unless that can't be."""
@@ -205,20 +229,23 @@ class _FastPath(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Put off what only the application needs."""
-        self._begun += 1
+        self._begin()
         self.url = b""
         self.expect_100_continue = False
         self.headers = []
 
     def on_headers_complete(self) -> None:
         """Decide which way the request goes."""
+        if not self._is_head_taken():
+            return
         cycle = self._fast_cycle()
         if cycle is None:
             url, headers, expect = self.url, self.headers, self.expect_100_continue
-            super().on_message_begin()
+            # Past GuardedProtocol, which has counted this head.
+            HttpToolsProtocol.on_message_begin(self)
             self.url, self.expect_100_continue = url, expect
             self.headers.extend(headers)
-            super().on_headers_complete()
+            HttpToolsProtocol.on_headers_complete(self)
             return
         before, self.cycle = self.cycle, cycle
         if before is None or before.response_complete:
@@ -249,8 +276,24 @@ class _FastPath(HttpToolsProtocol):
             or self._is_full()
         ):
             return None
+        given = headers.get(b"authorization")
+        try:
+            caller = self.admission.caller(
+                () if given is None else (given,), is_local=self.is_local
+            )
+        except Unauthenticated:
+            return None
+        if caller.grant is None and b"origin" in headers:
+            return None
         seconds = int(timeout) / 1000 if timeout else None
-        return FastCycle(self, route, seconds, parser.should_keep_alive())
+        return FastCycle(
+            self,
+            route,
+            seconds,
+            caller,
+            head_trail(headers),
+            keep_alive=parser.should_keep_alive(),
+        )
 
     def _is_full(self) -> bool:
         limit = self.limit_concurrency
@@ -259,14 +302,15 @@ class _FastPath(HttpToolsProtocol):
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
         if isinstance(self.cycle, FastCycle):
+            self._body_bytes += len(body)
             self.cycle.take(body)
         else:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
         """Answer, now or when it is this request's turn."""
-        self._ended += 1
         if isinstance(self.cycle, FastCycle):
+            self._ended += 1
             self.cycle.end()
         else:
             super().on_message_complete()

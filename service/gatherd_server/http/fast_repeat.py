@@ -4,7 +4,8 @@ Most requests of a client are: of the same table, dtype and number of ids, under
 What the last one was found to mean still holds then, and its reply begins as that one's did. So
 nothing is left to do but to compare the bytes, gather the rows and write them. Such a request is no
 cycle of its own, and takes no place among those in flight: it would give it back before anybody
-could see it.
+could see it. It was found already that its caller may ask this of this table; a token whose line
+changes has other callers from then on.
 
 Whenever anything is otherwise (an id without a row, another version, a torn row) nothing was
 written, and the request goes the way that its forerunner went, which also knows how to refuse it.
@@ -21,6 +22,9 @@ from gatherd.store.ids import all_in_range
 from gatherd.store.table import Table
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
+from gatherd_server.http.errors import kind_of
+from gatherd_server.metrics.recorder import RequestSeries
+from gatherd_server.metrics.telemetry import RepeatSeries, now_ns
 
 # Gathered and written at a time, so that it stays in a core's cache in between.
 PIECE_BYTES: Final = 256 << 10
@@ -65,19 +69,24 @@ class Scratch:
 class Repeat:
     """What a connection's last request was, but for its ids, and how its reply began."""
 
-    __slots__ = ("_changes", "_head", "_lookup", "_row_bytes", "_table")
+    __slots__ = (
+        *("_changes", "_counted", "_head", "_lookup", "_requests", "_row_bytes", "_table"),
+    )
 
-    def __init__(self, lookup: Repeated) -> None:
-        """Touches nothing."""
+    def __init__(self, lookup: Repeated, requests: RequestSeries) -> None:
+        """Touches nothing. Counted under `requests`."""
         self._lookup = lookup
         # Weak, as an idle connection holds it.
         self._table: weakref.ref[Table] | None = None
         self._changes: object = None
         self._head = b""
         self._row_bytes = 0
+        self._requests = requests
+        self._counted: RepeatSeries | None = None
 
     def answer(self, connection: Connection, request: bytes) -> bool:
         """Answer a request as long as the one before, unless more than the ids is other."""
+        begun_ns = now_ns()
         try:
             found = self._lookup.read(request)
             if found is None:
@@ -91,13 +100,15 @@ class Repeat:
                 return False
             nbytes = ids.size * self._row_bytes
             if nbytes > PIECE_BYTES:
-                return self._write_pieces(connection, table, ids)
+                return self._write_pieces(connection, table, ids, begun_ns)
             scratch = connection.scratch
             if not table.read_rows(ids, scratch.buffer, HEAD_BYTES_MAX):
                 return False
         except GatherdError:
             return False
         connection.write_now(scratch.after(self._head, nbytes))
+        assert self._counted is not None
+        self._counted.done(now_ns() - begun_ns)
         return True
 
     def _prepare(self, connection: Connection, table: Table, ids: NDArray[np.int64]) -> bool:
@@ -110,9 +121,12 @@ class Repeat:
             return False
         self._table, self._changes = weakref.ref(table), connection.reply_changes()
         self._head, self._row_bytes = head, rows.row_bytes
+        self._counted = RepeatSeries(self._requests, rows.counted, rows.count, rows.nbytes)
         return True
 
-    def _write_pieces(self, connection: Connection, table: Table, ids: NDArray[np.int64]) -> bool:
+    def _write_pieces(
+        self, connection: Connection, table: Table, ids: NDArray[np.int64], begun_ns: int
+    ) -> bool:
         if self._row_bytes > PIECE_BYTES or not all_in_range(ids, table.row_count):
             return False
         scratch, row_bytes, head = connection.scratch, self._row_bytes, self._head
@@ -121,10 +135,13 @@ class Repeat:
             piece = ids[start : start + step]
             try:
                 table.read_rows(piece, scratch.buffer, HEAD_BYTES_MAX)
-            except GatherdError:
+            except GatherdError as error:
                 if start:
                     connection.abort()  # the client sees that the reply isn't whole
+                    self._requests.done(kind_of(error).code, now_ns() - begun_ns)
                 return bool(start)
             connection.write_now(scratch.after(head, piece.size * row_bytes))
             head = b""
+        assert self._counted is not None
+        self._counted.done(now_ns() - begun_ns)
         return True

@@ -19,6 +19,7 @@ from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server import proto_codec
+from gatherd_server.callers import Caller
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
@@ -26,6 +27,8 @@ from gatherd_server.http import arrays, plans
 from gatherd_server.http.body import PartsResponse, array_response
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
+from gatherd_server.metrics.recorder import RequestSeries
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.types import LookupPlan
 
 PROTO: Final = "application/proto"
@@ -45,13 +48,15 @@ class Work:
 
 
 class Route(Protocol):
-    """What a fast request of one path is answered with."""
+    """What a fast request of one path is answered with, and where it is counted."""
+
+    counted: RequestSeries
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with these headers is one that every default applies to."""
 
-    def begin(self, body: bytes) -> Rows | Work:
-        """Read the request and find its tables. A GatherdError when it can't be answered."""
+    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+        """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
 
     def repeated(self, body: bytes) -> Repeated | None:
         """What a request like `body`, which was answered by rows, is but for its ids, if known."""
@@ -66,13 +71,18 @@ class Route(Protocol):
 class FastRoutes:
     """Finds the route of a URL."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, telemetry: Telemetry | None = None) -> None:
+        """Counts into `telemetry`, or for nobody."""
         self._engine = engine
+        telemetry = telemetry or Telemetry()
+        self._octets = telemetry.requests("rest", "Lookup")
         service = "/gatherd.v1.EmbeddingService/"
         request = embedding_pb2
         one, bags = proto_codec.lookup_plan, proto_codec.bags_plan
         self._connect: dict[bytes, Route] = {
-            f"{service}{name}".encode(): _Connect(engine, message, read, encode)
+            f"{service}{name}".encode(): _Connect(
+                engine, message, read, encode, telemetry.requests("connect", name)
+            )
             for name, message, read, encode in (
                 ("Lookup", request.LookupRequest, lambda r: [one(r)], _one_reply),
                 ("LookupBags", request.LookupBagsRequest, lambda r: [bags(r)], _one_reply),
@@ -100,7 +110,7 @@ class FastRoutes:
         if match is None:
             return None
         query = QueryParams(match[2].decode("latin-1")) if match[2] else _NO_QUERY
-        return _Octets(self._engine, match[1].decode("ascii"), query)
+        return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
 
 
 def _one_reply(gathered: Sequence[Gathered]) -> list[proto_codec.Part]:
@@ -121,7 +131,9 @@ class _Connect:
         message: type[Message],
         read: Callable[[Any], list[LookupPlan]],
         encode: Callable[[Sequence[Gathered]], list[proto_codec.Part]],
+        counted: RequestSeries,
     ) -> None:
+        self.counted = counted
         self._engine = engine
         self._message = message
         self._read = read
@@ -134,7 +146,7 @@ class _Connect:
             and headers.get(b"connect-protocol-version", b"1") == b"1"
         )
 
-    def begin(self, body: bytes) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
         found = self._seen.find(body)
         if found is not None:
             asked = [found[1]]
@@ -142,11 +154,12 @@ class _Connect:
             asked = self._read(proto_codec.parse(self._message(), body))
             if self._message is embedding_pb2.LookupRequest:
                 self._seen.learn(body, asked[0])
+        engine = caller.guard(self._engine)
         if _has_rows_alone(asked):
-            rows = self._engine.rows_of(asked[0])
+            rows = engine.rows_of(asked[0])
             if rows.is_in_memory or rows.nbytes <= SHORT_BYTES:
                 return rows
-        prepared = self._engine.prepare(asked)
+        prepared = engine.prepare(asked)
         headers = {"Content-Type": PROTO}
         return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
 
@@ -168,7 +181,10 @@ class _Connect:
 class _Octets:
     """REST's lookup of one table, raw ids for raw vectors."""
 
-    def __init__(self, engine: Engine, table: str, query: QueryParams) -> None:
+    def __init__(
+        self, engine: Engine, table: str, query: QueryParams, counted: RequestSeries
+    ) -> None:
+        self.counted = counted
         self._engine = engine
         self._table = table
         self._query = query
@@ -176,8 +192,8 @@ class _Octets:
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
 
-    def begin(self, body: bytes) -> Rows | Work:
-        engine = self._engine
+    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+        engine = caller.guard(self._engine)
         plan = plans.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
         if _has_rows_alone([plan]):
             rows = engine.rows_of(plan)

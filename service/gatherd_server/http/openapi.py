@@ -8,11 +8,20 @@ from pydantic.json_schema import models_json_schema
 
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES
+from gatherd_server.admission import OPEN_PATHS
 from gatherd_server.http import openapi_updates
 from gatherd_server.http.arrays import ID_DTYPES
 from gatherd_server.http.errors import PROBLEM_JSON
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.http.openapi_parts import BINARY, REF, body, json_content, option, responses
+from gatherd_server.http.openapi_parts import (
+    BINARY,
+    REF,
+    body,
+    error,
+    json_content,
+    option,
+    responses,
+)
 from gatherd_server.http.schemas import (
     HealthReply,
     KeysOfBody,
@@ -255,6 +264,19 @@ READYZ: Final[dict[str, Any]] = {
     "responses": responses({"description": "It does.", "content": json_content(ReadyReply)}, 503),
 }
 
+METRICS: Final[dict[str, Any]] = {
+    "operation_id": "metrics",
+    "tags": ["health"],
+    "summary": "What all processes of the server counted, for Prometheus",
+    "responses": responses(
+        {
+            "description": "Prometheus' text format, version 0.0.4.",
+            "content": {"text/plain": {"schema": {"type": "string"}}},
+        },
+        500,
+    ),
+}
+
 _MODELS: Final = (
     KeysOfBody,
     KeysOfReply,
@@ -274,8 +296,11 @@ _MODELS: Final = (
 )
 
 
-def describe(app: FastAPI) -> None:
-    """Make `app.openapi()` the description of the handlers with the schemas they refer to."""
+def describe(app: FastAPI, *, has_tokens: bool) -> None:
+    """Make `app.openapi()` the description of the handlers with the schemas they refer to.
+
+    With `has_tokens` also of what every operation answers to who has none, or a wrong one.
+    """
 
     def document() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -294,10 +319,24 @@ def describe(app: FastAPI) -> None:
             for path in described["paths"].values():
                 for operation in path.values():
                     _drop_validation_error(operation)
+            if has_tokens:
+                _tell_of_tokens(described)
             app.openapi_schema = described
         return app.openapi_schema
 
     app.openapi = document  # type: ignore[method-assign]  # FastAPI's documented way
+
+
+def _tell_of_tokens(described: dict[str, Any]) -> None:
+    described["components"]["securitySchemes"] = {"token": {"type": "http", "scheme": "bearer"}}
+    described["security"] = [{"token": []}]
+    for path, operations in described["paths"].items():
+        for operation in operations.values():
+            if path in OPEN_PATHS:
+                operation["security"] = []
+                continue
+            for status in (401, 403, 429):
+                operation["responses"].setdefault(str(status), error(status))
 
 
 def _drop_validation_error(operation: dict[str, Any]) -> None:

@@ -14,6 +14,16 @@ _ERRORS: Final[dict[int, tuple[str, str, str]]] = {
         "MALFORMED_REQUEST",
         "the body isn't JSON in UTF-8: unexpected end of data: line 1 column 8 (char 7)",
     ),
+    401: (
+        "The server wants a token, and got none that it knows.",
+        "UNAUTHENTICATED",
+        "this server takes a token: send it as `Authorization: Bearer TOKEN`",
+    ),
+    403: (
+        "The token isn't for this operation, or not for this table.",
+        "PERMISSION_DENIED",
+        "token 'ranker' isn't for table 'words'; it is for items*",
+    ),
     404: (
         "No such table or version.",
         "TABLE_NOT_FOUND",
@@ -86,6 +96,9 @@ def error(status: int) -> dict[str, Any]:
     if status in (429, 503):
         retry = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
         response["headers"] = {"Retry-After": retry}
+    if status in (401, 403):
+        challenge = {"description": "As RFC 6750 has it.", "schema": {"type": "string"}}
+        response["headers"] = {"WWW-Authenticate": challenge}
     return response
 
 

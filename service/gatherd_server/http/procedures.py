@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
-from gatherd_server.engine.engine import Engine
+from gatherd_server.callers import AnyEngine
 from gatherd_server.proto_codec import Part
 from gatherd_server.types import Limits, LookupPlan, TableChange, UpdateOp
 
@@ -36,7 +36,7 @@ class Procedure:
     path: str
     request: type[Message]
     reply: type[Message]
-    work: Callable[[Any], Work]
+    work: Callable[[AnyEngine, Any], Work]
     is_admitted: bool = True
     """Whether it holds a place among the requests in flight."""
 
@@ -48,89 +48,97 @@ class UpdateProcedure:
     path: str
     request: type[Message]
     reply: type[Message]
-    begin: Callable[[Any], Future[Any]]
+    begin: Callable[[AnyEngine, Any], Future[Any]]
     encode: Callable[[Any], bytes]
 
 
-def procedures(engine: Engine, limits: Limits) -> list[Procedure | UpdateProcedure]:
-    """Every unary procedure of both services."""
+def procedures(limits: Limits) -> list[Procedure | UpdateProcedure]:
+    """Every unary procedure of both services; each is given the engine as its caller has it."""
     return [
-        *_lookups(engine),
-        *_tables(engine, limits),
-        _push(engine, "ScatterAdd", UpdateOp.SCATTER_ADD),
-        _push(engine, "ApplyGradients", UpdateOp.APPLY_GRADIENTS),
-        _push(engine, "Assign", UpdateOp.ASSIGN),
-        _change(engine, "CreateTable", proto_updates.create_table),
-        _change(engine, "DeleteTable", proto_updates.delete_table),
-        _change(engine, "Publish", proto_updates.publish),
-        _change(engine, "Rollback", proto_updates.rollback),
-        _change(engine, "SetOptimizer", proto_updates.set_optimizer),
+        *_lookups(),
+        *_tables(limits),
+        _push("ScatterAdd", UpdateOp.SCATTER_ADD),
+        _push("ApplyGradients", UpdateOp.APPLY_GRADIENTS),
+        _push("Assign", UpdateOp.ASSIGN),
+        _change("CreateTable", proto_updates.create_table),
+        _change("DeleteTable", proto_updates.delete_table),
+        _change("Publish", proto_updates.publish),
+        _change("Rollback", proto_updates.rollback),
+        _change("SetOptimizer", proto_updates.set_optimizer),
         UpdateProcedure(
             _TABLES + "Snapshot",
             table_pb2.SnapshotRequest,
             table_pb2.SnapshotResponse,
-            lambda request: engine.snapshot(proto_updates.snapshot_name(request)),
+            lambda engine, request: engine.snapshot(proto_updates.snapshot_name(request)),
             proto_updates.snapshot_reply,
         ),
     ]
 
 
-def _push(engine: Engine, name: str, op: UpdateOp) -> UpdateProcedure:
+def _push(name: str, op: UpdateOp) -> UpdateProcedure:
     return UpdateProcedure(
         _EMBEDDING + name,
         embedding_pb2.UpdateRequest,
         embedding_pb2.UpdateResponse,
-        lambda request: engine.push(proto_updates.push(op, request)),
+        lambda engine, request: engine.push(proto_updates.push(op, request)),
         proto_updates.push_reply,
     )
 
 
-def _change(engine: Engine, name: str, read: Callable[[Any], TableChange]) -> UpdateProcedure:
+def _change(name: str, read: Callable[[Any], TableChange]) -> UpdateProcedure:
     return UpdateProcedure(
         _TABLES + name,
         getattr(table_pb2, f"{name}Request"),
         table_pb2.ChangeResponse,
-        lambda request: engine.change(read(request)),
+        lambda engine, request: engine.change(read(request)),
         proto_updates.change_reply,
     )
 
 
-def _lookups(engine: Engine) -> list[Procedure]:
-    def one(plan: LookupPlan) -> Work:
+def _lookups() -> list[Procedure]:
+    def one(engine: AnyEngine, plan: LookupPlan) -> Work:
         prepared = engine.prepare([plan])
         return Work(lambda: proto_codec.lookup_reply(prepared.run()[0]), prepared.is_long)
 
-    def many(plans: list[LookupPlan]) -> Work:
+    def many(engine: AnyEngine, plans: list[LookupPlan]) -> Work:
         prepared = engine.prepare(plans)
         return Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
 
-    def keys_of(request: embedding_pb2.KeysOfRequest) -> Work:
+    def keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Work:
         keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
         return Work(lambda: [proto_codec.keys_reply(keys, version)])
 
-    def procedure(name: str, reply: type[Message], work: Callable[[Any], Work]) -> Procedure:
+    def procedure(
+        name: str, reply: type[Message], work: Callable[[AnyEngine, Any], Work]
+    ) -> Procedure:
         request: type[Message] = getattr(embedding_pb2, f"{name}Request")
         return Procedure(_EMBEDDING + name, request, reply, work)
 
     response, many_response = embedding_pb2.LookupResponse, embedding_pb2.LookupManyResponse
     plan, bags = proto_codec.lookup_plan, proto_codec.bags_plan
     return [
-        procedure("Lookup", response, lambda request: one(plan(request))),
-        procedure("LookupMany", many_response, lambda request: many([*map(plan, request.lookups)])),
-        procedure("LookupBags", response, lambda request: one(bags(request))),
+        procedure("Lookup", response, lambda engine, request: one(engine, plan(request))),
         procedure(
-            "LookupBagsMany", many_response, lambda request: many([*map(bags, request.bags)])
+            "LookupMany",
+            many_response,
+            lambda engine, request: many(engine, [*map(plan, request.lookups)]),
+        ),
+        procedure("LookupBags", response, lambda engine, request: one(engine, bags(request))),
+        procedure(
+            "LookupBagsMany",
+            many_response,
+            lambda engine, request: many(engine, [*map(bags, request.bags)]),
         ),
         procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
     ]
 
 
-def _tables(engine: Engine, limits: Limits) -> list[Procedure]:
-    def list_tables(_request: table_pb2.ListTablesRequest) -> Work:
+def _tables(limits: Limits) -> list[Procedure]:
+    def list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> Work:
         reply = proto_codec.list_tables_reply(engine.tables(), limits)
         return Work(lambda: [reply])
 
-    def get_table(request: table_pb2.GetTableRequest) -> Work:
+    def get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> Work:
         reply = proto_codec.get_table_reply(engine.table(request.table), limits)
         return Work(lambda: [reply])
 

@@ -17,11 +17,12 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gatherd.errors import GatherdError, InvalidArgument, Unavailable
+from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.table import Gathered
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http import arrays, openapi, plans
+from gatherd_server.http.access import Authenticate, caller_of
 from gatherd_server.http.body import Workers, array_response, read_body
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import (
@@ -30,7 +31,9 @@ from gatherd_server.http.errors import (
     http_problem,
     problem,
 )
+from gatherd_server.http.health import health_routes
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
+from gatherd_server.http.observed import Observed
 from gatherd_server.http.updates import change_routes, update_routes
 from gatherd_server.types import LookupPlan, TableInfo
 
@@ -62,11 +65,13 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
     app.include_router(update_routes(engine, admission))
     app.include_router(_table_routes(engine, admission))
     app.include_router(change_routes(engine, admission))
-    app.include_router(_health_routes(engine, admission))
+    app.include_router(health_routes(engine, admission))
     _handle_errors(app)
     app.add_middleware(AnswerHead)
+    app.add_middleware(Authenticate, admission=admission)
     app.add_middleware(CatchUnexpected)
-    openapi.describe(app)
+    app.add_middleware(Observed, telemetry=admission.telemetry)
+    openapi.describe(app, has_tokens=admission.has_tokens)
     return app
 
 
@@ -74,17 +79,19 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
     workers = Workers()
     limits = admission.limits
 
-    async def place() -> AsyncIterator[None]:
+    async def place(request: Request) -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
-        with admission.request():
+        with admission.request(caller_of(request.scope)):
             yield
 
     router = APIRouter(dependencies=[Depends(place)], default_response_class=Response)
 
     async def answer(
-        asked: Sequence[LookupPlan], encode: Callable[[list[Gathered]], Response]
+        request: Request,
+        asked: Sequence[LookupPlan],
+        encode: Callable[[list[Gathered]], Response],
     ) -> Response:
-        prepared = engine.prepare(asked)
+        prepared = caller_of(request.scope).guard(engine).prepare(asked)
         return await workers.run(lambda: encode(prepared.run()), prepared.is_long)
 
     @router.post("/v1/tables/{table:table}:lookup", **openapi.LOOKUP)
@@ -94,13 +101,13 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await read_body(headers, request.receive, admission)
         plan = plans.lookup_plan(media_type, table, body, request.query_params, limits)
-        return await answer([plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = plans.lookup_many_plans(body, request.query_params, limits)
-        return await answer(asked, _by_table(asked))
+        return await answer(request, asked, _by_table(asked))
 
     @router.post("/v1/tables/{table:table}:lookupBags", **openapi.LOOKUP_BAGS)
     async def lookup_bags(table: str, request: Request) -> Response:
@@ -109,19 +116,20 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await read_body(headers, request.receive, admission)
         plan = plans.bags_plan(table, body, request.query_params, limits)
-        return await answer([plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
     async def lookup_bags_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = plans.bags_many_plans(body, request.query_params, limits)
-        return await answer(asked, _by_table(asked))
+        return await answer(request, asked, _by_table(asked))
 
     @router.post("/v1/tables/{table:table}:keysOf", **openapi.KEYS_OF)
     async def keys_of(table: str, request: Request) -> Response:
         body = await _json_request(request, admission)
         ids, version = plans.keys_of_request(body, request.query_params, limits)
-        keys, answered = engine.keys_of(table, ids, version)
+        guarded = caller_of(request.scope).guard(engine)
+        keys, answered = guarded.keys_of(table, ids, version)
         return _json({**arrays.json_keys(keys), "version": answered})
 
     return router
@@ -158,11 +166,12 @@ def _table_routes(engine: Engine, admission: Admission) -> APIRouter:
     router = APIRouter(default_response_class=Response)
 
     @router.get("/v1/tables", **openapi.LIST_TABLES)
-    async def list_tables() -> Response:
+    async def list_tables(request: Request) -> Response:
+        infos = caller_of(request.scope).guard(engine).tables()
         limits = admission.limits
         return _json(
             {
-                "tables": [_table(info) for info in engine.tables()],
+                "tables": [_table(info) for info in infos],
                 "limits": {
                     "request_bytes_max": limits.request_bytes_max,
                     "reply_bytes_max": limits.reply_bytes_max,
@@ -173,12 +182,12 @@ def _table_routes(engine: Engine, admission: Admission) -> APIRouter:
         )
 
     @router.get("/v1/tables/{table:table}", **openapi.GET_TABLE)
-    async def get_table(table: str) -> Response:
-        return _json(_table(engine.table(table)))
+    async def get_table(table: str, request: Request) -> Response:
+        return _json(_table(caller_of(request.scope).guard(engine).table(table)))
 
     @router.get("/v1/tables/{table:table}/versions", **openapi.GET_VERSIONS)
-    async def get_versions(table: str) -> Response:
-        info = engine.table(table)
+    async def get_versions(table: str, request: Request) -> Response:
+        info = caller_of(request.scope).guard(engine).table(table)
         return _json({"name": table, "version": info.version, "versions": info.versions})
 
     return router
@@ -201,25 +210,6 @@ def _table(info: TableInfo) -> dict[str, Any]:
         "optimizer": info.optimizer,
         "lsn": info.lsn,
     }
-
-
-def _health_routes(engine: Engine, admission: Admission) -> APIRouter:
-    router = APIRouter(default_response_class=Response)
-
-    @router.get("/healthz", **openapi.HEALTHZ)
-    async def healthz() -> Response:
-        return _json({"status": "alive"})
-
-    @router.get("/readyz", **openapi.READYZ)
-    async def readyz() -> Response:
-        states = engine.table_states()
-        refused = [name for name, reason in states.items() if reason]
-        tables = {"tables": len(states) - len(refused), "refused": refused}
-        if admission.is_ready:
-            return _json({"status": "ready", **tables})
-        return problem(Unavailable("the server is starting or stopping"), tables)
-
-    return router
 
 
 class AnswerHead:

@@ -186,6 +186,10 @@ class ReadyReply(BaseModel):
     """The server takes traffic."""
 
     status: Literal["ready"]
+    updates: Literal["none", "running", "stopped", "unreachable"] = Field(
+        description="none: there is no data dir; stopped: the disk failed under the writer; "
+        "unreachable: the writer is being started again. Lookups are answered all the same."
+    )
     tables: int = Field(description="How many tables are served.")
     refused: list[str] = Field(description="The names of those that can't be.")
 

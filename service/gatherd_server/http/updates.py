@@ -14,8 +14,10 @@ from starlette.responses import Response
 from gatherd.errors import InvalidArgument
 from gatherd_server import update_checks
 from gatherd_server.admission import Admission
+from gatherd_server.callers import AnyEngine
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.http import arrays, openapi_updates, update_plans
+from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import Workers, outcome, read_body
 from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
 from gatherd_server.http.plans import no_options
@@ -35,10 +37,12 @@ def update_routes(engine: Engine, admission: Admission) -> APIRouter:
     router = _router(admission)
     workers = Workers()
 
-    async def push(read: Callable[[], Push], body: bytes) -> tuple[Push, int, tuple[int, ...]]:
+    async def push(
+        guarded: AnyEngine, read: Callable[[], Push], body: bytes
+    ) -> tuple[Push, int, tuple[int, ...]]:
         def begin() -> tuple[Push, Future[Any]]:
             asked = read()
-            return asked, engine.push(asked)
+            return asked, guarded.push(asked)
 
         # Reading many values and checking them takes as long as gathering them would.
         asked, future = await workers.run(begin, len(body) > SHORT_BYTES)
@@ -46,15 +50,22 @@ def update_routes(engine: Engine, admission: Admission) -> APIRouter:
         return asked, result.lsn, result.versions
 
     def add(verb: str, op: UpdateOp) -> None:
-        reader = UpdateReader(op, admission.limits, lambda table: engine.table(table).dim)
+        def opened(request: Request) -> tuple[AnyEngine, UpdateReader]:
+            guarded = caller_of(request.scope).guard(engine)
+            return guarded, UpdateReader(
+                op, admission.limits, lambda table: guarded.table(table).dim
+            )
 
         @router.post(f"/v1/tables/{{table:table}}:{verb}", **openapi_updates.one(verb, op))
         async def one(table: str, request: Request) -> Response:
             media_type = content_type(dict(request.scope["headers"]), (JSON, OCTETS))
             request_id = _request_id(request.headers)
             body = await _body(request, admission)
+            guarded, reader = opened(request)
             _, lsn, (version,) = await push(
-                lambda: reader.one(media_type, table, body, request.query_params, request_id), body
+                guarded,
+                lambda: reader.one(media_type, table, body, request.query_params, request_id),
+                body,
             )
             return _json({"lsn": lsn, "version": version})
 
@@ -63,8 +74,9 @@ def update_routes(engine: Engine, admission: Admission) -> APIRouter:
             content_type(dict(request.scope["headers"]), (JSON,))
             request_id = _request_id(request.headers)
             body = await _body(request, admission)
+            guarded, reader = opened(request)
             asked, lsn, versions = await push(
-                lambda: reader.many(body, request.query_params, request_id), body
+                guarded, lambda: reader.many(body, request.query_params, request_id), body
             )
             names = (update.table for update in asked.updates)
             return _json({"lsn": lsn, "versions": dict(zip(names, versions, strict=True))})
@@ -78,49 +90,49 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
     """Tables made, removed, published, rolled back; snapshots."""
     router = _router(admission)
 
-    async def changed(change: TableChange) -> Response:
-        result = await outcome(engine.change(change))
+    async def changed(request: Request, change: TableChange) -> Response:
+        result = await outcome(caller_of(request.scope).guard(engine).change(change))
         return _json({"version": result.version, "lsn": result.lsn})
 
     @router.post("/v1/tables", **openapi_updates.CREATE_TABLE)
     async def create_table(request: Request) -> Response:
         body = await _json_body(request, admission)
-        return await changed(update_plans.create_table(body, request.query_params))
+        return await changed(request, update_plans.create_table(body, request.query_params))
 
     @router.delete("/v1/tables/{table:table}", **openapi_updates.DELETE_TABLE)
     async def delete_table(table: str, request: Request) -> Response:
         no_options(request.query_params)
-        return await changed(DeleteTable(table))
+        return await changed(request, DeleteTable(table))
 
     @router.post("/v1/tables/{table:table}:publish", **openapi_updates.PUBLISH)
     async def publish(table: str, request: Request) -> Response:
         body = await _json_body(request, admission, may_be_absent=True)
-        return await changed(update_plans.publish(table, body, request.query_params))
+        return await changed(request, update_plans.publish(table, body, request.query_params))
 
     @router.post("/v1/tables/{table:table}:rollback", **openapi_updates.ROLLBACK)
     async def rollback(table: str, request: Request) -> Response:
         body = await _json_body(request, admission, may_be_absent=True)
-        return await changed(update_plans.rollback(table, body, request.query_params))
+        return await changed(request, update_plans.rollback(table, body, request.query_params))
 
     @router.post("/v1/tables/{table:table}:setOptimizer", **openapi_updates.SET_OPTIMIZER)
     async def set_optimizer(table: str, request: Request) -> Response:
         body = await _json_body(request, admission)
-        return await changed(update_plans.set_optimizer(table, body, request.query_params))
+        return await changed(request, update_plans.set_optimizer(table, body, request.query_params))
 
     @router.post("/v1/snapshots", **openapi_updates.SNAPSHOT)
     async def snapshot(request: Request) -> Response:
         body = await _json_body(request, admission, may_be_absent=True)
         name = update_plans.snapshot_name(body, request.query_params)
-        result = await outcome(engine.snapshot(name))
+        result = await outcome(caller_of(request.scope).guard(engine).snapshot(name))
         return _json({"path": result.path, "lsn": result.lsn})
 
     return router
 
 
 def _router(admission: Admission) -> APIRouter:
-    async def place() -> AsyncIterator[None]:
+    async def place(request: Request) -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
-        with admission.request():
+        with admission.request(caller_of(request.scope)):
             yield
 
     return APIRouter(dependencies=[Depends(place)], default_response_class=Response)

@@ -13,6 +13,7 @@ from google.protobuf.any_pb2 import Any as AnyMessage
 
 from gatherd import errors
 from gatherd_proto.v1.status_pb2 import ErrorInfo, Status
+from gatherd_server import trail
 from gatherd_server.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError
 from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
@@ -46,6 +47,8 @@ CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
     errors.TableReadOnly: _Code.FAILED_PRECONDITION,
     errors.VersionMismatch: _Code.FAILED_PRECONDITION,
     errors.RequestIdStale: _Code.FAILED_PRECONDITION,
+    errors.Unauthenticated: _Code.UNAUTHENTICATED,
+    errors.PermissionDenied: _Code.PERMISSION_DENIED,
     errors.LimitExceeded: _Code.RESOURCE_EXHAUSTED,
     errors.RetryableError: _Code.UNAVAILABLE,
     errors.Unavailable: _Code.UNAVAILABLE,
@@ -90,6 +93,9 @@ def abort(context: grpc.ServicerContext, error: errors.GatherdError) -> NoReturn
     if isinstance(error, errors.RetryableError):
         seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS
         trailers.append((RETRY_TRAILER, f"{seconds:g}"))
+    request = trail.current()
+    if request is not None:
+        trailers.append((trail.REQUEST_ID_HEADER, request.request_id))
     context.set_trailing_metadata(tuple(trailers))
     context.abort(code_of(error), status.message)
 

@@ -13,6 +13,7 @@ import numpy as np
 from gatherd.errors import GatherdError
 from gatherd.store.table import Table
 from gatherd_server import proto_codec
+from gatherd_server.callers import Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.types import LookupPlan
@@ -23,6 +24,7 @@ REPLY_BYTES_MAX: Final = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class _Known:
+    name: str
     lookup: Repeated
     table: "weakref.ref[Table]"
     head: bytes
@@ -37,10 +39,14 @@ class Repeats:
         self._seen = proto_codec.SeenLookups()
         self._known: dict[int, _Known] = {}
 
-    def answer(self, body: bytes) -> bytes | None:
-        """The reply to a LookupRequest, unless more than the ids of an earlier one is other."""
+    def answer(self, body: bytes, caller: Caller) -> bytes | None:
+        """The reply to a LookupRequest, unless more than the ids of an earlier one is other.
+
+        Who asked the earlier one may have been another caller, so this one is held against the
+        table anew.
+        """
         known = self._known.get(len(body))
-        if known is None:
+        if known is None or not caller.reads(known.name):
             return None
         try:
             found = known.lookup.read(body)
@@ -54,6 +60,7 @@ class Repeats:
         except GatherdError:
             return None
         reply.data[:begin] = known.head
+        self._engine.gathered(known.name, ids.size, known.nbytes)
         return reply.tobytes()
 
     def learn(self, body: bytes, plan: LookupPlan) -> None:
@@ -69,4 +76,4 @@ class Repeats:
         lookup = Repeated(self._engine, plan, seen.before, seen.after)
         if len(self._known) >= proto_codec.SEEN_MAX:
             self._known.clear()
-        self._known[len(body)] = _Known(lookup, weakref.ref(table), head, rows.nbytes)
+        self._known[len(body)] = _Known(plan.table, lookup, weakref.ref(table), head, rows.nbytes)

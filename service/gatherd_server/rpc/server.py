@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 from concurrent import futures
+from functools import partial
 from typing import Final
 
 import grpc
@@ -16,11 +17,15 @@ from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignor
 from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import AddressInUse, StartError
+from gatherd_server.rpc.access import Authenticator, check_table
 from gatherd_server.rpc.servicer import EMBEDDING_SERVICE, TABLE_SERVICE, Servicer
 from gatherd_server.rpc.table_health import TableHealth
 
 # What a LookupRequest is longer than its ids, with the longest table name and shape.
 MESSAGE_OVERHEAD_BYTES: Final = 4096
+# Of one call's headers.
+METADATA_BYTES_MAX: Final = 16 << 10
+HANDSHAKE_SECONDS: Final = 20
 # Streams get this part of the grace to answer what they received; the rest is for the answers' way.
 STREAM_GRACE_PART: Final = 0.8
 
@@ -37,14 +42,19 @@ class RpcServer:
         threads: int,
         streams_max: int,
         reflection: bool,
+        credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """`threads` answer unary calls; each of `streams_max` streams has one more to itself."""
+        """`threads` answer unary calls; each of `streams_max` streams has one more to itself.
+
+        Without `credentials` nothing is encrypted.
+        """
         self._engine = engine
         self._admission = admission
         self._address = address
         self._threads = threads
         self._streams_max = streams_max
         self._reflection = reflection
+        self._credentials = credentials
         self._servicer = Servicer(engine, admission, streams_max)
         self._health: TableHealth | None = None
         self._server: grpc.Server | None = None
@@ -62,18 +72,24 @@ class RpcServer:
         server = grpc.server(
             pool,
             handlers=self._servicer.handlers(),
-            options=_options(self._admission),
+            interceptors=[Authenticator(self._admission)] if self._admission.has_tokens else [],
+            options=_options(self._admission, self._calls_max()),
             maximum_concurrent_rpcs=self._calls_max(),
         )
         told = ("", EMBEDDING_SERVICE, TABLE_SERVICE)
-        self._health = TableHealth(told, self._engine.table_states, pool)
+        self._health = TableHealth(
+            told, self._engine.table_states, pool, partial(check_table, self._admission)
+        )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         services = [EMBEDDING_SERVICE, TABLE_SERVICE, health.SERVICE_NAME]
         if self._reflection:
             services.append(grpc_reflection.SERVICE_NAME)
             grpc_reflection.enable_server_reflection(services, server)
         try:
-            port = server.add_insecure_port(self._address)
+            if self._credentials is None:
+                port = server.add_insecure_port(self._address)
+            else:
+                port = server.add_secure_port(self._address, self._credentials)
         except RuntimeError:
             self._health.close()
             pool.shutdown(wait=False)
@@ -110,11 +126,19 @@ class RpcServer:
         self._server = self._pool = None
 
 
-def _options(admission: Admission) -> list[tuple[str, int]]:
+def _options(admission: Admission, calls_max: int) -> list[tuple[str, int]]:
     limits = admission.limits
     return [
         ("grpc.so_reuseport", 1),
         ("grpc.max_receive_message_length", limits.request_bytes_max + MESSAGE_OVERHEAD_BYTES),
+        # Of one connection; a client lets more of its calls wait. Beyond what the server takes at
+        # all, so that a client learns that it is too much.
+        ("grpc.max_concurrent_streams", 2 * calls_max),
+        # Headers: grpc refuses a call at random from the first on, and always from the second.
+        ("grpc.max_metadata_size", METADATA_BYTES_MAX // 2),
+        ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
+        # A connection that never gets as far as HTTP/2 is closed.
+        ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         # The engine bounds replies by reply_bytes_max; grpc's own limit would be 4 MiB.
         ("grpc.max_send_message_length", -1),
         # Larger reads and frames: fewer wake-ups for messages of 0.5 MB and up.

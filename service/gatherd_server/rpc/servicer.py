@@ -22,9 +22,14 @@ from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailab
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
 from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
+from gatherd_server.callers import ANYBODY, AnyEngine, Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
-from gatherd_server.rpc.errors import abort, status_message
+from gatherd_server.metrics.names import SHED_REQUESTS
+from gatherd_server.metrics.telemetry import now_ns
+from gatherd_server.rpc.access import caller_of
+from gatherd_server.rpc.errors import abort, code_of, status_message
+from gatherd_server.rpc.observed import count, observed, told_code
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
@@ -38,6 +43,7 @@ T = TypeVar("T")
 
 # A string, because only the stubs know the class as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+_Answer: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
 
 
 class Servicer:
@@ -61,144 +67,102 @@ class Servicer:
 
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc server has to be given."""
+        unary = self._unary
         embedding: dict[str, _Handler] = {
-            "Lookup": grpc.unary_unary_rpc_method_handler(self._lookup),
-            "LookupMany": grpc.unary_unary_rpc_method_handler(self._lookup_many),
-            "LookupBags": grpc.unary_unary_rpc_method_handler(self._lookup_bags),
-            "LookupBagsMany": grpc.unary_unary_rpc_method_handler(self._lookup_bags_many),
-            "KeysOf": grpc.unary_unary_rpc_method_handler(self._keys_of),
-            "ScatterAdd": self._push(UpdateOp.SCATTER_ADD),
-            "ApplyGradients": self._push(UpdateOp.APPLY_GRADIENTS),
-            "Assign": self._push(UpdateOp.ASSIGN),
+            "Lookup": self._lookup(),
+            "LookupMany": unary(_lookup_many),
+            "LookupBags": unary(_lookup_bags),
+            "LookupBagsMany": unary(_lookup_bags_many),
+            "KeysOf": unary(_keys_of),
+            "ScatterAdd": unary(_push(UpdateOp.SCATTER_ADD)),
+            "ApplyGradients": unary(_push(UpdateOp.APPLY_GRADIENTS)),
+            "Assign": unary(_push(UpdateOp.ASSIGN)),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
         }
         tables: dict[str, _Handler] = {
-            "ListTables": grpc.unary_unary_rpc_method_handler(self._list_tables),
-            "GetTable": grpc.unary_unary_rpc_method_handler(self._get_table),
-            "CreateTable": self._change(table_pb2.CreateTableRequest, proto_updates.create_table),
-            "DeleteTable": self._change(table_pb2.DeleteTableRequest, proto_updates.delete_table),
-            "Publish": self._change(table_pb2.PublishRequest, proto_updates.publish),
-            "Rollback": self._change(table_pb2.RollbackRequest, proto_updates.rollback),
-            "SetOptimizer": self._change(
-                table_pb2.SetOptimizerRequest, proto_updates.set_optimizer
+            "ListTables": unary(_list_tables, is_admitted=False),
+            "GetTable": unary(_get_table, is_admitted=False),
+            "CreateTable": unary(_change(table_pb2.CreateTableRequest, proto_updates.create_table)),
+            "DeleteTable": unary(_change(table_pb2.DeleteTableRequest, proto_updates.delete_table)),
+            "Publish": unary(_change(table_pb2.PublishRequest, proto_updates.publish)),
+            "Rollback": unary(_change(table_pb2.RollbackRequest, proto_updates.rollback)),
+            "SetOptimizer": unary(
+                _change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer)
             ),
-            "Snapshot": grpc.unary_unary_rpc_method_handler(self._snapshot),
+            "Snapshot": unary(_snapshot),
         }
+        telemetry = self._admission.telemetry
         return [
-            grpc.method_handlers_generic_handler(EMBEDDING_SERVICE, embedding),
-            grpc.method_handlers_generic_handler(TABLE_SERVICE, tables),
+            grpc.method_handlers_generic_handler(service, observed(handlers, telemetry))
+            for service, handlers in ((EMBEDDING_SERVICE, embedding), (TABLE_SERVICE, tables))
         ]
 
-    def _lookup(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        # Those that are short enough to be done before anybody could count them as under way.
-        repeated = None if self._admission.is_full else self._repeats.answer(body)
-        if repeated is not None:
-            return repeated
+    def _lookup(self) -> _Handler:
+        """As `_unary`'s, but for lookups that differ from an earlier one in their ids alone."""
 
-        def work() -> bytes:
+        def answer(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
             plan = proto_codec.lookup_plan(proto_codec.parse(embedding_pb2.LookupRequest(), body))
-            reply = self._one(plan)
+            reply = b"".join(proto_codec.lookup_reply(engine.lookup(plan)))
             self._repeats.learn(body, plan)
             return reply
 
-        return self._admitted(context, work)
+        whole = self._unary(answer).unary_unary
+        assert whole is not None
 
-    def _lookup_many(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        def work() -> bytes:
-            request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body)
-            return self._many([*map(proto_codec.lookup_plan, request.lookups)])
+        def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
+            return self._repeated(body, context) or whole(body, context)
 
-        return self._admitted(context, work)
+        return grpc.unary_unary_rpc_method_handler(handle)
 
-    def _lookup_bags(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        def work() -> bytes:
-            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
-            return self._one(proto_codec.bags_plan(request))
+    def _repeated(self, body: bytes, context: grpc.ServicerContext) -> bytes | None:
+        """The answer to one that is short enough to be done before it could count as under way.
 
-        return self._admitted(context, work)
+        Whoever mayn't have it, for want of a token or a place, gets none from here, and hears why
+        from `_unary`.
+        """
+        admission = self._admission
+        if admission.is_full:
+            return None
+        caller = ANYBODY
+        if admission.has_tokens:
+            try:
+                caller = caller_of(admission, context)
+            except GatherdError:
+                return None
+            if caller.limiter is not None:
+                return None
+        return self._repeats.answer(body, caller)
 
-    def _lookup_bags_many(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        def work() -> bytes:
-            request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body)
-            return self._many([*map(proto_codec.bags_plan, request.bags)])
+    def _unary(self, answer: _Answer, *, is_admitted: bool = True) -> _Handler:
+        """A handler that gives `answer` the engine as its caller has it."""
 
-        return self._admitted(context, work)
-
-    def _keys_of(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        def work() -> bytes:
-            request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body)
-            keys, version = self._engine.keys_of(*proto_codec.keys_of_request(request))
-            return proto_codec.keys_reply(keys, version)
-
-        return self._admitted(context, work)
-
-    def _one(self, plan: LookupPlan) -> bytes:
-        return b"".join(proto_codec.lookup_reply(self._engine.lookup(plan)))
-
-    def _many(self, plans: list[LookupPlan]) -> bytes:
-        return b"".join(proto_codec.lookup_many_reply(self._engine.lookup_many(plans)))
-
-    def _admitted(self, context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:
-        def admitted() -> bytes:
-            with self._admission.request():
-                return work()
-
-        return _answer(context, admitted)
-
-    def _list_tables(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        def work() -> bytes:
-            proto_codec.parse(table_pb2.ListTablesRequest(), body)
-            return proto_codec.list_tables_reply(self._engine.tables(), self._admission.limits)
-
-        return _answer(context, work)
-
-    def _get_table(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        def work() -> bytes:
-            request = proto_codec.parse(table_pb2.GetTableRequest(), body)
-            info = self._engine.table(request.table)
-            return proto_codec.get_table_reply(info, self._admission.limits)
-
-        return _answer(context, work)
-
-    def _push(self, op: UpdateOp) -> _Handler:
-        def push(body: bytes, context: grpc.ServicerContext) -> bytes:
+        def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             def work() -> bytes:
-                request = proto_codec.parse(embedding_pb2.UpdateRequest(), body)
-                future = self._engine.push(proto_updates.push(op, request))
-                return proto_updates.push_reply(_outcome(future, context))
+                caller = caller_of(self._admission, context)
+                self._admission.count(caller)
+                engine = caller.guard(self._engine)
+                if not is_admitted:
+                    return answer(engine, body, context)
+                with self._admission.request(caller):
+                    return answer(engine, body, context)
 
-            return self._admitted(context, work)
+            return _answer(context, work)
 
-        return grpc.unary_unary_rpc_method_handler(push)
-
-    def _change(self, kind: type[M], read: Callable[[M], TableChange]) -> _Handler:
-        def change(body: bytes, context: grpc.ServicerContext) -> bytes:
-            def work() -> bytes:
-                future = self._engine.change(read(proto_codec.parse(kind(), body)))
-                return proto_updates.change_reply(_outcome(future, context))
-
-            return self._admitted(context, work)
-
-        return grpc.unary_unary_rpc_method_handler(change)
-
-    def _snapshot(self, body: bytes, context: grpc.ServicerContext) -> bytes:
-        def work() -> bytes:
-            request = proto_codec.parse(table_pb2.SnapshotRequest(), body)
-            future = self._engine.snapshot(proto_updates.snapshot_name(request))
-            return proto_updates.snapshot_reply(_outcome(future, context))
-
-        return self._admitted(context, work)
+        return grpc.unary_unary_rpc_method_handler(handle)
 
     def _lookup_stream(
         self, bodies: Iterator[bytes], context: grpc.ServicerContext
     ) -> Iterator[bytes]:
         try:
+            caller = caller_of(self._admission, context)
             reader = self._open_stream(bodies)
         except GatherdError as error:
             abort(context, error)
         try:
             for body in reader:
-                yield self._stream_answer(body)
+                if caller.is_revoked:
+                    caller = _asked_anew(self._admission, context)
+                yield self._stream_answer(body, caller)
         finally:
             self._close_stream(reader)
         if not reader.has_ended:
@@ -209,6 +173,7 @@ class Servicer:
         reader = RequestReader(bodies)
         with self._lock:
             if len(self._streams) >= self._streams_max:
+                self._admission.telemetry.threads.add(SHED_REQUESTS, "streams_max")
                 raise Overloaded(
                     f"the server has {self._streams_max} streams open, as many as it takes; "
                     "try again after a pause",
@@ -226,20 +191,99 @@ class Servicer:
         with self._lock:
             self._streams.discard(reader)
 
-    def _stream_answer(self, body: bytes) -> bytes:
+    def _stream_answer(self, body: bytes, caller: Caller) -> bytes:
+        begun_ns = now_ns()
         request = embedding_pb2.LookupStreamRequest()
+        failure: GatherdError | None = None
         try:
-            with self._admission.request():
+            self._admission.count(caller)
+            with self._admission.request(caller):
                 proto_codec.parse(request, body)
-                gathered = self._engine.lookup(proto_codec.lookup_plan(request.lookup))
-                return b"".join(proto_codec.stream_reply(request.id, gathered))
+                gathered = caller.guard(self._engine).lookup(
+                    proto_codec.lookup_plan(request.lookup)
+                )
+                reply = b"".join(proto_codec.stream_reply(request.id, gathered))
         except GatherdError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - logged; the stream's other lookups go on
             failure = unexpected(error)
+        code = "ok" if failure is None else told_code(code_of(failure))
+        count(self._admission.telemetry, "LookupStream", code, begun_ns)
+        if failure is None:
+            return reply
         return embedding_pb2.LookupStreamResponse(
             id=request.id, error=status_message(failure)
         ).SerializeToString()
+
+
+def _lookup_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+    request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body)
+    return _many(engine, [*map(proto_codec.lookup_plan, request.lookups)])
+
+
+def _lookup_bags(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+    request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
+    return _one(engine, proto_codec.bags_plan(request))
+
+
+def _lookup_bags_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+    request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body)
+    return _many(engine, [*map(proto_codec.bags_plan, request.bags)])
+
+
+def _one(engine: AnyEngine, plan: LookupPlan) -> bytes:
+    return b"".join(proto_codec.lookup_reply(engine.lookup(plan)))
+
+
+def _many(engine: AnyEngine, plans: list[LookupPlan]) -> bytes:
+    return b"".join(proto_codec.lookup_many_reply(engine.lookup_many(plans)))
+
+
+def _keys_of(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+    request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body)
+    keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
+    return proto_codec.keys_reply(keys, version)
+
+
+def _list_tables(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+    proto_codec.parse(table_pb2.ListTablesRequest(), body)
+    return proto_codec.list_tables_reply(engine.tables(), engine.limits)
+
+
+def _get_table(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+    request = proto_codec.parse(table_pb2.GetTableRequest(), body)
+    return proto_codec.get_table_reply(engine.table(request.table), engine.limits)
+
+
+def _push(op: UpdateOp) -> _Answer:
+    def push(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
+        request = proto_codec.parse(embedding_pb2.UpdateRequest(), body)
+        future = engine.push(proto_updates.push(op, request))
+        return proto_updates.push_reply(_outcome(future, context))
+
+    return push
+
+
+def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
+    def change(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
+        future = engine.change(read(proto_codec.parse(kind(), body)))
+        return proto_updates.change_reply(_outcome(future, context))
+
+    return change
+
+
+def _snapshot(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
+    request = proto_codec.parse(table_pb2.SnapshotRequest(), body)
+    future = engine.snapshot(proto_updates.snapshot_name(request))
+    return proto_updates.snapshot_reply(_outcome(future, context))
+
+
+def _asked_anew(admission: Admission, context: grpc.ServicerContext) -> Caller:
+    """Who asks on a stream whose token's line has changed; ends the stream when it is gone."""
+    try:
+        return caller_of(admission, context)
+    except GatherdError as error:
+        abort(context, error)
 
 
 def _answer(context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:

@@ -35,11 +35,17 @@ class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
         services: tuple[str, ...],
         table_states: Callable[[], Mapping[str, str]],
         pool: ThreadPoolExecutor,
+        check_table: Callable[[Any, str], None],
     ) -> None:
-        """`table_states` is Engine.table_states. Nothing is serving before `set_serving`."""
+        """`table_states` is Engine.table_states. Nothing is serving before `set_serving`.
+
+        `check_table` is given a call's context and a table's name, and ends the call when its
+        caller mayn't know of the table.
+        """
         super().__init__(experimental_non_blocking=True, experimental_thread_pool=pool)
         self._services = services
         self._table_states = table_states
+        self._check_table = check_table
         self._told: dict[str, Any] = {}
         self._is_serving = False
         self._refreshing = threading.Lock()
@@ -60,11 +66,21 @@ class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
 
     def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
         """Of gRPC."""
+        self._check(request, context)
         self._refresh()
         response = super().Check(request, context)
         if response.status == _UNKNOWN:
             context.set_code(grpc.StatusCode.NOT_FOUND)
         return response
+
+    def Watch(self, request: Any, context: Any, send: Any = None) -> Any:  # noqa: N802 - as above
+        """Of gRPC."""
+        self._check(request, context)
+        return super().Watch(request, context, send)
+
+    def _check(self, request: Any, context: Any) -> None:
+        if request.service.startswith(TABLE_HEALTH_PREFIX):
+            self._check_table(context, request.service.removeprefix(TABLE_HEALTH_PREFIX))
 
     def _refresh(self) -> None:
         with self._refreshing:

@@ -93,13 +93,18 @@ class LogWriter:
         if self._syncs:
             self._files.sync_data(fd, self._path)
 
-    def byte_count(self) -> int:
-        """Bytes of all segments, reserved ones included."""
+    def size(self) -> tuple[int, int]:
+        """Bytes of all segments, reserved ones included, and how many there are."""
         total = 0
-        for _, path in segment_paths(self._wal):
+        segments = segment_paths(self._wal)
+        for _, path in segments:
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
-        return total
+        return total, len(segments)
+
+    def byte_count(self) -> int:
+        """Bytes of all segments, reserved ones included."""
+        return self.size()[0]
 
     def drop_until(self, lsn: int) -> int:
         """Delete the segments that hold nothing above `lsn`; how many."""

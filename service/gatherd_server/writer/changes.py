@@ -53,7 +53,12 @@ from gatherd_server.types import (
 )
 from gatherd_server.writer.freezing import freeze, thaw, unfrozen
 from gatherd_server.writer.schedule import Schedule
-from gatherd_server.writer.snapshot import drop_partials, drop_snapshots, take_snapshot
+from gatherd_server.writer.snapshot import (
+    drop_partials,
+    drop_snapshots,
+    snapshot_age_seconds,
+    take_snapshot,
+)
 from gatherd_server.writer.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
 
@@ -104,11 +109,14 @@ class Changes:
             raise FailedPrecondition(
                 "the server has no folder for snapshots; start it with --snapshot-dir"
             )
-        return self._submit(lambda: take_snapshot(self._writer, folder, name))
+        return self._submit(lambda: self._taken(folder, name))
+
+    def _taken(self, folder: Path, name: str) -> SnapshotResult:
+        return self._writer.measures.snapshot(lambda: take_snapshot(self._writer, folder, name))
 
     def _scheduled_snapshot(self, folder: Path) -> "Future[SnapshotResult]":
         def take() -> SnapshotResult:
-            taken = take_snapshot(self._writer, folder, "")
+            taken = self._taken(folder, "")
             drop_snapshots(self._files, folder, self._limits.snapshot_keep)
             return taken
 
@@ -386,6 +394,8 @@ class Changes:
         if self._limits.snapshot_dir is not None:
             try:
                 drop_partials(self._files, self._limits.snapshot_dir)
+                age_seconds = snapshot_age_seconds(self._limits.snapshot_dir)
+                self._writer.measures.newest_snapshot(age_seconds)
             except (StorageError, OSError) as error:
                 logger.warning("an unfinished snapshot can't be deleted: %s", error)
 

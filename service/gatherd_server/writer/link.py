@@ -24,6 +24,7 @@ from gatherd_server.types import (
     PushResult,
     SnapshotResult,
     TableChange,
+    UpdatesState,
 )
 from gatherd_server.writer import messages
 from gatherd_server.writer.changes import Changes
@@ -56,6 +57,9 @@ class Link(Protocol):
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Engine.snapshot."""
 
+    def state(self) -> UpdatesState:
+        """As far as this process knows by itself."""
+
 
 class DirectLink:
     """To the writer in this very process."""
@@ -77,6 +81,10 @@ class DirectLink:
         """See Link."""
         return self._changes.snapshot(name)
 
+    def state(self) -> UpdatesState:
+        """See Link."""
+        return UpdatesState.STOPPED if self._writer.stopped else UpdatesState.RUNNING
+
 
 class RefusingLink:
     """To no writer: it couldn't be started again. Lookups go on."""
@@ -95,6 +103,10 @@ class RefusingLink:
     def snapshot(self, name: str) -> "Future[SnapshotResult]":  # noqa: ARG002 - Link's signature
         """See Link."""
         raise self._why
+
+    def state(self) -> UpdatesState:
+        """See Link."""
+        return UpdatesState.STOPPED
 
 
 def in_process(prepare: Prepare) -> Callable[[str, int], "list[Future[None]]"]:
@@ -154,6 +166,10 @@ class SocketLink(asyncio.Protocol):
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Link."""
         return self._ask(Kind.SNAPSHOT, pack({"name": name}, []))
+
+    def state(self) -> UpdatesState:
+        """See Link."""
+        return UpdatesState.UNREACHABLE if self._transport is None else UpdatesState.RUNNING
 
     def _ask(self, kind: Kind, parts: list[bytes | memoryview]) -> "Future[Any]":
         future: Future[Any] = Future()

@@ -6,10 +6,10 @@
     5       8      number: a request's, repeated by its answer
     13      n      a record (records.py)
 
-A push is {"op", "id", "digest", "updates": [[table, rows, shape, lr, if_version], …]} with two or
-three arrays an update: its ids, integer keys, or the data and offsets of string keys ("rows" is
-"ids", "keys" or "strings"), and its values. A change is its class's name and its fields. An answer
-has "result", or "error" with what a GatherdError holds.
+A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version],
+…]} with two or three arrays an update: its ids, integer keys, or the data and offsets of string
+keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its class's name and its
+fields. An answer has "result", or "error" with what a GatherdError holds.
 """
 
 from dataclasses import asdict
@@ -111,6 +111,7 @@ def pack_push(submitted: Submitted) -> list[bytes | memoryview]:
         "op": push.op.value,
         "id": request_id_to_json(push.request_id),
         "digest": submitted.digest.hex(),
+        "traceparent": push.traceparent,
         "updates": updates,
     }
     return pack(directory, arrays)
@@ -142,7 +143,7 @@ def unpack_push(record: Record) -> Submitted:
             asked = next(arrays).reshape(shape)
         updates.append(TableUpdate(table, asked, next(arrays), lr, if_version))
     request_id = request_id_from_json(directory["id"])
-    push = Push(UpdateOp(directory["op"]), tuple(updates), request_id)
+    push = Push(UpdateOp(directory["op"]), tuple(updates), request_id, directory["traceparent"])
     return Submitted(push, bytes.fromhex(directory["digest"]))
 
 

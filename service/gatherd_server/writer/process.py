@@ -13,29 +13,39 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.store import kernels
-from gatherd_server.channel import Channel, configure_logging, run_child
+from gatherd_server.channel import Channel, run_child
+from gatherd_server.logs import LogFormat, configure_logging, set_level
+from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import Files
+from gatherd_server.tracing import TraceExport
 from gatherd_server.types import WriterLimits
 from gatherd_server.writer import update_kernels
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import LinkServer
+from gatherd_server.writer.measures import Measures
 from gatherd_server.writer.writer import Writer
 
 
 @dataclass(frozen=True, slots=True)
 class WriterBrief:
-    """What the supervisor tells the writer process; `listener` is a descriptor."""
+    """What the supervisor tells the writer process; descriptors and what to write."""
 
     data_dir: Path
     limits: WriterLimits
     listener: int
     is_restart: bool
     log_level: str
+    log_format: LogFormat
+    metrics_fd: int
+    workers: int
+    traces: TraceExport
 
     def encode(self) -> bytes:
         """As one line."""
-        return json.dumps(asdict(self), default=str).encode() + b"\n"
+        enums = {"log_format": self.log_format.value, "traces": self.traces.value}
+        document = {**asdict(self), **enums}
+        return json.dumps(document, default=str).encode() + b"\n"
 
     @classmethod
     def decode(cls, line: bytes) -> "WriterBrief":
@@ -47,37 +57,56 @@ class WriterBrief:
             document["listener"],
             document["is_restart"],
             document["log_level"],
+            LogFormat(document["log_format"]),
+            document["metrics_fd"],
+            document["workers"],
+            TraceExport(document["traces"]),
         )
 
 
 def open_writer(
-    data_dir: Path, limits: WriterLimits, *, is_restart: bool
+    data_dir: Path, limits: WriterLimits, telemetry: Telemetry, *, is_restart: bool
 ) -> tuple[Writer, Changes]:
     """Recover a data dir and begin to commit, with every kernel compiled that takes part."""
     kernels.warm()
     mapped_rows.warm()
     update_kernels.warm()
-    writer = Writer(data_dir, Files(), limits, is_restart=is_restart)
+    writer = Writer(
+        data_dir,
+        Files(),
+        limits,
+        is_restart=is_restart,
+        measures=Measures(telemetry.writer, telemetry.spans),
+    )
     changes = Changes(writer, limits)
     changes.begin()
+    telemetry.pulse.before(writer.measure)
     return writer, changes
 
 
 async def _run(channel: Channel, line: bytes) -> None:
     brief = WriterBrief.decode(line)
-    configure_logging(brief.log_level)
-    writer, changes = open_writer(brief.data_dir, brief.limits, is_restart=brief.is_restart)
+    configure_logging(brief.log_level, brief.log_format)
+    telemetry = Telemetry.inherited(
+        brief.metrics_fd, brief.workers, has_writer=True, traces=brief.traces
+    )
+    writer, changes = open_writer(
+        brief.data_dir, brief.limits, telemetry, is_restart=brief.is_restart
+    )
+    telemetry.pulse.start()
     server = LinkServer(writer, changes)
     changes.prepare = server.prepare
     loop = asyncio.get_running_loop()
     listener = socket.socket(fileno=brief.listener)
     listening = await loop.create_unix_server(server.connection, sock=listener)
-    stop = channel.closed()
+    stop = channel.closed(lambda changed: set_level(changed["log_level"]))
     channel.tell_ready()
     await stop.wait()
     listening.close()
     await asyncio.to_thread(changes.close)
+    await asyncio.to_thread(telemetry.pulse.close)
     await asyncio.to_thread(writer.close)
+    await asyncio.to_thread(telemetry.close)
 
 
 if __name__ == "__main__":

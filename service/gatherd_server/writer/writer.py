@@ -40,6 +40,7 @@ from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, RequestId, WriterLimits
 from gatherd_server.writer.checkpoint import encode_checkpoint, write_checkpoint
 from gatherd_server.writer.commit import Submitted, compute, store
+from gatherd_server.writer.measures import Measures, Progress
 from gatherd_server.writer.recovery import recover
 from gatherd_server.writer.versions import Versions
 from gatherd_server.writer.window import reused
@@ -77,13 +78,21 @@ class Writer:
     """Commits pushes to a data dir whose lock this process holds. Safe to use from many threads."""
 
     def __init__(
-        self, data_dir: Path, files: Files, limits: WriterLimits, *, is_restart: bool = False
+        self,
+        data_dir: Path,
+        files: Files,
+        limits: WriterLimits,
+        *,
+        is_restart: bool = False,
+        measures: Measures | None = None,
     ) -> None:
         """Recover the data dir, and begin to commit.
 
         `is_restart` says that another writer of this data dir ended while the machine stayed up
         and readers went on. BadFile when the data dir is damaged.
         """
+        self.measures = measures or Measures()
+        """What it counts with."""
         self._data_dir = data_dir
         self._files = files
         self._limits = limits
@@ -141,6 +150,22 @@ class Writer:
     def stopped(self) -> UpdatesStopped | None:
         """Why no update is taken any more, or None."""
         return self._stopped
+
+    def measure(self) -> None:
+        """Set the gauges that tell how far it is. On any thread, as often as they are read."""
+        with self._lock:
+            queued, queued_bytes = len(self._queue), self._queued_bytes
+        control = self._control
+        self.measures.tell(
+            Progress(
+                queued,
+                queued_bytes,
+                *self._log.size(),
+                control.committed_lsn,
+                control.applied_lsn,
+                self._checkpoint_lsn,
+            )
+        )
 
     def submit(self, push: Push, digest: bytes) -> "Future[PushResult]":
         """Commit a push; the future ends when it is durable and visible, or refused.
@@ -247,6 +272,7 @@ class Writer:
                 self._control.applied_lsn, self.encoded_window(), self._versions.take_dirty()
             )
 
+        begin = time.monotonic()
         collected = run(collect)
         with self._stopping():
             for mapped in collected.dirty:
@@ -258,6 +284,7 @@ class Writer:
         with self._lock:
             keep_from = min([collected.lsn, *self._pins.values()])
         self._log.drop_until(keep_from)
+        self.measures.checkpointed(collected.lsn, time.monotonic() - begin)
         return collected.lsn
 
     def close(self) -> None:
@@ -291,6 +318,7 @@ class Writer:
         if len(self._queue) >= limits.queued_pushes_max or (
             self._queue and self._queued_bytes + byte_count > limits.queued_bytes_max
         ):
+            self.measures.shed()
             raise Overloaded(
                 f"{len(self._queue)} updates wait to be written, as many as the server takes",
                 {"limit": "queued_pushes_max"},
@@ -358,6 +386,9 @@ class Writer:
                     future.set_result(outcome)
                 else:
                     future.set_exception(outcome)
+        # After the answers: nobody waits for it.
+        pushes = [waiting.submitted.push for waiting in batch]
+        self.measures.committed(pushes, outcomes, self._commit_seconds)
 
     def _committed(self, batch: list[Submitted]) -> list[PushResult | GatherdError]:
         """Compute, log, sync and store a batch: the one order in which nothing gets lost."""
@@ -380,6 +411,7 @@ class Writer:
     ) -> None:
         with self._stopping(but=(DiskFull,)):
             self._log.append(kind, first_lsn, last_lsn, payload)
+        self.measures.logged(sum(map(len, payload)))
         self._control.committed_lsn = last_lsn
 
     @contextmanager
@@ -409,5 +441,6 @@ class Writer:
                 try:
                     self.checkpoint()
                 except GatherdError as error:
+                    self.measures.checkpoint_failed()
                     logger.error("the checkpoint failed: %s", error)  # noqa: TRY400 - the message says it all
                 last = time.monotonic()

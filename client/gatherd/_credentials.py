@@ -1,0 +1,97 @@
+"""What a client shows a server: a token, a certificate; and whom it takes the server's from.
+
+None of it is ever in a message, a repr or a log. Left out on purpose: a token in the URL, which
+ends up in logs, and tokens that a function gives: a file that somebody renews does that.
+"""
+
+import os
+import re
+from collections.abc import Callable
+from typing import Final
+
+from gatherd._target import Target
+from gatherd.errors import InvalidArgument
+
+TOKEN_CHARS_MAX: Final = 512
+_TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750
+
+Path = str | os.PathLike[str]
+
+
+class Credentials:
+    """One client's. Safe to use from many threads."""
+
+    def __init__(
+        self,
+        target: Target,
+        *,
+        token: str | None = None,
+        token_file: Path | None = None,
+        ca: Path | None = None,
+        cert: tuple[Path, Path] | None = None,
+    ) -> None:
+        """As Client has them. InvalidArgument for what can't be used with the URL."""
+        if token is not None and token_file is not None:
+            raise InvalidArgument("give a token or a token_file, not both")
+        if target.scheme == "local" and (token is not None or token_file is not None):
+            raise InvalidArgument("a local: client reads files, and shows nobody a token")
+        if not target.tls and (ca is not None or cert is not None):
+            raise InvalidArgument(
+                f"ca and cert are for https:// and grpcs://; {target.url} isn't encrypted"
+            )
+        given: object = cert
+        if given is not None and not (isinstance(given, tuple | list) and len(given) == 2):
+            raise InvalidArgument("cert is a pair of files: the certificate and its key")
+        self.ca = os.fspath(ca) if ca is not None else None
+        self.cert = (os.fspath(cert[0]), os.fspath(cert[1])) if cert is not None else None
+        self._file = token_file
+        self._on_renewal: list[Callable[[], None]] = []
+        self.token = _read(token_file) if token_file is not None else _checked(token, "token")
+        """What goes behind "Bearer "; None for none."""
+        self.metadata = _metadata(self.token)
+        """The same for gRPC."""
+
+    def on_renewal(self, told: Callable[[], None]) -> None:
+        """Have `told` called when the token becomes another."""
+        self._on_renewal.append(told)
+
+    def renew(self) -> bool:
+        """Read the token's file again; whether there is another token in it than before."""
+        if self._file is None:
+            return False
+        token = _read(self._file)
+        if token == self.token:
+            return False
+        self.token, self.metadata = token, _metadata(token)
+        for told in self._on_renewal:
+            told()
+        return True
+
+
+def _metadata(token: str | None) -> tuple[tuple[str, str], ...] | None:
+    return (("authorization", f"Bearer {token}"),) if token is not None else None
+
+
+def _read(path: Path) -> str:
+    try:
+        with open(path, encoding="ascii", errors="replace") as file:
+            text = file.read(TOKEN_CHARS_MAX + 2)
+    except OSError as error:
+        raise InvalidArgument(f"token_file {path} can't be read: {error.strerror}") from None
+    token = _checked(text.strip(), f"what is in token_file {path}")
+    assert token is not None
+    return token
+
+
+def _checked(token: object, what: str) -> str | None:
+    if token is None:
+        return None
+    if not isinstance(token, str) or len(token) > TOKEN_CHARS_MAX or not _TOKEN.fullmatch(token):
+        # Without showing it.
+        raise InvalidArgument(f"{what} isn't a token: 1 to {TOKEN_CHARS_MAX} of A-Z a-z 0-9 ._~+/-")
+    return token
+
+
+def no_password() -> str:
+    """Instead of OpenSSL's asking on the terminal for the password of a key."""
+    raise ValueError("the key has a password; keys without one are taken")

@@ -1,0 +1,87 @@
+"""How commands that ask a server connect to it: --token-file, --ca, --cert and --key.
+
+A token is never an argument, which every process of the machine can read.
+"""
+
+import os
+import ssl
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import click
+
+from gatherd import Client
+from gatherd._credentials import Credentials, no_password
+from gatherd._target import parse_target
+from gatherd.errors import InvalidArgument
+
+TOKEN_ENVIRONMENT: Final = "GATHERD_TOKEN"  # noqa: S105 - where it is, not what it is
+_META: Final = "gatherd.credentials"
+
+C = TypeVar("C", bound=Callable[..., Any])
+
+
+def _keep(context: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    assert parameter.name is not None
+    context.meta.setdefault(_META, {})[parameter.name] = value
+
+
+def credential_options(command: C) -> C:
+    """Options of whoever calls `connect`; they aren't among the function's parameters."""
+    for name, meaning in (
+        ("key", "PEM file of that certificate's key."),
+        ("cert", "PEM file of a certificate, for a server that wants one of its clients."),
+        ("ca", "PEM file of the authorities that the server's certificate may be from."),
+        ("token_file", f"File with the token for the server; {TOKEN_ENVIRONMENT} can hold it too."),
+    ):
+        command = click.option(
+            f"--{name.replace('_', '-')}",
+            name,
+            type=click.Path(path_type=Path),
+            envvar=f"GATHERD_{name.upper()}",
+            callback=_keep,
+            expose_value=False,
+            help=meaning,
+        )(command)
+    return command
+
+
+def opener(url: str) -> urllib.request.OpenerDirector:
+    """What opens paths of an HTTP server `url` as `connect` would, but for what isn't an RPC."""
+    given = _given(url)
+    shown = Credentials(parse_target(url), **given)
+    handlers: list[urllib.request.BaseHandler] = []
+    if url.startswith("https://"):
+        context = ssl.create_default_context(cafile=shown.ca)
+        if shown.cert is not None:
+            context.load_cert_chain(*shown.cert, password=no_password)
+        handlers.append(urllib.request.HTTPSHandler(context=context))
+    made = urllib.request.build_opener(*handlers)
+    if shown.token is not None:
+        made.addheaders = [("Authorization", f"Bearer {shown.token}")]
+    return made
+
+
+def connect(url: str, **options: Any) -> Client:
+    """A client of `url` that shows what the command was given."""
+    return Client(url, **_given(url), **options)
+
+
+def _given(url: str) -> dict[str, Any]:
+    given: dict[str, Path | None] = click.get_current_context().meta.get(_META, {})
+    cert, key = given.get("cert"), given.get("key")
+    if (cert is None) != (key is None):
+        raise InvalidArgument("--cert and --key go together")
+    token_file = given.get("token_file")
+    token = os.environ.get(TOKEN_ENVIRONMENT) or None
+    # The environment is for all URLs; a data dir has no use for it.
+    if token_file is not None or url.startswith("local:"):
+        token = None
+    return {
+        "token": token,
+        "token_file": token_file,
+        "ca": given.get("ca"),
+        "cert": (cert, key) if cert is not None and key is not None else None,
+    }

@@ -1,0 +1,89 @@
+"""`gatherd token`: makes and revokes the tokens of a server."""
+
+import os
+from pathlib import Path
+
+import click
+
+from gatherd.errors import AlreadyExists, InvalidArgument, StorageError
+from gatherd_server.callers import Scope
+from gatherd_server.token_file import add_token, make_grant, revoke_token
+
+
+@click.command()
+@click.argument("name")
+@click.option(
+    "--tokens",
+    type=click.Path(path_type=Path),
+    envvar="GATHERD_TOKENS",
+    required=True,
+    help="The server's file of tokens; made when it isn't there.",
+)
+@click.option(
+    "--scope",
+    "scopes",
+    type=click.Choice([scope.value for scope in Scope]),
+    multiple=True,
+    help="What it is for; may be repeated, for none implies another.",
+)
+@click.option(
+    "--table",
+    "tables",
+    multiple=True,
+    metavar="PATTERN",
+    help="For which tables, as 'items*', or '*' for every one; may be repeated.",
+)
+@click.option("--rate", type=float, help="Requests a second in each worker, at most.")
+@click.option("--concurrency", type=int, help="Requests under way in each worker, at most.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path),
+    help="A new file for the token, that its owner alone may read, instead of printing it.",
+)
+@click.option("--revoke", is_flag=True, help="Take the token called NAME out of the file.")
+def token(
+    name: str,
+    tokens: Path,
+    scopes: tuple[str, ...],
+    tables: tuple[str, ...],
+    rate: float | None,
+    concurrency: int | None,
+    out: Path | None,
+    revoke: bool,
+) -> None:
+    """Make a token called NAME, enter its hash into a file, and print it: it is kept nowhere.
+
+    A server with that file (--tokens) takes it within seconds.
+
+    \b
+        gatherd token ranker --scope read --table 'items*' --tokens ./tokens
+        gatherd token trainer --scope read --scope update --table items --rate 100 --tokens ./tokens
+        gatherd token ranker --revoke --tokens ./tokens
+    """
+    if revoke:
+        if scopes or tables or rate is not None or concurrency is not None or out is not None:
+            raise InvalidArgument("--revoke takes no other option than --tokens")
+        revoke_token(tokens, name)
+        click.echo(f"{name}: revoked")
+        return
+    try:
+        grant = make_grant(name, list(scopes), list(tables), rate, concurrency)
+    except ValueError as error:
+        raise InvalidArgument(f"{error}; see --help") from None
+    if out is None:
+        click.echo(add_token(tokens, grant))
+        return
+    try:
+        # Before the token is made: one that can't be written would be lost.
+        fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
+    except FileExistsError:
+        raise AlreadyExists(f"{out} is there already; tokens go to new files") from None
+    except OSError as error:
+        raise StorageError(f"{out} can't be written: {error.strerror}") from None
+    try:
+        with open(fd, "w") as file:
+            file.write(add_token(tokens, grant) + "\n")
+    except BaseException:
+        out.unlink(missing_ok=True)
+        raise
+    click.echo(f"{name}: its token is in {out}")

@@ -1,0 +1,86 @@
+"""Who asks over HTTP, for everything that isn't the fast path: found before anything is routed.
+
+So a route that somebody adds is closed until it is open on purpose (admission.OPEN_PATHS), and
+whoever has no token doesn't learn which paths there are.
+"""
+
+from typing import Final
+from urllib.parse import urlsplit
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
+from gatherd_server.admission import METRICS_PATH, Admission
+from gatherd_server.callers import NOBODY, Caller
+from gatherd_server.http.errors import connect_error, problem
+
+# Where a connection notes in the scope's state that it came over a Unix socket.
+IS_LOCAL: Final = "gatherd.is_local"
+_CALLER: Final = "gatherd.caller"
+_CONNECT_PREFIX: Final = "/gatherd.v1."
+_READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
+
+
+def caller_of(scope: Scope) -> Caller:
+    """Who asks, as `Authenticate` found."""
+    caller: Caller = scope[_CALLER]
+    return caller
+
+
+class Authenticate:
+    """ASGI middleware: puts the caller into the scope, or answers 401, 403 or 429."""
+
+    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+        self._app = app
+        self._admission = admission
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app for who may ask it something."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        path: str = scope["path"]
+        try:
+            scope[_CALLER] = self._admitted(scope, path)
+        except GatherdError as error:
+            answer = connect_error if path.startswith(_CONNECT_PREFIX) else problem
+            await answer(error)(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+    def _admitted(self, scope: Scope, path: str) -> Caller:
+        admission = self._admission
+        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        is_local = scope.get("state", {}).get(IS_LOCAL, False)
+        if admission.is_open(path):
+            try:
+                return admission.caller(given, is_local=is_local)
+            except Unauthenticated:
+                return NOBODY
+        caller = admission.caller(given, is_local=is_local)
+        admission.count(caller)
+        if path == METRICS_PATH:
+            caller.check_metrics()
+        if caller.grant is None:
+            _check_origin(scope)
+        return caller
+
+
+def _check_origin(scope: Scope) -> None:
+    """PermissionDenied for what a page of another site has a browser send.
+
+    A browser on the server's machine reaches a server without tokens, and may send what has no body
+    (a rollback) without asking first. It says where the page is from.
+    """
+    if scope["method"] in _READING:
+        return
+    headers = dict(scope["headers"])
+    origin = headers.get(b"origin")
+    if origin is None:
+        return
+    host = headers.get(b"host", b"").decode("latin-1").lower()
+    if urlsplit(origin.decode("latin-1").lower()).netloc != host:
+        raise PermissionDenied(
+            f"a page of {origin.decode('latin-1')[:128]!r} isn't of this server; "
+            "browsers of other sites aren't answered"
+        )

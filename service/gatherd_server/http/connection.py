@@ -1,0 +1,207 @@
+"""A connection that can't be held open, or filled, by a peer that means no good.
+
+uvicorn bounds neither a request's head nor how long one may take to come, and counts connections
+only when they ask something. Here a head is bounded in bytes and headers; a head, a body and the
+reading of a reply each have to make progress; and connections beyond the limit are closed. What
+waits isn't timed one by one, which every request would pay for: a sweep looks at all connections
+once a second, and so each limit is kept to about a second.
+
+Left out on purpose: a bound on how many connections one address has; a proxy has one for all its
+clients.
+"""
+
+import asyncio
+import socket
+from dataclasses import dataclass
+from typing import Any, Final
+
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+from gatherd_server.http.access import IS_LOCAL
+
+SWEEP_SECONDS: Final = 1.0
+# Of the url and all headers of a request, and how many headers.
+HEAD_BYTES_MAX: Final = 32 << 10
+HEADERS_MAX: Final = 100
+# A body gets a second for as many bytes, on top of `receive_seconds`.
+BODY_BYTES_PER_SECOND: Final = 16 << 10
+# Connections over the limit that still get an answer, a 503, before they are closed.
+SPARE_CONNECTIONS: Final = 64
+
+_TOO_LARGE: Final = (
+    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
+    b"content-length: 0\r\nconnection: close\r\n\r\n"
+)
+
+
+class Sweeper:
+    """Looks after the connections of one worker, on its event loop."""
+
+    def __init__(self, receive_seconds: float) -> None:
+        self.receive_seconds = receive_seconds
+        self._watched: set[GuardedProtocol] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    def watch(self, connection: "GuardedProtocol") -> None:
+        """Look after a connection from here on."""
+        self._watched.add(connection)
+        if self._timer is None:
+            self._timer = connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
+
+    def forget(self, connection: "GuardedProtocol") -> None:
+        """It is closed."""
+        self._watched.discard(connection)
+        if not self._watched and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+        now = loop.time()
+        for connection in list(self._watched):
+            if connection.is_stuck(now, self.receive_seconds):
+                connection.transport.abort()
+
+
+@dataclass(slots=True)
+class _Progress:
+    """Of what a connection waits for: since when, and how much of it came or went meanwhile."""
+
+    since: float
+    body_bytes: int = 0
+
+
+class GuardedProtocol(HttpToolsProtocol):
+    """uvicorn's connection, bounded."""
+
+    sweeper: Sweeper
+    # uvicorn's cycles, and before the first None.
+    cycle: Any
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        # Requests that began and those that were received whole: between the two a peer is awaited.
+        self._begun = self._ended = 0
+        self._is_in_head = False
+        self._body_bytes = 0
+        self._uncounted_bytes = self._fed_bytes = 0
+        # uvicorn copies it into each request's scope; ours tells what kind of socket it is.
+        self.app_state = dict(self.app_state)
+        self.is_local = False
+        self._receiving: _Progress | None = None
+        self._unread_bytes = self._unread_since = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Of asyncio."""
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        self.is_local = sock is not None and sock.family == socket.AF_UNIX
+        self.app_state[IS_LOCAL] = self.is_local
+        self._receiving = _Progress(self.loop.time())
+        self.sweeper.watch(self)
+        limit = self.limit_concurrency
+        if limit is not None and len(self.connections) > limit + SPARE_CONNECTIONS:
+            transport.abort()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Of asyncio."""
+        self.sweeper.forget(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        """Parse what came, as long as its head or what surrounds its body isn't too long."""
+        begun, was_in_head, body_bytes = self._begun, self._is_in_head, self._body_bytes
+        self._fed_bytes = len(data)
+        super().data_received(data)
+        if self._begun == self._ended:
+            self._receiving = None
+            return
+        if self._receiving is None or self._begun != begun:
+            self._receiving = _Progress(self.loop.time())
+            self._uncounted_bytes = 0
+            return
+        if was_in_head is not self._is_in_head or self._body_bytes != body_bytes:
+            # The head ended here, or a part of the body came.
+            self._receiving.body_bytes += self._body_bytes - body_bytes
+            self._uncounted_bytes = 0
+            return
+        # Of one head, or between two parts of a body: the parser keeps it, or throws it away.
+        self._uncounted_bytes += len(data)
+        if self._uncounted_bytes > HEAD_BYTES_MAX:
+            self.refuse_head()
+
+    def on_message_begin(self) -> None:
+        """Of the parser."""
+        self._begin()
+        super().on_message_begin()
+
+    def _begin(self) -> None:
+        self._begun += 1
+        self._is_in_head = True
+
+    def on_headers_complete(self) -> None:
+        """Of the parser."""
+        if self._is_head_taken():
+            super().on_headers_complete()
+
+    def _is_head_taken(self) -> bool:
+        """Whether the head that ends here isn't too long; it is answered if it is."""
+        self._is_in_head = False
+        headers = self.headers
+        count = 0
+        # What came in one short piece needn't be added up.
+        if self._receiving is not None or self._fed_bytes > HEAD_BYTES_MAX:
+            count = len(self.url) + sum(len(name) + len(value) for name, value in headers)
+        if count <= HEAD_BYTES_MAX and len(headers) <= HEADERS_MAX:
+            return not self.transport.is_closing()
+        self.refuse_head()
+        return False
+
+    def refuse_head(self) -> None:
+        """Answer 431, unless another answer is on its way, and close."""
+        if self.transport.is_closing():
+            return
+        if self.cycle is None or self.cycle.response_complete:
+            self.transport.write(_TOO_LARGE)
+            self.transport.close()
+        else:
+            self.transport.abort()
+
+    def on_body(self, body: bytes) -> None:
+        """Of the parser."""
+        self._body_bytes += len(body)
+        if self.cycle is not None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        """Of the parser."""
+        self._ended += 1
+        if self.cycle is not None:
+            super().on_message_complete()
+
+    def is_stuck(self, now: float, receive_seconds: float) -> bool:
+        """Whether the peer has been awaited for too long. Asked once in a while."""
+        return self._is_mute(now, receive_seconds) or self._is_deaf(now, receive_seconds)
+
+    def _is_mute(self, now: float, seconds: float) -> bool:
+        """Whether it doesn't send what it began, or nothing at all, or too slowly."""
+        receiving = self._receiving
+        if receiving is None:
+            return False
+        if self.flow.read_paused:
+            receiving.since = now  # it is we who don't read
+            return False
+        return now - receiving.since > seconds + receiving.body_bytes / BODY_BYTES_PER_SECOND
+
+    def _is_deaf(self, now: float, seconds: float) -> bool:
+        """Whether it doesn't read what it is answered."""
+        unread = self.transport.get_write_buffer_size()
+        if not unread or unread != self._unread_bytes:
+            self._unread_bytes, self._unread_since = unread, now
+            return False
+        return now - self._unread_since > seconds
+
+
+def guarded_protocol(receive_seconds: float) -> type[GuardedProtocol]:
+    """A protocol class for `uvicorn.Config(http=…)` without the fast path."""
+    return type("BoundedProtocol", (GuardedProtocol,), {"sweeper": Sweeper(receive_seconds)})

@@ -1,0 +1,82 @@
+"""Whether the server is alive, ready and taking updates, and what it counted."""
+
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gatherd.errors import Unavailable
+from gatherd_server.admission import Admission
+from gatherd_server.engine.engine import Engine
+from gatherd_server.http import arrays, openapi
+from gatherd_server.http.access import caller_of
+from gatherd_server.http.body import Workers
+from gatherd_server.http.errors import problem
+from gatherd_server.http.media import JSON
+from gatherd_server.metrics import names
+from gatherd_server.metrics.exposition import CONTENT_TYPE, Sample
+from gatherd_server.types import TableInfo, UpdatesState
+
+
+def health_routes(engine: Engine, admission: Admission) -> APIRouter:
+    """The routes that operators' tools ask; /metrics is one unless it is switched off."""
+    router = APIRouter(default_response_class=Response)
+
+    @router.get("/healthz", **openapi.HEALTHZ)
+    async def healthz() -> Response:
+        return _json({"status": "alive"})
+
+    @router.get("/readyz", **openapi.READYZ)
+    async def readyz(request: Request) -> Response:
+        # Who has no token learns no table's name.
+        guarded = caller_of(request.scope).guard(engine)
+        states = guarded.table_states()
+        refused = [name for name, reason in states.items() if reason]
+        told = {
+            "updates": guarded.updates_state().value,
+            "tables": len(states) - len(refused),
+            "refused": refused,
+        }
+        if admission.is_ready:
+            return _json({"status": "ready", **told})
+        return problem(Unavailable("the server is starting or stopping"), told)
+
+    if not admission.telemetry.is_told:
+        return router
+    workers = Workers()
+
+    @router.get("/metrics", **openapi.METRICS)
+    async def metrics() -> Response:
+        # What is in memory of a large table takes the kernel some milliseconds to tell.
+        text = await workers.run(
+            lambda: admission.telemetry.document(_samples(engine)), is_long=True
+        )
+        return Response(text, media_type=CONTENT_TYPE)
+
+    return router
+
+
+def _json(value: dict[str, Any]) -> Response:
+    return Response(arrays.json_bytes(value), media_type=JSON)
+
+
+def _samples(engine: Engine) -> Iterator[Sample]:
+    """What is known at a scrape: of tables, which all processes share, and of the writer."""
+    yield Sample(names.BUILD, (version("gatherd"),), 1)
+    state = engine.updates_state()
+    if state is not UpdatesState.NONE:
+        yield Sample(names.UPDATES_UP, (), int(state is UpdatesState.RUNNING))
+    for info in engine.tables():
+        yield from _table_samples(info)
+
+
+def _table_samples(info: TableInfo) -> Iterator[Sample]:
+    table = (info.name,)
+    yield Sample(names.TABLE_REFUSED, table, int(bool(info.refused)))
+    yield Sample(names.TABLE_VERSION, table, info.version)
+    if not info.refused:
+        yield Sample(names.TABLE_ROWS, table, info.row_count)
+        yield Sample(names.TABLE_BYTES, table, info.rows_bytes + info.keys_bytes)
+        yield Sample(names.TABLE_RESIDENT_BYTES, table, info.resident_bytes)

@@ -1,0 +1,176 @@
+"""What is observed of every HTTP request: its count, its time, its id, its trace.
+
+An ASGI middleware does it for the application; the fast path, which is no application, calls the
+same pieces. An error's answer carries the request's id in X-Request-Id, and so does what is logged
+of it.
+"""
+
+import logging
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from gatherd_server.metrics.recorder import RequestSeries
+from gatherd_server.metrics.telemetry import Telemetry, now_ns
+from gatherd_server.trail import REQUEST_ID_HEADER, Trail, following
+
+logger = logging.getLogger("gatherd.requests")
+
+_CONNECT: Final = re.compile(r"/gatherd\.v1\.(?:EmbeddingService|TableService)/(\w{1,64})")
+_VERB: Final = re.compile(r"/v1/(?:tables/[^/:]+:)?([A-Za-z]{1,32})")
+_TABLE: Final = re.compile(r"/v1/tables/[^/:]+(/versions)?")
+OPERATIONS_WIRE: Final = "http"
+_UNKNOWN: Final = "unknown"
+_BY_VERB: Final = {
+    name[0].lower() + name[1:]: name
+    for name in (
+        *("Lookup", "LookupBags", "KeysOf", "ScatterAdd", "ApplyGradients", "Assign"),
+        *("Publish", "Rollback", "SetOptimizer"),
+    )
+}
+_PROCEDURES: Final = frozenset(
+    (
+        *_BY_VERB.values(),
+        *("LookupMany", "LookupBagsMany", "ListTables", "GetTable"),
+        *("CreateTable", "DeleteTable", "Snapshot"),
+    )
+)
+_OF_MANY: Final = {"lookup": "LookupMany", "lookupBags": "LookupBagsMany"}
+_OPERATIONS: Final = frozenset({"/metrics", "/healthz", "/readyz", "/docs", "/openapi.json"})
+# Of answers that no error of ours is behind.
+_CODE_OF_STATUS: Final[Mapping[int, str]] = {
+    401: "unauthenticated",
+    403: "permission_denied",
+    404: "not_found",
+    405: "unimplemented",
+    429: "resource_exhausted",
+    503: "unavailable",
+}
+
+
+def procedure_of(method: str, path: str) -> tuple[str, str]:
+    """The wire and procedure that a request is counted under; never more than there are.
+
+    Updates of one and of many tables are the same procedure, as they are in gatherd.v1.
+    """
+    match = _CONNECT.fullmatch(path)
+    if match or path.startswith("/gatherd.v1."):
+        name = match[1] if match else ""
+        return "connect", name if name in _PROCEDURES else _UNKNOWN
+    if path in _OPERATIONS:
+        return OPERATIONS_WIRE, path.strip("/")
+    return "rest", _rest_procedure(method, path)
+
+
+def _rest_procedure(method: str, path: str) -> str:
+    if path == "/v1/tables":
+        return "CreateTable" if method == "POST" else "ListTables"
+    if path == "/v1/snapshots":
+        return "Snapshot"
+    if _TABLE.fullmatch(path):
+        return "DeleteTable" if method == "DELETE" else "GetTable"
+    match = _VERB.fullmatch(path)
+    if match is None:
+        return _UNKNOWN
+    verb = match[1]
+    if path == f"/v1/{verb}" and verb in _OF_MANY:
+        return _OF_MANY[verb]
+    return _BY_VERB.get(verb, _UNKNOWN)
+
+
+@dataclass(frozen=True, slots=True)
+class HeadTrail:
+    """What a request's head says of who asked: X-Request-Id and traceparent, b"" without."""
+
+    request_id: bytes
+    traceparent: bytes
+
+    def get(self, name: str) -> str | None:
+        """The one of that name."""
+        value = self.request_id if name == REQUEST_ID_HEADER else self.traceparent
+        return value.decode("latin-1") or None
+
+
+NO_TRAIL: Final = HeadTrail(b"", b"")
+
+
+def head_trail(headers: Mapping[bytes, bytes]) -> HeadTrail | None:
+    """What there is of it in a fast request's headers."""
+    request_id = headers.get(b"x-request-id")
+    traceparent = headers.get(b"traceparent")
+    if request_id is None and traceparent is None:
+        return None
+    return HeadTrail(request_id or b"", traceparent or b"")
+
+
+def note_failure(counted: RequestSeries, code: str, why: str, request_id: str) -> None:
+    """Log, for who debugs, a request that was answered with an error."""
+    if logger.isEnabledFor(logging.DEBUG):
+        fields = {"wire": counted.wire, "procedure": counted.procedure, "code": code}
+        logger.debug(
+            "%s over %s failed, %s: %s",
+            counted.procedure,
+            counted.wire,
+            code,
+            why,
+            extra={"request_id": request_id, "fields": fields},
+        )
+
+
+class Observed:
+    """ASGI middleware around everything else: counts requests and names them."""
+
+    def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
+        self._app = app
+        self._telemetry = telemetry
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Call the app."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        begun_ns = now_ns()
+        wire, procedure = procedure_of(scope["method"], scope["path"])
+        trail = Trail(lambda name: _header(scope, name.encode()))
+        status = 0
+
+        async def observed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                if status >= 400:
+                    named = (REQUEST_ID_HEADER.encode(), trail.request_id.encode())
+                    message = {**message, "headers": [*message["headers"], named]}
+            await send(message)
+
+        try:
+            with following(trail):
+                await self._app(scope, receive, observed)
+        finally:
+            counted = self._telemetry.requests(wire, procedure)
+            code, elapsed_ns = _code(trail, status), now_ns() - begun_ns
+            counted.done(code, elapsed_ns)
+            if self._telemetry.spans is not None and wire != OPERATIONS_WIRE:
+                self._telemetry.spans.request(wire, procedure, code, elapsed_ns, trail.traceparent)
+            if status >= 400:
+                note_failure(counted, code, f"status {status}", trail.request_id)
+
+
+def _code(trail: Trail, status: int) -> str:
+    if status == 0:
+        return "canceled"
+    if status < 400:
+        return "ok"
+    known = trail.code or _CODE_OF_STATUS.get(status)
+    return known or ("invalid_argument" if status < 500 else "internal")
+
+
+def _header(scope: Scope, name: bytes) -> str | None:
+    for key, value in scope["headers"]:
+        if key == name:
+            text: str = value.decode("latin-1")
+            return text
+    return None

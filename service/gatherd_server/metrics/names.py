@@ -1,0 +1,181 @@
+"""Every metric: its name, type, labels and meaning. docs/operations.md is held to this list.
+
+Counts are whole numbers everywhere; times are counted in nanoseconds and told in seconds.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Final
+
+NANOSECOND: Final = 1e-9
+
+
+class Kind(Enum):
+    """A metric's type, as Prometheus calls it."""
+
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class Metric:
+    """One metric. A value times `scale` is what is told; `bounds` are a histogram's, unscaled."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    scale: float = 1
+    bounds: tuple[int, ...] = ()
+
+    @property
+    def cell_count(self) -> int:
+        """Numbers that one series takes: a histogram's buckets, the one above them, and the sum."""
+        return len(self.bounds) + 2 if self.kind is Kind.HISTOGRAM else 1
+
+
+_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_US: Final = 1000
+_MS: Final = 1000 * _US
+_S: Final = 1000 * _MS
+# From a lookup of one id to a snapshot under load.
+_REQUEST_BOUNDS: Final = tuple(
+    step * unit
+    for unit, steps in (
+        (_US, (10, 25, 50, 100, 250, 500)),
+        (_MS, (1, 2.5, 5, 10, 25, 50, 100, 250, 500)),
+        (_S, (1, 2.5, 5, 10)),
+    )
+    for step in steps
+)
+_TIMES: Final = tuple(map(int, _REQUEST_BOUNDS))
+_LONG_TIMES: Final = tuple(int(step * _S) for step in (0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100))
+_BATCHES: Final = tuple(2**power for power in range(11))
+
+REQUESTS = Metric("gatherd_requests_total", _C, "Requests answered.", ("wire", "procedure", "code"))
+REQUEST_DURATION = Metric(
+    "gatherd_request_duration_seconds",
+    _H,
+    "Time from a request's head to the end of its answer in the server.",
+    ("wire", "procedure"),
+    NANOSECOND,
+    _TIMES,
+)
+REQUESTS_IN_FLIGHT = Metric(
+    "gatherd_requests_in_flight", _G, "Requests admitted and not yet answered."
+)
+SHED_REQUESTS = Metric(
+    "gatherd_shed_requests_total", _C, "Requests turned away by a full server.", ("limit",)
+)
+CONNECTIONS = Metric("gatherd_http_connections", _G, "HTTP connections open.")
+
+TABLE_LOOKUPS = Metric(
+    "gatherd_table_lookups_total", _C, "Gathers from a table; a request can have many.", ("table",)
+)
+TABLE_LOOKUP_ROWS = Metric(
+    "gatherd_table_lookup_rows_total", _C, "Rows gathered, pooled ones too.", ("table",)
+)
+TABLE_LOOKUP_BYTES = Metric(
+    "gatherd_table_lookup_bytes_total", _C, "Bytes of vectors put into replies.", ("table",)
+)
+TABLE_UPDATED_ROWS = Metric(
+    "gatherd_table_updated_rows_total", _C, "Ids in updates that were committed.", ("table",)
+)
+TABLE_ROWS = Metric("gatherd_table_rows", _G, "Rows of the live version.", ("table",))
+TABLE_BYTES = Metric(
+    "gatherd_table_bytes", _G, "Bytes of rows and keys of the live version.", ("table",)
+)
+TABLE_RESIDENT_BYTES = Metric(
+    "gatherd_table_resident_bytes", _G, "Bytes of the live rows that are in memory.", ("table",)
+)
+TABLE_VERSION = Metric("gatherd_table_version", _G, "The live version's number.", ("table",))
+TABLE_REFUSED = Metric(
+    "gatherd_table_refused", _G, "1 for a table that can't be served, else 0.", ("table",)
+)
+
+PUSHES = Metric("gatherd_pushes_total", _C, "Updates that the writer answered.", ("outcome",))
+COMMIT_DURATION = Metric(
+    "gatherd_commit_duration_seconds",
+    _H,
+    "Time to compute, log, sync and store one batch of updates.",
+    (),
+    NANOSECOND,
+    _TIMES,
+)
+COMMIT_PUSHES = Metric("gatherd_commit_pushes", _H, "Updates in one batch.", (), bounds=_BATCHES)
+LOG_WRITTEN_BYTES = Metric(
+    "gatherd_log_written_bytes_total", _C, "Bytes of updates and changes put into the log."
+)
+LOG_BYTES = Metric("gatherd_log_bytes", _G, "Bytes of the log's files, reserved ones included.")
+LOG_SEGMENTS = Metric("gatherd_log_segments", _G, "Files of the log.")
+QUEUED_PUSHES = Metric("gatherd_queued_pushes", _G, "Updates that wait for the writer.")
+QUEUED_BYTES = Metric("gatherd_queued_bytes", _G, "Bytes of the updates that wait.")
+COMMITTED_LSN = Metric("gatherd_committed_lsn", _G, "The last LSN that the log holds.")
+APPLIED_LSN = Metric("gatherd_applied_lsn", _G, "The last LSN that every lookup sees.")
+UPDATES_UP = Metric(
+    "gatherd_updates_up",
+    _G,
+    "1 while updates are taken; 0 when the writer is stopped or can't be reached.",
+)
+CHECKPOINT_LSN = Metric("gatherd_checkpoint_lsn", _G, "Up to where the tables are durable.")
+CHECKPOINT_TIMESTAMP = Metric(
+    "gatherd_checkpoint_timestamp_seconds",
+    _G,
+    "Unix time of the last checkpoint, or of the writer's start.",
+    (),
+    NANOSECOND,
+)
+CHECKPOINT_DURATION = Metric(
+    "gatherd_checkpoint_duration_seconds",
+    _H,
+    "Time that one checkpoint took.",
+    (),
+    NANOSECOND,
+    _LONG_TIMES,
+)
+CHECKPOINT_FAILURES = Metric("gatherd_checkpoint_failures_total", _C, "Checkpoints that failed.")
+SNAPSHOT_TIMESTAMP = Metric(
+    "gatherd_snapshot_timestamp_seconds",
+    _G,
+    "Unix time of the newest snapshot; 0 when there is none.",
+    (),
+    NANOSECOND,
+)
+SNAPSHOTS = Metric("gatherd_snapshots_total", _C, "Snapshots asked for.", ("outcome",))
+
+PROCESS_UP = Metric(
+    "gatherd_process_up", _G, "1 while a process is up and ready, else 0.", ("process",)
+)
+PROCESS_RESTARTS = Metric(
+    "gatherd_process_restarts_total", _C, "Starts in a dead process's place.", ("process",)
+)
+PROCESS_MINOR_FAULTS = Metric(
+    "gatherd_process_minor_page_faults_total",
+    _C,
+    "Page faults that needed no disk.",
+    ("process",),
+)
+PROCESS_MAJOR_FAULTS = Metric(
+    "gatherd_process_major_page_faults_total",
+    _C,
+    "Page faults that waited for a disk.",
+    ("process",),
+)
+PROCESS_CPU = Metric(
+    "gatherd_process_cpu_seconds_total", _C, "Processor time, user and system.", ("process",)
+)
+PROCESS_MEMORY = Metric(
+    "gatherd_process_resident_memory_bytes",
+    _G,
+    "Memory of a process, the tables' shared pages included.",
+    ("process",),
+)
+PROCESS_START = Metric(
+    "gatherd_process_start_time_seconds", _G, "Unix time of a process's start.", ("process",)
+)
+RELOADS = Metric("gatherd_reloads_total", _C, "Reloads of settings by SIGHUP.", ("outcome",))
+BUILD = Metric("gatherd_build_info", _G, "1; the label has the release.", ("version",))
+
+METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
+BY_NAME: Final = {metric.name: metric for metric in METRICS}

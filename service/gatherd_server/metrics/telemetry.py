@@ -1,0 +1,234 @@
+"""What a process counts with: its own recorders, and a view of everybody's."""
+
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator, Mapping
+from time import perf_counter_ns
+from typing import Final
+
+from gatherd_server.metrics.exposition import Sample, exposition
+from gatherd_server.metrics.names import (
+    PROCESS_RESTARTS,
+    PROCESS_UP,
+    RELOADS,
+    REQUEST_DURATION,
+    TABLE_LOOKUP_BYTES,
+    TABLE_LOOKUP_ROWS,
+    TABLE_LOOKUPS,
+)
+from gatherd_server.metrics.processes import process_samples
+from gatherd_server.metrics.recorder import (
+    MetricsPage,
+    Pulse,
+    Recorder,
+    RequestSeries,
+    Series,
+    make_page,
+)
+from gatherd_server.tracing import Spans, TraceExport, open_spans
+
+now_ns: Final = perf_counter_ns
+"""The clock that requests are timed by."""
+
+_BOUNDS: Final = REQUEST_DURATION.bounds
+_SUPERVISOR: Final = 0
+_WRITER: Final = 1
+_WORKERS: Final = 2
+_PLACES_A_WORKER: Final = 2
+
+
+def make_server_page(workers: int) -> int:
+    """A descriptor of the page of a server with `workers`."""
+    return make_page(_place_count(workers))
+
+
+def _place_count(workers: int) -> int:
+    return _WORKERS + _PLACES_A_WORKER * workers
+
+
+class Telemetry:
+    """The metrics of one process of a server.
+
+    `loop` is for the event loop's thread alone, `threads` for all; `writer` is for the writer, in
+    whichever process that is.
+    """
+
+    def __init__(
+        self,
+        page: MetricsPage | None = None,
+        *,
+        worker: int | None = None,
+        has_writer: bool = False,
+        is_told: bool = True,
+        spans: Spans | None = None,
+    ) -> None:
+        """As worker number `worker`, with the writer in it or as the writer alone.
+
+        `is_told` says whether anybody may read it over HTTP.
+        """
+        self._page = page
+        self.is_told = is_told
+        self.spans = spans
+        """What traces are made with; None when they are off."""
+        self.writer = Recorder(_place(page, _WRITER) if has_writer else None)
+        first = None if worker is None else _WORKERS + _PLACES_A_WORKER * worker
+        self.loop = Recorder(_place(page, first))
+        self.threads = Recorder(_place(page, None if first is None else first + 1))
+        self.pulse = Pulse([self.loop, self.threads, self.writer])
+        self._requests: dict[tuple[str, str], RequestSeries] = {}
+        self._tables: dict[str, TableSeries] = {}
+
+    @classmethod
+    def inherited(
+        cls,
+        fd: int,
+        workers: int,
+        *,
+        worker: int | None = None,
+        has_writer: bool,
+        is_told: bool = False,
+        traces: TraceExport = TraceExport.OFF,
+    ) -> "Telemetry":
+        """Of a child that the supervisor gave the page's descriptor.
+
+        ConfigError when the packages that traces need aren't there.
+        """
+        spans = open_spans(traces, "writer" if worker is None else f"worker-{worker}")
+        page = MetricsPage(fd, _place_count(workers))
+        return cls(page, worker=worker, has_writer=has_writer, is_told=is_told, spans=spans)
+
+    def close(self) -> None:
+        """Publish a last time, and send the spans that are left."""
+        self.pulse.close()
+        if self.spans is not None:
+            self.spans.close()
+
+    def requests(self, wire: str, procedure: str) -> RequestSeries:
+        """The counters of a procedure on a wire, for the loop's thread alone."""
+        key = (wire, procedure)
+        series = self._requests.get(key)
+        if series is None:
+            series = self._requests[key] = RequestSeries(self.loop, wire, procedure)
+        return series
+
+    def table(self, name: str) -> "TableSeries":
+        """The counters of a table that is there, for the loop's thread alone."""
+        series = self._tables.get(name)
+        if series is None:
+            series = self._tables[name] = TableSeries(self.loop, name)
+        return series
+
+    def gathered(self, name: str, rows: int, byte_count: int) -> None:
+        """Count a gather from a table that is there, on any thread."""
+        self.threads.add(TABLE_LOOKUPS, name)
+        self.threads.add(TABLE_LOOKUP_ROWS, name, value=rows)
+        self.threads.add(TABLE_LOOKUP_BYTES, name, value=byte_count)
+
+    def document(self, samples: Iterable[Sample]) -> str:
+        """What all processes counted, with `samples`, as Prometheus reads it."""
+        self.pulse.beat()
+        return exposition(self._series(), [*samples, *process_samples(self._pids())])
+
+    def _series(self) -> Iterator[Series]:
+        if self._page is not None:
+            yield from self._page.series()
+            return
+        for recorder in (self.loop, self.threads, self.writer):
+            yield from recorder.series()
+
+    def _pids(self) -> Mapping[str, int]:
+        if self._page is None:
+            return {}
+        names: dict[int, str] = {}
+        for place, pid in self._page.pids().items():
+            if place >= _WORKERS:
+                names[pid] = f"worker-{(place - _WORKERS) // _PLACES_A_WORKER}"
+            else:
+                # The writer in a worker's process is told under the worker's name.
+                names.setdefault(pid, "writer" if place == _WRITER else "supervisor")
+        return {name: pid for pid, name in names.items()}
+
+
+class TableSeries:
+    """The lookups of a table, for one thread alone."""
+
+    __slots__ = ("cells", "first")
+
+    def __init__(self, recorder: Recorder, table: str) -> None:
+        self.cells = recorder.cells
+        self.first = (
+            recorder.first(TABLE_LOOKUPS, table),
+            recorder.first(TABLE_LOOKUP_ROWS, table),
+            recorder.first(TABLE_LOOKUP_BYTES, table),
+        )
+
+    def gathered(self, is_first: bool, rows: int, byte_count: int) -> None:
+        """Count a piece of what a lookup gathered."""
+        cells, first = self.cells, self.first
+        cells[first[0]] += is_first
+        cells[first[1]] += rows
+        cells[first[2]] += byte_count
+
+
+class RepeatSeries:
+    """Requests that are all alike and answered, and their lookups, for one thread alone.
+
+    `done` takes as long as one of the two would.
+    """
+
+    __slots__ = (
+        *("_byte_count", "_bytes", "_cells", "_duration", "_lookups", "_ok", "_row_count"),
+        *("_rows", "_seconds", "_table_cells"),
+    )
+
+    def __init__(
+        self, requests: RequestSeries, table: TableSeries, row_count: int, byte_count: int
+    ) -> None:
+        """Each gathers `row_count` rows of `byte_count` bytes together."""
+        self._cells, self._table_cells = requests.cells, table.cells
+        self._ok, self._duration = requests.ok, requests.first
+        self._seconds = requests.first + len(REQUEST_DURATION.bounds) + 1
+        self._lookups, self._rows, self._bytes = table.first
+        self._row_count, self._byte_count = row_count, byte_count
+
+    def done(self, nanoseconds: int) -> None:
+        """Count one that took so long."""
+        cells = self._cells
+        cells[self._ok] += 1
+        cells[self._duration + bisect_left(_BOUNDS, nanoseconds)] += 1
+        cells[self._seconds] += nanoseconds
+        cells = self._table_cells
+        cells[self._lookups] += 1
+        cells[self._rows] += self._row_count
+        cells[self._bytes] += self._byte_count
+
+
+class SupervisorMetrics:
+    """The supervisor's counters: told at once, for they change seldom."""
+
+    def __init__(self, fd: int, workers: int) -> None:
+        """In the page of the descriptor `fd`."""
+        self._recorder = Recorder(_place(MetricsPage(fd, _place_count(workers)), _SUPERVISOR))
+        self._told()
+
+    def started(self, process: str, *, is_restart: bool) -> None:
+        """Count the start of a child."""
+        self._recorder.set(PROCESS_UP, process, value=0)
+        self._recorder.add(PROCESS_RESTARTS, process, value=int(is_restart))
+        self._told()
+
+    def is_up(self, process: str, is_up: bool) -> None:
+        """Note that a child is ready, or that it has ended."""
+        self._recorder.set(PROCESS_UP, process, value=int(is_up))
+        self._told()
+
+    def reloaded(self, outcome: str) -> None:
+        """Count a reload, done or refused."""
+        self._recorder.add(RELOADS, outcome)
+        self._told()
+
+    def _told(self) -> None:
+        self._recorder.publish()
+
+
+def _place(page: MetricsPage | None, number: int | None) -> memoryview | None:
+    return None if page is None or number is None else page.place(number)

@@ -1,0 +1,86 @@
+"""What is observed of every gRPC call: its count, its time, its id."""
+
+import logging
+from collections.abc import Callable, Mapping
+from typing import Final, TypeAlias
+
+import grpc
+
+from gatherd_server.metrics.names import REQUEST_DURATION, REQUESTS
+from gatherd_server.metrics.telemetry import Telemetry, now_ns
+from gatherd_server.trail import Trail, following
+
+WIRE: Final = "grpc"
+logger = logging.getLogger("gatherd.requests")
+
+_Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+_Unary: TypeAlias = "Callable[[bytes, grpc.ServicerContext], bytes]"
+
+
+def observed(handlers: Mapping[str, _Handler], telemetry: Telemetry) -> dict[str, _Handler]:
+    """Handlers that count, by the procedures' names; streams count by themselves."""
+    return {
+        name: handler
+        if handler.unary_unary is None
+        else grpc.unary_unary_rpc_method_handler(_observed(name, handler.unary_unary, telemetry))
+        for name, handler in handlers.items()
+    }
+
+
+def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
+    def call(body: bytes, context: grpc.ServicerContext) -> bytes:
+        begun_ns = now_ns()
+        trail = trail_of(context)
+        code = "canceled"
+        try:
+            with following(trail):
+                reply = answer(body, context)
+            code = "ok"
+            return reply
+        except Exception:
+            # grpc's abort raises one; what a handler didn't foresee is no other to the client.
+            code = told_code(context.code() or grpc.StatusCode.UNKNOWN)  # type: ignore[attr-defined]  # the stubs lack it
+            raise
+        finally:
+            note(telemetry, name, code, begun_ns, trail)
+
+    return call
+
+
+def trail_of(context: grpc.ServicerContext) -> Trail:
+    """The request that a call is."""
+    return Trail(lambda name: _metadata(context, name))
+
+
+def note(telemetry: Telemetry, procedure: str, code: str, begun_ns: int, trail: Trail) -> None:
+    """Count and trace a call that was begun at `begun_ns`, and log it, for who debugs, if failed.
+
+    One that was cancelled counts as such, and isn't logged.
+    """
+    count(telemetry, procedure, code, begun_ns)
+    if telemetry.spans is not None:
+        elapsed_ns = now_ns() - begun_ns
+        telemetry.spans.request(WIRE, procedure, code, elapsed_ns, trail.traceparent)
+    if code not in ("ok", "canceled") and logger.isEnabledFor(logging.DEBUG):
+        fields = {"wire": WIRE, "procedure": procedure, "code": code}
+        extra = {"request_id": trail.request_id, "fields": fields}
+        logger.debug("%s over %s failed, %s", procedure, WIRE, code, extra=extra)
+
+
+def count(telemetry: Telemetry, procedure: str, code: str, begun_ns: int) -> None:
+    """Count a call that was begun at `begun_ns` of the metrics' clock."""
+    elapsed_ns = now_ns() - begun_ns
+    telemetry.threads.add(REQUESTS, WIRE, procedure, code)
+    telemetry.threads.observe(REQUEST_DURATION, WIRE, procedure, value=elapsed_ns)
+
+
+def told_code(code: grpc.StatusCode) -> str:
+    """A status code as metrics have it: Connect's names, whichever the wire."""
+    return "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
+
+
+def _metadata(context: grpc.ServicerContext, name: str) -> str | None:
+    for key, value in context.invocation_metadata() or ():
+        if key == name:
+            return value if isinstance(value, str) else value.decode("latin-1")
+    return None

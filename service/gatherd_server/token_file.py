@@ -1,0 +1,282 @@
+"""The file that says which bearer tokens there are: read, reloaded when it changes, written.
+
+One JSON object a line; empty lines and lines that begin with # are skipped:
+
+    {"name": "ranker", "sha256": "<64 hex digits>", "scopes": ["read"], "tables": ["items*"]}
+
+with `"rate"` (requests a second) and `"concurrency"` (requests under way) where they are limited.
+
+A token is 256 random bits, so one SHA-256 of it is enough. Slow hashes (scrypt, argon2) are against
+guessing passwords, of which there are few; nobody guesses 2^256, with a fast hash or without.
+Left out on purpose: tokens that expire, which take a clock that is right; revoke them.
+"""
+
+import contextlib
+import fcntl
+import hashlib
+import hmac
+import json
+import logging
+import math
+import os
+import re
+import secrets
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Final
+
+from gatherd.errors import AlreadyExists, NotFound
+from gatherd_server.callers import Caller, Grant, Scope
+from gatherd_server.errors import ConfigError
+
+logger = logging.getLogger("gatherd.tokens")
+
+# So that scanners for leaked secrets know one when they see it.
+TOKEN_PREFIX: Final = "gatherd_"  # noqa: S105 - it is what every token begins with
+TOKEN_BYTES: Final = 32
+TOKEN_CHARS_MAX: Final = 512
+TOKENS_MAX: Final = 4096
+FILE_BYTES_MAX: Final = 4 << 20
+RATE_MAX: Final = 1e9
+CONCURRENCY_MAX: Final = 65_536
+
+_NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_PATTERN: Final = re.compile(r"[A-Za-z0-9._*?-]{1,128}")
+_DIGEST: Final = re.compile(r"[0-9a-f]{64}")
+_FIELDS: Final = frozenset(("name", "sha256", "scopes", "tables", "rate", "concurrency"))
+# Tokens are found by so much of their digest, and then compared.
+_FOUND_BY_BYTES: Final = 8
+
+_Tokens = dict[bytes, list[tuple[bytes, Caller]]]
+
+
+class TokenFile:
+    """The tokens of a file. `find` may be called from any thread, `refresh` from one."""
+
+    def __init__(self, path: Path) -> None:
+        """ConfigError when the file can't be read, or a line of it is wrong."""
+        self.path = path
+        self._state = _state_of(path)
+        self._tokens = _index(read_tokens(path), {})
+
+    def find(self, token: bytes) -> Caller | None:
+        """Who holds `token`; None when it is nobody's.
+
+        What the time of a search can tell is of the digest's first bytes, which nobody can choose
+        a token by; the rest is compared in constant time.
+        """
+        digest = hashlib.sha256(token).digest()
+        for known, caller in self._tokens.get(digest[:_FOUND_BY_BYTES], ()):
+            if hmac.compare_digest(known, digest):
+                return caller
+        return None
+
+    def refresh(self) -> None:
+        """Read the file again if it changed. One that can't be read changes nothing but the log.
+
+        A token whose line is the same keeps its caller, with what is counted of it; the callers of
+        all others are revoked.
+        """
+        state = _state_of(self.path)
+        if state == self._state:
+            return
+        self._state = state
+        try:
+            read = read_tokens(self.path)
+        except ConfigError as error:
+            logger.error(  # noqa: TRY400 - what is wrong is all in the message
+                "the tokens stay as they were: %s", error
+            )
+            return
+        old = {digest: caller for entries in self._tokens.values() for digest, caller in entries}
+        self._tokens = _index(read, old)
+        kept = {caller for entries in self._tokens.values() for _, caller in entries}
+        for caller in old.values():
+            caller.is_revoked = caller not in kept
+        logger.info("%s was read again: %d tokens", self.path, len(read))
+
+
+def _index(read: dict[bytes, Grant], old: dict[bytes, Caller]) -> _Tokens:
+    tokens: _Tokens = {}
+    for digest, grant in read.items():
+        caller = old.get(digest)
+        if caller is None or caller.grant != grant:
+            caller = Caller(grant)
+        tokens.setdefault(digest[:_FOUND_BY_BYTES], []).append((digest, caller))
+    return tokens
+
+
+def _state_of(path: Path) -> tuple[int, ...]:
+    """What is another when the file is: also one that a symbolic link leads to now."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_mode
+
+
+def read_tokens(path: Path) -> dict[bytes, Grant]:
+    """What each token's SHA-256 is for. ConfigError naming the line that is wrong."""
+    try:
+        with open(path, "rb") as file:
+            mode = os.fstat(file.fileno()).st_mode
+            raw = file.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise ConfigError(f"tokens {path} can't be read: {error.strerror or error}") from None
+    if mode & 0o002:
+        raise ConfigError(f"tokens {path} can be written by everybody; take that away: chmod o-w")
+    if len(raw) > FILE_BYTES_MAX:
+        raise ConfigError(f"tokens {path} has more than {FILE_BYTES_MAX} bytes")
+    found: dict[bytes, Grant] = {}
+    names: set[str] = set()
+    for number, line in enumerate(raw.splitlines(), 1):
+        if not line.strip() or line.lstrip().startswith(b"#"):
+            continue
+        try:
+            digest, grant = _read_line(line)
+        except ValueError as error:
+            raise ConfigError(f"tokens {path}, line {number}: {error}") from None
+        if grant.name in names or digest in found:
+            raise ConfigError(f"tokens {path}, line {number}: {grant.name!r} is there twice")
+        names.add(grant.name)
+        found[digest] = grant
+        if len(found) > TOKENS_MAX:
+            raise ConfigError(f"tokens {path} has more than {TOKENS_MAX} tokens")
+    return found
+
+
+def _read_line(line: bytes) -> tuple[bytes, Grant]:
+    try:
+        entry = json.loads(line)
+    except (ValueError, RecursionError):
+        raise ValueError("it isn't JSON") from None
+    if not isinstance(entry, dict):
+        raise ValueError("it isn't a JSON object")  # noqa: TRY004 - the line is wrong, not the caller
+    if unknown := sorted(entry.keys() - _FIELDS):
+        raise ValueError(f"{unknown[0]!r} is no field; there are {', '.join(sorted(_FIELDS))}")
+    digest = entry.get("sha256")
+    if not isinstance(digest, str) or not _DIGEST.fullmatch(digest):
+        raise ValueError("sha256 has to be 64 hex digits, in lower case")
+    scopes: Any = entry.get("scopes")
+    tables: Any = entry.get("tables")
+    if not _is_list_of_str(scopes) or not _is_list_of_str(tables):
+        raise ValueError("scopes and tables have to be lists of strings")
+    return bytes.fromhex(digest), make_grant(
+        entry.get("name"), scopes, tables, entry.get("rate"), entry.get("concurrency")
+    )
+
+
+def make_grant(
+    name: object, scopes: list[str], tables: list[str], rate: object, concurrency: object
+) -> Grant:
+    """A grant of these, once each is found right. ValueError saying which isn't."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        raise ValueError("name takes 1 to 128 of A-Z a-z 0-9 _ . -, not . or - at first")
+    known = [scope.value for scope in Scope]
+    if not scopes or (wrong := [one for one in scopes if one not in known]):
+        raise ValueError(f"{wrong[0] if scopes else 'none'!r} is no scope; there are {known}")
+    for pattern in tables:
+        if not _PATTERN.fullmatch(pattern):
+            raise ValueError(f"{pattern[:128]!r} is no pattern of tables, as 'items*' is")
+    if not tables and scopes != [Scope.METRICS.value]:
+        raise ValueError("tables is empty: give patterns, as 'items*', or '*' for every table")
+    if rate is not None and not (
+        isinstance(rate, int | float)
+        and not isinstance(rate, bool)
+        and math.isfinite(rate)
+        and 0 < rate <= RATE_MAX
+    ):
+        raise ValueError(f"rate is requests a second, above 0 and at most {RATE_MAX:g}")
+    if concurrency is not None and not (
+        isinstance(concurrency, int)
+        and not isinstance(concurrency, bool)
+        and 0 < concurrency <= CONCURRENCY_MAX
+    ):
+        raise ValueError(f"concurrency is a number of requests, 1 to {CONCURRENCY_MAX}")
+    found = frozenset(map(Scope, scopes))
+    return Grant(name, found, tuple(tables), rate and float(rate), concurrency)
+
+
+def _is_list_of_str(value: object) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)
+
+
+def add_token(path: Path, grant: Grant) -> str:
+    """Draw a token, enter its hash for `grant`, durably, and return it; it is kept nowhere.
+
+    The file is made when it isn't there, for its owner alone. AlreadyExists for a name that is
+    taken, ConfigError when what is in the file is wrong.
+    """
+    token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
+    entry: dict[str, Any] = {
+        "name": grant.name,
+        "sha256": hashlib.sha256(token.encode()).hexdigest(),
+        "scopes": sorted(scope.value for scope in grant.scopes),
+        "tables": list(grant.tables),
+    }
+    limits = {"rate": grant.rate, "concurrency": grant.concurrency}
+    entry |= {name: value for name, value in limits.items() if value is not None}
+    with _rewritten(path) as lines:
+        if any(_name_of(line) == grant.name for line in lines):
+            raise AlreadyExists(
+                f"there is a token {grant.name!r} in {path}; choose another name, or --revoke it"
+            )
+        lines.append(json.dumps(entry))
+    return token
+
+
+def revoke_token(path: Path, name: str) -> None:
+    """Take the token called `name` out of the file, durably. NotFound when it isn't there."""
+    with _rewritten(path) as lines:
+        kept = [line for line in lines if _name_of(line) != name]
+        if len(kept) == len(lines):
+            raise NotFound(f"there is no token {name!r} in {path}")
+        lines[:] = kept
+
+
+def _name_of(line: str) -> str | None:
+    if not line.strip() or line.lstrip().startswith("#"):
+        return None
+    return _read_line(line.encode())[1].name
+
+
+@contextlib.contextmanager
+def _rewritten(path: Path) -> Iterator[list[str]]:
+    """The file's lines, to be changed; then they take its place at once, or nothing changes.
+
+    The lock is the folder's: the file itself is another one each time.
+    """
+    path = path.resolve()
+    try:
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise ConfigError(f"tokens {path}: {error.strerror or error}") from None
+    try:
+        fcntl.flock(folder, fcntl.LOCK_EX)
+        is_there = path.exists()
+        if is_there:
+            read_tokens(path)
+        lines = path.read_text().splitlines() if is_there else []
+        mode = path.stat().st_mode & 0o777 if is_there else 0o600
+        yield lines
+        _replace(path, "".join(f"{line}\n" for line in lines), mode)
+        os.fsync(folder)
+    except OSError as error:
+        raise ConfigError(f"tokens {path} can't be written: {error.strerror or error}") from None
+    finally:
+        os.close(folder)
+
+
+def _replace(path: Path, text: str, mode: int) -> None:
+    fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+    try:
+        with open(fd, "w") as file:
+            os.fchmod(fd, mode)
+            file.write(text)
+            file.flush()
+            os.fsync(fd)
+        Path(partial).replace(path)
+    except BaseException:
+        Path(partial).unlink(missing_ok=True)
+        raise

@@ -1,0 +1,75 @@
+"""Which request the code at hand works for: so that log lines and errors can name it.
+
+A request's id is the client's X-Request-Id if it is one, else the trace id of its traceparent, else
+one that is drawn when it is first asked for, which most requests never are.
+"""
+
+import re
+import secrets
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Final
+
+REQUEST_ID_HEADER: Final = "x-request-id"
+TRACEPARENT_HEADER: Final = "traceparent"
+
+_REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
+# https://www.w3.org/TR/trace-context/#traceparent-header; later versions may have more behind it.
+_TRACEPARENT: Final = re.compile(
+    r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
+)
+
+
+class Trail:
+    """One request under way. `code` is what it failed with, "" while it hasn't."""
+
+    __slots__ = ("_header", "_id", "code")
+
+    def __init__(self, header: Callable[[str], str | None]) -> None:
+        """`header` gives a header, or gRPC metadata, by its name in lower case."""
+        self._header = header
+        self._id = ""
+        self.code = ""
+
+    @property
+    def request_id(self) -> str:
+        """The request's id, the same at every call."""
+        if not self._id:
+            given = self._header(REQUEST_ID_HEADER)
+            if given is None or not _REQUEST_ID.fullmatch(given):
+                match = _TRACEPARENT.fullmatch(self._header(TRACEPARENT_HEADER) or "")
+                given = match[1] if match else secrets.token_hex(16)
+            self._id = given
+        return self._id
+
+    @property
+    def traceparent(self) -> str | None:
+        """The W3C trace context that came with the request, when it is one."""
+        given = self._header(TRACEPARENT_HEADER) or ""
+        return given if _TRACEPARENT.fullmatch(given) else None
+
+
+_current: ContextVar[Trail | None] = ContextVar("trail", default=None)
+
+
+def current() -> Trail | None:
+    """The request that this task or thread works for."""
+    return _current.get()
+
+
+@contextmanager
+def following(trail: Trail) -> Iterator[None]:
+    """Work for `trail` inside; threads that get a copy of the context do so too."""
+    token = _current.set(trail)
+    try:
+        yield
+    finally:
+        _current.reset(token)
+
+
+def failed(code: str) -> None:
+    """Note what the current request, if there is one, is answered with."""
+    trail = _current.get()
+    if trail is not None:
+        trail.code = code

@@ -1,0 +1,106 @@
+"""What the writer counts of itself: commits, checkpoints, snapshots, and how far it is."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from gatherd.errors import GatherdError
+from gatherd_server.metrics import names
+from gatherd_server.metrics.recorder import Recorder
+from gatherd_server.tracing import Spans
+from gatherd_server.types import Push, PushResult, SnapshotResult
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far the writer is at one moment."""
+
+    queued_pushes: int
+    queued_bytes: int
+    log_bytes: int
+    log_segments: int
+    committed_lsn: int
+    applied_lsn: int
+    checkpoint_lsn: int
+
+
+class Measures:
+    """The writer's counters. Safe to use from many threads."""
+
+    def __init__(self, recorder: Recorder | None = None, spans: Spans | None = None) -> None:
+        """Counts into `recorder`, or for nobody; traces with `spans`."""
+        self._spans = spans
+        self._recorder = recorder or Recorder()
+        self._checkpoint_ns = time.time_ns()
+        self._snapshot_ns: int | None = None
+
+    def committed(
+        self, pushes: Sequence[Push], outcomes: Sequence[PushResult | GatherdError], seconds: float
+    ) -> None:
+        """Count a batch that took `seconds`."""
+        recorder = self._recorder
+        recorder.observe(names.COMMIT_DURATION, value=int(1e9 * seconds))
+        recorder.observe(names.COMMIT_PUSHES, value=len(pushes))
+        for push, outcome in zip(pushes, outcomes, strict=True):
+            if not isinstance(outcome, PushResult):
+                recorder.add(names.PUSHES, "refused")
+                continue
+            recorder.add(names.PUSHES, "committed")
+            for update in push.updates:
+                recorder.add(names.TABLE_UPDATED_ROWS, update.table, value=update.asked.size)
+        if self._spans is not None:
+            lsns = [outcome.lsn for outcome in outcomes if isinstance(outcome, PushResult)]
+            told = {"gatherd.pushes": len(pushes), "gatherd.lsn": max(lsns, default=0)}
+            traces = [push.traceparent for push in pushes if push.traceparent]
+            self._spans.work("commit", int(1e9 * seconds), told, traces)
+
+    def logged(self, byte_count: int) -> None:
+        """Count a frame of the log."""
+        self._recorder.add(names.LOG_WRITTEN_BYTES, value=byte_count)
+
+    def shed(self) -> None:
+        """Count a push that there was no room for."""
+        self._recorder.add(names.SHED_REQUESTS, "queued_pushes_max")
+
+    def checkpointed(self, lsn: int, seconds: float) -> None:
+        """Count a checkpoint up to `lsn` that took `seconds`."""
+        if self._spans is not None:
+            self._spans.work("checkpoint", int(1e9 * seconds), {"gatherd.lsn": lsn})
+        self._checkpoint_ns = time.time_ns()
+        self._recorder.observe(names.CHECKPOINT_DURATION, value=int(1e9 * seconds))
+
+    def checkpoint_failed(self) -> None:
+        """Count one that failed."""
+        self._recorder.add(names.CHECKPOINT_FAILURES)
+
+    def newest_snapshot(self, age_seconds: float | None) -> None:
+        """Tell from here on how old the newest is; None when there is none yet."""
+        self._snapshot_ns = 0 if age_seconds is None else time.time_ns() - int(1e9 * age_seconds)
+
+    def snapshot(self, take: Callable[[], SnapshotResult]) -> SnapshotResult:
+        """Take one, and count it."""
+        outcome = "failed"
+        try:
+            taken = take()
+            outcome = "taken"
+            self._snapshot_ns = time.time_ns()
+            return taken
+        finally:
+            self._recorder.add(names.SNAPSHOTS, outcome)
+
+    def tell(self, progress: Progress) -> None:
+        """Set the gauges."""
+        gauges = [
+            (names.QUEUED_PUSHES, progress.queued_pushes),
+            (names.QUEUED_BYTES, progress.queued_bytes),
+            (names.LOG_BYTES, progress.log_bytes),
+            (names.LOG_SEGMENTS, progress.log_segments),
+            (names.COMMITTED_LSN, progress.committed_lsn),
+            (names.APPLIED_LSN, progress.applied_lsn),
+            (names.CHECKPOINT_LSN, progress.checkpoint_lsn),
+            (names.CHECKPOINT_TIMESTAMP, self._checkpoint_ns),
+        ]
+        if self._snapshot_ns is not None:
+            gauges.append((names.SNAPSHOT_TIMESTAMP, self._snapshot_ns))
+        for metric, value in gauges:
+            self._recorder.set(metric, value=value)
