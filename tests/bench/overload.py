@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -203,10 +204,11 @@ def run(plan: Plan) -> Report:
         report.skipped.append("overload: it takes two cores")
         return report
     rows = []
-    with pinned(pair[0]):
-        server = plan.serve("--requests-in-flight-max", str(ADMITTED))
-        server.__enter__()
-    with server, ProcessPoolExecutor(1, mp_context=get_context("spawn")) as pool:
+    with ExitStack() as stack:
+        with pinned(pair[0]):
+            limit = ("--requests-in-flight-max", str(ADMITTED))
+            server = stack.enter_context(plan.serve(*limit))
+        pool = stack.enter_context(ProcessPoolExecutor(1, mp_context=get_context("spawn")))
         for wire, url in (("Connect", server.http), ("gRPC", server.grpc)):
             goodputs, tails, capacities, p99s, refusals, unsent = [], [], [], [], [], 0
             for _ in range(ROUNDS):
