@@ -242,7 +242,7 @@ class ServeSettings(BaseSettings):
         )
 
     def _checked_backup_url(self) -> str:
-        """ "" for none. ConfigError when nothing can ever be copied there."""
+        """Empty for none. ConfigError when nothing can ever be copied there."""
         if self.backup_url is None:
             return ""
         if self.snapshot_dir is None or self.data_dir is None:

@@ -1,4 +1,4 @@
-"""A server that copies its snapshots away: everything killed, the disk gone, and back from the store.
+"""A server that copies its snapshots away: all is killed, the disk gone, and back from the store.
 
 The oracle is the crash suite's: every push that was answered, one after the other by its LSN, and
 then every byte of rows and optimizer state has to be the same.

@@ -10,7 +10,7 @@ import time
 import tracemalloc
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import fsspec
 import numpy as np
@@ -125,13 +125,16 @@ def test_one_that_was_never_finished_is_not_restored_and_goes_when_it_is_old(
     assert listed(url)["unfinished"] == ["20200101T000000Z-9"]
     upload = json.loads(file_system.cat_file(f"{cut}/upload.json"))
     assert abs(time.time() - upload["begun"]) < 60
-    file_system.pipe_file(f"{cut}/upload.json", json.dumps({"begun": upload["begun"] - 1e5}).encode())
-    file_system.pipe_file(f"{root}/mine/note", b"not a backup") if file_system.protocol[
-        0
-    ] == "memory" else Path(f"{root}/mine").mkdir()
-    assert "20200101T000000Z-9: deleted there" in invoke(
-        "backup", snapshots, url, "--keep", "1"
-    ).stdout
+    file_system.pipe_file(
+        f"{cut}/upload.json", json.dumps({"begun": upload["begun"] - 1e5}).encode()
+    )
+    # Somebody else's.
+    file_system.makedirs(f"{root}/mine", exist_ok=True)
+    file_system.pipe_file(f"{root}/mine/note", b"not a backup")
+    assert (
+        "20200101T000000Z-9: deleted there"
+        in invoke("backup", snapshots, url, "--keep", "1").stdout
+    )
     names = set(open_store(url).names())
     assert names == {"mine", "monday", "20200101T000000Z-10"}
 
@@ -235,7 +238,9 @@ def test_places_that_cannot_be_are_refused(snapshots: Path, tmp_path: Path) -> N
     assert "nosuch://…@bucket/x" in done.stderr
     assert "who" not in done.stderr.partition("pip")[0].partition("nosuch://")[2]
     assert invoke("backups", tmp_path / "none").stdout == ""
-    done = invoke("restore", tmp_path / "none", "--newest", "--data-dir", tmp_path / "d", check=False)
+    done = invoke(
+        "restore", tmp_path / "none", "--newest", "--data-dir", tmp_path / "d", check=False
+    )
     assert "has no backup that is whole" in done.stderr
 
 
@@ -243,8 +248,8 @@ class Flaky(MemoryFileSystem):
     """Fails each time, until `failures` of them are used up."""
 
     protocol = "flaky"
-    store: Any = {}
-    pseudo_dirs = [""]
+    store: ClassVar[dict[str, Any]] = {}
+    pseudo_dirs: ClassVar[list[str]] = [""]
     failures = 0
 
     @classmethod

@@ -1,4 +1,4 @@
-"""The process that copies snapshots for a server: `python -P -m gatherd_server.writer.backups.child`.
+"""The process that copies snapshots for a server: `python -P -m …backups.child`.
 
 A process, and not a thread of the writer, because whatever a scheme's package does there, be it to
 hang or to take memory, it is killed and the writer is none the wiser; and because checksums would

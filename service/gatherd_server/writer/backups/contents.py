@@ -32,7 +32,7 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class StoreContents:
-    """Everything in a store by its name. `unfinished` have no snapshot.json, `damaged` a bad one."""
+    """A store by its names. `unfinished` have no snapshot.json, `damaged` a bad one."""
 
     backups: dict[str, Backup]
     unfinished: list[str]

@@ -154,7 +154,7 @@ def _read(path: Path) -> Iterator[bytes]:
 
 
 def checked_pieces(pieces: Iterator[bytes], recorded: FileChecksums, where: str) -> Iterator[bytes]:
-    """The same pieces. BadFile, at the latest after the last, when they aren't what was recorded."""
+    """The pieces. BadFile, at the latest after the last, when they aren't what was recorded."""
     blocks = BlockChecksums()
     byte_count = 0
     for piece in pieces:

@@ -39,7 +39,7 @@ class Keeper:
         measures: Measures,
         stall_seconds: float = STALL_SECONDS,
     ) -> None:
-        """Nothing happens before `begin`. Without progress for `stall_seconds` a copy has failed."""
+        """Nothing happens before `begin`. A copy without progress for `stall_seconds` failed."""
         self._stall_seconds = stall_seconds
         self._shown = shown_url(url)
         self._brief = json.dumps({"folder": str(folder), "url": url, "keep": keep}).encode() + b"\n"
@@ -47,7 +47,7 @@ class Keeper:
         self._wake = threading.Event()
         self._lock = threading.Lock()
         self._child: subprocess.Popen[bytes] | None = None
-        self._closing = False
+        self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="backups", daemon=True)
 
     def begin(self) -> None:
@@ -62,7 +62,7 @@ class Keeper:
     def close(self) -> None:
         """Stop at once, also in the middle of a copy: the next start goes on with it."""
         with self._lock:
-            self._closing = True
+            self._closing.set()
             if self._child is not None:
                 self._child.kill()
         self._wake.set()
@@ -74,7 +74,7 @@ class Keeper:
         while True:
             self._wake.clear()
             error = self._round()
-            if self._closing:
+            if self._closing.is_set():
                 return
             if error:
                 pause = min(RETRY_SECONDS_MAX, 2 * pause if pause else RETRY_SECONDS_MIN)
@@ -85,7 +85,7 @@ class Keeper:
             else:
                 pause = None
             self._wake.wait(pause)
-            if self._closing:
+            if self._closing.is_set():
                 return
 
     def _round(self) -> str:
@@ -93,7 +93,7 @@ class Keeper:
         begun = time.monotonic()
         command = [sys.executable, "-P", "-m", "gatherd_server.writer.backups.child"]
         with self._lock:
-            if self._closing:
+            if self._closing.is_set():
                 return ""
             try:
                 child = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)

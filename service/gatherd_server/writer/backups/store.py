@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument, StorageError
 from gatherd.store.catalog import TABLE_NAME_PATTERN
@@ -98,7 +98,7 @@ def check_location(url: str) -> None:
 
 
 def read_document(store: Store, path: str) -> bytes:
-    """A small file as a whole. FileNotFoundError when it isn't there, BadFile when it isn't small."""
+    """A small file as a whole. FileNotFoundError without it, BadFile when it isn't small."""
     parts: list[bytes] = []
     byte_count = 0
     for piece in store.read(path):

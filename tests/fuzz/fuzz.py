@@ -1,0 +1,147 @@
+"""Feeds every decoder what has befallen its valid inputs, for a bounded time: `make fuzz`.
+
+    FUZZ_SECONDS=120 python tests/fuzz/fuzz.py [NAME…]
+
+Targets share the seconds. Each runs in a process of its own: it fails when it raises anything but
+the documented errors, gives a wrong result, takes longer than HANG_SECONDS for one input, grows by
+more than GROWTH_BYTES_MAX, or dies. What fails is printed as bytes, made as small as hypothesis can,
+to be put into test_found.py. FUZZ_SEED makes a run the same again; by default every run is another.
+"""
+
+import faulthandler
+import os
+import random
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from hypothesis import HealthCheck, Phase, given, seed, settings
+
+from fuzz import files, http_server, log, wires
+from fuzz.mutations import mutated
+from fuzz.target import Target
+
+HANG_SECONDS = 20.0
+GROWTH_BYTES_MAX = 256 << 20
+# What one allocation may ask for beyond what the process has: more is a lying length believed.
+ROOM_BYTES = 2 << 30
+EXAMPLES = 400
+START_SECONDS = 60.0
+
+
+@contextmanager
+def all_targets(folder: Path) -> Iterator[list[Target]]:
+    """Every target, with what they need."""
+    found = []
+    with ExitStack() as stack:
+        for module in (wires, log, files, http_server):
+            own = folder / module.__name__.rpartition(".")[2]
+            own.mkdir()
+            found += stack.enter_context(module.targets(own))
+        yield found
+
+
+def run_batch(target: Target, number: int, examples: int = EXAMPLES) -> int:
+    """Feed `examples` inputs, drawn from `number`; how many went in. Raises what the target does."""
+    fed = 0
+
+    @seed(number)
+    @settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=(Phase.explicit, Phase.generate, Phase.shrink),
+        suppress_health_check=list(HealthCheck),
+        print_blob=False,
+    )
+    @given(mutated(target.seeds))
+    def feed(data: bytes) -> None:
+        nonlocal fed
+        fed += 1
+        faulthandler.dump_traceback_later(HANG_SECONDS, exit=True)
+        target.check(data)
+
+    try:
+        feed()
+    finally:
+        faulthandler.cancel_dump_traceback_later()
+    return fed
+
+
+def resident_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def limit_memory() -> None:
+    """An allocation of more than ROOM_BYTES fails from here on, which fails the target."""
+    pages = int(Path("/proc/self/statm").read_text().split()[0])
+    most = pages * resource.getpagesize() + ROOM_BYTES
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
+
+
+def run_one(name: str, seconds: float, number: int) -> int:
+    """Fuzz one target in this process; 0 when nothing was found."""
+    faulthandler.enable()
+    with (
+        tempfile.TemporaryDirectory(dir=shared_memory()) as folder,
+        all_targets(Path(folder)) as all_,
+    ):
+        target = next(one for one in all_ if one.name == name)
+        for data in target.seeds:
+            target.check(data)
+        run_batch(target, number, 50)
+        limit_memory()
+        before = resident_bytes()
+        begun, fed = time.monotonic(), 0
+        while time.monotonic() - begun < seconds:
+            number += 1
+            fed += run_batch(target, number)
+        grown = resident_bytes() - before
+        print(f"{name:40} {fed:8} inputs {fed / (time.monotonic() - begun):8.0f}/s "
+              f"{grown / 1e6:6.1f} MB more")  # fmt: skip
+        if grown > GROWTH_BYTES_MAX:
+            print(f"{name} grew by {grown} bytes", file=sys.stderr)
+            return 1
+    return 0
+
+
+def shared_memory() -> str | None:
+    """Where files cost no disk."""
+    return "/dev/shm" if os.access("/dev/shm", os.W_OK) else None
+
+
+def main() -> int:
+    """Every target in its process, one after the other; 1 when any failed."""
+    seconds = float(os.environ.get("FUZZ_SECONDS", "120"))
+    number = int(os.environ.get("FUZZ_SEED", random.SystemRandom().randrange(1 << 32)))
+    with tempfile.TemporaryDirectory() as folder, all_targets(Path(folder)) as found:
+        names = [target.name for target in found]
+    chosen = [name for name in names if not sys.argv[1:] or any(a in name for a in sys.argv[1:])]
+    print(f"{len(chosen)} decoders, {seconds:g} s in all, FUZZ_SEED={number}", flush=True)
+    failed = []
+    for name in chosen:
+        share = seconds / len(chosen)
+        command = [sys.executable, __file__, "--one", name, str(share), str(number)]
+        try:
+            done = subprocess.run(command, timeout=share + START_SECONDS + HANG_SECONDS)
+            status = done.returncode
+        except subprocess.TimeoutExpired:
+            status = -1
+        if status:
+            failed.append(name)
+            print(f"{name}: FAILED with status {status}", flush=True)
+    print(f"{len(failed)} of {len(chosen)} failed" + "".join(f"\n  {name}" for name in failed))
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["--one"]:
+        sys.exit(run_one(sys.argv[2], float(sys.argv[3]), int(sys.argv[4])))
+    sys.exit(main())
