@@ -326,8 +326,8 @@ def loader_targets(folder: Path) -> Iterator[Target]:
     yield Target("text", [text(False), text(True)], text_check(loader()))
     word2vec = [binary(WORDS, ROWS), binary(WORDS, ROWS, b"")]
     yield Target("word2vec binary", word2vec, loader().check)
-    packed = [npz(w=ROWS), zipped(**{"v.txt": text(True)}), zlib_gzip(text(False)), zlib_gzip(npy(ROWS)),
-              zlib_gzip(zipped(**{"a.npy": npy(ROWS)}))]  # fmt: skip
+    packed = [npz(w=ROWS), zipped(**{"v.txt": text(True)})]
+    packed += [zlib_gzip(data) for data in (text(False), npy(ROWS), zipped(**{"a.npy": npy(ROWS)}))]
     yield Target("npz, zip and gzip", packed, loader().check)
     path = folder / "torch"
     body = program(mapping({"embedding.weight": tensor()}))

@@ -4,8 +4,8 @@
 
 Targets share the seconds. Each runs in a process of its own: it fails when it raises anything but
 the documented errors, gives a wrong result, takes longer than HANG_SECONDS for one input, grows by
-more than GROWTH_BYTES_MAX, or dies. What fails is printed as bytes, made as small as hypothesis can,
-to be put into test_found.py. FUZZ_SEED makes a run the same again; by default every run is another.
+more than GROWTH_BYTES_MAX, or dies. What fails is printed as bytes, as small as hypothesis can make
+them, to be put into test_found.py. FUZZ_SEED makes a run the same again; else each is another.
 """
 
 import faulthandler
@@ -49,7 +49,7 @@ def all_targets(folder: Path) -> Iterator[list[Target]]:
 
 
 def run_batch(target: Target, number: int, examples: int = EXAMPLES) -> int:
-    """Feed `examples` inputs, drawn from `number`; how many went in. Raises what the target does."""
+    """Feed `examples` inputs drawn from `number`; how many went in. Raises what the target does."""
     fed = 0
 
     @seed(number)

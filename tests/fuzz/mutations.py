@@ -1,4 +1,4 @@
-"""What can befall bytes: bits that flip, ends that are cut, lengths that lie, parts of other files."""
+"""What can befall bytes: bits that flip, ends that are cut, lengths that lie, foreign parts."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,8 @@ OPERATIONS_MAX = 6
 # Lengths and counts that overflow something, in the widths that formats have.
 _NUMBERS = (0, 1, 7, 127, 128, 255, 256, 65_535, 2**31 - 1, 2**31, 2**32 - 1, 2**53 + 1, 2**62,
             2**63 - 1, 2**63, 2**64 - 1)  # fmt: skip
-_TEXTS = tuple(str(number).encode() for number in (*_NUMBERS, -1, -(2**63), 10**40)) + (
+_TEXTS = (
+    *(str(number).encode() for number in (*_NUMBERS, -1, -(2**63), 10**40)),
     b"1e999", b"nan", b"-0.0", b"0x10", b"1_0", b"true", b"null", b'""', b"[]", b"{}", b"[" * 2000,
 )  # fmt: skip
 _DIGITS = re.compile(rb"-?[0-9]+")

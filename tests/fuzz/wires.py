@@ -1,4 +1,4 @@
-"""The decoders of the wires: protobuf, Connect and REST in the server, HTTP and replies in the SDK."""
+"""The decoders of the wires: protobuf and REST in the server, HTTP and replies in the SDK."""
 
 import io
 from collections.abc import Callable, Iterator
@@ -220,8 +220,8 @@ JSON_UPDATES = [
     b'{"keys": ["a"], "values": [[1, 2, 3]]}',
     b'{"ids": [], "values": []}',
     b'{"tables": {"words": {"ids": [[1]], "values": [[[1, 2, 3]]]}}}',
-    b'{"name": "t", "rows": 10, "dim": 3, "init": "uniform", "seed": 7, '
-    b'"optimizer": {"name": "adagrad", "lr": 0.5}}',
+    b'{"name": "t", "rows": 10, "dim": 3, "init": "uniform", "seed": 7}',
+    b'{"name": "t", "rows": 10, "dim": 3, "optimizer": {"name": "adagrad", "lr": 0.5}}',
     b'{"name": "adam", "lr": 0.1, "beta1": 0.9}',
     b'{"version": 3, "if_version": 5}',
     b'{"name": "monday"}',
@@ -261,7 +261,7 @@ TABLES = [
     ).SerializeToString(),
     embedding_pb2.KeysOfResponse(version=3, keys=keyed("t", b"a", b"bb").keys).SerializeToString(),
     embedding_pb2.KeysOfResponse(
-        keys=embedding_pb2.Keys(integers=tensor(np.array([1, -1], np.int64)))
+        keys=tensor_pb2.Keys(integers=tensor(np.array([1, -1], np.int64)))
     ).SerializeToString(),
 ]  # fmt: skip
 
@@ -303,7 +303,7 @@ def tables_check(data: bytes) -> None:
 RESPONSES = [
     b"HTTP/1.1 200 OK\r\nContent-Type: application/proto\r\nContent-Length: 12\r\n\r\nhello, world",
     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nX-A: b\r\nX-A: c\r\n\r\n",
-    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n7\r\n, world\r\n0\r\nT: v\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nT: v\r\n\r\n",
     b"HTTP/1.0 503 Busy\r\nRetry-After: 1\r\n\r\nuntil the end",
     b"HTTP/1.1 429 Too Many\r\nConnection: close\r\ncontent-length: 3\r\n\r\nabc",
 ]
