@@ -245,9 +245,13 @@ def with_crc(data: bytes) -> bytes:
     """A JSON document whose checksum fits again, when it is one."""
     try:
         document = json.loads(data)
-        document["crc32"] = document_crc(document)
-        return json.dumps(document).encode()
-    except (ValueError, TypeError, RecursionError):
+    except (ValueError, RecursionError):
+        return data
+    if not isinstance(document, dict):
+        return data
+    try:
+        return json.dumps({**document, "crc32": document_crc(document)}).encode()
+    except RecursionError:
         return data
 
 

@@ -119,8 +119,9 @@ def checkpoint_check(data_dir: Path) -> Callable[[bytes], None]:
     def check(data: bytes) -> None:
         path.write_bytes(data)
         with suppress(BadFile):
-            assert read_checkpoint(data_dir).lsn == 9 or data != whole
-            assert data == whole, "a checkpoint that was changed is taken for whole"
+            found = read_checkpoint(data_dir)
+            # But for the 4 bytes of padding.
+            assert encode_checkpoint(found.lsn, found.window) == whole
         if len(data) > 24:
             crc = zlib.crc32(data[24:], zlib.crc32(data[:16]))
             path.write_bytes(data[:16] + struct.pack("<I4x", crc) + data[24:])

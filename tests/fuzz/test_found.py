@@ -1,7 +1,6 @@
 """What fuzzing found stays found, and every decoder stands some inputs of it in each run."""
 
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 

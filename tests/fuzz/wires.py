@@ -87,7 +87,7 @@ UPDATES = [
 
 def rows_of(served: SmallEngine, plan: LookupPlan) -> None:
     """Look a plan up; rows have to be NumPy's."""
-    gathered = served.engine.lookup([plan])[0]
+    gathered = served.engine.lookup(plan)
     if plan.bags is not None or gathered.status is not None or isinstance(plan.asked, ByKey):
         return
     expected = served.rows[plan.table][plan.asked.astype(np.int64)]

@@ -202,7 +202,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadFile(f"{path} isn't there") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path} is damaged: {error}") from None
     if not isinstance(document, dict):
         raise BadFile(f"{path} is damaged: it isn't an object")

@@ -136,7 +136,7 @@ def _evaluated_header(body: bytes) -> tuple[object, int]:
         raise MalformedRequest("the .npy is truncated in its header")
     try:
         text = body[start : start + header_bytes].decode("utf-8" if version[0] > 2 else "latin-1")
-        return evaluate_npy_header(text.strip()), start + header_bytes
+        return evaluate_npy_header(text.strip(" \t\n")), start + header_bytes
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise MalformedRequest("the .npy header is damaged: it isn't a Python dict") from None
 

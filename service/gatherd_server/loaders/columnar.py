@@ -58,11 +58,22 @@ def columnar_source(
         reader = _Reader(pa, name, schema, columns, on_bad_row)
         dim = reader.fixed_dim() or _first_length(reader, batches)
 
-    def read() -> Iterator[RowBatch]:
-        with _told(name):
-            yield from reader.batches(batches(reader.wanted, rows_per_batch(dim, 8)), dim)
-
     dtype = reader.dtype
+    if row_count is not None and row_count * dim * dtype.itemsize > limits.bytes_max:
+        raise BadFile(
+            f"{name} claims {row_count} rows of {dim} {dtype.value}, over {limits.bytes_max} bytes "
+            "(raise --unpacked-bytes-max if that is meant)"
+        )
+
+    def read() -> Iterator[RowBatch]:
+        found = 0
+        with _told(name):
+            for batch in reader.batches(batches(reader.wanted, rows_per_batch(dim, 8)), dim):
+                found += len(batch.rows) + batch.bad_count
+                yield batch
+        if row_count is not None and found != row_count:
+            raise BadFile(f"{name} has {found} rows; its footer says {row_count}")
+
     return RowSource(
         reader.where,
         "Parquet" if is_parquet else "Arrow",
@@ -84,6 +95,12 @@ def _open_parquet(_: Any, name: str, path: Path, limits: UnpackLimits) -> tuple[
     import pyarrow.parquet as pq
 
     file = pq.ParquetFile(path, buffer_size=BATCH_BYTES, pre_buffer=False)
+    found = file.metadata
+    in_groups = sum(found.row_group(index).num_rows for index in range(found.num_row_groups))
+    if found.num_rows != in_groups:
+        raise BadFile(
+            f"{name} has {in_groups} rows in its groups; its footer says {found.num_rows}"
+        )
 
     def batches(wanted: list[str], rows: int) -> Iterator[Any]:
         _check_size(name, path, file.metadata, wanted, limits)

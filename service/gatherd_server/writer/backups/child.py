@@ -34,38 +34,40 @@ NICENESS = 10
 def main() -> int:
     """Copy once; 0 when it went through, which a failed snapshot doesn't change."""
     brief: dict[str, Any] = json.loads(sys.stdin.readline())
+    # What a scheme's package prints isn't for the keeper.
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
     os.nice(NICENESS)
     logging.basicConfig(level=logging.WARNING)
     threading.Thread(target=_end_with_the_writer, daemon=True).start()
     told_at = time.monotonic()
     byte_count = 0
 
+    def tell(event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=told, flush=True)
+
     def progress(piece_bytes: int) -> None:
         nonlocal told_at, byte_count
         byte_count += piece_bytes
         if time.monotonic() - told_at >= PROGRESS_SECONDS:
             told_at = time.monotonic()
-            _tell({"event": "progress", "bytes": byte_count})
+            tell({"event": "progress", "bytes": byte_count})
 
     try:
         outcome = copy_snapshots(
             Path(brief["folder"]), open_store(brief["url"]), brief["keep"], progress
         )
     except GatherdError as error:
-        _tell({"event": "failed", "error": error.message})
+        tell({"event": "failed", "error": error.message})
         return 1
     for copied in outcome.copied:
-        told = asdict(copied)
-        _tell({"event": "copied", "bytes": told.pop("byte_count"), **told})
+        fields = asdict(copied)
+        tell({"event": "copied", "bytes": fields.pop("byte_count"), **fields})
     for name in outcome.removed:
-        _tell({"event": "removed", "name": name})
+        tell({"event": "removed", "name": name})
     newest = outcome.newest
-    _tell({"event": "done", "newest": newest and newest.snapshot.created.timestamp()})
+    tell({"event": "done", "newest": newest and newest.snapshot.created.timestamp()})
     return 0
-
-
-def _tell(event: dict[str, Any]) -> None:
-    print(json.dumps(event), flush=True)
 
 
 def _end_with_the_writer() -> None:
