@@ -12,11 +12,11 @@ from google.protobuf.message import DecodeError
 from starlette.datastructures import QueryParams
 
 from fuzz.target import Target
-from gatherd import _codec
+from gatherd import _codec, _wire_errors
 from gatherd._http1 import HttpError, ResponseReader, feed
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
-from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
+from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server import proto_codec, proto_updates
 from gatherd_server.http import plans, update_plans
 from gatherd_server.http.media import NPY, OCTETS
@@ -300,6 +300,25 @@ def tables_check(data: bytes) -> None:
             read()
 
 
+ERRORS = [
+    (
+        b'{"code": "not_found", "message": "no table", "details": [{"type": "google.rpc.ErrorInfo", '
+        b'"value": "ChBUQUJMRV9OT1RfRk9VTkQSB2dhdGhlcmQaDgoFdGFibGUSBXdvcmRz"}]}'
+    ),
+    b"<html>busy</html>",
+    status_pb2.Status(code=5, message="no table").SerializeToString(),
+]
+
+
+def errors_check(data: bytes) -> None:
+    """Whatever a server or proxy answers with, it becomes an error of ours."""
+    for status in (400, 404, 429, 503, 599):
+        for kind in ("application/json", "text/html"):
+            found = _wire_errors.from_http("http://x", status, kind, data, None)
+            assert isinstance(found, GatherdError)
+    assert isinstance(_wire_errors.from_grpc("x", "not_found", "no", data, None), GatherdError)
+
+
 RESPONSES = [
     b"HTTP/1.1 200 OK\r\nContent-Type: application/proto\r\nContent-Length: 12\r\n\r\nhello, world",
     b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nX-A: b\r\nX-A: c\r\n\r\n",
@@ -406,4 +425,5 @@ def targets(folder: Path) -> Iterator[list[Target]]:
         Target("sdk http", RESPONSES, http_reply_check),
         Target("sdk lookup replies", REPLIES, reply_check),
         Target("sdk table replies", TABLES, tables_check),
+        Target("sdk error replies", ERRORS, errors_check),
     ]
