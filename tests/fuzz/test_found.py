@@ -121,6 +121,9 @@ def test_an_npy_header_has_the_blanks_that_numpy_takes_and_no_others() -> None:
     buffer = io.BytesIO()
     np.save(buffer, np.arange(6))
     header = buffer.getvalue().replace(b"}  ", b"}\xa0 ", 1)
+    newer = buffer.getvalue()[:6] + b"\x01\x01" + header[8:]
+    with pytest.raises(MalformedRequest, match=r"is of version \(1, 1\)"):
+        plans.lookup_plan(NPY, "words", newer, QueryParams(), LIMITS)
     with pytest.raises(ValueError, match="Cannot parse header"):
         np.load(io.BytesIO(header))
     with pytest.raises(MalformedRequest, match="header is damaged"):
