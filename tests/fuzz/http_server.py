@@ -23,7 +23,7 @@ CONNECT = b"/gatherd.v1.EmbeddingService/Lookup"
 LAST = b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
 # A server that says nothing for so long waits for more.
 IDLE_SECONDS = 0.3
-SERVER_ERROR = re.compile(rb"HTTP/1\.1 5(?!01|03|05)[0-9]{2} ")
+SERVER_ERROR = re.compile(rb"HTTP/1\.1 5(?!01|03|04|05)[0-9]{2} ")
 
 
 def request(path: bytes, kind: bytes, body: bytes, *headers: bytes) -> bytes:
@@ -85,7 +85,11 @@ def targets(folder: Path) -> Iterator[list[Target]]:
             assert not SERVER_ERROR.search(answer), answer[:300]
             assert not SERVER_ERROR.search(twin), twin[:300]
             if is_ended and has_twin_ended:
-                assert statuses(answer) == statuses(twin)
+                fast_statuses, asgi_statuses = statuses(answer), statuses(twin)
+                if fast_statuses[-1:] == asgi_statuses[-1:] == [b"400"]:
+                    # No HTTP any more: ASGI drops what it hasn't answered by then.
+                    fast_statuses = fast_statuses[-len(asgi_statuses) :]
+                assert fast_statuses == asgi_statuses
 
         yield [Target("fast http", seeds(), check)]
 

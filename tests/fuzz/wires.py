@@ -300,11 +300,10 @@ def tables_check(data: bytes) -> None:
             read()
 
 
+INFO = "ChBUQUJMRV9OT1RfRk9VTkQSB2dhdGhlcmQaDgoFdGFibGUSBXdvcmRz"
 ERRORS = [
-    (
-        b'{"code": "not_found", "message": "no table", "details": [{"type": "google.rpc.ErrorInfo", '
-        b'"value": "ChBUQUJMRV9OT1RfRk9VTkQSB2dhdGhlcmQaDgoFdGFibGUSBXdvcmRz"}]}'
-    ),
+    b'{"code": "not_found", "message": "no table", "details": '
+    b'[{"type": "google.rpc.ErrorInfo", "value": "%b"}]}' % INFO.encode(),
     b"<html>busy</html>",
     status_pb2.Status(code=5, message="no table").SerializeToString(),
 ]
