@@ -51,9 +51,9 @@ def npy(array: NDArray[Any]) -> bytes:
     return buffer.getvalue()
 
 
-def npz(**arrays: NDArray[Any]) -> bytes:
+def npz(w: NDArray[Any]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)
+    np.savez(buffer, w=w)
     return buffer.getvalue()
 
 
@@ -76,11 +76,12 @@ def columnar(folder: Path) -> dict[str, bytes]:
     vectors = pa.FixedSizeListArray.from_arrays(pa.array(ROWS.reshape(-1)), 3)
     table = pa.table({"word": pa.array(WORDS, pa.binary()), "vector": vectors})
     found = {}
-    for name, write in (
+    writers: tuple[tuple[str, Callable[[Path], Any]], ...] = (
         ("parquet", lambda path: pa.parquet.write_table(table, path)),
         ("feather", lambda path: pa.feather.write_feather(table, path, compression="zstd")),
         ("arrow", lambda path: pa.feather.write_feather(table, path, compression="uncompressed")),
-    ):
+    )
+    for name, write in writers:
         path = folder / name
         write(path)
         found[name] = path.read_bytes()

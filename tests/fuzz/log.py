@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fuzz.target import Target
 from gatherd.errors import BadFile
@@ -33,7 +34,10 @@ LAST_LSN = 6
 
 
 def record(number: int) -> bytes:
-    arrays = [np.arange(number, dtype=np.int64), np.full((2, 3), number, np.float32)]
+    arrays: list[NDArray[Any]] = [
+        np.arange(number, dtype=np.int64),
+        np.full((2, 3), number, np.float32),
+    ]
     return b"".join(pack({"number": number, "versions": [[1]]}, arrays))
 
 

@@ -3,6 +3,7 @@
 import io
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -184,12 +185,8 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
 def json_update_check(body: bytes) -> None:
     for op in UpdateOp:
         reader = update_plans.UpdateReader(op, LIMITS, lambda _table: 3)
-        for read in (
-            lambda reader=reader: reader.one(
-                "application/json", "words", body, QueryParams(), None
-            ),
-            lambda reader=reader: reader.many(body, QueryParams(), None),
-        ):
+        one = partial(reader.one, "application/json", "words", body, QueryParams(), None)
+        for read in (one, partial(reader.many, body, QueryParams(), None)):
             with suppress(GatherdError):
                 for update in read().updates:
                     assert update.values.shape[:-1] == update.asked.shape
@@ -244,7 +241,7 @@ def reply(**fields: Any) -> bytes:
 REPLIES = [
     reply(version=3, vectors=tensor(np.ones((2, 3), np.float32))),
     reply(version=2**40, status=b"\0\1", vectors=tensor(np.zeros((2, 1), np.float16))),
-    reply(vectors=tensor_pb2.Tensor(dtype=0, shape=[2**63 - 1, -1])),
+    reply(vectors=tensor_pb2.Tensor(shape=[2**63 - 1, -1])),
     embedding_pb2.LookupManyResponse(
         lookups=[embedding_pb2.LookupResponse(version=n, status=b"s") for n in range(3)]
     ).SerializeToString(),

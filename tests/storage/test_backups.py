@@ -244,7 +244,7 @@ def test_places_that_cannot_be_are_refused(snapshots: Path, tmp_path: Path) -> N
     assert "has no backup that is whole" in done.stderr
 
 
-class Flaky(MemoryFileSystem):
+class Flaky(MemoryFileSystem):  # type: ignore[misc]  # fsspec ships no types
     """Fails each time, until `failures` of them are used up."""
 
     protocol = "flaky"

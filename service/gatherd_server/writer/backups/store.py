@@ -299,11 +299,11 @@ def _is_name(name: str) -> bool:
 
 
 @contextmanager
-def _told(where: str, *but: type[Exception]) -> Iterator[None]:
+def _told(where: str, but: type[Exception] = GatherdError) -> Iterator[None]:
     """Turn what a file system raises into StorageError, `but` for those."""
     try:
         yield
-    except (GatherdError, *but):
+    except (GatherdError, but):
         raise
     except Exception as error:  # each scheme's package has errors of its own
         raise StorageError(f"{where}: {type(error).__name__}: {error}") from error
