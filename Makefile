@@ -5,7 +5,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
+<<<<<<< HEAD
 .PHONY: help demo serve test test-crash test-power test-peers fuzz soak bench bench-tools check check-install format lock proto clean
+=======
+.PHONY: help demo serve test test-crash test-power test-peers bench bench-tools overload check check-install format lock proto clean
+>>>>>>> merge6
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -74,6 +78,9 @@ bench-tools:
 
 bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (12 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py
+
+overload: $(VENV)/.dev  ## load a server with three times what it can take (a minute)
+	PYTHONPATH=tests $(BIN)/python -m bench.overload
 
 check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, base install
 	$(BIN)/ruff format --check .

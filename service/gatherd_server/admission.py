@@ -53,6 +53,11 @@ class Admission:
         """Requests admitted and not yet answered."""
         return self._in_flight
 
+    @property
+    def is_full(self) -> bool:
+        """Whether `enter` would refuse, whoever asks."""
+        return self._in_flight >= self.limits.requests_in_flight_max
+
     def caller(self, authorizations: Sequence[bytes], *, is_local: bool = False) -> Caller:
         """Who asks, by the Authorization headers of a request. Unauthenticated when none is good.
 

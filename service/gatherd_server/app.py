@@ -181,6 +181,9 @@ class Worker:
         )
         watching.cancel()
         self._admission.is_ready = False
+        rpc.set_serving(False)
+        if not serving.done():
+            await asyncio.sleep(settings.unready_seconds)
         http.should_exit = True
         await asyncio.gather(serving, asyncio.to_thread(rpc.stop, settings.drain_seconds))
         await asyncio.to_thread(self._telemetry.pulse.close)

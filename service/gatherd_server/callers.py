@@ -36,6 +36,7 @@ from gatherd_server.types import (
     SnapshotResult,
     TableChange,
     TableInfo,
+    UpdatesState,
 )
 
 # Tables that a caller's patterns were held against; requests name them, so they are bounded.
@@ -277,6 +278,10 @@ class GuardedEngine:
         """As Engine's, but of the caller's tables."""
         states = self._engine.table_states()
         return {name: state for name, state in states.items() if self._sees(name)}
+
+    def updates_state(self) -> UpdatesState:
+        """As Engine's, for everybody: it tells of no table."""
+        return self._engine.updates_state()
 
     def tables(self) -> list[TableInfo]:
         """As Engine's, but the caller's tables, for any scope that is for tables."""

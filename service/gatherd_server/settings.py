@@ -174,6 +174,13 @@ class ServeSettings(BaseSettings):
     backup_keep: int = Field(
         7, ge=1, le=10_000, description="Unnamed snapshots that stay in backup_url."
     )
+    unready_seconds: float = Field(
+        0.0,
+        ge=0,
+        le=3600,
+        description="Seconds that /readyz says no before the ports close when stopping, for "
+        "balancers to notice; requests are answered meanwhile.",
+    )
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Seconds that requests under way get when stopping."
     )

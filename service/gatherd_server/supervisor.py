@@ -10,12 +10,11 @@ import os
 import selectors
 import signal
 import socket
-import subprocess
 import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from gatherd.errors import GatherdError
 from gatherd.store import kernels
 from gatherd.store.format import open_readonly
 from gatherd_server.brief import WorkerBrief
+from gatherd_server.child import Child, describe_exit
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.logs import set_level
@@ -50,15 +50,10 @@ from gatherd_server.writer.publish import own_data_dir
 
 logger = logging.getLogger("gatherd.supervisor")
 
-RESTART_SECONDS_MIN = 0.1
-RESTART_SECONDS_MAX = 5.0
-# A worker that served this long before it died is restarted without a growing pause.
-STEADY_SECONDS = 10.0
 # Below the data dir; nobody but numba reads it.
 KERNELS_NAME = "kernels"
 # What a worker gets on top of drain_seconds to close up, before it is killed.
 STOP_MARGIN_SECONDS = 5.0
-_CHANNEL_LINE_BYTES_MAX = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,26 +63,6 @@ class Addresses:
     http: str
     grpc: str
     unix: str | None
-
-
-@dataclass(slots=True)
-class _Child:
-    """One place to be filled, and the process that fills it at the moment."""
-
-    name: str
-    module: str
-    brief: Callable[[bool], bytes]
-    """What it is told, given whether another was in its place before."""
-    inherits: Callable[[], tuple[int, ...]]
-    """Descriptors that it gets."""
-    process: subprocess.Popen[bytes] | None = None
-    channel: socket.socket | None = None
-    received: bytes = b""
-    is_ready: bool = False
-    started: float = 0.0
-    was_started: bool = False
-    restart_at: float | None = None
-    restart_seconds: float = field(default=RESTART_SECONDS_MIN)
 
 
 class Supervisor:
@@ -108,26 +83,28 @@ class Supervisor:
         self._read_settings = read_settings
         self._is_reload_due = False
         self._had_terminal = sys.stdin is not None and sys.stdin.isatty()
+        self._selector = selectors.DefaultSelector()
         self._workers = [
-            _Child(
+            Child(
                 f"worker-{number}",
                 "gatherd_server.app",
                 partial(self._worker_brief, number),
                 self._worker_inherits,
+                self._selector,
             )
             for number in range(settings.workers)
         ]
-        self._writer: _Child | None = None
+        self._writer: Child | None = None
         if settings.data_dir is not None and settings.workers > 1:
-            self._writer = _Child(
+            self._writer = Child(
                 "writer",
                 "gatherd_server.writer.process",
                 self._writer_brief,
                 lambda: (self._writer_listener, self._lock_fd, self._metrics_fd),
+                self._selector,
             )
         self._writer_listener = self._lock_fd = self._metrics_fd = -1
         self._metrics: SupervisorMetrics | None = None
-        self._selector = selectors.DefaultSelector()
         self._listeners: list[socket.socket] = []
         self._sources: list[int] = []
         self._grpc_address = ""
@@ -251,7 +228,7 @@ class Supervisor:
             for worker in self._workers:
                 self._start(worker)
 
-    def _children(self) -> list[_Child]:
+    def _children(self) -> list[Child]:
         return [*self._workers, *([self._writer] if self._writer else [])]
 
     def _watch_signals(self, stack: ExitStack) -> None:
@@ -289,32 +266,12 @@ class Supervisor:
         rest = f"; a restart would change {', '.join(ignored)}" if ignored else ""
         logger.info("settings reloaded: %s%s", told, rest)
         for child in self._children():
-            if child.channel is not None:
-                with suppress(OSError):  # it is ending, and the next one is told all
-                    child.channel.sendall(json.dumps(changed).encode() + b"\n")
+            child.tell(json.dumps(changed).encode() + b"\n")
 
-    def _start(self, child: _Child) -> None:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            os.set_inheritable(theirs.fileno(), True)
-            child.process = subprocess.Popen(
-                # -P: a file called grpc.py in the current folder must not shadow the package.
-                [sys.executable, "-P", "-m", child.module, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(), *child.inherits()),
-                stdin=subprocess.DEVNULL,
-            )
-        child.channel = ours
-        child.received = b""
+    def _start(self, child: Child) -> None:
         if self._metrics is not None:
             self._metrics.started(child.name, is_restart=child.was_started)
-        child.is_ready = False
-        child.started = time.monotonic()
-        child.restart_at = None
-        with suppress(OSError):  # killed before it was told anything, as `_step` finds out
-            ours.sendall(child.brief(child.was_started))
-        child.was_started = True
-        ours.setblocking(False)
-        self._selector.register(ours, selectors.EVENT_READ, child)
+        child.start()
 
     def _step(self, timeout_seconds: float | None) -> None:
         """Wait for one round of events, and act on them."""
@@ -323,7 +280,7 @@ class Supervisor:
                 with suppress(BlockingIOError):
                     key.fileobj.recv(4096)  # type: ignore[union-attr]  # the wakeup socket
             else:
-                self._read_channel(key.data)
+                self._listen(key.data)
         for worker in self._children():
             if worker.process is not None and worker.process.poll() is not None:
                 self._on_exit(worker, worker.process.returncode)
@@ -334,24 +291,11 @@ class Supervisor:
         times = [worker.restart_at for worker in self._children() if worker.restart_at is not None]
         return max(0.0, min(times) - time.monotonic()) if times else None
 
-    def _read_channel(self, worker: _Child) -> None:
-        assert worker.channel is not None
-        try:
-            data = worker.channel.recv(_CHANNEL_LINE_BYTES_MAX)
-        except BlockingIOError:
-            return
-        except OSError:
-            data = b""
-        if not data:
-            # The process is ending; SIGCHLD tells when it has.
-            self._close_channel(worker)
-            return
-        worker.received += data
-        *lines, worker.received = worker.received.split(b"\n")
-        for line in lines:
-            self._on_event(worker, json.loads(line))
+    def _listen(self, worker: Child) -> None:
+        for event in worker.read():
+            self._on_event(worker, event)
 
-    def _on_event(self, worker: _Child, event: dict[str, Any]) -> None:
+    def _on_event(self, worker: Child, event: dict[str, Any]) -> None:
         if event["event"] == "ready":
             self._note_up(worker, is_up=True)
             logger.info("%s is ready", worker.name)
@@ -360,19 +304,18 @@ class Supervisor:
             if not self._was_ready:
                 self._failure = event["message"]
 
-    def _note_up(self, child: _Child, *, is_up: bool) -> None:
+    def _note_up(self, child: Child, *, is_up: bool) -> None:
         child.is_ready = is_up
         if self._metrics is not None:
             self._metrics.is_up(child.name, is_up)
 
-    def _on_exit(self, worker: _Child, status: int) -> None:
+    def _on_exit(self, worker: Child, status: int) -> None:
         """Note the end of a worker; restart it unless the server never came up or is stopping."""
         assert worker.process is not None
         pid = worker.process.pid
-        if worker.channel is not None:
-            # What it said last, if anything, is still to be read.
-            self._read_channel(worker)
-            self._close_channel(worker)
+        # What it said last, if anything, is still to be read.
+        self._listen(worker)
+        worker.close_channel()
         worker.process = None
         if self._stop_signals or self._failure is not None:
             return
@@ -380,12 +323,8 @@ class Supervisor:
         if not self._was_ready:
             self._failure = f"{worker.name} (pid {pid}) {how} while starting"
             return
-        steady = worker.is_ready and time.monotonic() - worker.started >= STEADY_SECONDS
-        worker.restart_seconds = (
-            RESTART_SECONDS_MIN if steady else min(worker.restart_seconds * 2, RESTART_SECONDS_MAX)
-        )
+        worker.restart_later()
         self._note_up(worker, is_up=False)
-        worker.restart_at = time.monotonic() + worker.restart_seconds
         logger.error(
             "%s (pid %d) %s; a new one starts in %.1f s",
             worker.name,
@@ -394,32 +333,25 @@ class Supervisor:
             worker.restart_seconds,
         )
 
-    def _close_channel(self, worker: _Child) -> None:
-        if worker.channel is not None:
-            self._selector.unregister(worker.channel)
-            worker.channel.close()
-            worker.channel = None
-
     def _drain(self) -> None:
         """Let the workers answer what they have, for a bounded time; another signal ends it."""
+        settings = self._settings
         if self._was_ready:
-            logger.info("stopping: requests under way get %.0f s", self._settings.drain_seconds)
+            logger.info("stopping: requests under way get %.0f s", settings.drain_seconds)
         # Ours goes first: connections that came later than this would wait for nobody.
         for listener in self._listeners:
             listener.close()
-        deadline = time.monotonic() + self._settings.drain_seconds + STOP_MARGIN_SECONDS
+        seconds = settings.unready_seconds + settings.drain_seconds + STOP_MARGIN_SECONDS
+        deadline = time.monotonic() + seconds
         # The writer goes on until the workers have answered the updates that they took.
         for some in (self._workers, [self._writer] if self._writer is not None else []):
             if not self._drain_some(some, deadline):
                 return
 
-    def _drain_some(self, children: list[_Child], deadline: float) -> bool:
+    def _drain_some(self, children: list[Child], deadline: float) -> bool:
         """Have `children` end, and wait for that; False when they have to be killed."""
         for child in children:
-            child.restart_at = None
-            if child.channel is not None:
-                with suppress(OSError):
-                    child.channel.shutdown(socket.SHUT_WR)
+            child.ask_to_end()
         signals = self._stop_signals
         while any(child.process is not None for child in children):
             left = deadline - time.monotonic()
@@ -431,10 +363,7 @@ class Supervisor:
 
     def _kill_children(self) -> None:
         for child in self._children():
-            self._close_channel(child)
-            if child.process is not None:
-                child.process.kill()
-                child.process.wait()
+            child.kill()
 
 
 def check_secrets(settings: ServeSettings) -> bool:
@@ -474,13 +403,3 @@ def use_kernel_cache(data_dir: Path | None) -> None:
                 os.environ["NUMBA_CACHE_DIR"] = str(folder)
                 return
     logger.warning("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR")
-
-
-def describe_exit(status: int) -> str:
-    """How a process ended, from its `returncode`."""
-    if status >= 0:
-        return f"exited with status {status}"
-    name = signal.Signals(-status).name
-    if name == "SIGBUS":
-        return "was killed by SIGBUS: a file it serves was truncated in place, or its disk failed"
-    return f"was killed by {name}"

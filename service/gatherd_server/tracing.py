@@ -19,6 +19,7 @@ from gatherd_server.errors import ConfigError
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Link
 
 # Traces that a commit's span links to; a batch can have a thousand pushes.
@@ -36,36 +37,16 @@ class TraceExport(Enum):
 class Spans:
     """Makes spans. Safe to use from many threads."""
 
-    def __init__(self, export: TraceExport, process: str) -> None:
-        """Of `process`. ConfigError when the packages aren't there."""
-        try:
-            from opentelemetry.sdk.resources import Resource
-            from opentelemetry.sdk.trace import TracerProvider
-            from opentelemetry.sdk.trace.export import (
-                BatchSpanProcessor,
-                ConsoleSpanExporter,
-                SimpleSpanProcessor,
-            )
-            from opentelemetry.trace.propagation.tracecontext import (
-                TraceContextTextMapPropagator,
-            )
+    def __init__(self, processor: SpanProcessor, process: str) -> None:
+        """Of `process`; what is made goes to `processor`."""
+        from opentelemetry.sdk.resources import Resource
+        from opentelemetry.sdk.trace import TracerProvider
+        from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-            if export is TraceExport.OTLP:
-                from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        except ImportError as error:
-            raise ConfigError(
-                f"traces need OpenTelemetry's packages ({error}): pip install 'gatherd[otel]'"
-            ) from None
         # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
         own = Resource({"service.name": "gatherd", "gatherd.process": process})
         provider = TracerProvider(resource=own.merge(Resource.create()), shutdown_on_exit=False)
-        if export is TraceExport.OTLP:
-            provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))
-        else:
-            console = ConsoleSpanExporter(
-                out=sys.stderr, formatter=lambda span: span.to_json(indent=None) + "\n"
-            )
-            provider.add_span_processor(SimpleSpanProcessor(console))
+        provider.add_span_processor(processor)
         self._provider = provider
         self._tracer = provider.get_tracer("gatherd")
         self._propagator = TraceContextTextMapPropagator()
@@ -142,5 +123,33 @@ class Spans:
 
 
 def open_spans(export: TraceExport, process: str) -> Spans | None:
-    """What `process` makes spans with, or None when they are off. ConfigError: see Spans."""
-    return None if export is TraceExport.OFF else Spans(export, process)
+    """What `process` makes spans with, or None when they are off.
+
+    ConfigError when OpenTelemetry's packages aren't there.
+    """
+    if export is TraceExport.OFF:
+        return None
+    try:
+        return Spans(_processor(export), process)
+    except ImportError as error:
+        raise ConfigError(
+            f"traces need OpenTelemetry's packages ({error}): pip install 'gatherd[otel]'"
+        ) from None
+
+
+def _processor(export: TraceExport) -> SpanProcessor:
+    from opentelemetry.sdk.trace.export import (
+        BatchSpanProcessor,
+        ConsoleSpanExporter,
+        SimpleSpanProcessor,
+    )
+
+    if export is TraceExport.CONSOLE:
+        return SimpleSpanProcessor(
+            ConsoleSpanExporter(
+                out=sys.stderr, formatter=lambda span: span.to_json(indent=None) + "\n"
+            )
+        )
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+
+    return BatchSpanProcessor(OTLPSpanExporter())

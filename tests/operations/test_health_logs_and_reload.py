@@ -5,10 +5,13 @@ import re
 import signal
 import struct
 from pathlib import Path
+from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
 from gatherd import Client
 from gatherd.store.control import FAILED_OFFSET
@@ -138,6 +141,31 @@ def test_a_server_of_files_has_no_updates_to_tell_of(tmp_path: Path) -> None:
     with RunningServer(f"words={tmp_path}/a.npy", "--no-metrics") as server:
         assert httpx.get(f"{server.http}/readyz").json()["updates"] == "none"
         assert httpx.get(f"{server.http}/metrics").status_code == 404
+
+
+def test_a_server_that_stops_says_so_first_and_goes_on_answering(tmp_path: Path) -> None:
+    np.save(tmp_path / "a.npy", np.ones((3, 2), np.float32))
+    with RunningServer(f"words={tmp_path}/a.npy", "--unready-seconds", "300") as server:
+        with grpc.insecure_channel(server.grpc.removeprefix("grpc://")) as channel:
+            check: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
+
+            def health() -> Any:
+                return health_pb2.HealthCheckResponse.FromString(check(b"")).status
+
+            assert httpx.get(f"{server.http}/readyz").status_code == 200
+            assert health() == health_pb2.HealthCheckResponse.SERVING
+            server.process.send_signal(signal.SIGTERM)
+            wait_until(
+                lambda: httpx.get(f"{server.http}/readyz").status_code == 503, "it isn't ready"
+            )
+            wait_until(
+                lambda: health() == health_pb2.HealthCheckResponse.NOT_SERVING, "over gRPC too"
+            )
+            assert httpx.get(f"{server.http}/healthz").status_code == 200
+            for url in (server.http, server.grpc):
+                with Client(url) as client:
+                    assert client.lookup("words", [1]).tolist() == [[1, 1]]
+        assert server.stop() == 0  # by a second signal
 
 
 def test_top_prints_a_screen_once(operated: Operated) -> None:

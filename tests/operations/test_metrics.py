@@ -3,16 +3,18 @@
 import os
 import signal
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
+import grpc
 import httpx
 import numpy as np
 import pytest
-from grpc import RpcError
 
 from gatherd import Client
 from gatherd.errors import IdOutOfRange, TableNotFound
 from operations.conftest import DIM, Operated
 from support.server import wait_until
+from support.small_engine import lookup_request
 
 REQUESTS = "gatherd_requests_total"
 
@@ -199,15 +201,12 @@ def test_a_writer_that_is_gone_is_told_and_comes_back(operated: Operated) -> Non
 
 
 def test_errors_of_grpc_carry_the_request_id(operated: Operated) -> None:
-    import grpc
-
-    from gatherd_proto.v1 import embedding_pb2, embedding_pb2_grpc
-
-    target = operated.server.grpc.removeprefix("grpc://")
-    with grpc.insecure_channel(target) as channel:
-        stub = embedding_pb2_grpc.EmbeddingServiceStub(channel)
-        with pytest.raises(RpcError) as raised:
-            stub.Lookup(
-                embedding_pb2.LookupRequest(table="absent"), metadata=[("x-request-id", "mine-7")]
+    with grpc.insecure_channel(operated.server.grpc.removeprefix("grpc://")) as channel:
+        call: Any = channel.unary_unary("/gatherd.v1.EmbeddingService/Lookup")
+        with pytest.raises(grpc.RpcError) as raised:
+            call(
+                lookup_request("absent", [1]).SerializeToString(),
+                metadata=[("x-request-id", "mine-7")],
             )
-    assert ("x-request-id", "mine-7") in [tuple(one) for one in raised.value.trailing_metadata()]
+    error: Any = raised.value
+    assert dict(error.trailing_metadata())["x-request-id"] == "mine-7"

@@ -1,6 +1,7 @@
 """What a server with tokens does besides: reload, limits, refusals to start, Unix sockets, logs."""
 
 import json
+import re
 import socket
 import time
 from functools import partial
@@ -22,6 +23,9 @@ from gatherd.errors import (
 from security.conftest import Certificates, Guarded, make_token
 from support.cli import invoke
 from support.server import RunningServer, run_cli, wait_until
+from support.small_engine import lookup_request
+
+LOOKUP = "/gatherd.v1.EmbeddingService/Lookup"
 
 
 @pytest.mark.parametrize("wire", ["http", "grpc"])
@@ -118,6 +122,64 @@ def _is_known_or_full(client: Client) -> bool:
         return _is_known(client)
     except Overloaded:
         return True
+
+
+def test_a_tokens_requests_beyond_its_concurrency_are_refused_and_none_waits(
+    guarded: Guarded,
+) -> None:
+    options = ("--scope", "read", "--table", "items", "--concurrency", "1")
+    token = make_token(guarded.file, "single", *options)
+    with Client(guarded.server.http, token=token) as client:
+        wait_until(lambda: _is_known(client), "the token is known", 10)
+    body = lookup_request("items", [1]).SerializeToString()
+    given = {"Authorization": f"Bearer {token}", "Content-Type": "application/proto"}
+    head = [f"POST {LOOKUP} HTTP/1.1", "Host: a", f"Content-Length: {len(body)}"]
+    head += [f"{name}: {value}" for name, value in given.items()]
+    parts = urlsplit(guarded.server.http)
+
+    def is_full() -> bool:
+        return httpx.post(guarded.server.http + LOOKUP, content=body, headers=given).is_error
+
+    with socket.create_connection((str(parts.hostname), int(parts.port or 0))) as sock:
+        sock.sendall("\r\n".join([*head, "", ""]).encode() + body[:-1])
+        wait_until(is_full, "its only place is taken", 10)
+        for path in (LOOKUP, "/v1/tables/items:lookup"):  # on the fast path, and past it
+            response = httpx.post(guarded.server.http + path, content=body, headers=given)
+            assert response.status_code == 429
+            assert response.headers["retry-after"] == "1"
+        with (
+            Client(guarded.server.grpc, token=token, retries=0) as client,
+            pytest.raises(Overloaded) as full,
+        ):
+            client.lookup("items", [1])
+        assert full.value.metadata == {"limit": "concurrency", "max": "1"}
+        assert full.value.retry_after_seconds == 1
+        with Client(guarded.server.http, token=guarded.tokens["reader"]) as client:
+            client.lookup("items", [1])
+        sock.sendall(body[-1:])
+        assert sock.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
+    told = _metrics(guarded)
+    assert told['gatherd_shed_requests_total{limit="token_concurrency"}'] >= 3
+
+
+def test_who_is_refused_is_counted_on_every_wire(guarded: Guarded) -> None:
+    counts = [
+        f'gatherd_requests_total{{wire="{wire}",procedure="Lookup",code="unauthenticated"}}'
+        for wire in ("connect", "grpc")
+    ]
+    before = _metrics(guarded)
+    for url in (guarded.server.http, guarded.server.grpc):
+        with Client(url, token="wrong") as client, pytest.raises(Unauthenticated):
+            client.lookup("items", [1])
+    after = _metrics(guarded)
+    assert [after[one] - before.get(one, 0) for one in counts] == [1, 1]
+
+
+def _metrics(guarded: Guarded) -> dict[str, float]:
+    given = {"Authorization": f"Bearer {guarded.tokens['metrics']}"}
+    text = httpx.get(f"{guarded.server.http}/metrics", headers=given).text
+    lines = (line.rpartition(" ") for line in text.splitlines() if not line.startswith("#"))
+    return {series: float(value) for series, _, value in lines}
 
 
 def test_a_servers_own_sockets_are_for_who_may_open_them(guarded: Guarded) -> None:
@@ -226,28 +288,34 @@ def test_nothing_secret_is_logged(data_dir: Path, tmp_path: Path) -> None:
     token = make_token(tokens, "one", "--scope", "read", "--table", "words")
     rows = data_dir.parent / "rows.npy"
     with RunningServer(
-        f"words={rows}",
-        "--tokens",
-        tokens,
-        "--log-level",
-        "debug",
-        "--no-fast-path",
+        *(f"words={rows}", "--tokens", tokens, "--log-level", "debug", "--log-format", "json"),
         log_path=tmp_path / "log",
     ) as server:
-        with Client(server.http, token=token) as client:
-            client.lookup("words", [1])
+        for url in (server.http, server.grpc):
+            with Client(url, token=token) as client:
+                client.lookup("words", [1])
+                with pytest.raises(GatherdError):
+                    client.lookup("words", keys=["KEY-THAT-IS-SECRET"])
+                with pytest.raises(PermissionDenied):
+                    client.lookup("others", [1])
+            with Client(url, token="TOKEN-THAT-IS-WRONG") as client:
+                with pytest.raises(Unauthenticated):
+                    client.lookup("words", [1])
         body = b'{"ids": ["BODY-THAT-IS-SECRET"]}'
         for given in (token, "TOKEN-THAT-IS-WRONG"):
             headers = {"Authorization": f"Bearer {given}", "Content-Type": "application/json"}
             httpx.post(f"{server.http}/v1/tables/words:lookup", content=body, headers=headers)
+            octets = {**headers, "Content-Type": "application/octet-stream"}
+            httpx.post(f"{server.http}/v1/tables/words:lookup", content=body, headers=octets)
         parts = urlsplit(server.http)
         with socket.create_connection((str(parts.hostname), int(parts.port or 0))) as sock:
             sock.sendall(f"NONSENSE {token}\r\nAuthorization {token}\r\n\r\n".encode())
             sock.recv(1 << 16)
         server.stop()
-    assert server.log
-    for secret in (token, token.removeprefix("gatherd_"), "TOKEN-THAT-IS-WRONG", "BODY-THAT-IS"):
-        assert secret not in server.log
+    # It is a log that tells of each of them.
+    assert len(re.findall(r'"code": "unauthenticated"', server.log)) >= 4
+    for shown in (token, token.removeprefix("gatherd_"), "THAT-IS-WRONG", "THAT-IS-SECRET"):
+        assert shown not in server.log
 
 
 def test_commands_show_the_token_of_the_environment_or_a_file(

@@ -5,12 +5,14 @@ receive, about a microsecond, but a call in a process that gets signals would ne
 interrupted receive is begun anew with its whole time.
 """
 
+import select
 import socket
 import time
 from typing import Any
 
 from numpy.typing import NDArray
 
+from gatherd._busy_poll import BUSY_POLL_US, BusyPoll
 from gatherd._effects import Send
 from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
 from gatherd.transports import _connect
@@ -33,6 +35,9 @@ class Connection:
         self._start = bytearray(_connect.EXPECTED_BYTES_MAX)
         self._start_view = memoryview(self._start)
         self._surplus = bytearray(1)
+        self._poller = select.poll()
+        self._poller.register(sock, select.POLLIN)
+        self._busy = BusyPoll(BUSY_POLL_US)
         self.reader = ResponseReader()
         self.idle_since = 0.0
 
@@ -65,6 +70,8 @@ class Connection:
         try:
             left = self._arm(ends_at)
             self._send(_connect.plain_pieces(wire, ids, left), ends_at)
+            if self._busy.is_worthwhile():
+                self._await()
             return self._take(wire.expected, target, ends_at)
         except TimeoutError:
             raise
@@ -91,6 +98,15 @@ class Connection:
                 reader.received(count)
             else:
                 reader.eof()
+
+    def _await(self) -> None:
+        """Stay awake until the reply begins to come, for a bounded time."""
+        is_there, until = self._poller.poll, time.perf_counter() + self._busy.seconds
+        while not is_there(0):
+            if time.perf_counter() >= until:
+                self._busy.missed()
+                return
+        self._busy.came()
 
     def _take(self, expected: bytes, target: NDArray[Any], ends_at: float) -> bool:
         """Receive what `ask` says."""

@@ -60,6 +60,8 @@ class Engine:
         self.limits = limits
         self._tables = tables
         self._link = link
+        self.mapped = tables.mapped
+        """The table of a (name, version) if it is mapped, or None; see LiveTables.mapped."""
 
     def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
         """Check a request's tables, versions and size.

@@ -20,12 +20,12 @@ from gatherd_server.metrics.telemetry import TableSeries
 class Rows:
     """The rows that `asked`, ids or keys of shape S, stand for; every one has to be there."""
 
-    __slots__ = ("_asked", "_counted", "_ids", "_table", "count", "dtype", "nbytes", "row_bytes")
+    __slots__ = ("_asked", "_ids", "_table", "count", "counted", "dtype", "nbytes", "row_bytes")
 
     def __init__(self, table: Table, asked: Asked, dtype: DType, counted: TableSeries) -> None:
         """Touches no row. KeyNotFound for a key that isn't there, NoKeys in a table without."""
         self._table = table
-        self._counted = counted
+        self.counted = counted
         self._asked = asked
         found: NDArray[np.integer[Any]]
         found = table.rows_of(asked, Missing.ERROR)[0] if isinstance(asked, ByKey) else asked
@@ -64,14 +64,14 @@ class Rows:
         if self.dtype is table.dtype:
             if not table.read_rows(ids, out, begin):
                 self._raise_out_of_range()
-            self._counted.gathered(start == 0, ids.size, ids.size * self.row_bytes)
+            self.counted.gathered(start == 0, ids.size, ids.size * self.row_bytes)
             return
         if not all_in_range(ids, table.row_count):
             self._raise_out_of_range()
         if ids.size:
             bits = out[begin : begin + ids.size * self.row_bytes].view(self.dtype.storage)
             table.gather(ids, bits.reshape(ids.size, table.dim), self.dtype)
-            self._counted.gathered(start == 0, ids.size, ids.size * self.row_bytes)
+            self.counted.gathered(start == 0, ids.size, ids.size * self.row_bytes)
 
     def _raise_out_of_range(self) -> None:
         assert not isinstance(self._asked, ByKey)

@@ -67,6 +67,9 @@ class Connection(Protocol):
     def on_response_complete(self) -> None:
         """Go on with the next request."""
 
+    def write(self, data: memoryview) -> None:
+        """Write what is kept until it is sent."""
+
 
 class _NoEvent:
     """uvicorn wakes its own cycles by an event; a fast one needs no waking."""
@@ -92,6 +95,7 @@ class FastCycle:
         "body_bytes",
         "caller",
         "disconnected",
+        "is_of_rows",
         "keep_alive",
         "response_complete",
         "route",
@@ -124,6 +128,8 @@ class FastCycle:
         self._tasks_count = 0
         self._holds_place = self._is_read = self._is_started = False
         self.keep_alive = keep_alive
+        self.is_of_rows = False
+        """Whether the reply is made of rows alone."""
         self.disconnected = False
         self.response_complete = False
 
@@ -209,7 +215,9 @@ class FastCycle:
             found = self.route.begin(self._whole_body(), self.caller)
             if isinstance(found, Work):
                 self._work(found)
-            elif found.nbytes <= PIECE_BYTES:
+                return
+            self.is_of_rows = True
+            if found.nbytes <= PIECE_BYTES:
                 self._write_whole(found)
             else:
                 found.check()
@@ -235,7 +243,7 @@ class FastCycle:
         buffer, begin = _buffer_for(head, rows.nbytes)
         rows.read(0, rows.count, buffer, begin)
         self._check_time()
-        self._connection.transport.write(buffer.data[begin - len(head) :])
+        self._connection.write(buffer.data[begin - len(head) :])
         self._complete()
 
     async def _stream(self, rows: Rows) -> None:
@@ -256,7 +264,7 @@ class FastCycle:
                     self._code = kind_of(error).code
                     connection.transport.abort()
                 return
-            connection.transport.write(buffer.data[begin - len(head) :])
+            connection.write(buffer.data[begin - len(head) :])
             head = b""
             # The write goes out, and others have their turn.
             await asyncio.sleep(0)
@@ -298,15 +306,8 @@ class FastCycle:
 
     def _head(self, rows: Rows) -> bytes:
         connection = self._connection
-        lines, begin = self.route.head(rows)
         ok = connection.prefixes.ok(connection.server_state.default_headers)
-        return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (
-            ok,
-            lines,
-            len(begin) + rows.nbytes,
-            b"" if self.keep_alive else b"connection: close\r\n",
-            begin,
-        )
+        return reply_head(ok, self.route, rows, keep_alive=self.keep_alive)
 
     def _fail(self, error: GatherdError) -> None:
         self._code = kind_of(error).code
@@ -369,6 +370,18 @@ class FastCycle:
         if self._holds_place:
             self._holds_place = False
             self._connection.admission.leave(self.caller)
+
+
+def reply_head(ok: bytes, route: Route, rows: Rows, *, keep_alive: bool) -> bytes:
+    """What comes before a reply's rows; `ok` is its begin, see Prefixes."""
+    lines, begin = route.head(rows)
+    return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (
+        ok,
+        lines,
+        len(begin) + rows.nbytes,
+        b"" if keep_alive else b"connection: close\r\n",
+        begin,
+    )
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:

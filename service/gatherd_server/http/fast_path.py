@@ -14,6 +14,8 @@ fast_cycle.py has what becomes of a request then. Left out on purpose: updates, 
 disk anyway.
 """
 
+import asyncio
+import os
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, Final
@@ -23,15 +25,20 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gatherd.errors import Unauthenticated
 from gatherd_server.admission import Admission
 from gatherd_server.callers import Caller
+from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import Workers
+from gatherd_server.http.busy_loop import BusyLoop
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
-from gatherd_server.http.fast_cycle import FastCycle, Prefixes
+from gatherd_server.http.fast_cycle import FastCycle, Prefixes, reply_head
+from gatherd_server.http.fast_repeat import Repeat, Scratch
 from gatherd_server.http.fast_routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.tracing import Spans
 
 LENGTH_DIGITS_MAX: Final = 18
 TIMEOUT_DIGITS_MAX: Final = 10
+# What has less time than this may miss it while it is answered, and is looked at more closely.
+REPEAT_SECONDS_MIN: Final = 0.05
 
 
 def fast_protocol(
@@ -48,6 +55,8 @@ def fast_protocol(
             "prefixes": Prefixes(),
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds),
+            "scratch": Scratch(),
+            "busy_loop": BusyLoop(100),
         },
     )
 
@@ -65,6 +74,7 @@ class _SeenHead:
     seconds: float | None
     caller: Caller
     trail: HeadTrail | None
+    repeat: Repeat | None
 
 
 class _FastPath(GuardedProtocol):
@@ -75,6 +85,8 @@ class _FastPath(GuardedProtocol):
     workers: Workers
     prefixes: Prefixes
     spans: Spans | None
+    scratch: Scratch
+    busy_loop: BusyLoop
     # uvicorn's cycles and fast ones, which it treats alike.
     cycle: Any
     pipeline: deque[tuple[Any, Any]]
@@ -82,40 +94,132 @@ class _FastPath(GuardedProtocol):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._seen: _SeenHead | None = None
+        self._fd = -1
+        self._answered_at = 0.0
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Of asyncio."""
+        super().connection_made(transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None and transport.get_extra_info("sslcontext") is None:
+            self._fd = sock.fileno()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, which answers whatever is complete."""
         seen = self._seen
-        if seen is not None and len(data) == seen.total and data.startswith(seen.head):
-            before = self.cycle
-            if (
-                before.response_complete
-                and self._begun == self._ended
-                and not self._is_full()
-                and not seen.caller.is_revoked
-            ):
-                # The parser has nothing to tell that it hasn't told of the same bytes before.
-                self._unset_keepalive_if_required()
-                self.cycle = cycle = FastCycle(
-                    self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
-                )
-                cycle.take(data[len(seen.head) :])
-                cycle.end()
-                cycle.start()
+        if (
+            seen is not None
+            and len(data) == seen.total
+            and data.startswith(seen.head)
+            and self.cycle.response_complete
+            and self._begun == self._ended
+            and not self._is_full()
+            and not seen.caller.is_revoked
+        ):
+            # The parser has nothing to tell that it hasn't told of the same bytes before.
+            if seen.repeat is not None and self._is_answered(seen.repeat, data[len(seen.head) :]):
                 return
+            self._unset_keepalive_if_required()
+            self.cycle = cycle = FastCycle(
+                self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
+            )
+            cycle.take(data[len(seen.head) :])
+            cycle.end()
+            cycle.start()
+            return
         begun, ended, before = self._begun, self._ended, self.cycle
         super().data_received(data)
         cycle = self.cycle
         if not isinstance(cycle, FastCycle):
             return
         if begun == ended and self._begun == self._ended == begun + 1:
-            head = data[: len(data) - cycle.body_bytes]
             if cycle.keep_alive and cycle is not before:
-                self._seen = _SeenHead(
-                    head, len(data), cycle.route, cycle.seconds, cycle.caller, cycle.trail
-                )
+                self._learn(cycle, data)
         else:
             cycle.wait()
+
+    def _learn(self, cycle: FastCycle, data: bytes) -> None:
+        """Keep what a request that came in one piece was found to be."""
+        size = len(data) - cycle.body_bytes
+        route, repeat = cycle.route, None
+        if (
+            cycle.is_of_rows
+            and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN)
+            # Those of a token with limits are counted one by one, and spans are made one by one.
+            and cycle.caller.limiter is None
+            and self.spans is None
+        ):
+            repeat = route.repeat(data[size:])
+        self._seen = _SeenHead(
+            data[:size], len(data), route, cycle.seconds, cycle.caller, cycle.trail, repeat
+        )
+
+    def _is_answered(self, repeat: Repeat, body: bytes) -> bool:
+        """Answer without a cycle, unless that can't be."""
+        if (
+            self.transport.get_write_buffer_size()
+            or self.admission.is_full
+            or not repeat.answer(self, body)
+        ):
+            return False
+        # The timer that runs since the last cycle looks at this when it ends.
+        self._answered_at = self.loop.time()
+        self.server_state.total_requests += 1
+        self.busy_loop.answered(self.loop)
+        return True
+
+    def timeout_keep_alive_handler(self) -> None:
+        """Close the connection, if it is idle for so long."""
+        left = self._answered_at + self.timeout_keep_alive - self.loop.time()
+        if left <= 0:
+            super().timeout_keep_alive_handler()
+            return
+        self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
+
+    def reply_head(self, rows: Rows) -> bytes:
+        """Of a connection that is kept."""
+        assert self._seen is not None
+        ok = self.prefixes.ok(self.server_state.default_headers)
+        return reply_head(ok, self._seen.route, rows, keep_alive=True)
+
+    def reply_changes(self) -> object:
+        """See fast_repeat.Connection."""
+        return self.server_state.default_headers
+
+    def write(self, data: memoryview) -> None:
+        """Write what isn't changed any more."""
+        sent = self._sent_now(data)
+        if sent < len(data):
+            self.transport.write(data[sent:])
+
+    def write_now(self, data: memoryview) -> None:
+        """Write what can be changed afterwards."""
+        sent = self._sent_now(data)
+        if sent < len(data):
+            self.transport.write(bytes(data[sent:]))
+
+    def _sent_now(self, data: memoryview) -> int:
+        """How much the socket took at once, or all when nobody is there to take it.
+
+        The event loop would write when its pass ends, after whatever comes before. A client that
+        waits shouldn't.
+        """
+        transport = self.transport
+        if transport.is_closing():
+            return len(data)
+        if self._fd < 0 or transport.get_write_buffer_size():
+            return 0
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError:
+            transport.abort()
+            return len(data)
+
+    def abort(self) -> None:
+        """See fast_repeat.Connection."""
+        self.transport.abort()
 
     def on_message_begin(self) -> None:
         """Put off what only the application needs."""

@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
+import numpy as np
 from google.protobuf.message import Message
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from gatherd.errors import GatherdError
-from gatherd.store.query import Missing
+from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server import proto_codec
@@ -24,6 +25,7 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.http import arrays, plans
 from gatherd_server.http.body import PartsResponse, array_response
 from gatherd_server.http.errors import connect_error, problem
+from gatherd_server.http.fast_repeat import Repeat
 from gatherd_server.http.media import OCTETS
 from gatherd_server.metrics.recorder import RequestSeries
 from gatherd_server.metrics.telemetry import Telemetry
@@ -58,6 +60,9 @@ class Route(Protocol):
 
     def begin(self, body: bytes, caller: Caller) -> Rows | Work:
         """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
+
+    def repeat(self, body: bytes) -> Repeat | None:
+        """What answers further requests as long as `body`, when one like it was begun before."""
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         """The reply's own header lines, and the bytes of its body that come before the rows."""
@@ -170,6 +175,13 @@ class _Connect:
         headers = {"Content-Type": PROTO}
         return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
 
+    def repeat(self, body: bytes) -> Repeat | None:
+        seen = self._seen.get(len(body))
+        plan = None if seen is None else seen.plan_of(body)
+        if seen is None or plan is None:
+            return None
+        return Repeat(self._engine, plan, seen.before, seen.after, self.counted)
+
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         head = proto_codec.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
         return b"content-type: application/proto\r\n", head
@@ -206,6 +218,13 @@ class _Octets:
             return array_response(OCTETS, arrays.octet_parts(gathered), gathered)
 
         return Work(answer, prepared.is_long)
+
+    def repeat(self, body: bytes) -> Repeat | None:
+        plan = plans.lookup_plan(OCTETS, self._table, body, self._query, self._engine.limits)
+        ids = plan.asked
+        if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.nbytes != len(body):
+            return None
+        return Repeat(self._engine, plan, b"", b"", self.counted)
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         headers = arrays.array_headers(rows.shape, rows.dtype, rows.version, 0)

@@ -31,10 +31,11 @@ def health_routes(engine: Engine, admission: Admission) -> APIRouter:
     @router.get("/readyz", **openapi.READYZ)
     async def readyz(request: Request) -> Response:
         # Who has no token learns no table's name.
-        states = caller_of(request.scope).guard(engine).table_states()
+        guarded = caller_of(request.scope).guard(engine)
+        states = guarded.table_states()
         refused = [name for name, reason in states.items() if reason]
         told = {
-            "updates": engine.updates_state().value,
+            "updates": guarded.updates_state().value,
             "tables": len(states) - len(refused),
             "refused": refused,
         }

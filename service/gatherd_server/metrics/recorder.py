@@ -178,21 +178,21 @@ class Recorder:
 class RequestSeries:
     """The counters of one procedure on one wire, for one thread alone. `done` takes 0.3 µs."""
 
-    __slots__ = ("_cells", "_first", "_ok", "_recorder", "procedure", "wire")
+    __slots__ = ("_recorder", "cells", "first", "ok", "procedure", "wire")
 
     def __init__(self, recorder: Recorder, wire: str, procedure: str) -> None:
         self.wire = wire
         self.procedure = procedure
         self._recorder = recorder
-        self._cells = recorder.cells
-        self._ok = recorder.first(REQUESTS, wire, procedure, "ok")
-        self._first = recorder.first(REQUEST_DURATION, wire, procedure)
+        self.cells = recorder.cells
+        self.ok = recorder.first(REQUESTS, wire, procedure, "ok")
+        self.first = recorder.first(REQUEST_DURATION, wire, procedure)
 
     def done(self, code: str, nanoseconds: int) -> None:
         """Count a request that was answered with `code`."""
-        cells = self._cells
-        first = self._first
-        where = self._ok if code == "ok" else self._failed(code)
+        cells = self.cells
+        first = self.first
+        where = self.ok if code == "ok" else self._failed(code)
         cells[where] += 1
         cells[first + bisect_left(_BOUNDS, nanoseconds)] += 1
         cells[first + _ABOVE + 1] += nanoseconds

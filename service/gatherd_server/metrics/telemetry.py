@@ -1,5 +1,6 @@
 """What a process counts with: its own recorders, and a view of everybody's."""
 
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter_ns
 from typing import Final
@@ -9,6 +10,7 @@ from gatherd_server.metrics.names import (
     PROCESS_RESTARTS,
     PROCESS_UP,
     RELOADS,
+    REQUEST_DURATION,
     TABLE_LOOKUP_BYTES,
     TABLE_LOOKUP_ROWS,
     TABLE_LOOKUPS,
@@ -27,6 +29,7 @@ from gatherd_server.tracing import Spans, TraceExport, open_spans
 now_ns: Final = perf_counter_ns
 """The clock that requests are timed by."""
 
+_BOUNDS: Final = REQUEST_DURATION.bounds
 _SUPERVISOR: Final = 0
 _WRITER: Final = 1
 _WORKERS: Final = 2
@@ -148,11 +151,11 @@ class Telemetry:
 class TableSeries:
     """The lookups of a table, for one thread alone."""
 
-    __slots__ = ("_cells", "_first")
+    __slots__ = ("cells", "first")
 
     def __init__(self, recorder: Recorder, table: str) -> None:
-        self._cells = recorder.cells
-        self._first = (
+        self.cells = recorder.cells
+        self.first = (
             recorder.first(TABLE_LOOKUPS, table),
             recorder.first(TABLE_LOOKUP_ROWS, table),
             recorder.first(TABLE_LOOKUP_BYTES, table),
@@ -160,10 +163,43 @@ class TableSeries:
 
     def gathered(self, is_first: bool, rows: int, byte_count: int) -> None:
         """Count a piece of what a lookup gathered."""
-        cells, first = self._cells, self._first
+        cells, first = self.cells, self.first
         cells[first[0]] += is_first
         cells[first[1]] += rows
         cells[first[2]] += byte_count
+
+
+class RepeatSeries:
+    """Requests that are all alike and answered, and their lookups, for one thread alone.
+
+    `done` takes as long as one of the two would.
+    """
+
+    __slots__ = (
+        *("_byte_count", "_bytes", "_cells", "_duration", "_lookups", "_ok", "_row_count"),
+        *("_rows", "_seconds", "_table_cells"),
+    )
+
+    def __init__(
+        self, requests: RequestSeries, table: TableSeries, row_count: int, byte_count: int
+    ) -> None:
+        """Each gathers `row_count` rows of `byte_count` bytes together."""
+        self._cells, self._table_cells = requests.cells, table.cells
+        self._ok, self._duration = requests.ok, requests.first
+        self._seconds = requests.first + len(REQUEST_DURATION.bounds) + 1
+        self._lookups, self._rows, self._bytes = table.first
+        self._row_count, self._byte_count = row_count, byte_count
+
+    def done(self, nanoseconds: int) -> None:
+        """Count one that took so long."""
+        cells = self._cells
+        cells[self._ok] += 1
+        cells[self._duration + bisect_left(_BOUNDS, nanoseconds)] += 1
+        cells[self._seconds] += nanoseconds
+        cells = self._table_cells
+        cells[self._lookups] += 1
+        cells[self._rows] += self._row_count
+        cells[self._bytes] += self._byte_count
 
 
 class SupervisorMetrics:

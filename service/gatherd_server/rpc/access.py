@@ -5,16 +5,27 @@ token before its message is read.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Final
 
 import grpc
 
 from gatherd.errors import GatherdError
+from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server.admission import Admission
 from gatherd_server.callers import Caller
-from gatherd_server.rpc.errors import abort
+from gatherd_server.metrics.telemetry import now_ns
+from gatherd_server.rpc.errors import abort, code_of
+from gatherd_server.rpc.observed import note, told_code, trail_of
+from gatherd_server.trail import following
 
-HEADER = "authorization"
+HEADER: Final = "authorization"
+# What refusals are counted under.
+_PROCEDURES: Final = frozenset(
+    method.name
+    for file in (embedding_pb2.DESCRIPTOR, table_pb2.DESCRIPTOR)
+    for service in file.services_by_name.values()
+    for method in service.methods
+)
 
 
 def caller_of(admission: Admission, context: grpc.ServicerContext) -> Caller:
@@ -45,16 +56,22 @@ class Authenticator(grpc.ServerInterceptor):
         try:
             self._admission.caller(_given(handler_call_details.invocation_metadata))
         except GatherdError as error:
-            return _refusal(error)
+            return self._refusal(handler_call_details.method, error)
         return continuation(handler_call_details)
 
+    def _refusal(self, method: str, error: GatherdError) -> Any:
+        name = method.rpartition("/")[2] if method.startswith("/gatherd.v1.") else ""
+        telemetry = self._admission.telemetry
 
-def _refusal(error: GatherdError) -> Any:
-    def refuse(_bodies: Any, context: grpc.ServicerContext) -> Any:
-        abort(context, error)
+        def refuse(_bodies: Any, context: grpc.ServicerContext) -> Any:
+            begun_ns, trail = now_ns(), trail_of(context)
+            code = told_code(code_of(error))
+            note(telemetry, name if name in _PROCEDURES else "unknown", code, begun_ns, trail)
+            with following(trail):
+                abort(context, error)
 
-    # As a stream's: its handler is called before a message came.
-    return grpc.stream_stream_rpc_method_handler(refuse)
+        # As a stream's: its handler is called before a message came.
+        return grpc.stream_stream_rpc_method_handler(refuse)
 
 
 def _given(metadata: Any) -> list[bytes]:

@@ -30,7 +30,7 @@ def observed(handlers: Mapping[str, _Handler], telemetry: Telemetry) -> dict[str
 def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
     def call(body: bytes, context: grpc.ServicerContext) -> bytes:
         begun_ns = now_ns()
-        trail = Trail(lambda key: _metadata(context, key))
+        trail = trail_of(context)
         code = "canceled"
         try:
             with following(trail):
@@ -40,18 +40,31 @@ def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
         except Exception:
             # grpc's abort raises one; what a handler didn't foresee is no other to the client.
             code = told_code(context.code() or grpc.StatusCode.UNKNOWN)  # type: ignore[attr-defined]  # the stubs lack it
-            if logger.isEnabledFor(logging.DEBUG):
-                fields = {"wire": WIRE, "procedure": name, "code": code}
-                extra = {"request_id": trail.request_id, "fields": fields}
-                logger.debug("%s over %s failed, %s", name, WIRE, code, extra=extra)
             raise
         finally:
-            count(telemetry, name, code, begun_ns)
-            if telemetry.spans is not None:
-                elapsed_ns = now_ns() - begun_ns
-                telemetry.spans.request(WIRE, name, code, elapsed_ns, trail.traceparent)
+            note(telemetry, name, code, begun_ns, trail)
 
     return call
+
+
+def trail_of(context: grpc.ServicerContext) -> Trail:
+    """The request that a call is."""
+    return Trail(lambda name: _metadata(context, name))
+
+
+def note(telemetry: Telemetry, procedure: str, code: str, begun_ns: int, trail: Trail) -> None:
+    """Count and trace a call that was begun at `begun_ns`, and log it, for who debugs, if failed.
+
+    One that was cancelled counts as such, and isn't logged.
+    """
+    count(telemetry, procedure, code, begun_ns)
+    if telemetry.spans is not None:
+        elapsed_ns = now_ns() - begun_ns
+        telemetry.spans.request(WIRE, procedure, code, elapsed_ns, trail.traceparent)
+    if code not in ("ok", "canceled") and logger.isEnabledFor(logging.DEBUG):
+        fields = {"wire": WIRE, "procedure": procedure, "code": code}
+        extra = {"request_id": trail.request_id, "fields": fields}
+        logger.debug("%s over %s failed, %s", procedure, WIRE, code, extra=extra)
 
 
 def count(telemetry: Telemetry, procedure: str, code: str, begun_ns: int) -> None:

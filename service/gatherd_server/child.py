@@ -1,0 +1,128 @@
+"""A process of the server as its supervisor has it: spawned, told things, listened to, restarted.
+
+The other end of its channel is channel.py's.
+"""
+
+import json
+import os
+import selectors
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+RESTART_SECONDS_MIN: Final = 0.1
+RESTART_SECONDS_MAX: Final = 5.0
+# A child that served this long before it died is restarted without a growing pause.
+STEADY_SECONDS: Final = 10.0
+_LINE_BYTES_MAX: Final = 64 << 10
+
+
+@dataclass(slots=True)
+class Child:
+    """One place to be filled, and the process that fills it at the moment."""
+
+    name: str
+    module: str
+    brief: Callable[[bool], bytes]
+    """What it is told, given whether another was in its place before."""
+    inherits: Callable[[], tuple[int, ...]]
+    """Descriptors that it gets."""
+    selector: selectors.BaseSelector
+    """Is told of its channel, with the child as `data`."""
+    process: subprocess.Popen[bytes] | None = None
+    channel: socket.socket | None = None
+    received: bytes = b""
+    is_ready: bool = False
+    started: float = 0.0
+    was_started: bool = False
+    restart_at: float | None = None
+    restart_seconds: float = field(default=RESTART_SECONDS_MIN)
+
+    def start(self) -> None:
+        """Spawn a process and tell it what it is for."""
+        ours, theirs = socket.socketpair()
+        with theirs:
+            os.set_inheritable(theirs.fileno(), True)
+            self.process = subprocess.Popen(
+                # -P: a file called grpc.py in the current folder must not shadow the package.
+                [sys.executable, "-P", "-m", self.module, str(theirs.fileno())],
+                pass_fds=(theirs.fileno(), *self.inherits()),
+                stdin=subprocess.DEVNULL,
+            )
+        self.channel = ours
+        self.received = b""
+        self.is_ready = False
+        self.started = time.monotonic()
+        self.restart_at = None
+        self.tell(self.brief(self.was_started))
+        self.was_started = True
+        ours.setblocking(False)
+        self.selector.register(ours, selectors.EVENT_READ, self)
+
+    def tell(self, lines: bytes) -> None:
+        """Send whole lines; one that is ending isn't told, and its successor is told all."""
+        if self.channel is not None:
+            with suppress(OSError):
+                self.channel.sendall(lines)
+
+    def read(self) -> list[dict[str, Any]]:
+        """What it has said since; the channel is closed when that was all."""
+        if self.channel is None:
+            return []
+        try:
+            data = self.channel.recv(_LINE_BYTES_MAX)
+        except BlockingIOError:
+            return []
+        except OSError:
+            data = b""
+        if not data:
+            # The process is ending; SIGCHLD tells when it has.
+            self.close_channel()
+            return []
+        *lines, self.received = (self.received + data).split(b"\n")
+        return [json.loads(line) for line in lines]
+
+    def ask_to_end(self) -> None:
+        """Have it answer what it took, and end; it isn't restarted."""
+        self.restart_at = None
+        if self.channel is not None:
+            with suppress(OSError):
+                self.channel.shutdown(socket.SHUT_WR)
+
+    def kill(self) -> None:
+        """End it now, if it is there."""
+        self.close_channel()
+        if self.process is not None:
+            self.process.kill()
+            self.process.wait()
+
+    def close_channel(self) -> None:
+        """Hear no more of it."""
+        if self.channel is not None:
+            self.selector.unregister(self.channel)
+            self.channel.close()
+            self.channel = None
+
+    def restart_later(self) -> None:
+        """Set `restart_at`: soon after it had served a while, ever later while it dies young."""
+        is_steady = self.is_ready and time.monotonic() - self.started >= STEADY_SECONDS
+        self.restart_seconds = (
+            RESTART_SECONDS_MIN if is_steady else min(self.restart_seconds * 2, RESTART_SECONDS_MAX)
+        )
+        self.restart_at = time.monotonic() + self.restart_seconds
+
+
+def describe_exit(status: int) -> str:
+    """How a process ended, from its `returncode`."""
+    if status >= 0:
+        return f"exited with status {status}"
+    name = signal.Signals(-status).name
+    if name == "SIGBUS":
+        return "was killed by SIGBUS: a file it serves was truncated in place, or its disk failed"
+    return f"was killed by {name}"

@@ -1,0 +1,116 @@
+"""What the server answers is what its OpenAPI document says: schemathesis asks both."""
+
+import json
+import re
+import subprocess
+import sys
+from collections import defaultdict
+from collections.abc import Iterator
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from gatherd_server.types import CreateTable
+from support.server import RunningServer, clean_environment, run_cli
+from support.tables import drawn_table, make_data_dir
+
+# As the document's examples have them.
+ROWS, DIM = 30, 2
+CHECKS = (
+    "not_a_server_error",
+    "status_code_conformance",
+    "content_type_conformance",
+    "response_headers_conformance",
+    "response_schema_conformance",
+    "missing_required_header",
+    "unsupported_method",
+    "allow_header_conformance",
+)
+# Tables that are there for paths with one in them, whatever comes before.
+CONFIG = """
+[parameters]
+"path.table" = "user"
+
+[[operations]]
+include-name = "POST /v1/tables/{table}:keysOf"
+parameters = { "path.table" = "words" }
+
+[[operations]]
+include-name = "DELETE /v1/tables/{table}"
+parameters = { "path.table" = "gone" }
+"""
+# With options in the query, as schemathesis always gives them, the body has to be as many raw ids
+# and values as they say.
+HARD_TO_DRAW = {
+    f"POST /v1/tables/{{table}}:{verb}" for verb in ("scatterAdd", "applyGradients", "assign")
+}
+EXAMPLES = 15
+SECONDS_MAX = 150
+
+
+def _table(name: str) -> CreateTable:
+    return drawn_table(name, ROWS, DIM)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
+    folder = tmp_path_factory.mktemp("described")
+    make_data_dir(folder / "data", *map(_table, ("user", "item", "gone")))
+    lines = (f"{word} 0.5 1.5\n" for word in ("king", "queen", *map(str, range(ROWS))))
+    (folder / "words.txt").write_text("".join(lines))
+    run_cli("import", "words", folder / "words.txt", "--data-dir", folder / "data")
+    with RunningServer(
+        *("--data-dir", folder / "data", "--snapshot-dir", folder / "snapshots"),
+        log_path=folder / "log",
+    ) as server:
+        yield server
+
+
+def test_no_answer_is_another_than_the_document_says(server: RunningServer, tmp_path: Path) -> None:
+    config, har = tmp_path / "schemathesis.toml", tmp_path / "asked.har"
+    config.write_text(CONFIG)
+    done = subprocess.run(
+        [
+            *(Path(sys.executable).with_name("schemathesis"), "--config-file", config),
+            *("run", f"{server.http}/openapi.json", "--checks", ",".join(CHECKS)),
+            *("--phases", "examples,coverage,fuzzing", "--max-examples", str(EXAMPLES)),
+            *("--generation-deterministic", "--continue-on-failure", "--no-color"),
+            *("--report", "har", "--report-har-path", har),
+        ],
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        cwd=tmp_path,
+        timeout=SECONDS_MAX,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    # It wasn't only mistakes that were asked: each operation did what it is for, too.
+    statuses = _statuses(server, json.loads(har.read_text())["log"]["entries"])
+    assert len(statuses) > len(HARD_TO_DRAW)
+    without = {name for name, seen in statuses.items() if not any(s < 300 for s in seen)}
+    assert without <= HARD_TO_DRAW
+
+
+def _statuses(
+    server: RunningServer, entries: list[dict[str, dict[str, str]]]
+) -> dict[str, set[int]]:
+    """The statuses that each operation was answered with."""
+    document = httpx.get(f"{server.http}/openapi.json").json()
+    operations = [
+        (
+            f"{method.upper()} {path}",
+            method.upper(),
+            re.sub(r"\\{\w+\\}", "[^/:]+", re.escape(path)),
+        )
+        for path, methods in document["paths"].items()
+        for method in methods
+    ]
+    found: dict[str, set[int]] = defaultdict(set, {name: set() for name, _, _ in operations})
+    for entry in entries:
+        path = urlsplit(entry["request"]["url"]).path
+        for name, method, pattern in operations:
+            if entry["request"]["method"] == method and re.fullmatch(pattern, path):
+                found[name].add(int(entry["response"]["status"]))
+    return found
