@@ -342,6 +342,7 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
         files.copy(snapshot / name, target)
 
     catalog = (snapshot / CATALOG_NAME).read_bytes()
+    files.make_dirs(data_dir)
     fill_data_dir(files, data_dir, contents, catalog, place)
     return contents.lsn
 
@@ -364,12 +365,11 @@ def fill_data_dir(
     catalog: bytes,
     place: Callable[[str, Path], None],
 ) -> None:
-    """Make a data dir of a snapshot's files, each of which `place` puts where it is told to.
+    """Make the folder `data_dir` one of a snapshot's files, which `place` puts where it is told to.
 
     Durable on return. `catalog`, the contents of that file, comes last. Whatever is raised, the
     folder is empty again.
     """
-    files.make_dirs(data_dir)
     try:
         _copy_contents(files, data_dir, contents, catalog, place)
     except BaseException:

@@ -32,6 +32,7 @@ def fetch(files: Files, store: Store, backup: Backup, data_dir: Path) -> int:
             for piece in _pieces(store, backup, name):
                 position = files.write_at(file.fileno(), memoryview(piece), position, target)
 
+    files.make_dirs(data_dir)
     fill_data_dir(files, data_dir, backup.snapshot, catalog, place)
     return backup.snapshot.lsn
 
