@@ -219,6 +219,8 @@ class RemoteStore:
             try:
                 self._put(path, pieces, byte_count)
                 return
+            except BadFile:
+                raise  # the file itself is damaged, and stays so
             except StorageError as error:
                 if pause is None:
                     raise
