@@ -5,11 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help demo serve test test-crash test-power test-peers fuzz soak bench bench-tools check check-install format lock proto clean
-=======
-.PHONY: help demo serve test test-crash test-power test-peers bench bench-tools overload check check-install format lock proto clean
->>>>>>> merge6
+.PHONY: help demo serve test test-crash test-power test-peers fuzz soak bench bench-tools overload check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
