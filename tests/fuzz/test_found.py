@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 from starlette.datastructures import QueryParams
 
-from fuzz.files import Loader
+from fuzz.files import Loader, snapshot_document
 from fuzz.fuzz import all_targets, run_batch
 from fuzz.log import checkpoint
 from fuzz.target import Target
@@ -23,6 +23,7 @@ from gatherd_server.http.media import NPY
 from gatherd_server.storage.records import unpack
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
 from gatherd_server.writer.freezing import read_document
+from gatherd_server.writer.snapshot import decode_snapshot
 from loaders.harness import run_import
 from support.small_engine import LIMITS
 from support.tables import drawn_table, make_data_dir
@@ -59,6 +60,39 @@ def test_a_zip_member_without_a_name_is_no_crash(tmp_path: Path) -> None:
     (tmp_path / "f.zip").write_bytes(nameless)
     with pytest.raises(BadFile):
         run_import(tmp_path / "d", tmp_path / "f.zip")
+
+
+def test_a_zip_member_whose_name_is_no_text_is_damage(tmp_path: Path) -> None:
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w") as file:
+        file.writestr("wörd.txt", b"x 1 2\n")
+    for place in (buffer.getvalue().index(b"w\xc3"), buffer.getvalue().rindex(b"w\xc3")):
+        damaged = bytearray(buffer.getvalue())
+        damaged[place + 2] = 0xFF
+        (tmp_path / "f.zip").write_bytes(damaged)
+        with pytest.raises(BadFile):
+            run_import(tmp_path / "d", tmp_path / "f.zip")
+
+
+@pytest.mark.parametrize("member", [b'"lsn": 7', b'"format": 1'])
+def test_a_number_beyond_all_is_a_damaged_snapshot(member: bytes) -> None:
+    whole = snapshot_document()
+    assert decode_snapshot(whole, "s").lsn == 7
+    endless = whole.replace(member, member[:-1] + b"1e999")
+    with pytest.raises(BadFile, match="can't be read as a snapshot's"):
+        decode_snapshot(endless, "s")
+
+
+def test_a_number_beyond_all_is_a_damaged_catalog_or_manifest(tmp_path: Path) -> None:
+    make_data_dir(tmp_path, drawn_table("t", 2, 2))
+    manifest = version_dir(tmp_path, "t", 1) / "manifest.json"
+    manifest.write_bytes(manifest.read_bytes().replace(b'"rows": 2', b'"rows": 1e999'))
+    with pytest.raises(BadFile, match=r"manifest\.json is damaged"):
+        open_table(tmp_path, "t", 1)
+    catalog = tmp_path / "catalog.json"
+    catalog.write_bytes(catalog.read_bytes().replace(b'"live": 1', b'"live": 1e999'))
+    with pytest.raises(BadFile, match=r"catalog\.json is damaged"):
+        read_catalog(tmp_path)
 
 
 def test_a_parquet_footer_never_makes_fewer_or_more_rows_of_a_file(tmp_path: Path) -> None:

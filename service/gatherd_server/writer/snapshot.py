@@ -299,7 +299,7 @@ def decode_snapshot(encoded: bytes, where: str) -> SnapshotFiles:
         document = json.loads(encoded)
         found = (int(document["format"]), int(document["lsn"]), dict(document["files"]))
         created = datetime.fromisoformat(document["created"])
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
         raise BadFile(f"{where} can't be read as a snapshot's: {error}") from None
     if document.get("crc32") != document_crc(document):
         raise BadFile(f"{where} isn't what was written (crc32)")
