@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-peers e2e bench bench-tools overload check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-power test-peers e2e fuzz soak bench bench-tools overload check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,6 +34,12 @@ test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent update
 
 test-power: $(VENV)/.dev  ## judge 20,000 simulated power cuts (about 20 minutes; make test does 500)
 	POWER_CUTS=20000 $(BIN)/python -m pytest tests/durability/test_power_cuts.py -v
+
+fuzz: $(VENV)/.dev  ## feed every decoder what befalls its inputs, for two minutes (FUZZ_SECONDS=3600 for longer)
+	$(BIN)/python tests/fuzz/fuzz.py
+
+soak: $(VENV)/.dev  ## ten minutes of lookups and pushes on one server, memory flat, no error (SOAK_SECONDS=120 for shorter)
+	$(BIN)/python tests/soak/soak.py
 
 PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.

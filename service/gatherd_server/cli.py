@@ -16,6 +16,7 @@ from click.shell_completion import get_completion_class
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
+from gatherd_server.cli_backup import backup, backups, restore
 from gatherd_server.cli_bench import bench
 from gatherd_server.cli_connect import connect
 from gatherd_server.cli_data_dir import open_data_dir
@@ -40,7 +41,6 @@ from gatherd_server.cli_update import (
 )
 from gatherd_server.cli_versions import (
     delete,
-    restore,
     rollback,
     set_optimizer,
     snapshot,
@@ -324,7 +324,9 @@ def lookup(
 
 for command in (scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, restore, token, bench, top):
+for command in (versions, rollback, set_optimizer, delete, snapshot, token, bench, top):
+    cli.add_command(command)
+for command in (backup, backups, restore):
     cli.add_command(command)
 
 

@@ -1,4 +1,4 @@
-"""`gatherd versions`, `rollback`, `set-optimizer`, `delete`, `snapshot` and `restore`.
+"""`gatherd versions`, `rollback`, `set-optimizer`, `delete` and `snapshot`.
 
 Each that changes a table does it in a data dir (--data-dir), whether or not a server has it, or
 asks a server (--url). `publish` stands beside `import`, whose options it shares.
@@ -19,7 +19,6 @@ from gatherd_server.cli_data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, 
 from gatherd_server.cli_optimizer import OPTIMIZERS, optimizer_values, read_optimizer
 from gatherd_server.cli_update import DEFAULT_URL
 from gatherd_server.settings import ServeSettings
-from gatherd_server.storage.files import Files
 from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,
@@ -31,7 +30,6 @@ from gatherd_server.types import (
     TableChange,
 )
 from gatherd_server.writer.publish import OwnedDataDir
-from gatherd_server.writer.snapshot import restore as restore_snapshot
 
 if_version_option = click.option(
     "--if-version", type=click.IntRange(1), help="Only when this version of the table is live."
@@ -231,25 +229,6 @@ def snapshot(name: str, folder: Path | None, data_dir: Path | None, url: str | N
         assert isinstance(opened, OwnedDataDir)
         made = opened.snapshot(folder, name)
         tell_snapshot(SnapshotResult(made.path, made.lsn))
-
-
-@click.command()
-@click.argument("source", metavar="SNAPSHOT", type=click.Path(path_type=Path))
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Folder to become the data dir: a new or an empty one.",
-)
-def restore(source: Path, data_dir: Path) -> None:
-    """Make a data dir of SNAPSHOT, after every byte of it was verified.
-
-    \b
-        gatherd restore ./snapshots/monday --data-dir ./data
-    """
-    lsn = restore_snapshot(Files(), source, data_dir)
-    click.echo(f"{data_dir}: {source} as of LSN {lsn}")
 
 
 def publish_copy(

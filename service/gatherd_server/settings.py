@@ -26,6 +26,7 @@ from gatherd_server.logs import LogFormat
 from gatherd_server.tls import TlsFiles
 from gatherd_server.tracing import TraceExport
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
+from gatherd_server.writer.backups.store import check_location
 
 # What SIGHUP changes in a running server; the rest is read once.
 RELOADABLE = ("log_level", "requests_in_flight_max")
@@ -172,6 +173,14 @@ class ServeSettings(BaseSettings):
     snapshot_keep: int = Field(
         3, ge=1, le=10_000, description="Unnamed snapshots that the schedule keeps."
     )
+    backup_url: str | None = Field(
+        None,
+        description="Where every snapshot is copied to: a folder, or what fsspec has a package "
+        "for, as s3://bucket/folder; needs snapshot_dir.",
+    )
+    backup_keep: int = Field(
+        7, ge=1, le=10_000, description="Unnamed snapshots that stay in backup_url."
+    )
     unready_seconds: float = Field(
         0.0,
         ge=0,
@@ -241,8 +250,24 @@ class ServeSettings(BaseSettings):
             snapshot_dir=self.snapshot_dir,
             snapshot_seconds=self.snapshot_seconds,
             snapshot_keep=self.snapshot_keep,
+            backup_url=self._checked_backup_url(),
+            backup_keep=self.backup_keep,
             file_tables=tuple(source.name for source in self.sources()),
         )
+
+    def _checked_backup_url(self) -> str:
+        """Empty for none. ConfigError when nothing can ever be copied there."""
+        if self.backup_url is None:
+            return ""
+        if self.snapshot_dir is None or self.data_dir is None:
+            raise ConfigError("backup_url needs data_dir and snapshot_dir beside it")
+        if self.backup_url.startswith("memory://"):
+            raise ConfigError("backup_url: what is in memory:// is gone with its process")
+        try:
+            check_location(self.backup_url)
+        except GatherdError as error:
+            raise ConfigError(f"backup_url: {error.message}") from None
+        return self.backup_url
 
     def sources(self) -> list[TableSource]:
         """The files to serve where they lie. ConfigError when a spec is wrong or a name twice."""

@@ -4,8 +4,8 @@ A request's id is the client's X-Request-Id if it is one, else the trace id of i
 one that is drawn when it is first asked for, which most requests never are.
 """
 
+import random
 import re
-import secrets
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -39,7 +39,7 @@ class Trail:
             given = self._header(REQUEST_ID_HEADER)
             if given is None or not _REQUEST_ID.fullmatch(given):
                 match = _TRACEPARENT.fullmatch(self._header(TRACEPARENT_HEADER) or "")
-                given = match[1] if match else secrets.token_hex(16)
+                given = match[1] if match else _drawn()
             self._id = given
         return self._id
 
@@ -48,6 +48,11 @@ class Trail:
         """The W3C trace context that came with the request, when it is one."""
         given = self._header(TRACEPARENT_HEADER) or ""
         return given if _TRACEPARENT.fullmatch(given) else None
+
+
+def _drawn() -> str:
+    # It has to be another one each time, and no secret: a refusal mustn't wait for the kernel.
+    return f"{random.getrandbits(128):032x}"
 
 
 _current: ContextVar[Trail | None] = ContextVar("trail", default=None)

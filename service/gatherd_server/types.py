@@ -60,6 +60,9 @@ class WriterLimits:
     snapshot_dir: Path | None = None
     snapshot_seconds: float = 0.0
     snapshot_keep: int = 3
+    backup_url: str = ""
+    """Where snapshots are copied to; "" for nowhere."""
+    backup_keep: int = 7
     file_tables: tuple[str, ...] = ()
     """Names of files that the server serves where they lie; no table of the data dir gets one."""
 

@@ -124,7 +124,9 @@ class GrpcCalls:
         try:
             await self._method(body)
         except grpc.aio.AioRpcError as error:
-            if error.code() is not grpc.StatusCode.RESOURCE_EXHAUSTED:
+            # grpc itself turns calls away that are more than it may take, by UNAVAILABLE.
+            refusals = (grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.UNAVAILABLE)
+            if error.code() not in refusals:
                 raise
             return False
         return True

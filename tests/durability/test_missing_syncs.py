@@ -34,8 +34,12 @@ SYNCING = {
 }
 """The methods of the seam that sync, unless they are told not to."""
 
-OUTSIDE = {"cli_export.export", "cli_export._write"}
-"""What syncs a file that isn't in a data dir: an export, which can be made again."""
+OUTSIDE = {
+    "cli_export.export", "cli_export._write",
+    "store.put", "store.seal", "store.remove", "fetching.fetch",
+}  # fmt: skip
+"""What syncs a file that isn't in a data dir: an export or a backup, which can be made again, and
+one that is made of a backup just as of a snapshot."""
 
 NEAR_CALLS = 30
 

@@ -122,7 +122,7 @@ class Catalog:
                 for name, entry in document["tables"].items()
             }
             generation = int(document["generation"])
-        except (KeyError, TypeError, AttributeError, ValueError) as error:
+        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, DataDirVersion):
                 raise
             raise BadFile(f"{where} is damaged: {type(error).__name__}: {error}") from None
@@ -157,7 +157,7 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
             )
         dtype = DType(manifest["dtype"])
         shape = (int(manifest["rows"]), int(manifest["dim"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise BadFile(f"{folder / MANIFEST_NAME} is damaged: {error}") from None
     weights = folder / WEIGHTS_NAME
     fd = open_readonly(weights)
@@ -202,7 +202,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadFile(f"{path} isn't there") from None
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path} is damaged: {error}") from None
     if not isinstance(document, dict):
         raise BadFile(f"{path} is damaged: it isn't an object")

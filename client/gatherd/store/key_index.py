@@ -165,7 +165,9 @@ def read_keys_info(folder: Path) -> KeysInfo | None:
             {str(name): [int(crc) for crc in crcs] for name, crcs in document["files"].items()},
             int(document["block_bytes"]),
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+    except (
+        ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError
+    ) as error:  # fmt: skip
         raise BadFile(f"{path} is damaged: {type(error).__name__}: {error}") from None
     _check_info(path, info)
     return info

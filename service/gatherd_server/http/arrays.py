@@ -124,6 +124,8 @@ def _evaluated_header(body: bytes) -> tuple[object, int]:
         version = np.lib.format.read_magic(io.BytesIO(body[:8]))
     except ValueError:
         raise MalformedRequest("the body isn't a .npy file: it doesn't begin as one") from None
+    if version not in ((1, 0), (2, 0), (3, 0)):
+        raise MalformedRequest(f"the .npy is of version {version}; NumPy has 1.0, 2.0 and 3.0")
     # Version 2 has four bytes of header length, version 3 also has UTF-8 in field names.
     length_bytes = 2 if version[0] == 1 else 4
     start = 8 + length_bytes
@@ -136,7 +138,7 @@ def _evaluated_header(body: bytes) -> tuple[object, int]:
         raise MalformedRequest("the .npy is truncated in its header")
     try:
         text = body[start : start + header_bytes].decode("utf-8" if version[0] > 2 else "latin-1")
-        return evaluate_npy_header(text.strip()), start + header_bytes
+        return evaluate_npy_header(text.strip(" \t\n")), start + header_bytes
     except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise MalformedRequest("the .npy header is damaged: it isn't a Python dict") from None
 

@@ -10,6 +10,7 @@ import base64
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -107,6 +108,10 @@ _STATUS_REASONS: Final[Mapping[int, str]] = {
 }
 
 
+# A full server refuses many requests alike, and mustn't be kept busy by that.
+BODIES_MAX: Final = 64
+
+
 def kind_of(error: errors.GatherdError) -> Kind:
     """The kind of `error`'s class, or of the nearest class above it that has one."""
     return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
@@ -162,15 +167,22 @@ def connect_problem(
 ) -> Response:
     """`error` as Connect's error JSON under another status, as for an unknown procedure."""
     trail.failed(code)
-    metadata = _cut_values(error.metadata)
-    info = ErrorInfo(reason=error.reason, domain=ERROR_DOMAIN, metadata=metadata)
+    metadata = tuple(_cut_values(error.metadata).items())
+    body = _connect_body(code, _cut(error.message), error.reason, metadata)
+    return Response(body, status, dict(headers), "application/json")
+
+
+@lru_cache(BODIES_MAX)
+def _connect_body(
+    code: str, message: str, reason: str, metadata: tuple[tuple[str, str], ...]
+) -> bytes:
+    info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=dict(metadata))
     detail = {
         "type": ERROR_INFO_TYPE_URL.rpartition("/")[2],
         "value": base64.b64encode(info.SerializeToString()).rstrip(b"=").decode(),
-        "debug": {"reason": error.reason, "domain": ERROR_DOMAIN, "metadata": metadata},
+        "debug": {"reason": reason, "domain": ERROR_DOMAIN, "metadata": dict(metadata)},
     }
-    body = {"code": code, "message": _cut(error.message), "details": [detail]}
-    return Response(orjson.dumps(body), status, dict(headers), "application/json")
+    return orjson.dumps({"code": code, "message": message, "details": [detail]})
 
 
 def _headers_of(error: errors.GatherdError) -> dict[str, str]:

@@ -30,10 +30,12 @@ from gatherd_server.loaders.limits import (
     RATIO_FREE_BYTES,
     UnpackLimits,
 )
+from gatherd_server.loaders.parquet_footer import Footer, read_footer
 
 PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
-_PARQUET_BYTES = {"FLOAT": 4, "DOUBLE": 8, "FIXED_LEN_BYTE_ARRAY": 2}
+# By parquet.thrift's Type: float, double, and the fixed bytes that float16 is.
+_PARQUET_BYTES = {4: 4, 5: 8, 7: 2}
 _DTYPES = {"halffloat": DType.FLOAT16, "float": DType.FLOAT32, "double": DType.FLOAT64}
 
 
@@ -58,11 +60,22 @@ def columnar_source(
         reader = _Reader(pa, name, schema, columns, on_bad_row)
         dim = reader.fixed_dim() or _first_length(reader, batches)
 
-    def read() -> Iterator[RowBatch]:
-        with _told(name):
-            yield from reader.batches(batches(reader.wanted, rows_per_batch(dim, 8)), dim)
-
     dtype = reader.dtype
+    if row_count is not None and row_count * dim * dtype.itemsize > limits.bytes_max:
+        raise BadFile(
+            f"{name} claims {row_count} rows of {dim} {dtype.value}, over {limits.bytes_max} bytes "
+            "(raise --unpacked-bytes-max if that is meant)"
+        )
+
+    def read() -> Iterator[RowBatch]:
+        found = 0
+        with _told(name):
+            for batch in reader.batches(batches(reader.wanted, rows_per_batch(dim, 8)), dim):
+                found += len(batch.rows) + batch.bad_count
+                yield batch
+        if row_count is not None and found != row_count:
+            raise BadFile(f"{name} has {found} rows; its footer says {row_count}")
+
     return RowSource(
         reader.where,
         "Parquet" if is_parquet else "Arrow",
@@ -83,25 +96,29 @@ _Batches = Callable[[list[str], int], Iterator[Any]]
 def _open_parquet(_: Any, name: str, path: Path, limits: UnpackLimits) -> tuple[Any, int, _Batches]:
     import pyarrow.parquet as pq
 
+    footer = read_footer(name, path)
     file = pq.ParquetFile(path, buffer_size=BATCH_BYTES, pre_buffer=False)
+    if not file.metadata.num_rows == footer.row_count == footer.group_rows:
+        raise BadFile(
+            f"{name} has {footer.group_rows} rows in its groups; its footer says {footer.row_count}"
+        )
 
     def batches(wanted: list[str], rows: int) -> Iterator[Any]:
-        _check_size(name, path, file.metadata, wanted, limits)
+        _check_size(name, path, footer, wanted, limits)
         return iter(file.iter_batches(batch_size=rows, columns=wanted, use_threads=False))
 
-    return file.schema_arrow, file.metadata.num_rows, batches
+    return file.schema_arrow, footer.row_count, batches
 
 
 def _check_size(
-    name: str, path: Path, metadata: Any, wanted: list[str], limits: UnpackLimits
+    name: str, path: Path, footer: Footer, wanted: list[str], limits: UnpackLimits
 ) -> None:
     """BadFile when the columns are far more than the file: a repeated value takes no room in it."""
-    groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
     unpacked = 0
-    for column in (group.column(index) for group in groups for index in range(group.num_columns)):
-        if column.path_in_schema.partition(".")[0] in wanted:
-            width = _PARQUET_BYTES.get(column.physical_type, 0)
-            unpacked += max(column.total_uncompressed_size, column.num_values * width)
+    for chunk in footer.chunks:
+        if chunk.name in wanted:
+            width = _PARQUET_BYTES.get(chunk.physical_type, 0)
+            unpacked += max(chunk.unpacked_bytes, chunk.value_count * width)
     packed = path.stat().st_size
     if unpacked > max(RATIO_FREE_BYTES, packed * limits.ratio_max) or unpacked > limits.bytes_max:
         raise BadFile(

@@ -179,7 +179,8 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
     path = opened.as_file()
     with reading(opened.name):
         archive = options.closing.enter_context(zipfile.ZipFile(path))
-    infos = [info for info in archive.infolist() if not info.is_dir()]
+    # Not is_dir(), which takes a name of no letters for an index error.
+    infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     names = [info.filename for info in infos]
     if len(names) > ZIP_ENTRIES_MAX or len(set(names)) != len(names):
         raise BadFile(

@@ -96,7 +96,13 @@ def reading(name: str) -> Iterator[None]:
     except RuntimeError as error:
         # What zipfile says of an encrypted entry.
         raise BadFile(f"{name} can't be read: {error}") from None
-    except (zlib.error, gzip.BadGzipFile, zipfile.BadZipFile, NotImplementedError) as error:
+    except (
+        zlib.error,
+        gzip.BadGzipFile,
+        zipfile.BadZipFile,
+        NotImplementedError,
+        UnicodeError,  # a zip member's name
+    ) as error:
         raise BadFile(f"{name} is damaged or packed in a way we don't read: {error}") from None
     except OSError as error:
         raise BadFile(f"{name} can't be read: {error.strerror or error}") from None

@@ -143,6 +143,16 @@ SNAPSHOT_TIMESTAMP = Metric(
     NANOSECOND,
 )
 SNAPSHOTS = Metric("gatherd_snapshots_total", _C, "Snapshots asked for.", ("outcome",))
+BACKUP_TIMESTAMP = Metric(
+    "gatherd_backup_timestamp_seconds",
+    _G,
+    "Unix time at which the newest backup was taken; 0 while none is known.",
+    (),
+    NANOSECOND,
+)
+BACKUPS = Metric(
+    "gatherd_backups_total", _C, "Snapshots copied away, and tries of it that failed.", ("outcome",)
+)
 
 PROCESS_UP = Metric(
     "gatherd_process_up", _G, "1 while a process is up and ready, else 0.", ("process",)

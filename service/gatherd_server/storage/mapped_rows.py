@@ -177,7 +177,7 @@ def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
             int(manifest["dim"]),
         )
         optimizer = manifest["optimizer"]
-    except (OSError, KeyError, TypeError, ValueError) as error:
+    except (OSError, LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise BadFile(f"{path} can't be read: {error}") from None
     if optimizer is None:
         raise BadFile(f"{path}: the version has no optimizer, so that it can't be trained")

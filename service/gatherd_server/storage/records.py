@@ -69,10 +69,12 @@ def unpack(data: memoryview, what: str) -> Record:
         position = end + padding(end)
         arrays: list[NDArray[Any]] = []
         for name, shape in directory["arrays"]:
+            if not all(type(extent) is int and extent >= 0 for extent in shape):
+                raise ValueError(f"it has the shape {shape}")  # noqa: TRY301 - told as the others
             # NumPy refuses an array that reaches past the end of its bytes.
             array = np.frombuffer(data, _DTYPES[name], math.prod(shape), position).reshape(shape)
             arrays.append(array)
             position += array.nbytes + padding(array.nbytes)
-    except (ValueError, KeyError, TypeError, IndexError) as error:
+    except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise BadFile(f"{what} is damaged: {error}") from None
     return Record(directory, arrays)

@@ -51,6 +51,7 @@ from gatherd_server.types import (
     TableChange,
     WriterLimits,
 )
+from gatherd_server.writer.backups.keeper import Keeper
 from gatherd_server.writer.freezing import freeze, thaw, unfrozen
 from gatherd_server.writer.schedule import Schedule
 from gatherd_server.writer.snapshot import (
@@ -84,6 +85,7 @@ class Changes:
         self._waiting = 0
         self._lock = threading.Lock()
         self._schedule: Schedule | None = None
+        self._keeper: Keeper | None = None
         self.prepare: Callable[[str, int], list[Future[None]]] = lambda _table, _version: []
         """Has every reader map a version that is about to be live; one future a reader."""
 
@@ -97,6 +99,12 @@ class Changes:
             take = partial(self._scheduled_snapshot, folder)
             self._schedule = Schedule(folder, interval, take)
             self._schedule.begin()
+        if folder is not None and self._limits.backup_url:
+            limits = self._limits
+            self._keeper = Keeper(
+                folder, limits.backup_url, limits.backup_keep, self._writer.measures
+            )
+            self._keeper.begin()
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Engine.change."""
@@ -112,7 +120,10 @@ class Changes:
         return self._submit(lambda: self._taken(folder, name))
 
     def _taken(self, folder: Path, name: str) -> SnapshotResult:
-        return self._writer.measures.snapshot(lambda: take_snapshot(self._writer, folder, name))
+        taken = self._writer.measures.snapshot(lambda: take_snapshot(self._writer, folder, name))
+        if self._keeper is not None:
+            self._keeper.wake()
+        return taken
 
     def _scheduled_snapshot(self, folder: Path) -> "Future[SnapshotResult]":
         def take() -> SnapshotResult:
@@ -126,6 +137,8 @@ class Changes:
         """Wait for the change that is under way; those that wait get Unavailable."""
         if self._schedule is not None:
             self._schedule.close()
+        if self._keeper is not None:
+            self._keeper.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":

@@ -61,4 +61,8 @@ def read_checkpoint(data_dir: Path) -> Checkpoint:
     body = memoryview(data)[_HEAD.size :]
     if magic != _MAGIC or crc != zlib.crc32(body, zlib.crc32(data[:16])):
         raise BadFile(f"{path} is damaged (crc32)")
-    return Checkpoint(lsn, Window.from_record(unpack(body, str(path))))
+    record = unpack(body, str(path))
+    try:
+        return Checkpoint(lsn, Window.from_record(record))
+    except (LookupError, TypeError, ValueError, AttributeError, OverflowError) as error:
+        raise BadFile(f"{path} is damaged: {type(error).__name__}: {error}") from None

@@ -36,7 +36,7 @@ def read_document(path: Path) -> dict[str, object]:
     """A manifest or the like. BadFile when it can't be read."""
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise BadFile(f"{path} can't be read: {error}") from None
     if not isinstance(document, dict):
         raise BadFile(f"{path} is damaged: it isn't an object")

@@ -33,6 +33,7 @@ class Measures:
         self._recorder = recorder or Recorder()
         self._checkpoint_ns = time.time_ns()
         self._snapshot_ns: int | None = None
+        self._backup_ns: int | None = None
 
     def committed(
         self, pushes: Sequence[Push], outcomes: Sequence[PushResult | GatherdError], seconds: float
@@ -88,6 +89,18 @@ class Measures:
         finally:
             self._recorder.add(names.SNAPSHOTS, outcome)
 
+    def newest_backup(self, taken: float | None) -> None:
+        """Tell from here on when what could be restored was taken, in Unix time; None: nothing."""
+        self._backup_ns = int(1e9 * taken) if taken is not None else 0
+
+    def backed_up(self) -> None:
+        """Count a snapshot that was copied away."""
+        self._recorder.add(names.BACKUPS, "copied")
+
+    def backup_failed(self) -> None:
+        """Count a round of copying in which something failed."""
+        self._recorder.add(names.BACKUPS, "failed")
+
     def tell(self, progress: Progress) -> None:
         """Set the gauges."""
         gauges = [
@@ -102,5 +115,7 @@ class Measures:
         ]
         if self._snapshot_ns is not None:
             gauges.append((names.SNAPSHOT_TIMESTAMP, self._snapshot_ns))
+        if self._backup_ns is not None:
+            gauges.append((names.BACKUP_TIMESTAMP, self._backup_ns))
         for metric, value in gauges:
             self._recorder.set(metric, value=value)

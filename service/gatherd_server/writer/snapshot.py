@@ -16,7 +16,7 @@ unfinished, and by schedule the oldest.
 import json
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -228,7 +228,10 @@ def drop_snapshots(files: Files, folder: Path, keep: int) -> None:
     for path in named[: max(0, len(named) - keep)]:
         # A kill on the way mustn't leave half of one under its name.
         partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        files.rename(path, partial)
+        with files.shared_folder(path, exclusive=True) as is_free:
+            if not is_free:
+                continue  # somebody copies it away; it goes the next time
+            files.rename(path, partial)
         files.remove_tree(partial)
 
 
@@ -240,22 +243,40 @@ def snapshot_age_seconds(folder: Path) -> float | None:
     return time.time() - made.timestamp()
 
 
+def timed_names(names: Iterable[str]) -> list[str]:
+    """Those of `names` that were made of the time and the LSN, oldest first."""
+    matches = [match for name in names if (match := _TIMED.fullmatch(name))]
+    return [match[0] for match in sorted(matches, key=lambda match: (match[1], int(match[2])))]
+
+
+def snapshots_in(folder: Path) -> list[Path]:
+    """The snapshots in `folder`, by name; none when it isn't there."""
+    if not folder.is_dir():
+        return []
+    return sorted(
+        path
+        for path in folder.iterdir()
+        if (path / SNAPSHOT_NAME).is_file() and not path.name.endswith(PARTIAL_SUFFIX)
+    )
+
+
 def _timed_snapshots(folder: Path) -> list[Path]:
     """Those of the snapshots in `folder` that got their names from the time, oldest first."""
-    found = [
-        (match[1], int(match[2]), path)
-        for path in folder.iterdir()
-        if (match := _TIMED.fullmatch(path.name)) and (path / SNAPSHOT_NAME).is_file()
-    ]
-    return [path for _, _, path in sorted(found)]
+    return [folder / name for name in timed_names(path.name for path in snapshots_in(folder))]
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFiles:
-    """What snapshot.json says: the LSN, and the checksums of every file by its path within."""
+    """What snapshot.json says: LSN, time, and the checksums of every file by its path within."""
 
     lsn: int
+    created: datetime
     files: dict[str, FileChecksums]
+
+    @property
+    def byte_count(self) -> int:
+        """Bytes of all its files."""
+        return sum(one.byte_count for one in self.files.values())
 
 
 def read_snapshot(folder: Path) -> SnapshotFiles:
@@ -264,23 +285,33 @@ def read_snapshot(folder: Path) -> SnapshotFiles:
     if folder.name.endswith(PARTIAL_SUFFIX):
         raise BadFile(f"{folder} is a snapshot that was never finished; take another one")
     try:
-        document = json.loads(path.read_bytes())
-        found = (int(document["format"]), int(document["lsn"]), dict(document["files"]))
+        encoded = path.read_bytes()
     except FileNotFoundError:
         raise BadFile(f"{folder} isn't a snapshot: it has no {SNAPSHOT_NAME}") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except OSError as error:
         raise BadFile(f"{path} can't be read as a snapshot's: {error}") from None
+    return decode_snapshot(encoded, str(path))
+
+
+def decode_snapshot(encoded: bytes, where: str) -> SnapshotFiles:
+    """What a snapshot.json says. BadFile, naming `where` it is from, when it isn't one."""
+    try:
+        document = json.loads(encoded)
+        found = (int(document["format"]), int(document["lsn"]), dict(document["files"]))
+        created = datetime.fromisoformat(document["created"])
+    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+        raise BadFile(f"{where} can't be read as a snapshot's: {error}") from None
     if document.get("crc32") != document_crc(document):
-        raise BadFile(f"{path} isn't what was written (crc32)")
+        raise BadFile(f"{where} isn't what was written (crc32)")
     version, lsn, listed = found
     if version != SNAPSHOT_FORMAT:
-        raise DataDirVersion(f"{path} has format {version}; this release reads {SNAPSHOT_FORMAT}")
+        raise DataDirVersion(f"{where} has format {version}; this release reads {SNAPSHOT_FORMAT}")
     checksums = {}
     for name, entry in sorted(listed.items()):
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise BadFile(f"{path} names {name!r}, outside of the snapshot")
+            raise BadFile(f"{where} names {name!r}, outside of the snapshot")
         checksums[name] = FileChecksums.from_json(entry, name)
-    return SnapshotFiles(lsn, checksums)
+    return SnapshotFiles(lsn, created, checksums)
 
 
 def verify_snapshot(folder: Path) -> Iterator[int]:
@@ -303,6 +334,21 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
     anything.
     """
     contents = read_snapshot(snapshot)
+    check_is_empty(data_dir)
+    for _ in verify_snapshot(snapshot):
+        pass
+
+    def place(name: str, target: Path) -> None:
+        files.copy(snapshot / name, target)
+
+    catalog = (snapshot / CATALOG_NAME).read_bytes()
+    files.make_dirs(data_dir)
+    fill_data_dir(files, data_dir, contents, catalog, place)
+    return contents.lsn
+
+
+def check_is_empty(data_dir: Path) -> None:
+    """AlreadyExists unless `data_dir` is a folder that can be restored to, or isn't there."""
     if data_dir.exists() and not data_dir.is_dir():
         raise AlreadyExists(f"{data_dir} is there and no folder; restore to a new one")
     if data_dir.exists() and (held := _held(data_dir)):
@@ -310,11 +356,22 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
             f"{data_dir} isn't empty (there is {held[0].name!r}); restore to a new folder, or "
             "delete what is in it first if a restore was cut short there"
         )
-    for _ in verify_snapshot(snapshot):
-        pass
-    files.make_dirs(data_dir)
+
+
+def fill_data_dir(
+    files: Files,
+    data_dir: Path,
+    contents: SnapshotFiles,
+    catalog: bytes,
+    place: Callable[[str, Path], None],
+) -> None:
+    """Make the folder `data_dir` one of a snapshot's files, which `place` puts where it is told to.
+
+    Durable on return. `catalog`, the contents of that file, comes last. Whatever is raised, the
+    folder is empty again.
+    """
     try:
-        _copy_contents(files, snapshot, data_dir, contents)
+        _copy_contents(files, data_dir, contents, catalog, place)
     except BaseException:
         for left in _held(data_dir):
             with suppress(StorageError):
@@ -323,21 +380,26 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
                 else:
                     files.unlink(left)
         raise
-    return contents.lsn
 
 
-def _copy_contents(files: Files, snapshot: Path, data_dir: Path, contents: SnapshotFiles) -> None:
+def _copy_contents(
+    files: Files,
+    data_dir: Path,
+    contents: SnapshotFiles,
+    catalog: bytes,
+    place: Callable[[str, Path], None],
+) -> None:
     for name in contents.files:
         if name == CATALOG_NAME:
             continue
         target = data_dir / name
         files.make_dirs(target.parent, durable=False)
-        files.copy(snapshot / name, target)
+        place(name, target)
     files.make_dirs(data_dir / STAGING_NAME, durable=False)
     for path in _held(data_dir):
         _sync_tree(files, path)
     files.sync_dir(data_dir)
-    files.replace(data_dir / CATALOG_NAME, (snapshot / CATALOG_NAME).read_bytes())
+    files.replace(data_dir / CATALOG_NAME, catalog)
 
 
 def _held(folder: Path) -> list[Path]:

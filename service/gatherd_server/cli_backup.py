@@ -1,0 +1,146 @@
+"""`gatherd backup`, `backups` and `restore`: snapshots copied to another place, and back."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from gatherd.errors import BadFile, GatherdError, InvalidArgument
+from gatherd_server.storage.files import Files
+from gatherd_server.writer.backups.contents import Backup, list_store, read_backup
+from gatherd_server.writer.backups.copying import copy_snapshots
+from gatherd_server.writer.backups.fetching import fetch, verify_backup
+from gatherd_server.writer.backups.store import (
+    FILE_SCHEME,
+    FolderStore,
+    Store,
+    is_remote,
+    join_url,
+    open_store,
+)
+from gatherd_server.writer.snapshot import restore as restore_snapshot
+
+
+@click.command()
+@click.argument("snapshots", type=click.Path(path_type=Path))
+@click.argument("url")
+@click.option(
+    "--keep",
+    type=click.IntRange(1, 10_000),
+    help="Unnamed backups that stay there; without it all.",
+)
+def backup(snapshots: Path, url: str, keep: int | None) -> None:
+    """Copy snapshots to URL, a folder or what fsspec has a package for.
+
+    SNAPSHOTS is a folder of them, whose newest unnamed and all named ones are copied unless they
+    are there, or one snapshot. A server with --backup-url does the same by itself.
+
+    \b
+        gatherd backup ./snapshots s3://bucket/gatherd --keep 7
+        gatherd backup ./snapshots/monday /mnt/other/gatherd
+    """
+    if not snapshots.is_dir():
+        raise BadFile(f"{snapshots} isn't a folder of snapshots")
+    outcome = copy_snapshots(snapshots, open_store(url), keep)
+    failed = [one for one in outcome.copied if one.error]
+    for one in outcome.copied:
+        if not one.error:
+            click.echo(f"{one.name}: copied, {one.byte_count} bytes, LSN {one.lsn}")
+    for name in outcome.removed:
+        click.echo(f"{name}: deleted there")
+    if not outcome.copied:
+        click.echo("nothing new to copy")
+    if failed:
+        raise BadFile("; ".join(f"{one.name}: {one.error}" for one in failed))
+
+
+@click.command()
+@click.argument("url")
+@click.option("--verify", is_flag=True, help="Read every byte of each.")
+@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
+def backups(url: str, verify: bool, as_json: bool) -> None:
+    """List the backups at URL, and what is no backup there. Status 1 when one is damaged."""
+    store = open_store(url)
+    contents = list_store(store)
+    damaged = dict(contents.damaged)
+    rows: list[dict[str, Any]] = []
+    for one in sorted(contents.backups.values(), key=lambda one: one.snapshot.created):
+        try:
+            if verify:
+                verify_backup(store, one)
+        except GatherdError as error:
+            damaged[one.name] = error.message
+            continue
+        rows.append(_row(one))
+    if as_json:
+        document = {"backups": rows, "unfinished": contents.unfinished, "damaged": damaged}
+        click.echo(json.dumps(document))
+    else:
+        for row in rows:
+            state = "  ok" if verify else ""
+            click.echo(
+                f"{row['name']}: LSN {row['lsn']}, {row['bytes']} bytes, {row['created']}{state}"
+            )
+        for name in contents.unfinished:
+            click.echo(f"{name}: not whole; it can't be restored")
+    if damaged:
+        raise BadFile("; ".join(f"{name}: {why}" for name, why in damaged.items()))
+
+
+def _row(one: Backup) -> dict[str, Any]:
+    found = one.snapshot
+    created = found.created.isoformat(timespec="seconds")
+    return {
+        "name": one.name,
+        "lsn": found.lsn,
+        "bytes": found.byte_count,
+        "created": created,
+    }
+
+
+@click.command()
+@click.argument("source", metavar="SNAPSHOT")
+@click.option("--newest", is_flag=True, help="The newest of those in the folder SNAPSHOT.")
+@click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="GATHERD_DATA_DIR",
+    required=True,
+    help="Folder to become the data dir: a new or an empty one.",
+)
+def restore(source: str, newest: bool, data_dir: Path) -> None:
+    """Make a data dir of SNAPSHOT, a folder or a URL, every byte of it verified.
+
+    \b
+        gatherd restore ./snapshots/monday --data-dir ./data
+        gatherd restore s3://bucket/gatherd/monday --data-dir /data
+        gatherd restore s3://bucket/gatherd --newest --data-dir /data
+    """
+    root, name = (source, "") if newest else _split(source)
+    store = open_store(root)
+    if newest:
+        name = _newest(store).name
+    if isinstance(store, FolderStore):
+        lsn = restore_snapshot(Files(), store.root / name, data_dir)
+    else:
+        lsn = fetch(Files(), store, read_backup(store, name), data_dir)
+    click.echo(f"{data_dir}: {join_url(store.shown, name)} as of LSN {lsn}")
+
+
+def _split(source: str) -> tuple[str, str]:
+    """Where a snapshot is, and its name there. InvalidArgument for a URL that has no name in it."""
+    if not is_remote(source):
+        path = Path(source.removeprefix(FILE_SCHEME))
+        return str(path.parent), path.name
+    root, _, name = source.rstrip("/").rpartition("/")
+    if root.endswith("/"):
+        raise InvalidArgument(f"{source} has no backup's name in it; `gatherd backups` lists them")
+    return root, name
+
+
+def _newest(store: Store) -> Backup:
+    contents = list_store(store)
+    if contents.newest is None:
+        raise BadFile(f"{store.shown} has no backup that is whole; `gatherd backups` shows it")
+    return contents.newest

@@ -1,0 +1,79 @@
+"""The process that copies snapshots for a server: `python -P -m …backups.child`.
+
+A process, and not a thread of the writer, because whatever a scheme's package does there, be it to
+hang or to take memory, it is killed and the writer is none the wiser; and because checksums would
+take the interpreter from commits. It is told on standard input what to do, in one line, and ends
+when that closes; on standard output it tells, a line of JSON each:
+
+    {"event": "progress", "bytes": n}          at most one each half second
+    {"event": "copied", "name", "lsn", "bytes", "error"}
+    {"event": "removed", "name"}
+    {"event": "done", "newest": Unix time or null}
+    {"event": "failed", "error"}
+"""
+
+import json
+import logging
+import os
+import sys
+import threading
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from gatherd.errors import GatherdError
+from gatherd_server.writer.backups.copying import copy_snapshots
+from gatherd_server.writer.backups.store import open_store
+
+PROGRESS_SECONDS = 0.5
+# Pushes and lookups come first.
+NICENESS = 10
+
+
+def main() -> int:
+    """Copy once; 0 when it went through, which a failed snapshot doesn't change."""
+    brief: dict[str, Any] = json.loads(sys.stdin.readline())
+    # What a scheme's package prints isn't for the keeper.
+    told = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)
+    os.nice(NICENESS)
+    logging.basicConfig(level=logging.WARNING)
+    threading.Thread(target=_end_with_the_writer, daemon=True).start()
+    told_at = time.monotonic()
+    byte_count = 0
+
+    def tell(event: dict[str, Any]) -> None:
+        print(json.dumps(event), file=told, flush=True)
+
+    def progress(piece_bytes: int) -> None:
+        nonlocal told_at, byte_count
+        byte_count += piece_bytes
+        if time.monotonic() - told_at >= PROGRESS_SECONDS:
+            told_at = time.monotonic()
+            tell({"event": "progress", "bytes": byte_count})
+
+    try:
+        outcome = copy_snapshots(
+            Path(brief["folder"]), open_store(brief["url"]), brief["keep"], progress
+        )
+    except GatherdError as error:
+        tell({"event": "failed", "error": error.message})
+        return 1
+    for copied in outcome.copied:
+        fields = asdict(copied)
+        tell({"event": "copied", "bytes": fields.pop("byte_count"), **fields})
+    for name in outcome.removed:
+        tell({"event": "removed", "name": name})
+    newest = outcome.newest
+    tell({"event": "done", "newest": newest and newest.snapshot.created.timestamp()})
+    return 0
+
+
+def _end_with_the_writer() -> None:
+    sys.stdin.read()
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,179 @@
+"""Copying snapshots to a store: those that aren't there yet, each whole or not at all."""
+
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from gatherd.errors import AlreadyExists, BadFile, GatherdError, InvalidArgument, StorageError
+from gatherd.store.checksums import BLOCK_BYTES, BlockChecksums, FileChecksums
+from gatherd_server.storage.files import Files
+from gatherd_server.writer.backups.contents import (
+    UPLOAD_SECONDS_MAX,
+    Backup,
+    StoreContents,
+    drop_old,
+    list_store,
+    upload_document,
+)
+from gatherd_server.writer.backups.store import PIECE_BYTES, UPLOAD_NAME, FolderStore, Store
+from gatherd_server.writer.snapshot import (
+    SNAPSHOT_NAME,
+    decode_snapshot,
+    snapshots_in,
+    timed_names,
+)
+
+Progress = Callable[[int], None]
+"""Told the bytes of each piece that went."""
+
+
+@dataclass(frozen=True, slots=True)
+class Copied:
+    """One snapshot's outcome: `error` is "" when it is in the store."""
+
+    name: str
+    lsn: int
+    byte_count: int
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one round did. `newest` is the newest backup in the store after it, or None."""
+
+    copied: list[Copied]
+    removed: list[str]
+    newest: Backup | None
+
+
+def copy_snapshots(
+    folder: Path, store: Store, keep: int | None, progress: Progress = lambda _count: None
+) -> Outcome:
+    """Copy what `folder` has to `store`, unless it is there: the newest unnamed, and all named.
+
+    `folder` may also be one snapshot itself. `keep` unnamed ones stay, all for None. One that
+    fails doesn't keep the others; StorageError when the store itself can't be listed.
+    """
+    _check_apart(folder, store)
+    contents = list_store(store)
+    copied = []
+    for snapshot in _chosen(folder):
+        try:
+            done = _copy_if_new(snapshot, store, contents, progress)
+        except GatherdError as error:
+            copied.append(Copied(snapshot.name, 0, 0, error.message))
+            continue
+        if done is not None:
+            copied.append(done)
+    removed: list[str] = []
+    if keep is not None and not any(one.error for one in copied):
+        contents = list_store(store)
+        removed = drop_old(store, contents, keep, copied[0].name if copied else "")
+    return Outcome(copied, removed, list_store(store).newest)
+
+
+def _check_apart(folder: Path, store: Store) -> None:
+    if isinstance(store, FolderStore):
+        root, source = store.root.resolve(), folder.resolve()
+        if root.is_relative_to(source) or source.is_relative_to(root):
+            raise InvalidArgument(
+                f"backups can't go to {store.root}: the snapshots themselves are in {folder}; "
+                "choose a folder on another disk"
+            )
+
+
+def _chosen(folder: Path) -> list[Path]:
+    """The newest unnamed snapshot, and then the named ones.
+
+    Older unnamed ones that never were copied stay behind: after a long failure it is the newest
+    that counts.
+    """
+    if (folder / SNAPSHOT_NAME).is_file():
+        return [folder]
+    found = {path.name: path for path in snapshots_in(folder)}
+    timed = timed_names(found)
+    named = sorted(set(found) - set(timed))
+    return [found[name] for name in (*timed[-1:], *named)]
+
+
+def _copy_if_new(
+    snapshot: Path, store: Store, contents: StoreContents, progress: Progress
+) -> Copied | None:
+    # Nobody deletes it meanwhile; a kill lets it go.
+    with Files().shared_folder(snapshot, exclusive=False) as is_held:
+        if not is_held:
+            raise StorageError(f"{snapshot} is being deleted")
+        try:
+            document = (snapshot / SNAPSHOT_NAME).read_bytes()
+        except OSError as error:
+            raise BadFile(f"{snapshot / SNAPSHOT_NAME}: {error.strerror}") from None
+        there = contents.backups.get(snapshot.name)
+        if there is not None:
+            if there.document == document:
+                return None
+            raise AlreadyExists(
+                f"{store.shown} has another backup called {snapshot.name!r}; "
+                "delete it there, or take a snapshot of another name"
+            )
+        if snapshot.name in contents.damaged:
+            # A snapshot.json that isn't whole; it is replaced like any other file.
+            store.remove(snapshot.name)
+        return _copy(snapshot, document, store, progress)
+
+
+def _copy(snapshot: Path, document: bytes, store: Store, progress: Progress) -> Copied:
+    begun = time.monotonic()
+    found = decode_snapshot(document, str(snapshot / SNAPSHOT_NAME))
+    name = snapshot.name
+    upload = upload_document()
+    store.put(f"{name}/{UPLOAD_NAME}", lambda: iter((upload,)), len(upload))
+
+    def pieces(path: Path, recorded: FileChecksums) -> Iterator[bytes]:
+        for piece in checked_pieces(_read(path), recorded, str(path)):
+            progress(len(piece))
+            if time.monotonic() - begun > UPLOAD_SECONDS_MAX:
+                raise StorageError(f"{name} takes longer than {UPLOAD_SECONDS_MAX:g} seconds")
+            yield piece
+
+    for path, recorded in found.files.items():
+        source = partial(pieces, snapshot / path, recorded)
+        store.put(f"{name}/{path}", source, recorded.byte_count)
+    store.seal(name, document)
+    return Copied(name, found.lsn, found.byte_count)
+
+
+def _read(path: Path) -> Iterator[bytes]:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while piece := file.read(PIECE_BYTES):
+                yield piece
+    except OSError as error:
+        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+
+
+def checked_pieces(pieces: Iterator[bytes], recorded: FileChecksums, where: str) -> Iterator[bytes]:
+    """The pieces. BadFile, at the latest after the last, when they aren't what was recorded."""
+    blocks = BlockChecksums()
+    byte_count = 0
+    for piece in pieces:
+        byte_count += len(piece)
+        if byte_count > recorded.byte_count:
+            break
+        blocks.update(memoryview(piece))
+        yield piece
+    if byte_count != recorded.byte_count:
+        more = " or more" if byte_count > recorded.byte_count else ""
+        raise BadFile(f"{where} has {byte_count} bytes{more}; it had {recorded.byte_count}")
+    if recorded.block_bytes != BLOCK_BYTES:
+        raise BadFile(f"{where}: its checksums are of blocks of {recorded.block_bytes} bytes")
+    found = blocks.finish().crcs
+    for block, (crc, wanted) in enumerate(zip(found, recorded.crcs, strict=True)):
+        if crc != wanted:
+            begin = block * BLOCK_BYTES
+            end = min(begin + BLOCK_BYTES, byte_count)
+            raise BadFile(
+                f"{where}: bytes {begin} to {end} aren't what was written "
+                f"(crc32 {crc:08x} instead of {wanted:08x})"
+            )

@@ -1,0 +1,54 @@
+"""Getting a backup back: onto an empty volume, or only read and held against its checksums."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from gatherd.errors import BadFile
+from gatherd.store.catalog import CATALOG_NAME
+from gatherd_server.storage.files import Files
+from gatherd_server.writer.backups.contents import Backup
+from gatherd_server.writer.backups.copying import checked_pieces
+from gatherd_server.writer.backups.store import Store
+from gatherd_server.writer.snapshot import check_is_empty, fill_data_dir
+
+
+def fetch(files: Files, store: Store, backup: Backup, data_dir: Path) -> int:
+    """Make the new or empty folder `data_dir` what the backup was of, durably; its LSN.
+
+    Every byte is held against its checksum on the way; BadFile leaves the folder empty, as does any
+    other error. The catalog comes last, so that a kill leaves no data dir. AlreadyExists when the
+    folder holds anything.
+    """
+    check_is_empty(data_dir)
+    if CATALOG_NAME not in backup.snapshot.files:
+        raise BadFile(f"{store.shown}/{backup.name} has no {CATALOG_NAME}")
+    catalog = b"".join(_pieces(store, backup, CATALOG_NAME))
+
+    def place(name: str, target: Path) -> None:
+        byte_count = backup.snapshot.files[name].byte_count
+        with open(target, "xb", buffering=0) as file:
+            files.allocate(file.fileno(), byte_count, target)
+            position = 0
+            for piece in _pieces(store, backup, name):
+                position = files.write_at(file.fileno(), memoryview(piece), position, target)
+
+    files.make_dirs(data_dir)
+    fill_data_dir(files, data_dir, backup.snapshot, catalog, place)
+    return backup.snapshot.lsn
+
+
+def verify_backup(store: Store, backup: Backup) -> int:
+    """Read all of a backup; its bytes. BadFile naming the first file and range that is damaged."""
+    return sum(
+        len(piece) for name in backup.snapshot.files for piece in _pieces(store, backup, name)
+    )
+
+
+def _pieces(store: Store, backup: Backup, name: str) -> Iterator[bytes]:
+    path = f"{backup.name}/{name}"
+    recorded = backup.snapshot.files[name]
+    where = f"{store.shown}/{path}"
+    try:
+        yield from checked_pieces(store.read(path), recorded, where)
+    except FileNotFoundError:
+        raise BadFile(f"{where} isn't there") from None

@@ -1,0 +1,425 @@
+"""The decoders of the wires: protobuf and REST in the server, HTTP and replies in the SDK."""
+
+import io
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import h11
+import numpy as np
+from google.protobuf.message import DecodeError
+from starlette.datastructures import QueryParams
+
+from fuzz.target import Target
+from gatherd import _codec, _wire_errors
+from gatherd._http1 import HttpError, ResponseReader, feed
+from gatherd.errors import GatherdError, InternalError
+from gatherd.store.query import ByKey
+from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
+from gatherd_server import proto_codec, proto_updates
+from gatherd_server.http import plans, update_plans
+from gatherd_server.http.media import NPY, OCTETS
+from gatherd_server.types import LookupPlan, UpdateOp
+from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
+
+BODY_BYTES_MAX = 1 << 20
+
+
+def tensor(array: Any) -> tensor_pb2.Tensor:
+    values = np.asarray(array)
+    return tensor_pb2.Tensor(
+        dtype=f"DTYPE_{values.dtype.name.upper()}", shape=values.shape, data=values.tobytes()
+    )
+
+
+def keyed(table: str, *keys: bytes) -> embedding_pb2.LookupRequest:
+    request = embedding_pb2.LookupRequest(table=table)
+    request.keys.strings.shape.append(len(keys))
+    request.keys.strings.lengths = np.array([len(key) for key in keys], "<u4").tobytes()
+    request.keys.strings.data = b"".join(keys)
+    return request
+
+
+LOOKUPS = [
+    lookup_request("words", np.arange(5, dtype=np.int64)),
+    lookup_request("half", np.array([[1, 2], [299, 0]], np.int32), dtype="DTYPE_FLOAT16"),
+    lookup_request("words", np.array([7, 4_999], np.uint64), missing="MISSING_ZERO", version=0),
+    lookup_request("odd", np.array(1, np.int8), dtype="DTYPE_BFLOAT16"),
+    lookup_request("empty", np.zeros((0, 3), np.int64)),
+    keyed("words", b"king", b"queen"),
+]
+BAGS = [
+    embedding_pb2.LookupBagsRequest(
+        lookup=lookup_request("words", np.array([1, 2, 3, 3], np.int64)),
+        offsets=tensor(np.array([0, 2, 2], np.int64)),
+        pooling="POOLING_MEAN",
+    ),
+    embedding_pb2.LookupBagsRequest(
+        lookup=lookup_request("half", np.array([4, 5, 0], np.int32), missing="MISSING_SKIP"),
+        offsets=tensor(np.array([0, 1], np.int32)),
+        weights=tensor(np.array([1, 0.5, -2], np.float32)),
+        padding_id=0,
+    ),
+]
+UPDATES = [
+    embedding_pb2.UpdateRequest(
+        updates=[
+            embedding_pb2.TableUpdate(
+                table="words", ids=tensor(np.array([1, 1], np.int64)),
+                values=tensor(np.ones((2, 64), np.float32)), learning_rate=0.5, if_version=2,
+            )
+        ],
+        idempotency_key="once",
+    ),
+    embedding_pb2.UpdateRequest(
+        updates=[
+            embedding_pb2.TableUpdate(
+                table=name, ids=tensor(np.array([[3], [4]], np.uint16)),
+                values=tensor(np.zeros((2, 1, 3), np.float16)),
+            )
+            for name in ("half", "odd")
+        ],
+        sequence=embedding_pb2.SessionSequence(session=bytes(range(16)), sequence=9),
+    ),
+]  # fmt: skip
+
+
+def rows_of(served: SmallEngine, plan: LookupPlan) -> None:
+    """Look a plan up; rows have to be NumPy's."""
+    gathered = served.engine.lookup(plan)
+    if plan.bags is not None or gathered.status is not None or isinstance(plan.asked, ByKey):
+        return
+    expected = served.rows[plan.table][plan.asked.astype(np.int64)]
+    assert gathered.vectors.shape == expected.shape
+    if gathered.dtype.value == "float32":
+        np.testing.assert_array_equal(gathered.vectors, expected)
+
+
+def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
+    seen = []
+    for request in LOOKUPS:
+        body = request.SerializeToString()
+        found = proto_codec.seen_lookup(body, proto_codec.lookup_plan(request))
+        seen += [(len(body), found)] if found is not None else []
+    assert seen
+
+    def check(body: bytes) -> None:
+        kept = [one.plan_of(body) for length, one in seen if length == len(body)]
+        try:
+            request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
+            plan = proto_codec.lookup_plan(request)
+        except GatherdError:
+            assert not any(kept), "a request that can't be read was taken for one that was seen"
+            return
+        for other in kept:
+            if other is not None:
+                assert not isinstance(plan.asked, ByKey)
+                np.testing.assert_array_equal(other.asked, plan.asked)
+                assert other._replace(asked=plan.asked) == plan
+        with suppress(GatherdError):
+            rows_of(served, plan)
+
+    return check
+
+
+def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
+    def check(body: bytes) -> None:
+        with suppress(GatherdError):
+            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
+            rows_of(served, proto_codec.bags_plan(request))
+
+    return check
+
+
+def push_check(body: bytes) -> None:
+    for op in UpdateOp:
+        with suppress(GatherdError):
+            push = proto_updates.push(op, proto_codec.parse(embedding_pb2.UpdateRequest(), body))
+            for update in push.updates:
+                assert update.values.shape[:-1] == update.asked.shape
+                assert update.values.dtype == np.float32
+
+
+def rest_check(served: SmallEngine, read: Callable[[bytes], Any]) -> Callable[[bytes], None]:
+    def check(body: bytes) -> None:
+        with suppress(GatherdError):
+            for plan in read(body):
+                rows_of(served, plan)
+
+    return check
+
+
+def npy_check(served: SmallEngine) -> Callable[[bytes], None]:
+    def check(body: bytes) -> None:
+        try:
+            plan = plans.lookup_plan(NPY, "words", body, QueryParams(), LIMITS)
+        except GatherdError:
+            return
+        assert not isinstance(plan.asked, ByKey)
+        np.testing.assert_array_equal(plan.asked, np.load(io.BytesIO(body), allow_pickle=False))
+        with suppress(GatherdError):
+            rows_of(served, plan)
+
+    return check
+
+
+def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
+    """A body behind its query string and a blank line."""
+
+    def check(data: bytes) -> None:
+        query, _, body = data.partition(b"\n")
+        params = QueryParams(query.decode("latin-1"))
+        with suppress(GatherdError):
+            rows_of(served, plans.lookup_plan(OCTETS, "words", body, params, LIMITS))
+        reader = update_plans.UpdateReader(UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64)
+        with suppress(GatherdError):
+            push = reader.one(OCTETS, "words", body, params, None)
+            update = push.updates[0]
+            assert update.values.shape[:-1] == update.asked.shape
+
+    return check
+
+
+def json_update_check(body: bytes) -> None:
+    for op in UpdateOp:
+        reader = update_plans.UpdateReader(op, LIMITS, lambda _table: 3)
+        one = partial(reader.one, "application/json", "words", body, QueryParams(), None)
+        for read in (one, partial(reader.many, body, QueryParams(), None)):
+            with suppress(GatherdError):
+                for update in read().updates:
+                    assert update.values.shape[:-1] == update.asked.shape
+                    assert np.isfinite(update.values).all()
+    for change in (
+        lambda: update_plans.create_table(body, QueryParams()),
+        lambda: update_plans.publish("words", body, QueryParams()),
+        lambda: update_plans.rollback("words", body, QueryParams()),
+        lambda: update_plans.set_optimizer("words", body, QueryParams()),
+        lambda: update_plans.snapshot_name(body, QueryParams()),
+    ):
+        with suppress(GatherdError):
+            change()
+
+
+JSON_LOOKUPS = [
+    b'{"ids": [[4], [20]], "dtype": "float16", "missing": "zero", "version": 3}',
+    b'{"ids": 7}',
+    b'{"keys": ["king", "queen"]}',
+    b'{"keys": ["a2luZw==", "cXVlZW4="], "encoding": "base64"}',
+    b'{"ids": [1, 2, 3, 3], "offsets": [0, 2, 2], "mode": "mean", "weights": [1, 2, 0.5, -1]}',
+    b'{"ids": [[1, 2], [], [3]], "weights": [[1, 2], [], [3]], "padding_id": 3}',
+    b'{"tables": {"words": {"ids": [1]}, "half": {"ids": [[2, 3]]}}}',
+    b'{"tables": {"words": {"ids": [[1], [2, 3]], "mode": "max"}}}',
+]
+JSON_UPDATES = [
+    b'{"ids": [1, 2], "values": [[1, 2, 3.5], [0.25, -1, 1e9]], "lr": 0.5, "if_version": 2}',
+    b'{"keys": ["a"], "values": [[1, 2, 3]]}',
+    b'{"ids": [], "values": []}',
+    b'{"tables": {"words": {"ids": [[1]], "values": [[[1, 2, 3]]]}}}',
+    b'{"name": "t", "rows": 10, "dim": 3, "init": "uniform", "seed": 7}',
+    b'{"name": "t", "rows": 10, "dim": 3, "optimizer": {"name": "adagrad", "lr": 0.5}}',
+    b'{"name": "adam", "lr": 0.1, "beta1": 0.9}',
+    b'{"version": 3, "if_version": 5}',
+    b'{"name": "monday"}',
+]
+
+
+def npy(array: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.save(buffer, array)
+    return buffer.getvalue()
+
+
+# --- the SDK
+
+
+def reply(**fields: Any) -> bytes:
+    return embedding_pb2.LookupResponse(**fields).SerializeToString()
+
+
+REPLIES = [
+    reply(version=3, vectors=tensor(np.ones((2, 3), np.float32))),
+    reply(version=2**40, status=b"\0\1", vectors=tensor(np.zeros((2, 1), np.float16))),
+    reply(vectors=tensor_pb2.Tensor(shape=[2**63 - 1, -1])),
+    embedding_pb2.LookupManyResponse(
+        lookups=[embedding_pb2.LookupResponse(version=n, status=b"s") for n in range(3)]
+    ).SerializeToString(),
+]
+TABLES = [
+    table_pb2.ListTablesResponse(
+        tables=[
+            table_pb2.Table(
+                name="words", rows=5, dim=3, dtype="DTYPE_FLOAT32", version=2, versions=[1, 2],
+                optimizer=table_pb2.Optimizer(name="sgd", options={"lr": 0.5}), key_kind="bytes",
+            )
+        ],
+        limits=table_pb2.Limits(request_bytes_max=1, ids_max=2),
+    ).SerializeToString(),
+    embedding_pb2.KeysOfResponse(version=3, keys=keyed("t", b"a", b"bb").keys).SerializeToString(),
+    embedding_pb2.KeysOfResponse(
+        keys=tensor_pb2.Keys(integers=tensor(np.array([1, -1], np.int64)))
+    ).SerializeToString(),
+]  # fmt: skip
+
+
+def reply_check(data: bytes) -> None:
+    try:
+        ours = _codec.decode_lookup(memoryview(data))
+    except InternalError:
+        with suppress(DecodeError):
+            embedding_pb2.LookupResponse.FromString(data)
+            raise AssertionError("protobuf reads a reply that the SDK refuses") from None
+        return
+    try:
+        theirs = embedding_pb2.LookupResponse.FromString(data)
+    except DecodeError:
+        pass  # invalid in fields that a lookup doesn't read
+    else:
+        assert ours.version == theirs.version
+        assert bytes(ours.status) == theirs.status
+        assert bytes(ours.data) == theirs.vectors.data
+        assert ours.shape == list(theirs.vectors.shape)
+        # An enum is an int32 to protobuf.
+        assert ours.dtype & 0xFFFFFFFF == theirs.vectors.dtype & 0xFFFFFFFF
+    with suppress(InternalError):
+        for one in _codec.decode_lookup_many(memoryview(data)):
+            assert len(one.data) <= len(data)
+
+
+def tables_check(data: bytes) -> None:
+    for read in (
+        lambda: _codec.decode_list_tables(memoryview(data)),
+        lambda: _codec.decode_get_table(memoryview(data)),
+        lambda: _codec.decode_keys_of(memoryview(data), (2,)),
+    ):
+        with suppress(InternalError):
+            read()
+
+
+INFO = "ChBUQUJMRV9OT1RfRk9VTkQSB2dhdGhlcmQaDgoFdGFibGUSBXdvcmRz"
+ERRORS = [
+    b'{"code": "not_found", "message": "no table", "details": '
+    b'[{"type": "google.rpc.ErrorInfo", "value": "%b"}]}' % INFO.encode(),
+    b"<html>busy</html>",
+    status_pb2.Status(code=5, message="no table").SerializeToString(),
+]
+
+
+def errors_check(data: bytes) -> None:
+    """Whatever a server or proxy answers with, it becomes an error of ours."""
+    for status in (400, 404, 429, 503, 599):
+        for kind in ("application/json", "text/html"):
+            found = _wire_errors.from_http("http://x", status, kind, data, None)
+            assert isinstance(found, GatherdError)
+    assert isinstance(_wire_errors.from_grpc("x", "not_found", "no", data, None), GatherdError)
+
+
+RESPONSES = [
+    b"HTTP/1.1 200 OK\r\nContent-Type: application/proto\r\nContent-Length: 12\r\n\r\nhello, world",
+    b"HTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 204 No Content\r\nX-A: b\r\nX-A: c\r\n\r\n",
+    b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5;x=y\r\nhello\r\n0\r\nT: v\r\n\r\n",
+    b"HTTP/1.0 503 Busy\r\nRetry-After: 1\r\n\r\nuntil the end",
+    b"HTTP/1.1 429 Too Many\r\nConnection: close\r\ncontent-length: 3\r\n\r\nabc",
+]
+
+
+def read_response(data: bytes, step: int) -> tuple[Any, ...]:
+    """What the SDK makes of `data` in pieces of `step` bytes."""
+    reader = ResponseReader(BODY_BYTES_MAX)
+    try:
+        for begin in range(0, len(data), step):
+            if reader.done:
+                break
+            feed(reader, memoryview(data)[begin : begin + step])
+        if not reader.done:
+            reader.eof()
+    except HttpError:
+        return ("refused",)
+    assert reader.head is not None
+    return reader.head.status, dict(reader.head.headers), bytes(reader.body)
+
+
+def http_reply_check(data: bytes) -> None:
+    whole = read_response(data, len(data) or 1)
+    assert read_response(data, 1) == whole
+    assert read_response(data, 7) == whole
+    if whole == ("refused",):
+        return
+    assert len(whole[2]) <= BODY_BYTES_MAX
+    peer = h11.Connection(h11.CLIENT)
+    peer.send(h11.Request(method="GET", target="/", headers=[("host", "x")]))
+    peer.send(h11.EndOfMessage())
+    status, body = None, b""
+    try:
+        peer.receive_data(data)
+        peer.receive_data(b"")
+        while True:
+            event = peer.next_event()
+            if isinstance(event, h11.Response):
+                status = event.status_code
+            elif isinstance(event, h11.Data):
+                body += bytes(event.data)
+            elif isinstance(event, h11.EndOfMessage):
+                break
+            elif event in (h11.NEED_DATA, h11.PAUSED) or isinstance(event, h11.ConnectionClosed):
+                return
+    except h11.RemoteProtocolError:
+        return  # it is stricter in some ways
+    assert (status, body) == (whole[0], whole[2])
+
+
+@contextmanager
+def targets(folder: Path) -> Iterator[list[Target]]:
+    """Those of this file; `folder` holds what they look up."""
+    served = small_engine(folder)
+    query = QueryParams()
+
+    def many(body: bytes) -> Iterator[LookupPlan]:
+        yield from plans.lookup_many_plans(body, query, LIMITS)
+
+    def bags_many(body: bytes) -> Iterator[LookupPlan]:
+        yield from plans.bags_many_plans(body, query, LIMITS)
+
+    def one(body: bytes) -> Iterator[LookupPlan]:
+        yield plans.lookup_plan("application/json", "words", body, query, LIMITS)
+
+    def bags(body: bytes) -> Iterator[LookupPlan]:
+        yield plans.bags_plan("words", body, query, LIMITS)
+
+    checks = [rest_check(served, read) for read in (one, many, bags, bags_many)]
+
+    def json_lookups(body: bytes) -> None:
+        for check in checks:
+            check(body)
+
+    yield [
+        Target("proto lookup", [one.SerializeToString() for one in LOOKUPS], lookup_check(served)),
+        Target("proto bags", [one.SerializeToString() for one in BAGS], bags_check(served)),
+        Target("proto updates", [one.SerializeToString() for one in UPDATES], push_check),
+        Target("rest json lookups", JSON_LOOKUPS, json_lookups),
+        Target("rest json updates", JSON_UPDATES, json_update_check),
+        Target(
+            "rest npy",
+            [
+                npy(np.arange(6).reshape(2, 3)),
+                npy(np.array(3, np.uint8)),
+                npy(np.ones((2, 2), ">i4")),
+            ],
+            npy_check(served),
+        ),
+        Target(
+            "rest octets",
+            [
+                b"shape=2,1&ids_dtype=int32\n" + bytes(8),
+                b"dtype=float16&missing=zero&version=1\n" + np.arange(4).tobytes(),
+                b"shape=2&values_dtype=float32&lr=0.5&if_version=2\n" + bytes(16 + 2 * 12),
+                b"by=keys&shape=\n" + bytes(8),
+            ],
+            octets_check(served),
+        ),
+        Target("sdk http", RESPONSES, http_reply_check),
+        Target("sdk lookup replies", REPLIES, reply_check),
+        Target("sdk table replies", TABLES, tables_check),
+        Target("sdk error replies", ERRORS, errors_check),
+    ]
