@@ -41,6 +41,10 @@ OUTSIDE = {
 """What syncs a file that isn't in a data dir: an export or a backup, which can be made again, and
 one that is made of a backup just as of a snapshot."""
 
+SYNCS_ITSELF = ("files.py", "token_file.py")
+"""The seam, and who writes a file that is in no data dir, of which a lost line is a token that isn't
+good yet."""
+
 NEAR_CALLS = 30
 
 SHOWN: dict[str, Cut] = {
@@ -181,7 +185,7 @@ def test_no_code_syncs_but_what_the_scripts_come_to() -> None:
     found = set()
     for path in PRODUCT.rglob("*.py"):
         tree = ast.parse(path.read_text())
-        if path.name != "files.py":
+        if path.name not in SYNCS_ITSELF:
             found |= {f"{path.stem}.{name}" for name in _syncing(tree)}
             assert not re.search(r"\bf(data)?sync\(", path.read_text()), f"{path} syncs by itself"
     assert found - known == set()
