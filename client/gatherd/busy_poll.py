@@ -8,7 +8,10 @@ long as it pays: what was waited for in vain a few times is slept for, but for a
 Linux waits in the same way for the guests of a host (halt polling), and for about as long.
 """
 
+import math
 import os
+from functools import lru_cache
+from pathlib import Path
 from typing import Final
 
 from gatherd.errors import InvalidArgument
@@ -17,12 +20,29 @@ BUSY_POLL_US: Final = 100
 """How many µs are waited awake at most, unless something else is asked for."""
 
 BUSY_POLL_US_MAX: Final = 10_000
+CORES_MIN: Final = 2
+# https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files, as a container sees it.
+CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
 
 # One miss weighs as much as so many hits: they have to be the rule.
 _MISS_COST: Final = 4
 _CREDIT_MAX: Final = 32
 # When it doesn't pay, one of so many times is tried.
 _PROBE_EVERY: Final = 64
+
+
+def _cores() -> float:
+    return min(len(os.sched_getaffinity(0)), _quota())
+
+
+@lru_cache(1)
+def _quota() -> float:
+    """The cores that a container's limit stands for; infinite without one."""
+    try:
+        quota, period = CPU_MAX.read_text().split()
+        return int(quota) / int(period)
+    except (OSError, ValueError):
+        return math.inf
 
 
 def checked_microseconds(value: object) -> int:
@@ -40,8 +60,8 @@ class BusyPoll:
     __slots__ = ("_credit", "_skipped", "seconds")
 
     def __init__(self, microseconds: int) -> None:
-        """For at most so long at a time; never with one core alone, where nobody could answer."""
-        self.seconds = microseconds / 1e6 if len(os.sched_getaffinity(0)) > 1 else 0.0
+        """For at most so long at a time; never with less than two cores, where others want them."""
+        self.seconds = microseconds / 1e6 if _cores() >= CORES_MIN else 0.0
         self._credit = _MISS_COST
         self._skipped = 0
 

@@ -42,8 +42,7 @@ OUTSIDE = {
 one that is made of a backup just as of a snapshot."""
 
 SYNCS_ITSELF = ("files.py", "token_file.py")
-"""The seam, and who writes a file that is in no data dir, of which a lost line is a token that isn't
-good yet."""
+"""The seam, and who writes a file that is in no data dir: the tokens'."""
 
 NEAR_CALLS = 30
 
