@@ -106,7 +106,7 @@ def adding(client: Client, row: int) -> Callable[[], None]:
 
 def workers_are_ready(log: Path, times: int) -> bool:
     """Whether workers became ready that often since the server was started."""
-    return len(re.findall(r"worker \d is ready", log.read_text())) == times
+    return len(re.findall(r"worker-\d is ready", log.read_text())) == times
 
 
 def rows_of(url: str, rows: list[int]) -> list[float]:
