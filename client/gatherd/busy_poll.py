@@ -10,6 +10,7 @@ Linux waits in the same way for the guests of a host (halt polling), and for abo
 
 import math
 import os
+import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -32,6 +33,8 @@ _PROBE_EVERY: Final = 64
 
 
 def _cores() -> float:
+    if sys.platform != "linux":
+        return os.cpu_count() or 1
     return min(len(os.sched_getaffinity(0)), _quota())
 
 

@@ -2,7 +2,9 @@
 
 import os
 import select
+import socket
 import ssl
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -45,6 +47,9 @@ RECEIVE_BYTES = 64 << 10
 IDLE_UNCHECKED_SECONDS = 2.0
 # Up to here head and body are joined for one send; copying more costs more than a second send.
 JOINED_BYTES_MAX = 64 << 10
+# For so long what was sent may stay without an acknowledgement by the peer's kernel, or what is
+# awaited without a sign of life.
+VANISHED_SECONDS = 12
 # A head and a frame that are longer aren't foreseen.
 EXPECTED_BYTES_MAX = 4 << 10
 _TIMEOUT_MS_MAX = 9_999_999_999  # ten digits, says Connect
@@ -158,6 +163,23 @@ def outgoing(head: bytes, send: Send) -> tuple[bytes | memoryview, ...]:
     if len(send.body) <= JOINED_BYTES_MAX:
         return (head + send.body, *send.rest)
     return (head, send.body, *send.rest)
+
+
+def notice_vanishing(sock: socket.socket) -> None:
+    """Have the kernel end a TCP connection whose peer has gone without a word.
+
+    As a container does that is killed: its network goes with it, so nothing answers any more. A
+    call then fails after VANISHED_SECONDS, in time for another try, and not at its own timeout.
+    """
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    if sys.platform == "linux":
+        for option, value in (
+            (socket.TCP_KEEPIDLE, VANISHED_SECONDS // 2),
+            (socket.TCP_KEEPINTVL, VANISHED_SECONDS // 4),
+            (socket.TCP_KEEPCNT, 2),
+            (socket.TCP_USER_TIMEOUT, VANISHED_SECONDS * 1000),
+        ):
+            sock.setsockopt(socket.IPPROTO_TCP, option, value)
 
 
 def is_silent(fd: int) -> bool:

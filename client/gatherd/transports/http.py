@@ -272,6 +272,7 @@ class HttpTransport:
             sock.connect(address)  # type: ignore[arg-type]  # its type depends on the family
             if family != socket.AF_UNIX:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                _connect.notice_vanishing(sock)
             if self._tls is not None:
                 sock.settimeout(_connect.remaining_seconds(self._target.url, deadline))
                 return self._tls.wrap_socket(sock, server_hostname=self._target.host)

@@ -4,6 +4,8 @@ Belongs to one event loop; AsyncClient sees to that.
 """
 
 import asyncio
+import os
+import socket
 import ssl
 import time
 from collections import deque
@@ -193,13 +195,17 @@ class AsyncHttpTransport:
                 with _connect.socket_path(target) as path:
                     _, connection = await loop.create_unix_connection(Connection, path)
             else:
-                _, connection = await loop.create_connection(
+                transport, connection = await loop.create_connection(
                     Connection,
                     target.host,
                     target.port,
                     ssl=self._tls,
                     server_hostname=target.host if self._tls else None,
                 )
+                # A copy of the descriptor, for uvloop's own object of it sets no options.
+                fd = os.dup(transport.get_extra_info("socket").fileno())
+                with socket.socket(fileno=fd) as sock:
+                    _connect.notice_vanishing(sock)
         except OSError as error:
             raise _connect.unreachable(target, error) from None
         return connection
