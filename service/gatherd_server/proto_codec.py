@@ -128,12 +128,14 @@ class SeenLookup:
 
 
 def seen_lookup(body: bytes, plan: LookupPlan) -> SeenLookup | None:
-    """What a plan's request has around its ids, flat and of int64; None when it isn't that plain.
+    """What a short request has around its ids, flat and of int64; None when it isn't that plain.
 
     Where the ids stand is tried: with two other fillings the request still has to mean the same, so
     every byte of the ids is among those that were filled.
     """
     ids = plan.asked
+    if len(body) > SEEN_BYTES_MAX:
+        return None
     if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
         return None
     data = ids.tobytes()
@@ -166,16 +168,13 @@ class SeenLookups:
         plan = None if seen is None else seen.plan_of(body)
         return None if seen is None or plan is None else (seen, plan)
 
-    def learn(self, body: bytes, plan: LookupPlan) -> SeenLookup | None:
-        """Take from a request what it is like; None when it isn't that plain."""
-        if len(body) > SEEN_BYTES_MAX or plan.missing is not Missing.ERROR:
-            return None
+    def learn(self, body: bytes, plan: LookupPlan) -> None:
+        """Take from a request what it is like, if it is that plain."""
         seen = seen_lookup(body, plan)
         if seen is not None:
             if len(self._seen) >= SEEN_MAX:
                 self._seen.clear()
             self._seen[len(body)] = seen
-        return seen
 
 
 def bags_plan(request: embedding_pb2.LookupBagsRequest) -> LookupPlan:

@@ -145,9 +145,7 @@ class GrpcTransport:
             reply = method(plain.request(ids), timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
             raise self._explained(Send(LOOKUP, b"", deadline), error) from None
-        if len(reply) != len(plain.prefix) + plain.data_bytes:
-            return _checked(self._url, reply)
-        return _foreseen(plain, memoryview(reply), out)
+        return _foreseen(plain, _checked(self._url, reply), out)
 
     def _explained(self, send: Send, error: Exception) -> Exception:
         """What to raise for a call that failed."""

@@ -46,6 +46,11 @@ class Rows:
         return self._table.version
 
     @property
+    def is_as_stored(self) -> bool:
+        """Whether the reply has the rows' own dtype, so that they are copied and no more."""
+        return self.dtype is self._table.dtype
+
+    @property
     def is_in_memory(self) -> bool:
         """Whether no copy waits for a disk, as far as is known."""
         return self._table.is_populated
@@ -61,7 +66,7 @@ class Rows:
         IdOutOfRange, with nothing copied; Unavailable when a row's writer died inside it.
         """
         table, ids = self._table, self._ids[start:stop]
-        if self.dtype is table.dtype:
+        if self.is_as_stored:
             if not table.read_rows(ids, out, begin):
                 self._raise_out_of_range()
             self.counted.gathered(start == 0, ids.size, ids.size * self.row_bytes)

@@ -22,6 +22,7 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
 from gatherd_server.http.errors import kind_of
+from gatherd_server.http.fast_repeat import is_repeatable
 from gatherd_server.http.fast_routes import Route, Work
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.metrics.telemetry import now_ns
@@ -95,7 +96,7 @@ class FastCycle:
         "body_bytes",
         "caller",
         "disconnected",
-        "is_of_rows",
+        "is_repeatable",
         "keep_alive",
         "response_complete",
         "route",
@@ -128,8 +129,8 @@ class FastCycle:
         self._tasks_count = 0
         self._holds_place = self._is_read = self._is_started = False
         self.keep_alive = keep_alive
-        self.is_of_rows = False
-        """Whether the reply is made of rows alone."""
+        self.is_repeatable = False
+        """Whether one like it can be answered by a Repeat."""
         self.disconnected = False
         self.response_complete = False
 
@@ -216,7 +217,7 @@ class FastCycle:
             if isinstance(found, Work):
                 self._work(found)
                 return
-            self.is_of_rows = True
+            self.is_repeatable = is_repeatable(found)
             if found.nbytes <= PIECE_BYTES:
                 self._write_whole(found)
             else:

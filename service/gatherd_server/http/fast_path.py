@@ -148,7 +148,7 @@ class _FastPath(GuardedProtocol):
         size = len(data) - cycle.body_bytes
         route, repeat = cycle.route, None
         if (
-            cycle.is_of_rows
+            cycle.is_repeatable
             and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN)
             # Those of a token with limits are counted one by one, and spans are made one by one.
             and cycle.caller.limiter is None

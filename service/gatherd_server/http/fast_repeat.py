@@ -34,6 +34,11 @@ ROWS_BYTES_MAX: Final = 1 << 20
 HEAD_BYTES_MAX: Final = 4 << 10
 
 
+def is_repeatable(rows: Rows) -> bool:
+    """Whether a lookup of such rows can be answered from here when it comes again."""
+    return rows.nbytes <= ROWS_BYTES_MAX and rows.is_as_stored and rows.is_in_memory
+
+
 class Connection(Protocol):
     """What is needed of the connection that asks."""
 
@@ -114,7 +119,7 @@ class Repeat:
     def _prepare(self, connection: Connection, table: Table, ids: NDArray[np.int64]) -> bool:
         """Find what the reply begins with; whether it is one to be given from here."""
         rows = self._lookup.rows(ids)
-        if rows.nbytes > ROWS_BYTES_MAX or rows.dtype is not table.dtype or not rows.is_in_memory:
+        if not is_repeatable(rows):
             return False
         head = connection.reply_head(rows)
         if len(head) > HEAD_BYTES_MAX:

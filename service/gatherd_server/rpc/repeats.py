@@ -11,6 +11,7 @@ from typing import Final
 import numpy as np
 
 from gatherd.errors import GatherdError
+from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Table
 from gatherd_server import proto_codec
 from gatherd_server.callers import Caller
@@ -36,7 +37,6 @@ class Repeats:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
-        self._seen = proto_codec.SeenLookups()
         self._known: dict[int, _Known] = {}
 
     def answer(self, body: bytes, caller: Caller) -> bytes | None:
@@ -65,15 +65,18 @@ class Repeats:
 
     def learn(self, body: bytes, plan: LookupPlan) -> None:
         """Take from a request that was answered what the next one may be like."""
-        seen = self._seen.learn(body, plan)
-        if seen is None:
+        if plan.missing is not Missing.ERROR or isinstance(plan.asked, ByKey):
             return
         table = self._engine.mapped((plan.table, plan.version))
-        rows = self._engine.rows_of(plan)
-        if table is None or rows.dtype is not table.dtype or rows.nbytes > REPLY_BYTES_MAX:
+        if table is None or plan.dtype is not table.dtype:
             return
-        head = proto_codec.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
+        nbytes = plan.asked.size * table.row_bytes
+        seen = proto_codec.seen_lookup(body, plan) if nbytes <= REPLY_BYTES_MAX else None
+        if seen is None:
+            return
+        shape = (*plan.asked.shape, table.dim)
+        head = proto_codec.lookup_head(table.version, table.dtype, shape, nbytes)
         lookup = Repeated(self._engine, plan, seen.before, seen.after)
         if len(self._known) >= proto_codec.SEEN_MAX:
             self._known.clear()
-        self._known[len(body)] = _Known(plan.table, lookup, weakref.ref(table), head, rows.nbytes)
+        self._known[len(body)] = _Known(plan.table, lookup, weakref.ref(table), head, nbytes)
