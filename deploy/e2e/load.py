@@ -3,6 +3,7 @@
 import contextlib
 import http.client
 import threading
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Final, Self
@@ -20,7 +21,38 @@ IDS: Final = 50
 PUSH_SECONDS: Final = 60.0
 
 
-class Pushers:
+class _Threads(ABC):
+    """A thread for each URL, from the begin of a `with` block to its end."""
+
+    def __init__(self, urls: list[str], token: str) -> None:
+        self._stop = threading.Event()
+        self._token = token
+        self._threads = [
+            threading.Thread(target=self._use, args=(number, url))
+            for number, url in enumerate(urls)
+        ]
+
+    @abstractmethod
+    def _use(self, number: int, url: str) -> None:
+        """What thread `number` does until `_stop` is set."""
+
+    def __enter__(self) -> Self:
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+
+class Pushers(_Threads):
     """Threads that add small whole numbers to random rows, each keeping the sum of what was taken.
 
     Sums of whole numbers are exact in float32 in any order, so `expected` is bit for bit what the
@@ -29,17 +61,12 @@ class Pushers:
 
     def __init__(self, urls: list[str], token: str) -> None:
         """One thread for each URL."""
-        self._stop = threading.Event()
-        self._token = token
+        super().__init__(urls, token)
         self._sums = [np.zeros((ROWS, DIM), np.float32) for _ in urls]
         self.acknowledged = [0] * len(urls)
         self.errors: list[GatherdError] = []
-        self._threads = [
-            threading.Thread(target=self._push, args=(number, url))
-            for number, url in enumerate(urls)
-        ]
 
-    def _push(self, number: int, url: str) -> None:
+    def _use(self, number: int, url: str) -> None:
         rng = np.random.default_rng(number)
         with Client(url, token=self._token, timeout=PUSH_SECONDS, retries=100) as client:
             while not self._stop.is_set():
@@ -57,21 +84,6 @@ class Pushers:
         """The table, by what was acknowledged. Ask when all have ended."""
         total: NDArray[np.float32] = np.sum(self._sums, axis=0, dtype=np.float32)
         return total
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()
 
 
 @dataclass(slots=True)
@@ -109,18 +121,13 @@ class SlowReader:
         return len(data)
 
 
-class Traffic:
+class Traffic(_Threads):
     """Threads that look up, pool, push and err until the end of a `with` block."""
 
     def __init__(self, urls: list[str], token: str) -> None:
         """One thread for each URL."""
-        self._stop = threading.Event()
-        self._token = token
+        super().__init__(urls, token)
         self.requests = [0] * len(urls)
-        self._threads = [
-            threading.Thread(target=self._use, args=(number, url))
-            for number, url in enumerate(urls)
-        ]
 
     def _use(self, number: int, url: str) -> None:
         rng = np.random.default_rng(number)
@@ -133,18 +140,3 @@ class Traffic:
                 with contextlib.suppress(IdOutOfRange):
                     client.lookup("tokens", [10**9])
                 self.requests[number] += 4
-
-    def __enter__(self) -> Self:
-        for thread in self._threads:
-            thread.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._stop.set()
-        for thread in self._threads:
-            thread.join()

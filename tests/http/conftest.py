@@ -11,7 +11,7 @@ import pytest
 from gatherd_server.http.rest import create_app
 from support.small_engine import SmallEngine, small_engine
 from support.training_engine import Training, training
-from support.web_server import Served, web_server
+from support.web_server import Served, Twins, web_server
 
 
 class AppClient:
@@ -32,6 +32,13 @@ class AppClient:
 
     def close(self) -> None:
         self._runner.run(self._client.aclose())
+
+
+@pytest.fixture(scope="module")
+def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
+    served = small_engine(tmp_path_factory.mktemp("twins"))
+    with web_server(served) as fast, web_server(served, is_fast=False) as asgi:
+        yield Twins(fast, asgi, served)
 
 
 @pytest.fixture(scope="session")

@@ -6,9 +6,8 @@ import re
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -19,8 +18,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResp
 
 from gatherd_proto.v1 import embedding_pb2
 from support.server import wait_until
-from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine, vectors_of
-from support.web_server import web_server
+from support.small_engine import LIMITS, lookup_request, small_engine, vectors_of
+from support.web_server import Twins, web_server
 
 CONNECT = "/gatherd.v1.EmbeddingService/"
 PROTO = "application/proto"
@@ -35,24 +34,6 @@ SWALLOWS = re.compile(rb"Upgrade: |Length: 1048577\r")
 SECONDS = 20.0
 LARGE = np.arange(40_000) % 5000
 """Ids whose reply, 10 MB, fits into no socket's buffer."""
-
-
-@dataclass(frozen=True)
-class Twins:
-    """Two servers of the same tables."""
-
-    fast: str
-    asgi: str
-    served: SmallEngine
-
-
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
-    served = small_engine(tmp_path_factory.mktemp("twins"))
-    with ExitStack() as stack:
-        fast = stack.enter_context(web_server(served))
-        asgi = stack.enter_context(web_server(served, is_fast=False))
-        yield Twins(fast, asgi, served)
 
 
 def comparable(answers: bytes) -> bytes:

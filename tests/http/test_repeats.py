@@ -3,9 +3,7 @@
 import re
 import socket
 import time
-from collections.abc import Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -18,8 +16,8 @@ from hypothesis import strategies as st
 
 from gatherd_proto.v1 import embedding_pb2
 from support.server import wait_until
-from support.small_engine import SmallEngine, lookup_request, small_engine, vectors_of
-from support.web_server import web_server
+from support.small_engine import lookup_request, small_engine, vectors_of
+from support.web_server import Twins, web_server
 
 CONNECT = "/gatherd.v1.EmbeddingService/Lookup"
 OCTETS = "application/octet-stream"
@@ -29,24 +27,6 @@ SECONDS = 20.0
 ROWS = 5000
 # Of 64 floats: one in one piece, one in several, one that streams.
 SIZES = (1, 2, 7, 1500, 4000, 6000)
-
-
-@dataclass(frozen=True)
-class Twins:
-    """Two servers of the same tables, the second without the fast path."""
-
-    fast: str
-    asgi: str
-    served: SmallEngine
-
-
-@pytest.fixture(scope="module")
-def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
-    served = small_engine(tmp_path_factory.mktemp("twins"))
-    with ExitStack() as stack:
-        fast = stack.enter_context(web_server(served))
-        asgi = stack.enter_context(web_server(served, is_fast=False))
-        yield Twins(fast, asgi, served)
 
 
 # Of errors: another each time.

@@ -4,6 +4,7 @@ import contextlib
 import socket
 import threading
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import uvicorn
@@ -16,6 +17,15 @@ from support.small_engine import SmallEngine
 from support.training_engine import Training
 
 Served = SmallEngine | Training
+
+
+@dataclass(frozen=True)
+class Twins:
+    """Two servers of the same tables, the second without the fast path."""
+
+    fast: str
+    asgi: str
+    served: SmallEngine
 
 
 @contextlib.contextmanager
