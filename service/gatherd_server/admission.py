@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import Final
 
 from gatherd.errors import Overloaded, Unauthenticated
+from gatherd_server.body_room import BodyRoom, Held
 from gatherd_server.callers import ANYBODY, Caller
 from gatherd_server.metrics.names import SHED_REQUESTS
 from gatherd_server.metrics.telemetry import Telemetry
@@ -45,6 +46,7 @@ class Admission:
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that come all the same are answered."""
+        self.bodies = BodyRoom(limits.bodies_bytes_max)
         self._in_flight = 0
         self._lock = threading.Lock()
 
@@ -135,13 +137,23 @@ class Admission:
             caller.limiter.leave()
 
     @contextmanager
-    def request(self, caller: Caller = ANYBODY) -> Iterator[None]:
-        """Hold a place for one request; see `enter`."""
+    def request(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """Hold a place for one request, see `enter`, and what it is to hold of its body."""
         self.enter(caller)
+        held = self.held_by(caller)
         try:
-            yield
+            yield held
+        except Overloaded as error:
+            if error.metadata.get("limit") == "bodies_bytes_max":
+                self.telemetry.threads.add(SHED_REQUESTS, "bodies_bytes_max")
+            raise
         finally:
+            held.release()
             self.leave(caller)
+
+    def held_by(self, caller: Caller) -> Held:
+        """What a request of `caller` holds of its body: nothing yet."""
+        return Held(self.bodies, "" if caller.grant is None else caller.grant.name)
 
     def check_request_bytes(self, byte_count: int) -> None:
         """LimitExceeded when a request's body is, or claims to be, longer than the server takes."""

@@ -106,6 +106,12 @@ class ServeSettings(BaseSettings):
     requests_in_flight_max: int = Field(
         256, ge=1, le=65_536, description="Requests under way in one worker; more are refused."
     )
+    bodies_bytes_max: int = Field(
+        256 * MIB,
+        ge=1024,
+        le=65_536 * MIB,
+        description="Bytes of all bodies over 64 KiB that one worker holds; a token has half.",
+    )
     connections_max: int = Field(
         4096, ge=1, le=1_000_000, description="HTTP connections open in one worker."
     )
@@ -223,6 +229,7 @@ class ServeSettings(BaseSettings):
             self.ids_max,
             self.tables_max,
             self.requests_in_flight_max,
+            self.bodies_bytes_max,
         )
 
     def tls_files(self) -> TlsFiles | None:

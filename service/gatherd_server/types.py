@@ -18,13 +18,14 @@ LIVE_VERSION = 0
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may hold, and how many may be under way in one process."""
+    """What one request may hold, how many may be under way in one process, and hold together."""
 
     request_bytes_max: int
     reply_bytes_max: int
     ids_max: int
     tables_max: int
     requests_in_flight_max: int
+    bodies_bytes_max: int = 256 << 20
 
     def check(self, name: str, what: str, value: int) -> None:
         """LimitExceeded, naming the limit, when `value` is over the limit called `name`."""

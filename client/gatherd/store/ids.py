@@ -5,7 +5,7 @@ ones without a word; here each of those is an error, and so is −1, which NumPy
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,10 @@ from gatherd.errors import IdOutOfRange, InvalidArgument
 OFFENDERS_MAX = 5
 # One less than the dimensions that every NumPy can count, for the reply has one more.
 NESTING_MAX = 31
+# The product of a shape's lengths, but for those of 0. With a dim behind them (2**20 at most) and
+# eight bytes an element NumPy can still count it; it can't, and neither can anybody else, say what
+# shape (0, 2**62) times a dim would be.
+SHAPE_SIZE_MAX = 2**40
 _INT64 = np.dtype(np.int64)
 _INT64_MAX = 2**63 - 1
 # By the dtype's character: the unsigned one of its size, and the largest id that it holds.
@@ -23,6 +27,31 @@ _UNSIGNED = {
     np.dtype(kind).char: (np.dtype(f"u{np.dtype(kind).itemsize}"), int(np.iinfo(kind).max))
     for kind in ("b", "h", "i", "l", "q", "B", "H", "I", "L", "Q")
 }
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` when `name` can have it, else InvalidArgument."""
+    if len(shape) > NESTING_MAX:
+        raise InvalidArgument(
+            f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
+        )
+    size = 1
+    for length in shape:
+        if length < 0:
+            raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
+        size *= length or 1
+        if size > SHAPE_SIZE_MAX:
+            listed = ", ".join(map(_length, shape))
+            raise InvalidArgument(
+                f"{name} have shape ({listed}); its lengths, without those of 0, multiply to more "
+                f"than {SHAPE_SIZE_MAX}"
+            )
+    return shape
+
+
+def _length(length: int) -> str:
+    # Python writes no integer of thousands of digits.
+    return str(length) if abs(length) < 2**64 else "more than 2**64"
 
 
 def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
@@ -35,6 +64,8 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     if ids is None or isinstance(ids, list | tuple | int | float | str | bytes | dict):
         return _from_nested(ids)
     array = np.asarray(ids)
+    if array.size == 0:
+        check_shape("ids", array.shape)
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype.kind == "f":
             # An empty array made without a dtype is float64; it holds no id to be wrong.
@@ -57,7 +88,9 @@ def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
     if array.dtype.kind in "iu":
         return array
     # Integers above 2**63 - 1 have no type in common with negative ones.
-    name, value = next(leaf for leaf in _leaves(ids, "ids") if not 0 <= leaf[1] <= _INT64_MAX)
+    found = first_leaf(ids, lambda leaf: not 0 <= leaf <= _INT64_MAX)
+    assert found is not None
+    name, value = where("ids", found[0]), found[1]
     raise IdOutOfRange(f"{name}={value} is out of range: no table has such a row")
 
 
@@ -74,20 +107,35 @@ def _plain_integers(value: Any, depth: int) -> bool:
 
 
 def _check_leaves(ids: Any) -> None:
-    for name, value in _leaves(ids, "ids"):
-        if isinstance(value, np.integer) or type(value) is int:
-            continue
-        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-            continue
-        raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
+    found = first_leaf(ids, _is_no_id)
+    if found is not None:
+        name = where("ids", found[0])
+        raise InvalidArgument(f"{name} is {_kind(found[1])}; ids must be integers")
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}[{index}]")
-    else:
-        yield name, value
+def _is_no_id(value: Any) -> bool:
+    if isinstance(value, np.integer) or type(value) is int:
+        return False
+    return not (isinstance(value, np.ndarray) and value.dtype.kind in "iu")
+
+
+def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int, ...], Any] | None:
+    """The position and the value of the first leaf of nested lists that `is_wanted`."""
+    if not isinstance(value, list | tuple):
+        return ((), value) if is_wanted(value) else None
+    for index, item in enumerate(value):
+        if isinstance(item, list | tuple):
+            found = first_leaf(item, is_wanted)
+            if found is not None:
+                return (index, *found[0]), found[1]
+        elif is_wanted(item):
+            return (index,), item
+    return None
+
+
+def where(name: str, position: Iterable[int]) -> str:
+    """What an element is called, as ids[1][0]."""
+    return name + "".join(f"[{int(index)}]" for index in position)
 
 
 def _kind(value: object) -> str:
@@ -145,9 +193,8 @@ def out_of_range_error(
     named = []
     for flat in bad[:OFFENDERS_MAX]:
         position = np.unravel_index(int(flat), ids.shape)
-        where = "ids" + "".join(f"[{int(index)}]" for index in position)
-        named.append((where, int(ids.reshape(-1)[flat])))
-    listed = ", ".join(f"{where}={value}" for where, value in named)
+        named.append((where("ids", map(int, position)), int(ids.reshape(-1)[flat])))
+    listed = ", ".join(f"{name}={value}" for name, value in named)
     more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""
     is_or_are = "is" if bad.size == 1 else "are"
     valid = f"valid ids are 0 to {row_count - 1}" if row_count else "it has no valid id"
@@ -158,7 +205,7 @@ def out_of_range_error(
 
 
 def _text(named: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
-    return ((where, str(value)) for where, value in named)
+    return ((name, str(value)) for name, value in named)
 
 
 def ids_from_bytes(
@@ -184,12 +231,7 @@ def array_from_bytes(
     """
     if len(shape) == 1 and len(data) == shape[0] * dtype.itemsize:
         return np.frombuffer(data, dtype)
-    if len(shape) > NESTING_MAX:
-        raise InvalidArgument(
-            f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
-        )
-    if any(length < 0 for length in shape):
-        raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
+    check_shape(name, shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise InvalidArgument(

@@ -33,7 +33,7 @@ it all. A file that is truncated in place while it is mapped ends the process wi
 import json
 import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -76,6 +76,8 @@ KEYS_SLOTS: Final = "keys.slots.npy"
 NPY_HEADER_BYTES: Final = 128
 ROWS_MAX: Final = 2**40 - 2
 SLOTS_MIN: Final = 8
+# Keys that are copied together: of the longest, positions of 32 MB.
+KEYS_AT_ONCE: Final = 4096
 
 
 class KeyKind(Enum):
@@ -272,8 +274,14 @@ class KeyIndex:
             rows[~fits] = -1
         return rows.reshape(keys.shape)
 
-    def keys_of(self, rows: NDArray[np.integer[Any]]) -> Keys:
+    def keys_of(
+        self,
+        rows: NDArray[np.integer[Any]],
+        check_bytes: Callable[[int], None] = lambda _nbytes: None,
+    ) -> Keys:
         """The key of each row, shape S: StringKeys, or integers of the index's kind.
+
+        `check_bytes` is told the size of strings before they are copied, and may raise.
 
         The rows are valid: from `rows_of`, or checked against `count`. BadFile when the stored
         offsets of one are damaged.
@@ -291,8 +299,16 @@ class KeyIndex:
             raise BadFile(f"{self._folder / KEYS_OFFSETS} is damaged at row {row}")
         offsets = np.zeros(flat.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        source = np.arange(offsets[-1]) + np.repeat(begins.view(np.int64) - offsets[:-1], lengths)
-        return StringKeys(data[source], offsets, rows.shape)
+        check_bytes(int(offsets[-1]))
+        copied = np.empty(int(offsets[-1]), np.uint8)
+        shifts = begins.view(np.int64) - offsets[:-1]
+        # In parts, for the positions of all bytes together take many times the bytes' memory.
+        for first in range(0, flat.size, KEYS_AT_ONCE):
+            last = min(first + KEYS_AT_ONCE, flat.size)
+            begin, end = int(offsets[first]), int(offsets[last])
+            source = np.arange(begin, end) + np.repeat(shifts[first:last], lengths[first:last])
+            copied[begin:end] = data[source]
+        return StringKeys(copied, offsets, rows.shape)
 
     def verify(self) -> None:
         """Read and checksum every file; BadFile names the first damaged one and its byte range."""

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, KeyNotFound
-from gatherd.store.ids import NESTING_MAX, OFFENDERS_MAX
+from gatherd.store.ids import NESTING_MAX, OFFENDERS_MAX, check_shape, where
 
 # A longer token is a parser's mistake, not a word; and a request's keys have to be bounded.
 KEY_BYTES_MAX = 1024
@@ -80,6 +80,8 @@ def as_keys(keys: object) -> Keys:
     if isinstance(keys, StringKeys):
         return keys
     if isinstance(keys, np.ndarray | np.generic):
+        if keys.size == 0:
+            check_shape("keys", keys.shape)
         if keys.dtype.kind in "iu":
             native = keys.dtype.newbyteorder("=")
             return np.ascontiguousarray(keys, dtype=native).reshape(keys.shape)
@@ -220,7 +222,7 @@ def _from_integers(values: list[int], shape: tuple[int, ...], where: Callable[[i
 
 
 def _where(flat: int, shape: tuple[int, ...]) -> str:
-    return "keys" + "".join(f"[{int(index)}]" for index in np.unravel_index(flat, shape))
+    return where("keys", map(int, np.unravel_index(flat, shape)))
 
 
 def string_keys_from_wire(
@@ -231,10 +233,7 @@ def string_keys_from_wire(
     `lengths` are little-endian uint32, one a key. InvalidArgument when they, `data` and `shape`
     contradict each other, or a key is empty or overlong.
     """
-    if len(shape) > NESTING_MAX:
-        raise InvalidArgument(f"keys have {len(shape)} dimensions; at most {NESTING_MAX} are taken")
-    if any(length < 0 for length in shape):
-        raise InvalidArgument(f"keys have shape {shape}; no dimension can be negative")
+    check_shape("keys", shape)
     if len(lengths) != math.prod(shape) * 4:
         raise InvalidArgument(
             f"keys of shape {shape} have lengths of {math.prod(shape) * 4} bytes "

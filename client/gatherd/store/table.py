@@ -7,6 +7,7 @@ table that is written meanwhile are atomic: stripes.py has how.
 import mmap
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -253,12 +254,19 @@ class Table:
             convert(pooled, DType.FLOAT32, vectors, dtype)
         return Gathered(vectors, dtype, _status(index.shape, found, missing), self.version)
 
-    def keys_of(self, ids: NDArray[np.integer[Any]]) -> Keys:
-        """The keys of `ids`, of the same shape. IdOutOfRange or NoKeys when there are none."""
+    def keys_of(
+        self,
+        ids: NDArray[np.integer[Any]],
+        check_bytes: Callable[[int], None] = lambda _nbytes: None,
+    ) -> Keys:
+        """The keys of `ids`, of the same shape. IdOutOfRange or NoKeys when there are none.
+
+        `check_bytes` is told their size before they are copied, and may raise.
+        """
         index = self._key_index()
         if not all_in_range(ids, self.row_count):
             raise out_of_range_error(self.name, ids, self.row_count)
-        return index.keys_of(ids)
+        return index.keys_of(ids, check_bytes)
 
     def read_rows(self, ids: NDArray[np.int64], out: NDArray[np.uint8], begin: int) -> bool:
         """Copy the rows of `ids`, (n,), as they are stored, to `out` from byte `begin` on.

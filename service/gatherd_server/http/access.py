@@ -4,6 +4,8 @@ So a route that somebody adds is closed until it is open on purpose (admission.O
 whoever has no token doesn't learn which paths there are.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
@@ -11,12 +13,15 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
 from gatherd_server.admission import METRICS_PATH, Admission
+from gatherd_server.body_room import Held
 from gatherd_server.callers import NOBODY, Caller
+from gatherd_server.callers import Scope as Need
 from gatherd_server.http.errors import connect_error, problem
 
 # Where a connection notes in the scope's state that it came over a Unix socket.
 IS_LOCAL: Final = "gatherd.is_local"
 _CALLER: Final = "gatherd.caller"
+_HELD: Final = "gatherd.held"
 _CONNECT_PREFIX: Final = "/gatherd.v1."
 _READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
@@ -25,6 +30,25 @@ def caller_of(scope: Scope) -> Caller:
     """Who asks, as `Authenticate` found."""
     caller: Caller = scope[_CALLER]
     return caller
+
+
+def held_of(scope: Scope) -> Held:
+    """What the request holds of its body, once `placed` has it a place."""
+    held: Held = scope[_HELD]
+    return held
+
+
+@contextmanager
+def placed(scope: Scope, admission: Admission, needed: Need) -> Iterator[None]:
+    """A place among the requests in flight, for a caller who is for `needed`.
+
+    PermissionDenied or Overloaded, before the body is read.
+    """
+    caller = caller_of(scope)
+    caller.check(needed)
+    with admission.request(caller) as held:
+        scope[_HELD] = held
+        yield
 
 
 class Authenticate:

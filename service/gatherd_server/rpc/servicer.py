@@ -22,7 +22,7 @@ from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailab
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
 from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
-from gatherd_server.callers import ANYBODY, AnyEngine, Caller
+from gatherd_server.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.metrics.names import SHED_REQUESTS
@@ -68,28 +68,30 @@ class Servicer:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc server has to be given."""
         unary = self._unary
+
+        def change(kind: type[M], read: Callable[[M], TableChange]) -> _Handler:
+            return unary(_change(kind, read), Scope.ADMIN)
+
         embedding: dict[str, _Handler] = {
             "Lookup": self._lookup(),
-            "LookupMany": unary(_lookup_many),
-            "LookupBags": unary(_lookup_bags),
-            "LookupBagsMany": unary(_lookup_bags_many),
-            "KeysOf": unary(_keys_of),
-            "ScatterAdd": unary(_push(UpdateOp.SCATTER_ADD)),
-            "ApplyGradients": unary(_push(UpdateOp.APPLY_GRADIENTS)),
-            "Assign": unary(_push(UpdateOp.ASSIGN)),
+            "LookupMany": unary(_lookup_many, Scope.READ),
+            "LookupBags": unary(_lookup_bags, Scope.READ),
+            "LookupBagsMany": unary(_lookup_bags_many, Scope.READ),
+            "KeysOf": unary(_keys_of, Scope.READ),
+            "ScatterAdd": unary(_push(UpdateOp.SCATTER_ADD), Scope.UPDATE),
+            "ApplyGradients": unary(_push(UpdateOp.APPLY_GRADIENTS), Scope.UPDATE),
+            "Assign": unary(_push(UpdateOp.ASSIGN), Scope.UPDATE),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
         }
         tables: dict[str, _Handler] = {
-            "ListTables": unary(_list_tables, is_admitted=False),
-            "GetTable": unary(_get_table, is_admitted=False),
-            "CreateTable": unary(_change(table_pb2.CreateTableRequest, proto_updates.create_table)),
-            "DeleteTable": unary(_change(table_pb2.DeleteTableRequest, proto_updates.delete_table)),
-            "Publish": unary(_change(table_pb2.PublishRequest, proto_updates.publish)),
-            "Rollback": unary(_change(table_pb2.RollbackRequest, proto_updates.rollback)),
-            "SetOptimizer": unary(
-                _change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer)
-            ),
-            "Snapshot": unary(_snapshot),
+            "ListTables": unary(_list_tables, None, is_admitted=False),
+            "GetTable": unary(_get_table, None, is_admitted=False),
+            "CreateTable": change(table_pb2.CreateTableRequest, proto_updates.create_table),
+            "DeleteTable": change(table_pb2.DeleteTableRequest, proto_updates.delete_table),
+            "Publish": change(table_pb2.PublishRequest, proto_updates.publish),
+            "Rollback": change(table_pb2.RollbackRequest, proto_updates.rollback),
+            "SetOptimizer": change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer),
+            "Snapshot": unary(_snapshot, Scope.ADMIN),
         }
         telemetry = self._admission.telemetry
         return [
@@ -101,12 +103,14 @@ class Servicer:
         """As `_unary`'s, but for lookups that differ from an earlier one in their ids alone."""
 
         def answer(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-            plan = proto_codec.lookup_plan(proto_codec.parse(embedding_pb2.LookupRequest(), body))
+            plan = proto_codec.lookup_plan(
+                proto_codec.parse(embedding_pb2.LookupRequest(), body, engine.limits)
+            )
             reply = b"".join(proto_codec.lookup_reply(engine.lookup(plan)))
             self._repeats.learn(body, plan)
             return reply
 
-        whole = self._unary(answer).unary_unary
+        whole = self._unary(answer, Scope.READ).unary_unary
         assert whole is not None
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
@@ -133,17 +137,20 @@ class Servicer:
                 return None
         return self._repeats.answer(body, caller)
 
-    def _unary(self, answer: _Answer, *, is_admitted: bool = True) -> _Handler:
-        """A handler that gives `answer` the engine as its caller has it."""
+    def _unary(self, answer: _Answer, scope: Scope | None, *, is_admitted: bool = True) -> _Handler:
+        """A handler that gives `answer` the engine as its caller, who is for `scope`, has it."""
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             def work() -> bytes:
                 caller = caller_of(self._admission, context)
                 self._admission.count(caller)
+                if scope is not None:
+                    caller.check(scope)
                 engine = caller.guard(self._engine)
                 if not is_admitted:
                     return answer(engine, body, context)
-                with self._admission.request(caller):
+                with self._admission.request(caller) as held:
+                    held.grow(len(body))
                     return answer(engine, body, context)
 
             return _answer(context, work)
@@ -197,8 +204,9 @@ class Servicer:
         failure: GatherdError | None = None
         try:
             self._admission.count(caller)
-            with self._admission.request(caller):
-                proto_codec.parse(request, body)
+            with self._admission.request(caller) as held:
+                held.grow(len(body))
+                proto_codec.parse(request, body, self._engine.limits)
                 gathered = caller.guard(self._engine).lookup(
                     proto_codec.lookup_plan(request.lookup)
                 )
@@ -217,18 +225,18 @@ class Servicer:
 
 
 def _lookup_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body)
-    return _many(engine, [*map(proto_codec.lookup_plan, request.lookups)])
+    request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body, engine.limits)
+    return _many(engine, proto_codec.lookup_plans(request, engine.limits))
 
 
 def _lookup_bags(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
+    request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body, engine.limits)
     return _one(engine, proto_codec.bags_plan(request))
 
 
 def _lookup_bags_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body)
-    return _many(engine, [*map(proto_codec.bags_plan, request.bags)])
+    request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body, engine.limits)
+    return _many(engine, proto_codec.bags_plans(request, engine.limits))
 
 
 def _one(engine: AnyEngine, plan: LookupPlan) -> bytes:
@@ -240,25 +248,25 @@ def _many(engine: AnyEngine, plans: list[LookupPlan]) -> bytes:
 
 
 def _keys_of(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body)
+    request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body, engine.limits)
     keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
     return proto_codec.keys_reply(keys, version)
 
 
 def _list_tables(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    proto_codec.parse(table_pb2.ListTablesRequest(), body)
+    proto_codec.parse(table_pb2.ListTablesRequest(), body, engine.limits)
     return proto_codec.list_tables_reply(engine.tables(), engine.limits)
 
 
 def _get_table(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(table_pb2.GetTableRequest(), body)
+    request = proto_codec.parse(table_pb2.GetTableRequest(), body, engine.limits)
     return proto_codec.get_table_reply(engine.table(request.table), engine.limits)
 
 
 def _push(op: UpdateOp) -> _Answer:
     def push(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        request = proto_codec.parse(embedding_pb2.UpdateRequest(), body)
-        future = engine.push(proto_updates.push(op, request))
+        request = proto_codec.parse(embedding_pb2.UpdateRequest(), body, engine.limits)
+        future = engine.push(proto_updates.push(op, request, engine.limits))
         return proto_updates.push_reply(_outcome(future, context))
 
     return push
@@ -266,14 +274,14 @@ def _push(op: UpdateOp) -> _Answer:
 
 def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
     def change(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        future = engine.change(read(proto_codec.parse(kind(), body)))
+        future = engine.change(read(proto_codec.parse(kind(), body, engine.limits)))
         return proto_updates.change_reply(_outcome(future, context))
 
     return change
 
 
 def _snapshot(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(table_pb2.SnapshotRequest(), body)
+    request = proto_codec.parse(table_pb2.SnapshotRequest(), body, engine.limits)
     future = engine.snapshot(proto_updates.snapshot_name(request))
     return proto_updates.snapshot_reply(_outcome(future, context))
 
