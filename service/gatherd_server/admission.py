@@ -46,7 +46,10 @@ class Admission:
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that come all the same are answered."""
-        self.bodies = BodyRoom(limits.bodies_bytes_max)
+        self.bodies = BodyRoom(
+            limits.bodies_bytes_max,
+            lambda: self.telemetry.threads.add(SHED_REQUESTS, "bodies_bytes_max"),
+        )
         self._in_flight = 0
         self._lock = threading.Lock()
 
@@ -143,10 +146,6 @@ class Admission:
         held = self.held_by(caller)
         try:
             yield held
-        except Overloaded as error:
-            if error.metadata.get("limit") == "bodies_bytes_max":
-                self.telemetry.threads.add(SHED_REQUESTS, "bodies_bytes_max")
-            raise
         finally:
             held.release()
             self.leave(caller)

@@ -33,7 +33,12 @@ from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
 from gatherd_server.logs import configure_logging, set_level
-from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT
+from gatherd_server.metrics.names import (
+    CONNECTIONS,
+    HELD_BODY_BYTES,
+    REQUESTS_IN_FLIGHT,
+    TOKENS_REFUSED,
+)
 from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
@@ -192,6 +197,9 @@ class Worker:
         recorder = self._telemetry.threads
         recorder.set(REQUESTS_IN_FLIGHT, value=self._admission.in_flight)
         recorder.set(CONNECTIONS, value=len(http.server_state.connections))
+        recorder.set(HELD_BODY_BYTES, value=self._admission.bodies.held_bytes)
+        refused = self._tokens is not None and self._tokens.is_refused
+        recorder.set(TOKENS_REFUSED, value=int(refused))
 
     def _change(self, changed: dict[str, Any]) -> None:
         """Take settings that were reloaded; settings.RELOADABLE has which there can be."""

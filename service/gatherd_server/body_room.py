@@ -8,6 +8,7 @@ held to `request_bytes_max` only.
 """
 
 import threading
+from collections.abc import Callable
 from typing import Final
 
 from gatherd.errors import Overloaded
@@ -21,8 +22,10 @@ RETRY_AFTER_SECONDS: Final = 1.0
 class BodyRoom:
     """The room of one worker. Thread-safe."""
 
-    def __init__(self, bytes_max: int) -> None:
-        self.bytes_max = bytes_max
+    def __init__(self, bytes_max: int, on_full: Callable[[], None]) -> None:
+        """`on_full` is called for each request that finds no room."""
+        self._bytes_max = bytes_max
+        self._on_full = on_full
         self._lock = threading.Lock()
         self._held = 0
         self._by_token: dict[str, int] = {}
@@ -40,12 +43,23 @@ class BodyRoom:
         with self._lock:
             own = self._by_token.get(token, 0)
             after = before + more
-            if own + more > max(after, int(self.bytes_max * TOKEN_PART)) and token:
-                raise _full(f"the requests of token {token!r} hold {own} bytes of bodies", "token")
-            if self._held + more > max(after, self.bytes_max):
-                raise _full(f"the server holds {self._held} bytes of requests' bodies", "server")
-            self._held += more
-            self._by_token[token] = own + more
+            part = int(self._bytes_max * TOKEN_PART) if token else self._bytes_max
+            if own + more > max(after, part):
+                full = f"the requests of token {token!r} hold" if token else "the server holds"
+                held, whose = own, "token" if token else "server"
+            elif self._held + more > max(after, self._bytes_max):
+                full, held, whose = "the server holds", self._held, "server"
+            else:
+                self._held += more
+                self._by_token[token] = own + more
+                return
+        self._on_full()
+        raise Overloaded(
+            f"{full} {held} bytes of requests' bodies, and {more} more are too many "
+            "(bodies_bytes_max); try again after a pause",
+            {"limit": "bodies_bytes_max", "of": whose},
+            RETRY_AFTER_SECONDS,
+        )
 
     def give(self, token: str, nbytes: int) -> None:
         """Take back what a request had."""
@@ -56,14 +70,6 @@ class BodyRoom:
                 self._by_token[token] = left
             else:
                 del self._by_token[token]
-
-
-def _full(what: str, whose: str) -> Overloaded:
-    return Overloaded(
-        f"{what}, as many as it takes (bodies_bytes_max); try again after a pause",
-        {"limit": "bodies_bytes_max", "of": whose},
-        RETRY_AFTER_SECONDS,
-    )
 
 
 class Held:

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -37,6 +37,7 @@ from gatherd_server.types import (
     TableChange,
     TableInfo,
     UpdatesState,
+    owned_by,
 )
 
 # Tables that a caller's patterns were held against; requests name them, so they are bounded.
@@ -270,7 +271,9 @@ class GuardedEngine:
     def push(self, push: Push) -> "Future[PushResult]":
         """As Engine's, for `update`."""
         self._caller.check(Scope.UPDATE, [update.table for update in push.updates])
-        return self._told(self._engine.push, push)
+        # Another token's ids are others, whatever they are.
+        request_id = owned_by(self._grant.name, push.request_id)
+        return self._told(self._engine.push, replace(push, request_id=request_id))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """As Engine's, for `admin`."""

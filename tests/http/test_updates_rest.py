@@ -315,7 +315,7 @@ def test_json_of_too_many_numbers_is_refused_before_it_is_parsed(make_client: An
         "POST", "/v1/tables/items:assign", content=content, headers={"Content-Type": JSON}
     )
     message = problem(response, 413, "LIMIT_EXCEEDED")
-    assert "12004 bytes; this server takes at most 10000 (request_bytes_max)" in message
+    assert "24008 bytes; this server takes at most 10000 (request_bytes_max)" in message
 
 
 ONE = np.array([1], "<i8").tobytes()

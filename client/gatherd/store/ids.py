@@ -16,10 +16,10 @@ from gatherd.errors import IdOutOfRange, InvalidArgument
 OFFENDERS_MAX = 5
 # One less than the dimensions that every NumPy can count, for the reply has one more.
 NESTING_MAX = 31
-# The product of a shape's lengths, but for those of 0. With a dim behind them (2**20 at most) and
-# eight bytes an element NumPy can still count it; it can't, and neither can anybody else, say what
-# shape (0, 2**62) times a dim would be.
+# Without elements a shape's lengths are bounded by no number of bytes. What they multiply to, those
+# of 0 left out, NumPy still has to count, with a dim of 2**20 float32 at most behind them.
 SHAPE_SIZE_MAX = 2**40
+_LENGTH_MAX = 2**64 - 1
 _INT64 = np.dtype(np.int64)
 _INT64_MAX = 2**63 - 1
 # By the dtype's character: the unsigned one of its size, and the largest id that it holds.
@@ -35,23 +35,16 @@ def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
         raise InvalidArgument(
             f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
         )
-    size = 1
-    for length in shape:
-        if length < 0:
-            raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
-        size *= length or 1
-        if size > SHAPE_SIZE_MAX:
-            listed = ", ".join(map(_length, shape))
-            raise InvalidArgument(
-                f"{name} have shape ({listed}); its lengths, without those of 0, multiply to more "
-                f"than {SHAPE_SIZE_MAX}"
-            )
+    if any(length < 0 for length in shape):
+        raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
+    if any(length > _LENGTH_MAX for length in shape):
+        raise InvalidArgument(f"{name} have a dimension of more than {_LENGTH_MAX}")
+    if 0 in shape and math.prod(length for length in shape if length) > SHAPE_SIZE_MAX:
+        raise InvalidArgument(
+            f"{name} have shape {shape}; beside a dimension of 0, the others may multiply to "
+            f"{SHAPE_SIZE_MAX} at most"
+        )
     return shape
-
-
-def _length(length: int) -> str:
-    # Python writes no integer of thousands of digits.
-    return str(length) if abs(length) < 2**64 else "more than 2**64"
 
 
 def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
