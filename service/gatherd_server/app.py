@@ -9,6 +9,7 @@ which the workers reach over a Unix socket.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -177,6 +178,8 @@ class Worker:
         stop = channel.closed(self._change)
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
+        # What was made up to here stays; collections needn't look at it each time.
+        gc.freeze()
         self._admission.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()

@@ -12,7 +12,7 @@ from typing import Any, Final
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from gatherd.errors import InvalidArgument, LimitExceeded, MalformedRequest
+from gatherd.errors import GatherdError, InvalidArgument, LimitExceeded, MalformedRequest
 from gatherd.store.ids import NESTING_MAX
 from gatherd_server.types import Limits
 
@@ -45,6 +45,8 @@ def check_fields(message: type[Message], body: bytes, limits: Limits) -> None:
     walk = _Walk(body, FIELDS_PER_TABLE * (limits.tables_max + 1), limits.tables_max)
     try:
         walk.message(0, len(body), _schema_of(message))
+    except GatherdError:
+        raise
     except (IndexError, ValueError):
         raise MalformedRequest(
             f"the body isn't a {message.DESCRIPTOR.full_name} in protobuf: "

@@ -2,7 +2,9 @@
 
 import asyncio
 import contextlib
+import gc
 import os
+import threading
 import zlib
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
@@ -29,8 +31,8 @@ JOIN_BYTES_MAX: Final = 1 << 20
 
 # A body up to this is parsed where it is: a hop to another thread takes as long.
 PARSED_AT_ONCE_BYTES: Final = 32 << 10
-# Longer ones that are JSON, at a time: parsers hold the GIL, and more of them would only take each
-# other's turns, and the event loop's.
+# Longer ones at a time: parsers hold the GIL, and more of them would only take each other's turns,
+# and the event loop's.
 PARSING_MAX: Final = 2
 # Some 3 ms.
 INFLATED_AT_ONCE_BYTES: Final = 1 << 20
@@ -113,6 +115,35 @@ class Workers:
         if not is_long:
             return work()
         return await anyio.to_thread.run_sync(work, limiter=self._limiter)
+
+
+class Parsers:
+    """The threads that bodies are parsed on, when they are long."""
+
+    def __init__(self) -> None:
+        self._workers = Workers(PARSING_MAX)
+        self._lock = threading.Lock()
+        self._under_way = 0
+
+    async def run(self, read: Callable[[], T], body: bytes) -> T:
+        """What `read` makes of `body`."""
+        if len(body) <= PARSED_AT_ONCE_BYTES:
+            return read()
+        return await self._workers.run(lambda: self._uncollected(read), is_long=True)
+
+    def _uncollected(self, read: Callable[[], T]) -> T:
+        # A million lists make the collector look at all objects there are again and again, for ten
+        # times as long as they take to make; and what is parsed has no cycles.
+        with self._lock:
+            self._under_way += 1
+            gc.disable()
+        try:
+            return read()
+        finally:
+            with self._lock:
+                self._under_way -= 1
+                if not self._under_way:
+                    gc.enable()
 
 
 async def outcome(future: Future[T]) -> T:

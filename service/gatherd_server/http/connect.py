@@ -34,7 +34,7 @@ from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import (
-    PARSED_AT_ONCE_BYTES,
+    Parsers,
     PartsResponse,
     Workers,
     outcome,
@@ -57,7 +57,7 @@ _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ACCEPTED: Final = f"{PROTO}, {JSON}"
 
 
-def connect_routes(engine: Engine, admission: Admission, parsers: Workers) -> list[BaseRoute]:
+def connect_routes(engine: Engine, admission: Admission, parsers: Parsers) -> list[BaseRoute]:
     """The routes of both services, and one for procedures that they don't have."""
     workers = Workers()
     routes: list[BaseRoute] = [
@@ -81,7 +81,7 @@ class _Endpoint:
         engine: Engine,
         admission: Admission,
         workers: Workers,
-        parsers: Workers,
+        parsers: Parsers,
     ) -> None:
         self._procedure = procedure
         self._engine = engine
@@ -180,8 +180,7 @@ class _Endpoint:
         if media_type == PROTO:
             proto_codec.parse(message, body, limits)
         else:
-            is_long = len(body) > PARSED_AT_ONCE_BYTES
-            await self._parsers.run(lambda: _parse_json(message, body, limits), is_long)
+            await self._parsers.run(lambda: _parse_json(message, body, limits), body)
         if isinstance(procedure, UpdateProcedure):
             # Checking many values takes as long as gathering them would.
             future = await self._workers.run(

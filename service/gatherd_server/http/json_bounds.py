@@ -28,13 +28,14 @@ class JsonCounts(NamedTuple):
     """How many of each a body has, or may have."""
 
     objects: int
+    lists: int
     members: int
     strings: int
     commas: int
 
 
 # A name, a size, how rows are drawn, and an optimizer with its options.
-_CHANGE: Final = JsonCounts(16, 64, 128, 64)
+_CHANGE: Final = JsonCounts(16, 16, 64, 128, 64)
 
 
 def check_rest(
@@ -52,12 +53,19 @@ def check_rest(
         commas = limits.ids_max * values_per_id + members
     most = JsonCounts(
         _SLACK * tables + _SPARE,
+        limits.ids_max + members,
         _SLACK * members + _SPARE,
         limits.ids_max + 2 * (_SLACK * members + _SPARE),
         commas,
     )
     found = _counts(body, most)
     _check_tables(found, most, tables)
+    if found.lists > most.lists:
+        raise LimitExceeded(
+            f"the request's JSON has {found.lists} lists; at most {most.lists} are taken, "
+            "some more than ids (ids_max); send raw bytes",
+            {"limit": "ids_max", "value": str(found.lists), "max": str(most.lists)},
+        )
     limits.check(
         "ids_max", "the request has at least", found.strings - most.strings + limits.ids_max
     )
@@ -73,11 +81,11 @@ def check_connect(body: bytes, limits: Limits) -> None:
     """LimitExceeded for a message in Connect's JSON with more than `tables_max` tables can have."""
     tables = limits.tables_max + 1
     members = _CONNECT_MEMBERS * tables
-    most = JsonCounts(_CONNECT_OBJECTS * tables, members, 2 * members, members)
+    most = JsonCounts(_CONNECT_OBJECTS * tables, members, members, 2 * members, members)
     found = _counts(body, most)
-    _check_tables(found, most, limits.tables_max)
-    if found.strings > most.strings or found.commas > most.commas:
-        raise _too_many("values", max(found.strings, found.commas), members, limits.tables_max)
+    for what, count, bound in zip(JsonCounts._fields, found, most, strict=True):
+        if count > bound:
+            raise _too_many(what, count, bound, limits.tables_max)
 
 
 def check_change(body: bytes) -> None:
@@ -108,7 +116,11 @@ def _too_many(what: str, found: int, most: int, tables: int) -> LimitExceeded:
 def _counts(body: bytes, most: JsonCounts) -> JsonCounts:
     """What is in `body`: no less than that, or exactly, when it would be more than `most`."""
     counts = JsonCounts(
-        body.count(b"{"), body.count(b":"), (body.count(b'"') + 1) // 2, body.count(b",")
+        body.count(b"{"),
+        body.count(b"["),
+        body.count(b":"),
+        (body.count(b'"') + 1) // 2,
+        body.count(b","),
     )
     if all(found <= bound for found, bound in zip(counts, most, strict=True)):
         return counts
@@ -122,4 +134,4 @@ def _counts(body: bytes, most: JsonCounts) -> JsonCounts:
         return int(np.count_nonzero((codes == ord(char)) & outside))
 
     strings = (int(np.count_nonzero(quotes)) + 1) // 2
-    return JsonCounts(count("{"), count(":"), strings, count(","))
+    return JsonCounts(count("{"), count("["), count(":"), strings, count(","))

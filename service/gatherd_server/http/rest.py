@@ -6,7 +6,7 @@ on purpose: compressed replies (floats don't compress) and GET with ids in the q
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from fastapi import APIRouter, Depends, FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -25,8 +25,7 @@ from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.http import arrays, openapi, plans
 from gatherd_server.http.access import Authenticate, caller_of, held_of, placed
 from gatherd_server.http.body import (
-    PARSED_AT_ONCE_BYTES,
-    PARSING_MAX,
+    Parsers,
     PartsResponse,
     Workers,
     array_response,
@@ -44,8 +43,6 @@ from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_ty
 from gatherd_server.http.observed import Observed
 from gatherd_server.http.updates import change_routes, update_routes
 from gatherd_server.types import LookupPlan, TableInfo
-
-T = TypeVar("T")
 
 
 class _TableName(StringConvertor):
@@ -69,7 +66,7 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
         # A redirect would answer an unknown path with neither a table nor a problem body.
         redirect_slashes=False,
     )
-    parsers = Workers(PARSING_MAX)
+    parsers = Parsers()
     # First, because they are what a busy server is asked for.
     app.router.routes[:0] = connect_routes(engine, admission, parsers)
     app.include_router(_lookup_routes(engine, admission, parsers))
@@ -86,7 +83,7 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
     return app
 
 
-def _lookup_routes(engine: Engine, admission: Admission, parsers: Workers) -> APIRouter:
+def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> APIRouter:
     workers = Workers()
     limits = admission.limits
 
@@ -96,9 +93,6 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Workers) -> AP
             yield
 
     router = APIRouter(dependencies=[Depends(place)], default_response_class=Response)
-
-    async def parsed(read: Callable[[], T], body: bytes) -> T:
-        return await parsers.run(read, len(body) > PARSED_AT_ONCE_BYTES)
 
     async def answer(
         request: Request,
@@ -114,7 +108,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Workers) -> AP
         media_type = content_type(headers, (JSON, OCTETS, NPY))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await parsed(
+        plan = await parsers.run(
             lambda: plans.lookup_plan(media_type, table, body, request.query_params, limits),
             body if media_type == JSON else b"",
         )
@@ -123,7 +117,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Workers) -> AP
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
         body = await _json_request(request, admission)
-        asked = await parsed(
+        asked = await parsers.run(
             lambda: plans.lookup_many_plans(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
@@ -134,7 +128,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Workers) -> AP
         content_type(headers, (JSON,))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await parsed(
+        plan = await parsers.run(
             lambda: plans.bags_plan(table, body, request.query_params, limits), body
         )
         return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
@@ -142,7 +136,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Workers) -> AP
     @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
     async def lookup_bags_many(request: Request) -> Response:
         body = await _json_request(request, admission)
-        asked = await parsed(
+        asked = await parsers.run(
             lambda: plans.bags_many_plans(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
@@ -150,7 +144,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Workers) -> AP
     @router.post("/v1/tables/{table:table}:keysOf", **openapi.KEYS_OF)
     async def keys_of(table: str, request: Request) -> Response:
         body = await _json_request(request, admission)
-        ids, version = await parsed(
+        ids, version = await parsers.run(
             lambda: plans.keys_of_request(body, request.query_params, limits), body
         )
         guarded = caller_of(request.scope).guard(engine)

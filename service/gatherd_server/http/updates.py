@@ -18,7 +18,7 @@ from gatherd_server.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.http import arrays, openapi_updates, update_plans
 from gatherd_server.http.access import caller_of, held_of, placed
-from gatherd_server.http.body import PARSED_AT_ONCE_BYTES, Workers, outcome, read_body
+from gatherd_server.http.body import Parsers, Workers, outcome, read_body
 from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
 from gatherd_server.http.plans import no_options
 from gatherd_server.http.update_plans import UpdateReader
@@ -32,7 +32,7 @@ _VERBS = {
 }
 
 
-def update_routes(engine: Engine, admission: Admission, parsers: Workers) -> APIRouter:
+def update_routes(engine: Engine, admission: Admission, parsers: Parsers) -> APIRouter:
     """Updates of one table and of many, each by the three operations."""
     router = _router(admission, Need.UPDATE)
     workers = Workers()
@@ -41,7 +41,7 @@ def update_routes(engine: Engine, admission: Admission, parsers: Workers) -> API
         guarded: AnyEngine, read: Callable[[], Push], body: bytes, is_json: bool
     ) -> tuple[Push, int, tuple[int, ...]]:
         if is_json:
-            asked = await parsers.run(read, len(body) > PARSED_AT_ONCE_BYTES)
+            asked = await parsers.run(read, body)
         else:
             asked = read()
         # Checking many values takes as long as gathering them would.
