@@ -21,6 +21,7 @@ import numpy as np
 import pytest
 
 from gatherd import Client
+from gatherd.errors import InvalidArgument
 from gatherd_proto.framing import varint
 from gatherd_proto.v1 import tensor_pb2
 from security.conftest import Guarded
@@ -106,6 +107,12 @@ ONE_ID = tensor_pb2.Tensor(
 ).SerializeToString()
 
 
+NO_ID = tensor_pb2.Tensor(dtype=tensor_pb2.DTYPE_INT64, shape=[0]).SerializeToString()
+NO_IDS = tensor_pb2.Tensor(dtype=tensor_pb2.DTYPE_INT64, shape=[0, 2**62]).SerializeToString()
+NO_VALUES = tensor_pb2.Tensor(dtype=tensor_pb2.DTYPE_FLOAT32, shape=[0, 2**62]).SerializeToString()
+NOTHING = tensor_pb2.StringKeys(shape=[0, 2**62]).SerializeToString()
+
+
 def listed(item: bytes, count: int) -> bytes:
     return b",".join([item] * count)
 
@@ -187,7 +194,12 @@ ATTACKS = [
     ),
     rest("a long name", "/v1/tables", lambda: b'{"name":"' + b"x" * 15_000_000 + b'"}', INVALID),
     rest("what inflates too far", LOOKUP, lambda: b" " * (200 * MEBI), LIMIT),
+    rest("a long answer", LOOKUP, lambda: b'{"ids":[' + listed(b"1", IDS_MAX) + b"]}", ""),
     octets("shape", "shape=" + ",".join(["1"] * 12_000), bytes(8), INVALID),
+    Attack(
+        "empty lists without an id", "octets", f"{LOOKUP}?shape=549755813888,0", lambda: b"",
+        INVALID, (("Content-Type", "application/octet-stream"), ("Accept", "application/json")),
+    ),
     octets("shape of nothing", "shape=0,4611686018427387904", b"", INVALID),
     npy("dimensions", "{'descr': '<i8', 'fortran_order': False, 'shape': (" + "1," * 30_000 + ")}",
         INVALID),
@@ -218,6 +230,19 @@ ATTACKS = [
     *protobuf("packed shape", EMBEDDING + "Lookup", lambda: packed_shape(15_000_000), INVALID),
     *protobuf("unpacked shape", EMBEDDING + "Lookup", lambda: unpacked_shape(8_000_000), LIMIT),
     *protobuf("keys' shape", EMBEDDING + "Lookup", lambda: string_shape(15_000_000), INVALID),
+    *protobuf("shape of nothing", EMBEDDING + "Lookup",
+              lambda: field(1, b"items") + field(2, NO_IDS), INVALID),
+    *protobuf("keys' shape of nothing", EMBEDDING + "Lookup",
+              lambda: field(1, b"items") + field(6, field(1, NOTHING)), INVALID),
+    *protobuf("bags of nothing", EMBEDDING + "LookupBags",
+              lambda: field(1, field(1, b"items") + field(2, NO_IDS)), INVALID),
+    *protobuf("keys of nothing", EMBEDDING + "KeysOf",
+              lambda: field(1, b"items") + field(2, NO_IDS), INVALID),
+    *protobuf("an update of nothing", EMBEDDING + "Assign",
+              lambda: field(1, field(1, b"items") + field(2, NO_IDS)), INVALID),
+    *protobuf("values of nothing", EMBEDDING + "Assign",
+              lambda: field(1, field(1, b"items") + field(2, NO_ID) + field(4, NO_VALUES)),
+              INVALID),
     *protobuf("unknown fields", EMBEDDING + "Lookup", lambda: b"\x78\x01" * 8_000_000, LIMIT),
     *protobuf("unknown fields", TABLES + "ListTables", lambda: b"\x78\x01" * 8_000_000, LIMIT),
     *protobuf("groups", EMBEDDING + "Lookup", lambda: b"\x7b" * 16_000_000, LIMIT),
@@ -333,3 +358,36 @@ def test_one_request_stops_nobody_and_is_refused_by_what_it_has_too_much_of(
         if others.longest < WAIT_SECONDS_MAX:
             break
         assert left, f"others waited {others.longest:.3f} s"
+
+
+@pytest.mark.parametrize("wire", ["http", "grpc", "local"])
+@pytest.mark.parametrize("shape", [(0, 2**62), (2**62, 0), (2**31, 0, 2**31)], ids=str)
+def test_the_sdk_names_a_shape_that_nobody_can_count(
+    shape: tuple[int, ...], wire: str, guarded: Guarded
+) -> None:
+    ids: Any = np.lib.stride_tricks.as_strided(np.empty(0, np.int8), shape, (0,) * len(shape))
+    local = f"local:{guarded.data_dir}"
+    url = local if wire == "local" else getattr(guarded.server, wire)
+    token = None if wire == "local" else guarded.tokens["all"]
+    with Client(url, token=token) as client:
+        for ask in (
+            lambda: client.lookup("items", ids),
+            lambda: client.lookup("items", keys=ids),
+            lambda: client.lookup_many({"items": ids}),
+            lambda: client.keys_of("items", ids),
+        ):
+            with pytest.raises(InvalidArgument, match="beside a dimension of 0"):
+                ask()
+        # What can be counted is answered.
+        assert client.lookup("items", np.empty((0, 2**30), np.int8)).shape == (0, 2**30, 4)
+
+
+def test_a_gzipped_message_over_grpc_inflates_to_what_a_request_may_have(guarded: Guarded) -> None:
+    body = field(15, bytes(100 * MEBI))
+    token = (("authorization", f"Bearer {guarded.tokens['all']}"),)
+    options = [("grpc.max_send_message_length", -1)]
+    with grpc.insecure_channel(urlsplit(guarded.server.grpc).netloc, options) as channel:
+        call: Any = channel.unary_unary(EMBEDDING + "Lookup")
+        with pytest.raises(grpc.RpcError) as refused:
+            call(body, metadata=token, compression=grpc.Compression.Gzip)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED

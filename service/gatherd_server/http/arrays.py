@@ -23,6 +23,7 @@ from gatherd.store.format import evaluate_npy_header, npy_header, plain_npy_head
 from gatherd.store.ids import NESTING_MAX, check_shape, ids_from_bytes
 from gatherd.store.keys import Keys, StringKeys, as_keys
 from gatherd.store.table import Gathered
+from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.proto_codec import Part
 
 Ids = NDArray[np.integer[Any]]
@@ -30,6 +31,8 @@ T = TypeVar("T")
 
 # Some 5 ms.
 JSON_NUMBERS_AT_ONCE: Final = 1 << 17
+# As many as there are ids in a request, by default.
+JSON_EMPTY_LISTS_MAX: Final = 1 << 20
 # A longer body isn't read twice, to tell an integer that is too large from a float.
 REREAD_BYTES_MAX: Final = 256 << 10
 NPY_HEADER_BYTES_MAX: Final = 64 << 10
@@ -166,7 +169,8 @@ def _npy_id_dtype(descr: object) -> np.dtype[Any]:
 
 
 def json_lookup_parts(gathered: Gathered) -> list[Part]:
-    """One lookup's answer in JSON."""
+    """One lookup's answer in JSON. InvalidArgument for more empty lists than a reply may have."""
+    _check_empty_lists(gathered.vectors.shape)
     described: dict[str, Any] = {
         "shape": gathered.vectors.shape,
         "dtype": gathered.dtype.value,
@@ -176,6 +180,15 @@ def json_lookup_parts(gathered: Gathered) -> list[Part]:
         described["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
     vectors = _json_array(_json_values(gathered))
     return [b'{"vectors":', *vectors, b",", memoryview(json_bytes(described))[1:]]
+
+
+def _check_empty_lists(shape: tuple[int, ...]) -> None:
+    """No byte of a reply is behind them, so that none of its other limits counts them."""
+    if 0 in shape and math.prod(shape[: shape.index(0)]) > JSON_EMPTY_LISTS_MAX:
+        raise InvalidArgument(
+            f"a reply of shape {shape} would be more than {JSON_EMPTY_LISTS_MAX} empty lists in "
+            f"JSON; ask for {OCTETS} or {NPY}"
+        )
 
 
 def json_lookups_parts(tables: Sequence[str], gathered: Sequence[Gathered]) -> list[Part]:
