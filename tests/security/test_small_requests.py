@@ -151,7 +151,7 @@ ATTACKS = [
         lambda: b'{"ids":[' + listed(b"1", IDS_MAX - 1) + b",36893488147419103232]}", INVALID,
     ),
     rest("digits", LOOKUP, lambda: b'{"ids":[' + b"1" * 15_000_000 + b"]}", MALFORMED),
-    rest("nesting", LOOKUP, lambda: b'{"ids":' + b"[" * 1_000_000, MALFORMED),
+    rest("nesting", LOOKUP, lambda: b'{"ids":' + b"[" * 8_000_000, MALFORMED),
     rest(
         "keys full of what is counted", LOOKUP,
         lambda: b'{"keys":[' + listed(b'"{:,\\\\\\"[{"', 1_000_000) + b"]}", "NO_KEYS",
@@ -255,7 +255,7 @@ ATTACKS = [
     Attack("reflection", "grpc", "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
            lambda: b"\x78\x01" * 8_000_000, ""),
     *protobuf("a field past the end", EMBEDDING + "Lookup",
-              lambda: b"\x78\x01" * 3000 + b"\x0a\xff\xff\xff\x7f", MALFORMED),
+              lambda: b"\x78\x80\x80\x80\x01" * 14_000 + b"\x0a\xff\xff\xff\x7f", MALFORMED),
 ]  # fmt: skip
 
 

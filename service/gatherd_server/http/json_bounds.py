@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 
-from gatherd.errors import InvalidArgument, LimitExceeded
+from gatherd.errors import InvalidArgument, LimitExceeded, MalformedRequest
 from gatherd_server.types import Limits
 
 # Members of one table's part of a request: ids, dtype and so on; twice them, and some, are read, so
@@ -114,7 +114,10 @@ def _too_many(what: str, found: int, most: int, tables: int) -> LimitExceeded:
 
 
 def _counts(body: bytes, most: JsonCounts) -> JsonCounts:
-    """What is in `body`: no less than that, or exactly, when it would be more than `most`."""
+    """What is in `body`: no less than that, or exactly, when it would be more than `most`.
+
+    MalformedRequest when it is too much, and can't be JSON.
+    """
     counts = JsonCounts(
         body.count(b"{"),
         body.count(b"["),
@@ -133,5 +136,11 @@ def _counts(body: bytes, most: JsonCounts) -> JsonCounts:
     def count(char: str) -> int:
         return int(np.count_nonzero((codes == ord(char)) & outside))
 
+    for opening, closing in ("{}", "[]"):
+        opened, closed = count(opening), count(closing)
+        if opened != closed:
+            raise MalformedRequest(
+                f"the body isn't JSON: {opened} {opening} are opened, and {closed} {closing} close"
+            )
     strings = (int(np.count_nonzero(quotes)) + 1) // 2
     return JsonCounts(count("{"), count("["), count(":"), strings, count(","))
