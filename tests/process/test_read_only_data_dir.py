@@ -47,7 +47,7 @@ def test_what_is_mounted_read_only_is_served_and_follows_its_writer(
             for change in (
                 lambda: client.scatter_add("items", [3], np.ones((1, 4), np.float32)),
                 lambda: client.create_table("others", 10, 4),
-                lambda: client.snapshot(),
+                client.snapshot,
             ):
                 with pytest.raises(FailedPrecondition, match="on a read-only file system"):
                     change()

@@ -51,7 +51,14 @@ class RunningServer:
         log_path: Path | None = None,
         under: Sequence[str | Path] = (),
     ) -> None:
-        command = [*map(str, under), sys.executable, "-m", "gatherd_server", "serve", *map(str, arguments)]
+        command = [
+            *map(str, under),
+            sys.executable,
+            "-m",
+            "gatherd_server",
+            "serve",
+            *map(str, arguments),
+        ]
         for option in ("--http", "--grpc"):
             if option not in command:
                 command += [option, "127.0.0.1:0"]

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable, UpdatesStopped
+from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable
 from gatherd_server.errors import unexpected
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.types import (
