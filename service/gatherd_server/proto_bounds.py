@@ -13,7 +13,7 @@ from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
 from gatherd.errors import GatherdError, InvalidArgument, LimitExceeded, MalformedRequest
-from gatherd.store.ids import NESTING_MAX
+from gatherd.store.given import NESTING_MAX
 from gatherd_server.types import Limits
 
 # However it is filled, a message as short as this is read in 3 ms.

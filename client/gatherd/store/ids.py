@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import IdOutOfRange, InvalidArgument
+from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
 
-OFFENDERS_MAX = 5
-# One less than the dimensions that every NumPy can count, for the reply has one more.
-NESTING_MAX = 31
 # Without elements a shape's lengths are bounded by no number of bytes. What they multiply to, those
 # of 0 left out, NumPy still has to count, with a dim of 2**20 float32 at most behind them.
 SHAPE_SIZE_MAX = 2**40
@@ -50,15 +48,18 @@ def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
 def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     """`ids` as an integer array of the same shape, C-contiguous and in native byte order.
 
-    Takes an integer, a (nested) list or tuple of integers, or anything with a NumPy array
-    interface. InvalidArgument for floats, bools, strings, objects and ragged lists;
-    IdOutOfRange for an integer that no 64-bit type holds.
+    Takes an integer, a range, a (nested) list or tuple of integers, or anything with a NumPy array
+    interface. InvalidArgument for floats, bools, strings, objects, ragged lists and entries that
+    are masked or null; IdOutOfRange for an integer that no 64-bit type holds.
     """
     if ids is None or isinstance(ids, list | tuple | int | float | str | bytes | dict):
         return _from_nested(ids)
-    array = np.asarray(ids)
+    array = as_given_array(ids, "ids")
     if array.size == 0:
         check_shape("ids", array.shape)
+    if array.dtype.kind == "O" and not isinstance(ids, np.ndarray):
+        # What another library's integers become where they could have been null.
+        return _from_nested(array.tolist())
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype.kind == "f":
             # An empty array made without a dtype is float64; it holds no id to be wrong.
@@ -69,7 +70,7 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
 
 def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
     if not _plain_integers(ids, 0):
-        _check_leaves(ids)
+        ids = _checked_leaves(ids, "ids")
     try:
         array = np.asarray(ids)
     except ValueError:
@@ -99,17 +100,29 @@ def _plain_integers(value: Any, depth: int) -> bool:
     return kinds <= {list, tuple} and all(_plain_integers(item, depth + 1) for item in value)
 
 
-def _check_leaves(ids: Any) -> None:
-    found = first_leaf(ids, _is_no_id)
-    if found is not None:
-        name = where("ids", found[0])
-        raise InvalidArgument(f"{name} is {_kind(found[1])}; ids must be integers")
+def _checked_leaves(value: Any, name: str) -> Any:
+    """`value` with NumPy's arrays in place of others; InvalidArgument for what isn't an integer."""
+    wrong = first_leaf(value, _is_no_id)
+    if wrong is not None:
+        where_wrong = where(name, wrong[0])
+        raise InvalidArgument(f"{where_wrong} is {_kind(wrong[1])}; ids must be integers")
+    return _with_arrays(value, name)
+
+
+def _with_arrays(value: Any, name: str) -> Any:
+    if isinstance(value, list | tuple):
+        return [_with_arrays(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, np.integer) or type(value) is int:
+        return value
+    array = as_given_array(value, name)
+    if array.dtype.kind in "iu" and (array.ndim or array is not value):
+        return array
+    raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
 
 
 def _is_no_id(value: Any) -> bool:
-    if isinstance(value, np.integer) or type(value) is int:
-        return False
-    return not (isinstance(value, np.ndarray) and value.dtype.kind in "iu")
+    """Whether it is nothing that may be an integer, or an array of some."""
+    return type(value) is not int and not hasattr(value, "__array__")
 
 
 def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int, ...], Any] | None:
@@ -185,9 +198,9 @@ def out_of_range_error(
     bad = np.flatnonzero(~(in_range(ids, row_count) if found is None else found))
     named = []
     for flat in bad[:OFFENDERS_MAX]:
-        position = np.unravel_index(int(flat), ids.shape)
-        named.append((where("ids", map(int, position)), int(ids.reshape(-1)[flat])))
-    listed = ", ".join(f"{name}={value}" for name, value in named)
+        where = position("ids", int(flat), ids.shape)
+        named.append((where, int(ids.reshape(-1)[flat])))
+    listed = ", ".join(f"{where}={value}" for where, value in named)
     more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""
     is_or_are = "is" if bad.size == 1 else "are"
     valid = f"valid ids are 0 to {row_count - 1}" if row_count else "it has no valid id"

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES, DType
-from gatherd.store.ids import NESTING_MAX, first_leaf, ids_from_bytes, where
+from gatherd.store.given import NESTING_MAX
+from gatherd.store.ids import first_leaf, ids_from_bytes, where
 from gatherd_server.http.arrays import Ids, id_dtype, parse_shape
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
