@@ -12,6 +12,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Self
 from urllib.parse import urlsplit
@@ -355,6 +356,21 @@ def test_one_request_stops_nobody_and_is_refused_by_what_it_has_too_much_of(
             _, reason = ask(guarded.server, attack, guarded.tokens[attack.token], content)
         if attack.reason:
             assert reason == attack.reason
+        if others.longest < WAIT_SECONDS_MAX:
+            break
+        assert left, f"others waited {others.longest:.3f} s"
+
+
+def test_several_at_once_of_what_takes_longest_stop_nobody(guarded: Guarded) -> None:
+    attack = next(attack for attack in ATTACKS if attack.name == "ids and a bool")
+    content = gzip.compress(attack.body(), 1)
+    token = guarded.tokens["all"]
+    for left in reversed(range(TRIES)):
+        with Others(guarded) as others, ThreadPoolExecutor(8) as pool:
+            asked = [
+                pool.submit(ask_http, guarded.server, attack, token, content) for _ in range(8)
+            ]
+            assert {one.result() for one in asked} == {(422, INVALID)}
         if others.longest < WAIT_SECONDS_MAX:
             break
         assert left, f"others waited {others.longest:.3f} s"
