@@ -152,6 +152,7 @@ class Worker:
 
     async def _serve(self, engine: Engine, channel: Channel) -> None:
         settings = self._brief.settings
+        stop = channel.closed(self._change, settings.stop_seconds)
         rpc = RpcServer(
             engine,
             self._admission,
@@ -169,7 +170,6 @@ class Worker:
         self._telemetry.pulse.start()
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
-        stop = channel.closed(self._change)
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
         self._admission.is_ready = True

@@ -35,6 +35,8 @@ CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
 ENVIRONMENT_PREFIX = "GATHERD_"
 
 MIB = 1 << 20
+# What a process gets on top of drain_seconds to close up, before it is killed.
+STOP_MARGIN_SECONDS = 5.0
 
 
 class ServeSettings(BaseSettings):
@@ -224,6 +226,11 @@ class ServeSettings(BaseSettings):
             self.tables_max,
             self.requests_in_flight_max,
         )
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long a stop may take; whoever isn't done then is killed."""
+        return self.unready_seconds + self.drain_seconds + STOP_MARGIN_SECONDS
 
     def tls_files(self) -> TlsFiles | None:
         """The files of TLS, None without it. ConfigError when one is missing."""

@@ -1,7 +1,8 @@
 """The process that `gatherd serve` is: it binds the sockets, starts the workers and keeps them.
 
 It serves nothing itself. Workers are spawned, never forked, so that no thread or gRPC state is
-carried over. They exit when their channel closes, also when the supervisor is killed.
+carried over. They exit when their channel closes, also when the supervisor is killed; see
+channel.py.
 """
 
 import json
@@ -52,8 +53,6 @@ logger = logging.getLogger("gatherd.supervisor")
 
 # Below the data dir; nobody but numba reads it.
 KERNELS_NAME = "kernels"
-# What a worker gets on top of drain_seconds to close up, before it is killed.
-STOP_MARGIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,6 +218,7 @@ class Supervisor:
             self._metrics_fd,
             settings.workers,
             settings.traces,
+            settings.stop_seconds,
         ).encode()
 
     def _start_children(self) -> None:
@@ -344,8 +344,7 @@ class Supervisor:
         # Ours goes first: connections that came later than this would wait for nobody.
         for listener in self._listeners:
             listener.close()
-        seconds = settings.unready_seconds + settings.drain_seconds + STOP_MARGIN_SECONDS
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + settings.stop_seconds
         # The writer goes on until the workers have answered the updates that they took.
         for some in (self._workers, [self._writer] if self._writer is not None else []):
             if not self._drain_some(some, deadline):
