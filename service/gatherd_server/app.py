@@ -261,7 +261,7 @@ class Worker:
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
         settings = self._brief.settings
         if not settings.fast_path:
-            return guarded_protocol(settings.receive_seconds)
+            return guarded_protocol(settings.receive_seconds, self._telemetry)
         return fast_protocol(
             FastRoutes(engine, self._telemetry),
             self._admission,
