@@ -35,7 +35,7 @@ from gatherd_server.http.rest import create_app
 from gatherd_server.logs import configure_logging, set_level
 from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT
 from gatherd_server.metrics.telemetry import Telemetry
-from gatherd_server.rpc.server import RpcServer
+from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
@@ -142,6 +142,8 @@ class Worker:
             owner = self._open_writer(stack)
             sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
             tables = open_sources(sources, settings.data_dir, settings.preload)
+            for fd in self._brief.sources:
+                os.close(fd)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
             engine = Engine(tables, self._limits, link, self._telemetry)
@@ -159,6 +161,12 @@ class Worker:
             address=self._brief.grpc_address,
             threads=settings.grpc_threads,
             streams_max=settings.streams_max,
+            bounds=ConnectionBounds(
+                settings.grpc_connections_max,
+                settings.connection_calls_max,
+                settings.connection_streams_max,
+                settings.message_seconds,
+            ),
             reflection=settings.reflection,
             credentials=self._tls.grpc_credentials() if self._tls is not None else None,
         )

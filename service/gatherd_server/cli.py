@@ -46,6 +46,7 @@ from gatherd_server.cli_versions import (
     snapshot,
     versions,
 )
+from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.logs import configure_logging
 from gatherd_server.settings import ServeSettings, load_settings
@@ -86,6 +87,7 @@ def cli() -> None:
         gatherd create items --rows 1000000 --dim 64 --init uniform --data-dir ./data
         gatherd serve --data-dir ./data --workers 2
     """
+    raise_limit()
 
 
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:

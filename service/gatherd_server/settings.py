@@ -92,10 +92,22 @@ class ServeSettings(BaseSettings):
         64,
         ge=1,
         le=1024,
-        description="Threads a worker answers unary gRPC with; an update holds one.",
+        description="Unary gRPC calls that a worker answers at once; an update waiting is one.",
     )
     streams_max: int = Field(
         32, ge=1, le=4096, description="gRPC lookup streams open at once in a worker."
+    )
+    connection_calls_max: int = Field(
+        100,
+        ge=1,
+        le=65_536,
+        description="gRPC calls under way on one connection; its client lets more wait.",
+    )
+    connection_streams_max: int = Field(
+        8, ge=1, le=4096, description="gRPC lookup streams open at once on one connection."
+    )
+    message_seconds: float = Field(
+        60.0, ge=1, le=3600, description="Seconds for the message of a unary gRPC call to come."
     )
     request_bytes_max: int = Field(
         16 * MIB, ge=1024, le=1024 * MIB, description="Bytes of one request's body."
@@ -110,6 +122,9 @@ class ServeSettings(BaseSettings):
     )
     connections_max: int = Field(
         4096, ge=1, le=1_000_000, description="HTTP connections open in one worker."
+    )
+    grpc_connections_max: int = Field(
+        4096, ge=1, le=1_000_000, description="gRPC connections open in one worker."
     )
     fast_path: bool = Field(
         True,

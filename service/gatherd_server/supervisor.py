@@ -25,6 +25,7 @@ from gatherd.store import kernels
 from gatherd.store.format import open_readonly
 from gatherd_server.brief import WorkerBrief
 from gatherd_server.child import Child, describe_exit
+from gatherd_server.descriptors import check_limit, raise_limit
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.logs import set_level
@@ -133,6 +134,7 @@ class Supervisor:
     def _open(self, stack: ExitStack) -> Addresses:
         """Check everything and take every resource that there is one of, before the first spawn."""
         settings = self._settings
+        check_limit(settings, raise_limit())
         self._metrics_fd = make_server_page(settings.workers)
         stack.callback(os.close, self._metrics_fd)
         self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
