@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import logging
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -147,6 +149,17 @@ def serve(config: Path | None, **options: Any) -> None:
 
 
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:
+    """Print where the server answers. It serves whether or not anybody reads that."""
+    try:
+        _print_addresses(settings, addresses)
+    except OSError as error:
+        logging.getLogger("gatherd").warning("the addresses can't be printed: %s", error.strerror)
+        # What is still in the buffer would fail again at the end.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _print_addresses(settings: ServeSettings, addresses: Addresses) -> None:
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     click.echo(f"gatherd is ready ({workers})")
     tls = "s" if settings.tls_cert is not None else ""
@@ -155,7 +168,8 @@ def _announce(settings: ServeSettings, addresses: Addresses) -> None:
     click.echo(f"  grpc  grpc{tls}://{addresses.grpc}")
     if addresses.unix is not None:
         click.echo(f"  unix  unix://{addresses.unix}")
-    sys.stdout.flush()
+    if sys.stdout is not None:  # as when it was closed at the start
+        sys.stdout.flush()
 
 
 @cli.command()
