@@ -28,6 +28,7 @@ GatherdError
 ├── InternalError                          the server's fault; its log says more
 ├── StorageError (also OSError)
 │   ├── DiskFull                           nothing was changed
+│   ├── TooManyFiles                       the process may open or map no more; the file is sound
 │   ├── UpdatesStopped                     the disk failed; lookups go on, updates need a restart
 │   ├── BadFile                            a file is damaged, truncated or not of a format we read
 │   ├── DataDirInUse
@@ -235,6 +236,15 @@ class DiskFull(StorageError):
     """There is no room; nothing was changed."""
 
     reason = "DISK_FULL"
+
+
+class TooManyFiles(StorageError):
+    """The process, or its machine, has as many files open or mapped as it may.
+
+    Nothing is wrong with the file; nothing was changed.
+    """
+
+    reason = "TOO_MANY_FILES"
 
 
 class UpdatesStopped(StorageError):

@@ -42,7 +42,7 @@ from gatherd_server.metrics.names import (
     TOKENS_REFUSED,
 )
 from gatherd_server.metrics.telemetry import Telemetry
-from gatherd_server.rpc.server import RpcServer
+from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
@@ -150,6 +150,8 @@ class Worker:
             owner = self._open_writer(stack)
             sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
             tables = open_sources(sources, settings.data_dir, settings.preload)
+            for fd in self._brief.sources:
+                os.close(fd)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
             engine = Engine(tables, self._limits, link, self._telemetry)
@@ -160,12 +162,19 @@ class Worker:
 
     async def _serve(self, engine: Engine, channel: Channel) -> None:
         settings = self._brief.settings
+        stop = channel.closed(self._change, settings.stop_seconds)
         rpc = RpcServer(
             engine,
             self._admission,
             address=self._brief.grpc_address,
             threads=settings.grpc_threads,
             streams_max=settings.streams_max,
+            bounds=ConnectionBounds(
+                settings.grpc_connections_max,
+                settings.connection_calls_max,
+                settings.connection_streams_max,
+                settings.message_seconds,
+            ),
             reflection=settings.reflection,
             credentials=self._tls.grpc_credentials() if self._tls is not None else None,
         )
@@ -177,7 +186,6 @@ class Worker:
         self._telemetry.pulse.start()
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
-        stop = channel.closed(self._change)
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
         # What was made up to here stays; collections needn't look at it each time.
@@ -276,7 +284,7 @@ class Worker:
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
         settings = self._brief.settings
         if not settings.fast_path:
-            return guarded_protocol(settings.receive_seconds)
+            return guarded_protocol(settings.receive_seconds, self._telemetry)
         return fast_protocol(
             FastRoutes(engine, self._telemetry),
             self._admission,

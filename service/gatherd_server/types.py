@@ -14,6 +14,9 @@ from gatherd.store.dtypes import DType
 from gatherd.store.query import Asked, BagsQuery, Missing
 
 LIVE_VERSION = 0
+# HTTP connections over connections_max, of who hasn't asked anything yet: see
+# http/connection_limit.py.
+SPARE_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFou
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout, read_npy_header
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.mapping import not_opened
 from gatherd.store.stripes import map_counters
 from gatherd.store.table import Table
 
@@ -202,7 +203,9 @@ def _read_json(path: Path) -> dict[str, Any]:
         document = json.loads(path.read_bytes())
     except FileNotFoundError:
         raise BadFile(f"{path} isn't there") from None
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise not_opened(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} is damaged: {error}") from None
     if not isinstance(document, dict):
         raise BadFile(f"{path} is damaged: it isn't an object")

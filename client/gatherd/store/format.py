@@ -27,6 +27,7 @@ import numpy as np
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
+from gatherd.store.mapping import not_opened
 
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES_MAX = 64 << 10
@@ -113,11 +114,11 @@ def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
 
 
 def open_readonly(path: Path) -> int:
-    """A descriptor of the regular file `path`; BadFile when it can't be opened."""
+    """A descriptor of the regular file `path`. BadFile when it can't be opened, or TooManyFiles."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+        raise not_opened(path, error) from None
     if not path.is_file():
         os.close(fd)
         raise BadFile(f"{path} isn't a regular file")

@@ -24,6 +24,7 @@ from gatherd.store.format import RowLayout, file_bytes, open_readonly, read_layo
 from gatherd.store.ids import all_in_range, flat_ids, in_range, out_of_range_error
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys, key_not_found_error
+from gatherd.store.mapping import MappedFile, naming
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
 from gatherd.store.stripes import RowReader
 
@@ -72,7 +73,7 @@ class Table:
         name: str,
         version: int,
         layout: RowLayout,
-        mapping: mmap.mmap | None,
+        mapping: MappedFile | None,
         rows: NDArray[np.uint8],
         default_vector: NDArray[np.float32] | None,
         keys: KeyIndex | None,
@@ -139,12 +140,11 @@ class Table:
             return cls(name, version, layout, None, rows, default_vector, keys, counters)
         start = layout.offset - layout.offset % mmap.ALLOCATIONGRANULARITY
         skip = layout.offset - start
-        mapping = mmap.mmap(
-            fd, skip + layout.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start
-        )
+        with naming(f"the file of table {name!r}"):
+            mapping = MappedFile(fd, skip + layout.nbytes, offset=start)
         # Bytes, not floats: np.take copies an array whole first when its elements are misaligned,
         # as a safetensors header of odd length makes them.
-        rows = np.frombuffer(mapping, np.uint8, layout.nbytes, skip)
+        rows = mapping.array()[skip:]
         rows = rows.reshape(layout.row_count, layout.row_bytes)
         return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
 

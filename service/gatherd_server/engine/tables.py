@@ -12,7 +12,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gatherd.errors import GatherdError
+from gatherd.errors import GatherdError, TooManyFiles
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.format import read_layout
 from gatherd.store.live import LiveTables, View
@@ -158,6 +158,8 @@ def open_sources(
         try:
             table = open_source(source, fd)
             table.preload(preload)
+        except TooManyFiles:
+            raise  # the file is sound
         except GatherdError as error:
             refused[source.name] = error.message
         else:

@@ -16,10 +16,13 @@ from gatherd_server.admission import METRICS_PATH, Admission
 from gatherd_server.body_room import Held
 from gatherd_server.callers import NOBODY, Caller
 from gatherd_server.callers import Scope as Need
+from gatherd_server.http.connection_limit import Standing
 from gatherd_server.http.errors import connect_error, problem
 
 # Where a connection notes in the scope's state that it came over a Unix socket.
 IS_LOCAL: Final = "gatherd.is_local"
+# And how it stands when there are too many; see connection_limit.py.
+STANDING: Final = "gatherd.standing"
 _CALLER: Final = "gatherd.caller"
 _HELD: Final = "gatherd.held"
 _CONNECT_PREFIX: Final = "/gatherd.v1."
@@ -75,7 +78,9 @@ class Authenticate:
     def _admitted(self, scope: Scope, path: str) -> Caller:
         admission = self._admission
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        is_local = scope.get("state", {}).get(IS_LOCAL, False)
+        state = scope.get("state", {})
+        is_local = state.get(IS_LOCAL, False)
+        standing: Standing | None = state.get(STANDING)
         if admission.is_open(path):
             try:
                 return admission.caller(given, is_local=is_local)
@@ -85,6 +90,8 @@ class Authenticate:
         admission.count(caller)
         if path == METRICS_PATH:
             caller.check_metrics()
+        if standing is not None and not standing.know() and path != METRICS_PATH:
+            raise standing.refusal()
         if caller.grant is None:
             _check_origin(scope)
         return caller

@@ -67,6 +67,7 @@ KINDS: Final[Mapping[type[errors.GatherdError], Kind]] = {
     errors.InternalError: Kind(500, "internal"),
     errors.StorageError: Kind(500, "internal"),
     errors.DiskFull: Kind(507, "resource_exhausted"),
+    errors.TooManyFiles: Kind(503, "resource_exhausted"),
     errors.UpdatesStopped: Kind(503, "failed_precondition"),
     errors.BadFile: Kind(500, "internal"),
     errors.DataDirInUse: Kind(500, "internal"),

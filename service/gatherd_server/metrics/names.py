@@ -69,6 +69,11 @@ SHED_REQUESTS = Metric(
     "gatherd_shed_requests_total", _C, "Requests turned away by a full server.", ("limit",)
 )
 CONNECTIONS = Metric("gatherd_http_connections", _G, "HTTP connections open.")
+CLOSED_CONNECTIONS = Metric(
+    "gatherd_closed_connections_total",
+    _C,
+    "HTTP connections without a valid request, closed for others at connections_max.",
+)
 
 TABLE_LOOKUPS = Metric(
     "gatherd_table_lookups_total", _C, "Gathers from a table; a request can have many.", ("table",)

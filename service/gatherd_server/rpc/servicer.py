@@ -29,6 +29,7 @@ from gatherd_server.metrics.names import SHED_REQUESTS
 from gatherd_server.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
 from gatherd_server.rpc.errors import abort, code_of, status_message
+from gatherd_server.rpc.message_waits import MessageWaits
 from gatherd_server.rpc.observed import count, observed, told_code
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
@@ -49,12 +50,15 @@ _Answer: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
 class Servicer:
     """Answers the calls of both services. Safe to use from many threads."""
 
-    def __init__(self, engine: Engine, admission: Admission, streams_max: int) -> None:
+    def __init__(
+        self, engine: Engine, admission: Admission, streams_max: int, connection_streams_max: int
+    ) -> None:
         self._engine = engine
         self._repeats = Repeats(engine)
         self._admission = admission
         self._streams_max = streams_max
-        self._streams: set[RequestReader] = set()
+        self._connection_streams_max = connection_streams_max
+        self._streams: dict[RequestReader, str] = {}
         self._drain_deadline: float | None = None
         self._lock = threading.Lock()
 
@@ -65,7 +69,7 @@ class Servicer:
             for reader in self._streams:
                 reader.drain(self._drain_deadline)
 
-    def handlers(self) -> list[grpc.GenericRpcHandler]:
+    def handlers(self, waits: MessageWaits) -> list[grpc.GenericRpcHandler]:
         """What a grpc server has to be given."""
         unary = self._unary
 
@@ -95,7 +99,13 @@ class Servicer:
         }
         telemetry = self._admission.telemetry
         return [
-            grpc.method_handlers_generic_handler(service, observed(handlers, telemetry))
+            grpc.method_handlers_generic_handler(
+                service,
+                {
+                    name: waits.bounded(handler)
+                    for name, handler in observed(handlers, telemetry).items()
+                },
+            )
             for service, handlers in ((EMBEDDING_SERVICE, embedding), (TABLE_SERVICE, tables))
         ]
 
@@ -162,7 +172,7 @@ class Servicer:
     ) -> Iterator[bytes]:
         try:
             caller = caller_of(self._admission, context)
-            reader = self._open_stream(bodies)
+            reader = self._open_stream(bodies, context.peer())
         except GatherdError as error:
             abort(context, error)
         try:
@@ -176,27 +186,35 @@ class Servicer:
             # Every lookup that came was answered, but the client may be about to send another.
             abort(context, Unavailable("the server is stopping; open another stream"))
 
-    def _open_stream(self, bodies: Iterator[bytes]) -> RequestReader:
+    def _open_stream(self, bodies: Iterator[bytes], peer: str) -> RequestReader:
+        """Take a place for a stream of the connection `peer`. Overloaded when there is none."""
         reader = RequestReader(bodies)
         with self._lock:
             if len(self._streams) >= self._streams_max:
-                self._admission.telemetry.threads.add(SHED_REQUESTS, "streams_max")
-                raise Overloaded(
-                    f"the server has {self._streams_max} streams open, as many as it takes; "
-                    "try again after a pause",
-                    {"limit": "streams_max", "max": str(self._streams_max)},
-                    RETRY_AFTER_SECONDS,
+                raise self._too_many_streams("the server", "streams_max", self._streams_max)
+            connection_max = self._connection_streams_max
+            if [*self._streams.values()].count(peer) >= connection_max:
+                raise self._too_many_streams(
+                    "the connection", "connection_streams_max", connection_max
                 )
             if self._drain_deadline is not None:
                 reader.drain(self._drain_deadline)
-            self._streams.add(reader)
+            self._streams[reader] = peer
         reader.start()
         return reader
 
     def _close_stream(self, reader: RequestReader) -> None:
         reader.close()
         with self._lock:
-            self._streams.discard(reader)
+            self._streams.pop(reader, None)
+
+    def _too_many_streams(self, whose: str, limit: str, maximum: int) -> Overloaded:
+        self._admission.telemetry.threads.add(SHED_REQUESTS, limit)
+        return Overloaded(
+            f"{whose} has {maximum} streams open, as many as it may; try again after a pause",
+            {"limit": limit, "max": str(maximum)},
+            RETRY_AFTER_SECONDS,
+        )
 
     def _stream_answer(self, body: bytes, caller: Caller) -> bytes:
         begun_ns = now_ns()

@@ -10,7 +10,6 @@ store apart.
 """
 
 import json
-import mmap
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, npy_header, open_readonly, read_layout
 from gatherd.store.ids import all_in_range
+from gatherd.store.mapping import MappedFile, not_opened
 from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.slots import Optimizer, SlotSpec
@@ -65,7 +65,7 @@ class MappedVersion:
         dtype: DType,
         optimizer: Optimizer,
         dim: int,
-        mappings: Mapping[Path, mmap.mmap],
+        mappings: Mapping[Path, MappedFile],
         weights: tuple[Path, NDArray[np.uint8]],
         counters: tuple[Path, NDArray[np.uint32]],
         slots: Mapping[str, tuple[Path, NDArray[Any]]],
@@ -101,7 +101,7 @@ class MappedVersion:
             raise BadFile(
                 f"{path} isn't the {(row_count, dim)} {dtype.value} array of its manifest"
             )
-        mappings: dict[Path, mmap.mmap] = {}
+        mappings: dict[Path, MappedFile] = {}
         raw = _map(files, path, layout.offset + layout.nbytes, mappings)
         weights = raw[layout.offset :].reshape(row_count, layout.row_bytes)
         seq = folder / SEQ_NAME
@@ -177,7 +177,9 @@ def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
             int(manifest["dim"]),
         )
         optimizer = manifest["optimizer"]
-    except (OSError, LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
+    except OSError as error:
+        raise not_opened(path, error) from None
+    except (LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
         raise BadFile(f"{path} can't be read: {error}") from None
     if optimizer is None:
         raise BadFile(f"{path}: the version has no optimizer, so that it can't be trained")
@@ -185,7 +187,7 @@ def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
 
 
 def _map(
-    files: Files, path: Path, byte_count: int, mappings: dict[Path, mmap.mmap]
+    files: Files, path: Path, byte_count: int, mappings: dict[Path, MappedFile]
 ) -> NDArray[np.uint8]:
     """Map the file, which has to have `byte_count` bytes, and note its mapping."""
     fd = open_readonly(path)
@@ -201,7 +203,7 @@ def _map(
         files.reserve(path, byte_count)
     mapping = files.map_writable(path)
     mappings[path] = mapping
-    return np.frombuffer(mapping, np.uint8)
+    return mapping.array()
 
 
 def _map_slot(
@@ -210,7 +212,7 @@ def _map_slot(
     slot: SlotSpec,
     row_count: int,
     dim: int,
-    mappings: dict[Path, mmap.mmap],
+    mappings: dict[Path, MappedFile],
 ) -> NDArray[Any]:
     path = folder / slot.file_name
     dtype, shape = slot.array(row_count, dim)

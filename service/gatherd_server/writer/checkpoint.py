@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from gatherd.errors import BadFile
+from gatherd.store.mapping import not_opened
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.records import pack, unpack
 from gatherd_server.storage.wal_format import WAL_NAME
@@ -54,7 +55,7 @@ def read_checkpoint(data_dir: Path) -> Checkpoint:
     except FileNotFoundError:
         return Checkpoint(0, Window())
     except OSError as error:
-        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+        raise not_opened(path, error) from None
     if len(data) < _HEAD.size:
         raise BadFile(f"{path} is damaged: it has {len(data)} bytes")
     magic, lsn, crc = _HEAD.unpack_from(data)

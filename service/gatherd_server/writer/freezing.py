@@ -12,6 +12,7 @@ from pathlib import Path
 from gatherd.errors import BadFile
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
 from gatherd.store.checksums import CHECKSUMS, document_crc, file_checksums
+from gatherd.store.mapping import not_opened
 from gatherd_server.storage.files import Files
 
 FROZEN_NAME = "frozen.json"
@@ -36,7 +37,9 @@ def read_document(path: Path) -> dict[str, object]:
     """A manifest or the like. BadFile when it can't be read."""
     try:
         document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
+    except OSError as error:
+        raise not_opened(path, error) from None
+    except (ValueError, RecursionError) as error:
         raise BadFile(f"{path} can't be read: {error}") from None
     if not isinstance(document, dict):
         raise BadFile(f"{path} is damaged: it isn't an object")

@@ -25,6 +25,7 @@ from gatherd.errors import (
     GatherdError,
     Overloaded,
     StorageError,
+    TooManyFiles,
     Unavailable,
     UpdatesStopped,
 )
@@ -52,6 +53,9 @@ RETRY_AFTER_SECONDS = 0.2
 HOUSEKEEPING_SECONDS = 0.25
 # How much of a commit's time the next one may wait for more pushes.
 GATHER_PART = 0.25
+
+# Errors at which nothing was changed: what takes room, or a descriptor, is done first.
+NO_ROOM = (DiskFull, TooManyFiles)
 
 T = TypeVar("T")
 
@@ -243,7 +247,7 @@ class Writer:
         prepare_catalog(self._files, self._data_dir, catalog)
         try:
             self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
-        except DiskFull:
+        except NO_ROOM:
             discard_prepared(self._files, self._data_dir)
             raise
         with self._stopping():
@@ -399,7 +403,7 @@ class Writer:
             return commit.outcomes
         try:
             self._append(FrameKind.PUSHES, commit.first_lsn, commit.last_lsn, commit.record)
-        except DiskFull as full:
+        except NO_ROOM as full:
             return [full if isinstance(one, PushResult) else one for one in commit.outcomes]
         with self._stopping():
             store(commit, self._versions)
@@ -409,7 +413,7 @@ class Writer:
     def _append(
         self, kind: FrameKind, first_lsn: int, last_lsn: int, payload: list[bytes | memoryview]
     ) -> None:
-        with self._stopping(but=(DiskFull,)):
+        with self._stopping(but=NO_ROOM):
             self._log.append(kind, first_lsn, last_lsn, payload)
         self.measures.logged(sum(map(len, payload)))
         self._control.committed_lsn = last_lsn
