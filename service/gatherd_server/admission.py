@@ -46,12 +46,18 @@ class Admission:
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that come all the same are answered."""
         self._in_flight = 0
+        self._updates_in_flight = 0
         self._lock = threading.Lock()
 
     @property
     def in_flight(self) -> int:
-        """Requests admitted and not yet answered."""
-        return self._in_flight
+        """Requests admitted and not yet answered, updates among them."""
+        return self._in_flight + self._updates_in_flight
+
+    @property
+    def updates_in_flight(self) -> int:
+        """Updates and changes of tables admitted and not yet answered."""
+        return self._updates_in_flight
 
     @property
     def is_full(self) -> bool:
@@ -111,11 +117,37 @@ class Admission:
                 return
         if limiter is not None:
             limiter.leave()
-        self.telemetry.threads.add(SHED_REQUESTS, "requests_in_flight_max")
-        raise Overloaded(
-            f"the server has {self._in_flight} requests in flight, "
-            "as many as it takes; try again after a pause",
-            {"limit": "requests_in_flight_max"},
+        raise self._shed("requests_in_flight_max", f"{self._in_flight} requests")
+
+    @contextmanager
+    def update(self, caller: Caller = ANYBODY) -> Iterator[None]:
+        """Hold a place for one update or change; Overloaded as by `enter`.
+
+        These places are apart: an update waits for a disk, and lookups mustn't wait behind it.
+        """
+        limiter = caller.limiter
+        if limiter is not None:
+            with self._counting_shed():
+                limiter.enter()
+        try:
+            with self._lock:
+                if self._updates_in_flight >= self.limits.updates_in_flight_max:
+                    raise self._shed("updates_in_flight_max", f"{self._updates_in_flight} updates")
+                self._updates_in_flight += 1
+            try:
+                yield
+            finally:
+                with self._lock:
+                    self._updates_in_flight -= 1
+        finally:
+            if limiter is not None:
+                limiter.leave()
+
+    def _shed(self, limit: str, what: str) -> Overloaded:
+        self.telemetry.threads.add(SHED_REQUESTS, limit)
+        return Overloaded(
+            f"the server has {what} in flight, as many as it takes; try again after a pause",
+            {"limit": limit},
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
 

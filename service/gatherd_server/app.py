@@ -33,7 +33,7 @@ from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
 from gatherd_server.logs import configure_logging, set_level
-from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT
+from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT, UPDATES_IN_FLIGHT
 from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
@@ -191,6 +191,7 @@ class Worker:
     def _measure(self, http: uvicorn.Server) -> None:
         recorder = self._telemetry.threads
         recorder.set(REQUESTS_IN_FLIGHT, value=self._admission.in_flight)
+        recorder.set(UPDATES_IN_FLIGHT, value=self._admission.updates_in_flight)
         recorder.set(CONNECTIONS, value=len(http.server_state.connections))
 
     def _change(self, changed: dict[str, Any]) -> None:
@@ -242,20 +243,25 @@ class Worker:
         owner: tuple[Writer, Changes] | UpdatesStopped | None,
         tables: ServedTables,
     ) -> Link | None:
-        data_dir = self._brief.settings.data_dir
+        settings = self._brief.settings
+        data_dir = settings.data_dir
         if isinstance(owner, UpdatesStopped):
             return RefusingLink(owner)
         if owner is not None:
             writer, changes = owner
             changes.prepare = in_process(tables.prepare_version)
-            return DirectLink(writer, changes)
+            direct = DirectLink(writer, changes, settings.writer_hung_seconds)
+            stack.push_async_callback(direct.close)
+            direct.watch()
+            return direct
         if data_dir is None:
             return None
         folder, path = open_beside(data_dir, WRITER_SOCKET_NAME)
         stack.callback(os.close, folder)
-        link = SocketLink(path, tables.prepare_version)
+        link = SocketLink(path, tables.prepare_version, settings.writer_hung_seconds)
         stack.push_async_callback(link.close)
         await link.connect()
+        link.watch()
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:

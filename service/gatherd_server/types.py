@@ -25,6 +25,7 @@ class Limits:
     ids_max: int
     tables_max: int
     requests_in_flight_max: int
+    updates_in_flight_max: int = 256
 
     def check(self, name: str, what: str, value: int) -> None:
         """LimitExceeded, naming the limit, when `value` is over the limit called `name`."""
@@ -157,6 +158,8 @@ class UpdatesState(Enum):
     """The disk failed under the writer; it takes a restart of the server."""
     UNREACHABLE = "unreachable"
     """The writer is being started again."""
+    HUNG = "hung"
+    """The writer gives no sign of life: it was stopped, or its disk doesn't answer."""
 
 
 @dataclass(frozen=True, slots=True)

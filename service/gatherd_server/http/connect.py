@@ -7,7 +7,7 @@ body of ids doesn't belong in a URL), and streams, which gRPC has.
 
 import asyncio
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Final
 
 from google.protobuf import json_format
@@ -27,7 +27,7 @@ from gatherd.errors import (
 )
 from gatherd_server import proto_codec
 from gatherd_server.admission import Admission
-from gatherd_server.callers import AnyEngine
+from gatherd_server.callers import AnyEngine, Caller
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.http.access import caller_of
@@ -78,17 +78,22 @@ class _Endpoint:
         self._workers = workers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        procedure = self._procedure
-        admitted = isinstance(procedure, UpdateProcedure) or procedure.is_admitted
         try:
             caller = caller_of(scope)
-            with self._admission.request(caller) if admitted else nullcontext():
+            with self._place(caller):
                 response = await self._response(scope, receive, caller.guard(self._engine))
                 await response(scope, receive, send)
         except Overloaded as error:  # raised by the first line: everything else is answered above
             await connect_error(error)(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody is left to be answered
+
+    def _place(self, caller: Caller) -> AbstractContextManager[None]:
+        if isinstance(self._procedure, UpdateProcedure):
+            return self._admission.update(caller)
+        if self._procedure.is_admitted:
+            return self._admission.request(caller)
+        return nullcontext()
 
     async def _response(self, scope: Scope, receive: Receive, engine: AnyEngine) -> Response:
         if scope["method"] != "POST":

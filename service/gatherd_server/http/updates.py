@@ -132,7 +132,7 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
 def _router(admission: Admission) -> APIRouter:
     async def place(request: Request) -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
-        with admission.request(caller_of(request.scope)):
+        with admission.update(caller_of(request.scope)):
             yield
 
     return APIRouter(dependencies=[Depends(place)], default_response_class=Response)

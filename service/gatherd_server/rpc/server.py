@@ -44,7 +44,7 @@ class RpcServer:
         reflection: bool,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """`threads` answer unary calls; each of `streams_max` streams has one more to itself.
+        """`threads` answer unary calls; each update and each stream has one more to itself.
 
         Without `credentials` nothing is encrypted.
         """
@@ -66,8 +66,10 @@ class RpcServer:
         The socket has SO_REUSEPORT, so that every worker can bind it; another server that has it
         too isn't noticed. AddressInUse or StartError when the address can't be bound.
         """
+        # Updates wait for the writer's disk in theirs: lookups never lack one for that.
+        updates_max = self._admission.limits.updates_in_flight_max
         pool = futures.ThreadPoolExecutor(
-            self._threads + self._streams_max, thread_name_prefix="gatherd-rpc"
+            self._threads + updates_max + self._streams_max, thread_name_prefix="gatherd-rpc"
         )
         server = grpc.server(
             pool,
@@ -100,7 +102,8 @@ class RpcServer:
 
     def _calls_max(self) -> int:
         # More than this would only wait for a thread; grpc turns them away itself.
-        return self._admission.limits.requests_in_flight_max + self._streams_max
+        limits = self._admission.limits
+        return limits.requests_in_flight_max + limits.updates_in_flight_max + self._streams_max
 
     def set_serving(self, serving: bool) -> None:
         """What health tells of the server, its services, and every table that isn't refused."""

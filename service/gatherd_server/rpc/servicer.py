@@ -5,7 +5,7 @@ must return real bytes (with a memoryview the call never ends), so a reply costs
 than over HTTP: the join of its parts.
 
 An update holds its thread until the writer has answered: grpc's sync server has no other way to
-wait. So `grpc_threads` bounds how many updates of gRPC clients one commit can take together.
+wait. So updates have threads of their own, as many as `updates_in_flight_max`.
 """
 
 import threading
@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 import grpc
@@ -44,6 +46,7 @@ T = TypeVar("T")
 # A string, because only the stubs know the class as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 _Answer: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
+_Place: TypeAlias = Callable[[Caller], AbstractContextManager[None]]
 
 
 class Servicer:
@@ -68,28 +71,34 @@ class Servicer:
     def handlers(self) -> list[grpc.GenericRpcHandler]:
         """What a grpc server has to be given."""
         unary = self._unary
+        # Its place is an update's.
+        update = partial(unary, place=self._admission.update)
         embedding: dict[str, _Handler] = {
             "Lookup": self._lookup(),
             "LookupMany": unary(_lookup_many),
             "LookupBags": unary(_lookup_bags),
             "LookupBagsMany": unary(_lookup_bags_many),
             "KeysOf": unary(_keys_of),
-            "ScatterAdd": unary(_push(UpdateOp.SCATTER_ADD)),
-            "ApplyGradients": unary(_push(UpdateOp.APPLY_GRADIENTS)),
-            "Assign": unary(_push(UpdateOp.ASSIGN)),
+            "ScatterAdd": update(_push(UpdateOp.SCATTER_ADD)),
+            "ApplyGradients": update(_push(UpdateOp.APPLY_GRADIENTS)),
+            "Assign": update(_push(UpdateOp.ASSIGN)),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
         }
         tables: dict[str, _Handler] = {
-            "ListTables": unary(_list_tables, is_admitted=False),
-            "GetTable": unary(_get_table, is_admitted=False),
-            "CreateTable": unary(_change(table_pb2.CreateTableRequest, proto_updates.create_table)),
-            "DeleteTable": unary(_change(table_pb2.DeleteTableRequest, proto_updates.delete_table)),
-            "Publish": unary(_change(table_pb2.PublishRequest, proto_updates.publish)),
-            "Rollback": unary(_change(table_pb2.RollbackRequest, proto_updates.rollback)),
-            "SetOptimizer": unary(
+            "ListTables": unary(_list_tables, place=_no_place),
+            "GetTable": unary(_get_table, place=_no_place),
+            "CreateTable": update(
+                _change(table_pb2.CreateTableRequest, proto_updates.create_table)
+            ),
+            "DeleteTable": update(
+                _change(table_pb2.DeleteTableRequest, proto_updates.delete_table)
+            ),
+            "Publish": update(_change(table_pb2.PublishRequest, proto_updates.publish)),
+            "Rollback": update(_change(table_pb2.RollbackRequest, proto_updates.rollback)),
+            "SetOptimizer": update(
                 _change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer)
             ),
-            "Snapshot": unary(_snapshot),
+            "Snapshot": update(_snapshot),
         }
         telemetry = self._admission.telemetry
         return [
@@ -133,17 +142,16 @@ class Servicer:
                 return None
         return self._repeats.answer(body, caller)
 
-    def _unary(self, answer: _Answer, *, is_admitted: bool = True) -> _Handler:
-        """A handler that gives `answer` the engine as its caller has it."""
+    def _unary(self, answer: _Answer, *, place: _Place | None = None) -> _Handler:
+        """A handler that gives `answer` the engine as its caller has it, in a place for it."""
+        hold = place or self._admission.request
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             def work() -> bytes:
                 caller = caller_of(self._admission, context)
                 self._admission.count(caller)
                 engine = caller.guard(self._engine)
-                if not is_admitted:
-                    return answer(engine, body, context)
-                with self._admission.request(caller):
+                with hold(caller):
                     return answer(engine, body, context)
 
             return _answer(context, work)
@@ -214,6 +222,10 @@ class Servicer:
         return embedding_pb2.LookupStreamResponse(
             id=request.id, error=status_message(failure)
         ).SerializeToString()
+
+
+def _no_place(_caller: Caller) -> AbstractContextManager[None]:
+    return nullcontext()
 
 
 def _lookup_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:

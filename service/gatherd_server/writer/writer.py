@@ -116,6 +116,10 @@ class Writer:
         self._closing = False
         self._commit_seconds = 0.0
         self._expected = 1
+        self._steps = 0
+        self._is_busy = False
+        self._measured_step: int | None = None
+        self._log_size = (0, 0)
         self._checkpointing = threading.Lock()
         self._house_closes = threading.Event()
         if self._control.has_failed:
@@ -151,16 +155,26 @@ class Writer:
         """Why no update is taken any more, or None."""
         return self._stopped
 
+    @property
+    def step(self) -> int | None:
+        """The number of what the committer is doing, None while it waits for work."""
+        return self._steps if self._is_busy else None
+
     def measure(self) -> None:
         """Set the gauges that tell how far it is. On any thread, as often as they are read."""
         with self._lock:
             queued, queued_bytes = len(self._queue), self._queued_bytes
+        step = self.step
+        if step is None or step != self._measured_step:
+            # A step that lasts may hang in the disk, and asking for sizes would hang there too.
+            self._log_size = self._log.size()
+        self._measured_step = step
         control = self._control
         self.measures.tell(
             Progress(
                 queued,
                 queued_bytes,
-                *self._log.size(),
+                *self._log_size,
                 control.committed_lsn,
                 control.applied_lsn,
                 self._checkpoint_lsn,
@@ -335,10 +349,13 @@ class Writer:
                 batch = [] if job else self._take_batch()
                 if job is None and not batch:
                     return
+                self._steps += 1
+                self._is_busy = True
             if job is not None:
                 job()
             else:
                 self._commit(batch)
+            self._is_busy = False
 
     def _gather(self) -> None:
         """Wait a little for those who were answered just now: they are likely to push again.
