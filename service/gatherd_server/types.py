@@ -158,6 +158,8 @@ class UpdatesState(Enum):
     """The disk failed under the writer; it takes a restart of the server."""
     UNREACHABLE = "unreachable"
     """The writer is being started again."""
+    DISK_FULL = "disk_full"
+    """There was no room for the last update; the next one may find some."""
     HUNG = "hung"
     """The writer gives no sign of life: it was stopped, or its disk doesn't answer."""
 

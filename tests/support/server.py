@@ -40,7 +40,8 @@ class RunningServer:
     """A server process and where it answers. Use it as a context manager.
 
     It has a process group of its own. `log_path` is where its log goes, appended: a pipe, which
-    nobody reads before the end, holds 64 KiB of it and then stops the server.
+    nobody reads before the end, holds 64 KiB of it and then stops the server. `prefix` is what the
+    command is given to, as `env` or a shell that ends in `exec "$@"`.
     """
 
     def __init__(
@@ -48,8 +49,9 @@ class RunningServer:
         *arguments: str | Path,
         environment: dict[str, str] | None = None,
         log_path: Path | None = None,
+        prefix: tuple[str, ...] = (),
     ) -> None:
-        command = [sys.executable, "-m", "gatherd_server", "serve", *map(str, arguments)]
+        command = [*prefix, sys.executable, "-m", "gatherd_server", "serve", *map(str, arguments)]
         for option in ("--http", "--grpc"):
             if option not in command:
                 command += [option, "127.0.0.1:0"]

@@ -119,7 +119,7 @@ def kind_of(error: errors.GatherdError) -> Kind:
 
 def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) -> Response:
     """`error` as a problem response, with `extra` members."""
-    trail.failed(kind_of(error).code)
+    trail.failed(kind_of(error).code, error)
     members = {
         "type": "urn:gatherd:error:" + error.reason.lower().replace("_", "-"),
         "title": error.reason.replace("_", " ").capitalize(),
@@ -166,7 +166,7 @@ def connect_problem(
     error: errors.GatherdError, status: int, code: str, headers: Mapping[str, str]
 ) -> Response:
     """`error` as Connect's error JSON under another status, as for an unknown procedure."""
-    trail.failed(code)
+    trail.failed(code, error)
     metadata = tuple(_cut_values(error.metadata).items())
     body = _connect_body(code, _cut(error.message), error.reason, metadata)
     return Response(body, status, dict(headers), "application/json")

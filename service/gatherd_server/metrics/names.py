@@ -71,6 +71,9 @@ UPDATES_IN_FLIGHT = Metric(
 SHED_REQUESTS = Metric(
     "gatherd_shed_requests_total", _C, "Requests turned away by a full server.", ("limit",)
 )
+ERRORS = Metric(
+    "gatherd_errors_total", _C, "Requests answered with an error, by its class.", ("reason",)
+)
 CONNECTIONS = Metric("gatherd_http_connections", _G, "HTTP connections open.")
 
 TABLE_LOOKUPS = Metric(
@@ -119,7 +122,7 @@ APPLIED_LSN = Metric("gatherd_applied_lsn", _G, "The last LSN that every lookup 
 UPDATES_UP = Metric(
     "gatherd_updates_up",
     _G,
-    "1 while updates are taken; 0 when the writer is stopped, hung or can't be reached.",
+    "1 while updates are taken; 0 when the writer is stopped, hung, without room or not reached.",
 )
 WRITER_HUNG = Metric("gatherd_writer_hung", _G, "1 while the writer gives no sign of life, else 0.")
 CHECKPOINT_LSN = Metric("gatherd_checkpoint_lsn", _G, "Up to where the tables are durable.")

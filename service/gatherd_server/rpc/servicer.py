@@ -165,6 +165,7 @@ class Servicer:
             caller = caller_of(self._admission, context)
             reader = self._open_stream(bodies)
         except GatherdError as error:
+            self._admission.telemetry.failures.note(error)
             abort(context, error)
         try:
             for body in reader:
@@ -219,6 +220,7 @@ class Servicer:
         count(self._admission.telemetry, "LookupStream", code, begun_ns)
         if failure is None:
             return reply
+        self._admission.telemetry.failures.note(failure)
         return embedding_pb2.LookupStreamResponse(
             id=request.id, error=status_message(failure)
         ).SerializeToString()

@@ -114,7 +114,9 @@ class DirectLink:
         """See Link."""
         if self._writer.stopped:
             return UpdatesState.STOPPED
-        return UpdatesState.HUNG if self._heartbeat.is_hung else UpdatesState.RUNNING
+        if self._heartbeat.is_hung:
+            return UpdatesState.HUNG
+        return UpdatesState.DISK_FULL if self._writer.is_full else UpdatesState.RUNNING
 
     def _on_done(self, future: "Future[PushResult]", done: "Future[PushResult]") -> None:
         if not _taken(self._pushes, future):
@@ -190,7 +192,7 @@ class SocketLink(asyncio.Protocol):
         self._preparer = ThreadPoolExecutor(1, "prepare")
         self._connecting: asyncio.Task[None] | None = None
         self._heartbeat = Heartbeat(hung_seconds)
-        self._has_heard = self._is_asked = False
+        self._has_heard = self._is_asked = self._is_full = False
         self._watching: asyncio.Task[None] | None = None
 
     def watch(self) -> None:
@@ -241,7 +243,7 @@ class SocketLink(asyncio.Protocol):
         if self._heartbeat.is_hung:
             # One that was never heard is still recovering the data dir.
             return UpdatesState.HUNG if self._has_heard else UpdatesState.UNREACHABLE
-        return UpdatesState.RUNNING
+        return UpdatesState.DISK_FULL if self._is_full else UpdatesState.RUNNING
 
     def _check(self) -> None:
         if self._heartbeat.is_hung and self._has_heard:
@@ -305,6 +307,7 @@ class SocketLink(asyncio.Protocol):
                 continue
             if kind is Kind.PING:
                 self._has_heard, self._is_asked = True, False
+                self._is_full = record.directory["is_full"]
                 self._heartbeat.heard(record.directory["step"])
                 continue
             waiting = self._waiting.pop(number, None)
@@ -401,7 +404,9 @@ class _Connection(asyncio.Protocol):
                 self._on_prepared(number, record)
                 continue
             if kind is Kind.PING:
-                self._send(Kind.PING, number, pack({"step": self._server.writer.step}, []))
+                writer = self._server.writer
+                told = {"step": writer.step, "is_full": writer.is_full}
+                self._send(Kind.PING, number, pack(told, []))
                 continue
             try:
                 future = self._begin(kind, record)

@@ -50,6 +50,8 @@ logger = logging.getLogger("gatherd.writer")
 RETRY_AFTER_SECONDS = 0.2
 # How often it is looked whether a checkpoint is due.
 HOUSEKEEPING_SECONDS = 0.25
+# A full disk is told of for so long after it refused an update, unless one was done since.
+FULL_SECONDS = 60.0
 # How much of a commit's time the next one may wait for more pushes.
 GATHER_PART = 0.25
 
@@ -119,6 +121,7 @@ class Writer:
         self._steps = 0
         self._is_busy = False
         self._measured_step: int | None = None
+        self._full_at: float | None = None
         self._log_size = (0, 0)
         self._checkpointing = threading.Lock()
         self._house_closes = threading.Event()
@@ -159,6 +162,12 @@ class Writer:
     def step(self) -> int | None:
         """The number of what the committer is doing, None while it waits for work."""
         return self._steps if self._is_busy else None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there was no room for the last update, a short time ago."""
+        full_at = self._full_at
+        return full_at is not None and time.monotonic() - full_at < FULL_SECONDS
 
     def measure(self) -> None:
         """Set the gauges that tell how far it is. On any thread, as often as they are read."""
@@ -426,8 +435,13 @@ class Writer:
     def _append(
         self, kind: FrameKind, first_lsn: int, last_lsn: int, payload: list[bytes | memoryview]
     ) -> None:
-        with self._stopping(but=(DiskFull,)):
-            self._log.append(kind, first_lsn, last_lsn, payload)
+        try:
+            with self._stopping(but=(DiskFull,)):
+                self._log.append(kind, first_lsn, last_lsn, payload)
+        except DiskFull:
+            self._full_at = time.monotonic()
+            raise
+        self._full_at = None
         self.measures.logged(sum(map(len, payload)))
         self._control.committed_lsn = last_lsn
 
