@@ -13,6 +13,7 @@ import pytest
 from gatherd import Client
 from gatherd.errors import DiskFull
 from gatherd_server.cli_top import Scrape
+from support import alerts
 from support.server import RunningServer, wait_until
 from support.tables import drawn_table, make_data_dir
 
@@ -54,7 +55,8 @@ def test_a_full_disk_is_counted_logged_and_told_until_there_is_room(
         def scrape() -> Scrape:
             return Scrape.parse(httpx.get(f"{server.http}/metrics").text, 0.0)
 
-        assert scrape().values["gatherd_errors_total"][("reason", "DISK_FULL"),] == 0
+        before = scrape()
+        assert before.values["gatherd_errors_total"][("reason", "DISK_FULL"),] == 0
         refused = 0
         began = time.monotonic()
         with Client(server.http) as client:
@@ -71,7 +73,11 @@ def test_a_full_disk_is_counted_logged_and_told_until_there_is_room(
             wait_until(
                 lambda: all(updates() == "disk_full" for _ in range(4 * workers)), "it is told"
             )
-            assert scrape().total("gatherd_updates_up") == 0
+            seen = scrape()
+            assert seen.total("gatherd_updates_up") == 0
+            if alerts.promtool() is not None:
+                assert alerts.fires(tmp_path, [before, seen], "GatherdDiskFull", 10) == ""
+                assert alerts.fires(tmp_path, [before, seen], "GatherdUpdatesStopped", 45) == ""
             client.lookup("items", [1])
             # A line a second, and in the end one for each push that was refused.
             pattern = re.compile(
@@ -105,7 +111,6 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path) -> None:
     ) as server:  # fmt: skip
         ones = np.ones((ROWS, DIM), np.float32)
         with Client(server.http) as client, pytest.raises(DiskFull, match="may not grow"):
-            for _ in range(8):
-                client.scatter_add("items", np.arange(ROWS), ones)
+            client.scatter_add("items", np.arange(ROWS), ones)
         assert '"reason": "DISK_FULL"' in (tmp_path / "log").read_text()
         assert httpx.get(f"{server.http}/readyz").json()["updates"] == "disk_full"

@@ -25,7 +25,7 @@ from gatherd import Client
 from gatherd.errors import Unavailable
 from gatherd_proto.v1 import embedding_pb2, status_pb2
 from gatherd_server.cli_top import Scrape
-from support import raw_updates
+from support import alerts, raw_updates
 from support.server import RunningServer, wait_until
 from support.tables import drawn_table, make_data_dir
 
@@ -172,8 +172,11 @@ def look_up(server: RunningServer) -> None:
             assert client.lookup("items", [ROWS - 1]).tolist() == [[0] * DIM]
 
 
-def test_lookups_go_on_while_the_writer_hangs_and_nothing_is_lost(stallable: Stallable) -> None:
+def test_lookups_go_on_while_the_writer_hangs_and_nothing_is_lost(
+    stallable: Stallable, tmp_path: Path
+) -> None:
     server, answers = stallable.server, list[Answer]()
+    before = stallable.scrape()
     stallable.stall()
     begun = time.monotonic()
     lookups = 0
@@ -212,6 +215,8 @@ def test_lookups_go_on_while_the_writer_hangs_and_nothing_is_lost(stallable: Sta
             assert seen.total("gatherd_writer_hung") == 1
             assert seen.total("gatherd_updates_up") == 0
             assert stallable.readiness()["updates"] == "hung"
+        if alerts.promtool() is not None:
+            assert alerts.fires(tmp_path, [before, seen], "GatherdWriterHung", 5) == ""
         look_up(server)
     finally:
         stallable.let_go()
@@ -233,5 +238,5 @@ def test_lookups_go_on_while_the_writer_hangs_and_nothing_is_lost(stallable: Sta
     assert stallable.scrape().total("gatherd_updates_up") == 1
     assert stallable.scrape().total("gatherd_requests_in_flight") == 0
     assert server.stop() == 0
-    assert server.log.count("no sign of life") == stallable.workers
+    assert server.log.count("CRITICAL") == stallable.workers
     assert server.log.count("the writer is back after") == stallable.workers
