@@ -118,9 +118,9 @@ def test_a_kernel_that_tells_no_flags_has_none(tmp_path: Path) -> None:
     assert cpu_flags(str(tmp_path / "absent")) == frozenset()
 
 
-def check(**environment: str) -> subprocess.CompletedProcess[str]:
+def check(*path: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-I", "-S", str(HEALTHCHECK)],
+        [sys.executable, "-I", "-S", str(HEALTHCHECK), *path],
         env=environment,
         capture_output=True,
         text=True,
@@ -132,6 +132,16 @@ def test_the_health_check_needs_no_token(deployed: Deployed) -> None:
     done = check(GATHERD_DATA_DIR=str(deployed.data_dir))
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["status"] == "ready"
+
+
+@pytest.mark.parametrize(
+    ("path", "told"), [("/readyz", {"ready"}), ("/healthz", {"alive"}), ("/metrics", set())]
+)
+def test_the_health_check_is_a_probe_too(deployed: Deployed, path: str, told: set[str]) -> None:
+    done = check(path, GATHERD_DATA_DIR=str(deployed.data_dir))
+    assert (done.returncode == 0) == bool(told)
+    if told:
+        assert {json.loads(done.stdout)["status"]} == told
 
 
 def test_the_health_check_asks_the_port_of_a_server_without_a_data_dir(

@@ -453,7 +453,9 @@ class Writer:
         except but:
             raise
         except BaseException as error:
-            logger.critical("updates are stopped: %s", error, exc_info=error)
+            # What a disk does says all by its message.
+            unforeseen = None if isinstance(error, StorageError) else error
+            logger.critical("updates are stopped: %s", error, exc_info=unforeseen)
             self._control.set_failed()
             self._stopped = UpdatesStopped(
                 f"updates are stopped until the server is restarted: {error}; lookups go on"
