@@ -236,7 +236,9 @@ def test_lookups_go_on_while_the_writer_hangs_and_nothing_is_lost(
     np.testing.assert_array_equal(found, np.ones((PUSHERS, DIM)))
     assert early.sum() > 0, "what was handed over before is done when the writer is back"
     assert stallable.scrape().total("gatherd_updates_up") == 1
-    assert stallable.scrape().total("gatherd_requests_in_flight") == 0
+    wait_until(
+        lambda: stallable.scrape().total("gatherd_requests_in_flight") == 0, "all places are free"
+    )
     assert server.stop() == 0
     assert server.log.count("CRITICAL") == stallable.workers
     assert server.log.count("the writer is back after") == stallable.workers

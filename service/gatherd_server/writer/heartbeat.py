@@ -69,7 +69,8 @@ class Heartbeat:
             ask()
             await asyncio.sleep(BEAT_SECONDS)
             self.waited(loop.time() - begun)
-            if self.is_hung:
+            is_hung = self.is_hung
+            if is_hung:
                 if not was_hung:
                     since = loop.time() - self._silent_seconds
                     logger.critical(
@@ -82,7 +83,7 @@ class Heartbeat:
                 logger.warning(
                     "the writer is back after %.1f s; updates go on", loop.time() - since
                 )
-            was_hung = self.is_hung
+            was_hung = is_hung
 
 
 def lost() -> Unavailable:
