@@ -2,8 +2,8 @@
 
 Or, with the argument /healthz, when it is alive. Asks the Unix socket in the data dir, which takes
 no token, no TLS and no client's certificate, so it works whatever the ports are set to. A server
-without a data dir is asked on its HTTP port. Only what Python imports in milliseconds: this runs
-every few seconds, for ever.
+without a data dir, or with a read-only one, has no such socket and is asked on its HTTP port. Only
+what Python imports in milliseconds: this runs every few seconds, for ever.
 """
 
 import os
@@ -20,8 +20,11 @@ def connect() -> socket.socket:
     if data_dir:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(TIMEOUT_SECONDS)
-        connection.connect(f"{data_dir}/server.sock")
-        return connection
+        try:
+            connection.connect(f"{data_dir}/server.sock")
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
     port = int(os.environ.get("GATHERD_HTTP", "127.0.0.1:8000").rpartition(":")[2])
     connection = socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS)
     if os.environ.get("GATHERD_TLS_CERT"):

@@ -107,7 +107,7 @@ def test_a_file_that_may_not_grow_is_a_full_disk_too(tmp_path: Path) -> None:
     limited = ("sh", "-c", 'ulimit -f 12288 && exec "$@"', "limited")
     with RunningServer(
         "--data-dir", tmp_path / "data", "--segment-bytes", "8388608", "--log-format", "json",
-        log_path=tmp_path / "log", prefix=limited,
+        log_path=tmp_path / "log", under=limited,
     ) as server:  # fmt: skip
         ones = np.ones((ROWS, DIM), np.float32)
         with Client(server.http) as client, pytest.raises(DiskFull, match="may not grow"):

@@ -69,11 +69,7 @@ def test_lookups_go_on_and_a_stop_is_no_traceback(disk: Disk, tmp_path: Path) ->
     assert "Traceback" not in server.log
     assert "server.sock can't be deleted: Read-only file system" in server.log
     assert "own.sock can't be deleted: Read-only file system" in server.log
-    for command in (
-        ("serve", "--data-dir", data, "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0"),
-        ("create", "more", "--rows", "1", "--dim", "1", "--data-dir", data),
-    ):
-        done = run_cli(*command, check=False)
-        assert done.returncode == 1
-        assert "Traceback" not in done.stderr
-        assert "Read-only file system" in done.stderr
+    done = run_cli("create", "more", "--rows", "1", "--dim", "1", "--data-dir", data, check=False)
+    assert done.returncode == 1
+    assert "Traceback" not in done.stderr
+    assert "Read-only file system" in done.stderr

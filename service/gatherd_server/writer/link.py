@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Protocol, cast
 
-from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable, UpdatesStopped
+from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable
 from gatherd_server.errors import unexpected
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.types import (
@@ -143,10 +143,11 @@ def _taken(futures: "set[Future[PushResult]]", future: "Future[PushResult]") -> 
 
 
 class RefusingLink:
-    """To no writer: it couldn't be started again. Lookups go on."""
+    """To no writer: it couldn't be started again, or the data dir is read-only. Lookups go on."""
 
-    def __init__(self, why: UpdatesStopped) -> None:
+    def __init__(self, why: GatherdError, state: UpdatesState) -> None:
         self._why = why
+        self._state = state
 
     def push(self, push: Push) -> "Future[PushResult]":  # noqa: ARG002 - Link's signature
         """See Link."""
@@ -162,7 +163,7 @@ class RefusingLink:
 
     def state(self) -> UpdatesState:
         """See Link."""
-        return UpdatesState.STOPPED
+        return self._state
 
 
 def in_process(prepare: Prepare) -> Callable[[str, int], "list[Future[None]]"]:
