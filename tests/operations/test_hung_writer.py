@@ -11,6 +11,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -242,3 +243,36 @@ def test_lookups_go_on_while_the_writer_hangs_and_nothing_is_lost(
     assert server.stop() == 0
     assert server.log.count("CRITICAL") == stallable.workers
     assert server.log.count("the writer is back after") == stallable.workers
+
+
+def test_what_outlasts_a_stop_is_told_so_and_the_stop_is_bounded(tmp_path: Path) -> None:
+    make_data_dir(tmp_path / "data", drawn_table("items", ROWS, DIM))
+    gate = tmp_path / "stalled"
+    with RunningServer(
+        "--data-dir", tmp_path / "data", "--drain-seconds", "1", log_path=tmp_path / "log",
+        environment={"PYTHONPATH": str(STALLING), "STALL_FILE": str(gate)},
+    ) as server:  # fmt: skip
+        gate.touch()
+
+        def in_flight() -> bool:
+            text = httpx.get(f"{server.http}/metrics").text
+            return Scrape.parse(text, 0.0).total("gatherd_updates_in_flight") == 2
+
+        def push_rest() -> httpx.Response:
+            body = {"ids": [0], "values": [[1.0] * DIM]}
+            return httpx.post(
+                f"{server.http}/v1/tables/items:scatterAdd", json=body, timeout=60,
+                headers={"Idempotency-Key": "push-0"},
+            )  # fmt: skip
+
+        with ThreadPoolExecutor(2) as pool:
+            connect = pool.submit(lambda: asyncio.run(push_http(server.http, 1)))
+            rest = pool.submit(push_rest)
+            wait_until(in_flight, "both updates wait", 2)
+            begun = time.monotonic()
+            assert server.stop() == 0
+            assert time.monotonic() - begun < 30
+        assert connect.result() == Answer("unavailable", "UNAVAILABLE", "unknown", "1")
+        assert rest.result().status_code == 503
+        assert rest.result().json()["metadata"] == {"outcome": "unknown"}
+    assert "Traceback" not in server.log
