@@ -40,6 +40,7 @@ from gatherd_server.metrics.names import (
     HELD_BODY_BYTES,
     REQUESTS_IN_FLIGHT,
     TOKENS_REFUSED,
+    UPDATES_IN_FLIGHT,
 )
 from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
@@ -209,6 +210,7 @@ class Worker:
     def _measure(self, http: uvicorn.Server) -> None:
         recorder = self._telemetry.threads
         recorder.set(REQUESTS_IN_FLIGHT, value=self._admission.in_flight)
+        recorder.set(UPDATES_IN_FLIGHT, value=self._admission.updates_in_flight)
         recorder.set(CONNECTIONS, value=len(http.server_state.connections))
         recorder.set(HELD_BODY_BYTES, value=self._admission.bodies.held_bytes)
         refused = self._tokens is not None and self._tokens.is_refused
@@ -263,22 +265,27 @@ class Worker:
         owner: tuple[Writer, Changes] | UpdatesStopped | None,
         tables: ServedTables,
     ) -> Link | None:
-        data_dir = self._brief.settings.data_dir
+        settings = self._brief.settings
+        data_dir = settings.data_dir
         if isinstance(owner, UpdatesStopped):
             return RefusingLink(owner, UpdatesState.STOPPED)
         if owner is not None:
             writer, changes = owner
             changes.prepare = in_process(tables.prepare_version)
-            return DirectLink(writer, changes)
+            direct = DirectLink(writer, changes, settings.writer_hung_seconds)
+            stack.push_async_callback(direct.close)
+            direct.watch()
+            return direct
         if data_dir is None:
             return None
         if not self._brief.has_writer:
             return RefusingLink(_nothing_changes(data_dir), UpdatesState.NONE)
         folder, path = open_beside(data_dir, WRITER_SOCKET_NAME)
         stack.callback(os.close, folder)
-        link = SocketLink(path, tables.prepare_version)
+        link = SocketLink(path, tables.prepare_version, settings.writer_hung_seconds)
         stack.push_async_callback(link.close)
         await link.connect()
+        link.watch()
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:

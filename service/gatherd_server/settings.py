@@ -27,6 +27,7 @@ from gatherd_server.tls import TlsFiles
 from gatherd_server.tracing import TraceExport
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
 from gatherd_server.writer.backups.store import check_location
+from gatherd_server.writer.heartbeat import HUNG_SECONDS
 
 # What SIGHUP changes in a running server; the rest is read once.
 RELOADABLE = ("log_level", "requests_in_flight_max")
@@ -86,13 +87,13 @@ class ServeSettings(BaseSettings):
         description="Serve on addresses that others reach without asking who they are.",
     )
     reflection: bool = Field(False, description="Answer gRPC server reflection.")
-    # An update holds its thread until it is durable, and those that wait together are committed
-    # together. Threads are made when they are needed.
+    # Threads are made when they are needed. An update holds one until it is durable, so there are
+    # updates_in_flight_max more of them.
     grpc_threads: int = Field(
         64,
         ge=1,
         le=1024,
-        description="Unary gRPC calls that a worker answers at once; an update waiting is one.",
+        description="Unary gRPC calls that a worker answers at once, updates aside.",
     )
     streams_max: int = Field(
         32, ge=1, le=4096, description="gRPC lookup streams open at once in a worker."
@@ -118,7 +119,23 @@ class ServeSettings(BaseSettings):
     ids_max: int = Field(1_048_576, ge=1, le=2**31, description="Ids in one request.")
     tables_max: int = Field(256, ge=1, le=65_536, description="Tables in one request.")
     requests_in_flight_max: int = Field(
-        256, ge=1, le=65_536, description="Requests under way in one worker; more are refused."
+        256,
+        ge=1,
+        le=65_536,
+        description="Requests under way in one worker, updates aside; more are refused.",
+    )
+    updates_in_flight_max: int = Field(
+        256,
+        ge=1,
+        le=4096,
+        description="Updates and changes of tables under way in one worker; more are refused.",
+    )
+    writer_hung_seconds: float = Field(
+        HUNG_SECONDS,
+        ge=1,
+        le=3600,
+        description="Seconds without a sign of life from the writer after which updates are "
+        "refused at once, until it gives one.",
     )
     bodies_bytes_max: int = Field(
         256 * MIB,
@@ -246,6 +263,7 @@ class ServeSettings(BaseSettings):
             self.ids_max,
             self.tables_max,
             self.requests_in_flight_max,
+            self.updates_in_flight_max,
             self.bodies_bytes_max,
         )
 

@@ -42,6 +42,7 @@ from gatherd_server.sockets import (
     check_loopback,
     join_address,
     open_beside,
+    remove_socket,
     reserve_grpc,
 )
 from gatherd_server.storage import mapped_rows
@@ -174,7 +175,7 @@ class Supervisor:
             check_loopback("grpc", holder.getsockname()[0])
         if settings.unix is not None:
             self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
-            stack.callback(settings.unix.unlink, missing_ok=True)
+            stack.callback(remove_socket, settings.unix)
         if self._owned_dir is not None:
             self._open_data_dir_sockets(self._owned_dir, stack)
         elif settings.data_dir is not None:
@@ -198,7 +199,7 @@ class Supervisor:
             path.unlink(missing_ok=True)
             mode = WRITER_SOCKET_MODE if name == WRITER_SOCKET_NAME else UNIX_SOCKET_MODE
             listener = stack.enter_context(bind_unix(path, self._settings.backlog, mode))
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(remove_socket, path)
             if name == SERVER_SOCKET_NAME:
                 self._listeners.append(listener)
             else:

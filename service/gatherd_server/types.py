@@ -28,6 +28,7 @@ class Limits:
     ids_max: int
     tables_max: int
     requests_in_flight_max: int
+    updates_in_flight_max: int = 256
     bodies_bytes_max: int = 256 << 20
 
     def check(self, name: str, what: str, value: int) -> None:
@@ -183,6 +184,10 @@ class UpdatesState(Enum):
     """The disk failed under the writer; it takes a restart of the server."""
     UNREACHABLE = "unreachable"
     """The writer is being started again."""
+    DISK_FULL = "disk_full"
+    """There was no room for the last update; the next one may find some."""
+    HUNG = "hung"
+    """The writer gives no sign of life: it was stopped, or its disk doesn't answer."""
 
 
 @dataclass(frozen=True, slots=True)

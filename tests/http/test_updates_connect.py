@@ -301,7 +301,7 @@ def test_what_the_writer_says_is_told(
 
 
 def test_many_updates_wait_together(make_client: Any, runner: asyncio.Runner) -> None:
-    trained = training(requests_in_flight_max=64)
+    trained = training(updates_in_flight_max=64)
     trained.engine.waits_for = 32
     client = make_client(trained)
 

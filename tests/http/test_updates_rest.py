@@ -416,9 +416,9 @@ def test_what_the_writer_says_is_told(
 
 
 def test_a_full_server_takes_no_update(make_client: Any) -> None:
-    trained = training(requests_in_flight_max=1)
+    trained = training(updates_in_flight_max=1)
     ask = make_client(trained)
-    with trained.admission.request():
+    with trained.admission.update():
         body = {"ids": [1], "values": [[1] * 4]}
         problem(update(ask, "scatterAdd", body), 429, "OVERLOADED")
         problem(ask("DELETE", "/v1/tables/items"), 429, "OVERLOADED")

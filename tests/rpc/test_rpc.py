@@ -3,6 +3,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -541,6 +542,8 @@ def test_a_call_whose_deadline_passed_while_it_waited_is_not_begun(
     serve: Serve, small: SmallEngine
 ) -> None:
     engine = BlockingEngine()
+    # No threads but those of lookups.
+    small.admission.limits = replace(small.admission.limits, updates_in_flight_max=0)
     server, channel = serve(SmallEngine(engine, {}, small.admission), streams_max=0)
     stub = embedding(channel)
     holding = [stub.Lookup.future(lookup_request("words", [1])) for _ in range(4)]

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
-from gatherd_server.admission import METRICS_PATH, Admission
+from gatherd_server.admission import METRICS_PATH, Admission, Place
 from gatherd_server.body_room import Held
 from gatherd_server.callers import NOBODY, Caller
 from gatherd_server.callers import Scope as Need
@@ -42,14 +42,14 @@ def held_of(scope: Scope) -> Held:
 
 
 @contextmanager
-def placed(scope: Scope, admission: Admission, needed: Need) -> Iterator[None]:
-    """A place among the requests in flight, for a caller who is for `needed`.
+def placed(scope: Scope, place: Place, needed: Need) -> Iterator[None]:
+    """One of `place`'s places, for a caller who is for `needed`.
 
     PermissionDenied or Overloaded, before the body is read.
     """
     caller = caller_of(scope)
     caller.check(needed)
-    with admission.request(caller) as held:
+    with place(caller) as held:
         scope[_HELD] = held
         yield
 

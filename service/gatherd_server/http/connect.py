@@ -6,8 +6,7 @@ body of ids doesn't belong in a URL), and streams, which gRPC has.
 """
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from typing import Final
 
 from google.protobuf import json_format
@@ -90,13 +89,11 @@ class _Endpoint:
         self._parsers = parsers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        procedure = self._procedure
-        admitted = isinstance(procedure, UpdateProcedure) or procedure.is_admitted
         try:
             caller = caller_of(scope)
-            if procedure.scope is not None:
-                caller.check(procedure.scope)
-            with self._admission.request(caller) if admitted else self._unplaced(caller) as held:
+            if self._procedure.scope is not None:
+                caller.check(self._procedure.scope)
+            with self._place(caller) as held:
                 response = await self._response(scope, receive, caller.guard(self._engine), held)
                 await response(scope, receive, send)
         except (Overloaded, PermissionDenied) as error:  # everything else is answered above
@@ -104,13 +101,12 @@ class _Endpoint:
         except ClientDisconnect:
             pass  # nobody is left to be answered
 
-    @contextmanager
-    def _unplaced(self, caller: Caller) -> Iterator[Held]:
-        held = self._admission.held_by(caller)
-        try:
-            yield held
-        finally:
-            held.release()
+    def _place(self, caller: Caller) -> AbstractContextManager[Held]:
+        if isinstance(self._procedure, UpdateProcedure):
+            return self._admission.update(caller)
+        if self._procedure.is_admitted:
+            return self._admission.request(caller)
+        return self._admission.unplaced(caller)
 
     async def _response(
         self, scope: Scope, receive: Receive, engine: AnyEngine, held: Held

@@ -288,6 +288,7 @@ class FastCycle:
                 else:
                     # Too late for another answer: the client sees that this one isn't whole.
                     self._code = kind_of(error).code
+                    connection.admission.telemetry.failures.note(error)
                     connection.transport.abort()
                 return
             connection.write(buffer.data[begin - len(head) :])
@@ -337,10 +338,11 @@ class FastCycle:
 
     def _fail(self, error: GatherdError) -> None:
         self._code = kind_of(error).code
+        request_id = Trail((self.trail or NO_TRAIL).get).request_id
+        self._connection.admission.telemetry.failures.note(error, request_id)
         if self._is_gone:
             return
         response = self.route.error(error)
-        request_id = Trail((self.trail or NO_TRAIL).get).request_id
         response.headers[REQUEST_ID_HEADER] = request_id
         note_failure(self.route.counted, self._code, error.message, request_id)
         self._respond(response)

@@ -89,7 +89,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
 
     async def place(request: Request) -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
-        with placed(request.scope, admission, Need.READ):
+        with placed(request.scope, admission.request, Need.READ):
             yield
 
     router = APIRouter(dependencies=[Depends(place)], default_response_class=Response)

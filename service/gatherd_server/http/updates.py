@@ -133,7 +133,7 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
 def _router(admission: Admission, needed: Need) -> APIRouter:
     async def place(request: Request) -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
-        with placed(request.scope, admission, needed):
+        with placed(request.scope, admission.update, needed):
             yield
 
     return APIRouter(dependencies=[Depends(place)], default_response_class=Response)

@@ -96,6 +96,7 @@ def abort(context: grpc.ServicerContext, error: errors.GatherdError) -> NoReturn
         trailers.append((RETRY_TRAILER, f"{seconds:g}"))
     request = trail.current()
     if request is not None:
+        request.error = error
         trailers.append((trail.REQUEST_ID_HEADER, request.request_id))
     context.set_trailing_metadata(tuple(trailers))
     context.abort(code_of(error), status.message)

@@ -57,7 +57,7 @@ class RpcServer:
         reflection: bool,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """`threads` unary calls are answered at once; `streams_max` streams beside them.
+        """`threads` unary calls are answered at once; updates and streams beside them.
 
         Without `credentials` nothing is encrypted.
         """
@@ -116,7 +116,8 @@ class RpcServer:
 
     def _calls_max(self) -> int:
         # More than this would only wait for a thread; grpc turns them away itself.
-        return self._admission.limits.requests_in_flight_max + self._streams_max
+        limits = self._admission.limits
+        return limits.requests_in_flight_max + limits.updates_in_flight_max + self._streams_max
 
     def set_serving(self, serving: bool) -> None:
         """What health tells of the server, its services, and every table that isn't refused."""

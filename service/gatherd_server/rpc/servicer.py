@@ -5,7 +5,7 @@ must return real bytes (with a memoryview the call never ends), so a reply costs
 than over HTTP: the join of its parts.
 
 An update holds its thread until the writer has answered: grpc's sync server has no other way to
-wait. So `grpc_threads` bounds how many updates of gRPC clients one commit can take together.
+wait. So updates have threads of their own, as many as `updates_in_flight_max`.
 """
 
 import threading
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 import grpc
@@ -21,7 +22,7 @@ from google.protobuf.message import Message
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
-from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
+from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission, Place
 from gatherd_server.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
@@ -45,6 +46,20 @@ T = TypeVar("T")
 # A string, because only the stubs know the class as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 _Answer: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
+# They have places of their own, and so none among those that are answered at once.
+_UPDATES: Final = frozenset(
+    (
+        "ScatterAdd",
+        "ApplyGradients",
+        "Assign",
+        "CreateTable",
+        "DeleteTable",
+        "Publish",
+        "Rollback",
+        "SetOptimizer",
+        "Snapshot",
+    )
+)
 
 
 class Servicer:
@@ -72,9 +87,11 @@ class Servicer:
     def handlers(self, waits: MessageWaits) -> list[grpc.GenericRpcHandler]:
         """What a grpc server has to be given."""
         unary = self._unary
+        # Its place is an update's: it waits for the writer's disk, and lookups mustn't wait for it.
+        update = partial(unary, place=self._admission.update)
 
         def change(kind: type[M], read: Callable[[M], TableChange]) -> _Handler:
-            return unary(_change(kind, read), Scope.ADMIN)
+            return update(_change(kind, read), Scope.ADMIN)
 
         embedding: dict[str, _Handler] = {
             "Lookup": self._lookup(),
@@ -82,27 +99,27 @@ class Servicer:
             "LookupBags": unary(_lookup_bags, Scope.READ),
             "LookupBagsMany": unary(_lookup_bags_many, Scope.READ),
             "KeysOf": unary(_keys_of, Scope.READ),
-            "ScatterAdd": unary(_push(UpdateOp.SCATTER_ADD), Scope.UPDATE),
-            "ApplyGradients": unary(_push(UpdateOp.APPLY_GRADIENTS), Scope.UPDATE),
-            "Assign": unary(_push(UpdateOp.ASSIGN), Scope.UPDATE),
+            "ScatterAdd": update(_push(UpdateOp.SCATTER_ADD), Scope.UPDATE),
+            "ApplyGradients": update(_push(UpdateOp.APPLY_GRADIENTS), Scope.UPDATE),
+            "Assign": update(_push(UpdateOp.ASSIGN), Scope.UPDATE),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
         }
         tables: dict[str, _Handler] = {
-            "ListTables": unary(_list_tables, None, is_admitted=False),
-            "GetTable": unary(_get_table, None, is_admitted=False),
+            "ListTables": unary(_list_tables, None, place=self._admission.unplaced),
+            "GetTable": unary(_get_table, None, place=self._admission.unplaced),
             "CreateTable": change(table_pb2.CreateTableRequest, proto_updates.create_table),
             "DeleteTable": change(table_pb2.DeleteTableRequest, proto_updates.delete_table),
             "Publish": change(table_pb2.PublishRequest, proto_updates.publish),
             "Rollback": change(table_pb2.RollbackRequest, proto_updates.rollback),
             "SetOptimizer": change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer),
-            "Snapshot": unary(_snapshot, Scope.ADMIN),
+            "Snapshot": update(_snapshot, Scope.ADMIN),
         }
         telemetry = self._admission.telemetry
         return [
             grpc.method_handlers_generic_handler(
                 service,
                 {
-                    name: waits.bounded(handler)
+                    name: waits.bounded(handler, takes_place=name not in _UPDATES)
                     for name, handler in observed(handlers, telemetry).items()
                 },
             )
@@ -147,8 +164,14 @@ class Servicer:
                 return None
         return self._repeats.answer(body, caller)
 
-    def _unary(self, answer: _Answer, scope: Scope | None, *, is_admitted: bool = True) -> _Handler:
-        """A handler that gives `answer` the engine as its caller, who is for `scope`, has it."""
+    def _unary(
+        self, answer: _Answer, scope: Scope | None, *, place: Place | None = None
+    ) -> _Handler:
+        """A handler that gives `answer` the engine as its caller, who is for `scope`, has it.
+
+        It is answered in one of `place`'s places, by default one of the requests in flight.
+        """
+        hold = place or self._admission.request
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             def work() -> bytes:
@@ -157,9 +180,7 @@ class Servicer:
                 if scope is not None:
                     caller.check(scope)
                 engine = caller.guard(self._engine)
-                if not is_admitted:
-                    return answer(engine, body, context)
-                with self._admission.request(caller) as held:
+                with hold(caller) as held:
                     held.grow(len(body))
                     return answer(engine, body, context)
 
@@ -174,6 +195,7 @@ class Servicer:
             caller = caller_of(self._admission, context)
             reader = self._open_stream(bodies, context.peer())
         except GatherdError as error:
+            self._admission.telemetry.failures.note(error)
             abort(context, error)
         try:
             for body in reader:
@@ -237,6 +259,7 @@ class Servicer:
         count(self._admission.telemetry, "LookupStream", code, begun_ns)
         if failure is None:
             return reply
+        self._admission.telemetry.failures.note(failure)
         return embedding_pb2.LookupStreamResponse(
             id=request.id, error=status_message(failure)
         ).SerializeToString()
