@@ -4,23 +4,24 @@ A SOURCE is a path or URI, and after a "#" the part of it: a tensor, array, data
 archive's member and then, after another "#", the part of that.
 """
 
-import json
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.format import NPY_MAGIC
+from gatherd.store.gguf import GGUF_MAGIC
 from gatherd_server.loaders.arrays import npy_source, npz_source, safetensors_source
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, pick
 from gatherd_server.loaders.columnar import ARROW_MAGIC, PARQUET_MAGIC, Columns, columnar_source
+from gatherd_server.loaders.folders import folder_sources, index_source
+from gatherd_server.loaders.gguf import gguf_source
 from gatherd_server.loaders.hdf5 import HDF5_MAGIC, hdf5_source
 from gatherd_server.loaders.keys_file import with_keys
 from gatherd_server.loaders.limits import (
-    INDEX_BYTES_MAX,
     PACKING_DEPTH_MAX,
     ZIP_ENTRIES_MAX,
     UnpackLimits,
@@ -76,7 +77,7 @@ def open_sources(sources: Sequence[str], options: OpenOptions) -> Iterator[RowSo
 
 
 def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
-    opened = [_open(source, options) for source in sources]
+    opened = [rows for source in sources for rows in _open(source, options)]
     source = opened[0] if len(opened) == 1 else _chain(opened)
     if options.key_column is not None and source.key_kind is None:
         raise InvalidArgument(f"{source.name} has no columns, so no key column either")
@@ -94,15 +95,26 @@ def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
     return source
 
 
-def _open(source: str, options: OpenOptions) -> RowSource:
+def _open(source: str, options: OpenOptions) -> list[RowSource]:
     location, part = _split(source)
-    opened = open_location(location, options.spool, options.limits, options.closing)
-    return _recognise(opened, part, options, 0)
+    if not is_uri(location) and Path(location).is_dir():
+        return folder_sources(location, part, _opener(options, 0))
+    return [_opener(options, 0)(location, part)]
+
+
+def _opener(options: OpenOptions, depth: int) -> Callable[[str, str | None], RowSource]:
+    """Opens a location; `depth` counts the packings and indexes that led to it."""
+
+    def open_(location: str, part: str | None) -> RowSource:
+        opened = open_location(location, options.spool, options.limits, options.closing)
+        return _recognise(opened, part, options, depth)
+
+    return open_
 
 
 def _split(source: str) -> tuple[str, str | None]:
     """Location and part of a source; a "#" in the name of a file that is there is just that."""
-    if "#" not in source or (not is_uri(source) and Path(source).is_file()):
+    if "#" not in source or (not is_uri(source) and Path(source).exists()):
         return source, None
     location, _, part = source.partition("#")
     return location, part or None
@@ -126,10 +138,13 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
         columns = Columns(part, options.key_column)
         path = opened.as_file()
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
+    if head.startswith(GGUF_MAGIC):
+        return gguf_source(opened, part, options.key_column)
     if len(head) > 8 and head[8:9] == b"{" and head[4:8] == bytes(4):
         return safetensors_source(opened, part)
     if _JSON_OBJECT.match(head):
-        return _index_source(opened, part, options)
+        _check_depth(opened, depth)
+        return index_source(opened, part, _opener(options, depth + 1))
     if part is not None:
         raise InvalidArgument(f"{opened.name} has no parts, so no {part!r} to pick")
     return npy_source(opened) if head.startswith(NPY_MAGIC) else _vectors_source(opened, options)
@@ -188,7 +203,7 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
         )
     root = torch_root(names)
     if root is not None:
-        return torch_source(opened.name, archive, root, part, limits)
+        return torch_source(opened, archive, root, part)
     if KERAS_ENTRY in names:
         stream = unpack_member(archive, archive.getinfo(KERAS_ENTRY), opened.name, limits)
         weights = replace(opened, stream=stream, path=None).as_file()
@@ -210,30 +225,6 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
     return _recognise(
         replace(opened, name=name, stream=stream, path=None), inner, options, depth + 1
     )
-
-
-def _index_source(opened: Opened, part: str | None, options: OpenOptions) -> RowSource:
-    """One tensor by the index of a model's safetensors shards: {"weight_map": {TENSOR: FILE}}."""
-    data = opened.stream.read(INDEX_BYTES_MAX + 1)
-    try:
-        document = json.loads(data) if len(data) <= INDEX_BYTES_MAX else None
-    except (ValueError, RecursionError):
-        document = None
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) for file in weight_map.values()
-    ):
-        raise BadFile(f"{opened.name} is JSON, but no index of safetensors files")
-    tensor = pick(opened.name, part, {key: f"in {file}" for key, file in weight_map.items()})
-    file = weight_map[tensor]
-    if file != Path(file).name or file in ("", ".", "..") or "#" in file:
-        raise BadFile(f"{opened.name} names {file!r}, which isn't a file beside it")
-    if is_uri(opened.name):
-        location = f"{opened.name.rpartition('/')[0]}/{file}"
-    else:
-        location = str(Path(opened.name).parent / file)
-    shard = open_location(location, options.spool, options.limits, options.closing)
-    return safetensors_source(shard, tensor)
 
 
 def _chain(sources: list[RowSource]) -> RowSource:
