@@ -133,8 +133,8 @@ class _Builder(NamedTuple):
                 return _Mapping(items if isinstance(items, dict) else map(_pair, items))
             case "inert" | "bytes", _:
                 return _Named("inert", "")
-        if tensor := _other_tensor(self.name, arguments):
-            return tensor
+        if unusable := _other_tensor(self.name, arguments):
+            return unusable
         raise BadFile(f"a {self.name} is built from {reprlib.repr(arguments)}")
 
 
