@@ -99,7 +99,8 @@ def _zip(
     waiting_count += sum(part.size for part in parts)
     if waiting_count:
         raise BadFile(
-            f"{name} has {rows_done + waiting_count} keys; {source.name} has {rows_done} rows"
+            f"{name} has {rows_done + waiting_count} keys, which is more keys than {source.name} "
+            f"has rows ({rows_done})"
         )
 
 
@@ -264,7 +265,7 @@ def _blocks(stream: ByteStream, line_bytes_max: int) -> Iterator[tuple[int, byte
         if len(rest) > line_bytes_max + 1:
             raise BadFile(
                 f"{stream.name}: line {line + data.count(10) + 1} is longer than {line_bytes_max} "
-                "bytes, which a key has at most"
+                "bytes"
             )
         if cut:
             yield line, data[:cut]

@@ -47,6 +47,8 @@ from gatherd_server.loaders.torch_zip import LEGACY_MAGIC, torch_root, torch_sou
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 _JSON_OBJECT = re.compile(rb"\s*\{\s*(\"|\}\s*$)")
 KERAS_ENTRY = "model.weights.h5"
+_COLUMN_FORMATS = {"CSV", "TSV", "JSON Lines"}
+_TEXT_FORMATS = {"CSV", "TSV", "GloVe text", "word2vec text", "text of numbers"}
 # What we know but don't read, and what to do with it.
 _REFUSED = {
     b"\x04\x22\x4d\x18": "is packed by lz4; unpack it first (lz4 -d)",
@@ -86,6 +88,7 @@ def open_sources(sources: Sequence[str], options: OpenOptions) -> Iterator[RowSo
 def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
     _check_standard_input([*sources, options.keys, options.words])
     opened = [_open(source, options) for source in sources]
+    _check_used(opened, options)
     source = opened[0] if len(opened) == 1 else _chain(opened)
     if options.limit is not None:
         source = limited(source, options.limit)
@@ -105,6 +108,21 @@ def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
         options.on_bad_row,
         may_have_more=options.limit is not None,
     )
+
+
+def _check_used(sources: list[RowSource], options: OpenOptions) -> None:
+    """InvalidArgument for an option that no source's format has a use for."""
+    formats = {source.format for source in sources}
+    for option, value, its_formats in (
+        ("--vector-columns", options.vector_columns, _COLUMN_FORMATS),
+        ("--first-field", options.first_field, _TEXT_FORMATS),
+        ("--words", options.words, {"fastText"}),
+    ):
+        if value is not None and not formats & its_formats:
+            raise InvalidArgument(
+                f"{sources[0].name} is {sources[0].format}, so leave {option} out: it is for "
+                + ", ".join(sorted(its_formats))
+            )
 
 
 def _check_standard_input(locations: Sequence[str | None]) -> None:
@@ -153,8 +171,6 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
     if head.startswith(FASTTEXT_MAGIC):
         words = _stream_of(options.words, options) if options.words is not None else None
         return fasttext_source(opened, part, words, options.on_bad_row)
-    if options.words is not None:
-        raise InvalidArgument(f"{opened.name} is no fastText model, so leave --words out")
     if head.startswith(HDF5_MAGIC):
         return hdf5_source(opened.name, opened.as_file(), part, options.limits)
     if head.startswith((PARQUET_MAGIC, ARROW_MAGIC)):
