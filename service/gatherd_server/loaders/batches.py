@@ -1,7 +1,7 @@
 """What every loader gives: a source's shape, and its rows in batches."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -61,6 +61,24 @@ class RowSource:
     def __post_init__(self) -> None:
         if not 1 <= self.dim <= DIM_MAX:
             raise BadFile(f"{self.name} has {self.dim} elements a row; a table has 1 to {DIM_MAX}")
+
+
+def limited(source: RowSource, row_count: int) -> RowSource:
+    """The first `row_count` rows of `source`; no more of it is read."""
+
+    def read() -> Iterator[RowBatch]:
+        left = row_count
+        for batch in source.read() if left else ():
+            if len(batch.rows) >= left:
+                keys = slice_keys(batch.keys, 0, left) if batch.keys is not None else None
+                numbers = batch.numbers[:left]
+                yield replace(batch, rows=batch.rows[:left], keys=keys, numbers=numbers)
+                return
+            yield batch
+            left -= len(batch.rows)
+
+    known = source.row_count
+    return replace(source, row_count=None if known is None else min(known, row_count), read=read)
 
 
 def rows_per_batch(dim: int, itemsize: int) -> int:

@@ -41,10 +41,11 @@ _DTYPES = {"halffloat": DType.FLOAT16, "float": DType.FLOAT32, "double": DType.F
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns: of the vectors, and of the keys; None to find the first, and to have none."""
+    """Which columns: of lists (None to find the only one), of keys, or several of numbers."""
 
     vectors: str | None
     keys: str | None
+    numbers: str | None = None
 
 
 def columnar_source(

@@ -10,7 +10,11 @@ LINE_BYTES_MAX = 32 << 20
 PACKING_DEPTH_MAX = 2
 # An archive of any ratio is let grow to this before the ratio counts.
 RATIO_FREE_BYTES = 16 << 20
-ZIP_ENTRIES_MAX = 100_000
+ARCHIVE_ENTRIES_MAX = 100_000
+# A pax header of a tar archive, which is read whole.
+TAR_HEADER_BYTES_MAX = 1 << 20
+# `xz -9` takes 65 MiB to unpack.
+XZ_MEMORY_BYTES_MAX = 256 << 20
 # data.pkl of a torch file: a few hundred bytes a tensor.
 PICKLE_BYTES_MAX = 16 << 20
 PICKLE_DEPTH_MAX = 32
@@ -25,6 +29,10 @@ HDF5_DEPTH_MAX = 64
 ARROW_BATCH_BYTES_MAX = 1 << 30
 # Parts of a table in a folder, or whatever else is in it.
 FOLDER_FILES_MAX = 10_000
+# Keys in JSON (a vocabulary), which is read whole.
+VOCABULARY_BYTES_MAX = 64 << 20
+# `--words` of a fastText model, which are held against its vocabulary.
+WORDS_BYTES_MAX = 64 << 20
 DIM_MAX = 2**20
 
 

@@ -2,24 +2,31 @@ r"""Vectors as text: GloVe (no header), word2vec and fastText .vec (a first line
 
 A line is a token, then dim decimals, separated by blanks or tabs. Tokens are bytes, whatever they
 mean, and may have blanks in them: the last dim fields are the vector. Blanks around a token, "\r"
-at a line's end, blank lines and a UTF-8 byte order mark at the front count for nothing.
+at a line's end, blank lines and a UTF-8 byte order mark at the front count for nothing. A line that
+begins with two blanks or more and has dim numbers has a token of blanks, one fewer.
 
 Without a header, dim is what most of the first lines have: how many fields at the end of a line
 are numbers, but not the whole of it. With one it has to agree with that too, or a wrong header
 would make numbers part of the tokens. For the same reason a token with blanks whose last word is a
 decimal ("word 0.25") is taken for a line with a number too many; "catch 22" is a token.
+
+Where the first lines hold nothing but numbers, as numpy.savetxt and the projector's tensors.tsv
+have them, the first of each is part of the vector if it has a point or exponent anywhere. If they
+all are integers nobody can tell, and `FirstField` has to. Such files may have commas or semicolons
+between the numbers, and comments, lines that begin with "#".
 """
 
 import math
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from enum import Enum
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import BadFile
+from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, keys_of_spans
@@ -30,25 +37,54 @@ SAMPLE_BYTES = 256 << 10
 SAMPLE_LINES_MAX = 64
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIELD_BYTES_SHOWN_MAX = 40
+_COMMENT = b"#"
+_SEPARATORS = (b",", b";")
+
+
+class FirstField(Enum):
+    """What the first field of a line is: the row's key, or a number of its vector."""
+
+    KEY = "key"
+    NUMBER = "number"
 
 
 @dataclass(frozen=True, slots=True)
 class TextShape:
-    """What the front of a text file says; `row_count` is None and `header` False without one."""
+    """What the front of a text file says.
+
+    `row_count` is None and `header` False without a header. Without keys (`has_keys`) a line is
+    all vector; `separator` is what stands between its numbers other than blanks.
+    """
 
     dim: int
     row_count: int | None
     header: bool
+    has_keys: bool = True
+    separator: bytes = b" "
+
+    @property
+    def format(self) -> str:
+        """What such a file is called."""
+        if not self.has_keys:
+            return "text of numbers"
+        return "word2vec text" if self.header else "GloVe text"
 
 
-def text_shape(stream: ByteStream) -> TextShape | None:
-    """The shape of the vectors in `stream`, which isn't moved; None when it isn't such text."""
-    lines = _first_lines(stream)
+def text_shape(stream: ByteStream, first_field: FirstField | None = None) -> TextShape | None:
+    """The shape of the vectors in `stream`, which isn't moved; None when it isn't such text.
+
+    BadFile when the header is wrong; InvalidArgument when only `first_field` can say what the first
+    numbers are, or says what can't be.
+    """
+    lines = first_lines(stream)
     header = header_of(lines[0]) if lines else None
     if header is not None and len(lines) > 1 and _is_binary(lines, header[1]):
         return None
     if header is not None and len(lines) == 1:
         return TextShape(header[1], header[0], True) if header[0] == 0 else None
+    numbers = _shape_of_numbers(stream.name, lines, first_field)
+    if numbers is not None:
+        return numbers
     lengths = Counter(map(_trailing_numbers, lines if header is None else lines[1:]))
     lengths.pop(0, None)
     if not lengths:
@@ -66,6 +102,42 @@ def text_shape(stream: ByteStream) -> TextShape | None:
             f"{stream.name}: line 1 says {header[1]} numbers a line, the lines after it have {dim}"
         )
     return TextShape(dim, header[0], True)
+
+
+def _shape_of_numbers(
+    name: str, lines: list[bytes], first_field: FirstField | None
+) -> TextShape | None:
+    """The shape of lines that have nothing but numbers in them, as many in each; else None."""
+    rows = [line for line in lines if not line.lstrip().startswith(_COMMENT)]
+    separator = next((mark for mark in _SEPARATORS if rows and mark in rows[0]), b" ")
+    split = [line.replace(separator, b" ").split() for line in rows]
+    dim = len(split[0]) if split else 0
+    is_plain = dim > 0 and all(
+        len(fields) == dim and all(_number(field) is not None for field in fields)
+        for fields in split
+    )
+    header = header_of(rows[0]) if rows else None
+    if header is not None and header[1] == 1 and first_field is None:
+        # "ROWS 1" before lines of a key and a number.
+        is_plain = is_plain and header[0] < len(split) - 1
+    if not is_plain:
+        if first_field is FirstField.NUMBER:
+            raise InvalidArgument(
+                f"{name}: its first lines aren't numbers alone, and as many in each; "
+                "leave --first-field number out"
+            )
+        return None
+    if first_field is None and dim > 1:
+        if all(fields[0].lstrip(b"+-").isdigit() for fields in split):
+            raise InvalidArgument(
+                f"{name}: its first {len(split)} lines hold {dim} numbers each, and the first "
+                "could be a key: say --first-field key, or --first-field number when all of them "
+                "are the vector"
+            )
+        first_field = FirstField.NUMBER
+    if first_field is FirstField.KEY:
+        return TextShape(dim - 1, None, False, True, separator) if dim > 1 else None
+    return TextShape(dim, None, False, False, separator)
 
 
 def header_of(line: bytes) -> tuple[int, int] | None:
@@ -88,7 +160,7 @@ def _is_binary(lines: list[bytes], dim: int) -> bool:
     return not (after_token and decimals) and _trailing_numbers(lines[1]) < max(1, dim)
 
 
-def _first_lines(stream: ByteStream) -> list[bytes]:
+def first_lines(stream: ByteStream) -> list[bytes]:
     """The first lines that aren't blank; of a cut one only what is whole."""
     size = SAMPLE_BYTES
     while True:
@@ -127,13 +199,13 @@ def text_source(stream: ByteStream, shape: TextShape, on_bad_row: OnBadRow) -> R
     """The vectors of a text file, read in one pass; tokens become the keys."""
     return RowSource(
         stream.name,
-        "word2vec text" if shape.header else "GloVe text",
+        shape.format,
         DType.FLOAT64,
         DType.FLOAT32,
         shape.dim,
         # What a header promises isn't taken for granted: nothing is reserved by it.
         None,
-        KeyKind.BYTES,
+        KeyKind.BYTES if shape.has_keys else None,
         "line",
         stream.total,
         lambda: _Reader(stream, shape, on_bad_row).batches(),
@@ -161,10 +233,11 @@ class _Reader:
         for block in self._blocks():
             yield self._parse(kernel, block)
         promised = self._shape.row_count
-        if promised is not None and self._vectors != promised:
+        skips = self._on_bad_row is OnBadRow.SKIP
+        if promised is not None and self._vectors != promised and not skips:
             raise BadFile(
                 f"{self._name}: line 1 promises {promised} rows, the file ends at line "
-                f"{self._lines} after {self._vectors}"
+                f"{self._lines} after {self._vectors} (--on-bad-row skip takes those)"
             )
 
     def _skip_header(self) -> None:
@@ -198,6 +271,8 @@ class _Reader:
 
     def _parse(self, kernel: ModuleType, block: bytes) -> RowBatch:
         dim = self._shape.dim
+        if self._shape.separator != b" ":
+            block = block.replace(self._shape.separator, b" ")
         text = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(text == ord("\n"))
         values = np.empty((ends.size, dim))
@@ -206,11 +281,18 @@ class _Reader:
         # At least two bytes a number; pages that aren't written to are no memory.
         left = np.empty((min(ends.size * dim, len(block) // 2 + 1), 4), np.int64)
         left_count = kernel.parse_lines(text, ends, dim, values, tokens, fields, left)
+        if self._shape.has_keys:
+            _find_blank_tokens(block, tokens, (fields == dim) & (tokens[:, 0] == tokens[:, 1]))
         lengths = tokens[:, 1] - tokens[:, 0]
         is_blank = (fields == 0) & (lengths == 0)
-        is_good = (fields == dim) & (lengths > 0) & (lengths <= KEY_BYTES_MAX)
         wrong = self._read_left(block, left[:left_count], values)
-        wrong.update(_numbers_too_many(block, tokens))
+        if self._shape.has_keys:
+            is_good = (fields == dim) & (lengths > 0) & (lengths <= KEY_BYTES_MAX)
+            wrong.update(_numbers_too_many(block, tokens))
+        else:
+            is_blank |= _are_comments(text, ends)
+            wrong = {line: field for line, field in wrong.items() if not is_blank[line]}
+            is_good = (fields == dim) & (lengths == 0) & ~is_blank
         is_good[list(wrong)] = False
         bad = np.flatnonzero(~is_good & ~is_blank)
         numbers = np.arange(self._lines + 1, self._lines + 1 + ends.size)
@@ -218,25 +300,42 @@ class _Reader:
         if bad.size and self._on_bad_row is OnBadRow.ERROR:
             line = int(bad[0])
             raise BadFile(
-                f"{self._name}: line {numbers[line]}: expected a token and {dim} numbers, "
-                f"{_found(tokens[line], int(fields[line]), wrong.get(line), dim)} "
-                "(--on-bad-row skip leaves such lines out)"
+                f"{self._name}: line {numbers[line]}: "
+                + self._expected(tokens[line], int(fields[line]), wrong.get(line))
             )
         self._lines += ends.size
         if bad.size or is_blank.any():
             values, tokens, numbers = values[is_good], tokens[is_good], numbers[is_good]
-        keys = keys_of_spans(text, tokens[:, 0], tokens[:, 1])
+        keys = keys_of_spans(text, tokens[:, 0], tokens[:, 1]) if self._shape.has_keys else None
         return RowBatch(values, keys, numbers, self._stream.done(), int(bad.size))
+
+    def _expected(self, token: NDArray[np.int64], fields: int, wrong: bytes | None) -> str:
+        """What is wrong with a line, and which option decides."""
+        dim = self._shape.dim
+        if self._shape.has_keys:
+            return (
+                f"expected a token and {dim} numbers, {_found(token, fields, wrong, dim)} "
+                "(--on-bad-row skip leaves such lines out; if line 1 names columns, --key-column "
+                "says which has the keys)"
+            )
+        found = f"found {fields} fields" if fields < dim else "found more"
+        if wrong:
+            found = f"found {_shown(wrong)} where a number should be"
+        return (
+            f"expected {dim} numbers and nothing else, {found} (if the first field of each line "
+            "is its key: --first-field key)"
+        )
 
     def _check_promise(self, numbers: NDArray[np.int64], is_blank: NDArray[np.bool_]) -> None:
         """Count the lines that aren't blank, and hold them against the header."""
         before, promised = self._vectors, self._shape.row_count
         self._vectors += int(is_blank.size - np.count_nonzero(is_blank))
-        if promised is not None and self._vectors > promised:
+        skips = self._on_bad_row is OnBadRow.SKIP
+        if promised is not None and self._vectors > promised and not skips:
             extra = int(np.flatnonzero(~is_blank)[promised - before])
             raise BadFile(
                 f"{self._name}: line 1 promises {promised} rows, but line {numbers[extra]} is "
-                "one more"
+                "one more (--on-bad-row skip takes all there are)"
             )
 
     def _read_left(
@@ -261,6 +360,24 @@ def load_kernel() -> ModuleType:
     return text_kernel
 
 
+def _find_blank_tokens(
+    block: bytes, tokens: NDArray[np.int64], is_empty: NDArray[np.bool_]
+) -> None:
+    """Give the lines that begin with two blanks or more and have no other token one of blanks."""
+    for line in np.flatnonzero(is_empty).tolist():
+        begin = int(tokens[line, 0])
+        end = begin
+        while block[end] == ord(" "):
+            end += 1
+        if end - begin > 1:
+            tokens[line] = (begin, end - 1, 0)
+
+
+def _are_comments(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the lines that end before `ends`, (n,), begin with "#"; bool (n,)."""
+    return np.asarray(text[np.concatenate([[0], ends[:-1] + 1])] == _COMMENT[0])
+
+
 def _numbers_too_many(block: bytes, tokens: NDArray[np.int64]) -> dict[int, bytes]:
     """The lines whose token ends in what must be one more number of the vector."""
     found = {}
@@ -279,6 +396,9 @@ def _found(token: NDArray[np.int64], fields: int, wrong: bytes | None, dim: int)
     if wrong == b"":
         return f"found a number more before the last {dim}"
     if wrong is not None:
-        shown = wrong[:FIELD_BYTES_SHOWN_MAX].decode("utf-8", "backslashreplace")
-        return f"found {shown!r} where a number should be"
+        return f"found {_shown(wrong)} where a number should be"
     return f"found a token of {length} bytes; a key has at most {KEY_BYTES_MAX}"
+
+
+def _shown(field: bytes) -> str:
+    return repr(field[:FIELD_BYTES_SHOWN_MAX].decode("utf-8", "backslashreplace"))
