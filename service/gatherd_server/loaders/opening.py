@@ -194,6 +194,8 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
     if head.startswith((PARQUET_MAGIC, ARROW_MAGIC)):
         columns = Columns(part, options.own_key_column, options.vector_columns)
         path = opened.as_file()
+        # A table may have more parts than a process may have files open.
+        opened.stream.close()
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
     if head.startswith(GGUF_MAGIC):
         return gguf_source(opened, part, options.own_key_column)
