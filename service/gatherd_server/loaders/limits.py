@@ -18,6 +18,8 @@ XZ_MEMORY_BYTES_MAX = 256 << 20
 # data.pkl of a torch file: a few hundred bytes a tensor.
 PICKLE_BYTES_MAX = 16 << 20
 PICKLE_DEPTH_MAX = 32
+# A pickle of gensim's: it has every word, each twice, and arrays of up to 10 MiB.
+ARRAY_PICKLE_BYTES_MAX = 512 << 20
 # Containers that a pickle makes: each a byte or two there, and some hundred in memory.
 OBJECTS_MAX = 2_000_000
 TENSORS_MAX = 100_000

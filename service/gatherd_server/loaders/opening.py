@@ -21,6 +21,7 @@ from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, limite
 from gatherd_server.loaders.columnar import ARROW_MAGIC, PARQUET_MAGIC, Columns, columnar_source
 from gatherd_server.loaders.fasttext import FASTTEXT_MAGIC, fasttext_source
 from gatherd_server.loaders.folders import folder_sources, index_source
+from gatherd_server.loaders.gensim_files import PICKLE_MAGICS, pickle_source
 from gatherd_server.loaders.gguf import gguf_source
 from gatherd_server.loaders.hdf5 import HDF5_MAGIC, hdf5_source
 from gatherd_server.loaders.keys_file import with_keys
@@ -197,6 +198,8 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
         # A table may have more parts than a process may have files open.
         opened.stream.close()
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
+    if head.startswith(PICKLE_MAGICS):
+        return pickle_source(opened, part, _opener(options, depth + 1))
     if head.startswith(GGUF_MAGIC):
         return gguf_source(opened, part, options.own_key_column)
     if len(head) > 8 and head[8:9] == b"{" and head[4:8] == bytes(4):
@@ -204,6 +207,11 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
     if _JSON_OBJECT.match(head) and not _is_json_lines(opened.stream):
         _check_depth(opened, depth)
         return index_source(opened, part, _opener(options, depth + 1))
+    return _plain_source(opened, head, part, options)
+
+
+def _plain_source(opened: Opened, head: bytes, part: str | None, options: OpenOptions) -> RowSource:
+    """A .npy array or text: what has no parts but columns."""
     if not head.startswith(NPY_MAGIC):
         named = ColumnOptions(part, options.vector_columns, options.own_key_column)
         text = TextOptions(named, options.first_field, options.on_bad_row)
@@ -224,11 +232,6 @@ def _refuse(name: str, head: bytes) -> None:
         raise BadFile(
             f"{name} is a torch file of before 1.6, all of it one pickle; load it with torch and "
             "save it again: torch.save(state_dict, …)"
-        )
-    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise BadFile(
-            f"{name} is a pickle, which is never run here; save the array itself: numpy.save, or "
-            "gensim's save_word2vec_format"
         )
 
 

@@ -25,14 +25,14 @@ _OBJECT_OPCODES = {
 class Copies:
     """How many elements a pickle may still have copied. Out of its reach, as a tuple's member."""
 
-    def __init__(self) -> None:
-        self.left = OBJECTS_MAX
+    def __init__(self, count_max: int = OBJECTS_MAX) -> None:
+        self.left = self._count_max = count_max
 
     def take(self, count: int) -> None:
         """BadFile when `count` elements more are too many."""
         self.left -= count
         if self.left < 0:
-            raise BadFile(f"it copies more than {OBJECTS_MAX} elements")
+            raise BadFile(f"it copies more than {self._count_max} elements")
 
 
 def run_restricted(unpickler: pickle.Unpickler, data: bytes, name: str) -> Any:
