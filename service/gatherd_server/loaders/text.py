@@ -89,6 +89,8 @@ def text_shape(stream: ByteStream, first_field: FirstField | None = None) -> Tex
     lengths.pop(0, None)
     if not lengths:
         return None
+    if _have_commas(lines):
+        return None
     most = max(lengths.values())
     # Of as many, the longest: too large a dim is an error soon, too small a one makes odd tokens.
     dim = max(length for length, count in lengths.items() if count == most)
@@ -104,27 +106,31 @@ def text_shape(stream: ByteStream, first_field: FirstField | None = None) -> Tex
     return TextShape(dim, header[0], True)
 
 
+def _have_commas(lines: list[bytes]) -> bool:
+    """Whether most lines have something other than blanks between their fields."""
+    fields = [line.split() for line in lines[1:] or lines]
+    count = sum(any(field.endswith(_SEPARATORS) for field in line[:-1]) for line in fields)
+    return 2 * count > len(fields)
+
+
 def _shape_of_numbers(
     name: str, lines: list[bytes], first_field: FirstField | None
 ) -> TextShape | None:
-    """The shape of lines that have nothing but numbers in them, as many in each; else None."""
+    """The shape of lines that have nothing but numbers in them; else None."""
     rows = [line for line in lines if not line.lstrip().startswith(_COMMENT)]
     separator = next((mark for mark in _SEPARATORS if rows and mark in rows[0]), b" ")
     split = [line.replace(separator, b" ").split() for line in rows]
-    dim = len(split[0]) if split else 0
-    is_plain = dim > 0 and all(
-        len(fields) == dim and all(_number(field) is not None for field in fields)
-        for fields in split
-    )
+    is_plain = bool(split) and all(_number(field) is not None for line in split for field in line)
+    # A line that has more or fewer is for the reader to tell of.
+    dim = Counter(map(len, split)).most_common(1)[0][0] if split else 0
     header = header_of(rows[0]) if rows else None
-    if header is not None and header[1] == 1 and first_field is None:
-        # "ROWS 1" before lines of a key and a number.
-        is_plain = is_plain and header[0] < len(split) - 1
+    if header is not None and header[1] == dim - 1 and first_field is None:
+        # "ROWS DIM" before lines of a key and DIM numbers; "5 1" can be numbers itself.
+        is_plain = is_plain and dim == 2 and header[0] < len(split) - 1
     if not is_plain:
         if first_field is FirstField.NUMBER:
             raise InvalidArgument(
-                f"{name}: its first lines aren't numbers alone, and as many in each; "
-                "leave --first-field number out"
+                f"{name}: its first lines aren't numbers alone; leave --first-field number out"
             )
         return None
     if first_field is None and dim > 1:
