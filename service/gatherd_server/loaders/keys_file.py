@@ -99,8 +99,8 @@ def _zip(
     waiting_count += sum(part.size for part in parts)
     if waiting_count:
         raise BadFile(
-            f"{name} has {rows_done + waiting_count} keys, which is more keys than {source.name} "
-            f"has rows ({rows_done})"
+            f"{name} has more keys than {source.name} has rows ({rows_done}): "
+            f"{rows_done + waiting_count}"
         )
 
 
@@ -264,8 +264,8 @@ def _blocks(stream: ByteStream, line_bytes_max: int) -> Iterator[tuple[int, byte
         rest = data[cut:]
         if len(rest) > line_bytes_max + 1:
             raise BadFile(
-                f"{stream.name}: line {line + data.count(10) + 1} is longer than {line_bytes_max} "
-                "bytes"
+                f"{stream.name}: line {line + data.count(10) + 1} is longer than a "
+                f"key's {line_bytes_max} bytes"
             )
         if cut:
             yield line, data[:cut]

@@ -133,7 +133,7 @@ def _shape_of_numbers(
                 f"{name}: its first lines aren't numbers alone; leave --first-field number out"
             )
         return None
-    if first_field is None and dim > 1:
+    if first_field is None:
         if all(fields[0].lstrip(b"+-").isdigit() for fields in split):
             raise InvalidArgument(
                 f"{name}: its first {len(split)} lines hold {dim} numbers each, and the first "
