@@ -259,8 +259,10 @@ def _batch(
     if first_row is not None:
         _read_rows(model, np.arange(first_row, first_row + len(words)), sums)
     owners = np.repeat(np.arange(len(words)), counts)
-    _add_rows(model, buckets + model.word_count, owners, sums)
-    sums /= np.maximum(counts + own, 1)[:, None].astype(np.float32)
+    # What isn't finite is for the import's policy.
+    with np.errstate(all="ignore"):
+        _add_rows(model, buckets + model.word_count, owners, sums)
+        sums /= np.maximum(counts + own, 1)[:, None].astype(np.float32)
     good = np.flatnonzero(is_good)
     keys = [words[index] for index in good.tolist()]
     offsets = np.zeros(len(keys) + 1, np.int64)
