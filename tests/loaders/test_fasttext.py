@@ -59,7 +59,7 @@ def composed(word: str, minn: int, maxn: int, buckets: int = BUCKETS) -> NDArray
                 signed = byte - 256 if byte >= 128 else byte
                 hashed = ((hashed ^ (signed & 0xFFFFFFFF)) * 16777619) & 0xFFFFFFFF
             used.append(rows[len(WORDS) + hashed % buckets])
-    return np.mean(used, axis=0)
+    return np.asarray(np.mean(used, axis=0))
 
 
 @pytest.mark.parametrize(("minn", "maxn"), [(3, 6), (1, 2), (2, 2), (0, 0)])

@@ -1,13 +1,18 @@
 """`gatherd import` as a whole: its summary, full disks, kills, and the memory it takes."""
 
 import re
+import shutil
+import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from backports import zstd
+from numpy.typing import NDArray
 
 from gatherd.errors import DiskFull, StorageError
 from gatherd.store.catalog import open_table, read_catalog
@@ -112,17 +117,24 @@ finally:
 """
 
 
-def peak_bytes(*arguments: str | Path) -> int:
-    """Peak resident memory of an import, all of it: libraries and mapped pages too."""
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, "import", *map(str, arguments)],
-        capture_output=True, text=True, env=clean_environment(), timeout=100,
-    )  # fmt: skip
+def peak_bytes(name: str, path: Path, *arguments: str | Path) -> int:
+    """Peak resident memory of an import, all of it: libraries and mapped pages too.
+
+    What is packed comes in by standard input.
+    """
+    source = "-" if path.suffix == ".zst" else path
+    with open(path, "rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "import", name, *map(str, (source, *arguments))],
+            stdin=file, capture_output=True, text=True, env=clean_environment(), timeout=100,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split("peak")[1]) * 1024
 
 
-@pytest.mark.parametrize("suffix", ["npy", "bin", "txt", "h5", "parquet", "npz"])
+@pytest.mark.parametrize(
+    "suffix", ["npy", "txt", "h5", "parquet", "npz", "bin.zst", "tar.zst", "ft"]
+)
 def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: str) -> None:
     small, large = tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"
     write(small, 20)
@@ -139,6 +151,18 @@ def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: s
             path.unlink()
 
 
+def write_fasttext(path: Path, rows: NDArray[np.float32], mb: int) -> None:
+    """A model of `mb` MB of words, and as many of n-grams' buckets."""
+    count = len(rows) * (mb + 1)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<ii", 793712314, 12))
+        file.write(struct.pack("<12id", 512, 5, 5, 1, 5, 1, 2, 2, count, 3, 6, 100, 1e-4))
+        file.write(struct.pack("<iiiqq", count, count, 0, 0, -1))
+        file.writelines(b"word%d\0" % word + bytes(9) for word in range(count))
+        file.write(struct.pack("<?qq", False, 2 * count, 512))
+        file.writelines(rows.tobytes() for _ in range(2 * mb + 2))
+
+
 def write(path: Path, mb: int) -> None:
     """A file of `mb` MB of float32, or of text."""
     rows = np.random.default_rng(0).normal(size=(MB // 2048, 512)).astype(np.float32)
@@ -147,6 +171,17 @@ def write(path: Path, mb: int) -> None:
         for start in range(0, len(array), len(rows)):
             array[start : start + len(rows)] = rows[: len(array) - start]
         array.flush()
+    elif path.suffix == ".zst":
+        inner = path.with_suffix("")
+        write(inner, mb)
+        with open(inner, "rb") as file, zstd.open(path, "wb", level=1) as packed:
+            shutil.copyfileobj(file, packed)
+    elif path.suffix == ".tar":
+        write(path.with_suffix(".bin"), mb)
+        with tarfile.open(path, "w") as archive:
+            archive.add(path.with_suffix(".bin"), "v.bin")
+    elif path.suffix == ".ft":
+        write_fasttext(path, rows, mb)
     elif path.suffix == ".npz":
         write(path.with_suffix(".npy"), mb)
         with zipfile.ZipFile(path, "w") as file:

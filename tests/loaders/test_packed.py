@@ -7,6 +7,7 @@ import lzma
 import sys
 import tarfile
 import zipfile
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -43,7 +44,7 @@ def tarred(members: dict[str, bytes], form: int = tarfile.PAX_FORMAT) -> bytes:
     return buffer.getvalue()
 
 
-PACKS = [
+PACKS: list[Callable[[bytes], bytes]] = [
     gzip.compress,
     bz2.compress,
     lzma.compress,
@@ -57,9 +58,8 @@ IDS = ["gzip", "bzip2", "xz", "zstd", "zip", "tar"]
 @pytest.mark.parametrize("pack", PACKS, ids=IDS)
 @pytest.mark.parametrize("whole", [TEXT, BINARY, b"".join(b"w%d 1 2\n" % i for i in range(9999))])
 def test_what_is_packed_comes_in_as_it_would_unpacked(
-    tmp_path: Path, whole: bytes, pack: object
+    tmp_path: Path, whole: bytes, pack: Callable[[bytes], bytes]
 ) -> None:
-    assert callable(pack)
     (tmp_path / "v").write_bytes(whole)
     expected = run_import(tmp_path / "d", tmp_path / "v")
     packed = {"v.packed": pack(whole), "v.twice": gzip.compress(pack(whole))}
@@ -157,8 +157,9 @@ def test_the_member_has_to_be_named_when_there_are_several(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("pack", PACKS, ids=IDS)
-def test_a_truncated_file_is_refused_at_every_byte(tmp_path: Path, pack: object) -> None:
-    assert callable(pack)
+def test_a_truncated_file_is_refused_at_every_byte(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
     # Of the zeros that end a tar one block is enough.
     whole = pack(TEXT)[:1536]
     # What is shorter than a tar's header can't be told from text.
@@ -175,8 +176,9 @@ def bomb() -> bytes:
 
 
 @pytest.mark.parametrize("pack", [PACKS[0], PACKS[4]], ids=["gzip", "zip"])
-def test_a_bomb_is_stopped_by_its_ratio_and_its_size(tmp_path: Path, pack: object) -> None:
-    assert callable(pack)
+def test_a_bomb_is_stopped_by_its_ratio_and_its_size(
+    tmp_path: Path, pack: Callable[[bytes], bytes]
+) -> None:
     path = tmp_path / "v"
     path.write_bytes(pack(bomb()))
     ratio = len(bomb()) / path.stat().st_size
@@ -189,9 +191,8 @@ def test_a_bomb_is_stopped_by_its_ratio_and_its_size(tmp_path: Path, pack: objec
 
 @pytest.mark.parametrize("pack", PACKS[1:4], ids=IDS[1:4])
 def test_a_bomb_of_any_packing_is_stopped(
-    tmp_path: Path, pack: object, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, pack: Callable[[bytes], bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    assert callable(pack)
     monkeypatch.setattr("gatherd_server.loaders.streams.RATIO_FREE_BYTES", 1 << 16)
     (tmp_path / "v").write_bytes(pack(bomb()[: 2 << 20]))
     with pytest.raises(BadFile, match=r"times its size \(raise --unpacked-ratio-max"):
