@@ -138,6 +138,14 @@ def show_key(keys: Keys, index: int) -> str:
         return repr(key[:64])
 
 
+def list_parts(shapes: dict[str, str]) -> str:
+    """The first of them, a line each, and how many more there are."""
+    shown = list(shapes.items())[:TENSORS_SHOWN_MAX]
+    listed = "".join(f"\n  {key}  {shape}" for key, shape in shown)
+    more = len(shapes) - TENSORS_SHOWN_MAX
+    return listed + (f"\n  and {more} more" if more > 0 else "")
+
+
 def pick(name: str, wanted: str | None, shapes: dict[str, str], what: str = "tensor") -> str:
     """The entry `wanted` of file `name`, or its only one; `shapes` is what each is, as text.
 
@@ -147,10 +155,7 @@ def pick(name: str, wanted: str | None, shapes: dict[str, str], what: str = "ten
         return next(iter(shapes))
     if wanted is not None and wanted in shapes:
         return wanted
-    shown = list(shapes.items())[:TENSORS_SHOWN_MAX]
-    listed = "".join(f"\n  {key}  {shape}" for key, shape in shown)
-    more = len(shapes) - TENSORS_SHOWN_MAX
-    listed += f"\n  and {more} more" if more > 0 else ""
+    listed = list_parts(shapes)
     if wanted is None:
         if not shapes:
             raise BadFile(f"{name} holds no {what}")

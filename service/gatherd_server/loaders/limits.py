@@ -18,6 +18,8 @@ XZ_MEMORY_BYTES_MAX = 256 << 20
 # data.pkl of a torch file: a few hundred bytes a tensor.
 PICKLE_BYTES_MAX = 16 << 20
 PICKLE_DEPTH_MAX = 32
+# Containers that a pickle makes: each a byte or two there, and some hundred in memory.
+OBJECTS_MAX = 2_000_000
 TENSORS_MAX = 100_000
 TENSORS_SHOWN_MAX = 20
 # HDF5 unpacks a chunk whole.
@@ -25,7 +27,8 @@ HDF5_CHUNK_BYTES_MAX = 256 << 20
 HDF5_DEPTH_MAX = 64
 # A record batch of an Arrow file is unpacked whole.
 ARROW_BATCH_BYTES_MAX = 1 << 30
-INDEX_BYTES_MAX = 64 << 20
+# Parts of a table in a folder, or whatever else is in it.
+FOLDER_FILES_MAX = 10_000
 # Keys in JSON (a vocabulary), which is read whole.
 VOCABULARY_BYTES_MAX = 64 << 20
 # `--words` of a fastText model, which are held against its vocabulary.

@@ -8,22 +8,24 @@ import json
 import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.format import NPY_MAGIC, open_readonly
+from gatherd.store.gguf import GGUF_MAGIC
 from gatherd_server.loaders.arrays import npy_source, npz_source, safetensors_source
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, limited, pick
 from gatherd_server.loaders.columnar import ARROW_MAGIC, PARQUET_MAGIC, Columns, columnar_source
 from gatherd_server.loaders.fasttext import FASTTEXT_MAGIC, fasttext_source
+from gatherd_server.loaders.folders import folder_sources, index_source
+from gatherd_server.loaders.gguf import gguf_source
 from gatherd_server.loaders.hdf5 import HDF5_MAGIC, hdf5_source
 from gatherd_server.loaders.keys_file import with_keys
 from gatherd_server.loaders.limits import (
     ARCHIVE_ENTRIES_MAX,
-    INDEX_BYTES_MAX,
     PACKING_DEPTH_MAX,
     UnpackLimits,
 )
@@ -47,7 +49,7 @@ from gatherd_server.loaders.torch_zip import LEGACY_MAGIC, torch_root, torch_sou
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 _JSON_OBJECT = re.compile(rb"\s*\{\s*(\"|\}\s*$)")
 KERAS_ENTRY = "model.weights.h5"
-_COLUMN_FORMATS = {"CSV", "TSV", "JSON Lines"}
+_COLUMN_FORMATS = {"CSV", "TSV", "JSON Lines", "Parquet", "Arrow"}
 _TEXT_FORMATS = {"CSV", "TSV", "GloVe text", "word2vec text", "text of numbers"}
 # What we know but don't read, and what to do with it.
 _REFUSED = {
@@ -73,6 +75,11 @@ class OpenOptions:
     limit: int | None = None
     closing: ExitStack = field(default_factory=ExitStack, init=False)
 
+    @property
+    def own_key_column(self) -> str | None:
+        """The key column of the source itself; with `keys` it is that file's."""
+        return self.key_column if self.keys is None else None
+
 
 @contextmanager
 def open_sources(sources: Sequence[str], options: OpenOptions) -> Iterator[RowSource]:
@@ -87,7 +94,7 @@ def open_sources(sources: Sequence[str], options: OpenOptions) -> Iterator[RowSo
 
 def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
     _check_standard_input([*sources, options.keys, options.words])
-    opened = [_open(source, options) for source in sources]
+    opened = [rows for source in sources for rows in _open(source, options)]
     _check_used(opened, options)
     source = opened[0] if len(opened) == 1 else _chain(opened)
     if options.limit is not None:
@@ -140,15 +147,26 @@ def _stream_of(location: str, options: OpenOptions) -> ByteStream:
     return stream
 
 
-def _open(source: str, options: OpenOptions) -> RowSource:
+def _open(source: str, options: OpenOptions) -> list[RowSource]:
     location, part = _split(source)
-    opened = open_location(location, options.spool, options.limits, options.closing)
-    return _recognise(opened, part, options, 0)
+    if not is_uri(location) and Path(location).is_dir():
+        return folder_sources(location, part, _opener(options, 0))
+    return [_opener(options, 0)(location, part)]
+
+
+def _opener(options: OpenOptions, depth: int) -> Callable[[str, str | None], RowSource]:
+    """Opens a location; `depth` counts the packings and indexes that led to it."""
+
+    def open_(location: str, part: str | None) -> RowSource:
+        opened = open_location(location, options.spool, options.limits, options.closing)
+        return _recognise(opened, part, options, depth)
+
+    return open_
 
 
 def _split(source: str) -> tuple[str, str | None]:
     """Location and part of a source; a "#" in the name of a file that is there is just that."""
-    if "#" not in source or (not is_uri(source) and Path(source).is_file()):
+    if "#" not in source or (not is_uri(source) and Path(source).exists()):
         return source, None
     location, _, part = source.partition("#")
     return location, part or None
@@ -174,16 +192,20 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
     if head.startswith(HDF5_MAGIC):
         return hdf5_source(opened.name, opened.as_file(), part, options.limits)
     if head.startswith((PARQUET_MAGIC, ARROW_MAGIC)):
-        columns = Columns(part, options.key_column)
+        columns = Columns(part, options.own_key_column, options.vector_columns)
         path = opened.as_file()
+        # A table may have more parts than a process may have files open.
+        opened.stream.close()
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
+    if head.startswith(GGUF_MAGIC):
+        return gguf_source(opened, part, options.own_key_column)
     if len(head) > 8 and head[8:9] == b"{" and head[4:8] == bytes(4):
         return safetensors_source(opened, part)
     if _JSON_OBJECT.match(head) and not _is_json_lines(opened.stream):
-        return _index_source(opened, part, options)
+        _check_depth(opened, depth)
+        return index_source(opened, part, _opener(options, depth + 1))
     if not head.startswith(NPY_MAGIC):
-        key_column = options.key_column if options.keys is None else None
-        named = ColumnOptions(part, options.vector_columns, key_column)
+        named = ColumnOptions(part, options.vector_columns, options.own_key_column)
         text = TextOptions(named, options.first_field, options.on_bad_row)
         return source_of_text(opened.stream, text)
     if part is not None:
@@ -240,7 +262,7 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
         )
     root = torch_root(names)
     if root is not None:
-        return torch_source(opened.name, archive, root, part, limits)
+        return torch_source(opened, archive, root, part)
     if KERAS_ENTRY in names:
         stream = unpack_member(archive, archive.getinfo(KERAS_ENTRY), opened.name, limits)
         weights = replace(opened, stream=stream, path=None).as_file()
@@ -282,30 +304,6 @@ def _tar_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
     return _recognise(
         replace(opened, name=name, stream=stream, path=None), inner, options, depth + 1
     )
-
-
-def _index_source(opened: Opened, part: str | None, options: OpenOptions) -> RowSource:
-    """One tensor by the index of a model's safetensors shards: {"weight_map": {TENSOR: FILE}}."""
-    data = opened.stream.read(INDEX_BYTES_MAX + 1)
-    try:
-        document = json.loads(data) if len(data) <= INDEX_BYTES_MAX else None
-    except (ValueError, RecursionError):
-        document = None
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) for file in weight_map.values()
-    ):
-        raise BadFile(f"{opened.name} is JSON, but no index of safetensors files")
-    tensor = pick(opened.name, part, {key: f"in {file}" for key, file in weight_map.items()})
-    file = weight_map[tensor]
-    if file != Path(file).name or file in ("", ".", "..") or "#" in file:
-        raise BadFile(f"{opened.name} names {file!r}, which isn't a file beside it")
-    if is_uri(opened.name):
-        location = f"{opened.name.rpartition('/')[0]}/{file}"
-    else:
-        location = str(Path(opened.name).parent / file)
-    shard = open_location(location, options.spool, options.limits, options.closing)
-    return safetensors_source(shard, tensor)
 
 
 def _chain(sources: list[RowSource]) -> RowSource:
