@@ -1,5 +1,7 @@
 """`gatherd import` as a whole: its summary, full disks, kills, and the memory it takes."""
 
+import json
+import os
 import re
 import shutil
 import struct
@@ -51,6 +53,50 @@ def test_an_error_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert read_catalog(data_dir).tables == {}
     left = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*")}
     assert left == {"lock", "control", "catalog.json", "staging"}
+
+
+def pipe_in(data: bytes, *arguments: str | Path) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [sys.executable, "-m", "gatherd_server", "import", "w", *map(str, arguments)],
+        input=data, capture_output=True, env=clean_environment(), timeout=60,
+    )  # fmt: skip
+
+
+def test_standard_input_is_a_source_and_may_have_the_keys(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with tarfile.open(tmp_path / "v.tar.gz", "w:gz") as archive:
+        (tmp_path / "v.txt").write_bytes(b"a 1 2\nb 3 4\nc 5 6\n")
+        archive.add(tmp_path / "v.txt", "v.txt")
+    packed = (tmp_path / "v.tar.gz").read_bytes()
+    done = pipe_in(packed, "-", "--limit", "2", "--data-dir", data_dir)
+    assert done.returncode == 0, done.stderr
+    table = open_table(data_dir, "w", 1)
+    np.testing.assert_array_equal(table.lookup(np.arange(2)).vectors, [[1, 2], [3, 4]])
+    assert json.loads(table_manifest(data_dir))["origin"] == {"imported": ["-"]}
+    np.save(tmp_path / "a.npy", np.eye(2))
+    arguments = (tmp_path / "a.npy", "--keys", "-", "--data-dir", tmp_path / "keyed")
+    assert pipe_in(b"x\ny\n", *arguments).returncode == 0
+    done = pipe_in(b"x\ny\n", "-", "--keys", "-", "--data-dir", tmp_path / "other")
+    assert done.returncode == 1
+    assert b"standard input (-) can be read only once" in done.stderr
+
+
+def test_a_terminal_is_no_source(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gatherd_server", "import", "w", "-", "--data-dir", tmp_path],
+            stdin=theirs, capture_output=True, env=clean_environment(), timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 1
+    assert b"standard input is a terminal; pipe a file into it" in done.stderr
+
+
+def table_manifest(data_dir: Path) -> str:
+    return (data_dir / "tables/w/v000001/manifest.json").read_text()
 
 
 class FullAfter(Files):

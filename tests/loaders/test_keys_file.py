@@ -201,6 +201,15 @@ def test_metadata_of_the_projector_has_the_keys_in_a_column(tmp_path: Path, sour
         run_import(tmp_path / "d", source, keys=tmp_path / "metadata.tsv")
 
 
+@pytest.mark.parametrize("rows", [ROWS, np.arange(30).reshape(10, 3)])
+def test_the_projectors_two_files_make_a_table(tmp_path: Path, rows: Any) -> None:
+    np.savetxt(tmp_path / "tensors.tsv", rows, delimiter="\t", fmt="%.7g")
+    (tmp_path / "metadata.tsv").write_text("".join(f"w{row}\n" for row in range(10)))
+    done = run_import(tmp_path / "d", tmp_path / "tensors.tsv", keys=tmp_path / "metadata.tsv")
+    assert done.keys == [b"w%d" % row for row in range(10)]
+    np.testing.assert_allclose(done.rows, rows, rtol=1e-6)
+
+
 @pytest.mark.parametrize("packed", [bytes, bz2.compress, lzma.compress])
 def test_a_byte_order_mark_is_no_part_of_a_key(tmp_path: Path, source: Path, packed: Any) -> None:
     whole = "\n".join(f"é{row}" for row in range(10))

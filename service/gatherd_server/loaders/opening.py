@@ -206,7 +206,8 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
         return index_source(opened, part, _opener(options, depth + 1))
     if not head.startswith(NPY_MAGIC):
         named = ColumnOptions(part, options.vector_columns, options.own_key_column)
-        text = TextOptions(named, options.first_field, options.on_bad_row)
+        has_keys = options.keys is not None
+        text = TextOptions(named, options.first_field, options.on_bad_row, has_keys)
         return source_of_text(opened.stream, text)
     if part is not None:
         raise InvalidArgument(f"{opened.name} has no parts, so no {part!r} to pick")

@@ -195,6 +195,13 @@ def _open_standard_input(spool: Spool, limits: UnpackLimits, closing: ExitStack)
     return Opened(name, ByteStream(name, file, None), None, spool, limits, closing)
 
 
+def without_password(uri: str) -> str:
+    """`uri` as others may see it: without a user and password before its host."""
+    scheme, separator, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
+
+
 def is_uri(location: str) -> bool:
     """Whether `location` is a URI rather than a path."""
     scheme, separator, _ = location.partition("://")

@@ -70,8 +70,12 @@ class TextShape:
         return "word2vec text" if self.header else "GloVe text"
 
 
-def text_shape(stream: ByteStream, first_field: FirstField | None = None) -> TextShape | None:
+def text_shape(
+    stream: ByteStream, first_field: FirstField | None = None, *, has_other_keys: bool = False
+) -> TextShape | None:
     """The shape of the vectors in `stream`, which isn't moved; None when it isn't such text.
+
+    Where its rows have keys from elsewhere (`has_other_keys`), numbers alone are numbers.
 
     BadFile when the header is wrong; InvalidArgument when only `first_field` can say what the first
     numbers are, or says what can't be.
@@ -82,7 +86,7 @@ def text_shape(stream: ByteStream, first_field: FirstField | None = None) -> Tex
         return None
     if header is not None and len(lines) == 1:
         return TextShape(header[1], header[0], True) if header[0] == 0 else None
-    numbers = _shape_of_numbers(stream.name, lines, first_field)
+    numbers = _shape_of_numbers(stream.name, lines, first_field, has_other_keys)
     if numbers is not None:
         return numbers
     lengths = Counter(map(_trailing_numbers, lines if header is None else lines[1:]))
@@ -114,7 +118,7 @@ def _have_commas(lines: list[bytes]) -> bool:
 
 
 def _shape_of_numbers(
-    name: str, lines: list[bytes], first_field: FirstField | None
+    name: str, lines: list[bytes], first_field: FirstField | None, has_other_keys: bool
 ) -> TextShape | None:
     """The shape of lines that have nothing but numbers in them; else None."""
     rows = [line for line in lines if not line.lstrip().startswith(_COMMENT)]
@@ -134,7 +138,8 @@ def _shape_of_numbers(
             )
         return None
     if first_field is None:
-        if all(fields[0].lstrip(b"+-").isdigit() for fields in split):
+        are_integers = all(fields[0].lstrip(b"+-").isdigit() for fields in split)
+        if are_integers and not has_other_keys:
             raise InvalidArgument(
                 f"{name}: its first {len(split)} lines hold {dim} numbers each, and the first "
                 "could be a key: say --first-field key, or --first-field number when all of them "

@@ -20,6 +20,7 @@ class TextOptions:
     columns: ColumnOptions
     first_field: FirstField | None
     on_bad_row: OnBadRow
+    has_other_keys: bool = False
 
 
 def source_of_text(stream: ByteStream, options: TextOptions) -> RowSource:
@@ -31,7 +32,7 @@ def source_of_text(stream: ByteStream, options: TextOptions) -> RowSource:
     columns, on_bad_row = options.columns, options.on_bad_row
     source = json_lines_source(stream, columns, on_bad_row)
     if source is None and not columns.is_given:
-        shape = text_shape(stream, options.first_field)
+        shape = text_shape(stream, options.first_field, has_other_keys=options.has_other_keys)
         if shape is not None:
             return text_source(stream, shape, on_bad_row)
     if source is None:
