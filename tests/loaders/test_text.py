@@ -12,6 +12,7 @@ from hypothesis.extra.numpy import arrays
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd_server.loaders import text
+from gatherd_server.loaders.text_shape import FirstField, decimal
 from loaders.harness import run_import, text_file
 from support.server import run_cli
 
@@ -152,10 +153,10 @@ def test_whether_integers_are_keys_has_to_be_said(tmp_path: Path) -> None:
     (tmp_path / "v").write_bytes(b"1 2 3\n4 5 6\n")
     with pytest.raises(InvalidArgument, match="say --first-field key, or --first-field number"):
         run_import(tmp_path / "d", tmp_path / "v")
-    done = run_import(tmp_path / "d", tmp_path / "v", first_field=text.FirstField.KEY)
+    done = run_import(tmp_path / "d", tmp_path / "v", first_field=FirstField.KEY)
     assert done.keys == [b"1", b"4"]
     np.testing.assert_array_equal(done.rows, [[2, 3], [5, 6]])
-    done = run_import(tmp_path / "d", tmp_path / "v", first_field=text.FirstField.NUMBER)
+    done = run_import(tmp_path / "d", tmp_path / "v", first_field=FirstField.NUMBER)
     assert done.table.keys is None
     np.testing.assert_array_equal(done.rows, [[1, 2, 3], [4, 5, 6]])
 
@@ -171,10 +172,10 @@ def test_a_header_says_that_integers_are_keys(tmp_path: Path) -> None:
 def test_a_first_field_that_cannot_be_is_refused(tmp_path: Path) -> None:
     (tmp_path / "v").write_bytes(b"a 1 2\nb 3 4\n")
     with pytest.raises(InvalidArgument, match="leave --first-field number out"):
-        run_import(tmp_path / "d", tmp_path / "v", first_field=text.FirstField.NUMBER)
+        run_import(tmp_path / "d", tmp_path / "v", first_field=FirstField.NUMBER)
     np.save(tmp_path / "v.npy", ROWS)
     with pytest.raises(InvalidArgument, match=r"is \.npy, so leave --first-field out"):
-        run_import(tmp_path / "d", tmp_path / "v.npy", first_field=text.FirstField.KEY)
+        run_import(tmp_path / "d", tmp_path / "v.npy", first_field=FirstField.KEY)
 
 
 @pytest.mark.parametrize("promised", [1, 5])
@@ -248,7 +249,7 @@ def _is_token(token: bytes) -> bool:
         not any(byte in token for byte in b"\n\r")
         and token.strip(b" \t") == token
         and len(token) > 0
-        and not (len(parts) > 1 and text._number(parts[-1]) is not None)  # noqa: SLF001
+        and not (len(parts) > 1 and decimal(parts[-1]) is not None)
     )
 
 

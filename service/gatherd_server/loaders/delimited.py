@@ -26,7 +26,7 @@ from gatherd_server.loaders.records import (
     usual_dim,
 )
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import SAMPLE_BYTES, SAMPLE_LINES_MAX, FirstField
+from gatherd_server.loaders.text_shape import SAMPLE_BYTES, SAMPLE_LINES_MAX, FirstField
 
 _DELIMITERS = "\t,;|"
 _LIST_MARKS = str.maketrans("[](){},;|\t\r\n", " " * 12)

@@ -265,9 +265,7 @@ def _batch(
         sums /= np.maximum(counts + own, 1)[:, None].astype(np.float32)
     good = np.flatnonzero(is_good)
     keys = [words[index] for index in good.tolist()]
-    offsets = np.zeros(len(keys) + 1, np.int64)
-    np.cumsum([len(key) for key in keys], out=offsets[1:])
-    joined = StringKeys(np.frombuffer(b"".join(keys), np.uint8), offsets, (len(keys),))
+    joined = StringKeys.of(keys)
     return RowBatch(sums[good], joined, good + done + 1, done + len(words), len(words) - len(keys))
 
 

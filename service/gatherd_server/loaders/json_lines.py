@@ -22,7 +22,7 @@ from gatherd_server.loaders.records import (
     usual_dim,
 )
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import first_lines
+from gatherd_server.loaders.text_shape import first_lines
 
 _OBJECT = re.compile(rb'\s*\{\s*"')
 

@@ -208,10 +208,7 @@ def _fixed_strings(name: str, parts: Iterator[NDArray[Any]], skips: bool) -> Ite
         except (UnicodeError, ValueError) as error:
             raise BadFile(f"{name} has a key that is no text: {error}") from None
         keys = encoded.tolist()
-        ends = np.cumsum([len(key) for key in keys])
-        spans = np.concatenate([[0], ends]).astype(np.int64)
-        joined = StringKeys(np.frombuffer(b"".join(keys), np.uint8), spans, (len(keys),))
-        yield from _checked(name, "key", first, joined, skips)
+        yield from _checked(name, "key", first, StringKeys.of(keys), skips)
         first += len(keys)
 
 
@@ -240,9 +237,8 @@ def _column(stream: ByteStream, place: int, column_count: int, skips: bool) -> I
                     f"{column_count}"
                 )
         keys = [row[place] for row in fields[line == 0 :]]
-        spans = np.concatenate([[0], np.cumsum([len(key) for key in keys])]).astype(np.int64)
-        joined = StringKeys(np.frombuffer(b"".join(keys), np.uint8), spans, (len(keys),))
-        yield from _checked(stream.name, "line", line + 1 + (line == 0), joined, skips)
+        first = line + 1 + (line == 0)
+        yield from _checked(stream.name, "line", first, StringKeys.of(keys), skips)
 
 
 def _lines(stream: ByteStream, skips: bool) -> Iterator[Keys]:

@@ -42,8 +42,8 @@ from gatherd_server.loaders.streams import (
 )
 from gatherd_server.loaders.tar import BLOCK_BYTES as TAR_BLOCK_BYTES
 from gatherd_server.loaders.tar import is_tar, member_stream, tar_members
-from gatherd_server.loaders.text import FirstField, first_lines
 from gatherd_server.loaders.text_formats import TextOptions, source_of_text
+from gatherd_server.loaders.text_shape import FirstField, first_lines
 from gatherd_server.loaders.torch_zip import LEGACY_MAGIC, torch_root, torch_source
 
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")

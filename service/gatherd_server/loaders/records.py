@@ -210,7 +210,4 @@ class _Batch:
             return None
         if self._key_kind is not KeyKind.BYTES:
             return np.array(self._keys, f"<{'i' if self._key_kind is KeyKind.INT64 else 'u'}8")
-        offsets = np.zeros(len(self._keys) + 1, np.int64)
-        np.cumsum([len(key) for key in self._keys], out=offsets[1:])
-        data = np.frombuffer(b"".join(self._keys), np.uint8)
-        return StringKeys(data, offsets, (len(self._keys),))
+        return StringKeys.of(self._keys)

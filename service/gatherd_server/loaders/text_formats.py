@@ -9,7 +9,8 @@ from gatherd_server.loaders.encoding import skip_byte_order_mark
 from gatherd_server.loaders.json_lines import json_lines_source
 from gatherd_server.loaders.records import ColumnOptions
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import FirstField, text_shape, text_source
+from gatherd_server.loaders.text import text_source
+from gatherd_server.loaders.text_shape import FirstField, text_shape
 from gatherd_server.loaders.word2vec_binary import word2vec_binary_source
 
 

@@ -19,7 +19,7 @@ from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, keys_of_spans
 from gatherd_server.loaders.limits import BATCH_BYTES, DIM_MAX
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import header_of
+from gatherd_server.loaders.text_shape import header_of
 
 HEADER_BYTES_MAX = 64
 TOKEN_BYTES_SHOWN_MAX = 40
