@@ -241,8 +241,17 @@ def test_what_is_not_read_says_what_to_do(tmp_path: Path, content: bytes, messag
 def test_xz_that_wants_too_much_memory_is_refused(tmp_path: Path) -> None:
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 512 << 20}]
     (tmp_path / "v.xz").write_bytes(lzma.compress(TEXT, filters=filters))
-    with pytest.raises(BadFile, match="Memory usage limit"):
+    with pytest.raises(BadFile, match="takes more memory to unpack than 256 MiB"):
         run_import(tmp_path / "d", tmp_path / "v.xz")
+
+
+def test_zstd_that_wants_too_much_memory_is_refused(tmp_path: Path) -> None:
+    options = {int(zstd.CompressionParameter.window_log): 28}
+    # Of unknown length, or the window would be the file's.
+    packer = zstd.ZstdCompressor(options=options)
+    (tmp_path / "v.zst").write_bytes(packer.compress(TEXT) + packer.flush())
+    with pytest.raises(BadFile, match="a window of 128 MiB"):
+        run_import(tmp_path / "d", tmp_path / "v.zst")
 
 
 def test_zstd_without_its_package_says_what_to_install(

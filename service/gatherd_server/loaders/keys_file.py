@@ -172,7 +172,12 @@ def _array(stream: ByteStream, skips: bool) -> tuple[KeyKind, Iterator[Keys]]:
             f"{stream.name} holds Python objects, which are a pickle, never run here; save "
             "numpy.array(keys, dtype=str)"
         )
-    if dtype.kind not in "iuUS" or not dtype.itemsize or shape not in ((count,), (count, 1)):
+    if (
+        dtype.kind not in "iuUS"
+        or not dtype.itemsize
+        or count < 0
+        or shape not in ((count,), (count, 1))
+    ):
         raise BadFile(
             f"{stream.name} is {dtype} {shape}; keys are integers, str or bytes, of shape (rows,)"
         )

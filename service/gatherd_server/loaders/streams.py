@@ -109,6 +109,12 @@ def reading(name: str) -> Iterator[None]:
         raise BadFile(f"{name} can't be read: {error.strerror or error}") from None
 
 
+def read_at(fd: int, byte_count: int, offset: int, name: str) -> bytes:
+    """At most `byte_count` bytes of the file `fd`, from `offset` on; BadFile when it can't be."""
+    with reading(name):
+        return os.pread(fd, byte_count, offset)
+
+
 class Bounded:
     """A file of unpacked bytes that is held to the limits."""
 
