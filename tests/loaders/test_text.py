@@ -210,6 +210,14 @@ def test_the_last_of_two_rows_takes_the_place_of_the_first(tmp_path: Path) -> No
     assert verified.returncode == 0
 
 
+def test_prose_with_some_numbers_is_no_table_even_where_lines_may_be_skipped(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "v").write_bytes(b"chapter 1\nit was a dark night\nand it rained\nso\n" * 20)
+    with pytest.raises(BadFile, match="of no format we know"):
+        run_import(tmp_path / "d", tmp_path / "v", on_bad_row="skip")
+
+
 @pytest.mark.parametrize("count", [1, 3, 1000])
 def test_a_limit_takes_the_first_rows(tmp_path: Path, count: int) -> None:
     path = text_file(tmp_path / "v", TOKENS, ROWS, header=True)

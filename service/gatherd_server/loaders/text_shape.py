@@ -73,11 +73,11 @@ def text_shape(
     numbers = _shape_of_numbers(stream.name, lines, first_field, has_other_keys)
     if numbers is not None:
         return numbers
-    lengths = Counter(map(_trailing_decimals, lines if header is None else lines[1:]))
+    rows = lines if header is None else lines[1:]
+    lengths = Counter(map(_trailing_decimals, rows))
     lengths.pop(0, None)
-    if not lengths:
-        return None
-    if _have_commas(lines):
+    # A log or an archive has lines with numbers at their end too; skipping the others is no import.
+    if 2 * sum(lengths.values()) < len(rows) or not lengths or _have_commas(lines):
         return None
     most = max(lengths.values())
     # Of as many, the longest: too large a dim is an error soon, too small a one makes odd tokens.
