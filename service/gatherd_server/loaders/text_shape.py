@@ -108,7 +108,11 @@ def _shape_of_numbers(
     rows = [line for line in lines if not line.startswith(COMMENT)]
     separator = next((mark for mark in _SEPARATORS if rows and mark in rows[0]), b" ")
     split = [line.replace(separator, b" ").split() for line in rows]
-    is_plain = bool(split) and all(decimal(field) is not None for line in split for field in line)
+    is_plain = (
+        bool(split)
+        and all(split)
+        and all(decimal(field) is not None for line in split for field in line)
+    )
     # A line that has more or fewer is for the reader to tell of.
     dim = Counter(map(len, split)).most_common(1)[0][0] if split else 0
     header = header_of(rows[0]) if rows else None
