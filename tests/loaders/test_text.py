@@ -91,7 +91,6 @@ def test_blocks_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (b"\n\n", "of no format we know"),
         (b"just words\nand more\n", "of no format we know"),
         (b",", "of no format we know"),
-        (b"1,2\n,\n;\n", "of no format we know"),
         ("a 1 2\nb 3 4\n".encode("utf-16"), "is text in UTF-16; make it UTF-8"),
         ("a 1 2\nb 3 4\n".encode("utf-16-be"), "is text in UTF-16; make it UTF-8"),
         ("a 1 2\nb 3 4\n".encode("utf-32"), "is text in UTF-32; make it UTF-8"),
