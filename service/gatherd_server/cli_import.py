@@ -28,8 +28,8 @@ from gatherd_server.cli_versions import (
 from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
-from gatherd_server.loaders.streams import STANDARD_INPUT, is_uri
-from gatherd_server.loaders.text import FirstField
+from gatherd_server.loaders.streams import STANDARD_INPUT, is_uri, without_password
+from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.types import LIVE_VERSION
 from gatherd_server.writer.importing import (
@@ -347,7 +347,9 @@ def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
     locations = []
     for source in sources:
         location, hash_sign, part = source.partition("#")
-        if not is_uri(location) and location != STANDARD_INPUT:
+        if is_uri(location):
+            location = without_password(location)
+        elif location != STANDARD_INPUT:
             location = str(Path(location).resolve())
         locations.append(location + hash_sign + part)
     return {"imported": locations}

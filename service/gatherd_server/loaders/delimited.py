@@ -17,9 +17,16 @@ from gatherd.store.key_index import KeyKind
 from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.json_lines import numbered_lines
 from gatherd_server.loaders.limits import LINE_BYTES_MAX
-from gatherd_server.loaders.records import Chosen, ColumnOptions, Record, choose, record_source
+from gatherd_server.loaders.records import (
+    Chosen,
+    ColumnOptions,
+    Record,
+    choose,
+    record_source,
+    usual_dim,
+)
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import SAMPLE_BYTES, SAMPLE_LINES_MAX, FirstField
+from gatherd_server.loaders.text_shape import SAMPLE_BYTES, SAMPLE_LINES_MAX, FirstField
 
 _DELIMITERS = "\t,;|"
 _LIST_MARKS = str.maketrans("[](){},;|\t\r\n", " " * 12)
@@ -61,12 +68,10 @@ def delimited_source(
     if not options.is_given and not any(kinds):
         return None
     chosen = choose(stream.name, names, dict(zip(names, kinds, strict=True)), options)
-    vector = _Places(shape, chosen).vector(rows[0])
-    if isinstance(vector, str):
-        raise BadFile(f"{stream.name}: line {1 + has_header}: {vector}")
+    dim = usual_dim(stream.name, map(_Places(shape, chosen).vector, rows))
     key_kind = KeyKind.BYTES if chosen.key is not None else None
     return record_source(
-        stream, "TSV" if delimiter == "\t" else "CSV", chosen, len(vector), key_kind, on_bad_row,
+        stream, "TSV" if delimiter == "\t" else "CSV", chosen, dim, key_kind, on_bad_row,
         lambda: _records(stream, shape, chosen),
     )  # fmt: skip
 
@@ -127,10 +132,10 @@ def _elements(field: str) -> list[float] | None:
 
 
 def _kind_of(fields: list[str]) -> str:
-    if fields and all(_number(field) is not None for field in fields):
-        return "number"
-    if fields and all(_elements(field) is not None for field in fields):
-        return "list"
+    """What most of a column's fields are."""
+    for kind, read in (("number", _number), ("list", _elements)):
+        if fields and 2 * sum(read(field) is not None for field in fields) >= len(fields):
+            return kind
     return ""
 
 

@@ -36,7 +36,7 @@ from gatherd_server.loaders.arrays import array_source
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, pick
 from gatherd_server.loaders.encoding import skip_byte_order_mark
 from gatherd_server.loaders.limits import BATCH_BYTES, WORDS_BYTES_MAX
-from gatherd_server.loaders.streams import ByteStream, Opened
+from gatherd_server.loaders.streams import ByteStream, Opened, read_at, reading
 
 FASTTEXT_MAGIC = struct.pack("<i", 793712314)
 _HEAD = struct.Struct("<ii12id3iqq")
@@ -134,7 +134,7 @@ def _read_words(stream: ByteStream) -> dict[bytes, None]:
 
 def _read_model(name: str, fd: int, wanted: dict[bytes, None]) -> _Model:
     """The front of a model, checked; words that it knows are removed from `wanted`."""
-    head = os.pread(fd, _HEAD.size, 0)
+    head = read_at(fd, _HEAD.size, 0, name)
     if len(head) < _HEAD.size:
         raise BadFile(f"{name} is truncated: a fastText model's front has {_HEAD.size} bytes")
     _, version, dim, *rest = _HEAD.unpack(head)
@@ -182,7 +182,7 @@ def _end_of_entries(
 
 def _read_matrix(name: str, fd: int, offset: int) -> tuple[int, int, int]:
     """Rows, columns and place of the matrix whose head is at `offset`."""
-    head = os.pread(fd, _MATRIX.size, offset)
+    head = read_at(fd, _MATRIX.size, offset, name)
     if len(head) < _MATRIX.size:
         raise BadFile(f"{name} is truncated: it ends before its matrix")
     is_quantised, row_count, columns = _MATRIX.unpack(head)
@@ -206,7 +206,7 @@ def _entries(name: str, fd: int, count: int) -> Iterator[tuple[bytes, bool, int]
         while end < 0 or end + 1 + _ENTRY_TAIL_BYTES > len(data):
             position += at
             data, at = data[at:], 0
-            more = os.pread(fd, _READ_BYTES, position + len(data))
+            more = read_at(fd, _READ_BYTES, position + len(data), name)
             if not more:
                 raise BadFile(f"{name} is truncated: it ends in entry {index} of its dictionary")
             data += more
@@ -259,13 +259,13 @@ def _batch(
     if first_row is not None:
         _read_rows(model, np.arange(first_row, first_row + len(words)), sums)
     owners = np.repeat(np.arange(len(words)), counts)
-    _add_rows(model, buckets + model.word_count, owners, sums)
-    sums /= np.maximum(counts + own, 1)[:, None].astype(np.float32)
+    # What isn't finite is for the import's policy.
+    with np.errstate(all="ignore"):
+        _add_rows(model, buckets + model.word_count, owners, sums)
+        sums /= np.maximum(counts + own, 1)[:, None].astype(np.float32)
     good = np.flatnonzero(is_good)
     keys = [words[index] for index in good.tolist()]
-    offsets = np.zeros(len(keys) + 1, np.int64)
-    np.cumsum([len(key) for key in keys], out=offsets[1:])
-    joined = StringKeys(np.frombuffer(b"".join(keys), np.uint8), offsets, (len(keys),))
+    joined = StringKeys.of(keys)
     return RowBatch(sums[good], joined, good + done + 1, done + len(words), len(words) - len(keys))
 
 
@@ -314,7 +314,8 @@ def _read_rows(model: _Model, rows: NDArray[np.int64], target: NDArray[np.float3
         position = model.rows_offset + int(rows[begin]) * model.row_bytes
         part = view[begin * model.row_bytes : end * model.row_bytes]
         while part.nbytes:
-            count = os.preadv(model.fd, [part], position)
+            with reading(model.name):
+                count = os.preadv(model.fd, [part], position)
             if not count:
                 raise BadFile(f"{model.name} is truncated: it was cut while it was read")
             part = part[count:]

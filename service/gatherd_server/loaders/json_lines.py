@@ -19,9 +19,10 @@ from gatherd_server.loaders.records import (
     Record,
     choose,
     record_source,
+    usual_dim,
 )
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import first_lines
+from gatherd_server.loaders.text_shape import first_lines
 
 _OBJECT = re.compile(rb'\s*\{\s*"')
 
@@ -39,9 +40,7 @@ def json_lines_source(
     objects = [entry for entry in sample if isinstance(entry, dict)]
     kinds = {name: _kind_of([entry.get(name) for entry in objects]) for name in first}
     chosen = choose(stream.name, list(first), kinds, options)
-    vector = _vector(first, chosen)
-    if isinstance(vector, str):
-        raise BadFile(f"{stream.name}: line 1: {vector}")
+    dim = usual_dim(stream.name, (_vector(entry, chosen) for entry in objects))
     key_kind = None
     if chosen.key is not None:
         keys = [entry.get(chosen.key) for entry in objects]
@@ -51,7 +50,7 @@ def json_lines_source(
             if any(type(key) is int and key >= 2**63 for key in keys):
                 key_kind = KeyKind.UINT64
     return record_source(
-        stream, "JSON Lines", chosen, len(vector), key_kind, on_bad_row,
+        stream, "JSON Lines", chosen, dim, key_kind, on_bad_row,
         lambda: _records(stream, chosen),
     )  # fmt: skip
 
@@ -68,9 +67,11 @@ def _is_number(value: Any) -> bool:
 
 
 def _kind_of(values: list[Any]) -> str:
-    if all(isinstance(value, list) and value and all(map(_is_number, value)) for value in values):
+    """What most of a member's values are."""
+    lists = [value for value in values if isinstance(value, list) and value]
+    if lists and 2 * sum(all(map(_is_number, value)) for value in lists) >= len(values):
         return "list"
-    return "number" if all(map(_is_number, values)) else ""
+    return "number" if values and 2 * sum(map(_is_number, values)) >= len(values) else ""
 
 
 def _vector(entry: dict[str, Any], chosen: Chosen) -> list[float] | str:

@@ -99,8 +99,8 @@ def _zip(
     waiting_count += sum(part.size for part in parts)
     if waiting_count:
         raise BadFile(
-            f"{name} has {rows_done + waiting_count} keys, which is more keys than {source.name} "
-            f"has rows ({rows_done})"
+            f"{name} has more keys than {source.name} has rows ({rows_done}): "
+            f"{rows_done + waiting_count}"
         )
 
 
@@ -172,7 +172,12 @@ def _array(stream: ByteStream, skips: bool) -> tuple[KeyKind, Iterator[Keys]]:
             f"{stream.name} holds Python objects, which are a pickle, never run here; save "
             "numpy.array(keys, dtype=str)"
         )
-    if dtype.kind not in "iuUS" or not dtype.itemsize or shape not in ((count,), (count, 1)):
+    if (
+        dtype.kind not in "iuUS"
+        or not dtype.itemsize
+        or count < 0
+        or shape not in ((count,), (count, 1))
+    ):
         raise BadFile(
             f"{stream.name} is {dtype} {shape}; keys are integers, str or bytes, of shape (rows,)"
         )
@@ -208,10 +213,7 @@ def _fixed_strings(name: str, parts: Iterator[NDArray[Any]], skips: bool) -> Ite
         except (UnicodeError, ValueError) as error:
             raise BadFile(f"{name} has a key that is no text: {error}") from None
         keys = encoded.tolist()
-        ends = np.cumsum([len(key) for key in keys])
-        spans = np.concatenate([[0], ends]).astype(np.int64)
-        joined = StringKeys(np.frombuffer(b"".join(keys), np.uint8), spans, (len(keys),))
-        yield from _checked(name, "key", first, joined, skips)
+        yield from _checked(name, "key", first, StringKeys.of(keys), skips)
         first += len(keys)
 
 
@@ -240,9 +242,8 @@ def _column(stream: ByteStream, place: int, column_count: int, skips: bool) -> I
                     f"{column_count}"
                 )
         keys = [row[place] for row in fields[line == 0 :]]
-        spans = np.concatenate([[0], np.cumsum([len(key) for key in keys])]).astype(np.int64)
-        joined = StringKeys(np.frombuffer(b"".join(keys), np.uint8), spans, (len(keys),))
-        yield from _checked(stream.name, "line", line + 1 + (line == 0), joined, skips)
+        first = line + 1 + (line == 0)
+        yield from _checked(stream.name, "line", first, StringKeys.of(keys), skips)
 
 
 def _lines(stream: ByteStream, skips: bool) -> Iterator[Keys]:
@@ -264,8 +265,8 @@ def _blocks(stream: ByteStream, line_bytes_max: int) -> Iterator[tuple[int, byte
         rest = data[cut:]
         if len(rest) > line_bytes_max + 1:
             raise BadFile(
-                f"{stream.name}: line {line + data.count(10) + 1} is longer than {line_bytes_max} "
-                "bytes"
+                f"{stream.name}: line {line + data.count(10) + 1} is longer than a "
+                f"key's {line_bytes_max} bytes"
             )
         if cut:
             yield line, data[:cut]

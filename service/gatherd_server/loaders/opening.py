@@ -43,8 +43,8 @@ from gatherd_server.loaders.streams import (
 )
 from gatherd_server.loaders.tar import BLOCK_BYTES as TAR_BLOCK_BYTES
 from gatherd_server.loaders.tar import is_tar, member_stream, tar_members
-from gatherd_server.loaders.text import FirstField, first_lines
 from gatherd_server.loaders.text_formats import TextOptions, source_of_text
+from gatherd_server.loaders.text_shape import FirstField, first_lines
 from gatherd_server.loaders.torch_zip import LEGACY_MAGIC, torch_root, torch_source
 
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
@@ -214,7 +214,8 @@ def _plain_source(opened: Opened, head: bytes, part: str | None, options: OpenOp
     """A .npy array or text: what has no parts but columns."""
     if not head.startswith(NPY_MAGIC):
         named = ColumnOptions(part, options.vector_columns, options.own_key_column)
-        text = TextOptions(named, options.first_field, options.on_bad_row)
+        has_keys = options.keys is not None
+        text = TextOptions(named, options.first_field, options.on_bad_row, has_keys)
         return source_of_text(opened.stream, text)
     if part is not None:
         raise InvalidArgument(f"{opened.name} has no parts, so no {part!r} to pick")

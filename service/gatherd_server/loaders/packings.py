@@ -81,6 +81,12 @@ class _Unpacked:
             try:
                 data: bytes = self._decoder.decompress(packed, byte_count)
             except Exception as error:  # noqa: BLE001  # each decoder has errors of its own
+                if "emory" in str(error):
+                    raise BadFile(
+                        f"{self._stream.name} takes more memory to unpack than "
+                        f"{XZ_MEMORY_BYTES_MAX >> 20} MiB (xz) or a window of 128 MiB (zstd); "
+                        "unpack it first, or pack it with a smaller one"
+                    ) from None
                 raise BadFile(
                     f"{self._stream.name} is damaged, or packed in a way we don't read: {error}"
                 ) from None

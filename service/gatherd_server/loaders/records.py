@@ -5,7 +5,8 @@ for the key unless it is named, and nothing for the vector where something else 
 """
 
 import csv
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -68,7 +69,7 @@ def _listed(names: Sequence[str]) -> str:
 
 
 def choose(where: str, names: list[str], kinds: dict[str, str], options: ColumnOptions) -> Chosen:
-    """The columns to read; `kinds` says which have a "number" or a "list" in all of the first rows.
+    """The columns to read; `kinds` says which have a "number" or "list" in most of the first rows.
 
     InvalidArgument when what is asked for isn't there, or it takes an option to tell.
     """
@@ -97,6 +98,20 @@ def choose(where: str, names: list[str], kinds: dict[str, str], options: ColumnO
         f"--vector-columns (names or patterns, as 'emb_*') or #COLUMN (of lists) which have the "
         f"vector; {_listed(names)}"
     )
+
+
+def usual_dim(where: str, vectors: Iterable[list[float] | str]) -> int:
+    """How many elements most of the first vectors have; BadFile when none is one."""
+    wrong = "there are none"
+    lengths: Counter[int] = Counter()
+    for vector in vectors:
+        if isinstance(vector, str):
+            wrong = vector
+        else:
+            lengths[len(vector)] += 1
+    if not lengths:
+        raise BadFile(f"{where}: its first rows have no vectors: {wrong}")
+    return lengths.most_common(1)[0][0]
 
 
 Key = bytes | int | None
@@ -195,7 +210,4 @@ class _Batch:
             return None
         if self._key_kind is not KeyKind.BYTES:
             return np.array(self._keys, f"<{'i' if self._key_kind is KeyKind.INT64 else 'u'}8")
-        offsets = np.zeros(len(self._keys) + 1, np.int64)
-        np.cumsum([len(key) for key in self._keys], out=offsets[1:])
-        data = np.frombuffer(b"".join(self._keys), np.uint8)
-        return StringKeys(data, offsets, (len(self._keys),))
+        return StringKeys.of(self._keys)

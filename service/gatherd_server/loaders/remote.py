@@ -117,10 +117,10 @@ def _what_happened(error: Exception, request: urllib.request.Request) -> str:
         return f"{where} refuses the connection: nothing listens there"
     if isinstance(reason, TimeoutError):
         return f"{where} says nothing for {SILENCE_SECONDS} s; try again later"
-    if isinstance(reason, http.client.HTTPException):
-        return f"{where} answers with what isn't HTTP ({type(reason).__name__}: {reason})"
     if isinstance(reason, ConnectionError):
         return f"{where} hangs up before it answers; try again"
+    if isinstance(reason, http.client.HTTPException):
+        return f"{where} answers with what isn't HTTP ({type(reason).__name__}: {reason})"
     if isinstance(reason, OSError) and "Tunnel connection failed" in str(reason):
         status = str(reason).removeprefix("Tunnel connection failed: ")
         to_do = _TO_DO[407] if status.startswith("407") else "may it connect there?"

@@ -109,6 +109,12 @@ def reading(name: str) -> Iterator[None]:
         raise BadFile(f"{name} can't be read: {error.strerror or error}") from None
 
 
+def read_at(fd: int, byte_count: int, offset: int, name: str) -> bytes:
+    """At most `byte_count` bytes of the file `fd`, from `offset` on; BadFile when it can't be."""
+    with reading(name):
+        return os.pread(fd, byte_count, offset)
+
+
 class Bounded:
     """A file of unpacked bytes that is held to the limits."""
 
@@ -193,6 +199,13 @@ def _open_standard_input(spool: Spool, limits: UnpackLimits, closing: ExitStack)
         # A copy, for closing it mustn't close descriptor 0.
         file = closing.enter_context(os.fdopen(os.dup(0), "rb", 0))
     return Opened(name, ByteStream(name, file, None), None, spool, limits, closing)
+
+
+def without_password(uri: str) -> str:
+    """`uri` as others may see it: without a user and password before its host."""
+    scheme, separator, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
 
 
 def is_uri(location: str) -> bool:

@@ -14,7 +14,7 @@ from typing import Any
 
 from gatherd.errors import BadFile
 from gatherd_server.loaders.limits import ARCHIVE_ENTRIES_MAX, TAR_HEADER_BYTES_MAX
-from gatherd_server.loaders.streams import ByteStream
+from gatherd_server.loaders.streams import ByteStream, read_at
 
 BLOCK_BYTES = 512
 _REGULAR = (b"0", b"\0", b"7")
@@ -76,7 +76,7 @@ def _members(fd: int, name: str) -> Iterator[TarMember]:
     offset = 0
     extended: dict[str, bytes] = {}
     while True:
-        block = os.pread(fd, BLOCK_BYTES, offset)
+        block = read_at(fd, BLOCK_BYTES, offset, name)
         if block == bytes(BLOCK_BYTES):
             return
         if len(block) < BLOCK_BYTES:
@@ -121,7 +121,7 @@ def _extended(fd: int, name: str, kind: bytes, begin: int, byte_count: int) -> d
         raise BadFile(
             f"{name} has a header of {byte_count} bytes; {TAR_HEADER_BYTES_MAX} are read at most"
         )
-    data = os.pread(fd, byte_count, begin)
+    data = read_at(fd, byte_count, begin, name)
     if kind == b"L":
         return {"path": data.split(b"\0")[0]}
     records: dict[str, bytes] = {}

@@ -2,197 +2,27 @@ r"""Vectors as text: GloVe (no header), word2vec and fastText .vec (a first line
 
 A line is a token, then dim decimals, separated by blanks or tabs. Tokens are bytes, whatever they
 mean, and may have blanks in them: the last dim fields are the vector. Blanks around a token, "\r"
-at a line's end, blank lines and a UTF-8 byte order mark at the front count for nothing. A line that
-begins with two blanks or more and has dim numbers has a token of blanks, one fewer.
-
-Without a header, dim is what most of the first lines have: how many fields at the end of a line
-are numbers, but not the whole of it. With one it has to agree with that too, or a wrong header
-would make numbers part of the tokens. For the same reason a token with blanks whose last word is a
-decimal ("word 0.25") is taken for a line with a number too many; "catch 22" is a token.
-
-Where the first lines hold nothing but numbers, as numpy.savetxt and the projector's tensors.tsv
-have them, the first of each is part of the vector if it has a point or exponent anywhere. If they
-all are integers nobody can tell, and `FirstField` has to. Such files may have commas or semicolons
-between the numbers, and comments, lines that begin with "#".
+at a line's end and blank lines count for nothing. A line that begins with two blanks or more and
+has dim numbers has a token of blanks, one fewer. text_shape.py finds out dim, and whether there is
+a token at all.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
-from enum import Enum
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import BadFile, InvalidArgument
+from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, keys_of_spans
 from gatherd_server.loaders.limits import BATCH_BYTES, LINE_BYTES_MAX
 from gatherd_server.loaders.streams import ByteStream
+from gatherd_server.loaders.text_shape import COMMENT, SAMPLE_BYTES, TextShape, decimal
 
-SAMPLE_BYTES = 256 << 10
-SAMPLE_LINES_MAX = 64
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIELD_BYTES_SHOWN_MAX = 40
-_COMMENT = b"#"
-_SEPARATORS = (b",", b";")
-
-
-class FirstField(Enum):
-    """What the first field of a line is: the row's key, or a number of its vector."""
-
-    KEY = "key"
-    NUMBER = "number"
-
-
-@dataclass(frozen=True, slots=True)
-class TextShape:
-    """What the front of a text file says.
-
-    `row_count` is None and `header` False without a header. Without keys (`has_keys`) a line is
-    all vector; `separator` is what stands between its numbers other than blanks.
-    """
-
-    dim: int
-    row_count: int | None
-    header: bool
-    has_keys: bool = True
-    separator: bytes = b" "
-
-    @property
-    def format(self) -> str:
-        """What such a file is called."""
-        if not self.has_keys:
-            return "text of numbers"
-        return "word2vec text" if self.header else "GloVe text"
-
-
-def text_shape(stream: ByteStream, first_field: FirstField | None = None) -> TextShape | None:
-    """The shape of the vectors in `stream`, which isn't moved; None when it isn't such text.
-
-    BadFile when the header is wrong; InvalidArgument when only `first_field` can say what the first
-    numbers are, or says what can't be.
-    """
-    lines = first_lines(stream)
-    header = header_of(lines[0]) if lines else None
-    if header is not None and len(lines) > 1 and _is_binary(lines, header[1]):
-        return None
-    if header is not None and len(lines) == 1:
-        return TextShape(header[1], header[0], True) if header[0] == 0 else None
-    numbers = _shape_of_numbers(stream.name, lines, first_field)
-    if numbers is not None:
-        return numbers
-    lengths = Counter(map(_trailing_numbers, lines if header is None else lines[1:]))
-    lengths.pop(0, None)
-    if not lengths:
-        return None
-    most = max(lengths.values())
-    # Of as many, the longest: too large a dim is an error soon, too small a one makes odd tokens.
-    dim = max(length for length, count in lengths.items() if count == most)
-    if header is None:
-        return TextShape(dim, None, False)
-    if header[1] != dim:
-        # "5 3" can be the token 5 and its vector: only what follows tells.
-        if dim == 1:
-            return TextShape(1, None, False)
-        raise BadFile(
-            f"{stream.name}: line 1 says {header[1]} numbers a line, the lines after it have {dim}"
-        )
-    return TextShape(dim, header[0], True)
-
-
-def _shape_of_numbers(
-    name: str, lines: list[bytes], first_field: FirstField | None
-) -> TextShape | None:
-    """The shape of lines that have nothing but numbers in them, as many in each; else None."""
-    rows = [line for line in lines if not line.lstrip().startswith(_COMMENT)]
-    separator = next((mark for mark in _SEPARATORS if rows and mark in rows[0]), b" ")
-    split = [line.replace(separator, b" ").split() for line in rows]
-    dim = len(split[0]) if split else 0
-    is_plain = dim > 0 and all(
-        len(fields) == dim and all(_number(field) is not None for field in fields)
-        for fields in split
-    )
-    header = header_of(rows[0]) if rows else None
-    if header is not None and header[1] == 1 and first_field is None:
-        # "ROWS 1" before lines of a key and a number.
-        is_plain = is_plain and header[0] < len(split) - 1
-    if not is_plain:
-        if first_field is FirstField.NUMBER:
-            raise InvalidArgument(
-                f"{name}: its first lines aren't numbers alone, and as many in each; "
-                "leave --first-field number out"
-            )
-        return None
-    if first_field is None and dim > 1:
-        if all(fields[0].lstrip(b"+-").isdigit() for fields in split):
-            raise InvalidArgument(
-                f"{name}: its first {len(split)} lines hold {dim} numbers each, and the first "
-                "could be a key: say --first-field key, or --first-field number when all of them "
-                "are the vector"
-            )
-        first_field = FirstField.NUMBER
-    if first_field is FirstField.KEY:
-        return TextShape(dim - 1, None, False, True, separator) if dim > 1 else None
-    return TextShape(dim, None, False, False, separator)
-
-
-def header_of(line: bytes) -> tuple[int, int] | None:
-    """Rows and dim when `line` is a header, else None."""
-    fields = line.split()
-    if len(fields) == 2 and all(field.isdigit() and len(field) < 19 for field in fields):
-        return int(fields[0]), int(fields[1])
-    return None
-
-
-def _is_binary(lines: list[bytes], dim: int) -> bool:
-    """Whether what follows the header "ROWS DIM" is word2vec's binary form.
-
-    Then the first token isn't followed by decimals: 4 * dim bytes that all look like them are as
-    good as impossible. Tokens with blanks in them are text that this takes for binary, but for
-    their line's end.
-    """
-    after_token = lines[1].partition(b" ")[2][: 4 * dim]
-    decimals = not after_token.strip(b"0123456789+-.eE \t\r")
-    return not (after_token and decimals) and _trailing_numbers(lines[1]) < max(1, dim)
-
-
-def first_lines(stream: ByteStream) -> list[bytes]:
-    """The first lines that aren't blank; of a cut one only what is whole."""
-    size = SAMPLE_BYTES
-    while True:
-        head = stream.peek(size)
-        is_whole = len(head) < size
-        lines = head.removeprefix(BYTE_ORDER_MARK).split(b"\n")
-        if not is_whole:
-            lines.pop()
-        lines = [line for line in lines if line.strip()]
-        if is_whole or len(lines) > 1 or size >= LINE_BYTES_MAX:
-            return lines[:SAMPLE_LINES_MAX]
-        size *= 4
-
-
-def _trailing_numbers(line: bytes) -> int:
-    """How many fields at the end of `line` are numbers, without the first field."""
-    count = 0
-    for field in reversed(line.split()[1:]):
-        if _number(field) is None:
-            break
-        count += 1
-    return count
-
-
-def _number(field: bytes) -> float | None:
-    # float() takes 1_0 for 10, which no other program writes or reads.
-    if b"_" in field:
-        return None
-    try:
-        return float(field)
-    except ValueError:
-        return None
 
 
 def text_source(stream: ByteStream, shape: TextShape, on_bad_row: OnBadRow) -> RowSource:
@@ -226,8 +56,6 @@ class _Reader:
 
     def batches(self) -> Iterator[RowBatch]:
         kernel = load_kernel()
-        if self._stream.peek(3) == BYTE_ORDER_MARK:
-            self._stream.skip(3)
         if self._shape.header:
             self._skip_header()
         for block in self._blocks():
@@ -345,7 +173,7 @@ class _Reader:
         wrong: dict[int, bytes] = {}
         for line, column, begin, end in left.tolist():
             field = block[begin:end]
-            number = _number(field)
+            number = decimal(field)
             if number is None:
                 wrong[line] = field
                 number = math.nan
@@ -375,7 +203,7 @@ def _find_blank_tokens(
 
 def _are_comments(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Which of the lines that end before `ends`, (n,), begin with "#"; bool (n,)."""
-    return np.asarray(text[np.concatenate([[0], ends[:-1] + 1])] == _COMMENT[0])
+    return np.asarray(text[np.concatenate([[0], ends[:-1] + 1])] == COMMENT[0])
 
 
 def _numbers_too_many(block: bytes, tokens: NDArray[np.int64]) -> dict[int, bytes]:
@@ -383,7 +211,7 @@ def _numbers_too_many(block: bytes, tokens: NDArray[np.int64]) -> dict[int, byte
     found = {}
     for line in np.flatnonzero(tokens[:, 2]).tolist():
         last = block[tokens[line, 0] : tokens[line, 1]].split()[-1]
-        if (b"." in last or b"e" in last) and _number(last) is not None and last[-1:].isdigit():
+        if (b"." in last or b"e" in last) and decimal(last) is not None and last[-1:].isdigit():
             found[line] = b""
     return found
 

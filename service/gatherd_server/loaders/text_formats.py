@@ -9,7 +9,8 @@ from gatherd_server.loaders.encoding import skip_byte_order_mark
 from gatherd_server.loaders.json_lines import json_lines_source
 from gatherd_server.loaders.records import ColumnOptions
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import FirstField, text_shape, text_source
+from gatherd_server.loaders.text import text_source
+from gatherd_server.loaders.text_shape import FirstField, text_shape
 from gatherd_server.loaders.word2vec_binary import word2vec_binary_source
 
 
@@ -20,6 +21,7 @@ class TextOptions:
     columns: ColumnOptions
     first_field: FirstField | None
     on_bad_row: OnBadRow
+    has_other_keys: bool = False
 
 
 def source_of_text(stream: ByteStream, options: TextOptions) -> RowSource:
@@ -31,7 +33,7 @@ def source_of_text(stream: ByteStream, options: TextOptions) -> RowSource:
     columns, on_bad_row = options.columns, options.on_bad_row
     source = json_lines_source(stream, columns, on_bad_row)
     if source is None and not columns.is_given:
-        shape = text_shape(stream, options.first_field)
+        shape = text_shape(stream, options.first_field, has_other_keys=options.has_other_keys)
         if shape is not None:
             return text_source(stream, shape, on_bad_row)
     if source is None:

@@ -97,6 +97,4 @@ def _strings(name: str, tokens: list[Any]) -> Keys:
         encoded.append(token.encode("utf-8", "surrogatepass"))
         if len(encoded[-1]) > KEY_BYTES_MAX:
             raise BadFile(f"{name}: key {row} has {len(encoded[-1])} bytes, over {KEY_BYTES_MAX}")
-    offsets = np.zeros(len(encoded) + 1, np.int64)
-    np.cumsum([len(token) for token in encoded], out=offsets[1:])
-    return StringKeys(np.frombuffer(b"".join(encoded), np.uint8), offsets, (len(encoded),))
+    return StringKeys.of(encoded)

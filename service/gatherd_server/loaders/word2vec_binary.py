@@ -19,11 +19,12 @@ from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, keys_of_spans
 from gatherd_server.loaders.limits import BATCH_BYTES, DIM_MAX
 from gatherd_server.loaders.streams import ByteStream
-from gatherd_server.loaders.text import header_of
+from gatherd_server.loaders.text_shape import header_of
 
 HEADER_BYTES_MAX = 64
 TOKEN_BYTES_SHOWN_MAX = 40
 _CONTROL = bytes(set(range(32)) - set(b"\t\r"))
+_MOVED = "is damaged: the file doesn't end where it does; its token may have a blank in it"
 _SKIP = "(--on-bad-row skip leaves such records out)"
 
 
@@ -151,13 +152,18 @@ class _Reader:
                     f"token of at most {KEY_BYTES_MAX} bytes and a blank; is its first line right?"
                 )
             end = blank + 1 + self._row_bytes
-            # One byte more, to see whether it is the line feed.
-            if blank < 0 or end > len(data) or (end == len(data) and not is_last):
+            # Two bytes more, to see whether one is the line feed.
+            if blank < 0 or end > len(data) or (end + 2 > len(data) and not is_last):
                 break
-            if self._has_ends is None:
+            if self._has_ends is None and data[end : end + 2] not in (b"\n ", b"\n\n"):
+                # Else it may be the next token, of a line feed or none.
                 self._has_ends = data[end : end + 1] == b"\n"
             self._judge(data, records, at, blank)
             begin, at = at, end
+        left = data[at:].strip(b"\n")
+        if records and is_last and left and b" " not in left:
+            # No record that is cut off, but the end of one that was moved.
+            records[-1].wrong = records[-1].wrong or _MOVED
         is_next = self._skips or len(records) + self._done < self._row_count
         if records and not is_last and is_next:
             records.pop()
