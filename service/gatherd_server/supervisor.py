@@ -23,7 +23,7 @@ from typing import Any
 from gatherd.errors import GatherdError
 from gatherd.store import kernels
 from gatherd.store.catalog import read_catalog
-from gatherd.store.format import open_readonly
+from gatherd.store.shards import open_rows
 from gatherd_server.brief import WorkerBrief
 from gatherd_server.child import Child, describe_exit
 from gatherd_server.descriptors import check_limit, raise_limit
@@ -161,7 +161,7 @@ class Supervisor:
                 if source.name in named:
                     raise ConfigError(f"table {source.name!r} is in the data dir already")
         for source in sources:
-            fd = open_readonly(source.path)
+            fd = open_rows(source.path, source.tensor)
             stack.callback(os.close, fd)
             open_source(source, fd)
             self._sources.append(fd)
