@@ -15,9 +15,9 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from gatherd.errors import LimitExceeded
 from gatherd_server.http.access import IS_LOCAL
+from gatherd_server.http.stream import Refused, StreamProtocol
 
 SWEEP_SECONDS: Final = 1.0
 # Of the url and all headers of a request, and how many headers.
@@ -27,11 +27,6 @@ HEADERS_MAX: Final = 100
 BODY_BYTES_PER_SECOND: Final = 16 << 10
 # Connections over the limit that still get an answer, a 503, before they are closed.
 SPARE_CONNECTIONS: Final = 64
-
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-length: 0\r\nconnection: close\r\n\r\n"
-)
 
 
 class Sweeper:
@@ -71,18 +66,13 @@ class _Progress:
     body_bytes: int = 0
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(StreamProtocol):
     """uvicorn's connection, bounded."""
 
     sweeper: Sweeper
-    # uvicorn's cycles, and before the first None.
-    cycle: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Requests that began and those that were received whole: between the two a peer is awaited.
-        self._begun = self._ended = 0
-        self._is_in_head = False
         self._body_bytes = 0
         self._uncounted_bytes = self._fed_bytes = 0
         # uvicorn copies it into each request's scope; ours tells what kind of socket it is.
@@ -114,7 +104,8 @@ class GuardedProtocol(HttpToolsProtocol):
         self._fed_bytes = len(data)
         super().data_received(data)
         if self._begun == self._ended:
-            self._receiving = None
+            if self._begun:
+                self._receiving = None
             return
         if self._receiving is None or self._begun != begun:
             self._receiving = _Progress(self.loop.time())
@@ -128,56 +119,23 @@ class GuardedProtocol(HttpToolsProtocol):
         # Of one head, or between two parts of a body: the parser keeps it, or throws it away.
         self._uncounted_bytes += len(data)
         if self._uncounted_bytes > HEAD_BYTES_MAX:
-            self.refuse_head()
+            self.refuse(_too_large())
 
-    def on_message_begin(self) -> None:
-        """Of the parser."""
-        self._begin()
-        super().on_message_begin()
-
-    def _begin(self) -> None:
-        self._begun += 1
-        self._is_in_head = True
-
-    def on_headers_complete(self) -> None:
-        """Of the parser."""
-        if self._is_head_taken():
-            super().on_headers_complete()
-
-    def _is_head_taken(self) -> bool:
-        """Whether the head that ends here isn't too long; it is answered if it is."""
-        self._is_in_head = False
+    def _check_head(self) -> None:
+        """Refused for a head that is too long, too."""
         headers = self.headers
         count = 0
         # What came in one short piece needn't be added up.
         if self._receiving is not None or self._fed_bytes > HEAD_BYTES_MAX:
             count = len(self.url) + sum(len(name) + len(value) for name, value in headers)
-        if count <= HEAD_BYTES_MAX and len(headers) <= HEADERS_MAX:
-            return not self.transport.is_closing()
-        self.refuse_head()
-        return False
-
-    def refuse_head(self) -> None:
-        """Answer 431, unless another answer is on its way, and close."""
-        if self.transport.is_closing():
-            return
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
-        else:
-            self.transport.abort()
+        if count > HEAD_BYTES_MAX or len(headers) > HEADERS_MAX:
+            raise _too_large()
+        super()._check_head()
 
     def on_body(self, body: bytes) -> None:
         """Of the parser."""
         self._body_bytes += len(body)
-        if self.cycle is not None:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Of the parser."""
-        self._ended += 1
-        if self.cycle is not None:
-            super().on_message_complete()
+        super().on_body(body)
 
     def is_stuck(self, now: float, receive_seconds: float) -> bool:
         """Whether the peer has been awaited for too long. Asked once in a while."""
@@ -200,6 +158,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._unread_bytes, self._unread_since = unread, now
             return False
         return now - self._unread_since > seconds
+
+
+def _too_large() -> Refused:
+    why = f"a request's head has at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} headers"
+    return Refused(431, LimitExceeded(why))
 
 
 def guarded_protocol(receive_seconds: float) -> type[GuardedProtocol]:
