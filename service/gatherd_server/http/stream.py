@@ -29,8 +29,9 @@ from gatherd_server.http.errors import connect_problem, http_problem, kind_of
 from gatherd_server.http.observed import logger
 from gatherd_server.trail import REQUEST_ID_HEADER, Trail
 
-# How long, and how much of, what a peer still sends is thrown away after a refusal. Closed at once, the kernel would
-# answer unread bytes with a reset, which can destroy the refusal before it is read.
+# For so long, and so much of it, what a peer still sends is thrown away after a refusal. If it were
+# closed at once, the kernel would answer unread bytes with a reset, which can destroy the refusal
+# before it is read.
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES_MAX: Final = 8 << 20
 VERSIONS: Final = ("1.1", "1.0")
@@ -41,8 +42,8 @@ METHODS_REFUSED: Final = frozenset(
     b" SOURCE TEARDOWN".split()
 )
 CONNECT_PREFIX: Final = b"/gatherd.v1."
-# RFC 3986's characters of an authority without user information; empty is allowed.
-_HOST: Final = re.compile(rb"[A-Za-z0-9.~!$&'()*+,;=:%\[\]_-]*")
+# RFC 3986's characters of an authority without user information, which may be empty; then blanks.
+_HOST: Final = re.compile(rb"[A-Za-z0-9.~!$&'()*+,;=:%\[\]_-]*[ \t]*")
 
 
 class Refused(Exception):
@@ -234,6 +235,8 @@ class StreamProtocol(HttpToolsProtocol):
 
     def _to_application(self) -> None:
         """Go on with a head that is complete and right, through ASGI."""
+        # The parser leaves the blanks behind a value, which aren't part of it (RFC 9112, 5.1).
+        self.headers[:] = [(name, value.rstrip(b" \t")) for name, value in self.headers]
         HttpToolsProtocol.on_headers_complete(self)
         # The application has the list; trailers go into one that nobody reads.
         self.headers = []
