@@ -210,8 +210,8 @@ def assert_reads_as_h11(
 
 
 # The framings of one body: its header lines, and how it stands on the wire. `True` where the server
-# refuses what h11 takes, or closes behind it. By RFC 9112: two lengths, even equal ones, a length and
-# a coding (6.3), folded headers (5.2), lines that end in LF alone (2.2), codings in HTTP/1.0 (6.1),
+# refuses what h11 takes, or closes behind it. By RFC 9112: two lengths, even equal ones, a length
+# and a coding (6.3), folded headers (5.2), lines that end in LF (2.2), codings in HTTP/1.0 (6.1),
 # blanks behind a chunk's size, trailers that would frame or close.
 Framing = tuple[bytes, bytes, bool]
 
@@ -352,7 +352,7 @@ def streams(draw: st.DrawFn) -> tuple[list[bytes], bool]:
 
 
 @settings(
-    max_examples=150,
+    max_examples=2500,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )
@@ -362,3 +362,10 @@ def test_every_stream_is_read_as_h11_reads_it(
 ) -> None:
     pieces, may_refuse = stream
     assert_reads_as_h11(server, b"".join(pieces), pieces, may_refuse=may_refuse)
+
+
+def test_trailers_are_no_headers(server: Server) -> None:
+    trailers = b"Authorization: Bearer x\r\nContent-Type: text/plain\r\nX-Sum: 1\r\n"
+    data = LINES["POST /echo"] + b"Host: a\r\nTransfer-Encoding: chunked\r\n\r\n"
+    assert_reads_as_h11(server, data + chunk(b"abc", trailers=trailers))
+    assert server.recorder.headers == [(b"host", b"a"), (b"transfer-encoding", b"chunked")]
