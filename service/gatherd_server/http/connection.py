@@ -15,10 +15,10 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
+from gatherd.errors import LimitExceeded
 from gatherd_server.http.access import IS_LOCAL, STANDING
 from gatherd_server.http.connection_limit import ConnectionLimit, Standing
+from gatherd_server.http.stream import Refused, StreamProtocol
 from gatherd_server.metrics.telemetry import Telemetry
 
 SWEEP_SECONDS: Final = 1.0
@@ -27,11 +27,6 @@ HEAD_BYTES_MAX: Final = 32 << 10
 HEADERS_MAX: Final = 100
 # A body gets a second for as many bytes, on top of `receive_seconds`.
 BODY_BYTES_PER_SECOND: Final = 16 << 10
-
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-length: 0\r\nconnection: close\r\n\r\n"
-)
 
 
 class Sweeper:
@@ -73,22 +68,17 @@ class _Progress:
     body_bytes: int = 0
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(StreamProtocol):
     """uvicorn's connection, bounded."""
 
     sweeper: Sweeper
     limit: ConnectionLimit
     standing: Standing
-    # uvicorn's cycles, and before the first None.
-    cycle: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         # Ours to hold it to, not uvicorn's: it would refuse those who were here before.
         self._connections_max, self.limit_concurrency = self.limit_concurrency, None
-        # Requests that began and those that were received whole: between the two a peer is awaited.
-        self._begun = self._ended = 0
-        self._is_in_head = False
         self._body_bytes = 0
         self._uncounted_bytes = self._fed_bytes = 0
         # uvicorn copies it into each request's scope; ours tells what kind of socket it is.
@@ -131,12 +121,14 @@ class GuardedProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, as long as its head or what surrounds its body isn't too long."""
-        begun, was_in_head, body_bytes = self._begun, self._is_in_head, self._body_bytes
+        begun, ended = self._begun, self._ended
+        was_in_head, body_bytes = self._is_in_head, self._body_bytes
         self._fed_bytes = len(data)
         super().data_received(data)
         if self._begun == self._ended:
-            self._receiving = None
-            self.standing.heard()
+            if self._ended != ended:
+                self._receiving = None
+                self.standing.heard()
             return
         if self._receiving is None or self._begun != begun:
             self._receiving = _Progress(self.loop.time())
@@ -150,56 +142,23 @@ class GuardedProtocol(HttpToolsProtocol):
         # Of one head, or between two parts of a body: the parser keeps it, or throws it away.
         self._uncounted_bytes += len(data)
         if self._uncounted_bytes > HEAD_BYTES_MAX:
-            self.refuse_head()
+            self.refuse(_too_large())
 
-    def on_message_begin(self) -> None:
-        """Of the parser."""
-        self._begin()
-        super().on_message_begin()
-
-    def _begin(self) -> None:
-        self._begun += 1
-        self._is_in_head = True
-
-    def on_headers_complete(self) -> None:
-        """Of the parser."""
-        if self._is_head_taken():
-            super().on_headers_complete()
-
-    def _is_head_taken(self) -> bool:
-        """Whether the head that ends here isn't too long; it is answered if it is."""
-        self._is_in_head = False
+    def _check_head(self) -> None:
+        """Refused for a head that is too long, too."""
         headers = self.headers
         count = 0
         # What came in one short piece needn't be added up.
         if self._receiving is not None or self._fed_bytes > HEAD_BYTES_MAX:
             count = len(self.url) + sum(len(name) + len(value) for name, value in headers)
-        if count <= HEAD_BYTES_MAX and len(headers) <= HEADERS_MAX:
-            return not self.transport.is_closing()
-        self.refuse_head()
-        return False
-
-    def refuse_head(self) -> None:
-        """Answer 431, unless another answer is on its way, and close."""
-        if self.transport.is_closing():
-            return
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
-        else:
-            self.transport.abort()
+        if count > HEAD_BYTES_MAX or len(headers) > HEADERS_MAX:
+            raise _too_large()
+        super()._check_head()
 
     def on_body(self, body: bytes) -> None:
         """Of the parser."""
         self._body_bytes += len(body)
-        if self.cycle is not None:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Of the parser."""
-        self._ended += 1
-        if self.cycle is not None:
-            super().on_message_complete()
+        super().on_body(body)
 
     def is_stuck(self, now: float, receive_seconds: float) -> bool:
         """Whether the peer has been awaited for too long. Asked once in a while."""
@@ -222,6 +181,11 @@ class GuardedProtocol(HttpToolsProtocol):
             self._unread_bytes, self._unread_since = unread, now
             return False
         return now - self._unread_since > seconds
+
+
+def _too_large() -> Refused:
+    why = f"a request's head has at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} headers"
+    return Refused(431, LimitExceeded(why))
 
 
 def guarded_protocol(

@@ -37,6 +37,7 @@ from gatherd_server.http.fast_routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.tracing import Spans
 
+HEAD_END: Final = b"\r\n\r\n"
 LENGTH_DIGITS_MAX: Final = 18
 TIMEOUT_DIGITS_MAX: Final = 10
 # What has less time than this may miss it while it is answered, and is looked at more closely.
@@ -148,6 +149,8 @@ class _FastPath(GuardedProtocol):
     def _learn(self, cycle: FastCycle, data: bytes) -> None:
         """Keep what a request that came in one piece was found to be."""
         size = len(data) - cycle.body_bytes
+        if data.find(HEAD_END) + len(HEAD_END) != size:
+            return  # the body isn't all that follows the head: blank lines stand around the request
         route, repeat = cycle.route, None
         if (
             cycle.is_repeatable
@@ -243,12 +246,13 @@ class _FastPath(GuardedProtocol):
         cycle = self._fast_cycle()
         if cycle is None:
             url, headers, expect = self.url, self.headers, self.expect_100_continue
-            # Past GuardedProtocol, which has counted this head.
+            # Past StreamProtocol, which has counted this request.
             HttpToolsProtocol.on_message_begin(self)
             self.url, self.expect_100_continue = url, expect
             self.headers.extend(headers)
-            HttpToolsProtocol.on_headers_complete(self)
+            self._to_application()
             return
+        self._is_in_head = False
         before, self.cycle = self.cycle, cycle
         if before is None or before.response_complete:
             cycle.start()
@@ -273,7 +277,6 @@ class _FastPath(GuardedProtocol):
             or (timeout and not (timeout.isdigit() and len(timeout) <= TIMEOUT_DIGITS_MAX))
             or b"transfer-encoding" in headers
             or b"content-encoding" in headers
-            or parser.should_upgrade()
             or parser.get_http_version() != "1.1"
         ):
             return None
@@ -308,7 +311,7 @@ class _FastPath(GuardedProtocol):
 
     def on_message_complete(self) -> None:
         """Answer, now or when it is this request's turn."""
-        if isinstance(self.cycle, FastCycle):
+        if isinstance(self.cycle, FastCycle) and not self._is_upgrade:
             self._ended += 1
             self.cycle.end()
         else:
