@@ -52,7 +52,7 @@ def test_what_a_gguf_file_cannot_give_is_named(tmp_path: Path) -> None:
     with pytest.raises(BadFile, match=r"#token_embd.weight is quantised Q4_0; a table is of"):
         run_import(tmp_path / "d", path)
     path.write_bytes(gguf(words=WORDS[:3]))
-    with pytest.raises(BadFile, match="has 3 keys; token_embd.weight has 5 rows"):
+    with pytest.raises(BadFile, match=r"has 3 keys; token_embd.weight has 5 rows"):
         run_import(tmp_path / "d", path, key_column="tokenizer.ggml.tokens")
     whole = gguf()
     for length in range(0, len(whole), 3):
