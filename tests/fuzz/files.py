@@ -4,6 +4,7 @@ import bz2
 import io
 import json
 import lzma
+import pickle
 import shutil
 import tarfile
 import zipfile
@@ -42,6 +43,7 @@ from gatherd_server.writer.freezing import read_document
 from gatherd_server.writer.snapshot import decode_snapshot
 from gatherd_server.writer.verify import verify_version
 from loaders.test_fasttext import model as fasttext_model
+from loaders.test_models import gguf
 from loaders.test_packed import tarred
 from loaders.test_torch import mapping, program, tensor, torch_file
 from loaders.test_word2vec_binary import binary
@@ -368,6 +370,9 @@ def loader_targets(folder: Path) -> Iterator[Target]:
     yield Target("hdf5", hdf5(folder), loader().check)
     yield Target("parquet", [tables["parquet"]], loader(key_column="word").check)
     yield Target("arrow", [tables["feather"], tables["arrow"]], loader(key_column="word").check)
+    yield Target("gguf", [gguf()], loader(key_column="tokenizer.ggml.tokens").check)
+    pickled = [pickle.dumps(np.asfortranarray(ROWS), 4), pickle.dumps(ROWS, 2)]
+    yield Target("pickled arrays", pickled, loader().check)
     index = json.dumps({"weight_map": {"w": "source"}}).encode()
     yield Target("safetensors index", [index], loader().check)
     keys = loader(keys=str(folder / "rows.keys"))

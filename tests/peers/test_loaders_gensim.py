@@ -80,9 +80,11 @@ def test_a_word2vec_binary_that_gensim_cannot_keep_apart_is_damage(tmp_path: Pat
         run_import(tmp_path / "d", tmp_path / "v.bin")
 
 
-def test_gensims_own_format_is_a_pickle_and_is_refused(tmp_path: Path) -> None:
-    vectors().save(str(tmp_path / "v.kv"))
-    with pytest.raises(
-        BadFile, match=r"is a pickle, which is never run here; .*save_word2vec_form"
-    ):
-        run_import(tmp_path / "d", tmp_path / "v.kv")
+@pytest.mark.parametrize("separately", [None, ["vectors"]])
+def test_gensims_own_format_comes_in(tmp_path: Path, separately: list[str] | None) -> None:
+    made = vectors()
+    made.save(str(tmp_path / "v.kv"), separately=separately)
+    theirs = KeyedVectors.load(str(tmp_path / "v.kv"))
+    ours = run_import(tmp_path / "d", tmp_path / "v.kv")
+    assert ours.keys == [word.encode() for word in theirs.index_to_key]
+    np.testing.assert_array_equal(ours.rows, theirs.vectors)
