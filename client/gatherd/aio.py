@@ -50,7 +50,7 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         url: str,
         *,
         timeout: float = 10.0,
-        retries: int = 3,
+        retries: int | None = None,
         batching: Batching | None = None,
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,

@@ -44,7 +44,7 @@ class Client(LookupCalls, ChangeCalls):
         url: str,
         *,
         timeout: float = 10.0,
-        retries: int = 3,
+        retries: int | None = None,
         batching: Batching | None = None,
         busy_poll_us: int = BUSY_POLL_US,
         token: str | None = None,
@@ -58,8 +58,10 @@ class Client(LookupCalls, ChangeCalls):
         (Connect over a Unix socket), or local:/data (reads a data dir's files itself, and sends
         updates and changes to the server that runs on it).
         timeout: seconds for each whole call, its retries included.
-        retries: how often a request is sent again, after growing pauses, when the server can't be
-        reached or has no room. Reading local: files has nothing to retry.
+        retries: how often a request is sent again at most, after growing pauses, when the server
+        can't be reached or has no room; None for as long as the timeout has room. So by default a
+        server may restart within the timeout, and no call fails. Reading local: files has nothing
+        to retry.
         batching: merge small lookups that are made at the same time into one request, within
         these bounds; `Batching()` has usual ones. Each keeps its own answer, error and timeout.
         busy_poll_us: how many µs a lookup over http:// or unix:// waits for its reply awake before

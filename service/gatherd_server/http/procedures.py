@@ -51,6 +51,11 @@ class UpdateProcedure:
     begin: Callable[[AnyEngine, Any], Future[Any]]
     encode: Callable[[Any], bytes]
 
+    @property
+    def has_request_id(self) -> bool:
+        """Whether it is done once however often it is sent."""
+        return self.request is embedding_pb2.UpdateRequest
+
 
 def procedures(limits: Limits) -> list[Procedure | UpdateProcedure]:
     """Every unary procedure of both services; each is given the engine as its caller has it."""
