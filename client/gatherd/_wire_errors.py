@@ -79,8 +79,7 @@ _LOSES_TRACK = (Unavailable, Overloaded, InternalError, DeadlineExceeded)
 _HTTP_PAYLOAD_TOO_LARGE = 413
 # How grpc tells an answer that came of HTTP alone, and so of a proxy.
 _GRPC_HTTP_STATUS = re.compile(r"Received http2 header with status: ([0-9]{3})")
-# … and of a stream, or all of a connection, that ended without an answer, where its code doesn't say
-# so by itself.
+# … and of a stream, or of all of a connection, that ended without an answer.
 _GRPC_LOST = re.compile(r"RST_STREAM|Stream removed|GOAWAY|Stream closed|Socket closed")
 # What grpc itself says, without details, of a message over a limit of either side.
 _GRPC_TOO_LARGE = "message larger than max"

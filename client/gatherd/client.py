@@ -18,6 +18,7 @@ from gatherd._lookup import Answer, TableInfo
 from gatherd._lookup_calls import LookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._pushes import Pushes
+from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
@@ -29,14 +30,15 @@ if TYPE_CHECKING:
     from gatherd.transports.local import LocalSession as _LocalSession
 
 
-class Client(LookupCalls, ChangeCalls):
+class Client(Rebuilt, LookupCalls, ChangeCalls):
     """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,
     `KeyNotFound`, `InvalidArgument`, `Unavailable` once the retries are used up, ….
 
-    After a fork, a client of an http://, https:// or unix:// URL connects anew in the child, a
-    local: one goes on, and a grpc:// one raises `ForkedClient`.
+    After a fork it connects anew in the child; a grpc:// client can't, and raises `ForkedClient`,
+    where another thread was in a call at the fork. It can be pickled and copied, which makes a new
+    client with the same arguments. An exception at any instant, as by Ctrl-C, leaves it usable.
     """
 
     def __init__(
@@ -72,6 +74,17 @@ class Client(LookupCalls, ChangeCalls):
         ca: PEM file of the authorities that the server's certificate may be from, instead of the
         system's. cert: PEM files (certificate, key) of this client, for a server that wants one.
         """
+        self._settings = {
+            "url": url,
+            "timeout": timeout,
+            "retries": retries,
+            "batching": batching,
+            "busy_poll_us": busy_poll_us,
+            "token": token,
+            "token_file": token_file,
+            "ca": ca,
+            "cert": cert,
+        }
         target = parse_target(url)
         self._credentials = Credentials(
             target, token=token, token_file=token_file, ca=ca, cert=cert

@@ -5,7 +5,7 @@ import json
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from itertools import pairwise
-from typing import Any
+from random import Random
 
 import numpy as np
 import pytest
@@ -144,11 +144,12 @@ def test_a_hint_is_a_lower_bound_and_the_deadline_an_upper_one(
     assert pause_seconds(n, Unavailable("x"), -left, lambda: drawn) is None
 
 
-@given(st.floats(0.2, 60), st.randoms(use_true_random=False))
-def test_tries_fill_the_timeout_and_no_more(timeout: float, random: Any) -> None:
-    now, tries = 0.0, 1
+@pytest.mark.parametrize("timeout", [0.2, 1, 10, 60])
+@pytest.mark.parametrize("seed", range(20))
+def test_tries_fill_the_timeout_and_no_more(timeout: float, seed: int) -> None:
+    now, tries, uniform = 0.0, 1, Random(seed).random
     while True:
-        pause = pause_seconds(tries - 1, Unavailable("x"), timeout - now, random.random)
+        pause = pause_seconds(tries - 1, Unavailable("x"), timeout - now, uniform)
         if pause is None:
             break
         now += pause

@@ -210,6 +210,12 @@ class AsyncHttpTransport:
             raise _connect.unreachable(target, error) from None
         return connection
 
+    def abandon(self) -> None:
+        """See AsyncTransport."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().abandon()
+
     async def aclose(self) -> None:
         """See AsyncTransport."""
         self._closed = True
