@@ -37,8 +37,9 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
     `KeyNotFound`, `InvalidArgument`, `Unavailable` once the retries are used up, ….
 
     After a fork it connects anew in the child; a grpc:// client can't, and raises `ForkedClient`,
-    where another thread was in a call at the fork. It can be pickled and copied, which makes a new
-    client with the same arguments. An exception at any instant, as by Ctrl-C, leaves it usable.
+    where another thread was in a call at the fork, or an AsyncClient had used grpc. It can be
+    pickled and copied, which makes a new client with the same arguments. An exception at any
+    instant, as by Ctrl-C, leaves it usable.
     """
 
     def __init__(

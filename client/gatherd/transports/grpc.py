@@ -7,7 +7,8 @@ or a NAT that forgot the connection swallows what is sent on it. Pings notice th
 sooner than after some seconds. What is still under way on the old channel may come to its end.
 
 A forked child makes a channel of its own. grpc is ready for a fork only as long as no other thread
-is in a call, though; else the child would hang or crash, and so says that it can't.
+is in a call, though, as one of grpc.aio always is; else the child would hang or crash, and so says
+that it can't.
 """
 
 import os
@@ -62,13 +63,14 @@ class _Forks:
     def __init__(self) -> None:
         self.count = 0
         self.calling: set[int] = set()  # the threads that are in a call
+        self.awaited = False  # grpc.aio has a thread that is in a call at all times
         self.is_usable = True
         if hasattr(os, "register_at_fork"):
             os.register_at_fork(after_in_child=self._in_child)
 
     def _in_child(self) -> None:
-        supports = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower()
-        if self.calling - {threading.get_ident()} or supports in ("0", "false", "no", "off", ""):
+        is_off = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() in ("0", "false", "no")
+        if self.awaited or self.calling - {threading.get_ident()} or is_off:
             self.is_usable = False
         self.count += 1
         self.calling.clear()
@@ -77,9 +79,9 @@ class _Forks:
         """ForkedClient where grpc is of no use."""
         if not self.is_usable:
             raise ForkedClient(
-                "grpc doesn't survive a fork while another thread is in a call, or with "
-                "GRPC_ENABLE_FORK_SUPPORT=0, and this process was forked so: start it by spawn, or "
-                "use an http:// or unix:// URL"
+                "grpc doesn't survive a fork while another thread is in a call, after an "
+                "AsyncClient of grpc://, or with GRPC_ENABLE_FORK_SUPPORT=0, and this process was "
+                "forked so: start it by spawn, or use an http:// or unix:// URL"
             )
 
 
@@ -313,6 +315,7 @@ class AsyncGrpcTransport:
         return _foreseen(plain, reply, out)
 
     def _make(self) -> grpc.aio.Channel:
+        _forks.awaited = True
         authority = self._target.authority
         if not self._target.tls:
             return grpc.aio.insecure_channel(authority, OPTIONS)
