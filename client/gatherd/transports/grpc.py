@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._headers import USER_AGENT
 from gatherd._plain import Plain
 from gatherd._retry import parse_retry_after
 from gatherd._target import Target
@@ -43,8 +44,7 @@ OPTIONS: list[tuple[str, int]] = [
     # A server that came back is found within two seconds; the default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # As over Connect: no proxy, and a connection of one's own for each client.
-    ("grpc.enable_http_proxy", 0),
+    # As over Connect: a connection of one's own for each client.
     ("grpc.use_local_subchannel_pool", 1),
     # While a call waits, a connection that has gone silent is asked whether it is still there, and
     # given up early enough for another try within the usual timeout.
@@ -55,6 +55,16 @@ OPTIONS: list[tuple[str, int]] = [
 # For so long nothing must have been heard on a channel that is left: so that calls of a few
 # milliseconds to a server that is slow don't each make a connection.
 SILENT_SECONDS = 1.0
+
+
+def channel_options(target: Target) -> list[tuple[str, Any]]:
+    """The options of a channel to `target`."""
+    options: list[tuple[str, Any]] = [*OPTIONS, ("grpc.primary_user_agent", USER_AGENT)]
+    # By itself grpc would take a proxy from the environment.
+    options.append(("grpc.enable_http_proxy", int(target.proxy is not None)))
+    if target.proxy is not None:
+        options.append(("grpc.http_proxy", target.proxy.url))
+    return options
 
 
 class _Forks:
@@ -204,14 +214,15 @@ class GrpcTransport:
         self._credentials = credentials
         self._url = target.url
         self._closed = False
-        self._authority = target.authority
+        self._target = target
         self._secure = channel_credentials(credentials) if target.tls else None
         self._channels = _Channels(self._make)
 
     def _make(self) -> grpc.Channel:
+        authority, options = self._target.authority, channel_options(self._target)
         if self._secure is None:
-            return grpc.insecure_channel(self._authority, OPTIONS)
-        return grpc.secure_channel(self._authority, self._secure, OPTIONS)
+            return grpc.insecure_channel(authority, options)
+        return grpc.secure_channel(authority, self._secure, options)
 
     def call(self, send: Send) -> memoryview:
         """See Transport."""
@@ -316,10 +327,10 @@ class AsyncGrpcTransport:
 
     def _make(self) -> grpc.aio.Channel:
         _forks.awaited = True
-        authority = self._target.authority
+        authority, options = self._target.authority, channel_options(self._target)
         if not self._target.tls:
-            return grpc.aio.insecure_channel(authority, OPTIONS)
-        return grpc.aio.secure_channel(authority, channel_credentials(self._credentials), OPTIONS)
+            return grpc.aio.insecure_channel(authority, options)
+        return grpc.aio.secure_channel(authority, channel_credentials(self._credentials), options)
 
     async def _close(self, channels: list[grpc.aio.Channel]) -> None:
         for channel in channels:
