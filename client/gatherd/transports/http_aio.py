@@ -237,6 +237,12 @@ class AsyncHttpTransport:
                 return sock
         raise failure or OSError(f"the proxy {self._target.dialled[0]} has no address")
 
+    def abandon(self) -> None:
+        """See AsyncTransport."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().abandon()
+
     async def aclose(self) -> None:
         """See AsyncTransport."""
         self._closed = True

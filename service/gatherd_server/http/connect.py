@@ -45,7 +45,7 @@ from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encodi
 from gatherd_server.http.procedures import Procedure, UpdateProcedure, procedures
 from gatherd_server.proto_codec import Part
 from gatherd_server.types import Limits
-from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
+from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
@@ -155,11 +155,11 @@ class _Endpoint:
         except GatherdError:
             raise
         except TimeoutError:
-            raise _too_late(seconds, is_update) from None
+            raise _too_late(seconds, self._procedure) from None
         # A gather on the event loop isn't interrupted, but its answer comes too late all the same.
         # That an update was done is worth telling even then.
         if clock.time() >= deadline and not is_update:
-            raise _too_late(seconds, is_update)
+            raise _too_late(seconds, self._procedure)
         return response
 
     async def _reply(
@@ -233,9 +233,12 @@ def _timeout_seconds(value: bytes) -> float:
     return int(value) / 1000
 
 
-def _too_late(seconds: float, is_update: bool) -> DeadlineExceeded:
+def _too_late(seconds: float, procedure: Procedure | UpdateProcedure) -> DeadlineExceeded:
     wrong = f"the request wasn't answered within its {seconds:g} s"
-    return DeadlineExceeded(f"{wrong}; {UPDATE_MAY_BE_DONE}" if is_update else wrong)
+    if not isinstance(procedure, UpdateProcedure):
+        return DeadlineExceeded(wrong)
+    may_be_done = UPDATE_MAY_BE_DONE if procedure.has_request_id else CHANGE_MAY_BE_DONE
+    return DeadlineExceeded(f"{wrong}; {may_be_done}")
 
 
 def _wrong_method(method: str) -> Response:

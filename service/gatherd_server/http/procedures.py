@@ -55,6 +55,11 @@ class UpdateProcedure:
     encode: Callable[[Any], bytes]
     scope: Scope = Scope.ADMIN
 
+    @property
+    def has_request_id(self) -> bool:
+        """Whether it is done once however often it is sent."""
+        return self.request is embedding_pb2.UpdateRequest
+
 
 def procedures(limits: Limits) -> list[Procedure | UpdateProcedure]:
     """Every unary procedure of both services; each is given the engine as its caller has it."""

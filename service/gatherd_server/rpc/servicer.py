@@ -35,7 +35,7 @@ from gatherd_server.rpc.observed import count, observed, told_code
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
-from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
+from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
@@ -308,7 +308,7 @@ def _push(op: UpdateOp) -> _Answer:
     def push(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
         request = proto_codec.parse(embedding_pb2.UpdateRequest(), body, engine.limits)
         future = engine.push(proto_updates.push(op, request, engine.limits))
-        return proto_updates.push_reply(_outcome(future, context))
+        return proto_updates.push_reply(_outcome(future, context, UPDATE_MAY_BE_DONE))
 
     return push
 
@@ -316,7 +316,7 @@ def _push(op: UpdateOp) -> _Answer:
 def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
     def change(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
         future = engine.change(read(proto_codec.parse(kind(), body, engine.limits)))
-        return proto_updates.change_reply(_outcome(future, context))
+        return proto_updates.change_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
     return change
 
@@ -324,7 +324,7 @@ def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
 def _snapshot(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
     request = proto_codec.parse(table_pb2.SnapshotRequest(), body, engine.limits)
     future = engine.snapshot(proto_updates.snapshot_name(request))
-    return proto_updates.snapshot_reply(_outcome(future, context))
+    return proto_updates.snapshot_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
 
 def _asked_anew(admission: Admission, context: grpc.ServicerContext) -> Caller:
@@ -346,13 +346,13 @@ def _answer(context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:
     return abort(context, failure)
 
 
-def _outcome(future: Future[T], context: grpc.ServicerContext) -> T:
+def _outcome(future: Future[T], context: grpc.ServicerContext, may_be_done: str) -> T:
     """What became of an update. It is done or not, whether anybody still waits or not."""
     # Without a deadline grpc gives more seconds than a lock can wait for.
     seconds = min(context.time_remaining(), threading.TIMEOUT_MAX)
     done, _ = futures.wait([future], seconds)
     if not done:
-        raise DeadlineExceeded(f"the call's deadline passed; {UPDATE_MAY_BE_DONE}")
+        raise DeadlineExceeded(f"the call's deadline passed; {may_be_done}")
     return future.result()
 
 
