@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_safetensors
 from fuzz.target import Target
 from gatherd.errors import BadFile, GatherdError
 from gatherd.store.catalog import open_table, read_catalog, version_dir
-from gatherd.store.checksums import document_crc
+from gatherd.store.checksums import document_crc, read_document
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys
@@ -33,7 +33,6 @@ from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder, rebuild_slots
 from gatherd_server.token_file import read_tokens
-from gatherd_server.writer.freezing import read_document
 from gatherd_server.writer.snapshot import decode_snapshot
 from gatherd_server.writer.verify import verify_version
 from loaders.test_torch import mapping, program, tensor, torch_file

@@ -9,7 +9,6 @@ Everything goes through the fault seam, so that a test can see each map, store a
 store apart.
 """
 
-import json
 import mmap
 import os
 from collections.abc import Mapping
@@ -22,6 +21,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile
 from gatherd.store import __file__ as _store
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
+from gatherd.store.checksums import read_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, npy_header, open_readonly, read_layout
 from gatherd.store.ids import all_in_range
@@ -169,16 +169,16 @@ class MappedVersion:
 
 
 def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
+    manifest = read_document(path)
     try:
-        manifest = json.loads(path.read_bytes())
         dtype, row_count, dim = (
             DType(manifest["dtype"]),
             int(manifest["rows"]),
             int(manifest["dim"]),
         )
         optimizer = manifest["optimizer"]
-    except (OSError, LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise BadFile(f"{path} can't be read: {error}") from None
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise BadFile(f"{path} can't be read: {error!r}") from None
     if optimizer is None:
         raise BadFile(f"{path}: the version has no optimizer, so that it can't be trained")
     return dtype, Optimizer.from_json(optimizer), row_count, dim

@@ -18,7 +18,7 @@ from typing import Any
 
 from gatherd.errors import BadFile
 from gatherd.store.catalog import CatalogEntry, open_table, read_catalog, version_dir
-from gatherd.store.checksums import verify_folder
+from gatherd.store.checksums import read_document, verify_folder
 from gatherd.store.control import ControlPage
 from gatherd.store.format import file_bytes, npy_header, open_readonly
 from gatherd.store.key_index import KeyIndex
@@ -29,7 +29,7 @@ from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, read_document, read_manifest
+from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, read_manifest
 
 # How often a check begins again because a server changed what it looked at.
 TRIES_MAX = 10
