@@ -23,7 +23,7 @@ from safetensors.numpy import save as save_safetensors
 from fuzz.target import Target
 from gatherd.errors import BadFile, GatherdError
 from gatherd.store.catalog import open_table, read_catalog, version_dir
-from gatherd.store.checksums import document_crc, read_document
+from gatherd.store.checksums import encode_document, read_document
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys
@@ -241,7 +241,7 @@ class Index:
         index.verify()
 
 
-def with_crc(data: bytes) -> bytes:
+def with_crc(data: bytes, indent: int = 1) -> bytes:
     """A JSON document whose checksum fits again, when it is one."""
     try:
         document = json.loads(data)
@@ -250,7 +250,7 @@ def with_crc(data: bytes) -> bytes:
     if not isinstance(document, dict):
         return data
     try:
-        return json.dumps({**document, "crc32": document_crc(document)}).encode()
+        return encode_document(document, indent)
     except RecursionError:
         return data
 
