@@ -100,6 +100,16 @@ class Damage:
     after_lsn: int
     until_lsn: int
 
+    @property
+    def reason(self) -> str:
+        """What who asks for the version is told."""
+        return (
+            f"{self.why}; its updates of LSN {self.after_lsn + 1} to {self.until_lsn} are kept in "
+            "the log"
+            if self.until_lsn > self.after_lsn
+            else self.why
+        )
+
     def to_json(self) -> dict[str, Any]:
         """What the catalog holds of it."""
         return {

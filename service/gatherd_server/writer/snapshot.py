@@ -30,6 +30,7 @@ from gatherd.store.catalog import (
     TABLE_NAME_PATTERN,
     TABLES_NAME,
     Catalog,
+    CatalogEntry,
     encode_catalog,
     version_dir,
 )
@@ -87,6 +88,7 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         files.make_dirs(partial, durable=False)
         catalog = writer.versions().catalog
         for table, entry in catalog.tables.items():
+            _check_is_whole(table, entry)
             for version in entry.versions:
                 source = version_dir(data_dir, table, version)
                 copy = version_dir(partial, table, version)
@@ -122,6 +124,18 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         for one in catching:
             one.close()
     return SnapshotResult(str(target), lsn)
+
+
+def _check_is_whole(table: str, entry: CatalogEntry) -> None:
+    """BadFile when a version is refused as damaged.
+
+    Those that are kept by schedule would be replaced by ones that lack the table.
+    """
+    for damage in entry.damaged:
+        raise BadFile(
+            f"version {damage.version} of table {table!r} is damaged, so that no snapshot is "
+            f"taken: {damage.reason}; mend, restore or delete it first"
+        )
 
 
 def _timed_name(lsn: int) -> str:
