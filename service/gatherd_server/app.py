@@ -144,6 +144,7 @@ class Worker:
             tables = open_sources(sources, settings.data_dir, settings.preload)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
+            self._telemetry.pulse.before(tables.look_at_residency)
             engine = Engine(tables, self._limits, link, self._telemetry)
             for name, reason in engine.table_states().items():
                 if reason:

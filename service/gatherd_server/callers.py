@@ -224,7 +224,7 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
-    def rows_of(self, plan: LookupPlan) -> Rows:
+    def rows_of(self, plan: LookupPlan) -> Rows | None:
         """As Engine's, for `read`."""
         if not self._reads or not self._caller.reaches(plan.table):
             self._check(Scope.READ, (plan.table,))

@@ -25,6 +25,7 @@ class Limits:
     ids_max: int
     tables_max: int
     requests_in_flight_max: int
+    default_mean_bytes_max: int = 8 << 30
 
     def check(self, name: str, what: str, value: int) -> None:
         """LimitExceeded, naming the limit, when `value` is over the limit called `name`."""
