@@ -1,4 +1,4 @@
-"""What a client shows a server: a token, a certificate; and whom it takes the server's from.
+"""What a client shows a server: token, certificate, headers; and whom it takes the server's from.
 
 None of it is ever in a message, a repr or a log. Left out on purpose: a token in the URL, which
 ends up in logs, and tokens that a function gives: a file that somebody renews does that.
@@ -6,9 +6,10 @@ ends up in logs, and tokens that a function gives: a file that somebody renews d
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
 
+from gatherd._headers import Headers, checked_headers, merged, of_block
 from gatherd._target import Target
 from gatherd.errors import InvalidArgument
 
@@ -29,6 +30,7 @@ class Credentials:
         token_file: Path | None = None,
         ca: Path | None = None,
         cert: tuple[Path, Path] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """As Client has them. InvalidArgument for what can't be used with the URL."""
         if token is not None and token_file is not None:
@@ -48,8 +50,19 @@ class Credentials:
         self._on_renewal: list[Callable[[], None]] = []
         self.token = _read(token_file) if token_file is not None else _checked(token, "token")
         """What goes behind "Bearer "; None for none."""
-        self.metadata = _metadata(self.token)
-        """The same for gRPC."""
+        self.headers = checked_headers(headers)
+        """What is sent with every request, apart from the token."""
+        self._metadata = self._as_metadata()
+
+    @property
+    def metadata(self) -> Headers | None:
+        """The token and the headers of a call that is made now, for gRPC."""
+        more = of_block()
+        return merged(self._metadata or (), more) if more else self._metadata
+
+    def _as_metadata(self) -> Headers | None:
+        shown = (("authorization", f"Bearer {self.token}"),) if self.token is not None else ()
+        return (*self.headers, *shown) or None
 
     def on_renewal(self, told: Callable[[], None]) -> None:
         """Have `told` called when the token becomes another."""
@@ -62,14 +75,11 @@ class Credentials:
         token = _read(self._file)
         if token == self.token:
             return False
-        self.token, self.metadata = token, _metadata(token)
+        self.token = token
+        self._metadata = self._as_metadata()
         for told in self._on_renewal:
             told()
         return True
-
-
-def _metadata(token: str | None) -> tuple[tuple[str, str], ...] | None:
-    return (("authorization", f"Bearer {token}"),) if token is not None else None
 
 
 def _read(path: Path) -> str:

@@ -5,12 +5,13 @@
     grpc://host[:port]            grpcs://…   gRPC, with TLS
     local:/path                               a data dir on this machine
 
-Left out on purpose: credentials in URLs (they end up in logs), and proxies.
+Left out on purpose: credentials in URLs (they end up in logs).
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+from gatherd._proxy import Proxy, find_proxy
 from gatherd.errors import InvalidArgument
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
@@ -29,6 +30,12 @@ class Target:
     host: str
     port: int
     path: str
+    proxy: Proxy | None = None
+
+    @property
+    def dialled(self) -> tuple[str, int]:
+        """The host and the port to connect to: the proxy's, if there is one."""
+        return (self.proxy.host, self.proxy.port) if self.proxy else (self.host, self.port)
 
     @property
     def tls(self) -> bool:
@@ -44,8 +51,16 @@ class Target:
         return f"{host}:{self.port}"
 
 
-def parse_target(url: object) -> Target:
-    """What `url` names; InvalidArgument, naming the schemes there are, when it names nothing."""
+def parse_target(url: object, proxy: object = None) -> Target:
+    """What `url` names, and the proxy to it; see `find_proxy`.
+
+    InvalidArgument, naming the schemes there are, when it names nothing.
+    """
+    target = _parse(url)
+    return replace(target, proxy=find_proxy(proxy, target.scheme, target.host))
+
+
+def _parse(url: object) -> Target:
     if not isinstance(url, str):
         raise InvalidArgument(f"a URL is a str, not a {type(url).__name__}; known are {_KNOWN}")
     if any(not "!" <= char <= "~" for char in url) and not url.startswith(("local:", "unix:")):

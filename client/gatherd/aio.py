@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +14,7 @@ from gatherd._batching import Batching, Kind
 from gatherd._change_calls_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._headers import of_block
 from gatherd._lookup import Answer, TableInfo
 from gatherd._lookup_calls_aio import AsyncLookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
@@ -56,14 +57,17 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         token_file: str | os.PathLike[str] | None = None,
         ca: str | os.PathLike[str] | None = None,
         cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
     ) -> None:
         """As Client. Connects later.
 
-        url, timeout in seconds for each whole call, retries, batching, token, token_file, ca, cert.
+        url, timeout in seconds for each whole call, retries, batching, token, token_file, ca, cert,
+        headers, proxy.
         """
-        target = parse_target(url)
+        target = parse_target(url, proxy)
         self._credentials = Credentials(
-            target, token=token, token_file=token_file, ca=ca, cert=cert
+            target, token=token, token_file=token_file, ca=ca, cert=cert, headers=headers
         )
         self._transport: AsyncTransport
         self._session: Session
@@ -144,7 +148,7 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
     async def _quick(
         self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
     ) -> NDArray[Any] | None:
-        if self._closed:
+        if self._closed or of_block():
             return None
         self._check_loop()
         if ids.__class__ is not np.ndarray or not ids.flags.c_contiguous:
@@ -184,7 +188,7 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         self, table: str, ids: Any, dtype: Any, missing: Any, out: Any, version: Any, timeout: Any
     ) -> Answer | None:
         batcher = self._batcher
-        if self._closed or batcher is None:
+        if self._closed or batcher is None or of_block():
             return None
         self._check_loop()
         found = batcher.kinds.find(table, ids, dtype, missing, out, version)

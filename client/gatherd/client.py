@@ -2,7 +2,7 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -14,6 +14,7 @@ from gatherd._batching import Batching, Kind
 from gatherd._change_calls import ChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
+from gatherd._headers import of_block
 from gatherd._lookup import Answer, TableInfo
 from gatherd._lookup_calls import LookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
@@ -51,6 +52,8 @@ class Client(LookupCalls, ChangeCalls):
         token_file: str | os.PathLike[str] | None = None,
         ca: str | os.PathLike[str] | None = None,
         cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
+        headers: Mapping[str, str] | None = None,
+        proxy: str | None = None,
     ) -> None:
         """Nothing is connected yet; the first call does that.
 
@@ -69,10 +72,14 @@ class Client(LookupCalls, ChangeCalls):
         is read again when the server doesn't know the token any more.
         ca: PEM file of the authorities that the server's certificate may be from, instead of the
         system's. cert: PEM files (certificate, key) of this client, for a server that wants one.
+        headers: sent with every request, over gRPC as metadata; `request_headers` adds some to the
+        requests of a block of code.
+        proxy: http://[USER:PASSWORD@]HOST:PORT of an HTTP proxy to go through, or "environment" to
+        take it from http_proxy, https_proxy and no_proxy; without it no proxy is used.
         """
-        target = parse_target(url)
+        target = parse_target(url, proxy)
         self._credentials = Credentials(
-            target, token=token, token_file=token_file, ca=ca, cert=cert
+            target, token=token, token_file=token_file, ca=ca, cert=cert, headers=headers
         )
         self._transport: Transport
         self._session: Session
@@ -135,7 +142,7 @@ class Client(LookupCalls, ChangeCalls):
     def _quick(
         self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
     ) -> NDArray[Any] | None:
-        if self._closed:
+        if self._closed or of_block():
             return None
         if ids.__class__ is not np.ndarray or not ids.flags.c_contiguous:
             try:
@@ -174,7 +181,7 @@ class Client(LookupCalls, ChangeCalls):
         self, table: str, ids: Any, dtype: Any, missing: Any, out: Any, version: Any, timeout: Any
     ) -> Answer | None:
         batcher = self._batcher
-        if self._closed or batcher is None:
+        if self._closed or batcher is None or of_block():
             return None
         if batcher.pid != os.getpid():
             assert self._batching is not None  # there is a batcher

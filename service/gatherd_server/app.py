@@ -16,11 +16,12 @@ import ssl
 from collections.abc import Iterator
 from contextlib import AsyncExitStack, contextmanager
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import uvicorn
 
-from gatherd.errors import GatherdError, UpdatesStopped
+from gatherd.errors import FailedPrecondition, GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.admission import Admission
 from gatherd_server.brief import WorkerBrief
@@ -39,6 +40,7 @@ from gatherd_server.rpc.server import RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
+from gatherd_server.types import UpdatesState
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
 from gatherd_server.writer.process import open_writer
@@ -120,7 +122,7 @@ class Worker:
             brief.metrics_fd,
             settings.workers,
             worker=brief.number,
-            has_writer=settings.data_dir is not None and settings.workers == 1,
+            has_writer=brief.has_writer and settings.workers == 1,
             is_told=settings.metrics,
             traces=settings.traces,
         )
@@ -217,7 +219,7 @@ class Worker:
         The first start fails with it. Later lookups have to go on.
         """
         settings = self._brief.settings
-        if settings.data_dir is None or settings.workers > 1:
+        if settings.data_dir is None or not self._brief.has_writer or settings.workers > 1:
             return None
         is_restart = self._brief.is_restart
         try:
@@ -245,13 +247,15 @@ class Worker:
     ) -> Link | None:
         data_dir = self._brief.settings.data_dir
         if isinstance(owner, UpdatesStopped):
-            return RefusingLink(owner)
+            return RefusingLink(owner, UpdatesState.STOPPED)
         if owner is not None:
             writer, changes = owner
             changes.prepare = in_process(tables.prepare_version)
             return DirectLink(writer, changes)
         if data_dir is None:
             return None
+        if not self._brief.has_writer:
+            return RefusingLink(_nothing_changes(data_dir), UpdatesState.NONE)
         folder, path = open_beside(data_dir, WRITER_SOCKET_NAME)
         stack.callback(os.close, folder)
         link = SocketLink(path, tables.prepare_version)
@@ -287,6 +291,13 @@ class Worker:
             timeout_keep_alive=settings.keep_alive_seconds,
             timeout_graceful_shutdown=max(1, round(settings.drain_seconds)),
         )
+
+
+def _nothing_changes(data_dir: Path) -> FailedPrecondition:
+    return FailedPrecondition(
+        f"data dir {data_dir} is on a read-only file system, so this server changes nothing; send "
+        "updates to the server that owns it, or mount it writable and start again"
+    )
 
 
 async def _run(channel: Channel, line: bytes) -> None:

@@ -200,7 +200,8 @@ def create(
     if trained is not None:
         trained.check_table(DType(dtype), rows)
     seed = secrets.randbits(63) if seed is None else seed
-    blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed)
+    padding_id = None if trained is None else trained.padding_id
+    blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed, padding_id)
     origin = {"created": init, "seed": seed}
     default = read_default(default_vector, dim)
     table = TableFiles(

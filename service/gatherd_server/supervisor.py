@@ -21,6 +21,7 @@ from typing import Any
 
 from gatherd.errors import GatherdError
 from gatherd.store import kernels
+from gatherd.store.catalog import read_catalog
 from gatherd.store.format import open_readonly
 from gatherd_server.brief import WorkerBrief
 from gatherd_server.child import Child, describe_exit
@@ -42,6 +43,7 @@ from gatherd_server.sockets import (
     reserve_grpc,
 )
 from gatherd_server.storage import mapped_rows
+from gatherd_server.storage.files import is_read_only
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
 from gatherd_server.writer import update_kernels
@@ -94,8 +96,12 @@ class Supervisor:
             )
             for number in range(settings.workers)
         ]
+        self._owned_dir = settings.data_dir
+        """The data dir, when it is this server that changes it."""
+        if settings.data_dir is not None and is_read_only(settings.data_dir):
+            self._owned_dir = None
         self._writer: Child | None = None
-        if settings.data_dir is not None and settings.workers > 1:
+        if self._owned_dir is not None and settings.workers > 1:
             self._writer = Child(
                 "writer",
                 "gatherd_server.writer.process",
@@ -141,14 +147,16 @@ class Supervisor:
         if not sources and settings.data_dir is None:
             raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
         is_authenticated = check_secrets(settings)
-        if settings.data_dir is not None:
+        if self._owned_dir is not None:
             owned = stack.enter_context(
                 # An empty volume is a data dir without tables; one that isn't there, a mistake.
-                own_data_dir(settings.data_dir, create=settings.data_dir.is_dir())
+                own_data_dir(self._owned_dir, create=self._owned_dir.is_dir())
             )
             self._lock_fd = owned.lock_fd
+        if settings.data_dir is not None:
+            named = read_catalog(settings.data_dir).tables
             for source in sources:
-                if source.name in owned.catalog.tables:
+                if source.name in named:
                     raise ConfigError(f"table {source.name!r} is in the data dir already")
         for source in sources:
             fd = open_readonly(source.path)
@@ -166,8 +174,14 @@ class Supervisor:
         if settings.unix is not None:
             self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
             stack.callback(settings.unix.unlink, missing_ok=True)
-        if settings.data_dir is not None:
-            self._open_data_dir_sockets(settings.data_dir, stack)
+        if self._owned_dir is not None:
+            self._open_data_dir_sockets(self._owned_dir, stack)
+        elif settings.data_dir is not None:
+            logger.warning(
+                "data dir %s is on a read-only file system: it is served as its files are, and "
+                "updates are refused",
+                settings.data_dir,
+            )
         unix = str(settings.unix) if settings.unix is not None else None
         return Addresses(join_address(*http.getsockname()[:2]), self._grpc_address, unix)
 
@@ -199,6 +213,7 @@ class Supervisor:
             is_restart,
             number,
             self._metrics_fd,
+            self._owned_dir is not None,
         ).encode()
 
     def _worker_inherits(self) -> tuple[int, ...]:

@@ -400,11 +400,19 @@ def test_a_row_that_would_not_be_finite_is_refused(
     surface.update("assign", {table: Update(row, np.zeros((1, DIM), np.float32))})
 
 
-@pytest.mark.parametrize("lr", [0.0, -1.0])
-def test_a_learning_rate_is_above_0(surface: Surface, trained: Trained, lr: float) -> None:
+@pytest.mark.parametrize("lr", [-1.0, -1e-9])
+def test_a_learning_rate_is_not_negative(surface: Surface, trained: Trained, lr: float) -> None:
     before = trained.all_rows()
     with pytest.raises(InvalidArgument, match=r"lr|learning rate"):
         surface.update("apply_gradients", {"float32": Update(np.array([1, 2]), ONES, lr=lr)})
+    unchanged(trained, before)
+
+
+def test_a_learning_rate_of_0_is_a_step_that_moves_no_row(
+    surface: Surface, trained: Trained
+) -> None:
+    before = trained.all_rows()
+    surface.update("apply_gradients", {"float32": Update(np.array([1, 2]), ONES, lr=0.0)})
     unchanged(trained, before)
 
 

@@ -253,10 +253,10 @@ def test_wrong_updates_are_named(train: Any, trained: Training, message: Any, sa
     assert not trained.engine.asked.pushes
 
 
-@pytest.mark.parametrize("lr", [0.0, -1.0, float("nan"), float("inf")])
-def test_a_learning_rate_is_finite_and_above_0(train: Any, lr: float) -> None:
+@pytest.mark.parametrize("lr", [-1.0, float("nan"), float("inf")])
+def test_a_learning_rate_is_finite_and_not_negative(train: Any, lr: float) -> None:
     message = request(table_update("items", [1], ONES, learning_rate=lr))
-    assert "learning rate" in refused(post(train, EMBEDDING + "ApplyGradients", message))
+    assert "lr can't be" in refused(post(train, EMBEDDING + "ApplyGradients", message))
 
 
 @pytest.fixture(scope="session")

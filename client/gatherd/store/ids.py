@@ -12,10 +12,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import IdOutOfRange, InvalidArgument
+from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
 
-OFFENDERS_MAX = 5
-# One less than the dimensions that every NumPy can count, for the reply has one more.
-NESTING_MAX = 31
 _INT64 = np.dtype(np.int64)
 _INT64_MAX = 2**63 - 1
 # By the dtype's character: the unsigned one of its size, and the largest id that it holds.
@@ -28,13 +26,16 @@ _UNSIGNED = {
 def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     """`ids` as an integer array of the same shape, C-contiguous and in native byte order.
 
-    Takes an integer, a (nested) list or tuple of integers, or anything with a NumPy array
-    interface. InvalidArgument for floats, bools, strings, objects and ragged lists;
-    IdOutOfRange for an integer that no 64-bit type holds.
+    Takes an integer, a range, a (nested) list or tuple of integers, or anything with a NumPy array
+    interface. InvalidArgument for floats, bools, strings, objects, ragged lists and entries that
+    are masked or null; IdOutOfRange for an integer that no 64-bit type holds.
     """
     if ids is None or isinstance(ids, list | tuple | int | float | str | bytes | dict):
         return _from_nested(ids)
-    array = np.asarray(ids)
+    array = as_given_array(ids, "ids")
+    if array.dtype.kind == "O" and not isinstance(ids, np.ndarray):
+        # What another library's integers become where they could have been null.
+        return _from_nested(array.tolist())
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype.kind == "f":
             # An empty array made without a dtype is float64; it holds no id to be wrong.
@@ -45,7 +46,7 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
 
 def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
     if not _plain_integers(ids, 0):
-        _check_leaves(ids)
+        ids = _checked_leaves(ids, "ids")
     try:
         array = np.asarray(ids)
     except ValueError:
@@ -73,13 +74,17 @@ def _plain_integers(value: Any, depth: int) -> bool:
     return kinds <= {list, tuple} and all(_plain_integers(item, depth + 1) for item in value)
 
 
-def _check_leaves(ids: Any) -> None:
-    for name, value in _leaves(ids, "ids"):
-        if isinstance(value, np.integer) or type(value) is int:
-            continue
-        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-            continue
-        raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
+def _checked_leaves(value: Any, name: str) -> Any:
+    """`value` with NumPy's arrays in place of others; InvalidArgument for what isn't an integer."""
+    if isinstance(value, list | tuple):
+        return [_checked_leaves(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, np.integer) or type(value) is int:
+        return value
+    if hasattr(value, "__array__"):
+        array = as_given_array(value, name)
+        if array.dtype.kind in "iu" and (array.ndim or array is not value):
+            return array
+    raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
 
 
 def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
@@ -144,8 +149,7 @@ def out_of_range_error(
     bad = np.flatnonzero(~(in_range(ids, row_count) if found is None else found))
     named = []
     for flat in bad[:OFFENDERS_MAX]:
-        position = np.unravel_index(int(flat), ids.shape)
-        where = "ids" + "".join(f"[{int(index)}]" for index in position)
+        where = position("ids", int(flat), ids.shape)
         named.append((where, int(ids.reshape(-1)[flat])))
     listed = ", ".join(f"{where}={value}" for where, value in named)
     more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""

@@ -15,16 +15,19 @@ from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials, no_password
 from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._headers import USER_AGENT, Headers, merged, of_block
 from gatherd._http1 import (
     ConnectionEnded,
     HttpError,
     ResponseReader,
     around_length,
     finish_request,
+    parse_head,
     request_parts,
     request_prefix,
 )
 from gatherd._plain import Plain
+from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_http
@@ -96,19 +99,22 @@ class Heads:
 
     def request(self, send: Send, now: float) -> bytes:
         """The head of the HTTP request for `send`."""
-        prefix = self._prefix(_path(self._target, send.method))
+        prefix = self._prefix(_path(self._target, send.method), of_block())
         return finish_request(prefix, timeout_ms(send.deadline.at - now), send.nbytes)
 
-    def _prefix(self, path: str) -> bytes:
-        prefixes = self._prefixes
-        prefix = prefixes.get(path)
+    def _prefix(self, path: str, more: Headers = ()) -> bytes:
+        prefix = None if more else self._prefixes.get(path)
         if prefix is None:
             headers = [("Content-Type", CONTENT_TYPE), ("Connect-Protocol-Version", "1")]
-            token = self._credentials.token
+            token, proxy = self._credentials.token, self._target.proxy
             if token is not None:
                 headers.append(("Authorization", f"Bearer {token}"))
+            if proxy is not None and not self._target.tls:
+                headers += proxy.headers
+            headers += merged((("user-agent", USER_AGENT), *self._credentials.headers), more)
             prefix = request_prefix("POST", path, self._target.authority, headers)
-            prefixes[path] = prefix
+            if not more:
+                self._prefixes[path] = prefix
         return prefix
 
     def wire(self, plain: Plain) -> Wire:
@@ -155,7 +161,14 @@ def timeout_ms(left_seconds: float) -> int:
 
 
 def _path(target: Target, method: str) -> str:
-    return method if target.scheme in ("unix", "local") else target.path + method
+    if target.scheme in ("unix", "local"):
+        return method
+    through = target.proxy is not None and not target.tls
+    return (
+        f"{target.scheme}://{target.authority}{target.path}{method}"
+        if through
+        else (target.path + method)
+    )
 
 
 def outgoing(head: bytes, send: Send) -> tuple[bytes | memoryview, ...]:
@@ -230,6 +243,35 @@ def no_answer(url: str, deadline: Deadline) -> DeadlineExceeded:
     )
 
 
+class Tunnel:
+    """A connection through a proxy's tunnel, as far as it isn't open yet: see `wanted`."""
+
+    def __init__(self, target: Target) -> None:
+        assert target.proxy is not None
+        self._target, self._proxy = target, target.proxy
+        self._answer = b""
+        self.request = self._proxy.tunnel_request(target.authority)
+
+    def received(self, data: bytes) -> bool:
+        """Take what the proxy answers; whether the tunnel is open. OSError when it won't be."""
+        self._answer += data
+        end = self._answer.find(b"\r\n\r\n")
+        if end < 0:
+            if not data or len(self._answer) > ANSWER_BYTES_MAX:
+                raise OSError(f"the proxy {self._proxy.authority} didn't answer in HTTP")
+            return False
+        try:
+            status = parse_head(self._answer[: end + 4]).status
+        except HttpError as error:
+            raise OSError(f"the proxy {self._proxy.authority}: {error}") from None
+        if status != 200:
+            raise OSError(
+                f"the proxy {self._proxy.authority} answered {status} when it was asked for a "
+                f"tunnel to {self._target.authority}"
+            )
+        return True
+
+
 def unreachable(target: Target, error: OSError) -> GatherdError:
     """The error for a connection that can't be made."""
     if isinstance(error, ssl.SSLCertVerificationError):
@@ -245,7 +287,8 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
             f"`gatherd serve --data-dir {target.path}`",
             known,
         )
-    return Unavailable(f"can't connect to {target.url}: {error.strerror or error}", known)
+    through = f" through the proxy {target.proxy.authority}" if target.proxy else ""
+    return Unavailable(f"can't connect to {target.url}{through}: {error.strerror or error}", known)
 
 
 def _refused(url: str, error: object) -> Unauthenticated | None:

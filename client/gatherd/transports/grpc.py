@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._headers import USER_AGENT
 from gatherd._plain import Plain
 from gatherd._retry import parse_retry_after
 from gatherd._target import Target
@@ -33,10 +34,19 @@ OPTIONS: list[tuple[str, int]] = [
     # A server that came back is found within two seconds; the default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # As over Connect: no proxy, and a connection of one's own for each client.
-    ("grpc.enable_http_proxy", 0),
+    # As over Connect: a connection of one's own for each client.
     ("grpc.use_local_subchannel_pool", 1),
 ]
+
+
+def channel_options(target: Target) -> list[tuple[str, Any]]:
+    """The options of a channel to `target`."""
+    options: list[tuple[str, Any]] = [*OPTIONS, ("grpc.primary_user_agent", USER_AGENT)]
+    # By itself grpc would take a proxy from the environment.
+    options.append(("grpc.enable_http_proxy", int(target.proxy is not None)))
+    if target.proxy is not None:
+        options.append(("grpc.http_proxy", target.proxy.url))
+    return options
 
 
 def check_fork(pid: int) -> None:
@@ -111,9 +121,9 @@ class GrpcTransport:
         self._closed = False
         if target.tls:
             secure = channel_credentials(credentials)
-            self._channel = grpc.secure_channel(target.authority, secure, OPTIONS)
+            self._channel = grpc.secure_channel(target.authority, secure, channel_options(target))
         else:
-            self._channel = grpc.insecure_channel(target.authority, OPTIONS)
+            self._channel = grpc.insecure_channel(target.authority, channel_options(target))
         self._methods: dict[str, Any] = {}
 
     def call(self, send: Send) -> memoryview:
@@ -199,12 +209,12 @@ class AsyncGrpcTransport:
 
     def _open(self) -> grpc.aio.Channel:
         if self._channel is None:
-            authority = self._target.authority
+            authority, options = self._target.authority, channel_options(self._target)
             if self._target.tls:
                 secure = channel_credentials(self._credentials)
-                self._channel = grpc.aio.secure_channel(authority, secure, OPTIONS)
+                self._channel = grpc.aio.secure_channel(authority, secure, options)
             else:
-                self._channel = grpc.aio.insecure_channel(authority, OPTIONS)
+                self._channel = grpc.aio.insecure_channel(authority, options)
         return self._channel
 
     async def aclose(self) -> None:

@@ -20,6 +20,7 @@ from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, Deadline, Send
 from gatherd._http1 import HttpError
 from gatherd._plain import Plain
+from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._target import Target
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
@@ -254,7 +255,7 @@ class HttpTransport:
             with _connect.socket_path(target) as path:
                 return self._dial_one(socket.AF_UNIX, path, deadline)
         # The resolver can't be given a deadline; its own is a matter of resolv.conf.
-        found = socket.getaddrinfo(target.host, target.port, type=socket.SOCK_STREAM)
+        found = socket.getaddrinfo(*target.dialled, type=socket.SOCK_STREAM)
         failure: OSError | None = None
         for family, _, _, _, address in found:
             try:
@@ -274,12 +275,21 @@ class HttpTransport:
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 _connect.notice_vanishing(sock)
             if self._tls is not None:
+                if self._target.proxy is not None:
+                    self._open_tunnel(sock, deadline)
                 sock.settimeout(_connect.remaining_seconds(self._target.url, deadline))
                 return self._tls.wrap_socket(sock, server_hostname=self._target.host)
         except BaseException:
             sock.close()
             raise
         return sock
+
+    def _open_tunnel(self, sock: socket.socket, deadline: Deadline) -> None:
+        tunnel = _connect.Tunnel(self._target)
+        sock.sendall(tunnel.request)
+        # The server speaks after its client in TLS, so nothing of it comes behind the answer.
+        while not tunnel.received(sock.recv(ANSWER_BYTES_MAX)):
+            sock.settimeout(_connect.remaining_seconds(self._target.url, deadline))
 
     def _pool(self) -> _Pool:
         if self._closed:

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument, MalformedRequest
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.format import evaluate_npy_header, npy_header, plain_npy_header
-from gatherd.store.ids import NESTING_MAX, ids_from_bytes
+from gatherd.store.given import NESTING_MAX
+from gatherd.store.ids import ids_from_bytes
 from gatherd.store.keys import Keys, StringKeys, as_keys
 from gatherd.store.table import Gathered
 from gatherd_server.proto_codec import Part

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES, DType
-from gatherd.store.ids import NESTING_MAX, ids_from_bytes
+from gatherd.store.given import NESTING_MAX
+from gatherd.store.ids import ids_from_bytes
 from gatherd_server.http.arrays import Ids, id_dtype, parse_shape
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)

@@ -20,6 +20,14 @@ IOV_MAX = 1024
 COPY_BYTES = 4 << 20
 
 
+def is_read_only(folder: Path) -> bool:
+    """Whether `folder` lies on a file system that is mounted read-only; False if it isn't there."""
+    try:
+        return bool(os.statvfs(folder).f_flag & os.ST_RDONLY)
+    except OSError:
+        return False
+
+
 class Files:
     """The file operations that durability hangs on. Each raises StorageError naming the path."""
 

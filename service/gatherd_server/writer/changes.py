@@ -199,7 +199,10 @@ class Changes:
             raise InvalidArgument(f"init is {change.init!r}; it can be {known}") from None
         seed = secrets.randbits(63) if change.seed is None else change.seed
         optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
-        blocks = initial_blocks(initializer, change.row_count, change.dim, change.dtype, seed)
+        padding_id = None if optimizer is None else optimizer.padding_id
+        blocks = initial_blocks(
+            initializer, change.row_count, change.dim, change.dtype, seed, padding_id
+        )
         table = TableFiles(
             change.table,
             change.dtype,

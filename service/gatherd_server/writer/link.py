@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol, cast
 
-from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable, UpdatesStopped
+from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable
 from gatherd_server.errors import unexpected
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.types import (
@@ -87,10 +87,11 @@ class DirectLink:
 
 
 class RefusingLink:
-    """To no writer: it couldn't be started again. Lookups go on."""
+    """To no writer: it couldn't be started again, or the data dir is read-only. Lookups go on."""
 
-    def __init__(self, why: UpdatesStopped) -> None:
+    def __init__(self, why: GatherdError, state: UpdatesState) -> None:
         self._why = why
+        self._state = state
 
     def push(self, push: Push) -> "Future[PushResult]":  # noqa: ARG002 - Link's signature
         """See Link."""
@@ -106,7 +107,7 @@ class RefusingLink:
 
     def state(self) -> UpdatesState:
         """See Link."""
-        return UpdatesState.STOPPED
+        return self._state
 
 
 def in_process(prepare: Prepare) -> Callable[[str, int], "list[Future[None]]"]:
