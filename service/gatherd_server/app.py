@@ -155,6 +155,7 @@ class Worker:
                 os.close(fd)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
+            self._telemetry.pulse.before(tables.look_at_residency)
             engine = Engine(tables, self._limits, link, self._telemetry)
             for name, reason in engine.table_states().items():
                 if reason:

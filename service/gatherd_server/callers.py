@@ -241,7 +241,7 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
-    def rows_of(self, plan: LookupPlan) -> Rows:
+    def rows_of(self, plan: LookupPlan) -> Rows | None:
         """As Engine's, for `read`."""
         if not self._caller.reads(plan.table):
             self._caller.check(Scope.READ, (plan.table,))

@@ -116,6 +116,13 @@ class ServeSettings(BaseSettings):
     reply_bytes_max: int = Field(
         64 * MIB, ge=1024, le=2047 * MIB, description="Bytes of one reply's vectors and statuses."
     )
+    default_mean_bytes_max: int = Field(
+        8192 * MIB,
+        ge=0,
+        le=2**50,
+        description="Bytes of a table whose rows are averaged where it has no default vector; of a "
+        'larger one missing="default" is refused.',
+    )
     ids_max: int = Field(1_048_576, ge=1, le=2**31, description="Ids in one request.")
     tables_max: int = Field(256, ge=1, le=65_536, description="Tables in one request.")
     requests_in_flight_max: int = Field(
@@ -265,6 +272,7 @@ class ServeSettings(BaseSettings):
             self.requests_in_flight_max,
             self.updates_in_flight_max,
             self.bodies_bytes_max,
+            self.default_mean_bytes_max,
         )
 
     @property

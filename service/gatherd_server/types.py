@@ -30,6 +30,7 @@ class Limits:
     requests_in_flight_max: int
     updates_in_flight_max: int = 256
     bodies_bytes_max: int = 256 << 20
+    default_mean_bytes_max: int = 8 << 30
 
     def check(self, name: str, what: str, value: int) -> None:
         """LimitExceeded, naming the limit, when `value` is over the limit called `name`."""

@@ -28,7 +28,7 @@ from safetensors.numpy import save as save_safetensors
 from fuzz.target import Target
 from gatherd.errors import BadFile, GatherdError
 from gatherd.store.catalog import open_table, read_catalog, version_dir
-from gatherd.store.checksums import document_crc
+from gatherd.store.checksums import encode_document, read_document
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys
@@ -39,7 +39,6 @@ from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder, rebuild_slots
 from gatherd_server.token_file import read_tokens
-from gatherd_server.writer.freezing import read_document
 from gatherd_server.writer.snapshot import decode_snapshot
 from gatherd_server.writer.verify import verify_version
 from loaders.test_fasttext import model as fasttext_model
@@ -253,7 +252,7 @@ class Index:
         index.verify()
 
 
-def with_crc(data: bytes) -> bytes:
+def with_crc(data: bytes, indent: int = 1) -> bytes:
     """A JSON document whose checksum fits again, when it is one."""
     try:
         document = json.loads(data)
@@ -262,7 +261,7 @@ def with_crc(data: bytes) -> bytes:
     if not isinstance(document, dict):
         return data
     try:
-        return json.dumps({**document, "crc32": document_crc(document)}).encode()
+        return encode_document(document, indent)
     except RecursionError:
         return data
 

@@ -16,14 +16,14 @@ IDS: list[RequestId] = ["step-7", SESSION]
 
 def kept(before: Window) -> Window:
     """As it is after a restart."""
-    return Window.from_record(Record(*before.to_record()))
+    return Window.from_record(Record(*before.to_record(), 0))
 
 
 def kept_before_owners(of: Window) -> Window:
     """As a server wrote it that knew no owners."""
     directory, arrays = of.to_record()
     del directory["session_owners"], directory["key_owners"]
-    return Window.from_record(Record(directory, arrays))
+    return Window.from_record(Record(directory, arrays, 0))
 
 
 @pytest.mark.parametrize("request_id", IDS, ids=str)

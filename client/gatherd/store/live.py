@@ -131,8 +131,11 @@ class View:
     def open(self, name: str, entry: CatalogEntry, version: int) -> Table:
         """Map a version that `entry` names, or take it if it is mapped.
 
-        What `open_table` raises, or DroppedMeanwhile.
+        What `open_table` raises, also for one that the catalog has as damaged; DroppedMeanwhile.
         """
+        damage = entry.damage_of(version)
+        if damage is not None:
+            raise BadFile(damage.reason)
         known = self.mapped.get((name, version))
         if known is not None:
             return known
@@ -160,12 +163,19 @@ class View:
         self.mapped.pop((name, LIVE_VERSION), None)
 
     def kept_by(self, name: str, entry: CatalogEntry) -> dict[int, Table]:
-        """Those of the versions that `entry` keeps which are mapped here; none for another uid."""
+        """Those of the versions that `entry` keeps, whole, which are mapped here.
+
+        None for another uid.
+        """
         mine = self.entries.get(name)
         if mine is None or mine.uid != entry.uid:
             return {}
         found = {version: self.mapped.get((name, version)) for version in entry.versions}
-        return {version: table for version, table in found.items() if table is not None}
+        return {
+            version: table
+            for version, table in found.items()
+            if table is not None and entry.damage_of(version) is None
+        }
 
     def _check_kept(self, name: str, entry: CatalogEntry, version: int) -> None:
         """DroppedMeanwhile unless the catalog has the version still, and so had all the while."""
@@ -354,7 +364,8 @@ class LiveTables:
             now = self._state[1]
             if now is not before and now.catalog == catalog:
                 return now  # another thread was faster
-            adopted = self._adopted(catalog, name, entry.live)
+            is_whole = entry.damage_of(entry.live) is None
+            adopted = self._adopted(catalog, name, entry.live) if is_whole else None
             if adopted is not None:
                 view.hold(name, entry.live, adopted)
             known = before.kept_by(name, entry)

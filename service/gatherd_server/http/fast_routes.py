@@ -20,7 +20,7 @@ from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server import proto_codec
 from gatherd_server.callers import Caller, Scope
-from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES, Engine
+from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http import arrays, plans
@@ -161,7 +161,7 @@ class _Connect:
         engine = caller.guard(self._engine)
         if _has_rows_alone(asked):
             rows = engine.rows_of(asked[0])
-            if rows.is_in_memory or rows.nbytes <= SHORT_BYTES:
+            if rows is not None:
                 return rows
         prepared = engine.prepare(asked)
         headers = {"Content-Type": PROTO}
@@ -201,7 +201,7 @@ class _Octets:
         plan = plans.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
         if _has_rows_alone([plan]):
             rows = engine.rows_of(plan)
-            if rows.is_in_memory or rows.nbytes <= SHORT_BYTES:
+            if rows is not None:
                 return rows
         prepared = engine.prepare([plan])
 

@@ -1,13 +1,12 @@
 """Changes what readers of a data dir see: its first files, and the catalog."""
 
-import json
 import mmap
 import os
 import struct
 from dataclasses import replace
 from pathlib import Path
 
-from gatherd.store.catalog import CATALOG_NAME, Catalog
+from gatherd.store.catalog import CATALOG_NAME, Catalog, encode_catalog
 from gatherd.store.control import CONTROL_BYTES, CONTROL_NAME, GENERATION_OFFSET, initial_page
 from gatherd.store.mapping import naming
 from gatherd_server.storage.files import Files
@@ -58,11 +57,6 @@ def discard_prepared(files: Files, data_dir: Path) -> None:
 def put_prepared(files: Files, data_dir: Path) -> None:
     """Replace the catalog by the one that was prepared, durable on return."""
     files.put(data_dir / CATALOG_NAME)
-
-
-def encode_catalog(catalog: Catalog) -> bytes:
-    """What catalog.json holds."""
-    return json.dumps(catalog.to_json(), indent=2).encode()
 
 
 def _set_generation(path: Path, generation: int) -> None:

@@ -6,7 +6,6 @@ writing, and at the end the header is made right and the file cut to its size.
 """
 
 import io
-import json
 import uuid
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -26,7 +25,7 @@ from gatherd.store.checksums import (
     FileChecksums,
     checksums_of,
     crc_of,
-    document_crc,
+    encode_document,
 )
 from gatherd.store.dtypes import DType
 from gatherd.store.format import npy_header
@@ -126,9 +125,7 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
             "origin": table.origin,
             CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
         }
-        manifest["crc32"] = document_crc(manifest)
-        document = json.dumps(manifest, indent=1).encode()
-        files.write_new(folder / MANIFEST_NAME, document, durable=False)
+        files.write_new(folder / MANIFEST_NAME, encode_document(manifest), durable=False)
     except BaseException:
         files.remove_tree(folder)
         raise

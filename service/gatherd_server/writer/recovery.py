@@ -20,7 +20,8 @@ from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind, segment_paths
 from gatherd_server.storage.wal_reader import LogReader, Tail
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.commit import remember, store_frame
+from gatherd_server.writer.commit import remember
+from gatherd_server.writer.damage import Replay
 from gatherd_server.writer.versions import Versions
 from gatherd_server.writer.window import Window
 
@@ -40,8 +41,9 @@ class Recovered:
 def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart: bool) -> Recovered:
     """Bring the data dir's tables up to its log, and cut the log where it was torn.
 
-    The caller holds the lock. BadFile where the log, the checkpoint or a table is damaged, with
-    nothing changed by this but rows that the log vouches for.
+    The caller holds the lock. BadFile where the log, the checkpoint or the catalog is damaged, with
+    nothing changed by this but rows that the log vouches for. A damaged table is no error: the
+    catalog says so from then on (damage.py).
     """
     wal = data_dir / WAL_NAME
     # Its own name is durable when that of the catalog is, below.
@@ -52,7 +54,7 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
             "on the disk (--durability os); restore the last snapshot"
         )
     checkpoint = read_checkpoint(data_dir)
-    versions = Versions(files, data_dir, read_catalog(data_dir))
+    versions = Versions(files, data_dir, read_catalog(data_dir), checkpoint.sums)
     window = checkpoint.window
     generation = versions.catalog.generation
     _make_durable(files, wal, was_failure=control.has_failed)
@@ -60,16 +62,18 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     is_believed = is_restart and not control.has_failed
     applied = control.applied_lsn if is_believed else checkpoint.lsn
     reader = LogReader(wal, checkpoint.lsn, control.committed_lsn)
+    replay = Replay(files, data_dir, versions, checkpoint.lsn)
     for frame in reader:
         if frame.kind is FrameKind.CATALOG:
             _replay_catalog(data_dir, versions, frame.record.directory["catalog"])
             continue
-        if frame.last_lsn > applied:
-            store_frame(frame, versions)
-        else:
-            _mark_changed(frame.record.directory["images"], versions)
+        # What was applied before the writer was killed may not be on the disk yet.
+        replay.take(frame, is_applied=frame.last_lsn <= applied)
         remember(frame, window)
     _cut(files, reader.tail)
+    settled = replay.settle(checkpoint.sums)
+    if settled != versions.catalog:
+        versions.switch(settled)
     if versions.catalog.generation > generation or control.has_failed:
         put_catalog(files, data_dir, versions.catalog)
     else:
@@ -111,15 +115,6 @@ def _replay_catalog(data_dir: Path, versions: Versions, document: object) -> Non
     catalog = Catalog.from_json(document, data_dir / WAL_NAME)
     if catalog.generation > versions.catalog.generation:
         versions.switch(catalog)
-
-
-def _mark_changed(images: list[list[object]], versions: Versions) -> None:
-    """Applied before the writer was killed, but perhaps not yet on the disk."""
-    for uid, version, *_ in images:
-        assert isinstance(uid, str)
-        assert isinstance(version, int)
-        if versions.mapped(uid, version) is not None:
-            versions.changed(uid, version)
 
 
 def _cut(files: Files, tail: Tail) -> None:
