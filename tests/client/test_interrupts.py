@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -110,7 +111,7 @@ def test_interrupted_at_each_step_the_next_call_is_answered_and_right(
             client.lookup("words", np.array([0, 1]))  # learns what replies look like
         for at in range(STEPS_MAX):
             row = at % 499
-            if not interrupted(lambda row=row: CALLS[name](client, row), at):
+            if not interrupted(partial(CALLS[name], client, row), at):
                 break
             other = np.array([row + 1, 2])
             np.testing.assert_array_equal(client.lookup("words", other), WORDS[other])
