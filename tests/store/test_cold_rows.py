@@ -110,7 +110,7 @@ def test_the_mean_of_a_large_table_is_computed_once_beside_the_requests(
     table = open_file_table("t", path, None)
     engine = engine_of(table)
     asked = plan([-1], Missing.DEFAULT)
-    refusals = []
+    refusals: list[Unavailable] = []
     deadline = time.monotonic() + 60
     while not refusals or not table.default_vector_is_known:
         assert time.monotonic() < deadline

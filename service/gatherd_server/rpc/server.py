@@ -164,8 +164,8 @@ def _options(admission: Admission, bounds: ConnectionBounds) -> list[tuple[str, 
         # Larger reads and frames: fewer wake-ups for messages of 0.5 MB and up.
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.max_frame_size", 1 << 20),
-        # A peer that vanished is noticed within 80 s. Clients may ping once a second; the SDK does
-        # so every 4 s while a call waits.
+        # A peer that vanished is noticed within 80 s. Clients may ping once a second: the SDK does
+        # it every 4 s while a call waits.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
