@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -101,9 +102,11 @@ def test_a_copy_is_a_point_to_roll_back_to(data_dir: Path, table: str) -> None:
         optimizer = client.table(table).optimizer
     assert optimizer is not None
     assert (optimizer["name"], optimizer["lr"]) == ("sgd", 2.0)
-    assert invoke("verify", table, *place).stdout.splitlines() == [
-        f"{table} v{version}: ok" for version in (1, 2, 3)
-    ]
+    told = invoke("verify", table, *place).stdout.splitlines()
+    assert told[:2] == [f"{table} v{version}: ok" for version in (1, 2)]
+    # Under a server the live one may have no sums before the next checkpoint, which is said.
+    assert re.fullmatch(rf"{table} v3: ok(, but for \d+ of \d+ bytes that .*)?", told[2])
+    assert len(told) == 3
 
 
 def test_what_cannot_be_changed_changes_nothing(data_dir: Path, table: str, sources: Path) -> None:

@@ -174,6 +174,11 @@ def _write_rest(files: Files, partial: Path, catalog: bytes, control: bytes, win
     files.write_new(partial / CONTROL_NAME, control, durable=False)
 
 
+def sync_copied(files: Files, folder: Path) -> None:
+    """Make a folder of copied files durable, but for its own name."""
+    _sync_tree(files, folder)
+
+
 def _sync_tree(files: Files, path: Path) -> None:
     """Make a file, or a folder with everything in it, durable, but for its own name."""
     if not path.is_dir():
