@@ -20,6 +20,11 @@ def _free_port() -> int:
     return port
 
 
+def _is_open(port: int) -> bool:
+    with socket.socket() as sock:
+        return sock.connect_ex(("127.0.0.1", port)) == 0
+
+
 @pytest.mark.parametrize("ended_by", [signal.SIGTERM, signal.SIGKILL])
 def test_a_restart_is_outlived_on_every_wire_and_pushes_are_done_once(
     ended_by: signal.Signals, tmp_path: Path
@@ -57,6 +62,9 @@ def test_a_restart_is_outlived_on_every_wire_and_pushes_are_done_once(
         time.sleep(0.5)
         server.send_signal(ended_by)
         server.wait(30)
+        for port in (http, grpc):  # the killed one's worker ends by itself, soon
+            while _is_open(port):
+                time.sleep(0.02)
         before = done.copy()
         server = subprocess.Popen(command, stderr=subprocess.DEVNULL)
         ends_at = time.monotonic() + 20
