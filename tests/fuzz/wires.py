@@ -108,7 +108,7 @@ def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         kept = [one.plan_of(body) for length, one in seen if length == len(body)]
         try:
-            request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
+            request = proto_codec.parse(embedding_pb2.LookupRequest(), body, LIMITS)
             plan = proto_codec.lookup_plan(request)
         except GatherdError:
             assert not any(kept), "a request that can't be read was taken for one that was seen"
@@ -127,7 +127,7 @@ def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
 def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         with suppress(GatherdError):
-            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
+            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body, LIMITS)
             rows_of(served, proto_codec.bags_plan(request))
 
     return check
@@ -136,7 +136,9 @@ def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
 def push_check(body: bytes) -> None:
     for op in UpdateOp:
         with suppress(GatherdError):
-            push = proto_updates.push(op, proto_codec.parse(embedding_pb2.UpdateRequest(), body))
+            push = proto_updates.push(
+                op, proto_codec.parse(embedding_pb2.UpdateRequest(), body, LIMITS), LIMITS
+            )
             for update in push.updates:
                 assert update.values.shape[:-1] == update.asked.shape
                 assert update.values.dtype == np.float32

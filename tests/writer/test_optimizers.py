@@ -237,7 +237,7 @@ def test_a_push_may_bring_its_own_rate() -> None:
     np.testing.assert_array_equal(values_of(images.weights, DType.FLOAT32), [[-0.75, -1.5]])
 
 
-@pytest.mark.parametrize("lr", [0.0, -1.0, np.inf, np.nan, 1e-60, 1e60])
+@pytest.mark.parametrize("lr", [-1.0, np.inf, np.nan, 1e60])
 def test_a_rate_that_is_no_rate_is_refused(lr: float) -> None:
     sgd = Optimizer.parse("sgd", {})
     base = trained_rows(np.zeros((1, 2), F32), DType.FLOAT32, sgd)
