@@ -5,11 +5,12 @@ caller may do is asked of the engine that it is given; see callers.py.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final, TypeAlias
 
 from gatherd.errors import Overloaded, Unauthenticated
+from gatherd_server.body_room import BodyRoom, Held
 from gatherd_server.callers import ANYBODY, Caller
 from gatherd_server.metrics.names import SHED_REQUESTS
 from gatherd_server.metrics.telemetry import Telemetry
@@ -20,6 +21,9 @@ RETRY_AFTER_SECONDS = 1.0
 METRICS_PATH: Final = "/metrics"
 # What probes ask, who have no token: whether the process is alive, and takes traffic.
 OPEN_PATHS: Final = frozenset(("/healthz", "/readyz"))
+
+Place: TypeAlias = Callable[[Caller], AbstractContextManager[Held]]
+"""`Admission.request`, `update` or `unplaced`."""
 
 
 class Admission:
@@ -45,6 +49,10 @@ class Admission:
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that come all the same are answered."""
+        self.bodies = BodyRoom(
+            limits.bodies_bytes_max,
+            lambda: self.telemetry.threads.add(SHED_REQUESTS, "bodies_bytes_max"),
+        )
         self._in_flight = 0
         self._updates_in_flight = 0
         self._lock = threading.Lock()
@@ -120,8 +128,8 @@ class Admission:
         raise self._shed("requests_in_flight_max", f"{self._in_flight} requests")
 
     @contextmanager
-    def update(self, caller: Caller = ANYBODY) -> Iterator[None]:
-        """Hold a place for one update or change; Overloaded as by `enter`.
+    def update(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """Hold a place for one update or change, as `request` does.
 
         These places are apart: an update waits for a disk, and lookups mustn't wait behind it.
         """
@@ -134,9 +142,11 @@ class Admission:
                 if self._updates_in_flight >= self.limits.updates_in_flight_max:
                     raise self._shed("updates_in_flight_max", f"{self._updates_in_flight} updates")
                 self._updates_in_flight += 1
+            held = self.held_by(caller)
             try:
-                yield
+                yield held
             finally:
+                held.release()
                 with self._lock:
                     self._updates_in_flight -= 1
         finally:
@@ -167,13 +177,28 @@ class Admission:
             caller.limiter.leave()
 
     @contextmanager
-    def request(self, caller: Caller = ANYBODY) -> Iterator[None]:
-        """Hold a place for one request; see `enter`."""
+    def request(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """Hold a place for one request, see `enter`, and what it is to hold of its body."""
         self.enter(caller)
+        held = self.held_by(caller)
         try:
-            yield
+            yield held
         finally:
+            held.release()
             self.leave(caller)
+
+    @contextmanager
+    def unplaced(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """What a request of `caller` that needs no place is to hold of its body."""
+        held = self.held_by(caller)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    def held_by(self, caller: Caller) -> Held:
+        """What a request of `caller` holds of its body: nothing yet."""
+        return Held(self.bodies, "" if caller.grant is None else caller.grant.name)
 
     def check_request_bytes(self, byte_count: int) -> None:
         """LimitExceeded when a request's body is, or claims to be, longer than the server takes."""

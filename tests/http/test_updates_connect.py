@@ -32,6 +32,7 @@ from gatherd_server.types import (
     UpdateOp,
 )
 from support.server import wait_until
+from support.small_engine import LIMITS
 from support.training_engine import LR, VERSION, Training, training
 
 PROTO = "application/proto"
@@ -371,7 +372,7 @@ def test_a_client_that_leaves_does_not_call_its_update_back(
 
 
 def _push_of_one() -> Any:
-    return proto_updates.push(UpdateOp.SCATTER_ADD, request(ONE))
+    return proto_updates.push(UpdateOp.SCATTER_ADD, request(ONE), LIMITS)
 
 
 # Changes

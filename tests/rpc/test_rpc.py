@@ -31,7 +31,14 @@ from gatherd_server.engine.engine import Engine, PreparedLookup
 from gatherd_server.errors import AddressInUse, StartError
 from gatherd_server.rpc.errors import CODES, code_of, status_message
 from gatherd_server.rpc.server import RpcServer
-from support.small_engine import REFUSED, SmallEngine, lookup_request, small_engine, vectors_of
+from support.small_engine import (
+    LIMITS,
+    REFUSED,
+    SmallEngine,
+    lookup_request,
+    small_engine,
+    vectors_of,
+)
 
 Code = grpc.StatusCode
 LOOKUP = "/gatherd.v1.EmbeddingService/Lookup"
@@ -323,6 +330,7 @@ class BlockingEngine(Engine):
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
         self.let_go = threading.Event()
+        self.limits = LIMITS
 
     def prepare(self, plans: Any) -> PreparedLookup:
         self.entered.release()

@@ -70,6 +70,7 @@ KINDS: Final[Mapping[type[errors.GatherdError], Kind]] = {
     errors.InternalError: Kind(500, "internal"),
     errors.StorageError: Kind(500, "internal"),
     errors.DiskFull: Kind(507, "resource_exhausted"),
+    errors.TooManyFiles: Kind(503, "resource_exhausted"),
     errors.UpdatesStopped: Kind(503, "failed_precondition"),
     errors.BadFile: Kind(500, "internal"),
     errors.DataDirInUse: Kind(500, "internal"),
@@ -104,10 +105,15 @@ CONNECT_STATUS: Final[Mapping[str, int]] = {
 
 # Errors of HTTP itself, which have no class of their own: the reason of the nearest one.
 _STATUS_REASONS: Final[Mapping[int, str]] = {
+    400: errors.MalformedRequest.reason,
     404: errors.NotFound.reason,
     405: errors.Unimplemented.reason,
     406: errors.InvalidArgument.reason,
     415: errors.MalformedRequest.reason,
+    431: errors.LimitExceeded.reason,
+    500: errors.InternalError.reason,
+    501: errors.Unimplemented.reason,
+    505: errors.Unimplemented.reason,
 }
 
 

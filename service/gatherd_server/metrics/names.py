@@ -75,6 +75,11 @@ ERRORS = Metric(
     "gatherd_errors_total", _C, "Requests answered with an error, by its class.", ("reason",)
 )
 CONNECTIONS = Metric("gatherd_http_connections", _G, "HTTP connections open.")
+CLOSED_CONNECTIONS = Metric(
+    "gatherd_closed_connections_total",
+    _C,
+    "HTTP connections without a valid request, closed for others at connections_max.",
+)
 
 TABLE_LOOKUPS = Metric(
     "gatherd_table_lookups_total", _C, "Gathers from a table; a request can have many.", ("table",)
@@ -190,6 +195,14 @@ PROCESS_MEMORY = Metric(
 )
 PROCESS_START = Metric(
     "gatherd_process_start_time_seconds", _G, "Unix time of a process's start.", ("process",)
+)
+TOKENS_REFUSED = Metric(
+    "gatherd_tokens_refused",
+    _G,
+    "1 while the token file isn't taken as it is, and older tokens are good.",
+)
+HELD_BODY_BYTES = Metric(
+    "gatherd_held_body_bytes", _G, "Bytes of request bodies over 64 KiB that are held."
 )
 RELOADS = Metric("gatherd_reloads_total", _C, "Reloads of settings by SIGHUP.", ("outcome",))
 BUILD = Metric("gatherd_build_info", _G, "1; the label has the release.", ("version",))

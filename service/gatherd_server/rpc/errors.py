@@ -58,6 +58,7 @@ CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
     errors.InternalError: _Code.INTERNAL,
     errors.StorageError: _Code.INTERNAL,
     errors.DiskFull: _Code.RESOURCE_EXHAUSTED,
+    errors.TooManyFiles: _Code.RESOURCE_EXHAUSTED,
     errors.UpdatesStopped: _Code.FAILED_PRECONDITION,
     errors.BadFile: _Code.INTERNAL,
     errors.DataDirInUse: _Code.INTERNAL,

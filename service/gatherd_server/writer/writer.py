@@ -25,6 +25,7 @@ from gatherd.errors import (
     GatherdError,
     Overloaded,
     StorageError,
+    TooManyFiles,
     Unavailable,
     UpdatesStopped,
 )
@@ -38,11 +39,11 @@ from gatherd_server.storage.records import pack
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, RequestId, WriterLimits
-from gatherd_server.writer.checkpoint import encode_checkpoint, write_checkpoint
+from gatherd_server.writer.checkpoint import encode_checkpoint, with_sums, write_checkpoint
 from gatherd_server.writer.commit import Submitted, compute, store
 from gatherd_server.writer.measures import Measures, Progress
 from gatherd_server.writer.recovery import recover
-from gatherd_server.writer.versions import Versions
+from gatherd_server.writer.versions import Summed, Versions, held_lsns
 from gatherd_server.writer.window import reused
 
 logger = logging.getLogger("gatherd.writer")
@@ -54,6 +55,11 @@ HOUSEKEEPING_SECONDS = 0.25
 FULL_SECONDS = 60.0
 # How much of a commit's time the next one may wait for more pushes.
 GATHER_PART = 0.25
+# How much a checkpoint reads to sum it up; the next one goes on. A tenth of a second in memory.
+SUMMED_BYTES_MAX = 128 << 20
+
+# Errors at which nothing was changed: what takes room, or a descriptor, is done first.
+NO_ROOM = (DiskFull, TooManyFiles)
 
 T = TypeVar("T")
 
@@ -74,6 +80,7 @@ class _Collected:
     lsn: int
     encoded: bytes
     dirty: list[MappedVersion]
+    summed: Summed
 
 
 class Writer:
@@ -107,6 +114,7 @@ class Writer:
         self._log = LogWriter(
             files, wal, recovered.lsn + 1, limits.segment_bytes, syncs=limits.syncs
         )
+        self._log.held = held_lsns(self._versions.catalog)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
         self._queue: deque[_Waiting] = deque()
@@ -124,6 +132,7 @@ class Writer:
         self._full_at: float | None = None
         self._log_size = (0, 0)
         self._checkpointing = threading.Lock()
+        self._is_summed_up = False
         self._house_closes = threading.Event()
         if self._control.has_failed:
             # What a failed sync left in memory isn't on the disk, whatever the kernel says of it.
@@ -266,13 +275,14 @@ class Writer:
         prepare_catalog(self._files, self._data_dir, catalog)
         try:
             self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
-        except DiskFull:
+        except NO_ROOM:
             discard_prepared(self._files, self._data_dir)
             raise
         with self._stopping():
             put_prepared(self._files, self._data_dir)
         self._control.set_generation(catalog.generation)
         self._versions.switch(catalog)
+        self._log.held = held_lsns(catalog)
         self._control.applied_lsn = lsn
         return lsn
 
@@ -291,8 +301,9 @@ class Writer:
 
     def _checkpoint(self, run: Callable[[Callable[[], _Collected]], _Collected]) -> int:
         def collect() -> _Collected:
+            dirty = self._versions.take_dirty()
             return _Collected(
-                self._control.applied_lsn, self.encoded_window(), self._versions.take_dirty()
+                self._control.applied_lsn, self.encoded_window(), dirty, self._versions.summed()
             )
 
         begin = time.monotonic()
@@ -300,9 +311,11 @@ class Writer:
         with self._stopping():
             for mapped in collected.dirty:
                 mapped.sync()
+        encoded = with_sums(collected.encoded, collected.summed.sum_up(SUMMED_BYTES_MAX))
+        self._is_summed_up = collected.summed.is_whole
         # The pages are durable: should the disk be full now, only the log is kept for longer.
         with self._stopping(but=(DiskFull,)):
-            write_checkpoint(self._files, self._data_dir, collected.encoded)
+            write_checkpoint(self._files, self._data_dir, encoded)
         self._checkpoint_lsn = collected.lsn
         with self._lock:
             keep_from = min([collected.lsn, *self._pins.values()])
@@ -425,7 +438,7 @@ class Writer:
             return commit.outcomes
         try:
             self._append(FrameKind.PUSHES, commit.first_lsn, commit.last_lsn, commit.record)
-        except DiskFull as full:
+        except NO_ROOM as full:
             return [full if isinstance(one, PushResult) else one for one in commit.outcomes]
         with self._stopping():
             store(commit, self._versions)
@@ -436,7 +449,7 @@ class Writer:
         self, kind: FrameKind, first_lsn: int, last_lsn: int, payload: list[bytes | memoryview]
     ) -> None:
         try:
-            with self._stopping(but=(DiskFull,)):
+            with self._stopping(but=NO_ROOM):
                 self._log.append(kind, first_lsn, last_lsn, payload)
         except DiskFull:
             self._full_at = time.monotonic()
@@ -467,7 +480,8 @@ class Writer:
         limits = self._limits
         last = time.monotonic()
         while not self._house_closes.wait(HOUSEKEEPING_SECONDS):
-            if self._stopped is not None or self._control.applied_lsn == self._checkpoint_lsn:
+            is_new = self._control.applied_lsn != self._checkpoint_lsn
+            if self._stopped is not None or not (is_new or not self._is_summed_up):
                 continue
             is_due = time.monotonic() - last >= limits.checkpoint_seconds
             if is_due or self._log.byte_count() >= limits.checkpoint_bytes:
