@@ -26,6 +26,7 @@ from gatherd_server.loaders.streams import Opened
 PICKLE_MAGICS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 # The vectors of a KeyedVectors, and of a model that has one.
 _USUAL = ("vectors", "wv.vectors")
+_COMPOSED = ("vectors_ngrams", "wv.vectors_ngrams")
 
 
 def pickle_source(
@@ -42,6 +43,12 @@ def pickle_source(
     del data
     shown = {path: _shown(array) for path, array in found.arrays.items()}
     usual = next((path for path in _USUAL if path in shown), None)
+    if part is usual is None and any(path in shown for path in _COMPOSED):
+        raise BadFile(
+            f"{opened.name} is a FastText model of gensim's, which saves no vectors of the words "
+            "but what they are composed of; write it with save_facebook_model, or its "
+            "words alone with save_word2vec_format"
+        )
     chosen = pick(opened.name, part or usual, shown, "array")
     array = found.arrays[chosen]
     where = f"{opened.name}#{chosen}"
