@@ -50,6 +50,7 @@ OPTIONS: list[tuple[str, int]] = [
     # given up early enough for another try within the usual timeout.
     ("grpc.keepalive_time_ms", 4_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
 # For so long nothing must have been heard on a channel that is left: so that calls of a few
