@@ -107,6 +107,9 @@ def test_a_file_that_another_one_names_leads_no_further(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(second)
         with pytest.raises(BadFile, match=r"names .*, which has no rows but names another file"):
             run_import(tmp_path / "d", source)
+        (tmp_path / name).unlink()
+        with pytest.raises(BadFile, match=rf"{source.name} names .*/{name}, which isn't there"):
+            run_import(tmp_path / "d", source)
 
 
 def test_what_an_index_names_may_be_packed_as_any_other(tmp_path: Path) -> None:

@@ -173,6 +173,8 @@ def _opener(
     """Opens a location, which the file `named_by` names if it isn't what the user names."""
 
     def open_(location: str, part: str | None) -> RowSource:
+        if named_by is not None and not is_uri(location) and not Path(location).exists():
+            raise BadFile(f"{named_by} names {location}, which isn't there")
         opened = open_location(location, options.spool, options.limits, options.closing)
         return _recognise(opened, part, options, _Way(location, named_by))
 
