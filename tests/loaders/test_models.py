@@ -206,6 +206,8 @@ def test_a_models_folder_gives_its_table_or_lists_what_it_has(tmp_path: Path) ->
     np.testing.assert_array_equal(run_import(tmp_path / "d", tmp_path).rows, ROWS)
     served = open_file_table("t", tmp_path / "model.safetensors.index.json", name)
     assert served.row_count == 5
+    with pytest.raises(InvalidArgument, match=r"is an index of shards; name a tensor as .*: bert"):
+        open_file_table("t", tmp_path / "model.safetensors.index.json", None)
     with pytest.raises(InvalidArgument, match=r"has no tensor 'x'; there are:\n  bert"):
         run_import(tmp_path / "d", f"{tmp_path}#x")
     (tmp_path / "empty").mkdir()
