@@ -61,7 +61,7 @@ $(PEERS)/.ready: requirements-peers.lock pyproject.toml
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras and gensim, in an environment of their own
+test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras, gensim and gguf, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
 # Debian starts what it installs, unless the run level says that it's no time for it.
