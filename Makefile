@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-peers test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-power test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -40,6 +40,17 @@ fuzz: $(VENV)/.dev  ## feed every decoder what befalls its inputs, for two minut
 
 soak: $(VENV)/.dev  ## ten minutes of lookups and pushes on one server, memory flat, no error (SOAK_SECONDS=120 for shorter)
 	$(BIN)/python tests/soak/soak.py
+
+# Debian's prometheus has promtool. It isn't started, nor does anything here need it running.
+observe-tools:
+	@command -v promtool > /dev/null || \
+	  { RUNLEVEL=1 apt-get install -qq -y --no-install-recommends prometheus || \
+	    { apt-get update -qq && RUNLEVEL=1 apt-get install -qq -y --no-install-recommends prometheus; }; \
+	  } > /dev/null 2>&1 || \
+	    echo "no promtool: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"
+
+test-alerts: $(VENV)/.dev observe-tools  ## have Prometheus judge the alert rules, also on what real servers tell (a minute)
+	$(BIN)/python -m pytest -rs tests/operations/test_alerts.py tests/operations/test_failures.py tests/operations/test_hung_writer.py
 
 PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.

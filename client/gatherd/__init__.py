@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from gatherd._batching import Batching
 from gatherd._changes import ChangeResult, SnapshotResult
+from gatherd._headers import request_headers
 from gatherd._lookup import TableInfo
 from gatherd._updates import UpdateResult
 from gatherd.aio import AsyncClient
@@ -38,6 +39,7 @@ from gatherd.errors import (
     TableNotFound,
     TableReadOnly,
     TableRefused,
+    TooManyFiles,
     Unauthenticated,
     Unavailable,
     Unimplemented,
@@ -85,6 +87,7 @@ __all__ = [
     "TableNotFound",
     "TableReadOnly",
     "TableRefused",
+    "TooManyFiles",
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
@@ -93,5 +96,6 @@ __all__ = [
     "VersionMismatch",
     "VersionNotFound",
     "__version__",
+    "request_headers",
     "tune_allocator",
 ]

@@ -19,6 +19,7 @@ from gatherd._lookup import (
 )
 from gatherd.errors import InvalidArgument
 from gatherd.store.bags import check_offsets, check_weights, jagged
+from gatherd.store.given import as_given_array
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import StringKeys, as_keys
 from gatherd.store.query import (
@@ -89,9 +90,10 @@ def _flat_ids(ids: object, offsets: object) -> tuple[Asked, NDArray[np.int64]]:
                 f"ids have shape {flat.shape}; with offsets they are flat, of shape (n,)"
             )
         return flat, check_offsets(offsets, flat.size)
-    if isinstance(ids, np.ndarray) and ids.ndim == 2:
-        return as_id_array(ids).reshape(-1), _even(ids.shape)
-    found, starts = jagged(_list(ids, "ids"), "ids")
+    given = _bags(ids, "ids")
+    if isinstance(given, np.ndarray):
+        return as_id_array(given).reshape(-1), _even(given.shape)
+    found, starts = jagged(given, "ids")
     if isinstance(found, StringKeys):
         raise InvalidArgument("ids must be integers, not strings; strings are given as keys=")
     return as_id_array(found), starts
@@ -105,13 +107,22 @@ def _flat_keys(keys: object, offsets: object) -> tuple[Asked, NDArray[np.int64]]
                 f"keys have shape {flat.shape}; with offsets they are flat, of shape (n,)"
             )
         return ByKey(flat), check_offsets(offsets, flat.size)
-    if isinstance(keys, np.ndarray) and keys.ndim == 2:
-        return ByKey(as_keys(keys.reshape(-1))), _even(keys.shape)
-    found, starts = jagged(_list(keys, "keys"), "keys")
+    given = _bags(keys, "keys")
+    if isinstance(given, np.ndarray):
+        return ByKey(as_keys(given.reshape(-1))), _even(given.shape)
+    found, starts = jagged(given, "keys")
     return ByKey(found), starts
 
 
-def _list(bags: object, name: str) -> list[Any] | tuple[Any, ...]:
+def _bags(bags: Any, name: str) -> list[Any] | tuple[Any, ...] | NDArray[Any]:
+    """A list of bags, or an array of bags that are equally long."""
+    array = as_given_array(bags, name) if hasattr(bags, "__array__") else None
+    if array is not None and array.ndim == 2:
+        return array
+    if array is not None and array.ndim == 1 and array.dtype.kind == "O":
+        # A column of lists. NumPy would make NaN of the nulls in them.
+        as_list = getattr(bags, "to_list", None) or getattr(bags, "to_pylist", None)
+        bags = as_list() if callable(as_list) else array.tolist()
     if not isinstance(bags, list | tuple):
         raise InvalidArgument(
             f"without offsets, {name} are a list of lists such as [[1, 2], [], [3]], "
@@ -127,18 +138,20 @@ def _even(shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 def _flat_weights(weights: object, starts: NDArray[np.int64], id_count: int) -> object:
     """Weights as given, or flattened where they are as jagged as the ids."""
-    if isinstance(weights, np.ndarray) and weights.ndim == 2 and len(weights) == starts.size:
-        weights = list(weights)
+    if hasattr(weights, "__array__"):
+        array = as_given_array(weights, "weights")
+        weights = list(array) if array.ndim == 2 or array.dtype.kind == "O" else array
     if not isinstance(weights, list | tuple):
         return weights
-    if not any(isinstance(bag, list | tuple | np.ndarray) for bag in weights):
+    if not any(isinstance(bag, list | tuple) or hasattr(bag, "__len__") for bag in weights):
         return weights
     lengths = np.diff(starts, append=id_count).tolist()
     if len(weights) != len(lengths):
         raise InvalidArgument(f"there are {len(lengths)} bags of ids and {len(weights)} of weights")
     for i, (bag, length) in enumerate(zip(weights, lengths, strict=True)):
-        if not isinstance(bag, list | tuple | np.ndarray) or len(bag) != length:
+        if not hasattr(bag, "__len__") or len(bag) != length:
             raise InvalidArgument(f"weights[{i}] isn't a list of {length}, as the bag's ids are")
+        as_given_array(bag, f"weights[{i}]")
     return list(chain.from_iterable(weights))
 
 

@@ -342,7 +342,11 @@ class ChangeCalls(ABC):
         if_version: int | None = None,
         timeout: float | None = None,
     ) -> ChangeResult:
-        """Make a new version live: a copy of the live one as it is now, which so is kept.
+        """Keep the live version as it is now, and make a copy of it, a new version, live.
+
+        The result's `version` is that copy: updates go on changing it, so it is no checkpoint. What
+        is kept is the version that was live before, one of `table(name).versions`; `rollback`
+        without a version goes back to it.
 
         staged: a folder in the data dir's staging, to publish its files instead.
         if_version: the version that has to be live, else VersionMismatch.
@@ -359,6 +363,8 @@ class ChangeCalls(ABC):
         timeout: float | None = None,
     ) -> ChangeResult:
         """Make an older version live again, with the contents it had when it was superseded.
+
+        It then goes on being changed by updates: `publish` first if it is to be kept.
 
         version: which; None for the newest of those before the live one. VersionNotFound when it
         isn't kept. if_version: the version that has to be live, else VersionMismatch.

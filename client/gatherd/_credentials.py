@@ -1,4 +1,4 @@
-"""What a client shows a server: a token, a certificate; and whom it takes the server's from.
+"""What a client shows a server: token, certificate, headers; and whom it takes the server's from.
 
 None of it is ever in a message, a repr or a log. Left out on purpose: a token in the URL, which
 ends up in logs, and tokens that a function gives: a file that somebody renews does that.
@@ -6,9 +6,11 @@ ends up in logs, and tokens that a function gives: a file that somebody renews d
 
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Final
+from weakref import WeakMethod
 
+from gatherd._headers import Headers, checked_headers, merged, of_block
 from gatherd._target import Target
 from gatherd.errors import InvalidArgument
 
@@ -29,6 +31,7 @@ class Credentials:
         token_file: Path | None = None,
         ca: Path | None = None,
         cert: tuple[Path, Path] | None = None,
+        headers: Mapping[str, str] | None = None,
     ) -> None:
         """As Client has them. InvalidArgument for what can't be used with the URL."""
         if token is not None and token_file is not None:
@@ -45,31 +48,45 @@ class Credentials:
         self.ca = os.fspath(ca) if ca is not None else None
         self.cert = (os.fspath(cert[0]), os.fspath(cert[1])) if cert is not None else None
         self._file = token_file
-        self._on_renewal: list[Callable[[], None]] = []
+        self._on_renewal: list[WeakMethod[Callable[[], None]]] = []
+        self._is_untold = False
         self.token = _read(token_file) if token_file is not None else _checked(token, "token")
         """What goes behind "Bearer "; None for none."""
-        self.metadata = _metadata(self.token)
-        """The same for gRPC."""
+        self.headers = checked_headers(headers)
+        """What is sent with every request, apart from the token."""
+        self._metadata = self._as_metadata()
+
+    @property
+    def metadata(self) -> Headers | None:
+        """The token and the headers of a call that is made now, for gRPC."""
+        more = of_block()
+        return merged(self._metadata or (), more) if more else self._metadata
+
+    def _as_metadata(self) -> Headers | None:
+        shown = (("authorization", f"Bearer {self.token}"),) if self.token is not None else ()
+        return (*self.headers, *shown) or None
 
     def on_renewal(self, told: Callable[[], None]) -> None:
-        """Have `told` called when the token becomes another."""
-        self._on_renewal.append(told)
+        """Have the method `told` called when the token becomes another, as long as it is there."""
+        self._on_renewal = [known for known in self._on_renewal if known() is not None]
+        self._on_renewal.append(WeakMethod(told))
 
     def renew(self) -> bool:
         """Read the token's file again; whether there is another token in it than before."""
         if self._file is None:
             return False
         token = _read(self._file)
-        if token == self.token:
+        if token == self.token and not self._is_untold:
             return False
-        self.token, self.metadata = token, _metadata(token)
-        for told in self._on_renewal:
-            told()
+        self._is_untold = True  # if this is interrupted, the next time it is done to its end
+        self.token = token
+        self._metadata = self._as_metadata()
+        for known in self._on_renewal:
+            told = known()
+            if told is not None:
+                told()
+        self._is_untold = False
         return True
-
-
-def _metadata(token: str | None) -> tuple[tuple[str, str], ...] | None:
-    return (("authorization", f"Bearer {token}"),) if token is not None else None
 
 
 def _read(path: Path) -> str:

@@ -259,6 +259,8 @@ def check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None
     """InvalidArgument unless `out` can be filled with vectors of `shape` and `dtype`."""
     if not isinstance(out, np.ndarray):
         raise InvalidArgument(f"out is a NumPy array, not a {type(out).__name__}")
+    if isinstance(out, np.ma.MaskedArray):
+        raise InvalidArgument("out is a masked array; give out.data, for its mask isn't filled")
     if out.dtype != dtype or not out.dtype.isnative:
         raise InvalidArgument(f"out has dtype {out.dtype}; this lookup fills one of {dtype}")
     if out.shape[:-1] != shape or out.ndim != len(shape) + 1:

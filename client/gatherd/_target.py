@@ -5,18 +5,31 @@
     grpc://host[:port]            grpcs://…   gRPC, with TLS
     local:/path                               a data dir on this machine
 
-Left out on purpose: credentials in URLs (they end up in logs), and proxies.
+Left out on purpose: credentials in URLs (they end up in logs).
 """
 
-from dataclasses import dataclass
+import mmap
+import os
+import socket
+import sys
+from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
+from gatherd._proxy import Proxy, find_proxy
 from gatherd.errors import InvalidArgument
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 _KNOWN = (
     "http://host:8000, https://host, grpc://host:8001, grpcs://host:8001, "
     "unix:///run/gatherd.sock and local:/data"
+)
+_NEEDED_BY_LOCAL = (
+    (os, "pread"),
+    (os, "O_PATH"),
+    (socket, "AF_UNIX"),
+    (mmap, "MAP_SHARED"),
+    (mmap, "PROT_READ"),
+    (mmap.mmap, "madvise"),
 )
 
 
@@ -29,6 +42,12 @@ class Target:
     host: str
     port: int
     path: str
+    proxy: Proxy | None = None
+
+    @property
+    def dialled(self) -> tuple[str, int]:
+        """The host and the port to connect to: the proxy's, if there is one."""
+        return (self.proxy.host, self.proxy.port) if self.proxy else (self.host, self.port)
 
     @property
     def tls(self) -> bool:
@@ -44,14 +63,23 @@ class Target:
         return f"{host}:{self.port}"
 
 
-def parse_target(url: object) -> Target:
-    """What `url` names; InvalidArgument, naming the schemes there are, when it names nothing."""
+def parse_target(url: object, proxy: object = None) -> Target:
+    """What `url` names, and the proxy to it; see `find_proxy`.
+
+    InvalidArgument, naming the schemes there are, when it names nothing.
+    """
+    target = _parse(url)
+    return replace(target, proxy=find_proxy(proxy, target.scheme, target.host))
+
+
+def _parse(url: object) -> Target:
     if not isinstance(url, str):
         raise InvalidArgument(f"a URL is a str, not a {type(url).__name__}; known are {_KNOWN}")
     if any(not "!" <= char <= "~" for char in url) and not url.startswith(("local:", "unix:")):
         raise _bad(url, "it has characters that a URL can't have")
     scheme = url.partition(":")[0].lower()
     if scheme in ("local", "unix"):
+        _check_system(url, scheme)
         return Target(url, scheme, "", 0, _path(url, scheme))
     if scheme not in _DEFAULT_PORTS or "://" not in url:
         raise _bad(url, "its scheme isn't known")
@@ -70,6 +98,18 @@ def parse_target(url: object) -> Target:
     if prefix and scheme in ("grpc", "grpcs"):
         raise _bad(url, "gRPC has no path")
     return Target(url, scheme, host, port or _DEFAULT_PORTS[scheme], prefix)
+
+
+def _check_system(url: str, scheme: str) -> None:
+    """Windows has neither of what these need; all else is for every system."""
+    if scheme == "unix" and not hasattr(socket, "AF_UNIX"):
+        raise _bad(url, "Python has no Unix sockets on this system, so take an http:// URL")
+    if scheme == "local" and not all(hasattr(*needed) for needed in _NEEDED_BY_LOCAL):
+        raise _bad(
+            url,
+            f"a data dir can be read on Linux alone, and this is {sys.platform}, so take the "
+            "http:// or grpc:// URL of its server",
+        )
 
 
 def _path(url: str, scheme: str) -> str:

@@ -17,7 +17,8 @@ from gatherd._effects import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
 from gatherd._lookup import check_table, check_version
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
-from gatherd.store.ids import OFFENDERS_MAX, as_id_array
+from gatherd.store.given import OFFENDERS_MAX, as_given_array
+from gatherd.store.ids import as_id_array
 from gatherd.store.keys import as_keys
 from gatherd.store.query import Asked, ByKey
 
@@ -165,7 +166,10 @@ def _split(op: UpdateOp, table: str, pair: object) -> tuple[object, object]:
 def _as_values(table: str, what: str, values: object) -> tuple[NDArray[Any], DType]:
     """`values` C-contiguous and in native byte order, in the storage dtype of the dtype told."""
     try:
-        array = np.asarray(values)
+        array = as_given_array(values, what)
+        if array.dtype.kind == "O" and not isinstance(values, np.ndarray | list | tuple):
+            # What numbers become that could have been null.
+            array = np.asarray(array.tolist())
         if array.dtype.kind == "f" and array.dtype.itemsize == 2:
             return _native(array, np.float16), DType.FLOAT16
         if array.dtype.name == "bfloat16":
@@ -173,7 +177,9 @@ def _as_values(table: str, what: str, values: object) -> tuple[NDArray[Any], DTy
         if array.dtype.kind in "iufV":
             with np.errstate(over="ignore"):  # what is too large becomes infinity, and is refused
                 return _native(array, np.float32), DType.FLOAT32
-    except (TypeError, ValueError, RuntimeError) as error:
+    except InvalidArgument as error:
+        raise InvalidArgument(f"table {table!r}: {error}") from None
+    except (TypeError, ValueError) as error:
         raise InvalidArgument(f"table {table!r}: {what} can't be made an array: {error}") from None
     raise InvalidArgument(f"table {table!r}: {what} are numbers, not {array.dtype}")
 

@@ -18,6 +18,8 @@ class WorkerBrief:
     `settings.tables`, in their order: a worker that comes back maps the very file that the others
     have mapped, also when its name has gone or means another file by now. `is_restart` says that
     another worker was in this place, `number`, before. `metrics_fd` is the page that all count in.
+    Without `has_writer` nobody of this server changes the data dir: there is none, or it is
+    read-only.
     """
 
     settings: ServeSettings
@@ -27,6 +29,7 @@ class WorkerBrief:
     is_restart: bool
     number: int
     metrics_fd: int
+    has_writer: bool
 
     def encode(self) -> bytes:
         """As one line."""
@@ -39,6 +42,7 @@ class WorkerBrief:
             "is_restart": self.is_restart,
             "number": self.number,
             "metrics_fd": self.metrics_fd,
+            "has_writer": self.has_writer,
         }
         return json.dumps(document).encode() + b"\n"
 
@@ -54,4 +58,5 @@ class WorkerBrief:
             document["is_restart"],
             document["number"],
             document["metrics_fd"],
+            document["has_writer"],
         )

@@ -1,7 +1,8 @@
 """The process that `gatherd serve` is: it binds the sockets, starts the workers and keeps them.
 
 It serves nothing itself. Workers are spawned, never forked, so that no thread or gRPC state is
-carried over. They exit when their channel closes, also when the supervisor is killed.
+carried over. They exit when their channel closes, also when the supervisor is killed; see
+channel.py.
 """
 
 import json
@@ -21,9 +22,11 @@ from typing import Any
 
 from gatherd.errors import GatherdError
 from gatherd.store import kernels
-from gatherd.store.format import open_readonly
+from gatherd.store.catalog import read_catalog
+from gatherd.store.shards import open_rows
 from gatherd_server.brief import WorkerBrief
 from gatherd_server.child import Child, describe_exit
+from gatherd_server.descriptors import check_limit, raise_limit
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.logs import set_level
@@ -39,9 +42,11 @@ from gatherd_server.sockets import (
     check_loopback,
     join_address,
     open_beside,
+    remove_socket,
     reserve_grpc,
 )
 from gatherd_server.storage import mapped_rows
+from gatherd_server.storage.files import is_read_only
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
 from gatherd_server.writer import update_kernels
@@ -52,8 +57,6 @@ logger = logging.getLogger("gatherd.supervisor")
 
 # Below the data dir; nobody but numba reads it.
 KERNELS_NAME = "kernels"
-# What a worker gets on top of drain_seconds to close up, before it is killed.
-STOP_MARGIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +97,12 @@ class Supervisor:
             )
             for number in range(settings.workers)
         ]
+        self._owned_dir = settings.data_dir
+        """The data dir, when it is this server that changes it."""
+        if settings.data_dir is not None and is_read_only(settings.data_dir):
+            self._owned_dir = None
         self._writer: Child | None = None
-        if settings.data_dir is not None and settings.workers > 1:
+        if self._owned_dir is not None and settings.workers > 1:
             self._writer = Child(
                 "writer",
                 "gatherd_server.writer.process",
@@ -134,6 +141,7 @@ class Supervisor:
     def _open(self, stack: ExitStack) -> Addresses:
         """Check everything and take every resource that there is one of, before the first spawn."""
         settings = self._settings
+        check_limit(settings, raise_limit())
         self._metrics_fd = make_server_page(settings.workers)
         stack.callback(os.close, self._metrics_fd)
         self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
@@ -141,17 +149,19 @@ class Supervisor:
         if not sources and settings.data_dir is None:
             raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
         is_authenticated = check_secrets(settings)
-        if settings.data_dir is not None:
+        if self._owned_dir is not None:
             owned = stack.enter_context(
                 # An empty volume is a data dir without tables; one that isn't there, a mistake.
-                own_data_dir(settings.data_dir, create=settings.data_dir.is_dir())
+                own_data_dir(self._owned_dir, create=self._owned_dir.is_dir())
             )
             self._lock_fd = owned.lock_fd
+        if settings.data_dir is not None:
+            named = read_catalog(settings.data_dir).tables
             for source in sources:
-                if source.name in owned.catalog.tables:
+                if source.name in named:
                     raise ConfigError(f"table {source.name!r} is in the data dir already")
         for source in sources:
-            fd = open_readonly(source.path)
+            fd = open_rows(source.path, source.tensor)
             stack.callback(os.close, fd)
             open_source(source, fd)
             self._sources.append(fd)
@@ -165,9 +175,15 @@ class Supervisor:
             check_loopback("grpc", holder.getsockname()[0])
         if settings.unix is not None:
             self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
-            stack.callback(settings.unix.unlink, missing_ok=True)
-        if settings.data_dir is not None:
-            self._open_data_dir_sockets(settings.data_dir, stack)
+            stack.callback(remove_socket, settings.unix)
+        if self._owned_dir is not None:
+            self._open_data_dir_sockets(self._owned_dir, stack)
+        elif settings.data_dir is not None:
+            logger.warning(
+                "data dir %s is on a read-only file system: it is served as its files are, and "
+                "updates are refused",
+                settings.data_dir,
+            )
         unix = str(settings.unix) if settings.unix is not None else None
         return Addresses(join_address(*http.getsockname()[:2]), self._grpc_address, unix)
 
@@ -183,7 +199,7 @@ class Supervisor:
             path.unlink(missing_ok=True)
             mode = WRITER_SOCKET_MODE if name == WRITER_SOCKET_NAME else UNIX_SOCKET_MODE
             listener = stack.enter_context(bind_unix(path, self._settings.backlog, mode))
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(remove_socket, path)
             if name == SERVER_SOCKET_NAME:
                 self._listeners.append(listener)
             else:
@@ -199,6 +215,7 @@ class Supervisor:
             is_restart,
             number,
             self._metrics_fd,
+            self._owned_dir is not None,
         ).encode()
 
     def _worker_inherits(self) -> tuple[int, ...]:
@@ -219,6 +236,7 @@ class Supervisor:
             self._metrics_fd,
             settings.workers,
             settings.traces,
+            settings.stop_seconds,
         ).encode()
 
     def _start_children(self) -> None:
@@ -344,8 +362,7 @@ class Supervisor:
         # Ours goes first: connections that came later than this would wait for nobody.
         for listener in self._listeners:
             listener.close()
-        seconds = settings.unready_seconds + settings.drain_seconds + STOP_MARGIN_SECONDS
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + settings.stop_seconds
         # The writer goes on until the workers have answered the updates that they took.
         for some in (self._workers, [self._writer] if self._writer is not None else []):
             if not self._drain_some(some, deadline):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.query import Asked
+from gatherd_server.storage.slots import check_lr
 from gatherd_server.types import (
     CreateTable,
     OptimizerSpec,
@@ -37,6 +38,8 @@ INIT_DEFAULT: Final = "uniform"
 UPDATE_MAY_BE_DONE: Final = (
     "the update may still be done; sent again with the same request id, it is done once"
 )
+# Of what has no request id.
+CHANGE_MAY_BE_DONE: Final = "the change may still be made; look whether it was before you repeat it"
 
 _VISIBLE = re.compile(r"[!-~]{1,255}")
 # As a table's name: neither a path nor a hidden file.
@@ -85,13 +88,7 @@ def learning_rate(lr: float, op: UpdateOp) -> float:
     """
     if op is not UpdateOp.APPLY_GRADIENTS:
         raise InvalidArgument(f"a learning rate is of apply_gradients, not of {op.value}")
-    with np.errstate(over="ignore"):
-        rounded = float(np.float32(lr))
-    if not (math.isfinite(rounded) and rounded > 0):
-        raise InvalidArgument(
-            f"the learning rate is {lr:g}; it must be greater than 0, and finite, as float32"
-        )
-    return rounded
+    return float(np.float32(check_lr(lr)))
 
 
 def values_of(asked: Asked, values: NDArray[Any], dtype: DType) -> NDArray[np.float32]:

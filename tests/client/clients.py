@@ -1,6 +1,7 @@
 """What the clients' tests share: tables, and an AsyncClient that can be called like a Client."""
 
 import asyncio
+import contextvars
 from typing import Any, Self
 
 import numpy as np
@@ -24,7 +25,9 @@ class Awaited:
         async def call(*args: Any, **kwargs: Any) -> Any:
             return await getattr(self._client, name)(*args, **kwargs)
 
-        return lambda *args, **kwargs: self._runner.run(call(*args, **kwargs))
+        return lambda *args, **kwargs: self._runner.run(
+            call(*args, **kwargs), context=contextvars.copy_context()
+        )
 
     def __enter__(self) -> Self:
         return self

@@ -47,6 +47,8 @@ class FakeService:
     failures: list[GatherdError] = field(default_factory=list)
     calls: list[tuple[str, int]] = field(default_factory=list)
     versions_asked: list[int] = field(default_factory=list)
+    # Each request's headers, or metadata, with names in lower case.
+    headers: list[dict[str, str]] = field(default_factory=list)
     before: Callable[[str], None] = lambda method: None
 
     def handle(self, method: str, body: bytes) -> bytes:
@@ -264,6 +266,7 @@ def _handler(service: FakeService, tcp: bool) -> type[BaseHTTPRequestHandler]:
             body = self.rfile.read(int(self.headers["Content-Length"]))
             assert self.headers["Connect-Protocol-Version"] == "1"
             assert int(self.headers["Connect-Timeout-Ms"]) > 0
+            service.headers.append({name.lower(): text for name, text in self.headers.items()})
             try:
                 self._answer(200, "application/proto", service.handle(self.path, body), None)
             except GatherdError as error:
@@ -344,6 +347,7 @@ class _Generic(grpc.GenericRpcHandler):
         method = handler_call_details.method
 
         def handle(body: bytes, context: Any) -> bytes:
+            self._service.headers.append(dict(context.invocation_metadata()))
             try:
                 return self._service.handle(method, body)
             except GatherdError as error:

@@ -26,6 +26,7 @@ from gatherd import (
     VersionNotFound,
 )
 from gatherd.store.catalog import CATALOG_NAME, Catalog, CatalogEntry, version_dir
+from gatherd.store.checksums import encode_document
 from gatherd.store.control import CONTROL_NAME, GENERATION_OFFSET, initial_page
 from gatherd.store.key_index import KeyKind
 from gatherd.store.keys import as_keys
@@ -60,7 +61,7 @@ class DataDir:
                 builder.finish()
         manifest = {"format": 1, "uid": name, "name": name, "version": version, "dtype": dtype,
                     "rows": rows.shape[0], "dim": rows.shape[1]}  # fmt: skip
-        (folder / "manifest.json").write_text(json.dumps(manifest))
+        (folder / "manifest.json").write_bytes(encode_document(manifest))
 
     def publish(self, *older: int, **live: int) -> None:
         for name, version in live.items():

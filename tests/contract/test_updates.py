@@ -192,6 +192,20 @@ def test_rows_are_updated_by_their_keys(surface: Surface, trained: Trained, op: 
     np.testing.assert_array_equal(trained.rows("words"), wanted)
 
 
+def test_decimal_strings_are_integer_keys_of_updates_in_json(
+    surface: Surface, trained: Trained
+) -> None:
+    if surface.name != "rest-json":
+        pytest.skip("JSON alone has no 64-bit integers of its own")
+    before = trained.rows("items")
+    one = np.ones((1, DIM), np.float32)
+    surface.update("scatter_add", {"items": Update([str(ITEMS[1])], one, by_keys=True)})
+    before[1] += 1
+    np.testing.assert_array_equal(trained.rows("items"), before)
+    with pytest.raises(KeyNotFound, match=r"9007199254740993"):
+        surface.update("assign", {"items": Update(["9007199254740993"], one, by_keys=True)})
+
+
 def test_ids_and_keys_go_together(surface: Surface, trained: Trained) -> None:
     one_table_at_most(surface)
     ones = np.ones((1, DIM), np.float32)
@@ -400,11 +414,19 @@ def test_a_row_that_would_not_be_finite_is_refused(
     surface.update("assign", {table: Update(row, np.zeros((1, DIM), np.float32))})
 
 
-@pytest.mark.parametrize("lr", [0.0, -1.0])
-def test_a_learning_rate_is_above_0(surface: Surface, trained: Trained, lr: float) -> None:
+@pytest.mark.parametrize("lr", [-1.0, -1e-9])
+def test_a_learning_rate_is_not_negative(surface: Surface, trained: Trained, lr: float) -> None:
     before = trained.all_rows()
     with pytest.raises(InvalidArgument, match=r"lr|learning rate"):
         surface.update("apply_gradients", {"float32": Update(np.array([1, 2]), ONES, lr=lr)})
+    unchanged(trained, before)
+
+
+def test_a_learning_rate_of_0_is_a_step_that_moves_no_row(
+    surface: Surface, trained: Trained
+) -> None:
+    before = trained.all_rows()
+    surface.update("apply_gradients", {"float32": Update(np.array([1, 2]), ONES, lr=0.0)})
     unchanged(trained, before)
 
 

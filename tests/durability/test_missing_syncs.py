@@ -59,7 +59,7 @@ SHOWN: dict[str, Cut] = {
     "control_writer.open: control": Cut("unsynced", 1, 12, 0),
     "freezing.freeze: frozen.json": Cut("versions", 0, 2, 2),
     "freezing.thaw: names in version": Cut("versions", 0, 6, 4),
-    "key_index_writer.finish: keys": Cut("tables", 2, 31, 5),
+    "key_index_writer.finish: keys": Cut("tables", 2, 31, 6),
     "key_index_writer.finish: keys.json": Cut("tables", 0, 29, 5),
     "key_index_writer.rebuild_slots: keys.json": Cut("description of keys mended", 0, 3, 0),
     "key_index_writer.rebuild_slots: name of keys": Cut("slots of keys mended", 0, 1, 0),

@@ -12,17 +12,17 @@ import pyarrow.parquet
 import pytest
 from starlette.datastructures import QueryParams
 
-from fuzz.files import Loader, snapshot_document
+from fuzz.files import Loader, snapshot_document, with_crc
 from fuzz.fuzz import all_targets, run_batch
 from fuzz.log import checkpoint
 from fuzz.target import Target
 from gatherd.errors import BadFile, MalformedRequest
 from gatherd.store.catalog import open_table, read_catalog, version_dir
+from gatherd.store.checksums import read_document
 from gatherd_server.http import plans
 from gatherd_server.http.media import NPY
 from gatherd_server.storage.records import unpack
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
-from gatherd_server.writer.freezing import read_document
 from gatherd_server.writer.snapshot import decode_snapshot
 from loaders.harness import run_import
 from support.small_engine import LIMITS
@@ -80,17 +80,19 @@ def test_a_number_beyond_all_is_a_damaged_snapshot(member: bytes) -> None:
     assert decode_snapshot(whole, "s").lsn == 7
     endless = whole.replace(member, member[:-1] + b"1e999")
     with pytest.raises(BadFile, match="can't be read as a snapshot's"):
-        decode_snapshot(endless, "s")
+        decode_snapshot(with_crc(endless), "s")
 
 
 def test_a_number_beyond_all_is_a_damaged_catalog_or_manifest(tmp_path: Path) -> None:
     make_data_dir(tmp_path, drawn_table("t", 2, 2))
     manifest = version_dir(tmp_path, "t", 1) / "manifest.json"
-    manifest.write_bytes(manifest.read_bytes().replace(b'"rows": 2', b'"rows": 1e999'))
+    endless = manifest.read_bytes().replace(b'"rows": 2', b'"rows": 1e999')
+    manifest.write_bytes(with_crc(endless))
     with pytest.raises(BadFile, match=r"manifest\.json is damaged"):
         open_table(tmp_path, "t", 1)
     catalog = tmp_path / "catalog.json"
-    catalog.write_bytes(catalog.read_bytes().replace(b'"live": 1', b'"live": 1e999'))
+    endless = catalog.read_bytes().replace(b'"live": 1', b'"live": 1e999')
+    catalog.write_bytes(with_crc(endless, 2))
     with pytest.raises(BadFile, match=r"catalog\.json is damaged"):
         read_catalog(tmp_path)
 
@@ -144,7 +146,7 @@ def test_json_of_any_depth_is_a_damaged_file(tmp_path: Path) -> None:
     manifest.write_bytes(DEEP)
     with pytest.raises(BadFile, match=r"manifest\.json is damaged"):
         open_table(tmp_path, "t", 1)
-    with pytest.raises(BadFile, match=r"manifest\.json can't be read"):
+    with pytest.raises(BadFile, match=r"manifest\.json is damaged"):
         read_document(manifest)
     (tmp_path / "catalog.json").write_bytes(DEEP)
     with pytest.raises(BadFile, match=r"catalog\.json is damaged"):

@@ -357,13 +357,16 @@ def test_a_full_server_refuses_at_once(tmp_path: Path) -> None:
 
 def test_too_many_connections_are_refused(tmp_path: Path) -> None:
     with (
-        web_server(small_engine(tmp_path), limit_concurrency=2) as url,
+        web_server(small_engine(tmp_path), limit_concurrency=1) as url,
         connected(url) as first,
         connected(url) as second,
     ):
-        first.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n")  # both are there before it ends
+        first.sendall(ONE)
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         second.sendall(ONE)
         assert second.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        first.sendall(ONE)
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
 def test_an_idle_connection_expires(tmp_path: Path) -> None:

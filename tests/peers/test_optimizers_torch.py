@@ -30,9 +30,11 @@ class Ours:
             slots[slot.name] = np.full(shape, slot.initial, kind)
         self._base = TrainedRows(self.rows.view(np.uint8), DType.FLOAT32, rows.shape[1], slots)
 
-    def step(self, ids: NDArray[np.int64], grads: NDArray[np.float32]) -> None:
+    def step(
+        self, ids: NDArray[np.int64], grads: NDArray[np.float32], lr: float | None = None
+    ) -> None:
         images = RowImages(self._base, self._optimizer, ids.size)
-        images.apply_gradients(ids, grads)
+        images.apply_gradients(ids, grads, lr)
         self._base.weights[images.rows] = images.weights
         for name, slot in images.slots.items():
             self._base.slots[name][images.rows] = slot
@@ -142,3 +144,34 @@ def test_max_norm_is_torchs_renorm() -> None:
 def test_a_padding_row_is_torchs() -> None:
     options = {"lr": 0.1, "padding_id": 3}
     train("adagrad", options, lambda p: torch.optim.Adagrad(p, lr=0.1), 16, padding_id=3)
+
+
+@pytest.mark.parametrize(
+    ("name", "make"),
+    [
+        ("sgd", lambda p: torch.optim.SGD(p, lr=0.1)),
+        ("adagrad", lambda p: torch.optim.Adagrad(p, lr=0.1)),
+        ("adam", lambda p: torch.optim.SparseAdam(list(p), lr=0.1)),
+    ],
+)
+def test_a_warm_up_from_0_is_torchs(
+    name: str, make: Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer]
+) -> None:
+    rng = np.random.default_rng(1)
+    rows = rng.standard_normal((ROW_COUNT, 8)).astype(F32)
+    ours = Ours(rows, Optimizer.parse(name, {"lr": 0.1}))
+    theirs = torch.nn.Embedding(ROW_COUNT, 8, sparse=True, _weight=torch.tensor(rows))
+    optimizer = make(theirs.parameters())
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: min(1.0, step / 5))
+    for step in range(12):
+        ids = rng.integers(0, ROW_COUNT, 20)
+        grads = rng.standard_normal((ids.size, 8)).astype(F32)
+        ours.step(ids, grads, schedule.get_last_lr()[0])
+        optimizer.zero_grad()
+        theirs(torch.from_numpy(ids)).backward(torch.from_numpy(grads))
+        optimizer.step()
+        schedule.step()
+        np.testing.assert_allclose(
+            ours.rows, theirs.weight.detach().numpy(), rtol=2e-4, atol=2e-5, err_msg=str(step)
+        )
+    assert np.abs(ours.rows - rows).max() > 0.1

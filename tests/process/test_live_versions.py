@@ -95,6 +95,21 @@ def test_a_version_that_was_rolled_back_to_goes_on_from_where_it_was(
     assert told.splitlines() == [f"{table} v1: ok", f"{table} v2: ok"]
 
 
+def test_the_number_that_publish_returns_is_trained_further_and_the_one_before_is_kept(
+    served: Served, table: str
+) -> None:
+    """docs/versions.md has these steps in a table."""
+    with Client(served.server.http) as client:
+        client.scatter_add(table, [2], ONE)
+        assert client.publish(table).version == 2
+        client.scatter_add(table, [2], ONE)
+        assert client.rollback(table).version == 1
+        assert client.lookup(table, [2])[0, 0] == 1
+        assert client.rollback(table, 2).version == 2
+        assert client.lookup(table, [2])[0, 0] == 2
+        assert client.lookup(table, [2], version=1)[0, 0] == 1
+
+
 def test_kept_versions_are_looked_up_and_the_others_are_gone(served: Served, table: str) -> None:
     with Client(served.server.http) as client:
         for value in (1, 2, 3):

@@ -23,6 +23,7 @@ from gatherd.errors import (
     TableNotFound,
 )
 from gatherd.store.catalog import open_table, read_catalog
+from gatherd.store.checksums import encode_document
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
@@ -99,7 +100,8 @@ def test_a_data_dir_of_another_format_is_refused(tmp_path: Path) -> None:
     with own_data_dir(tmp_path, create=True):
         pass
     catalog = json.loads((tmp_path / "catalog.json").read_text())
-    (tmp_path / "catalog.json").write_text(json.dumps({**catalog, "format": 2}))
+    fresh = encode_document({**catalog, "format": 2}, indent=2)
+    (tmp_path / "catalog.json").write_bytes(fresh)
     with pytest.raises(DataDirVersion, match="has format 2; this release reads 1"):
         with own_data_dir(tmp_path):
             pass

@@ -53,11 +53,11 @@ def test_an_unknown_optimizer_is_refused_naming_those_there_are() -> None:
 @pytest.mark.parametrize(
     ("name", "option", "value"),
     [
-        ("sgd", "lr", 0.0),
+        ("ftrl", "lr", 0.0),
+        ("ftrl", "lr", 1e-60),
         ("sgd", "lr", -1.0),
         ("sgd", "lr", float("inf")),
         ("sgd", "lr", float("nan")),
-        ("sgd", "lr", 1e-60),
         ("sgd", "lr", 1e60),
         ("sgd", "momentum", 1.0),
         ("sgd", "momentum", -0.1),
@@ -128,8 +128,11 @@ def test_what_cannot_be_trained_is_refused() -> None:
 
 def test_a_pushs_own_rate_has_the_bounds_of_a_tables() -> None:
     assert check_lr(0.5) == 0.5
-    with pytest.raises(InvalidArgument, match="a push's lr can't be 0"):
-        check_lr(0)
+    assert check_lr(0, OptimizerName.ADAGRAD) == 0
+    with pytest.raises(InvalidArgument, match="a push's lr can't be -1"):
+        check_lr(-1)
+    with pytest.raises(InvalidArgument, match="ftrl's lr can't be 0: it is larger than 0"):
+        check_lr(0, OptimizerName.FTRL)
 
 
 def rows() -> list[str]:

@@ -47,6 +47,19 @@ def test_an_optimizer_brings_its_slots(
     assert run_cli("verify", "--data-dir", tmp_path).stdout.startswith("t v1: ok\n")
 
 
+@pytest.mark.parametrize("init", ["normal", "uniform", "glorot"])
+def test_a_new_tables_padding_row_is_zeros(tmp_path: Path, init: str) -> None:
+    drawn = ("--rows", "3000", "--dim", "1000", "--init", init, "--seed", "7")
+    padded = ("--optimizer", "sgd", "--optimizer-option", "padding_id=2500")
+    run_cli("create", "plain", *drawn, "--data-dir", tmp_path)
+    run_cli("create", "padded", *drawn, *padded, "--data-dir", tmp_path)
+    expected = np.load(tmp_path / "tables/plain/v000001/weights.npy")
+    assert expected[2500].any()
+    expected[2500] = 0
+    stored = np.load(tmp_path / "tables/padded/v000001/weights.npy")
+    np.testing.assert_array_equal(stored, expected)
+
+
 def test_a_table_without_an_optimizer_cannot_be_trained(tmp_path: Path) -> None:
     run_cli(*CREATE, "--data-dir", tmp_path)
     assert not open_table(tmp_path, "t", 1).is_trainable

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument, KeyNotFound, StorageError
-from gatherd.store.ids import NESTING_MAX
+from gatherd.store.given import NESTING_MAX
 from gatherd.store.key_index import (
     KEY_BYTES_MAX,
     KEYS_DATA,

@@ -4,7 +4,6 @@ Tables have 64 rows of dim 8; every number of a version's rows is the same, so t
 what it got. `python -m support.publisher DIR COUNT` is a process that publishes all the while.
 """
 
-import json
 import shutil
 import sys
 import uuid
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from gatherd.store.catalog import Catalog, CatalogEntry, read_catalog, version_dir
+from gatherd.store.checksums import encode_document
 from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir, write_catalog
 from gatherd_server.storage.files import Files
 
@@ -50,7 +50,7 @@ class Publisher:
             "dim": DIM,
             **manifest,
         }
-        (folder / "manifest.json").write_text(json.dumps(document))
+        (folder / "manifest.json").write_bytes(encode_document(document))
         return version
 
     def switch(self, keep: int = 3, **live: int | None) -> None:

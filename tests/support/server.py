@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
@@ -40,7 +40,8 @@ class RunningServer:
     """A server process and where it answers. Use it as a context manager.
 
     It has a process group of its own. `log_path` is where its log goes, appended: a pipe, which
-    nobody reads before the end, holds 64 KiB of it and then stops the server.
+    nobody reads before the end, holds 64 KiB of it and then stops the server. `under` is the
+    command that becomes the server by running what stands behind it.
     """
 
     def __init__(
@@ -48,8 +49,16 @@ class RunningServer:
         *arguments: str | Path,
         environment: dict[str, str] | None = None,
         log_path: Path | None = None,
+        under: Sequence[str | Path] = (),
     ) -> None:
-        command = [sys.executable, "-m", "gatherd_server", "serve", *map(str, arguments)]
+        command = [
+            *map(str, under),
+            sys.executable,
+            "-m",
+            "gatherd_server",
+            "serve",
+            *map(str, arguments),
+        ]
         for option in ("--http", "--grpc"):
             if option not in command:
                 command += [option, "127.0.0.1:0"]

@@ -30,6 +30,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store import kernels
+from gatherd.store.given import as_given_array
 from gatherd.store.ids import as_id_array, in_range
 from gatherd.store.kernels import RowKind
 from gatherd.store.keys import Keys, keys_from_leaves
@@ -58,10 +59,7 @@ def check_offsets(offsets: object, id_count: int) -> NDArray[np.int64]:
     InvalidArgument, naming offsets[i], unless they are a flat list of integers that begins with
     0, never decreases and doesn't go past `id_count`; also when there are ids but no bag.
     """
-    try:
-        array = np.asarray(offsets)
-    except ValueError:
-        raise InvalidArgument("offsets are ragged; they are a flat list") from None
+    array = as_given_array(offsets, "offsets")
     if array.ndim != 1:
         raise InvalidArgument(f"offsets have shape {array.shape}; they are a flat list")
     if array.size == 0:
@@ -96,10 +94,7 @@ def check_weights(weights: object, id_count: int, mode: Pooling) -> NDArray[np.f
         return None
     if mode is Pooling.MAX:
         raise InvalidArgument("mode 'max' takes no weights")
-    try:
-        array = np.asarray(weights)
-    except ValueError:
-        raise InvalidArgument("weights are ragged; they are a flat list, one an id") from None
+    array = as_given_array(weights, "weights")
     if array.ndim != 1:
         raise InvalidArgument(f"weights have shape {array.shape}; they are a flat list, one an id")
     if array.size != id_count:
@@ -113,16 +108,13 @@ def check_weights(weights: object, id_count: int, mode: Pooling) -> NDArray[np.f
 def jagged(bags: Sequence[Any], name: str = "ids") -> tuple[Keys, NDArray[np.int64]]:
     """Flat ids or keys, and offsets, of a list of lists, such as [[1, 2], [], [3]].
 
-    A bag can be a list, a tuple or a 1-D array. Ids and integer keys come back as an integer
-    array, strings as StringKeys. InvalidArgument, naming `name`[i][j], for whatever is neither.
+    A bag can be a list, a tuple or whatever is a 1-D array. Ids and integer keys come back as an
+    integer array, strings as StringKeys. InvalidArgument, naming `name`[i][j], for whatever is
+    neither, and for what is masked or null.
     """
     if not isinstance(bags, list | tuple):
         raise InvalidArgument(f"jagged {name} are a list of lists, not a {type(bags).__name__}")
-    for i, bag in enumerate(bags):
-        if isinstance(bag, np.ndarray) and bag.ndim == 1:
-            continue
-        if not isinstance(bag, list | tuple):
-            raise InvalidArgument(f"{name}[{i}] is a {type(bag).__name__}; each bag is a list")
+    bags = [_as_bag(bag, f"{name}[{i}]") for i, bag in enumerate(bags)]
     lengths = np.fromiter(map(len, bags), np.int64, len(bags))
     offsets = np.zeros(len(bags), np.int64)
     np.cumsum(lengths[:-1], out=offsets[1:])
@@ -138,6 +130,15 @@ def jagged(bags: Sequence[Any], name: str = "ids") -> tuple[Keys, NDArray[np.int
     return keys_from_leaves(
         leaves, (len(leaves),), where, f"{name} are strings or integers"
     ), offsets
+
+
+def _as_bag(bag: Any, name: str) -> Any:
+    if isinstance(bag, list | tuple):
+        return bag
+    array = as_given_array(bag, name) if hasattr(bag, "__array__") else None
+    if array is None or array.ndim != 1:
+        raise InvalidArgument(f"{name} is a {type(bag).__name__}; each bag is a list")
+    return array
 
 
 def bag_index(

@@ -1,7 +1,8 @@
 """The data dir as readers see it: which tables and versions there are, and where.
 
-    catalog.json                           {"format", "generation", "tables": {NAME: ENTRY}},
-                                           ENTRY being {"uid", "live", "versions"}
+    catalog.json                           {"format", "generation", "tables": {NAME: ENTRY},
+                                           "crc32"}, ENTRY being {"uid", "live", "versions"}, and
+                                           "damaged" where a version can't be used; see `Damage`
 control                                see control.py
 lock                                   held by the one process that may change anything
 tables/<name>/v000001/manifest.json    what it is: dtype, rows, dim, origin, …
@@ -11,10 +12,12 @@ tables/<name>/v000001/seq              its stripes' counters then, stripes.py
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
 tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
 staging/                               what isn't published yet; readers never look into it
+
+Releases up to 0.1 wrote a catalog without "crc32": it is read, with no flipped bit of its numbers
+found. The first change of a table writes one with it.
 """
 
 import difflib
-import json
 import os
 import re
 from collections.abc import Iterable
@@ -26,6 +29,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFound
+from gatherd.store.checksums import (
+    decode_document,
+    decode_object,
+    encode_document,
+    read_document,
+    read_file,
+)
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout, read_npy_header
 from gatherd.store.key_index import KeyIndex
@@ -40,6 +50,7 @@ STAGING_NAME = "staging"
 MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.npy"
 DEFAULT_NAME = "default.npy"
+CATALOG_INDENT = 2
 
 NAMES_SHOWN_MAX = 5
 NAME_SHOWN_MAX = 128
@@ -76,17 +87,89 @@ def table_not_found(name: str, known: Iterable[str]) -> TableNotFound:
 
 
 @dataclass(frozen=True, slots=True)
+class Damage:
+    """A version whose files can't be used, though the log has updates of it that they lack.
+
+    In the catalog: {"version", "why", "after_lsn", "until_lsn"}. The files are to be as they were
+    at `after_lsn`; what the log holds of the version from there up to `until_lsn` is kept until the
+    version is whole again, or gone. Nothing newer was ever taken for it.
+    """
+
+    version: int
+    why: str
+    after_lsn: int
+    until_lsn: int
+
+    @property
+    def reason(self) -> str:
+        """What who asks for the version is told."""
+        return (
+            f"{self.why}; its updates of LSN {self.after_lsn + 1} to {self.until_lsn} are kept in "
+            "the log"
+            if self.until_lsn > self.after_lsn
+            else self.why
+        )
+
+    def to_json(self) -> dict[str, Any]:
+        """What the catalog holds of it."""
+        return {
+            "version": self.version,
+            "why": self.why,
+            "after_lsn": self.after_lsn,
+            "until_lsn": self.until_lsn,
+        }
+
+
+@dataclass(frozen=True, slots=True)
 class CatalogEntry:
     """One table in the catalog.
 
     `uid` is the table's for its whole life, and no other's. `versions` are those that are kept,
     ascending, `live` among them. Under one uid a number means one version for ever: readers keep
-    what they mapped by it.
+    what they mapped by it. Those in `damaged` are refused until the writer has mended them.
     """
 
     uid: str
     live: int
     versions: tuple[int, ...]
+    damaged: tuple[Damage, ...] = ()
+
+    def damage_of(self, version: int) -> Damage | None:
+        """What is wrong with a version, or None."""
+        return next((one for one in self.damaged if one.version == version), None)
+
+    def to_json(self) -> dict[str, Any]:
+        """What the catalog holds of it."""
+        document: dict[str, Any] = {
+            "uid": self.uid,
+            "live": self.live,
+            "versions": list(self.versions),
+        }
+        if self.damaged:
+            document["damaged"] = [one.to_json() for one in self.damaged]
+        return document
+
+    @classmethod
+    def from_json(cls, entry: Any) -> "CatalogEntry":
+        """What `to_json` gave. LookupError, TypeError or ValueError for anything else."""
+        _check_members(entry, {"uid", "live", "versions", "damaged"})
+        damaged = [
+            Damage(
+                int(one["version"]),
+                str(one["why"]),
+                int(one["after_lsn"]),
+                int(one["until_lsn"]),
+            )
+            for one in entry.get("damaged", ())
+        ]
+        versions = tuple(map(int, entry["versions"]))
+        return cls(str(entry["uid"]), int(entry["live"]), versions, tuple(damaged))
+
+
+def _check_members(document: Any, known: set[str]) -> None:
+    """ValueError when a JSON object has a member that isn't `known`: a damaged name is one."""
+    if strange := sorted(set(document) - known):
+        raise ValueError(f"it has a member {strange[0]!r}, which this release doesn't know")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +184,7 @@ class Catalog:
         return {
             "format": DATA_DIR_FORMAT,
             "generation": self.generation,
-            "tables": {
-                name: {"uid": entry.uid, "live": entry.live, "versions": list(entry.versions)}
-                for name, entry in sorted(self.tables.items())
-            },
+            "tables": {name: entry.to_json() for name, entry in sorted(self.tables.items())},
         }
 
     @classmethod
@@ -115,17 +195,18 @@ class Catalog:
                 raise DataDirVersion(
                     f"{where} has format {document['format']}; this release reads {DATA_DIR_FORMAT}"
                 )
+            _check_members(document, {"format", "generation", "tables", "crc32"})
             entries = {
-                check_table_name(name): CatalogEntry(
-                    str(entry["uid"]), int(entry["live"]), tuple(map(int, entry["versions"]))
-                )
+                check_table_name(name): CatalogEntry.from_json(entry)
                 for name, entry in document["tables"].items()
             }
             generation = int(document["generation"])
-        except (KeyError, TypeError, AttributeError, ValueError, OverflowError) as error:
+        except KeyError as error:
+            raise BadFile(f"{where} is damaged: it has no {error.args[0]!r} where one is") from None
+        except (TypeError, AttributeError, ValueError, OverflowError) as error:
             if isinstance(error, DataDirVersion):
                 raise
-            raise BadFile(f"{where} is damaged: {type(error).__name__}: {error}") from None
+            raise BadFile(f"{where} is damaged: {error}") from None
         for name, entry in entries.items():
             if entry.live not in entry.versions or sorted(entry.versions) != [*entry.versions]:
                 raise BadFile(
@@ -143,13 +224,26 @@ def version_dir(data_dir: Path, table: str, version: int) -> Path:
 def read_catalog(data_dir: Path) -> Catalog:
     """Read catalog.json. BadFile when it is damaged, DataDirVersion when of another format."""
     path = data_dir / CATALOG_NAME
-    return Catalog.from_json(_read_json(path), path)
+    return decode_catalog(read_file(path), path)
+
+
+def encode_catalog(catalog: Catalog) -> bytes:
+    """What catalog.json holds."""
+    return encode_document(catalog.to_json(), indent=CATALOG_INDENT)
+
+
+def decode_catalog(encoded: bytes, where: Path) -> Catalog:
+    """What `encode_catalog` gave; raises as `read_catalog` does, naming `where`."""
+    document = decode_object(encoded, str(where))
+    if "crc32" in document:
+        document = decode_document(encoded, str(where), CATALOG_INDENT)
+    return Catalog.from_json(document, where)
 
 
 def open_table(data_dir: Path, name: str, version: int) -> Table:
     """Map one version of a table. BadFile when a file of it is missing or contradicts another."""
     folder = version_dir(data_dir, name, version)
-    manifest = _read_json(folder / MANIFEST_NAME)
+    manifest = read_document(folder / MANIFEST_NAME)
     try:
         if manifest["format"] != DATA_DIR_FORMAT:
             raise DataDirVersion(
@@ -195,15 +289,3 @@ def read_default_vector(path: Path) -> NDArray[np.float32]:
 
 def _read_default(path: Path) -> NDArray[np.float32] | None:
     return read_default_vector(path) if path.exists() else None
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        document = json.loads(path.read_bytes())
-    except FileNotFoundError:
-        raise BadFile(f"{path} isn't there") from None
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadFile(f"{path} is damaged: {error}") from None
-    if not isinstance(document, dict):
-        raise BadFile(f"{path} is damaged: it isn't an object")
-    return document

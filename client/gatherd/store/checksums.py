@@ -7,6 +7,9 @@ so that damage is not only found but placed. In manifest.json:
 
     "crc32": c          of the rest of the manifest, see `document_crc`
 
+A document with such a member is read by `read_document`, which takes nothing but the very bytes
+that `encode_document` gives: a flipped bit is found also where JSON would mean the same.
+
 The files are weights.npy and default.npy; a key index carries its own (key_index.py). They are
 those of the files as they were published: a live table that was trained since differs from them.
 """
@@ -21,6 +24,7 @@ from typing import Any
 
 from gatherd.errors import BadFile
 from gatherd.store.format import open_readonly
+from gatherd.store.mapping import not_opened
 
 CHECKSUMS = "checksums"
 BLOCK_BYTES = 4 << 20
@@ -62,6 +66,52 @@ def document_crc(document: Mapping[str, Any]) -> int:
     """The crc32 of a JSON object without its own member "crc32": compact, its keys sorted."""
     rest = {key: value for key, value in document.items() if key != "crc32"}
     return zlib.crc32(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+
+
+def encode_document(document: Mapping[str, Any], indent: int = 1) -> bytes:
+    """A JSON object as a file, with its own checksum as the last member, "crc32"."""
+    rest = {key: value for key, value in document.items() if key != "crc32"}
+    return json.dumps({**rest, "crc32": document_crc(rest)}, indent=indent).encode()
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """What the file `path` of `encode_document` holds. BadFile when a single bit of it differs."""
+    return decode_document(read_file(path), str(path))
+
+
+def read_file(path: Path) -> bytes:
+    """The bytes of a small file. BadFile when it isn't there or can't be read."""
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise BadFile(f"{path} isn't there") from None
+    except OSError as error:
+        raise not_opened(path, error) from None
+
+
+def decode_document(encoded: bytes, where: str, indent: int = 1) -> dict[str, Any]:
+    """What `encode_document` made `encoded` of. BadFile, naming `where` it is from, if nothing."""
+    document = decode_object(encoded, where)
+    if "crc32" not in document:
+        raise BadFile(f"{where} is damaged: it has no crc32 in it")
+    # The bytes themselves as well: "\\u00e9" and "\\u00E9" are the same to JSON.
+    if (
+        document["crc32"] != document_crc(document)
+        or json.dumps(document, indent=indent).encode() != encoded
+    ):
+        raise BadFile(f"{where} isn't what was written (crc32): it is damaged")
+    return document
+
+
+def decode_object(encoded: bytes, where: str) -> dict[str, Any]:
+    """The JSON object that a file holds. BadFile, naming `where` it is from, for anything else."""
+    try:
+        document = json.loads(encoded)
+    except (ValueError, RecursionError) as error:
+        raise BadFile(f"{where} is damaged: {error}") from None
+    if not isinstance(document, dict):
+        raise BadFile(f"{where} is damaged: it isn't an object")
+    return document
 
 
 class BlockChecksums:

@@ -5,17 +5,19 @@ ones without a word; here each of those is an error, and so is −1, which NumPy
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import IdOutOfRange, InvalidArgument
+from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
 
-OFFENDERS_MAX = 5
-# One less than the dimensions that every NumPy can count, for the reply has one more.
-NESTING_MAX = 31
+# Without elements a shape's lengths are bounded by no number of bytes. What they multiply to, those
+# of 0 left out, NumPy still has to count, with a dim of 2**20 float32 at most behind them.
+SHAPE_SIZE_MAX = 2**40
+_LENGTH_MAX = 2**64 - 1
 _INT64 = np.dtype(np.int64)
 _INT64_MAX = 2**63 - 1
 # By the dtype's character: the unsigned one of its size, and the largest id that it holds.
@@ -25,16 +27,39 @@ _UNSIGNED = {
 }
 
 
+def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` when `name` can have it, else InvalidArgument."""
+    if len(shape) > NESTING_MAX:
+        raise InvalidArgument(
+            f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
+        )
+    if any(length < 0 for length in shape):
+        raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
+    if any(length > _LENGTH_MAX for length in shape):
+        raise InvalidArgument(f"{name} have a dimension of more than {_LENGTH_MAX}")
+    if 0 in shape and math.prod(length for length in shape if length) > SHAPE_SIZE_MAX:
+        raise InvalidArgument(
+            f"{name} have shape {shape}; beside a dimension of 0, the others may multiply to "
+            f"{SHAPE_SIZE_MAX} at most"
+        )
+    return shape
+
+
 def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     """`ids` as an integer array of the same shape, C-contiguous and in native byte order.
 
-    Takes an integer, a (nested) list or tuple of integers, or anything with a NumPy array
-    interface. InvalidArgument for floats, bools, strings, objects and ragged lists;
-    IdOutOfRange for an integer that no 64-bit type holds.
+    Takes an integer, a range, a (nested) list or tuple of integers, or anything with a NumPy array
+    interface. InvalidArgument for floats, bools, strings, objects, ragged lists and entries that
+    are masked or null; IdOutOfRange for an integer that no 64-bit type holds.
     """
     if ids is None or isinstance(ids, list | tuple | int | float | str | bytes | dict):
         return _from_nested(ids)
-    array = np.asarray(ids)
+    array = as_given_array(ids, "ids")
+    if array.size == 0:
+        check_shape("ids", array.shape)
+    if array.dtype.kind == "O" and not isinstance(ids, np.ndarray):
+        # What another library's integers become where they could have been null.
+        return _from_nested(array.tolist())
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype.kind == "f":
             # An empty array made without a dtype is float64; it holds no id to be wrong.
@@ -45,7 +70,7 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
 
 def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
     if not _plain_integers(ids, 0):
-        _check_leaves(ids)
+        ids = _checked_leaves(ids, "ids")
     try:
         array = np.asarray(ids)
     except ValueError:
@@ -57,7 +82,9 @@ def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
     if array.dtype.kind in "iu":
         return array
     # Integers above 2**63 - 1 have no type in common with negative ones.
-    name, value = next(leaf for leaf in _leaves(ids, "ids") if not 0 <= leaf[1] <= _INT64_MAX)
+    found = first_leaf(ids, lambda leaf: not 0 <= leaf <= _INT64_MAX)
+    assert found is not None
+    name, value = where("ids", found[0]), found[1]
     raise IdOutOfRange(f"{name}={value} is out of range: no table has such a row")
 
 
@@ -73,21 +100,48 @@ def _plain_integers(value: Any, depth: int) -> bool:
     return kinds <= {list, tuple} and all(_plain_integers(item, depth + 1) for item in value)
 
 
-def _check_leaves(ids: Any) -> None:
-    for name, value in _leaves(ids, "ids"):
-        if isinstance(value, np.integer) or type(value) is int:
-            continue
-        if isinstance(value, np.ndarray) and value.dtype.kind in "iu":
-            continue
-        raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
+def _checked_leaves(value: Any, name: str) -> Any:
+    """`value` with NumPy's arrays in place of others; InvalidArgument for what isn't an integer."""
+    wrong = first_leaf(value, _is_no_id)
+    if wrong is not None:
+        where_wrong = where(name, wrong[0])
+        raise InvalidArgument(f"{where_wrong} is {_kind(wrong[1])}; ids must be integers")
+    return _with_arrays(value, name)
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
+def _with_arrays(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}[{index}]")
-    else:
-        yield name, value
+        return [_with_arrays(item, f"{name}[{index}]") for index, item in enumerate(value)]
+    if isinstance(value, np.integer) or type(value) is int:
+        return value
+    array = as_given_array(value, name)
+    if array.dtype.kind in "iu" and (array.ndim or array is not value):
+        return array
+    raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
+
+
+def _is_no_id(value: Any) -> bool:
+    """Whether it is nothing that may be an integer, or an array of some."""
+    return type(value) is not int and not hasattr(value, "__array__")
+
+
+def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int, ...], Any] | None:
+    """The position and the value of the first leaf of nested lists that `is_wanted`."""
+    if not isinstance(value, list | tuple):
+        return ((), value) if is_wanted(value) else None
+    for index, item in enumerate(value):
+        if isinstance(item, list | tuple):
+            found = first_leaf(item, is_wanted)
+            if found is not None:
+                return (index, *found[0]), found[1]
+        elif is_wanted(item):
+            return (index,), item
+    return None
+
+
+def where(name: str, position: Iterable[int]) -> str:
+    """What an element is called, as ids[1][0]."""
+    return name + "".join(f"[{int(index)}]" for index in position)
 
 
 def _kind(value: object) -> str:
@@ -144,8 +198,7 @@ def out_of_range_error(
     bad = np.flatnonzero(~(in_range(ids, row_count) if found is None else found))
     named = []
     for flat in bad[:OFFENDERS_MAX]:
-        position = np.unravel_index(int(flat), ids.shape)
-        where = "ids" + "".join(f"[{int(index)}]" for index in position)
+        where = position("ids", int(flat), ids.shape)
         named.append((where, int(ids.reshape(-1)[flat])))
     listed = ", ".join(f"{where}={value}" for where, value in named)
     more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""
@@ -158,7 +211,7 @@ def out_of_range_error(
 
 
 def _text(named: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
-    return ((where, str(value)) for where, value in named)
+    return ((name, str(value)) for name, value in named)
 
 
 def ids_from_bytes(
@@ -184,12 +237,7 @@ def array_from_bytes(
     """
     if len(shape) == 1 and len(data) == shape[0] * dtype.itemsize:
         return np.frombuffer(data, dtype)
-    if len(shape) > NESTING_MAX:
-        raise InvalidArgument(
-            f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
-        )
-    if any(length < 0 for length in shape):
-        raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
+    check_shape(name, shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise InvalidArgument(

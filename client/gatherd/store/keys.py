@@ -15,7 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, KeyNotFound
-from gatherd.store.ids import NESTING_MAX, OFFENDERS_MAX
+from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
+from gatherd.store.ids import check_shape
 
 # A longer token is a parser's mistake, not a word; and a request's keys have to be bounded.
 KEY_BYTES_MAX = 1024
@@ -72,14 +73,18 @@ def key_text(key: bytes) -> str:
 def as_keys(keys: object) -> Keys:
     """`keys` as a batch of the same shape.
 
-    Takes a str, bytes or int, (nested) lists or tuples of one of these, or a NumPy array of
-    strings, bytes, objects or integers. InvalidArgument, naming keys[i][j], for mixed kinds, empty
-    and overlong keys, floats, bools, None, ragged lists and integers that no 64-bit type holds.
+    Takes a str, bytes or int, a range, (nested) lists or tuples of one of these, or anything with a
+    NumPy array interface that holds strings, bytes or integers. InvalidArgument, naming keys[i][j],
+    for mixed kinds, empty and overlong keys, floats, bools, entries that are masked or null, ragged
+    lists and integers that no 64-bit type holds.
     NumPy's own fixed-width strings have lost their trailing NULs before they come here.
     """
     if isinstance(keys, StringKeys):
         return keys
-    if isinstance(keys, np.ndarray | np.generic):
+    if not isinstance(keys, list | tuple | str | bytes | bytearray | int | float | None):
+        keys = as_given_array(keys, "keys")
+        if keys.size == 0:
+            check_shape("keys", keys.shape)
         if keys.dtype.kind in "iu":
             native = keys.dtype.newbyteorder("=")
             return np.ascontiguousarray(keys, dtype=native).reshape(keys.shape)
@@ -111,18 +116,14 @@ def keys_from_leaves(
 
 
 def _flatten(keys: object) -> tuple[list[Any], tuple[int, ...]]:
-    if isinstance(keys, np.ndarray):
-        keys = keys.tolist()
     if not isinstance(keys, list | tuple):
         return [keys], ()
     level: list[Any] = list(keys)
     shape: tuple[int, ...] = (len(level),)
-    while level and any(isinstance(item, list | tuple | np.ndarray) for item in level):
+    while _is_nested(level, shape):
         if len(shape) >= NESTING_MAX:
             raise InvalidArgument(f"keys are nested deeper than {NESTING_MAX} levels")
-        lengths = {
-            len(item) if isinstance(item, list | tuple | np.ndarray) else None for item in level
-        }
+        lengths = {len(item) if isinstance(item, list | tuple) else None for item in level}
         if len(lengths) != 1:
             raise InvalidArgument(
                 "keys are ragged: every list on one level must be equally long "
@@ -131,6 +132,17 @@ def _flatten(keys: object) -> tuple[list[Any], tuple[int, ...]]:
         shape = (*shape, len(level[0]))
         level = list(chain.from_iterable(level))
     return level, shape
+
+
+def _is_nested(level: list[Any], shape: tuple[int, ...]) -> bool:
+    """Whether `level` has lists in it; arrays in it become lists first."""
+    kinds = set(map(type, level))
+    if any(hasattr(kind, "__array__") and not issubclass(kind, np.generic) for kind in kinds):
+        for flat, item in enumerate(level):
+            if hasattr(item, "__array__") and not isinstance(item, np.generic):
+                level[flat] = as_given_array(item, _where(flat, shape)).tolist()
+        return _is_nested(level, shape)
+    return any(issubclass(kind, list | tuple) for kind in kinds)
 
 
 def _from_texts(texts: list[str], shape: tuple[int, ...], where: Callable[[int], str]) -> Keys:
@@ -220,7 +232,7 @@ def _from_integers(values: list[int], shape: tuple[int, ...], where: Callable[[i
 
 
 def _where(flat: int, shape: tuple[int, ...]) -> str:
-    return "keys" + "".join(f"[{int(index)}]" for index in np.unravel_index(flat, shape))
+    return position("keys", flat, shape)
 
 
 def string_keys_from_wire(
@@ -231,10 +243,7 @@ def string_keys_from_wire(
     `lengths` are little-endian uint32, one a key. InvalidArgument when they, `data` and `shape`
     contradict each other, or a key is empty or overlong.
     """
-    if len(shape) > NESTING_MAX:
-        raise InvalidArgument(f"keys have {len(shape)} dimensions; at most {NESTING_MAX} are taken")
-    if any(length < 0 for length in shape):
-        raise InvalidArgument(f"keys have shape {shape}; no dimension can be negative")
+    check_shape("keys", shape)
     if len(lengths) != math.prod(shape) * 4:
         raise InvalidArgument(
             f"keys of shape {shape} have lengths of {math.prod(shape) * 4} bytes "

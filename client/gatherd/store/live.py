@@ -31,6 +31,7 @@ from gatherd.errors import (
     FailedPrecondition,
     GatherdError,
     TableRefused,
+    TooManyFiles,
     Unavailable,
     VersionNotFound,
 )
@@ -80,6 +81,7 @@ class View:
         """One version of a table, mapped now if it wasn't.
 
         TableNotFound, VersionNotFound or TableRefused when it isn't there, or DroppedMeanwhile.
+        TooManyFiles when it is, and can be mapped another time.
         """
         found = self.mapped.get((name, version)) or self._find(name, version)
         if isinstance(found, str):
@@ -88,7 +90,10 @@ class View:
 
     def live_or_reason(self, name: str) -> Table | str:
         """The live version of a table, or why it can't be read. Raises what `table` does else."""
-        return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
+        try:
+            return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
+        except TooManyFiles as error:
+            return error.message
 
     def names(self) -> list[str]:
         """Every table, those that can't be read too, in order."""
@@ -118,14 +123,19 @@ class View:
             raise self._no_version(name, version)
         try:
             return self.open(name, entry, version or entry.live)
+        except TooManyFiles:
+            raise
         except GatherdError as error:
             return error.message
 
     def open(self, name: str, entry: CatalogEntry, version: int) -> Table:
         """Map a version that `entry` names, or take it if it is mapped.
 
-        What `open_table` raises, or DroppedMeanwhile.
+        What `open_table` raises, also for one that the catalog has as damaged; DroppedMeanwhile.
         """
+        damage = entry.damage_of(version)
+        if damage is not None:
+            raise BadFile(damage.reason)
         known = self.mapped.get((name, version))
         if known is not None:
             return known
@@ -153,12 +163,19 @@ class View:
         self.mapped.pop((name, LIVE_VERSION), None)
 
     def kept_by(self, name: str, entry: CatalogEntry) -> dict[int, Table]:
-        """Those of the versions that `entry` keeps which are mapped here; none for another uid."""
+        """Those of the versions that `entry` keeps, whole, which are mapped here.
+
+        None for another uid.
+        """
         mine = self.entries.get(name)
         if mine is None or mine.uid != entry.uid:
             return {}
         found = {version: self.mapped.get((name, version)) for version in entry.versions}
-        return {version: table for version, table in found.items() if table is not None}
+        return {
+            version: table
+            for version, table in found.items()
+            if table is not None and entry.damage_of(version) is None
+        }
 
     def _check_kept(self, name: str, entry: CatalogEntry, version: int) -> None:
         """DroppedMeanwhile unless the catalog has the version still, and so had all the while."""
@@ -347,7 +364,8 @@ class LiveTables:
             now = self._state[1]
             if now is not before and now.catalog == catalog:
                 return now  # another thread was faster
-            adopted = self._adopted(catalog, name, entry.live)
+            is_whole = entry.damage_of(entry.live) is None
+            adopted = self._adopted(catalog, name, entry.live) if is_whole else None
             if adopted is not None:
                 view.hold(name, entry.live, adopted)
             known = before.kept_by(name, entry)
@@ -367,6 +385,11 @@ class LiveTables:
         assert self._at_open is not None
         try:
             self._at_open(view.open(name, entry, entry.live))
+        except TooManyFiles as error:
+            view.drop(name, entry.live)
+            if self._state[1].catalog.generation < 0:
+                raise
+            logger.error("%s; the next request for table %r tries again", error, name)  # noqa: TRY400
         except GatherdError as error:
             view.drop(name, entry.live)
             if self._state[1].catalog.generation >= 0:  # the first view is for its owner to tell of

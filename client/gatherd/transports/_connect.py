@@ -4,27 +4,30 @@ import os
 import select
 import socket
 import ssl
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials, no_password
 from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._headers import USER_AGENT, Headers, merged, of_block
 from gatherd._http1 import (
     ConnectionEnded,
     HttpError,
     ResponseReader,
     around_length,
     finish_request,
+    parse_head,
     request_parts,
     request_prefix,
 )
 from gatherd._plain import Plain
+from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_http
@@ -96,19 +99,22 @@ class Heads:
 
     def request(self, send: Send, now: float) -> bytes:
         """The head of the HTTP request for `send`."""
-        prefix = self._prefix(_path(self._target, send.method))
+        prefix = self._prefix(_path(self._target, send.method), of_block())
         return finish_request(prefix, timeout_ms(send.deadline.at - now), send.nbytes)
 
-    def _prefix(self, path: str) -> bytes:
-        prefixes = self._prefixes
-        prefix = prefixes.get(path)
+    def _prefix(self, path: str, more: Headers = ()) -> bytes:
+        prefix = None if more else self._prefixes.get(path)
         if prefix is None:
             headers = [("Content-Type", CONTENT_TYPE), ("Connect-Protocol-Version", "1")]
-            token = self._credentials.token
+            token, proxy = self._credentials.token, self._target.proxy
             if token is not None:
                 headers.append(("Authorization", f"Bearer {token}"))
+            if proxy is not None and not self._target.tls:
+                headers += proxy.headers
+            headers += merged((("user-agent", USER_AGENT), *self._credentials.headers), more)
             prefix = request_prefix("POST", path, self._target.authority, headers)
-            prefixes[path] = prefix
+            if not more:
+                self._prefixes[path] = prefix
         return prefix
 
     def wire(self, plain: Plain) -> Wire:
@@ -155,7 +161,14 @@ def timeout_ms(left_seconds: float) -> int:
 
 
 def _path(target: Target, method: str) -> str:
-    return method if target.scheme in ("unix", "local") else target.path + method
+    if target.scheme in ("unix", "local"):
+        return method
+    through = target.proxy is not None and not target.tls
+    return (
+        f"{target.scheme}://{target.authority}{target.path}{method}"
+        if through
+        else (target.path + method)
+    )
 
 
 def outgoing(head: bytes, send: Send) -> tuple[bytes | memoryview, ...]:
@@ -172,21 +185,29 @@ def notice_vanishing(sock: socket.socket) -> None:
     call then fails after VANISHED_SECONDS, in time for another try, and not at its own timeout.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        for option, value in (
-            (socket.TCP_KEEPIDLE, VANISHED_SECONDS // 2),
-            (socket.TCP_KEEPINTVL, VANISHED_SECONDS // 4),
-            (socket.TCP_KEEPCNT, 2),
-            (socket.TCP_USER_TIMEOUT, VANISHED_SECONDS * 1000),
-        ):
+    for name, value in (
+        ("TCP_KEEPIDLE", VANISHED_SECONDS // 2),
+        ("TCP_KEEPINTVL", VANISHED_SECONDS // 4),
+        ("TCP_KEEPCNT", 2),
+        ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),
+    ):
+        option = getattr(socket, name, None)  # not every system has all of them
+        if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def readability(fd: int) -> Callable[[], object]:
+    """What tells, truthily and at once, whether there is something to read from a socket."""
+    if not hasattr(select, "poll"):  # as on Windows
+        return lambda: select.select((fd,), (), (), 0)[0]
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return partial(poller.poll, 0)
 
 
 def is_silent(fd: int) -> bool:
     """Whether an idle connection is still open, and has nothing to read, as it should be."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return not poller.poll(0)
+    return fd >= 0 and not readability(fd)()
 
 
 @contextmanager
@@ -216,10 +237,13 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
         raise from_http(url, head.status, content_type, bytes(reader.body), retry_after)
     if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:
         raise InternalError(
-            f"{url} answered {content_type[:80]!r} and not {CONTENT_TYPE}: is it a gatherd server?"
+            f"{url} answered {content_type[:80]!r} and not {CONTENT_TYPE}: is it a gatherd server?",
+            {OUTCOME: UNKNOWN},
         )
     if head.headers.get("content-encoding", "identity") != "identity":
-        raise InternalError(f"{url} answered in a content coding that wasn't asked for")
+        raise InternalError(
+            f"{url} answered in a content coding that wasn't asked for", {OUTCOME: UNKNOWN}
+        )
     return reader.body
 
 
@@ -228,6 +252,35 @@ def no_answer(url: str, deadline: Deadline) -> DeadlineExceeded:
     return DeadlineExceeded(
         f"{url} gave no answer within the call's timeout of {deadline.timeout_seconds:g} seconds"
     )
+
+
+class Tunnel:
+    """A connection through a proxy's tunnel, as far as it isn't open yet: see `wanted`."""
+
+    def __init__(self, target: Target) -> None:
+        assert target.proxy is not None
+        self._target, self._proxy = target, target.proxy
+        self._answer = b""
+        self.request = self._proxy.tunnel_request(target.authority)
+
+    def received(self, data: bytes) -> bool:
+        """Take what the proxy answers; whether the tunnel is open. OSError when it won't be."""
+        self._answer += data
+        end = self._answer.find(b"\r\n\r\n")
+        if end < 0:
+            if not data or len(self._answer) > ANSWER_BYTES_MAX:
+                raise OSError(f"the proxy {self._proxy.authority} didn't answer in HTTP")
+            return False
+        try:
+            status = parse_head(self._answer[: end + 4]).status
+        except HttpError as error:
+            raise OSError(f"the proxy {self._proxy.authority}: {error}") from None
+        if status != 200:
+            raise OSError(
+                f"the proxy {self._proxy.authority} answered {status} when it was asked for a "
+                f"tunnel to {self._target.authority}"
+            )
+        return True
 
 
 def unreachable(target: Target, error: OSError) -> GatherdError:
@@ -245,7 +298,8 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
             f"`gatherd serve --data-dir {target.path}`",
             known,
         )
-    return Unavailable(f"can't connect to {target.url}: {error.strerror or error}", known)
+    through = f" through the proxy {target.proxy.authority}" if target.proxy else ""
+    return Unavailable(f"can't connect to {target.url}{through}: {error.strerror or error}", known)
 
 
 def _refused(url: str, error: object) -> Unauthenticated | None:
@@ -278,7 +332,7 @@ def unspoken(url: str, error: HttpError) -> GatherdError:
     """The error for a response that can't be read."""
     if isinstance(error, ConnectionEnded):
         return broken(url, error)
-    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}")
+    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}", {OUTCOME: UNKNOWN})
 
 
 def tls_context(credentials: Credentials) -> ssl.SSLContext:

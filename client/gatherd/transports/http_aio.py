@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 import ssl
+import sys
 import time
 from collections import deque
 from typing import Any
@@ -17,6 +18,7 @@ from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, Deadline, Send
 from gatherd._http1 import HttpError
 from gatherd._plain import Plain
+from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._target import Target
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import _connect
@@ -195,20 +197,49 @@ class AsyncHttpTransport:
                 with _connect.socket_path(target) as path:
                     _, connection = await loop.create_unix_connection(Connection, path)
             else:
+                where: dict[str, Any] = dict(zip(("host", "port"), target.dialled, strict=True))
+                if target.proxy is not None and self._tls is not None:
+                    where = {"sock": await self._tunnel(loop)}
                 transport, connection = await loop.create_connection(
                     Connection,
-                    target.host,
-                    target.port,
+                    **where,
                     ssl=self._tls,
                     server_hostname=target.host if self._tls else None,
                 )
-                # A copy of the descriptor, for uvloop's own object of it sets no options.
-                fd = os.dup(transport.get_extra_info("socket").fileno())
-                with socket.socket(fileno=fd) as sock:
-                    _connect.notice_vanishing(sock)
+                _notice_vanishing(transport.get_extra_info("socket"))
         except OSError as error:
             raise _connect.unreachable(target, error) from None
         return connection
+
+    async def _tunnel(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
+        """A socket whose tunnel through the proxy is open."""
+        tunnel = _connect.Tunnel(self._target)
+        failure: OSError | None = None
+        for family, kind, protocol, _, address in await loop.getaddrinfo(
+            *self._target.dialled, type=socket.SOCK_STREAM
+        ):
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.setblocking(False)
+                await loop.sock_connect(sock, address)
+                await loop.sock_sendall(sock, tunnel.request)
+                # The server speaks after its client in TLS: nothing comes behind the answer.
+                while not tunnel.received(await loop.sock_recv(sock, ANSWER_BYTES_MAX)):
+                    pass
+            except BaseException as error:
+                sock.close()
+                if not isinstance(error, OSError):
+                    raise
+                failure = error
+            else:
+                return sock
+        raise failure or OSError(f"the proxy {self._target.dialled[0]} has no address")
+
+    def abandon(self) -> None:
+        """See AsyncTransport."""
+        self._closed = True
+        while self._idle:
+            self._idle.pop().abandon()
 
     async def aclose(self) -> None:
         """See AsyncTransport."""
@@ -217,3 +248,13 @@ class AsyncHttpTransport:
             self._idle.pop().close()
         # abort() closes the sockets in the loop's next turn.
         await asyncio.sleep(0)
+
+
+def _notice_vanishing(sock: Any) -> None:
+    """As _connect's, of a transport's own idea of a socket."""
+    if sys.platform == "win32":
+        _connect.notice_vanishing(sock)
+        return
+    # By a copy of the descriptor, for uvloop's own object of it sets no options.
+    with socket.socket(fileno=os.dup(sock.fileno())) as copied:
+        _connect.notice_vanishing(copied)

@@ -10,9 +10,18 @@ from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
+from gatherd.store.query import ByKey
 from gatherd.store.table import Gathered, Table
 from gatherd_server import trail
-from gatherd_server.engine.lookup import gather, needs_mean, reply_bytes, resolve, touched_bytes
+from gatherd_server.engine.lookup import (
+    gather,
+    may_wait,
+    needs_mean,
+    reply_bytes,
+    resolve,
+    touched_bytes,
+)
+from gatherd_server.engine.means import Means
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
@@ -34,6 +43,8 @@ from gatherd_server.writer.versions import read_only
 
 # Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).
 SHORT_BYTES = 256 << 10
+# Up to so many keys are found, or read back, as soon.
+KEYS_SHORT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,15 +71,24 @@ class Engine:
         self.limits = limits
         self._tables = tables
         self._link = link
+        self._means = Means(limits.default_mean_bytes_max)
 
     def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
         """Check a request's tables, versions and size.
 
-        TableNotFound, TableRefused, VersionNotFound or LimitExceeded when it can't be answered.
+        TableNotFound, TableRefused, VersionNotFound or LimitExceeded when it can't be answered;
+        Unavailable or FailedPrecondition for want of a default vector, see Means.
         """
         tables = resolve(plans, self._tables, self.limits)
+        self._means.check(plans, tables)
         work = max(reply_bytes(plans, tables), touched_bytes(plans, tables))
-        is_long = work > SHORT_BYTES or needs_mean(plans, tables)
+        keys = sum(plan.asked.size for plan in plans if isinstance(plan.asked, ByKey))
+        is_long = (
+            work > SHORT_BYTES
+            or keys > KEYS_SHORT
+            or needs_mean(plans, tables)
+            or may_wait(plans, tables)
+        )
         return PreparedLookup(lambda: self._gather(plans, tables), is_long)
 
     def _gather(self, plans: Sequence[LookupPlan], tables: Sequence[Table]) -> list[Gathered]:
@@ -77,10 +97,11 @@ class Engine:
             self._telemetry.gathered(plan.table, plan.asked.size, one.vectors.nbytes)
         return gathered
 
-    def rows_of(self, plan: LookupPlan) -> Rows:
+    def rows_of(self, plan: LookupPlan) -> Rows | None:
         """The rows of a plan without bags whose `missing` is ERROR, to be read in pieces.
 
-        Only on the event loop. Raises what `prepare` does, and KeyNotFound or NoKeys.
+        None when they are `prepare`'s to read, on a thread: they may have to come from a disk. Only
+        on the event loop. Raises what `prepare` does, and KeyNotFound or NoKeys.
         """
         asked, dtype, limits = plan.asked, plan.dtype, self.limits
         if asked.size > limits.ids_max:
@@ -89,6 +110,8 @@ class Engine:
         nbytes = asked.size * table.dim * dtype.itemsize
         if nbytes > limits.reply_bytes_max:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
+        if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
+            return None
         return Rows(table, asked, dtype, self._telemetry.table(plan.table))
 
     def mapped(self, wanted: tuple[str, int]) -> Table | None:
@@ -123,7 +146,16 @@ class Engine:
         """
         plan = LookupPlan(name, ids, version=version)
         (table,) = resolve([plan], self._tables, self.limits)
-        return table.keys_of(ids), table.version
+
+        def check_bytes(nbytes: int) -> None:
+            self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
+
+        return table.keys_of(ids, check_bytes), table.version
+
+    def key_kind(self, name: str) -> str:
+        """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""
+        keys = self._tables.get(name).keys
+        return keys.kind.value if keys is not None else ""
 
     def push(self, push: Push) -> "Future[PushResult]":
         """Hand a push to the writer; the future ends when it is durable and visible, or refused.

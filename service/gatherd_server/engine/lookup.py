@@ -47,6 +47,11 @@ def needs_mean(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> bool:
     )
 
 
+def may_wait(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> bool:
+    """Whether answering is likely to wait for a disk."""
+    return any(table.may_wait(plan.asked) for plan, table in zip(plans, tables, strict=True))
+
+
 def gather(plans: Sequence[LookupPlan], tables: Sequence[Table]) -> list[Gathered]:
     """Answer every plan from its table; the first bad id of any fails them all."""
     return [

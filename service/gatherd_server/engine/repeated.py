@@ -42,6 +42,6 @@ class Repeated:
             return None
         return table, np.frombuffer(request[self._start : self._stop], _INT64)
 
-    def rows(self, ids: NDArray[np.int64]) -> Rows:
-        """What a reply is made of: its dtype, shape and limits. Raises what `rows_of` does."""
+    def rows(self, ids: NDArray[np.int64]) -> Rows | None:
+        """What a reply is made of: its dtype, shape and limits; None and raises as `rows_of`."""
         return self._engine.rows_of(self._plan._replace(asked=ids.reshape(self._shape)))

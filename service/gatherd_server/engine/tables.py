@@ -8,11 +8,15 @@ that request only when they are few.
 """
 
 import logging
+import random
+import resource
 import threading
+import weakref
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
-from gatherd.errors import GatherdError
+from gatherd.errors import GatherdError, TooManyFiles
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.format import read_layout
 from gatherd.store.live import LiveTables, View
@@ -25,6 +29,11 @@ POPULATE_AT_REQUEST_BYTES_MAX = 64 << 20
 # Unmapping takes 4 ms a GB. What the catalog dropped is held until the requests that read it have
 # ended, most likely, so that none of them waits for that.
 RETIRE_SECONDS = 5.0
+
+# So many page faults that waited for a disk, between two looks, and tables may have been evicted.
+FAULTS_MIN = 16
+# Tables that are looked at then: a millisecond each.
+LOOKED_AT_MAX = 32
 
 logger = logging.getLogger("gatherd")
 
@@ -45,7 +54,9 @@ class ServedTables:
         """Touches no file; the first call that asks for a table does."""
         self._preload = preload
         self._is_serving = False
+        self._looks = self._faults = 0
         self._files = frozenset((*tables, *refused))
+        self._brought_in = weakref.WeakSet(tables.values())
         self._live = LiveTables(
             data_dir,
             fixed=tables,
@@ -81,11 +92,30 @@ class ServedTables:
 
     def prepare_version(self, name: str, version: int) -> None:
         """Map and preload a version that is to become live; see LiveTables.prepare."""
-        self._live.prepare(name, version, lambda table: table.preload(self._preload))
+        self._live.prepare(name, version, self._bring_in)
 
     def info(self, name: str) -> TableInfo:
         """What is told about `name`, refused or not. TableNotFound when it isn't there."""
         return self._live.read(lambda view: self._info(view, name))
+
+    def look_at_residency(self) -> None:
+        """Find out which tables are in memory, when there is reason to; not on an event loop.
+
+        Those thought to be are looked at when the process had to wait for pages, of the others one
+        at a time.
+        """
+        self._looks += 1
+        faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
+        is_evicted, self._faults = faults - self._faults >= FAULTS_MIN, faults
+        with suppress(GatherdError):  # who asks for a table is told
+            tables = list({*self._live.current().mapped.copy().values()})
+            warm = [table for table in tables if table.is_populated]
+            cold = [table for table in tables if not table.is_populated]
+            looked_at = random.sample(warm, min(len(warm), LOOKED_AT_MAX)) if is_evicted else []
+            if cold:
+                looked_at.append(cold[self._looks % len(cold)])
+            for table in looked_at:
+                table.look_at_residency()
 
     def infos(self) -> list[TableInfo]:
         """Every table, by name."""
@@ -120,17 +150,23 @@ class ServedTables:
     def _at_open(self, table: Table) -> None:
         """Preload a version that wasn't prepared. A GatherdError when it can't be, at the start."""
         if not self._is_serving:
-            table.preload(self._preload)
+            self._bring_in(table)
             return
         keys_bytes = table.keys.nbytes if table.keys else 0
         if table.nbytes + keys_bytes <= POPULATE_AT_REQUEST_BYTES_MAX:
-            table.preload(self._preload)
+            self._bring_in(table)
             return
         threading.Thread(target=self._preload_later, args=(table,), daemon=True).start()
 
+    def _bring_in(self, table: Table) -> None:
+        """Preload a table, in what the others leave of the memory."""
+        others = [one for one in self._brought_in if one.is_populated and one is not table]
+        table.preload(self._preload, sum(one.nbytes for one in others))
+        self._brought_in.add(table)
+
     def _preload_later(self, table: Table) -> None:
         try:
-            table.preload(self._preload)
+            self._bring_in(table)
         except GatherdError as error:
             logger.warning("%s; it is served as it is", error)
 
@@ -157,7 +193,9 @@ def open_sources(
     for fd, source in sources.items():
         try:
             table = open_source(source, fd)
-            table.preload(preload)
+            table.preload(preload, sum(one.nbytes for one in tables.values() if one.is_populated))
+        except TooManyFiles:
+            raise  # the file is sound
         except GatherdError as error:
             refused[source.name] = error.message
         else:

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, NonfiniteValues
+from gatherd_server.storage.slots import check_lr
 from gatherd_server.types import Limits, Push, TableUpdate, UpdateOp
 
 ROWS_NAMED_MAX = 5
@@ -26,8 +27,7 @@ def _check_values(update: TableUpdate, op: UpdateOp) -> None:
     if update.lr is not None:
         if op is not UpdateOp.APPLY_GRADIENTS:
             raise InvalidArgument(f"{op.value} has no learning rate; apply_gradients has")
-        if not 0 < update.lr < float("inf"):
-            raise InvalidArgument(f"the learning rate is {update.lr}; it must be above 0")
+        check_lr(update.lr)
     if not np.isfinite(update.values).all():
         raise _nonfinite(update.table, update.values.reshape(-1, update.values.shape[-1]))
 

@@ -2,7 +2,7 @@
 
 Requests that fast_routes.py has a route for are answered from `data_received` itself: a task, a
 scope and three messages are most of what a small lookup costs. Every other request, and whatever
-isn't plain about one (chunked or compressed bodies, `Expect`, repeated headers, a full server),
+isn't plain about one (chunked or compressed bodies, `Expect`, repeated headers),
 goes on to the application. A client can't tell the two apart but by the clock.
 
 To uvicorn a fast request is a cycle like its own: it stands in `self.cycle`, waits in
@@ -30,6 +30,7 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import Workers
 from gatherd_server.http.busy_loop import BusyLoop
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
+from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast_cycle import FastCycle, Prefixes, reply_head
 from gatherd_server.http.fast_repeat import Repeat, Scratch
 from gatherd_server.http.fast_routes import FastRoutes, Route
@@ -51,6 +52,7 @@ def fast_protocol(
     busy_poll_us: int = BUSY_POLL_US,
 ) -> type[GuardedProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
+    limit = ConnectionLimit(admission.telemetry)
     return type(
         "FastPathProtocol",
         (_FastPath,),
@@ -60,7 +62,8 @@ def fast_protocol(
             "workers": workers,
             "prefixes": Prefixes(),
             "spans": admission.telemetry.spans,
-            "sweeper": Sweeper(receive_seconds),
+            "sweeper": Sweeper(receive_seconds, limit),
+            "limit": limit,
             "scratch": Scratch(),
             "busy_loop": BusyLoop(busy_poll_us),
         },
@@ -119,7 +122,6 @@ class _FastPath(GuardedProtocol):
             and data.startswith(seen.head)
             and self.cycle.response_complete
             and self._begun == self._ended
-            and not self._is_full()
             and not seen.caller.is_revoked
         ):
             # The parser has nothing to tell that it hasn't told of the same bytes before.
@@ -276,7 +278,6 @@ class _FastPath(GuardedProtocol):
             or b"transfer-encoding" in headers
             or b"content-encoding" in headers
             or parser.get_http_version() != "1.1"
-            or self._is_full()
         ):
             return None
         given = headers.get(b"authorization")
@@ -288,6 +289,8 @@ class _FastPath(GuardedProtocol):
             return None
         if caller.grant is None and b"origin" in headers:
             return None
+        if not self.standing.know():
+            return None
         seconds = int(timeout) / 1000 if timeout else None
         return FastCycle(
             self,
@@ -297,10 +300,6 @@ class _FastPath(GuardedProtocol):
             head_trail(headers),
             keep_alive=parser.should_keep_alive(),
         )
-
-    def _is_full(self) -> bool:
-        limit = self.limit_concurrency
-        return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""

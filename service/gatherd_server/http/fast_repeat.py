@@ -119,7 +119,7 @@ class Repeat:
     def _prepare(self, connection: Connection, table: Table, ids: NDArray[np.int64]) -> bool:
         """Find what the reply begins with; whether it is one to be given from here."""
         rows = self._lookup.rows(ids)
-        if not is_repeatable(rows):
+        if rows is None or not is_repeatable(rows):
             return False
         head = connection.reply_head(rows)
         if len(head) > HEAD_BYTES_MAX:

@@ -26,13 +26,20 @@ class Initializer(Enum):
 
 
 def initial_blocks(
-    initializer: Initializer, row_count: int, dim: int, dtype: DType, seed: int
+    initializer: Initializer,
+    row_count: int,
+    dim: int,
+    dtype: DType,
+    seed: int,
+    padding_id: int | None = None,
 ) -> Iterator[NDArray[Any]]:
     """Blocks of new rows, (n, dim) in `dtype`'s storage.
 
     ZEROS; UNIFORM in [-0.05, 0.05); NORMAL with standard deviation 0.05; GLOROT uniform in
     [-l, l) with l = sqrt(6 / (rows + dim)) (Glorot and Bengio 2010, eq. 16). Drawn in float32
     from one PCG64 stream in row order: the same seed gives the same table, whatever the block.
+    The row `padding_id` is zeros, as `padding_idx` in torch.nn.Embedding; the others are as
+    without it.
     """
     rng = np.random.default_rng(seed)
     rows_per_block = max(1, BLOCK_BYTES // (dim * 4))
@@ -40,6 +47,8 @@ def initial_blocks(
         shape = (min(rows_per_block, row_count - start), dim)
         drawn = _draw(initializer, rng, shape, row_count)
         block = np.empty(shape, dtype.storage)
+        if padding_id is not None and 0 <= padding_id - start < len(drawn):
+            drawn[padding_id - start] = 0
         convert(drawn, DType.FLOAT32, block, dtype)
         yield block
 

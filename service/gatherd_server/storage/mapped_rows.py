@@ -9,10 +9,8 @@ Everything goes through the fault seam, so that a test can see each map, store a
 store apart.
 """
 
-import json
-import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
@@ -22,10 +20,13 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile
 from gatherd.store import __file__ as _store
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
+from gatherd.store.checksums import read_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, npy_header, open_readonly, read_layout
 from gatherd.store.ids import all_in_range
+from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
+from gatherd_server.storage.block_sums import BlockSums, VersionSums
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.slots import Optimizer, SlotSpec
 
@@ -38,6 +39,8 @@ SOURCES: tuple[Path, ...] = (
 
 NO_COUNTERS = np.empty(0, COUNTER)
 """The counters of what no reader looks at."""
+
+_FIRST = np.zeros(1, np.int64)
 
 
 def warm() -> None:
@@ -65,12 +68,14 @@ class MappedVersion:
         dtype: DType,
         optimizer: Optimizer,
         dim: int,
-        mappings: Mapping[Path, mmap.mmap],
+        mappings: Mapping[Path, MappedFile],
         weights: tuple[Path, NDArray[np.uint8]],
         counters: tuple[Path, NDArray[np.uint32]],
         slots: Mapping[str, tuple[Path, NDArray[Any]]],
+        sums: Mapping[Path, BlockSums],
     ) -> None:
         """Each array comes with the path of the file that it is a view of."""
+        self._sums = dict(sums)
         self.dtype = dtype
         self.optimizer = optimizer
         self.dim = dim
@@ -84,9 +89,10 @@ class MappedVersion:
         self._slot_paths = {name: path for name, (path, _) in slots.items()}
 
     @classmethod
-    def open(cls, files: Files, folder: Path) -> Self:
+    def open(cls, files: Files, folder: Path, sums: VersionSums | None = None) -> Self:
         """Map the files of the version in `folder`.
 
+        `sums` are what the last checkpoint has of it.
         BadFile when one is missing, not what the manifest says or the version can't be trained;
         DiskFull when one has holes and there is no room to fill them.
         """
@@ -101,19 +107,22 @@ class MappedVersion:
             raise BadFile(
                 f"{path} isn't the {(row_count, dim)} {dtype.value} array of its manifest"
             )
-        mappings: dict[Path, mmap.mmap] = {}
+        mappings: dict[Path, MappedFile] = {}
         raw = _map(files, path, layout.offset + layout.nbytes, mappings)
         weights = raw[layout.offset :].reshape(row_count, layout.row_bytes)
         seq = folder / SEQ_NAME
         counters = _map(files, seq, seq_bytes(row_count), mappings).view(COUNTER)
-        slots = {
-            slot.name: (
-                folder / slot.file_name,
-                _map_slot(files, folder, slot, row_count, dim, mappings),
-            )
-            for slot in optimizer.slots
-        }
-        return cls(files, dtype, optimizer, dim, mappings, (path, weights), (seq, counters), slots)
+        tracked = {path: _tracked(path, raw, layout.offset, layout.row_bytes, sums)}
+        slots = {}
+        for slot in optimizer.slots:
+            path_of_slot = folder / slot.file_name
+            raw, array = _map_slot(files, folder, slot, row_count, dim, mappings)
+            slots[slot.name] = (path_of_slot, array)
+            begin, row_bytes = raw.size - array.nbytes, array.nbytes // max(1, len(array))
+            tracked[path_of_slot] = _tracked(path_of_slot, raw, begin, row_bytes, sums)
+        return cls(
+            files, dtype, optimizer, dim, mappings, (path, weights), (seq, counters), slots, tracked
+        )
 
     def store(
         self,
@@ -126,26 +135,63 @@ class MappedVersion:
 
         `weights` is (n, row_bytes), a slot (n, its width), a scalar (1,); slots that aren't named
         stay. All are C-contiguous. No reader takes a row half old and half new. Nothing is durable
-        before `sync`.
+        before `sync`. BadFile when the images aren't of such a version.
         """
         row_bytes = self.weights.shape[1]
         if not all_in_range(rows, self.row_count) or weights.shape != (rows.size, row_bytes):
-            raise AssertionError(
+            raise BadFile(
                 f"{self._weights_path}: images {weights.shape} of {rows.size} rows don't fit "
                 f"{self.weights.shape}"
             )
-        first = np.zeros(1, np.int64)
+        self.note(rows, slots, scalars)
         for name, scalar in scalars.items():
-            self._store_slot(name, first, scalar.reshape(1, 1))
+            self._store_slot(name, _FIRST, scalar.reshape(1, 1))
         for name, images in slots.items():
             self._store_slot(name, rows, images)
         self._files.store_rows(self.weights, self._counters, rows, weights, self._weights_path)
+
+    def note(self, rows: NDArray[np.int64], slots: Iterable[str], scalars: Iterable[str]) -> None:
+        """Note what `store` is about to change, or has changed; slots and scalars by name."""
+        if unknown := {*slots, *scalars} - self.slots.keys():
+            raise BadFile(f"{self._weights_path}: the version has no slot {min(unknown)!r}")
+        self._sums[self._weights_path].note(rows)
+        for name in slots:
+            self._sums[self._slot_paths[name]].note(rows)
+        for name in scalars:
+            self._sums[self._slot_paths[name]].note(_FIRST)
+
+    def begin_sums(self) -> None:
+        """Begin anew to note, at a checkpoint's LSN; see BlockSums."""
+        for one in self._sums.values():
+            one.begin()
+
+    def sum_up(self, byte_count: int) -> int:
+        """Sum up blocks that have no sum, of up to so many bytes; returns how many."""
+        summed = 0
+        for one in list(self._sums.values()):
+            summed += one.sum_up(byte_count - summed)
+        return summed
+
+    @property
+    def is_summed_up(self) -> bool:
+        """Whether every block of weights and slots has a sum."""
+        return all(one.is_whole for one in list(self._sums.values()))
+
+    def sums(self) -> VersionSums:
+        """What is known of weights and slots, as of the last `begin_sums`."""
+        return {path.name: one.sums() for path, one in list(self._sums.items())}
+
+    def check(self, sums: VersionSums, lsn: int) -> None:
+        """BadFile when what wasn't noted isn't what it was at `lsn`."""
+        for path, one in self._sums.items():
+            if path.name in sums:
+                one.check(sums[path.name], lsn)
 
     def _store_slot(self, name: str, rows: NDArray[np.int64], images: NDArray[Any]) -> None:
         slot, path = self.slots[name], self._slot_paths[name]
         target = slot.reshape(len(slot), -1)
         if images.dtype != target.dtype or images.shape != (rows.size, target.shape[1]):
-            raise AssertionError(f"{path}: images are {images.dtype} {images.shape}")
+            raise BadFile(f"{path}: images are {images.dtype} {images.shape}")
         self._files.store_rows(_bytes_of(target), NO_COUNTERS, rows, _bytes_of(images), path)
 
     def make_even(self) -> int:
@@ -165,27 +211,28 @@ class MappedVersion:
         self.weights = self.weights[:0].copy()
         self.slots = {}
         self._counters = NO_COUNTERS
+        self._sums.clear()
         self._mappings.clear()
 
 
 def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
+    manifest = read_document(path)
     try:
-        manifest = json.loads(path.read_bytes())
         dtype, row_count, dim = (
             DType(manifest["dtype"]),
             int(manifest["rows"]),
             int(manifest["dim"]),
         )
         optimizer = manifest["optimizer"]
-    except (OSError, LookupError, TypeError, ValueError, RecursionError, OverflowError) as error:
-        raise BadFile(f"{path} can't be read: {error}") from None
+    except (LookupError, TypeError, ValueError, OverflowError) as error:
+        raise BadFile(f"{path} can't be read: {error!r}") from None
     if optimizer is None:
         raise BadFile(f"{path}: the version has no optimizer, so that it can't be trained")
     return dtype, Optimizer.from_json(optimizer), row_count, dim
 
 
 def _map(
-    files: Files, path: Path, byte_count: int, mappings: dict[Path, mmap.mmap]
+    files: Files, path: Path, byte_count: int, mappings: dict[Path, MappedFile]
 ) -> NDArray[np.uint8]:
     """Map the file, which has to have `byte_count` bytes, and note its mapping."""
     fd = open_readonly(path)
@@ -201,7 +248,7 @@ def _map(
         files.reserve(path, byte_count)
     mapping = files.map_writable(path)
     mappings[path] = mapping
-    return np.frombuffer(mapping, np.uint8)
+    return mapping.array()
 
 
 def _map_slot(
@@ -210,15 +257,22 @@ def _map_slot(
     slot: SlotSpec,
     row_count: int,
     dim: int,
-    mappings: dict[Path, mmap.mmap],
-) -> NDArray[Any]:
+    mappings: dict[Path, MappedFile],
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
+    """A slot's whole file, and its array."""
     path = folder / slot.file_name
     dtype, shape = slot.array(row_count, dim)
     header = npy_header(dtype.str, shape)
     raw = _map(files, path, slot.file_bytes(row_count, dim), mappings)
     if raw[: len(header)].tobytes() != header:
         raise BadFile(f"{path} isn't the {shape} {dtype} array of its manifest's optimizer")
-    return raw[len(header) :].view(dtype).reshape(shape)
+    return raw, raw[len(header) :].view(dtype).reshape(shape)
+
+
+def _tracked(
+    path: Path, raw: NDArray[np.uint8], begin: int, row_bytes: int, sums: VersionSums | None
+) -> BlockSums:
+    return BlockSums(path, raw, begin, row_bytes, (sums or {}).get(path.name))
 
 
 def _bytes_of(array: NDArray[Any]) -> NDArray[np.uint8]:

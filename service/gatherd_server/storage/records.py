@@ -37,6 +37,7 @@ class Record:
 
     directory: dict[str, Any]
     arrays: list[NDArray[Any]]
+    byte_count: int
 
 
 def padding(byte_count: int) -> int:
@@ -77,4 +78,4 @@ def unpack(data: memoryview, what: str) -> Record:
             position += array.nbytes + padding(array.nbytes)
     except (ValueError, KeyError, TypeError, IndexError, OverflowError) as error:
         raise BadFile(f"{what} is damaged: {error}") from None
-    return Record(directory, arrays)
+    return Record(directory, arrays, position)

@@ -105,7 +105,7 @@ class _Bounds(Enum):
 
 
 _BOUNDS = {
-    "lr": _Bounds.POSITIVE,
+    "lr": _Bounds.NOT_NEGATIVE,
     "momentum": _Bounds.FRACTION,
     "weight_decay": _Bounds.NOT_NEGATIVE,
     "eps": _Bounds.POSITIVE,
@@ -122,6 +122,8 @@ _BOUNDS = {
     "max_norm": _Bounds.POSITIVE,
     "padding_id": _Bounds.ROW,
 }
+# A rate of 0 would divide by 0; so would a first gradient of 0 from an accumulator of 0.
+_FTRL_DIVIDES_BY = ("lr", "initial_accumulator")
 # Options of every optimizer that are off unless they are given.
 _UNSET = ("clip_value", "clip_row_norm", "max_norm", "padding_id")
 
@@ -151,17 +153,20 @@ def _checked(owner: str, option: str, value: Any) -> float:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise InvalidArgument(f"{owner}'s {option} is a number, not {value!r}")
     bounds = _BOUNDS[option]
-    if owner == OptimizerName.FTRL.value and option == "initial_accumulator":
-        # A first gradient of 0 would otherwise be 0 / 0.
+    if owner == OptimizerName.FTRL.value and option in _FTRL_DIVIDES_BY:
         bounds = _Bounds.POSITIVE
     if not bounds.holds(value):
         raise InvalidArgument(f"{owner}'s {option} can't be {value:g}: it is {bounds.value}")
     return float(value)
 
 
-def check_lr(lr: float) -> float:
-    """A push's own learning rate; InvalidArgument unless it is above 0 and finite in float32."""
-    return _checked("a push", "lr", lr)
+def check_lr(lr: float, optimizer: OptimizerName | None = None) -> float:
+    """A push's own learning rate, for a table with `optimizer` where that is known.
+
+    InvalidArgument unless it is finite in float32 and 0 or larger; `ftrl` divides by it, so there
+    it is larger than 0.
+    """
+    return _checked("a push" if optimizer is None else optimizer.value, "lr", lr)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,6 @@ import time
 import zlib
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import pairwise
 from pathlib import Path
 
 from gatherd.errors import DiskFull, StorageError
@@ -42,6 +41,8 @@ class LogWriter:
         self._salt = b""
         self._position = 0
         self._end = 0
+        self.held: Sequence[tuple[int, int]] = ()
+        """First and last LSN of what is kept, however old it is."""
 
     @property
     def next_lsn(self) -> int:
@@ -57,8 +58,8 @@ class LogWriter:
     ) -> None:
         """Write one frame; durable on return, with `syncs`.
 
-        DiskFull when there is no room: the log is as it was. Any other StorageError leaves it
-        unknown whether the frame is in the log, and nothing may be appended after it.
+        DiskFull or TooManyFiles when there is no room: the log is as it was. Any other StorageError
+        leaves it unknown whether the frame is in the log, and nothing may be appended after it.
         """
         assert first_lsn == self._next_lsn
         payload_bytes = sum(len(part) for part in payload)
@@ -103,28 +104,46 @@ class LogWriter:
         return total, len(segments)
 
     def byte_count(self) -> int:
-        """Bytes of all segments, reserved ones included."""
-        return self.size()[0]
+        """Bytes of the segments that can be dropped one day, reserved ones included."""
+        total = 0
+        for _, _, path in self._droppable():
+            with suppress(FileNotFoundError):
+                total += path.stat().st_size
+        return total
 
     def drop_until(self, lsn: int) -> int:
-        """Delete the segments that hold nothing above `lsn`; how many."""
-        segments = segment_paths(self._wal)
+        """Delete the segments that hold nothing above `lsn`, but for those held; how many.
+
+        The last one stays: it may be written to.
+        """
         dropped = 0
-        for (_, path), (next_first, _) in pairwise(segments):
-            if next_first > lsn + 1:
+        last = segment_paths(self._wal)[-1:]
+        for first_lsn, last_lsn, path in self._droppable():
+            if last_lsn > lsn or (first_lsn, path) in last:
                 break
             self._files.unlink(path)
             dropped += 1
         return dropped
 
     def drop_all(self) -> None:
-        """Delete every segment, durably: the checkpoint has all that they hold.
+        """Delete every segment that isn't held, durably: the checkpoint has all that they hold.
 
         One that came back, of a writer that doesn't sync, would be damage to the next start.
         """
-        for _, path in segment_paths(self._wal):
+        for _, _, path in self._droppable():
             self._files.unlink(path)
         self._files.sync_dir(self._wal)
+
+    def _droppable(self) -> list[tuple[int, int, Path]]:
+        """First and last LSN and path of each segment that holds nothing which is held."""
+        segments = segment_paths(self._wal)
+        ends = [*(first_lsn - 1 for first_lsn, _ in segments), self._next_lsn - 1][1:]
+        held = self.held
+        return [
+            (first_lsn, last_lsn, path)
+            for (first_lsn, path), last_lsn in zip(segments, ends, strict=True)
+            if not any(first_lsn <= last and first <= last_lsn for first, last in held)
+        ]
 
     def close(self) -> None:
         """Close the segment; what was appended is durable already."""

@@ -17,11 +17,14 @@ from typing import Any, TypeVar
 
 from gatherd.errors import (
     AlreadyExists,
+    BadFile,
+    DiskFull,
     FailedPrecondition,
     GatherdError,
     InvalidArgument,
     Overloaded,
     StorageError,
+    TableRefused,
     Unavailable,
     VersionMismatch,
     VersionNotFound,
@@ -35,6 +38,7 @@ from gatherd.store.catalog import (
     open_table,
     version_dir,
 )
+from gatherd.store.table import Table
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
@@ -52,7 +56,9 @@ from gatherd_server.types import (
     WriterLimits,
 )
 from gatherd_server.writer.backups.keeper import Keeper
-from gatherd_server.writer.freezing import freeze, thaw, unfrozen
+from gatherd_server.writer.checkpoint import read_checkpoint
+from gatherd_server.writer.damage import mend
+from gatherd_server.writer.freezing import freeze, read_manifest, thaw, unfrozen
 from gatherd_server.writer.schedule import Schedule
 from gatherd_server.writer.snapshot import (
     drop_partials,
@@ -61,6 +67,7 @@ from gatherd_server.writer.snapshot import (
     take_snapshot,
 )
 from gatherd_server.writer.staging import copy_live, finish_manifest, staged_folder
+from gatherd_server.writer.versions import check_whole
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
 
 logger = logging.getLogger("gatherd.writer")
@@ -192,7 +199,10 @@ class Changes:
             raise InvalidArgument(f"init is {change.init!r}; it can be {known}") from None
         seed = secrets.randbits(63) if change.seed is None else change.seed
         optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
-        blocks = initial_blocks(initializer, change.row_count, change.dim, change.dtype, seed)
+        padding_id = None if optimizer is None else optimizer.padding_id
+        blocks = initial_blocks(
+            initializer, change.row_count, change.dim, change.dtype, seed, padding_id
+        )
         table = TableFiles(
             change.table,
             change.dtype,
@@ -270,6 +280,7 @@ class Changes:
     def _copied(self, name: str, if_version: int, optimizer: Optimizer | None) -> ChangeResult:
         """Publish a copy of the live version, trained by `optimizer` (None: as it is)."""
         entry = self._entry(name, if_version)
+        check_whole(name, entry, entry.live)
         version = max(entry.versions) + 1
         with copy_live(self._writer, name, entry, version, optimizer) as (target, catch_up):
             return self._make_live(name, entry, version, target, catch_up)
@@ -289,7 +300,9 @@ class Changes:
             raise VersionNotFound(
                 f"table {name!r} has no version {version}; it has {kept}", {"table": name}
             )
-        if version == entry.live:
+        if entry.damage_of(version) is not None:
+            self._mend(name, entry, version)
+        elif version == entry.live:
             raise FailedPrecondition(f"version {version} of table {name!r} is live already")
         target = version_dir(self._data_dir, name, version)
         try:
@@ -300,6 +313,25 @@ class Changes:
             if self._writer.stopped is None:
                 self._freeze_all()
             raise
+
+    def _mend(self, name: str, entry: CatalogEntry, version: int) -> None:
+        """Bring a damaged version whose files are back up to the log; TableRefused if they aren't.
+
+        Nobody reads or writes it before the change that follows.
+        """
+        damage = entry.damage_of(version)
+        assert damage is not None
+        sums = read_checkpoint(self._data_dir).sums.get((entry.uid, version))
+        try:
+            mend(self._files, self._data_dir, name, entry, damage, sums)
+        except DiskFull:
+            raise
+        except StorageError as error:
+            raise TableRefused(
+                f"version {version} of table {name!r} is refused: "
+                f"{replace(damage, why=error.message).reason}",
+                {"table": name},
+            ) from None
 
     def _make_live(
         self,
@@ -317,10 +349,16 @@ class Changes:
             {*entry.versions, version}, version, entry.live, self._limits.keep_versions
         )
 
+        damaged = tuple(
+            one for one in entry.damaged if one.version in versions and one.version != version
+        )
+
         def switch() -> int:
             self._entry(name, entry.live)
             catch_up()
-            return self._replace_entry(name, replace(entry, live=version, versions=versions))
+            return self._replace_entry(
+                name, replace(entry, live=version, versions=versions, damaged=damaged)
+            )
 
         try:
             for future in self.prepare(name, version):
@@ -370,17 +408,27 @@ class Changes:
             self._files.rename(folder, target)
             table = open_table(self._data_dir, name, version)
             if live is not None:
-                now = open_table(self._data_dir, name, live)
-                kinds = [one.keys.kind if one.keys else None for one in (now, table)]
-                if (now.dim, kinds[0]) != (table.dim, kinds[1]):
-                    raise FailedPrecondition(
-                        f"table {name!r} has dim {now.dim} and {_told(kinds[0])}; "
-                        f"the new version has dim {table.dim} and {_told(kinds[1])}",
-                        {"table": name},
-                    )
+                self._check_is_alike(name, table, live)
         except GatherdError:
             self._forget(target)
             raise
+
+    def _check_is_alike(self, name: str, table: Table, live: int) -> None:
+        """FailedPrecondition unless `table` can follow a live version, by its manifest.
+
+        One whose manifest can't be read any more may be followed by anything.
+        """
+        try:
+            now = read_manifest(version_dir(self._data_dir, name, live))
+        except BadFile:
+            return
+        kind = table.keys.kind.value if table.keys else None
+        if (now.get("dim"), now.get("keys")) != (table.dim, kind):
+            raise FailedPrecondition(
+                f"table {name!r} has dim {now.get('dim')} and {_told(now.get('keys'))}; "
+                f"the new version has dim {table.dim} and {_told(kind)}",
+                {"table": name},
+            )
 
     def _forget(self, folder: Path) -> None:
         """Delete what no catalog names. Readers that map it keep it until they let go."""
@@ -417,10 +465,11 @@ class Changes:
         for name, entry in self._catalog().tables.items():
             for version in entry.versions:
                 folder = version_dir(self._data_dir, name, version)
-                if version == entry.live or not unfrozen(folder):
+                if version == entry.live or entry.damage_of(version) is not None:
                     continue
                 try:
-                    freeze(self._files, folder)
+                    if unfrozen(folder):
+                        freeze(self._files, folder)
                 except StorageError as error:
                     logger.error("can't freeze %s: %s", folder, error)  # noqa: TRY400 - says it all
 
@@ -437,4 +486,4 @@ def kept_versions(versions: set[int], live: int, superseded: int, keep: int) -> 
 
 
 def _told(kind: Any) -> str:
-    return "no keys" if kind is None else f"{kind.value} keys"
+    return "no keys" if kind is None else f"{kind} keys"

@@ -236,15 +236,6 @@ def logged_images(record: Record) -> list[LoggedImages]:
     return found
 
 
-def store_frame(frame: Frame, versions: Versions) -> None:
-    """Make the images of a logged frame what the rows hold, once more or for the first time."""
-    for images in logged_images(frame.record):
-        mapped = versions.mapped(images.uid, images.version)
-        if mapped is not None:  # else dropped or deleted since
-            mapped.store(images.rows, images.weights, images.slots, images.scalars)
-            versions.changed(images.uid, images.version)
-
-
 def remember(frame: Frame, window: Window) -> None:
     """Enter the pushes of a logged frame into the window."""
     lsn = frame.first_lsn

@@ -6,12 +6,10 @@ their checksums are taken, into frozen.json beside them, and `gatherd verify` ho
     {"checksums": as in manifest.json, "crc32": of the rest}
 """
 
-import json
 from pathlib import Path
 
-from gatherd.errors import BadFile
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
-from gatherd.store.checksums import CHECKSUMS, document_crc, file_checksums
+from gatherd.store.checksums import CHECKSUMS, encode_document, file_checksums, read_document
 from gatherd_server.storage.files import Files
 
 FROZEN_NAME = "frozen.json"
@@ -28,19 +26,8 @@ def moving_files(folder: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, object]:
-    """A version's manifest. BadFile when it can't be read."""
+    """A version's manifest. BadFile when it isn't there or damaged."""
     return read_document(folder / MANIFEST_NAME)
-
-
-def read_document(path: Path) -> dict[str, object]:
-    """A manifest or the like. BadFile when it can't be read."""
-    try:
-        document = json.loads(path.read_bytes())
-    except (OSError, ValueError, RecursionError) as error:
-        raise BadFile(f"{path} can't be read: {error}") from None
-    if not isinstance(document, dict):
-        raise BadFile(f"{path} is damaged: it isn't an object")
-    return document
 
 
 def unfrozen(folder: Path) -> bool:
@@ -62,10 +49,7 @@ def freeze(files: Files, folder: Path) -> None:
     found = {}
     for path in moving_files(folder):
         found[path.name] = file_checksums(path).to_json()
-    document: dict[str, object] = {CHECKSUMS: found}
-    document["crc32"] = document_crc(document)
-    encoded = json.dumps(document, indent=1).encode()
-    files.replace(folder / FROZEN_NAME, encoded, durable=False)
+    files.replace(folder / FROZEN_NAME, encode_document({CHECKSUMS: found}), durable=False)
 
 
 def thaw(files: Files, folder: Path) -> None:

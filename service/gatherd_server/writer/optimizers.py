@@ -166,10 +166,10 @@ class RowImages:
         """Do one step of the optimizer with `grads`, (n, dim), by `lr` or the table's own rate.
 
         A push that changes no row, for want of ids or for the padding id's only, is no step.
-        InvalidArgument for a rate that isn't above 0.
+        InvalidArgument for a rate that `check_lr` refuses.
         """
         assert self._with_slots, "made without slots"
-        rate = self._optimizer.lr if lr is None else check_lr(lr)
+        rate = self._optimizer.lr if lr is None else check_lr(lr, self._optimizer.name)
         known, links, touched = self._place(ids)
         if touched == 0:
             return

@@ -13,13 +13,15 @@ from pathlib import Path
 
 from gatherd.errors import BadFile
 from gatherd.store.catalog import Catalog, read_catalog
+from gatherd.store.mapping import naming
 from gatherd_server.storage.catalog_writer import discard_prepared, put_catalog
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind, segment_paths
 from gatherd_server.storage.wal_reader import LogReader, Tail
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.commit import remember, store_frame
+from gatherd_server.writer.commit import remember
+from gatherd_server.writer.damage import Replay
 from gatherd_server.writer.versions import Versions
 from gatherd_server.writer.window import Window
 
@@ -39,8 +41,9 @@ class Recovered:
 def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart: bool) -> Recovered:
     """Bring the data dir's tables up to its log, and cut the log where it was torn.
 
-    The caller holds the lock. BadFile where the log, the checkpoint or a table is damaged, with
-    nothing changed by this but rows that the log vouches for.
+    The caller holds the lock. BadFile where the log, the checkpoint or the catalog is damaged, with
+    nothing changed by this but rows that the log vouches for. A damaged table is no error: the
+    catalog says so from then on (damage.py).
     """
     wal = data_dir / WAL_NAME
     # Its own name is durable when that of the catalog is, below.
@@ -51,7 +54,7 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
             "on the disk (--durability os); restore the last snapshot"
         )
     checkpoint = read_checkpoint(data_dir)
-    versions = Versions(files, data_dir, read_catalog(data_dir))
+    versions = Versions(files, data_dir, read_catalog(data_dir), checkpoint.sums)
     window = checkpoint.window
     generation = versions.catalog.generation
     _make_durable(files, wal, was_failure=control.has_failed)
@@ -59,16 +62,18 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     is_believed = is_restart and not control.has_failed
     applied = control.applied_lsn if is_believed else checkpoint.lsn
     reader = LogReader(wal, checkpoint.lsn, control.committed_lsn)
+    replay = Replay(files, data_dir, versions, checkpoint.lsn)
     for frame in reader:
         if frame.kind is FrameKind.CATALOG:
             _replay_catalog(data_dir, versions, frame.record.directory["catalog"])
             continue
-        if frame.last_lsn > applied:
-            store_frame(frame, versions)
-        else:
-            _mark_changed(frame.record.directory["images"], versions)
+        # What was applied before the writer was killed may not be on the disk yet.
+        replay.take(frame, is_applied=frame.last_lsn <= applied)
         remember(frame, window)
     _cut(files, reader.tail)
+    settled = replay.settle(checkpoint.sums)
+    if settled != versions.catalog:
+        versions.switch(settled)
     if versions.catalog.generation > generation or control.has_failed:
         put_catalog(files, data_dir, versions.catalog)
     else:
@@ -95,8 +100,9 @@ def _make_durable(files: Files, wal: Path, *, was_failure: bool) -> None:
     """
     segments = [path for _, path in segment_paths(wal)]
     if was_failure and segments:
-        data = segments[-1].read_bytes()
-        fd = os.open(segments[-1], os.O_RDWR | os.O_CLOEXEC)
+        with naming(segments[-1]):
+            data = segments[-1].read_bytes()
+            fd = os.open(segments[-1], os.O_RDWR | os.O_CLOEXEC)
         try:
             files.write_at(fd, memoryview(data), 0, segments[-1])
         finally:
@@ -109,15 +115,6 @@ def _replay_catalog(data_dir: Path, versions: Versions, document: object) -> Non
     catalog = Catalog.from_json(document, data_dir / WAL_NAME)
     if catalog.generation > versions.catalog.generation:
         versions.switch(catalog)
-
-
-def _mark_changed(images: list[list[object]], versions: Versions) -> None:
-    """Applied before the writer was killed, but perhaps not yet on the disk."""
-    for uid, version, *_ in images:
-        assert isinstance(uid, str)
-        assert isinstance(version, int)
-        if versions.mapped(uid, version) is not None:
-            versions.changed(uid, version)
 
 
 def _cut(files: Files, tail: Tail) -> None:
@@ -135,7 +132,8 @@ def _cut(files: Files, tail: Tail) -> None:
         tail.position,
         tail.torn_bytes,
     )
-    fd = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
+    with naming(tail.path):
+        fd = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         files.truncate(fd, tail.position, tail.path)
     finally:

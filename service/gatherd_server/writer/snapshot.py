@@ -13,7 +13,6 @@ A folder of snapshots is one data dir's: whoever owns that deletes there what a 
 unfinished, and by schedule the oldest.
 """
 
-import json
 import re
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -31,24 +30,28 @@ from gatherd.store.catalog import (
     TABLE_NAME_PATTERN,
     TABLES_NAME,
     Catalog,
+    CatalogEntry,
+    encode_catalog,
     version_dir,
 )
 from gatherd.store.checksums import (
     CHECKSUMS,
     FileChecksums,
-    document_crc,
+    decode_document,
+    encode_document,
     file_checksums,
+    read_document,
     verify_blocks,
 )
 from gatherd.store.control import CONTROL_NAME
-from gatherd_server.storage.catalog_writer import encode_catalog
+from gatherd.store.mapping import not_opened
 from gatherd_server.storage.control_writer import page_at
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.types import SnapshotResult
 from gatherd_server.writer.checkpoint import checkpoint_path
 from gatherd_server.writer.copying import CatchUp, copy_files
-from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, is_trainable, read_document
+from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, is_trainable
 from gatherd_server.writer.writer import Writer
 
 SNAPSHOT_NAME = "snapshot.json"
@@ -86,6 +89,7 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         files.make_dirs(partial, durable=False)
         catalog = writer.versions().catalog
         for table, entry in catalog.tables.items():
+            _check_is_whole(table, entry)
             for version in entry.versions:
                 source = version_dir(data_dir, table, version)
                 copy = version_dir(partial, table, version)
@@ -121,6 +125,18 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         for one in catching:
             one.close()
     return SnapshotResult(str(target), lsn)
+
+
+def _check_is_whole(table: str, entry: CatalogEntry) -> None:
+    """BadFile when a version is refused as damaged.
+
+    Those that are kept by schedule would be replaced by ones that lack the table.
+    """
+    for damage in entry.damaged:
+        raise BadFile(
+            f"version {damage.version} of table {table!r} is damaged, so that no snapshot is "
+            f"taken: {damage.reason}; mend, restore or delete it first"
+        )
 
 
 def _timed_name(lsn: int) -> str:
@@ -191,10 +207,7 @@ def _check_published(
 
 
 def _checksums_in(path: Path) -> dict[str, FileChecksums]:
-    document = read_document(path)
-    if document.get("crc32") != document_crc(document):
-        raise BadFile(f"{path} isn't what was written (crc32)")
-    entries: Any = document.get(CHECKSUMS)
+    entries: Any = read_document(path).get(CHECKSUMS)
     return {name: FileChecksums.from_json(entry, name) for name, entry in entries.items()}
 
 
@@ -207,9 +220,7 @@ def _write_checksums(
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "files": {name: one.to_json() for name, one in listed.items()},
     }
-    document["crc32"] = document_crc(document)
-    encoded = json.dumps(document, indent=1).encode()
-    files.write_new(partial / SNAPSHOT_NAME, encoded, durable=False)
+    files.write_new(partial / SNAPSHOT_NAME, encode_document(document), durable=False)
 
 
 def drop_partials(files: Files, folder: Path) -> None:
@@ -289,20 +300,18 @@ def read_snapshot(folder: Path) -> SnapshotFiles:
     except FileNotFoundError:
         raise BadFile(f"{folder} isn't a snapshot: it has no {SNAPSHOT_NAME}") from None
     except OSError as error:
-        raise BadFile(f"{path} can't be read as a snapshot's: {error}") from None
+        raise not_opened(path, error) from None
     return decode_snapshot(encoded, str(path))
 
 
 def decode_snapshot(encoded: bytes, where: str) -> SnapshotFiles:
     """What a snapshot.json says. BadFile, naming `where` it is from, when it isn't one."""
+    document = decode_document(encoded, where)
     try:
-        document = json.loads(encoded)
         found = (int(document["format"]), int(document["lsn"]), dict(document["files"]))
         created = datetime.fromisoformat(document["created"])
-    except (ValueError, KeyError, TypeError, RecursionError, OverflowError) as error:
+    except (ValueError, KeyError, TypeError, OverflowError) as error:
         raise BadFile(f"{where} can't be read as a snapshot's: {error}") from None
-    if document.get("crc32") != document_crc(document):
-        raise BadFile(f"{where} isn't what was written (crc32)")
     version, lsn, listed = found
     if version != SNAPSHOT_FORMAT:
         raise DataDirVersion(f"{where} has format {version}; this release reads {SNAPSHOT_FORMAT}")

@@ -1,6 +1,5 @@
 """Folders in staging that are about to become versions."""
 
-import json
 import re
 import uuid
 from collections.abc import Callable, Iterator
@@ -11,7 +10,7 @@ from typing import Any
 
 from gatherd.errors import InvalidArgument, NotFound, StorageError
 from gatherd.store.catalog import MANIFEST_NAME, STAGING_NAME, CatalogEntry, open_table, version_dir
-from gatherd.store.checksums import CHECKSUMS, document_crc
+from gatherd.store.checksums import CHECKSUMS, encode_document
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import write_counters
@@ -42,8 +41,7 @@ def finish_manifest(files: Files, folder: Path, name: str, version: int) -> str:
 
 
 def _write_manifest(files: Files, folder: Path, manifest: dict[str, Any]) -> None:
-    manifest["crc32"] = document_crc(manifest)
-    files.replace(folder / MANIFEST_NAME, json.dumps(manifest, indent=1).encode())
+    files.replace(folder / MANIFEST_NAME, encode_document(manifest))
 
 
 @contextmanager

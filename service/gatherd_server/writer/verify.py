@@ -2,8 +2,8 @@
 
 What doesn't change any more has checksums: a read-only version's files in its manifest, the weights
 and slots of a superseded one in frozen.json (freezing.py). Those of a trainable version that is
-live move with every update, so that their structure is checked, and the log that vouches for their
-contents: every frame of it carries a checksum.
+live move with every update: their blocks are held against the last checkpoint's sums, but for those
+that moved since (verify_live.py), and every frame of the log carries a checksum.
 
 A server may be at work meanwhile, so what looks like damage is believed only while the catalog, the
 checkpoint and the log stood still. Left out on purpose: to hold live rows against the log's images,
@@ -18,7 +18,7 @@ from typing import Any
 
 from gatherd.errors import BadFile
 from gatherd.store.catalog import CatalogEntry, open_table, read_catalog, version_dir
-from gatherd.store.checksums import verify_folder
+from gatherd.store.checksums import read_document, verify_folder
 from gatherd.store.control import ControlPage
 from gatherd.store.format import file_bytes, npy_header, open_readonly
 from gatherd.store.key_index import KeyIndex
@@ -29,10 +29,8 @@ from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, read_document, read_manifest
-
-# How often a check begins again because a server changed what it looked at.
-TRIES_MAX = 10
+from gatherd_server.writer.freezing import FROZEN_NAME, is_moving, read_manifest
+from gatherd_server.writer.verify_live import TRIES_MAX, Coverage, moving_bytes, verify_live
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +41,12 @@ class LogFound:
     last_lsn: int
 
 
-def verify_version(data_dir: Path, name: str, version: int) -> Iterator[int]:
+def verify_version(
+    data_dir: Path, name: str, version: int, coverage: Coverage | None = None
+) -> Iterator[int]:
     """Check a table's version, yielding how many bytes were checked so far.
+
+    `coverage` is told how much of what training changes was held against sums.
 
     BadFile naming the first file, and the range of bytes, that isn't what was written, or what in
     its structure contradicts itself. A version that is gone by then is no error.
@@ -54,7 +56,8 @@ def verify_version(data_dir: Path, name: str, version: int) -> Iterator[int]:
         if before is None or version not in before[0].versions:
             return
         try:
-            yield from _verify_version(data_dir, name, version, before[0])
+            covered = coverage or Coverage()
+            yield from _verify_version(data_dir, name, version, before[0], covered)
             return
         except BadFile:
             if before == _state(data_dir, name):
@@ -71,7 +74,12 @@ def _state(data_dir: Path, name: str) -> tuple[CatalogEntry, list[int]] | None:
     return entry, frozen
 
 
-def _verify_version(data_dir: Path, name: str, version: int, entry: CatalogEntry) -> Iterator[int]:
+def _verify_version(
+    data_dir: Path, name: str, version: int, entry: CatalogEntry, coverage: Coverage
+) -> Iterator[int]:
+    damage = entry.damage_of(version)
+    if damage is not None:
+        raise BadFile(f"it is refused: {damage.reason}")
     folder = version_dir(data_dir, name, version)
     manifest: dict[str, Any] = read_manifest(folder)
     is_trainable = manifest.get("optimizer") is not None
@@ -93,6 +101,11 @@ def _verify_version(data_dir: Path, name: str, version: int, entry: CatalogEntry
     table = open_table(data_dir, name, version)
     optimizer = Optimizer.from_json(manifest["optimizer"]) if is_trainable else None
     _check_slots(folder, table, optimizer)
+    if optimizer is not None and version == entry.live:
+        coverage.byte_count = moving_bytes(folder, table, optimizer)
+        of = (entry.uid, version)
+        for coverage.held_bytes in verify_live(data_dir, folder, of, table, optimizer):
+            yield verified + coverage.held_bytes
 
 
 def _check_slots(folder: Path, table: Table, optimizer: Optimizer | None) -> None:

@@ -1,12 +1,14 @@
 """The versions that the writer stores into, mapped as they are first needed."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatherd.errors import BadFile, StorageError, TableReadOnly, TableRefused
+from gatherd.errors import BadFile, StorageError, TableReadOnly, TableRefused, TooManyFiles
 from gatherd.store.catalog import Catalog, CatalogEntry, open_table, table_not_found, version_dir
 from gatherd.store.key_index import KeyIndex
+from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 
@@ -22,11 +24,39 @@ class LiveVersion:
     keys: KeyIndex | None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Summed:
+    """What a checkpoint's sums are made of, by uid and version."""
+
+    mapped: Mapping[tuple[str, int], MappedVersion]
+    kept: Mapping[tuple[str, int], VersionSums]
+    """Those of versions that can't be mapped, as they were."""
+
+    def sum_up(self, byte_count: int) -> dict[tuple[str, int], VersionSums]:
+        """Sum up blocks of up to so many bytes; the sums of all. On any thread."""
+        for mapped in self.mapped.values():
+            byte_count -= mapped.sum_up(byte_count)
+        return {**{key: one.sums() for key, one in self.mapped.items()}, **self.kept}
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every block has a sum."""
+        return all(mapped.is_summed_up for mapped in self.mapped.values())
+
+
 class Versions:
     """What the catalog names, as far as the writer has touched it. One thread uses it."""
 
-    def __init__(self, files: Files, data_dir: Path, catalog: Catalog) -> None:
+    def __init__(
+        self,
+        files: Files,
+        data_dir: Path,
+        catalog: Catalog,
+        sums: Mapping[tuple[str, int], VersionSums],
+    ) -> None:
+        """`sums` are the last checkpoint's, by uid and version."""
         self.catalog = catalog
+        self._sums = dict(sums)
         self._files = files
         self._data_dir = data_dir
         self._live: dict[str, LiveVersion] = {}
@@ -44,6 +74,7 @@ class Versions:
         return found
 
     def _open(self, name: str, entry: CatalogEntry) -> LiveVersion:
+        check_whole(name, entry, entry.live)
         try:
             if not open_table(self._data_dir, name, entry.live).is_trainable:
                 raise read_only(name)
@@ -62,14 +93,22 @@ class Versions:
         return entry
 
     def mapped(self, uid: str, version: int) -> MappedVersion | None:
-        """A version's files, mapped to be changed; None when the catalog has it no longer."""
+        """A version's files, mapped to be changed.
+
+        None when the catalog has it no longer, or as damaged. A StorageError when they can't be
+        mapped.
+        """
         found = self._mapped.get((uid, version))
         if found is None:
             name = next((n for n, entry in self.catalog.tables.items() if entry.uid == uid), None)
             if name is None or version not in self.catalog.tables[name].versions:
                 return None
+            if self.catalog.tables[name].damage_of(version) is not None:
+                return None
             folder = version_dir(self._data_dir, name, version)
-            found = self._mapped[(uid, version)] = MappedVersion.open(self._files, folder)
+            found = self._mapped[(uid, version)] = MappedVersion.open(
+                self._files, folder, self._sums.get((uid, version))
+            )
         return found
 
     def trainable(self) -> Iterator[MappedVersion]:
@@ -77,6 +116,8 @@ class Versions:
         for name in self.catalog.tables:
             try:
                 yield self.live(name).mapped
+            except TooManyFiles:
+                raise  # the table is sound
             except (TableReadOnly, TableRefused, StorageError):
                 continue  # nothing to be written, or refused by the readers, who say why
 
@@ -85,22 +126,51 @@ class Versions:
         self._dirty.add((uid, version))
 
     def take_dirty(self) -> list[MappedVersion]:
-        """The versions that were stored into, which so become clean."""
+        """The versions that were stored into, which so become clean, and begin anew to note."""
         dirty = [self._mapped[key] for key in sorted(self._dirty) if key in self._mapped]
         self._dirty.clear()
+        for mapped in dirty:
+            mapped.begin_sums()
         return dirty
+
+    def summed(self) -> Summed:
+        """Those whose sums a checkpoint is to have."""
+        live = {(entry.uid, entry.live) for entry in self.catalog.tables.values()}
+        mapped = {key: self._mapped[key] for key in sorted(live) if key in self._mapped}
+        damaged = {
+            (entry.uid, one.version)
+            for entry in self.catalog.tables.values()
+            for one in entry.damaged
+        }
+        rest = sorted((live | damaged) - mapped.keys())
+        return Summed(mapped, {key: self._sums[key] for key in rest if key in self._sums})
 
     def switch(self, catalog: Catalog) -> None:
         """Go by another catalog from here on."""
+        for name, entry in self.catalog.tables.items():
+            for damage in entry.damaged:
+                now = catalog.tables.get(name)
+                if now is None or now.uid != entry.uid or now.damage_of(damage.version) is None:
+                    # It was mended: it isn't what it was at the last checkpoint.
+                    self._sums.pop((entry.uid, damage.version), None)
+        was_live = {(entry.uid, entry.live) for entry in self.catalog.tables.values()}
         self.catalog = catalog
         self._live.clear()
         kept = {
-            (entry.uid, version) for entry in catalog.tables.values() for version in entry.versions
+            (entry.uid, version)
+            for entry in catalog.tables.values()
+            for version in entry.versions
+            if entry.damage_of(version) is None
         }
         for key in self._mapped.keys() - kept:
             # Its pages are let go when the last who syncs or copies them is done.
             del self._mapped[key]
             self._dirty.discard(key)
+        for entry in catalog.tables.values():
+            if (entry.uid, entry.live) not in was_live:
+                # So that a checkpoint sums it up before the first update, too.
+                with suppress(StorageError):
+                    self.mapped(entry.uid, entry.live)
 
     def close(self) -> None:
         """Unmap everything."""
@@ -108,6 +178,25 @@ class Versions:
             mapped.close()
         self._mapped.clear()
         self._live.clear()
+
+
+def held_lsns(catalog: Catalog) -> list[tuple[int, int]]:
+    """First and last of the LSNs that the log keeps for versions that are damaged."""
+    return [
+        (damage.after_lsn + 1, damage.until_lsn)
+        for entry in catalog.tables.values()
+        for damage in entry.damaged
+        if damage.until_lsn > damage.after_lsn
+    ]
+
+
+def check_whole(name: str, entry: CatalogEntry, version: int) -> None:
+    """TableRefused when the catalog has the version as damaged."""
+    damage = entry.damage_of(version)
+    if damage is not None:
+        raise TableRefused(
+            f"version {version} of table {name!r} is refused: {damage.reason}", {"table": name}
+        )
 
 
 def read_only(name: str) -> TableReadOnly:

@@ -1,0 +1,147 @@
+"""Versions that can't be used: refused alone at a start, and mended when their files are back.
+
+A start stores what the log has into tables. Where one of these can't take it, the others go on, and
+the catalog says what is wrong with that one and which part of the log it still needs (`Damage` in
+the store's catalog.py): every reader refuses it by that, and the log keeps those segments. They are
+no more than what the log was at that start, as no update is taken for such a table.
+
+Each start, and a rollback to the version, looks whether its files are sound again and as they were
+at the LSN from which the log is kept. Then what the log has is stored, and the table is like any
+other. Left out on purpose: to look for damage in files that can be mapped, which would read every
+table at every start; that is what `gatherd verify` is for.
+"""
+
+import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from gatherd.errors import BadFile, StorageError
+from gatherd.store.catalog import Catalog, CatalogEntry, Damage, open_table, version_dir
+from gatherd_server.storage.block_sums import VersionSums
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.wal_format import WAL_NAME
+from gatherd_server.storage.wal_reader import Frame
+from gatherd_server.writer.commit import logged_images
+from gatherd_server.writer.copying import logged_images_of, store_logged
+from gatherd_server.writer.freezing import is_trainable
+from gatherd_server.writer.versions import Versions
+
+logger = logging.getLogger("gatherd.writer")
+
+
+class Replay:
+    """Stores a log's images into versions, and notes those that can't take them."""
+
+    def __init__(self, files: Files, data_dir: Path, versions: Versions, from_lsn: int) -> None:
+        """`from_lsn` is the checkpoint's: what the tables' files are known to hold."""
+        self._files = files
+        self._data_dir = data_dir
+        self._versions = versions
+        self._from_lsn = from_lsn
+        self._found: dict[tuple[str, int], str] = {}
+        self._last_lsn: dict[tuple[str, int], int] = {}
+
+    def take(self, frame: Frame, *, is_applied: bool) -> None:
+        """Store a frame of pushes; when it `is_applied`, only note what isn't durable yet."""
+        for images in logged_images(frame.record):
+            key = (images.uid, images.version)
+            self._last_lsn[key] = frame.last_lsn
+            mapped = self._mapped(*key)
+            if mapped is None:
+                continue  # dropped or deleted since, or damaged
+            try:
+                if is_applied:
+                    mapped.note(images.rows, images.slots, images.scalars)
+                else:
+                    mapped.store(images.rows, images.weights, images.slots, images.scalars)
+            except BadFile as error:
+                self._found[key] = error.message
+                continue
+            self._versions.changed(*key)
+
+    def _mapped(self, uid: str, version: int) -> MappedVersion | None:
+        if (uid, version) in self._found:
+            return None
+        try:
+            return self._versions.mapped(uid, version)
+        except StorageError as error:
+            self._found[(uid, version)] = error.message
+            return None
+
+    def settle(self, sums: Mapping[tuple[str, int], VersionSums]) -> Catalog:
+        """The catalog with what was found, once the whole log was taken; the same if nothing was.
+
+        Versions that were damaged before, and whose files are back, are brought up to the log.
+        """
+        catalog = self._versions.catalog
+        tables = {
+            name: replace(entry, damaged=self._damaged(name, entry, sums))
+            for name, entry in catalog.tables.items()
+        }
+        if tables == catalog.tables:
+            return catalog
+        return Catalog(catalog.generation + 1, tables)
+
+    def _damaged(
+        self, name: str, entry: CatalogEntry, sums: Mapping[tuple[str, int], VersionSums]
+    ) -> tuple[Damage, ...]:
+        self._try(name, entry)
+        found = []
+        for version in entry.versions:
+            key = (entry.uid, version)
+            damage, why = entry.damage_of(version), self._found.get(key)
+            if damage is not None:
+                try:
+                    mend(self._files, self._data_dir, name, entry, damage, sums.get(key))
+                    logger.info("table %r: version %d is whole again", name, version)
+                    continue
+                except StorageError as error:
+                    damage = replace(damage, why=error.message)
+            elif why is not None:
+                until_lsn = self._last_lsn.get(key, self._from_lsn)
+                damage = Damage(version, why, self._from_lsn, max(self._from_lsn, until_lsn))
+            else:
+                continue
+            logger.error("table %r, version %d, is refused: %s", name, version, damage.reason)
+            found.append(damage)
+        return tuple(found)
+
+    def _try(self, name: str, entry: CatalogEntry) -> None:
+        """Map the live version if it can be trained, though the log may have nothing of it."""
+        try:
+            is_needed = is_trainable(version_dir(self._data_dir, name, entry.live))
+        except BadFile:
+            return  # the log has nothing that it lacks; who asks for it is told
+        if is_needed:
+            self._mapped(entry.uid, entry.live)
+
+
+def mend(
+    files: Files,
+    data_dir: Path,
+    name: str,
+    entry: CatalogEntry,
+    damage: Damage,
+    sums: VersionSums | None,
+) -> None:
+    """Bring a version whose files are back up to the log; durable on return.
+
+    `sums` are those of the files at `damage.after_lsn`. A StorageError says what is wrong still.
+    Idempotent: after a crash inside it, it can be done again.
+    """
+    folder = version_dir(data_dir, name, damage.version)
+    open_table(data_dir, name, damage.version)
+    mapped = MappedVersion.open(files, folder)
+    try:
+        of, wal = (entry.uid, damage.version), data_dir / WAL_NAME
+        for images in logged_images_of(wal, of, damage.after_lsn, damage.until_lsn):
+            mapped.note(images.rows, images.slots, images.scalars)
+        if sums is not None:
+            mapped.check(sums, damage.after_lsn)
+        store_logged(mapped, wal, of, damage.after_lsn, damage.until_lsn)
+        mapped.make_even()
+        mapped.sync()
+    finally:
+        mapped.close()

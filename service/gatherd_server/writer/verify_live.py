@@ -1,0 +1,177 @@
+"""Holds a live version's weights and slots against the sums of the last checkpoint.
+
+A server may store into them meanwhile. Whatever is stored was logged before, so what differs is
+believed to be damage only when the log, read afterwards, has no row of that block above the
+checkpoint, and the checkpoint is still the same.
+"""
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import BadFile
+from gatherd.store.catalog import WEIGHTS_NAME
+from gatherd.store.checksums import crc_of
+from gatherd.store.control import ControlPage
+from gatherd.store.format import file_bytes, open_readonly
+from gatherd.store.table import Table
+from gatherd_server.storage.block_sums import (
+    BLOCK_BYTES,
+    VersionSums,
+    block_count,
+    blocks_of,
+    moved_block,
+)
+from gatherd_server.storage.slots import Optimizer
+from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
+from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.writer.checkpoint import read_checkpoint
+from gatherd_server.writer.commit import LoggedImages, logged_images
+
+# How often a check begins again because a server changed what it looked at.
+TRIES_MAX = 10
+
+
+@dataclass(slots=True)
+class Coverage:
+    """How much of a live version's weights and slots was held against sums."""
+
+    byte_count: int = 0
+    held_bytes: int = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it was all of it."""
+        return self.held_bytes == self.byte_count
+
+
+@dataclass(frozen=True, slots=True)
+class _File:
+    """A file whose rows begin at `begin`, each of `row_bytes`."""
+
+    path: Path
+    begin: int
+    row_bytes: int
+    byte_count: int
+
+
+def verify_live(
+    data_dir: Path, folder: Path, of: tuple[str, int], table: Table, optimizer: Optimizer
+) -> Iterator[int]:
+    """Check the version `of`, uid and number, in `folder`, yielding how many bytes were held.
+
+    Its structure was checked before. BadFile naming the first range of bytes that isn't what was
+    written. What has no sum, or moved since, is left out.
+    """
+    files = _files(folder, table, optimizer)
+    for _ in range(TRIES_MAX):
+        checkpoint = read_checkpoint(data_dir)
+        sums = checkpoint.sums.get(of, {})
+        try:
+            moved = _moved(data_dir, of, checkpoint.lsn, files)
+            bad, held_bytes = _compare(files, sums, moved, checkpoint.lsn)
+            if bad:
+                moved = _moved(data_dir, of, checkpoint.lsn, files)
+        except BadFile:
+            if read_checkpoint(data_dir).lsn == checkpoint.lsn:
+                raise
+            continue  # the log was cut while it was read
+        real = [error for name, block, error in bad if not moved[name][block]]
+        if read_checkpoint(data_dir).lsn != checkpoint.lsn and bad:
+            continue
+        if real:
+            raise real[0]
+        yield held_bytes
+        return
+    raise BadFile(f"{folder}: a checkpoint was taken {TRIES_MAX} times while it was checked")
+
+
+def moving_bytes(folder: Path, table: Table, optimizer: Optimizer) -> int:
+    """Bytes of all files that training changes."""
+    return sum(one.byte_count for one in _files(folder, table, optimizer).values())
+
+
+def _files(folder: Path, table: Table, optimizer: Optimizer) -> dict[str, _File]:
+    """By the names that the log has: "" for the weights, and each slot's."""
+    path = folder / WEIGHTS_NAME
+    size = path.stat().st_size
+    found = {"": _File(path, size - table.nbytes, table.row_bytes, size)}
+    for slot in optimizer.slots:
+        dtype, shape = slot.array(table.row_count, table.dim)
+        size = slot.file_bytes(table.row_count, table.dim)
+        row_bytes = dtype.itemsize * (shape[1] if len(shape) > 1 else 1)
+        begin = size - row_bytes * shape[0]
+        found[slot.name] = _File(folder / slot.file_name, begin, row_bytes, size)
+    return found
+
+
+def _moved(
+    data_dir: Path, of: tuple[str, int], lsn: int, files: dict[str, _File]
+) -> dict[str, NDArray[np.bool_]]:
+    """The blocks of each file that the log has rows of above `lsn`."""
+    moved = {name: np.zeros(block_count(one.byte_count), np.bool_) for name, one in files.items()}
+    control = ControlPage(data_dir)
+    try:
+        # Read first: what was stored until now is in the log up to there.
+        committed_lsn, last_lsn = control.committed_lsn, lsn
+        try:
+            for frame in LogReader(data_dir / WAL_NAME, lsn):
+                last_lsn = frame.last_lsn
+                if frame.kind is FrameKind.PUSHES:
+                    for images in logged_images(frame.record):
+                        if (images.uid, images.version) == of:
+                            _mark(images, files, moved)
+        except BadFile:
+            if last_lsn < committed_lsn:
+                raise  # else it is what is being appended
+    finally:
+        control.close()
+    return moved
+
+
+def _mark(
+    images: LoggedImages, files: dict[str, _File], moved: dict[str, NDArray[np.bool_]]
+) -> None:
+    first = np.zeros(1, np.int64)
+    named = [("", images.rows), *((name, images.rows) for name in images.slots)]
+    for name, rows in [*named, *((name, first) for name in images.scalars)]:
+        if name in files:
+            for blocks in blocks_of(rows, files[name].begin, files[name].row_bytes):
+                moved[name][blocks[blocks < moved[name].size]] = True
+
+
+def _compare(
+    files: dict[str, _File], sums: VersionSums, moved: dict[str, NDArray[np.bool_]], lsn: int
+) -> tuple[list[tuple[str, int, BadFile]], int]:
+    """The blocks that differ from their sums, and how many bytes were held against any."""
+    bad: list[tuple[str, int, BadFile]] = []
+    held_bytes = 0
+    for name, one in files.items():
+        known = sums.get(one.path.name)
+        if known is None or known.byte_count != one.byte_count:
+            continue
+        blocks = np.flatnonzero(known.known & ~moved[name])
+        for block, found in zip(blocks, _crcs(one.path, blocks), strict=True):
+            wanted = int(known.crcs[block])
+            held_bytes += min(BLOCK_BYTES, one.byte_count - int(block) * BLOCK_BYTES)
+            if found != wanted:
+                error = moved_block(one.path, int(block), one.byte_count, lsn, (found, wanted))
+                bad.append((name, int(block), error))
+    return bad, held_bytes
+
+
+def _crcs(path: Path, blocks: NDArray[np.intp]) -> Iterator[int]:
+    fd = open_readonly(path)
+    try:
+        size = file_bytes(fd)
+        for block in blocks:
+            begin = int(block) * BLOCK_BYTES
+            yield crc_of(fd, begin, min(begin + BLOCK_BYTES, size))
+    except OSError as error:
+        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+    finally:
+        os.close(fd)
