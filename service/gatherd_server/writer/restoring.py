@@ -25,7 +25,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.writer.copying import store_logged
-from gatherd_server.writer.snapshot import read_snapshot
+from gatherd_server.writer.snapshot import read_snapshot, sync_tree
 
 
 def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str) -> tuple[str, int]:
@@ -57,8 +57,7 @@ def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str)
         restored = {"uid": entry.uid, "version": entry.live, "lsn": contents.lsn}
         manifest |= {"uid": uuid.uuid4().hex, "origin": {"restored": restored}}
         files.replace(staged / MANIFEST_NAME, encode_document(manifest), durable=False)
-        for path in sorted(staged.iterdir()):
-            files.sync_path(path)
+        sync_tree(files, staged)
     except BaseException:
         files.remove_tree(staged)
         raise
