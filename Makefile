@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-peers e2e fuzz soak bench bench-tools overload check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-power test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -41,6 +41,17 @@ fuzz: $(VENV)/.dev  ## feed every decoder what befalls its inputs, for two minut
 soak: $(VENV)/.dev  ## ten minutes of lookups and pushes on one server, memory flat, no error (SOAK_SECONDS=120 for shorter)
 	$(BIN)/python tests/soak/soak.py
 
+# Debian's prometheus has promtool. It isn't started, nor does anything here need it running.
+observe-tools:
+	@command -v promtool > /dev/null || \
+	  { RUNLEVEL=1 apt-get install -qq -y --no-install-recommends prometheus || \
+	    { apt-get update -qq && RUNLEVEL=1 apt-get install -qq -y --no-install-recommends prometheus; }; \
+	  } > /dev/null 2>&1 || \
+	    echo "no promtool: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"
+
+test-alerts: $(VENV)/.dev observe-tools  ## have Prometheus judge the alert rules, also on what real servers tell (a minute)
+	$(BIN)/python -m pytest -rs tests/operations/test_alerts.py tests/operations/test_failures.py tests/operations/test_hung_writer.py
+
 PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.
 $(PEERS)/.ready: requirements-peers.lock pyproject.toml
@@ -53,6 +64,20 @@ $(PEERS)/.ready: requirements-peers.lock pyproject.toml
 test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras and gensim, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
+# Debian starts what it installs, unless the run level says that it's no time for it.
+APT := DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get
+proxy-tools:
+	@for tool in nginx haproxy curl java:default-jdk-headless; do \
+	  command -v $${tool%%:*} > /dev/null && continue; \
+	  { $(APT) install -qq -y --no-install-recommends $${tool##*:} || \
+	    { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $${tool##*:}; }; \
+	  } > /dev/null 2>&1 || \
+	    echo "no $${tool%%:*}: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"; \
+	done
+
+test-proxies: $(VENV)/.dev proxy-tools  ## nginx and HAProxy in front of a server, and clients in Java and curl
+	TEST_PROXIES=1 $(BIN)/python -m pytest tests/proxies -rs
+
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.
 $(BENCH)/.ready: requirements-bench.lock pyproject.toml
@@ -62,12 +87,11 @@ $(BENCH)/.ready: requirements-bench.lock pyproject.toml
 	@$(BENCH)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-# Debian starts a redis-server that it installs, unless the run level says that it's no time for it.
 bench-tools:
 	@for tool in redis-server wrk; do \
 	  command -v $$tool > /dev/null && continue; \
-	  { RUNLEVEL=1 apt-get install -qq -y --no-install-recommends $$tool || \
-	    { apt-get update -qq && RUNLEVEL=1 apt-get install -qq -y --no-install-recommends $$tool; }; \
+	  { $(APT) install -qq -y --no-install-recommends $$tool || \
+	    { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $$tool; }; \
 	  } > /dev/null 2>&1 || \
 	    echo "no $$tool: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"; \
 	done

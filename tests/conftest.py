@@ -1,5 +1,12 @@
-"""tests/peers runs where torch, keras and gensim are: by `make test-peers`."""
+"""What `make test` leaves out.
+
+tests/peers runs where torch, keras and gensim are, by `make test-peers`; tests/proxies, which
+starts nginx, HAProxy and Java, by `make test-proxies`.
+"""
 
 import importlib.util
+import os
 
 collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]
+if "TEST_PROXIES" not in os.environ:
+    collect_ignore.append("proxies")

@@ -3,6 +3,11 @@
 Whoever finds nobody sending leads: it sends what waits, its own lookup too, until that is answered,
 and then lets the first of those who wait by now lead. So there is no thread of its own, which would
 be lost in a fork and would cost two switches a lookup.
+
+An exception may be raised at any instant, as by Ctrl-C, in whoever leads too. So one leads only as
+long as a lock of its own is held by a `with`, which nothing can interrupt between its taking and
+its giving back, and all the rest is made up for: who waits looks now and then whether somebody
+leads still, and has its lookup, and otherwise leads itself.
 """
 
 import os
@@ -10,6 +15,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
@@ -32,16 +38,25 @@ from gatherd._effects import Deadline
 from gatherd._lookup import Answer
 from gatherd.errors import DeadlineExceeded, GatherdError
 
+# How often a thread that waits looks whether somebody leads still.
+LOOK_SECONDS = 0.25
+
 
 class _Slot:
-    """Where a thread waits. `gate` is locked until there is an answer, or the thread leads."""
+    """Where a thread waits. `gate` is locked until there is something to look at."""
 
     def __init__(self) -> None:
         self.gate = threading.Lock()
         self.gate.acquire()
         self.answer: Answer | GatherdError | None = None
-        self.leads = False
+        self.leading = threading.Lock()  # held while the thread leads, or is about to
+        self.leader: _Slot | None = None  # who took its lookup to send it
         self.left = False  # whether its thread has gone
+
+    def wake(self) -> None:
+        """Have its thread look."""
+        with suppress(RuntimeError):  # it was woken already
+            self.gate.release()
 
 
 Asking: TypeAlias = Member[_Slot]
@@ -62,7 +77,7 @@ class Batcher:
         self._ask = ask
         self._lock = threading.Lock()
         self._waiting: deque[Asking] = deque()
-        self._is_led = False
+        self._leader: _Slot | None = None
 
     def lookup(
         self, kind: Kind, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
@@ -70,36 +85,52 @@ class Batcher:
         """The answer to one lookup, with the next request. Overloaded when too many wait."""
         slot = _Slot()
         member = Member(kind, ids, out, deadline, slot)
-        with self._lock:
-            if len(self._waiting) >= self._batching.waiting_max:
-                raise too_many(self._batching)
-            self._waiting.append(member)
-            slot.leads = not self._is_led
-            self._is_led = True
+        if len(self._waiting) >= self._batching.waiting_max:
+            raise too_many(self._batching)
         try:
-            if not slot.leads:
-                self._wait(member)
-            if slot.leads:
-                self._lead(member)
-        except BaseException:
+            self._waiting.append(member)
+            is_new = True
+            while slot.answer is None:
+                left = deadline.at - time.monotonic()
+                if left <= 0:
+                    raise too_late(deadline)
+                with slot.leading:
+                    if self._is_to_lead(member, is_new):
+                        self._lead(member)
+                is_new = False
+                if slot.answer is None:
+                    slot.gate.acquire(timeout=min(left, LOOK_SECONDS))
+        finally:
             self._leave(member)
-            raise
         answer = slot.answer
-        if answer is None:
-            self._leave(member)
-            raise too_late(deadline)
         if isinstance(answer, GatherdError):
             raise answer
         return answer
 
-    def _wait(self, member: Asking) -> None:
-        left = member.deadline.at - time.monotonic()
-        member.future.gate.acquire(timeout=max(0.0, left))
+    def _is_to_lead(self, member: Asking, is_new: bool) -> bool:
+        """Whether nobody else leads, so that this thread does from now on."""
+        slot = member.future
+        with self._lock:
+            leader = self._leader
+            if leader is slot or (leader is not None and not leader.leading.locked()):
+                leader = None
+            is_taken = leader is not None and slot.leader is leader
+            if not (is_new or is_taken or slot.answer is not None or member in self._waiting):
+                self._waiting.append(member)  # who took it was interrupted
+            if leader is None:
+                self._leader = slot
+            return leader is None
 
     def _lead(self, own: Asking) -> None:
-        while own.future.answer is None:
+        """Send what waits, until the thread's own lookup is answered or its time is up."""
+        slot = own.future
+        while slot.answer is None and time.monotonic() < own.deadline.at:
             with self._lock:
                 members = take(self._waiting, self._batching.ids_max)
+                for one in members:
+                    one.future.leader = slot
+            if not members:
+                return
             try:
                 # Until its own deadline: a thread doesn't stay longer for the others' sake.
                 self._send([one for one in members if not one.future.left], own.deadline)
@@ -108,27 +139,20 @@ class Batcher:
                 if again:  # it was interrupted, or has no more time: somebody else will lead them
                     with self._lock:
                         self._waiting.extendleft(reversed(again))
-        self._hand_on(own.future)
 
     def _leave(self, member: Asking) -> None:
-        """The thread doesn't wait any more: for its time is up, or it was interrupted."""
+        """The thread doesn't wait any more: it has an answer, no more time, or was interrupted."""
         slot = member.future
+        slot.left = True
+        if slot.answer is not None and self._leader is not slot:
+            return
         with self._lock:
-            slot.left = True
-            if member in self._waiting:
+            if slot.answer is None and member in self._waiting:
                 self._waiting.remove(member)
-        self._hand_on(slot)
-
-    def _hand_on(self, slot: _Slot) -> None:
-        with self._lock:
-            if not slot.leads:
-                return
-            slot.leads = False
-            self._is_led = bool(self._waiting)
-            if self._waiting:
-                first = self._waiting[0].future
-                first.leads = True
-                first.gate.release()
+            if self._leader is slot:
+                self._leader = None
+            if self._leader is None and self._waiting:
+                self._waiting[0].future.wake()
 
     def _send(self, members: Sequence[Asking], deadline: Deadline) -> None:
         groups = grouped(members)
@@ -160,7 +184,5 @@ class Batcher:
 
 
 def _settle(member: Asking, part: Answer | GatherdError) -> None:
-    slot = member.future
-    slot.answer = part
-    if not slot.leads:
-        slot.gate.release()
+    member.future.answer = part
+    member.future.wake()

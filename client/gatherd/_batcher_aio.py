@@ -66,9 +66,23 @@ class AsyncBatcher:
                 members = take(self._waiting, self._batching.ids_max)
                 self._sent = [member for member in members if not member.future.done()]
                 if self._sent:
-                    await self._send(self._sent)
+                    await self._send_or_fail(self._sent)
         finally:
             self._sender, self._sent = None, ()
+
+    async def _send_or_fail(self, members: Sequence[Asking]) -> None:
+        """As `_send`; whatever goes wrong, none of `members` is left without an end."""
+        try:
+            await self._send(members)
+        except Exception as error:  # noqa: BLE001 - given to those who wait for it
+            for member in members:
+                if not member.future.done():
+                    member.future.set_exception(error)
+        except BaseException:  # the loop ends, or is interrupted
+            for member in (*members, *self._waiting):
+                member.future.cancel()
+            self._waiting.clear()
+            raise
 
     async def _send(self, members: Sequence[Asking]) -> None:
         groups = grouped(members)
@@ -78,15 +92,6 @@ class AsyncBatcher:
         except GatherdError as error:
             await self._fail(members, error)
             return
-        except asyncio.CancelledError:  # the loop ends
-            for member in members:
-                member.future.cancel()
-            raise
-        except Exception as error:
-            for member in members:
-                if not member.future.done():
-                    member.future.set_exception(error)
-            raise
         for (_, some), answer in zip(groups, answers, strict=True):
             found = parts(some, answer.vectors, answer.status)
             for member, part in zip(some, found, strict=True):

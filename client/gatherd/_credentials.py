@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from typing import Final
+from weakref import WeakMethod
 
 from gatherd._headers import Headers, checked_headers, merged, of_block
 from gatherd._target import Target
@@ -47,7 +48,8 @@ class Credentials:
         self.ca = os.fspath(ca) if ca is not None else None
         self.cert = (os.fspath(cert[0]), os.fspath(cert[1])) if cert is not None else None
         self._file = token_file
-        self._on_renewal: list[Callable[[], None]] = []
+        self._on_renewal: list[WeakMethod[Callable[[], None]]] = []
+        self._is_untold = False
         self.token = _read(token_file) if token_file is not None else _checked(token, "token")
         """What goes behind "Bearer "; None for none."""
         self.headers = checked_headers(headers)
@@ -65,20 +67,25 @@ class Credentials:
         return (*self.headers, *shown) or None
 
     def on_renewal(self, told: Callable[[], None]) -> None:
-        """Have `told` called when the token becomes another."""
-        self._on_renewal.append(told)
+        """Have the method `told` called when the token becomes another, as long as it is there."""
+        self._on_renewal = [known for known in self._on_renewal if known() is not None]
+        self._on_renewal.append(WeakMethod(told))
 
     def renew(self) -> bool:
         """Read the token's file again; whether there is another token in it than before."""
         if self._file is None:
             return False
         token = _read(self._file)
-        if token == self.token:
+        if token == self.token and not self._is_untold:
             return False
+        self._is_untold = True  # if this is interrupted, the next time it is done to its end
         self.token = token
         self._metadata = self._as_metadata()
-        for told in self._on_renewal:
-            told()
+        for known in self._on_renewal:
+            told = known()
+            if told is not None:
+                told()
+        self._is_untold = False
         return True
 
 

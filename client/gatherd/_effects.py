@@ -119,5 +119,8 @@ class AsyncTransport(Protocol):
     ) -> NDArray[Any] | memoryview:
         """As Transport.plain."""
 
+    def abandon(self) -> None:
+        """Drop the connections: their event loop was closed, or is another process's."""
+
     async def aclose(self) -> None:
         """Close idle connections now, and those in use when their call ends."""

@@ -7,6 +7,7 @@ can't be read is the server's fault. Left out on purpose: writing anything but v
 from collections.abc import Iterator
 from typing import TypeAlias
 
+from gatherd._retry import OUTCOME, UNKNOWN
 from gatherd.errors import InternalError
 from gatherd_proto.framing import varint
 
@@ -32,7 +33,7 @@ def nested(begin: bytes, parts: Parts) -> Parts:
 
 def unreadable(why: str) -> InternalError:
     """The error for a reply that isn't what it should be."""
-    return InternalError(f"the server's reply can't be used: {why}")
+    return InternalError(f"the server's reply can't be used: {why}", {OUTCOME: UNKNOWN})
 
 
 def read_fields(body: memoryview, pos: int, end: int) -> Iterator[tuple[int, int, int, int]]:

@@ -59,7 +59,7 @@ class Pushes:
         self,
         *,
         timeout: float,
-        retries: int,
+        retries: int | None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -140,7 +140,7 @@ class Pushes:
                 continue
             except RetryableError as error:
                 was_sent |= error.metadata.get(OUTCOME) != NOT_SENT
-                is_lost |= error.metadata.get(OUTCOME) == UNKNOWN
+                is_lost |= _is_unknown(error)
                 pause = self._tries.pause(attempt, error, deadline)
                 if pause is None:
                     raise _told(error, is_lost) from None
@@ -150,7 +150,7 @@ class Pushes:
             except DeadlineExceeded as error:
                 raise _told(error, is_lost=True) from None
             except GatherdError as error:
-                raise _told(error, is_lost) from None
+                raise _told(error, is_lost or _is_unknown(error)) from None
             attempt += 1
             yield Sleep(pause)
 
@@ -162,12 +162,14 @@ class Pushes:
                 reply: memoryview = yield send
                 return reply
             except RetryableError as error:
-                is_lost = error.metadata.get(OUTCOME) == UNKNOWN
+                is_lost = _is_unknown(error)
                 pause = None if is_lost else self._tries.pause(attempt, error, send.deadline)
                 if pause is None:
                     raise _told(error, is_lost, what) from None
             except DeadlineExceeded as error:
                 raise _told(error, is_lost=True, what=what) from None
+            except GatherdError as error:
+                raise _told(error, _is_unknown(error), what) from None
             attempt += 1
             yield Sleep(pause)
 
@@ -177,6 +179,10 @@ def _push_of(
 ) -> Send:
     body = encode_update(specs, request_id)
     return Send(op.method, body.head, deadline, body.rest, once=True)
+
+
+def _is_unknown(error: GatherdError) -> bool:
+    return error.metadata.get(OUTCOME) == UNKNOWN
 
 
 def _told(error: GatherdError, is_lost: bool, what: str = "the push was done") -> GatherdError:

@@ -51,7 +51,7 @@ class RemoteSession(Session):
         self,
         *,
         timeout: float,
-        retries: int,
+        retries: int | None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:

@@ -1,4 +1,7 @@
-"""When a call is tried again, and after which pause: exponential backoff with jitter.
+"""When a call is tried again, and after which pause: exponential backoff with full jitter.
+
+A call is tried until its time is up, so that a default client outlives a server's restart. A number
+of retries bounds that further, where somebody wants to hear sooner.
 
 Lookups change nothing, so every one may be sent twice; an update may by its request id. Other
 changes may not, so an error tells what is known of its request: under OUTCOME in its metadata
@@ -10,6 +13,8 @@ import math
 import random
 import time
 from collections.abc import Callable
+from datetime import UTC, datetime
+from email.utils import parsedate_to_datetime
 from typing import Final
 
 from gatherd._effects import Deadline
@@ -17,6 +22,8 @@ from gatherd.errors import InvalidArgument, RetryableError
 
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 2.0
+# With less than this left, another try would hardly be answered.
+LAST_TRY_SECONDS = 0.1
 RETRIES_MAX = 100
 TIMEOUT_SECONDS_MAX = 86_400.0
 
@@ -32,7 +39,7 @@ class Tries:
         self,
         *,
         timeout: float,
-        retries: int,
+        retries: int | None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:
@@ -48,7 +55,7 @@ class Tries:
 
     def pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
         """The pause after try number `attempt` (from 0) failed by `error`; None to give up."""
-        if attempt >= self._retries:
+        if self._retries is not None and attempt >= self._retries:
             return None
         return pause_seconds(attempt, error, deadline.at - self._clock(), self._uniform)
 
@@ -58,24 +65,37 @@ def pause_seconds(
 ) -> float | None:
     """The pause before try number `attempt` + 1 (from 0), or None when the deadline forbids it.
 
-    The pauses double from PAUSE_SECONDS_FIRST to PAUSE_SECONDS_MAX; each is shortened by up to a
-    half at random, so that clients that failed together don't come back together. The server's
-    hint is a lower bound.
+    It is drawn between 0 and what doubles from PAUSE_SECONDS_FIRST to PAUSE_SECONDS_MAX, so that
+    clients that failed together don't come back together. The server's hint is a lower bound, to
+    which the drawn pause is added for the same reason. Without a hint the time that is left is used
+    up: a pause that would outlast it is made half of it.
     """
     # min() on the exponent: 2.0 ** 1100 is an OverflowError.
-    full = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS_FIRST * 2.0 ** min(attempt, 16))
-    pause = full * (1.0 - random() / 2)
-    if error.retry_after_seconds is not None:
-        pause = max(pause, error.retry_after_seconds)
-    return pause if pause < remaining_seconds else None
+    pause = random() * min(PAUSE_SECONDS_MAX, PAUSE_SECONDS_FIRST * 2.0 ** min(attempt, 16))
+    hint = error.retry_after_seconds
+    if hint is None:
+        if remaining_seconds <= LAST_TRY_SECONDS:
+            return None
+        return min(pause, remaining_seconds / 2)
+    if hint >= remaining_seconds:
+        return None
+    return min(hint + pause, (hint + remaining_seconds) / 2)
 
 
 def parse_retry_after(text: str | None) -> float | None:
-    """Seconds out of a Retry-After header or trailer; None for none, a date or nonsense."""
-    try:
-        seconds = float(text) if text is not None else -1.0
-    except ValueError:
+    """Seconds out of a Retry-After header or trailer, a date or a number; None for nonsense."""
+    if text is None:
         return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        try:
+            at = parsedate_to_datetime(text)
+        except ValueError:
+            return None
+        if at.tzinfo is None:  # "-0000": in UTC, says RFC 5322
+            at = at.replace(tzinfo=UTC)
+        return max(0.0, (at - datetime.now(UTC)).total_seconds())
     return seconds if 0 <= seconds < math.inf else None
 
 
@@ -91,8 +111,13 @@ def check_timeout(timeout: object) -> float:
     return float(timeout)
 
 
-def check_retries(retries: object) -> int:
-    """`retries` when it can be a number of tries, else InvalidArgument."""
+def check_retries(retries: object) -> int | None:
+    """`retries` when it can be a number of retries, or None for no bound; else InvalidArgument."""
+    if retries is None:
+        return None
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES_MAX:
-        raise InvalidArgument(f"retries={retries!r} isn't possible: it takes 0 to {RETRIES_MAX}")
+        raise InvalidArgument(
+            f"retries={retries!r} isn't possible: it takes 0 to {RETRIES_MAX}, or None for as many "
+            "as the timeout has room for"
+        )
     return retries

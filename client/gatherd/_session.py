@@ -41,7 +41,7 @@ class Session(ABC):
         self,
         *,
         timeout: float,
-        retries: int,
+        retries: int | None,
         clock: Callable[[], float] = time.monotonic,
         uniform: Callable[[], float] = random.random,
     ) -> None:

@@ -8,6 +8,10 @@
 Left out on purpose: credentials in URLs (they end up in logs).
 """
 
+import mmap
+import os
+import socket
+import sys
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
@@ -18,6 +22,14 @@ _DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 _KNOWN = (
     "http://host:8000, https://host, grpc://host:8001, grpcs://host:8001, "
     "unix:///run/gatherd.sock and local:/data"
+)
+_NEEDED_BY_LOCAL = (
+    (os, "pread"),
+    (os, "O_PATH"),
+    (socket, "AF_UNIX"),
+    (mmap, "MAP_SHARED"),
+    (mmap, "PROT_READ"),
+    (mmap.mmap, "madvise"),
 )
 
 
@@ -67,6 +79,7 @@ def _parse(url: object) -> Target:
         raise _bad(url, "it has characters that a URL can't have")
     scheme = url.partition(":")[0].lower()
     if scheme in ("local", "unix"):
+        _check_system(url, scheme)
         return Target(url, scheme, "", 0, _path(url, scheme))
     if scheme not in _DEFAULT_PORTS or "://" not in url:
         raise _bad(url, "its scheme isn't known")
@@ -85,6 +98,18 @@ def _parse(url: object) -> Target:
     if prefix and scheme in ("grpc", "grpcs"):
         raise _bad(url, "gRPC has no path")
     return Target(url, scheme, host, port or _DEFAULT_PORTS[scheme], prefix)
+
+
+def _check_system(url: str, scheme: str) -> None:
+    """Windows has neither of what these need; all else is for every system."""
+    if scheme == "unix" and not hasattr(socket, "AF_UNIX"):
+        raise _bad(url, "Python has no Unix sockets on this system, so take an http:// URL")
+    if scheme == "local" and not all(hasattr(*needed) for needed in _NEEDED_BY_LOCAL):
+        raise _bad(
+            url,
+            f"a data dir can be read on Linux alone, and this is {sys.platform}, so take the "
+            "http:// or grpc:// URL of its server",
+        )
 
 
 def _path(url: str, scheme: str) -> str:

@@ -1,12 +1,15 @@
 """What a server answered instead of a reply, as one of the classes in errors.py.
 
 An ErrorInfo names the class by its reason. Without one (a proxy answered, or a foreign server) the
-canonical code decides, and without a code the HTTP status, as the Connect protocol maps it.
+canonical code decides, and without a code the HTTP status. The Connect protocol maps that too, but
+not for whom a proxy in between stands: what one says when it lost the server, or the connection to
+it, is Unavailable here. So it is tried again, and nobody knows what became of the request.
 """
 
 import base64
 import binascii
 import json
+import re
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -55,16 +58,29 @@ CLASS_BY_CODE: dict[str, type[GatherdError]] = {
     "unauthenticated": Unauthenticated,
 }
 _CODE_BY_HTTP_STATUS = {
-    400: "internal",
     401: "unauthenticated",
     403: "permission_denied",
     404: "unimplemented",
+    # What can't be had from a server that is right: of HTTP that isn't spoken, or of a Connect that
+    # isn't. (Below, other numbers from 500 are taken for a proxy's.)
+    501: "internal",
+    505: "internal",
+    511: "internal",
+    # A proxy that gave up on the way, or lost the connection in the middle of a request.
+    400: "unavailable",
+    408: "unavailable",
+    425: "unavailable",
     429: "unavailable",
-    502: "unavailable",
-    503: "unavailable",
-    504: "unavailable",
+    499: "unavailable",
 }
+_PROBLEM_JSON = "application/problem+json"
+_HTTP_SERVER_ERROR = range(500, 600)
+_LOSES_TRACK = (Unavailable, Overloaded, InternalError, DeadlineExceeded)
 _HTTP_PAYLOAD_TOO_LARGE = 413
+# How grpc tells an answer that came of HTTP alone, and so of a proxy.
+_GRPC_HTTP_STATUS = re.compile(r"Received http2 header with status: ([0-9]{3})")
+# … and of a stream, or of all of a connection, that ended without an answer.
+_GRPC_LOST = re.compile(r"RST_STREAM|Stream removed|GOAWAY|Stream closed|Socket closed")
 # What grpc itself says, without details, of a message over a limit of either side.
 _GRPC_TOO_LARGE = "message larger than max"
 # … and of a call that it had no connection for.
@@ -83,10 +99,10 @@ def make_error(
         cls = CLASS_BY_CODE.get(code, InternalError)
     metadata = dict(info.metadata) if info is not None else {}
     text = message or f"the server answered {code} without a message"
+    if info is None and cls in _LOSES_TRACK:
+        # Of a proxy, or of grpc itself: nobody says what became of the request.
+        metadata[OUTCOME] = UNKNOWN
     if issubclass(cls, RetryableError):
-        if info is None:
-            # Of a proxy, or of grpc itself: nobody says what became of the request.
-            metadata[OUTCOME] = UNKNOWN
         return cls(text, metadata, retry_after_seconds)
     return cls(text, metadata)
 
@@ -103,11 +119,36 @@ def from_http(
         return make_error(
             code, message if isinstance(message, str) else "", infos, retry_after_seconds
         )
+    own = _own_problem(content_type, body, retry_after_seconds)
+    if own is not None:
+        return own
     snippet = body[: 4 * SNIPPET_CHARS_MAX].decode("utf-8", "replace")[:SNIPPET_CHARS_MAX]
     text = f"{url} answered HTTP {status}" + (f": {snippet!r}" if snippet else "")
+    return _from_status(status, text, retry_after_seconds)
+
+
+def _own_problem(
+    content_type: str, body: bytes, retry_after_seconds: float | None
+) -> GatherdError | None:
+    """The error in a problem body of a gatherd server, which it sends before it knows the path."""
+    if not content_type.startswith(_PROBLEM_JSON):
+        return None
+    document = _json_object(body)
+    reason, detail = document.get("reason"), document.get("detail")
+    cls = by_reason(reason) if isinstance(reason, str) else None
+    if cls is None or not isinstance(detail, str):
+        return None
+    return cls(detail, {}, retry_after_seconds) if issubclass(cls, RetryableError) else cls(detail)
+
+
+def _from_status(status: int, text: str, retry_after_seconds: float | None) -> GatherdError:
+    """The error of an HTTP status, of whoever isn't a gatherd server."""
     if status == _HTTP_PAYLOAD_TOO_LARGE:
         return LimitExceeded(text)
-    return make_error(_CODE_BY_HTTP_STATUS.get(status, "unknown"), text, [], retry_after_seconds)
+    code = _CODE_BY_HTTP_STATUS.get(status)
+    if code is None:
+        code = "unavailable" if status in _HTTP_SERVER_ERROR else "unknown"
+    return make_error(code, text, [], retry_after_seconds)
 
 
 def from_grpc(
@@ -119,6 +160,13 @@ def from_grpc(
     infos = _status_infos(details) if details else []
     # Our servers' messages say what they mean; grpc's own need the place.
     text = message if infos else f"{url}: {message}"
+    if not infos and code not in ("canceled", "resource_exhausted"):
+        status = _GRPC_HTTP_STATUS.search(message)
+        if status is not None:
+            answered = f"{url} answered HTTP {status[1]}"
+            return _from_status(int(status[1]), answered, retry_after_seconds)
+        if code in ("internal", "unknown") and _GRPC_LOST.search(message):
+            code = "unavailable"
     error = make_error(code, text, infos, retry_after_seconds)
     if message.startswith(_GRPC_NOT_CONNECTED) and not infos:
         error.metadata[OUTCOME] = NOT_SENT

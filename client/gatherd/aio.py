@@ -19,13 +19,13 @@ from gatherd._lookup import Answer, TableInfo
 from gatherd._lookup_calls_aio import AsyncLookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._pushes import Pushes
+from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
 from gatherd.errors import (
     ClientClosed,
     ClientError,
-    ForkedClient,
     GatherdError,
     InvalidArgument,
     Unauthenticated,
@@ -39,11 +39,12 @@ if TYPE_CHECKING:
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
+class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
-    Belongs to the event loop of its first call; another loop raises ClientError, a forked child
-    ForkedClient. A call that is cancelled leaves the client usable.
+    Belongs to the event loop of its first call, and to the next one when that was closed, as after
+    `asyncio.run`, or in a forked child; another loop beside it raises ClientError. A call that is
+    cancelled leaves the client usable. It can be pickled and copied as Client.
     """
 
     def __init__(
@@ -51,7 +52,7 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         url: str,
         *,
         timeout: float = 10.0,
-        retries: int = 3,
+        retries: int | None = None,
         batching: Batching | None = None,
         token: str | None = None,
         token_file: str | os.PathLike[str] | None = None,
@@ -65,11 +66,22 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         url, timeout in seconds for each whole call, retries, batching, token, token_file, ca, cert,
         headers, proxy.
         """
-        target = parse_target(url, proxy)
+        self._settings = {
+            "url": url,
+            "timeout": timeout,
+            "retries": retries,
+            "batching": batching,
+            "token": token,
+            "token_file": token_file,
+            "ca": ca,
+            "cert": cert,
+            "headers": dict(headers) if isinstance(headers, Mapping) else headers,
+            "proxy": proxy,
+        }
+        self._target = target = parse_target(url, proxy)
         self._credentials = Credentials(
             target, token=token, token_file=token_file, ca=ca, cert=cert, headers=headers
         )
-        self._transport: AsyncTransport
         self._session: Session
         self._pushes = Pushes(timeout=timeout, retries=retries)
         self._plain = PlainLookups()
@@ -78,27 +90,31 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._batching = batching
-        self._batcher: AsyncBatcher | None = None
-        if batching is not None:
-            if target.scheme == "local":
-                raise InvalidArgument("a local: client sends no lookups, so there is no batching")
-            self._batcher = AsyncBatcher(batching, self._ask_merged)
         if target.scheme == "local":
+            if batching is not None:
+                raise InvalidArgument("a local: client sends no lookups, so there is no batching")
             from gatherd.transports.local import LocalSession
 
             self._local = LocalSession(target.path, timeout=timeout, retries=retries)
             self._session = self._local
         else:
             self._session = RemoteSession(timeout=timeout, retries=retries)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Make what belongs to an event loop, for the one that will run first."""
+        batching = self._batching
+        self._batcher = None if batching is None else AsyncBatcher(batching, self._ask_merged)
+        self._transport: AsyncTransport
         # Imported when needed: grpc takes longer to import than all the rest.
-        if target.scheme in ("grpc", "grpcs"):
+        if self._target.scheme in ("grpc", "grpcs"):
             from gatherd.transports.grpc import AsyncGrpcTransport
 
-            self._transport = AsyncGrpcTransport(target, self._credentials)
+            self._transport = AsyncGrpcTransport(self._target, self._credentials)
         else:
             from gatherd.transports.http_aio import AsyncHttpTransport
 
-            self._transport = AsyncHttpTransport(target, self._credentials)
+            self._transport = AsyncHttpTransport(self._target, self._credentials)
 
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
@@ -137,12 +153,16 @@ class AsyncClient(AsyncLookupCalls, AsyncChangeCalls):
         loop = asyncio.get_running_loop()
         if loop is self._loop:
             return  # which a forked child doesn't find running
-        if os.getpid() != self._pid:
-            raise ForkedClient("this AsyncClient was made before a fork: make one in the child")
         if self._loop is not None:
-            raise ClientError(
-                "this AsyncClient belongs to another event loop: make one client for each loop"
-            )
+            pid = os.getpid()
+            if pid == self._pid and not self._loop.is_closed():
+                raise ClientError(
+                    "this AsyncClient belongs to another event loop, which isn't closed: make one "
+                    "client for each loop"
+                )
+            self._transport.abandon()
+            self._begin()
+            self._pid = pid
         self._loop = loop
 
     async def _quick(

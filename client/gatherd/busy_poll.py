@@ -10,7 +10,6 @@ Linux waits in the same way for the guests of a host (halt polling), and for abo
 
 import math
 import os
-import sys
 from functools import lru_cache
 from pathlib import Path
 from typing import Final
@@ -33,7 +32,7 @@ _PROBE_EVERY: Final = 64
 
 
 def _cores() -> float:
-    if sys.platform != "linux":
+    if not hasattr(os, "sched_getaffinity"):  # as on macOS and Windows
         return os.cpu_count() or 1
     return min(len(os.sched_getaffinity(0)), _quota())
 

@@ -19,6 +19,7 @@ from gatherd._lookup import Answer, TableInfo
 from gatherd._lookup_calls import LookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._pushes import Pushes
+from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession
 from gatherd._session import Session
 from gatherd._target import parse_target
@@ -30,14 +31,16 @@ if TYPE_CHECKING:
     from gatherd.transports.local import LocalSession as _LocalSession
 
 
-class Client(LookupCalls, ChangeCalls):
+class Client(Rebuilt, LookupCalls, ChangeCalls):
     """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,
     `KeyNotFound`, `InvalidArgument`, `Unavailable` once the retries are used up, ….
 
-    After a fork, a client of an http://, https:// or unix:// URL connects anew in the child, a
-    local: one goes on, and a grpc:// one raises `ForkedClient`.
+    After a fork it connects anew in the child; a grpc:// client can't, and raises `ForkedClient`,
+    where another thread was in a call at the fork, or an AsyncClient had used grpc. It can be
+    pickled and copied, which makes a new client with the same arguments. An exception at any
+    instant, as by Ctrl-C, leaves it usable.
     """
 
     def __init__(
@@ -45,7 +48,7 @@ class Client(LookupCalls, ChangeCalls):
         url: str,
         *,
         timeout: float = 10.0,
-        retries: int = 3,
+        retries: int | None = None,
         batching: Batching | None = None,
         busy_poll_us: int = BUSY_POLL_US,
         token: str | None = None,
@@ -61,8 +64,10 @@ class Client(LookupCalls, ChangeCalls):
         (Connect over a Unix socket), or local:/data (reads a data dir's files itself, and sends
         updates and changes to the server that runs on it).
         timeout: seconds for each whole call, its retries included.
-        retries: how often a request is sent again, after growing pauses, when the server can't be
-        reached or has no room. Reading local: files has nothing to retry.
+        retries: how often a request is sent again at most, after growing pauses, when the server
+        can't be reached or has no room; None for as long as the timeout has room. So by default a
+        server may restart within the timeout, and no call fails. Reading local: files has nothing
+        to retry.
         batching: merge small lookups that are made at the same time into one request, within
         these bounds; `Batching()` has usual ones. Each keeps its own answer, error and timeout.
         busy_poll_us: how many µs a lookup over http:// or unix:// waits for its reply awake before
@@ -77,6 +82,19 @@ class Client(LookupCalls, ChangeCalls):
         proxy: http://[USER:PASSWORD@]HOST:PORT of an HTTP proxy to go through, or "environment" to
         take it from http_proxy, https_proxy and no_proxy; without it no proxy is used.
         """
+        self._settings = {
+            "url": url,
+            "timeout": timeout,
+            "retries": retries,
+            "batching": batching,
+            "busy_poll_us": busy_poll_us,
+            "token": token,
+            "token_file": token_file,
+            "ca": ca,
+            "cert": cert,
+            "headers": dict(headers) if isinstance(headers, Mapping) else headers,
+            "proxy": proxy,
+        }
         target = parse_target(url, proxy)
         self._credentials = Credentials(
             target, token=token, token_file=token_file, ca=ca, cert=cert, headers=headers

@@ -28,6 +28,7 @@ GatherdError
 ├── InternalError                          the server's fault; its log says more
 ├── StorageError (also OSError)
 │   ├── DiskFull                           nothing was changed
+│   ├── TooManyFiles                       the process may open or map no more; the file is sound
 │   ├── UpdatesStopped                     the disk failed; lookups go on, updates need a restart
 │   ├── BadFile                            a file is damaged, truncated or not of a format we read
 │   ├── DataDirInUse
@@ -237,6 +238,15 @@ class DiskFull(StorageError):
     reason = "DISK_FULL"
 
 
+class TooManyFiles(StorageError):
+    """The process, or its machine, has as many files open or mapped as it may.
+
+    Nothing is wrong with the file; nothing was changed.
+    """
+
+    reason = "TOO_MANY_FILES"
+
+
 class UpdatesStopped(StorageError):
     """The disk failed under an update; no more are taken before a restart, and lookups go on.
 
@@ -277,7 +287,7 @@ class ClientClosed(ClientError):
 
 
 class ForkedClient(ClientError):
-    """The client was made before a fork and can't be used after it."""
+    """The process was forked in a way that grpc doesn't survive; the message says why."""
 
     reason = "FORKED_CLIENT"
 

@@ -1,8 +1,9 @@
-"""What the image's HEALTHCHECK runs: status 0 when the server in this container is ready.
+"""What the image's HEALTHCHECK and Kubernetes' probes run: status 0 when the server here is ready.
 
-Asks the Unix socket in the data dir, which takes no token and no TLS, so it works whatever the
-ports are set to. A server without a data dir is asked on its HTTP port. Only what Python imports in
-milliseconds: this runs every few seconds, for ever.
+Or, with the argument /healthz, when it is alive. Asks the Unix socket in the data dir, which takes
+no token, no TLS and no client's certificate, so it works whatever the ports are set to. A server
+without a data dir, or with a read-only one, has no such socket and is asked on its HTTP port. Only
+what Python imports in milliseconds: this runs every few seconds, for ever.
 """
 
 import os
@@ -10,7 +11,7 @@ import socket
 import sys
 
 TIMEOUT_SECONDS = 3
-REQUEST = b"GET /readyz HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
+PATHS = ("/readyz", "/healthz")
 
 
 def connect() -> socket.socket:
@@ -19,8 +20,11 @@ def connect() -> socket.socket:
     if data_dir:
         connection = socket.socket(socket.AF_UNIX)
         connection.settimeout(TIMEOUT_SECONDS)
-        connection.connect(f"{data_dir}/server.sock")
-        return connection
+        try:
+            connection.connect(f"{data_dir}/server.sock")
+            return connection
+        except (FileNotFoundError, ConnectionRefusedError):
+            connection.close()
     port = int(os.environ.get("GATHERD_HTTP", "127.0.0.1:8000").rpartition(":")[2])
     connection = socket.create_connection(("127.0.0.1", port), TIMEOUT_SECONDS)
     if os.environ.get("GATHERD_TLS_CERT"):
@@ -36,9 +40,13 @@ def connect() -> socket.socket:
 
 def main() -> None:
     """Ask, and print what was answered: the engine keeps the last few answers."""
+    path = sys.argv[1] if len(sys.argv) > 1 else PATHS[0]
+    if path not in PATHS:
+        sys.exit(f"usage: healthcheck.py [{'|'.join(PATHS)}]")
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n"
     try:
         with connect() as connection:
-            connection.sendall(REQUEST)
+            connection.sendall(request.encode())
             reply = b""
             while data := connection.recv(4096):
                 reply += data

@@ -1,5 +1,6 @@
 """The `gatherd` command, also in an install that is only the client."""
 
+import os
 import sys
 
 from gatherd_server.built_kernels import use_built_kernels
@@ -20,8 +21,19 @@ SERVER_PACKAGES = {
 }
 
 
+def fill_standard_files() -> None:
+    """Open /dev/null as standard input, output or error where it was closed by who started us.
+
+    A socket would have its number otherwise, and what is printed would go there.
+    """
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)
+    os.close(fd)
+
+
 def main() -> None:
     """Run the command line, or say what to install for it."""
+    fill_standard_files()
     # Before anything imports numba.
     use_built_kernels()
     try:

@@ -5,11 +5,12 @@ caller may do is asked of the engine that it is given; see callers.py.
 """
 
 import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import Final
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final, TypeAlias
 
 from gatherd.errors import Overloaded, Unauthenticated
+from gatherd_server.body_room import BodyRoom, Held
 from gatherd_server.callers import ANYBODY, Caller
 from gatherd_server.metrics.names import SHED_REQUESTS
 from gatherd_server.metrics.telemetry import Telemetry
@@ -20,6 +21,9 @@ RETRY_AFTER_SECONDS = 1.0
 METRICS_PATH: Final = "/metrics"
 # What probes ask, who have no token: whether the process is alive, and takes traffic.
 OPEN_PATHS: Final = frozenset(("/healthz", "/readyz"))
+
+Place: TypeAlias = Callable[[Caller], AbstractContextManager[Held]]
+"""`Admission.request`, `update` or `unplaced`."""
 
 
 class Admission:
@@ -45,13 +49,23 @@ class Admission:
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that come all the same are answered."""
+        self.bodies = BodyRoom(
+            limits.bodies_bytes_max,
+            lambda: self.telemetry.threads.add(SHED_REQUESTS, "bodies_bytes_max"),
+        )
         self._in_flight = 0
+        self._updates_in_flight = 0
         self._lock = threading.Lock()
 
     @property
     def in_flight(self) -> int:
-        """Requests admitted and not yet answered."""
-        return self._in_flight
+        """Requests admitted and not yet answered, updates among them."""
+        return self._in_flight + self._updates_in_flight
+
+    @property
+    def updates_in_flight(self) -> int:
+        """Updates and changes of tables admitted and not yet answered."""
+        return self._updates_in_flight
 
     @property
     def is_full(self) -> bool:
@@ -111,11 +125,39 @@ class Admission:
                 return
         if limiter is not None:
             limiter.leave()
-        self.telemetry.threads.add(SHED_REQUESTS, "requests_in_flight_max")
-        raise Overloaded(
-            f"the server has {self._in_flight} requests in flight, "
-            "as many as it takes; try again after a pause",
-            {"limit": "requests_in_flight_max"},
+        raise self._shed("requests_in_flight_max", f"{self._in_flight} requests")
+
+    @contextmanager
+    def update(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """Hold a place for one update or change, as `request` does.
+
+        These places are apart: an update waits for a disk, and lookups mustn't wait behind it.
+        """
+        limiter = caller.limiter
+        if limiter is not None:
+            with self._counting_shed():
+                limiter.enter()
+        try:
+            with self._lock:
+                if self._updates_in_flight >= self.limits.updates_in_flight_max:
+                    raise self._shed("updates_in_flight_max", f"{self._updates_in_flight} updates")
+                self._updates_in_flight += 1
+            held = self.held_by(caller)
+            try:
+                yield held
+            finally:
+                held.release()
+                with self._lock:
+                    self._updates_in_flight -= 1
+        finally:
+            if limiter is not None:
+                limiter.leave()
+
+    def _shed(self, limit: str, what: str) -> Overloaded:
+        self.telemetry.threads.add(SHED_REQUESTS, limit)
+        return Overloaded(
+            f"the server has {what} in flight, as many as it takes; try again after a pause",
+            {"limit": limit},
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
 
@@ -135,13 +177,28 @@ class Admission:
             caller.limiter.leave()
 
     @contextmanager
-    def request(self, caller: Caller = ANYBODY) -> Iterator[None]:
-        """Hold a place for one request; see `enter`."""
+    def request(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """Hold a place for one request, see `enter`, and what it is to hold of its body."""
         self.enter(caller)
+        held = self.held_by(caller)
         try:
-            yield
+            yield held
         finally:
+            held.release()
             self.leave(caller)
+
+    @contextmanager
+    def unplaced(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """What a request of `caller` that needs no place is to hold of its body."""
+        held = self.held_by(caller)
+        try:
+            yield held
+        finally:
+            held.release()
+
+    def held_by(self, caller: Caller) -> Held:
+        """What a request of `caller` holds of its body: nothing yet."""
+        return Held(self.bodies, "" if caller.grant is None else caller.grant.name)
 
     def check_request_bytes(self, byte_count: int) -> None:
         """LimitExceeded when a request's body is, or claims to be, longer than the server takes."""

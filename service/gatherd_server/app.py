@@ -9,6 +9,7 @@ which the workers reach over a Unix socket.
 """
 
 import asyncio
+import gc
 import logging
 import os
 import socket
@@ -34,9 +35,15 @@ from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
 from gatherd_server.logs import configure_logging, set_level
-from gatherd_server.metrics.names import CONNECTIONS, REQUESTS_IN_FLIGHT
+from gatherd_server.metrics.names import (
+    CONNECTIONS,
+    HELD_BODY_BYTES,
+    REQUESTS_IN_FLIGHT,
+    TOKENS_REFUSED,
+    UPDATES_IN_FLIGHT,
+)
 from gatherd_server.metrics.telemetry import Telemetry
-from gatherd_server.rpc.server import RpcServer
+from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
@@ -144,6 +151,8 @@ class Worker:
             owner = self._open_writer(stack)
             sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
             tables = open_sources(sources, settings.data_dir, settings.preload)
+            for fd in self._brief.sources:
+                os.close(fd)
             kernels.warm()
             link = await self._open_link(stack, owner, tables)
             self._telemetry.pulse.before(tables.look_at_residency)
@@ -155,12 +164,19 @@ class Worker:
 
     async def _serve(self, engine: Engine, channel: Channel) -> None:
         settings = self._brief.settings
+        stop = channel.closed(self._change, settings.stop_seconds)
         rpc = RpcServer(
             engine,
             self._admission,
             address=self._brief.grpc_address,
             threads=settings.grpc_threads,
             streams_max=settings.streams_max,
+            bounds=ConnectionBounds(
+                settings.grpc_connections_max,
+                settings.connection_calls_max,
+                settings.connection_streams_max,
+                settings.message_seconds,
+            ),
             reflection=settings.reflection,
             credentials=self._tls.grpc_credentials() if self._tls is not None else None,
         )
@@ -172,9 +188,10 @@ class Worker:
         self._telemetry.pulse.start()
         listeners = [socket.socket(fileno=fd) for fd in self._brief.listeners]
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
-        stop = channel.closed(self._change)
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
+        # What was made up to here stays; collections needn't look at it each time.
+        gc.freeze()
         self._admission.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()
@@ -194,7 +211,11 @@ class Worker:
     def _measure(self, http: uvicorn.Server) -> None:
         recorder = self._telemetry.threads
         recorder.set(REQUESTS_IN_FLIGHT, value=self._admission.in_flight)
+        recorder.set(UPDATES_IN_FLIGHT, value=self._admission.updates_in_flight)
         recorder.set(CONNECTIONS, value=len(http.server_state.connections))
+        recorder.set(HELD_BODY_BYTES, value=self._admission.bodies.held_bytes)
+        refused = self._tokens is not None and self._tokens.is_refused
+        recorder.set(TOKENS_REFUSED, value=int(refused))
 
     def _change(self, changed: dict[str, Any]) -> None:
         """Take settings that were reloaded; settings.RELOADABLE has which there can be."""
@@ -245,28 +266,33 @@ class Worker:
         owner: tuple[Writer, Changes] | UpdatesStopped | None,
         tables: ServedTables,
     ) -> Link | None:
-        data_dir = self._brief.settings.data_dir
+        settings = self._brief.settings
+        data_dir = settings.data_dir
         if isinstance(owner, UpdatesStopped):
             return RefusingLink(owner, UpdatesState.STOPPED)
         if owner is not None:
             writer, changes = owner
             changes.prepare = in_process(tables.prepare_version)
-            return DirectLink(writer, changes)
+            direct = DirectLink(writer, changes, settings.writer_hung_seconds)
+            stack.push_async_callback(direct.close)
+            direct.watch()
+            return direct
         if data_dir is None:
             return None
         if not self._brief.has_writer:
             return RefusingLink(_nothing_changes(data_dir), UpdatesState.NONE)
         folder, path = open_beside(data_dir, WRITER_SOCKET_NAME)
         stack.callback(os.close, folder)
-        link = SocketLink(path, tables.prepare_version)
+        link = SocketLink(path, tables.prepare_version, settings.writer_hung_seconds)
         stack.push_async_callback(link.close)
         await link.connect()
+        link.watch()
         return link
 
     def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
         settings = self._brief.settings
         if not settings.fast_path:
-            return guarded_protocol(settings.receive_seconds)
+            return guarded_protocol(settings.receive_seconds, self._telemetry)
         return fast_protocol(
             FastRoutes(engine, self._telemetry),
             self._admission,

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any, Final, TypeAlias
 
@@ -37,10 +37,13 @@ from gatherd_server.types import (
     TableChange,
     TableInfo,
     UpdatesState,
+    owned_by,
 )
 
 # Tables that a caller's patterns were held against; requests name them, so they are bounded.
 KNOWN_TABLES_MAX: Final = 1024
+# Of a table's name; see gatherd.store.catalog.
+TABLE_CHARS_MAX: Final = 128
 CONCURRENCY_RETRY_SECONDS: Final = 1.0
 
 
@@ -133,7 +136,7 @@ class Limiter:
 class Caller:
     """Who asks: the holder of a token; or, without a grant, anybody, who may do everything."""
 
-    __slots__ = ("_guarded", "_known", "_pattern", "grant", "is_revoked", "limiter")
+    __slots__ = ("_guarded", "_known", "_pattern", "_reads", "grant", "is_revoked", "limiter")
 
     def __init__(self, grant: Grant | None) -> None:
         self.grant = grant
@@ -144,6 +147,8 @@ class Caller:
         self._known: dict[str, bool] = {}
         self._guarded: GuardedEngine | None = None
         self._pattern = _compiled(grant.tables) if grant is not None else None
+        # Asked once, for an enum's hash takes longer than all the rest of a check.
+        self._reads = grant is None or Scope.READ in grant.scopes
 
     def guard(self, engine: Engine) -> "AnyEngine":
         """`engine`, as this caller may use it."""
@@ -160,6 +165,9 @@ class Caller:
         pattern = self._pattern
         if pattern is None:
             return True
+        if len(table) > TABLE_CHARS_MAX:
+            # No table's name. Neither kept nor matched, which takes the square of its length.
+            return self.reaches_all
         known = self._known.get(table)
         if known is None:
             known = pattern.fullmatch(table) is not None
@@ -170,8 +178,19 @@ class Caller:
 
     def reads(self, table: str) -> bool:
         """Whether the caller may look up rows of `table`."""
+        return self._reads and self.reaches(table)
+
+    def check(self, scope: Scope, tables: Iterable[str] = ()) -> None:
+        """PermissionDenied unless the caller may do what `scope` is for, to all of `tables`.
+
+        Transports ask it before they read a request's body.
+        """
         grant = self.grant
-        return grant is None or (Scope.READ in grant.scopes and self.reaches(table))
+        if grant is None or (scope is Scope.READ and self._reads and not tables):
+            return
+        if scope not in grant.scopes:
+            raise _no_scope(grant, scope)
+        _check_tables(self, grant, tables)
 
     @property
     def reaches_all(self) -> bool:
@@ -202,14 +221,12 @@ class GuardedEngine:
     What the methods do and raise beside that is Engine's.
     """
 
-    __slots__ = ("_caller", "_engine", "_grant", "_reads", "limits")
+    __slots__ = ("_caller", "_engine", "_grant", "limits")
 
     def __init__(self, engine: Engine, caller: Caller, grant: Grant) -> None:
         self._engine = engine
         self._caller = caller
         self._grant = grant
-        # Asked once, for an enum's hash takes longer than all the rest of a check.
-        self._reads = Scope.READ in grant.scopes
         self.limits: Limits = engine.limits
 
     def is_of(self, engine: Engine) -> bool:
@@ -218,7 +235,7 @@ class GuardedEngine:
 
     def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
         """As Engine's, for `read`."""
-        self._check(Scope.READ, [plan.table for plan in plans])
+        self._caller.check(Scope.READ, [plan.table for plan in plans])
         try:
             return self._engine.prepare(plans)
         except TableNotFound as error:
@@ -226,8 +243,8 @@ class GuardedEngine:
 
     def rows_of(self, plan: LookupPlan) -> Rows | None:
         """As Engine's, for `read`."""
-        if not self._reads or not self._caller.reaches(plan.table):
-            self._check(Scope.READ, (plan.table,))
+        if not self._caller.reads(plan.table):
+            self._caller.check(Scope.READ, (plan.table,))
         try:
             return self._engine.rows_of(plan)
         except TableNotFound as error:
@@ -245,7 +262,7 @@ class GuardedEngine:
         self, name: str, ids: NDArray[np.integer[Any]], version: int = LIVE_VERSION
     ) -> tuple[Keys, int]:
         """As Engine's, for `read`."""
-        self._check(Scope.READ, (name,))
+        self._caller.check(Scope.READ, (name,))
         try:
             return self._engine.keys_of(name, ids, version)
         except TableNotFound as error:
@@ -253,17 +270,19 @@ class GuardedEngine:
 
     def push(self, push: Push) -> "Future[PushResult]":
         """As Engine's, for `update`."""
-        self._check(Scope.UPDATE, [update.table for update in push.updates])
-        return self._told(self._engine.push, push)
+        self._caller.check(Scope.UPDATE, [update.table for update in push.updates])
+        # Another token's ids are others, whatever they are.
+        request_id = owned_by(self._grant.name, push.request_id)
+        return self._told(self._engine.push, replace(push, request_id=request_id))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """As Engine's, for `admin`."""
-        self._check(Scope.ADMIN, (change.table,))
+        self._caller.check(Scope.ADMIN, (change.table,))
         return self._told(self._engine.change, change)
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """As Engine's, for `admin` of every table."""
-        self._check(Scope.ADMIN, ())
+        self._caller.check(Scope.ADMIN, ())
         if not self._caller.reaches_all:
             raise PermissionDenied(
                 f"a snapshot is of every table, and token {self._grant.name!r} is for "
@@ -276,6 +295,14 @@ class GuardedEngine:
         self._caller.check_table(name)
         try:
             return self._engine.table(name)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
+    def key_kind(self, name: str) -> str:
+        """As Engine's, for any scope that is for tables."""
+        self._caller.check_table(name)
+        try:
+            return self._engine.key_kind(name)
         except TableNotFound as error:
             raise self._discreet(error) from None
 
@@ -296,11 +323,6 @@ class GuardedEngine:
 
     def _sees(self, table: str) -> bool:
         return bool(self._grant.scopes & _OF_TABLES) and self._caller.reaches(table)
-
-    def _check(self, scope: Scope, tables: Iterable[str]) -> None:
-        if scope not in self._grant.scopes:
-            raise _no_scope(self._grant, scope)
-        _check_tables(self._caller, self._grant, tables)
 
     def _told(self, ask: Callable[[Any], "Future[Any]"], asked: Any) -> "Future[Any]":
         """What `ask` gives, with errors that name no table but the caller's, now or later."""

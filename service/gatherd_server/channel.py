@@ -2,15 +2,22 @@
 
 A child is `python -P -m MODULE FD`, FD being its end. The first line is its brief; it answers with
 one line, ready or failed. Each later line has settings that changed. When the channel closes, for
-whatever reason, the child ends.
+whatever reason, the child ends: at once while it starts, in good order once it serves, and by force
+when that takes longer than its supervisor would have waited. A thread watches for it, because a
+start can wait for what never comes, the other children included.
 """
 
 import asyncio
 import json
+import os
+import select
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from typing import Any, Self
 
 import uvloop
@@ -19,6 +26,8 @@ from gatherd.errors import GatherdError
 from gatherd.store.memory import tune_allocator
 
 LINE_BYTES_MAX = 64 << 10
+# The status of a child that ended because its supervisor is gone.
+ORPHANED_STATUS = 3
 
 
 class Channel:
@@ -26,6 +35,8 @@ class Channel:
 
     def __init__(self, sock: socket.socket) -> None:
         self._socket = sock
+        self._lock = threading.Lock()
+        self._stop_seconds: float | None = None
 
     @classmethod
     def from_arguments(cls) -> Self:
@@ -38,6 +49,23 @@ class Channel:
         with self._socket.makefile("rb", buffering=0) as lines:
             return lines.readline()
 
+    def watch(self) -> None:
+        """From here on this process ends when the supervisor has gone, whatever else it does."""
+        threading.Thread(target=self._end_with_supervisor, name="channel", daemon=True).start()
+
+    def _end_with_supervisor(self) -> None:
+        # Nothing is logged here: whoever reads the log may have gone too, or have stopped reading.
+        changes = select.poll()
+        changes.register(self._socket, select.POLLRDHUP)
+        changes.poll()  # until it asks for the end, or is gone
+        with self._lock:
+            if self._stop_seconds is None:
+                os._exit(ORPHANED_STATUS)
+        changes.modify(self._socket, 0)
+        changes.poll()  # until it is gone
+        time.sleep(self._stop_seconds)
+        os._exit(ORPHANED_STATUS)
+
     def tell_ready(self) -> None:
         """Say that all is up."""
         self._tell({"event": "ready"})
@@ -47,13 +75,21 @@ class Channel:
         self._tell({"event": "failed", "message": message})
 
     def _tell(self, event: dict[str, str]) -> None:
-        self._socket.sendall(json.dumps(event).encode() + b"\n")
+        # A supervisor that is gone is for the watching thread.
+        with suppress(OSError):
+            self._socket.sendall(json.dumps(event).encode() + b"\n")
 
-    def closed(self, on_change: Callable[[dict[str, Any]], None]) -> asyncio.Event:
+    def closed(
+        self, on_change: Callable[[dict[str, Any]], None], stop_seconds: float
+    ) -> asyncio.Event:
         """Set when the supervisor closes the channel or dies, or SIGTERM comes; on a loop.
 
-        `on_change` is called with settings that changed.
+        To be called before anything is accepted: until then the process ends at once instead, and
+        afterwards it has `stop_seconds` when the supervisor is gone. `on_change` is called with
+        settings that changed.
         """
+        with self._lock:
+            self._stop_seconds = stop_seconds
         stop = asyncio.Event()
         loop = asyncio.get_running_loop()
         received = b""
@@ -86,6 +122,7 @@ def run_child(main: Callable[[Channel, bytes], Coroutine[Any, Any, None]]) -> No
     line = channel.read_line()
     if not line:
         return
+    channel.watch()
     tune_allocator()
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:

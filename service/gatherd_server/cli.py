@@ -2,6 +2,8 @@
 
 import importlib.metadata
 import json
+import logging
+import os
 import secrets
 import sys
 from collections.abc import Callable
@@ -46,6 +48,7 @@ from gatherd_server.cli_versions import (
     snapshot,
     versions,
 )
+from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.logs import configure_logging
 from gatherd_server.settings import ServeSettings, load_settings
@@ -86,6 +89,7 @@ def cli() -> None:
         gatherd create items --rows 1000000 --dim 64 --init uniform --data-dir ./data
         gatherd serve --data-dir ./data --workers 2
     """
+    raise_limit()
 
 
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -145,6 +149,17 @@ def serve(config: Path | None, **options: Any) -> None:
 
 
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:
+    """Print where the server answers. It serves whether or not anybody reads that."""
+    try:
+        _print_addresses(settings, addresses)
+    except OSError as error:
+        logging.getLogger("gatherd").warning("the addresses can't be printed: %s", error.strerror)
+        # What is still in the buffer would fail again at the end.
+        with open(os.devnull, "w") as nowhere:
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+
+
+def _print_addresses(settings: ServeSettings, addresses: Addresses) -> None:
     workers = f"{settings.workers} worker{'s' if settings.workers > 1 else ''}"
     click.echo(f"gatherd is ready ({workers})")
     tls = "s" if settings.tls_cert is not None else ""
@@ -153,7 +168,8 @@ def _announce(settings: ServeSettings, addresses: Addresses) -> None:
     click.echo(f"  grpc  grpc{tls}://{addresses.grpc}")
     if addresses.unix is not None:
         click.echo(f"  unix  unix://{addresses.unix}")
-    sys.stdout.flush()
+    if sys.stdout is not None:  # as when it was closed at the start
+        sys.stdout.flush()
 
 
 @cli.command()

@@ -28,7 +28,8 @@ from gatherd_server.cli_versions import (
 from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
-from gatherd_server.loaders.streams import is_uri
+from gatherd_server.loaders.streams import STANDARD_INPUT, is_uri, without_password
+from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.types import LIVE_VERSION
 from gatherd_server.writer.importing import (
@@ -85,17 +86,37 @@ _SOURCE_OPTIONS = (
         help="Convert; by default as the source has it, and float32 for text.",
     ),
     click.option(
-        "--keys", metavar="FILE", help="Keys for the rows: a line each, or a .npy of ints."
+        "--keys",
+        metavar="FILE",
+        help="Keys for the rows: a line each, a .npy, JSON, or a tokenizer's vocabulary.",
     ),
     click.option(
-        "--key-column", metavar="COLUMN", help="Column of keys, of Parquet and Arrow files."
+        "--key-column", metavar="COLUMN", help="Column of keys, of CSV, JSON Lines, Parquet, Arrow."
+    ),
+    click.option(
+        "--vector-columns",
+        metavar="COLUMNS",
+        help="Columns with a number each, as names or patterns with commas between: 'emb_*'.",
+    ),
+    click.option(
+        "--first-field",
+        type=click.Choice([member.value for member in FirstField]),
+        help="What the first field of a line is where a text holds nothing but numbers.",
+    ),
+    click.option(
+        "--words",
+        metavar="FILE",
+        help="Words, a line each, that a fastText model composes vectors for beside its own.",
+    ),
+    click.option(
+        "--limit", type=click.IntRange(1), metavar="N", help="Only the first N rows of the source."
     ),
     click.option(
         "--on-duplicate",
         type=_choice(OnDuplicate),
         default="error",
         show_default=True,
-        help="A key that stands there twice: refuse the source, or keep the first.",
+        help="A key that stands there twice: refuse the source, or keep the first or last.",
     ),
     click.option(
         "--on-bad-row",
@@ -137,6 +158,10 @@ class _Reading:
     dtype: str | None
     keys: str | None
     key_column: str | None
+    vector_columns: str | None
+    first_field: str | None
+    words: str | None
+    limit: int | None
     on_duplicate: str
     on_bad_row: str
     on_nonfinite: str
@@ -148,7 +173,17 @@ class _Reading:
         """The rows of `sources`, until `stack` is closed."""
         spool = stack.enter_context(data_dir.scratch())
         limits = UnpackLimits(self.unpacked_bytes_max, self.unpacked_ratio_max)
-        opening = OpenOptions(spool, self.key_column, self.keys, OnBadRow(self.on_bad_row), limits)
+        opening = OpenOptions(
+            spool,
+            self.key_column,
+            self.keys,
+            OnBadRow(self.on_bad_row),
+            limits,
+            vector_columns=self.vector_columns,
+            first_field=FirstField(self.first_field) if self.first_field is not None else None,
+            words=self.words,
+            limit=self.limit,
+        )
         return stack.enter_context(open_sources(sources, opening))
 
     def options(
@@ -187,9 +222,12 @@ def import_table(
         gatherd import words vectors.npy --optimizer adagrad --lr 0.05 --data-dir ./data
         gatherd import emb model.safetensors#embeddings.weight --dtype float16 --data-dir ./data
         gatherd import items s3://bucket/items.parquet#vector --key-column id --data-dir ./data
+        gatherd import items items.csv --key-column id --vector-columns 'emb_*' --data-dir ./data
+        zcat words.gz | gatherd import words - --limit 1000 --data-dir ./data
 
-    The format is told by the content: .npy, .npz, safetensors, GloVe, word2vec and fastText .vec,
-    torch, Keras and HDF5, Parquet and Arrow; each as it is, or as .gz or .zip.
+    The format is told by the content: .npy, .npz, safetensors, GloVe, word2vec and fastText .vec
+    and .bin, CSV and JSON Lines, torch, Keras and HDF5, Parquet and Arrow; each as it is, or in
+    .gz, .bz2, .xz, .zst, .zip or .tar. SOURCE "-" is standard input.
 
     A server may have the data dir: its next request sees the table.
     """  # click takes a real backspace as "don't rewrap"
@@ -309,7 +347,9 @@ def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
     locations = []
     for source in sources:
         location, hash_sign, part = source.partition("#")
-        if not is_uri(location):
+        if is_uri(location):
+            location = without_password(location)
+        elif location != STANDARD_INPUT:
             location = str(Path(location).resolve())
         locations.append(location + hash_sign + part)
     return {"imported": locations}
@@ -332,3 +372,6 @@ def _tell(name: str, summary: ImportSummary, data_dir: Path) -> None:
     ):
         if count:
             click.echo(f"  left out: {count} row{'s' if count > 1 else ''} {what}")
+    if summary.replaced:
+        plural = "s" if summary.replaced > 1 else ""
+        click.echo(f"  replaced: {summary.replaced} row{plural}, by a later one of the same key")

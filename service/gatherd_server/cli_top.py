@@ -120,6 +120,8 @@ def _head(seen: Between, url: str) -> Iterator[str]:
         yield "updates: none, the server has no data dir"
         return
     state = "running" if now.total(names.UPDATES_UP.name) else "STOPPED"
+    if now.total(names.WRITER_HUNG.name):
+        state = "HUNG"
     age = time.time() - now.total(names.CHECKPOINT_TIMESTAMP.name)
     behind = now.total(names.APPLIED_LSN.name) - now.total(names.CHECKPOINT_LSN.name)
     yield (

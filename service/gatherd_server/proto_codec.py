@@ -35,6 +35,7 @@ from gatherd.store.query import (
 from gatherd.store.table import Gathered
 from gatherd_proto.framing import varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
+from gatherd_server.proto_bounds import check_fields
 from gatherd_server.types import Limits, LookupPlan, TableInfo
 
 ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -89,14 +90,30 @@ _POOLING: Final[dict[int, Pooling]] = {
 M = TypeVar("M", bound=Message)
 
 
-def parse(message: M, body: bytes) -> M:
-    """Fill `message` from `body`; MalformedRequest when that isn't one."""
+def parse(message: M, body: bytes, limits: Limits) -> M:
+    """Fill `message` from `body`, once it is known to hold no more than a request can.
+
+    MalformedRequest when it isn't one; what `check_fields` raises.
+    """
+    check_fields(type(message), body, limits)
     try:
         message.ParseFromString(body)
     except DecodeError as error:
         name = message.DESCRIPTOR.full_name
         raise MalformedRequest(f"the body isn't a {name} in protobuf: {error}") from None
     return message
+
+
+def lookup_plans(request: embedding_pb2.LookupManyRequest, limits: Limits) -> list[LookupPlan]:
+    """Lookups of many tables. LimitExceeded, InvalidArgument for what can't be one."""
+    limits.check("tables_max", "the request asks for", len(request.lookups))
+    return [*map(lookup_plan, request.lookups)]
+
+
+def bags_plans(request: embedding_pb2.LookupBagsManyRequest, limits: Limits) -> list[LookupPlan]:
+    """Bags of many tables, as `lookup_plans`."""
+    limits.check("tables_max", "the request asks for", len(request.bags))
+    return [*map(bags_plan, request.bags)]
 
 
 def lookup_plan(request: embedding_pb2.LookupRequest) -> LookupPlan:

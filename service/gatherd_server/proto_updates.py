@@ -17,6 +17,7 @@ from gatherd_server.types import (
     ChangeResult,
     CreateTable,
     DeleteTable,
+    Limits,
     OptimizerSpec,
     Publish,
     Push,
@@ -37,11 +38,14 @@ _TABLE_DTYPES: Final[dict[int, DType]] = {
 _DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer")
 
 
-def push(op: UpdateOp, request: embedding_pb2.UpdateRequest) -> Push:
-    """The push that `request` asks for. InvalidArgument, naming the table, for what can't be one.
+def push(op: UpdateOp, request: embedding_pb2.UpdateRequest, limits: Limits) -> Push:
+    """The push that `request` asks for.
+
+    InvalidArgument, naming the table, for what can't be one; LimitExceeded for too many tables.
 
     Float32 values stay in the message's own bytes and are read-only.
     """
+    limits.check("tables_max", "the update is of", len(request.updates))
     request_id = _request_id(request)
     updates = []
     for update in request.updates:

@@ -27,6 +27,7 @@ from gatherd_server.tls import TlsFiles
 from gatherd_server.tracing import TraceExport
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
 from gatherd_server.writer.backups.store import check_location
+from gatherd_server.writer.heartbeat import HUNG_SECONDS
 
 # What SIGHUP changes in a running server; the rest is read once.
 RELOADABLE = ("log_level", "requests_in_flight_max")
@@ -35,6 +36,8 @@ CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
 ENVIRONMENT_PREFIX = "GATHERD_"
 
 MIB = 1 << 20
+# What a process gets on top of drain_seconds to close up, before it is killed.
+STOP_MARGIN_SECONDS = 5.0
 
 
 class ServeSettings(BaseSettings):
@@ -84,16 +87,28 @@ class ServeSettings(BaseSettings):
         description="Serve on addresses that others reach without asking who they are.",
     )
     reflection: bool = Field(False, description="Answer gRPC server reflection.")
-    # An update holds its thread until it is durable, and those that wait together are committed
-    # together. Threads are made when they are needed.
+    # Threads are made when they are needed. An update holds one until it is durable, so there are
+    # updates_in_flight_max more of them.
     grpc_threads: int = Field(
         64,
         ge=1,
         le=1024,
-        description="Threads a worker answers unary gRPC with; an update holds one.",
+        description="Unary gRPC calls that a worker answers at once, updates aside.",
     )
     streams_max: int = Field(
         32, ge=1, le=4096, description="gRPC lookup streams open at once in a worker."
+    )
+    connection_calls_max: int = Field(
+        100,
+        ge=1,
+        le=65_536,
+        description="gRPC calls under way on one connection; its client lets more wait.",
+    )
+    connection_streams_max: int = Field(
+        8, ge=1, le=4096, description="gRPC lookup streams open at once on one connection."
+    )
+    message_seconds: float = Field(
+        60.0, ge=1, le=3600, description="Seconds for the message of a unary gRPC call to come."
     )
     request_bytes_max: int = Field(
         16 * MIB, ge=1024, le=1024 * MIB, description="Bytes of one request's body."
@@ -111,10 +126,35 @@ class ServeSettings(BaseSettings):
     ids_max: int = Field(1_048_576, ge=1, le=2**31, description="Ids in one request.")
     tables_max: int = Field(256, ge=1, le=65_536, description="Tables in one request.")
     requests_in_flight_max: int = Field(
-        256, ge=1, le=65_536, description="Requests under way in one worker; more are refused."
+        256,
+        ge=1,
+        le=65_536,
+        description="Requests under way in one worker, updates aside; more are refused.",
+    )
+    updates_in_flight_max: int = Field(
+        256,
+        ge=1,
+        le=4096,
+        description="Updates and changes of tables under way in one worker; more are refused.",
+    )
+    writer_hung_seconds: float = Field(
+        HUNG_SECONDS,
+        ge=1,
+        le=3600,
+        description="Seconds without a sign of life from the writer after which updates are "
+        "refused at once, until it gives one.",
+    )
+    bodies_bytes_max: int = Field(
+        256 * MIB,
+        ge=1024,
+        le=65_536 * MIB,
+        description="Bytes of all bodies over 64 KiB that one worker holds; a token has half.",
     )
     connections_max: int = Field(
         4096, ge=1, le=1_000_000, description="HTTP connections open in one worker."
+    )
+    grpc_connections_max: int = Field(
+        4096, ge=1, le=1_000_000, description="gRPC connections open in one worker."
     )
     fast_path: bool = Field(
         True,
@@ -230,8 +270,15 @@ class ServeSettings(BaseSettings):
             self.ids_max,
             self.tables_max,
             self.requests_in_flight_max,
+            self.updates_in_flight_max,
+            self.bodies_bytes_max,
             self.default_mean_bytes_max,
         )
+
+    @property
+    def stop_seconds(self) -> float:
+        """How long a stop may take; whoever isn't done then is killed."""
+        return self.unready_seconds + self.drain_seconds + STOP_MARGIN_SECONDS
 
     def tls_files(self) -> TlsFiles | None:
         """The files of TLS, None without it. ConfigError when one is missing."""

@@ -2,12 +2,15 @@
 
 import errno
 import ipaddress
+import logging
 import os
 import socket
 from contextlib import suppress
 from pathlib import Path
 
 from gatherd_server.errors import AddressInUse, ConfigError, StartError
+
+logger = logging.getLogger("gatherd.supervisor")
 
 # Who may open a Unix socket may do everything there: its owner and its group.
 UNIX_SOCKET_MODE = 0o660
@@ -83,21 +86,39 @@ def bind_unix(path: Path, backlog: int, mode: int = UNIX_SOCKET_MODE) -> socket.
 
     AddressInUse when somebody does, StartError when `path` is something else.
     """
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        _clear(path)
+        sock.bind(str(path))
+        path.chmod(mode)  # before it listens, so that nobody comes earlier
+        sock.listen(backlog)
+    except StartError:
+        sock.close()
+        raise
+    except OSError as error:
+        sock.close()
+        raise StartError(f"--unix {path} can't be bound: {error.strerror or error}") from None
+    return sock
+
+
+def _clear(path: Path) -> None:
     if path.exists() or path.is_symlink():
         if not path.is_socket():
             raise StartError(f"--unix {path} is there and isn't a socket")
         if _answers(path):
             raise AddressInUse(f"--unix {path} is taken by another process; choose another path")
         path.unlink()
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+
+
+def remove_socket(path: Path) -> None:
+    """Delete the socket `path`, at the end of a server. One that has to stay does no harm.
+
+    Its file system may be read-only by now; nobody answers there, and the next start sees that.
+    """
     try:
-        sock.bind(str(path))
-        path.chmod(mode)  # before it listens, so that nobody comes earlier
-        sock.listen(backlog)
+        path.unlink(missing_ok=True)
     except OSError as error:
-        sock.close()
-        raise StartError(f"--unix {path} can't be bound: {error.strerror or error}") from None
-    return sock
+        logger.warning("the socket %s can't be deleted: %s", path.name, error.strerror)
 
 
 def _bound(option: str, address: str, *, reuse_port: bool) -> socket.socket:

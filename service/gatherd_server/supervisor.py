@@ -1,7 +1,8 @@
 """The process that `gatherd serve` is: it binds the sockets, starts the workers and keeps them.
 
 It serves nothing itself. Workers are spawned, never forked, so that no thread or gRPC state is
-carried over. They exit when their channel closes, also when the supervisor is killed.
+carried over. They exit when their channel closes, also when the supervisor is killed; see
+channel.py.
 """
 
 import json
@@ -22,9 +23,10 @@ from typing import Any
 from gatherd.errors import GatherdError
 from gatherd.store import kernels
 from gatherd.store.catalog import read_catalog
-from gatherd.store.format import open_readonly
+from gatherd.store.shards import open_rows
 from gatherd_server.brief import WorkerBrief
 from gatherd_server.child import Child, describe_exit
+from gatherd_server.descriptors import check_limit, raise_limit
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.logs import set_level
@@ -40,6 +42,7 @@ from gatherd_server.sockets import (
     check_loopback,
     join_address,
     open_beside,
+    remove_socket,
     reserve_grpc,
 )
 from gatherd_server.storage import mapped_rows
@@ -54,8 +57,6 @@ logger = logging.getLogger("gatherd.supervisor")
 
 # Below the data dir; nobody but numba reads it.
 KERNELS_NAME = "kernels"
-# What a worker gets on top of drain_seconds to close up, before it is killed.
-STOP_MARGIN_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,6 +141,7 @@ class Supervisor:
     def _open(self, stack: ExitStack) -> Addresses:
         """Check everything and take every resource that there is one of, before the first spawn."""
         settings = self._settings
+        check_limit(settings, raise_limit())
         self._metrics_fd = make_server_page(settings.workers)
         stack.callback(os.close, self._metrics_fd)
         self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
@@ -159,7 +161,7 @@ class Supervisor:
                 if source.name in named:
                     raise ConfigError(f"table {source.name!r} is in the data dir already")
         for source in sources:
-            fd = open_readonly(source.path)
+            fd = open_rows(source.path, source.tensor)
             stack.callback(os.close, fd)
             open_source(source, fd)
             self._sources.append(fd)
@@ -173,7 +175,7 @@ class Supervisor:
             check_loopback("grpc", holder.getsockname()[0])
         if settings.unix is not None:
             self._listeners.append(stack.enter_context(bind_unix(settings.unix, settings.backlog)))
-            stack.callback(settings.unix.unlink, missing_ok=True)
+            stack.callback(remove_socket, settings.unix)
         if self._owned_dir is not None:
             self._open_data_dir_sockets(self._owned_dir, stack)
         elif settings.data_dir is not None:
@@ -197,7 +199,7 @@ class Supervisor:
             path.unlink(missing_ok=True)
             mode = WRITER_SOCKET_MODE if name == WRITER_SOCKET_NAME else UNIX_SOCKET_MODE
             listener = stack.enter_context(bind_unix(path, self._settings.backlog, mode))
-            stack.callback(path.unlink, missing_ok=True)
+            stack.callback(remove_socket, path)
             if name == SERVER_SOCKET_NAME:
                 self._listeners.append(listener)
             else:
@@ -234,6 +236,7 @@ class Supervisor:
             self._metrics_fd,
             settings.workers,
             settings.traces,
+            settings.stop_seconds,
         ).encode()
 
     def _start_children(self) -> None:
@@ -359,8 +362,7 @@ class Supervisor:
         # Ours goes first: connections that came later than this would wait for nobody.
         for listener in self._listeners:
             listener.close()
-        seconds = settings.unready_seconds + settings.drain_seconds + STOP_MARGIN_SECONDS
-        deadline = time.monotonic() + seconds
+        deadline = time.monotonic() + settings.stop_seconds
         # The writer goes on until the workers have answered the updates that they took.
         for some in (self._workers, [self._writer] if self._writer is not None else []):
             if not self._drain_some(some, deadline):

@@ -26,7 +26,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Final
 
-from gatherd.errors import AlreadyExists, NotFound
+from gatherd.errors import AlreadyExists, FailedPrecondition, NotFound
 from gatherd_server.callers import Caller, Grant, Scope
 from gatherd_server.errors import ConfigError
 
@@ -55,10 +55,12 @@ class TokenFile:
     """The tokens of a file. `find` may be called from any thread, `refresh` from one."""
 
     def __init__(self, path: Path) -> None:
-        """ConfigError when the file can't be read, or a line of it is wrong."""
+        """ConfigError when the file can't be read, a line of it is wrong, or it has no token."""
         self.path = path
         self._state = _state_of(path)
-        self._tokens = _index(read_tokens(path), {})
+        self._tokens = _index(_some_tokens(path), {})
+        self.is_refused = False
+        """Whether the file changed to something that isn't taken, so that older tokens are good."""
 
     def find(self, token: bytes) -> Caller | None:
         """Who holds `token`; None when it is nobody's.
@@ -75,6 +77,9 @@ class TokenFile:
     def refresh(self) -> None:
         """Read the file again if it changed. One that can't be read changes nothing but the log.
 
+        Nor does one without a token: it would revoke everybody's, which a file is seldom emptied
+        for, and rather by a disk that is full or a secret that isn't mounted yet.
+
         A token whose line is the same keeps its caller, with what is counted of it; the callers of
         all others are revoked.
         """
@@ -83,18 +88,31 @@ class TokenFile:
             return
         self._state = state
         try:
-            read = read_tokens(self.path)
+            read = _some_tokens(self.path)
         except ConfigError as error:
+            self.is_refused = True
             logger.error(  # noqa: TRY400 - what is wrong is all in the message
                 "the tokens stay as they were: %s", error
             )
             return
+        self.is_refused = False
         old = {digest: caller for entries in self._tokens.values() for digest, caller in entries}
         self._tokens = _index(read, old)
         kept = {caller for entries in self._tokens.values() for _, caller in entries}
         for caller in old.values():
             caller.is_revoked = caller not in kept
         logger.info("%s was read again: %d tokens", self.path, len(read))
+
+
+def _some_tokens(path: Path) -> dict[bytes, Grant]:
+    """As `read_tokens`, and ConfigError when there is none."""
+    found = read_tokens(path)
+    if not found:
+        raise ConfigError(
+            f"tokens {path} has no token, so nobody could be answered; "
+            f"`gatherd token NAME --tokens {path} --scope read --table '*'` makes one"
+        )
+    return found
 
 
 def _index(read: dict[bytes, Grant], old: dict[bytes, Caller]) -> _Tokens:
@@ -227,11 +245,20 @@ def add_token(path: Path, grant: Grant) -> str:
 
 
 def revoke_token(path: Path, name: str) -> None:
-    """Take the token called `name` out of the file, durably. NotFound when it isn't there."""
+    """Take the token called `name` out of the file, durably. NotFound when it isn't there.
+
+    FailedPrecondition when it is the only one, for no server takes a file without tokens.
+    """
     with _rewritten(path) as lines:
         kept = [line for line in lines if _name_of(line) != name]
         if len(kept) == len(lines):
             raise NotFound(f"there is no token {name!r} in {path}")
+        if all(_name_of(line) is None for line in kept):
+            raise FailedPrecondition(
+                f"{name!r} is the only token in {path}, and servers go on with their tokens when "
+                "the file has none; make another one first, as `gatherd token NAME` does, then "
+                "revoke this one, or stop the server"
+            )
         lines[:] = kept
 
 

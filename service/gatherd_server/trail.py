@@ -11,6 +11,8 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Final
 
+from gatherd.errors import GatherdError
+
 REQUEST_ID_HEADER: Final = "x-request-id"
 TRACEPARENT_HEADER: Final = "traceparent"
 
@@ -22,15 +24,16 @@ _TRACEPARENT: Final = re.compile(
 
 
 class Trail:
-    """One request under way. `code` is what it failed with, "" while it hasn't."""
+    """One request under way. `code` and `error` are what it failed with, "" and None before."""
 
-    __slots__ = ("_header", "_id", "code")
+    __slots__ = ("_header", "_id", "code", "error")
 
     def __init__(self, header: Callable[[str], str | None]) -> None:
         """`header` gives a header, or gRPC metadata, by its name in lower case."""
         self._header = header
         self._id = ""
         self.code = ""
+        self.error: GatherdError | None = None
 
     @property
     def request_id(self) -> str:
@@ -73,8 +76,8 @@ def following(trail: Trail) -> Iterator[None]:
         _current.reset(token)
 
 
-def failed(code: str) -> None:
+def failed(code: str, error: GatherdError) -> None:
     """Note what the current request, if there is one, is answered with."""
     trail = _current.get()
     if trail is not None:
-        trail.code = code
+        trail.code, trail.error = code, error

@@ -1,7 +1,7 @@
 """Values that the rooms hand to each other."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -14,17 +14,22 @@ from gatherd.store.dtypes import DType
 from gatherd.store.query import Asked, BagsQuery, Missing
 
 LIVE_VERSION = 0
+# HTTP connections over connections_max, of who hasn't asked anything yet: see
+# http/connection_limit.py.
+SPARE_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may hold, and how many may be under way in one process."""
+    """What one request may hold, how many may be under way in one process, and hold together."""
 
     request_bytes_max: int
     reply_bytes_max: int
     ids_max: int
     tables_max: int
     requests_in_flight_max: int
+    updates_in_flight_max: int = 256
+    bodies_bytes_max: int = 256 << 20
     default_mean_bytes_max: int = 8 << 30
 
     def check(self, name: str, what: str, value: int) -> None:
@@ -119,14 +124,36 @@ class TableUpdate:
 
 @dataclass(frozen=True, slots=True)
 class SessionSequence:
-    """The id of a push by a client's session: 16 bytes, and 1, 2, … in the order of the pushes."""
+    """The id of a push by a client's session: 16 bytes, and 1, 2, … in the order of the pushes.
+
+    `owner` is the name of the token that pushes, "" without one.
+    """
 
     session: bytes
     sequence: int
+    owner: str = ""
 
 
-RequestId: TypeAlias = SessionSequence | str | None
-"""A session's, an idempotency key, or none: then the same push again is another push."""
+@dataclass(frozen=True, slots=True)
+class OwnedKey:
+    """The idempotency key of a push by the token called `owner`."""
+
+    key: str
+    owner: str
+
+
+RequestId: TypeAlias = SessionSequence | OwnedKey | str | None
+"""A session's, an idempotency key, a str when no token pushes, or none: then the same push again is
+another push."""
+
+
+def owned_by(owner: str, request_id: RequestId) -> RequestId:
+    """`request_id` as that of the token called `owner`: the same id of another token is another."""
+    if isinstance(request_id, str):
+        return OwnedKey(request_id, owner)
+    if isinstance(request_id, SessionSequence):
+        return replace(request_id, owner=owner)
+    return request_id
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -158,6 +185,10 @@ class UpdatesState(Enum):
     """The disk failed under the writer; it takes a restart of the server."""
     UNREACHABLE = "unreachable"
     """The writer is being started again."""
+    DISK_FULL = "disk_full"
+    """There was no room for the last update; the next one may find some."""
+    HUNG = "hung"
+    """The writer gives no sign of life: it was stopped, or its disk doesn't answer."""
 
 
 @dataclass(frozen=True, slots=True)

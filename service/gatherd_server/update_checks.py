@@ -38,6 +38,8 @@ INIT_DEFAULT: Final = "uniform"
 UPDATE_MAY_BE_DONE: Final = (
     "the update may still be done; sent again with the same request id, it is done once"
 )
+# Of what has no request id.
+CHANGE_MAY_BE_DONE: Final = "the change may still be made; look whether it was before you repeat it"
 
 _VISIBLE = re.compile(r"[!-~]{1,255}")
 # As a table's name: neither a path nor a hidden file.

@@ -2,7 +2,10 @@
 
 import base64
 import json
+from datetime import UTC, datetime, timedelta
+from email.utils import format_datetime
 from itertools import pairwise
+from random import Random
 
 import numpy as np
 import pytest
@@ -22,7 +25,13 @@ from gatherd import (
     Unimplemented,
 )
 from gatherd._chunks import Cost, Limits, plan_requests
-from gatherd._retry import PAUSE_SECONDS_FIRST, PAUSE_SECONDS_MAX, parse_retry_after, pause_seconds
+from gatherd._retry import (
+    LAST_TRY_SECONDS,
+    PAUSE_SECONDS_FIRST,
+    PAUSE_SECONDS_MAX,
+    parse_retry_after,
+    pause_seconds,
+)
 from gatherd._wire_errors import CLASS_BY_CODE, from_grpc, from_http
 from gatherd.errors import RetryableError, subclasses
 from gatherd_proto.v1 import status_pb2
@@ -110,26 +119,54 @@ def test_bags_are_split_between_bags() -> None:
 
 
 @given(st.integers(0, 5000), st.floats(0, 1, exclude_max=True))
-def test_pauses_grow_to_a_maximum_and_are_jittered_by_up_to_a_half(n: int, jitter: float) -> None:
+def test_pauses_are_drawn_between_nothing_and_what_grows_to_a_maximum(n: int, drawn: float) -> None:
     full = min(PAUSE_SECONDS_MAX, PAUSE_SECONDS_FIRST * 2 ** min(n, 30))
-    pause = pause_seconds(n, Unavailable("x"), 1e9, lambda: jitter)
-    assert pause is not None
-    assert full / 2 <= pause <= full
+    assert pause_seconds(n, Unavailable("x"), 1e9, lambda: drawn) == pytest.approx(drawn * full)
 
 
-def test_a_hint_is_a_lower_bound_and_the_deadline_an_upper_one() -> None:
+@given(st.integers(0, 50), st.floats(0, 1, exclude_max=True), st.floats(0.001, 100))
+def test_a_hint_is_a_lower_bound_and_the_deadline_an_upper_one(
+    n: int, drawn: float, left: float
+) -> None:
     hinted = Overloaded("x", retry_after_seconds=3.0)
-    assert pause_seconds(0, hinted, 10, lambda: 0) == 3.0
-    assert pause_seconds(0, hinted, 3, lambda: 0) is None
-    assert pause_seconds(0, Unavailable("x"), 0.01, lambda: 0) is None
-    assert pause_seconds(0, Unavailable("x"), -5, lambda: 0) is None
+    pause = pause_seconds(n, hinted, left, lambda: drawn)
+    if left <= 3:
+        assert pause is None
+    else:
+        assert pause is not None
+        assert 3 <= pause < left
+    unhinted = pause_seconds(n, Unavailable("x"), left, lambda: drawn)
+    if left <= LAST_TRY_SECONDS:
+        assert unhinted is None
+    else:
+        assert unhinted is not None
+        assert unhinted < left
+    assert pause_seconds(n, Unavailable("x"), -left, lambda: drawn) is None
+
+
+@pytest.mark.parametrize("timeout", [0.2, 1, 10, 60])
+@pytest.mark.parametrize("seed", range(20))
+def test_tries_fill_the_timeout_and_no_more(timeout: float, seed: int) -> None:
+    now, tries, uniform = 0.0, 1, Random(seed).random
+    while True:
+        pause = pause_seconds(tries - 1, Unavailable("x"), timeout - now, uniform)
+        if pause is None:
+            break
+        now += pause
+        tries += 1
+    assert timeout - LAST_TRY_SECONDS <= now < timeout
+    # What doubles, one a second on the average (and by chance a few more), the halves at the end.
+    assert tries <= 6 + 3 * timeout + 12
 
 
 def test_retry_after() -> None:
     assert parse_retry_after("1.5") == 1.5
     assert parse_retry_after("0") == 0
-    for text in (None, "", "-1", "nan", "inf", "Wed, 21 Oct 2026 07:28:00 GMT"):
+    for text in (None, "", "-1", "nan", "inf", "soon", "Wed, 99 Oct 2026 07:28:00 GMT"):
         assert parse_retry_after(text) is None
+    assert parse_retry_after("Wed, 21 Oct 2015 07:28:00 GMT") == 0
+    soon = format_datetime(datetime.now(UTC) + timedelta(seconds=100), usegmt=True)
+    assert parse_retry_after(soon) == pytest.approx(100, abs=5)
 
 
 def info_value(reason: str, domain: str = "gatherd") -> str:
@@ -173,10 +210,12 @@ def test_without_a_known_reason_the_code_decides() -> None:
 
 
 def test_without_a_code_the_http_status_decides() -> None:
+    """A proxy's word that it lost the server, or gave up, is an outcome that nobody knows."""
+    lost = (400, 408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 530, 599)
     expected = {
-        400: InternalError, 401: Unauthenticated, 403: PermissionDenied, 404: Unimplemented,
-        413: LimitExceeded, 429: Unavailable, 500: InternalError, 502: Unavailable,
-        503: Unavailable, 504: Unavailable, 302: InternalError,
+        401: Unauthenticated, 403: PermissionDenied, 404: Unimplemented, 413: LimitExceeded,
+        302: InternalError, 418: InternalError, 501: InternalError, 505: InternalError,
+        **dict.fromkeys(lost, Unavailable),
     }  # fmt: skip
     for status, cls in expected.items():
         for content_type, body in (
@@ -189,6 +228,43 @@ def test_without_a_code_the_http_status_decides() -> None:
             error = from_http("http://h", status, content_type, body, None)
             assert type(error) is cls
             assert str(status) in error.message
+            assert (error.metadata.get("outcome") == "unknown") == (
+                cls in (Unavailable, InternalError)
+            )
+        # As grpc tells it, of a proxy in front of a gRPC server: its own code doesn't matter.
+        for code in ("unknown", "internal", "unavailable", "unauthenticated", "unimplemented"):
+            told = f"Received http2 header with status: {status}"
+            error = from_grpc("grpc://h", code, told, None, 4.0)
+            assert type(error) is cls
+            assert str(status) in error.message
+            if isinstance(error, RetryableError):
+                assert error.retry_after_seconds == 4.0
+
+
+def test_a_problem_body_of_ours_is_no_proxys() -> None:
+    """What the HTTP port answers before it knows that Connect is spoken."""
+    for cls in subclasses():
+        body = json.dumps({"status": 400, "detail": "said", "reason": cls.reason}).encode()
+        error = from_http("http://h", 400, "application/problem+json", body, None)
+        assert type(error) is cls
+        assert error.message == "said"
+    foreign = from_http("http://h", 400, "application/problem+json", b'{"detail": "no"}', None)
+    assert type(foreign) is Unavailable
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("internal", "Received RST_STREAM with error code 2"),
+        ("unknown", "Stream removed"),
+        ("unavailable", "Socket closed"),
+        ("cancelled", "Received RST_STREAM with error code 8"),
+    ],
+)
+def test_a_stream_that_was_lost_is_unavailable(code: str, told: str) -> None:
+    error = from_grpc("grpc://h", code, told, None, None)
+    assert type(error) is Unavailable
+    assert error.metadata == {"outcome": "unknown"}
 
 
 def test_a_message_over_grpcs_own_limit_is_no_overload() -> None:

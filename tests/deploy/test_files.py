@@ -85,6 +85,64 @@ def test_the_environment_sets_settings_that_there_are() -> None:
         assert entry["name"].removeprefix("GATHERD_").lower() in ServeSettings.model_fields
 
 
+def container() -> dict[str, Any]:
+    (stateful,) = manifests("statefulset.yaml")
+    found: dict[str, Any] = stateful["spec"]["template"]["spec"]["containers"][0]
+    return found
+
+
+@pytest.mark.parametrize("probe", ["startupProbe", "readinessProbe", "livenessProbe"])
+def test_probes_work_whatever_tls_and_certificates_the_ports_want(probe: str) -> None:
+    command = container()[probe]["exec"]["command"]
+    *python, script, path = command
+    assert python == ["python", "-I", "-S"]
+    # As the image's own check, which asks the Unix socket.
+    assert script in (DEPLOY / "Dockerfile").read_text()
+    assert path == ("/healthz" if probe == "livenessProbe" else "/readyz")
+
+
+def test_the_volume_of_snapshots_holds_all_that_are_kept_and_the_next() -> None:
+    (stateful,) = manifests("statefulset.yaml")
+    sizes = {
+        claim["metadata"]["name"]: int(
+            claim["spec"]["resources"]["requests"]["storage"].removesuffix("Gi")
+        )
+        for claim in stateful["spec"]["volumeClaimTemplates"]
+    }
+    given = {entry["name"]: entry["value"] for entry in container()["env"]}
+    kept = int(
+        given.get("GATHERD_SNAPSHOT_KEEP", ServeSettings.model_fields["snapshot_keep"].default)
+    )
+    assert sizes["snapshots"] >= (kept + 1) * sizes["data"]
+
+
+def test_clients_reach_one_server_however_many_replicas_there_are() -> None:
+    (stateful,) = manifests("statefulset.yaml")
+    name = stateful["metadata"]["name"]
+    first = {"statefulset.kubernetes.io/pod-name": f"{name}-0"}
+    for service in manifests("service.yaml"):
+        spec = service["spec"]
+        # Only the headless one, by whose names one asks for one pod, has them all.
+        assert spec.get("clusterIP") == "None" or first.items() <= spec["selector"].items()
+    assert stateful["spec"]["replicas"] == 1
+
+
+def test_names_and_stores_can_be_reached() -> None:
+    (policy,) = manifests("network-policy.yaml")
+    ports = {
+        (port["protocol"], port["port"])
+        for rule in policy["spec"]["egress"]
+        for port in rule["ports"]
+    }
+    assert {("UDP", 53), ("TCP", 53), ("TCP", 443)} <= ports
+
+
+@pytest.mark.parametrize("name", SERVICES)
+def test_every_service_has_a_bound_of_memory(name: str) -> None:
+    assert SERVICES[name]["mem_limit"]
+    assert container()["resources"]["limits"]["memory"]
+
+
 def test_a_stop_outlasts_the_drain() -> None:
     drain = ServeSettings.model_fields["drain_seconds"].default
     grace = int(SERVICES["gatherd"]["stop_grace_period"].removesuffix("s"))

@@ -118,9 +118,9 @@ def test_a_kernel_that_tells_no_flags_has_none(tmp_path: Path) -> None:
     assert cpu_flags(str(tmp_path / "absent")) == frozenset()
 
 
-def check(**environment: str) -> subprocess.CompletedProcess[str]:
+def check(*path: str, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-I", "-S", str(HEALTHCHECK)],
+        [sys.executable, "-I", "-S", str(HEALTHCHECK), *path],
         env=environment,
         capture_output=True,
         text=True,
@@ -134,6 +134,16 @@ def test_the_health_check_needs_no_token(deployed: Deployed) -> None:
     assert json.loads(done.stdout)["status"] == "ready"
 
 
+@pytest.mark.parametrize(
+    ("path", "told"), [("/readyz", {"ready"}), ("/healthz", {"alive"}), ("/metrics", set())]
+)
+def test_the_health_check_is_a_probe_too(deployed: Deployed, path: str, told: set[str]) -> None:
+    done = check(path, GATHERD_DATA_DIR=str(deployed.data_dir))
+    assert (done.returncode == 0) == bool(told)
+    if told:
+        assert {json.loads(done.stdout)["status"]} == told
+
+
 def test_the_health_check_asks_the_port_of_a_server_without_a_data_dir(
     deployed: Deployed,
 ) -> None:
@@ -141,7 +151,15 @@ def test_the_health_check_asks_the_port_of_a_server_without_a_data_dir(
     assert done.returncode == 0, done.stderr
 
 
+def test_the_health_check_asks_the_port_where_the_data_dir_has_no_socket(
+    deployed: Deployed, tmp_path: Path
+) -> None:
+    address = deployed.server.http.removeprefix("http://")
+    done = check(GATHERD_DATA_DIR=str(tmp_path), GATHERD_HTTP=address)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_health_check_fails_when_nobody_is_there(tmp_path: Path) -> None:
-    done = check(GATHERD_DATA_DIR=str(tmp_path))
+    done = check(GATHERD_DATA_DIR=str(tmp_path), GATHERD_HTTP="127.0.0.1:1")
     assert done.returncode == 1
     assert "not reached" in done.stderr

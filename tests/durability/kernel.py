@@ -1,7 +1,6 @@
 """A kernel that fails at a chosen call: what is done stays in its memory, as long as it runs."""
 
 import errno
-import mmap
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack
@@ -11,6 +10,7 @@ from unittest import mock
 
 from gatherd.errors import DiskFull
 from gatherd.store import memory
+from gatherd.store.mapping import MappedFile
 from gatherd_server.storage.files import Files
 
 
@@ -58,7 +58,7 @@ class Kernel(AbstractContextManager["Kernel"]):
         """Count a call that needs blocks; whether there are none."""
         return self.takes_room() or self.is_full
 
-    def _sync(self, _what: int | mmap.mmap) -> None:
+    def _sync(self, _what: int | MappedFile) -> None:
         self.syncs += 1
         if self.syncs == self._sync_at:
             self.has_failed = True

@@ -20,7 +20,6 @@ durable; `Power(ignores=…)` takes one away. Other things than syncs are seen b
 folder at the begin of every call of the seam, and amid those that store and append.
 """
 
-import mmap
 import os
 import random
 import re
@@ -36,6 +35,7 @@ from numpy.typing import NDArray
 
 from durability.disk import Cutter, DiskFile, DiskFolder, DiskNode, change, look
 from gatherd.errors import StorageError
+from gatherd.store.mapping import MappedFile
 from gatherd_server.storage.files import Files
 
 Watch = Callable[[str, Path], None]
@@ -229,13 +229,13 @@ class Power(Files):
         self._step("unlink", path)
         super().unlink(path)
 
-    def map_writable(self, path: Path) -> mmap.mmap:
+    def map_writable(self, path: Path) -> MappedFile:
         self._step("map_writable", path)
         with self._lock:
             self._files[path].is_mapped = True
         return super().map_writable(path)
 
-    def msync(self, mapping: mmap.mmap, path: Path) -> None:
+    def msync(self, mapping: MappedFile, path: Path) -> None:
         self._step("msync", path)
         self._synced(path)
 

@@ -3,7 +3,6 @@
 `View` is what is known at one moment, as at a cut; judge.py holds a folder against it.
 """
 
-import mmap
 import os
 import random
 import uuid
@@ -21,6 +20,7 @@ from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
 from gatherd.store.keys import StringKeys
+from gatherd.store.mapping import MappedFile
 from gatherd.store.query import ByKey
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.slots import Optimizer
@@ -101,7 +101,7 @@ class Quick(Files):
     def sync_dir(self, path: Path, of: Path | None = None) -> None:
         pass
 
-    def msync(self, mapping: mmap.mmap, path: Path) -> None:
+    def msync(self, mapping: MappedFile, path: Path) -> None:
         pass
 
 

@@ -1,8 +1,12 @@
 """The decoders of files: every format that is imported, and what a data dir itself consists of."""
 
+import bz2
 import io
 import json
+import lzma
+import pickle
 import shutil
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -16,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.feather
 import pyarrow.parquet
+from backports import zstd
 from numpy.typing import NDArray
 from safetensors.numpy import load as load_safetensors
 from safetensors.numpy import save as save_safetensors
@@ -28,6 +33,7 @@ from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys
 from gatherd.store.keys import Keys
+from gatherd_server.loaders.batches import OnBadRow
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.storage.files import Files
@@ -35,6 +41,9 @@ from gatherd_server.storage.key_index_writer import KeyIndexBuilder, rebuild_slo
 from gatherd_server.token_file import read_tokens
 from gatherd_server.writer.snapshot import decode_snapshot
 from gatherd_server.writer.verify import verify_version
+from loaders.test_fasttext import model as fasttext_model
+from loaders.test_models import gguf
+from loaders.test_packed import tarred
 from loaders.test_torch import mapping, program, tensor, torch_file
 from loaders.test_word2vec_binary import binary
 from support.tables import drawn_table, make_data_dir
@@ -177,6 +186,8 @@ def text_check(loader: Loader) -> Callable[[bytes], None]:
         if found is None or data[:2] in (b"\x1f\x8b", b"PK"):
             return
         rows, _, keys = found
+        if not keys or data[:1] in b"#{" or any(mark in data for mark in b",;|"):
+            return  # numbers alone, CSV, JSON Lines
         lines = [line for line in data.removeprefix(b"\xef\xbb\xbf").split(b"\n") if line.split()]
         if len(lines) == len(rows) + 1:
             del lines[0]
@@ -328,8 +339,27 @@ def loader_targets(folder: Path) -> Iterator[Target]:
     tensors = [save_safetensors({"w": rows}) for rows in (ROWS, half)]
     yield Target("safetensors", tensors, safetensors_check(loader()))
     yield Target("text", [text(False), text(True)], text_check(loader()))
-    word2vec = [binary(WORDS, ROWS), binary(WORDS, ROWS, b"")]
+    words = [word.replace(b" ", b"_") for word in WORDS]
+    word2vec = [binary(words, ROWS), binary(words, ROWS, b"")]
     yield Target("word2vec binary", word2vec, loader().check)
+    skipping = loader(on_bad_row=OnBadRow.SKIP)
+    yield Target("word2vec binary, skipping", word2vec, skipping.check)
+    yield Target("fastText", [fasttext_model()], loader().check)
+    lines = [[word.decode(), *row] for word, row in zip(WORDS, ROWS.tolist(), strict=True)]
+    records = [
+        delimiter.join(map(str, line)) for delimiter in ",\t" for line in (["k", *"xyz"], *lines)
+    ]
+    csvs = ["\n".join(part).encode() for part in (records[:7], records[7:])]
+    jsons = ["\n".join(json.dumps({"k": key, "v": row}) for key, *row in lines).encode()]
+    yield Target("CSV and JSON Lines", csvs + jsons, loader(key_column="k").check)
+    yield Target("CSV and JSON Lines, skipping", csvs + jsons,
+                 loader(key_column="k", on_bad_row=OnBadRow.SKIP).check)  # fmt: skip
+    streams = [pack(data) for pack in (bz2.compress, lzma.compress, zstd.compress)
+               for data in (text(True), tarred({"v.txt": text(True)}))]  # fmt: skip
+    yield Target("bzip2, xz, zstd", streams, loader().check)
+    forms = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+    tars = [tarred({"d/" * 60 + "é.txt": text(True)}, form)[:4096] for form in forms]
+    yield Target("tar", tars, loader().check)
     packed = [npz(w=ROWS), zipped(**{"v.txt": text(True)})]
     packed += [zlib_gzip(data) for data in (text(False), npy(ROWS), zipped(**{"a.npy": npy(ROWS)}))]
     yield Target("npz, zip and gzip", packed, loader().check)
@@ -339,6 +369,9 @@ def loader_targets(folder: Path) -> Iterator[Target]:
     yield Target("hdf5", hdf5(folder), loader().check)
     yield Target("parquet", [tables["parquet"]], loader(key_column="word").check)
     yield Target("arrow", [tables["feather"], tables["arrow"]], loader(key_column="word").check)
+    yield Target("gguf", [gguf()], loader(key_column="tokenizer.ggml.tokens").check)
+    pickled = [pickle.dumps(np.asfortranarray(ROWS), 4), pickle.dumps(ROWS, 2)]
+    yield Target("pickled arrays", pickled, loader().check)
     index = json.dumps({"weight_map": {"w": "source"}}).encode()
     yield Target("safetensors index", [index], loader().check)
     keys = loader(keys=str(folder / "rows.keys"))
@@ -348,6 +381,12 @@ def loader_targets(folder: Path) -> Iterator[Target]:
         keys.check(npy(ROWS))
 
     named = [b"\n".join(WORDS) + b"\n", npy(np.arange(6)), zlib_gzip(b"\n".join(WORDS))]
+    texts = [word.decode() for word in WORDS]
+    vocabulary = {word: row for row, word in enumerate(texts)}
+    added = [{"id": 5, "content": texts[5]}]
+    tokenizer = {"model": {"vocab": [[word, 0.5] for word in texts]}, "added_tokens": added}
+    named += [json.dumps(document).encode() for document in (texts, vocabulary, tokenizer)]
+    named += [npy(np.array(texts)), b"k\tn\n" + b"".join(word + b"\t1\n" for word in WORDS)]
     yield Target("keys", named, keys_check)
 
 

@@ -108,7 +108,7 @@ def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         kept = [one.plan_of(body) for length, one in seen if length == len(body)]
         try:
-            request = proto_codec.parse(embedding_pb2.LookupRequest(), body)
+            request = proto_codec.parse(embedding_pb2.LookupRequest(), body, LIMITS)
             plan = proto_codec.lookup_plan(request)
         except GatherdError:
             assert not any(kept), "a request that can't be read was taken for one that was seen"
@@ -127,7 +127,7 @@ def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
 def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         with suppress(GatherdError):
-            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
+            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body, LIMITS)
             rows_of(served, proto_codec.bags_plan(request))
 
     return check
@@ -136,7 +136,9 @@ def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
 def push_check(body: bytes) -> None:
     for op in UpdateOp:
         with suppress(GatherdError):
-            push = proto_updates.push(op, proto_codec.parse(embedding_pb2.UpdateRequest(), body))
+            push = proto_updates.push(
+                op, proto_codec.parse(embedding_pb2.UpdateRequest(), body, LIMITS), LIMITS
+            )
             for update in push.updates:
                 assert update.values.shape[:-1] == update.asked.shape
                 assert update.values.dtype == np.float32
@@ -173,7 +175,9 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
         params = QueryParams(query.decode("latin-1"))
         with suppress(GatherdError):
             rows_of(served, plans.lookup_plan(OCTETS, "words", body, params, LIMITS))
-        reader = update_plans.UpdateReader(UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64)
+        reader = update_plans.UpdateReader(
+            UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64, lambda _table: "bytes"
+        )
         with suppress(GatherdError):
             push = reader.one(OCTETS, "words", body, params, None)
             update = push.updates[0]
@@ -184,7 +188,7 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
 
 def json_update_check(body: bytes) -> None:
     for op in UpdateOp:
-        reader = update_plans.UpdateReader(op, LIMITS, lambda _table: 3)
+        reader = update_plans.UpdateReader(op, LIMITS, lambda _table: 3, lambda _table: "int64")
         one = partial(reader.one, "application/json", "words", body, QueryParams(), None)
         for read in (one, partial(reader.many, body, QueryParams(), None)):
             with suppress(GatherdError):

@@ -135,8 +135,8 @@ def test_too_many_tables(ask: Any) -> None:
 def test_json_of_too_many_values_is_refused_before_it_is_parsed(narrow: Any) -> None:
     ask, _ = narrow(ids_max=100)
     for path, body in (
-        (REST, b'{"ids": [' + b"0," * 200),
-        ("/v1/lookup", b'{"tables": {"words": {"ids": [' + b"[]," * 200),
+        (REST, b'{"ids": [' + b"0," * 200 + b"oh]}"),
+        ("/v1/lookup", b'{"tables": {"words": {"ids": [' + b"[]," * 200 + b"oh]}}}"),
     ):
         response = ask("POST", path, content=body, headers={"Content-Type": "application/json"})
         assert response.status_code == 413

@@ -17,6 +17,7 @@ import pytest
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 from gatherd_proto.v1 import embedding_pb2
+from support.http_judge import End, judged
 from support.server import wait_until
 from support.small_engine import LIMITS, lookup_request, small_engine, vectors_of
 from support.web_server import Twins, web_server
@@ -27,10 +28,6 @@ OCTETS = "application/octet-stream"
 DATE = re.compile(rb"date: [^\r]*\r\n")
 # The id that an error's answer gets whose request had none.
 MADE_ID = re.compile(rb"x-request-id: [0-9a-f]{32}\r\n")
-# What a server answers, or refuses, by closing the connection.
-ENDS = re.compile(rb"Connection: close|HTTP/1\.0|Length: many|nonsense")
-# What makes a server take whatever follows for something else than a request.
-SWALLOWS = re.compile(rb"Upgrade: |Length: 1048577\r")
 SECONDS = 20.0
 LARGE = np.arange(40_000) % 5000
 """Ids whose reply, 10 MB, fits into no socket's buffer."""
@@ -88,18 +85,21 @@ def read_all(sock: socket.socket) -> bytes:
 def exchanged(url: str, *pieces: bytes) -> bytes:
     """What comes back for `pieces`, sent one by one, and a last request that ends the connection.
 
-    Without the date, which is the clock's.
+    Without the date, which is the clock's. h11 says whether the last request would be one, or is in
+    the place of a body.
     """
+    sent = b"".join(pieces)
+    end = judged(sent)[1]
     with connected(url) as sock:
         for piece in pieces:
             sock.sendall(piece)
             if len(pieces) > 1:
                 time.sleep(0.005)  # for the parts to be read apart; together they are as right
-        if SWALLOWS.search(pieces[-1]):
-            head = sock.recv(1 << 20)  # before the end of the stream, which would outrun it
+        if end is End.MORE:
+            early = sock.recv(1 << 20)  # before the end of the stream, which would outrun it
             sock.shutdown(socket.SHUT_WR)
-            return comparable(head + read_all(sock))
-        if not ENDS.search(pieces[-1]):
+            return comparable(early + read_all(sock))
+        if end is End.IDLE:
             sock.sendall(
                 b"GET /healthz HTTP/1.1\r\nHost: gatherd.test\r\nConnection: close\r\n\r\n"
             )
@@ -110,6 +110,7 @@ def chunked(body: bytes) -> bytes:
     return b"%x\r\n%b\r\n0\r\n\r\n" % (len(body), body)
 
 
+UPGRADE = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAMA")
 ONE = lookup([3])
 BODY = lookup_request("words", [3]).SerializeToString()
 EXCHANGES: dict[str, tuple[bytes, ...]] = {
@@ -167,6 +168,14 @@ EXCHANGES: dict[str, tuple[bytes, ...]] = {
     "compressed, it says": (lookup([3], "words", "Content-Encoding: gzip"),),
     "an unknown compression": (lookup([3], "words", "Content-Encoding: br"),),
     "an upgrade": (lookup([3], "words", "Connection: upgrade", "Upgrade: h2c"),),
+    "upgrades again and again": (lookup([3], "words", *UPGRADE), lookup([4], "words", *UPGRADE))
+    * 2,
+    "many upgrades at once": (lookup([3], "words", *UPGRADE) * 50 + ONE,),
+    "an upgrade behind a large one": (lookup(LARGE) + lookup([3], "words", *UPGRADE) + ONE,),
+    "blank lines behind": (ONE + b"\r\n", lookup([4]) + b"\r\n", ONE + b"\r\n\r\n", ONE),
+    "blank lines before": (b"\r\n" + ONE, b"\r\n" + lookup([4]), ONE, b"\r\n\r\n" + ONE),
+    "blank lines apart": (ONE, b"\r\n", lookup([4]), b"\r", b"\n", ONE),
+    "octets and blank lines": tuple(octets([row, row + 1]) + b"\r\n" for row in range(6)),
     "chunked": (
         request(
             f"{CONNECT}Lookup", chunked(BODY), PROTO, "Transfer-Encoding: chunked", length=False
@@ -218,7 +227,10 @@ EXCHANGES: dict[str, tuple[bytes, ...]] = {
     ),
     "small ones behind a large one": (lookup(LARGE) + ONE + octets([4]) + lookup([-1]) + ONE,),
     "ASGI's before and behind": (
-        b"GET /v1/tables HTTP/1.1\r\nHost: a\r\n\r\n" + ONE + b"GET /none HTTP/1.1\r\n\r\n" + ONE,
+        b"GET /v1/tables HTTP/1.1\r\nHost: a\r\n\r\n"
+        + ONE
+        + b"GET /none HTTP/1.1\r\nHost: a\r\n\r\n"
+        + ONE,
     ),
     "two thousand behind a large one": (lookup(LARGE) + ONE * 2000,),
     "a body behind a refusal": (lookup([3], "words", "Connect-Protocol-Version: 2") + ONE,),
@@ -257,6 +269,18 @@ def test_rows_are_those_of_the_table(twins: Twins) -> None:
     body = answer.partition(b"\r\n\r\n")[2][: int(length[1])]
     vectors = vectors_of(embedding_pb2.LookupResponse.FromString(body))
     np.testing.assert_array_equal(vectors, twins.served.rows["words"][LARGE])
+
+
+def test_rows_are_the_own_ids_with_blank_lines_behind_each_body(twins: Twins) -> None:
+    rows = twins.served.rows["words"]
+    with connected(twins.fast) as sock:
+        for ids in ([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12]):
+            for blank in (b"\r\n", b"\r\n\r\n", b""):
+                sock.sendall(octets(ids) + blank)
+                answer = b""
+                while len(answer.partition(b"\r\n\r\n")[2]) < rows[ids].nbytes:
+                    answer += sock.recv(1 << 16)
+                assert answer.partition(b"\r\n\r\n")[2] == rows[ids].tobytes()
 
 
 def test_expect_continue_is_answered(twins: Twins) -> None:
@@ -333,13 +357,16 @@ def test_a_full_server_refuses_at_once(tmp_path: Path) -> None:
 
 def test_too_many_connections_are_refused(tmp_path: Path) -> None:
     with (
-        web_server(small_engine(tmp_path), limit_concurrency=2) as url,
+        web_server(small_engine(tmp_path), limit_concurrency=1) as url,
         connected(url) as first,
         connected(url) as second,
     ):
-        first.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n")  # both are there before it ends
+        first.sendall(ONE)
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
         second.sendall(ONE)
         assert second.recv(1 << 16).startswith(b"HTTP/1.1 503 ")
+        first.sendall(ONE)
+        assert first.recv(1 << 16).startswith(b"HTTP/1.1 200 ")
 
 
 def test_an_idle_connection_expires(tmp_path: Path) -> None:
@@ -377,6 +404,7 @@ def test_uvicorn_is_the_one_that_the_fast_path_was_made_for() -> None:
     used = {
         "connection_lost", "on_body", "on_headers_complete", "on_message_begin",
         "on_message_complete", "on_response_complete", "shutdown", "_start_asgi_task",
+        "data_received", "on_url", "on_header", "_unset_keepalive_if_required",
     }  # fmt: skip
     assert used <= own(HttpToolsProtocol)
     # What uvicorn asks of the cycle that stands in `self.cycle`, other than what is overridden.

@@ -32,6 +32,7 @@ from gatherd_server.types import (
     UpdateOp,
 )
 from support.server import wait_until
+from support.small_engine import LIMITS
 from support.training_engine import LR, VERSION, Training, training
 
 PROTO = "application/proto"
@@ -300,7 +301,7 @@ def test_what_the_writer_says_is_told(
 
 
 def test_many_updates_wait_together(make_client: Any, runner: asyncio.Runner) -> None:
-    trained = training(requests_in_flight_max=64)
+    trained = training(updates_in_flight_max=64)
     trained.engine.waits_for = 32
     client = make_client(trained)
 
@@ -371,7 +372,7 @@ def test_a_client_that_leaves_does_not_call_its_update_back(
 
 
 def _push_of_one() -> Any:
-    return proto_updates.push(UpdateOp.SCATTER_ADD, request(ONE))
+    return proto_updates.push(UpdateOp.SCATTER_ADD, request(ONE), LIMITS)
 
 
 # Changes

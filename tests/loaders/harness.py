@@ -56,8 +56,12 @@ def run_import(
     on_bad_row: str = "error",
     on_nonfinite: str = "error",
     limits: UnpackLimits | None = None,
+    **others: Any,
 ) -> Imported:
-    """Import `sources` as a new table; whatever happens, nothing is left in staging."""
+    """Import `sources` as a new table; whatever happens, nothing is left in staging.
+
+    `others` are OpenOptions' own.
+    """
     name = f"t{uuid.uuid4().hex[:8]}"
     try:
         with own_data_dir(data_dir, create=True) as owned, owned.scratch() as spool:
@@ -67,6 +71,7 @@ def run_import(
                 None if keys is None else str(keys),
                 OnBadRow(on_bad_row),
                 limits or UnpackLimits(),
+                **others,
             )
             policies = ImportOptions(dtype, OnDuplicate(on_duplicate), OnNonfinite(on_nonfinite))
             seen: list[int] = []

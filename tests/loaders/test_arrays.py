@@ -108,7 +108,7 @@ def test_the_index_of_a_sharded_model_leads_to_the_shard(tmp_path: Path) -> None
         run_import(tmp_path / "d", index)
     for text in ('{"', "{}", '{"weight_map": 3}', '{"weight_map": {"a": 1}}', '{"a":' * 100_000):
         index.write_text(text)
-        with pytest.raises(BadFile, match="no index of safetensors files"):
+        with pytest.raises(BadFile, match="no index of safetensors or torch files"):
             run_import(tmp_path / "d", index)
 
 
@@ -140,8 +140,6 @@ def archive(members: dict[str, bytes], packing: int = zipfile.ZIP_STORED) -> byt
     ("data", "message"),
     [
         (npy(np.array([["a"]], object), allow_pickle=True), "holds Python objects"),
-        (npy(np.asfortranarray(ROWS)), "Fortran order"),
-        (npy(ROWS.astype(">f4")), "dtype >f4; a table is of little-endian"),
         (npy(ROWS[0]), "two dimensions"),
         (npy(ROWS.astype(int)), "dtype int64"),
         (npy(ROWS[:, :0]), "two dimensions"),

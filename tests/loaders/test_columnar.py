@@ -1,6 +1,8 @@
 """A column of vectors, and one of keys, comes in from Parquet and Arrow files."""
 
+import resource
 from collections.abc import Callable
+from decimal import Decimal
 from pathlib import Path
 from typing import Any
 
@@ -134,12 +136,12 @@ def test_columns_have_to_be_there_and_to_fit(tmp_path: Path) -> None:
     pa.parquet.write_table(whole_table(other=fixed(ROWS)), tmp_path / "t")
     with pytest.raises(InvalidArgument, match=r"holds 2 columns; .*\n  vector  fixed_size_list"):
         run_import(tmp_path / "d", tmp_path / "t")
-    with pytest.raises(InvalidArgument, match="has no column 'word'"):
+    with pytest.raises(InvalidArgument, match="the column 'word' is string: no list"):
         run_import(tmp_path / "d", f"{tmp_path}/t#word")
     with pytest.raises(InvalidArgument, match="has no key column 'vector'; there are:\n  id"):
         run_import(tmp_path / "d", f"{tmp_path}/t#vector", key_column="vector")
     pa.parquet.write_table(pa.table({"a": [1]}), tmp_path / "t")
-    with pytest.raises(BadFile, match="holds no column"):
+    with pytest.raises(InvalidArgument, match="holds no column of vectors"):
         run_import(tmp_path / "d", tmp_path / "t")
     empty = pa.table({"v": pa.array([], pa.list_(pa.float32()))})
     pa.parquet.write_table(empty, tmp_path / "t")
@@ -185,3 +187,188 @@ def test_any_key_and_shape_round_trips(
     done = run_import(folder / "d", folder / "t", key_column="k")
     assert done.keys == [key.encode() for key in keys]
     np.testing.assert_array_equal(done.rows, rows)
+
+
+def columns_table(**more: Any) -> Any:
+    return pa.table(
+        {"id": range(60), "d_0": ROWS[:, 0], "d_1": ROWS[:, 1], "name": WORDS, "d_2": ROWS[:, 2]}
+        | more
+    )
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_a_column_a_dimension_makes_rows(
+    tmp_path: Path, write: Callable[[Any, Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatherd_server.loaders.batches.BATCH_BYTES", 200)
+    write(columns_table(), tmp_path / "t")
+    for spec, order in (("d_*", [0, 1, 2]), ("d_2,d_0", [2, 0]), ("d_1", [1]),
+                        ("d_2,d_[01]", [2, 0, 1])):  # fmt: skip
+        done = run_import(tmp_path / "d", tmp_path / "t", vector_columns=spec, key_column="name")
+        np.testing.assert_array_equal(done.rows, ROWS[:, order])
+        assert done.keys == [word.encode() for word in WORDS]
+    # The widest type has every number of the others.
+    write(columns_table(d_1=ROWS[:, 1].astype(float), d_2=ROWS[:, 2].astype("f2")), tmp_path / "t")
+    done = run_import(tmp_path / "d", tmp_path / "t", vector_columns="d_*")
+    assert done.table.dtype is DType.FLOAT64
+    np.testing.assert_array_equal(done.rows[:, :2], ROWS[:, :2])
+
+
+def test_a_null_in_one_of_the_columns_is_a_bad_row(tmp_path: Path) -> None:
+    holes = pa.array([None if row % 7 == 3 else 1.0 for row in range(60)], pa.float32())
+    pa.parquet.write_table(columns_table(d_1=holes), tmp_path / "t")
+    with pytest.raises(BadFile, match="#d_0…d_2: row 3: expected 3 numbers"):
+        run_import(tmp_path / "d", tmp_path / "t", vector_columns="d_*")
+    done = run_import(
+        tmp_path / "d", tmp_path / "t", vector_columns="d_*", key_column="id", on_bad_row="skip"
+    )
+    assert done.keys == [row for row in range(60) if row % 7 != 3]
+
+
+def test_a_file_without_lists_says_what_it_has_and_why_none_fits(tmp_path: Path) -> None:
+    table = columns_table(small=pa.array([[1]] * 60, pa.list_(pa.int8())))
+    pa.parquet.write_table(table, tmp_path / "t")
+    with pytest.raises(InvalidArgument) as refused:
+        run_import(tmp_path / "d", tmp_path / "t")
+    for line in ("t holds no column of vectors; name those of one number each by --vector-columns",
+                 "id  int64: no list", "d_0  float: a number each",
+                 "int8>: a table is of float16, float32, float64"):  # fmt: skip
+        assert line in refused.value.message
+    for spec, message in (
+        ("d_*,name", "takes 'name', which is string"),
+        ("e_*", "has no column 'e_\\*'; there are: id, d_0"),
+        ("d_*,d_0", "a column twice"),
+    ):
+        with pytest.raises(InvalidArgument, match=message):
+            run_import(tmp_path / "d", tmp_path / "t", vector_columns=spec)
+
+
+def tensors(rows: np.ndarray[Any, Any]) -> Any:
+    return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(rows))
+
+
+@pytest.mark.parametrize("write", WRITERS)
+def test_tensors_of_one_shape_are_rows(
+    tmp_path: Path, write: Callable[[Any, Path], Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatherd_server.loaders.batches.BATCH_BYTES", 200)
+    write(pa.table({"k": WORDS, "v": tensors(ROWS)}), tmp_path / "t")
+    done = run_import(tmp_path / "d", tmp_path / "t", key_column="k")
+    np.testing.assert_array_equal(done.rows, ROWS)
+    write(pa.table({"v": tensors(ROWS.reshape(30, 3, 2))}), tmp_path / "t")
+    np.testing.assert_array_equal(run_import(tmp_path / "d", tmp_path / "t").rows,
+                                  ROWS.reshape(30, 6))  # fmt: skip
+
+
+def test_permuted_tensors_are_refused(tmp_path: Path) -> None:
+    kind = pa.fixed_shape_tensor(pa.float32(), [3, 2], permutation=[1, 0])
+    arrow(pa.table({"v": pa.ExtensionArray.from_storage(kind, fixed(ROWS.reshape(30, 6)))}),
+          tmp_path / "t")  # fmt: skip
+    with pytest.raises(InvalidArgument, match=r"v  .*its dimensions are permuted"):
+        run_import(tmp_path / "d", tmp_path / "t")
+
+
+@pytest.mark.parametrize("kind", [pa.list_view, pa.large_list_view])
+@pytest.mark.parametrize("step", [8, 16, 1000])
+def test_views_of_lists_are_as_good(
+    tmp_path: Path, kind: Callable[[Any], Any], step: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatherd_server.loaders.batches.BATCH_BYTES", step)
+    lists = [[1, 2], None, [3, 4], [5, None], [6, 7], [8]]
+    vectors = pa.array(lists, kind(pa.float32()))
+    arrow(pa.table({"v": vectors, "k": range(6)}), tmp_path / "t")
+    with pytest.raises(BadFile, match="row 1: expected 2 numbers"):
+        run_import(tmp_path / "d", tmp_path / "t")
+    done = run_import(tmp_path / "d", tmp_path / "t", key_column="k", on_bad_row="skip")
+    np.testing.assert_array_equal(done.rows, [[1, 2], [3, 4], [6, 7]])
+    assert done.keys == [0, 2, 4]
+    # Overlapping, and not in order.
+    made = (pa.ListViewArray if kind is pa.list_view else pa.LargeListViewArray).from_arrays(
+        pa.array([4, 0, 2, 1]), pa.array([2, 2, 2, 2]), pa.array(range(6), pa.float32())
+    )
+    arrow(pa.table({"v": made}), tmp_path / "t")
+    done = run_import(tmp_path / "d", tmp_path / "t")
+    np.testing.assert_array_equal(done.rows, made.to_pylist())
+
+
+def test_many_views_of_one_list_are_a_bomb(tmp_path: Path) -> None:
+    count = 100_000
+    views = pa.ListViewArray.from_arrays(
+        pa.array(np.zeros(count), pa.int32()), pa.array(np.full(count, 4096), pa.int32()),
+        pa.array(np.zeros(4096, np.float32)),
+    )  # fmt: skip
+    with pa.ipc.new_file(tmp_path / "t", pa.schema({"v": views.type})) as writer:
+        writer.write_table(pa.table({"v": views}))
+    with pytest.raises(BadFile, match="raise --unpacked-ratio-max"):
+        run_import(tmp_path / "d", tmp_path / "t", limits=UnpackLimits(ratio_max=20))
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (pa.array(WORDS, pa.string_view()), [word.encode() for word in WORDS]),
+        (pa.array([b"k%d" % n for n in range(60)], pa.binary_view()),
+         [b"k%d" % n for n in range(60)]),
+        (pa.array([b"k%02d" % n for n in range(60)], pa.binary(3)),
+         [b"k%02d" % n for n in range(60)]),
+        (pa.array([n.to_bytes(16, "big") for n in range(60)], pa.uuid()),
+         [n.to_bytes(16, "big") for n in range(60)]),
+        (pa.array([Decimal(n - 5) for n in range(60)], pa.decimal128(38, 0)),
+         [n - 5 for n in range(60)]),
+        (pa.array([Decimal(n) for n in range(60)], pa.decimal256(50, 0)), list(range(60))),
+    ],
+    ids=["string views", "binary views", "fixed bytes", "uuids", "decimals", "wide decimals"],
+)  # fmt: skip
+def test_rarer_kinds_of_key_come_in(
+    tmp_path: Path, keys: Any, expected: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("gatherd_server.loaders.batches.BATCH_BYTES", 200)
+    arrow(whole_table(key=keys), tmp_path / "t")
+    assert run_import(tmp_path / "d", tmp_path / "t", key_column="key").keys == expected
+
+
+def test_decimals_that_are_no_int64_have_no_key(tmp_path: Path) -> None:
+    keys = pa.array([Decimal(1), Decimal(2**63), None, Decimal(-(2**63))], pa.decimal128(38, 0))
+    pa.parquet.write_table(pa.table({"v": fixed(ROWS[:4]), "k": keys}), tmp_path / "t")
+    with pytest.raises(BadFile, match="row 1: expected 3 numbers and a key"):
+        run_import(tmp_path / "d", tmp_path / "t", key_column="k")
+    done = run_import(tmp_path / "d", tmp_path / "t", key_column="k", on_bad_row="skip")
+    assert done.keys == [1, -(2**63)]
+    cents = pa.array([Decimal("1.5")] * 4, pa.decimal128(10, 2))
+    pa.parquet.write_table(pa.table({"v": fixed(ROWS[:4]), "k": cents}), tmp_path / "t")
+    with pytest.raises(InvalidArgument, match="has no key column 'k'"):
+        run_import(tmp_path / "d", tmp_path / "t", key_column="k")
+
+
+def test_a_folder_of_parts_is_one_table(tmp_path: Path) -> None:
+    folder = tmp_path / "table.parquet"
+    (folder / "day=2").mkdir(parents=True)
+    whole = whole_table()
+    pa.parquet.write_table(whole.slice(0, 20), folder / "part-0.parquet")
+    pa.parquet.write_table(whole.slice(20, 20), folder / "part-1.snappy.parquet")
+    pa.parquet.write_table(whole.slice(40, 20), folder / "day=2" / "part-0.parquet")
+    (folder / "_SUCCESS").touch()
+    (folder / ".part-0.parquet.crc").write_bytes(b"crc")
+    done = run_import(tmp_path / "d", folder, key_column="word")
+    order = [*range(40, 60), *range(40)]  # by path
+    np.testing.assert_array_equal(done.rows, ROWS[order])
+    assert done.keys == [WORDS[row].encode() for row in order]
+    done = run_import(tmp_path / "d", f"{folder}#vector")
+    np.testing.assert_array_equal(done.rows, ROWS[order])
+    pa.parquet.write_table(pa.table({"vector": fixed(ROWS[:, :2])}), folder / "part-2.parquet")
+    with pytest.raises(InvalidArgument, match=r"part-2.*don't make one table: dim 3 and 2"):
+        run_import(tmp_path / "d", folder)
+
+
+def test_a_folder_of_more_parts_than_a_process_has_files(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    folder.mkdir()
+    for part in range(150):
+        pa.parquet.write_table(whole_table().slice(0, 2), folder / f"{part:04}.parquet")
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (100, hard))
+    try:
+        done = run_import(tmp_path / "d", folder)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    assert done.table.row_count == 300

@@ -1,13 +1,20 @@
 """`gatherd import` as a whole: its summary, full disks, kills, and the memory it takes."""
 
+import json
+import os
 import re
+import shutil
+import struct
 import subprocess
 import sys
+import tarfile
 import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
+from backports import zstd
+from numpy.typing import NDArray
 
 from gatherd.errors import DiskFull, StorageError
 from gatherd.store.catalog import open_table, read_catalog
@@ -46,6 +53,50 @@ def test_an_error_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
     assert read_catalog(data_dir).tables == {}
     left = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*")}
     assert left == {"lock", "control", "catalog.json", "staging"}
+
+
+def pipe_in(data: bytes, *arguments: str | Path) -> "subprocess.CompletedProcess[bytes]":
+    return subprocess.run(
+        [sys.executable, "-m", "gatherd_server", "import", "w", *map(str, arguments)],
+        input=data, capture_output=True, env=clean_environment(), timeout=60,
+    )  # fmt: skip
+
+
+def test_standard_input_is_a_source_and_may_have_the_keys(tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    with tarfile.open(tmp_path / "v.tar.gz", "w:gz") as archive:
+        (tmp_path / "v.txt").write_bytes(b"a 1 2\nb 3 4\nc 5 6\n")
+        archive.add(tmp_path / "v.txt", "v.txt")
+    packed = (tmp_path / "v.tar.gz").read_bytes()
+    done = pipe_in(packed, "-", "--limit", "2", "--data-dir", data_dir)
+    assert done.returncode == 0, done.stderr
+    table = open_table(data_dir, "w", 1)
+    np.testing.assert_array_equal(table.lookup(np.arange(2)).vectors, [[1, 2], [3, 4]])
+    assert json.loads(table_manifest(data_dir))["origin"] == {"imported": ["-"]}
+    np.save(tmp_path / "a.npy", np.eye(2))
+    arguments = (tmp_path / "a.npy", "--keys", "-", "--data-dir", tmp_path / "keyed")
+    assert pipe_in(b"x\ny\n", *arguments).returncode == 0
+    done = pipe_in(b"x\ny\n", "-", "--keys", "-", "--data-dir", tmp_path / "other")
+    assert done.returncode == 1
+    assert b"standard input (-) can be read only once" in done.stderr
+
+
+def test_a_terminal_is_no_source(tmp_path: Path) -> None:
+    ours, theirs = os.openpty()
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "gatherd_server", "import", "w", "-", "--data-dir", tmp_path],
+            stdin=theirs, capture_output=True, env=clean_environment(), timeout=60, check=False,
+        )  # fmt: skip
+    finally:
+        os.close(ours)
+        os.close(theirs)
+    assert done.returncode == 1
+    assert b"standard input is a terminal; pipe a file into it" in done.stderr
+
+
+def table_manifest(data_dir: Path) -> str:
+    return (data_dir / "tables/w/v000001/manifest.json").read_text()
 
 
 class FullAfter(Files):
@@ -112,17 +163,24 @@ finally:
 """
 
 
-def peak_bytes(*arguments: str | Path) -> int:
-    """Peak resident memory of an import, all of it: libraries and mapped pages too."""
-    done = subprocess.run(
-        [sys.executable, "-c", PEAK, "import", *map(str, arguments)],
-        capture_output=True, text=True, env=clean_environment(), timeout=100,
-    )  # fmt: skip
+def peak_bytes(name: str, path: Path, *arguments: str | Path) -> int:
+    """Peak resident memory of an import, all of it: libraries and mapped pages too.
+
+    What is packed comes in by standard input.
+    """
+    source = "-" if path.suffix == ".zst" else path
+    with open(path, "rb") as file:
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK, "import", name, *map(str, (source, *arguments))],
+            stdin=file, capture_output=True, text=True, env=clean_environment(), timeout=100,
+        )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return int(done.stdout.split("peak")[1]) * 1024
 
 
-@pytest.mark.parametrize("suffix", ["npy", "bin", "txt", "h5", "parquet", "npz"])
+@pytest.mark.parametrize(
+    "suffix", ["npy", "txt", "h5", "parquet", "npz", "bin.zst", "tar.zst", "ft"]
+)
 def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: str) -> None:
     small, large = tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"
     write(small, 20)
@@ -139,6 +197,18 @@ def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: s
             path.unlink()
 
 
+def write_fasttext(path: Path, rows: NDArray[np.float32], mb: int) -> None:
+    """A model of `mb` MB of words, and as many of n-grams' buckets."""
+    count = len(rows) * (mb + 1)
+    with open(path, "wb") as file:
+        file.write(struct.pack("<ii", 793712314, 12))
+        file.write(struct.pack("<12id", 512, 5, 5, 1, 5, 1, 2, 2, count, 3, 6, 100, 1e-4))
+        file.write(struct.pack("<iiiqq", count, count, 0, 0, -1))
+        file.writelines(b"word%d\0" % word + bytes(9) for word in range(count))
+        file.write(struct.pack("<?qq", False, 2 * count, 512))
+        file.writelines(rows.tobytes() for _ in range(2 * mb + 2))
+
+
 def write(path: Path, mb: int) -> None:
     """A file of `mb` MB of float32, or of text."""
     rows = np.random.default_rng(0).normal(size=(MB // 2048, 512)).astype(np.float32)
@@ -147,6 +217,17 @@ def write(path: Path, mb: int) -> None:
         for start in range(0, len(array), len(rows)):
             array[start : start + len(rows)] = rows[: len(array) - start]
         array.flush()
+    elif path.suffix == ".zst":
+        inner = path.with_suffix("")
+        write(inner, mb)
+        with open(inner, "rb") as file, zstd.open(path, "wb", level=1) as packed:
+            shutil.copyfileobj(file, packed)
+    elif path.suffix == ".tar":
+        write(path.with_suffix(".bin"), mb)
+        with tarfile.open(path, "w") as archive:
+            archive.add(path.with_suffix(".bin"), "v.bin")
+    elif path.suffix == ".ft":
+        write_fasttext(path, rows, mb)
     elif path.suffix == ".npz":
         write(path.with_suffix(".npy"), mb)
         with zipfile.ZipFile(path, "w") as file:

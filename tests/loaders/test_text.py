@@ -9,10 +9,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from gatherd.errors import BadFile
+from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd_server.loaders import text
+from gatherd_server.loaders.text_shape import FirstField, decimal
 from loaders.harness import run_import, text_file
+from support.server import run_cli
 
 ROWS = np.random.default_rng(1).normal(size=(4, 3)).astype(np.float32)
 TOKENS = [b"the", b". . .", b"\xff\xfe", "naïve\u00a0x".encode()]
@@ -88,7 +90,13 @@ def test_blocks_join_to_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (b"", "is empty"),
         (b"\n\n", "of no format we know"),
         (b"just words\nand more\n", "of no format we know"),
-        ("a 1 2\nb 3 4\n".encode("utf-16"), "of no format we know"),
+        (b",", "of no format we know"),
+        ("a 1 2\nb 3 4\n".encode("utf-16"), "is text in UTF-16; make it UTF-8"),
+        ("a 1 2\nb 3 4\n".encode("utf-16-be"), "is text in UTF-16; make it UTF-8"),
+        ("a 1 2\nb 3 4\n".encode("utf-32"), "is text in UTF-32; make it UTF-8"),
+        (b"0.1 2\n" * 70 + b"the 3\n", "line 71: .* found 'the' where .*--first-field key"),
+        (b"0.1 2\n3 4 5\n0.5 6\n0.5 6\n", "line 2: expected 2 numbers and nothing else, found m"),
+        (b"0.1 2\n3\n0.5 6\n0.5 6\n", "line 2: expected 2 numbers and nothing else, found 1 f"),
     ],
 )
 def test_a_wrong_file_is_refused_and_the_line_named(
@@ -128,6 +136,98 @@ def test_a_line_that_never_ends_is_refused(tmp_path: Path, monkeypatch: pytest.M
         run_import(tmp_path / "d", tmp_path / "v")
 
 
+@pytest.mark.parametrize("options", [
+    {}, {"delimiter": "\t"}, {"delimiter": ","}, {"delimiter": "; "}, {"header": "x y z"},
+    {"fmt": "%.3f", "delimiter": ",", "newline": "\r\n"}, {"footer": "# done 1 2"},
+])  # fmt: skip
+def test_numbers_alone_have_no_keys(tmp_path: Path, options: dict[str, Any]) -> None:
+    np.savetxt(tmp_path / "v.tsv", ROWS, **options)
+    done = run_import(tmp_path / "d", tmp_path / "v.tsv")
+    delimiter = options.get("delimiter", " ").strip(" ") or None
+    written = np.loadtxt(tmp_path / "v.tsv", delimiter=delimiter, dtype=np.float32)
+    np.testing.assert_array_equal(done.rows, written)
+    assert done.table.keys is None
+    assert done.summary.format == "text of numbers"
+
+
+def test_whether_integers_are_keys_has_to_be_said(tmp_path: Path) -> None:
+    (tmp_path / "v").write_bytes(b"1 2 3\n4 5 6\n")
+    with pytest.raises(InvalidArgument, match="say --first-field key, or --first-field number"):
+        run_import(tmp_path / "d", tmp_path / "v")
+    done = run_import(tmp_path / "d", tmp_path / "v", first_field=FirstField.KEY)
+    assert done.keys == [b"1", b"4"]
+    np.testing.assert_array_equal(done.rows, [[2, 3], [5, 6]])
+    done = run_import(tmp_path / "d", tmp_path / "v", first_field=FirstField.NUMBER)
+    assert done.table.keys is None
+    np.testing.assert_array_equal(done.rows, [[1, 2, 3], [4, 5, 6]])
+
+
+def test_a_header_says_that_integers_are_keys(tmp_path: Path) -> None:
+    # As node2vec writes them.
+    (tmp_path / "v").write_bytes(b"2 2\n1 0.5 3\n4 5 6\n")
+    assert run_import(tmp_path / "d", tmp_path / "v").keys == [b"1", b"4"]
+    (tmp_path / "v").write_bytes(b"2 1\n1 3\n4 6\n")
+    assert run_import(tmp_path / "d", tmp_path / "v").keys == [b"1", b"4"]
+
+
+def test_a_first_field_that_cannot_be_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "v").write_bytes(b"a 1 2\nb 3 4\n")
+    with pytest.raises(InvalidArgument, match="leave --first-field number out"):
+        run_import(tmp_path / "d", tmp_path / "v", first_field=FirstField.NUMBER)
+    np.save(tmp_path / "v.npy", ROWS)
+    with pytest.raises(InvalidArgument, match=r"is \.npy, so leave --first-field out"):
+        run_import(tmp_path / "d", tmp_path / "v.npy", first_field=FirstField.KEY)
+
+
+@pytest.mark.parametrize("promised", [1, 5])
+def test_a_wrong_promise_is_passed_over_where_bad_rows_are(tmp_path: Path, promised: int) -> None:
+    (tmp_path / "v").write_bytes(b"%d 2\na 1 2\nb 3 4\n" % promised)
+    with pytest.raises(BadFile, match=r"line 1 promises .*--on-bad-row skip takes"):
+        run_import(tmp_path / "d", tmp_path / "v")
+    done = run_import(tmp_path / "d", tmp_path / "v", on_bad_row="skip")
+    assert done.keys == [b"a", b"b"]
+    assert done.summary.bad_rows == 0
+
+
+def test_a_token_of_blanks_is_a_token(tmp_path: Path) -> None:
+    tokens = [b"a", b" ", b"  ", b"b", "\u00a0".encode()]
+    text_file(tmp_path / "v", tokens, np.ones((5, 2)), header=True)
+    assert run_import(tmp_path / "d", tmp_path / "v").keys == tokens
+
+
+def test_the_last_of_two_rows_takes_the_place_of_the_first(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    chosen = rng.integers(0, 500, 5000)
+    rows = rng.normal(size=(5000, 300)).astype(np.float32)
+    tokens = [b"t%d" % token for token in chosen]
+    text_file(tmp_path / "v", tokens, rows, header=True)
+    done = run_import(tmp_path / "d", tmp_path / "v", on_duplicate="last")
+    # A dict is the judge: a key stays where it came first, with the value that came last.
+    expected = dict(zip(tokens, rows, strict=True))
+    assert done.keys == list(expected)
+    np.testing.assert_array_equal(done.rows, np.stack(list(expected.values())))
+    assert done.summary.replaced == 5000 - len(expected)
+    verified = run_cli("verify", "--data-dir", tmp_path / "d")
+    assert verified.returncode == 0
+
+
+def test_prose_with_some_numbers_is_no_table_even_where_lines_may_be_skipped(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "v").write_bytes(b"chapter 1\nit was a dark night\nand it rained\nso\n" * 20)
+    with pytest.raises(BadFile, match="of no format we know"):
+        run_import(tmp_path / "d", tmp_path / "v", on_bad_row="skip")
+
+
+@pytest.mark.parametrize("count", [1, 3, 1000])
+def test_a_limit_takes_the_first_rows(tmp_path: Path, count: int) -> None:
+    path = text_file(tmp_path / "v", TOKENS, ROWS, header=True)
+    np.save(tmp_path / "v.npy", ROWS)
+    for source in (path, tmp_path / "v.npy"):
+        done = run_import(tmp_path / "d", source, limit=count)
+        np.testing.assert_array_equal(done.rows, ROWS[:count])
+
+
 NUMBERS = st.one_of(
     st.floats(allow_nan=False, allow_infinity=False).map(repr),
     st.floats(allow_nan=False, allow_infinity=False, width=32).map(lambda x: f"{x:.6f}"),
@@ -158,7 +258,7 @@ def _is_token(token: bytes) -> bool:
         not any(byte in token for byte in b"\n\r")
         and token.strip(b" \t") == token
         and len(token) > 0
-        and not (len(parts) > 1 and text._number(parts[-1]) is not None)  # noqa: SLF001
+        and not (len(parts) > 1 and decimal(parts[-1]) is not None)
     )
 
 

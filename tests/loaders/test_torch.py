@@ -6,16 +6,18 @@ The files here are written by hand, opcode by opcode; tests/peers has those that
 import contextlib
 import os
 import pickle
+import resource
 import zipfile
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from gatherd.errors import BadFile, InvalidArgument
+from gatherd_server.loaders import batches, strided
 from gatherd_server.loaders.torch_pickle import read_tensors
 from loaders.harness import run_import
 
@@ -93,13 +95,41 @@ def test_a_tensor_of_a_state_dict_is_found_by_its_path(tmp_path: Path, packing: 
     assert done.summary.format == "torch"
 
 
-def test_offsets_are_honoured_and_other_strides_refused(tmp_path: Path) -> None:
-    path = torch_file(tmp_path / "m.pt", tensor((2, 3), offset=6))
-    np.testing.assert_array_equal(run_import(tmp_path / "d", path).rows, ROWS[2:4])
-    for strides in ((1, 6), (6, 2), (0, 0), (6, 1)):
-        torch_file(path, tensor((3, 2), strides))
-        with pytest.raises(BadFile, match=r"doesn't lie in one piece .*save tensor.contiguous"):
-            run_import(tmp_path / "d", path)
+@pytest.mark.parametrize("packing", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
+@settings(
+    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(
+    shape=st.tuples(st.integers(0, 6), st.integers(1, 5)),
+    strides=st.tuples(st.integers(0, 6), st.integers(0, 6)),
+    offset=st.integers(0, 8),
+    batch_bytes=st.sampled_from([4, 16, 64, 4096]),
+)
+def test_every_view_of_a_storage_comes_in(
+    tmp_path: Path,
+    packing: int,
+    shape: tuple[int, int],
+    strides: tuple[int, int],
+    offset: int,
+    batch_bytes: int,
+) -> None:
+    flat = np.arange(64, dtype=np.float32)
+    data = flat.tobytes()
+    body = tensor(shape, strides, offset)
+    path = torch_file(tmp_path / "m.pt", body, data, packing)
+    expected = np.lib.stride_tricks.as_strided(flat[offset:], shape, [4 * s for s in strides])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches, "BATCH_BYTES", batch_bytes)
+        patch.setattr(strided, "BATCH_BYTES", batch_bytes)
+        patch.setattr(strided, "GAP_BYTES_MAX", batch_bytes // 2)
+        done = run_import(tmp_path / "d", path)
+    np.testing.assert_array_equal(done.rows, expected)
+
+
+def test_a_row_that_is_repeated_for_ever_is_a_bomb(tmp_path: Path) -> None:
+    path = torch_file(tmp_path / "m.pt", tensor((2**31 - 1, 3), (0, 1)))
+    with pytest.raises(BadFile, match=r"m.pt#tensor repeats its elements: 25769803764 bytes"):
+        run_import(tmp_path / "d", path)
 
 
 def test_the_tensor_has_to_be_named_when_there_are_several(tmp_path: Path) -> None:
@@ -136,6 +166,49 @@ def test_a_file_that_lies_is_refused(tmp_path: Path, body: bytes, message: str) 
     path = torch_file(tmp_path / "m.pt", body)
     with pytest.raises(BadFile, match=message):
         run_import(tmp_path / "d", path)
+
+
+def memo(body: bytes) -> bytes:
+    return body + b"q\x01"
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        # A long list that each of many calls copies.
+        (
+            memo(b"](" + b"K\x01" * 4000 + b"e")
+            + b"0" + (name("torch", "Size") + b"h\x01\x85R0") * 100 + b"N",
+            "a shape is",
+        ),
+        (
+            memo(b"}(" + b"".join(number(n) + b"N" for n in range(50_000)) + b"u")
+            + b"0" + (name("collections", "OrderedDict") + b"h\x01\x85R0") * 100 + b"N",
+            "copies more than 2000000 elements",
+        ),
+        (b"}0" * 2_000_001 + b"N", "makes more than 2000000 objects"),
+        # What an error would show is as large as 2**60 lists.
+        (
+b"]q\x000" + b"".join(b"](h%ch%ceq%c0" % (n, n, n + 1) for n in range(60))
+            + name("torch", "Size") + b"h<N\x86R",
+            "a size is built from",
+        ),
+    ],
+    ids=["sizes", "ordered dicts", "empty dicts", "doubling lists"],
+)  # fmt: skip
+def test_a_short_pickle_makes_no_large_object(tmp_path: Path, body: bytes, message: str) -> None:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    with pytest.raises(BadFile, match=message):
+        read_tensors(program(body), "m.pt")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 300_000
+
+
+def test_two_tensors_of_one_path_are_neither(tmp_path: Path) -> None:
+    body = mapping({"a.b": tensor(), "a": mapping({"b": tensor((3, 3))}), "c": tensor((2, 3))})
+    path = torch_file(tmp_path / "m.pt", body)
+    with pytest.raises(BadFile, match=r"#a.b is a two tensors of this name; rename one"):
+        run_import(tmp_path / "d", f"{path}#a.b")
+    assert run_import(tmp_path / "d", f"{path}#c").table.row_count == 2
 
 
 class Hostile:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gensim.models import KeyedVectors
+from gensim.models import FastText, KeyedVectors
+from gensim.models.fasttext import load_facebook_model, save_facebook_model
 
 from gatherd.errors import BadFile
 from loaders.harness import run_import
@@ -47,9 +48,43 @@ def test_what_gensim_reads_we_read_alike(tmp_path: Path) -> None:
     assert ours.keys == [key.encode() for key in theirs.index_to_key]
 
 
-def test_gensims_own_format_is_a_pickle_and_is_refused(tmp_path: Path) -> None:
-    vectors().save(str(tmp_path / "v.kv"))
-    with pytest.raises(
-        BadFile, match=r"is a pickle, which is never run here; .*save_word2vec_form"
-    ):
-        run_import(tmp_path / "d", tmp_path / "v.kv")
+@pytest.mark.parametrize(("minn", "maxn"), [(3, 6), (1, 3)])
+def test_a_fasttext_model_gives_the_vectors_that_gensim_gives(
+    tmp_path: Path, minn: int, maxn: int
+) -> None:
+    rng = np.random.default_rng(0)
+    sentences = [[WORDS[word] for word in rng.integers(0, len(WORDS), 10)] for _ in range(50)]
+    made = FastText(
+        sentences, vector_size=16, min_count=1, min_n=minn, max_n=maxn, bucket=700, epochs=2
+    )
+    save_facebook_model(made, str(tmp_path / "m.bin"))
+    theirs = load_facebook_model(str(tmp_path / "m.bin")).wv
+    unknown = ["kings", "naïveté", "日本語", "unseen"]
+    (tmp_path / "words").write_text("\n".join([*unknown, "king"]))
+    ours = run_import(tmp_path / "d", tmp_path / "m.bin", words=str(tmp_path / "words"))
+    expected = [*theirs.index_to_key, *unknown]
+    assert ours.keys == [word.encode() for word in expected]
+    np.testing.assert_allclose(
+        ours.rows, np.stack([theirs[word] for word in expected]), rtol=1e-5, atol=1e-7
+    )
+    ngrams = run_import(tmp_path / "d", f"{tmp_path}/m.bin#ngrams")
+    np.testing.assert_array_equal(ngrams.rows, theirs.vectors_ngrams)
+
+
+def test_a_word2vec_binary_that_gensim_cannot_keep_apart_is_damage(tmp_path: Path) -> None:
+    made = KeyedVectors(vector_size=20)
+    rows = np.random.default_rng(0).normal(size=(4, 20)).astype(np.float32)
+    made.add_vectors(["king", "new york", "queen", "duck"], rows)
+    made.save_word2vec_format(str(tmp_path / "v.bin"), binary=True)
+    with pytest.raises(BadFile, match=r"record 2 is damaged: .* may have a blank in it"):
+        run_import(tmp_path / "d", tmp_path / "v.bin")
+
+
+@pytest.mark.parametrize("separately", [None, ["vectors"]])
+def test_gensims_own_format_comes_in(tmp_path: Path, separately: list[str] | None) -> None:
+    made = vectors()
+    made.save(str(tmp_path / "v.kv"), separately=separately)
+    theirs = KeyedVectors.load(str(tmp_path / "v.kv"))
+    ours = run_import(tmp_path / "d", tmp_path / "v.kv")
+    assert ours.keys == [word.encode() for word in theirs.index_to_key]
+    np.testing.assert_array_equal(ours.rows, theirs.vectors)

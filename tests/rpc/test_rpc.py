@@ -3,6 +3,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from concurrent import futures
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,7 +31,14 @@ from gatherd_server.engine.engine import Engine, PreparedLookup
 from gatherd_server.errors import AddressInUse, StartError
 from gatherd_server.rpc.errors import CODES, code_of, status_message
 from gatherd_server.rpc.server import RpcServer
-from support.small_engine import REFUSED, SmallEngine, lookup_request, small_engine, vectors_of
+from support.small_engine import (
+    LIMITS,
+    REFUSED,
+    SmallEngine,
+    lookup_request,
+    small_engine,
+    vectors_of,
+)
 
 Code = grpc.StatusCode
 LOOKUP = "/gatherd.v1.EmbeddingService/Lookup"
@@ -322,6 +330,7 @@ class BlockingEngine(Engine):
     def __init__(self) -> None:
         self.entered = threading.Semaphore(0)
         self.let_go = threading.Event()
+        self.limits = LIMITS
 
     def prepare(self, plans: Any) -> PreparedLookup:
         self.entered.release()
@@ -533,6 +542,8 @@ def test_a_call_whose_deadline_passed_while_it_waited_is_not_begun(
     serve: Serve, small: SmallEngine
 ) -> None:
     engine = BlockingEngine()
+    # No threads but those of lookups.
+    small.admission.limits = replace(small.admission.limits, updates_in_flight_max=0)
     server, channel = serve(SmallEngine(engine, {}, small.admission), streams_max=0)
     stub = embedding(channel)
     holding = [stub.Lookup.future(lookup_request("words", [1])) for _ in range(4)]

@@ -11,7 +11,7 @@ from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.proto_codec import lookup_plan, parse, seen_lookup
 from gatherd_server.types import LookupPlan
-from support.small_engine import lookup_request
+from support.small_engine import LIMITS, lookup_request
 
 ids = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4)
 fields = st.fixed_dictionaries(
@@ -32,7 +32,7 @@ def encoded(table: str, rows: list[int], more: dict[str, Any], *, twice: bool) -
 
 def outcome(body: bytes) -> LookupPlan | None:
     try:
-        return lookup_plan(parse(embedding_pb2.LookupRequest(), body))
+        return lookup_plan(parse(embedding_pb2.LookupRequest(), body, LIMITS))
     except GatherdError:
         return None
 

@@ -19,7 +19,6 @@ from gatherd_proto.v1 import (
     tensor_pb2,
 )
 from gatherd_server.rpc.server import RpcServer
-from gatherd_server.settings import load_settings
 from gatherd_server.types import (
     CreateTable,
     DeleteTable,
@@ -44,7 +43,7 @@ PUSHERS = 32
 
 @pytest.fixture
 def trained() -> Training:
-    return training(requests_in_flight_max=2 * PUSHERS)
+    return training(updates_in_flight_max=2 * PUSHERS)
 
 
 @pytest.fixture
@@ -53,7 +52,7 @@ def channel(trained: Training) -> Iterator[grpc.Channel]:
         trained.engine,
         trained.admission,
         address="127.0.0.1:0",
-        threads=load_settings({}).grpc_threads,
+        threads=1,
         streams_max=0,
         reflection=False,
     )

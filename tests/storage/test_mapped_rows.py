@@ -1,6 +1,5 @@
 """What is stored into a version is what its files hold, and all of it passes the fault seam."""
 
-import mmap
 import os
 import tempfile
 from pathlib import Path
@@ -15,6 +14,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, StorageError
 from gatherd.store.catalog import open_table, version_dir
 from gatherd.store.dtypes import DType
+from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
@@ -46,7 +46,7 @@ class InHalves(Files):
         self.synced: list[str] = []
         self.is_failing = False
 
-    def map_writable(self, path: Path) -> mmap.mmap:
+    def map_writable(self, path: Path) -> MappedFile:
         self.mapped.append(path.name)
         return super().map_writable(path)
 
@@ -63,7 +63,7 @@ class InHalves(Files):
         for part in (slice(0, half), slice(half, None)):
             super().store_rows(target, counters, rows[part], images[part], path)
 
-    def msync(self, mapping: mmap.mmap, path: Path) -> None:
+    def msync(self, mapping: MappedFile, path: Path) -> None:
         self.synced.append(path.name)
         if self.is_failing:
             raise StorageError(f"{path}: planted")

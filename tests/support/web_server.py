@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 
 from gatherd_server.http.body import Workers
+from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
@@ -17,6 +18,7 @@ from support.small_engine import SmallEngine
 from support.training_engine import Training
 
 Served = SmallEngine | Training
+RECEIVE_SECONDS = 20.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +50,10 @@ def web_server(
     if http is None and is_fast:
         routes = FastRoutes(served.engine)
         http = fast_protocol(routes, served.admission, Workers(), busy_poll_us=busy_poll_us)
+    elif http is None:
+        http = guarded_protocol(RECEIVE_SECONDS)
     server = uvicorn.Server(
-        uvicorn.Config(
-            app, http=http or "httptools", ws="none", lifespan="off", log_config=None, **options
-        )
+        uvicorn.Config(app, http=http, ws="none", lifespan="off", log_config=None, **options)
     )
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -24,6 +24,7 @@ from typing import Any
 
 from gatherd.errors import BadFile
 from gatherd.store.format import open_readonly
+from gatherd.store.mapping import not_opened
 
 CHECKSUMS = "checksums"
 BLOCK_BYTES = 4 << 20
@@ -85,7 +86,7 @@ def read_file(path: Path) -> bytes:
     except FileNotFoundError:
         raise BadFile(f"{path} isn't there") from None
     except OSError as error:
-        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+        raise not_opened(path, error) from None
 
 
 def decode_document(encoded: bytes, where: str, indent: int = 1) -> dict[str, Any]:

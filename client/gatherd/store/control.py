@@ -16,12 +16,12 @@ Each field is one aligned 8-byte word, so a reader sees the old value or the new
 made once and its inode kept for the data dir's life: a mapped page never goes dead.
 """
 
-import mmap
 import os
 import struct
 from pathlib import Path
 
 from gatherd.errors import BadFile, DataDirVersion
+from gatherd.store.mapping import MappedFile, naming
 
 CONTROL_NAME = "control"
 CONTROL_MAGIC = b"gatherdC"
@@ -53,20 +53,19 @@ class ControlPage:
     def __init__(self, data_dir: Path) -> None:
         """BadFile when there is none or it is damaged, DataDirVersion when it isn't ours."""
         path = data_dir / CONTROL_NAME
-        try:
+        with naming(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise BadFile(f"{path} can't be opened: {error.strerror}") from None
         try:
             if os.fstat(fd).st_size != CONTROL_BYTES:
                 raise BadFile(f"{path} isn't a control page: it has {os.fstat(fd).st_size} bytes")
-            self._page = mmap.mmap(fd, CONTROL_BYTES, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
+            with naming(path):
+                page = MappedFile(fd, CONTROL_BYTES).array().data
         finally:
             os.close(fd)
-        if self._page[:8] != CONTROL_MAGIC:
+        if page[:8] != CONTROL_MAGIC:
             raise BadFile(f"{path} isn't a control page")
         # In native order, which is little-endian wherever the tables' files can be mapped too.
-        self._words = memoryview(self._page).cast("Q")
+        self._words = page.cast("Q")
         if (version := self._words[1]) != CONTROL_FORMAT:
             raise DataDirVersion(
                 f"{data_dir} has control page format {version}; this release reads {CONTROL_FORMAT}"
@@ -95,4 +94,3 @@ class ControlPage:
     def close(self) -> None:
         """Unmap the page."""
         self._words.release()
-        self._page.close()

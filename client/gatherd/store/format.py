@@ -1,9 +1,10 @@
-r"""Where the rows lie inside a file: .npy and safetensors, read by their headers alone.
+r"""Where the rows lie inside a file: .npy, safetensors and GGUF, read by their headers alone.
 
 .npy          magic "\x93NUMPY", version, header length, a Python dict literal, then the array
 safetensors   u64 little-endian header length N, N bytes of JSON, then the tensors' bytes;
               each entry is {"dtype", "shape", "data_offsets": [begin, end]}, offsets from the
               end of the header
+GGUF          see gguf.py
 
 A file is recognised by its content. Only what can be mapped as it lies is read here: two
 dimensions, row-major, little-endian, a float type. Everything a header claims is checked against
@@ -18,6 +19,7 @@ import math
 import os
 import re
 import threading
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +29,8 @@ import numpy as np
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
+from gatherd.store.gguf import GGUF_MAGIC, GgufHeader, read_gguf_header
+from gatherd.store.mapping import not_opened
 
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES_MAX = 64 << 10
@@ -58,6 +62,12 @@ _PLAIN_NPY = re.compile(
 # Evaluating a header fails now and then when threads do it at once
 # (https://github.com/python/cpython/issues/106905).
 _evaluating = threading.Lock()
+# Version 3 differs from 2 in the encoding of a structured dtype's field names. A table has none.
+_NPY_VERSIONS: dict[tuple[int, int], Callable[..., Any]] = {
+    (1, 0): np.lib.format.read_array_header_1_0,
+    (2, 0): np.lib.format.read_array_header_2_0,
+    (3, 0): np.lib.format.read_array_header_2_0,
+}
 _SAFETENSORS_DTYPES = {
     "F32": DType.FLOAT32,
     "F16": DType.FLOAT16,
@@ -98,7 +108,8 @@ class RowLayout:
 def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
     """Find the rows in the open file `fd`, called `name` in errors.
 
-    `tensor` picks one of a safetensors file's tensors; without it the file must hold just one.
+    `tensor` picks one of a safetensors or GGUF file's tensors. Without it the file must hold just
+    one, or be GGUF with the usual token table.
     BadFile when the file is damaged or of no known format, InvalidArgument when it is sound but
     `tensor` doesn't fit it.
     """
@@ -109,15 +120,45 @@ def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
         return _read_npy(fd, name)
     if len(head) == 9 and head[8:9] == b"{":
         return _read_safetensors(fd, name, tensor)
-    raise BadFile(f"{name} is neither a .npy nor a safetensors file (by its content)")
+    if head.startswith(GGUF_MAGIC):
+        header = read_gguf_header(fd, name)
+        tensor = _picked(name, tensor or header.token_table, header.tensors)
+        return gguf_layout(header, name, tensor, file_bytes(fd))
+    raise BadFile(
+        f"{name} is neither a .npy nor a safetensors nor a GGUF file (by its content), and no "
+        f"other is served as it lies; if it is one of docs/formats.md, {convert_by_import(name)}"
+    )
+
+
+def gguf_layout(header: GgufHeader, name: str, tensor: str, size: int) -> RowLayout:
+    """Where the rows of a GGUF file's tensor are. BadFile when they aren't plain numbers."""
+    found = header.tensors[tensor]
+    where = f"{name}#{tensor}"
+    if found.kind not in _SAFETENSORS_DTYPES:
+        known = ", ".join(_SAFETENSORS_DTYPES)
+        raise BadFile(f"{where} is {found.kind}; a table is of {known}")
+    if len(found.shape) != 2 or found.shape[1] < 1:
+        raise BadFile(f"{where} has shape {found.shape}; a table has two dimensions, (rows, dim)")
+    layout = RowLayout(_SAFETENSORS_DTYPES[found.kind], *found.shape, found.offset)
+    if layout.offset + layout.nbytes > size:
+        raise BadFile(
+            f"{where} is truncated: it ends at byte {layout.offset + layout.nbytes}, "
+            f"the file has {size}"
+        )
+    return layout
+
+
+def convert_by_import(source: str) -> str:
+    """What to do with a sound file whose rows can't be mapped as they lie."""
+    return f"`gatherd import TABLE '{source}' --data-dir DIR` converts it"
 
 
 def open_readonly(path: Path) -> int:
-    """A descriptor of the regular file `path`; BadFile when it can't be opened."""
+    """A descriptor of the regular file `path`. BadFile when it can't be opened, or TooManyFiles."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except OSError as error:
-        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+        raise not_opened(path, error) from None
     if not path.is_file():
         os.close(fd)
         raise BadFile(f"{path} isn't a regular file")
@@ -148,16 +189,16 @@ def read_npy_header(fd: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype
 
     BadFile, naming `name`, when the header is damaged. As NumPy reads it.
     """
-    head = os.pread(fd, NPY_HEADER_BYTES_MAX, 0)
+    return parse_npy_header(os.pread(fd, NPY_HEADER_BYTES_MAX, 0), name)
+
+
+def parse_npy_header(head: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """What `read_npy_header` reads, of a file that begins with `head`."""
     if plain := plain_npy_header(head):
         return plain.shape, plain.is_fortran, np.dtype(plain.descr), plain.offset
     stream = io.BytesIO(head)
     try:
-        version = np.lib.format.read_magic(stream)
-        read_header = {
-            (1, 0): np.lib.format.read_array_header_1_0,
-            (2, 0): np.lib.format.read_array_header_2_0,
-        }[version]
+        read_header = _NPY_VERSIONS[np.lib.format.read_magic(stream)]
         with _evaluating:
             shape, fortran_order, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
     except Exception as error:  # noqa: BLE001  # NumPy's parser lets any tokenizer error through
@@ -194,6 +235,11 @@ def evaluate_npy_header(text: str) -> object:
         return ast.literal_eval(text)
 
 
+def npy_dtype(dtype: np.dtype[Any]) -> DType | None:
+    """Which of a table's types the elements of a .npy file are, in either byte order; or None."""
+    return None if dtype.names is not None else _NPY_DTYPES.get(dtype.newbyteorder("<").str)
+
+
 def _npy_layout(
     name: str,
     shape: tuple[int, ...],
@@ -205,15 +251,15 @@ def _npy_layout(
     """The layout that a .npy header means, checked against the file's `size`."""
     if dtype.hasobject:
         raise BadFile(f"{name} holds Python objects; save a float array")
-    if dtype.str.startswith(">"):
-        raise BadFile(f"{name} is big-endian ({dtype}); save it as {dtype.newbyteorder('<')}")
-    if dtype.names is not None or dtype.str not in _NPY_DTYPES:
+    if npy_dtype(dtype) is None:
         known = "float16, float32, float64 or bfloat16"
         raise BadFile(f"{name} has dtype {dtype}; a table is of {known}")
+    if dtype.str.startswith(">"):
+        raise BadFile(f"{name} is big-endian ({dtype}); {convert_by_import(name)}")
     if len(shape) != 2:
         raise BadFile(f"{name} has shape {shape}; a table has two dimensions, (rows, dim)")
     if fortran_order and min(shape) > 1:
-        raise BadFile(f"{name} is in Fortran order; save np.ascontiguousarray(…) of it")
+        raise BadFile(f"{name} is in Fortran order; {convert_by_import(name)}")
     layout = RowLayout(_NPY_DTYPES[dtype.str], shape[0], shape[1], offset)
     if layout.dim < 1 or layout.row_count < 0:
         raise BadFile(f"{name} has shape {shape}; a row needs at least one element")
@@ -226,19 +272,10 @@ def _npy_layout(
 
 
 def _read_safetensors(fd: int, name: str, tensor: str | None) -> RowLayout:
-    entries, data_start = read_safetensors_header(fd, name)
-    if tensor is None:
-        if len(entries) != 1:
-            listed = ", ".join(sorted(entries)[:10]) or "none"
-            raise InvalidArgument(
-                f"{name} holds {len(entries)} tensors; pick one as {name}#TENSOR "
-                f"(there are: {listed})"
-            )
-        tensor = next(iter(entries))
-    if tensor not in entries:
-        listed = ", ".join(sorted(entries)[:10]) or "none"
-        raise InvalidArgument(f"{name} has no tensor {tensor!r}; there are: {listed}")
-    entry = entries[tensor]
+    header = read_safetensors_header(fd, name)
+    names = header.entries if tensor is None else header.names()
+    tensor = header.resolve(_picked(name, tensor, names))
+    entry = header.entries[tensor]
     where = f"{name}#{tensor}"
     if entry["dtype"] not in _SAFETENSORS_DTYPES:
         known = ", ".join(_SAFETENSORS_DTYPES)
@@ -247,11 +284,45 @@ def _read_safetensors(fd: int, name: str, tensor: str | None) -> RowLayout:
     if len(shape) != 2 or shape[1] < 1:
         raise BadFile(f"{where} has shape {tuple(shape)}; a table has two dimensions, (rows, dim)")
     begin, _ = entry["data_offsets"]
-    return RowLayout(_SAFETENSORS_DTYPES[entry["dtype"]], shape[0], shape[1], data_start + begin)
+    offset = header.data_start + begin
+    return RowLayout(_SAFETENSORS_DTYPES[entry["dtype"]], shape[0], shape[1], offset)
 
 
-def read_safetensors_header(fd: int, name: str) -> tuple[dict[str, dict[str, Any]], int]:
-    """The tensors' entries, all of them checked, and where their data starts.
+def _picked(name: str, tensor: str | None, names: Collection[str]) -> str:
+    """The tensor that is meant; InvalidArgument, with those there are, when it isn't clear."""
+    listed = ", ".join(sorted(names)[:10]) or "none"
+    if tensor is None and len(names) != 1:
+        raise InvalidArgument(
+            f"{name} holds {len(names)} tensors; pick one as {name}#TENSOR (there are: {listed})"
+        )
+    if tensor is not None and tensor not in names:
+        raise InvalidArgument(f"{name} has no tensor {tensor!r}; there are: {listed}")
+    return tensor if tensor is not None else next(iter(names))
+
+
+@dataclass(frozen=True, slots=True)
+class SafetensorsHeader:
+    """The tensors' entries, where their data starts, and other names of some of them.
+
+    The other names are those of tied weights: safetensors.torch.save_model stores one of them, and
+    notes in the metadata which name goes with which.
+    """
+
+    entries: dict[str, dict[str, Any]]
+    data_start: int
+    aliases: dict[str, str]
+
+    def names(self) -> list[str]:
+        """Every name of a tensor."""
+        return [*self.entries, *self.aliases]
+
+    def resolve(self, name: str) -> str:
+        """The name under which the tensor `name` is stored."""
+        return self.aliases.get(name, name)
+
+
+def read_safetensors_header(fd: int, name: str) -> SafetensorsHeader:
+    """The tensors' entries, all of them checked.
 
     BadFile when the header is too large, isn't what the format prescribes, or claims bytes that
     the file doesn't have or that two tensors share.
@@ -271,7 +342,7 @@ def read_safetensors_header(fd: int, name: str) -> tuple[dict[str, dict[str, Any
         raise BadFile(f"{name} has a damaged safetensors header: {error}") from None
     if not isinstance(header, dict):
         raise BadFile(f"{name} has a damaged safetensors header: it isn't an object")
-    header.pop("__metadata__", None)
+    metadata = header.pop("__metadata__", None)
     data_bytes = size - 8 - header_bytes
     for tensor, entry in header.items():
         _check_entry(f"{name}#{tensor}", entry, data_bytes)
@@ -279,7 +350,12 @@ def read_safetensors_header(fd: int, name: str) -> tuple[dict[str, dict[str, Any
     for ((_, end), before), ((begin, _), after) in pairwise(spans):
         if begin < end:
             raise BadFile(f"{name}: the tensors {before!r} and {after!r} overlap")
-    return header, 8 + header_bytes
+    aliases = {
+        alias: stored
+        for alias, stored in (metadata.items() if isinstance(metadata, dict) else ())
+        if isinstance(stored, str) and stored in header and alias not in header
+    }
+    return SafetensorsHeader(header, 8 + header_bytes, aliases)
 
 
 def _check_entry(where: str, entry: object, data_bytes: int) -> None:

@@ -5,7 +5,7 @@ ones without a word; here each of those is an error, and so is −1, which NumPy
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,10 @@ from numpy.typing import NDArray
 from gatherd.errors import IdOutOfRange, InvalidArgument
 from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
 
+# Without elements a shape's lengths are bounded by no number of bytes. What they multiply to, those
+# of 0 left out, NumPy still has to count, with a dim of 2**20 float32 at most behind them.
+SHAPE_SIZE_MAX = 2**40
+_LENGTH_MAX = 2**64 - 1
 _INT64 = np.dtype(np.int64)
 _INT64_MAX = 2**63 - 1
 # By the dtype's character: the unsigned one of its size, and the largest id that it holds.
@@ -21,6 +25,24 @@ _UNSIGNED = {
     np.dtype(kind).char: (np.dtype(f"u{np.dtype(kind).itemsize}"), int(np.iinfo(kind).max))
     for kind in ("b", "h", "i", "l", "q", "B", "H", "I", "L", "Q")
 }
+
+
+def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """`shape` when `name` can have it, else InvalidArgument."""
+    if len(shape) > NESTING_MAX:
+        raise InvalidArgument(
+            f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
+        )
+    if any(length < 0 for length in shape):
+        raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
+    if any(length > _LENGTH_MAX for length in shape):
+        raise InvalidArgument(f"{name} have a dimension of more than {_LENGTH_MAX}")
+    if 0 in shape and math.prod(length for length in shape if length) > SHAPE_SIZE_MAX:
+        raise InvalidArgument(
+            f"{name} have shape {shape}; beside a dimension of 0, the others may multiply to "
+            f"{SHAPE_SIZE_MAX} at most"
+        )
+    return shape
 
 
 def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
@@ -33,6 +55,8 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     if ids is None or isinstance(ids, list | tuple | int | float | str | bytes | dict):
         return _from_nested(ids)
     array = as_given_array(ids, "ids")
+    if array.size == 0:
+        check_shape("ids", array.shape)
     if array.dtype.kind == "O" and not isinstance(ids, np.ndarray):
         # What another library's integers become where they could have been null.
         return _from_nested(array.tolist())
@@ -58,7 +82,9 @@ def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
     if array.dtype.kind in "iu":
         return array
     # Integers above 2**63 - 1 have no type in common with negative ones.
-    name, value = next(leaf for leaf in _leaves(ids, "ids") if not 0 <= leaf[1] <= _INT64_MAX)
+    found = first_leaf(ids, lambda leaf: not 0 <= leaf <= _INT64_MAX)
+    assert found is not None
+    name, value = where("ids", found[0]), found[1]
     raise IdOutOfRange(f"{name}={value} is out of range: no table has such a row")
 
 
@@ -76,23 +102,46 @@ def _plain_integers(value: Any, depth: int) -> bool:
 
 def _checked_leaves(value: Any, name: str) -> Any:
     """`value` with NumPy's arrays in place of others; InvalidArgument for what isn't an integer."""
+    wrong = first_leaf(value, _is_no_id)
+    if wrong is not None:
+        where_wrong = where(name, wrong[0])
+        raise InvalidArgument(f"{where_wrong} is {_kind(wrong[1])}; ids must be integers")
+    return _with_arrays(value, name)
+
+
+def _with_arrays(value: Any, name: str) -> Any:
     if isinstance(value, list | tuple):
-        return [_checked_leaves(item, f"{name}[{index}]") for index, item in enumerate(value)]
+        return [_with_arrays(item, f"{name}[{index}]") for index, item in enumerate(value)]
     if isinstance(value, np.integer) or type(value) is int:
         return value
-    if hasattr(value, "__array__"):
-        array = as_given_array(value, name)
-        if array.dtype.kind in "iu" and (array.ndim or array is not value):
-            return array
+    array = as_given_array(value, name)
+    if array.dtype.kind in "iu" and (array.ndim or array is not value):
+        return array
     raise InvalidArgument(f"{name} is {_kind(value)}; ids must be integers")
 
 
-def _leaves(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    if isinstance(value, list | tuple):
-        for index, item in enumerate(value):
-            yield from _leaves(item, f"{name}[{index}]")
-    else:
-        yield name, value
+def _is_no_id(value: Any) -> bool:
+    """Whether it is nothing that may be an integer, or an array of some."""
+    return type(value) is not int and not hasattr(value, "__array__")
+
+
+def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int, ...], Any] | None:
+    """The position and the value of the first leaf of nested lists that `is_wanted`."""
+    if not isinstance(value, list | tuple):
+        return ((), value) if is_wanted(value) else None
+    for index, item in enumerate(value):
+        if isinstance(item, list | tuple):
+            found = first_leaf(item, is_wanted)
+            if found is not None:
+                return (index, *found[0]), found[1]
+        elif is_wanted(item):
+            return (index,), item
+    return None
+
+
+def where(name: str, position: Iterable[int]) -> str:
+    """What an element is called, as ids[1][0]."""
+    return name + "".join(f"[{int(index)}]" for index in position)
 
 
 def _kind(value: object) -> str:
@@ -162,7 +211,7 @@ def out_of_range_error(
 
 
 def _text(named: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
-    return ((where, str(value)) for where, value in named)
+    return ((name, str(value)) for name, value in named)
 
 
 def ids_from_bytes(
@@ -188,12 +237,7 @@ def array_from_bytes(
     """
     if len(shape) == 1 and len(data) == shape[0] * dtype.itemsize:
         return np.frombuffer(data, dtype)
-    if len(shape) > NESTING_MAX:
-        raise InvalidArgument(
-            f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
-        )
-    if any(length < 0 for length in shape):
-        raise InvalidArgument(f"{name} have shape {shape}; no dimension can be negative")
+    check_shape(name, shape)
     expected = math.prod(shape) * dtype.itemsize
     if len(data) != expected:
         raise InvalidArgument(

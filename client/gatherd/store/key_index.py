@@ -31,9 +31,8 @@ it all. A file that is truncated in place while it is mapped ends the process wi
 """
 
 import json
-import mmap
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -45,7 +44,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store import kernels, memory
 from gatherd.store.checksums import BLOCK_BYTES, FileChecksums, document_crc, verify_blocks
-from gatherd.store.format import file_bytes
+from gatherd.store.format import file_bytes, open_readonly
 from gatherd.store.keys import (
     KEY_BYTES_MAX,
     Keys,
@@ -54,6 +53,7 @@ from gatherd.store.keys import (
     key_not_found_error,
     string_keys_from_wire,
 )
+from gatherd.store.mapping import MappedFile, naming, not_opened
 
 __all__ = [
     "KEY_BYTES_MAX",
@@ -76,6 +76,8 @@ KEYS_SLOTS: Final = "keys.slots.npy"
 NPY_HEADER_BYTES: Final = 128
 ROWS_MAX: Final = 2**40 - 2
 SLOTS_MIN: Final = 8
+# Keys that are copied together: of the longest, positions of 32 MB.
+KEYS_AT_ONCE: Final = 4096
 
 
 class KeyKind(Enum):
@@ -147,7 +149,7 @@ def read_keys_info(folder: Path) -> KeysInfo | None:
             raise BadFile(f"{path} isn't there, but {KEYS_SLOTS} is") from None
         return None
     except OSError as error:
-        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+        raise not_opened(path, error) from None
     if len(raw) > KEYS_JSON_BYTES_MAX:
         raise BadFile(f"{path} has more than {KEYS_JSON_BYTES_MAX} bytes")
     try:
@@ -185,26 +187,20 @@ def _check_info(path: Path, info: KeysInfo) -> None:
             raise BadFile(f"{path} has the wrong number of checksums for {name}")
 
 
-def map_array(path: Path, descr: str, length: int) -> tuple[mmap.mmap, NDArray[Any]]:
+def map_array(path: Path, descr: str, length: int) -> tuple[MappedFile, NDArray[Any]]:
     """Map the 1-D .npy file `path`, read-only; BadFile unless it is just what is expected."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except OSError as error:
-        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
+    fd = open_readonly(path)
     try:
         expected = NPY_HEADER_BYTES + np.dtype(descr).itemsize * length
         if file_bytes(fd) != expected:
             raise BadFile(f"{path} has {file_bytes(fd)} bytes, not {expected}")
         if os.pread(fd, NPY_HEADER_BYTES, 0) != npy_header(descr, length):
             raise BadFile(f"{path} isn't a {descr} array of {length}: bytes 0 to 128 are damaged")
-        mapping = mmap.mmap(fd, expected, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ)
-    except (OSError, ValueError) as error:
-        if isinstance(error, BadFile):
-            raise
-        raise BadFile(f"{path} can't be mapped: {error}") from None
+        with naming(path):
+            mapping = MappedFile(fd, expected)
     finally:
         os.close(fd)
-    return mapping, np.ndarray((length,), descr, mapping, NPY_HEADER_BYTES)
+    return mapping, mapping.array()[NPY_HEADER_BYTES:].view(descr)
 
 
 class KeyIndex:
@@ -216,7 +212,7 @@ class KeyIndex:
         self.count = info.count
         self._folder = folder
         self._info = info
-        self._mappings: list[mmap.mmap] = []
+        self._mappings: list[MappedFile] = []
         arrays: dict[str, NDArray[Any]] = {}
         for name, (descr, length) in info.arrays().items():
             mapping, arrays[name] = map_array(folder / name, descr, length)
@@ -272,8 +268,14 @@ class KeyIndex:
             rows[~fits] = -1
         return rows.reshape(keys.shape)
 
-    def keys_of(self, rows: NDArray[np.integer[Any]]) -> Keys:
+    def keys_of(
+        self,
+        rows: NDArray[np.integer[Any]],
+        check_bytes: Callable[[int], None] = lambda _nbytes: None,
+    ) -> Keys:
         """The key of each row, shape S: StringKeys, or integers of the index's kind.
+
+        `check_bytes` is told the size of strings before they are copied, and may raise.
 
         The rows are valid: from `rows_of`, or checked against `count`. BadFile when the stored
         offsets of one are damaged.
@@ -291,8 +293,16 @@ class KeyIndex:
             raise BadFile(f"{self._folder / KEYS_OFFSETS} is damaged at row {row}")
         offsets = np.zeros(flat.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
-        source = np.arange(offsets[-1]) + np.repeat(begins.view(np.int64) - offsets[:-1], lengths)
-        return StringKeys(data[source], offsets, rows.shape)
+        check_bytes(int(offsets[-1]))
+        copied = np.empty(int(offsets[-1]), np.uint8)
+        shifts = begins.view(np.int64) - offsets[:-1]
+        # In parts, for the positions of all bytes together take many times the bytes' memory.
+        for first in range(0, flat.size, KEYS_AT_ONCE):
+            last = min(first + KEYS_AT_ONCE, flat.size)
+            begin, end = int(offsets[first]), int(offsets[last])
+            source = np.arange(begin, end) + np.repeat(shifts[first:last], lengths[first:last])
+            copied[begin:end] = data[source]
+        return StringKeys(copied, offsets, rows.shape)
 
     def verify(self) -> None:
         """Read and checksum every file; BadFile names the first damaged one and its byte range."""

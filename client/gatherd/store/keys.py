@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, KeyNotFound
 from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
+from gatherd.store.ids import check_shape
 
 # A longer token is a parser's mistake, not a word; and a request's keys have to be bounded.
 KEY_BYTES_MAX = 1024
@@ -82,6 +83,8 @@ def as_keys(keys: object) -> Keys:
         return keys
     if not isinstance(keys, list | tuple | str | bytes | bytearray | int | float | None):
         keys = as_given_array(keys, "keys")
+        if keys.size == 0:
+            check_shape("keys", keys.shape)
         if keys.dtype.kind in "iu":
             native = keys.dtype.newbyteorder("=")
             return np.ascontiguousarray(keys, dtype=native).reshape(keys.shape)
@@ -240,10 +243,7 @@ def string_keys_from_wire(
     `lengths` are little-endian uint32, one a key. InvalidArgument when they, `data` and `shape`
     contradict each other, or a key is empty or overlong.
     """
-    if len(shape) > NESTING_MAX:
-        raise InvalidArgument(f"keys have {len(shape)} dimensions; at most {NESTING_MAX} are taken")
-    if any(length < 0 for length in shape):
-        raise InvalidArgument(f"keys have shape {shape}; no dimension can be negative")
+    check_shape("keys", shape)
     if len(lengths) != math.prod(shape) * 4:
         raise InvalidArgument(
             f"keys of shape {shape} have lengths of {math.prod(shape) * 4} bytes "

@@ -31,6 +31,7 @@ from gatherd.errors import (
     FailedPrecondition,
     GatherdError,
     TableRefused,
+    TooManyFiles,
     Unavailable,
     VersionNotFound,
 )
@@ -80,6 +81,7 @@ class View:
         """One version of a table, mapped now if it wasn't.
 
         TableNotFound, VersionNotFound or TableRefused when it isn't there, or DroppedMeanwhile.
+        TooManyFiles when it is, and can be mapped another time.
         """
         found = self.mapped.get((name, version)) or self._find(name, version)
         if isinstance(found, str):
@@ -88,7 +90,10 @@ class View:
 
     def live_or_reason(self, name: str) -> Table | str:
         """The live version of a table, or why it can't be read. Raises what `table` does else."""
-        return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
+        try:
+            return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
+        except TooManyFiles as error:
+            return error.message
 
     def names(self) -> list[str]:
         """Every table, those that can't be read too, in order."""
@@ -118,6 +123,8 @@ class View:
             raise self._no_version(name, version)
         try:
             return self.open(name, entry, version or entry.live)
+        except TooManyFiles:
+            raise
         except GatherdError as error:
             return error.message
 
@@ -378,6 +385,11 @@ class LiveTables:
         assert self._at_open is not None
         try:
             self._at_open(view.open(name, entry, entry.live))
+        except TooManyFiles as error:
+            view.drop(name, entry.live)
+            if self._state[1].catalog.generation < 0:
+                raise
+            logger.error("%s; the next request for table %r tries again", error, name)  # noqa: TRY400
         except GatherdError as error:
             view.drop(name, entry.live)
             if self._state[1].catalog.generation >= 0:  # the first view is for its owner to tell of

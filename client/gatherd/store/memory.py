@@ -11,6 +11,8 @@ from functools import cache
 
 import numpy as np
 
+from gatherd.store.mapping import MappedFile
+
 # Not in the mmap module before Python 3.14; the number is Linux's (5.14 and later).
 _MADV_POPULATE_READ = 22
 _MS_SYNC = 4
@@ -44,15 +46,15 @@ def tune_allocator() -> bool:
     )
 
 
-def populate(mapping: mmap.mmap) -> None:
+def populate(mapping: MappedFile) -> None:
     """Map every page of `mapping` now, reading what isn't in the page cache.
 
     Afterwards a gather takes no page fault. OSError when the file ends before the mapping does.
 
-    By ctypes, because `mmap.madvise` holds the GIL, and in steps, because the kernel holds the
+    In steps, because the kernel holds the
     process's memory map: lookups and allocations of other threads go on meanwhile.
     """
-    address, end = _address(mapping), len(mapping)
+    address, end = mapping.address, len(mapping)
     for start in range(0, end, _POPULATE_BYTES):
         length = ctypes.c_size_t(min(_POPULATE_BYTES, end - start))
         try:
@@ -60,17 +62,17 @@ def populate(mapping: mmap.mmap) -> None:
         except OSError as error:
             if error.errno not in (22, 95):  # EINVAL, ENOTSUP: before Linux 5.14
                 raise
-            mapping.madvise(mmap.MADV_WILLNEED)  # reads ahead instead
+            _advise(mapping, mmap.MADV_WILLNEED)  # reads ahead instead
             return
 
 
-def advise_random(mapping: mmap.mmap) -> None:
+def advise_random(mapping: MappedFile) -> None:
     """Tell the kernel not to read ahead: rows are picked at random from more than fits in RAM."""
     with suppress(OSError):
-        mapping.madvise(mmap.MADV_RANDOM)
+        _advise(mapping, mmap.MADV_RANDOM)
 
 
-def is_resident(mapping: mmap.mmap, begin: int, byte_count: int) -> bool:
+def is_resident(mapping: MappedFile, begin: int, byte_count: int) -> bool:
     """Whether all pages of a range of `mapping` are in memory; True when the kernel doesn't tell.
 
     Takes a microsecond or two. The kernel tells only owners of a file, and who may write to it.
@@ -79,27 +81,31 @@ def is_resident(mapping: mmap.mmap, begin: int, byte_count: int) -> bool:
     length = begin + byte_count - first
     pages = (ctypes.c_ubyte * -(-length // mmap.PAGESIZE))()
     try:
-        _call_at("mincore", _address(mapping) + first, ctypes.c_size_t(length), pages)
+        _call_at("mincore", mapping.address + first, ctypes.c_size_t(length), pages)
     except OSError:
         return True
     return all(page & 1 for page in pages)
 
 
-def resident(mapping: mmap.mmap) -> int:
+def resident(mapping: MappedFile) -> int:
     """Bytes of `mapping` that are in memory now. OSError when the kernel doesn't tell."""
     pages = np.empty(-(-len(mapping) // mmap.PAGESIZE), np.uint8)
     _call("mincore", mapping, ctypes.c_void_p(pages.ctypes.data))
     return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
 
 
-def lock(mapping: mmap.mmap) -> None:
+def lock(mapping: MappedFile) -> None:
     """Keep every page of `mapping` in RAM. OSError when RLIMIT_MEMLOCK doesn't allow it."""
     _call("mlock", mapping)
 
 
-def sync(mapping: mmap.mmap) -> None:
+def sync(mapping: MappedFile) -> None:
     """Write what was stored into `mapping` to the disk, without holding the GIL. OSError if not."""
     _call("msync", mapping, ctypes.c_int(_MS_SYNC))
+
+
+def _advise(mapping: MappedFile, advice: int) -> None:
+    _call("madvise", mapping, ctypes.c_int(advice))
 
 
 @cache
@@ -107,8 +113,8 @@ def _libc() -> ctypes.CDLL:
     return ctypes.CDLL(None, use_errno=True)
 
 
-def _call(name: str, mapping: mmap.mmap, *more: object) -> None:
-    _call_at(name, _address(mapping), ctypes.c_size_t(len(mapping)), *more)
+def _call(name: str, mapping: MappedFile, *more: object) -> None:
+    _call_at(name, mapping.address, ctypes.c_size_t(len(mapping)), *more)
 
 
 def _call_at(name: str, address: int, *more: object) -> None:
@@ -116,11 +122,6 @@ def _call_at(name: str, address: int, *more: object) -> None:
     if function(ctypes.c_void_p(address), *more) != 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
-
-
-def _address(mapping: mmap.mmap) -> int:
-    # NumPy tells the address of a read-only buffer; ctypes asks for a writable one.
-    return int(np.frombuffer(mapping, np.uint8).ctypes.data)
 
 
 def available_bytes(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> int:

@@ -18,7 +18,6 @@ Left out on purpose: a counter a row, which would cost 4 bytes for each of them;
 when a stripe is written 2³¹ times during one copy, which takes minutes.
 """
 
-import mmap
 import os
 import platform
 import threading
@@ -32,6 +31,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, Unavailable
 from gatherd.store.format import file_bytes, open_readonly
+from gatherd.store.mapping import MappedFile, naming
 
 SEQ_NAME = "seq"
 STRIPES_MAX = 1 << 16
@@ -72,8 +72,8 @@ def map_counters(folder: Path, row_count: int) -> NDArray[np.uint32]:
             raise BadFile(
                 f"{path} has {found} bytes; the counters of {row_count} rows have {expected}"
             )
-        flags = mmap.MAP_SHARED | mmap.MAP_POPULATE
-        return np.frombuffer(mmap.mmap(fd, expected, flags=flags, prot=mmap.PROT_READ), COUNTER)
+        with naming(path):
+            return MappedFile(fd, expected, populate=True).array().view(COUNTER)
     finally:
         os.close(fd)
 

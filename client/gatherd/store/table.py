@@ -9,6 +9,7 @@ import mmap
 import os
 import random
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -21,11 +22,13 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument, NoKeys
 from gatherd.store import bags, kernels, memory
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.format import RowLayout, file_bytes, open_readonly, read_layout
+from gatherd.store.format import RowLayout, file_bytes, read_layout
 from gatherd.store.ids import all_in_range, flat_ids, in_range, out_of_range_error
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys, key_not_found_error
+from gatherd.store.mapping import MappedFile, naming
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
+from gatherd.store.shards import open_rows
 from gatherd.store.stripes import RowReader
 
 # Rows are converted in blocks that stay in a core's cache between the copy and the conversion.
@@ -79,7 +82,7 @@ class Table:
         name: str,
         version: int,
         layout: RowLayout,
-        mapping: mmap.mmap | None,
+        mapping: MappedFile | None,
         rows: NDArray[np.uint8],
         default_vector: NDArray[np.float32] | None,
         keys: KeyIndex | None,
@@ -149,12 +152,11 @@ class Table:
             return cls(name, version, layout, None, rows, default_vector, keys, counters)
         start = layout.offset - layout.offset % mmap.ALLOCATIONGRANULARITY
         skip = layout.offset - start
-        mapping = mmap.mmap(
-            fd, skip + layout.nbytes, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ, offset=start
-        )
+        with naming(f"the file of table {name!r}"):
+            mapping = MappedFile(fd, skip + layout.nbytes, offset=start)
         # Bytes, not floats: np.take copies an array whole first when its elements are misaligned,
         # as a safetensors header of odd length makes them.
-        rows = np.frombuffer(mapping, np.uint8, layout.nbytes, skip)
+        rows = mapping.array()[skip:]
         rows = rows.reshape(layout.row_count, layout.row_bytes)
         return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
 
@@ -278,12 +280,19 @@ class Table:
             convert(pooled, DType.FLOAT32, vectors, dtype)
         return Gathered(vectors, dtype, _status(index.shape, found, missing), self.version)
 
-    def keys_of(self, ids: NDArray[np.integer[Any]]) -> Keys:
-        """The keys of `ids`, of the same shape. IdOutOfRange or NoKeys when there are none."""
+    def keys_of(
+        self,
+        ids: NDArray[np.integer[Any]],
+        check_bytes: Callable[[int], None] = lambda _nbytes: None,
+    ) -> Keys:
+        """The keys of `ids`, of the same shape. IdOutOfRange or NoKeys when there are none.
+
+        `check_bytes` is told their size before they are copied, and may raise.
+        """
         index = self._key_index()
         if not all_in_range(ids, self.row_count):
             raise out_of_range_error(self.name, ids, self.row_count)
-        return index.keys_of(ids)
+        return index.keys_of(ids, check_bytes)
 
     def read_rows(self, ids: NDArray[np.int64], out: NDArray[np.uint8], begin: int) -> bool:
         """Copy the rows of `ids`, (n,), as they are stored, to `out` from byte `begin` on.
@@ -473,8 +482,8 @@ def _status(
 def open_file_table(
     name: str, path: Path, tensor: str | None, default_vector: NDArray[np.float32] | None = None
 ) -> Table:
-    """Open the rows of a .npy or safetensors file as version 1 of a table."""
-    fd = open_readonly(path)
+    """Open the rows of a .npy, safetensors or GGUF file as version 1 of a table."""
+    fd = open_rows(path, tensor)
     try:
         return Table.map(name, 1, fd, read_layout(fd, str(path), tensor), default_vector)
     finally:

@@ -4,11 +4,11 @@ import os
 import select
 import socket
 import ssl
-import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from numpy.typing import NDArray
@@ -185,21 +185,29 @@ def notice_vanishing(sock: socket.socket) -> None:
     call then fails after VANISHED_SECONDS, in time for another try, and not at its own timeout.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-    if sys.platform == "linux":
-        for option, value in (
-            (socket.TCP_KEEPIDLE, VANISHED_SECONDS // 2),
-            (socket.TCP_KEEPINTVL, VANISHED_SECONDS // 4),
-            (socket.TCP_KEEPCNT, 2),
-            (socket.TCP_USER_TIMEOUT, VANISHED_SECONDS * 1000),
-        ):
+    for name, value in (
+        ("TCP_KEEPIDLE", VANISHED_SECONDS // 2),
+        ("TCP_KEEPINTVL", VANISHED_SECONDS // 4),
+        ("TCP_KEEPCNT", 2),
+        ("TCP_USER_TIMEOUT", VANISHED_SECONDS * 1000),
+    ):
+        option = getattr(socket, name, None)  # not every system has all of them
+        if option is not None:
             sock.setsockopt(socket.IPPROTO_TCP, option, value)
+
+
+def readability(fd: int) -> Callable[[], object]:
+    """What tells, truthily and at once, whether there is something to read from a socket."""
+    if not hasattr(select, "poll"):  # as on Windows
+        return lambda: select.select((fd,), (), (), 0)[0]
+    poller = select.poll()
+    poller.register(fd, select.POLLIN)
+    return partial(poller.poll, 0)
 
 
 def is_silent(fd: int) -> bool:
     """Whether an idle connection is still open, and has nothing to read, as it should be."""
-    poller = select.poll()
-    poller.register(fd, select.POLLIN)
-    return not poller.poll(0)
+    return fd >= 0 and not readability(fd)()
 
 
 @contextmanager
@@ -229,10 +237,13 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
         raise from_http(url, head.status, content_type, bytes(reader.body), retry_after)
     if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:
         raise InternalError(
-            f"{url} answered {content_type[:80]!r} and not {CONTENT_TYPE}: is it a gatherd server?"
+            f"{url} answered {content_type[:80]!r} and not {CONTENT_TYPE}: is it a gatherd server?",
+            {OUTCOME: UNKNOWN},
         )
     if head.headers.get("content-encoding", "identity") != "identity":
-        raise InternalError(f"{url} answered in a content coding that wasn't asked for")
+        raise InternalError(
+            f"{url} answered in a content coding that wasn't asked for", {OUTCOME: UNKNOWN}
+        )
     return reader.body
 
 
@@ -321,7 +332,7 @@ def unspoken(url: str, error: HttpError) -> GatherdError:
     """The error for a response that can't be read."""
     if isinstance(error, ConnectionEnded):
         return broken(url, error)
-    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}")
+    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}", {OUTCOME: UNKNOWN})
 
 
 def tls_context(credentials: Credentials) -> ssl.SSLContext:

@@ -5,7 +5,7 @@ receive, about a microsecond, but a call in a process that gets signals would ne
 interrupted receive is begun anew with its whole time.
 """
 
-import select
+import errno
 import socket
 import time
 from typing import Any
@@ -29,18 +29,34 @@ class Stale(Exception):
 class Connection:
     """One connection and the reader of its responses. Used by one thread at a time."""
 
-    def __init__(self, sock: socket.socket, busy_poll_us: int) -> None:
-        self._sock = sock
+    def __init__(self, busy_poll_us: int) -> None:
+        self._sock: socket.socket | None = None
         self._armed_seconds = -1.0
         self._start = bytearray(_connect.EXPECTED_BYTES_MAX)
         self._start_view = memoryview(self._start)
         self._surplus = bytearray(1)
-        self._poller = select.poll()
-        self._poller.register(sock, select.POLLIN)
         # For the first bytes of a reply, and for more of them: the one may pay and the other not.
         self._first, self._more = BusyPoll(busy_poll_us), BusyPoll(busy_poll_us)
         self.reader = ResponseReader()
         self.idle_since = 0.0
+        self.closed = False
+
+    def connect(self, sock: socket.socket) -> None:
+        """Go on with `sock`, which is connected."""
+        self._armed_seconds = -1.0
+        self._is_readable = _connect.readability(sock.fileno())
+        self._sock = sock
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is a socket; not whether its peer has closed it."""
+        return self._sock is not None
+
+    def disconnect(self) -> None:
+        """Close the socket, for another one to take its place."""
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
 
     def exchange(self, head: bytes, send: Send, *, stay_awake: bool) -> ResponseReader:
         """Send a request and receive its response. Stale, TimeoutError, OSError, HttpError.
@@ -93,22 +109,29 @@ class Connection:
                 raise
             raise Stale(error) from error
 
+    def _open(self) -> socket.socket:
+        """The socket. OSError when it was closed."""
+        if self._sock is None:
+            raise OSError(errno.EBADF, "it was closed")
+        return self._sock
+
     def _send(self, pieces: tuple[bytes | memoryview, ...], ends_at: float) -> None:
+        sock = self._open()
         try:
             for piece in pieces:
                 self._arm(ends_at)
-                self._sock.sendall(piece)
+                sock.sendall(piece)
         except BrokenPipeError:
             # A server may refuse a large body by answering before it has read it all: look.
             pass
 
     def _receive(self, ends_at: float, stay_awake: bool) -> None:
-        reader = self.reader
+        reader, sock = self.reader, self._open()
         while not reader.done:
             if stay_awake and reader.started:
                 self._await(self._more)
             self._arm(ends_at)
-            count = self._sock.recv_into(reader.buffer())
+            count = sock.recv_into(reader.buffer())
             if count:
                 reader.received(count)
             else:
@@ -118,8 +141,8 @@ class Connection:
         """Stay awake until something comes, for a bounded time, if that is worthwhile."""
         if not busy.is_worthwhile():
             return
-        is_there, until = self._poller.poll, time.perf_counter() + busy.seconds
-        while not is_there(0):
+        is_readable, until = self._is_readable, time.perf_counter() + busy.seconds
+        while not is_readable():
             if time.perf_counter() >= until:
                 busy.missed()
                 return
@@ -130,10 +153,11 @@ class Connection:
     ) -> bool:
         """Receive what `ask` says."""
         size, reader, count = len(expected), self.reader, 0
+        sock = self._open()
         while True:
             self._arm(ends_at)
             buffers = (self._start_view[count:size], target.data, self._surplus)
-            received = self._sock.recvmsg_into(buffers)[0]
+            received = sock.recvmsg_into(buffers)[0]
             count += received
             if received:
                 reader.started = True
@@ -149,7 +173,7 @@ class Connection:
                 if stay_awake:
                     self._await(self._more)
                 self._arm(ends_at)
-                received = self._sock.recv_into(rest[at:])
+                received = sock.recv_into(rest[at:])
                 if not received:
                     raise ConnectionEnded("it was closed in the middle of the response")
                 at += received
@@ -180,12 +204,12 @@ class Connection:
             raise TimeoutError
         if not left <= self._armed_seconds <= left + REARM_SECONDS:
             self._armed_seconds = left + REARM_SECONDS / 2
-            self._sock.settimeout(self._armed_seconds)
+            self._open().settimeout(self._armed_seconds)
         return left
 
     def is_alive(self) -> bool:
         """Whether an idle connection is still open, and silent as it should be."""
-        return _connect.is_silent(self._sock.fileno())
+        return self._sock is not None and _connect.is_silent(self._sock.fileno())
 
     def check_alive(self) -> None:
         """Stale unless `is_alive`."""
@@ -193,5 +217,6 @@ class Connection:
             raise Stale(ConnectionEnded("it was closed"))
 
     def close(self) -> None:
-        """Close it, whatever is under way."""
-        self._sock.close()
+        """Close it for good, whatever is under way."""
+        self.closed = True
+        self.disconnect()

@@ -186,3 +186,8 @@ class Connection(asyncio.BufferedProtocol):
             self._timer = None
         if self._transport is not None:
             self._transport.abort()
+
+    def abandon(self) -> None:
+        """Let go of it when its loop can't be told any more; asyncio closes the socket in time."""
+        self.open = False
+        self._transport = self._timer = None

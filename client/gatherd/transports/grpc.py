@@ -1,11 +1,21 @@
 """gRPC, blocking and awaited: the codec's bytes through identity serializers.
 
-grpc can't be used in a child forked from a process that used it, so a client made before a fork
-says so instead of hanging. grpc's own retries are off: _retry.py decides for every wire.
+grpc's own retries are off: _retry.py decides for every wire.
+
+A channel on which nothing was heard, until a call's time was up, is left for a new one: a balancer
+or a NAT that forgot the connection swallows what is sent on it. Pings notice that too, but no
+sooner than after some seconds. What is still under way on the old channel may come to its end.
+
+A forked child makes a channel of its own. grpc is ready for a fork only as long as no other thread
+is in a call, though, as one of grpc.aio always is; else the child would hang or crash, and so says
+that it can't.
 """
 
 import os
+import threading
 import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +46,16 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_reconnect_backoff_ms", 2_000),
     # As over Connect: a connection of one's own for each client.
     ("grpc.use_local_subchannel_pool", 1),
+    # While a call waits, a connection that has gone silent is asked whether it is still there, and
+    # given up early enough for another try within the usual timeout.
+    ("grpc.keepalive_time_ms", 4_000),
+    ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
+    ("grpc.http2.max_pings_without_data", 0),
 ]
+# For so long nothing must have been heard on a channel that is left: so that calls of a few
+# milliseconds to a server that is slow don't each make a connection.
+SILENT_SECONDS = 1.0
 
 
 def channel_options(target: Target) -> list[tuple[str, Any]]:
@@ -49,13 +68,35 @@ def channel_options(target: Target) -> list[tuple[str, Any]]:
     return options
 
 
-def check_fork(pid: int) -> None:
-    """ForkedClient when this isn't the process that `pid` names."""
-    if os.getpid() != pid:
-        raise ForkedClient(
-            "this client was made before a fork, and grpc doesn't survive one: make a new client "
-            "in the child, or use an http:// or unix:// URL"
-        )
+class _Forks:
+    """How often this process was forked off another, and whether grpc can be used in it."""
+
+    def __init__(self) -> None:
+        self.count = 0
+        self.calling: set[int] = set()  # the threads that are in a call
+        self.awaited = False  # grpc.aio has a thread that is in a call at all times
+        self.is_usable = True
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._in_child)
+
+    def _in_child(self) -> None:
+        is_off = os.environ.get("GRPC_ENABLE_FORK_SUPPORT", "1").lower() in ("0", "false", "no")
+        if self.awaited or self.calling - {threading.get_ident()} or is_off:
+            self.is_usable = False
+        self.count += 1
+        self.calling.clear()
+
+    def check(self) -> None:
+        """ForkedClient where grpc is of no use."""
+        if not self.is_usable:
+            raise ForkedClient(
+                "grpc doesn't survive a fork while another thread is in a call, after an "
+                "AsyncClient of grpc://, or with GRPC_ENABLE_FORK_SUPPORT=0, and this process was "
+                "forked so: start it by spawn, or use an http:// or unix:// URL"
+            )
+
+
+_forks = _Forks()
 
 
 def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
@@ -83,7 +124,8 @@ def _checked(url: str, reply: bytes) -> memoryview:
 def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
     """The error of a failed call: grpc.Call and grpc.aio.AioRpcError say alike what happened."""
     code = call.code()
-    metadata = dict(call.trailing_metadata() or ())
+    # A proxy's headers come before a body, and so aren't trailers.
+    metadata = {**dict(call.initial_metadata() or ()), **dict(call.trailing_metadata() or ())}
     details = metadata.get("grpc-status-details-bin")
     if closed and code is grpc.StatusCode.CANCELLED:
         return ClientClosed("the client was closed during the call")
@@ -111,68 +153,142 @@ def _foreseen(
     return plain.result(target, out)
 
 
+@dataclass(slots=True, eq=False)
+class _Open:
+    """A channel, grpc's or grpc.aio's, and what is known of it."""
+
+    channel: Any
+    forks: int
+    heard_at: float = field(default_factory=time.monotonic)
+    ends_at: float = 0.0  # when the last of its calls has ended
+    methods: dict[str, Any] = field(default_factory=dict)
+
+    def method(self, name: str) -> Any:
+        """The callable of a procedure."""
+        found = self.methods.get(name)
+        if found is None:
+            found = self.methods[name] = self.channel.unary_unary(name)
+        return found
+
+
+class _Channels:
+    """The channel that calls go over, and those that were left. `make` opens one."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self._make = make
+        self.current: _Open | None = None
+        self.left: list[_Open] = []
+
+    def get(self, ends_at: float) -> _Open:
+        """The channel for a call until `ends_at`. ForkedClient where there can't be one."""
+        found = self.current
+        if found is None or found.forks != _forks.count:
+            _forks.check()
+            self.left = []
+            found = self.current = _Open(self._make(), _forks.count)
+        found.ends_at = max(found.ends_at, ends_at)
+        return found
+
+    def leave(self, silent: _Open) -> None:
+        """Have the next call make another channel, if nothing was heard on `silent`."""
+        if time.monotonic() - silent.heard_at >= SILENT_SECONDS and self.current is silent:
+            self.left.append(silent)
+            self.current = None
+
+    def ended(self) -> list[Any]:
+        """The channels that were left and on which no call can be under way: to be closed."""
+        now = time.monotonic()
+        ended = [one for one in self.left if one.ends_at < now]
+        self.left = [one for one in self.left if one not in ended]
+        return [one.channel for one in ended]
+
+    def all(self) -> list[Any]:
+        """The channels that this process has."""
+        known = [*self.left, self.current]
+        return [one.channel for one in known if one is not None and one.forks == _forks.count]
+
+
 class GrpcTransport:
-    """Blocking gRPC over one channel. Safe to use from many threads."""
+    """Blocking gRPC over one channel at a time. Safe to use from many threads."""
 
     def __init__(self, target: Target, credentials: Credentials) -> None:
         self._credentials = credentials
         self._url = target.url
-        self._pid = os.getpid()
         self._closed = False
-        if target.tls:
-            secure = channel_credentials(credentials)
-            self._channel = grpc.secure_channel(target.authority, secure, channel_options(target))
-        else:
-            self._channel = grpc.insecure_channel(target.authority, channel_options(target))
-        self._methods: dict[str, Any] = {}
+        self._target = target
+        self._secure = channel_credentials(credentials) if target.tls else None
+        self._channels = _Channels(self._make)
+
+    def _make(self) -> grpc.Channel:
+        authority, options = self._target.authority, channel_options(self._target)
+        if self._secure is None:
+            return grpc.insecure_channel(authority, options)
+        return grpc.secure_channel(authority, self._secure, options)
 
     def call(self, send: Send) -> memoryview:
         """See Transport."""
-        check_fork(self._pid)
         if self._closed:
             raise ClientClosed("the client was closed")
         timeout = remaining_seconds(self._url, send.deadline)
+        channel = self._channels.get(send.deadline.at)
+        thread = threading.get_ident()
         try:
-            method = self._methods.get(send.method)
-            if method is None:
-                method = self._methods[send.method] = self._channel.unary_unary(send.method)
+            _forks.calling.add(thread)
             metadata = self._credentials.metadata
-            reply = method(send.joined(), timeout=timeout, metadata=metadata)
-            return _checked(self._url, reply)
+            reply = channel.method(send.method)(send.joined(), timeout=timeout, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
-            raise self._explained(send, error) from None
+            raise self._explained(send, error, channel) from None
+        finally:
+            _forks.calling.discard(thread)
+        channel.heard_at = time.monotonic()
+        if self._channels.left:
+            self._close(self._channels.ended())
+        return _checked(self._url, reply)
 
     def plain(
         self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See Transport. After a call nothing is in the caches, so this has few lines to run."""
-        method = self._methods.get(LOOKUP)
-        left = deadline.at - time.monotonic()
-        if method is None or left <= 0 or self._closed or os.getpid() != self._pid:
+        channel, left = self._channels.current, deadline.at - time.monotonic()
+        method = None if channel is None else channel.methods.get(LOOKUP)
+        if channel is None or method is None or channel.forks != _forks.count or left <= 0:
             return _foreseen(plain, self.call(Send(LOOKUP, plain.request(ids), deadline)), out)
+        if deadline.at > channel.ends_at:
+            channel.ends_at = deadline.at
+        thread = threading.get_ident()
         try:
+            _forks.calling.add(thread)
             metadata = self._credentials.metadata
             reply = method(plain.request(ids), timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
-            raise self._explained(Send(LOOKUP, b"", deadline), error) from None
+            raise self._explained(Send(LOOKUP, b"", deadline), error, channel) from None
+        finally:
+            _forks.calling.discard(thread)
+        channel.heard_at = time.monotonic()
         return _foreseen(plain, _checked(self._url, reply), out)
 
-    def _explained(self, send: Send, error: Exception) -> Exception:
+    def _explained(self, send: Send, error: Exception, channel: _Open) -> Exception:
         """What to raise for a call that failed."""
         if isinstance(error, grpc.RpcError):
-            return _error(self._url, send, error, self._closed)
+            found = _error(self._url, send, error, self._closed)
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._channels.leave(channel)
+            return found
         # A ValueError is grpc's word for a channel that was closed by another thread.
         return ClientClosed("the client was closed") if self._closed else error
+
+    def _close(self, channels: list[grpc.Channel]) -> None:
+        for channel in channels:
+            channel.close()
 
     def close(self) -> None:
         """See Transport. Calls under way end with ClientClosed."""
         self._closed = True
-        if os.getpid() == self._pid:
-            self._channel.close()
+        self._close(self._channels.all())
 
 
 class AsyncGrpcTransport:
-    """Awaited gRPC over one channel of one event loop."""
+    """Awaited gRPC over one channel at a time, of one event loop."""
 
     def __init__(self, target: Target, credentials: Credentials) -> None:
         self._credentials = credentials
@@ -180,25 +296,28 @@ class AsyncGrpcTransport:
         self._url = target.url
         self._closed = False
         # Made at the first call: an aio channel belongs to the loop that runs when it is made.
-        self._channel: grpc.aio.Channel | None = None
-        self._methods: dict[str, Any] = {}
+        self._channels = _Channels(self._make)
 
     async def call(self, send: Send) -> memoryview:
         """See AsyncTransport."""
         if self._closed:
             raise ClientClosed("the client was closed")
         timeout = remaining_seconds(self._url, send.deadline)
-        method = self._methods.get(send.method)
-        if method is None:
-            method = self._methods[send.method] = self._open().unary_unary(send.method)
+        channel = self._channels.get(send.deadline.at)
         try:
             metadata = self._credentials.metadata
+            method = channel.method(send.method)
             reply = await method(send.joined(), timeout=timeout, metadata=metadata)
-            return _checked(self._url, reply)
         except grpc.aio.AioRpcError as error:
+            if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
+                self._channels.leave(channel)
             raise _error(self._url, send, error, self._closed) from None
         except grpc.aio.UsageError:
             raise ClientClosed("the client was closed") from None
+        channel.heard_at = time.monotonic()
+        if self._channels.left:
+            await self._close(self._channels.ended())
+        return _checked(self._url, reply)
 
     async def plain(
         self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
@@ -207,18 +326,22 @@ class AsyncGrpcTransport:
         reply = await self.call(Send(LOOKUP, plain.request(ids), deadline))
         return _foreseen(plain, reply, out)
 
-    def _open(self) -> grpc.aio.Channel:
-        if self._channel is None:
-            authority, options = self._target.authority, channel_options(self._target)
-            if self._target.tls:
-                secure = channel_credentials(self._credentials)
-                self._channel = grpc.aio.secure_channel(authority, secure, options)
-            else:
-                self._channel = grpc.aio.insecure_channel(authority, options)
-        return self._channel
+    def _make(self) -> grpc.aio.Channel:
+        _forks.awaited = True
+        authority, options = self._target.authority, channel_options(self._target)
+        if not self._target.tls:
+            return grpc.aio.insecure_channel(authority, options)
+        return grpc.aio.secure_channel(authority, channel_credentials(self._credentials), options)
+
+    async def _close(self, channels: list[grpc.aio.Channel]) -> None:
+        for channel in channels:
+            await channel.close()
+
+    def abandon(self) -> None:
+        """See AsyncTransport."""
+        self._closed = True
 
     async def aclose(self) -> None:
         """See AsyncTransport. Calls under way end with ClientClosed."""
         self._closed = True
-        if self._channel is not None:
-            await self._channel.close()
+        await self._close(self._channels.all())

@@ -9,10 +9,12 @@ closes its copies of the sockets, which the parent doesn't notice, and makes its
 import encodings.idna  # noqa: F401 - see above
 import os
 import socket
-import threading
 import time
 from collections import deque
+from contextlib import suppress
+from threading import Lock
 from typing import Any
+from weakref import ref
 
 from numpy.typing import NDArray
 
@@ -28,21 +30,27 @@ from gatherd.transports import _connect
 from gatherd.transports._connection import Connection, Stale
 
 _FAILURES = (OSError, HttpError)
+# Whoever waits for a connection looks for one as often, should nobody have woken them.
+LOOK_SECONDS = 0.1
 
 
 class _Pool:
-    """The connections of one process: the one used last is used first, so the rest can go idle."""
+    """The connections of one process: the one used last is used first, so the rest can go idle.
+
+    An exception may be raised at any instant, as by Ctrl-C, and what it interrupts isn't made up
+    for. So nothing is counted and no lock is held: a connection is either idle, and then in a deque
+    whose calls are atomic, or somebody's. Whoever drops one has thereby closed it, and a closed one
+    takes no place. Whoever waits for a place is woken, and looks by itself now and then.
+    """
 
     def __init__(self) -> None:
-        self._changed = threading.Condition(threading.Lock())
         self._idle: deque[Connection] = deque()
-        self._all: set[Connection] = set()
-        self._open = 0
-        self._waiting = 0
+        self._known: list[ref[Connection]] = []  # all that are open, and some that aren't any more
+        self._waiting: deque[Lock] = deque()  # each locked until it is worth a look
         self._closed = False
 
     def idle(self) -> Connection | None:
-        """An idle connection, if there is one. Takes no lock, as a deque's own calls need none."""
+        """An idle connection, if there is one."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -55,67 +63,87 @@ class _Pool:
     @property
     def is_alone(self) -> bool:
         """Whether one connection is in use: others would want the core that it could keep awake."""
-        return self._open - len(self._idle) == 1
+        return len(self._known) - len(self._idle) == 1
 
-    def acquire(self, url: str, deadline: Deadline) -> Connection | None:
-        """An idle connection, or None and with it the right to make one."""
-        with self._changed:
-            self._waiting += 1  # before looking: who gives one back looks at it after that
-            try:
-                while not self._closed:
-                    connection = self.idle()
-                    if connection is not None:
-                        return connection
-                    if self._open < _connect.CONNECTIONS_MAX:
-                        self._open += 1
-                        return None
-                    self._changed.wait(_connect.remaining_seconds(url, deadline))
-            finally:
-                self._waiting -= 1
+    def acquire(self, url: str, deadline: Deadline, busy_poll_us: int) -> Connection:
+        """A connection for the caller's use: an idle one, or one that isn't connected yet."""
+        connection = self.idle_unless_awaited()
+        if connection is None and not self._waiting:
+            connection = self._new(busy_poll_us)
+        if connection is not None:
+            return connection
+        gate = Lock()
+        gate.acquire()
+        self._waiting.append(gate)  # before looking: who gives one back looks at it after that
+        try:
+            while not self._closed:
+                connection = self.idle() or self._new(busy_poll_us)
+                if connection is not None:
+                    return connection
+                left = _connect.remaining_seconds(url, deadline)
+                if gate.acquire(timeout=min(left, LOOK_SECONDS)):
+                    self._waiting.appendleft(gate)  # who woke it took it out
+        finally:
+            with suppress(ValueError):
+                self._waiting.remove(gate)
         raise ClientClosed("the client was closed")
 
-    def adopt(self, connection: Connection) -> None:
-        """Count a connection that was made by the right from `acquire`."""
-        with self._changed:
-            self._all.add(connection)
+    def _new(self, busy_poll_us: int) -> Connection | None:
+        """One more connection, if there is room."""
+        self._forget_closed()
+        if len(self._known) >= _connect.CONNECTIONS_MAX:
+            return None
+        connection = Connection(busy_poll_us)
+        known = ref(connection)
+        self._known.append(known)
+        if len(self._known) <= _connect.CONNECTIONS_MAX:
+            return connection
+        self._known.remove(known)  # others were faster
+        return None
+
+    def _forget_closed(self) -> None:
+        for known in self._known.copy():
+            connection = known()
+            if connection is None or connection.closed:
+                with suppress(ValueError):  # another thread does the same
+                    self._known.remove(known)
 
     def release(self, connection: Connection) -> None:
-        """Take a connection back for others to use."""
+        """Take a connection back for others to use; from then on the caller leaves it alone."""
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
         if self._closed:
             self._drain()
         elif self._waiting:
-            with self._changed:
-                self._changed.notify()
+            self._wake()
 
-    def discard(self, connection: Connection | None, *, keep_right: bool = False) -> None:
-        """Close a connection, and give back its place unless another takes it at once."""
-        if connection is not None:
-            connection.close()
-        with self._changed:
-            if connection is not None:
-                self._all.discard(connection)
-            if not keep_right:
-                self._open -= 1
-                if self._waiting:
-                    self._changed.notify()
+    def discard(self, connection: Connection) -> None:
+        """Close a connection of the caller's, which makes room for another."""
+        connection.close()
+        self._forget_closed()
+        self._wake()
+
+    def _wake(self) -> None:
+        with suppress(IndexError, RuntimeError):  # nobody waits any more, or was woken already
+            self._waiting.popleft().release()
 
     def close(self) -> None:
         """Close what is idle; what is in use is closed when it comes back."""
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
+        self._closed = True
+        while self._waiting:
+            self._wake()
         self._drain()
 
     def _drain(self) -> None:
         while (connection := self.idle()) is not None:
-            self.discard(connection)
+            connection.close()
 
     def abandon(self) -> None:
-        """Close a forked child's copies. No lock: a thread that isn't in the child may hold it."""
-        for connection in self._all:
-            connection.close()
+        """Close a forked child's copies."""
+        for known in self._known:
+            connection = known()
+            if connection is not None:
+                connection.close()
 
 
 class HttpTransport:
@@ -128,6 +156,8 @@ class HttpTransport:
         self._busy_poll_us = checked_microseconds(busy_poll_us)
         self._target = target
         self._tls = _connect.tls_context(credentials) if target.tls else None
+        # TLS and Windows have no call that fills several buffers; with TLS it would save little.
+        self._takes_foreseen = self._tls is None and hasattr(socket.socket, "recvmsg_into")
         self._heads = _connect.Heads(target, credentials)
         self._closed = False
         # By process: a dict's setdefault and pop need no lock, which a fork could leave locked.
@@ -139,9 +169,8 @@ class HttpTransport:
         """See Transport."""
         pool = self._pools.get(os.getpid())
         wire = self._heads.wire(plain)
-        # TLS has no call that fills several buffers; there it saves little.
         connection = None
-        if pool is not None and wire.expected and self._tls is None:
+        if pool is not None and wire.expected and self._takes_foreseen:
             connection = pool.idle_unless_awaited()
         if pool is None or connection is None:
             return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
@@ -175,23 +204,21 @@ class HttpTransport:
 
     def _call(self, send: Send, *, learn: bool) -> memoryview:
         pool = self._pool()
-        connection = pool.acquire(self._target.url, send.deadline)
-        fresh = connection is None
-        if connection is not None and not self._is_usable(connection, send):
-            pool.discard(connection, keep_right=True)
-            connection, fresh = None, True
+        connection = pool.acquire(self._target.url, send.deadline, self._busy_poll_us)
         try:
-            if connection is None:
-                connection = self._connect(pool, send.deadline)
+            if connection.is_connected and not self._is_usable(connection, send):
+                connection.disconnect()
+            fresh = not connection.is_connected
+            if fresh:
+                self._connect(connection, send.deadline)
             try:
                 self._exchange(pool, connection, send)
             except Stale as error:
                 if fresh or send.once:
                     raise _connect.broken(self._target.url, error) from None
                 # The server closed an idle connection just now, which isn't a failure of the call.
-                pool.discard(connection, keep_right=True)
-                connection = None
-                connection = self._connect(pool, send.deadline)
+                connection.disconnect()
+                self._connect(connection, send.deadline)
                 try:
                     self._exchange(pool, connection, send)
                 except Stale as again:
@@ -236,7 +263,7 @@ class HttpTransport:
         unchecked = idle < _connect.IDLE_UNCHECKED_SECONDS and not send.once
         return unchecked or connection.is_alive()
 
-    def _connect(self, pool: _Pool, deadline: Deadline) -> Connection:
+    def _connect(self, connection: Connection, deadline: Deadline) -> None:
         target = self._target
         try:
             sock = self._dial(deadline)
@@ -244,9 +271,7 @@ class HttpTransport:
             raise _connect.no_answer(target.url, deadline) from None
         except OSError as error:
             raise _connect.unreachable(target, error) from None
-        connection = Connection(sock, self._busy_poll_us)
-        pool.adopt(connection)
-        return connection
+        connection.connect(sock)
 
     def _dial(self, deadline: Deadline) -> socket.socket:
         """A connected socket; OSError when no address of the host takes the connection."""
@@ -267,18 +292,19 @@ class HttpTransport:
         raise failure or OSError(f"{target.host} has no address")
 
     def _dial_one(self, family: int, address: object, deadline: Deadline) -> socket.socket:
+        target = self._target
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.settimeout(_connect.remaining_seconds(self._target.url, deadline))
+            sock.settimeout(_connect.remaining_seconds(target.url, deadline))
             sock.connect(address)  # type: ignore[arg-type]  # its type depends on the family
-            if family != socket.AF_UNIX:
+            if target.scheme not in ("unix", "local"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
                 _connect.notice_vanishing(sock)
             if self._tls is not None:
-                if self._target.proxy is not None:
+                if target.proxy is not None:
                     self._open_tunnel(sock, deadline)
-                sock.settimeout(_connect.remaining_seconds(self._target.url, deadline))
-                return self._tls.wrap_socket(sock, server_hostname=self._target.host)
+                sock.settimeout(_connect.remaining_seconds(target.url, deadline))
+                return self._tls.wrap_socket(sock, server_hostname=target.host)
         except BaseException:
             sock.close()
             raise
@@ -297,11 +323,11 @@ class HttpTransport:
         pid = os.getpid()
         pool = self._pools.get(pid)
         if pool is None:
-            pool = self._pools.setdefault(pid, _Pool())
             for other in [other for other in self._pools if other != pid]:
                 inherited = self._pools.pop(other, None)
                 if inherited is not None:
                     inherited.abandon()
+            pool = self._pools.setdefault(pid, _Pool())
         return pool
 
     def close(self) -> None:

@@ -45,7 +45,7 @@ KEY_BYTES_GUESS = 64
 class LocalSession(Session):
     """Answers from the files of a data dir."""
 
-    def __init__(self, path: str, *, timeout: float, retries: int) -> None:
+    def __init__(self, path: str, *, timeout: float, retries: int | None) -> None:
         super().__init__(timeout=timeout, retries=retries)
         self._data_dir = Path(path)
         self._live: LiveTables | None = LiveTables(self._data_dir)

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
+from gatherd.store.query import ByKey
 from gatherd.store.table import Gathered, Table
 from gatherd_server import trail
 from gatherd_server.engine.lookup import (
@@ -42,6 +43,8 @@ from gatherd_server.writer.versions import read_only
 
 # Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).
 SHORT_BYTES = 256 << 10
+# Up to so many keys are found, or read back, as soon.
+KEYS_SHORT = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +82,13 @@ class Engine:
         tables = resolve(plans, self._tables, self.limits)
         self._means.check(plans, tables)
         work = max(reply_bytes(plans, tables), touched_bytes(plans, tables))
-        is_long = work > SHORT_BYTES or needs_mean(plans, tables) or may_wait(plans, tables)
+        keys = sum(plan.asked.size for plan in plans if isinstance(plan.asked, ByKey))
+        is_long = (
+            work > SHORT_BYTES
+            or keys > KEYS_SHORT
+            or needs_mean(plans, tables)
+            or may_wait(plans, tables)
+        )
         return PreparedLookup(lambda: self._gather(plans, tables), is_long)
 
     def _gather(self, plans: Sequence[LookupPlan], tables: Sequence[Table]) -> list[Gathered]:
@@ -137,7 +146,16 @@ class Engine:
         """
         plan = LookupPlan(name, ids, version=version)
         (table,) = resolve([plan], self._tables, self.limits)
-        return table.keys_of(ids), table.version
+
+        def check_bytes(nbytes: int) -> None:
+            self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
+
+        return table.keys_of(ids, check_bytes), table.version
+
+    def key_kind(self, name: str) -> str:
+        """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""
+        keys = self._tables.get(name).keys
+        return keys.kind.value if keys is not None else ""
 
     def push(self, push: Push) -> "Future[PushResult]":
         """Hand a push to the writer; the future ends when it is durable and visible, or refused.

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gatherd.errors import GatherdError
+from gatherd.errors import GatherdError, TooManyFiles
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.format import read_layout
 from gatherd.store.live import LiveTables, View
@@ -194,6 +194,8 @@ def open_sources(
         try:
             table = open_source(source, fd)
             table.preload(preload, sum(one.nbytes for one in tables.values() if one.is_populated))
+        except TooManyFiles:
+            raise  # the file is sound
         except GatherdError as error:
             refused[source.name] = error.message
         else:

@@ -4,19 +4,27 @@ So a route that somebody adds is closed until it is open on purpose (admission.O
 whoever has no token doesn't learn which paths there are.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Final
 from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
-from gatherd_server.admission import METRICS_PATH, Admission
+from gatherd_server.admission import METRICS_PATH, Admission, Place
+from gatherd_server.body_room import Held
 from gatherd_server.callers import NOBODY, Caller
+from gatherd_server.callers import Scope as Need
+from gatherd_server.http.connection_limit import Standing
 from gatherd_server.http.errors import connect_error, problem
 
 # Where a connection notes in the scope's state that it came over a Unix socket.
 IS_LOCAL: Final = "gatherd.is_local"
+# And how it stands when there are too many; see connection_limit.py.
+STANDING: Final = "gatherd.standing"
 _CALLER: Final = "gatherd.caller"
+_HELD: Final = "gatherd.held"
 _CONNECT_PREFIX: Final = "/gatherd.v1."
 _READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
@@ -25,6 +33,25 @@ def caller_of(scope: Scope) -> Caller:
     """Who asks, as `Authenticate` found."""
     caller: Caller = scope[_CALLER]
     return caller
+
+
+def held_of(scope: Scope) -> Held:
+    """What the request holds of its body, once `placed` has it a place."""
+    held: Held = scope[_HELD]
+    return held
+
+
+@contextmanager
+def placed(scope: Scope, place: Place, needed: Need) -> Iterator[None]:
+    """One of `place`'s places, for a caller who is for `needed`.
+
+    PermissionDenied or Overloaded, before the body is read.
+    """
+    caller = caller_of(scope)
+    caller.check(needed)
+    with place(caller) as held:
+        scope[_HELD] = held
+        yield
 
 
 class Authenticate:
@@ -51,7 +78,9 @@ class Authenticate:
     def _admitted(self, scope: Scope, path: str) -> Caller:
         admission = self._admission
         given = [value for name, value in scope["headers"] if name == b"authorization"]
-        is_local = scope.get("state", {}).get(IS_LOCAL, False)
+        state = scope.get("state", {})
+        is_local = state.get(IS_LOCAL, False)
+        standing: Standing | None = state.get(STANDING)
         if admission.is_open(path):
             try:
                 return admission.caller(given, is_local=is_local)
@@ -61,6 +90,8 @@ class Authenticate:
         admission.count(caller)
         if path == METRICS_PATH:
             caller.check_metrics()
+        if standing is not None and not standing.know() and path != METRICS_PATH:
+            raise standing.refusal()
         if caller.grant is None:
             _check_origin(scope)
         return caller

@@ -10,7 +10,7 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Final, TypeVar
 
 import numpy as np
@@ -21,20 +21,31 @@ from gatherd.errors import InvalidArgument, MalformedRequest
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.format import evaluate_npy_header, npy_header, plain_npy_header
 from gatherd.store.given import NESTING_MAX
-from gatherd.store.ids import ids_from_bytes
+from gatherd.store.ids import check_shape, ids_from_bytes
+from gatherd.store.key_index import KeyKind
 from gatherd.store.keys import Keys, StringKeys, as_keys
+from gatherd.store.query import Asked, ByKey
 from gatherd.store.table import Gathered
+from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.proto_codec import Part
 
 Ids = NDArray[np.integer[Any]]
 T = TypeVar("T")
 
+# Some 5 ms.
+JSON_NUMBERS_AT_ONCE: Final = 1 << 17
+# As many as there are ids in a request, by default.
+JSON_EMPTY_LISTS_MAX: Final = 1 << 20
+# A longer body isn't read twice, to tell an integer that is too large from a float.
+REREAD_BYTES_MAX: Final = 256 << 10
 NPY_HEADER_BYTES_MAX: Final = 64 << 10
 ID_DTYPES: Final = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
 _NPY_ID_DTYPES: Final = {dtype.str: dtype for dtype in ID_DTYPES.values()}
+_DECIMAL: Final = re.compile(r"-?[0-9]{1,20}")
+_DECIMAL_BYTES: Final = np.frombuffer(b"-0123456789", np.uint8)
 _SHAPE = re.compile(r"([0-9]{1,18}(,[0-9]{1,18})*,?)?")
 
 
@@ -51,12 +62,14 @@ def from_json(
 ) -> T:
     """`read(value)`, for ids or keys as the JSON body gives them; it raises InvalidArgument.
 
-    orjson reads an integer past 64 bits as a float, so before ids are called floats the body is
-    read again, slowly and exactly; `reread` finds the value in it.
+    orjson reads an integer past 64 bits as a float, so before ids are called floats a body that
+    isn't long is read again, slowly and exactly; `reread` finds the value in it.
     """
     try:
         return read(value)
     except InvalidArgument:
+        if len(body) > REREAD_BYTES_MAX:
+            raise
         try:
             exact = json.loads(body)
         except (ValueError, RecursionError):
@@ -84,7 +97,7 @@ def parse_shape(shape: str) -> tuple[int, ...]:
     """A shape such as "2,1"; () when empty."""
     if not _SHAPE.fullmatch(shape):
         raise InvalidArgument(f"shape is {shape!r}; it must be lengths with commas, as in 2,1")
-    return tuple(int(length) for length in shape.split(",") if length)
+    return check_shape("ids", tuple(int(length) for length in shape.split(",") if length))
 
 
 def ids_from_npy(body: bytes) -> Ids:
@@ -96,6 +109,7 @@ def ids_from_npy(body: bytes) -> Ids:
     descr, fortran_order, shape, start = _npy_header(body)
     if not all(type(length) is int and length >= 0 for length in shape):
         raise MalformedRequest(f"the .npy header gives the shape {shape}")
+    check_shape("ids", shape)
     dtype = _npy_id_dtype(descr)
     if fortran_order and len(shape) > 1:
         raise InvalidArgument("the .npy is in Fortran order; send np.ascontiguousarray(…) of it")
@@ -159,17 +173,53 @@ def _npy_id_dtype(descr: object) -> np.dtype[Any]:
     raise InvalidArgument(f"ids must be integers, not of dtype {descr!r}, as the .npy has them")
 
 
-def json_lookup(gathered: Gathered) -> dict[str, Any]:
-    """One lookup's answer, to be written by `json_bytes`."""
-    answer = {
-        "vectors": _json_values(gathered),
+def json_lookup_parts(gathered: Gathered) -> list[Part]:
+    """One lookup's answer in JSON. InvalidArgument for more empty lists than a reply may have."""
+    _check_empty_lists(gathered.vectors.shape)
+    described: dict[str, Any] = {
         "shape": gathered.vectors.shape,
         "dtype": gathered.dtype.value,
         "version": gathered.version,
     }
     if gathered.status is not None:
-        answer["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
-    return answer
+        described["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
+    vectors = _json_array(_json_values(gathered))
+    return [b'{"vectors":', *vectors, b",", memoryview(json_bytes(described))[1:]]
+
+
+def _check_empty_lists(shape: tuple[int, ...]) -> None:
+    """No byte of a reply is behind them, so that none of its other limits counts them."""
+    if 0 in shape and math.prod(shape[: shape.index(0)]) > JSON_EMPTY_LISTS_MAX:
+        raise InvalidArgument(
+            f"a reply of shape {shape} would be more than {JSON_EMPTY_LISTS_MAX} empty lists in "
+            f"JSON; ask for {OCTETS} or {NPY}"
+        )
+
+
+def json_lookups_parts(tables: Sequence[str], gathered: Sequence[Gathered]) -> list[Part]:
+    """The answers of many lookups in JSON."""
+    parts: list[Part] = []
+    for table, one in zip(tables, gathered, strict=True):
+        parts += [b"," if parts else b'{"tables":{', orjson.dumps(table), b":"]
+        parts += json_lookup_parts(one)
+    return [*parts, b"}}"] if parts else [b'{"tables":{}}']
+
+
+def _json_array(array: NDArray[Any]) -> Iterator[bytes]:
+    """A C-contiguous array as nested lists, in pieces: none lets go of the GIL while it is made."""
+    if array.size <= JSON_NUMBERS_AT_ONCE:
+        yield orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
+        return
+    each = array.size // len(array)
+    step = max(1, JSON_NUMBERS_AT_ONCE // each)
+    for start in range(0, len(array), step):
+        yield b"," if start else b"["
+        if each > JSON_NUMBERS_AT_ONCE:
+            yield from _json_array(array[start])
+        else:
+            piece = array[start : start + step]
+            yield orjson.dumps(piece, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
+    yield b"]"
 
 
 def json_keys(keys: Keys) -> dict[str, Any]:
@@ -188,6 +238,23 @@ def json_keys(keys: Keys) -> dict[str, Any]:
 def keys_from_json(keys: object, encoding: str) -> Keys:
     """A batch of keys as a JSON body gives them; with `encoding` base64, strings are that."""
     return as_keys(from_base64(keys) if encoding == "base64" else keys)
+
+
+def typed_keys(asked: Asked, kind: Callable[[], str]) -> Asked:
+    """What a JSON body asks for, with decimal strings as integers if the table's keys are some.
+
+    JavaScript has no integers above 2**53, so 64-bit keys may be written as strings. `kind` tells
+    the table's kind of keys, and is asked only when all strings are decimal.
+    """
+    if not isinstance(asked, ByKey) or not isinstance(asked.keys, StringKeys):
+        return asked
+    keys = asked.keys
+    if not keys.size or not np.isin(keys.data, _DECIMAL_BYTES).all():
+        return asked
+    texts = keys.texts()
+    if not all(map(_DECIMAL.fullmatch, texts)) or kind() == KeyKind.BYTES.value:
+        return asked
+    return ByKey(as_keys(np.array([int(text) for text in texts], object).reshape(keys.shape)))
 
 
 def from_base64(keys: object, depth: int = 0) -> object:

@@ -6,8 +6,7 @@ body of ids doesn't belong in a URL), and streams, which gRPC has.
 """
 
 import asyncio
-from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager
 from typing import Final
 
 from google.protobuf import json_format
@@ -23,20 +22,30 @@ from gatherd.errors import (
     InvalidArgument,
     MalformedRequest,
     Overloaded,
+    PermissionDenied,
     Unimplemented,
 )
 from gatherd_server import proto_codec
 from gatherd_server.admission import Admission
-from gatherd_server.callers import AnyEngine
+from gatherd_server.body_room import Held
+from gatherd_server.callers import AnyEngine, Caller
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.http.access import caller_of
-from gatherd_server.http.body import PartsResponse, Workers, outcome, read_body
+from gatherd_server.http.body import (
+    Parsers,
+    PartsResponse,
+    Workers,
+    outcome,
+    read_body,
+)
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
+from gatherd_server.http.json_bounds import check_connect
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
 from gatherd_server.http.procedures import Procedure, UpdateProcedure, procedures
 from gatherd_server.proto_codec import Part
-from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
+from gatherd_server.types import Limits
+from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
@@ -47,11 +56,11 @@ _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ACCEPTED: Final = f"{PROTO}, {JSON}"
 
 
-def connect_routes(engine: Engine, admission: Admission) -> list[BaseRoute]:
+def connect_routes(engine: Engine, admission: Admission, parsers: Parsers) -> list[BaseRoute]:
     """The routes of both services, and one for procedures that they don't have."""
     workers = Workers()
     routes: list[BaseRoute] = [
-        Route(procedure.path, _Endpoint(procedure, engine, admission, workers))
+        Route(procedure.path, _Endpoint(procedure, engine, admission, workers, parsers))
         for procedure in procedures(admission.limits)
     ]
     unknown = _UnknownProcedure()
@@ -71,26 +80,37 @@ class _Endpoint:
         engine: Engine,
         admission: Admission,
         workers: Workers,
+        parsers: Parsers,
     ) -> None:
         self._procedure = procedure
         self._engine = engine
         self._admission = admission
         self._workers = workers
+        self._parsers = parsers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        procedure = self._procedure
-        admitted = isinstance(procedure, UpdateProcedure) or procedure.is_admitted
         try:
             caller = caller_of(scope)
-            with self._admission.request(caller) if admitted else nullcontext():
-                response = await self._response(scope, receive, caller.guard(self._engine))
+            if self._procedure.scope is not None:
+                caller.check(self._procedure.scope)
+            with self._place(caller) as held:
+                response = await self._response(scope, receive, caller.guard(self._engine), held)
                 await response(scope, receive, send)
-        except Overloaded as error:  # raised by the first line: everything else is answered above
+        except (Overloaded, PermissionDenied) as error:  # everything else is answered above
             await connect_error(error)(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody is left to be answered
 
-    async def _response(self, scope: Scope, receive: Receive, engine: AnyEngine) -> Response:
+    def _place(self, caller: Caller) -> AbstractContextManager[Held]:
+        if isinstance(self._procedure, UpdateProcedure):
+            return self._admission.update(caller)
+        if self._procedure.is_admitted:
+            return self._admission.request(caller)
+        return self._admission.unplaced(caller)
+
+    async def _response(
+        self, scope: Scope, receive: Receive, engine: AnyEngine, held: Held
+    ) -> Response:
         if scope["method"] != "POST":
             return _wrong_method(scope["method"])
         headers: dict[bytes, bytes] = dict(scope["headers"])
@@ -101,7 +121,7 @@ class _Endpoint:
         if encoding not in ENCODINGS:
             return _wrong_encoding(encoding)
         try:
-            return await self._in_time(headers, receive, media_type, engine)
+            return await self._in_time(headers, receive, media_type, engine, held)
         except GatherdError as error:
             return connect_error(error)
         except ClientDisconnect:
@@ -110,7 +130,12 @@ class _Endpoint:
             return connect_error(unexpected(error))
 
     async def _in_time(
-        self, headers: dict[bytes, bytes], receive: Receive, media_type: str, engine: AnyEngine
+        self,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        media_type: str,
+        engine: AnyEngine,
+        held: Held,
     ) -> Response:
         version = headers.get(b"connect-protocol-version", b"1")
         if version != b"1":
@@ -119,54 +144,54 @@ class _Endpoint:
             )
         timeout = headers.get(b"connect-timeout-ms")
         if timeout is None:
-            return await self._reply(headers, receive, media_type, engine)
+            return await self._reply(headers, receive, media_type, engine, held)
         seconds = _timeout_seconds(timeout)
         clock = asyncio.get_running_loop()
         deadline = clock.time() + seconds
         is_update = isinstance(self._procedure, UpdateProcedure)
         try:
             async with asyncio.timeout_at(deadline):
-                response = await self._reply(headers, receive, media_type, engine)
+                response = await self._reply(headers, receive, media_type, engine, held)
         except GatherdError:
             raise
         except TimeoutError:
-            raise _too_late(seconds, is_update) from None
+            raise _too_late(seconds, self._procedure) from None
         # A gather on the event loop isn't interrupted, but its answer comes too late all the same.
         # That an update was done is worth telling even then.
         if clock.time() >= deadline and not is_update:
-            raise _too_late(seconds, is_update)
+            raise _too_late(seconds, self._procedure)
         return response
 
     async def _reply(
-        self, headers: dict[bytes, bytes], receive: Receive, media_type: str, engine: AnyEngine
+        self,
+        headers: dict[bytes, bytes],
+        receive: Receive,
+        media_type: str,
+        engine: AnyEngine,
+        held: Held,
     ) -> Response:
-        body = await read_body(headers, receive, self._admission)
-        read = proto_codec.parse if media_type == PROTO else _parse_json
-        if isinstance(self._procedure, UpdateProcedure):
-            reply = await self._update(self._procedure, engine, read, body)
+        procedure, limits = self._procedure, self._admission.limits
+        body = await read_body(headers, receive, self._admission, held)
+        message = procedure.request()
+        if media_type == PROTO:
+            proto_codec.parse(message, body, limits)
+        else:
+            await self._parsers.run(lambda: _parse_json(message, body, limits), body)
+        if isinstance(procedure, UpdateProcedure):
+            # Checking many values takes as long as gathering them would.
+            future = await self._workers.run(
+                lambda: procedure.begin(engine, message), len(body) > SHORT_BYTES
+            )
+            reply = procedure.encode(await outcome(future))
             if media_type == PROTO:
                 return PartsResponse([reply], _PROTO_HEADERS)
             return PartsResponse([self._as_json([reply])], _JSON_HEADERS)
-        work = self._procedure.work(engine, read(self._procedure.request(), body))
+        work = procedure.work(engine, message)
         if media_type == PROTO:
             parts = await self._workers.run(work.run, work.is_long)
             return PartsResponse(parts, _PROTO_HEADERS)
         text = await self._workers.run(lambda: self._as_json(work.run()), work.is_long)
         return PartsResponse([text], _JSON_HEADERS)
-
-    async def _update(
-        self,
-        procedure: UpdateProcedure,
-        engine: AnyEngine,
-        read: Callable[[Message, bytes], Message],
-        body: bytes,
-    ) -> bytes:
-        # Reading many values and checking them takes as long as gathering them would.
-        future = await self._workers.run(
-            lambda: procedure.begin(engine, read(procedure.request(), body)),
-            len(body) > SHORT_BYTES,
-        )
-        return procedure.encode(await outcome(future))
 
     def _as_json(self, parts: list[Part]) -> bytes:
         reply = self._procedure.reply()
@@ -186,8 +211,9 @@ class _UnknownProcedure:
         await connect_problem(error, 404, "unimplemented", {})(scope, receive, send)
 
 
-def _parse_json(message: Message, body: bytes) -> Message:
+def _parse_json(message: Message, body: bytes, limits: Limits) -> Message:
     name = message.DESCRIPTOR.full_name
+    check_connect(body, limits)
     try:
         text = body.decode()
         # json_format takes an empty list for a message without fields.
@@ -207,9 +233,12 @@ def _timeout_seconds(value: bytes) -> float:
     return int(value) / 1000
 
 
-def _too_late(seconds: float, is_update: bool) -> DeadlineExceeded:
+def _too_late(seconds: float, procedure: Procedure | UpdateProcedure) -> DeadlineExceeded:
     wrong = f"the request wasn't answered within its {seconds:g} s"
-    return DeadlineExceeded(f"{wrong}; {UPDATE_MAY_BE_DONE}" if is_update else wrong)
+    if not isinstance(procedure, UpdateProcedure):
+        return DeadlineExceeded(wrong)
+    may_be_done = UPDATE_MAY_BE_DONE if procedure.has_request_id else CHANGE_MAY_BE_DONE
+    return DeadlineExceeded(f"{wrong}; {may_be_done}")
 
 
 def _wrong_method(method: str) -> Response:

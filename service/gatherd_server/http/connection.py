@@ -2,9 +2,9 @@
 
 uvicorn bounds neither a request's head nor how long one may take to come, and counts connections
 only when they ask something. Here a head is bounded in bytes and headers; a head, a body and the
-reading of a reply each have to make progress; and connections beyond the limit are closed. What
-waits isn't timed one by one, which every request would pay for: a sweep looks at all connections
-once a second, and so each limit is kept to about a second.
+reading of a reply each have to make progress; connection_limit.py has which connections are kept.
+What waits isn't timed one by one, which every request would pay for: a sweep looks at all
+connections once a second, and so each limit is kept to about a second.
 
 Left out on purpose: a bound on how many connections one address has; a proxy has one for all its
 clients.
@@ -15,9 +15,11 @@ import socket
 from dataclasses import dataclass
 from typing import Any, Final
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from gatherd_server.http.access import IS_LOCAL
+from gatherd.errors import LimitExceeded
+from gatherd_server.http.access import IS_LOCAL, STANDING
+from gatherd_server.http.connection_limit import ConnectionLimit, Standing
+from gatherd_server.http.stream import Refused, StreamProtocol
+from gatherd_server.metrics.telemetry import Telemetry
 
 SWEEP_SECONDS: Final = 1.0
 # Of the url and all headers of a request, and how many headers.
@@ -25,20 +27,14 @@ HEAD_BYTES_MAX: Final = 32 << 10
 HEADERS_MAX: Final = 100
 # A body gets a second for as many bytes, on top of `receive_seconds`.
 BODY_BYTES_PER_SECOND: Final = 16 << 10
-# Connections over the limit that still get an answer, a 503, before they are closed.
-SPARE_CONNECTIONS: Final = 64
-
-_TOO_LARGE: Final = (
-    b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
-    b"content-length: 0\r\nconnection: close\r\n\r\n"
-)
 
 
 class Sweeper:
     """Looks after the connections of one worker, on its event loop."""
 
-    def __init__(self, receive_seconds: float) -> None:
+    def __init__(self, receive_seconds: float, limit: ConnectionLimit) -> None:
         self.receive_seconds = receive_seconds
+        self._limit = limit
         self._watched: set[GuardedProtocol] = set()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -57,6 +53,7 @@ class Sweeper:
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
         self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+        self._limit.tell()
         now = loop.time()
         for connection in list(self._watched):
             if connection.is_stuck(now, self.receive_seconds):
@@ -71,18 +68,17 @@ class _Progress:
     body_bytes: int = 0
 
 
-class GuardedProtocol(HttpToolsProtocol):
+class GuardedProtocol(StreamProtocol):
     """uvicorn's connection, bounded."""
 
     sweeper: Sweeper
-    # uvicorn's cycles, and before the first None.
-    cycle: Any
+    limit: ConnectionLimit
+    standing: Standing
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Requests that began and those that were received whole: between the two a peer is awaited.
-        self._begun = self._ended = 0
-        self._is_in_head = False
+        # Ours to hold it to, not uvicorn's: it would refuse those who were here before.
+        self._connections_max, self.limit_concurrency = self.limit_concurrency, None
         self._body_bytes = 0
         self._uncounted_bytes = self._fed_bytes = 0
         # uvicorn copies it into each request's scope; ours tells what kind of socket it is.
@@ -97,24 +93,42 @@ class GuardedProtocol(HttpToolsProtocol):
         sock = transport.get_extra_info("socket")
         self.is_local = sock is not None and sock.family == socket.AF_UNIX
         self.app_state[IS_LOCAL] = self.is_local
+        self.standing = self.limit.enter(self, self._connections_max, is_local=self.is_local)
+        self.app_state[STANDING] = self.standing
         self._receiving = _Progress(self.loop.time())
         self.sweeper.watch(self)
-        limit = self.limit_concurrency
-        if limit is not None and len(self.connections) > limit + SPARE_CONNECTIONS:
-            transport.abort()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Of asyncio."""
         self.sweeper.forget(self)
+        self.limit.leave(self)
         super().connection_lost(exc)
+
+    @property
+    def is_working(self) -> bool:
+        """See connection_limit.Connection."""
+        cycle = self.cycle
+        return (
+            self._begun == self._ended
+            and cycle is not None
+            and not cycle.response_complete
+            and not self.transport.get_write_buffer_size()
+        )
+
+    def close_for_room(self) -> None:
+        """See connection_limit.Connection."""
+        self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, as long as its head or what surrounds its body isn't too long."""
-        begun, was_in_head, body_bytes = self._begun, self._is_in_head, self._body_bytes
+        begun, ended = self._begun, self._ended
+        was_in_head, body_bytes = self._is_in_head, self._body_bytes
         self._fed_bytes = len(data)
         super().data_received(data)
         if self._begun == self._ended:
-            self._receiving = None
+            if self._ended != ended:
+                self._receiving = None
+                self.standing.heard()
             return
         if self._receiving is None or self._begun != begun:
             self._receiving = _Progress(self.loop.time())
@@ -128,56 +142,23 @@ class GuardedProtocol(HttpToolsProtocol):
         # Of one head, or between two parts of a body: the parser keeps it, or throws it away.
         self._uncounted_bytes += len(data)
         if self._uncounted_bytes > HEAD_BYTES_MAX:
-            self.refuse_head()
+            self.refuse(_too_large())
 
-    def on_message_begin(self) -> None:
-        """Of the parser."""
-        self._begin()
-        super().on_message_begin()
-
-    def _begin(self) -> None:
-        self._begun += 1
-        self._is_in_head = True
-
-    def on_headers_complete(self) -> None:
-        """Of the parser."""
-        if self._is_head_taken():
-            super().on_headers_complete()
-
-    def _is_head_taken(self) -> bool:
-        """Whether the head that ends here isn't too long; it is answered if it is."""
-        self._is_in_head = False
+    def _check_head(self) -> None:
+        """Refused for a head that is too long, too."""
         headers = self.headers
         count = 0
         # What came in one short piece needn't be added up.
         if self._receiving is not None or self._fed_bytes > HEAD_BYTES_MAX:
             count = len(self.url) + sum(len(name) + len(value) for name, value in headers)
-        if count <= HEAD_BYTES_MAX and len(headers) <= HEADERS_MAX:
-            return not self.transport.is_closing()
-        self.refuse_head()
-        return False
-
-    def refuse_head(self) -> None:
-        """Answer 431, unless another answer is on its way, and close."""
-        if self.transport.is_closing():
-            return
-        if self.cycle is None or self.cycle.response_complete:
-            self.transport.write(_TOO_LARGE)
-            self.transport.close()
-        else:
-            self.transport.abort()
+        if count > HEAD_BYTES_MAX or len(headers) > HEADERS_MAX:
+            raise _too_large()
+        super()._check_head()
 
     def on_body(self, body: bytes) -> None:
         """Of the parser."""
         self._body_bytes += len(body)
-        if self.cycle is not None:
-            super().on_body(body)
-
-    def on_message_complete(self) -> None:
-        """Of the parser."""
-        self._ended += 1
-        if self.cycle is not None:
-            super().on_message_complete()
+        super().on_body(body)
 
     def is_stuck(self, now: float, receive_seconds: float) -> bool:
         """Whether the peer has been awaited for too long. Asked once in a while."""
@@ -202,6 +183,15 @@ class GuardedProtocol(HttpToolsProtocol):
         return now - self._unread_since > seconds
 
 
-def guarded_protocol(receive_seconds: float) -> type[GuardedProtocol]:
+def _too_large() -> Refused:
+    why = f"a request's head has at most {HEAD_BYTES_MAX} bytes and {HEADERS_MAX} headers"
+    return Refused(431, LimitExceeded(why))
+
+
+def guarded_protocol(
+    receive_seconds: float, telemetry: Telemetry | None = None
+) -> type[GuardedProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` without the fast path."""
-    return type("BoundedProtocol", (GuardedProtocol,), {"sweeper": Sweeper(receive_seconds)})
+    limit = ConnectionLimit(telemetry)
+    shared = {"sweeper": Sweeper(receive_seconds, limit), "limit": limit}
+    return type("BoundedProtocol", (GuardedProtocol,), shared)

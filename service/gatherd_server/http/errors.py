@@ -6,6 +6,7 @@ for the class, and the status follows from the code by the protocol's table, so 
 REST's.
 """
 
+import asyncio
 import base64
 import math
 from collections.abc import Iterable, Mapping
@@ -24,8 +25,10 @@ from gatherd_server import trail
 from gatherd_server.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
 from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
+from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
 
 PROBLEM_JSON: Final = "application/problem+json"
+_CONNECT_PREFIX: Final = "/gatherd.v1."
 # A message quotes what was sent, and that can be as long as a body.
 MESSAGE_CHARS_MAX: Final = 4096
 
@@ -67,6 +70,7 @@ KINDS: Final[Mapping[type[errors.GatherdError], Kind]] = {
     errors.InternalError: Kind(500, "internal"),
     errors.StorageError: Kind(500, "internal"),
     errors.DiskFull: Kind(507, "resource_exhausted"),
+    errors.TooManyFiles: Kind(503, "resource_exhausted"),
     errors.UpdatesStopped: Kind(503, "failed_precondition"),
     errors.BadFile: Kind(500, "internal"),
     errors.DataDirInUse: Kind(500, "internal"),
@@ -101,10 +105,15 @@ CONNECT_STATUS: Final[Mapping[str, int]] = {
 
 # Errors of HTTP itself, which have no class of their own: the reason of the nearest one.
 _STATUS_REASONS: Final[Mapping[int, str]] = {
+    400: errors.MalformedRequest.reason,
     404: errors.NotFound.reason,
     405: errors.Unimplemented.reason,
     406: errors.InvalidArgument.reason,
     415: errors.MalformedRequest.reason,
+    431: errors.LimitExceeded.reason,
+    500: errors.InternalError.reason,
+    501: errors.Unimplemented.reason,
+    505: errors.Unimplemented.reason,
 }
 
 
@@ -119,7 +128,7 @@ def kind_of(error: errors.GatherdError) -> Kind:
 
 def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) -> Response:
     """`error` as a problem response, with `extra` members."""
-    trail.failed(kind_of(error).code)
+    trail.failed(kind_of(error).code, error)
     members = {
         "type": "urn:gatherd:error:" + error.reason.lower().replace("_", "-"),
         "title": error.reason.replace("_", " ").capitalize(),
@@ -166,7 +175,7 @@ def connect_problem(
     error: errors.GatherdError, status: int, code: str, headers: Mapping[str, str]
 ) -> Response:
     """`error` as Connect's error JSON under another status, as for an unknown procedure."""
-    trail.failed(code)
+    trail.failed(code, error)
     metadata = tuple(_cut_values(error.metadata).items())
     body = _connect_body(code, _cut(error.message), error.reason, metadata)
     return Response(body, status, dict(headers), "application/json")
@@ -217,7 +226,7 @@ class CatchUnexpected:
     """ASGI middleware: what no handler caught is logged once and answered with a fixed text.
 
     Starlette's own handler for this answers and raises again, so that the web server logs it a
-    second time.
+    second time. What outlasts a stop is cancelled by the web server, and is no error of the server.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -234,10 +243,23 @@ class CatchUnexpected:
 
         try:
             await self._app(scope, receive, watched)
+        except asyncio.CancelledError:
+            if started or scope["type"] != "http":
+                raise
+            answer = connect_error if scope["path"].startswith(_CONNECT_PREFIX) else problem
+            await answer(_stopping())(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise  # too late for an answer; the web server logs it and drops the connection
             await problem(unexpected(error))(scope, receive, send)
+
+
+def _stopping() -> errors.Unavailable:
+    # The SDK reads the outcome; see gatherd._retry.
+    return errors.Unavailable(
+        f"the server is stopping and waits no longer for this request; {UPDATE_MAY_BE_DONE}",
+        {"outcome": "unknown"},
+    )
 
 
 def allow_header(methods: Iterable[str]) -> dict[str, str]:

@@ -15,8 +15,9 @@ from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
-from gatherd.errors import DeadlineExceeded, GatherdError
+from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded
 from gatherd_server.admission import Admission
+from gatherd_server.body_room import SMALL_BYTES, Held
 from gatherd_server.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
@@ -88,9 +89,11 @@ class FastCycle:
         "_code",
         "_connection",
         "_deadline",
+        "_held",
         "_holds_place",
         "_is_read",
         "_is_started",
+        "_refusal",
         "_tasks_count",
         "_timer",
         "body_bytes",
@@ -125,6 +128,8 @@ class FastCycle:
         self._deadline = 0.0
         self._body: list[bytes] = []
         self.body_bytes = 0
+        self._held: Held | None = None
+        self._refusal: Overloaded | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._tasks_count = 0
         self._holds_place = self._is_read = self._is_started = False
@@ -137,8 +142,24 @@ class FastCycle:
     def take(self, body: bytes) -> None:
         """A piece of the body; the parser sees to it that there is no more than was announced."""
         self.body_bytes += len(body)
-        if not self.response_complete:
-            self._body.append(body)
+        if self.response_complete or self._refusal is not None:
+            return
+        self._body.append(body)
+        if self.body_bytes > SMALL_BYTES:
+            self._hold(len(body))
+
+    def _hold(self, nbytes: int) -> None:
+        """Count what came of a body that isn't small; answer if there is no room for it."""
+        if self._held is None:
+            self._held = self._connection.admission.held_by(self.caller)
+            nbytes = self.body_bytes
+        try:
+            self._held.grow(nbytes)
+        except Overloaded as error:
+            self._body.clear()
+            self._refusal = error
+            if self._is_started:
+                self._fail(error)
 
     def end(self) -> None:
         """The body is complete."""
@@ -159,7 +180,9 @@ class FastCycle:
             self._fail(error)
             return
         self._holds_place = True
-        if self._is_read:
+        if self._refusal is not None:
+            self._fail(self._refusal)
+        elif self._is_read:
             self._run()
 
     def wait(self) -> None:
@@ -265,6 +288,7 @@ class FastCycle:
                 else:
                     # Too late for another answer: the client sees that this one isn't whole.
                     self._code = kind_of(error).code
+                    connection.admission.telemetry.failures.note(error)
                     connection.transport.abort()
                 return
             connection.write(buffer.data[begin - len(head) :])
@@ -314,10 +338,11 @@ class FastCycle:
 
     def _fail(self, error: GatherdError) -> None:
         self._code = kind_of(error).code
+        request_id = Trail((self.trail or NO_TRAIL).get).request_id
+        self._connection.admission.telemetry.failures.note(error, request_id)
         if self._is_gone:
             return
         response = self.route.error(error)
-        request_id = Trail((self.trail or NO_TRAIL).get).request_id
         response.headers[REQUEST_ID_HEADER] = request_id
         note_failure(self.route.counted, self._code, error.message, request_id)
         self._respond(response)
@@ -370,6 +395,8 @@ class FastCycle:
     def _let_go(self) -> None:
         if self._timer is not None:
             self._timer.cancel()
+        if self._held is not None:
+            self._held.release()
         if self._holds_place:
             self._holds_place = False
             self._connection.admission.leave(self.caller)

@@ -2,7 +2,7 @@
 
 Requests that fast_routes.py has a route for are answered from `data_received` itself: a task, a
 scope and three messages are most of what a small lookup costs. Every other request, and whatever
-isn't plain about one (chunked or compressed bodies, `Expect`, repeated headers, a full server),
+isn't plain about one (chunked or compressed bodies, `Expect`, repeated headers),
 goes on to the application. A client can't tell the two apart but by the clock.
 
 To uvicorn a fast request is a cycle like its own: it stands in `self.cycle`, waits in
@@ -30,12 +30,14 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import Workers
 from gatherd_server.http.busy_loop import BusyLoop
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
+from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast_cycle import FastCycle, Prefixes, reply_head
 from gatherd_server.http.fast_repeat import Repeat, Scratch
 from gatherd_server.http.fast_routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.tracing import Spans
 
+HEAD_END: Final = b"\r\n\r\n"
 LENGTH_DIGITS_MAX: Final = 18
 TIMEOUT_DIGITS_MAX: Final = 10
 # What has less time than this may miss it while it is answered, and is looked at more closely.
@@ -50,6 +52,7 @@ def fast_protocol(
     busy_poll_us: int = BUSY_POLL_US,
 ) -> type[GuardedProtocol]:
     """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
+    limit = ConnectionLimit(admission.telemetry)
     return type(
         "FastPathProtocol",
         (_FastPath,),
@@ -59,7 +62,8 @@ def fast_protocol(
             "workers": workers,
             "prefixes": Prefixes(),
             "spans": admission.telemetry.spans,
-            "sweeper": Sweeper(receive_seconds),
+            "sweeper": Sweeper(receive_seconds, limit),
+            "limit": limit,
             "scratch": Scratch(),
             "busy_loop": BusyLoop(busy_poll_us),
         },
@@ -118,7 +122,6 @@ class _FastPath(GuardedProtocol):
             and data.startswith(seen.head)
             and self.cycle.response_complete
             and self._begun == self._ended
-            and not self._is_full()
             and not seen.caller.is_revoked
         ):
             # The parser has nothing to tell that it hasn't told of the same bytes before.
@@ -146,6 +149,8 @@ class _FastPath(GuardedProtocol):
     def _learn(self, cycle: FastCycle, data: bytes) -> None:
         """Keep what a request that came in one piece was found to be."""
         size = len(data) - cycle.body_bytes
+        if data.find(HEAD_END) + len(HEAD_END) != size:
+            return  # the body isn't all that follows the head: blank lines stand around the request
         route, repeat = cycle.route, None
         if (
             cycle.is_repeatable
@@ -241,12 +246,13 @@ class _FastPath(GuardedProtocol):
         cycle = self._fast_cycle()
         if cycle is None:
             url, headers, expect = self.url, self.headers, self.expect_100_continue
-            # Past GuardedProtocol, which has counted this head.
+            # Past StreamProtocol, which has counted this request.
             HttpToolsProtocol.on_message_begin(self)
             self.url, self.expect_100_continue = url, expect
             self.headers.extend(headers)
-            HttpToolsProtocol.on_headers_complete(self)
+            self._to_application()
             return
+        self._is_in_head = False
         before, self.cycle = self.cycle, cycle
         if before is None or before.response_complete:
             cycle.start()
@@ -271,9 +277,7 @@ class _FastPath(GuardedProtocol):
             or (timeout and not (timeout.isdigit() and len(timeout) <= TIMEOUT_DIGITS_MAX))
             or b"transfer-encoding" in headers
             or b"content-encoding" in headers
-            or parser.should_upgrade()
             or parser.get_http_version() != "1.1"
-            or self._is_full()
         ):
             return None
         given = headers.get(b"authorization")
@@ -285,6 +289,8 @@ class _FastPath(GuardedProtocol):
             return None
         if caller.grant is None and b"origin" in headers:
             return None
+        if not self.standing.know():
+            return None
         seconds = int(timeout) / 1000 if timeout else None
         return FastCycle(
             self,
@@ -294,10 +300,6 @@ class _FastPath(GuardedProtocol):
             head_trail(headers),
             keep_alive=parser.should_keep_alive(),
         )
-
-    def _is_full(self) -> bool:
-        limit = self.limit_concurrency
-        return limit is not None and (len(self.connections) >= limit or len(self.tasks) >= limit)
 
     def on_body(self, body: bytes) -> None:
         """Take a piece of a body."""
@@ -309,7 +311,7 @@ class _FastPath(GuardedProtocol):
 
     def on_message_complete(self) -> None:
         """Answer, now or when it is this request's turn."""
-        if isinstance(self.cycle, FastCycle):
+        if isinstance(self.cycle, FastCycle) and not self._is_upgrade:
             self._ended += 1
             self.cycle.end()
         else:

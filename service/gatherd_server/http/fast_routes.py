@@ -19,8 +19,8 @@ from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server import proto_codec
-from gatherd_server.callers import Caller
-from gatherd_server.engine.engine import Engine
+from gatherd_server.callers import Caller, Scope
+from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http import arrays, plans
@@ -89,13 +89,13 @@ class FastRoutes:
                 (
                     "LookupMany",
                     request.LookupManyRequest,
-                    lambda r: [*map(one, r.lookups)],
+                    lambda r: proto_codec.lookup_plans(r, engine.limits),
                     proto_codec.lookup_many_reply,
                 ),
                 (
                     "LookupBagsMany",
                     request.LookupBagsManyRequest,
-                    lambda r: [*map(bags, r.bags)],
+                    lambda r: proto_codec.bags_plans(r, engine.limits),
                     proto_codec.lookup_many_reply,
                 ),
             )
@@ -118,8 +118,11 @@ def _one_reply(gathered: Sequence[Gathered]) -> list[proto_codec.Part]:
 
 
 def _has_rows_alone(plans_: Sequence[LookupPlan]) -> bool:
-    """Whether a reply is a head, known beforehand, and then nothing but rows."""
-    return len(plans_) == 1 and plans_[0].bags is None and plans_[0].missing is Missing.ERROR
+    """Whether a reply is a head, known beforehand, and then nothing but rows, which are near."""
+    if len(plans_) != 1 or plans_[0].bags is not None or plans_[0].missing is not Missing.ERROR:
+        return False
+    asked = plans_[0].asked
+    return not isinstance(asked, ByKey) or asked.size <= KEYS_SHORT
 
 
 class _Connect:
@@ -147,11 +150,12 @@ class _Connect:
         )
 
     def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+        caller.check(Scope.READ)
         found = self._seen.find(body)
         if found is not None:
             asked = [found[1]]
         else:
-            asked = self._read(proto_codec.parse(self._message(), body))
+            asked = self._read(proto_codec.parse(self._message(), body, self._engine.limits))
             if self._message is embedding_pb2.LookupRequest:
                 self._seen.learn(body, asked[0])
         engine = caller.guard(self._engine)

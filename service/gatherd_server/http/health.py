@@ -68,6 +68,7 @@ def _samples(engine: Engine) -> Iterator[Sample]:
     state = engine.updates_state()
     if state is not UpdatesState.NONE:
         yield Sample(names.UPDATES_UP, (), int(state is UpdatesState.RUNNING))
+        yield Sample(names.WRITER_HUNG, (), int(state is UpdatesState.HUNG))
     for info in engine.tables():
         yield from _table_samples(info)
 

@@ -24,6 +24,8 @@ _VERB: Final = re.compile(r"/v1/(?:tables/[^/:]+:)?([A-Za-z]{1,32})")
 _TABLE: Final = re.compile(r"/v1/tables/[^/:]+(/versions)?")
 OPERATIONS_WIRE: Final = "http"
 _UNKNOWN: Final = "unknown"
+# That it isn't ready is an answer, and no failure.
+_READYZ: Final = "readyz"
 _BY_VERB: Final = {
     name[0].lower() + name[1:]: name
     for name in (
@@ -155,6 +157,8 @@ class Observed:
             counted.done(code, elapsed_ns)
             if self._telemetry.spans is not None and wire != OPERATIONS_WIRE:
                 self._telemetry.spans.request(wire, procedure, code, elapsed_ns, trail.traceparent)
+            if trail.error is not None and procedure != _READYZ:
+                self._telemetry.failures.note(trail.error, trail.request_id)
             if status >= 400:
                 note_failure(counted, code, f"status {status}", trail.request_id)
 

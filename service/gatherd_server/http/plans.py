@@ -22,6 +22,7 @@ from gatherd.store.query import (
     parse_pooling,
 )
 from gatherd_server.http import arrays
+from gatherd_server.http.json_bounds import check_rest
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.schemas import (
     VERSION_MAX,
@@ -38,8 +39,6 @@ from gatherd_server.update_checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
-# A body's commas bound its values. This many belong to the members of one lookup, not to its ids.
-_MEMBERS_MAX: Final = 12
 # Itself, a weight and an offset.
 _BAG_VALUES_MAX: Final = 3
 
@@ -99,9 +98,7 @@ def _json_body(
     body: bytes, query: QueryParams, lookup_count: int, limits: Limits, values_per_id: int = 1
 ) -> object:
     no_options(query)
-    # Parsed JSON takes many times the memory of its text, so too many ids end here.
-    least = (body.count(b",") + 1 - lookup_count * _MEMBERS_MAX) // values_per_id
-    limits.check("ids_max", "the request has at least", least)
+    check_rest(body, limits, lookup_count, values_per_id)
     return arrays.parse_json(body)
 
 
@@ -152,6 +149,12 @@ def asked_rows(
             body,
         )
     )
+
+
+def typed(plan: LookupPlan, kind_of: Callable[[str], str]) -> LookupPlan:
+    """`plan` with keys of the table's own kind; see `typed_keys`."""
+    asked = arrays.typed_keys(plan.asked, lambda: kind_of(plan.table))
+    return plan if asked is plan.asked else plan._replace(asked=asked)
 
 
 def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> LookupPlan:

@@ -13,7 +13,8 @@ from google.protobuf.message import Message
 
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
-from gatherd_server.callers import AnyEngine
+from gatherd_server.callers import AnyEngine, Scope
+from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.proto_codec import Part
 from gatherd_server.types import Limits, LookupPlan, TableChange, UpdateOp
 
@@ -39,6 +40,8 @@ class Procedure:
     work: Callable[[AnyEngine, Any], Work]
     is_admitted: bool = True
     """Whether it holds a place among the requests in flight."""
+    scope: Scope | None = Scope.READ
+    """What a caller has to be for; None for any scope that is for tables."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +53,12 @@ class UpdateProcedure:
     reply: type[Message]
     begin: Callable[[AnyEngine, Any], Future[Any]]
     encode: Callable[[Any], bytes]
+    scope: Scope = Scope.ADMIN
+
+    @property
+    def has_request_id(self) -> bool:
+        """Whether it is done once however often it is sent."""
+        return self.request is embedding_pb2.UpdateRequest
 
 
 def procedures(limits: Limits) -> list[Procedure | UpdateProcedure]:
@@ -80,8 +89,9 @@ def _push(name: str, op: UpdateOp) -> UpdateProcedure:
         _EMBEDDING + name,
         embedding_pb2.UpdateRequest,
         embedding_pb2.UpdateResponse,
-        lambda engine, request: engine.push(proto_updates.push(op, request)),
+        lambda engine, request: engine.push(proto_updates.push(op, request, engine.limits)),
         proto_updates.push_reply,
+        Scope.UPDATE,
     )
 
 
@@ -105,8 +115,13 @@ def _lookups() -> list[Procedure]:
         return Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
 
     def keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Work:
-        keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
-        return Work(lambda: [proto_codec.keys_reply(keys, version)])
+        asked = proto_codec.keys_of_request(request)
+
+        def run() -> list[Part]:
+            keys, version = engine.keys_of(*asked)
+            return [proto_codec.keys_reply(keys, version)]
+
+        return Work(run, asked[1].size > KEYS_SHORT)
 
     def procedure(
         name: str, reply: type[Message], work: Callable[[AnyEngine, Any], Work]
@@ -121,13 +136,13 @@ def _lookups() -> list[Procedure]:
         procedure(
             "LookupMany",
             many_response,
-            lambda engine, request: many(engine, [*map(plan, request.lookups)]),
+            lambda engine, request: many(engine, proto_codec.lookup_plans(request, engine.limits)),
         ),
         procedure("LookupBags", response, lambda engine, request: one(engine, bags(request))),
         procedure(
             "LookupBagsMany",
             many_response,
-            lambda engine, request: many(engine, [*map(bags, request.bags)]),
+            lambda engine, request: many(engine, proto_codec.bags_plans(request, engine.limits)),
         ),
         procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
     ]
@@ -149,6 +164,7 @@ def _tables(limits: Limits) -> list[Procedure]:
             table_pb2.ListTablesResponse,
             list_tables,
             is_admitted=False,
+            scope=None,
         ),
         Procedure(
             _TABLES + "GetTable",
@@ -156,5 +172,6 @@ def _tables(limits: Limits) -> list[Procedure]:
             table_pb2.GetTableResponse,
             get_table,
             is_admitted=False,
+            scope=None,
         ),
     ]

@@ -20,10 +20,17 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.table import Gathered
 from gatherd_server.admission import Admission
-from gatherd_server.engine.engine import Engine
+from gatherd_server.callers import Scope as Need
+from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.http import arrays, openapi, plans
-from gatherd_server.http.access import Authenticate, caller_of
-from gatherd_server.http.body import Workers, array_response, read_body
+from gatherd_server.http.access import Authenticate, caller_of, held_of, placed
+from gatherd_server.http.body import (
+    Parsers,
+    PartsResponse,
+    Workers,
+    array_response,
+    read_body,
+)
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import (
     CatchUnexpected,
@@ -59,10 +66,11 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
         # A redirect would answer an unknown path with neither a table nor a problem body.
         redirect_slashes=False,
     )
+    parsers = Parsers()
     # First, because they are what a busy server is asked for.
-    app.router.routes[:0] = connect_routes(engine, admission)
-    app.include_router(_lookup_routes(engine, admission))
-    app.include_router(update_routes(engine, admission))
+    app.router.routes[:0] = connect_routes(engine, admission, parsers)
+    app.include_router(_lookup_routes(engine, admission, parsers))
+    app.include_router(update_routes(engine, admission, parsers))
     app.include_router(_table_routes(engine, admission))
     app.include_router(change_routes(engine, admission))
     app.include_router(health_routes(engine, admission))
@@ -75,13 +83,13 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
     return app
 
 
-def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
+def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> APIRouter:
     workers = Workers()
     limits = admission.limits
 
     async def place(request: Request) -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
-        with admission.request(caller_of(request.scope)):
+        with placed(request.scope, admission.request, Need.READ):
             yield
 
     router = APIRouter(dependencies=[Depends(place)], default_response_class=Response)
@@ -91,7 +99,9 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
         asked: Sequence[LookupPlan],
         encode: Callable[[list[Gathered]], Response],
     ) -> Response:
-        prepared = caller_of(request.scope).guard(engine).prepare(asked)
+        guarded = caller_of(request.scope).guard(engine)
+        typed = [plans.typed(plan, guarded.key_kind) for plan in asked]
+        prepared = guarded.prepare(typed)
         return await workers.run(lambda: encode(prepared.run()), prepared.is_long)
 
     @router.post("/v1/tables/{table:table}:lookup", **openapi.LOOKUP)
@@ -99,14 +109,19 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
         headers = dict(request.scope["headers"])
         media_type = content_type(headers, (JSON, OCTETS, NPY))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
-        body = await read_body(headers, request.receive, admission)
-        plan = plans.lookup_plan(media_type, table, body, request.query_params, limits)
+        body = await _body(request, admission)
+        plan = await parsers.run(
+            lambda: plans.lookup_plan(media_type, table, body, request.query_params, limits),
+            body if media_type == JSON else b"",
+        )
         return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
         body = await _json_request(request, admission)
-        asked = plans.lookup_many_plans(body, request.query_params, limits)
+        asked = await parsers.run(
+            lambda: plans.lookup_many_plans(body, request.query_params, limits), body
+        )
         return await answer(request, asked, _by_table(asked))
 
     @router.post("/v1/tables/{table:table}:lookupBags", **openapi.LOOKUP_BAGS)
@@ -114,23 +129,33 @@ def _lookup_routes(engine: Engine, admission: Admission) -> APIRouter:
         headers = dict(request.scope["headers"])
         content_type(headers, (JSON,))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
-        body = await read_body(headers, request.receive, admission)
-        plan = plans.bags_plan(table, body, request.query_params, limits)
+        body = await _body(request, admission)
+        plan = await parsers.run(
+            lambda: plans.bags_plan(table, body, request.query_params, limits), body
+        )
         return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
     async def lookup_bags_many(request: Request) -> Response:
         body = await _json_request(request, admission)
-        asked = plans.bags_many_plans(body, request.query_params, limits)
+        asked = await parsers.run(
+            lambda: plans.bags_many_plans(body, request.query_params, limits), body
+        )
         return await answer(request, asked, _by_table(asked))
 
     @router.post("/v1/tables/{table:table}:keysOf", **openapi.KEYS_OF)
     async def keys_of(table: str, request: Request) -> Response:
         body = await _json_request(request, admission)
-        ids, version = plans.keys_of_request(body, request.query_params, limits)
+        ids, version = await parsers.run(
+            lambda: plans.keys_of_request(body, request.query_params, limits), body
+        )
         guarded = caller_of(request.scope).guard(engine)
-        keys, answered = guarded.keys_of(table, ids, version)
-        return _json({**arrays.json_keys(keys), "version": answered})
+
+        def found() -> Response:
+            keys, answered = guarded.keys_of(table, ids, version)
+            return _json({**arrays.json_keys(keys), "version": answered})
+
+        return await workers.run(found, ids.size > KEYS_SHORT)
 
     return router
 
@@ -140,13 +165,18 @@ async def _json_request(request: Request, admission: Admission) -> bytes:
     headers = dict(request.scope["headers"])
     content_type(headers, (JSON,))
     best_answer(request.headers.getlist("accept"), (JSON,))
-    return await read_body(headers, request.receive, admission)
+    return await _body(request, admission)
+
+
+async def _body(request: Request, admission: Admission) -> bytes:
+    scope = request.scope
+    return await read_body(dict(scope["headers"]), request.receive, admission, held_of(scope))
 
 
 def _by_table(asked: Sequence[LookupPlan]) -> Callable[[list[Gathered]], Response]:
     def encode(gathered: list[Gathered]) -> Response:
-        answers = zip(asked, gathered, strict=True)
-        return _json({"tables": {plan.table: arrays.json_lookup(g) for plan, g in answers}})
+        names = [plan.table for plan in asked]
+        return PartsResponse(arrays.json_lookups_parts(names, gathered), _JSON_HEADERS)
 
     return encode
 
@@ -155,8 +185,9 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
     return Response(arrays.json_bytes(value), status, media_type=JSON)
 
 
+_JSON_HEADERS: Final = {"Content-Type": JSON}
 _ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
-    JSON: lambda gathered: _json(arrays.json_lookup(gathered)),
+    JSON: lambda gathered: PartsResponse(arrays.json_lookup_parts(gathered), _JSON_HEADERS),
     OCTETS: lambda gathered: array_response(OCTETS, arrays.octet_parts(gathered), gathered),
     NPY: lambda gathered: array_response(NPY, arrays.npy_parts(gathered), gathered),
 }

@@ -13,6 +13,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.query import Asked
 from gatherd_server import update_checks
 from gatherd_server.http import arrays
+from gatherd_server.http.json_bounds import check_change, check_rest
 from gatherd_server.http.media import OCTETS
 from gatherd_server.http.plans import (
     Find,
@@ -52,19 +53,24 @@ from gatherd_server.types import (
 
 DimOf = Callable[[str], int]
 """A table's dim: nested lists and raw bytes without a single value don't tell it."""
+KindOf = Callable[[str], str]
+"""A table's kind of keys: JSON's strings may be integers."""
 
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", "values_dtype", "by", "if_version")
 _NUMBER: Final = re.compile(r"([0-9]{1,20}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
-_FLOAT32_BYTES: Final = 4
+# What each number of an update counts as at least: most have more digits, and a parser makes an
+# object of each.
+_NUMBER_BYTES: Final = 8
 
 
 class UpdateReader:
-    """Reads the updates by one operation. `dim_of` is asked only where a request has no rows."""
+    """Reads the updates by one operation. Tables are asked of only what a request leaves open."""
 
-    def __init__(self, op: UpdateOp, limits: Limits, dim_of: DimOf) -> None:
+    def __init__(self, op: UpdateOp, limits: Limits, dim_of: DimOf, kind_of: KindOf) -> None:
         self._op = op
         self._limits = limits
         self._dim_of = dim_of
+        self._kind_of = kind_of
 
     def one(
         self, media_type: str, table: str, body: bytes, query: QueryParams, request_id: RequestId
@@ -74,13 +80,13 @@ class UpdateReader:
             update = self._raw(table, body, query)
         else:
             model = GradientsBody if self._op is UpdateOp.APPLY_GRADIENTS else UpdateBody
-            given = parse(model, self._json(body, query))
+            given = parse(model, self._json(body, query, 1))
             update = self._update(table, given, body, lambda value: value)
         return update_checks.push(self._op, [update], request_id)
 
     def many(self, body: bytes, query: QueryParams, request_id: RequestId) -> Push:
         """Updates of many tables, from JSON."""
-        value = self._json(body, query)
+        value = self._json(body, query, self._limits.tables_max)
         parts: dict[str, Any]
         if self._op is UpdateOp.APPLY_GRADIENTS:
             parts = dict(parse(GradientsManyBody, value).tables)
@@ -95,16 +101,15 @@ class UpdateReader:
                 raise update_checks.in_table(error, table) from None
         return update_checks.push(self._op, updates, request_id)
 
-    def _json(self, body: bytes, query: QueryParams) -> object:
+    def _json(self, body: bytes, query: QueryParams, tables: int) -> object:
         no_options(query)
-        # Parsed JSON takes many times the memory of its text. As raw bytes so many values would be
-        # over the limit; "0," is shorter than a float32.
-        least_bytes = body.count(b",") * _FLOAT32_BYTES
-        self._limits.check("request_bytes_max", "the request's numbers would have", least_bytes)
+        check_rest(body, self._limits, tables, value_bytes=_NUMBER_BYTES)
         return arrays.parse_json(body)
 
     def _update(self, table: str, given: UpdateBody, body: bytes, find: Find) -> TableUpdate:
-        asked = asked_rows(given, body, find, "an update")
+        asked = arrays.typed_keys(
+            asked_rows(given, body, find, "an update"), lambda: self._kind_of(table)
+        )
         values = values_from_json(given.values)
         lr = given.lr if isinstance(given, GradientsBody) else None
         return self._table_update(table, asked, values, DType.FLOAT32, lr, given.if_version)
@@ -208,4 +213,5 @@ def _optimizer(given: OptimizerBody) -> OptimizerSpec:
 
 def _body(model: type[Body], body: bytes, query: QueryParams) -> Body:
     no_options(query)
+    check_change(body)
     return parse(model, arrays.parse_json(body))

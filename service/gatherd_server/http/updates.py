@@ -4,7 +4,6 @@ A snapshot is of the whole data dir, so it is made at /v1/snapshots and is no ta
 """
 
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import Future
 from typing import Any
 
 from fastapi import APIRouter, Depends, Request
@@ -15,10 +14,11 @@ from gatherd.errors import InvalidArgument
 from gatherd_server import update_checks
 from gatherd_server.admission import Admission
 from gatherd_server.callers import AnyEngine
+from gatherd_server.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.http import arrays, openapi_updates, update_plans
-from gatherd_server.http.access import caller_of
-from gatherd_server.http.body import Workers, outcome, read_body
+from gatherd_server.http.access import caller_of, held_of, placed
+from gatherd_server.http.body import Parsers, Workers, outcome, read_body
 from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
 from gatherd_server.http.plans import no_options
 from gatherd_server.http.update_plans import UpdateReader
@@ -32,20 +32,20 @@ _VERBS = {
 }
 
 
-def update_routes(engine: Engine, admission: Admission) -> APIRouter:
+def update_routes(engine: Engine, admission: Admission, parsers: Parsers) -> APIRouter:
     """Updates of one table and of many, each by the three operations."""
-    router = _router(admission)
+    router = _router(admission, Need.UPDATE)
     workers = Workers()
 
     async def push(
-        guarded: AnyEngine, read: Callable[[], Push], body: bytes
+        guarded: AnyEngine, read: Callable[[], Push], body: bytes, is_json: bool
     ) -> tuple[Push, int, tuple[int, ...]]:
-        def begin() -> tuple[Push, Future[Any]]:
+        if is_json:
+            asked = await parsers.run(read, body)
+        else:
             asked = read()
-            return asked, guarded.push(asked)
-
-        # Reading many values and checking them takes as long as gathering them would.
-        asked, future = await workers.run(begin, len(body) > SHORT_BYTES)
+        # Checking many values takes as long as gathering them would.
+        future = await workers.run(lambda: guarded.push(asked), len(body) > SHORT_BYTES)
         result = await outcome(future)
         return asked, result.lsn, result.versions
 
@@ -53,7 +53,7 @@ def update_routes(engine: Engine, admission: Admission) -> APIRouter:
         def opened(request: Request) -> tuple[AnyEngine, UpdateReader]:
             guarded = caller_of(request.scope).guard(engine)
             return guarded, UpdateReader(
-                op, admission.limits, lambda table: guarded.table(table).dim
+                op, admission.limits, lambda table: guarded.table(table).dim, guarded.key_kind
             )
 
         @router.post(f"/v1/tables/{{table:table}}:{verb}", **openapi_updates.one(verb, op))
@@ -66,6 +66,7 @@ def update_routes(engine: Engine, admission: Admission) -> APIRouter:
                 guarded,
                 lambda: reader.one(media_type, table, body, request.query_params, request_id),
                 body,
+                media_type == JSON,
             )
             return _json({"lsn": lsn, "version": version})
 
@@ -76,7 +77,7 @@ def update_routes(engine: Engine, admission: Admission) -> APIRouter:
             body = await _body(request, admission)
             guarded, reader = opened(request)
             asked, lsn, versions = await push(
-                guarded, lambda: reader.many(body, request.query_params, request_id), body
+                guarded, lambda: reader.many(body, request.query_params, request_id), body, True
             )
             names = (update.table for update in asked.updates)
             return _json({"lsn": lsn, "versions": dict(zip(names, versions, strict=True))})
@@ -88,7 +89,7 @@ def update_routes(engine: Engine, admission: Admission) -> APIRouter:
 
 def change_routes(engine: Engine, admission: Admission) -> APIRouter:
     """Tables made, removed, published, rolled back; snapshots."""
-    router = _router(admission)
+    router = _router(admission, Need.ADMIN)
 
     async def changed(request: Request, change: TableChange) -> Response:
         result = await outcome(caller_of(request.scope).guard(engine).change(change))
@@ -129,10 +130,10 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
     return router
 
 
-def _router(admission: Admission) -> APIRouter:
+def _router(admission: Admission, needed: Need) -> APIRouter:
     async def place(request: Request) -> AsyncIterator[None]:
         # FastAPI ends this once the reply is sent, so the place is held until then.
-        with admission.request(caller_of(request.scope)):
+        with placed(request.scope, admission.update, needed):
             yield
 
     return APIRouter(dependencies=[Depends(place)], default_response_class=Response)
@@ -149,7 +150,8 @@ def _request_id(headers: Headers) -> RequestId:
 
 async def _body(request: Request, admission: Admission) -> bytes:
     best_answer(request.headers.getlist("accept"), (JSON,))
-    return await read_body(dict(request.scope["headers"]), request.receive, admission)
+    scope = request.scope
+    return await read_body(dict(scope["headers"]), request.receive, admission, held_of(scope))
 
 
 async def _json_body(

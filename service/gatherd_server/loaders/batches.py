@@ -1,7 +1,7 @@
 """What every loader gives: a source's shape, and its rows in batches."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 from typing import Any
 
@@ -63,6 +63,24 @@ class RowSource:
             raise BadFile(f"{self.name} has {self.dim} elements a row; a table has 1 to {DIM_MAX}")
 
 
+def limited(source: RowSource, row_count: int) -> RowSource:
+    """The first `row_count` rows of `source`; no more of it is read."""
+
+    def read() -> Iterator[RowBatch]:
+        left = row_count
+        for batch in source.read() if left else ():
+            if len(batch.rows) >= left:
+                keys = slice_keys(batch.keys, 0, left) if batch.keys is not None else None
+                numbers = batch.numbers[:left]
+                yield replace(batch, rows=batch.rows[:left], keys=keys, numbers=numbers)
+                return
+            yield batch
+            left -= len(batch.rows)
+
+    known = source.row_count
+    return replace(source, row_count=None if known is None else min(known, row_count), read=read)
+
+
 def rows_per_batch(dim: int, itemsize: int) -> int:
     """How many rows of `dim` elements make a batch."""
     return max(1, BATCH_BYTES // (dim * itemsize))
@@ -120,6 +138,14 @@ def show_key(keys: Keys, index: int) -> str:
         return repr(key[:64])
 
 
+def list_parts(shapes: dict[str, str]) -> str:
+    """The first of them, a line each, and how many more there are."""
+    shown = list(shapes.items())[:TENSORS_SHOWN_MAX]
+    listed = "".join(f"\n  {key}  {shape}" for key, shape in shown)
+    more = len(shapes) - TENSORS_SHOWN_MAX
+    return listed + (f"\n  and {more} more" if more > 0 else "")
+
+
 def pick(name: str, wanted: str | None, shapes: dict[str, str], what: str = "tensor") -> str:
     """The entry `wanted` of file `name`, or its only one; `shapes` is what each is, as text.
 
@@ -129,10 +155,7 @@ def pick(name: str, wanted: str | None, shapes: dict[str, str], what: str = "ten
         return next(iter(shapes))
     if wanted is not None and wanted in shapes:
         return wanted
-    shown = list(shapes.items())[:TENSORS_SHOWN_MAX]
-    listed = "".join(f"\n  {key}  {shape}" for key, shape in shown)
-    more = len(shapes) - TENSORS_SHOWN_MAX
-    listed += f"\n  and {more} more" if more > 0 else ""
+    listed = list_parts(shapes)
     if wanted is None:
         if not shapes:
             raise BadFile(f"{name} holds no {what}")

@@ -1,7 +1,6 @@
-"""A column of vectors, and one of keys, from Parquet and Arrow IPC (Feather) files. Needs pyarrow.
+"""Vectors and keys from Parquet and Arrow IPC (Feather) files. Needs pyarrow.
 
-The vectors are a fixed-size list of floats, or a list whose every row is equally long, which is how
-other writers of Parquet store one. Keys are strings, bytes or integers.
+What is read of a file and how it is bounded; arrow_columns.py has which columns do, and how.
 """
 
 from collections.abc import Callable, Iterator
@@ -11,16 +10,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
-from gatherd.store.dtypes import DType
-from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind, Keys, StringKeys
+from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind, Keys
+from gatherd_server.loaders.arrow_columns import find_keys, find_vectors, keys_of
 from gatherd_server.loaders.batches import (
     OnBadRow,
     RowBatch,
     RowSource,
-    pick,
     rows_per_batch,
     select_keys,
 )
@@ -36,15 +33,17 @@ PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
 # By parquet.thrift's Type: float, double, and the fixed bytes that float16 is.
 _PARQUET_BYTES = {4: 4, 5: 8, 7: 2}
-_DTYPES = {"halffloat": DType.FLOAT16, "float": DType.FLOAT32, "double": DType.FLOAT64}
+# Of each column that is read at once.
+BUFFER_BYTES_MIN = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns: of the vectors, and of the keys; None to find the first, and to have none."""
+    """Which columns: of lists (None to find the only one), of keys, or several of numbers."""
 
     vectors: str | None
     keys: str | None
+    numbers: str | None = None
 
 
 def columnar_source(
@@ -58,9 +57,9 @@ def columnar_source(
     with _told(name):
         schema, row_count, batches = opener(pa, name, path, limits)
         reader = _Reader(pa, name, schema, columns, on_bad_row)
-        dim = reader.fixed_dim() or _first_length(reader, batches)
+        dim = reader.dim(batches)
 
-    dtype = reader.dtype
+    dtype = reader.vectors.dtype
     if row_count is not None and row_count * dim * dtype.itemsize > limits.bytes_max:
         raise BadFile(
             f"{name} claims {row_count} rows of {dim} {dtype.value}, over {limits.bytes_max} bytes "
@@ -69,9 +68,16 @@ def columnar_source(
 
     def read() -> Iterator[RowBatch]:
         found = 0
+        unpacked_max = max(RATIO_FREE_BYTES, path.stat().st_size * limits.ratio_max)
         with _told(name):
             for batch in reader.batches(batches(reader.wanted, rows_per_batch(dim, 8)), dim):
                 found += len(batch.rows) + batch.bad_count
+                if found * dim * dtype.itemsize > min(unpacked_max, limits.bytes_max):
+                    # Many views of one list.
+                    raise BadFile(
+                        f"{name} unpacks to more than {min(unpacked_max, limits.bytes_max)} bytes "
+                        "(raise --unpacked-ratio-max or --unpacked-bytes-max if that is meant)"
+                    )
                 yield batch
         if row_count is not None and found != row_count:
             raise BadFile(f"{name} has {found} rows; its footer says {row_count}")
@@ -97,17 +103,21 @@ def _open_parquet(_: Any, name: str, path: Path, limits: UnpackLimits) -> tuple[
     import pyarrow.parquet as pq
 
     footer = read_footer(name, path)
-    file = pq.ParquetFile(path, buffer_size=BATCH_BYTES, pre_buffer=False)
-    if not file.metadata.num_rows == footer.row_count == footer.group_rows:
+    with pq.ParquetFile(path, pre_buffer=False) as file:
+        row_count, schema = file.metadata.num_rows, file.schema_arrow
+    if not row_count == footer.row_count == footer.group_rows:
         raise BadFile(
             f"{name} has {footer.group_rows} rows in its groups; its footer says {footer.row_count}"
         )
 
     def batches(wanted: list[str], rows: int) -> Iterator[Any]:
         _check_size(name, path, footer, wanted, limits)
-        return iter(file.iter_batches(batch_size=rows, columns=wanted, use_threads=False))
+        # Opened as late as this, as a table may be of more parts than a process may have files.
+        buffer_size = max(BUFFER_BYTES_MIN, BATCH_BYTES // len(wanted))
+        with pq.ParquetFile(path, buffer_size=buffer_size, pre_buffer=False) as file:
+            yield from file.iter_batches(batch_size=rows, columns=wanted, use_threads=False)
 
-    return file.schema_arrow, footer.row_count, batches
+    return schema, footer.row_count, batches
 
 
 def _check_size(
@@ -166,43 +176,35 @@ class _Reader:
     ) -> None:
         self._pa = pa
         self._on_bad_row = on_bad_row
-        shapes = {
-            field.name: str(field.type)
-            for field in schema
-            if _is_list(pa, field.type) and str(field.type.value_type) in _DTYPES
-        }
-        self._vectors = pick(name, columns.vectors, shapes, "column")
+        self.vectors = find_vectors(pa, name, schema, columns.vectors, columns.numbers)
+        self.where = f"{name}#{self.vectors.title}"
         self._keys = columns.keys
-        self.where = f"{name}#{self._vectors}"
-        self._type = schema.field(self._vectors).type
-        self.dtype = _DTYPES[str(self._type.value_type)]
         self.key_kind: KeyKind | None = None
-        self.wanted = [self._vectors]
+        self.wanted = list(self.vectors.names)
         if columns.keys is not None:
-            usable = {field.name: str(field.type) for field in schema if _key_kind(pa, field.type)}
-            self.key_kind = _key_kind(
-                pa, schema.field(pick(name, columns.keys, usable, "key column")).type
-            )
-            self.wanted.append(columns.keys)
+            self.key_kind = find_keys(pa, name, schema, columns.keys)
+            if columns.keys not in self.wanted:
+                self.wanted.append(columns.keys)
 
-    def fixed_dim(self) -> int | None:
-        """The dim that the column's type has, or None for a list of any length."""
-        return self._type.list_size if self._pa.types.is_fixed_size_list(self._type) else None
-
-    def vectors_of(self, batch: Any) -> Any:
-        """The column of vectors in a batch."""
-        return batch.column(batch.schema.get_field_index(self._vectors))
+    def dim(self, batches: _Batches) -> int:
+        """The dim that the columns have, or the length of the first row that isn't null."""
+        vectors = self.vectors
+        if vectors.dim is not None:
+            return vectors.dim
+        for batch in batches(vectors.names, 1024):
+            length = vectors.first_length(batch)
+            if length is not None:
+                return length
+        raise BadFile(f"{self.where} has no rows to know its dim by; write a fixed-size list")
 
     def batches(self, batches: Iterator[Any], dim: int) -> Iterator[RowBatch]:
         """The batches as rows; rows that aren't `dim` floats are errors, or left out."""
         start = 0
         for batch in batches:
-            column = self.vectors_of(batch)
-            rows, is_good = _rows_of(self._pa, column, dim, self.dtype)
+            rows, is_good = self.vectors.rows(batch, dim)
             keys: Keys | None = None
             if self._keys is not None and self.key_kind is not None:
-                column = batch.column(batch.schema.get_field_index(self._keys))
-                keys, has_key = _keys_of(self._pa, column, self.key_kind)
+                keys, has_key = keys_of(self._pa, batch, self._keys, self.key_kind)
                 is_good &= has_key
             bad = np.flatnonzero(~is_good)
             if bad.size and self._on_bad_row is OnBadRow.ERROR:
@@ -217,85 +219,6 @@ class _Reader:
                 rows, numbers = rows[is_good], numbers[is_good]
                 keys = select_keys(keys, is_good) if keys is not None else None
             yield RowBatch(rows, keys, numbers, start, int(bad.size))
-
-
-def _rows_of(
-    pa: Any, column: Any, dim: int, dtype: DType
-) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    """A list column as (n, dim), and which rows of it are whole; the others hold anything."""
-    count = len(column)
-    if pa.types.is_fixed_size_list(column.type):
-        lengths = np.full(count, dim)
-    else:
-        lengths = np.asarray(column.value_lengths().fill_null(-1))
-    is_good = np.asarray(column.is_valid()) & (lengths == dim)
-    # Null rows of fixed size keep their room in `values`; flatten() drops them, and adjusts to
-    # a slice.
-    flat = column.flatten()
-    whole = np.asarray(column.is_valid()) & (lengths >= 0)
-    ends = np.cumsum(np.where(whole, lengths, 0))
-    values = flat.fill_null(np.nan) if flat.null_count else flat
-    data = np.asarray(values.to_numpy(zero_copy_only=False), dtype.storage)
-    rows = np.zeros((count, dim), dtype.storage)
-    if is_good.all():
-        rows = data.reshape(count, dim)
-    else:
-        for row in np.flatnonzero(is_good).tolist():
-            rows[row] = data[ends[row] - dim : ends[row]]
-    if flat.null_count:
-        missing = np.asarray(flat.is_null())
-        for row in np.flatnonzero(is_good).tolist():
-            is_good[row] = not missing[ends[row] - dim : ends[row]].any()
-    return rows, is_good
-
-
-def _keys_of(pa: Any, column: Any, kind: KeyKind) -> tuple[Keys, NDArray[np.bool_]]:
-    """A key column as keys, and which rows have one."""
-    has_key = np.asarray(column.is_valid())
-    if kind is not KeyKind.BYTES:
-        numbers = column.fill_null(0) if column.null_count else column
-        wanted = np.int64 if kind is KeyKind.INT64 else np.uint64
-        return np.asarray(numbers.to_numpy(zero_copy_only=False), wanted), has_key
-    if pa.types.is_dictionary(column.type):
-        column = column.cast(column.type.value_type)
-    if column.null_count:
-        column = column.fill_null("" if not _is_bytes(pa, column.type) else b"")
-    column = column.cast(pa.large_binary())
-    _, raw_offsets, raw_data = column.buffers()
-    offsets = np.frombuffer(raw_offsets, np.int64)[column.offset : column.offset + len(column) + 1]
-    data = np.frombuffer(raw_data or b"", np.uint8)[offsets[0] : offsets[-1]]
-    lengths = np.diff(offsets)
-    has_key &= (lengths >= 1) & (lengths <= KEY_BYTES_MAX)
-    return StringKeys(data, offsets - offsets[0], (len(column),)), has_key
-
-
-def _first_length(reader: _Reader, batches: _Batches) -> int:
-    """The length of the first row that isn't null."""
-    for batch in batches(reader.wanted[:1], 1024):
-        lengths = reader.vectors_of(batch).value_lengths().drop_null()
-        if len(lengths):
-            return int(lengths[0].as_py())
-    raise BadFile(f"{reader.where} has no rows to know its dim by; write a fixed-size list")
-
-
-def _is_list(pa: Any, kind: Any) -> bool:
-    types = pa.types
-    return bool(types.is_fixed_size_list(kind) or types.is_list(kind) or types.is_large_list(kind))
-
-
-def _is_bytes(pa: Any, kind: Any) -> bool:
-    return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
-
-
-def _key_kind(pa: Any, kind: Any) -> KeyKind | None:
-    types = pa.types
-    if types.is_dictionary(kind):
-        kind = kind.value_type
-    if types.is_string(kind) or types.is_large_string(kind) or _is_bytes(pa, kind):
-        return KeyKind.BYTES
-    if types.is_signed_integer(kind):
-        return KeyKind.INT64
-    return KeyKind.UINT64 if types.is_unsigned_integer(kind) else None
 
 
 def _pyarrow(name: str) -> Any:

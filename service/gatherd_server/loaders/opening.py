@@ -5,50 +5,59 @@ archive's member and then, after another "#", the part of that.
 """
 
 import json
+import os
 import re
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gatherd.errors import BadFile, InvalidArgument
-from gatherd.store.format import NPY_MAGIC
+from gatherd.store.format import NPY_MAGIC, open_readonly
+from gatherd.store.gguf import GGUF_MAGIC
 from gatherd_server.loaders.arrays import npy_source, npz_source, safetensors_source
-from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, pick
+from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, limited, pick
 from gatherd_server.loaders.columnar import ARROW_MAGIC, PARQUET_MAGIC, Columns, columnar_source
+from gatherd_server.loaders.fasttext import FASTTEXT_MAGIC, fasttext_source
+from gatherd_server.loaders.folders import folder_sources, index_source
+from gatherd_server.loaders.gensim_files import PICKLE_MAGICS, pickle_source
+from gatherd_server.loaders.gguf import gguf_source
 from gatherd_server.loaders.hdf5 import HDF5_MAGIC, hdf5_source
 from gatherd_server.loaders.keys_file import with_keys
 from gatherd_server.loaders.limits import (
-    INDEX_BYTES_MAX,
+    ARCHIVE_ENTRIES_MAX,
     PACKING_DEPTH_MAX,
-    ZIP_ENTRIES_MAX,
     UnpackLimits,
 )
+from gatherd_server.loaders.packings import unpack
+from gatherd_server.loaders.records import ColumnOptions
 from gatherd_server.loaders.streams import (
+    ByteStream,
     Opened,
     Spool,
     is_uri,
     open_location,
     reading,
-    unpack_gzip,
     unpack_member,
 )
-from gatherd_server.loaders.text import text_shape, text_source
+from gatherd_server.loaders.tar import BLOCK_BYTES as TAR_BLOCK_BYTES
+from gatherd_server.loaders.tar import is_tar, member_stream, tar_members
+from gatherd_server.loaders.text_formats import TextOptions, source_of_text
+from gatherd_server.loaders.text_shape import FirstField, first_lines
 from gatherd_server.loaders.torch_zip import LEGACY_MAGIC, torch_root, torch_source
-from gatherd_server.loaders.word2vec_binary import word2vec_binary_source
 
-GZIP_MAGIC = b"\x1f\x8b"
 ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
-# Longer than the magic alone, which can also be a text file's first token.
-_BZIP2 = re.compile(rb"BZh[1-9]1AY&SY")
 _JSON_OBJECT = re.compile(rb"\s*\{\s*(\"|\}\s*$)")
 KERAS_ENTRY = "model.weights.h5"
+_COLUMN_FORMATS = {"CSV", "TSV", "JSON Lines", "Parquet", "Arrow"}
+_TEXT_FORMATS = {"CSV", "TSV", "GloVe text", "word2vec text", "text of numbers"}
 # What we know but don't read, and what to do with it.
 _REFUSED = {
-    b"\xfd7zXZ\x00": "is packed by xz; unpack it first (unxz)",
-    b"\x28\xb5\x2f\xfd": "is packed by zstd; unpack it first (zstd -d)",
-    b"\xba\x16\x4f\x2f": "is a fastText model (.bin); import its vectors, the .vec file",
+    b"\x04\x22\x4d\x18": "is packed by lz4; unpack it first (lz4 -d)",
+    b"\x1f\x9d": "is packed by compress; unpack it first (uncompress)",
+    b"7z\xbc\xaf\x27\x1c": "is a 7z archive; unpack it first (7z x)",
+    b"Rar!\x1a\x07": "is a rar archive; unpack it first (unrar x)",
 }
 
 
@@ -61,7 +70,16 @@ class OpenOptions:
     keys: str | None = None
     on_bad_row: OnBadRow = OnBadRow.ERROR
     limits: UnpackLimits = field(default_factory=UnpackLimits)
+    vector_columns: str | None = None
+    first_field: FirstField | None = None
+    words: str | None = None
+    limit: int | None = None
     closing: ExitStack = field(default_factory=ExitStack, init=False)
+
+    @property
+    def own_key_column(self) -> str | None:
+        """The key column of the source itself; with `keys` it is that file's."""
+        return self.key_column if self.keys is None else None
 
 
 @contextmanager
@@ -76,33 +94,80 @@ def open_sources(sources: Sequence[str], options: OpenOptions) -> Iterator[RowSo
 
 
 def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
-    opened = [_open(source, options) for source in sources]
+    _check_standard_input([*sources, options.keys, options.words])
+    opened = [rows for source in sources for rows in _open(source, options)]
+    _check_used(opened, options)
     source = opened[0] if len(opened) == 1 else _chain(opened)
-    if options.key_column is not None and source.key_kind is None:
-        raise InvalidArgument(f"{source.name} has no columns, so no key column either")
-    if options.on_bad_row is OnBadRow.SKIP and source.key_kind is None:
-        raise InvalidArgument(
-            f"{source.name} has no keys of its own: leaving rows out (--on-bad-row skip) would "
-            "change the ids of those after them"
-        )
-    if options.keys is not None:
-        keys = open_location(options.keys, options.spool, options.limits, options.closing)
-        stream = keys.stream
-        if stream.peek(2) == GZIP_MAGIC:
-            stream = unpack_gzip(stream, options.limits)
-        source = with_keys(source, stream)
-    return source
+    if options.limit is not None:
+        source = limited(source, options.limit)
+    if options.keys is None:
+        if options.key_column is not None and source.key_kind is None:
+            raise InvalidArgument(f"{source.name} has no columns, so no key column either")
+        if options.on_bad_row is OnBadRow.SKIP and source.key_kind is None:
+            raise InvalidArgument(
+                f"{source.name} has no keys of its own: leaving rows out (--on-bad-row skip) would "
+                "change the ids of those after them"
+            )
+        return source
+    return with_keys(
+        source,
+        _stream_of(options.keys, options),
+        options.key_column,
+        options.on_bad_row,
+        may_have_more=options.limit is not None,
+    )
 
 
-def _open(source: str, options: OpenOptions) -> RowSource:
-    location, part = _split(source)
+def _check_used(sources: list[RowSource], options: OpenOptions) -> None:
+    """InvalidArgument for an option that no source's format has a use for."""
+    formats = {source.format for source in sources}
+    for option, value, its_formats in (
+        ("--vector-columns", options.vector_columns, _COLUMN_FORMATS),
+        ("--first-field", options.first_field, _TEXT_FORMATS),
+        ("--words", options.words, {"fastText"}),
+    ):
+        if value is not None and not formats & its_formats:
+            raise InvalidArgument(
+                f"{sources[0].name} is {sources[0].format}, so leave {option} out: it is for "
+                + ", ".join(sorted(its_formats))
+            )
+
+
+def _check_standard_input(locations: Sequence[str | None]) -> None:
+    """InvalidArgument when more than one thing is to be read from standard input."""
+    if sum(location is not None and _split(location)[0] == "-" for location in locations) > 1:
+        raise InvalidArgument("standard input (-) can be read only once")
+
+
+def _stream_of(location: str, options: OpenOptions) -> ByteStream:
+    """What is at `location`, unpacked: for files that come beside a source."""
     opened = open_location(location, options.spool, options.limits, options.closing)
-    return _recognise(opened, part, options, 0)
+    stream = opened.stream
+    for _ in range(PACKING_DEPTH_MAX):
+        stream = unpack(stream, options.limits) or stream
+    return stream
+
+
+def _open(source: str, options: OpenOptions) -> list[RowSource]:
+    location, part = _split(source)
+    if not is_uri(location) and Path(location).is_dir():
+        return folder_sources(location, part, _opener(options, 0))
+    return [_opener(options, 0)(location, part)]
+
+
+def _opener(options: OpenOptions, depth: int) -> Callable[[str, str | None], RowSource]:
+    """Opens a location; `depth` counts the packings and indexes that led to it."""
+
+    def open_(location: str, part: str | None) -> RowSource:
+        opened = open_location(location, options.spool, options.limits, options.closing)
+        return _recognise(opened, part, options, depth)
+
+    return open_
 
 
 def _split(source: str) -> tuple[str, str | None]:
     """Location and part of a source; a "#" in the name of a file that is there is just that."""
-    if "#" not in source or (not is_uri(source) and Path(source).is_file()):
+    if "#" not in source or (not is_uri(source) and Path(source).exists()):
         return source, None
     location, _, part = source.partition("#")
     return location, part or None
@@ -112,35 +177,55 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
     """The rows of a file, by what it begins with."""
     head = opened.stream.peek(64)
     _refuse(opened.name, head)
-    if head.startswith(GZIP_MAGIC):
+    stream = unpack(opened.stream, options.limits)
+    if stream is not None:
         _check_depth(opened, depth)
-        stream = unpack_gzip(opened.stream, options.limits)
         unpacked = replace(opened, name=stream.name, stream=stream, path=None)
         return _recognise(unpacked, part, options, depth + 1)
     if head.startswith(ZIP_MAGICS):
         _check_depth(opened, depth)
         return _zip_source(opened, part, options, depth)
+    if is_tar(opened.stream.peek(TAR_BLOCK_BYTES)):
+        return _tar_source(opened, part, options, depth)
+    if head.startswith(FASTTEXT_MAGIC):
+        words = _stream_of(options.words, options) if options.words is not None else None
+        return fasttext_source(opened, part, words, options.on_bad_row)
     if head.startswith(HDF5_MAGIC):
         return hdf5_source(opened.name, opened.as_file(), part, options.limits)
     if head.startswith((PARQUET_MAGIC, ARROW_MAGIC)):
-        columns = Columns(part, options.key_column)
+        columns = Columns(part, options.own_key_column, options.vector_columns)
         path = opened.as_file()
+        # A table may have more parts than a process may have files open.
+        opened.stream.close()
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
+    if head.startswith(PICKLE_MAGICS):
+        return pickle_source(opened, part, _opener(options, depth + 1))
+    if head.startswith(GGUF_MAGIC):
+        return gguf_source(opened, part, options.own_key_column)
     if len(head) > 8 and head[8:9] == b"{" and head[4:8] == bytes(4):
         return safetensors_source(opened, part)
-    if _JSON_OBJECT.match(head):
-        return _index_source(opened, part, options)
+    if _JSON_OBJECT.match(head) and not _is_json_lines(opened.stream):
+        _check_depth(opened, depth)
+        return index_source(opened, part, _opener(options, depth + 1))
+    return _plain_source(opened, head, part, options)
+
+
+def _plain_source(opened: Opened, head: bytes, part: str | None, options: OpenOptions) -> RowSource:
+    """A .npy array or text: what has no parts but columns."""
+    if not head.startswith(NPY_MAGIC):
+        named = ColumnOptions(part, options.vector_columns, options.own_key_column)
+        has_keys = options.keys is not None
+        text = TextOptions(named, options.first_field, options.on_bad_row, has_keys)
+        return source_of_text(opened.stream, text)
     if part is not None:
         raise InvalidArgument(f"{opened.name} has no parts, so no {part!r} to pick")
-    return npy_source(opened) if head.startswith(NPY_MAGIC) else _vectors_source(opened, options)
+    return npy_source(opened)
 
 
 def _refuse(name: str, head: bytes) -> None:
     """BadFile for what begins like something that we know and don't read."""
     if not head:
         raise BadFile(f"{name} is empty")
-    if _BZIP2.match(head):
-        raise BadFile(f"{name} is packed by bzip2; unpack it first (bunzip2)")
     for magic, problem in _REFUSED.items():
         if head.startswith(magic):
             raise BadFile(f"{name} {problem}")
@@ -149,11 +234,6 @@ def _refuse(name: str, head: bytes) -> None:
             f"{name} is a torch file of before 1.6, all of it one pickle; load it with torch and "
             "save it again: torch.save(state_dict, …)"
         )
-    if head.startswith((b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")):
-        raise BadFile(
-            f"{name} is a pickle, which is never run here; save the array itself: numpy.save, or "
-            "gensim's save_word2vec_format"
-        )
 
 
 def _check_depth(opened: Opened, depth: int) -> None:
@@ -161,16 +241,14 @@ def _check_depth(opened: Opened, depth: int) -> None:
         raise BadFile(f"{opened.name} is packed more than {PACKING_DEPTH_MAX} times over")
 
 
-def _vectors_source(opened: Opened, options: OpenOptions) -> RowSource:
-    shape = text_shape(opened.stream)
-    if shape is not None:
-        return text_source(opened.stream, shape, options.on_bad_row)
-    source = word2vec_binary_source(opened.stream)
-    if source is None:
-        raise BadFile(
-            f"{opened.name} is of no format we know (by its content); docs/formats.md lists them"
-        )
-    return source
+def _is_json_lines(stream: ByteStream) -> bool:
+    """Whether the first line is a JSON object that isn't an index."""
+    lines = first_lines(stream)
+    try:
+        entry = json.loads(lines[0])
+    except (ValueError, RecursionError, IndexError):
+        return False
+    return isinstance(entry, dict) and bool(entry) and "weight_map" not in entry
 
 
 def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: int) -> RowSource:
@@ -182,29 +260,23 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
     # Not is_dir(), which takes a name of no letters for an index error.
     infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     names = [info.filename for info in infos]
-    if len(names) > ZIP_ENTRIES_MAX or len(set(names)) != len(names):
+    if len(names) > ARCHIVE_ENTRIES_MAX or len(set(names)) != len(names):
         raise BadFile(
-            f"{opened.name} has {len(names)} members, or one twice; {ZIP_ENTRIES_MAX} are read"
+            f"{opened.name} has {len(names)} members, or one twice; {ARCHIVE_ENTRIES_MAX} are read"
         )
     root = torch_root(names)
     if root is not None:
-        return torch_source(opened.name, archive, root, part, limits)
+        return torch_source(opened, archive, root, part)
     if KERAS_ENTRY in names:
         stream = unpack_member(archive, archive.getinfo(KERAS_ENTRY), opened.name, limits)
         weights = replace(opened, stream=stream, path=None).as_file()
         return hdf5_source(opened.name, weights, part, limits, "Keras")
     if names and all(name.endswith(".npy") for name in names):
         return npz_source(opened, archive, part, limits)
-    member, inner = part, None
-    if part not in names:
-        # The part of the only member, or "member#its part".
-        first, _, rest = (part or "").partition("#")
-        member, inner = (first, rest or None) if first in names else (None, part)
-        member = None if len(names) == 1 else (member or part)
-    shapes = {info.filename: f"{info.file_size} bytes" for info in infos}
-    if len(names) == 1 and part is not None and part.partition("#")[0] == names[0]:
-        inner = part.partition("#")[2] or None
-    member = pick(opened.name, member, shapes, "member")
+    sizes = {
+        info.filename: info.file_size for info in infos if not info.filename.startswith("__MACOSX/")
+    }
+    member, inner = _pick_member(opened.name, part, sizes)
     name = f"{opened.name}#{member}"
     stream = unpack_member(archive, archive.getinfo(member), name, limits)
     return _recognise(
@@ -212,28 +284,30 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
     )
 
 
-def _index_source(opened: Opened, part: str | None, options: OpenOptions) -> RowSource:
-    """One tensor by the index of a model's safetensors shards: {"weight_map": {TENSOR: FILE}}."""
-    data = opened.stream.read(INDEX_BYTES_MAX + 1)
-    try:
-        document = json.loads(data) if len(data) <= INDEX_BYTES_MAX else None
-    except (ValueError, RecursionError):
-        document = None
-    weight_map = document.get("weight_map") if isinstance(document, dict) else None
-    if not isinstance(weight_map, dict) or not all(
-        isinstance(file, str) for file in weight_map.values()
-    ):
-        raise BadFile(f"{opened.name} is JSON, but no index of safetensors files")
-    tensor = pick(opened.name, part, {key: f"in {file}" for key, file in weight_map.items()})
-    file = weight_map[tensor]
-    if file != Path(file).name or file in ("", ".", "..") or "#" in file:
-        raise BadFile(f"{opened.name} names {file!r}, which isn't a file beside it")
-    if is_uri(opened.name):
-        location = f"{opened.name.rpartition('/')[0]}/{file}"
-    else:
-        location = str(Path(opened.name).parent / file)
-    shard = open_location(location, options.spool, options.limits, options.closing)
-    return safetensors_source(shard, tensor)
+def _pick_member(name: str, part: str | None, sizes: dict[str, int]) -> tuple[str, str | None]:
+    """The member of an archive that `part` names, or its only one, and the part of that."""
+    shapes = {member: f"{byte_count} bytes" for member, byte_count in sizes.items()}
+    if part is None or part in sizes:
+        return pick(name, part, shapes, "member"), None
+    first, _, rest = part.partition("#")
+    if first in sizes:
+        return first, rest or None
+    # The part of the only member.
+    return pick(name, None if len(sizes) == 1 else part, shapes, "member"), part
+
+
+def _tar_source(opened: Opened, part: str | None, options: OpenOptions, depth: int) -> RowSource:
+    # An archive isn't packed more than what is in it, but may be the member of another.
+    _check_depth(opened, depth)
+    file = options.closing.enter_context(os.fdopen(open_readonly(opened.as_file()), "rb", 0))
+    members = tar_members(file.fileno(), opened.name)
+    sizes = {name: member.byte_count for name, member in members.items()}
+    member, inner = _pick_member(opened.name, part, sizes)
+    name = f"{opened.name}#{member}"
+    stream = member_stream(file.fileno(), name, members[member])
+    return _recognise(
+        replace(opened, name=name, stream=stream, path=None), inner, options, depth + 1
+    )
 
 
 def _chain(sources: list[RowSource]) -> RowSource:

@@ -1,4 +1,4 @@
-"""Where a source's bytes come from: local files, URIs, and what is packed in .gz and .zip."""
+"""Where a source's bytes come from: local files, pipes, standard input, members of a .zip."""
 
 import gzip
 import os
@@ -14,6 +14,7 @@ from gatherd.errors import BadFile, GatherdError, InvalidArgument
 from gatherd.store.format import open_readonly
 from gatherd_server.loaders.limits import BATCH_BYTES, RATIO_FREE_BYTES, UnpackLimits
 
+STANDARD_INPUT = "-"
 Spool = Callable[[str, Iterable[bytes]], Path]
 """Writes a stream to a temporary file of the data dir."""
 
@@ -108,7 +109,13 @@ def reading(name: str) -> Iterator[None]:
         raise BadFile(f"{name} can't be read: {error.strerror or error}") from None
 
 
-class _Bounded:
+def read_at(fd: int, byte_count: int, offset: int, name: str) -> bytes:
+    """At most `byte_count` bytes of the file `fd`, from `offset` on; BadFile when it can't be."""
+    with reading(name):
+        return os.pread(fd, byte_count, offset)
+
+
+class Bounded:
     """A file of unpacked bytes that is held to the limits."""
 
     def __init__(
@@ -121,6 +128,7 @@ class _Bounded:
         self._byte_count = 0
 
     def read(self, byte_count: int) -> bytes:
+        """At most `byte_count` bytes; BadFile when they are more than the limits allow."""
         data = self._file.read(byte_count)
         self._byte_count += len(data)
         if self._byte_count > self._limits.bytes_max:
@@ -136,26 +144,8 @@ class _Bounded:
         return data
 
     def close(self) -> None:
+        """Let go of the file."""
         self._file.close()
-
-
-class _Counted:
-    """A stream as a file object that counts; gzip reads it."""
-
-    def __init__(self, stream: ByteStream) -> None:
-        self._stream = stream
-
-    def read(self, byte_count: int) -> bytes:
-        return self._stream.read(byte_count)
-
-
-def unpack_gzip(stream: ByteStream, limits: UnpackLimits) -> ByteStream:
-    """What the .gz `stream` holds."""
-    source: Any = _Counted(stream)
-    unpacked: Any = gzip.GzipFile(fileobj=source, mode="rb")
-    bounded: Any = _Bounded(stream.name, unpacked, lambda: stream.position, limits)
-    name = stream.name.removesuffix(".gz")
-    return ByteStream(name, bounded, stream.total, stream.done)
 
 
 def unpack_member(
@@ -165,7 +155,7 @@ def unpack_member(
     with reading(name):
         file: Any = archive.open(info)
     packed = max(1, info.compress_size)
-    bounded: Any = _Bounded(name, file, lambda: packed, limits)
+    bounded: Any = Bounded(name, file, lambda: packed, limits)
     return ByteStream(name, bounded, info.file_size)
 
 
@@ -198,6 +188,26 @@ class Opened:
             yield chunk
 
 
+def _open_standard_input(spool: Spool, limits: UnpackLimits, closing: ExitStack) -> Opened:
+    name = "standard input"
+    with reading(name):
+        if os.isatty(0):
+            raise InvalidArgument(
+                "standard input is a terminal; pipe a file into it, as in: zcat vectors.gz | "
+                "gatherd import NAME -"
+            )
+        # A copy, for closing it mustn't close descriptor 0.
+        file = closing.enter_context(os.fdopen(os.dup(0), "rb", 0))
+    return Opened(name, ByteStream(name, file, None), None, spool, limits, closing)
+
+
+def without_password(uri: str) -> str:
+    """`uri` as others may see it: without a user and password before its host."""
+    scheme, separator, rest = uri.partition("://")
+    host, slash, path = rest.partition("/")
+    return scheme + separator + host.rpartition("@")[2] + slash + path
+
+
 def is_uri(location: str) -> bool:
     """Whether `location` is a URI rather than a path."""
     scheme, separator, _ = location.partition("://")
@@ -209,10 +219,14 @@ def open_location(location: str, spool: Spool, limits: UnpackLimits, closing: Ex
 
     BadFile when it can't be opened, InvalidArgument when a package for its scheme is missing.
     """
+    if location == STANDARD_INPUT:
+        return _open_standard_input(spool, limits, closing)
     if is_uri(location):
-        stream = _open_uri(location)
+        from gatherd_server.loaders.remote import open_uri
+
+        stream = open_uri(location)
         closing.callback(stream.close)
-        return Opened(location, stream, None, spool, limits, closing)
+        return Opened(stream.name, stream, None, spool, limits, closing)
     path = Path(location)
     if path.is_fifo():
         # What another program writes, as `<(zcat …)` of a shell: it comes once, and has no size.
@@ -223,45 +237,3 @@ def open_location(location: str, spool: Spool, limits: UnpackLimits, closing: Ex
     file = closing.enter_context(os.fdopen(open_readonly(path), "rb", 0))
     stream = ByteStream(location, file, path.stat().st_size)
     return Opened(location, stream, path, spool, limits, closing)
-
-
-def _open_uri(uri: str) -> ByteStream:
-    scheme = uri.partition("://")[0]
-    try:
-        import fsspec
-    except ImportError:
-        raise InvalidArgument(
-            f"{uri}: reading a URI needs fsspec: pip install 'gatherd[remote]'"
-        ) from None
-    try:
-        file_system, path = fsspec.core.url_to_fs(uri)
-        file = file_system.open(path, "rb")
-        size = file_system.size(path)
-    except (ImportError, ValueError) as error:
-        raise InvalidArgument(
-            f"{uri}: fsspec can't open {scheme}:// here: {error} "
-            "(pip install 'gatherd[remote]' and the package for the scheme)"
-        ) from None
-    except FileNotFoundError:
-        raise BadFile(f"{uri} isn't there") from None
-    except Exception as error:  # noqa: BLE001  # each scheme's package has errors of its own
-        raise BadFile(f"{uri} can't be opened: {type(error).__name__}: {error}") from None
-    return ByteStream(uri, _Remote(uri, file), size)  # type: ignore[arg-type]  # read and close
-
-
-class _Remote:
-    """A file of fsspec's whose errors are told as ours."""
-
-    def __init__(self, uri: str, file: Any) -> None:
-        self._uri = uri
-        self._file = file
-
-    def read(self, byte_count: int) -> bytes:
-        try:
-            data: bytes = self._file.read(byte_count)
-        except Exception as error:  # noqa: BLE001  # each scheme's package has errors of its own
-            raise BadFile(f"{self._uri} broke off: {type(error).__name__}: {error}") from None
-        return data
-
-    def close(self) -> None:
-        self._file.close()

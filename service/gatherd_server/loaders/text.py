@@ -2,18 +2,13 @@ r"""Vectors as text: GloVe (no header), word2vec and fastText .vec (a first line
 
 A line is a token, then dim decimals, separated by blanks or tabs. Tokens are bytes, whatever they
 mean, and may have blanks in them: the last dim fields are the vector. Blanks around a token, "\r"
-at a line's end, blank lines and a UTF-8 byte order mark at the front count for nothing.
-
-Without a header, dim is what most of the first lines have: how many fields at the end of a line
-are numbers, but not the whole of it. With one it has to agree with that too, or a wrong header
-would make numbers part of the tokens. For the same reason a token with blanks whose last word is a
-decimal ("word 0.25") is taken for a line with a number too many; "catch 22" is a token.
+at a line's end and blank lines count for nothing. A line that begins with two blanks or more and
+has dim numbers has a token of blanks, one fewer. text_shape.py finds out dim, and whether there is
+a token at all.
 """
 
 import math
-from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
 from types import ModuleType
 
 import numpy as np
@@ -25,115 +20,22 @@ from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, keys_of_spans
 from gatherd_server.loaders.limits import BATCH_BYTES, LINE_BYTES_MAX
 from gatherd_server.loaders.streams import ByteStream
+from gatherd_server.loaders.text_shape import COMMENT, SAMPLE_BYTES, TextShape, decimal
 
-SAMPLE_BYTES = 256 << 10
-SAMPLE_LINES_MAX = 64
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FIELD_BYTES_SHOWN_MAX = 40
-
-
-@dataclass(frozen=True, slots=True)
-class TextShape:
-    """What the front of a text file says; `row_count` is None and `header` False without one."""
-
-    dim: int
-    row_count: int | None
-    header: bool
-
-
-def text_shape(stream: ByteStream) -> TextShape | None:
-    """The shape of the vectors in `stream`, which isn't moved; None when it isn't such text."""
-    lines = _first_lines(stream)
-    header = header_of(lines[0]) if lines else None
-    if header is not None and len(lines) > 1 and _is_binary(lines, header[1]):
-        return None
-    if header is not None and len(lines) == 1:
-        return TextShape(header[1], header[0], True) if header[0] == 0 else None
-    lengths = Counter(map(_trailing_numbers, lines if header is None else lines[1:]))
-    lengths.pop(0, None)
-    if not lengths:
-        return None
-    most = max(lengths.values())
-    # Of as many, the longest: too large a dim is an error soon, too small a one makes odd tokens.
-    dim = max(length for length, count in lengths.items() if count == most)
-    if header is None:
-        return TextShape(dim, None, False)
-    if header[1] != dim:
-        # "5 3" can be the token 5 and its vector: only what follows tells.
-        if dim == 1:
-            return TextShape(1, None, False)
-        raise BadFile(
-            f"{stream.name}: line 1 says {header[1]} numbers a line, the lines after it have {dim}"
-        )
-    return TextShape(dim, header[0], True)
-
-
-def header_of(line: bytes) -> tuple[int, int] | None:
-    """Rows and dim when `line` is a header, else None."""
-    fields = line.split()
-    if len(fields) == 2 and all(field.isdigit() and len(field) < 19 for field in fields):
-        return int(fields[0]), int(fields[1])
-    return None
-
-
-def _is_binary(lines: list[bytes], dim: int) -> bool:
-    """Whether what follows the header "ROWS DIM" is word2vec's binary form.
-
-    Then the first token isn't followed by decimals: 4 * dim bytes that all look like them are as
-    good as impossible. Tokens with blanks in them are text that this takes for binary, but for
-    their line's end.
-    """
-    after_token = lines[1].partition(b" ")[2][: 4 * dim]
-    decimals = not after_token.strip(b"0123456789+-.eE \t\r")
-    return not (after_token and decimals) and _trailing_numbers(lines[1]) < max(1, dim)
-
-
-def _first_lines(stream: ByteStream) -> list[bytes]:
-    """The first lines that aren't blank; of a cut one only what is whole."""
-    size = SAMPLE_BYTES
-    while True:
-        head = stream.peek(size)
-        is_whole = len(head) < size
-        lines = head.removeprefix(BYTE_ORDER_MARK).split(b"\n")
-        if not is_whole:
-            lines.pop()
-        lines = [line for line in lines if line.strip()]
-        if is_whole or len(lines) > 1 or size >= LINE_BYTES_MAX:
-            return lines[:SAMPLE_LINES_MAX]
-        size *= 4
-
-
-def _trailing_numbers(line: bytes) -> int:
-    """How many fields at the end of `line` are numbers, without the first field."""
-    count = 0
-    for field in reversed(line.split()[1:]):
-        if _number(field) is None:
-            break
-        count += 1
-    return count
-
-
-def _number(field: bytes) -> float | None:
-    # float() takes 1_0 for 10, which no other program writes or reads.
-    if b"_" in field:
-        return None
-    try:
-        return float(field)
-    except ValueError:
-        return None
 
 
 def text_source(stream: ByteStream, shape: TextShape, on_bad_row: OnBadRow) -> RowSource:
     """The vectors of a text file, read in one pass; tokens become the keys."""
     return RowSource(
         stream.name,
-        "word2vec text" if shape.header else "GloVe text",
+        shape.format,
         DType.FLOAT64,
         DType.FLOAT32,
         shape.dim,
         # What a header promises isn't taken for granted: nothing is reserved by it.
         None,
-        KeyKind.BYTES,
+        KeyKind.BYTES if shape.has_keys else None,
         "line",
         stream.total,
         lambda: _Reader(stream, shape, on_bad_row).batches(),
@@ -154,17 +56,16 @@ class _Reader:
 
     def batches(self) -> Iterator[RowBatch]:
         kernel = load_kernel()
-        if self._stream.peek(3) == BYTE_ORDER_MARK:
-            self._stream.skip(3)
         if self._shape.header:
             self._skip_header()
         for block in self._blocks():
             yield self._parse(kernel, block)
         promised = self._shape.row_count
-        if promised is not None and self._vectors != promised:
+        skips = self._on_bad_row is OnBadRow.SKIP
+        if promised is not None and self._vectors != promised and not skips:
             raise BadFile(
                 f"{self._name}: line 1 promises {promised} rows, the file ends at line "
-                f"{self._lines} after {self._vectors}"
+                f"{self._lines} after {self._vectors} (--on-bad-row skip takes those)"
             )
 
     def _skip_header(self) -> None:
@@ -198,6 +99,8 @@ class _Reader:
 
     def _parse(self, kernel: ModuleType, block: bytes) -> RowBatch:
         dim = self._shape.dim
+        if self._shape.separator != b" ":
+            block = block.replace(self._shape.separator, b" ")
         text = np.frombuffer(block, np.uint8)
         ends = np.flatnonzero(text == ord("\n"))
         values = np.empty((ends.size, dim))
@@ -206,11 +109,18 @@ class _Reader:
         # At least two bytes a number; pages that aren't written to are no memory.
         left = np.empty((min(ends.size * dim, len(block) // 2 + 1), 4), np.int64)
         left_count = kernel.parse_lines(text, ends, dim, values, tokens, fields, left)
+        if self._shape.has_keys:
+            _find_blank_tokens(block, tokens, (fields == dim) & (tokens[:, 0] == tokens[:, 1]))
         lengths = tokens[:, 1] - tokens[:, 0]
         is_blank = (fields == 0) & (lengths == 0)
-        is_good = (fields == dim) & (lengths > 0) & (lengths <= KEY_BYTES_MAX)
         wrong = self._read_left(block, left[:left_count], values)
-        wrong.update(_numbers_too_many(block, tokens))
+        if self._shape.has_keys:
+            is_good = (fields == dim) & (lengths > 0) & (lengths <= KEY_BYTES_MAX)
+            wrong.update(_numbers_too_many(block, tokens))
+        else:
+            is_blank |= _are_comments(text, ends)
+            wrong = {line: field for line, field in wrong.items() if not is_blank[line]}
+            is_good = (fields == dim) & (lengths == 0) & ~is_blank
         is_good[list(wrong)] = False
         bad = np.flatnonzero(~is_good & ~is_blank)
         numbers = np.arange(self._lines + 1, self._lines + 1 + ends.size)
@@ -218,25 +128,42 @@ class _Reader:
         if bad.size and self._on_bad_row is OnBadRow.ERROR:
             line = int(bad[0])
             raise BadFile(
-                f"{self._name}: line {numbers[line]}: expected a token and {dim} numbers, "
-                f"{_found(tokens[line], int(fields[line]), wrong.get(line), dim)} "
-                "(--on-bad-row skip leaves such lines out)"
+                f"{self._name}: line {numbers[line]}: "
+                + self._expected(tokens[line], int(fields[line]), wrong.get(line))
             )
         self._lines += ends.size
         if bad.size or is_blank.any():
             values, tokens, numbers = values[is_good], tokens[is_good], numbers[is_good]
-        keys = keys_of_spans(text, tokens[:, 0], tokens[:, 1])
+        keys = keys_of_spans(text, tokens[:, 0], tokens[:, 1]) if self._shape.has_keys else None
         return RowBatch(values, keys, numbers, self._stream.done(), int(bad.size))
+
+    def _expected(self, token: NDArray[np.int64], fields: int, wrong: bytes | None) -> str:
+        """What is wrong with a line, and which option decides."""
+        dim = self._shape.dim
+        if self._shape.has_keys:
+            return (
+                f"expected a token and {dim} numbers, {_found(token, fields, wrong, dim)} "
+                "(--on-bad-row skip leaves such lines out; if line 1 names columns, --key-column "
+                "says which has the keys)"
+            )
+        found = f"found {fields} fields" if fields < dim else "found more"
+        if wrong:
+            found = f"found {_shown(wrong)} where a number should be"
+        return (
+            f"expected {dim} numbers and nothing else, {found} (if the first field of each line "
+            "is its key: --first-field key)"
+        )
 
     def _check_promise(self, numbers: NDArray[np.int64], is_blank: NDArray[np.bool_]) -> None:
         """Count the lines that aren't blank, and hold them against the header."""
         before, promised = self._vectors, self._shape.row_count
         self._vectors += int(is_blank.size - np.count_nonzero(is_blank))
-        if promised is not None and self._vectors > promised:
+        skips = self._on_bad_row is OnBadRow.SKIP
+        if promised is not None and self._vectors > promised and not skips:
             extra = int(np.flatnonzero(~is_blank)[promised - before])
             raise BadFile(
                 f"{self._name}: line 1 promises {promised} rows, but line {numbers[extra]} is "
-                "one more"
+                "one more (--on-bad-row skip takes all there are)"
             )
 
     def _read_left(
@@ -246,7 +173,7 @@ class _Reader:
         wrong: dict[int, bytes] = {}
         for line, column, begin, end in left.tolist():
             field = block[begin:end]
-            number = _number(field)
+            number = decimal(field)
             if number is None:
                 wrong[line] = field
                 number = math.nan
@@ -261,12 +188,30 @@ def load_kernel() -> ModuleType:
     return text_kernel
 
 
+def _find_blank_tokens(
+    block: bytes, tokens: NDArray[np.int64], is_empty: NDArray[np.bool_]
+) -> None:
+    """Give the lines that begin with two blanks or more and have no other token one of blanks."""
+    for line in np.flatnonzero(is_empty).tolist():
+        begin = int(tokens[line, 0])
+        end = begin
+        while block[end] == ord(" "):
+            end += 1
+        if end - begin > 1:
+            tokens[line] = (begin, end - 1, 0)
+
+
+def _are_comments(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Which of the lines that end before `ends`, (n,), begin with "#"; bool (n,)."""
+    return np.asarray(text[np.concatenate([[0], ends[:-1] + 1])] == COMMENT[0])
+
+
 def _numbers_too_many(block: bytes, tokens: NDArray[np.int64]) -> dict[int, bytes]:
     """The lines whose token ends in what must be one more number of the vector."""
     found = {}
     for line in np.flatnonzero(tokens[:, 2]).tolist():
         last = block[tokens[line, 0] : tokens[line, 1]].split()[-1]
-        if (b"." in last or b"e" in last) and _number(last) is not None and last[-1:].isdigit():
+        if (b"." in last or b"e" in last) and decimal(last) is not None and last[-1:].isdigit():
             found[line] = b""
     return found
 
@@ -279,6 +224,9 @@ def _found(token: NDArray[np.int64], fields: int, wrong: bytes | None, dim: int)
     if wrong == b"":
         return f"found a number more before the last {dim}"
     if wrong is not None:
-        shown = wrong[:FIELD_BYTES_SHOWN_MAX].decode("utf-8", "backslashreplace")
-        return f"found {shown!r} where a number should be"
+        return f"found {_shown(wrong)} where a number should be"
     return f"found a token of {length} bytes; a key has at most {KEY_BYTES_MAX}"
+
+
+def _shown(field: bytes) -> str:
+    return repr(field[:FIELD_BYTES_SHOWN_MAX].decode("utf-8", "backslashreplace"))

@@ -26,7 +26,9 @@ _BYTES = types.Array(types.uint8, 1, "C", readonly=True)
 _INT64 = types.Array(types.int64, 1, "C")
 
 
-def _compiled(signature: Any) -> Callable[[_F], _F]:
+def compiled(signature: Any) -> Callable[[_F], _F]:
+    """Compile for `signature`, and keep that for the next process where there is room for it."""
+
     def decorate(function: _F) -> _F:
         try:
             made: _F = numba.njit(signature, nogil=True, cache=True)(function)
@@ -38,7 +40,7 @@ def _compiled(signature: Any) -> Callable[[_F], _F]:
     return decorate
 
 
-@_compiled(
+@compiled(
     types.int64(
         _BYTES,
         types.Array(types.int64, 1, "C", readonly=True),

@@ -1,22 +1,28 @@
 """Reads what a torch pickle says of its tensors, and runs nothing of it.
 
-Pickle is a program that may call whatever it names. Here a name is looked up in one fixed list and
-stands for an inert object of ours; any other name is refused. What is built are dicts, lists,
-numbers, strings and `TensorRef`s. Before that the opcodes are looked through: only those that torch
-writes are let pass, and no memo slot beyond what so short a program can fill, because unpickling
-one reserves memory for it.
+Pickle is a program that may call whatever it names. Here a name is looked up in one fixed list,
+that of torch.load(weights_only=True), and stands for an inert object of ours; any other name is
+refused. What is built are dicts, lists, numbers, strings and `TensorRef`s. Before that the opcodes
+are looked through (restricted_pickle.py).
 
-What stands for a name is a tuple: a pickle can set attributes and state on what it has got hold of,
-also on a frozen dataclass, but on a tuple there is nothing to set.
+What stands for a name is a tuple, or a class with a `__setstate__`: a pickle can set attributes and
+state on what it has got hold of, also on a frozen dataclass, but on these there is nothing to set.
+Nothing is copied on a pickle's word, or a short one would copy its longest list a million times.
 """
 
 import io
 import pickle
-import pickletools
+import reprlib
 from typing import Any, NamedTuple, NoReturn
 
 from gatherd.errors import BadFile
-from gatherd_server.loaders.limits import PICKLE_BYTES_MAX, PICKLE_DEPTH_MAX, TENSORS_MAX
+from gatherd_server.loaders.limits import (
+    OBJECTS_MAX,
+    PICKLE_BYTES_MAX,
+    PICKLE_DEPTH_MAX,
+    TENSORS_MAX,
+)
+from gatherd_server.loaders.restricted_pickle import Copies, run_restricted
 
 STORAGES = {
     "FloatStorage": "float32",
@@ -32,12 +38,27 @@ STORAGES = {
     "UntypedStorage": "bytes",
     "ComplexFloatStorage": "complex64",
     "ComplexDoubleStorage": "complex128",
+    "QInt8Storage": "qint8",
+    "QUInt8Storage": "quint8",
+    "QInt32Storage": "qint32",
+    "QUInt4x2Storage": "quint4x2",
+    "QUInt2x4Storage": "quint2x4",
 }
-_DTYPES = {*STORAGES.values(), "uint16", "uint32", "uint64"} - {"bytes"}
-_REFUSED_OPCODES = {"INST", "OBJ", "EXT1", "EXT2", "EXT4", "NEWOBJ_EX", "PERSID", "NEXT_BUFFER"}
-
-
-_MEMO_OPCODES = {"PUT", "BINPUT", "LONG_BINPUT"}
+# Which of them there are depends on torch's version; to name one of them does no harm.
+_DTYPES = {
+    *STORAGES.values(),
+    *("uint16", "uint32", "uint64", "complex32"),
+    *("float8_e4m3fn", "float8_e4m3fnuz", "float8_e5m2", "float8_e5m2fnuz", "float8_e8m0fnu"),
+    *("float4_e2m1fn_x2", "bits8", "bits16", "bits1x8", "bits2x4", "bits4x2"),
+    *(f"{sign}int{bits}" for sign in ("", "u") for bits in range(1, 8)),
+} - {"bytes"}
+# Classes of tensors, each with a copy in torch.cuda and torch.sparse.
+_TENSOR_CLASSES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short", "Char", "Byte",
+                   "Bool")  # fmt: skip
+_QUANTISERS = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
+               "per_channel_symmetric", "per_channel_affine_float_qparams")  # fmt: skip
+# Bytes that are spelt as text are kept up to this length, as keys are short.
+_ENCODED_CHARACTERS_MAX = 64
 
 
 class StorageRef(NamedTuple):
@@ -58,6 +79,13 @@ class TensorRef(NamedTuple):
     dtype: str
 
 
+class OtherTensor(NamedTuple):
+    """A tensor that isn't a piece of a storage: `kind` is what it is, `advice` what to do."""
+
+    kind: str
+    advice: str
+
+
 class _Mapping(dict[Any, Any]):
     """An OrderedDict's place: takes the attributes torch hangs on one, and forgets them."""
 
@@ -76,6 +104,7 @@ class _Builder(NamedTuple):
     """A function that a pickle may call, by name. An object that nothing can be set on."""
 
     name: str
+    copies: Copies
 
     def __call__(self, *arguments: Any) -> Any:
         match self.name, arguments:
@@ -86,37 +115,115 @@ class _Builder(NamedTuple):
                     if isinstance(named, _Named) and named.kind == "dtype"
                     else storage.dtype
                 )
-                return TensorRef(storage, offset, tuple(shape), tuple(strides), dtype)
-            case "parameter", (TensorRef() as tensor, *_):
+                return TensorRef(storage, offset, _lengths(shape), _lengths(strides), dtype)
+            case "tensor", (OtherTensor() as other, *_):
+                return other
+            case "parameter", (TensorRef() | OtherTensor() as tensor, *_):
                 return tensor
+            case "typed", (_Builder() as builder, _, tuple() as inner, *_):
+                return builder(*inner)
             case "size", (tuple() | list() as shape,):
-                return tuple(shape)
-            case "device", _:
-                return None
-        raise BadFile(f"a {self.name} is built from {arguments!r:.200}")
+                return _lengths(shape)
+            case "bytes", (str() as text, *_) if len(text) <= _ENCODED_CHARACTERS_MAX:
+                return text.encode("latin-1", "replace")
+            case "ordered dict", ():
+                return _Mapping()
+            case "ordered dict", (dict() | list() as items,):
+                self.copies.take(len(items))
+                return _Mapping(items if isinstance(items, dict) else map(_pair, items))
+            case "inert" | "bytes", _:
+                return _Named("inert", "")
+        if unusable := _other_tensor(self.name, arguments):
+            return unusable
+        raise BadFile(f"a {self.name} is built from {reprlib.repr(arguments)}")
 
 
-_GLOBALS: dict[str, Any] = {
-    "collections.OrderedDict": _Mapping,
-    "torch._utils._rebuild_tensor_v2": _Builder("tensor"),
-    "torch._utils._rebuild_tensor_v3": _Builder("tensor"),
-    "torch._utils._rebuild_parameter": _Builder("parameter"),
-    "torch.Size": _Builder("size"),
-    "torch.device": _Builder("device"),
-    **{f"torch.{name}": _Named("storage", dtype) for name, dtype in STORAGES.items()},
-    "torch.storage.UntypedStorage": _Named("storage", "bytes"),
-    **{f"torch.{name}": _Named("dtype", name) for name in _DTYPES},
+def _other_tensor(name: str, arguments: tuple[Any, ...]) -> OtherTensor | None:
+    match name, arguments:
+        case "quantised tensor", (StorageRef() as storage, _, shape, *_):
+            kind = f"quantised {storage.dtype} {_lengths(shape)}"
+            return OtherTensor(kind, "save tensor.dequantize()")
+        case "nested tensor", _:
+            return OtherTensor("nested tensor", "save one of its parts")
+        case "sparse tensor", _:
+            return OtherTensor("sparse tensor", "save tensor.to_dense()")
+        case "meta tensor", (_, shape, *_):
+            return OtherTensor(f"tensor {_lengths(shape)} on the meta device", "it has no data")
+        case "subclass", _:
+            return OtherTensor("tensor subclass", "save it as a plain tensor")
+    return None
+
+
+def _lengths(shape: Any) -> tuple[int, ...]:
+    if not isinstance(shape, tuple | list) or len(shape) > PICKLE_DEPTH_MAX:
+        raise BadFile(f"a shape is {reprlib.repr(shape)}")
+    return tuple(shape)
+
+
+def _pair(item: Any) -> tuple[Any, Any]:
+    match item:
+        case (key, value):
+            return key, value
+    raise BadFile(f"an OrderedDict is built from {reprlib.repr(item)}")
+
+
+_REBUILDERS = {
+    "_rebuild_tensor": "tensor",
+    "_rebuild_tensor_v2": "tensor",
+    "_rebuild_tensor_v3": "tensor",
+    "_rebuild_parameter": "parameter",
+    "_rebuild_parameter_with_state": "parameter",
+    "_rebuild_device_tensor_from_cpu_tensor": "parameter",
+    "_rebuild_qtensor": "quantised tensor",
+    "_rebuild_sparse_tensor": "sparse tensor",
+    "_rebuild_nested_tensor": "nested tensor",
+    "_rebuild_meta_tensor_no_storage": "meta tensor",
+    "_rebuild_wrapper_subclass": "subclass",
+    "_rebuild_device_tensor_from_numpy": "subclass",
 }
+# Names of functions, and what `_Builder` knows each as.
+_FUNCTIONS = {
+    "collections.OrderedDict": "ordered dict",
+    "collections.Counter": "inert",
+    **{f"torch._utils.{name}": kind for name, kind in _REBUILDERS.items()},
+    "torch._tensor._rebuild_from_type_v2": "typed",
+    "torch.nn.parameter.Parameter": "parameter",
+    "torch.Size": "size",
+    "torch.device": "inert",
+    "torch.serialization._get_layout": "inert",
+    "_codecs.encode": "bytes",
+    **{f"{builtins}.{name}": "inert"
+       for builtins in ("builtins", "__builtin__")
+       for name in ("set", "frozenset", "bytearray", "complex")},
+}  # fmt: skip
+# Names of things that are only mentioned.
+_GLOBALS: dict[str, Any] = {
+    **{f"{module}.{name}": _Named("storage", dtype)
+       for module in ("torch", "torch.cuda", "torch.storage")
+       for name, dtype in STORAGES.items()},
+    "torch.storage.TypedStorage": _Named("storage", "bytes"),
+    **{f"torch.{name}": _Named("dtype", name) for name in _DTYPES},
+    **{f"torch.{name}": _Named("quantiser", name) for name in _QUANTISERS},
+    **{f"{module}.{name}Tensor": _Named("class", name)
+       for module in ("torch", "torch.cuda", "torch.sparse", "torch.cuda.sparse")
+       for name in (*_TENSOR_CLASSES, "")},
+}  # fmt: skip
 
 
 class _Unpickler(pickle.Unpickler):
     """pickle's machine with every door shut that leads to code."""
 
+    def __init__(self, file: io.BytesIO) -> None:
+        super().__init__(file)
+        self._copies = Copies()
+
     def find_class(self, module_name: str, global_name: str) -> Any:
-        known = _GLOBALS.get(f"{module_name}.{global_name}")
-        if known is None:
-            _refuse(f"{module_name}.{global_name}")
-        return known
+        name = f"{module_name}.{global_name}"
+        if name in _FUNCTIONS:
+            return _Builder(_FUNCTIONS[name], self._copies)
+        if name not in _GLOBALS:
+            _refuse(name)
+        return _GLOBALS[name]
 
     def persistent_load(self, pid: Any) -> StorageRef:
         match pid:
@@ -129,7 +236,7 @@ class _Unpickler(pickle.Unpickler):
                 *_,
             ) if element_count >= 0:
                 return StorageRef(dtype, key, element_count)
-        raise BadFile(f"a storage is described as {pid!r:.200}")
+        raise BadFile(f"a storage is described as {reprlib.repr(pid)}")
 
 
 def _refuse(name: str) -> NoReturn:
@@ -139,7 +246,7 @@ def _refuse(name: str) -> NoReturn:
     )
 
 
-def read_tensors(data: bytes, name: str) -> dict[str, TensorRef]:
+def read_tensors(data: bytes, name: str) -> dict[str, TensorRef | OtherTensor]:
     """The tensors that the pickle `data` of file `name` describes, by their path.
 
     A path is the keys on the way to the tensor, joined by dots; "tensor" for one that is alone.
@@ -147,54 +254,49 @@ def read_tensors(data: bytes, name: str) -> dict[str, TensorRef]:
     """
     if len(data) > PICKLE_BYTES_MAX:
         raise BadFile(f"{name}: its pickle has {len(data)} bytes; {PICKLE_BYTES_MAX} are read")
-    try:
-        _look_through(data)
-        root = _Unpickler(io.BytesIO(data)).load()
-    except BadFile as error:
-        raise BadFile(f"{name}: {error.message}") from None
-    except Exception as error:  # noqa: BLE001  # a damaged pickle raises whatever it likes
-        raise BadFile(f"{name} has a damaged pickle: {type(error).__name__}: {error}") from None
-    if isinstance(root, TensorRef):
-        return {"tensor": _checked(root, f"{name}#tensor")}
-    found: dict[str, TensorRef] = {}
+    root = run_restricted(_Unpickler(io.BytesIO(data)), data, name)
+    found: dict[str, TensorRef | OtherTensor] = {}
     _collect(root, (), found, [0], name)
     return found
 
 
-def _look_through(data: bytes) -> None:
-    for count, (opcode, argument, _) in enumerate(pickletools.genops(data)):
-        if opcode.name in _REFUSED_OPCODES:
-            raise BadFile(f"its pickle has the opcode {opcode.name}, which torch never writes")
-        if opcode.name in _MEMO_OPCODES and isinstance(argument, int) and argument > count:
-            raise BadFile(f"its pickle has memo slot {argument} after {count} opcodes")
-
-
 def _collect(
-    value: object, path: tuple[str, ...], found: dict[str, TensorRef], seen: list[int], name: str
+    value: object,
+    path: tuple[str, ...],
+    found: dict[str, TensorRef | OtherTensor],
+    seen: list[int],
+    name: str,
 ) -> None:
     seen[0] += 1
-    if seen[0] > TENSORS_MAX or len(path) > PICKLE_DEPTH_MAX:
+    if seen[0] > OBJECTS_MAX or len(found) > TENSORS_MAX or len(path) > PICKLE_DEPTH_MAX:
         raise BadFile(
-            f"{name} holds more than {TENSORS_MAX} objects, or deeper than {PICKLE_DEPTH_MAX}"
+            f"{name} holds more than {OBJECTS_MAX} objects or {TENSORS_MAX} tensors, or deeper "
+            f"than {PICKLE_DEPTH_MAX}"
         )
     match value:
-        case TensorRef():
-            found[".".join(path)] = _checked(value, f"{name}#{'.'.join(path)}")
+        case TensorRef() | OtherTensor():
+            title = ".".join(path) or "tensor"
+            if isinstance(value, TensorRef):
+                _check_tensor(value, f"{name}#{title}")
+            if found.get(title, value) != value:
+                value = OtherTensor("two tensors of this name", "rename one")
+            found[title] = value
         case dict():
             for key, child in value.items():
-                if isinstance(key, str | int):
+                if isinstance(key, bytes):
+                    _collect(child, (*path, key.decode("latin-1")), found, seen, name)
+                elif isinstance(key, str | int | float):
                     _collect(child, (*path, str(key)), found, seen, name)
         case list() | tuple():
             for index, child in enumerate(value):
                 _collect(child, (*path, str(index)), found, seen, name)
 
 
-def _checked(tensor: TensorRef, where: str) -> TensorRef:
+def _check_tensor(tensor: TensorRef, where: str) -> None:
     numbers = (tensor.offset, *tensor.shape, *tensor.strides)
     if (
         not all(type(number) is int and 0 <= number < 2**48 for number in numbers)
         or len(tensor.shape) != len(tensor.strides)
         or len(tensor.shape) > PICKLE_DEPTH_MAX
     ):
-        raise BadFile(f"{where} is damaged: shape {tensor.shape!r:.80}")
-    return tensor
+        raise BadFile(f"{where} is damaged: shape {reprlib.repr(tensor.shape)}")

@@ -1,19 +1,21 @@
 """Tensors of torch .pt and .pth files, read without torch.
 
 Since torch 1.6 such a file is a zip archive: NAME/data.pkl describes the tensors, NAME/data/KEY
-holds a storage's bytes, little-endian. A table's tensor has to lie in one piece, row after row.
+holds a storage's bytes, little-endian.
 """
 
 import zipfile
+from dataclasses import replace
 
 from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.format import RowLayout
 from gatherd_server.loaders.arrays import array_source
 from gatherd_server.loaders.batches import RowSource, pick
-from gatherd_server.loaders.limits import PICKLE_BYTES_MAX, UnpackLimits
-from gatherd_server.loaders.streams import reading, unpack_member
-from gatherd_server.loaders.torch_pickle import TensorRef, read_tensors
+from gatherd_server.loaders.limits import PICKLE_BYTES_MAX
+from gatherd_server.loaders.streams import Opened, reading, unpack_member
+from gatherd_server.loaders.strided import StridedLayout, strided_source
+from gatherd_server.loaders.torch_pickle import OtherTensor, TensorRef, read_tensors
 
 PICKLE_ENTRY = "data.pkl"
 # What the format before the zip archives begins with: a pickled magic number.
@@ -30,9 +32,10 @@ def torch_root(names: list[str]) -> str | None:
 
 
 def torch_source(
-    name: str, archive: zipfile.ZipFile, root: str, tensor: str | None, limits: UnpackLimits
+    opened: Opened, archive: zipfile.ZipFile, root: str, tensor: str | None
 ) -> RowSource:
-    """One tensor of the torch file `name`, open as `archive`."""
+    """One tensor of the torch file that is open as `archive`."""
+    name, limits = opened.name, opened.limits
     infos = {info.filename: info for info in archive.infolist()}
     with reading(name):
         stream = unpack_member(archive, infos[root + PICKLE_ENTRY], name, limits)
@@ -41,22 +44,35 @@ def torch_source(
             order = unpack_member(archive, infos[f"{root}byteorder"], name, limits).read(16)
             if order != b"little":
                 raise BadFile(f"{name} is {order.decode(errors='replace')}-endian; save it anew")
-    tensor = pick(name, tensor, {key: f"{ref.dtype} {ref.shape}" for key, ref in tensors.items()})
+    tensor = pick(name, tensor, {key: shown_tensor(found) for key, found in tensors.items()})
     where = f"{name}#{tensor}"
-    layout = _layout(where, tensors[tensor])
-    entry = f"{root}data/{tensors[tensor].storage.key}"
+    found = tensors[tensor]
+    if isinstance(found, OtherTensor):
+        raise BadFile(f"{where} is a {found.kind}; {found.advice}")
+    layout = _layout(where, found)
+    entry = f"{root}data/{found.storage.key}"
     if entry not in infos:
         raise BadFile(f"{where}: the entry {entry} isn't there")
-    if infos[entry].file_size < layout.offset + layout.nbytes:
+    if infos[entry].file_size < layout.end:
         raise BadFile(
-            f"{where} ends at byte {layout.offset + layout.nbytes} of its storage, "
-            f"which has {infos[entry].file_size}"
+            f"{where} ends at byte {layout.end} of its storage, which has {infos[entry].file_size}"
         )
-    stream = unpack_member(archive, infos[entry], where, limits)
-    return array_source(where, "torch", stream, layout)
+    stream = unpack_member(archive, infos[entry], where, opened.limits)
+    if layout.is_row_major:
+        rows = RowLayout(layout.dtype, layout.row_count, layout.dim, layout.offset)
+        return array_source(where, "torch", stream, rows)
+    storage = replace(opened, name=where, stream=stream, path=None)
+    return strided_source(where, "torch", storage, layout, opened.limits)
 
 
-def _layout(where: str, tensor: TensorRef) -> RowLayout:
+def shown_tensor(tensor: TensorRef | OtherTensor) -> str:
+    """Type and shape of a tensor, to show."""
+    if isinstance(tensor, OtherTensor):
+        return tensor.kind
+    return f"{tensor.dtype} {tensor.shape}"
+
+
+def _layout(where: str, tensor: TensorRef) -> StridedLayout:
     try:
         dtype = DType(tensor.dtype)
     except ValueError:
@@ -65,10 +81,5 @@ def _layout(where: str, tensor: TensorRef) -> RowLayout:
         ) from None
     if len(tensor.shape) != 2 or tensor.shape[1] < 1:
         raise BadFile(f"{where} has shape {tensor.shape}; a table has two dimensions, (rows, dim)")
-    rows, dim = tensor.shape
-    row_stride, stride = tensor.strides
-    if (rows > 1 and row_stride != dim) or (dim > 1 and rows > 0 and stride != 1):
-        raise BadFile(
-            f"{where} doesn't lie in one piece (strides {tensor.strides}); save tensor.contiguous()"
-        )
-    return RowLayout(dtype, rows, dim, tensor.offset * dtype.itemsize)
+    strides = (tensor.strides[0], tensor.strides[1])
+    return StridedLayout(dtype, *tensor.shape, strides, tensor.offset * dtype.itemsize)

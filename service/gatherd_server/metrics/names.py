@@ -65,10 +65,21 @@ REQUEST_DURATION = Metric(
 REQUESTS_IN_FLIGHT = Metric(
     "gatherd_requests_in_flight", _G, "Requests admitted and not yet answered."
 )
+UPDATES_IN_FLIGHT = Metric(
+    "gatherd_updates_in_flight", _G, "Those of them that are updates and changes of tables."
+)
 SHED_REQUESTS = Metric(
     "gatherd_shed_requests_total", _C, "Requests turned away by a full server.", ("limit",)
 )
+ERRORS = Metric(
+    "gatherd_errors_total", _C, "Requests answered with an error, by its class.", ("reason",)
+)
 CONNECTIONS = Metric("gatherd_http_connections", _G, "HTTP connections open.")
+CLOSED_CONNECTIONS = Metric(
+    "gatherd_closed_connections_total",
+    _C,
+    "HTTP connections without a valid request, closed for others at connections_max.",
+)
 
 TABLE_LOOKUPS = Metric(
     "gatherd_table_lookups_total", _C, "Gathers from a table; a request can have many.", ("table",)
@@ -116,8 +127,9 @@ APPLIED_LSN = Metric("gatherd_applied_lsn", _G, "The last LSN that every lookup 
 UPDATES_UP = Metric(
     "gatherd_updates_up",
     _G,
-    "1 while updates are taken; 0 when the writer is stopped or can't be reached.",
+    "1 while updates are taken; 0 when the writer is stopped, hung, without room or not reached.",
 )
+WRITER_HUNG = Metric("gatherd_writer_hung", _G, "1 while the writer gives no sign of life, else 0.")
 CHECKPOINT_LSN = Metric("gatherd_checkpoint_lsn", _G, "Up to where the tables are durable.")
 CHECKPOINT_TIMESTAMP = Metric(
     "gatherd_checkpoint_timestamp_seconds",
@@ -183,6 +195,14 @@ PROCESS_MEMORY = Metric(
 )
 PROCESS_START = Metric(
     "gatherd_process_start_time_seconds", _G, "Unix time of a process's start.", ("process",)
+)
+TOKENS_REFUSED = Metric(
+    "gatherd_tokens_refused",
+    _G,
+    "1 while the token file isn't taken as it is, and older tokens are good.",
+)
+HELD_BODY_BYTES = Metric(
+    "gatherd_held_body_bytes", _G, "Bytes of request bodies over 64 KiB that are held."
 )
 RELOADS = Metric("gatherd_reloads_total", _C, "Reloads of settings by SIGHUP.", ("outcome",))
 BUILD = Metric("gatherd_build_info", _G, "1; the label has the release.", ("version",))

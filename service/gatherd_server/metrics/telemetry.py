@@ -6,6 +6,7 @@ from time import perf_counter_ns
 from typing import Final
 
 from gatherd_server.metrics.exposition import Sample, exposition
+from gatherd_server.metrics.failures import Failures
 from gatherd_server.metrics.names import (
     PROCESS_RESTARTS,
     PROCESS_UP,
@@ -74,6 +75,8 @@ class Telemetry:
         self.loop = Recorder(_place(page, first))
         self.threads = Recorder(_place(page, None if first is None else first + 1))
         self.pulse = Pulse([self.loop, self.threads, self.writer])
+        self.failures = Failures(self.threads)
+        self.pulse.before(self.failures.flush)
         self._requests: dict[tuple[str, str], RequestSeries] = {}
         self._tables: dict[str, TableSeries] = {}
 
@@ -208,6 +211,8 @@ class SupervisorMetrics:
     def __init__(self, fd: int, workers: int) -> None:
         """In the page of the descriptor `fd`."""
         self._recorder = Recorder(_place(MetricsPage(fd, _place_count(workers)), _SUPERVISOR))
+        # From zero on: an alert has to see the first one.
+        self._recorder.first(RELOADS, "refused")
         self._told()
 
     def started(self, process: str, *, is_restart: bool) -> None:

@@ -66,6 +66,7 @@ class Authenticator(grpc.ServerInterceptor):
         def refuse(_bodies: Any, context: grpc.ServicerContext) -> Any:
             begun_ns, trail = now_ns(), trail_of(context)
             code = told_code(code_of(error))
+            trail.error = error
             note(telemetry, name if name in _PROCEDURES else "unknown", code, begun_ns, trail)
             with following(trail):
                 abort(context, error)

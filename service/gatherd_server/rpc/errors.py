@@ -58,6 +58,7 @@ CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
     errors.InternalError: _Code.INTERNAL,
     errors.StorageError: _Code.INTERNAL,
     errors.DiskFull: _Code.RESOURCE_EXHAUSTED,
+    errors.TooManyFiles: _Code.RESOURCE_EXHAUSTED,
     errors.UpdatesStopped: _Code.FAILED_PRECONDITION,
     errors.BadFile: _Code.INTERNAL,
     errors.DataDirInUse: _Code.INTERNAL,
@@ -95,6 +96,7 @@ def abort(context: grpc.ServicerContext, error: errors.GatherdError) -> NoReturn
         trailers.append((RETRY_TRAILER, f"{seconds:g}"))
     request = trail.current()
     if request is not None:
+        request.error = error
         trailers.append((trail.REQUEST_ID_HEADER, request.request_id))
     context.set_trailing_metadata(tuple(trailers))
     context.abort(code_of(error), status.message)

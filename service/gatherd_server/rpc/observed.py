@@ -58,6 +58,8 @@ def note(telemetry: Telemetry, procedure: str, code: str, begun_ns: int, trail: 
     One that was cancelled counts as such, and isn't logged.
     """
     count(telemetry, procedure, code, begun_ns)
+    if trail.error is not None:
+        telemetry.failures.note(trail.error, trail.request_id)
     if telemetry.spans is not None:
         elapsed_ns = now_ns() - begun_ns
         telemetry.spans.request(WIRE, procedure, code, elapsed_ns, trail.traceparent)

@@ -5,6 +5,7 @@ import errno
 import os
 import socket
 from concurrent import futures
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -18,6 +19,7 @@ from gatherd_server.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import AddressInUse, StartError
 from gatherd_server.rpc.access import Authenticator, check_table
+from gatherd_server.rpc.message_waits import BoundedServer, MessageWaits
 from gatherd_server.rpc.servicer import EMBEDDING_SERVICE, TABLE_SERVICE, Servicer
 from gatherd_server.rpc.table_health import TableHealth
 
@@ -28,6 +30,16 @@ METADATA_BYTES_MAX: Final = 16 << 10
 HANDSHAKE_SECONDS: Final = 20
 # Streams get this part of the grace to answer what they received; the rest is for the answers' way.
 STREAM_GRACE_PART: Final = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionBounds:
+    """How many gRPC connections there may be, and what one of them may hold."""
+
+    connections_max: int = 4096
+    calls_max: int = 100
+    streams_max: int = 8
+    message_seconds: float = 60.0
 
 
 class RpcServer:
@@ -41,10 +53,11 @@ class RpcServer:
         address: str,
         threads: int,
         streams_max: int,
+        bounds: ConnectionBounds = ConnectionBounds(),
         reflection: bool,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """`threads` answer unary calls; each of `streams_max` streams has one more to itself.
+        """`threads` unary calls are answered at once; updates and streams beside them.
 
         Without `credentials` nothing is encrypted.
         """
@@ -53,12 +66,14 @@ class RpcServer:
         self._address = address
         self._threads = threads
         self._streams_max = streams_max
+        self._bounds = bounds
         self._reflection = reflection
         self._credentials = credentials
-        self._servicer = Servicer(engine, admission, streams_max)
+        self._servicer = Servicer(engine, admission, streams_max, bounds.streams_max)
         self._health: TableHealth | None = None
         self._server: grpc.Server | None = None
         self._pool: futures.ThreadPoolExecutor | None = None
+        self._waits: MessageWaits | None = None
 
     def start(self) -> int:
         """Bind and serve; the port. Health says NOT_SERVING until `set_serving`.
@@ -66,21 +81,21 @@ class RpcServer:
         The socket has SO_REUSEPORT, so that every worker can bind it; another server that has it
         too isn't noticed. AddressInUse or StartError when the address can't be bound.
         """
-        pool = futures.ThreadPoolExecutor(
-            self._threads + self._streams_max, thread_name_prefix="gatherd-rpc"
-        )
+        # Made as they are needed; most of them only ever wait for a message.
+        pool = futures.ThreadPoolExecutor(self._calls_max(), thread_name_prefix="gatherd-rpc")
+        waits = MessageWaits(self._bounds.message_seconds, self._threads)
         server = grpc.server(
             pool,
-            handlers=self._servicer.handlers(),
+            handlers=self._servicer.handlers(waits),
             interceptors=[Authenticator(self._admission)] if self._admission.has_tokens else [],
-            options=_options(self._admission, self._calls_max()),
+            options=_options(self._admission, self._bounds),
             maximum_concurrent_rpcs=self._calls_max(),
         )
         told = ("", EMBEDDING_SERVICE, TABLE_SERVICE)
         self._health = TableHealth(
             told, self._engine.table_states, pool, partial(check_table, self._admission)
         )
-        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, BoundedServer(server, waits))
         services = [EMBEDDING_SERVICE, TABLE_SERVICE, health.SERVICE_NAME]
         if self._reflection:
             services.append(grpc_reflection.SERVICE_NAME)
@@ -94,13 +109,15 @@ class RpcServer:
             self._health.close()
             pool.shutdown(wait=False)
             raise _why_not_bound(self._address) from None
-        self._server, self._pool = server, pool
+        self._server, self._pool, self._waits = server, pool, waits
+        waits.start()
         server.start()
         return port
 
     def _calls_max(self) -> int:
         # More than this would only wait for a thread; grpc turns them away itself.
-        return self._admission.limits.requests_in_flight_max + self._streams_max
+        limits = self._admission.limits
+        return limits.requests_in_flight_max + limits.updates_in_flight_max + self._streams_max
 
     def set_serving(self, serving: bool) -> None:
         """What health tells of the server, its services, and every table that isn't refused."""
@@ -123,17 +140,20 @@ class RpcServer:
         stopped.wait()
         self._health.close()
         self._pool.shutdown(wait=True)
-        self._server = self._pool = None
+        if self._waits is not None:
+            self._waits.close()
+        self._server = self._pool = self._waits = None
 
 
-def _options(admission: Admission, calls_max: int) -> list[tuple[str, int]]:
+def _options(admission: Admission, bounds: ConnectionBounds) -> list[tuple[str, int]]:
     limits = admission.limits
     return [
         ("grpc.so_reuseport", 1),
+        # Each takes a descriptor; beyond them the connection is closed.
+        ("grpc.max_allowed_incoming_connections", bounds.connections_max),
         ("grpc.max_receive_message_length", limits.request_bytes_max + MESSAGE_OVERHEAD_BYTES),
-        # Of one connection; a client lets more of its calls wait. Beyond what the server takes at
-        # all, so that a client learns that it is too much.
-        ("grpc.max_concurrent_streams", 2 * calls_max),
+        # Of one connection; a client lets more of its calls wait.
+        ("grpc.max_concurrent_streams", bounds.calls_max),
         # Headers: grpc refuses a call at random from the first on, and always from the second.
         ("grpc.max_metadata_size", METADATA_BYTES_MAX // 2),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
@@ -144,12 +164,13 @@ def _options(admission: Admission, calls_max: int) -> list[tuple[str, int]]:
         # Larger reads and frames: fewer wake-ups for messages of 0.5 MB and up.
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.max_frame_size", 1 << 20),
-        # A peer that vanished is noticed within 80 s; clients may ping as often, also when idle.
+        # A peer that vanished is noticed within 80 s. Clients may ping once a second: the SDK does
+        # it every 4 s while a call waits.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 1_000),
     ]
 
 

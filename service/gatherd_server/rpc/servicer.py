@@ -5,7 +5,7 @@ must return real bytes (with a memoryview the call never ends), so a reply costs
 than over HTTP: the join of its parts.
 
 An update holds its thread until the writer has answered: grpc's sync server has no other way to
-wait. So `grpc_threads` bounds how many updates of gRPC clients one commit can take together.
+wait. So updates have threads of their own, as many as `updates_in_flight_max`.
 """
 
 import threading
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
+from functools import partial
 from typing import Final, TypeAlias, TypeVar
 
 import grpc
@@ -21,19 +22,20 @@ from google.protobuf.message import Message
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
-from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission
-from gatherd_server.callers import ANYBODY, AnyEngine, Caller
+from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission, Place
+from gatherd_server.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.metrics.names import SHED_REQUESTS
 from gatherd_server.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
 from gatherd_server.rpc.errors import abort, code_of, status_message
+from gatherd_server.rpc.message_waits import MessageWaits
 from gatherd_server.rpc.observed import count, observed, told_code
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
-from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
+from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
@@ -44,17 +46,34 @@ T = TypeVar("T")
 # A string, because only the stubs know the class as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 _Answer: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
+# They have places of their own, and so none among those that are answered at once.
+_UPDATES: Final = frozenset(
+    (
+        "ScatterAdd",
+        "ApplyGradients",
+        "Assign",
+        "CreateTable",
+        "DeleteTable",
+        "Publish",
+        "Rollback",
+        "SetOptimizer",
+        "Snapshot",
+    )
+)
 
 
 class Servicer:
     """Answers the calls of both services. Safe to use from many threads."""
 
-    def __init__(self, engine: Engine, admission: Admission, streams_max: int) -> None:
+    def __init__(
+        self, engine: Engine, admission: Admission, streams_max: int, connection_streams_max: int
+    ) -> None:
         self._engine = engine
         self._repeats = Repeats(engine)
         self._admission = admission
         self._streams_max = streams_max
-        self._streams: set[RequestReader] = set()
+        self._connection_streams_max = connection_streams_max
+        self._streams: dict[RequestReader, str] = {}
         self._drain_deadline: float | None = None
         self._lock = threading.Lock()
 
@@ -65,35 +84,45 @@ class Servicer:
             for reader in self._streams:
                 reader.drain(self._drain_deadline)
 
-    def handlers(self) -> list[grpc.GenericRpcHandler]:
+    def handlers(self, waits: MessageWaits) -> list[grpc.GenericRpcHandler]:
         """What a grpc server has to be given."""
         unary = self._unary
+        # Its place is an update's: it waits for the writer's disk, and lookups mustn't wait for it.
+        update = partial(unary, place=self._admission.update)
+
+        def change(kind: type[M], read: Callable[[M], TableChange]) -> _Handler:
+            return update(_change(kind, read), Scope.ADMIN)
+
         embedding: dict[str, _Handler] = {
             "Lookup": self._lookup(),
-            "LookupMany": unary(_lookup_many),
-            "LookupBags": unary(_lookup_bags),
-            "LookupBagsMany": unary(_lookup_bags_many),
-            "KeysOf": unary(_keys_of),
-            "ScatterAdd": unary(_push(UpdateOp.SCATTER_ADD)),
-            "ApplyGradients": unary(_push(UpdateOp.APPLY_GRADIENTS)),
-            "Assign": unary(_push(UpdateOp.ASSIGN)),
+            "LookupMany": unary(_lookup_many, Scope.READ),
+            "LookupBags": unary(_lookup_bags, Scope.READ),
+            "LookupBagsMany": unary(_lookup_bags_many, Scope.READ),
+            "KeysOf": unary(_keys_of, Scope.READ),
+            "ScatterAdd": update(_push(UpdateOp.SCATTER_ADD), Scope.UPDATE),
+            "ApplyGradients": update(_push(UpdateOp.APPLY_GRADIENTS), Scope.UPDATE),
+            "Assign": update(_push(UpdateOp.ASSIGN), Scope.UPDATE),
             "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
         }
         tables: dict[str, _Handler] = {
-            "ListTables": unary(_list_tables, is_admitted=False),
-            "GetTable": unary(_get_table, is_admitted=False),
-            "CreateTable": unary(_change(table_pb2.CreateTableRequest, proto_updates.create_table)),
-            "DeleteTable": unary(_change(table_pb2.DeleteTableRequest, proto_updates.delete_table)),
-            "Publish": unary(_change(table_pb2.PublishRequest, proto_updates.publish)),
-            "Rollback": unary(_change(table_pb2.RollbackRequest, proto_updates.rollback)),
-            "SetOptimizer": unary(
-                _change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer)
-            ),
-            "Snapshot": unary(_snapshot),
+            "ListTables": unary(_list_tables, None, place=self._admission.unplaced),
+            "GetTable": unary(_get_table, None, place=self._admission.unplaced),
+            "CreateTable": change(table_pb2.CreateTableRequest, proto_updates.create_table),
+            "DeleteTable": change(table_pb2.DeleteTableRequest, proto_updates.delete_table),
+            "Publish": change(table_pb2.PublishRequest, proto_updates.publish),
+            "Rollback": change(table_pb2.RollbackRequest, proto_updates.rollback),
+            "SetOptimizer": change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer),
+            "Snapshot": update(_snapshot, Scope.ADMIN),
         }
         telemetry = self._admission.telemetry
         return [
-            grpc.method_handlers_generic_handler(service, observed(handlers, telemetry))
+            grpc.method_handlers_generic_handler(
+                service,
+                {
+                    name: waits.bounded(handler, takes_place=name not in _UPDATES)
+                    for name, handler in observed(handlers, telemetry).items()
+                },
+            )
             for service, handlers in ((EMBEDDING_SERVICE, embedding), (TABLE_SERVICE, tables))
         ]
 
@@ -101,12 +130,14 @@ class Servicer:
         """As `_unary`'s, but for lookups that differ from an earlier one in their ids alone."""
 
         def answer(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-            plan = proto_codec.lookup_plan(proto_codec.parse(embedding_pb2.LookupRequest(), body))
+            plan = proto_codec.lookup_plan(
+                proto_codec.parse(embedding_pb2.LookupRequest(), body, engine.limits)
+            )
             reply = b"".join(proto_codec.lookup_reply(engine.lookup(plan)))
             self._repeats.learn(body, plan)
             return reply
 
-        whole = self._unary(answer).unary_unary
+        whole = self._unary(answer, Scope.READ).unary_unary
         assert whole is not None
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
@@ -133,17 +164,24 @@ class Servicer:
                 return None
         return self._repeats.answer(body, caller)
 
-    def _unary(self, answer: _Answer, *, is_admitted: bool = True) -> _Handler:
-        """A handler that gives `answer` the engine as its caller has it."""
+    def _unary(
+        self, answer: _Answer, scope: Scope | None, *, place: Place | None = None
+    ) -> _Handler:
+        """A handler that gives `answer` the engine as its caller, who is for `scope`, has it.
+
+        It is answered in one of `place`'s places, by default one of the requests in flight.
+        """
+        hold = place or self._admission.request
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             def work() -> bytes:
                 caller = caller_of(self._admission, context)
                 self._admission.count(caller)
+                if scope is not None:
+                    caller.check(scope)
                 engine = caller.guard(self._engine)
-                if not is_admitted:
-                    return answer(engine, body, context)
-                with self._admission.request(caller):
+                with hold(caller) as held:
+                    held.grow(len(body))
                     return answer(engine, body, context)
 
             return _answer(context, work)
@@ -155,8 +193,9 @@ class Servicer:
     ) -> Iterator[bytes]:
         try:
             caller = caller_of(self._admission, context)
-            reader = self._open_stream(bodies)
+            reader = self._open_stream(bodies, context.peer())
         except GatherdError as error:
+            self._admission.telemetry.failures.note(error)
             abort(context, error)
         try:
             for body in reader:
@@ -169,27 +208,35 @@ class Servicer:
             # Every lookup that came was answered, but the client may be about to send another.
             abort(context, Unavailable("the server is stopping; open another stream"))
 
-    def _open_stream(self, bodies: Iterator[bytes]) -> RequestReader:
+    def _open_stream(self, bodies: Iterator[bytes], peer: str) -> RequestReader:
+        """Take a place for a stream of the connection `peer`. Overloaded when there is none."""
         reader = RequestReader(bodies)
         with self._lock:
             if len(self._streams) >= self._streams_max:
-                self._admission.telemetry.threads.add(SHED_REQUESTS, "streams_max")
-                raise Overloaded(
-                    f"the server has {self._streams_max} streams open, as many as it takes; "
-                    "try again after a pause",
-                    {"limit": "streams_max", "max": str(self._streams_max)},
-                    RETRY_AFTER_SECONDS,
+                raise self._too_many_streams("the server", "streams_max", self._streams_max)
+            connection_max = self._connection_streams_max
+            if [*self._streams.values()].count(peer) >= connection_max:
+                raise self._too_many_streams(
+                    "the connection", "connection_streams_max", connection_max
                 )
             if self._drain_deadline is not None:
                 reader.drain(self._drain_deadline)
-            self._streams.add(reader)
+            self._streams[reader] = peer
         reader.start()
         return reader
 
     def _close_stream(self, reader: RequestReader) -> None:
         reader.close()
         with self._lock:
-            self._streams.discard(reader)
+            self._streams.pop(reader, None)
+
+    def _too_many_streams(self, whose: str, limit: str, maximum: int) -> Overloaded:
+        self._admission.telemetry.threads.add(SHED_REQUESTS, limit)
+        return Overloaded(
+            f"{whose} has {maximum} streams open, as many as it may; try again after a pause",
+            {"limit": limit, "max": str(maximum)},
+            RETRY_AFTER_SECONDS,
+        )
 
     def _stream_answer(self, body: bytes, caller: Caller) -> bytes:
         begun_ns = now_ns()
@@ -197,8 +244,9 @@ class Servicer:
         failure: GatherdError | None = None
         try:
             self._admission.count(caller)
-            with self._admission.request(caller):
-                proto_codec.parse(request, body)
+            with self._admission.request(caller) as held:
+                held.grow(len(body))
+                proto_codec.parse(request, body, self._engine.limits)
                 gathered = caller.guard(self._engine).lookup(
                     proto_codec.lookup_plan(request.lookup)
                 )
@@ -211,24 +259,25 @@ class Servicer:
         count(self._admission.telemetry, "LookupStream", code, begun_ns)
         if failure is None:
             return reply
+        self._admission.telemetry.failures.note(failure)
         return embedding_pb2.LookupStreamResponse(
             id=request.id, error=status_message(failure)
         ).SerializeToString()
 
 
 def _lookup_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body)
-    return _many(engine, [*map(proto_codec.lookup_plan, request.lookups)])
+    request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body, engine.limits)
+    return _many(engine, proto_codec.lookup_plans(request, engine.limits))
 
 
 def _lookup_bags(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body)
+    request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body, engine.limits)
     return _one(engine, proto_codec.bags_plan(request))
 
 
 def _lookup_bags_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body)
-    return _many(engine, [*map(proto_codec.bags_plan, request.bags)])
+    request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body, engine.limits)
+    return _many(engine, proto_codec.bags_plans(request, engine.limits))
 
 
 def _one(engine: AnyEngine, plan: LookupPlan) -> bytes:
@@ -240,42 +289,42 @@ def _many(engine: AnyEngine, plans: list[LookupPlan]) -> bytes:
 
 
 def _keys_of(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body)
+    request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body, engine.limits)
     keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
     return proto_codec.keys_reply(keys, version)
 
 
 def _list_tables(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    proto_codec.parse(table_pb2.ListTablesRequest(), body)
+    proto_codec.parse(table_pb2.ListTablesRequest(), body, engine.limits)
     return proto_codec.list_tables_reply(engine.tables(), engine.limits)
 
 
 def _get_table(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(table_pb2.GetTableRequest(), body)
+    request = proto_codec.parse(table_pb2.GetTableRequest(), body, engine.limits)
     return proto_codec.get_table_reply(engine.table(request.table), engine.limits)
 
 
 def _push(op: UpdateOp) -> _Answer:
     def push(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        request = proto_codec.parse(embedding_pb2.UpdateRequest(), body)
-        future = engine.push(proto_updates.push(op, request))
-        return proto_updates.push_reply(_outcome(future, context))
+        request = proto_codec.parse(embedding_pb2.UpdateRequest(), body, engine.limits)
+        future = engine.push(proto_updates.push(op, request, engine.limits))
+        return proto_updates.push_reply(_outcome(future, context, UPDATE_MAY_BE_DONE))
 
     return push
 
 
 def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
     def change(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        future = engine.change(read(proto_codec.parse(kind(), body)))
-        return proto_updates.change_reply(_outcome(future, context))
+        future = engine.change(read(proto_codec.parse(kind(), body, engine.limits)))
+        return proto_updates.change_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
     return change
 
 
 def _snapshot(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(table_pb2.SnapshotRequest(), body)
+    request = proto_codec.parse(table_pb2.SnapshotRequest(), body, engine.limits)
     future = engine.snapshot(proto_updates.snapshot_name(request))
-    return proto_updates.snapshot_reply(_outcome(future, context))
+    return proto_updates.snapshot_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
 
 def _asked_anew(admission: Admission, context: grpc.ServicerContext) -> Caller:
@@ -297,13 +346,13 @@ def _answer(context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:
     return abort(context, failure)
 
 
-def _outcome(future: Future[T], context: grpc.ServicerContext) -> T:
+def _outcome(future: Future[T], context: grpc.ServicerContext, may_be_done: str) -> T:
     """What became of an update. It is done or not, whether anybody still waits or not."""
     # Without a deadline grpc gives more seconds than a lock can wait for.
     seconds = min(context.time_remaining(), threading.TIMEOUT_MAX)
     done, _ = futures.wait([future], seconds)
     if not done:
-        raise DeadlineExceeded(f"the call's deadline passed; {UPDATE_MAY_BE_DONE}")
+        raise DeadlineExceeded(f"the call's deadline passed; {may_be_done}")
     return future.result()
 
 

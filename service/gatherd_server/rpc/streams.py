@@ -15,6 +15,8 @@ from typing import Final
 
 # Requests of one stream that were read and not yet answered; the rest waits in HTTP/2's window.
 QUEUE_MAX: Final = 16
+# Bytes of those, unless one alone has more.
+QUEUE_BYTES_MAX: Final = 4 << 20
 # While draining, a stream that brings nothing for so long has been answered in full.
 DRAIN_IDLE_SECONDS: Final = 0.05
 
@@ -32,6 +34,8 @@ class RequestReader:
         """Whether everything was read, to the end that the client set."""
         self._bodies = bodies
         self._queue: queue.Queue[bytes | _Signal] = queue.Queue(QUEUE_MAX)
+        self._queued_bytes = 0
+        self._room = threading.Condition()
         self._drain_deadline: float | None = None
         self._is_closed = False
         self._thread = threading.Thread(target=self._read, name="gatherd-stream", daemon=True)
@@ -49,6 +53,8 @@ class RequestReader:
     def close(self) -> None:
         """Stop reading. The thread ends with the call at the latest."""
         self._is_closed = True
+        with self._room:
+            self._room.notify()
         with contextlib.suppress(queue.Empty):
             while True:  # a put that waits for room goes on
                 self._queue.get_nowait()
@@ -67,13 +73,28 @@ class RequestReader:
                 self.has_ended = True
                 return
             if isinstance(body, bytes):
+                with self._room:
+                    self._queued_bytes -= len(body)
+                    self._room.notify()
                 yield body
 
     def _read(self) -> None:
         # When the call is cancelled the iterator raises a bare Exception, and nobody listens.
         with contextlib.suppress(Exception):
             for body in self._bodies:
+                self._wait_for_room(len(body))
                 self._queue.put(body)
                 if self._is_closed:
                     return
         self._queue.put(_Signal.END)
+
+    def _wait_for_room(self, nbytes: int) -> None:
+        with self._room:
+            self._room.wait_for(
+                lambda: (
+                    self._is_closed
+                    or not self._queued_bytes
+                    or self._queued_bytes + nbytes <= QUEUE_BYTES_MAX
+                )
+            )
+            self._queued_bytes += nbytes

@@ -6,9 +6,9 @@ import struct
 from dataclasses import replace
 from pathlib import Path
 
-from gatherd.errors import BadFile
 from gatherd.store.catalog import CATALOG_NAME, Catalog, encode_catalog
 from gatherd.store.control import CONTROL_BYTES, CONTROL_NAME, GENERATION_OFFSET, initial_page
+from gatherd.store.mapping import naming
 from gatherd_server.storage.files import Files
 
 
@@ -61,10 +61,8 @@ def put_prepared(files: Files, data_dir: Path) -> None:
 
 def _set_generation(path: Path, generation: int) -> None:
     # Not synced: after a power cut no reader is left, and whoever opens reads the catalog.
-    try:
+    with naming(path):
         fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
-    except OSError as error:
-        raise BadFile(f"{path} can't be opened: {error.strerror}") from None
     try:
         with mmap.mmap(fd, CONTROL_BYTES) as page:
             struct.pack_into("<Q", page, GENERATION_OFFSET, generation)

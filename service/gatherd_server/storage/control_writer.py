@@ -31,7 +31,8 @@ class ControlWriter:
     def __init__(self, files: Files, data_dir: Path) -> None:
         self._files = files
         self._path = data_dir / CONTROL_NAME
-        self._page = files.map_writable(self._path)
+        self._mapping = files.map_writable(self._path)
+        self._page = self._mapping.array().data
 
     def _get(self, offset: int) -> int:
         value: int = _WORD.unpack_from(self._page, offset)[0]
@@ -84,14 +85,14 @@ class ControlWriter:
         self._set(CLEAN_OFFSET, 0)
         self._set(FAILED_OFFSET, 0)
         self._page[BOOT_ID_OFFSET : BOOT_ID_OFFSET + BOOT_ID_BYTES] = _boot_id()
-        self._files.msync(self._page, self._path)
+        self._files.msync(self._mapping, self._path)
 
     def close(self, *, is_clean: bool) -> None:
         """Unmap the page; `is_clean` when everything acknowledged is on the disk."""
         if is_clean:
             self._set(CLEAN_OFFSET, 1)
-            self._files.msync(self._page, self._path)
-        self._page.close()
+            self._files.msync(self._mapping, self._path)
+        self._page.release()
 
 
 def page_at(generation: int, lsn: int) -> bytes:

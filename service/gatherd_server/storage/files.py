@@ -2,7 +2,6 @@
 
 import errno
 import fcntl
-import mmap
 import os
 import shutil
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,8 @@ from numpy.typing import NDArray
 
 from gatherd.errors import DataDirInUse, DiskFull, StorageError
 from gatherd.store import memory
+from gatherd.store.format import file_bytes
+from gatherd.store.mapping import MappedFile, naming, too_many_files
 
 # The most buffers that the kernel takes in one write.
 IOV_MAX = 1024
@@ -167,7 +168,7 @@ class Files:
         with _told(path):
             path.unlink(missing_ok=True)
 
-    def map_writable(self, path: Path) -> mmap.mmap:
+    def map_writable(self, path: Path) -> MappedFile:
         """Map the whole of the file `path`, to be changed by stores; it isn't empty.
 
         Its blocks are reserved already: a store into a hole on a full disk would be SIGBUS.
@@ -175,11 +176,12 @@ class Files:
         with _told(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
-                return mmap.mmap(fd, 0, flags=mmap.MAP_SHARED)
+                with naming(path):
+                    return MappedFile(fd, file_bytes(fd), writable=True)
             finally:
                 os.close(fd)
 
-    def msync(self, mapping: mmap.mmap, path: Path) -> None:
+    def msync(self, mapping: MappedFile, path: Path) -> None:
         """Make durable what was stored into `mapping` before this began."""
         with _told(path):
             memory.sync(mapping)
@@ -310,4 +312,4 @@ def _told(path: Path) -> Iterator[None]:
             raise DiskFull(
                 f"{path}: the file may not grow (`ulimit -f`, or its file system's limit)"
             ) from error
-        raise StorageError(f"{path}: {error.strerror}") from error
+        raise too_many_files(path, error) or StorageError(f"{path}: {error.strerror}") from error

@@ -201,6 +201,19 @@ class KeyIndexBuilder:
                 return
             self._place(secrets.randbits(64))
 
+    def rows_of(self, keys: Keys) -> NDArray[np.int64]:
+        """The rows of `keys`, flat, (n,), all of which were added; int64 (n,)."""
+        rows = np.empty(keys.size, np.int64)
+        slots, count = self._slots.array, self.count
+        if isinstance(keys, StringKeys):
+            stored = self._offsets.array[: count + 1], self._data.array[: self._data_bytes]
+            kernels.find_strings(slots, *stored, keys.offsets, keys.data, self._seed, rows)
+        else:
+            bits = key_bits(keys.reshape(-1), self.kind)[0]
+            stored_ints = self._ints.array.view("<u8")[:count]
+            kernels.find_ints(slots, stored_ints, bits, self._seed, rows)
+        return rows
+
     def _make_room(self, count: int) -> None:
         slot_count = slots_for(count)
         if slot_count > self._slots.array.size:

@@ -9,7 +9,6 @@ Everything goes through the fault seam, so that a test can see each map, store a
 store apart.
 """
 
-import mmap
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -25,6 +24,7 @@ from gatherd.store.checksums import read_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, npy_header, open_readonly, read_layout
 from gatherd.store.ids import all_in_range
+from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
 from gatherd_server.storage.block_sums import BlockSums, VersionSums
 from gatherd_server.storage.files import Files
@@ -68,7 +68,7 @@ class MappedVersion:
         dtype: DType,
         optimizer: Optimizer,
         dim: int,
-        mappings: Mapping[Path, mmap.mmap],
+        mappings: Mapping[Path, MappedFile],
         weights: tuple[Path, NDArray[np.uint8]],
         counters: tuple[Path, NDArray[np.uint32]],
         slots: Mapping[str, tuple[Path, NDArray[Any]]],
@@ -107,7 +107,7 @@ class MappedVersion:
             raise BadFile(
                 f"{path} isn't the {(row_count, dim)} {dtype.value} array of its manifest"
             )
-        mappings: dict[Path, mmap.mmap] = {}
+        mappings: dict[Path, MappedFile] = {}
         raw = _map(files, path, layout.offset + layout.nbytes, mappings)
         weights = raw[layout.offset :].reshape(row_count, layout.row_bytes)
         seq = folder / SEQ_NAME
@@ -232,7 +232,7 @@ def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
 
 
 def _map(
-    files: Files, path: Path, byte_count: int, mappings: dict[Path, mmap.mmap]
+    files: Files, path: Path, byte_count: int, mappings: dict[Path, MappedFile]
 ) -> NDArray[np.uint8]:
     """Map the file, which has to have `byte_count` bytes, and note its mapping."""
     fd = open_readonly(path)
@@ -248,7 +248,7 @@ def _map(
         files.reserve(path, byte_count)
     mapping = files.map_writable(path)
     mappings[path] = mapping
-    return np.frombuffer(mapping, np.uint8)
+    return mapping.array()
 
 
 def _map_slot(
@@ -257,7 +257,7 @@ def _map_slot(
     slot: SlotSpec,
     row_count: int,
     dim: int,
-    mappings: dict[Path, mmap.mmap],
+    mappings: dict[Path, MappedFile],
 ) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     """A slot's whole file, and its array."""
     path = folder / slot.file_name

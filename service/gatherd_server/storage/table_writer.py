@@ -52,12 +52,12 @@ class Block:
     """Rows that follow one another: (n, dim) in the table dtype's storage, and their n keys.
 
     `at_duplicates` is called with a mask, (n,), of the rows whose keys the table has already. It
-    raises, or returns for them to be left out.
+    raises, or returns whether they take the place of the rows before; else they are left out.
     """
 
     rows: NDArray[Any]
     keys: Keys | None = None
-    at_duplicates: Callable[[NDArray[np.bool_]], None] | None = None
+    at_duplicates: Callable[[NDArray[np.bool_]], bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,18 +142,27 @@ def _write_rows(
         if table.key_kind is not None:
             index = stack.enter_context(KeyIndexBuilder(files, folder, table.key_kind))
         for block in table.blocks:
-            rows = block.rows
-            if index is not None:
-                assert block.keys is not None
-                is_new = index.add(block.keys)
-                if not is_new.all():
-                    assert block.at_duplicates is not None
-                    block.at_duplicates(~is_new)
-                    rows = rows[is_new]
-            weights.append(rows)
+            if index is None:
+                weights.append(block.rows)
+            else:
+                _append_keyed(weights, index, block)
         if index is not None:
             index.finish()
         return weights.row_count, {WEIGHTS_NAME: weights.finish()}
+
+
+def _append_keyed(weights: "_WeightsFile", index: KeyIndexBuilder, block: Block) -> None:
+    """Write the rows of `block` whose keys are new, and see to those of the others."""
+    assert block.keys is not None
+    is_new = index.add(block.keys)
+    if is_new.all():
+        weights.append(block.rows)
+        return
+    assert block.at_duplicates is not None
+    replaces = block.at_duplicates(~is_new)
+    weights.append(block.rows[is_new])
+    if replaces:
+        weights.replace(index.rows_of(block.keys)[~is_new], block.rows[~is_new])
 
 
 class _WeightsFile:
@@ -168,6 +177,8 @@ class _WeightsFile:
         self._row_bytes = table.dim * table.dtype.itemsize
         self._position = weights_header_bytes(table.dtype, table.dim)
         self._checksums = BlockChecksums()
+        # Blocks whose checksums have to be made again: the first has zeros for the header.
+        self._changed = {0}
         self._checksums.update(memoryview(bytes(self._position)))
         self._reserved = 0
         self._row_count_max = table.row_count or 0
@@ -200,6 +211,15 @@ class _WeightsFile:
         self._position = self._files.write_at(self._file.fileno(), data, self._position, self._path)
         self.row_count += len(rows)
 
+    def replace(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
+        """Write `values`, (n, dim), over `rows`, (n,), that were written; of one twice the last."""
+        start = weights_header_bytes(self._dtype, self._dim)
+        for row, value in zip(rows.tolist(), np.ascontiguousarray(values), strict=True):
+            begin = start + row * self._row_bytes
+            data = value.view(np.uint8).data
+            end = self._files.write_at(self._file.fileno(), data, begin, self._path)
+            self._changed.update(range(begin // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1))
+
     def finish(self) -> FileChecksums:
         """Make the header and the size right, durable but for the file's name."""
         fd = self._file.fileno()
@@ -208,9 +228,11 @@ class _WeightsFile:
         self._files.truncate(fd, self._position, self._path)
         self._files.sync(fd, self._path)
         found = self._checksums.finish()
-        # The first block was summed up with zeros for the header.
-        first = crc_of(fd, 0, min(BLOCK_BYTES, self._position))
-        return FileChecksums(found.byte_count, found.block_bytes, (first, *found.crcs[1:]))
+        crcs = list(found.crcs)
+        for block in self._changed:
+            begin = block * BLOCK_BYTES
+            crcs[block] = crc_of(fd, begin, min(begin + BLOCK_BYTES, self._position))
+        return FileChecksums(found.byte_count, found.block_bytes, tuple(crcs))
 
     def _reserve(self, byte_count: int) -> None:
         """Reserve room for `byte_count` more bytes than were written."""

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from gatherd.errors import BadFile
 from gatherd.store.format import open_readonly
+from gatherd.store.mapping import not_opened
 from gatherd_server.storage.records import ALIGNMENT, Record, unpack
 from gatherd_server.storage.wal_format import (
     FRAME_HEADER_BYTES,
@@ -132,7 +133,7 @@ def _map(path: Path) -> memoryview:
             return memoryview(b"")
         return memoryview(mmap.mmap(fd, 0, flags=mmap.MAP_SHARED, prot=mmap.PROT_READ))
     except OSError as error:
-        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+        raise not_opened(path, error) from None
     finally:
         os.close(fd)
 

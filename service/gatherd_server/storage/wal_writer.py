@@ -58,8 +58,8 @@ class LogWriter:
     ) -> None:
         """Write one frame; durable on return, with `syncs`.
 
-        DiskFull when there is no room: the log is as it was. Any other StorageError leaves it
-        unknown whether the frame is in the log, and nothing may be appended after it.
+        DiskFull or TooManyFiles when there is no room: the log is as it was. Any other StorageError
+        leaves it unknown whether the frame is in the log, and nothing may be appended after it.
         """
         assert first_lsn == self._next_lsn
         payload_bytes = sum(len(part) for part in payload)

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile
+from gatherd.store.mapping import not_opened
 from gatherd_server.storage.block_sums import BLOCK_BYTES, FileSums, VersionSums, block_count
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.records import Record, pack, unpack
@@ -111,7 +112,7 @@ def read_checkpoint(data_dir: Path) -> Checkpoint:
     except FileNotFoundError:
         return Checkpoint(0, Window())
     except OSError as error:
-        raise BadFile(f"{path} can't be read: {error.strerror}") from None
+        raise not_opened(path, error) from None
     if len(data) < _HEAD.size:
         raise BadFile(f"{path} is damaged: it has {len(data)} bytes")
     magic, lsn, crc = _HEAD.unpack_from(data)

@@ -22,6 +22,7 @@ class OnDuplicate(Enum):
 
     ERROR = "error"
     FIRST = "first"
+    LAST = "last"
 
 
 class OnNonfinite(Enum):
@@ -61,6 +62,7 @@ class ImportSummary:
     bad_rows: int = 0
     nonfinite_rows: int = 0
     duplicates: int = 0
+    replaced: int = 0
 
 
 def import_rows(
@@ -154,16 +156,20 @@ class _Importer:
 
     def _at_duplicates(
         self, keys: Any, numbers: NDArray[np.int64]
-    ) -> Callable[[NDArray[np.bool_]], None]:
-        def count_or_raise(is_duplicate: NDArray[np.bool_]) -> None:
-            if self._options.on_duplicate is OnDuplicate.FIRST:
-                self.summary.duplicates += int(np.count_nonzero(is_duplicate))
-                return
+    ) -> Callable[[NDArray[np.bool_]], bool]:
+        def count_or_raise(is_duplicate: NDArray[np.bool_]) -> bool:
+            if self._options.on_duplicate is not OnDuplicate.ERROR:
+                count = int(np.count_nonzero(is_duplicate))
+                if self._options.on_duplicate is OnDuplicate.LAST:
+                    self.summary.replaced += count
+                    return True
+                self.summary.duplicates += count
+                return False
             first = int(np.flatnonzero(is_duplicate)[0])
             raise BadFile(
                 f"{self._source.name}: {self._source.place} {numbers[first]}: the key "
                 f"{show_key(keys, first)} stands there already "
-                "(--on-duplicate first keeps the first of each)"
+                "(--on-duplicate first keeps the first of each, last the last)"
             )
 
         return count_or_raise

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, cast
+from typing import Any, Protocol, cast
 
 from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable
 from gatherd_server.errors import unexpected
@@ -29,6 +29,7 @@ from gatherd_server.types import (
 from gatherd_server.writer import messages
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.commit import Submitted
+from gatherd_server.writer.heartbeat import HUNG_SECONDS, OUTCOME_UNKNOWN, Heartbeat, lost
 from gatherd_server.writer.messages import Kind, Unframer
 from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
@@ -38,8 +39,6 @@ logger = logging.getLogger("gatherd.writer")
 RECONNECT_SECONDS = 0.05
 # What may wait to be sent to the writer: more is refused.
 UNSENT_BYTES_MAX = 64 << 20
-# What the writer had in hand when it went may be in the log. The SDK reads this of an error.
-OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
 
 Prepare = Callable[[str, int], None]
 """Map a version of a table that is about to be live; raises a GatherdError when it can't be."""
@@ -64,26 +63,83 @@ class Link(Protocol):
 class DirectLink:
     """To the writer in this very process."""
 
-    def __init__(self, writer: Writer, changes: Changes) -> None:
+    def __init__(
+        self, writer: Writer, changes: Changes, hung_seconds: float = HUNG_SECONDS
+    ) -> None:
+        """Whether the writer hangs is only known from `watch` on."""
         self._writer = writer
         self._changes = changes
+        self._heartbeat = Heartbeat(hung_seconds)
+        self._watching: asyncio.Task[None] | None = None
+        self._pushes: set[Future[PushResult]] = set()
+
+    def watch(self) -> None:
+        """Watch the writer's signs of life, on the event loop that this is called on."""
+        heartbeat, writer = self._heartbeat, self._writer
+        self._watching = asyncio.get_running_loop().create_task(
+            heartbeat.watch(lambda: heartbeat.heard(writer.step), self._give_up)
+        )
+
+    async def close(self) -> None:
+        """Watch no longer."""
+        if self._watching is not None:
+            self._watching.cancel()
 
     def push(self, push: Push) -> "Future[PushResult]":
         """See Link."""
+        self._heartbeat.check()
         digest = push_digest(push) if push.request_id is not None else b""
-        return self._writer.submit(push, digest)
+        # Of this caller alone: the writer's own is shared, and is done later if the writer hangs.
+        future: Future[PushResult] = Future()
+        self._pushes.add(future)
+        try:
+            submitted = self._writer.submit(push, digest)
+        except BaseException:
+            self._pushes.discard(future)
+            raise
+        submitted.add_done_callback(partial(self._on_done, future))
+        return future
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Link."""
+        self._heartbeat.check()
         return self._changes.change(change)
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Link."""
+        self._heartbeat.check()
         return self._changes.snapshot(name)
 
     def state(self) -> UpdatesState:
         """See Link."""
-        return UpdatesState.STOPPED if self._writer.stopped else UpdatesState.RUNNING
+        if self._writer.stopped:
+            return UpdatesState.STOPPED
+        if self._heartbeat.is_hung:
+            return UpdatesState.HUNG
+        return UpdatesState.DISK_FULL if self._writer.is_full else UpdatesState.RUNNING
+
+    def _on_done(self, future: "Future[PushResult]", done: "Future[PushResult]") -> None:
+        if not _taken(self._pushes, future):
+            return
+        error = done.exception()
+        if error is None:
+            future.set_result(done.result())
+        else:
+            future.set_exception(error)
+
+    def _give_up(self) -> None:
+        for future in tuple(self._pushes):
+            if _taken(self._pushes, future):
+                future.set_exception(lost())
+
+
+def _taken(futures: "set[Future[PushResult]]", future: "Future[PushResult]") -> bool:
+    """Take `future` out; False when another thread did, whose answer it gets."""
+    try:
+        futures.remove(future)
+    except KeyError:
+        return False
+    return True
 
 
 class RefusingLink:
@@ -123,19 +179,28 @@ def in_process(prepare: Prepare) -> Callable[[str, int], "list[Future[None]]"]:
 class SocketLink(asyncio.Protocol):
     """To the writer process. Made on the event loop; its methods may be called on any thread."""
 
-    def __init__(self, path: Path, prepare: Prepare) -> None:
-        """Nothing is connected yet; see `connect`."""
+    def __init__(self, path: Path, prepare: Prepare, hung_seconds: float = HUNG_SECONDS) -> None:
+        """Nothing is connected yet; see `connect`, and then `watch`."""
         self._path = path
         self._prepare = prepare
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
         self._unframer = Unframer()
-        self._waiting: dict[int, Future[Any]] = {}
+        self._waiting: dict[int, tuple[Kind, Future[Any]]] = {}
         self._next_number = 0
         self._closed = False
         # Maps what the writer asks for, one after the other, beside the event loop.
         self._preparer = ThreadPoolExecutor(1, "prepare")
         self._connecting: asyncio.Task[None] | None = None
+        self._heartbeat = Heartbeat(hung_seconds)
+        self._has_heard = self._is_asked = self._is_full = False
+        self._watching: asyncio.Task[None] | None = None
+
+    def watch(self) -> None:
+        """Watch the writer's signs of life."""
+        self._watching = self._loop.create_task(
+            self._heartbeat.watch(self._ask_for_sign, self._give_up)
+        )
 
     async def connect(self) -> None:
         """Connect, for as long as that takes; after a loss this happens by itself."""
@@ -149,28 +214,59 @@ class SocketLink(asyncio.Protocol):
     async def close(self) -> None:
         """Disconnect."""
         self._closed = True
-        if self._connecting is not None:
-            self._connecting.cancel()
+        for task in (self._connecting, self._watching):
+            if task is not None:
+                task.cancel()
         if self._transport is not None:
             self._transport.close()
         self._preparer.shutdown(wait=False)
 
     def push(self, push: Push) -> "Future[PushResult]":
         """See Link."""
+        self._check()
         digest = push_digest(push) if push.request_id is not None else b""
         return self._ask(Kind.PUSH, messages.pack_push(Submitted(push, digest)))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Link."""
+        self._check()
         return self._ask(Kind.CHANGE, messages.pack_change(change))
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Link."""
+        self._check()
         return self._ask(Kind.SNAPSHOT, pack({"name": name}, []))
 
     def state(self) -> UpdatesState:
         """See Link."""
-        return UpdatesState.UNREACHABLE if self._transport is None else UpdatesState.RUNNING
+        if self._transport is None:
+            return UpdatesState.UNREACHABLE
+        if self._heartbeat.is_hung:
+            # One that was never heard is still recovering the data dir.
+            return UpdatesState.HUNG if self._has_heard else UpdatesState.UNREACHABLE
+        return UpdatesState.DISK_FULL if self._is_full else UpdatesState.RUNNING
+
+    def _check(self) -> None:
+        if self._heartbeat.is_hung and self._has_heard:
+            self._heartbeat.check()
+        elif self._heartbeat.is_hung:
+            raise _restarting()
+
+    def _ask_for_sign(self) -> None:
+        if self._transport is None:
+            # That is another state, and known already.
+            self._heartbeat.heard(None)
+        elif not self._is_asked:
+            self._is_asked = True
+            self._transport.writelines(messages.frame(Kind.PING, 0, pack({}, [])))
+
+    def _give_up(self) -> None:
+        """Answer the pushes that the writer has. Changes may take their time: they wait on."""
+        error = lost() if self._has_heard else _restarting(OUTCOME_UNKNOWN)
+        for number, (kind, future) in tuple(self._waiting.items()):
+            if kind is Kind.PUSH:
+                del self._waiting[number]
+                future.set_exception(error)
 
     def _ask(self, kind: Kind, parts: list[bytes | memoryview]) -> "Future[Any]":
         future: Future[Any] = Future()
@@ -195,13 +291,14 @@ class SocketLink(asyncio.Protocol):
             )
             return
         self._next_number += 1
-        self._waiting[self._next_number] = future
+        self._waiting[self._next_number] = kind, future
         transport.writelines(messages.frame(kind, self._next_number, parts))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio."""
         self._transport = cast("asyncio.WriteTransport", transport)
         self._unframer = Unframer()
+        self._has_heard = self._is_asked = False
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
@@ -209,7 +306,15 @@ class SocketLink(asyncio.Protocol):
             if kind is Kind.PREPARE:
                 self._preparer.submit(self._on_prepare, number, record.directory)
                 continue
-            future = self._waiting.pop(number)
+            if kind is Kind.PING:
+                self._has_heard, self._is_asked = True, False
+                self._is_full = record.directory["is_full"]
+                self._heartbeat.heard(record.directory["step"])
+                continue
+            waiting = self._waiting.pop(number, None)
+            if waiting is None:
+                continue  # given up already
+            _, future = waiting
             answer = messages.unpack_answer(record)
             if isinstance(answer, GatherdError):
                 future.set_exception(answer)
@@ -220,7 +325,7 @@ class SocketLink(asyncio.Protocol):
         """Of asyncio."""
         self._transport = None
         waiting, self._waiting = self._waiting, {}
-        for future in waiting.values():
+        for _, future in waiting.values():
             future.set_exception(_restarting(OUTCOME_UNKNOWN))
         if not self._closed:
             self._connecting = self._loop.create_task(self.connect())
@@ -299,6 +404,11 @@ class _Connection(asyncio.Protocol):
             if kind is Kind.ANSWER:
                 self._on_prepared(number, record)
                 continue
+            if kind is Kind.PING:
+                writer = self._server.writer
+                told = {"step": writer.step, "is_full": writer.is_full}
+                self._send(Kind.PING, number, pack(told, []))
+                continue
             try:
                 future = self._begin(kind, record)
             except GatherdError as error:
@@ -333,8 +443,11 @@ class _Connection(asyncio.Protocol):
             self._server.loop.call_soon_threadsafe(self._answer, number, answer)
 
     def _answer(self, number: int, parts: list[bytes | memoryview]) -> None:
+        self._send(Kind.ANSWER, number, parts)
+
+    def _send(self, kind: Kind, number: int, parts: list[bytes | memoryview]) -> None:
         if self._transport is not None:
-            self._transport.writelines(messages.frame(Kind.ANSWER, number, parts))
+            self._transport.writelines(messages.frame(kind, number, parts))
 
     def prepare(self, table: str, version: int) -> "Future[None]":
         """Ask this worker to map a version."""

@@ -31,6 +31,10 @@ class Measures:
         """Counts into `recorder`, or for nobody; traces with `spans`."""
         self._spans = spans
         self._recorder = recorder or Recorder()
+        # From zero on: an alert has to see the first one.
+        self._recorder.first(names.CHECKPOINT_FAILURES)
+        self._recorder.first(names.SNAPSHOTS, "failed")
+        self._recorder.first(names.BACKUPS, "failed")
         self._checkpoint_ns = time.time_ns()
         self._snapshot_ns: int | None = None
         self._backup_ns: int | None = None

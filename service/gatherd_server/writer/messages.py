@@ -64,6 +64,7 @@ class Kind(IntEnum):
     SNAPSHOT = 3  # worker to writer
     PREPARE = 4  # writer to worker: map a version that is about to be live
     ANSWER = 5  # either way, to the message of the same number
+    PING = 6  # worker to writer, and back with {"step": the committer's or null, "is_full"}
 
 
 def frame(kind: Kind, number: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:

@@ -40,6 +40,7 @@ class WriterBrief:
     metrics_fd: int
     workers: int
     traces: TraceExport
+    stop_seconds: float
 
     def encode(self) -> bytes:
         """As one line."""
@@ -61,6 +62,7 @@ class WriterBrief:
             document["metrics_fd"],
             document["workers"],
             TraceExport(document["traces"]),
+            document["stop_seconds"],
         )
 
 
@@ -98,8 +100,8 @@ async def _run(channel: Channel, line: bytes) -> None:
     changes.prepare = server.prepare
     loop = asyncio.get_running_loop()
     listener = socket.socket(fileno=brief.listener)
+    stop = channel.closed(lambda changed: set_level(changed["log_level"]), brief.stop_seconds)
     listening = await loop.create_unix_server(server.connection, sock=listener)
-    stop = channel.closed(lambda changed: set_level(changed["log_level"]))
     channel.tell_ready()
     await stop.wait()
     listening.close()

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from gatherd.errors import BadFile
 from gatherd.store.catalog import Catalog, read_catalog
+from gatherd.store.mapping import naming
 from gatherd_server.storage.catalog_writer import discard_prepared, put_catalog
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
@@ -99,8 +100,9 @@ def _make_durable(files: Files, wal: Path, *, was_failure: bool) -> None:
     """
     segments = [path for _, path in segment_paths(wal)]
     if was_failure and segments:
-        data = segments[-1].read_bytes()
-        fd = os.open(segments[-1], os.O_RDWR | os.O_CLOEXEC)
+        with naming(segments[-1]):
+            data = segments[-1].read_bytes()
+            fd = os.open(segments[-1], os.O_RDWR | os.O_CLOEXEC)
         try:
             files.write_at(fd, memoryview(data), 0, segments[-1])
         finally:
@@ -130,7 +132,8 @@ def _cut(files: Files, tail: Tail) -> None:
         tail.position,
         tail.torn_bytes,
     )
-    fd = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
+    with naming(tail.path):
+        fd = os.open(tail.path, os.O_RDWR | os.O_CLOEXEC)
     try:
         files.truncate(fd, tail.position, tail.path)
     finally:

@@ -44,6 +44,7 @@ from gatherd.store.checksums import (
     verify_blocks,
 )
 from gatherd.store.control import CONTROL_NAME
+from gatherd.store.mapping import not_opened
 from gatherd_server.storage.control_writer import page_at
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME
@@ -299,7 +300,7 @@ def read_snapshot(folder: Path) -> SnapshotFiles:
     except FileNotFoundError:
         raise BadFile(f"{folder} isn't a snapshot: it has no {SNAPSHOT_NAME}") from None
     except OSError as error:
-        raise BadFile(f"{path} can't be read as a snapshot's: {error}") from None
+        raise not_opened(path, error) from None
     return decode_snapshot(encoded, str(path))
 
 

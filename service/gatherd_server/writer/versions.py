@@ -5,7 +5,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatherd.errors import BadFile, StorageError, TableReadOnly, TableRefused
+from gatherd.errors import BadFile, StorageError, TableReadOnly, TableRefused, TooManyFiles
 from gatherd.store.catalog import Catalog, CatalogEntry, open_table, table_not_found, version_dir
 from gatherd.store.key_index import KeyIndex
 from gatherd_server.storage.block_sums import VersionSums
@@ -116,6 +116,8 @@ class Versions:
         for name in self.catalog.tables:
             try:
                 yield self.live(name).mapped
+            except TooManyFiles:
+                raise  # the table is sound
             except (TableReadOnly, TableRefused, StorageError):
                 continue  # nothing to be written, or refused by the readers, who say why
 

@@ -5,12 +5,19 @@ SESSIONS_MAX that were used last, of idempotency keys the newest KEYS_MAX. Insid
 again gets its first answer, also after a restart: the window is in every frame of the log and in
 every checkpoint. A sequence below the window is refused, for nobody can tell any more whether it
 was done; so is one above SEQUENCES_MAX of a session that isn't known, or no longer.
+
+Keys and sessions belong to the token that pushed (by its name; "" for pushes without a token):
+another token's are others. What has to be forgotten is that of the token that has most, so nobody
+makes the server forget the others' pushes. What was remembered without a token, as every push was
+before they belonged to one, is anybody's who sends the very same push again; a session of that time
+becomes that of the token that goes on with it.
 """
 
 import hashlib
 from collections import OrderedDict
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +26,7 @@ from gatherd.errors import RequestIdReused, RequestIdStale
 from gatherd.store.keys import StringKeys
 from gatherd.store.query import ByKey
 from gatherd_server.storage.records import Record
-from gatherd_server.types import Push, PushResult, RequestId, SessionSequence
+from gatherd_server.types import OwnedKey, Push, PushResult, RequestId, SessionSequence
 
 SEQUENCES_MAX = 1_024
 SESSIONS_MAX = 4_096
@@ -59,14 +66,63 @@ class Done:
     result: PushResult
 
 
+@dataclass(slots=True)
+class _Session:
+    """The pushes of one session that are kept, and its newest sequence."""
+
+    ring: NDArray[Any]
+    newest: int = 0
+
+
+K = TypeVar("K")
+V = TypeVar("V")
+
+
+class _ByOwner(Generic[K, V]):
+    """At most `most` values, each an owner's, those put last of each owner."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._count = 0
+        self._owners: dict[str, OrderedDict[K, V]] = {}
+
+    def get(self, owner: str, key: K) -> V | None:
+        """The owner's value under `key`, if there is one."""
+        own = self._owners.get(owner)
+        return None if own is None else own.get(key)
+
+    def put(self, owner: str, key: K, value: V) -> None:
+        """Keep `value` as the owner's newest; forget the oldest of who has most, if need be."""
+        own = self._owners.setdefault(owner, OrderedDict())
+        self._count += key not in own
+        own[key] = value
+        own.move_to_end(key)
+        if self._count > self._most:
+            largest = max(self._owners, key=lambda name: len(self._owners[name]))
+            self.drop(largest, next(iter(self._owners[largest])))
+
+    def drop(self, owner: str, key: K) -> None:
+        """Forget one, if it is kept."""
+        own = self._owners.get(owner, OrderedDict())
+        if own.pop(key, None) is not None:
+            self._count -= 1
+            if not own:
+                del self._owners[owner]
+
+    def items(self) -> Iterator[tuple[str, K, V]]:
+        """Owner, key and value of all, each owner's oldest first."""
+        for owner, own in self._owners.items():
+            for key, value in own.items():
+                yield owner, key, value
+
+
 class Window:
     """The pushes that were done lately. Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:
         # A session's entries lie in a ring, sequence modulo SEQUENCES_MAX: 37 kB at most each.
-        self._sessions: OrderedDict[bytes, NDArray[Any]] = OrderedDict()
-        self._newest: dict[bytes, int] = {}
-        self._keys: OrderedDict[str, Done] = OrderedDict()
+        self._sessions: _ByOwner[bytes, _Session] = _ByOwner(SESSIONS_MAX)
+        self._keys: _ByOwner[str, Done] = _ByOwner(KEYS_MAX)
         # Nearly all pushes have the same few versions; entries refer to them by number.
         self._versions: list[tuple[int, ...]] = []
         self._version_numbers: dict[tuple[int, ...], int] = {}
@@ -78,10 +134,13 @@ class Window:
         """
         if request_id is None:
             return None
-        if isinstance(request_id, str):
-            done = self._keys.get(request_id)
-        else:
+        if isinstance(request_id, SessionSequence):
             done = self._find_sequence(request_id)
+        else:
+            key, owner = _key_of(request_id)
+            done = self._keys.get(owner, key)
+            if done is None and owner:
+                done = _if_same(self._keys.get("", key), digest)
         if done is None:
             return None
         if done.digest != digest:
@@ -90,44 +149,46 @@ class Window:
 
     def add(self, request_id: RequestId, digest: bytes, result: PushResult) -> None:
         """Remember that a push was done, and forget what then is too old."""
-        if isinstance(request_id, str):
-            self._keys[request_id] = Done(digest, result)
-            if len(self._keys) > KEYS_MAX:
-                self._keys.popitem(last=False)
-        elif request_id is not None:
+        if isinstance(request_id, SessionSequence):
             self._add_sequence(request_id, digest, result)
+        elif request_id is not None:
+            key, owner = _key_of(request_id)
+            self._keys.put(owner, key, Done(digest, result))
+
+    def _session(self, request_id: SessionSequence) -> "_Session | None":
+        found = self._sessions.get(request_id.owner, request_id.session)
+        return found or self._sessions.get("", request_id.session)
 
     def _find_sequence(self, request_id: SessionSequence) -> Done | None:
         session, sequence = request_id.session, request_id.sequence
-        ring = self._sessions.get(session)
-        newest = self._newest.get(session, 0)
-        if (ring is None and sequence > SEQUENCES_MAX) or sequence + SEQUENCES_MAX <= newest:
+        known = self._session(request_id)
+        newest = 0 if known is None else known.newest
+        if (known is None and sequence > SEQUENCES_MAX) or sequence + SEQUENCES_MAX <= newest:
             raise RequestIdStale(
                 f"sequence {sequence} of session {session.hex()} is too old to tell whether it was "
                 f"done: {SEQUENCES_MAX} sequences of {SESSIONS_MAX} sessions are kept",
                 {"sequence": str(sequence), "newest": str(newest)},
             )
-        if ring is None:
+        if known is None:
             return None
-        entry = ring[sequence % SEQUENCES_MAX]
+        entry = known.ring[sequence % SEQUENCES_MAX]
         if int(entry["sequence"]) != sequence:
             return None
         result = PushResult(int(entry["lsn"]), self._versions[int(entry["versions"])])
         return Done(bytes(entry["digest"]), result)
 
     def _add_sequence(self, request_id: SessionSequence, digest: bytes, result: PushResult) -> None:
-        session, sequence = request_id.session, request_id.sequence
-        ring = self._sessions.get(session)
-        if ring is None:
-            ring = self._sessions[session] = np.zeros(SEQUENCES_MAX, _ENTRY)
-            if len(self._sessions) > SESSIONS_MAX:
-                forgotten, _ = self._sessions.popitem(last=False)
-                del self._newest[forgotten]
-        self._sessions.move_to_end(session)
-        if sequence + SEQUENCES_MAX > self._newest.get(session, 0):
+        owner, session, sequence = request_id.owner, request_id.session, request_id.sequence
+        known = self._session(request_id)
+        if known is None:
+            known = _Session(np.zeros(SEQUENCES_MAX, _ENTRY))
+        elif owner:
+            self._sessions.drop("", session)
+        self._sessions.put(owner, session, known)
+        if sequence + SEQUENCES_MAX > known.newest:
             number = self._version_number(result.versions)
-            ring[sequence % SEQUENCES_MAX] = (sequence, result.lsn, digest, number)
-        self._newest[session] = max(sequence, self._newest.get(session, 0))
+            known.ring[sequence % SEQUENCES_MAX] = (sequence, result.lsn, digest, number)
+        known.newest = max(sequence, known.newest)
 
     def _version_number(self, versions: tuple[int, ...]) -> int:
         number = self._version_numbers.get(versions)
@@ -141,20 +202,24 @@ class Window:
 
         They hold every push that was done when this was begun, and may hold later ones.
         """
-        sessions, counts, entries = [], [], [np.zeros(0, _ENTRY)]
-        for session, ring in self._sessions.items():
-            kept = ring[ring["sequence"] > 0]
+        sessions, counts, entries, owners = [], [], [np.zeros(0, _ENTRY)], []
+        for owner, session, known in self._sessions.items():
+            kept = known.ring[known.ring["sequence"] > 0]
             sessions.append(session.hex())
             counts.append(len(kept))
             entries.append(kept)
-        keys = [
-            [key, done.digest.hex(), done.result.lsn, self._version_number(done.result.versions)]
-            for key, done in self._keys.items()
-        ]
+            owners.append(owner)
+        keys, key_owners = [], []
+        for owner, key, done in self._keys.items():
+            number = self._version_number(done.result.versions)
+            keys.append([key, done.digest.hex(), done.result.lsn, number])
+            key_owners.append(owner)
         directory = {
             "sessions": sessions,
             "counts": counts,
+            "session_owners": owners,
             "keys": keys,
+            "key_owners": key_owners,
             "versions": self._versions,
         }
         flat = np.concatenate(entries)
@@ -169,16 +234,29 @@ class Window:
             window._version_number(tuple(map(int, some)))
         entries = record.arrays[0].copy().view(_ENTRY)
         position = 0
-        for name, count in zip(directory["sessions"], directory["counts"], strict=True):
-            session, own = bytes.fromhex(name), entries[position : position + count]
-            ring = window._sessions[session] = np.zeros(SEQUENCES_MAX, _ENTRY)
-            ring[own["sequence"] % SEQUENCES_MAX] = own
-            window._newest[session] = int(own["sequence"].max())
+        names, keys = directory["sessions"], directory["keys"]
+        # Those of before have no owners.
+        owners = directory.get("session_owners") or [""] * len(names)
+        for name, count, owner in zip(names, directory["counts"], owners, strict=True):
+            own = entries[position : position + count]
+            known = _Session(np.zeros(SEQUENCES_MAX, _ENTRY), int(own["sequence"].max()))
+            known.ring[own["sequence"] % SEQUENCES_MAX] = own
+            window._sessions.put(owner, bytes.fromhex(name), known)
             position += count
-        for key, digest, lsn, number in directory["keys"]:
+        key_owners = directory.get("key_owners") or [""] * len(keys)
+        for (key, digest, lsn, number), owner in zip(keys, key_owners, strict=True):
             result = PushResult(lsn, window._versions[number])
-            window._keys[key] = Done(bytes.fromhex(digest), result)
+            window._keys.put(owner, key, Done(bytes.fromhex(digest), result))
         return window
+
+
+def _key_of(request_id: OwnedKey | str) -> tuple[str, str]:
+    """An idempotency key and whose it is."""
+    return (request_id, "") if isinstance(request_id, str) else (request_id.key, request_id.owner)
+
+
+def _if_same(done: Done | None, digest: bytes) -> Done | None:
+    return done if done is not None and done.digest == digest else None
 
 
 def reused(request_id: RequestId) -> RequestIdReused:
@@ -186,19 +264,28 @@ def reused(request_id: RequestId) -> RequestIdReused:
     if isinstance(request_id, SessionSequence):
         named = f"sequence {request_id.sequence} of session {request_id.session.hex()}"
     else:
-        named = f"idempotency key {request_id!r}"
+        named = f"idempotency key {_key_of(request_id or '')[0]!r}"
     return RequestIdReused(f"{named} belongs to another update; take a new one")
 
 
 def request_id_to_json(request_id: RequestId) -> object:
-    """A request id as the log and the link have it."""
+    """A request id as the log and the link have it.
+
+    Without an owner as it always was; and what reads no owners takes a session's for such a one.
+    """
     if isinstance(request_id, SessionSequence):
-        return [request_id.session.hex(), request_id.sequence]
+        listed = [request_id.session.hex(), request_id.sequence]
+        return [*listed, request_id.owner] if request_id.owner else listed
+    if isinstance(request_id, OwnedKey):
+        return {"key": request_id.key, "owner": request_id.owner}
     return request_id
 
 
 def request_id_from_json(value: Any) -> RequestId:
     """What `request_id_to_json` gave."""
     if isinstance(value, list):
-        return SessionSequence(bytes.fromhex(value[0]), int(value[1]))
+        session, sequence, *owner = value
+        return SessionSequence(bytes.fromhex(session), int(sequence), *owner)
+    if isinstance(value, dict):
+        return OwnedKey(value["key"], value["owner"])
     return None if value is None else str(value)

@@ -25,6 +25,7 @@ from gatherd.errors import (
     GatherdError,
     Overloaded,
     StorageError,
+    TooManyFiles,
     Unavailable,
     UpdatesStopped,
 )
@@ -50,10 +51,15 @@ logger = logging.getLogger("gatherd.writer")
 RETRY_AFTER_SECONDS = 0.2
 # How often it is looked whether a checkpoint is due.
 HOUSEKEEPING_SECONDS = 0.25
+# A full disk is told of for so long after it refused an update, unless one was done since.
+FULL_SECONDS = 60.0
 # How much of a commit's time the next one may wait for more pushes.
 GATHER_PART = 0.25
 # How much a checkpoint reads to sum it up; the next one goes on. A tenth of a second in memory.
 SUMMED_BYTES_MAX = 128 << 20
+
+# Errors at which nothing was changed: what takes room, or a descriptor, is done first.
+NO_ROOM = (DiskFull, TooManyFiles)
 
 T = TypeVar("T")
 
@@ -120,6 +126,11 @@ class Writer:
         self._closing = False
         self._commit_seconds = 0.0
         self._expected = 1
+        self._steps = 0
+        self._is_busy = False
+        self._measured_step: int | None = None
+        self._full_at: float | None = None
+        self._log_size = (0, 0)
         self._checkpointing = threading.Lock()
         self._is_summed_up = False
         self._house_closes = threading.Event()
@@ -156,16 +167,32 @@ class Writer:
         """Why no update is taken any more, or None."""
         return self._stopped
 
+    @property
+    def step(self) -> int | None:
+        """The number of what the committer is doing, None while it waits for work."""
+        return self._steps if self._is_busy else None
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there was no room for the last update, a short time ago."""
+        full_at = self._full_at
+        return full_at is not None and time.monotonic() - full_at < FULL_SECONDS
+
     def measure(self) -> None:
         """Set the gauges that tell how far it is. On any thread, as often as they are read."""
         with self._lock:
             queued, queued_bytes = len(self._queue), self._queued_bytes
+        step = self.step
+        if step is None or step != self._measured_step:
+            # A step that lasts may hang in the disk, and asking for sizes would hang there too.
+            self._log_size = self._log.size()
+        self._measured_step = step
         control = self._control
         self.measures.tell(
             Progress(
                 queued,
                 queued_bytes,
-                *self._log.size(),
+                *self._log_size,
                 control.committed_lsn,
                 control.applied_lsn,
                 self._checkpoint_lsn,
@@ -248,7 +275,7 @@ class Writer:
         prepare_catalog(self._files, self._data_dir, catalog)
         try:
             self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
-        except DiskFull:
+        except NO_ROOM:
             discard_prepared(self._files, self._data_dir)
             raise
         with self._stopping():
@@ -344,10 +371,13 @@ class Writer:
                 batch = [] if job else self._take_batch()
                 if job is None and not batch:
                     return
+                self._steps += 1
+                self._is_busy = True
             if job is not None:
                 job()
             else:
                 self._commit(batch)
+            self._is_busy = False
 
     def _gather(self) -> None:
         """Wait a little for those who were answered just now: they are likely to push again.
@@ -408,7 +438,7 @@ class Writer:
             return commit.outcomes
         try:
             self._append(FrameKind.PUSHES, commit.first_lsn, commit.last_lsn, commit.record)
-        except DiskFull as full:
+        except NO_ROOM as full:
             return [full if isinstance(one, PushResult) else one for one in commit.outcomes]
         with self._stopping():
             store(commit, self._versions)
@@ -418,8 +448,13 @@ class Writer:
     def _append(
         self, kind: FrameKind, first_lsn: int, last_lsn: int, payload: list[bytes | memoryview]
     ) -> None:
-        with self._stopping(but=(DiskFull,)):
-            self._log.append(kind, first_lsn, last_lsn, payload)
+        try:
+            with self._stopping(but=NO_ROOM):
+                self._log.append(kind, first_lsn, last_lsn, payload)
+        except DiskFull:
+            self._full_at = time.monotonic()
+            raise
+        self._full_at = None
         self.measures.logged(sum(map(len, payload)))
         self._control.committed_lsn = last_lsn
 
@@ -431,7 +466,9 @@ class Writer:
         except but:
             raise
         except BaseException as error:
-            logger.critical("updates are stopped: %s", error, exc_info=error)
+            # What a disk does says all by its message.
+            unforeseen = None if isinstance(error, StorageError) else error
+            logger.critical("updates are stopped: %s", error, exc_info=unforeseen)
             self._control.set_failed()
             self._stopped = UpdatesStopped(
                 f"updates are stopped until the server is restarted: {error}; lookups go on"

@@ -33,7 +33,10 @@ NICENESS = 10
 
 def main() -> int:
     """Copy once; 0 when it went through, which a failed snapshot doesn't change."""
-    brief: dict[str, Any] = json.loads(sys.stdin.readline())
+    line = sys.stdin.readline()
+    if not line.endswith("\n"):
+        return 1  # the writer has gone
+    brief: dict[str, Any] = json.loads(line)
     # What a scheme's package prints isn't for the keeper.
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)

@@ -123,9 +123,11 @@ class Keeper:
         errors: list[str] = []
         is_done = False
         received = b""
+        # Not select.select, which takes no descriptor above 1,023.
+        told = select.poll()
+        told.register(child.stdout, select.POLLIN)
         while True:
-            ready, _, _ = select.select([child.stdout], [], [], self._stall_seconds)
-            if not ready:
+            if not told.poll(self._stall_seconds * 1000):
                 return f"no byte more went in {self._stall_seconds:g} s"
             data = child.stdout.read1(_LINE_BYTES_MAX)  # type: ignore[attr-defined]  # a BufferedReader
             if not data:

@@ -1,0 +1,149 @@
+"""Which connections a worker keeps when there are more than it takes.
+
+A connection is known once a request on it came from somebody who may ask something; until then it
+is a stranger's. Known ones are never closed for others, and there are at most connections_max. At
+the limit the stranger that has been quiet for longest makes room, whatever it waits in: nothing,
+half a head, half a body, a reply that it doesn't read. Over the limit there is room for some
+strangers, so that health and metrics can always be asked for.
+
+Left out on purpose: a bound on how many known connections one caller has; see `concurrency` of a
+token, which bounds what they ask.
+"""
+
+import logging
+from collections import OrderedDict
+from typing import Final, Protocol
+
+from gatherd.errors import Unavailable
+from gatherd_server.metrics.names import CLOSED_CONNECTIONS, SHED_REQUESTS
+from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.types import SPARE_CONNECTIONS
+
+RETRY_AFTER_SECONDS: Final = 1.0
+# Strangers that are being answered just now are passed over, and no more than so many looked at.
+STRANGERS_LOOKED_AT: Final = 64
+
+logger = logging.getLogger("gatherd")
+
+
+class Connection(Protocol):
+    """What the limit asks of a connection."""
+
+    @property
+    def is_working(self) -> bool:
+        """Whether a request is being answered at this moment, by us."""
+
+    def close_for_room(self) -> None:
+        """Close it at once."""
+
+
+class Standing:
+    """How one connection stands. It is in the scope of its requests, which can change it."""
+
+    __slots__ = ("_connection", "_limit", "is_known")
+
+    def __init__(self, limit: "ConnectionLimit", connection: Connection) -> None:
+        self._limit = limit
+        self._connection = connection
+        self.is_known = False
+        """Whether somebody who may ask something has asked."""
+
+    def know(self) -> bool:
+        """Somebody who may ask something asks; False when there is no room for one more."""
+        if not self.is_known:
+            self.is_known = self._limit.know(self._connection)
+        return self.is_known
+
+    def refusal(self) -> Unavailable:
+        """What one for whom there is no room is answered."""
+        return self._limit.refusal()
+
+    def heard(self) -> None:
+        """A request was received whole."""
+        if not self.is_known:
+            self._limit.heard(self._connection)
+
+
+class ConnectionLimit:
+    """The connections of one worker, on its event loop."""
+
+    def __init__(self, telemetry: Telemetry | None = None) -> None:
+        self._telemetry = telemetry or Telemetry()
+        # The one that was quiet for longest comes first.
+        self._strangers: OrderedDict[Connection, None] = OrderedDict()
+        self._known: set[Connection] = set()
+        self._connections_max: int | None = None
+        self._untold = 0
+
+    def enter(
+        self, connection: Connection, connections_max: int | None, *, is_local: bool
+    ) -> Standing:
+        """Take a new connection in, in the place of a stranger if need be. None is no limit.
+
+        One over a Unix socket is known, as far as there is room.
+        """
+        self._connections_max = connections_max
+        standing = Standing(self, connection)
+        self._strangers[connection] = None
+        if not (is_local and standing.know()):
+            self._make_room()
+        return standing
+
+    def leave(self, connection: Connection) -> None:
+        """A connection has gone."""
+        self._strangers.pop(connection, None)
+        self._known.discard(connection)
+
+    def know(self, connection: Connection) -> bool:
+        """See Standing.know."""
+        if self._connections_max is not None and len(self._known) >= self._connections_max:
+            return False
+        # Not one that was closed meanwhile.
+        if connection in self._strangers:
+            del self._strangers[connection]
+            self._known.add(connection)
+        return True
+
+    def heard(self, connection: Connection) -> None:
+        """A stranger asked something."""
+        if connection in self._strangers:
+            self._strangers.move_to_end(connection)
+
+    def refusal(self) -> Unavailable:
+        """See Standing.refusal."""
+        self._telemetry.threads.add(SHED_REQUESTS, "connections_max")
+        self._untold += 1
+        return Unavailable(
+            f"the server has {len(self._known)} connections open, as many as it takes; "
+            "try again after a pause",
+            {"limit": "connections_max"},
+            retry_after_seconds=RETRY_AFTER_SECONDS,
+        )
+
+    def tell(self) -> None:
+        """Log what was closed and refused since the last time; asked for once a second."""
+        if self._untold:
+            logger.warning(
+                "as many HTTP connections are open as connections_max says (%d known, %d "
+                "strangers'): %d were closed or refused",
+                len(self._known),
+                len(self._strangers),
+                self._untold,
+            )
+            self._untold = 0
+
+    def _make_room(self) -> None:
+        """Close the stranger that was quiet for longest, if there are too many."""
+        count = len(self._strangers) + len(self._known)
+        if (
+            self._connections_max is None
+            or count <= self._connections_max
+            or len(self._strangers) <= SPARE_CONNECTIONS
+        ):
+            return
+        quiet = (one for _, one in zip(range(STRANGERS_LOOKED_AT), self._strangers, strict=False))
+        stranger = next((one for one in quiet if not one.is_working), next(iter(self._strangers)))
+        del self._strangers[stranger]
+        self._telemetry.threads.add(CLOSED_CONNECTIONS)
+        self._untold += 1
+        stranger.close_for_room()

@@ -1,0 +1,42 @@
+"""Marks at the front of a text that say how it is encoded: UTF-8's is passed over, others refused.
+
+Only their bytes are looked at: what is no UTF-8 is taken as it is, token by token.
+"""
+
+from gatherd.errors import BadFile
+from gatherd_server.loaders.streams import ByteStream
+
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+_HEAD_BYTES = 4096
+_OTHERS = {
+    b"\xff\xfe\x00\x00": "UTF-32",
+    b"\x00\x00\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+
+
+def skip_byte_order_mark(stream: ByteStream) -> None:
+    """Pass over UTF-8's byte order mark; BadFile for a text of UTF-16 or UTF-32."""
+    head = stream.peek(_HEAD_BYTES)
+    if head.startswith(BYTE_ORDER_MARK):
+        stream.skip(len(BYTE_ORDER_MARK))
+        return
+    encoding = next((name for mark, name in _OTHERS.items() if head.startswith(mark)), None)
+    if encoding is not None and 0 not in head:
+        # A token of those bytes: a blank or line feed of UTF-16 has a zero.
+        encoding = None
+    elif _is_latin_utf16(head[:64]):
+        encoding = "UTF-16"
+    if encoding is not None:
+        raise BadFile(
+            f"{stream.name} is text in {encoding}; make it UTF-8 (iconv -f {encoding} -t UTF-8)"
+        )
+
+
+def _is_latin_utf16(head: bytes) -> bool:
+    """Whether each second byte is zero, and no other is, as in Latin text without a mark."""
+    first, second = head[::2], head[1::2]
+    return len(second) >= 4 and (
+        (not first.strip(b"\0") and 0 not in second) or (not second.strip(b"\0") and 0 not in first)
+    )
