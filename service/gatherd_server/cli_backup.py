@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
+from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.writer.backups.contents import Backup, list_store, read_backup
 from gatherd_server.writer.backups.copying import copy_snapshots
@@ -107,12 +108,20 @@ def _row(one: Backup) -> dict[str, Any]:
     type=click.Path(path_type=Path),
     envvar="GATHERD_DATA_DIR",
     required=True,
-    help="Folder to become the data dir: a new or an empty one.",
+    help="Folder to become the data dir, a new or an empty one; with --table the data dir.",
 )
-def restore(source: str, newest: bool, data_dir: Path) -> None:
+@click.option(
+    "--table",
+    help="Only this table, into a data dir that has others: as a new version, which is live then.",
+)
+def restore(source: str, newest: bool, data_dir: Path, table: str | None) -> None:
     """Make a data dir of SNAPSHOT, a folder or a URL, every byte of it verified.
 
+    With --table, only that table is restored, out of a folder; a server may have the data dir, and
+    goes on. What the log keeps for a damaged table above the snapshot's LSN is stored into it.
+
     \b
+        gatherd restore ./snapshots/monday --table words --data-dir ./data
         gatherd restore ./snapshots/monday --data-dir ./data
         gatherd restore s3://bucket/gatherd/monday --data-dir /data
         gatherd restore s3://bucket/gatherd --newest --data-dir /data
@@ -121,6 +130,15 @@ def restore(source: str, newest: bool, data_dir: Path) -> None:
     store = open_store(root)
     if newest:
         name = _newest(store).name
+    if table is not None:
+        if not isinstance(store, FolderStore):
+            raise InvalidArgument(
+                "one table is restored out of a folder; copy the backup to one first"
+            )
+        with open_data_dir(data_dir) as opened:
+            done, lsn = opened.restore_table(store.root / name, table)
+        click.echo(f"{table}: version {done.version} is live, restored as of LSN {lsn}")
+        return
     if isinstance(store, FolderStore):
         lsn = restore_snapshot(Files(), store.root / name, data_dir)
     else:

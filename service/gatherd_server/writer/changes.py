@@ -59,6 +59,7 @@ from gatherd_server.writer.backups.keeper import Keeper
 from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.damage import mend
 from gatherd_server.writer.freezing import freeze, read_manifest, thaw, unfrozen
+from gatherd_server.writer.restoring import catch_up_restored
 from gatherd_server.writer.schedule import Schedule
 from gatherd_server.writer.snapshot import (
     drop_partials,
@@ -275,6 +276,11 @@ class Changes:
         finish_manifest(self._files, folder, name, version)
         target = version_dir(self._data_dir, name, version)
         self._place(folder, target, name, version, entry.live)
+        try:
+            catch_up_restored(self._files, self._data_dir, entry, target)
+        except GatherdError:
+            self._forget(target)
+            raise
         return self._make_live(name, entry, version, target, lambda: None)
 
     def _copied(self, name: str, if_version: int, optimizer: Optimizer | None) -> ChangeResult:

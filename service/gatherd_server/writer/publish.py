@@ -29,6 +29,7 @@ from gatherd_server.types import (
     WriterLimits,
 )
 from gatherd_server.writer.changes import Changes
+from gatherd_server.writer.restoring import stage_from_snapshot
 from gatherd_server.writer.snapshot import SNAPSHOT_NAME, VOLUME_NAMES, take_snapshot
 from gatherd_server.writer.writer import Writer
 
@@ -81,6 +82,21 @@ class DataDir(ABC):
         """Write a version's files where nobody looks; see `stage_table`."""
         return stage_table(self._files, self.path / STAGING_NAME, table)
 
+    def restore_table(self, snapshot: Path, name: str) -> tuple[ChangeResult, int]:
+        """Make a snapshot's table live here, as a new version of it; the LSN that it is as of.
+
+        What the log keeps of a damaged version above that LSN is in it. Raises what
+        `stage_from_snapshot` and a publish do.
+        """
+        staged, lsn = stage_from_snapshot(self._files, self.path, snapshot, name)
+        entry = self.catalog.tables.get(name)
+        change = AddStaged(name, staged) if entry is None else Publish(name, staged)
+        try:
+            return self.change(change), lsn
+        except GatherdError as error:
+            self._unstage(self.path / STAGING_NAME / staged, error)
+            raise
+
     @abstractmethod
     def change(self, change: TableChange) -> ChangeResult:
         """Make a change. Durable on return."""
@@ -89,11 +105,14 @@ class DataDir(ABC):
         try:
             self.change(change)
         except GatherdError as error:
-            # Whoever may still be at it must not lose the files under its hands.
-            if error.metadata.get("outcome") != "unknown" and staged.folder.exists():
-                with suppress(StorageError):
-                    self._files.remove_tree(staged.folder)
+            self._unstage(staged.folder, error)
             raise
+
+    def _unstage(self, folder: Path, error: GatherdError) -> None:
+        # Whoever may still be at it must not lose the files under its hands.
+        if error.metadata.get("outcome") != "unknown" and folder.exists():
+            with suppress(StorageError):
+                self._files.remove_tree(folder)
 
     @contextmanager
     def scratch(self) -> Iterator[Callable[[str, Iterable[bytes]], Path]]:

@@ -1,0 +1,85 @@
+"""One table out of a snapshot, into a data dir that goes on: as a new version of it, or as a table.
+
+The version that was live in the snapshot is staged like an import. Its manifest says what it is of,
+so that whoever takes it in stores what the log keeps of a damaged one above the snapshot's LSN:
+
+    "origin": {"restored": {"uid", "version", "lsn"}}
+"""
+
+import uuid
+from pathlib import Path
+from typing import Any
+
+from gatherd.errors import BadFile
+from gatherd.store.catalog import (
+    CATALOG_NAME,
+    MANIFEST_NAME,
+    STAGING_NAME,
+    CatalogEntry,
+    decode_catalog,
+    table_not_found,
+    version_dir,
+)
+from gatherd.store.checksums import encode_document, read_document, read_file, verify_blocks
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.wal_format import WAL_NAME
+from gatherd_server.writer.copying import store_logged
+from gatherd_server.writer.snapshot import read_snapshot, sync_tree
+
+
+def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str) -> tuple[str, int]:
+    """Copy a snapshot's live version of `name` to staging; its folder's name, and the LSN.
+
+    Every byte of it is verified first. TableNotFound, or BadFile where the snapshot is damaged.
+    """
+    contents = read_snapshot(snapshot)
+    catalog_path = snapshot / CATALOG_NAME
+    catalog = decode_catalog(read_file(catalog_path), catalog_path)
+    entry = catalog.tables.get(name)
+    if entry is None:
+        raise table_not_found(name, catalog.tables)
+    source = version_dir(snapshot, name, entry.live)
+    listed = {
+        file: sums for file, sums in contents.files.items() if (snapshot / file).parent == source
+    }
+    if str((source / MANIFEST_NAME).relative_to(snapshot)) not in listed:
+        raise BadFile(f"{snapshot} has no manifest of table {name!r} in its list of files")
+    for file, sums in listed.items():
+        for _ in verify_blocks(snapshot / file, sums):
+            pass
+    staged = data_dir / STAGING_NAME / uuid.uuid4().hex
+    files.make_dirs(staged, durable=False)
+    try:
+        for file in listed:
+            files.copy(snapshot / file, staged / Path(file).name)
+        manifest = read_document(staged / MANIFEST_NAME)
+        restored = {"uid": entry.uid, "version": entry.live, "lsn": contents.lsn}
+        manifest |= {"uid": uuid.uuid4().hex, "origin": {"restored": restored}}
+        files.replace(staged / MANIFEST_NAME, encode_document(manifest), durable=False)
+        sync_tree(files, staged)
+    except BaseException:
+        files.remove_tree(staged)
+        raise
+    return staged.name, contents.lsn
+
+
+def catch_up_restored(files: Files, data_dir: Path, entry: CatalogEntry, folder: Path) -> None:
+    """Store what the log keeps of the damaged version that `folder` was restored of, durably.
+
+    Nothing where there is none, or where the snapshot is older than what is kept.
+    """
+    origin = read_document(folder / MANIFEST_NAME).get("origin")
+    restored: Any = origin.get("restored") if isinstance(origin, dict) else None
+    if restored is None or restored["uid"] != entry.uid:
+        return
+    damage = entry.damage_of(restored["version"])
+    if damage is None or not damage.after_lsn <= restored["lsn"] < damage.until_lsn:
+        return
+    mapped = MappedVersion.open(files, folder)
+    try:
+        of = (entry.uid, damage.version)
+        store_logged(mapped, data_dir / WAL_NAME, of, restored["lsn"], damage.until_lsn)
+        mapped.sync()
+    finally:
+        mapped.close()
