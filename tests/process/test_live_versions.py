@@ -4,6 +4,7 @@ One server with two workers has a data dir, and a file that it serves where it l
 """
 
 import json
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,8 +92,12 @@ def test_a_version_that_was_rolled_back_to_goes_on_from_where_it_was(
         np.testing.assert_array_equal(client.lookup(table, [1], version=1), ONE * 2)
         with pytest.raises(VersionMismatch):
             client.rollback(table, 1, if_version=1)
-    told = invoke("verify", table, "--data-dir", served.data_dir).stdout
-    assert told.splitlines() == [f"{table} v1: ok", f"{table} v2: ok"]
+    told = invoke("verify", table, "--data-dir", served.data_dir).stdout.splitlines()
+    assert told[0] == f"{table} v1: ok"
+    # Live, and pushed to since the last checkpoint.
+    assert re.fullmatch(
+        f"{table} v2: ok(, but for .* bytes that moved or have no sum yet)?", told[1]
+    )
 
 
 def test_the_number_that_publish_returns_is_trained_further_and_the_one_before_is_kept(

@@ -101,9 +101,11 @@ def test_a_copy_is_a_point_to_roll_back_to(data_dir: Path, table: str) -> None:
         optimizer = client.table(table).optimizer
     assert optimizer is not None
     assert (optimizer["name"], optimizer["lr"]) == ("sgd", 2.0)
-    assert invoke("verify", table, *place).stdout.splitlines() == [
-        f"{table} v{version}: ok" for version in (1, 2, 3)
-    ]
+    told = invoke("verify", table, *place).stdout.splitlines()
+    assert told[:2] == [f"{table} v1: ok", f"{table} v2: ok"]
+    # The live one: as far as a checkpoint has summed it up.
+    assert told[2].startswith(f"{table} v3: ok")
+    assert len(told) == 3
 
 
 def test_what_cannot_be_changed_changes_nothing(data_dir: Path, table: str, sources: Path) -> None:
