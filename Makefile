@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto clean
+.PHONY: help demo serve test test-crash test-power test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto calls clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -61,7 +61,7 @@ $(PEERS)/.ready: requirements-peers.lock pyproject.toml
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras and gensim, in an environment of their own
+test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras, gensim and gguf, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
 # Debian starts what it installs, unless the run level says that it's no time for it.
@@ -111,6 +111,7 @@ check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, 
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/python proto/generate.py --check
+	$(BIN)/python client/generate_async.py --check
 
 check-install: $(VENV)/.dev  ## a fresh `pip install .` is the client and brings no web framework
 	$(BIN)/python tests/check_base_install.py
@@ -121,6 +122,9 @@ format: $(VENV)/.dev  ## format the code and mend what ruff can mend
 
 proto: $(VENV)/.dev  ## regenerate the committed stubs
 	$(BIN)/python proto/generate.py
+
+calls: $(VENV)/.dev  ## write the awaited client's calls anew from the blocking client's
+	$(BIN)/python client/generate_async.py
 
 UV_COMPILE = $(BIN)/uv pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-header --no-annotate
 lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml

@@ -74,7 +74,7 @@ class ChangeCalls(ABC):
         remembers. That id is this client object's; `idempotency_key`, 1 to 255 visible ASCII
         characters, is one of yours instead, by which another process can send the push again.
         When an error's metadata has "outcome": "unknown", the push may have been done or not, as
-        after DeadlineExceeded.
+        after DeadlineExceeded. So it may after an awaited call was cancelled.
 
         Either all of it is done or nothing: TableReadOnly for a table without an optimizer,
         NonfiniteValues for NaN and infinity in `deltas` or in a row that would come of them,

@@ -1,6 +1,7 @@
+# Written by client/generate_async.py from _lookup_calls.py: change that, then `make calls`.
 """The awaited client's lookups: of rows, of bags, and of rows' keys.
 
-See _lookup_calls.py.
+Client and AsyncClient inherit them; they stand apart for length alone.
 """
 
 from abc import ABC, abstractmethod
@@ -86,7 +87,28 @@ class AsyncLookupCalls(ABC):
         dedup: bool = False,
         timeout: float | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
-        """As Client.lookup: ids or keys of shape S → an array of shape S + (dim,)."""
+        """The rows of `ids`, integers of any dtype and shape S, or of `keys`: shape S + (dim,).
+
+        keys: instead of ids, for a table that has keys: str, bytes or integers of any shape S; see
+        `TableInfo.key_kind`. A string is its UTF-8 bytes.
+        dtype: "float32", "float16" or "bfloat16", or the NumPy dtypes. "bfloat16" is sent as such
+        and widened to a float32 array; `ml_dtypes.bfloat16` itself gives an array of that dtype.
+        missing: what to do with an id or key that has no row: "error" raises IdOutOfRange or
+        KeyNotFound, "zero" and "default" (the table's default vector) fill its place.
+        out: an array to fill and return: C-contiguous, writable, of the result's shape and dtype.
+        What it holds after an error is unspecified.
+        return_status: return (vectors, status) with status uint8 of shape S, 0 found, 1 missing.
+        version: the version that must answer, VersionNotFound when it isn't there; None for the
+        live one.
+        dedup: send every id or key once, and copy its row to all its places here. The result is the
+        same; it pays where many stand more than once and the network is the narrow place, see
+        docs/performance.md. Such a lookup isn't merged with others.
+        timeout: seconds, instead of the client's.
+
+        NoKeys when keys are asked of a table without, InvalidArgument for keys of another kind. A
+        lookup that is over the server's limits is sent in several requests, all answered by one
+        version of the table.
+        """
         if self._batcher is not None and keys is None and not dedup:
             answer = await self._batched(table, ids, dtype, missing, out, version, timeout)
             if answer is not None:
@@ -151,7 +173,16 @@ class AsyncLookupCalls(ABC):
         dedup: bool = False,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
-        """As Client.lookup_many: {table: ids} → {table: vectors}."""
+        """Several tables in one round trip: {table: ids} → {table: vectors}, as `lookup` has them.
+
+        keys: {table: keys}, for tables looked up by key; a table has ids or keys, not both. The
+        result has the tables of `ids` first, then those of `keys`.
+        version: {table: version}, for some or all.
+        dedup: as for `lookup`, for each table by itself.
+        With return_status, {table: (vectors, status)}. All or nothing: one bad id fails the call.
+        What is over the server's limits is sent in several requests; each table is then answered
+        by one version of it.
+        """
         result: dict[str, Any] = await self._run(
             self._session.lookup_many(
                 ids,
@@ -221,7 +252,28 @@ class AsyncLookupCalls(ABC):
         version: int | None = None,
         timeout: float | None = None,
     ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
-        """As Client.lookup_bags: bags of ids or keys → an array (bags, dim)."""
+        """Bags of rows, each pooled into one vector where the table is: an array (bags, dim).
+
+        ids: flat, (n,), with `offsets`, (bags,): bag i is ids[offsets[i]:offsets[i + 1]], the last
+        one runs to the end, as in torch's `embedding_bag`. Without offsets, a list of lists such
+        as [[1, 2], [], [3]], or a 2-D array. keys: instead of ids, in the same forms.
+        mode, with x a bag's rows and w their weights (1 without):
+          "sum"    Σ w·x
+          "mean"   Σ w·x / Σ w
+          "sqrtn"  Σ w·x / sqrt(Σ w²)
+          "max"    elementwise; takes no weights
+        An empty bag is zeros. Sums are accumulated in float32 and rounded to `dtype` at the end.
+        weights: a number an id, (n,), or as jagged as the ids; taken as float32.
+        padding_id: an id (also with keys: the row) that never takes part.
+        missing: as for `lookup`, or "skip": what has no row doesn't take part.
+        dtype, out (of shape (bags, dim)), version, timeout: as for `lookup`.
+        return_status: return (vectors, status) with status uint8, one an id, of shape (n,).
+
+        InvalidArgument for offsets that don't begin with 0, decrease or go past the end, weights
+        of another length, an unknown mode. Errors count ids as if they were flat. Bags that are
+        over the server's limits are sent in several requests, all answered by one version; a
+        single bag that is over them is LimitExceeded.
+        """
         result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
             self._session.lookup_bags(
                 table,
@@ -287,7 +339,15 @@ class AsyncLookupCalls(ABC):
         version: Mapping[str, int] | None = None,
         timeout: float | None = None,
     ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
-        """As Client.lookup_bags_many: {table: bags} → {table: (bags, dim) array}."""
+        """Bags of several tables in one round trip: {table: bags} → {table: (bags, dim) array}.
+
+        ids: a value is a tuple (ids, offsets), or a list of lists of ids; see `lookup_bags`.
+        keys: the same with keys in place of ids; a table has one of them. The result has the
+        tables of `ids` first, then those of `keys`.
+        weights, version: {table: weights} and {table: version}, for some or all.
+        The other arguments hold for every table. With return_status, {table: (vectors, status)}.
+        All or nothing, as `lookup_many`.
+        """
         result: dict[str, Any] = await self._run(
             self._session.lookup_bags_many(
                 ids,
@@ -307,5 +367,10 @@ class AsyncLookupCalls(ABC):
     async def keys_of(
         self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
     ) -> NDArray[Any]:
-        """As Client.keys_of: ids of shape S → an array of their keys, of shape S."""
+        """The keys of the rows `ids`, integers of any shape S: an array of shape S.
+
+        int64 or uint64 for a table of integer keys; for one of strings, objects of str, in which
+        bytes that aren't UTF-8 are lone surrogates (`surrogateescape`) and so can be given as keys
+        again. IdOutOfRange for an id without a row, NoKeys for a table without keys.
+        """
         return await self._run(self._session.keys_of(table, ids, version=version, timeout=timeout))

@@ -287,7 +287,7 @@ class ClientClosed(ClientError):
 
 
 class ForkedClient(ClientError):
-    """The client was made before a fork and can't be used after it."""
+    """The process was forked in a way that grpc doesn't survive; the message says why."""
 
     reason = "FORKED_CLIENT"
 

@@ -298,6 +298,14 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
+    def key_kind(self, name: str) -> str:
+        """As Engine's, for any scope that is for tables."""
+        self._caller.check_table(name)
+        try:
+            return self._engine.key_kind(name)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
     def table_states(self) -> dict[str, str]:
         """As Engine's, but of the caller's tables."""
         states = self._engine.table_states()

@@ -28,6 +28,9 @@ def _keep(context: click.Context, parameter: click.Parameter, value: Path | None
     context.meta.setdefault(_META, {})[parameter.name] = value
 
 
+COMMAND_RETRIES: Final = 3
+
+
 def credential_options(command: C) -> C:
     """Options of whoever calls `connect`; they aren't among the function's parameters."""
     for name, meaning in (
@@ -65,8 +68,12 @@ def opener(url: str) -> urllib.request.OpenerDirector:
 
 
 def connect(url: str, **options: Any) -> Client:
-    """A client of `url` that shows what the command was given."""
-    return Client(url, **_given(url), **options)
+    """A client of `url` that shows what the command was given.
+
+    A person who mistyped an address waits for the answer: so it tries a few times, and not for as
+    long as the timeout lasts.
+    """
+    return Client(url, **{"retries": COMMAND_RETRIES, **_given(url), **options})
 
 
 def _given(url: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import multiprocessing
 import pickle
 from collections.abc import Callable
@@ -70,7 +71,7 @@ def test_a_client_goes_into_another_process(start: str, wire: str, tmp_path: Pat
     }
     if (start, wire) == ("fork", "grpc"):
         pytest.skip("test_a_fork does it, without a gRPC server in the process that forks")
-    processes = multiprocessing.get_context(start)
+    processes: Any = multiprocessing.get_context(start)
     with servers[wire]() as url, Client(url) as client:
         client.lookup("words", [1])
         answers = processes.Queue()
@@ -84,6 +85,7 @@ def test_a_client_goes_into_another_process(start: str, wire: str, tmp_path: Pat
             child.join(30)
 
 
+@pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")  # the loops' ends, not the client's
 @pytest.mark.parametrize("wire", ["http", "unix", "grpc"])
 @pytest.mark.parametrize("batching", [None, Batching()])
 def test_one_event_loop_after_another(wire: str, batching: Batching | None, tmp_path: Path) -> None:
@@ -105,6 +107,7 @@ def test_one_event_loop_after_another(wire: str, batching: Batching | None, tmp_
             await client.aclose()
 
         asyncio.run(beside())
+        gc.collect()
 
 
 @pytest.mark.parametrize("cls", list(subclasses()))

@@ -10,11 +10,11 @@ from client.fake_updates import UpdatedService
 from client.fakes import connect_server, grpc_server
 
 WITHOUT = """
-import mmap, os, select, signal, socket, sys
+import functools, mmap, os, select, signal, socket, sys
 sys.modules["fcntl"] = sys.modules["resource"] = sys.modules["pwd"] = sys.modules["grp"] = None
 names = {
     socket: ["AF_UNIX", "MSG_DONTWAIT", "TCP_USER_TIMEOUT", "TCP_KEEPIDLE", "TCP_KEEPINTVL",
-             "TCP_KEEPCNT", "SO_REUSEPORT", "socketpair_", "fromfd", "send_fds", "recv_fds"],
+             "TCP_KEEPCNT", "SO_REUSEPORT", "fromfd", "send_fds", "recv_fds"],
     os: ["register_at_fork", "fork", "sched_getaffinity", "pread", "pwrite", "preadv", "O_PATH",
          "O_DIRECTORY", "O_CLOEXEC", "O_NONBLOCK", "posix_fadvise", "sysconf", "getuid"],
     select: ["poll", "epoll"],
@@ -23,17 +23,19 @@ names = {
 }
 import asyncio, logging, multiprocessing, tempfile, threading  # of Python: what they need they have
 import grpc.aio, numpy
+socket.socketpair = functools.partial(socket.socketpair, socket.AF_UNIX)  # for asyncio itself
 for module, gone in names.items():
     for name in gone:
         if hasattr(module, name):
             delattr(module, name)
-class _Socket(socket.socket):
-    __slots__ = ()
-    recvmsg_into = recvmsg = sendmsg = property()
-    def __getattribute__(self, name):
+class Meta(type):
+    def __getattribute__(cls, name):
         if name in ("recvmsg_into", "recvmsg", "sendmsg"):
             raise AttributeError(name)
         return super().__getattribute__(name)
+class Socket(socket.socket, metaclass=Meta):
+    __slots__ = ()
+socket.socket = Socket
 """
 
 USE = """

@@ -63,6 +63,29 @@ def test_integer_keys_find_their_rows(
     np.testing.assert_array_equal(status.reshape(-1), [int(k) not in known for k in asked.flat])
 
 
+def test_integer_keys_may_be_decimal_strings_in_json_alone(
+    surface: Surface, served: ServedTables
+) -> None:
+    """JavaScript has no integers above 2**53."""
+    if not carries_strings(surface):
+        pytest.skip("raw arrays carry integer keys")
+    keys, rows = served.items, served.oracles["items"].rows
+    texts = np.array(keys, str).astype(object).tolist()
+    if surface.name != "rest-json":
+        with pytest.raises(InvalidArgument, match="keys are strings; the keys of this table"):
+            surface.lookup_keys("items", texts)
+        return
+    vectors, _ = surface.lookup_keys("items", texts)
+    np.testing.assert_array_equal(vectors, rows)
+    with pytest.raises(KeyNotFound, match=r"keys\[0\]=4"):
+        surface.lookup_keys("items", ["4"])
+    for wrong in ("1.5", "+7", "0x7", "", "٣"):
+        with pytest.raises(InvalidArgument):
+            surface.lookup_keys("items", [texts[0], wrong])
+    with pytest.raises(InvalidArgument, match="doesn't fit into 64 bits"):
+        surface.lookup_keys("items", [str(2**64)])
+
+
 def test_keys_of_is_the_way_back(surface: Surface, served: ServedTables) -> None:
     needs(surface, "keys_of")
     ids = np.array([[0, 3], [7, 3]])

@@ -192,6 +192,20 @@ def test_rows_are_updated_by_their_keys(surface: Surface, trained: Trained, op: 
     np.testing.assert_array_equal(trained.rows("words"), wanted)
 
 
+def test_decimal_strings_are_integer_keys_of_updates_in_json(
+    surface: Surface, trained: Trained
+) -> None:
+    if surface.name != "rest-json":
+        pytest.skip("JSON alone has no 64-bit integers of its own")
+    before = trained.rows("items")
+    one = np.ones((1, DIM), np.float32)
+    surface.update("scatter_add", {"items": Update([str(ITEMS[1])], one, by_keys=True)})
+    before[1] += 1
+    np.testing.assert_array_equal(trained.rows("items"), before)
+    with pytest.raises(KeyNotFound, match=r"9007199254740993"):
+        surface.update("assign", {"items": Update(["9007199254740993"], one, by_keys=True)})
+
+
 def test_ids_and_keys_go_together(surface: Surface, trained: Trained) -> None:
     one_table_at_most(surface)
     ones = np.ones((1, DIM), np.float32)

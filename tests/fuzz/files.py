@@ -42,7 +42,7 @@ from gatherd_server.token_file import read_tokens
 from gatherd_server.writer.snapshot import decode_snapshot
 from gatherd_server.writer.verify import verify_version
 from loaders.test_fasttext import model as fasttext_model
-from loaders.test_models import gguf
+from loaders.test_models import gguf, keyed_vectors
 from loaders.test_packed import tarred
 from loaders.test_torch import mapping, program, tensor, torch_file
 from loaders.test_word2vec_binary import binary
@@ -107,17 +107,29 @@ def hdf5(folder: Path) -> list[bytes]:
 
 
 class Loader:
-    """Reads a source as an import does, without writing the table."""
+    """Reads a source as an import does, without writing the table.
 
-    def __init__(self, folder: Path, **options: Any) -> None:
+    The bytes are put into the file `name` of `folder`, and all of it is read if `is_folder`.
+    """
+
+    def __init__(
+        self, folder: Path, name: str = "source", is_folder: bool = False, **options: Any
+    ) -> None:
         self._folder = folder
+        self._path = folder / "model" / name
+        self._source = self._path.parent if is_folder else self._path
+        self._path.parent.mkdir()
         self._options = options
         self._numbers = count()
 
+    @property
+    def folder(self) -> Path:
+        """Where the file is, for others to be put beside it."""
+        return self._path.parent
+
     def read(self, data: bytes) -> tuple[NDArray[Any], DType, Any] | None:
         """Rows, their type and keys; None when the source is refused."""
-        path = self._folder / "source"
-        path.write_bytes(data)
+        self._path.write_bytes(data)
         spooled = self._folder / "spooled"
         shutil.rmtree(spooled, ignore_errors=True)
         spooled.mkdir()
@@ -132,7 +144,7 @@ class Loader:
         rows: list[NDArray[Any]] = []
         keys: list[Any] = []
         try:
-            with open_sources([str(path)], options) as source:
+            with open_sources([str(self._source)], options) as source:
                 for batch in source.read():
                     assert batch.rows.shape[1] == source.dim
                     assert len(batch.numbers) == len(batch.rows)
@@ -372,8 +384,7 @@ def loader_targets(folder: Path) -> Iterator[Target]:
     yield Target("gguf", [gguf()], loader(key_column="tokenizer.ggml.tokens").check)
     pickled = [pickle.dumps(np.asfortranarray(ROWS), 4), pickle.dumps(ROWS, 2)]
     yield Target("pickled arrays", pickled, loader().check)
-    index = json.dumps({"weight_map": {"w": "source"}}).encode()
-    yield Target("safetensors index", [index], loader().check)
+    yield from model_targets(loader)
     keys = loader(keys=str(folder / "rows.keys"))
 
     def keys_check(data: bytes) -> None:
@@ -388,6 +399,31 @@ def loader_targets(folder: Path) -> Iterator[Target]:
     named += [json.dumps(document).encode() for document in (texts, vocabulary, tokenizer)]
     named += [npy(np.array(texts)), b"k\tn\n" + b"".join(word + b"\t1\n" for word in WORDS)]
     yield Target("keys", named, keys_check)
+
+
+def model_targets(loader: Callable[..., Loader]) -> Iterator[Target]:
+    """Files that name others, each with one of those beside it."""
+    texts = [word.decode() for word in WORDS]
+    gensim = loader()
+    np.save(gensim.folder / "source.vectors.npy", ROWS)
+    attributes: list[dict[str, Any]] = [{"vectors": ROWS}, {"__numpys": ["vectors"]}]
+    saved = [keyed_vectors({"index_to_key": texts, **part}) for part in attributes]
+    yield Target("gensim", saved, gensim.check)
+    table = "model.embed_tokens.weight"
+    weights = save_safetensors({table: ROWS, "w": ROWS})
+    files = {
+        "model.safetensors.index.json": json.dumps(
+            {"metadata": {"total_size": 1}, "weight_map": {table: "1.bin", "w": "1.bin"}}
+        ).encode(),
+        "config.json": json.dumps({"tie_word_embeddings": True}).encode(),
+        "modules.json": json.dumps([{"idx": 0, "path": "."}, {"idx": 1, "path": "1"}]).encode(),
+    }
+    for name, data in files.items():
+        model = loader(name=name, is_folder=True)
+        for other, whole in {**files, "1.bin": weights}.items():
+            (model.folder / other).write_bytes(whole)
+        yield Target(f"model's folder: {name}", [data], model.check)
+    yield Target("shards' index", [files["model.safetensors.index.json"]], loader().check)
 
 
 def zlib_gzip(data: bytes) -> bytes:

@@ -175,7 +175,9 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
         params = QueryParams(query.decode("latin-1"))
         with suppress(GatherdError):
             rows_of(served, plans.lookup_plan(OCTETS, "words", body, params, LIMITS))
-        reader = update_plans.UpdateReader(UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64)
+        reader = update_plans.UpdateReader(
+            UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64, lambda _table: "bytes"
+        )
         with suppress(GatherdError):
             push = reader.one(OCTETS, "words", body, params, None)
             update = push.updates[0]
@@ -186,7 +188,7 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
 
 def json_update_check(body: bytes) -> None:
     for op in UpdateOp:
-        reader = update_plans.UpdateReader(op, LIMITS, lambda _table: 3)
+        reader = update_plans.UpdateReader(op, LIMITS, lambda _table: 3, lambda _table: "int64")
         one = partial(reader.one, "application/json", "words", body, QueryParams(), None)
         for read in (one, partial(reader.many, body, QueryParams(), None)):
             with suppress(GatherdError):

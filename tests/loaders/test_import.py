@@ -23,6 +23,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.writer.importing import ImportOptions, import_rows
 from gatherd_server.writer.publish import own_data_dir
 from loaders.harness import text_file
+from loaders.test_torch import mapping, program, storage, tensor
 from support.server import clean_environment, run_cli
 
 MB = 1_000_000
@@ -179,15 +180,18 @@ def peak_bytes(name: str, path: Path, *arguments: str | Path) -> int:
 
 
 @pytest.mark.parametrize(
-    "suffix", ["npy", "txt", "h5", "parquet", "npz", "bin.zst", "tar.zst", "ft"]
+    "suffix",
+    ["npy", "txt", "h5", "parquet", "columns", "npz", "bin.zst", "tar.zst", "ft", "pt"],
 )
 def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: str) -> None:
     small, large = tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"
     write(small, 20)
     write(large, 200)
-    peak_bytes("warm", small, "--data-dir", tmp_path / "d")
-    base = peak_bytes("small", small, "--data-dir", tmp_path / "d")
-    peak = peak_bytes("large", large, "--data-dir", tmp_path / "d")
+    options: list[str | Path] = ["--data-dir", tmp_path / "d"]
+    options += ["--vector-columns", "v*"] if suffix == "columns" else []
+    peak_bytes("warm", small, *options)
+    base = peak_bytes("small", small, *options)
+    peak = peak_bytes("large", large, *options)
     # Decimals are a good two bytes for one of the table.
     table_bytes = (tmp_path / "d/tables/large/v000001/weights.npy").stat().st_size
     assert table_bytes >= (80 if suffix == "txt" else 200) * MB
@@ -209,6 +213,34 @@ def write_fasttext(path: Path, rows: NDArray[np.float32], mb: int) -> None:
         file.writelines(rows.tobytes() for _ in range(2 * mb + 2))
 
 
+def write_transposed(path: Path, rows: NDArray[np.float32], mb: int) -> None:
+    """A torch tensor of `mb` MB whose columns lie one after the other."""
+    shape = (len(rows) * (mb + 1), rows.shape[1])
+    body = tensor(shape, (1, shape[0]), stored=storage(count=shape[0] * shape[1]))
+    column = rows.tobytes()
+    with zipfile.ZipFile(path, "w") as file:
+        file.writestr("model/data.pkl", program(mapping({"w": body})))
+        with file.open("model/data/0", "w") as data:
+            for _ in range(mb + 1):
+                data.write(column)
+
+
+def write_columns(path: Path, rows: NDArray[np.float32], mb: int) -> None:
+    """Parquet of `mb` MB with a column a dimension, in row groups as pandas makes them."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    part = np.tile(rows, (20, 1))
+    table = pa.table({f"v{column}": part[:, column] for column in range(part.shape[1])})
+    with pq.ParquetWriter(path, table.schema, use_dictionary=False) as writer:
+        for _ in range(mb // 20 + 1):
+            writer.write_table(table)
+
+
+WRITERS = {".ft": write_fasttext, ".pt": write_transposed,
+           ".columns": write_columns}  # fmt: skip
+
+
 def write(path: Path, mb: int) -> None:
     """A file of `mb` MB of float32, or of text."""
     rows = np.random.default_rng(0).normal(size=(MB // 2048, 512)).astype(np.float32)
@@ -226,8 +258,8 @@ def write(path: Path, mb: int) -> None:
         write(path.with_suffix(".bin"), mb)
         with tarfile.open(path, "w") as archive:
             archive.add(path.with_suffix(".bin"), "v.bin")
-    elif path.suffix == ".ft":
-        write_fasttext(path, rows, mb)
+    elif path.suffix in WRITERS:
+        WRITERS[path.suffix](path, rows, mb)
     elif path.suffix == ".npz":
         write(path.with_suffix(".npy"), mb)
         with zipfile.ZipFile(path, "w") as file:

@@ -116,6 +116,17 @@ def test_a_row_says_what_is_so(cls: type[GatherdError]) -> None:
         assert not by_reason or any(cls.reason in one.split("|") for one in by_reason), alert
 
 
+def test_what_fails_without_a_request_names_metrics_and_alerts_that_there_are() -> None:
+    text = DOCUMENT.read_text()
+    begin = text.index("What fails without a request:")
+    table = text[begin : text.index("\n## ", begin)]
+    rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", table, re.MULTILINE)[1:]
+    assert len(rows) == table.count("\n| ") - 1
+    for _, metrics, _, told in rows:
+        assert set(re.findall(r"gatherd_\w+", metrics)) <= BY_NAME.keys()
+        assert set(re.findall(r"Gatherd\w+", told)) <= rules().keys()
+
+
 # Counting and logging
 
 

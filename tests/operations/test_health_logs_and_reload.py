@@ -13,7 +13,9 @@ import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
 
+import gatherd
 from gatherd import Client
+from gatherd.errors import TableNotFound
 from gatherd.store.control import FAILED_OFFSET
 from operations.conftest import Operated
 from support.server import RunningServer, run_cli, wait_until
@@ -41,6 +43,18 @@ def test_errors_carry_the_clients_request_id(operated: Operated) -> None:
     for reply in failing(operated.server.http, {"X-Request-Id": "abc-1", "traceparent": "no"}):
         assert reply.status_code >= 400
         assert reply.headers.get_list("x-request-id") == ["abc-1"], reply.request.url
+
+
+def test_errors_of_the_sdk_have_the_requests_id(operated: Operated) -> None:
+    for url in (operated.server.http, operated.server.grpc):
+        with Client(url) as client:
+            with gatherd.request_headers({"X-Request-Id": "mine-7"}):
+                with pytest.raises(TableNotFound) as named:
+                    client.lookup("nope", [1])
+            assert named.value.metadata["request_id"] == "mine-7"
+            with pytest.raises(TableNotFound) as made:
+                client.lookup("nope", [1])
+            assert re.fullmatch("[0-9a-f]{32}", made.value.metadata["request_id"])
 
 
 def test_errors_carry_the_trace_id_where_there_is_no_request_id(operated: Operated) -> None:

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gensim.models import FastText, KeyedVectors
+from gensim.models import Doc2Vec, FastText, KeyedVectors, Word2Vec
+from gensim.models.doc2vec import TaggedDocument
 from gensim.models.fasttext import load_facebook_model, save_facebook_model
 
 from gatherd.errors import BadFile
@@ -80,11 +81,47 @@ def test_a_word2vec_binary_that_gensim_cannot_keep_apart_is_damage(tmp_path: Pat
         run_import(tmp_path / "d", tmp_path / "v.bin")
 
 
+@pytest.mark.parametrize("packing", ["", ".gz", ".bz2"])
 @pytest.mark.parametrize("separately", [None, ["vectors"]])
-def test_gensims_own_format_comes_in(tmp_path: Path, separately: list[str] | None) -> None:
+def test_gensims_own_format_comes_in(
+    tmp_path: Path, separately: list[str] | None, packing: str
+) -> None:
     made = vectors()
-    made.save(str(tmp_path / "v.kv"), separately=separately)
-    theirs = KeyedVectors.load(str(tmp_path / "v.kv"))
-    ours = run_import(tmp_path / "d", tmp_path / "v.kv")
+    path = tmp_path / f"v.kv{packing}"
+    made.save(str(path), separately=separately)
+    assert len(list(tmp_path.iterdir())) == (2 if separately else 1)
+    theirs = KeyedVectors.load(str(path))
+    ours = run_import(tmp_path / "d", path)
     assert ours.keys == [word.encode() for word in theirs.index_to_key]
     np.testing.assert_array_equal(ours.rows, theirs.vectors)
+
+
+@pytest.mark.parametrize("limit", [1, 10 << 20])
+@pytest.mark.parametrize("kind", [Word2Vec, Doc2Vec])
+def test_a_trained_model_comes_in_by_its_words(
+    tmp_path: Path, kind: type[Word2Vec], limit: int
+) -> None:
+    rng = np.random.default_rng(0)
+    texts = [[WORDS[word] for word in rng.integers(0, len(WORDS), 10)] for _ in range(50)]
+    sentences = [TaggedDocument(text, [0]) for text in texts] if kind is Doc2Vec else texts
+    made = kind(sentences, vector_size=12, min_count=1, epochs=2)
+    # Arrays of `limit` elements on lie beside it.
+    made.save(str(tmp_path / "m.model"), sep_limit=limit)
+    assert (tmp_path / "m.model.wv.vectors.npy").exists() == (limit == 1)
+    theirs = kind.load(str(tmp_path / "m.model"))
+    ours = run_import(tmp_path / "d", tmp_path / "m.model")
+    assert ours.keys == [word.encode() for word in theirs.wv.index_to_key]
+    np.testing.assert_array_equal(ours.rows, theirs.wv.vectors)
+    beside, expected = (
+        ("dv.vectors", theirs.dv.vectors) if kind is Doc2Vec else ("syn1neg", theirs.syn1neg)
+    )
+    found = run_import(tmp_path / "d", f"{tmp_path}/m.model#{beside}")
+    np.testing.assert_array_equal(found.rows, expected)
+
+
+def test_a_fasttext_model_that_gensim_saved_says_how_to_save_it(tmp_path: Path) -> None:
+    made = FastText([WORDS] * 3, vector_size=8, min_count=1, bucket=50, epochs=1)
+    for name, saved in (("m.model", made), ("m.kv", made.wv)):
+        saved.save(str(tmp_path / name))
+        with pytest.raises(BadFile, match=r"saves no vectors of the words .*save_facebook_model"):
+            run_import(tmp_path / "d", tmp_path / name)

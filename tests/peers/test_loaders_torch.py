@@ -1,6 +1,7 @@
 """What torch and safetensors.torch write comes in as torch has it."""
 
 import collections
+import json
 import os
 from pathlib import Path
 from typing import Any
@@ -199,3 +200,22 @@ def test_a_whole_model_is_refused_by_the_name_of_its_class(tmp_path: Path) -> No
     torch.save(torch.nn.Embedding(3, 2), tmp_path / "t.pt")
     with pytest.raises(BadFile, match=r"asks for torch.nn.modules.sparse.Embedding, .*state_dict"):
         run_import(tmp_path / "d", tmp_path / "t.pt")
+
+
+def test_a_model_in_torch_shards_comes_in_by_its_index_and_its_folder(tmp_path: Path) -> None:
+    name = "model.embed_tokens.weight"
+    rows, other = torch.randn(9, 4), torch.randn(5, 3)
+    shards = {
+        "pytorch_model-1.bin": {name: rows.T.contiguous().T},
+        "pytorch_model-2.bin": {"w": other},
+    }
+    for file, state in shards.items():
+        torch.save(state, tmp_path / file)
+    weight_map = {key: file for file, state in shards.items() for key in state}
+    index = tmp_path / "pytorch_model.bin.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 1}, "weight_map": weight_map}))
+    (tmp_path / "config.json").write_text(json.dumps({"tie_word_embeddings": True}))
+    for source in (f"{index}#{name}", tmp_path, f"{tmp_path}#{name}", f"{tmp_path}#lm_head.weight"):
+        done = run_import(tmp_path / "d", source)
+        np.testing.assert_array_equal(done.rows, numbers(rows))
+    np.testing.assert_array_equal(run_import(tmp_path / "d", f"{tmp_path}#w").rows, numbers(other))

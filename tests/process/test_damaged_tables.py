@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +13,12 @@ import pytest
 from gatherd import Client
 from gatherd.errors import FailedPrecondition, TableRefused
 from gatherd.store.catalog import read_catalog, version_dir
+from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME, segment_paths
+from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
+from gatherd_server.writer.publish import own_data_dir
+from gatherd_server.writer.snapshot import take_snapshot
+from gatherd_server.writer.writer import Writer
 from support.server import RunningServer, run_cli
 from support.tables import drawn_table, make_data_dir
 
@@ -117,12 +123,33 @@ def check_others(crashed: Crashed, server: RunningServer, file: str) -> None:
 
 
 @pytest.mark.parametrize("what", DAMAGES)
+def test_every_damage_is_found_at_a_start_and_mended_at_the_next(
+    crashed: Crashed, tmp_path: Path, what: str
+) -> None:
+    mine = damaged(crashed, tmp_path, what)
+    for is_whole in (False, True):
+        if is_whole:
+            mine.put_back()
+        with own_data_dir(mine.path) as owned:
+            owned.recover()
+        with Client(f"local:{mine.path}") as client:
+            np.testing.assert_array_equal(client.lookup("other", IDS)[:, 0], [2, 2, 2])
+            if is_whole:
+                found = client.lookup("items", np.arange(ROWS))
+                np.testing.assert_array_equal(found, crashed.values)
+            else:
+                with pytest.raises(TableRefused, match=mine.file.name):
+                    client.lookup("items", [1])
+        assert bool(segment_paths(mine.path / WAL_NAME)) is not is_whole
+
+
+@pytest.mark.parametrize("what", ["short weights", "no slot", "garbled manifest"])
 def test_a_damaged_table_is_refused_alone_and_mended_by_its_file(
     crashed: Crashed, tmp_path: Path, what: str
 ) -> None:
     mine = damaged(crashed, tmp_path, what)
     log = tmp_path / "log"
-    workers = ("--workers", "2") if what in ("no slot", "no weights") else ()
+    workers = ("--workers", "2") if what == "no slot" else ()
     with RunningServer("--data-dir", mine.path, *SERVE, *workers, log_path=log) as server:
         check_others(crashed, server, mine.file.name)
         assert "is refused" in log.read_text()
@@ -164,26 +191,92 @@ def test_the_log_is_kept_over_stops_and_checkpoints_until_the_file_is_back(
     assert run_cli("verify", "--data-dir", mine.path).returncode == 0
 
 
-def test_a_file_of_another_time_is_no_repair(crashed: Crashed, tmp_path: Path) -> None:
-    mine = damaged(crashed, tmp_path, "no weights")
-    older = bytearray(mine.whole.read_bytes())
-    # A row that no update of the log is of, in a block that none is of either.
-    older[-1 - 300 * DIM * 4] ^= 1
-    mine.file.write_bytes(older)
-    mine.file.with_name("slot_sum.npy").unlink()
-    run_cli("tables", "--url", f"local:{mine.path}")
-    with RunningServer("--data-dir", mine.path, *SERVE) as server, Client(server.http) as client:
-        with pytest.raises(TableRefused, match=r"slot_sum\.npy"):
-            client.lookup("items", [1])
+def test_a_file_of_another_time_is_no_repair(tmp_path: Path) -> None:
+    make_data_dir(tmp_path, drawn_table("items", 40_000, DIM, init="normal"))
+    weights = version_dir(tmp_path, "items", 1) / "weights.npy"
+    older = weights.read_bytes()
+    writer = Writer(tmp_path, Files(), WriterLimits(checkpoint_seconds=86_400))
+    for ids, is_checkpoint in (([30_000], True), ([7], False)):
+        values = np.ones((1, DIM), np.float32)
+        update = TableUpdate("items", np.array(ids, np.int64), values, None, 0)
+        writer.submit(Push(UpdateOp.SCATTER_ADD, (update,), None), b"").result(60)
+        if is_checkpoint:
+            writer.checkpoint()
+    crashed = tmp_path / "crashed"
+    shutil.copytree(tmp_path, crashed)
+    writer.close()
+    weights = version_dir(crashed, "items", 1) / "weights.npy"
+    newer = weights.read_bytes()
+    weights.unlink()
+    for contents, what in (
+        (None, r"weights\.npy can't be opened"),
+        (older, r"weights\.npy: bytes \d+ to \d+ aren't what they were at LSN"),
+        (newer, None),
+    ):
+        if contents is not None:
+            weights.write_bytes(contents)
+        with own_data_dir(crashed) as owned:
+            owned.recover()
+        with Client(f"local:{crashed}") as client:
+            if what is None:
+                assert client.lookup("items", [7]).shape == (1, DIM)
+                continue
+            with pytest.raises(TableRefused, match=what):
+                client.lookup("items", [7])
+    assert weights.read_bytes() == newer
 
 
-@pytest.mark.parametrize("what", ["short weights", "no slot", "no manifest"])
-@pytest.mark.parametrize("wire", ["http", "grpc", "command", "command without a server"])
+@pytest.mark.parametrize("is_served", [True, False])
+def test_one_table_is_restored_from_a_snapshot_while_the_others_go_on(
+    crashed: Crashed, tmp_path: Path, is_served: bool
+) -> None:
+    sound = tmp_path / "sound"
+    shutil.copytree(crashed.path, sound, ignore=shutil.ignore_patterns("*.sock"))
+    run_cli("snapshot", "s", "--data-dir", sound, "--to", tmp_path / "snaps")
+    mine = damaged(crashed, tmp_path, "short weights")
+    restore = ("restore", tmp_path / "snaps" / "s", "--table", "items", "--data-dir", mine.path)
+    with ExitStack() as stack:
+        if is_served:
+            stack.enter_context(RunningServer("--data-dir", mine.path, *SERVE))
+        done = run_cli(*restore)
+        assert f"items: version 3 is live, restored as of LSN {crashed.lsn}" in done.stdout
+        with Client(f"local:{mine.path}") as client:
+            np.testing.assert_array_equal(client.lookup("items", np.arange(ROWS)), crashed.values)
+            np.testing.assert_array_equal(client.lookup("other", IDS)[:, 0], [2, 2, 2])
+
+
+def test_what_the_log_keeps_is_stored_into_a_table_of_an_older_snapshot(tmp_path: Path) -> None:
+    data, snaps = tmp_path / "data", tmp_path / "snaps"
+    make_data_dir(data, drawn_table("items", ROWS, DIM, init="normal"))
+    writer = Writer(data, Files(), WriterLimits(checkpoint_seconds=86_400))
+    for number in range(4):
+        update = TableUpdate("items", np.array(IDS), ONES, None, 0)
+        writer.submit(Push(UpdateOp.SCATTER_ADD, (update,), None), b"").result(60)
+        if number == 1:
+            lsn = take_snapshot(writer, snaps, "s").lsn
+    crashed = tmp_path / "crashed"
+    shutil.copytree(data, crashed)
+    writer.close()
+    version_dir(crashed, "items", 1).joinpath("weights.npy").unlink()
+    with own_data_dir(crashed) as owned:
+        assert owned.restore_table(snaps / "s", "items")[1] == lsn
+    with Client(f"local:{crashed}") as client, Client(f"local:{data}") as sound:
+        every = np.arange(ROWS)
+        np.testing.assert_array_equal(client.lookup("items", every), sound.lookup("items", every))
+
+
+@pytest.mark.parametrize(
+    ("what", "wire"),
+    [
+        ("short weights", "http"),
+        ("no slot", "grpc"),
+        ("no manifest", "command"),
+        ("no weights", "command without a server"),
+    ],
+)
 def test_a_damaged_table_can_be_rolled_back_and_deleted(
     crashed: Crashed, tmp_path: Path, what: str, wire: str
 ) -> None:
-    if (what == "short weights") != (wire in ("http", "command")):
-        pytest.skip("a start each: every wire, and every damage, once is enough")
     mine = damaged(crashed, tmp_path, what)
     if wire == "command without a server":
         run_cli("rollback", "items", "--data-dir", mine.path)

@@ -195,7 +195,7 @@ def test_a_replaced_or_deleted_file_goes_on_also_in_a_worker_that_comes_back(pat
     with RunningServer(f"words={path}") as server:
         np.save(path.with_name("other.npy"), ROWS + 1)
         path.with_name("other.npy").rename(path)
-        with Client(server.http, retries=20) as client:
+        with Client(server.http) as client:
             np.testing.assert_array_equal(client.lookup("words", [7]), ROWS[[7]])
             path.unlink()
             (victim,) = server.worker_pids()
@@ -212,7 +212,7 @@ def test_a_file_truncated_in_place_costs_its_table_and_not_the_server(
         os.truncate(path, 4096)
         with Client(server.http, retries=0) as client, pytest.raises(Unavailable):
             client.lookup("words", [19_999])
-        with Client(server.http, retries=50, timeout=30) as client:
+        with Client(server.http, timeout=30) as client:
             np.testing.assert_array_equal(client.lookup("good", [3]), ROWS[[3]])
             with pytest.raises(TableRefused, match="truncated"):
                 client.lookup("words", [0])

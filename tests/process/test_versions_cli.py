@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -103,9 +102,9 @@ def test_a_copy_is_a_point_to_roll_back_to(data_dir: Path, table: str) -> None:
     assert optimizer is not None
     assert (optimizer["name"], optimizer["lr"]) == ("sgd", 2.0)
     told = invoke("verify", table, *place).stdout.splitlines()
-    assert told[:2] == [f"{table} v{version}: ok" for version in (1, 2)]
-    # Under a server the live one may have no sums before the next checkpoint, which is said.
-    assert re.fullmatch(rf"{table} v3: ok(, but for \d+ of \d+ bytes that .*)?", told[2])
+    assert told[:2] == [f"{table} v1: ok", f"{table} v2: ok"]
+    # The live one: as far as a checkpoint has summed it up.
+    assert told[2].startswith(f"{table} v3: ok")
     assert len(told) == 3
 
 

@@ -100,6 +100,7 @@ def attacks() -> list[bytes]:
         b"Content-Type: application/octet-stream\r\nContent-Length: 8\r\n\r\n" + bytes(8)
     )
     unfinished = b"GET /healthz HTTP/1.1\r\nHost: x\r\nX: "
+    long = b"\r\n" * (200 << 10) + unfinished
     chunked = b"%x\r\n%b\r\n0\r\n\r\n" % (len(inner), inner)
     length, te = b"Content-Length: %d\r\n" % len(inner), b"Transfer-Encoding: chunked\r\n"
     upgrades = (
@@ -120,6 +121,9 @@ def attacks() -> list[bytes]:
         # Whoever comes next would end this one, and get its answer.
         (b"Content-Length: %d\r\n" % len(unfinished), unfinished),
         (te, b"%x\r\n%b\r\n0\r\n\r\n" % (len(unfinished), unfinished)),
+        # A server reads these in several pieces.
+        (b"Content-Length: %d\r\n" % len(long), long),
+        (te, b"%x\r\n%b\r\n0\r\n\r\n" % (len(long), long)),
     )
     return [
         b"POST %b/v1/tables/items:lookup HTTP/1.1\r\nHost: x\r\n%b%b\r\n%b"

@@ -151,7 +151,9 @@ def test_a_batch_makes_of_the_rows_what_the_formulas_do(case: Case) -> None:
     got = values_of(base.weights, case.dtype)
     np.testing.assert_allclose(got, oracle.rows, rtol=near, atol=near)
     for name, slot in oracle.slots.items():
-        np.testing.assert_allclose(base.slots[name], slot, rtol=near, atol=2 * near)
+        # ftrl's linear is a difference: its error is that of what it is a difference of.
+        large = max(1, np.abs(slot).max(initial=0) / 40)
+        np.testing.assert_allclose(base.slots[name], slot, rtol=near, atol=2 * near * large)
 
 
 @settings(max_examples=200, deadline=None)

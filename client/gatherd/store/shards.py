@@ -33,8 +33,8 @@ def open_rows(path: Path, tensor: str | None) -> int:
     if tensor not in files:
         listed = ", ".join(sorted(files)[:_SHOWN_MAX]) or "none"
         raise InvalidArgument(
-            f"{path} has {'no tensor ' + repr(tensor) if tensor else 'several tensors'}; name one "
-            f"as {path}#TENSOR (there are: {listed})"
+            f"{path} {'has no tensor ' + repr(tensor) if tensor else 'is an index of shards'}; "
+            f"name a tensor as {path}#TENSOR (there are: {listed})"
         )
     return open_readonly(path.parent / files[tensor])
 

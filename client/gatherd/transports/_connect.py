@@ -42,6 +42,7 @@ from gatherd.errors import (
 )
 
 CONTENT_TYPE = "application/proto"
+REQUEST_ID_HEADER = "x-request-id"
 # How many connections a client opens at most; a call beyond waits for one.
 CONNECTIONS_MAX = 256
 # For a response that may be the foreseen one, until its first bytes tell.
@@ -234,7 +235,8 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
     content_type = head.headers.get("content-type", "")
     if head.status != 200:
         retry_after = parse_retry_after(head.headers.get("retry-after"))
-        raise from_http(url, head.status, content_type, bytes(reader.body), retry_after)
+        error = from_http(url, head.status, content_type, bytes(reader.body), retry_after)
+        raise with_request_id(error, head.headers.get(REQUEST_ID_HEADER))
     if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:
         raise InternalError(
             f"{url} answered {content_type[:80]!r} and not {CONTENT_TYPE}: is it a gatherd server?",
@@ -245,6 +247,13 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
             f"{url} answered in a content coding that wasn't asked for", {OUTCOME: UNKNOWN}
         )
     return reader.body
+
+
+def with_request_id(error: GatherdError, request_id: str | None) -> GatherdError:
+    """`error` with the id that the server's log has for its request, under `request_id`."""
+    if request_id:
+        error.metadata["request_id"] = request_id
+    return error
 
 
 def no_answer(url: str, deadline: Deadline) -> DeadlineExceeded:

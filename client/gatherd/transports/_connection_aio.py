@@ -6,7 +6,6 @@ before the request of that moment has to end, it is set anew.
 
 import asyncio
 import time
-import warnings
 from typing import cast
 
 from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
@@ -189,9 +188,6 @@ class Connection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def abandon(self) -> None:
-        """Let go of it when its loop can't be told any more."""
+        """Let go of it when its loop can't be told any more; asyncio closes the socket in time."""
         self.open = False
-        with warnings.catch_warnings():
-            # asyncio's transports close their sockets when they go, and complain.
-            warnings.simplefilter("ignore", ResourceWarning)
-            self._transport = self._timer = None
+        self._transport = self._timer = None

@@ -31,7 +31,13 @@ from gatherd._retry import parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
-from gatherd.transports._connect import bytes_of, no_answer, remaining_seconds
+from gatherd.transports._connect import (
+    REQUEST_ID_HEADER,
+    bytes_of,
+    no_answer,
+    remaining_seconds,
+    with_request_id,
+)
 
 OPTIONS: list[tuple[str, int]] = [
     # The limit is checked below: grpc's own error for it reads like an overload.
@@ -50,6 +56,7 @@ OPTIONS: list[tuple[str, int]] = [
     # given up early enough for another try within the usual timeout.
     ("grpc.keepalive_time_ms", 4_000),
     ("grpc.keepalive_timeout_ms", 3_000),
+    ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
 # For so long nothing must have been heard on a channel that is left: so that calls of a few
@@ -133,7 +140,8 @@ def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
     name = code.name.lower() if code is not None else "unknown"
     retry_after = parse_retry_after(_text(metadata.get("retry-after")))
     details_bytes = details if isinstance(details, bytes) else None
-    return from_grpc(url, name, call.details() or "", details_bytes, retry_after)
+    error = from_grpc(url, name, call.details() or "", details_bytes, retry_after)
+    return with_request_id(error, _text(metadata.get(REQUEST_ID_HEADER)))
 
 
 def _text(value: str | bytes | None) -> str | None:

@@ -7,6 +7,7 @@ import asyncio
 import os
 import socket
 import ssl
+import sys
 import time
 from collections import deque
 from typing import Any
@@ -205,10 +206,7 @@ class AsyncHttpTransport:
                     ssl=self._tls,
                     server_hostname=target.host if self._tls else None,
                 )
-                # A copy of the descriptor, for uvloop's own object of it sets no options.
-                fd = os.dup(transport.get_extra_info("socket").fileno())
-                with socket.socket(fileno=fd) as sock:
-                    _connect.notice_vanishing(sock)
+                _notice_vanishing(transport.get_extra_info("socket"))
         except OSError as error:
             raise _connect.unreachable(target, error) from None
         return connection
@@ -250,3 +248,13 @@ class AsyncHttpTransport:
             self._idle.pop().close()
         # abort() closes the sockets in the loop's next turn.
         await asyncio.sleep(0)
+
+
+def _notice_vanishing(sock: Any) -> None:
+    """As _connect's, of a transport's own idea of a socket."""
+    if sys.platform == "win32":
+        _connect.notice_vanishing(sock)
+        return
+    # By a copy of the descriptor, for uvloop's own object of it sets no options.
+    with socket.socket(fileno=os.dup(sock.fileno())) as copied:
+        _connect.notice_vanishing(copied)

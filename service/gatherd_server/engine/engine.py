@@ -152,6 +152,11 @@ class Engine:
 
         return table.keys_of(ids, check_bytes), table.version
 
+    def key_kind(self, name: str) -> str:
+        """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""
+        keys = self._tables.get(name).keys
+        return keys.kind.value if keys is not None else ""
+
     def push(self, push: Push) -> "Future[PushResult]":
         """Hand a push to the writer; the future ends when it is durable and visible, or refused.
 

@@ -22,7 +22,9 @@ from gatherd.store.dtypes import DType, convert
 from gatherd.store.format import evaluate_npy_header, npy_header, plain_npy_header
 from gatherd.store.given import NESTING_MAX
 from gatherd.store.ids import check_shape, ids_from_bytes
+from gatherd.store.key_index import KeyKind
 from gatherd.store.keys import Keys, StringKeys, as_keys
+from gatherd.store.query import Asked, ByKey
 from gatherd.store.table import Gathered
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.proto_codec import Part
@@ -42,6 +44,8 @@ ID_DTYPES: Final = {
     for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
 _NPY_ID_DTYPES: Final = {dtype.str: dtype for dtype in ID_DTYPES.values()}
+_DECIMAL: Final = re.compile(r"-?[0-9]{1,20}")
+_DECIMAL_BYTES: Final = np.frombuffer(b"-0123456789", np.uint8)
 _SHAPE = re.compile(r"([0-9]{1,18}(,[0-9]{1,18})*,?)?")
 
 
@@ -234,6 +238,23 @@ def json_keys(keys: Keys) -> dict[str, Any]:
 def keys_from_json(keys: object, encoding: str) -> Keys:
     """A batch of keys as a JSON body gives them; with `encoding` base64, strings are that."""
     return as_keys(from_base64(keys) if encoding == "base64" else keys)
+
+
+def typed_keys(asked: Asked, kind: Callable[[], str]) -> Asked:
+    """What a JSON body asks for, with decimal strings as integers if the table's keys are some.
+
+    JavaScript has no integers above 2**53, so 64-bit keys may be written as strings. `kind` tells
+    the table's kind of keys, and is asked only when all strings are decimal.
+    """
+    if not isinstance(asked, ByKey) or not isinstance(asked.keys, StringKeys):
+        return asked
+    keys = asked.keys
+    if not keys.size or not np.isin(keys.data, _DECIMAL_BYTES).all():
+        return asked
+    texts = keys.texts()
+    if not all(map(_DECIMAL.fullmatch, texts)) or kind() == KeyKind.BYTES.value:
+        return asked
+    return ByKey(as_keys(np.array([int(text) for text in texts], object).reshape(keys.shape)))
 
 
 def from_base64(keys: object, depth: int = 0) -> object:

@@ -151,6 +151,12 @@ def asked_rows(
     )
 
 
+def typed(plan: LookupPlan, kind_of: Callable[[str], str]) -> LookupPlan:
+    """`plan` with keys of the table's own kind; see `typed_keys`."""
+    asked = arrays.typed_keys(plan.asked, lambda: kind_of(plan.table))
+    return plan if asked is plan.asked else plan._replace(asked=asked)
+
+
 def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> LookupPlan:
     if asked.offsets is None:
         rows, offsets = _jagged(asked)

@@ -99,7 +99,9 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
         asked: Sequence[LookupPlan],
         encode: Callable[[list[Gathered]], Response],
     ) -> Response:
-        prepared = caller_of(request.scope).guard(engine).prepare(asked)
+        guarded = caller_of(request.scope).guard(engine)
+        typed = [plans.typed(plan, guarded.key_kind) for plan in asked]
+        prepared = guarded.prepare(typed)
         return await workers.run(lambda: encode(prepared.run()), prepared.is_long)
 
     @router.post("/v1/tables/{table:table}:lookup", **openapi.LOOKUP)

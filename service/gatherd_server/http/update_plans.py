@@ -53,6 +53,8 @@ from gatherd_server.types import (
 
 DimOf = Callable[[str], int]
 """A table's dim: nested lists and raw bytes without a single value don't tell it."""
+KindOf = Callable[[str], str]
+"""A table's kind of keys: JSON's strings may be integers."""
 
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", "values_dtype", "by", "if_version")
 _NUMBER: Final = re.compile(r"([0-9]{1,20}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
@@ -62,12 +64,13 @@ _NUMBER_BYTES: Final = 8
 
 
 class UpdateReader:
-    """Reads the updates by one operation. `dim_of` is asked only where a request has no rows."""
+    """Reads the updates by one operation. Tables are asked of only what a request leaves open."""
 
-    def __init__(self, op: UpdateOp, limits: Limits, dim_of: DimOf) -> None:
+    def __init__(self, op: UpdateOp, limits: Limits, dim_of: DimOf, kind_of: KindOf) -> None:
         self._op = op
         self._limits = limits
         self._dim_of = dim_of
+        self._kind_of = kind_of
 
     def one(
         self, media_type: str, table: str, body: bytes, query: QueryParams, request_id: RequestId
@@ -104,7 +107,9 @@ class UpdateReader:
         return arrays.parse_json(body)
 
     def _update(self, table: str, given: UpdateBody, body: bytes, find: Find) -> TableUpdate:
-        asked = asked_rows(given, body, find, "an update")
+        asked = arrays.typed_keys(
+            asked_rows(given, body, find, "an update"), lambda: self._kind_of(table)
+        )
         values = values_from_json(given.values)
         lr = given.lr if isinstance(given, GradientsBody) else None
         return self._table_update(table, asked, values, DType.FLOAT32, lr, given.if_version)

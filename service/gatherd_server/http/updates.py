@@ -53,7 +53,7 @@ def update_routes(engine: Engine, admission: Admission, parsers: Parsers) -> API
         def opened(request: Request) -> tuple[AnyEngine, UpdateReader]:
             guarded = caller_of(request.scope).guard(engine)
             return guarded, UpdateReader(
-                op, admission.limits, lambda table: guarded.table(table).dim
+                op, admission.limits, lambda table: guarded.table(table).dim, guarded.key_kind
             )
 
         @router.post(f"/v1/tables/{{table:table}}:{verb}", **openapi_updates.one(verb, op))

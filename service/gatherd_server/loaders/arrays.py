@@ -23,7 +23,7 @@ from gatherd.store.format import (
     read_layout,
     read_safetensors_header,
 )
-from gatherd_server.loaders.batches import RowBatch, RowSource, pick, rows_per_batch
+from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, pick, rows_per_batch
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.streams import ByteStream, Opened, unpack_member
 from gatherd_server.loaders.strided import StridedLayout, strided_source
@@ -37,16 +37,12 @@ def array_source(
     is_big_endian: bool = False,
 ) -> RowSource:
     """The rows of `layout`, whose offset is from where `stream` stands now."""
-    return RowSource(
+    shape = (layout.row_count, layout.dim)
+    return array_rows(
         name,
         format_name,
         layout.dtype,
-        layout.dtype,
-        layout.dim,
-        layout.row_count,
-        None,
-        "row",
-        layout.row_count,
+        shape,
         lambda: _read_rows(name, stream, layout, is_big_endian),
     )
 

@@ -63,6 +63,18 @@ class RowSource:
             raise BadFile(f"{self.name} has {self.dim} elements a row; a table has 1 to {DIM_MAX}")
 
 
+def array_rows(
+    name: str,
+    format_name: str,
+    dtype: DType,
+    shape: tuple[int, int],
+    read: Callable[[], Iterator[RowBatch]],
+) -> RowSource:
+    """An array of `shape`, (row_count, dim), whose rows have no keys and are kept as they are."""
+    rows, dim = shape
+    return RowSource(name, format_name, dtype, dtype, dim, rows, None, "row", rows, read)
+
+
 def limited(source: RowSource, row_count: int) -> RowSource:
     """The first `row_count` rows of `source`; no more of it is read."""
 

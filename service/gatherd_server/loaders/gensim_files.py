@@ -1,12 +1,13 @@
 """gensim's own files (KeyedVectors.save, Word2Vec.save), and arrays that were pickled alone.
 
-Such a file is a pickle, whose large arrays lie beside it as FILE.ATTRIBUTE.npy. The words are read
-whole, as no pickle can be read in parts; the rows in batches.
+Such a file is a pickle, whose large arrays lie beside it as FILE.ATTRIBUTE.npy (or .npz). The words
+are read whole, as no pickle can be read in parts; the rows in batches.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.format import npy_dtype
 from gatherd.store.key_index import KeyKind, Keys, StringKeys
 from gatherd_server.loaders.array_pickle import Found, PickledArray, PickledDtype, read_arrays
-from gatherd_server.loaders.batches import RowBatch, RowSource, pick, rows_per_batch
+from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, pick, rows_per_batch
 from gatherd_server.loaders.folders import Recognise
 from gatherd_server.loaders.limits import ARRAY_PICKLE_BYTES_MAX
 from gatherd_server.loaders.streams import Opened
@@ -25,10 +26,16 @@ from gatherd_server.loaders.streams import Opened
 PICKLE_MAGICS = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 # The vectors of a KeyedVectors, and of a model that has one.
 _USUAL = ("vectors", "wv.vectors")
+_COMPOSED = ("vectors_ngrams", "wv.vectors_ngrams")
 
 
-def pickle_source(opened: Opened, part: str | None, recognise: Recognise) -> RowSource:
-    """One array of a pickle of gensim's or NumPy's, by default the words' vectors."""
+def pickle_source(
+    opened: Opened, part: str | None, location: str, recognise: Recognise
+) -> RowSource:
+    """One array of a pickle of gensim's or NumPy's, by default the words' vectors.
+
+    `location` is that of the file which has the pickle, and maybe has it packed.
+    """
     data = opened.stream.read(ARRAY_PICKLE_BYTES_MAX + 1)
     if len(data) > ARRAY_PICKLE_BYTES_MAX:
         raise BadFile(f"{opened.name} is a pickle of more than {ARRAY_PICKLE_BYTES_MAX} bytes")
@@ -36,15 +43,28 @@ def pickle_source(opened: Opened, part: str | None, recognise: Recognise) -> Row
     del data
     shown = {path: _shown(array) for path, array in found.arrays.items()}
     usual = next((path for path in _USUAL if path in shown), None)
+    if part is usual is None and any(path in shown for path in _COMPOSED):
+        raise BadFile(
+            f"{opened.name} is a FastText model of gensim's, which saves no vectors of the words "
+            "but what they are composed of; write it with save_facebook_model, or its "
+            "words alone with save_word2vec_format"
+        )
     chosen = pick(opened.name, part or usual, shown, "array")
     array = found.arrays[chosen]
     where = f"{opened.name}#{chosen}"
     source = (
-        replace(recognise(f"{opened.name}.{chosen}.npy", None), format="gensim")
+        replace(recognise(_beside(opened.name, location, chosen), None), format="gensim")
         if array is None
         else _array_source(where, array)
     )
     return _with_keys(where, source, found, chosen)
+
+
+def _beside(name: str, location: str, array: str) -> str:
+    """The file that gensim puts an array in: an .npz beside what it packs, else a .npy."""
+    packed, plain = f"{location}.{array}.npz", f"{name}.{array}.npy"
+    is_packed = location.endswith((".gz", ".bz2"))
+    return packed if is_packed and not Path(plain).exists() else plain
 
 
 def _shown(array: PickledArray | None) -> str:
@@ -75,7 +95,7 @@ def _array_source(where: str, array: PickledArray) -> RowSource:
             part = np.ascontiguousarray(whole[start : start + step], dtype.storage)
             yield RowBatch(part, None, np.arange(start, start + len(part)), start + len(part))
 
-    return RowSource(where, "pickle", dtype, dtype, dim, rows, None, "row", rows, read)
+    return array_rows(where, "pickle", dtype, (rows, dim), read)
 
 
 def _dtype(where: str, stored: PickledDtype) -> tuple[DType, np.dtype[Any]]:

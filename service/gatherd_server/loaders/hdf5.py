@@ -15,7 +15,7 @@ import numpy as np
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
 from gatherd.store.dtypes import DType
-from gatherd_server.loaders.batches import RowBatch, RowSource, pick, rows_per_batch
+from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, pick, rows_per_batch
 from gatherd_server.loaders.limits import (
     HDF5_CHUNK_BYTES_MAX,
     HDF5_DEPTH_MAX,
@@ -64,9 +64,7 @@ def hdf5_source(
                     start + len(rows),
                 )
 
-    return RowSource(
-        where, format_name, kept, kept, shape[1], shape[0], None, "row", shape[0], read
-    )
+    return array_rows(where, format_name, kept, shape, read)
 
 
 def _h5py(name: str) -> Any:

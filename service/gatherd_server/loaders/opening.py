@@ -51,6 +51,7 @@ ZIP_MAGICS = (b"PK\x03\x04", b"PK\x05\x06")
 _JSON_OBJECT = re.compile(rb"\s*\{\s*(\"|\}\s*$)")
 KERAS_ENTRY = "model.weights.h5"
 _COLUMN_FORMATS = {"CSV", "TSV", "JSON Lines", "Parquet", "Arrow"}
+_KEY_COLUMN_FORMATS = _COLUMN_FORMATS | {"GGUF"}
 _TEXT_FORMATS = {"CSV", "TSV", "GloVe text", "word2vec text", "text of numbers"}
 # What we know but don't read, and what to do with it.
 _REFUSED = {
@@ -82,6 +83,18 @@ class OpenOptions:
         return self.key_column if self.keys is None else None
 
 
+@dataclass(frozen=True, slots=True)
+class _Way:
+    """What led to a file: where it lies, the packings, and the file that names it, if one does."""
+
+    location: str
+    named_by: str | None = None
+    depth: int = 0
+
+    def unpacked(self) -> "_Way":
+        return replace(self, depth=self.depth + 1)
+
+
 @contextmanager
 def open_sources(sources: Sequence[str], options: OpenOptions) -> Iterator[RowSource]:
     """The rows of all `sources`, one after the other, as one, within a `with` block.
@@ -101,8 +114,6 @@ def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
     if options.limit is not None:
         source = limited(source, options.limit)
     if options.keys is None:
-        if options.key_column is not None and source.key_kind is None:
-            raise InvalidArgument(f"{source.name} has no columns, so no key column either")
         if options.on_bad_row is OnBadRow.SKIP and source.key_kind is None:
             raise InvalidArgument(
                 f"{source.name} has no keys of its own: leaving rows out (--on-bad-row skip) would "
@@ -122,6 +133,7 @@ def _check_used(sources: list[RowSource], options: OpenOptions) -> None:
     """InvalidArgument for an option that no source's format has a use for."""
     formats = {source.format for source in sources}
     for option, value, its_formats in (
+        ("--key-column", options.own_key_column, _KEY_COLUMN_FORMATS),
         ("--vector-columns", options.vector_columns, _COLUMN_FORMATS),
         ("--first-field", options.first_field, _TEXT_FORMATS),
         ("--words", options.words, {"fastText"}),
@@ -151,16 +163,20 @@ def _stream_of(location: str, options: OpenOptions) -> ByteStream:
 def _open(source: str, options: OpenOptions) -> list[RowSource]:
     location, part = _split(source)
     if not is_uri(location) and Path(location).is_dir():
-        return folder_sources(location, part, _opener(options, 0))
-    return [_opener(options, 0)(location, part)]
+        return folder_sources(location, part, _opener(options))
+    return [_opener(options)(location, part)]
 
 
-def _opener(options: OpenOptions, depth: int) -> Callable[[str, str | None], RowSource]:
-    """Opens a location; `depth` counts the packings and indexes that led to it."""
+def _opener(
+    options: OpenOptions, named_by: str | None = None
+) -> Callable[[str, str | None], RowSource]:
+    """Opens a location, which the file `named_by` names if it isn't what the user names."""
 
     def open_(location: str, part: str | None) -> RowSource:
+        if named_by is not None and not is_uri(location) and not Path(location).exists():
+            raise BadFile(f"{named_by} names {location}, which isn't there")
         opened = open_location(location, options.spool, options.limits, options.closing)
-        return _recognise(opened, part, options, depth)
+        return _recognise(opened, part, options, _Way(location, named_by))
 
     return open_
 
@@ -173,20 +189,20 @@ def _split(source: str) -> tuple[str, str | None]:
     return location, part or None
 
 
-def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: int) -> RowSource:
+def _recognise(opened: Opened, part: str | None, options: OpenOptions, way: _Way) -> RowSource:
     """The rows of a file, by what it begins with."""
     head = opened.stream.peek(64)
     _refuse(opened.name, head)
     stream = unpack(opened.stream, options.limits)
     if stream is not None:
-        _check_depth(opened, depth)
+        _check_depth(opened, way)
         unpacked = replace(opened, name=stream.name, stream=stream, path=None)
-        return _recognise(unpacked, part, options, depth + 1)
+        return _recognise(unpacked, part, options, way.unpacked())
     if head.startswith(ZIP_MAGICS):
-        _check_depth(opened, depth)
-        return _zip_source(opened, part, options, depth)
+        _check_depth(opened, way)
+        return _zip_source(opened, part, options, way)
     if is_tar(opened.stream.peek(TAR_BLOCK_BYTES)):
-        return _tar_source(opened, part, options, depth)
+        return _tar_source(opened, part, options, way)
     if head.startswith(FASTTEXT_MAGIC):
         words = _stream_of(options.words, options) if options.words is not None else None
         return fasttext_source(opened, part, words, options.on_bad_row)
@@ -199,14 +215,15 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, depth: in
         opened.stream.close()
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
     if head.startswith(PICKLE_MAGICS):
-        return pickle_source(opened, part, _opener(options, depth + 1))
+        _check_leads(opened, way)
+        return pickle_source(opened, part, way.location, _opener(options, opened.name))
     if head.startswith(GGUF_MAGIC):
         return gguf_source(opened, part, options.own_key_column)
     if len(head) > 8 and head[8:9] == b"{" and head[4:8] == bytes(4):
         return safetensors_source(opened, part)
     if _JSON_OBJECT.match(head) and not _is_json_lines(opened.stream):
-        _check_depth(opened, depth)
-        return index_source(opened, part, _opener(options, depth + 1))
+        _check_leads(opened, way)
+        return index_source(opened, part, _opener(options, opened.name))
     return _plain_source(opened, head, part, options)
 
 
@@ -236,9 +253,17 @@ def _refuse(name: str, head: bytes) -> None:
         )
 
 
-def _check_depth(opened: Opened, depth: int) -> None:
-    if depth >= PACKING_DEPTH_MAX:
+def _check_depth(opened: Opened, way: _Way) -> None:
+    if way.depth >= PACKING_DEPTH_MAX:
         raise BadFile(f"{opened.name} is packed more than {PACKING_DEPTH_MAX} times over")
+
+
+def _check_leads(opened: Opened, way: _Way) -> None:
+    """A file may name another that has the rows, but that one no third: it could go round."""
+    if way.named_by is not None:
+        raise BadFile(
+            f"{way.named_by} names {opened.name}, which has no rows but names another file"
+        )
 
 
 def _is_json_lines(stream: ByteStream) -> bool:
@@ -251,7 +276,7 @@ def _is_json_lines(stream: ByteStream) -> bool:
     return isinstance(entry, dict) and bool(entry) and "weight_map" not in entry
 
 
-def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: int) -> RowSource:
+def _zip_source(opened: Opened, part: str | None, options: OpenOptions, way: _Way) -> RowSource:
     """What a zip archive is: torch's, Keras', NumPy's, or something packed."""
     limits = options.limits
     path = opened.as_file()
@@ -280,7 +305,7 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
     name = f"{opened.name}#{member}"
     stream = unpack_member(archive, archive.getinfo(member), name, limits)
     return _recognise(
-        replace(opened, name=name, stream=stream, path=None), inner, options, depth + 1
+        replace(opened, name=name, stream=stream, path=None), inner, options, way.unpacked()
     )
 
 
@@ -296,9 +321,9 @@ def _pick_member(name: str, part: str | None, sizes: dict[str, int]) -> tuple[st
     return pick(name, None if len(sizes) == 1 else part, shapes, "member"), part
 
 
-def _tar_source(opened: Opened, part: str | None, options: OpenOptions, depth: int) -> RowSource:
+def _tar_source(opened: Opened, part: str | None, options: OpenOptions, way: _Way) -> RowSource:
     # An archive isn't packed more than what is in it, but may be the member of another.
-    _check_depth(opened, depth)
+    _check_depth(opened, way)
     file = options.closing.enter_context(os.fdopen(open_readonly(opened.as_file()), "rb", 0))
     members = tar_members(file.fileno(), opened.name)
     sizes = {name: member.byte_count for name, member in members.items()}
@@ -306,7 +331,7 @@ def _tar_source(opened: Opened, part: str | None, options: OpenOptions, depth: i
     name = f"{opened.name}#{member}"
     stream = member_stream(file.fileno(), name, members[member])
     return _recognise(
-        replace(opened, name=name, stream=stream, path=None), inner, options, depth + 1
+        replace(opened, name=name, stream=stream, path=None), inner, options, way.unpacked()
     )
 
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, open_readonly
-from gatherd_server.loaders.batches import RowBatch, RowSource, rows_per_batch
+from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, rows_per_batch
 from gatherd_server.loaders.limits import BATCH_BYTES, RATIO_FREE_BYTES, UnpackLimits
 from gatherd_server.loaders.streams import Opened, reading
 
@@ -88,18 +88,8 @@ def strided_source(
             _gather(name, file.fileno(), layout, start, rows)
             yield RowBatch(rows, None, np.arange(start, start + count), start + count)
 
-    return RowSource(
-        name,
-        format_name,
-        layout.dtype,
-        layout.dtype,
-        layout.dim,
-        layout.row_count,
-        None,
-        "row",
-        layout.row_count,
-        read,
-    )
+    shape = (layout.row_count, layout.dim)
+    return array_rows(name, format_name, layout.dtype, shape, read)
 
 
 def _gather(

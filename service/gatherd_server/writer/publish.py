@@ -85,8 +85,8 @@ class DataDir(ABC):
     def restore_table(self, snapshot: Path, name: str) -> tuple[ChangeResult, int]:
         """Make a snapshot's table live here, as a new version of it; the LSN that it is as of.
 
-        What the log keeps of a damaged version is stored into it, if that begins at the snapshot's
-        LSN or before. Raises what `stage_from_snapshot` and a publish do.
+        What the log keeps of a damaged version above that LSN is in it. Raises what
+        `stage_from_snapshot` and a publish do.
         """
         staged, lsn = stage_from_snapshot(self._files, self.path, snapshot, name)
         entry = self.catalog.tables.get(name)

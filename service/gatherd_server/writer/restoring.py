@@ -26,7 +26,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.writer.copying import store_logged
-from gatherd_server.writer.snapshot import read_snapshot, sync_copied
+from gatherd_server.writer.snapshot import read_snapshot, sync_tree
 
 
 def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str) -> tuple[str, int]:
@@ -58,7 +58,7 @@ def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str)
         restored = {"uid": entry.uid, "version": entry.live, "lsn": contents.lsn}
         manifest |= {"uid": uuid.uuid4().hex, "origin": {"restored": restored}}
         files.replace(staged / MANIFEST_NAME, encode_document(manifest), durable=False)
-        sync_copied(files, staged)
+        sync_tree(files, staged)
     except BaseException:
         files.remove_tree(staged)
         raise

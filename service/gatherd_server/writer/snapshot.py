@@ -110,7 +110,7 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         }
         _check_published(data_dir, partial, catalog, listed)
         _write_checksums(files, partial, lsn, listed)
-        _sync_tree(files, partial)
+        sync_tree(files, partial)
         is_whole = True
         files.rename(partial, target)
     except BaseException:
@@ -174,19 +174,14 @@ def _write_rest(files: Files, partial: Path, catalog: bytes, control: bytes, win
     files.write_new(partial / CONTROL_NAME, control, durable=False)
 
 
-def sync_copied(files: Files, folder: Path) -> None:
-    """Make a folder of copied files durable, but for its own name."""
-    _sync_tree(files, folder)
-
-
-def _sync_tree(files: Files, path: Path) -> None:
+def sync_tree(files: Files, path: Path) -> None:
     """Make a file, or a folder with everything in it, durable, but for its own name."""
     if not path.is_dir():
         files.sync_path(path)
         return
     entries = sorted(path.iterdir())
     for entry in entries:
-        _sync_tree(files, entry)
+        sync_tree(files, entry)
     if entries:
         files.sync_dir(path)
 
@@ -411,7 +406,7 @@ def _copy_contents(
         place(name, target)
     files.make_dirs(data_dir / STAGING_NAME, durable=False)
     for path in _held(data_dir):
-        _sync_tree(files, path)
+        sync_tree(files, path)
     files.sync_dir(data_dir)
     files.replace(data_dir / CATALOG_NAME, catalog)
 

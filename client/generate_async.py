@@ -1,0 +1,62 @@
+"""Write the awaited calls, `gatherd/_*_calls_aio.py`, from the blocking ones beside them.
+
+    python client/generate_async.py           # write them
+    python client/generate_async.py --check   # exit with 1 when they aren't what would be written
+
+So a call is written once, and the two clients can't drift apart. What is awaited is what the shells
+do themselves (AWAITED); all else is the same text.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+PACKAGE: Final = Path(__file__).parent / "gatherd"
+SOURCES: Final = ("_lookup_calls.py", "_change_calls.py")
+# The shell's own methods, which wait: every call of one is awaited.
+AWAITED: Final = ("_run", "_batched", "_quick")
+# What the awaited client has under another name.
+NAMES: Final = {
+    "Batcher": "AsyncBatcher",
+    "LookupCalls": "AsyncLookupCalls",
+    "ChangeCalls": "AsyncChangeCalls",
+    "gatherd._batcher": "gatherd._batcher_aio",
+}
+HEADER: Final = (
+    "# Written by client/generate_async.py from {source}: change that, then `make calls`.\n"
+)
+
+
+def awaited(source: str, name: str) -> str:
+    """The awaited twin of the blocking module `source`, whose file is called `name`."""
+    text = re.sub(r"^(    )def ", r"\1async def ", source, flags=re.MULTILINE)
+    text = re.sub(rf"(?<!def )\bself\.({'|'.join(AWAITED)})\(", r"await self.\1(", text)
+    for blocking, twin in NAMES.items():
+        text = re.sub(rf"(?<![\w.]){re.escape(blocking)}\b", twin, text)
+    text = text.replace("blocking client", "awaited client")
+    return HEADER.format(source=name) + text
+
+
+def main() -> int:
+    """Write or check every twin; the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--check", action="store_true", help="write nothing; compare")
+    check = parser.parse_args().check
+    stale = []
+    for name in SOURCES:
+        path = PACKAGE / name
+        twin = path.with_name(f"{path.stem}_aio.py")
+        text = awaited(path.read_text(), name)
+        if not twin.exists() or twin.read_text() != text:
+            stale.append(twin.name)
+            if not check:
+                twin.write_text(text)
+    for name in stale:
+        print(f"{name} {'is not what generate_async.py writes' if check else 'written'}")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
