@@ -251,15 +251,15 @@ def test_what_the_log_keeps_is_stored_into_a_table_of_an_older_snapshot(tmp_path
     writer = Writer(data, Files(), WriterLimits(checkpoint_seconds=86_400))
     for number in range(4):
         update = TableUpdate("items", np.array(IDS), ONES, None, 0)
-        writer.submit(Push(UpdateOp.SCATTER_ADD, (update,), None), b"").result(60)
+        last = writer.submit(Push(UpdateOp.SCATTER_ADD, (update,), None), b"").result(60)
         if number == 1:
-            lsn = take_snapshot(writer, snaps, "s").lsn
+            assert take_snapshot(writer, snaps, "s").lsn == last.lsn
     crashed = tmp_path / "crashed"
     shutil.copytree(data, crashed)
     writer.close()
     version_dir(crashed, "items", 1).joinpath("weights.npy").unlink()
     with own_data_dir(crashed) as owned:
-        assert owned.restore_table(snaps / "s", "items")[1] == lsn
+        assert owned.restore_table(snaps / "s", "items")[1] == last.lsn
     with Client(f"local:{crashed}") as client, Client(f"local:{data}") as sound:
         every = np.arange(ROWS)
         np.testing.assert_array_equal(client.lookup("items", every), sound.lookup("items", every))

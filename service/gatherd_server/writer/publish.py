@@ -92,10 +92,13 @@ class DataDir(ABC):
         entry = self.catalog.tables.get(name)
         change = AddStaged(name, staged) if entry is None else Publish(name, staged)
         try:
-            return self.change(change), restored_lsn(entry, snapshot, name, lsn)
+            done = self.change(change)
         except GatherdError as error:
             self._unstage(self.path / STAGING_NAME / staged, error)
             raise
+        # Without a server the damage is found by the change; it may be dropped by it as well.
+        known = (entry, self.catalog.tables.get(name))
+        return done, max(restored_lsn(one, snapshot, name, lsn) for one in known)
 
     @abstractmethod
     def change(self, change: TableChange) -> ChangeResult:
