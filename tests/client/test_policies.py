@@ -244,6 +244,8 @@ def test_without_a_code_the_http_status_decides() -> None:
 def test_a_problem_body_of_ours_is_no_proxys() -> None:
     """What the HTTP port answers before it knows that Connect is spoken."""
     for cls in subclasses():
+        if cls.__module__ != "gatherd.errors":
+            continue  # another test's own
         body = json.dumps({"status": 400, "detail": "said", "reason": cls.reason}).encode()
         error = from_http("http://h", 400, "application/problem+json", body, None)
         assert type(error) is cls
