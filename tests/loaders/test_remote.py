@@ -44,7 +44,8 @@ def npz() -> bytes:
 
 @pytest.mark.parametrize(
     "content",
-    [TEXT, gzip.compress(TEXT), npy(), gzip.compress(npy()), npz(), save({"w": ROWS})],
+    [TEXT, gzip.compress(TEXT, mtime=0), npy(), gzip.compress(npy()), npz(), save({"w": ROWS})],
+    ids=["text", "text.gz", "npy", "npy.gz", "npz", "safetensors"],
 )
 def test_every_format_comes_in_from_a_uri(tmp_path: Path, memory: Any, content: bytes) -> None:
     memory.pipe("/bucket/file", content)
