@@ -73,7 +73,8 @@ def served(
         http = fast_protocol(FastRoutes(small.engine), admission, Workers())
     else:
         http = guarded_protocol(20.0, admission.telemetry)
-    with web_server(small, http=http, limit_concurrency=LIMIT) as url:
+    # Known connections are idle while strangers come, and mustn't be closed for that.
+    with web_server(small, http=http, limit_concurrency=LIMIT, timeout_keep_alive=120) as url:
         yield Served(url, token, admission)
 
 
