@@ -34,7 +34,6 @@ from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
-from gatherd_server.logs import configure_logging, set_level
 from gatherd_server.metrics.names import (
     CONNECTIONS,
     HELD_BODY_BYTES,
@@ -43,6 +42,7 @@ from gatherd_server.metrics.names import (
     UPDATES_IN_FLIGHT,
 )
 from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.observe.logs import configure_logging, set_level
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls

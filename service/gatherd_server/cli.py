@@ -50,7 +50,7 @@ from gatherd_server.cli_versions import (
 )
 from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
-from gatherd_server.logs import configure_logging
+from gatherd_server.observe.logs import configure_logging
 from gatherd_server.settings import ServeSettings, load_settings
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.supervisor import Addresses, Supervisor

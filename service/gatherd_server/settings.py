@@ -22,7 +22,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
 from gatherd_server.errors import ConfigError
-from gatherd_server.logs import LogFormat
+from gatherd_server.observe.logs import LogFormat
 from gatherd_server.tls import TlsFiles
 from gatherd_server.tracing import TraceExport
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits

@@ -1,0 +1,1 @@
+"""What a server reports: logs, traces, metrics, and the request they belong to."""
