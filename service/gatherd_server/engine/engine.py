@@ -12,7 +12,6 @@ from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
 from gatherd.store.query import ByKey
 from gatherd.store.table import Gathered, Table
-from gatherd_server import trail
 from gatherd_server.engine.lookup import (
     gather,
     may_wait,
@@ -26,6 +25,7 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
 from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.observe import trail
 from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,

@@ -21,9 +21,9 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
 from gatherd_proto.v1.status_pb2 import ErrorInfo
-from gatherd_server import trail
 from gatherd_server.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
+from gatherd_server.observe import trail
 from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
 from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
 

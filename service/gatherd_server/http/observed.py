@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd_server.metrics.recorder import RequestSeries
 from gatherd_server.metrics.telemetry import Telemetry, now_ns
-from gatherd_server.trail import REQUEST_ID_HEADER, Trail, following
+from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 
 logger = logging.getLogger("gatherd.requests")
 

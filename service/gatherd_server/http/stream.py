@@ -27,7 +27,7 @@ from gatherd.errors import GatherdError
 from gatherd_server.errors import unexpected
 from gatherd_server.http.errors import connect_problem, http_problem, kind_of
 from gatherd_server.http.observed import logger
-from gatherd_server.trail import REQUEST_ID_HEADER, Trail
+from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail
 
 # For so long, and so much of it, what a peer still sends is thrown away after a refusal. If it were
 # closed at once, the kernel would answer unread bytes with a reset, which can destroy the refusal

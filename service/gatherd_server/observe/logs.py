@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
 
-from gatherd_server import trail
+from gatherd_server.observe import trail
 
 _TEXT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s%(request)s"
 

@@ -8,7 +8,7 @@ import grpc
 
 from gatherd_server.metrics.names import REQUEST_DURATION, REQUESTS
 from gatherd_server.metrics.telemetry import Telemetry, now_ns
-from gatherd_server.trail import Trail, following
+from gatherd_server.observe.trail import Trail, following
 
 WIRE: Final = "grpc"
 logger = logging.getLogger("gatherd.requests")
