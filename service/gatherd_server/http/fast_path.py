@@ -35,7 +35,7 @@ from gatherd_server.http.fast_cycle import FastCycle, Prefixes, reply_head
 from gatherd_server.http.fast_repeat import Repeat, Scratch
 from gatherd_server.http.fast_routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
-from gatherd_server.tracing import Spans
+from gatherd_server.observe.tracing import Spans
 
 HEAD_END: Final = b"\r\n\r\n"
 LENGTH_DIGITS_MAX: Final = 18

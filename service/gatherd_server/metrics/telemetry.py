@@ -25,7 +25,7 @@ from gatherd_server.metrics.recorder import (
     Series,
     make_page,
 )
-from gatherd_server.tracing import Spans, TraceExport, open_spans
+from gatherd_server.observe.tracing import Spans, TraceExport, open_spans
 
 now_ns: Final = perf_counter_ns
 """The clock that requests are timed by."""
