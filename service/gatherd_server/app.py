@@ -34,15 +34,15 @@ from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
-from gatherd_server.metrics.names import (
+from gatherd_server.observe.logs import configure_logging, set_level
+from gatherd_server.observe.metrics.names import (
     CONNECTIONS,
     HELD_BODY_BYTES,
     REQUESTS_IN_FLIGHT,
     TOKENS_REFUSED,
     UPDATES_IN_FLIGHT,
 )
-from gatherd_server.metrics.telemetry import Telemetry
-from gatherd_server.observe.logs import configure_logging, set_level
+from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls

@@ -18,8 +18,8 @@ import click
 
 from gatherd.errors import InvalidArgument, Unavailable
 from gatherd_server.cli_connect import credential_options, opener
-from gatherd_server.metrics import names
-from gatherd_server.metrics.names import Metric
+from gatherd_server.observe.metrics import names
+from gatherd_server.observe.metrics.names import Metric
 
 TIMEOUT_SECONDS: Final = 10.0
 DOCUMENT_BYTES_MAX: Final = 16 << 20

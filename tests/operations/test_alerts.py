@@ -18,9 +18,9 @@ from gatherd.errors import (
     subclasses,
 )
 from gatherd_server.errors import StartError
-from gatherd_server.metrics.failures import MESSAGE_CHARS_MAX, SILENT, Failures, level_of
-from gatherd_server.metrics.names import BY_NAME, ERRORS, Kind
-from gatherd_server.metrics.recorder import Recorder
+from gatherd_server.observe.metrics.failures import MESSAGE_CHARS_MAX, SILENT, Failures, level_of
+from gatherd_server.observe.metrics.names import BY_NAME, ERRORS, Kind
+from gatherd_server.observe.metrics.recorder import Recorder
 from support import alerts
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/operations.md"

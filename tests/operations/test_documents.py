@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gatherd_server.metrics.names import METRICS, Kind
+from gatherd_server.observe.metrics.names import METRICS, Kind
 
 ROOT = Path(__file__).parent.parent.parent
 OBSERVE = ROOT / "deploy/observe"

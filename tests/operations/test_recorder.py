@@ -4,10 +4,10 @@ import os
 
 import pytest
 
-from gatherd_server.metrics import names
-from gatherd_server.metrics.exposition import Sample, exposition
-from gatherd_server.metrics.recorder import CELLS_MAX, MetricsPage, Recorder, make_page
-from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.observe.metrics import names
+from gatherd_server.observe.metrics.exposition import Sample, exposition
+from gatherd_server.observe.metrics.recorder import CELLS_MAX, MetricsPage, Recorder, make_page
+from gatherd_server.observe.metrics.telemetry import Telemetry
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from gatherd import Client
 from gatherd_server.admission import Admission
-from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
 from gatherd_server.writer.process import open_writer

@@ -18,7 +18,7 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from gatherd import Client
-from gatherd_server.metrics.recorder import Recorder
+from gatherd_server.observe.metrics.recorder import Recorder
 from gatherd_server.storage.files import Files
 from gatherd_server.writer.backups import store as store_module
 from gatherd_server.writer.backups.copying import copy_snapshots

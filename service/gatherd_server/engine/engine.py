@@ -24,8 +24,8 @@ from gatherd_server.engine.means import Means
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
-from gatherd_server.metrics.telemetry import Telemetry
 from gatherd_server.observe import trail
+from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,

@@ -14,7 +14,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.ids import all_in_range, flat_ids, out_of_range_error
 from gatherd.store.query import Asked, ByKey, Missing
 from gatherd.store.table import Table
-from gatherd_server.metrics.telemetry import TableSeries
+from gatherd_server.observe.metrics.telemetry import TableSeries
 
 
 class Rows:

@@ -19,7 +19,7 @@ from gatherd.errors import LimitExceeded
 from gatherd_server.http.access import IS_LOCAL, STANDING
 from gatherd_server.http.connection_limit import ConnectionLimit, Standing
 from gatherd_server.http.stream import Refused, StreamProtocol
-from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.observe.metrics.telemetry import Telemetry
 
 SWEEP_SECONDS: Final = 1.0
 # Of the url and all headers of a request, and how many headers.

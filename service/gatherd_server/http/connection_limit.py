@@ -15,8 +15,8 @@ from collections import OrderedDict
 from typing import Final, Protocol
 
 from gatherd.errors import Unavailable
-from gatherd_server.metrics.names import CLOSED_CONNECTIONS, SHED_REQUESTS
-from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.observe.metrics.names import CLOSED_CONNECTIONS, SHED_REQUESTS
+from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import SPARE_CONNECTIONS
 
 RETRY_AFTER_SECONDS: Final = 1.0

@@ -26,7 +26,7 @@ from gatherd_server.http.errors import kind_of
 from gatherd_server.http.fast_repeat import is_repeatable
 from gatherd_server.http.fast_routes import Route, Work
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
-from gatherd_server.metrics.telemetry import now_ns
+from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 from gatherd_server.proto_codec import Part, byte_count

@@ -23,8 +23,8 @@ from gatherd.store.table import Table
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.errors import kind_of
-from gatherd_server.metrics.recorder import RequestSeries
-from gatherd_server.metrics.telemetry import RepeatSeries, now_ns
+from gatherd_server.observe.metrics.recorder import RequestSeries
+from gatherd_server.observe.metrics.telemetry import RepeatSeries, now_ns
 
 # Gathered and written at a time, so that it stays in a core's cache in between.
 PIECE_BYTES: Final = 256 << 10

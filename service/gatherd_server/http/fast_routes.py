@@ -27,8 +27,8 @@ from gatherd_server.http import arrays, plans
 from gatherd_server.http.body import PartsResponse, array_response
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
-from gatherd_server.metrics.recorder import RequestSeries
-from gatherd_server.metrics.telemetry import Telemetry
+from gatherd_server.observe.metrics.recorder import RequestSeries
+from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import LookupPlan
 
 PROTO: Final = "application/proto"

@@ -15,8 +15,8 @@ from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import Workers
 from gatherd_server.http.errors import problem
 from gatherd_server.http.media import JSON
-from gatherd_server.metrics import names
-from gatherd_server.metrics.exposition import CONTENT_TYPE, Sample
+from gatherd_server.observe.metrics import names
+from gatherd_server.observe.metrics.exposition import CONTENT_TYPE, Sample
 from gatherd_server.types import TableInfo, UpdatesState
 
 

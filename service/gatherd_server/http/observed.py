@@ -13,8 +13,8 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from gatherd_server.metrics.recorder import RequestSeries
-from gatherd_server.metrics.telemetry import Telemetry, now_ns
+from gatherd_server.observe.metrics.recorder import RequestSeries
+from gatherd_server.observe.metrics.telemetry import Telemetry, now_ns
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 
 logger = logging.getLogger("gatherd.requests")

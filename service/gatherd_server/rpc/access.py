@@ -13,7 +13,7 @@ from gatherd.errors import GatherdError
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server.admission import Admission
 from gatherd_server.callers import Caller
-from gatherd_server.metrics.telemetry import now_ns
+from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.trail import following
 from gatherd_server.rpc.errors import abort, code_of
 from gatherd_server.rpc.observed import note, told_code, trail_of

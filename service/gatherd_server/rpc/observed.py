@@ -6,8 +6,8 @@ from typing import Final, TypeAlias
 
 import grpc
 
-from gatherd_server.metrics.names import REQUEST_DURATION, REQUESTS
-from gatherd_server.metrics.telemetry import Telemetry, now_ns
+from gatherd_server.observe.metrics.names import REQUEST_DURATION, REQUESTS
+from gatherd_server.observe.metrics.telemetry import Telemetry, now_ns
 from gatherd_server.observe.trail import Trail, following
 
 WIRE: Final = "grpc"

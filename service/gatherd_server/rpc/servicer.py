@@ -26,8 +26,8 @@ from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission, Place
 from gatherd_server.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
-from gatherd_server.metrics.names import SHED_REQUESTS
-from gatherd_server.metrics.telemetry import now_ns
+from gatherd_server.observe.metrics.names import SHED_REQUESTS
+from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
 from gatherd_server.rpc.errors import abort, code_of, status_message
 from gatherd_server.rpc.message_waits import MessageWaits

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from gatherd.errors import GatherdError
-from gatherd_server.metrics import names
-from gatherd_server.metrics.recorder import Recorder
+from gatherd_server.observe.metrics import names
+from gatherd_server.observe.metrics.recorder import Recorder
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.types import Push, PushResult, SnapshotResult
 

@@ -30,7 +30,7 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from gatherd_server.metrics.names import BY_NAME, REQUEST_DURATION, REQUESTS, Kind, Metric
+from gatherd_server.observe.metrics.names import BY_NAME, REQUEST_DURATION, REQUESTS, Kind, Metric
 
 PLACE_BYTES: Final = 1 << 20
 CELLS_OFFSET: Final = 512

@@ -14,8 +14,8 @@ from typing import Final
 
 from gatherd import errors
 from gatherd_server.errors import StartError
-from gatherd_server.metrics.names import ERRORS
-from gatherd_server.metrics.recorder import Recorder
+from gatherd_server.observe.metrics.names import ERRORS
+from gatherd_server.observe.metrics.recorder import Recorder
 
 logger = logging.getLogger("gatherd.failures")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from gatherd_server.metrics.names import METRICS, Kind, Metric
-from gatherd_server.metrics.recorder import Series
+from gatherd_server.observe.metrics.names import METRICS, Kind, Metric
+from gatherd_server.observe.metrics.recorder import Series
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
 

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from gatherd_server.metrics.exposition import Sample
-from gatherd_server.metrics.names import (
+from gatherd_server.observe.metrics.exposition import Sample
+from gatherd_server.observe.metrics.names import (
     PROCESS_CPU,
     PROCESS_MAJOR_FAULTS,
     PROCESS_MEMORY,

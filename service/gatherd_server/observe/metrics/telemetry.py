@@ -5,9 +5,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter_ns
 from typing import Final
 
-from gatherd_server.metrics.exposition import Sample, exposition
-from gatherd_server.metrics.failures import Failures
-from gatherd_server.metrics.names import (
+from gatherd_server.observe.metrics.exposition import Sample, exposition
+from gatherd_server.observe.metrics.failures import Failures
+from gatherd_server.observe.metrics.names import (
     PROCESS_RESTARTS,
     PROCESS_UP,
     RELOADS,
@@ -16,8 +16,8 @@ from gatherd_server.metrics.names import (
     TABLE_LOOKUP_ROWS,
     TABLE_LOOKUPS,
 )
-from gatherd_server.metrics.processes import process_samples
-from gatherd_server.metrics.recorder import (
+from gatherd_server.observe.metrics.processes import process_samples
+from gatherd_server.observe.metrics.recorder import (
     MetricsPage,
     Pulse,
     Recorder,
