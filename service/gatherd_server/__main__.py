@@ -37,7 +37,7 @@ def main() -> None:
     # Before anything imports numba.
     use_built_kernels()
     try:
-        from gatherd_server.cli import cli
+        from gatherd_server.cli.main import cli
     except ModuleNotFoundError as error:
         if (error.name or "").partition(".")[0] not in SERVER_PACKAGES:
             raise

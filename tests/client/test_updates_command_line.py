@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 from client.clients import ITEMS, WORDS, word
 from client.fake_updates import UpdatedService
 from client.fakes import connect_server
-from gatherd_server.cli import cli
+from gatherd_server.cli.main import cli
 
 
 @pytest.fixture

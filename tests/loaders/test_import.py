@@ -155,7 +155,7 @@ def test_a_disk_that_fills_up_at_any_step_leaves_nothing(tmp_path: Path) -> None
 
 PEAK = """
 import resource, sys
-from gatherd_server.cli import cli
+from gatherd_server.cli.main import cli
 try:
     cli(sys.argv[1:], prog_name="gatherd")
 finally:

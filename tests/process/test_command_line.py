@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gatherd_server.cli import cli
+from gatherd_server.cli.main import cli
 from gatherd_server.settings import ServeSettings
 from support.cli import invoke
 from support.server import run_cli

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from gatherd_server.cli import cli
+from gatherd_server.cli.main import cli
 
 
 @dataclass(frozen=True, slots=True)
