@@ -21,7 +21,7 @@ from gatherd import Client, TableInfo
 from gatherd.errors import FailedPrecondition, InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import Pooling
-from gatherd_server.cli_connect import connect, credential_options
+from gatherd_server.cli.connect import connect, credential_options
 
 ZIPF_EXPONENT: Final = 1.05
 # Ranks of Zipf's law that are drawn from: 8 bytes each. Rarer rows are hardly ever asked for.

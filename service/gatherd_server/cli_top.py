@@ -17,7 +17,7 @@ from typing import Final
 import click
 
 from gatherd.errors import InvalidArgument, Unavailable
-from gatherd_server.cli_connect import credential_options, opener
+from gatherd_server.cli.connect import credential_options, opener
 from gatherd_server.observe.metrics import names
 from gatherd_server.observe.metrics.names import Metric
 

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gatherd import Client, UpdateResult
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import bfloat16_to_float32
-from gatherd_server.cli_connect import C, connect, credential_options
+from gatherd_server.cli.connect import C, connect, credential_options
 
 DEFAULT_URL = "http://127.0.0.1:8000"
 
