@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
-from gatherd_server.cli_data_dir import open_data_dir
+from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.writer.backups.contents import Backup, list_store, read_backup
 from gatherd_server.writer.backups.copying import copy_snapshots

@@ -19,9 +19,9 @@ from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.cli.connect import connect
+from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli_backup import backup, backups, restore
 from gatherd_server.cli_bench import bench
-from gatherd_server.cli_data_dir import open_data_dir
 from gatherd_server.cli_export import export
 from gatherd_server.cli_import import (
     data_dir_option,
