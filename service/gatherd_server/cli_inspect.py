@@ -11,7 +11,7 @@ import click
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
-from gatherd_server.cli_optimizer import optimizer_options, read_optimizer
+from gatherd_server.cli.options import optimizer_options, read_optimizer
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import Spool
 from gatherd_server.writer.plan import WORKER_PRIVATE_BYTES, TablePlan, plan_source
