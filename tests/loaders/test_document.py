@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from gatherd.store.keys import KEY_BYTES_MAX
-from gatherd_server.cli_import import import_table
+from gatherd_server.cli.importing import import_table
 from gatherd_server.loaders import limits
 
 DOCUMENT = (Path(__file__).parent.parent.parent / "docs/formats.md").read_text()
