@@ -33,7 +33,7 @@ from gatherd.errors import AlreadyExists, BadFile, InvalidArgument, StorageError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.format import npy_header
 from gatherd_server.cli.connect import connect
-from gatherd_server.cli_update import url_option
+from gatherd_server.cli.updates import url_option
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import NPY_DESCR
 

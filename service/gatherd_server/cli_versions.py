@@ -17,7 +17,7 @@ from gatherd.errors import InvalidArgument
 from gatherd_server.cli.connect import connect, credential_options
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
-from gatherd_server.cli_update import DEFAULT_URL
+from gatherd_server.cli.updates import DEFAULT_URL
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import (
     LIVE_VERSION,

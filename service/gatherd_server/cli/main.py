@@ -28,19 +28,19 @@ from gatherd_server.cli.importing import (
     read_default,
 )
 from gatherd_server.cli.options import optimizer_options, read_optimizer
-from gatherd_server.cli_backup import backup, backups, restore
-from gatherd_server.cli_bench import bench
-from gatherd_server.cli_export import export
-from gatherd_server.cli_inspect import plan, verify
-from gatherd_server.cli_token import token
-from gatherd_server.cli_top import top
-from gatherd_server.cli_update import (
+from gatherd_server.cli.updates import (
     apply_gradients,
     assign,
     integer,
     scatter_add,
     url_option,
 )
+from gatherd_server.cli_backup import backup, backups, restore
+from gatherd_server.cli_bench import bench
+from gatherd_server.cli_export import export
+from gatherd_server.cli_inspect import plan, verify
+from gatherd_server.cli_token import token
+from gatherd_server.cli_top import top
 from gatherd_server.cli_versions import (
     delete,
     rollback,
