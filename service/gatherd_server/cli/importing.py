@@ -18,7 +18,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import optimizer_options, read_optimizer
-from gatherd_server.cli_versions import (
+from gatherd_server.cli.versions import (
     chosen_place,
     if_version_option,
     keep_versions_option,

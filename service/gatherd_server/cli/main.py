@@ -35,19 +35,19 @@ from gatherd_server.cli.updates import (
     scatter_add,
     url_option,
 )
-from gatherd_server.cli_backup import backup, backups, restore
-from gatherd_server.cli_bench import bench
-from gatherd_server.cli_export import export
-from gatherd_server.cli_inspect import plan, verify
-from gatherd_server.cli_token import token
-from gatherd_server.cli_top import top
-from gatherd_server.cli_versions import (
+from gatherd_server.cli.versions import (
     delete,
     rollback,
     set_optimizer,
     snapshot,
     versions,
 )
+from gatherd_server.cli_backup import backup, backups, restore
+from gatherd_server.cli_bench import bench
+from gatherd_server.cli_export import export
+from gatherd_server.cli_inspect import plan, verify
+from gatherd_server.cli_token import token
+from gatherd_server.cli_top import top
 from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.observe.logs import configure_logging
