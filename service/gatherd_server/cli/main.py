@@ -20,6 +20,7 @@ from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.cli.connect import connect
 from gatherd_server.cli.data_dir import open_data_dir
+from gatherd_server.cli.exporting import export
 from gatherd_server.cli.importing import (
     data_dir_option,
     default_vector_option,
@@ -44,7 +45,6 @@ from gatherd_server.cli.versions import (
 )
 from gatherd_server.cli_backup import backup, backups, restore
 from gatherd_server.cli_bench import bench
-from gatherd_server.cli_export import export
 from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.cli_token import token
 from gatherd_server.cli_top import top
