@@ -28,6 +28,7 @@ from gatherd_server.cli.importing import (
     publish,
     read_default,
 )
+from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.options import optimizer_options, read_optimizer
 from gatherd_server.cli.updates import (
     apply_gradients,
@@ -45,7 +46,6 @@ from gatherd_server.cli.versions import (
 )
 from gatherd_server.cli_backup import backup, backups, restore
 from gatherd_server.cli_bench import bench
-from gatherd_server.cli_inspect import plan, verify
 from gatherd_server.cli_token import token
 from gatherd_server.cli_top import top
 from gatherd_server.descriptors import raise_limit
