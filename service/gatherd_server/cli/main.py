@@ -18,6 +18,7 @@ from click.shell_completion import get_completion_class
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
+from gatherd_server.cli.backups import backup, backups, restore
 from gatherd_server.cli.connect import connect
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.exporting import export
@@ -44,7 +45,6 @@ from gatherd_server.cli.versions import (
     snapshot,
     versions,
 )
-from gatherd_server.cli_backup import backup, backups, restore
 from gatherd_server.cli_bench import bench
 from gatherd_server.cli_token import token
 from gatherd_server.cli_top import top
