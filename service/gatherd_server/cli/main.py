@@ -31,6 +31,7 @@ from gatherd_server.cli.importing import (
 )
 from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.cli.tokens import token
 from gatherd_server.cli.updates import (
     apply_gradients,
     assign,
@@ -46,7 +47,6 @@ from gatherd_server.cli.versions import (
     versions,
 )
 from gatherd_server.cli_bench import bench
-from gatherd_server.cli_token import token
 from gatherd_server.cli_top import top
 from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
