@@ -19,6 +19,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.cli.backups import backup, backups, restore
+from gatherd_server.cli.bench import bench
 from gatherd_server.cli.connect import connect
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.exporting import export
@@ -46,7 +47,6 @@ from gatherd_server.cli.versions import (
     snapshot,
     versions,
 )
-from gatherd_server.cli_bench import bench
 from gatherd_server.cli_top import top
 from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
