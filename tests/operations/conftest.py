@@ -10,7 +10,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gatherd_server.cli_top import Scrape
+from gatherd_server.cli.top import Scrape
 from support.server import RunningServer, run_cli, wait_until
 
 ROWS = 1000

@@ -12,7 +12,7 @@ import pytest
 
 from gatherd import Client
 from gatherd.errors import DiskFull
-from gatherd_server.cli_top import Scrape
+from gatherd_server.cli.top import Scrape
 from support import alerts
 from support.server import RunningServer, wait_until
 from support.tables import drawn_table, make_data_dir

@@ -25,7 +25,7 @@ import pytest
 from gatherd import Client
 from gatherd.errors import Unavailable
 from gatherd_proto.v1 import embedding_pb2, status_pb2
-from gatherd_server.cli_top import Scrape
+from gatherd_server.cli.top import Scrape
 from support import alerts, raw_updates
 from support.server import RunningServer, wait_until
 from support.tables import drawn_table, make_data_dir

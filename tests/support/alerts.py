@@ -7,7 +7,7 @@ from pathlib import Path
 
 import yaml
 
-from gatherd_server.cli_top import Scrape
+from gatherd_server.cli.top import Scrape
 
 OBSERVE = Path(__file__).parent.parent.parent / "deploy/observe"
 RULES, CASES = OBSERVE / "alerts.yml", OBSERVE / "alerts_test.yml"

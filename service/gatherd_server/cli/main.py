@@ -33,6 +33,7 @@ from gatherd_server.cli.importing import (
 from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.options import optimizer_options, read_optimizer
 from gatherd_server.cli.tokens import token
+from gatherd_server.cli.top import top
 from gatherd_server.cli.updates import (
     apply_gradients,
     assign,
@@ -47,7 +48,6 @@ from gatherd_server.cli.versions import (
     snapshot,
     versions,
 )
-from gatherd_server.cli_top import top
 from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.observe.logs import configure_logging
