@@ -1,0 +1,1 @@
+"""The server's processes: the supervisor, its workers and its writer."""
