@@ -1,6 +1,6 @@
 """A process of the server as its supervisor has it: spawned, told things, listened to, restarted.
 
-The other end of its channel is channel.py's.
+The other end of its channel is processes/channel.py's.
 """
 
 import json

@@ -2,7 +2,7 @@
 
 It serves nothing itself. Workers are spawned, never forked, so that no thread or gRPC state is
 carried over. They exit when their channel closes, also when the supervisor is killed; see
-channel.py.
+processes/channel.py.
 """
 
 import json

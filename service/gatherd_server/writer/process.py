@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.store import kernels
-from gatherd_server.channel import Channel, run_child
 from gatherd_server.observe.logs import LogFormat, configure_logging, set_level
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.observe.tracing import TraceExport
+from gatherd_server.processes.channel import Channel, run_child
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import Files
 from gatherd_server.types import WriterLimits
