@@ -25,7 +25,6 @@ import uvicorn
 from gatherd.errors import FailedPrecondition, GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.admission import Admission
-from gatherd_server.brief import WorkerBrief
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.body import Workers
@@ -42,6 +41,7 @@ from gatherd_server.observe.metrics.names import (
     UPDATES_IN_FLIGHT,
 )
 from gatherd_server.observe.metrics.telemetry import Telemetry
+from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.channel import Channel, run_child
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
