@@ -43,8 +43,8 @@ from gatherd_server.observe.metrics.names import (
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.channel import Channel, run_child
+from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
-from gatherd_server.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
 from gatherd_server.types import UpdatesState

@@ -17,7 +17,7 @@ from pathlib import Path
 from gatherd import Client
 from gatherd.errors import DataDirInUse, FailedPrecondition
 from gatherd.store.catalog import STAGING_NAME
-from gatherd_server.sockets import SERVER_SOCKET_NAME, open_beside
+from gatherd_server.processes.sockets import SERVER_SOCKET_NAME, open_beside
 from gatherd_server.storage.files import Files
 from gatherd_server.types import (
     LIVE_VERSION,

@@ -31,8 +31,7 @@ from gatherd_server.observe.logs import set_level
 from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_server_page
 from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.child import Child, describe_exit
-from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
-from gatherd_server.sockets import (
+from gatherd_server.processes.sockets import (
     SERVER_SOCKET_NAME,
     UNIX_SOCKET_MODE,
     WRITER_SOCKET_MODE,
@@ -45,6 +44,7 @@ from gatherd_server.sockets import (
     remove_socket,
     reserve_grpc,
 )
+from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import is_read_only
 from gatherd_server.tls import Tls
