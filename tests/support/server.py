@@ -128,7 +128,7 @@ class RunningServer:
 
     def worker_pids(self) -> list[int]:
         """The workers' process ids, by start."""
-        return self._pids("gatherd_server.app")
+        return self._pids("gatherd_server.processes.worker")
 
     def writer_pids(self) -> list[int]:
         """The process id of the writer, when it is a process of its own and is there."""

@@ -90,7 +90,7 @@ class Supervisor:
         self._workers = [
             Child(
                 f"worker-{number}",
-                "gatherd_server.app",
+                "gatherd_server.processes.worker",
                 partial(self._worker_brief, number),
                 self._worker_inherits,
                 self._selector,
