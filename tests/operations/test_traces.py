@@ -19,8 +19,8 @@ from gatherd import Client
 from gatherd_server.admission import Admission
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.observe.tracing import Spans
+from gatherd_server.processes.writer import open_writer
 from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
-from gatherd_server.writer.process import open_writer
 from support.server import RunningServer, wait_until
 from support.small_engine import SmallEngine, lookup_request, small_engine
 from support.tables import drawn_table, make_data_dir

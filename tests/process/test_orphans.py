@@ -99,7 +99,7 @@ def kill_when(one: Started, reached: Callable[[Started], bool]) -> None:
 
 
 STEPS: dict[str, Callable[[Started], bool]] = {
-    "a writer is there": lambda one: one.runs("gatherd_server.writer.process"),
+    "a writer is there": lambda one: one.runs("gatherd_server.processes.writer"),
     "writer is ready": lambda one: one.logged("writer is ready"),
     "a worker is there": lambda one: one.runs("gatherd_server.processes.worker"),
     "a worker is ready": lambda one: one.logged("worker-0 is ready") or one.logged("worker-1 is"),

@@ -132,7 +132,7 @@ class RunningServer:
 
     def writer_pids(self) -> list[int]:
         """The process id of the writer, when it is a process of its own and is there."""
-        return self._pids("gatherd_server.writer.process")
+        return self._pids("gatherd_server.processes.writer")
 
     def _pids(self, module: str) -> list[int]:
         return [pid for pid in children(self.process.pid) if module in arguments_of(pid)]

@@ -44,13 +44,13 @@ from gatherd_server.processes.sockets import (
     remove_socket,
     reserve_grpc,
 )
+from gatherd_server.processes.writer import WriterBrief
 from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import is_read_only
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
 from gatherd_server.writer import update_kernels
-from gatherd_server.writer.process import WriterBrief
 from gatherd_server.writer.publish import own_data_dir
 
 logger = logging.getLogger("gatherd.supervisor")
@@ -105,7 +105,7 @@ class Supervisor:
         if self._owned_dir is not None and settings.workers > 1:
             self._writer = Child(
                 "writer",
-                "gatherd_server.writer.process",
+                "gatherd_server.processes.writer",
                 self._writer_brief,
                 lambda: (self._writer_listener, self._lock_fd, self._metrics_fd),
                 self._selector,

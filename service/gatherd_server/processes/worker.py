@@ -4,7 +4,7 @@ Start: the writer recovers the data dir, tables mapped and populated, kernels co
 gRPC, HTTP, readiness. Stop: readiness off, both transports drain, the log is checkpointed, tables
 are let go.
 
-A server of one worker has its writer in it; of several, a process of its own (writer/process.py),
+A server of one worker has its writer in it; of several, a process of its own (processes/writer.py),
 which the workers reach over a Unix socket.
 """
 
@@ -44,13 +44,13 @@ from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.channel import Channel, run_child
 from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
+from gatherd_server.processes.writer import open_writer
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.tls import Tls
 from gatherd_server.token_file import TokenFile
 from gatherd_server.types import UpdatesState
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
-from gatherd_server.writer.process import open_writer
 from gatherd_server.writer.writer import Writer
 
 logger = logging.getLogger("gatherd")
