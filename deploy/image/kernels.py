@@ -15,7 +15,7 @@ import sys
 import time
 from pathlib import Path
 
-from gatherd_server.built_kernels import MANIFEST_NAME, use_built_kernels
+from gatherd_server.processes.built_kernels import MANIFEST_NAME, use_built_kernels
 
 MODULES = (
     "gatherd.store.compiled_bags",

@@ -3,7 +3,7 @@
 import os
 import sys
 
-from gatherd_server.built_kernels import use_built_kernels
+from gatherd_server.processes.built_kernels import use_built_kernels
 
 SERVER_PACKAGES = {
     "click",

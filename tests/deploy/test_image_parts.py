@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from deploy.conftest import Deployed
-from gatherd_server.built_kernels import cpu_flags, use_built_kernels
+from gatherd_server.processes.built_kernels import cpu_flags, use_built_kernels
 
 ROOT = Path(__file__).parent.parent.parent
 HEALTHCHECK = ROOT / "deploy/image/healthcheck.py"
@@ -21,7 +21,7 @@ import errno, tempfile
 def read_only(*args, **kwargs):
     raise OSError(errno.EROFS, "Read-only file system")
 tempfile.TemporaryFile = read_only
-from gatherd_server.built_kernels import use_built_kernels
+from gatherd_server.processes.built_kernels import use_built_kernels
 use_built_kernels()
 from numba.core import event
 with event.install_recorder("numba:compile") as compiled:
