@@ -21,7 +21,7 @@ from typing import Final
 
 ENVIRONMENT: Final = "GATHERD_BUILT_KERNELS"
 MANIFEST_NAME: Final = "built.json"
-_LOCATOR: Final = "gatherd_server.sealed_cache.SealedCache"
+_LOCATOR: Final = "gatherd_server.processes.sealed_cache.SealedCache"
 
 
 def use_built_kernels(
