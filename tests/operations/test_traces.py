@@ -16,7 +16,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import SpanKind, StatusCode
 
 from gatherd import Client
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.processes.writer import open_writer

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from gatherd.errors import Overloaded
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.callers import Caller, Grant, Scope
 from support.small_engine import LIMITS
 

@@ -13,7 +13,7 @@ import httpx
 import numpy as np
 import pytest
 
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol

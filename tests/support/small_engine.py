@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from gatherd.store.table import Preload, open_file_table
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.types import Limits

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gatherd.errors import IdOutOfRange, InvalidArgument, NonfiniteValues, VersionMismatch
 from gatherd.store.catalog import table_not_found
 from gatherd.store.dtypes import DType
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.types import (
     ChangeResult,

@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
-from gatherd_server.admission import METRICS_PATH, Admission, Place
+from gatherd_server.access.admission import METRICS_PATH, Admission, Place
 from gatherd_server.body_room import Held
 from gatherd_server.callers import NOBODY, Caller
 from gatherd_server.callers import Scope as Need

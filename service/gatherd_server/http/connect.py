@@ -26,7 +26,7 @@ from gatherd.errors import (
     Unimplemented,
 )
 from gatherd_server import proto_codec
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.body_room import Held
 from gatherd_server.callers import AnyEngine, Caller
 from gatherd_server.engine.engine import SHORT_BYTES, Engine

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
 from gatherd_proto.v1.status_pb2 import ErrorInfo
-from gatherd_server.admission import RETRY_AFTER_SECONDS
+from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
 from gatherd_server.observe import trail
 from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL

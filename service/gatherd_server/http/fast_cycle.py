@@ -16,7 +16,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.body_room import SMALL_BYTES, Held
 from gatherd_server.callers import Caller
 from gatherd_server.engine.rows import Rows

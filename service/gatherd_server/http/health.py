@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gatherd.errors import Unavailable
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http import arrays, openapi
 from gatherd_server.http.access import caller_of

@@ -12,7 +12,7 @@ from starlette.responses import Response
 
 from gatherd.errors import InvalidArgument
 from gatherd_server import update_checks
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.callers import AnyEngine
 from gatherd_server.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine

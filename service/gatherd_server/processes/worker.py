@@ -24,7 +24,7 @@ import uvicorn
 
 from gatherd.errors import FailedPrecondition, GatherdError, UpdatesStopped
 from gatherd.store import kernels
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.body import Workers

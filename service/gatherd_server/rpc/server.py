@@ -15,7 +15,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignore[import-untyped]
 
-from gatherd_server.admission import Admission
+from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import AddressInUse, StartError
 from gatherd_server.rpc.access import Authenticator, check_table

@@ -22,7 +22,7 @@ from google.protobuf.message import Message
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
-from gatherd_server.admission import RETRY_AFTER_SECONDS, Admission, Place
+from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission, Place
 from gatherd_server.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
