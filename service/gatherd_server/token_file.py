@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from gatherd.errors import AlreadyExists, FailedPrecondition, NotFound
-from gatherd_server.callers import Caller, Grant, Scope
+from gatherd_server.access.callers import Caller, Grant, Scope
 from gatherd_server.errors import ConfigError
 
 logger = logging.getLogger("gatherd.tokens")

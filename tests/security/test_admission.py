@@ -7,7 +7,7 @@ import pytest
 
 from gatherd.errors import Overloaded
 from gatherd_server.access.admission import Admission
-from gatherd_server.callers import Caller, Grant, Scope
+from gatherd_server.access.callers import Caller, Grant, Scope
 from support.small_engine import LIMITS
 
 

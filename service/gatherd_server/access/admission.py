@@ -1,7 +1,7 @@
 """Whether a request may go on: the one place that every wire asks, before it does any work.
 
 First who asks (`caller`), then whether that is one request too many (`count`, `enter`). What the
-caller may do is asked of the engine that it is given; see callers.py.
+caller may do is asked of the engine that it is given; see access/callers.py.
 """
 
 import threading
@@ -10,8 +10,8 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeAlias
 
 from gatherd.errors import Overloaded, Unauthenticated
+from gatherd_server.access.callers import ANYBODY, Caller
 from gatherd_server.body_room import BodyRoom, Held
-from gatherd_server.callers import ANYBODY, Caller
 from gatherd_server.observe.metrics.names import SHED_REQUESTS
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.token_file import TOKEN_CHARS_MAX, TokenFile

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from gatherd.errors import AlreadyExists, InvalidArgument, StorageError
-from gatherd_server.callers import Scope
+from gatherd_server.access.callers import Scope
 from gatherd_server.token_file import add_token, make_grant, revoke_token
 
 

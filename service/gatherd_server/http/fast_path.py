@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import Unauthenticated
 from gatherd_server.access.admission import Admission
-from gatherd_server.callers import Caller
+from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import Workers
 from gatherd_server.http.busy_loop import BusyLoop

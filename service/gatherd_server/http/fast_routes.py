@@ -19,7 +19,7 @@ from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server import proto_codec
-from gatherd_server.callers import Caller, Scope
+from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows

@@ -13,7 +13,7 @@ from google.protobuf.message import Message
 
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
-from gatherd_server.callers import AnyEngine, Scope
+from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.proto_codec import Part
 from gatherd_server.types import Limits, LookupPlan, TableChange, UpdateOp

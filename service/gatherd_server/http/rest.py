@@ -20,7 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
-from gatherd_server.callers import Scope as Need
+from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.http import arrays, openapi, plans
 from gatherd_server.http.access import Authenticate, caller_of, held_of, placed

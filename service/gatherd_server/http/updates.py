@@ -13,8 +13,8 @@ from starlette.responses import Response
 from gatherd.errors import InvalidArgument
 from gatherd_server import update_checks
 from gatherd_server.access.admission import Admission
-from gatherd_server.callers import AnyEngine
-from gatherd_server.callers import Scope as Need
+from gatherd_server.access.callers import AnyEngine
+from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.http import arrays, openapi_updates, update_plans
 from gatherd_server.http.access import caller_of, held_of, placed

@@ -12,7 +12,7 @@ import grpc
 from gatherd.errors import GatherdError
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server.access.admission import Admission
-from gatherd_server.callers import Caller
+from gatherd_server.access.callers import Caller
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.trail import following
 from gatherd_server.rpc.errors import abort, code_of

@@ -14,7 +14,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Table
 from gatherd_server import proto_codec
-from gatherd_server.callers import Caller
+from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.types import LookupPlan

@@ -23,7 +23,7 @@ from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailab
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server import proto_codec, proto_updates
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission, Place
-from gatherd_server.callers import ANYBODY, AnyEngine, Caller, Scope
+from gatherd_server.access.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.observe.metrics.names import SHED_REQUESTS
