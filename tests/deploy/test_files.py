@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import yaml
 
+from gatherd_server.access.token_file import read_tokens
 from gatherd_server.settings import ServeSettings
-from gatherd_server.token_file import read_tokens
 
 ROOT = Path(__file__).parent.parent.parent
 DEPLOY = ROOT / "deploy"

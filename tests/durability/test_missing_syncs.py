@@ -41,7 +41,7 @@ OUTSIDE = {
 """What syncs a file that isn't in a data dir: an export or a backup, which can be made again, and
 one that is made of a backup just as of a snapshot."""
 
-SYNCS_ITSELF = ("files.py", "token_file.py")
+SYNCS_ITSELF = ("files.py", "access/token_file.py")
 """The seam, and who writes a file that is in no data dir: the tokens'."""
 
 NEAR_CALLS = 30

@@ -7,8 +7,8 @@ import pytest
 from gatherd.errors import Overloaded, PermissionDenied
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller, Grant, GuardedEngine, Limiter, Scope
+from gatherd_server.access.token_file import TokenFile
 from gatherd_server.engine.engine import Engine
-from gatherd_server.token_file import TokenFile
 from security.conftest import make_token
 from support.small_engine import LIMITS
 

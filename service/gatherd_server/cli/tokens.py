@@ -7,7 +7,7 @@ import click
 
 from gatherd.errors import AlreadyExists, InvalidArgument, StorageError
 from gatherd_server.access.callers import Scope
-from gatherd_server.token_file import add_token, make_grant, revoke_token
+from gatherd_server.access.token_file import add_token, make_grant, revoke_token
 
 
 @click.command()
