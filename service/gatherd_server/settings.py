@@ -21,10 +21,10 @@ from gatherd.busy_poll import BUSY_POLL_US, BUSY_POLL_US_MAX
 from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
+from gatherd_server.access.tls import TlsFiles
 from gatherd_server.errors import ConfigError
 from gatherd_server.observe.logs import LogFormat
 from gatherd_server.observe.tracing import TraceExport
-from gatherd_server.tls import TlsFiles
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
 from gatherd_server.writer.backups.store import check_location
 from gatherd_server.writer.heartbeat import HUNG_SECONDS

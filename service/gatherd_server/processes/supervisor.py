@@ -24,6 +24,7 @@ from gatherd.errors import GatherdError
 from gatherd.store import kernels
 from gatherd.store.catalog import read_catalog
 from gatherd.store.shards import open_rows
+from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
 from gatherd_server.descriptors import check_limit, raise_limit
 from gatherd_server.engine.tables import open_source
@@ -49,7 +50,6 @@ from gatherd_server.processes.writer import WriterBrief
 from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import is_read_only
-from gatherd_server.tls import Tls
 from gatherd_server.writer import update_kernels
 from gatherd_server.writer.publish import own_data_dir
 

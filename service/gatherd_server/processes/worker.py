@@ -25,6 +25,7 @@ import uvicorn
 from gatherd.errors import FailedPrecondition, GatherdError, UpdatesStopped
 from gatherd.store import kernels
 from gatherd_server.access.admission import Admission
+from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
@@ -47,7 +48,6 @@ from gatherd_server.processes.channel import Channel, run_child
 from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.processes.writer import open_writer
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
-from gatherd_server.tls import Tls
 from gatherd_server.types import UpdatesState
 from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
