@@ -13,9 +13,9 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
 from gatherd_server.access.admission import METRICS_PATH, Admission, Place
+from gatherd_server.access.body_room import Held
 from gatherd_server.access.callers import NOBODY, Caller
 from gatherd_server.access.callers import Scope as Need
-from gatherd_server.body_room import Held
 from gatherd_server.http.connection_limit import Standing
 from gatherd_server.http.errors import connect_error, problem
 

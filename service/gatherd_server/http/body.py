@@ -19,7 +19,7 @@ from starlette.types import Receive, Scope, Send
 from gatherd.errors import MalformedRequest
 from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
-from gatherd_server.body_room import Held
+from gatherd_server.access.body_room import Held
 from gatherd_server.http.arrays import array_headers
 from gatherd_server.http.media import content_encoding
 from gatherd_server.proto_codec import Part, byte_count

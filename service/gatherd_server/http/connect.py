@@ -27,8 +27,8 @@ from gatherd.errors import (
 )
 from gatherd_server import proto_codec
 from gatherd_server.access.admission import Admission
+from gatherd_server.access.body_room import Held
 from gatherd_server.access.callers import AnyEngine, Caller
-from gatherd_server.body_room import Held
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.http.access import caller_of

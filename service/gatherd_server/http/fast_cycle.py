@@ -17,8 +17,8 @@ from uvicorn.server import ServerState
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded
 from gatherd_server.access.admission import Admission
+from gatherd_server.access.body_room import SMALL_BYTES, Held
 from gatherd_server.access.callers import Caller
-from gatherd_server.body_room import SMALL_BYTES, Held
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
