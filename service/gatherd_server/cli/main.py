@@ -48,9 +48,9 @@ from gatherd_server.cli.versions import (
     snapshot,
     versions,
 )
-from gatherd_server.descriptors import raise_limit
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.observe.logs import configure_logging
+from gatherd_server.processes.descriptors import raise_limit
 from gatherd_server.processes.supervisor import Addresses, Supervisor
 from gatherd_server.settings import ServeSettings, load_settings
 from gatherd_server.storage.table_writer import Block, TableFiles

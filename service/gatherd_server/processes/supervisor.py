@@ -26,13 +26,13 @@ from gatherd.store.catalog import read_catalog
 from gatherd.store.shards import open_rows
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
-from gatherd_server.descriptors import check_limit, raise_limit
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.observe.logs import set_level
 from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_server_page
 from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.child import Child, describe_exit
+from gatherd_server.processes.descriptors import check_limit, raise_limit
 from gatherd_server.processes.sockets import (
     SERVER_SOCKET_NAME,
     UNIX_SOCKET_MODE,
