@@ -35,8 +35,8 @@ from gatherd.store.query import (
 from gatherd.store.table import Gathered
 from gatherd_proto.framing import varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
-from gatherd_server.proto_bounds import check_fields
 from gatherd_server.types import Limits, LookupPlan, TableInfo
+from gatherd_server.wire.bounds import check_fields
 
 ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
 ERROR_DOMAIN: Final = "gatherd"
