@@ -11,7 +11,6 @@ from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.ids import array_from_bytes
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 from gatherd_server import update_checks
-from gatherd_server.proto_codec import WIRE_DTYPES, asked_rows, enum_name
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
@@ -29,6 +28,7 @@ from gatherd_server.types import (
     TableUpdate,
     UpdateOp,
 )
+from gatherd_server.wire.lookups import WIRE_DTYPES, asked_rows, enum_name
 
 _VALUE_DTYPES: Final[dict[int, DType]] = {WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES}
 _TABLE_DTYPES: Final[dict[int, DType]] = {

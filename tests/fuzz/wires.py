@@ -18,10 +18,11 @@ from gatherd._http1 import HttpError, ResponseReader, feed
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
-from gatherd_server import proto_codec, proto_updates
+from gatherd_server import proto_updates
 from gatherd_server.http import plans, update_plans
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.types import LookupPlan, UpdateOp
+from gatherd_server.wire import lookups
 from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
 
 BODY_BYTES_MAX = 1 << 20
@@ -101,15 +102,15 @@ def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
     seen = []
     for request in LOOKUPS:
         body = request.SerializeToString()
-        found = proto_codec.seen_lookup(body, proto_codec.lookup_plan(request))
+        found = lookups.seen_lookup(body, lookups.lookup_plan(request))
         seen += [(len(body), found)] if found is not None else []
     assert seen
 
     def check(body: bytes) -> None:
         kept = [one.plan_of(body) for length, one in seen if length == len(body)]
         try:
-            request = proto_codec.parse(embedding_pb2.LookupRequest(), body, LIMITS)
-            plan = proto_codec.lookup_plan(request)
+            request = lookups.parse(embedding_pb2.LookupRequest(), body, LIMITS)
+            plan = lookups.lookup_plan(request)
         except GatherdError:
             assert not any(kept), "a request that can't be read was taken for one that was seen"
             return
@@ -127,8 +128,8 @@ def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
 def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         with suppress(GatherdError):
-            request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body, LIMITS)
-            rows_of(served, proto_codec.bags_plan(request))
+            request = lookups.parse(embedding_pb2.LookupBagsRequest(), body, LIMITS)
+            rows_of(served, lookups.bags_plan(request))
 
     return check
 
@@ -137,7 +138,7 @@ def push_check(body: bytes) -> None:
     for op in UpdateOp:
         with suppress(GatherdError):
             push = proto_updates.push(
-                op, proto_codec.parse(embedding_pb2.UpdateRequest(), body, LIMITS), LIMITS
+                op, lookups.parse(embedding_pb2.UpdateRequest(), body, LIMITS), LIMITS
             )
             for update in push.updates:
                 assert update.values.shape[:-1] == update.asked.shape

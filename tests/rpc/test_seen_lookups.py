@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2
-from gatherd_server.proto_codec import lookup_plan, parse, seen_lookup
 from gatherd_server.types import LookupPlan
+from gatherd_server.wire.lookups import lookup_plan, parse, seen_lookup
 from support.small_engine import LIMITS, lookup_request
 
 ids = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4)

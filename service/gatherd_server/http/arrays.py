@@ -27,7 +27,7 @@ from gatherd.store.keys import Keys, StringKeys, as_keys
 from gatherd.store.query import Asked, ByKey
 from gatherd.store.table import Gathered
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.proto_codec import Part
+from gatherd_server.wire.lookups import Part
 
 Ids = NDArray[np.integer[Any]]
 T = TypeVar("T")

@@ -22,7 +22,7 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import Held
 from gatherd_server.http.arrays import array_headers
 from gatherd_server.http.media import content_encoding
-from gatherd_server.proto_codec import Part, byte_count
+from gatherd_server.wire.lookups import Part, byte_count
 
 # Up to this the parts of a reply are joined: the copy costs less than the ASGI messages and socket
 # writes that it saves. p50 in µs through uvicorn over loopback, joined against one by one: 1 id

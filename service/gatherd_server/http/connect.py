@@ -25,7 +25,6 @@ from gatherd.errors import (
     PermissionDenied,
     Unimplemented,
 )
-from gatherd_server import proto_codec
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import Held
 from gatherd_server.access.callers import AnyEngine, Caller
@@ -43,9 +42,10 @@ from gatherd_server.http.errors import allow_header, connect_error, connect_prob
 from gatherd_server.http.json_bounds import check_connect
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
 from gatherd_server.http.procedures import Procedure, UpdateProcedure, procedures
-from gatherd_server.proto_codec import Part
 from gatherd_server.types import Limits
 from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
+from gatherd_server.wire import lookups
+from gatherd_server.wire.lookups import Part
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
@@ -174,7 +174,7 @@ class _Endpoint:
         body = await read_body(headers, receive, self._admission, held)
         message = procedure.request()
         if media_type == PROTO:
-            proto_codec.parse(message, body, limits)
+            lookups.parse(message, body, limits)
         else:
             await self._parsers.run(lambda: _parse_json(message, body, limits), body)
         if isinstance(procedure, UpdateProcedure):

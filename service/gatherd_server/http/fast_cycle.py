@@ -29,7 +29,7 @@ from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
-from gatherd_server.proto_codec import Part, byte_count
+from gatherd_server.wire.lookups import Part, byte_count
 
 # What is gathered and written at a time: small enough to stay in a core's cache in between and not
 # to keep others waiting, about 40 µs.

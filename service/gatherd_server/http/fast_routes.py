@@ -18,7 +18,6 @@ from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Gathered
 from gatherd_proto.v1 import embedding_pb2
-from gatherd_server import proto_codec
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
@@ -30,6 +29,7 @@ from gatherd_server.http.media import OCTETS
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import LookupPlan
+from gatherd_server.wire import lookups
 
 PROTO: Final = "application/proto"
 
@@ -78,7 +78,7 @@ class FastRoutes:
         self._octets = telemetry.requests("rest", "Lookup")
         service = "/gatherd.v1.EmbeddingService/"
         request = embedding_pb2
-        one, bags = proto_codec.lookup_plan, proto_codec.bags_plan
+        one, bags = lookups.lookup_plan, lookups.bags_plan
         self._connect: dict[bytes, Route] = {
             f"{service}{name}".encode(): _Connect(
                 engine, message, read, encode, telemetry.requests("connect", name)
@@ -89,14 +89,14 @@ class FastRoutes:
                 (
                     "LookupMany",
                     request.LookupManyRequest,
-                    lambda r: proto_codec.lookup_plans(r, engine.limits),
-                    proto_codec.lookup_many_reply,
+                    lambda r: lookups.lookup_plans(r, engine.limits),
+                    lookups.lookup_many_reply,
                 ),
                 (
                     "LookupBagsMany",
                     request.LookupBagsManyRequest,
-                    lambda r: proto_codec.bags_plans(r, engine.limits),
-                    proto_codec.lookup_many_reply,
+                    lambda r: lookups.bags_plans(r, engine.limits),
+                    lookups.lookup_many_reply,
                 ),
             )
         }
@@ -113,8 +113,8 @@ class FastRoutes:
         return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
 
 
-def _one_reply(gathered: Sequence[Gathered]) -> list[proto_codec.Part]:
-    return proto_codec.lookup_reply(gathered[0])
+def _one_reply(gathered: Sequence[Gathered]) -> list[lookups.Part]:
+    return lookups.lookup_reply(gathered[0])
 
 
 def _has_rows_alone(plans_: Sequence[LookupPlan]) -> bool:
@@ -133,7 +133,7 @@ class _Connect:
         engine: Engine,
         message: type[Message],
         read: Callable[[Any], list[LookupPlan]],
-        encode: Callable[[Sequence[Gathered]], list[proto_codec.Part]],
+        encode: Callable[[Sequence[Gathered]], list[lookups.Part]],
         counted: RequestSeries,
     ) -> None:
         self.counted = counted
@@ -141,7 +141,7 @@ class _Connect:
         self._message = message
         self._read = read
         self._encode = encode
-        self._seen = proto_codec.SeenLookups()
+        self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return (
@@ -155,7 +155,7 @@ class _Connect:
         if found is not None:
             asked = [found[1]]
         else:
-            asked = self._read(proto_codec.parse(self._message(), body, self._engine.limits))
+            asked = self._read(lookups.parse(self._message(), body, self._engine.limits))
             if self._message is embedding_pb2.LookupRequest:
                 self._seen.learn(body, asked[0])
         engine = caller.guard(self._engine)
@@ -175,7 +175,7 @@ class _Connect:
         return Repeated(self._engine, plan, seen.before, seen.after)
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
-        head = proto_codec.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
+        head = lookups.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
         return b"content-type: application/proto\r\n", head
 
     def error(self, error: GatherdError) -> Response:

@@ -12,11 +12,12 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from gatherd_proto.v1 import embedding_pb2, table_pb2
-from gatherd_server import proto_codec, proto_updates
+from gatherd_server import proto_updates
 from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
-from gatherd_server.proto_codec import Part
 from gatherd_server.types import Limits, LookupPlan, TableChange, UpdateOp
+from gatherd_server.wire import lookups
+from gatherd_server.wire.lookups import Part
 
 _EMBEDDING: Final = "/gatherd.v1.EmbeddingService/"
 _TABLES: Final = "/gatherd.v1.TableService/"
@@ -108,18 +109,18 @@ def _change(name: str, read: Callable[[Any], TableChange]) -> UpdateProcedure:
 def _lookups() -> list[Procedure]:
     def one(engine: AnyEngine, plan: LookupPlan) -> Work:
         prepared = engine.prepare([plan])
-        return Work(lambda: proto_codec.lookup_reply(prepared.run()[0]), prepared.is_long)
+        return Work(lambda: lookups.lookup_reply(prepared.run()[0]), prepared.is_long)
 
     def many(engine: AnyEngine, plans: list[LookupPlan]) -> Work:
         prepared = engine.prepare(plans)
-        return Work(lambda: proto_codec.lookup_many_reply(prepared.run()), prepared.is_long)
+        return Work(lambda: lookups.lookup_many_reply(prepared.run()), prepared.is_long)
 
     def keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Work:
-        asked = proto_codec.keys_of_request(request)
+        asked = lookups.keys_of_request(request)
 
         def run() -> list[Part]:
             keys, version = engine.keys_of(*asked)
-            return [proto_codec.keys_reply(keys, version)]
+            return [lookups.keys_reply(keys, version)]
 
         return Work(run, asked[1].size > KEYS_SHORT)
 
@@ -130,19 +131,19 @@ def _lookups() -> list[Procedure]:
         return Procedure(_EMBEDDING + name, request, reply, work)
 
     response, many_response = embedding_pb2.LookupResponse, embedding_pb2.LookupManyResponse
-    plan, bags = proto_codec.lookup_plan, proto_codec.bags_plan
+    plan, bags = lookups.lookup_plan, lookups.bags_plan
     return [
         procedure("Lookup", response, lambda engine, request: one(engine, plan(request))),
         procedure(
             "LookupMany",
             many_response,
-            lambda engine, request: many(engine, proto_codec.lookup_plans(request, engine.limits)),
+            lambda engine, request: many(engine, lookups.lookup_plans(request, engine.limits)),
         ),
         procedure("LookupBags", response, lambda engine, request: one(engine, bags(request))),
         procedure(
             "LookupBagsMany",
             many_response,
-            lambda engine, request: many(engine, proto_codec.bags_plans(request, engine.limits)),
+            lambda engine, request: many(engine, lookups.bags_plans(request, engine.limits)),
         ),
         procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
     ]
@@ -150,11 +151,11 @@ def _lookups() -> list[Procedure]:
 
 def _tables(limits: Limits) -> list[Procedure]:
     def list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> Work:
-        reply = proto_codec.list_tables_reply(engine.tables(), limits)
+        reply = lookups.list_tables_reply(engine.tables(), limits)
         return Work(lambda: [reply])
 
     def get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> Work:
-        reply = proto_codec.get_table_reply(engine.table(request.table), limits)
+        reply = lookups.get_table_reply(engine.table(request.table), limits)
         return Work(lambda: [reply])
 
     return [

@@ -16,7 +16,7 @@ from gatherd_proto.v1.status_pb2 import ErrorInfo, Status
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError
 from gatherd_server.observe import trail
-from gatherd_server.proto_codec import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
+from gatherd_server.wire.lookups import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
 
 DETAILS_TRAILER: Final = "grpc-status-details-bin"
 RETRY_TRAILER: Final = "retry-after"

@@ -13,11 +13,11 @@ import numpy as np
 from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Table
-from gatherd_server import proto_codec
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.types import LookupPlan
+from gatherd_server.wire import lookups
 
 # Larger ones are looked at for their deadline, and what is done once costs less beside them.
 REPLY_BYTES_MAX: Final = 1 << 20
@@ -71,12 +71,12 @@ class Repeats:
         if table is None or plan.dtype is not table.dtype:
             return
         nbytes = plan.asked.size * table.row_bytes
-        seen = proto_codec.seen_lookup(body, plan) if nbytes <= REPLY_BYTES_MAX else None
+        seen = lookups.seen_lookup(body, plan) if nbytes <= REPLY_BYTES_MAX else None
         if seen is None:
             return
         shape = (*plan.asked.shape, table.dim)
-        head = proto_codec.lookup_head(table.version, table.dtype, shape, nbytes)
+        head = lookups.lookup_head(table.version, table.dtype, shape, nbytes)
         lookup = Repeated(self._engine, plan, seen.before, seen.after)
-        if len(self._known) >= proto_codec.SEEN_MAX:
+        if len(self._known) >= lookups.SEEN_MAX:
             self._known.clear()
         self._known[len(body)] = _Known(plan.table, lookup, weakref.ref(table), head, nbytes)

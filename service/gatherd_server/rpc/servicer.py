@@ -21,7 +21,7 @@ from google.protobuf.message import Message
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
 from gatherd_proto.v1 import embedding_pb2, table_pb2
-from gatherd_server import proto_codec, proto_updates
+from gatherd_server import proto_updates
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission, Place
 from gatherd_server.access.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
@@ -36,6 +36,7 @@ from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
 from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
+from gatherd_server.wire import lookups
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
@@ -130,10 +131,10 @@ class Servicer:
         """As `_unary`'s, but for lookups that differ from an earlier one in their ids alone."""
 
         def answer(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-            plan = proto_codec.lookup_plan(
-                proto_codec.parse(embedding_pb2.LookupRequest(), body, engine.limits)
+            plan = lookups.lookup_plan(
+                lookups.parse(embedding_pb2.LookupRequest(), body, engine.limits)
             )
-            reply = b"".join(proto_codec.lookup_reply(engine.lookup(plan)))
+            reply = b"".join(lookups.lookup_reply(engine.lookup(plan)))
             self._repeats.learn(body, plan)
             return reply
 
@@ -246,11 +247,9 @@ class Servicer:
             self._admission.count(caller)
             with self._admission.request(caller) as held:
                 held.grow(len(body))
-                proto_codec.parse(request, body, self._engine.limits)
-                gathered = caller.guard(self._engine).lookup(
-                    proto_codec.lookup_plan(request.lookup)
-                )
-                reply = b"".join(proto_codec.stream_reply(request.id, gathered))
+                lookups.parse(request, body, self._engine.limits)
+                gathered = caller.guard(self._engine).lookup(lookups.lookup_plan(request.lookup))
+                reply = b"".join(lookups.stream_reply(request.id, gathered))
         except GatherdError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - logged; the stream's other lookups go on
@@ -266,47 +265,47 @@ class Servicer:
 
 
 def _lookup_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupManyRequest(), body, engine.limits)
-    return _many(engine, proto_codec.lookup_plans(request, engine.limits))
+    request = lookups.parse(embedding_pb2.LookupManyRequest(), body, engine.limits)
+    return _many(engine, lookups.lookup_plans(request, engine.limits))
 
 
 def _lookup_bags(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupBagsRequest(), body, engine.limits)
-    return _one(engine, proto_codec.bags_plan(request))
+    request = lookups.parse(embedding_pb2.LookupBagsRequest(), body, engine.limits)
+    return _one(engine, lookups.bags_plan(request))
 
 
 def _lookup_bags_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.LookupBagsManyRequest(), body, engine.limits)
-    return _many(engine, proto_codec.bags_plans(request, engine.limits))
+    request = lookups.parse(embedding_pb2.LookupBagsManyRequest(), body, engine.limits)
+    return _many(engine, lookups.bags_plans(request, engine.limits))
 
 
 def _one(engine: AnyEngine, plan: LookupPlan) -> bytes:
-    return b"".join(proto_codec.lookup_reply(engine.lookup(plan)))
+    return b"".join(lookups.lookup_reply(engine.lookup(plan)))
 
 
 def _many(engine: AnyEngine, plans: list[LookupPlan]) -> bytes:
-    return b"".join(proto_codec.lookup_many_reply(engine.lookup_many(plans)))
+    return b"".join(lookups.lookup_many_reply(engine.lookup_many(plans)))
 
 
 def _keys_of(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(embedding_pb2.KeysOfRequest(), body, engine.limits)
-    keys, version = engine.keys_of(*proto_codec.keys_of_request(request))
-    return proto_codec.keys_reply(keys, version)
+    request = lookups.parse(embedding_pb2.KeysOfRequest(), body, engine.limits)
+    keys, version = engine.keys_of(*lookups.keys_of_request(request))
+    return lookups.keys_reply(keys, version)
 
 
 def _list_tables(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    proto_codec.parse(table_pb2.ListTablesRequest(), body, engine.limits)
-    return proto_codec.list_tables_reply(engine.tables(), engine.limits)
+    lookups.parse(table_pb2.ListTablesRequest(), body, engine.limits)
+    return lookups.list_tables_reply(engine.tables(), engine.limits)
 
 
 def _get_table(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(table_pb2.GetTableRequest(), body, engine.limits)
-    return proto_codec.get_table_reply(engine.table(request.table), engine.limits)
+    request = lookups.parse(table_pb2.GetTableRequest(), body, engine.limits)
+    return lookups.get_table_reply(engine.table(request.table), engine.limits)
 
 
 def _push(op: UpdateOp) -> _Answer:
     def push(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        request = proto_codec.parse(embedding_pb2.UpdateRequest(), body, engine.limits)
+        request = lookups.parse(embedding_pb2.UpdateRequest(), body, engine.limits)
         future = engine.push(proto_updates.push(op, request, engine.limits))
         return proto_updates.push_reply(_outcome(future, context, UPDATE_MAY_BE_DONE))
 
@@ -315,14 +314,14 @@ def _push(op: UpdateOp) -> _Answer:
 
 def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
     def change(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        future = engine.change(read(proto_codec.parse(kind(), body, engine.limits)))
+        future = engine.change(read(lookups.parse(kind(), body, engine.limits)))
         return proto_updates.change_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
     return change
 
 
 def _snapshot(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-    request = proto_codec.parse(table_pb2.SnapshotRequest(), body, engine.limits)
+    request = lookups.parse(table_pb2.SnapshotRequest(), body, engine.limits)
     future = engine.snapshot(proto_updates.snapshot_name(request))
     return proto_updates.snapshot_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
