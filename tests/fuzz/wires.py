@@ -18,11 +18,10 @@ from gatherd._http1 import HttpError, ResponseReader, feed
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
-from gatherd_server import proto_updates
 from gatherd_server.http import plans, update_plans
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.types import LookupPlan, UpdateOp
-from gatherd_server.wire import lookups
+from gatherd_server.wire import lookups, updates
 from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
 
 BODY_BYTES_MAX = 1 << 20
@@ -137,7 +136,7 @@ def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
 def push_check(body: bytes) -> None:
     for op in UpdateOp:
         with suppress(GatherdError):
-            push = proto_updates.push(
+            push = updates.push(
                 op, lookups.parse(embedding_pb2.UpdateRequest(), body, LIMITS), LIMITS
             )
             for update in push.updates:

@@ -18,7 +18,6 @@ from hypothesis import strategies as st
 from gatherd.errors import DiskFull, GatherdError, Overloaded, Unavailable, UpdatesStopped
 from gatherd.store.dtypes import DType
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
-from gatherd_server import proto_updates
 from gatherd_server.http.body import outcome
 from gatherd_server.types import (
     AddStaged,
@@ -31,6 +30,7 @@ from gatherd_server.types import (
     SetOptimizer,
     UpdateOp,
 )
+from gatherd_server.wire import updates as proto_updates
 from support.server import wait_until
 from support.small_engine import LIMITS
 from support.training_engine import LR, VERSION, Training, training

@@ -12,11 +12,10 @@ from typing import Any, Final
 from google.protobuf.message import Message
 
 from gatherd_proto.v1 import embedding_pb2, table_pb2
-from gatherd_server import proto_updates
 from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.types import Limits, LookupPlan, TableChange, UpdateOp
-from gatherd_server.wire import lookups
+from gatherd_server.wire import lookups, updates
 from gatherd_server.wire.lookups import Part
 
 _EMBEDDING: Final = "/gatherd.v1.EmbeddingService/"
@@ -70,17 +69,17 @@ def procedures(limits: Limits) -> list[Procedure | UpdateProcedure]:
         _push("ScatterAdd", UpdateOp.SCATTER_ADD),
         _push("ApplyGradients", UpdateOp.APPLY_GRADIENTS),
         _push("Assign", UpdateOp.ASSIGN),
-        _change("CreateTable", proto_updates.create_table),
-        _change("DeleteTable", proto_updates.delete_table),
-        _change("Publish", proto_updates.publish),
-        _change("Rollback", proto_updates.rollback),
-        _change("SetOptimizer", proto_updates.set_optimizer),
+        _change("CreateTable", updates.create_table),
+        _change("DeleteTable", updates.delete_table),
+        _change("Publish", updates.publish),
+        _change("Rollback", updates.rollback),
+        _change("SetOptimizer", updates.set_optimizer),
         UpdateProcedure(
             _TABLES + "Snapshot",
             table_pb2.SnapshotRequest,
             table_pb2.SnapshotResponse,
-            lambda engine, request: engine.snapshot(proto_updates.snapshot_name(request)),
-            proto_updates.snapshot_reply,
+            lambda engine, request: engine.snapshot(updates.snapshot_name(request)),
+            updates.snapshot_reply,
         ),
     ]
 
@@ -90,8 +89,8 @@ def _push(name: str, op: UpdateOp) -> UpdateProcedure:
         _EMBEDDING + name,
         embedding_pb2.UpdateRequest,
         embedding_pb2.UpdateResponse,
-        lambda engine, request: engine.push(proto_updates.push(op, request, engine.limits)),
-        proto_updates.push_reply,
+        lambda engine, request: engine.push(updates.push(op, request, engine.limits)),
+        updates.push_reply,
         Scope.UPDATE,
     )
 
@@ -102,7 +101,7 @@ def _change(name: str, read: Callable[[Any], TableChange]) -> UpdateProcedure:
         getattr(table_pb2, f"{name}Request"),
         table_pb2.ChangeResponse,
         lambda engine, request: engine.change(read(request)),
-        proto_updates.change_reply,
+        updates.change_reply,
     )
 
 

@@ -21,7 +21,6 @@ from google.protobuf.message import Message
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
 from gatherd_proto.v1 import embedding_pb2, table_pb2
-from gatherd_server import proto_updates
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission, Place
 from gatherd_server.access.callers import ANYBODY, AnyEngine, Caller, Scope
 from gatherd_server.engine.engine import Engine
@@ -36,7 +35,7 @@ from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
 from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
-from gatherd_server.wire import lookups
+from gatherd_server.wire import lookups, updates
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
@@ -108,11 +107,11 @@ class Servicer:
         tables: dict[str, _Handler] = {
             "ListTables": unary(_list_tables, None, place=self._admission.unplaced),
             "GetTable": unary(_get_table, None, place=self._admission.unplaced),
-            "CreateTable": change(table_pb2.CreateTableRequest, proto_updates.create_table),
-            "DeleteTable": change(table_pb2.DeleteTableRequest, proto_updates.delete_table),
-            "Publish": change(table_pb2.PublishRequest, proto_updates.publish),
-            "Rollback": change(table_pb2.RollbackRequest, proto_updates.rollback),
-            "SetOptimizer": change(table_pb2.SetOptimizerRequest, proto_updates.set_optimizer),
+            "CreateTable": change(table_pb2.CreateTableRequest, updates.create_table),
+            "DeleteTable": change(table_pb2.DeleteTableRequest, updates.delete_table),
+            "Publish": change(table_pb2.PublishRequest, updates.publish),
+            "Rollback": change(table_pb2.RollbackRequest, updates.rollback),
+            "SetOptimizer": change(table_pb2.SetOptimizerRequest, updates.set_optimizer),
             "Snapshot": update(_snapshot, Scope.ADMIN),
         }
         telemetry = self._admission.telemetry
@@ -306,8 +305,8 @@ def _get_table(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -
 def _push(op: UpdateOp) -> _Answer:
     def push(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
         request = lookups.parse(embedding_pb2.UpdateRequest(), body, engine.limits)
-        future = engine.push(proto_updates.push(op, request, engine.limits))
-        return proto_updates.push_reply(_outcome(future, context, UPDATE_MAY_BE_DONE))
+        future = engine.push(updates.push(op, request, engine.limits))
+        return updates.push_reply(_outcome(future, context, UPDATE_MAY_BE_DONE))
 
     return push
 
@@ -315,15 +314,15 @@ def _push(op: UpdateOp) -> _Answer:
 def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
     def change(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
         future = engine.change(read(lookups.parse(kind(), body, engine.limits)))
-        return proto_updates.change_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
+        return updates.change_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
     return change
 
 
 def _snapshot(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
     request = lookups.parse(table_pb2.SnapshotRequest(), body, engine.limits)
-    future = engine.snapshot(proto_updates.snapshot_name(request))
-    return proto_updates.snapshot_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
+    future = engine.snapshot(updates.snapshot_name(request))
+    return updates.snapshot_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
 
 
 def _asked_anew(admission: Admission, context: grpc.ServicerContext) -> Caller:

@@ -5,7 +5,7 @@ so are never copied into a message: each reply is a list of parts, headers and b
 be written one after another. Every field but the vectors' data comes first, so a reader knows
 shape and dtype before the first row arrives. Field numbers are those of embedding.proto and
 tensor.proto; a test compares every frame with what the generated classes make of it. The messages
-of updates and changes are in proto_updates.py.
+of updates and changes are in wire/updates.py.
 """
 
 from collections.abc import Mapping, Sequence
