@@ -24,7 +24,7 @@ from gatherd_proto.v1.status_pb2 import ErrorInfo
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
 from gatherd_server.observe import trail
-from gatherd_server.update_checks import UPDATE_MAY_BE_DONE
+from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
 from gatherd_server.wire.lookups import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
 
 PROBLEM_JSON: Final = "application/problem+json"

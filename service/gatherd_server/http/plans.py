@@ -35,7 +35,7 @@ from gatherd_server.http.schemas import (
 )
 from gatherd_server.http.update_schemas import UpdateBody
 from gatherd_server.types import Limits, LookupPlan
-from gatherd_server.update_checks import in_table
+from gatherd_server.wire.checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)

@@ -11,7 +11,6 @@ from starlette.datastructures import QueryParams
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.query import Asked
-from gatherd_server import update_checks
 from gatherd_server.http import arrays
 from gatherd_server.http.json_bounds import check_change, check_rest
 from gatherd_server.http.media import OCTETS
@@ -50,6 +49,7 @@ from gatherd_server.types import (
     TableUpdate,
     UpdateOp,
 )
+from gatherd_server.wire import checks
 
 DimOf = Callable[[str], int]
 """A table's dim: nested lists and raw bytes without a single value don't tell it."""
@@ -82,7 +82,7 @@ class UpdateReader:
             model = GradientsBody if self._op is UpdateOp.APPLY_GRADIENTS else UpdateBody
             given = parse(model, self._json(body, query, 1))
             update = self._update(table, given, body, lambda value: value)
-        return update_checks.push(self._op, [update], request_id)
+        return checks.push(self._op, [update], request_id)
 
     def many(self, body: bytes, query: QueryParams, request_id: RequestId) -> Push:
         """Updates of many tables, from JSON."""
@@ -98,8 +98,8 @@ class UpdateReader:
             try:
                 updates.append(self._update(table, part, body, _part_of(table)))
             except InvalidArgument as error:
-                raise update_checks.in_table(error, table) from None
-        return update_checks.push(self._op, updates, request_id)
+                raise checks.in_table(error, table) from None
+        return checks.push(self._op, updates, request_id)
 
     def _json(self, body: bytes, query: QueryParams, tables: int) -> object:
         no_options(query)
@@ -142,8 +142,8 @@ class UpdateReader:
         return TableUpdate(
             table,
             asked,
-            update_checks.values_of(asked, values, dtype),
-            None if lr is None else update_checks.learning_rate(lr, self._op),
+            checks.values_of(asked, values, dtype),
+            None if lr is None else checks.learning_rate(lr, self._op),
             if_version,
         )
 
@@ -167,7 +167,7 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
             raise InvalidArgument(
                 f"a staged table is what its files say; {beside[0]} can't be given with staged"
             )
-        return AddStaged(given.name, update_checks.staged_folder(given.staged))
+        return AddStaged(given.name, checks.staged_folder(given.staged))
     if given.rows is None or given.dim is None:
         missing = "rows" if given.rows is None else "dim"
         raise InvalidArgument(f"the member {missing} is required, unless staged is given")
@@ -180,13 +180,13 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
         given.seed,
         None if given.optimizer is None else _optimizer(given.optimizer),
     )
-    return update_checks.drawn_table(change)
+    return checks.drawn_table(change)
 
 
 def publish(table: str, body: bytes, query: QueryParams) -> Publish:
     """A new live version, from JSON."""
     given = _body(PublishBody, body, query)
-    staged = update_checks.staged_folder(given.staged) if given.staged else ""
+    staged = checks.staged_folder(given.staged) if given.staged else ""
     return Publish(table, staged, given.if_version)
 
 
@@ -204,11 +204,11 @@ def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:
 
 def snapshot_name(body: bytes, query: QueryParams) -> str:
     """The name that a snapshot is asked to have, from JSON; "" for one of the server's choosing."""
-    return update_checks.snapshot_name(_body(SnapshotBody, body, query).name)
+    return checks.snapshot_name(_body(SnapshotBody, body, query).name)
 
 
 def _optimizer(given: OptimizerBody) -> OptimizerSpec:
-    return update_checks.optimizer(given.name, given.model_extra or {})
+    return checks.optimizer(given.name, given.model_extra or {})
 
 
 def _body(model: type[Body], body: bytes, query: QueryParams) -> Body:

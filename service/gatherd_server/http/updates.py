@@ -11,7 +11,6 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from gatherd.errors import InvalidArgument
-from gatherd_server import update_checks
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import AnyEngine
 from gatherd_server.access.callers import Scope as Need
@@ -23,6 +22,7 @@ from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
 from gatherd_server.http.plans import no_options
 from gatherd_server.http.update_plans import UpdateReader
 from gatherd_server.types import DeleteTable, Push, RequestId, TableChange, UpdateOp
+from gatherd_server.wire import checks
 
 IDEMPOTENCY_KEY = "idempotency-key"
 _VERBS = {
@@ -145,7 +145,7 @@ def _request_id(headers: Headers) -> RequestId:
         return None
     if len(given) > 1:
         raise InvalidArgument("the Idempotency-Key header is given twice")
-    return update_checks.idempotency_key(given[0])
+    return checks.idempotency_key(given[0])
 
 
 async def _body(request: Request, admission: Admission) -> bytes:

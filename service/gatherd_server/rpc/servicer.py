@@ -34,8 +34,8 @@ from gatherd_server.rpc.observed import count, observed, told_code
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.types import LookupPlan, TableChange, UpdateOp
-from gatherd_server.update_checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 from gatherd_server.wire import lookups, updates
+from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"

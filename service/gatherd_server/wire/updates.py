@@ -10,7 +10,6 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.ids import array_from_bytes
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
-from gatherd_server import update_checks
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
@@ -28,6 +27,7 @@ from gatherd_server.types import (
     TableUpdate,
     UpdateOp,
 )
+from gatherd_server.wire import checks
 from gatherd_server.wire.lookups import WIRE_DTYPES, asked_rows, enum_name
 
 _VALUE_DTYPES: Final[dict[int, DType]] = {WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES}
@@ -52,17 +52,17 @@ def push(op: UpdateOp, request: embedding_pb2.UpdateRequest, limits: Limits) -> 
         try:
             updates.append(_table_update(op, update))
         except InvalidArgument as error:
-            raise update_checks.in_table(error, update.table) from None
-    return update_checks.push(op, updates, request_id)
+            raise checks.in_table(error, update.table) from None
+    return checks.push(op, updates, request_id)
 
 
 def _request_id(request: embedding_pb2.UpdateRequest) -> RequestId:
     match request.WhichOneof("request_id"):
         case "sequence":
             given = request.sequence
-            return update_checks.session_sequence(given.session, given.sequence)
+            return checks.session_sequence(given.session, given.sequence)
         case "idempotency_key":
-            return update_checks.idempotency_key(request.idempotency_key)
+            return checks.idempotency_key(request.idempotency_key)
     return None
 
 
@@ -81,8 +81,8 @@ def _table_update(op: UpdateOp, update: embedding_pb2.TableUpdate) -> TableUpdat
     return TableUpdate(
         update.table,
         asked,
-        update_checks.values_of(asked, values, dtype),
-        update_checks.learning_rate(update.learning_rate, op) if has_lr else None,
+        checks.values_of(asked, values, dtype),
+        checks.learning_rate(update.learning_rate, op) if has_lr else None,
         update.if_version,
     )
 
@@ -95,7 +95,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
             raise InvalidArgument(
                 f"a staged table is what its files say; {beside[0]} can't be given with staged"
             )
-        return AddStaged(request.table, update_checks.staged_folder(request.staged))
+        return AddStaged(request.table, checks.staged_folder(request.staged))
     if request.dtype not in _TABLE_DTYPES:
         name = enum_name(tensor_pb2.DType, request.dtype)
         known = ", ".join(enum_name(tensor_pb2.DType, number) for number in WIRE_DTYPES.values())
@@ -105,11 +105,11 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         request.rows,
         request.dim,
         _TABLE_DTYPES[request.dtype],
-        request.init or update_checks.INIT_DEFAULT,
+        request.init or checks.INIT_DEFAULT,
         request.seed if request.HasField("seed") else None,
         _optimizer(request.optimizer) if request.HasField("optimizer") else None,
     )
-    return update_checks.drawn_table(change)
+    return checks.drawn_table(change)
 
 
 def _is_set(request: table_pb2.CreateTableRequest, name: str) -> bool:
@@ -123,7 +123,7 @@ def delete_table(request: table_pb2.DeleteTableRequest) -> DeleteTable:
 
 def publish(request: table_pb2.PublishRequest) -> Publish:
     """The new version that `request` asks for."""
-    staged = update_checks.staged_folder(request.staged) if request.staged else ""
+    staged = checks.staged_folder(request.staged) if request.staged else ""
     return Publish(request.table, staged, request.if_version)
 
 
@@ -140,12 +140,12 @@ def set_optimizer(request: table_pb2.SetOptimizerRequest) -> SetOptimizer:
 
 
 def _optimizer(message: table_pb2.Optimizer) -> OptimizerSpec:
-    return update_checks.optimizer(message.name, dict(message.options))
+    return checks.optimizer(message.name, dict(message.options))
 
 
 def snapshot_name(request: table_pb2.SnapshotRequest) -> str:
     """The name that a snapshot is asked to have; "" for one of the server's choosing."""
-    return update_checks.snapshot_name(request.name)
+    return checks.snapshot_name(request.name)
 
 
 def push_reply(result: PushResult) -> bytes:
