@@ -41,11 +41,11 @@ from gatherd_server.http.body import (
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.json_bounds import check_connect
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
-from gatherd_server.http.procedures import Procedure, UpdateProcedure, procedures
 from gatherd_server.types import Limits
 from gatherd_server.wire import lookups
 from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 from gatherd_server.wire.lookups import Part
+from gatherd_server.wire.procedures import Procedure, UpdateProcedure, procedures
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
