@@ -23,12 +23,12 @@ from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout
 from gatherd.store.query import BagsQuery, Pooling
 from gatherd.store.table import Preload, Table
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion, warm
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
-from gatherd_server.writer.publish import own_data_dir
 
 DIM = 128
 BAGS, IDS = 1024, 20

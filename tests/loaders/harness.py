@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from gatherd.store.catalog import open_table
 from gatherd.store.dtypes import DType
 from gatherd.store.table import Table
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.loaders.batches import OnBadRow
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
@@ -22,7 +23,6 @@ from gatherd_server.writer.importing import (
     OnNonfinite,
     import_rows,
 )
-from gatherd_server.writer.publish import own_data_dir
 
 
 @dataclass(frozen=True)

@@ -16,9 +16,9 @@ from gatherd.errors import TooManyFiles
 from gatherd.store.catalog import read_catalog
 from gatherd.store.dtypes import DType
 from gatherd.store.live import LiveTables
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.types import CreateTable
-from gatherd_server.writer.publish import own_data_dir
 from support.cli import invoke
 from support.server import RunningServer, children, clean_environment, run_cli
 

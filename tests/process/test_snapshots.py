@@ -358,7 +358,7 @@ KILLED = """
 import os, sys
 from pathlib import Path
 from gatherd_server.storage.files import Files
-from gatherd_server.writer.publish import own_data_dir
+from gatherd_server.data_dir.owning import own_data_dir
 
 class Killed(Files):
     copied = 0

@@ -186,7 +186,7 @@ def test_without_a_server_a_change_keeps_as_many_versions_as_it_is_told(tmp_path
 HOLD = """
 import sys
 from pathlib import Path
-from gatherd_server.writer.publish import own_data_dir
+from gatherd_server.data_dir.owning import own_data_dir
 with own_data_dir(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

@@ -21,8 +21,8 @@ from gatherd.store.checksums import (
     verify_folder,
 )
 from gatherd.store.dtypes import DType
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.table_writer import Block, TableFiles
-from gatherd_server.writer.publish import own_data_dir
 
 ROWS = np.random.default_rng(2).normal(size=(2_500, 1_000)).astype(np.float32)
 

@@ -26,11 +26,11 @@ from gatherd.store.catalog import open_table, read_catalog
 from gatherd.store.checksums import encode_document
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.types import DeleteTable
-from gatherd_server.writer.publish import own_data_dir
 from support.server import clean_environment, run_cli
 
 ROWS = np.random.default_rng(2).normal(size=(50, 8)).astype(np.float32)
@@ -157,7 +157,7 @@ KILLED_IMPORT = """
 import os, signal, sys
 from pathlib import Path
 from gatherd_server.storage.files import Files
-from gatherd_server.writer.publish import own_data_dir
+from gatherd_server.data_dir.owning import own_data_dir
 from storage.test_data_dir import table_files
 
 class Dying(Files):

@@ -13,6 +13,7 @@ from gatherd.errors import BadFile, StorageError
 from gatherd.store.catalog import open_table, read_catalog, version_dir
 from gatherd.store.checksums import read_document
 from gatherd.store.key_index import KeyIndex
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.types import (
     LIVE_VERSION,
@@ -23,7 +24,6 @@ from gatherd_server.types import (
     WriterLimits,
 )
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
-from gatherd_server.writer.publish import own_data_dir
 from gatherd_server.writer.snapshot import read_snapshot
 from gatherd_server.writer.verify import verify_version
 from gatherd_server.writer.verify_live import Coverage

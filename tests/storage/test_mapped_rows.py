@@ -16,11 +16,11 @@ from gatherd.store.catalog import open_table, version_dir
 from gatherd.store.dtypes import DType
 from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import SEQ_NAME
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
-from gatherd_server.writer.publish import own_data_dir
 
 DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 

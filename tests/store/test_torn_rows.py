@@ -30,11 +30,11 @@ from gatherd.store.stripes import (
     stripe_count,
 )
 from gatherd.store.table import Table
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
-from gatherd_server.writer.publish import own_data_dir
 
 WRITER = Path(__file__).parents[1] / "support/row_writer.py"
 NAME = "t"

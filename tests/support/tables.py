@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gatherd.store.dtypes import DType
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.types import CreateTable, OptimizerSpec
-from gatherd_server.writer.publish import own_data_dir
 
 
 def drawn_table(

@@ -17,6 +17,7 @@ from pathlib import Path
 from gatherd import Client
 from gatherd.errors import DataDirInUse, FailedPrecondition
 from gatherd.store.catalog import STAGING_NAME
+from gatherd_server.data_dir.owning import DataDir, own_data_dir
 from gatherd_server.processes.sockets import SERVER_SOCKET_NAME, open_beside
 from gatherd_server.storage.files import Files
 from gatherd_server.types import (
@@ -31,7 +32,6 @@ from gatherd_server.types import (
     TableChange,
     WriterLimits,
 )
-from gatherd_server.writer.publish import DataDir, own_data_dir
 
 # A change that a server makes may copy a table, and have every worker map it.
 CHANGE_SECONDS_MAX = 3600.0

@@ -25,6 +25,7 @@ from gatherd_server.cli.versions import (
     place_options,
     publish_copy,
 )
+from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
@@ -40,7 +41,6 @@ from gatherd_server.writer.importing import (
     OnNonfinite,
     import_rows,
 )
-from gatherd_server.writer.publish import DataDir
 
 _LIMITS = UnpackLimits()
 

@@ -18,6 +18,7 @@ from gatherd_server.cli.connect import connect, credential_options
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
 from gatherd_server.cli.updates import DEFAULT_URL
+from gatherd_server.data_dir.owning import OwnedDataDir
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import (
     LIVE_VERSION,
@@ -29,7 +30,6 @@ from gatherd_server.types import (
     SetOptimizer,
     TableChange,
 )
-from gatherd_server.writer.publish import OwnedDataDir
 
 if_version_option = click.option(
     "--if-version", type=click.IntRange(1), help="Only when this version of the table is live."

@@ -26,6 +26,7 @@ from gatherd.store.catalog import read_catalog
 from gatherd.store.shards import open_rows
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
+from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.observe.logs import set_level
@@ -51,7 +52,6 @@ from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import is_read_only
 from gatherd_server.writer import update_kernels
-from gatherd_server.writer.publish import own_data_dir
 
 logger = logging.getLogger("gatherd.supervisor")
 

@@ -1,0 +1,1 @@
+"""Owning a data dir, and changing its tables and versions."""
