@@ -18,6 +18,7 @@ from gatherd.store.checksums import FileChecksums, document_crc, verify_blocks
 from gatherd.store.dtypes import DType
 from gatherd.store.query import ByKey
 from gatherd.store.stripes import SEQ_NAME
+from gatherd_server.data_dir.changes import kept_versions
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.types import (
     AddStaged,
@@ -31,7 +32,6 @@ from gatherd_server.types import (
     TableChange,
     UpdateOp,
 )
-from gatherd_server.writer.changes import kept_versions
 from gatherd_server.writer.freezing import FROZEN_NAME
 from gatherd_server.writer.optimizers import RowImages, TrainedRows
 

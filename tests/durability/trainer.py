@@ -22,6 +22,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.keys import StringKeys
 from gatherd.store.mapping import MappedFile
 from gatherd.store.query import ByKey
+from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.owning import own_data_dir, sweep_staging
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.slots import Optimizer
@@ -42,7 +43,6 @@ from gatherd_server.types import (
     UpdateOp,
     WriterLimits,
 )
-from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.snapshot import drop_snapshots, restore, take_snapshot
 from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import Writer

@@ -27,6 +27,7 @@ from gatherd.store import kernels
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
+from gatherd_server.data_dir.changes import Changes
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.body import Workers
@@ -49,7 +50,6 @@ from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.processes.writer import open_writer
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.types import UpdatesState
-from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
 from gatherd_server.writer.writer import Writer
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable
+from gatherd_server.data_dir.changes import Changes
 from gatherd_server.errors import unexpected
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.types import (
@@ -27,7 +28,6 @@ from gatherd_server.types import (
     UpdatesState,
 )
 from gatherd_server.writer import messages
-from gatherd_server.writer.changes import Changes
 from gatherd_server.writer.commit import Submitted
 from gatherd_server.writer.heartbeat import HUNG_SECONDS, OUTCOME_UNKNOWN, Heartbeat, lost
 from gatherd_server.writer.messages import Kind, Unframer
