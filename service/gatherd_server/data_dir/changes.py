@@ -39,6 +39,7 @@ from gatherd.store.catalog import (
     version_dir,
 )
 from gatherd.store.table import Table
+from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
@@ -67,7 +68,6 @@ from gatherd_server.writer.snapshot import (
     snapshot_age_seconds,
     take_snapshot,
 )
-from gatherd_server.writer.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.writer.versions import check_whole
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
 
