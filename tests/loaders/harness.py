@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from gatherd.store.catalog import open_table
 from gatherd.store.dtypes import DType
 from gatherd.store.table import Table
-from gatherd_server.data_dir.owning import own_data_dir
-from gatherd_server.loaders.batches import OnBadRow
-from gatherd_server.loaders.limits import UnpackLimits
-from gatherd_server.loaders.opening import OpenOptions, open_sources
-from gatherd_server.writer.importing import (
+from gatherd_server.data_dir.importing import (
     ImportOptions,
     ImportSummary,
     OnDuplicate,
     OnNonfinite,
     import_rows,
 )
+from gatherd_server.data_dir.owning import own_data_dir
+from gatherd_server.loaders.batches import OnBadRow
+from gatherd_server.loaders.limits import UnpackLimits
+from gatherd_server.loaders.opening import OpenOptions, open_sources
 
 
 @dataclass(frozen=True)

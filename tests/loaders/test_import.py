@@ -18,10 +18,10 @@ from numpy.typing import NDArray
 
 from gatherd.errors import DiskFull, StorageError
 from gatherd.store.catalog import open_table, read_catalog
+from gatherd_server.data_dir.importing import ImportOptions, import_rows
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.storage.files import Files
-from gatherd_server.writer.importing import ImportOptions, import_rows
 from loaders.harness import text_file
 from loaders.test_torch import mapping, program, storage, tensor
 from support.server import clean_environment, run_cli

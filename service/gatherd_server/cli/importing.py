@@ -25,6 +25,14 @@ from gatherd_server.cli.versions import (
     place_options,
     publish_copy,
 )
+from gatherd_server.data_dir.importing import (
+    ImportOptions,
+    ImportSummary,
+    NewVersion,
+    OnDuplicate,
+    OnNonfinite,
+    import_rows,
+)
 from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.limits import UnpackLimits
@@ -33,14 +41,6 @@ from gatherd_server.loaders.streams import STANDARD_INPUT, is_uri, without_passw
 from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.types import LIVE_VERSION
-from gatherd_server.writer.importing import (
-    ImportOptions,
-    ImportSummary,
-    NewVersion,
-    OnDuplicate,
-    OnNonfinite,
-    import_rows,
-)
 
 _LIMITS = UnpackLimits()
 
