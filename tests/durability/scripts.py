@@ -17,6 +17,7 @@ from gatherd.errors import DiskFull, GatherdError
 from gatherd.store.catalog import version_dir
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEYS_JSON, KEYS_SLOTS
+from gatherd_server.data_dir.verify import repair_keys
 from gatherd_server.types import (
     DeleteTable,
     OptimizerSpec,
@@ -28,7 +29,6 @@ from gatherd_server.types import (
     UpdateOp,
     WriterLimits,
 )
-from gatherd_server.writer.verify import repair_keys
 
 Stage = tuple[Power, Trainer]
 Script = Callable[[Path, str], Iterator[Stage]]

@@ -14,6 +14,7 @@ from gatherd.store.catalog import open_table, read_catalog, version_dir
 from gatherd.store.checksums import read_document
 from gatherd.store.key_index import KeyIndex
 from gatherd_server.data_dir.owning import own_data_dir
+from gatherd_server.data_dir.verify import verify_version
 from gatherd_server.storage.files import Files
 from gatherd_server.types import (
     LIVE_VERSION,
@@ -25,7 +26,6 @@ from gatherd_server.types import (
 )
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
 from gatherd_server.writer.snapshot import read_snapshot
-from gatherd_server.writer.verify import verify_version
 from gatherd_server.writer.verify_live import Coverage
 from gatherd_server.writer.writer import Writer
 from loaders.harness import run_import
