@@ -12,12 +12,12 @@ from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, TablePlan, plan_source
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import repair_keys, verify_log, verify_version
 from gatherd_server.data_dir.verify_live import Coverage
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import Spool
-from gatherd_server.writer.plan import WORKER_PRIVATE_BYTES, TablePlan, plan_source
 from gatherd_server.writer.snapshot import SNAPSHOT_NAME, read_snapshot, verify_snapshot
 
 MB = 1e6
