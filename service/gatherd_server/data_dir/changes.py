@@ -39,6 +39,7 @@ from gatherd.store.catalog import (
     version_dir,
 )
 from gatherd.store.table import Table
+from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.slots import Optimizer
@@ -60,7 +61,6 @@ from gatherd_server.writer.backups.keeper import Keeper
 from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.damage import mend
 from gatherd_server.writer.freezing import freeze, read_manifest, thaw, unfrozen
-from gatherd_server.writer.restoring import catch_up_restored
 from gatherd_server.writer.schedule import Schedule
 from gatherd_server.writer.snapshot import (
     drop_partials,
