@@ -11,8 +11,8 @@ from typing import Any
 from crash.oracle import Acknowledged, Switched, placed
 from crash.siege import Siege, applied_lsn
 from crash.workload import TABLES, Way, drawn_push, key_of
+from gatherd_server.snapshots.snapshot import read_snapshot, verify_snapshot
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.snapshot import read_snapshot, verify_snapshot
 from gatherd_server.writer.window import push_digest
 
 

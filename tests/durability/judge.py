@@ -8,8 +8,8 @@ from durability.trainer import WAIT_SECONDS, Quick, Trainer, View
 from gatherd.errors import BadFile
 from gatherd.store.catalog import version_dir
 from gatherd.store.key_index import read_keys_info, verify_file
+from gatherd_server.snapshots.snapshot import PARTIAL_SUFFIX, verify_snapshot
 from gatherd_server.types import Push
-from gatherd_server.writer.snapshot import PARTIAL_SUFFIX, verify_snapshot
 
 
 def judge(root: Path, view: View, *, is_restart: bool = False) -> None:

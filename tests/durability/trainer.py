@@ -24,6 +24,7 @@ from gatherd.store.mapping import MappedFile
 from gatherd.store.query import ByKey
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.owning import own_data_dir, sweep_staging
+from gatherd_server.snapshots.snapshot import drop_snapshots, restore, take_snapshot
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
@@ -43,7 +44,6 @@ from gatherd_server.types import (
     UpdateOp,
     WriterLimits,
 )
-from gatherd_server.writer.snapshot import drop_snapshots, restore, take_snapshot
 from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import Writer
 

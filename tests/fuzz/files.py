@@ -38,9 +38,9 @@ from gatherd_server.data_dir.verify import verify_version
 from gatherd_server.loaders.batches import OnBadRow
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
+from gatherd_server.snapshots.snapshot import decode_snapshot
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder, rebuild_slots
-from gatherd_server.writer.snapshot import decode_snapshot
 from loaders.test_fasttext import model as fasttext_model
 from loaders.test_models import gguf, keyed_vectors
 from loaders.test_packed import tarred

@@ -21,9 +21,9 @@ from gatherd.store.catalog import open_table, read_catalog, version_dir
 from gatherd.store.checksums import read_document
 from gatherd_server.http import plans
 from gatherd_server.http.media import NPY
+from gatherd_server.snapshots.snapshot import decode_snapshot
 from gatherd_server.storage.records import unpack
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
-from gatherd_server.writer.snapshot import decode_snapshot
 from loaders.harness import run_import
 from support.small_engine import LIMITS
 from support.tables import drawn_table, make_data_dir

@@ -14,10 +14,10 @@ from gatherd import Client
 from gatherd.errors import FailedPrecondition, TableRefused
 from gatherd.store.catalog import read_catalog, version_dir
 from gatherd_server.data_dir.owning import own_data_dir
+from gatherd_server.snapshots.snapshot import take_snapshot
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME, segment_paths
 from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
-from gatherd_server.writer.snapshot import take_snapshot
 from gatherd_server.writer.writer import Writer
 from support.server import RunningServer, run_cli
 from support.tables import drawn_table, make_data_dir

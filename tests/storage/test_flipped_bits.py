@@ -16,6 +16,7 @@ from gatherd.store.key_index import KeyIndex
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import verify_version
 from gatherd_server.data_dir.verify_live import Coverage
+from gatherd_server.snapshots.snapshot import read_snapshot
 from gatherd_server.storage.files import Files
 from gatherd_server.types import (
     LIVE_VERSION,
@@ -26,7 +27,6 @@ from gatherd_server.types import (
     WriterLimits,
 )
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
-from gatherd_server.writer.snapshot import read_snapshot
 from gatherd_server.writer.writer import Writer
 from loaders.harness import run_import
 from support.tables import drawn_table, make_data_dir

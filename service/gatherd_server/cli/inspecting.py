@@ -18,7 +18,7 @@ from gatherd_server.data_dir.verify import repair_keys, verify_log, verify_versi
 from gatherd_server.data_dir.verify_live import Coverage
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import Spool
-from gatherd_server.writer.snapshot import SNAPSHOT_NAME, read_snapshot, verify_snapshot
+from gatherd_server.snapshots.snapshot import SNAPSHOT_NAME, read_snapshot, verify_snapshot
 
 MB = 1e6
 

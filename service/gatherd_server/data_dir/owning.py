@@ -18,6 +18,7 @@ from gatherd.store.catalog import (
 )
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.restoring import restored_lsn, stage_from_snapshot
+from gatherd_server.snapshots.snapshot import SNAPSHOT_NAME, VOLUME_NAMES, take_snapshot
 from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import StagedTable, TableFiles, stage_table
@@ -30,7 +31,6 @@ from gatherd_server.types import (
     TableChange,
     WriterLimits,
 )
-from gatherd_server.writer.snapshot import SNAPSHOT_NAME, VOLUME_NAMES, take_snapshot
 from gatherd_server.writer.writer import Writer
 
 # Without a server the log holds a change or two before it is cut again.

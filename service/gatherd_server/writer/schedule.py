@@ -11,8 +11,8 @@ from concurrent.futures import CancelledError, Future
 from pathlib import Path
 
 from gatherd.errors import GatherdError
+from gatherd_server.snapshots.snapshot import snapshot_age_seconds
 from gatherd_server.types import SnapshotResult
-from gatherd_server.writer.snapshot import snapshot_age_seconds
 
 logger = logging.getLogger("gatherd.writer")
 

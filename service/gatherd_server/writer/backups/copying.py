@@ -8,6 +8,12 @@ from pathlib import Path
 
 from gatherd.errors import AlreadyExists, BadFile, GatherdError, InvalidArgument, StorageError
 from gatherd.store.checksums import BLOCK_BYTES, BlockChecksums, FileChecksums
+from gatherd_server.snapshots.snapshot import (
+    SNAPSHOT_NAME,
+    decode_snapshot,
+    snapshots_in,
+    timed_names,
+)
 from gatherd_server.storage.files import Files
 from gatherd_server.writer.backups.contents import (
     UPLOAD_SECONDS_MAX,
@@ -18,12 +24,6 @@ from gatherd_server.writer.backups.contents import (
     upload_document,
 )
 from gatherd_server.writer.backups.store import PIECE_BYTES, UPLOAD_NAME, FolderStore, Store
-from gatherd_server.writer.snapshot import (
-    SNAPSHOT_NAME,
-    decode_snapshot,
-    snapshots_in,
-    timed_names,
-)
 
 Progress = Callable[[int], None]
 """Told the bytes of each piece that went."""

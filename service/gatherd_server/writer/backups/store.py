@@ -20,8 +20,8 @@ from typing import Final, Protocol
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument, StorageError
 from gatherd.store.catalog import TABLE_NAME_PATTERN
+from gatherd_server.snapshots.snapshot import SNAPSHOT_NAME
 from gatherd_server.storage.files import Files
-from gatherd_server.writer.snapshot import SNAPSHOT_NAME
 
 logger = logging.getLogger("gatherd.writer")
 

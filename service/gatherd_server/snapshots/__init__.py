@@ -1,0 +1,1 @@
+"""Copies of a data dir at one LSN, and backups of them."""
