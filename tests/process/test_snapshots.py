@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from gatherd import Client
 from gatherd.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from gatherd_server.snapshots.schedule import Schedule
 from gatherd_server.types import SnapshotResult
-from gatherd_server.writer.schedule import Schedule
 from support.cli import invoke
 from support.server import RunningServer, clean_environment, wait_until
 from support.tables import drawn_table, make_data_dir
