@@ -19,6 +19,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.query import ByKey
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.data_dir.changes import kept_versions
+from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.slots import Optimizer
 from gatherd_server.types import (
     AddStaged,
@@ -32,7 +33,6 @@ from gatherd_server.types import (
     TableChange,
     UpdateOp,
 )
-from gatherd_server.writer.freezing import FROZEN_NAME
 from gatherd_server.writer.optimizers import RowImages, TrainedRows
 
 Contents = dict[str, NDArray[Any]]

@@ -10,12 +10,12 @@ from pathlib import Path
 
 from gatherd.store.catalog import WEIGHTS_NAME
 from gatherd.store.stripes import SEQ_NAME
+from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.writer.commit import LoggedImages, logged_images
-from gatherd_server.writer.freezing import FROZEN_NAME
 
 
 def copy_files(files: Files, source: Path, target: Path, without: Sequence[str] = ()) -> None:
