@@ -25,8 +25,8 @@ from gatherd_server.access.tls import TlsFiles
 from gatherd_server.errors import ConfigError
 from gatherd_server.observe.logs import LogFormat
 from gatherd_server.observe.tracing import TraceExport
+from gatherd_server.snapshots.backups.store import check_location
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
-from gatherd_server.writer.backups.store import check_location
 from gatherd_server.writer.heartbeat import HUNG_SECONDS
 
 # What SIGHUP changes in a running server; the rest is read once.

@@ -160,7 +160,7 @@ def test_a_copying_process_ends_with_its_server(data_dir: Path, tmp_path: Path) 
         found: list[int] = []
 
         def is_found() -> bool:
-            module = "gatherd_server.writer.backups.child"
+            module = "gatherd_server.snapshots.backups.child"
             found[:] = [pid for pid in alive_in(one.pid) if module in arguments_of(pid)]
             for pid in found:
                 os.kill(pid, signal.SIGSTOP)

@@ -19,12 +19,12 @@ from fsspec.implementations.memory import MemoryFileSystem
 
 from gatherd import Client
 from gatherd_server.observe.metrics.recorder import Recorder
+from gatherd_server.snapshots.backups import store as store_module
+from gatherd_server.snapshots.backups.copying import copy_snapshots
+from gatherd_server.snapshots.backups.keeper import Keeper
+from gatherd_server.snapshots.backups.store import open_store
 from gatherd_server.snapshots.snapshot import drop_snapshots
 from gatherd_server.storage.files import Files
-from gatherd_server.writer.backups import store as store_module
-from gatherd_server.writer.backups.copying import copy_snapshots
-from gatherd_server.writer.backups.keeper import Keeper
-from gatherd_server.writer.backups.store import open_store
 from gatherd_server.writer.measures import Measures
 from support.cli import Done, invoke
 from support.server import wait_until

@@ -8,12 +8,10 @@ import click
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
 from gatherd_server.cli.data_dir import open_data_dir
-from gatherd_server.snapshots.snapshot import restore as restore_snapshot
-from gatherd_server.storage.files import Files
-from gatherd_server.writer.backups.contents import Backup, list_store, read_backup
-from gatherd_server.writer.backups.copying import copy_snapshots
-from gatherd_server.writer.backups.fetching import fetch, verify_backup
-from gatherd_server.writer.backups.store import (
+from gatherd_server.snapshots.backups.contents import Backup, list_store, read_backup
+from gatherd_server.snapshots.backups.copying import copy_snapshots
+from gatherd_server.snapshots.backups.fetching import fetch, verify_backup
+from gatherd_server.snapshots.backups.store import (
     FILE_SCHEME,
     FolderStore,
     Store,
@@ -21,6 +19,8 @@ from gatherd_server.writer.backups.store import (
     join_url,
     open_store,
 )
+from gatherd_server.snapshots.snapshot import restore as restore_snapshot
+from gatherd_server.storage.files import Files
 
 
 @click.command()

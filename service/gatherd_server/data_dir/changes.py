@@ -42,6 +42,7 @@ from gatherd.store.table import Table
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.snapshots.backups.keeper import Keeper
 from gatherd_server.snapshots.freezing import freeze, read_manifest, thaw, unfrozen
 from gatherd_server.snapshots.schedule import Schedule
 from gatherd_server.snapshots.snapshot import (
@@ -65,7 +66,6 @@ from gatherd_server.types import (
     TableChange,
     WriterLimits,
 )
-from gatherd_server.writer.backups.keeper import Keeper
 from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.damage import mend
 from gatherd_server.writer.versions import check_whole

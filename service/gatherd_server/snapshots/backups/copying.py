@@ -8,14 +8,7 @@ from pathlib import Path
 
 from gatherd.errors import AlreadyExists, BadFile, GatherdError, InvalidArgument, StorageError
 from gatherd.store.checksums import BLOCK_BYTES, BlockChecksums, FileChecksums
-from gatherd_server.snapshots.snapshot import (
-    SNAPSHOT_NAME,
-    decode_snapshot,
-    snapshots_in,
-    timed_names,
-)
-from gatherd_server.storage.files import Files
-from gatherd_server.writer.backups.contents import (
+from gatherd_server.snapshots.backups.contents import (
     UPLOAD_SECONDS_MAX,
     Backup,
     StoreContents,
@@ -23,7 +16,14 @@ from gatherd_server.writer.backups.contents import (
     list_store,
     upload_document,
 )
-from gatherd_server.writer.backups.store import PIECE_BYTES, UPLOAD_NAME, FolderStore, Store
+from gatherd_server.snapshots.backups.store import PIECE_BYTES, UPLOAD_NAME, FolderStore, Store
+from gatherd_server.snapshots.snapshot import (
+    SNAPSHOT_NAME,
+    decode_snapshot,
+    snapshots_in,
+    timed_names,
+)
+from gatherd_server.storage.files import Files
 
 Progress = Callable[[int], None]
 """Told the bytes of each piece that went."""

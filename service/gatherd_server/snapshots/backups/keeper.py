@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from gatherd_server.writer.backups.store import shown_url
+from gatherd_server.snapshots.backups.store import shown_url
 from gatherd_server.writer.measures import Measures
 
 logger = logging.getLogger("gatherd.writer")
@@ -91,7 +91,7 @@ class Keeper:
     def _round(self) -> str:
         """Copy once; why that failed, or ""."""
         begun = time.monotonic()
-        command = [sys.executable, "-P", "-m", "gatherd_server.writer.backups.child"]
+        command = [sys.executable, "-P", "-m", "gatherd_server.snapshots.backups.child"]
         with self._lock:
             if self._closing.is_set():
                 return ""

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.errors import GatherdError
-from gatherd_server.writer.backups.copying import copy_snapshots
-from gatherd_server.writer.backups.store import open_store
+from gatherd_server.snapshots.backups.copying import copy_snapshots
+from gatherd_server.snapshots.backups.store import open_store
 
 PROGRESS_SECONDS = 0.5
 # Pushes and lookups come first.

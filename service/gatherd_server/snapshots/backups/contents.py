@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from typing import Final
 
 from gatherd.errors import BadFile, DataDirVersion, StorageError
+from gatherd_server.snapshots.backups.store import UPLOAD_NAME, Store, read_document
 from gatherd_server.snapshots.snapshot import (
     SNAPSHOT_NAME,
     SnapshotFiles,
     decode_snapshot,
     timed_names,
 )
-from gatherd_server.writer.backups.store import UPLOAD_NAME, Store, read_document
 
 logger = logging.getLogger("gatherd.writer")
 

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from gatherd.errors import BadFile
 from gatherd.store.catalog import CATALOG_NAME
+from gatherd_server.snapshots.backups.contents import Backup
+from gatherd_server.snapshots.backups.copying import checked_pieces
+from gatherd_server.snapshots.backups.store import Store
 from gatherd_server.snapshots.snapshot import check_is_empty, fill_data_dir
 from gatherd_server.storage.files import Files
-from gatherd_server.writer.backups.contents import Backup
-from gatherd_server.writer.backups.copying import checked_pieces
-from gatherd_server.writer.backups.store import Store
 
 
 def fetch(files: Files, store: Store, backup: Backup, data_dir: Path) -> int:
