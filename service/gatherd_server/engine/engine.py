@@ -24,6 +24,7 @@ from gatherd_server.engine.means import Means
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
+from gatherd_server.link.link import Link
 from gatherd_server.observe import trail
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import (
@@ -38,7 +39,6 @@ from gatherd_server.types import (
     TableInfo,
     UpdatesState,
 )
-from gatherd_server.writer.link import Link
 from gatherd_server.writer.versions import read_only
 
 # Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).

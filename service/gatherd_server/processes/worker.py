@@ -35,6 +35,7 @@ from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast_path import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.rest import create_app
+from gatherd_server.link.link import DirectLink, Link, RefusingLink, SocketLink, in_process
 from gatherd_server.observe.logs import configure_logging, set_level
 from gatherd_server.observe.metrics.names import (
     CONNECTIONS,
@@ -50,7 +51,6 @@ from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.processes.writer import open_writer
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.types import UpdatesState
-from gatherd_server.writer.link import DirectLink, Link, RefusingLink, SocketLink, in_process
 from gatherd_server.writer.writer import Writer
 
 logger = logging.getLogger("gatherd")

@@ -14,6 +14,7 @@ from typing import Any
 
 from gatherd.store import kernels
 from gatherd_server.data_dir.changes import Changes
+from gatherd_server.link.link import LinkServer
 from gatherd_server.observe.logs import LogFormat, configure_logging, set_level
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.observe.tracing import TraceExport
@@ -22,7 +23,6 @@ from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import Files
 from gatherd_server.types import WriterLimits
 from gatherd_server.writer import update_kernels
-from gatherd_server.writer.link import LinkServer
 from gatherd_server.writer.measures import Measures
 from gatherd_server.writer.writer import Writer
 
