@@ -23,11 +23,11 @@ from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
 from gatherd_server.access.tls import TlsFiles
 from gatherd_server.errors import ConfigError
+from gatherd_server.link.heartbeat import HUNG_SECONDS
 from gatherd_server.observe.logs import LogFormat
 from gatherd_server.observe.tracing import TraceExport
 from gatherd_server.snapshots.backups.store import check_location
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
-from gatherd_server.writer.heartbeat import HUNG_SECONDS
 
 # What SIGHUP changes in a running server; the rest is read once.
 RELOADABLE = ("log_level", "requests_in_flight_max")

@@ -6,7 +6,7 @@ import logging
 import pytest
 
 from gatherd.errors import Unavailable
-from gatherd_server.writer.heartbeat import BEAT_SECONDS, Heartbeat
+from gatherd_server.link.heartbeat import BEAT_SECONDS, Heartbeat
 
 HUNG_SECONDS = 2.0
 BEATS = round(HUNG_SECONDS / BEAT_SECONDS)
