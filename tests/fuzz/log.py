@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from fuzz.target import Target
 from gatherd.errors import BadFile
+from gatherd_server.link.messages import Kind, Unframer, frame
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.records import Record, pack, unpack
 from gatherd_server.storage.wal_format import (
@@ -27,7 +28,6 @@ from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import PushResult, SessionSequence
 from gatherd_server.writer.checkpoint import checkpoint_path, encode_checkpoint, read_checkpoint
-from gatherd_server.writer.messages import Kind, Unframer, frame
 from gatherd_server.writer.window import Window
 
 LAST_LSN = 6

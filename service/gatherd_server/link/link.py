@@ -18,7 +18,9 @@ from typing import Any, Protocol, cast
 from gatherd.errors import BadFile, GatherdError, Overloaded, Unavailable
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.errors import unexpected
+from gatherd_server.link import messages
 from gatherd_server.link.heartbeat import HUNG_SECONDS, OUTCOME_UNKNOWN, Heartbeat, lost
+from gatherd_server.link.messages import Kind, Unframer
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.types import (
     ChangeResult,
@@ -28,9 +30,7 @@ from gatherd_server.types import (
     TableChange,
     UpdatesState,
 )
-from gatherd_server.writer import messages
 from gatherd_server.writer.commit import Submitted
-from gatherd_server.writer.messages import Kind, Unframer
 from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
 
