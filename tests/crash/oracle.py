@@ -1,7 +1,7 @@
 """What the tables must hold: every acknowledged push once, in the order of the LSNs, one by one.
 
 The server computes many pushes as one batch and stores them into mapped files; here each push is
-computed alone, on arrays in memory. The arithmetic is the same (writer/optimizers.py, which other
+computed alone, on arrays in memory. The arithmetic is the same (training/images.py, which other
 tests hold against torch, Keras and formulas), so the two have to agree to the last bit.
 """
 
@@ -18,8 +18,8 @@ from crash.workload import drawn_push
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME, read_catalog, version_dir
 from gatherd.store.dtypes import DType
 from gatherd_server.storage.slots import Optimizer
+from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import UpdateOp
-from gatherd_server.writer.optimizers import RowImages, TrainedRows
 
 
 @dataclass(slots=True, eq=False)

@@ -1,7 +1,7 @@
 """What a data dir must hold after each LSN: a replay of what was done, on arrays in memory.
 
 Each push is computed alone and stored, as if it had been the only one of its batch; the arithmetic
-is that of writer/optimizers.py, which other tests hold against torch, Keras and formulas.
+is that of training/images.py, which other tests hold against torch, Keras and formulas.
 """
 
 import json
@@ -21,6 +21,7 @@ from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.data_dir.changes import kept_versions
 from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.slots import Optimizer
+from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import (
     AddStaged,
     CreateTable,
@@ -33,7 +34,6 @@ from gatherd_server.types import (
     TableChange,
     UpdateOp,
 )
-from gatherd_server.writer.optimizers import RowImages, TrainedRows
 
 Contents = dict[str, NDArray[Any]]
 

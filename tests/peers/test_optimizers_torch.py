@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType
 from gatherd_server.storage.slots import Optimizer
-from gatherd_server.writer.optimizers import RowImages, TrainedRows
+from gatherd_server.training.images import RowImages, TrainedRows
 
 ROW_COUNT, STEPS = 60, 100
 F32 = np.float32

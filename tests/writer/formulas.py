@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType, convert
 from gatherd_server.storage.slots import Optimizer, OptimizerName
-from gatherd_server.writer.optimizers import TrainedRows
+from gatherd_server.training.images import TrainedRows
 
 F32 = np.float32
 

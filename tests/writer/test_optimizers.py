@@ -13,8 +13,8 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType
 from gatherd_server.storage.slots import Optimizer, OptimizerName
+from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import UpdateOp
-from gatherd_server.writer.optimizers import RowImages, TrainedRows
 from writer.formulas import Oracle, stored, trained_rows, values_of
 
 F32 = np.float32

@@ -55,7 +55,7 @@ def run(code: str, **environment: str) -> str:
 
 
 def test_import_does_not_load_numba() -> None:
-    code = "import sys, gatherd_server.writer.optimizers; print('numba' in sys.modules)"
+    code = "import sys, gatherd_server.training.images; print('numba' in sys.modules)"
     assert run(code) == "False"
 
 

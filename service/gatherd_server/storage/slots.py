@@ -8,7 +8,7 @@ table is trained with stands in its manifest, every option with its value:
 
 Names, defaults and first values are those of torch.optim (SGD, Adagrad, SparseAdam), of Keras'
 Ftrl, and of FBGEMM's row-wise Adagrad; docs/optimizers.md has the formulas. What is applied to a
-row stands in writer/optimizers.py.
+row stands in training/images.py.
 """
 
 import math

@@ -25,8 +25,8 @@ from gatherd.store.keys import key_not_found_error
 from gatherd.store.query import Asked, ByKey
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.storage.wal_reader import Frame
+from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import LIVE_VERSION, Push, PushResult, RequestId, TableUpdate, UpdateOp
-from gatherd_server.writer.optimizers import RowImages, TrainedRows
 from gatherd_server.writer.versions import LiveVersion, Versions
 from gatherd_server.writer.window import Window, request_id_from_json, request_id_to_json
 

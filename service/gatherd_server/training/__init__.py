@@ -1,0 +1,1 @@
+"""The optimizers: their options, steps and kernels."""
