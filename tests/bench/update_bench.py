@@ -24,8 +24,8 @@ from gatherd.store.stripes import COUNTER, STRIPES_MAX
 from gatherd_server.storage.compiled_rows import store_rows
 from gatherd_server.storage.mapped_rows import NO_COUNTERS
 from gatherd_server.storage.slots import Optimizer, OptimizerName
+from gatherd_server.training import kernels
 from gatherd_server.training.images import RowImages, TrainedRows
-from gatherd_server.writer import update_kernels
 
 DIM, IDS, ROUNDS = 128, 16_384, 25
 FEW = 8
@@ -182,7 +182,7 @@ def main() -> None:
     """Print every table."""
     row_count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     tune_allocator()
-    update_kernels.warm()
+    kernels.warm()
     for zipf in (False, True):
         compare(row_count, zipf)
     compare_few(row_count)

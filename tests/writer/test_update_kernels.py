@@ -5,7 +5,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from gatherd_server.writer import update_kernels
+from gatherd_server.training import kernels
 
 ROUNDING = """
 import numba
@@ -79,5 +79,5 @@ parts = [getattr(part, "__module__", None) or "" for part in values]
 names = {name for name in parts if name.startswith("gatherd")}
 print("\\n".join(sorted(sys.modules[name].__file__ for name in names)))
 """
-    files = sorted(str(path.resolve()) for path in update_kernels.SOURCES)
+    files = sorted(str(path.resolve()) for path in kernels.SOURCES)
     assert sorted(str(Path(name).resolve()) for name in run(code).splitlines()) == files

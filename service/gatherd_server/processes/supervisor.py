@@ -51,7 +51,7 @@ from gatherd_server.processes.writer import WriterBrief
 from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import is_read_only
-from gatherd_server.writer import update_kernels
+from gatherd_server.training import kernels as update_kernels
 
 logger = logging.getLogger("gatherd.supervisor")
 

@@ -21,8 +21,8 @@ from gatherd_server.observe.tracing import TraceExport
 from gatherd_server.processes.channel import Channel, run_child
 from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import Files
+from gatherd_server.training import kernels as update_kernels
 from gatherd_server.types import WriterLimits
-from gatherd_server.writer import update_kernels
 from gatherd_server.writer.measures import Measures
 from gatherd_server.writer.writer import Writer
 

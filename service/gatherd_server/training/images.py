@@ -37,8 +37,8 @@ from numpy.typing import NDArray
 from gatherd.errors import NonfiniteValues
 from gatherd.store.dtypes import DType
 from gatherd_server.storage.slots import Optimizer, OptimizerName, SlotShape, check_lr
-from gatherd_server.writer import update_kernels
-from gatherd_server.writer.update_kernels import HYPERS, KINDS, LINKS, NAMED_MAX, Rule
+from gatherd_server.training import kernels
+from gatherd_server.training.kernels import HYPERS, KINDS, LINKS, NAMED_MAX, Rule
 
 IDS_MAX = 2**30
 LINE_BYTES = 64
@@ -136,7 +136,7 @@ class RowImages:
         """
         known, links, touched = self._place(ids)
         nonfinite = np.empty(NAMED_MAX, np.int64)
-        wrong = update_kernels.scatter_add(
+        wrong = kernels.scatter_add(
             self._kind,
             self._base.weights,
             self._weights,
@@ -154,7 +154,7 @@ class RowImages:
         """Put `rows`, (n, dim), in place of those of `ids`; the last of a row's duplicates wins."""
         known, links, touched = self._place(ids)
         nonfinite = np.empty(NAMED_MAX, np.int64)
-        wrong = update_kernels.assign(
+        wrong = kernels.assign(
             self._kind, self._weights, self._rows, links, touched, rows, nonfinite
         )
         self._check(wrong, nonfinite)
@@ -180,7 +180,7 @@ class RowImages:
         hyper[: len(numbers)] = numbers
         nonfinite = np.empty(NAMED_MAX, np.int64)
         slots = [(self._base.slots[name], images) for name, images in self._slots.items()]
-        wrong = update_kernels.apply_gradients(
+        wrong = kernels.apply_gradients(
             self._rule,
             self._kind,
             self._base.weights,
@@ -200,7 +200,7 @@ class RowImages:
         """Give each row of a push its position; where new ones begin, the links, rows touched."""
         known = self.row_count
         links = np.empty((LINKS, ids.size), np.int32)
-        touched, self.row_count = update_kernels.place(
+        touched, self.row_count = kernels.place(
             ids, self._padding_id, self._table, self._rows, known, self._marks, links
         )
         return known, links, touched
