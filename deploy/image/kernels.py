@@ -24,7 +24,7 @@ MODULES = (
     "gatherd_server.loaders.text_kernel",
     "gatherd_server.storage.compiled_rows",
     "gatherd_server.writer.compiled_optimizers",
-    "gatherd_server.writer.compiled_updates",
+    "gatherd_server.training.compiled_updates",
 )
 # What each level has beyond the one before, as /proc/cpuinfo names it (x86-64 psABI, table 3.1).
 X86_64_V2 = ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")

@@ -49,7 +49,7 @@ class Rule(IntEnum):
 
 @cache
 def _updates() -> ModuleType:
-    from gatherd_server.writer import compiled_updates
+    from gatherd_server.training import compiled_updates
 
     return compiled_updates
 

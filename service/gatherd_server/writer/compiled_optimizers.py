@@ -30,7 +30,7 @@ from gatherd.store.intrinsics import (
     store_float16,
     write,
 )
-from gatherd_server.writer.compiled_updates import (
+from gatherd_server.training.compiled_updates import (
     AHEAD_BYTES_MAX,
     BFLOAT16,
     FIRST,
