@@ -23,7 +23,7 @@ MODULES = (
     "gatherd.store.compiled_keys",
     "gatherd_server.loaders.text_kernel",
     "gatherd_server.storage.compiled_rows",
-    "gatherd_server.writer.compiled_optimizers",
+    "gatherd_server.training.compiled_optimizers",
     "gatherd_server.training.compiled_updates",
 )
 # What each level has beyond the one before, as /proc/cpuinfo names it (x86-64 psABI, table 3.1).

@@ -56,7 +56,7 @@ def _updates() -> ModuleType:
 
 @cache
 def _optimizers() -> ModuleType:
-    from gatherd_server.writer import compiled_optimizers
+    from gatherd_server.training import compiled_optimizers
 
     return compiled_optimizers
 
