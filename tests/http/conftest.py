@@ -8,7 +8,7 @@ from typing import Any
 import httpx
 import pytest
 
-from gatherd_server.http.rest import create_app
+from gatherd_server.http.app import create_app
 from support.small_engine import SmallEngine, small_engine
 from support.training_engine import Training, training
 from support.web_server import Served, Twins, web_server

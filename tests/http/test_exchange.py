@@ -13,7 +13,7 @@ import pytest
 
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.engine.engine import Engine, PreparedLookup
-from gatherd_server.http.rest import create_app
+from gatherd_server.http.app import create_app
 from support.small_engine import SmallEngine, lookup_request, vectors_of
 
 REST = "/v1/tables/words:lookup"

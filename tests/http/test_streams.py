@@ -18,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatherd_server.http.rest import create_app
+from gatherd_server.http.app import create_app
 from support.http_judge import End, Read, judged
 from support.small_engine import SmallEngine, small_engine
 from support.web_server import web_server
