@@ -41,7 +41,7 @@ from gatherd_server.http.errors import (
 from gatherd_server.http.health import health_routes
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.observed import Observed
-from gatherd_server.http.updates import change_routes, update_routes
+from gatherd_server.http.rest.updates import change_routes, update_routes
 from gatherd_server.types import LookupPlan, TableInfo
 
 
