@@ -19,8 +19,8 @@ from fuzz.target import Target
 from gatherd.errors import BadFile, MalformedRequest
 from gatherd.store.catalog import open_table, read_catalog, version_dir
 from gatherd.store.checksums import read_document
-from gatherd_server.http import plans
 from gatherd_server.http.media import NPY
+from gatherd_server.http.rest import lookup_bodies
 from gatherd_server.snapshots.snapshot import decode_snapshot
 from gatherd_server.storage.records import unpack
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
@@ -159,8 +159,8 @@ def test_an_npy_header_has_the_blanks_that_numpy_takes_and_no_others() -> None:
     header = buffer.getvalue().replace(b"}  ", b"}\xa0 ", 1)
     newer = buffer.getvalue()[:6] + b"\x01\x01" + header[8:]
     with pytest.raises(MalformedRequest, match=r"is of version \(1, 1\)"):
-        plans.lookup_plan(NPY, "words", newer, QueryParams(), LIMITS)
+        lookup_bodies.lookup_plan(NPY, "words", newer, QueryParams(), LIMITS)
     with pytest.raises(ValueError, match="Cannot parse header"):
         np.load(io.BytesIO(header))
     with pytest.raises(MalformedRequest, match="header is damaged"):
-        plans.lookup_plan(NPY, "words", header, QueryParams(), LIMITS)
+        lookup_bodies.lookup_plan(NPY, "words", header, QueryParams(), LIMITS)

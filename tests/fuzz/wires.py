@@ -18,8 +18,9 @@ from gatherd._http1 import HttpError, ResponseReader, feed
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
-from gatherd_server.http import plans, update_plans
+from gatherd_server.http import update_plans
 from gatherd_server.http.media import NPY, OCTETS
+from gatherd_server.http.rest import lookup_bodies
 from gatherd_server.types import LookupPlan, UpdateOp
 from gatherd_server.wire import lookups, updates
 from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
@@ -156,7 +157,7 @@ def rest_check(served: SmallEngine, read: Callable[[bytes], Any]) -> Callable[[b
 def npy_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         try:
-            plan = plans.lookup_plan(NPY, "words", body, QueryParams(), LIMITS)
+            plan = lookup_bodies.lookup_plan(NPY, "words", body, QueryParams(), LIMITS)
         except GatherdError:
             return
         assert not isinstance(plan.asked, ByKey)
@@ -174,7 +175,7 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
         query, _, body = data.partition(b"\n")
         params = QueryParams(query.decode("latin-1"))
         with suppress(GatherdError):
-            rows_of(served, plans.lookup_plan(OCTETS, "words", body, params, LIMITS))
+            rows_of(served, lookup_bodies.lookup_plan(OCTETS, "words", body, params, LIMITS))
         reader = update_plans.UpdateReader(
             UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64, lambda _table: "bytes"
         )
@@ -380,16 +381,16 @@ def targets(folder: Path) -> Iterator[list[Target]]:
     query = QueryParams()
 
     def many(body: bytes) -> Iterator[LookupPlan]:
-        yield from plans.lookup_many_plans(body, query, LIMITS)
+        yield from lookup_bodies.lookup_many_plans(body, query, LIMITS)
 
     def bags_many(body: bytes) -> Iterator[LookupPlan]:
-        yield from plans.bags_many_plans(body, query, LIMITS)
+        yield from lookup_bodies.bags_many_plans(body, query, LIMITS)
 
     def one(body: bytes) -> Iterator[LookupPlan]:
-        yield plans.lookup_plan("application/json", "words", body, query, LIMITS)
+        yield lookup_bodies.lookup_plan("application/json", "words", body, query, LIMITS)
 
     def bags(body: bytes) -> Iterator[LookupPlan]:
-        yield plans.bags_plan("words", body, query, LIMITS)
+        yield lookup_bodies.bags_plan("words", body, query, LIMITS)
 
     checks = [rest_check(served, read) for read in (one, many, bags, bags_many)]
 

@@ -22,7 +22,7 @@ from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
-from gatherd_server.http import arrays, openapi, plans
+from gatherd_server.http import arrays, openapi
 from gatherd_server.http.access import Authenticate, caller_of, held_of, placed
 from gatherd_server.http.body import (
     Parsers,
@@ -41,6 +41,7 @@ from gatherd_server.http.errors import (
 from gatherd_server.http.health import health_routes
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.observed import Observed
+from gatherd_server.http.rest import lookup_bodies
 from gatherd_server.http.rest.updates import change_routes, update_routes
 from gatherd_server.types import LookupPlan, TableInfo
 
@@ -100,7 +101,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
         encode: Callable[[list[Gathered]], Response],
     ) -> Response:
         guarded = caller_of(request.scope).guard(engine)
-        typed = [plans.typed(plan, guarded.key_kind) for plan in asked]
+        typed = [lookup_bodies.typed(plan, guarded.key_kind) for plan in asked]
         prepared = guarded.prepare(typed)
         return await workers.run(lambda: encode(prepared.run()), prepared.is_long)
 
@@ -111,7 +112,9 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
         plan = await parsers.run(
-            lambda: plans.lookup_plan(media_type, table, body, request.query_params, limits),
+            lambda: lookup_bodies.lookup_plan(
+                media_type, table, body, request.query_params, limits
+            ),
             body if media_type == JSON else b"",
         )
         return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
@@ -120,7 +123,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
     async def lookup_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = await parsers.run(
-            lambda: plans.lookup_many_plans(body, request.query_params, limits), body
+            lambda: lookup_bodies.lookup_many_plans(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
@@ -131,7 +134,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
         plan = await parsers.run(
-            lambda: plans.bags_plan(table, body, request.query_params, limits), body
+            lambda: lookup_bodies.bags_plan(table, body, request.query_params, limits), body
         )
         return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
@@ -139,7 +142,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
     async def lookup_bags_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = await parsers.run(
-            lambda: plans.bags_many_plans(body, request.query_params, limits), body
+            lambda: lookup_bodies.bags_many_plans(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
@@ -147,7 +150,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
     async def keys_of(table: str, request: Request) -> Response:
         body = await _json_request(request, admission)
         ids, version = await parsers.run(
-            lambda: plans.keys_of_request(body, request.query_params, limits), body
+            lambda: lookup_bodies.keys_of_request(body, request.query_params, limits), body
         )
         guarded = caller_of(request.scope).guard(engine)
 

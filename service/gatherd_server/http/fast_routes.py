@@ -22,10 +22,11 @@ from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http import arrays, plans
+from gatherd_server.http import arrays
 from gatherd_server.http.body import PartsResponse, array_response
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
+from gatherd_server.http.rest import lookup_bodies
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import LookupPlan
@@ -198,7 +199,7 @@ class _Octets:
 
     def begin(self, body: bytes, caller: Caller) -> Rows | Work:
         engine = caller.guard(self._engine)
-        plan = plans.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
+        plan = lookup_bodies.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
         if _has_rows_alone([plan]):
             rows = engine.rows_of(plan)
             if rows is not None:
@@ -212,7 +213,9 @@ class _Octets:
         return Work(answer, prepared.is_long)
 
     def repeated(self, body: bytes) -> Repeated | None:
-        plan = plans.lookup_plan(OCTETS, self._table, body, self._query, self._engine.limits)
+        plan = lookup_bodies.lookup_plan(
+            OCTETS, self._table, body, self._query, self._engine.limits
+        )
         ids = plan.asked
         if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.nbytes != len(body):
             return None

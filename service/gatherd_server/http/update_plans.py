@@ -14,7 +14,7 @@ from gatherd.store.query import Asked
 from gatherd_server.http import arrays
 from gatherd_server.http.json_bounds import check_change, check_rest
 from gatherd_server.http.media import OCTETS
-from gatherd_server.http.plans import (
+from gatherd_server.http.rest.lookup_bodies import (
     Find,
     asked_rows,
     no_options,

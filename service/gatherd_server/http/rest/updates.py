@@ -19,7 +19,7 @@ from gatherd_server.http import arrays, openapi_updates, update_plans
 from gatherd_server.http.access import caller_of, held_of, placed
 from gatherd_server.http.body import Parsers, Workers, outcome, read_body
 from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
-from gatherd_server.http.plans import no_options
+from gatherd_server.http.rest.lookup_bodies import no_options
 from gatherd_server.http.update_plans import UpdateReader
 from gatherd_server.types import DeleteTable, Push, RequestId, TableChange, UpdateOp
 from gatherd_server.wire import checks
