@@ -18,9 +18,8 @@ from gatherd._http1 import HttpError, ResponseReader, feed
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
-from gatherd_server.http import update_plans
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.http.rest import lookup_bodies
+from gatherd_server.http.rest import lookup_bodies, update_bodies
 from gatherd_server.types import LookupPlan, UpdateOp
 from gatherd_server.wire import lookups, updates
 from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
@@ -176,7 +175,7 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
         params = QueryParams(query.decode("latin-1"))
         with suppress(GatherdError):
             rows_of(served, lookup_bodies.lookup_plan(OCTETS, "words", body, params, LIMITS))
-        reader = update_plans.UpdateReader(
+        reader = update_bodies.UpdateReader(
             UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64, lambda _table: "bytes"
         )
         with suppress(GatherdError):
@@ -189,7 +188,7 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
 
 def json_update_check(body: bytes) -> None:
     for op in UpdateOp:
-        reader = update_plans.UpdateReader(op, LIMITS, lambda _table: 3, lambda _table: "int64")
+        reader = update_bodies.UpdateReader(op, LIMITS, lambda _table: 3, lambda _table: "int64")
         one = partial(reader.one, "application/json", "words", body, QueryParams(), None)
         for read in (one, partial(reader.many, body, QueryParams(), None)):
             with suppress(GatherdError):
@@ -197,11 +196,11 @@ def json_update_check(body: bytes) -> None:
                     assert update.values.shape[:-1] == update.asked.shape
                     assert np.isfinite(update.values).all()
     for change in (
-        lambda: update_plans.create_table(body, QueryParams()),
-        lambda: update_plans.publish("words", body, QueryParams()),
-        lambda: update_plans.rollback("words", body, QueryParams()),
-        lambda: update_plans.set_optimizer("words", body, QueryParams()),
-        lambda: update_plans.snapshot_name(body, QueryParams()),
+        lambda: update_bodies.create_table(body, QueryParams()),
+        lambda: update_bodies.publish("words", body, QueryParams()),
+        lambda: update_bodies.rollback("words", body, QueryParams()),
+        lambda: update_bodies.set_optimizer("words", body, QueryParams()),
+        lambda: update_bodies.snapshot_name(body, QueryParams()),
     ):
         with suppress(GatherdError):
             change()

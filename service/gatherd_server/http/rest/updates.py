@@ -15,12 +15,13 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import AnyEngine
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
-from gatherd_server.http import arrays, openapi_updates, update_plans
+from gatherd_server.http import arrays, openapi_updates
 from gatherd_server.http.access import caller_of, held_of, placed
 from gatherd_server.http.body import Parsers, Workers, outcome, read_body
 from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
+from gatherd_server.http.rest import update_bodies
 from gatherd_server.http.rest.lookup_bodies import no_options
-from gatherd_server.http.update_plans import UpdateReader
+from gatherd_server.http.rest.update_bodies import UpdateReader
 from gatherd_server.types import DeleteTable, Push, RequestId, TableChange, UpdateOp
 from gatherd_server.wire import checks
 
@@ -98,7 +99,7 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
     @router.post("/v1/tables", **openapi_updates.CREATE_TABLE)
     async def create_table(request: Request) -> Response:
         body = await _json_body(request, admission)
-        return await changed(request, update_plans.create_table(body, request.query_params))
+        return await changed(request, update_bodies.create_table(body, request.query_params))
 
     @router.delete("/v1/tables/{table:table}", **openapi_updates.DELETE_TABLE)
     async def delete_table(table: str, request: Request) -> Response:
@@ -108,22 +109,24 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
     @router.post("/v1/tables/{table:table}:publish", **openapi_updates.PUBLISH)
     async def publish(table: str, request: Request) -> Response:
         body = await _json_body(request, admission, may_be_absent=True)
-        return await changed(request, update_plans.publish(table, body, request.query_params))
+        return await changed(request, update_bodies.publish(table, body, request.query_params))
 
     @router.post("/v1/tables/{table:table}:rollback", **openapi_updates.ROLLBACK)
     async def rollback(table: str, request: Request) -> Response:
         body = await _json_body(request, admission, may_be_absent=True)
-        return await changed(request, update_plans.rollback(table, body, request.query_params))
+        return await changed(request, update_bodies.rollback(table, body, request.query_params))
 
     @router.post("/v1/tables/{table:table}:setOptimizer", **openapi_updates.SET_OPTIMIZER)
     async def set_optimizer(table: str, request: Request) -> Response:
         body = await _json_body(request, admission)
-        return await changed(request, update_plans.set_optimizer(table, body, request.query_params))
+        return await changed(
+            request, update_bodies.set_optimizer(table, body, request.query_params)
+        )
 
     @router.post("/v1/snapshots", **openapi_updates.SNAPSHOT)
     async def snapshot(request: Request) -> Response:
         body = await _json_body(request, admission, may_be_absent=True)
-        name = update_plans.snapshot_name(body, request.query_params)
+        name = update_bodies.snapshot_name(body, request.query_params)
         result = await outcome(caller_of(request.scope).guard(engine).snapshot(name))
         return _json({"path": result.path, "lsn": result.lsn})
 
