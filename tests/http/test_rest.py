@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from gatherd.errors import InvalidArgument
-from gatherd_server.http.arrays import ids_from_npy
+from gatherd_server.http.rest.arrays import ids_from_npy
 from support.small_engine import REFUSED, SmallEngine
 
 NPY = "application/x-npy"

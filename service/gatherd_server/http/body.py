@@ -20,8 +20,8 @@ from gatherd.errors import MalformedRequest
 from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import Held
-from gatherd_server.http.arrays import array_headers
 from gatherd_server.http.media import content_encoding
+from gatherd_server.http.rest.arrays import array_headers
 from gatherd_server.wire.lookups import Part, byte_count
 
 # Up to this the parts of a reply are joined: the copy costs less than the ASGI messages and socket

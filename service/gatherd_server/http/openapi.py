@@ -10,7 +10,6 @@ from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http import openapi_updates
-from gatherd_server.http.arrays import ID_DTYPES
 from gatherd_server.http.errors import PROBLEM_JSON
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.openapi_parts import (
@@ -22,6 +21,7 @@ from gatherd_server.http.openapi_parts import (
     option,
     responses,
 )
+from gatherd_server.http.rest.arrays import ID_DTYPES
 from gatherd_server.http.schemas import (
     HealthReply,
     KeysOfBody,

@@ -14,7 +14,7 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.given import NESTING_MAX
 from gatherd.store.ids import first_leaf, ids_from_bytes, where
-from gatherd_server.http.arrays import Ids, id_dtype, parse_shape
+from gatherd_server.http.rest.arrays import Ids, id_dtype, parse_shape
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _NUMBERS: Final = frozenset((int, float))

@@ -21,9 +21,9 @@ from gatherd.store.query import (
     parse_missing,
     parse_pooling,
 )
-from gatherd_server.http import arrays
 from gatherd_server.http.json_bounds import check_rest
 from gatherd_server.http.media import NPY, OCTETS
+from gatherd_server.http.rest import arrays
 from gatherd_server.http.schemas import (
     VERSION_MAX,
     KeysOfBody,

@@ -11,9 +11,9 @@ from starlette.datastructures import QueryParams
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.query import Asked
-from gatherd_server.http import arrays
 from gatherd_server.http.json_bounds import check_change, check_rest
 from gatherd_server.http.media import OCTETS
+from gatherd_server.http.rest import arrays
 from gatherd_server.http.rest.lookup_bodies import (
     Find,
     asked_rows,
