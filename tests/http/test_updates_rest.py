@@ -20,7 +20,7 @@ from gatherd.errors import (
     UpdatesStopped,
 )
 from gatherd.store.dtypes import DType
-from gatherd_server.http.values import values_from_json
+from gatherd_server.http.rest.values import values_from_json
 from gatherd_server.types import (
     AddStaged,
     CreateTable,
