@@ -22,7 +22,7 @@ from gatherd_server.http.openapi_parts import (
     responses,
 )
 from gatherd_server.http.rest.arrays import ID_DTYPES
-from gatherd_server.http.schemas import (
+from gatherd_server.http.rest.schemas import (
     HealthReply,
     KeysOfBody,
     KeysOfReply,

@@ -24,7 +24,7 @@ from gatherd.store.query import (
 from gatherd_server.http.json_bounds import check_rest
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import arrays
-from gatherd_server.http.schemas import (
+from gatherd_server.http.rest.schemas import (
     VERSION_MAX,
     KeysOfBody,
     LookupBagsBody,

@@ -22,8 +22,8 @@ from gatherd_server.http.rest.lookup_bodies import (
     query_rows,
     query_version,
 )
+from gatherd_server.http.rest.schemas import Body, parse
 from gatherd_server.http.rest.values import update_from_octets, values_from_json
-from gatherd_server.http.schemas import Body, parse
 from gatherd_server.http.update_schemas import (
     CreateBody,
     GradientsBody,
