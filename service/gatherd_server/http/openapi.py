@@ -37,7 +37,7 @@ from gatherd_server.http.rest.schemas import (
     TableReply,
     TablesReply,
 )
-from gatherd_server.http.update_schemas import VersionsReply
+from gatherd_server.http.rest.update_schemas import VersionsReply
 
 API_VERSION: Final = "v1"
 DESCRIPTION: Final = """\

@@ -6,7 +6,7 @@ from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd_server.http.media import OCTETS
 from gatherd_server.http.openapi_parts import BINARY, body, json_content, option, responses
 from gatherd_server.http.rest.arrays import ID_DTYPES
-from gatherd_server.http.update_schemas import (
+from gatherd_server.http.rest.update_schemas import (
     KEY_SCHEMA,
     ChangeReply,
     CreateBody,

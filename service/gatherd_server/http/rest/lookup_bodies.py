@@ -33,7 +33,7 @@ from gatherd_server.http.rest.schemas import (
     LookupManyBody,
     parse,
 )
-from gatherd_server.http.update_schemas import UpdateBody
+from gatherd_server.http.rest.update_schemas import UpdateBody
 from gatherd_server.types import Limits, LookupPlan
 from gatherd_server.wire.checks import in_table
 

@@ -23,8 +23,7 @@ from gatherd_server.http.rest.lookup_bodies import (
     query_version,
 )
 from gatherd_server.http.rest.schemas import Body, parse
-from gatherd_server.http.rest.values import update_from_octets, values_from_json
-from gatherd_server.http.update_schemas import (
+from gatherd_server.http.rest.update_schemas import (
     CreateBody,
     GradientsBody,
     GradientsManyBody,
@@ -36,6 +35,7 @@ from gatherd_server.http.update_schemas import (
     UpdateBody,
     UpdateManyBody,
 )
+from gatherd_server.http.rest.values import update_from_octets, values_from_json
 from gatherd_server.types import (
     AddStaged,
     CreateTable,
