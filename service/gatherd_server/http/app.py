@@ -22,7 +22,6 @@ from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
-from gatherd_server.http import openapi
 from gatherd_server.http.access import Authenticate, caller_of, held_of, placed
 from gatherd_server.http.body import (
     Parsers,
@@ -41,7 +40,7 @@ from gatherd_server.http.errors import (
 from gatherd_server.http.health import health_routes
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.observed import Observed
-from gatherd_server.http.rest import arrays, lookup_bodies
+from gatherd_server.http.rest import arrays, lookup_bodies, openapi
 from gatherd_server.http.rest.updates import change_routes, update_routes
 from gatherd_server.types import LookupPlan, TableInfo
 

@@ -10,12 +10,11 @@ from starlette.responses import Response
 from gatherd.errors import Unavailable
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
-from gatherd_server.http import openapi
 from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import Workers
 from gatherd_server.http.errors import problem
 from gatherd_server.http.media import JSON
-from gatherd_server.http.rest import arrays
+from gatherd_server.http.rest import arrays, openapi
 from gatherd_server.observe.metrics import names
 from gatherd_server.observe.metrics.exposition import CONTENT_TYPE, Sample
 from gatherd_server.types import TableInfo, UpdatesState
