@@ -4,8 +4,8 @@ from typing import Any, Final
 
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd_server.http.media import OCTETS
-from gatherd_server.http.openapi_parts import BINARY, body, json_content, option, responses
 from gatherd_server.http.rest.arrays import ID_DTYPES
+from gatherd_server.http.rest.openapi_parts import BINARY, body, json_content, option, responses
 from gatherd_server.http.rest.update_schemas import (
     KEY_SCHEMA,
     ChangeReply,

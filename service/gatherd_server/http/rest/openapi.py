@@ -12,7 +12,8 @@ from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http import openapi_updates
 from gatherd_server.http.errors import PROBLEM_JSON
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.http.openapi_parts import (
+from gatherd_server.http.rest.arrays import ID_DTYPES
+from gatherd_server.http.rest.openapi_parts import (
     BINARY,
     REF,
     body,
@@ -21,7 +22,6 @@ from gatherd_server.http.openapi_parts import (
     option,
     responses,
 )
-from gatherd_server.http.rest.arrays import ID_DTYPES
 from gatherd_server.http.rest.schemas import (
     HealthReply,
     KeysOfBody,
