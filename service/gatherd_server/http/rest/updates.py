@@ -15,11 +15,10 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import AnyEngine
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
-from gatherd_server.http import openapi_updates
 from gatherd_server.http.access import caller_of, held_of, placed
 from gatherd_server.http.body import Parsers, Workers, outcome, read_body
 from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
-from gatherd_server.http.rest import arrays, update_bodies
+from gatherd_server.http.rest import arrays, openapi_updates, update_bodies
 from gatherd_server.http.rest.lookup_bodies import no_options
 from gatherd_server.http.rest.update_bodies import UpdateReader
 from gatherd_server.types import DeleteTable, Push, RequestId, TableChange, UpdateOp
