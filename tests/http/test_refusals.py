@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 import pytest
 
 from gatherd_server.http.body import Workers
-from gatherd_server.http.fast_path import fast_protocol
+from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from gatherd_server.http.stream import LINGER_BYTES_MAX
 from support.small_engine import SmallEngine, small_engine

@@ -15,7 +15,7 @@ from gatherd_server.http.connection import (
     HEADERS_MAX,
     guarded_protocol,
 )
-from gatherd_server.http.fast_path import fast_protocol
+from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast_routes import FastRoutes
 from support.small_engine import SmallEngine, lookup_request, small_engine
 from support.web_server import web_server

@@ -1,0 +1,1 @@
+"""Plain lookups, answered inside uvicorn's protocol class."""
