@@ -11,7 +11,7 @@ import pytest
 
 from gatherd_server.http.body import Workers
 from gatherd_server.http.fast.connection import fast_protocol
-from gatherd_server.http.fast_routes import FastRoutes
+from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.http.stream import LINGER_BYTES_MAX
 from support.small_engine import SmallEngine, small_engine
 from support.training_engine import Training, training

@@ -18,7 +18,7 @@ from gatherd_server.access.token_file import TokenFile
 from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
-from gatherd_server.http.fast_routes import FastRoutes
+from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.observe.metrics.names import CLOSED_CONNECTIONS, SHED_REQUESTS
 from gatherd_server.types import SPARE_CONNECTIONS
 from security.conftest import make_token

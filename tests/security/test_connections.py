@@ -16,7 +16,7 @@ from gatherd_server.http.connection import (
     guarded_protocol,
 )
 from gatherd_server.http.fast.connection import fast_protocol
-from gatherd_server.http.fast_routes import FastRoutes
+from gatherd_server.http.fast.routes import FastRoutes
 from support.small_engine import SmallEngine, lookup_request, small_engine
 from support.web_server import web_server
 

@@ -13,7 +13,7 @@ from gatherd_server.http.app import create_app
 from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
-from gatherd_server.http.fast_routes import FastRoutes
+from gatherd_server.http.fast.routes import FastRoutes
 from support.small_engine import SmallEngine
 from support.training_engine import Training
 
