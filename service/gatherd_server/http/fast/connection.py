@@ -32,8 +32,8 @@ from gatherd_server.http.busy_loop import BusyLoop
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
+from gatherd_server.http.fast.repeat import Repeat, Scratch
 from gatherd_server.http.fast.routes import FastRoutes, Route
-from gatherd_server.http.fast_repeat import Repeat, Scratch
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.observe.tracing import Spans
 

@@ -23,8 +23,8 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
 from gatherd_server.http.errors import kind_of
+from gatherd_server.http.fast.repeat import is_repeatable
 from gatherd_server.http.fast.routes import Route, Work
-from gatherd_server.http.fast_repeat import is_repeatable
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
