@@ -28,9 +28,9 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import Workers
-from gatherd_server.http.busy_loop import BusyLoop
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
+from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
 from gatherd_server.http.fast.repeat import Repeat, Scratch
 from gatherd_server.http.fast.routes import FastRoutes, Route
