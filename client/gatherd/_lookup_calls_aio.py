@@ -1,4 +1,4 @@
-# Written by client/generate_async.py from _lookup_calls.py: change that, then `make calls`.
+# Written by client/generate_async.py from _calls/lookups.py: change that, then `make calls`.
 """The awaited client's lookups: of rows, of bags, and of rows' keys.
 
 Client and AsyncClient inherit them; they stand apart for length alone.

@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from gatherd._batcher import Batcher
 from gatherd._batching import Batching, Kind
+from gatherd._calls.lookups import LookupCalls
 from gatherd._change_calls import ChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._headers import of_block
 from gatherd._lookup import Answer, TableInfo
-from gatherd._lookup_calls import LookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt

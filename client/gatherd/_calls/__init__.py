@@ -1,0 +1,1 @@
+"""The methods that Client and AsyncClient have; the awaited ones are generated."""
