@@ -11,12 +11,12 @@ from numpy.typing import NDArray
 
 from gatherd._batcher_aio import AsyncBatcher
 from gatherd._batching import Batching, Kind
+from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._change_calls_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._headers import of_block
 from gatherd._lookup import Answer, TableInfo
-from gatherd._lookup_calls_aio import AsyncLookupCalls
 from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt
