@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = Path(__file__).parent / "gatherd"
-SOURCES: Final = ("_calls/lookups.py", "_change_calls.py")
+SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py")
 # The shell's own methods, which wait: every call of one is awaited.
 AWAITED: Final = ("_run", "_batched", "_quick")
 # What the awaited client has under another name.

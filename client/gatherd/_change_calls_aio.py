@@ -1,4 +1,4 @@
-# Written by client/generate_async.py from _change_calls.py: change that, then `make calls`.
+# Written by client/generate_async.py from _calls/updates.py: change that, then `make calls`.
 """The awaited client's calls that change something: updates of rows, and changes of tables.
 
 Client and AsyncClient inherit them; they stand apart for length alone.

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gatherd._batcher import Batcher
 from gatherd._batching import Batching, Kind
 from gatherd._calls.lookups import LookupCalls
-from gatherd._change_calls import ChangeCalls
+from gatherd._calls.updates import ChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._headers import of_block
