@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gatherd._batcher_aio import AsyncBatcher
 from gatherd._batching import Batching, Kind
 from gatherd._calls.lookups_aio import AsyncLookupCalls
-from gatherd._change_calls_aio import AsyncChangeCalls
+from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._headers import of_block
