@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gatherd._chunks import Piece
 from gatherd._codec import DTYPE_CODES, LookupReply
-from gatherd._lookup import Answer, LookupSpec, check_dim
 from gatherd._protobuf import unreadable
+from gatherd._requests.lookups import Answer, LookupSpec, check_dim
 from gatherd.store.dtypes import bfloat16_to_float32
 from gatherd.store.query import Missing
 

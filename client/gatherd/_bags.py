@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gatherd._lookup import (
+from gatherd._requests.lookups import (
     LookupSpec,
     ReplyType,
     check_one_of,

@@ -35,7 +35,7 @@ from gatherd._batching import (
     too_many,
 )
 from gatherd._effects import Deadline
-from gatherd._lookup import Answer
+from gatherd._requests.lookups import Answer
 from gatherd.errors import DeadlineExceeded, GatherdError
 
 # How often a thread that waits looks whether somebody leads still.

@@ -24,7 +24,7 @@ from gatherd._batching import (
     too_many,
 )
 from gatherd._effects import Deadline
-from gatherd._lookup import Answer
+from gatherd._requests.lookups import Answer
 from gatherd.errors import GatherdError
 
 Asking: TypeAlias = Member[asyncio.Future[Answer]]

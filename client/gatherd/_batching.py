@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._effects import Deadline
-from gatherd._lookup import Answer, LookupSpec, check_out, parse_reply_type, prepare
+from gatherd._requests.lookups import Answer, LookupSpec, check_out, parse_reply_type, prepare
 from gatherd.errors import (
     ClientError,
     DeadlineExceeded,

@@ -17,7 +17,6 @@ from numpy.typing import NDArray
 
 from gatherd._chunks import Limits
 from gatherd._effects import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
-from gatherd._lookup import KeysOfSpec, LookupSpec, TableInfo
 from gatherd._protobuf import (
     BYTES,
     VARINT,
@@ -29,6 +28,7 @@ from gatherd._protobuf import (
     tag,
     unreadable,
 )
+from gatherd._requests.lookups import KeysOfSpec, LookupSpec, TableInfo
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire

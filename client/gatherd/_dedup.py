@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._lookup import Answer, LookupSpec, check_dim
+from gatherd._requests.lookups import Answer, LookupSpec, check_dim
 from gatherd.store.keys import Keys, StringKeys
 from gatherd.store.query import Asked, ByKey
 

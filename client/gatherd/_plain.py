@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from gatherd import _codec
 from gatherd._effects import Deadline, Plan
-from gatherd._lookup import LookupSpec, ReplyType, parse_reply_type, prepare
+from gatherd._requests.lookups import LookupSpec, ReplyType, parse_reply_type, prepare
 from gatherd._session import Session
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import bfloat16_to_float32

@@ -17,7 +17,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from gatherd._bags import BagsGiven, prepare_bags, split_pair
 from gatherd._dedup import distinct, expanded
 from gatherd._effects import Deadline, Plan
-from gatherd._lookup import (
+from gatherd._requests.lookups import (
     Answer,
     Ids,
     KeysGiven,

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from gatherd._effects import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
-from gatherd._lookup import check_table, check_version
+from gatherd._requests.lookups import check_table, check_version
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.given import OFFENDERS_MAX, as_given_array

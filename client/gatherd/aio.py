@@ -16,11 +16,11 @@ from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._headers import of_block
-from gatherd._lookup import Answer, TableInfo
 from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession
+from gatherd._requests.lookups import Answer, TableInfo
 from gatherd._session import Session
 from gatherd._target import parse_target
 from gatherd.errors import (

@@ -19,7 +19,7 @@ from gatherd._codec import (
     encode_keys_of,
     encode_lookups,
 )
-from gatherd._lookup import parse_reply_type, prepare, prepare_keys_of
+from gatherd._requests.lookups import parse_reply_type, prepare, prepare_keys_of
 from gatherd.store.keys import StringKeys
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 

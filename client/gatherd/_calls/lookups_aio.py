@@ -14,7 +14,7 @@ from numpy.typing import ArrayLike, DTypeLike, NDArray
 from gatherd._bags import BagsGiven
 from gatherd._batcher_aio import AsyncBatcher
 from gatherd._effects import Plan, T
-from gatherd._lookup import Answer, Ids, KeysGiven
+from gatherd._requests.lookups import Answer, Ids, KeysGiven
 from gatherd._session import Session
 
 Status = NDArray[np.uint8]

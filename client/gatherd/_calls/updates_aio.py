@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike, DTypeLike
 from gatherd import _changes
 from gatherd._changes import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._effects import Plan, T
-from gatherd._lookup import Ids, KeysGiven
 from gatherd._pushes import Pushes
+from gatherd._requests.lookups import Ids, KeysGiven
 from gatherd._updates import RowsGiven, UpdateOp, UpdateResult
 
 

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._effects import Deadline, Plan, Work
-from gatherd._lookup import (
+from gatherd._requests.lookups import (
     LIVE_VERSION,
     REPLY_TYPES,
     Answer,

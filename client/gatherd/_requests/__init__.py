@@ -1,0 +1,1 @@
+"""What is asked, checked before anything is sent."""
