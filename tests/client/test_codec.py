@@ -9,7 +9,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatherd import InternalError
-from gatherd._bags import prepare_bags
 from gatherd._codec import (
     decode_get_table,
     decode_keys_of,
@@ -19,6 +18,7 @@ from gatherd._codec import (
     encode_keys_of,
     encode_lookups,
 )
+from gatherd._requests.bags import prepare_bags
 from gatherd._requests.lookups import parse_reply_type, prepare, prepare_keys_of
 from gatherd.store.keys import StringKeys
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2

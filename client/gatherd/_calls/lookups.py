@@ -10,9 +10,9 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from gatherd._bags import BagsGiven
 from gatherd._batcher import Batcher
 from gatherd._effects import Plan, T
+from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
 from gatherd._session import Session
 

@@ -1,7 +1,7 @@
 """A lookup as the caller asked for it: checked, before anything is sent.
 
 Only what can't be sent is refused here; whether an id or a key has a row is the server's to say.
-_bags.py does the same for bags.
+_requests/bags.py does the same for bags.
 """
 
 from dataclasses import dataclass, replace
