@@ -6,7 +6,7 @@ from gatherd._batching import Batching
 from gatherd._changes import ChangeResult, SnapshotResult
 from gatherd._headers import request_headers
 from gatherd._requests.lookups import TableInfo
-from gatherd._updates import UpdateResult
+from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
 from gatherd.client import Client
 from gatherd.errors import (

@@ -14,6 +14,15 @@ from numpy.typing import ArrayLike
 from gatherd._changes import ChangeRequest, ChangeResult, SnapshotResult, encode_snapshot
 from gatherd._effects import SNAPSHOT, Deadline, Plan, Send, Sleep
 from gatherd._request_ids import RequestIds
+from gatherd._requests.updates import (
+    RowsGiven,
+    UpdateOp,
+    UpdateResult,
+    UpdateSpec,
+    check_idempotency_key,
+    prepare_update,
+    prepare_updates,
+)
 from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, Tries
 from gatherd._session import extras, mappings
 from gatherd._update_codec import (
@@ -23,15 +32,6 @@ from gatherd._update_codec import (
     decode_snapshot,
     decode_update,
     encode_update,
-)
-from gatherd._updates import (
-    RowsGiven,
-    UpdateOp,
-    UpdateResult,
-    UpdateSpec,
-    check_idempotency_key,
-    prepare_update,
-    prepare_updates,
 )
 from gatherd.errors import (
     DeadlineExceeded,

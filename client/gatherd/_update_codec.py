@@ -13,7 +13,7 @@ from google.protobuf.message import DecodeError, Message
 
 from gatherd._codec import DTYPE_CODES, keys_parts, tensor_parts
 from gatherd._protobuf import BYTES, FIXED32, VARINT, Parts, nested, tag, unreadable
-from gatherd._updates import UpdateResult, UpdateSpec
+from gatherd._requests.updates import UpdateResult, UpdateSpec
 from gatherd.store.query import ByKey
 from gatherd_proto.framing import varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2

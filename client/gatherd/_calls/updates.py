@@ -14,7 +14,7 @@ from gatherd._changes import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._effects import Plan, T
 from gatherd._pushes import Pushes
 from gatherd._requests.lookups import Ids, KeysGiven
-from gatherd._updates import RowsGiven, UpdateOp, UpdateResult
+from gatherd._requests.updates import RowsGiven, UpdateOp, UpdateResult
 
 
 class ChangeCalls(ABC):
