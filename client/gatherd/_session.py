@@ -14,9 +14,9 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from gatherd._dedup import distinct, expanded
 from gatherd._effects import Deadline, Plan
 from gatherd._requests.bags import BagsGiven, prepare_bags, split_pair
+from gatherd._requests.dedup import distinct, expanded
 from gatherd._requests.lookups import (
     Answer,
     Ids,

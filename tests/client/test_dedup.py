@@ -11,7 +11,7 @@ from hypothesis.extra import numpy as hnp
 from client.clients import ITEMS, WORDS, Awaited, word
 from client.fakes import FakeService, connect_server
 from gatherd import Client, GatherdError, IdOutOfRange, InvalidArgument, KeyNotFound
-from gatherd._dedup import distinct
+from gatherd._requests.dedup import distinct
 from gatherd.store.keys import StringKeys, as_keys
 from gatherd.store.query import ByKey
 
