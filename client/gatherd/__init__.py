@@ -3,9 +3,9 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching import Batching
-from gatherd._changes import ChangeResult, SnapshotResult
 from gatherd._headers import request_headers
 from gatherd._requests.lookups import TableInfo
+from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
 from gatherd.client import Client

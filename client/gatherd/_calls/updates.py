@@ -9,11 +9,11 @@ from typing import overload
 
 from numpy.typing import ArrayLike, DTypeLike
 
-from gatherd import _changes
-from gatherd._changes import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._effects import Plan, T
 from gatherd._pushes import Pushes
+from gatherd._requests import tables
 from gatherd._requests.lookups import Ids, KeysGiven
+from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._requests.updates import RowsGiven, UpdateOp, UpdateResult
 
 
@@ -313,7 +313,7 @@ class ChangeCalls(ABC):
         return. They aren't sent again once they may have been made: when an error's metadata has
         "outcome": "unknown", nobody knows whether they were.
         """
-        request = _changes.create_table(
+        request = tables.create_table(
             name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
         )
         return self._run(self._pushes.change(request, timeout))
@@ -326,12 +326,12 @@ class ChangeCalls(ABC):
         staged: a folder in the data dir's staging, which then is the table's. This is how the
         command line hands a server what it imported.
         """
-        request = _changes.add_staged(name, staged)
+        request = tables.add_staged(name, staged)
         return self._run(self._pushes.change(request, timeout))
 
     def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
-        request = _changes.delete_table(name)
+        request = tables.delete_table(name)
         return self._run(self._pushes.change(request, timeout))
 
     def publish(
@@ -351,7 +351,7 @@ class ChangeCalls(ABC):
         staged: a folder in the data dir's staging, to publish its files instead.
         if_version: the version that has to be live, else VersionMismatch.
         """
-        request = _changes.publish(name, staged=staged, if_version=if_version)
+        request = tables.publish(name, staged=staged, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
     def rollback(
@@ -369,7 +369,7 @@ class ChangeCalls(ABC):
         version: which; None for the newest of those before the live one. VersionNotFound when it
         isn't kept. if_version: the version that has to be live, else VersionMismatch.
         """
-        request = _changes.rollback(name, version, if_version=if_version)
+        request = tables.rollback(name, version, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
     def set_optimizer(
@@ -388,7 +388,7 @@ class ChangeCalls(ABC):
         isn't given has its default, one that the optimizer doesn't have is InvalidArgument.
         if_version: the version that has to be live, else VersionMismatch.
         """
-        request = _changes.set_optimizer(name, optimizer, options, if_version=if_version)
+        request = tables.set_optimizer(name, optimizer, options, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
     def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:

@@ -10,11 +10,11 @@ from typing import overload
 
 from numpy.typing import ArrayLike, DTypeLike
 
-from gatherd import _changes
-from gatherd._changes import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._effects import Plan, T
 from gatherd._pushes import Pushes
+from gatherd._requests import tables
 from gatherd._requests.lookups import Ids, KeysGiven
+from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._requests.updates import RowsGiven, UpdateOp, UpdateResult
 
 
@@ -314,7 +314,7 @@ class AsyncChangeCalls(ABC):
         return. They aren't sent again once they may have been made: when an error's metadata has
         "outcome": "unknown", nobody knows whether they were.
         """
-        request = _changes.create_table(
+        request = tables.create_table(
             name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
         )
         return await self._run(self._pushes.change(request, timeout))
@@ -327,12 +327,12 @@ class AsyncChangeCalls(ABC):
         staged: a folder in the data dir's staging, which then is the table's. This is how the
         command line hands a server what it imported.
         """
-        request = _changes.add_staged(name, staged)
+        request = tables.add_staged(name, staged)
         return await self._run(self._pushes.change(request, timeout))
 
     async def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
-        request = _changes.delete_table(name)
+        request = tables.delete_table(name)
         return await self._run(self._pushes.change(request, timeout))
 
     async def publish(
@@ -352,7 +352,7 @@ class AsyncChangeCalls(ABC):
         staged: a folder in the data dir's staging, to publish its files instead.
         if_version: the version that has to be live, else VersionMismatch.
         """
-        request = _changes.publish(name, staged=staged, if_version=if_version)
+        request = tables.publish(name, staged=staged, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
     async def rollback(
@@ -370,7 +370,7 @@ class AsyncChangeCalls(ABC):
         version: which; None for the newest of those before the live one. VersionNotFound when it
         isn't kept. if_version: the version that has to be live, else VersionMismatch.
         """
-        request = _changes.rollback(name, version, if_version=if_version)
+        request = tables.rollback(name, version, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
     async def set_optimizer(
@@ -389,7 +389,7 @@ class AsyncChangeCalls(ABC):
         isn't given has its default, one that the optimizer doesn't have is InvalidArgument.
         if_version: the version that has to be live, else VersionMismatch.
         """
-        request = _changes.set_optimizer(name, optimizer, options, if_version=if_version)
+        request = tables.set_optimizer(name, optimizer, options, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
     async def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
