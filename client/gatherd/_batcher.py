@@ -34,7 +34,7 @@ from gatherd._batching import (
     too_late,
     too_many,
 )
-from gatherd._effects import Deadline
+from gatherd._plans.effects import Deadline
 from gatherd._requests.lookups import Answer
 from gatherd.errors import DeadlineExceeded, GatherdError
 

@@ -21,7 +21,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._effects import Deadline
+from gatherd._plans.effects import Deadline
 from gatherd._requests.lookups import Answer, LookupSpec, check_out, parse_reply_type, prepare
 from gatherd.errors import (
     ClientError,

@@ -15,7 +15,7 @@ from enum import Enum, auto
 
 import numpy as np
 
-from gatherd._effects import REPLY_BYTES_MAX
+from gatherd._plans.effects import REPLY_BYTES_MAX
 
 HEAD_BYTES_MAX = 32 << 10
 HEADERS_MAX = 128

@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd import _codec
-from gatherd._effects import Deadline, Plan
+from gatherd._plans.effects import Deadline, Plan
 from gatherd._requests.lookups import LookupSpec, ReplyType, parse_reply_type, prepare
 from gatherd._session import Session
 from gatherd.errors import GatherdError

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from numpy.typing import ArrayLike
 
-from gatherd._effects import SNAPSHOT, Deadline, Plan, Send, Sleep
+from gatherd._plans.effects import SNAPSHOT, Deadline, Plan, Send, Sleep
 from gatherd._request_ids import RequestIds
 from gatherd._requests.tables import ChangeRequest, ChangeResult, SnapshotResult, encode_snapshot
 from gatherd._requests.updates import (

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from gatherd import _chunks, _codec
 from gatherd._assemble import Assembler
 from gatherd._chunks import Cost, Limits, Piece
-from gatherd._effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
+from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
 from gatherd._positions import in_whole
 from gatherd._protobuf import unreadable
 from gatherd._requests.lookups import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Final
 
-from gatherd._effects import Deadline
+from gatherd._plans.effects import Deadline
 from gatherd.errors import InvalidArgument, RetryableError
 
 PAUSE_SECONDS_FIRST = 0.05

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from gatherd._effects import Deadline, Plan
+from gatherd._plans.effects import Deadline, Plan
 from gatherd._requests.bags import BagsGiven, prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
 from gatherd._requests.lookups import (
@@ -35,7 +35,7 @@ LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 
 
 class Session(ABC):
-    """The calls of a client, as plans; see _effects.py."""
+    """The calls of a client, as plans; see _plans/effects.py."""
 
     def __init__(
         self,

@@ -14,9 +14,9 @@ from gatherd._batching import Batching, Kind
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials
-from gatherd._effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._headers import of_block
 from gatherd._plain import Plain, PlainLookups, plain_plan
+from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession

@@ -14,9 +14,9 @@ from gatherd._batching import Batching, Kind
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.updates import ChangeCalls
 from gatherd._credentials import Credentials
-from gatherd._effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._headers import of_block
 from gatherd._plain import Plain, PlainLookups, plain_plan
+from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from client.clients import ITEMS, WORDS, bags_of, word
 from client.fakes import FakeService
 from gatherd import GatherdError, InternalError, VersionNotFound
-from gatherd._effects import Plan, Send, T
+from gatherd._plans.effects import Plan, Send, T
 from gatherd._remote import RemoteSession
 
 

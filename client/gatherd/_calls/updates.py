@@ -9,7 +9,7 @@ from typing import overload
 
 from numpy.typing import ArrayLike, DTypeLike
 
-from gatherd._effects import Plan, T
+from gatherd._plans.effects import Plan, T
 from gatherd._pushes import Pushes
 from gatherd._requests import tables
 from gatherd._requests.lookups import Ids, KeysGiven

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gatherd._codec import DTYPE_CODES
-from gatherd._effects import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
+from gatherd._plans.effects import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
 from gatherd._requests.lookups import check_table, check_version
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType

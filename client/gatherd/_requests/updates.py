@@ -13,7 +13,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gatherd._effects import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
+from gatherd._plans.effects import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
 from gatherd._requests.lookups import check_table, check_version
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32

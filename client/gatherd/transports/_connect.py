@@ -14,7 +14,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials, no_password
-from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._headers import USER_AGENT, Headers, merged, of_block
 from gatherd._http1 import (
     ConnectionEnded,
@@ -27,6 +26,7 @@ from gatherd._http1 import (
     request_prefix,
 )
 from gatherd._plain import Plain
+from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._target import Target

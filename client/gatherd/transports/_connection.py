@@ -12,8 +12,8 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._effects import Send
 from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
+from gatherd._plans.effects import Send
 from gatherd.busy_poll import BusyPoll
 from gatherd.transports import _connect
 

@@ -24,9 +24,9 @@ import grpc.aio
 from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials
-from gatherd._effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._headers import USER_AGENT
 from gatherd._plain import Plain
+from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._retry import parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_grpc

@@ -19,9 +19,9 @@ from weakref import ref
 from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials
-from gatherd._effects import LOOKUP, Deadline, Send
 from gatherd._http1 import HttpError
 from gatherd._plain import Plain
+from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._target import Target
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._effects import Deadline, Plan, Work
+from gatherd._plans.effects import Deadline, Plan, Work
 from gatherd._requests.lookups import (
     LIVE_VERSION,
     REPLY_TYPES,

@@ -1,0 +1,1 @@
+"""How a call is done: generators that yield effects."""
