@@ -5,7 +5,7 @@ once a version has answered, all of the reply but the vectors. A `Plain` has bot
 transport sends `before`, the ids and `after`; when what comes back begins with `prefix`, byte by
 byte, the rest is the vectors, and goes straight into the caller's array: nothing is left to parse.
 
-Everything else takes the way of the plans (_session.py), which is the one that decides: a plain
+Everything else takes the way of the plans (_plans/answering.py), which is the one that decides: a plain
 lookup that fails, or is answered otherwise than foreseen, becomes the first request of a plan,
 which then goes on with that error or that reply. So both ways give the same results.
 
@@ -21,9 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd import _codec
+from gatherd._plans.answering import Session
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._requests.lookups import LookupSpec, ReplyType, parse_reply_type, prepare
-from gatherd._session import Session
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import bfloat16_to_float32
 

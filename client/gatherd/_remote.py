@@ -11,11 +11,11 @@ from numpy.typing import NDArray
 from gatherd import _chunks, _codec
 from gatherd._assemble import Assembler
 from gatherd._chunks import Cost, Limits, Piece
+from gatherd._plans.answering import Session
 from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
 from gatherd._positions import in_whole
 from gatherd._protobuf import unreadable
 from gatherd._requests.lookups import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array
-from gatherd._session import Session
 from gatherd.errors import (
     IdOutOfRange,
     InvalidArgument,

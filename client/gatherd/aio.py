@@ -1,4 +1,4 @@
-"""The awaited client: runs the plans of _session.py on an event loop. See client.py."""
+"""The awaited client: runs the plans of _plans/answering.py on an event loop. See client.py."""
 
 import asyncio
 import os
@@ -16,12 +16,12 @@ from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._headers import of_block
 from gatherd._plain import Plain, PlainLookups, plain_plan
+from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession
 from gatherd._requests.lookups import Answer, TableInfo
-from gatherd._session import Session
 from gatherd._target import parse_target
 from gatherd.errors import (
     ClientClosed,

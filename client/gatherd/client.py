@@ -1,4 +1,4 @@
-"""The blocking client: runs the plans of _session.py and waits."""
+"""The blocking client: runs the plans of _plans/answering.py and waits."""
 
 import os
 import time
@@ -16,12 +16,12 @@ from gatherd._calls.updates import ChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._headers import of_block
 from gatherd._plain import Plain, PlainLookups, plain_plan
+from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt
 from gatherd._remote import RemoteSession
 from gatherd._requests.lookups import Answer, TableInfo
-from gatherd._session import Session
 from gatherd._target import parse_target
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated

@@ -11,10 +11,10 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gatherd._batcher import Batcher
+from gatherd._plans.answering import Session
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
-from gatherd._session import Session
 
 Status = NDArray[np.uint8]
 

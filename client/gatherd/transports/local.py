@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd._plans.answering import Session
 from gatherd._plans.effects import Deadline, Plan, Work
 from gatherd._requests.lookups import (
     LIVE_VERSION,
@@ -28,7 +29,6 @@ from gatherd._requests.lookups import (
     check_dim,
     key_array,
 )
-from gatherd._session import Session
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.live import LiveTables, View
