@@ -12,7 +12,7 @@ from client.clients import ITEMS, WORDS, bags_of, word
 from client.fakes import FakeService
 from gatherd import GatherdError, InternalError, VersionNotFound
 from gatherd._plans.effects import Plan, Send, T
-from gatherd._remote import RemoteSession
+from gatherd._plans.remote import RemoteSession
 
 
 class Direct:
