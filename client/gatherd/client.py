@@ -18,8 +18,8 @@ from gatherd._headers import of_block
 from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
+from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteSession
-from gatherd._pushes import Pushes
 from gatherd._rebuilt import Rebuilt
 from gatherd._requests.lookups import Answer, TableInfo
 from gatherd._target import parse_target

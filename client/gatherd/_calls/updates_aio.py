@@ -11,7 +11,7 @@ from typing import overload
 from numpy.typing import ArrayLike, DTypeLike
 
 from gatherd._plans.effects import Plan, T
-from gatherd._pushes import Pushes
+from gatherd._plans.pushes import Pushes
 from gatherd._requests import tables
 from gatherd._requests.lookups import Ids, KeysGiven
 from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
