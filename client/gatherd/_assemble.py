@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._chunks import Piece
 from gatherd._codec import DTYPE_CODES, LookupReply
+from gatherd._plans.chunks import Piece
 from gatherd._protobuf import unreadable
 from gatherd._requests.lookups import Answer, LookupSpec, check_dim
 from gatherd.store.dtypes import bfloat16_to_float32

@@ -15,7 +15,7 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gatherd._chunks import Limits
+from gatherd._plans.chunks import Limits
 from gatherd._plans.effects import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
 from gatherd._protobuf import (
     BYTES,

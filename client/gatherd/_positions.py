@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from gatherd._chunks import Piece
+from gatherd._plans.chunks import Piece
 from gatherd._requests.lookups import KeysOfSpec, LookupSpec
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 from gatherd.store.ids import in_range, out_of_range_error

@@ -24,7 +24,7 @@ from gatherd import (
     Unavailable,
     Unimplemented,
 )
-from gatherd._chunks import Cost, Limits, plan_requests
+from gatherd._plans.chunks import Cost, Limits, plan_requests
 from gatherd._retry import (
     LAST_TRY_SECONDS,
     PAUSE_SECONDS_FIRST,

@@ -8,10 +8,11 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import _chunks, _codec
+from gatherd import _codec
 from gatherd._assemble import Assembler
-from gatherd._chunks import Cost, Limits, Piece
+from gatherd._plans import chunks
 from gatherd._plans.answering import Session
+from gatherd._plans.chunks import Cost, Limits, Piece
 from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
 from gatherd._positions import in_whole
 from gatherd._protobuf import unreadable
@@ -135,7 +136,7 @@ class RemoteSession(Session):
             infos[spec.table] = info
         assert self._limits is not None  # there is at least one spec
         costs = [_cost(spec, infos[spec.table]) for spec in specs]
-        return _chunks.plan_requests(costs, self._limits)
+        return chunks.plan_requests(costs, self._limits)
 
     def _gather_once(
         self, specs: Sequence[LookupSpec], requests: Requests, deadline: Deadline
@@ -213,9 +214,9 @@ def _whole(specs: Sequence[Spec]) -> list[tuple[Piece, ...]]:
 
 
 def _cost(spec: Spec, info: TableInfo) -> Cost:
-    dimensions = _chunks.DIMENSION_BYTES * (len(spec.asked.shape) + 1)
-    request = _chunks.REQUEST_FRAME_BYTES + len(spec.table_bytes) + dimensions
-    reply = _chunks.REPLY_FRAME_BYTES + dimensions
+    dimensions = chunks.DIMENSION_BYTES * (len(spec.asked.shape) + 1)
+    request = chunks.REQUEST_FRAME_BYTES + len(spec.table_bytes) + dimensions
+    reply = chunks.REPLY_FRAME_BYTES + dimensions
     if isinstance(spec, KeysOfSpec):
         strings = info.key_kind not in ("int64", "uint64")
         key_bytes = LENGTH_BYTES + KEY_BYTES_MAX if strings else INTEGER_KEY_BYTES
@@ -228,7 +229,7 @@ def _cost(spec: Spec, info: TableInfo) -> Cost:
     starts = np.append(spec.bags.offsets, spec.asked.size)
     if spec.bags.weights is not None:
         id_bytes += WEIGHT_BYTES
-    request += _chunks.BAGS_FRAME_BYTES
+    request += chunks.BAGS_FRAME_BYTES
     return Cost(
         spec.vector_count, request, OFFSET_BYTES, id_bytes, reply, row_bytes, status_bytes, starts
     )
