@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd import _codec
-from gatherd._assemble import Assembler
 from gatherd._plans import chunks
 from gatherd._plans.answering import Session
+from gatherd._plans.assemble import Assembler
 from gatherd._plans.chunks import Cost, Limits, Piece
 from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
 from gatherd._positions import in_whole
