@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN
+from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd.errors import (
     AlreadyExists,
     DeadlineExceeded,

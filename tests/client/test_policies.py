@@ -25,7 +25,7 @@ from gatherd import (
     Unimplemented,
 )
 from gatherd._plans.chunks import Cost, Limits, plan_requests
-from gatherd._retry import (
+from gatherd._plans.retry import (
     LAST_TRY_SECONDS,
     PAUSE_SECONDS_FIRST,
     PAUSE_SECONDS_MAX,

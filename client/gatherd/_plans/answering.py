@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gatherd._plans.effects import Deadline, Plan
+from gatherd._plans.retry import Tries
 from gatherd._requests.bags import BagsGiven, prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
 from gatherd._requests.lookups import (
@@ -28,7 +29,6 @@ from gatherd._requests.lookups import (
     prepare,
     prepare_keys_of,
 )
-from gatherd._retry import Tries
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 
 LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]

@@ -13,6 +13,7 @@ from numpy.typing import ArrayLike
 
 from gatherd._plans.answering import extras, mappings
 from gatherd._plans.effects import SNAPSHOT, Deadline, Plan, Send, Sleep
+from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, Tries
 from gatherd._request_ids import RequestIds
 from gatherd._requests.tables import ChangeRequest, ChangeResult, SnapshotResult, encode_snapshot
 from gatherd._requests.updates import (
@@ -24,7 +25,6 @@ from gatherd._requests.updates import (
     prepare_update,
     prepare_updates,
 )
-from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, Tries
 from gatherd._update_codec import (
     RequestId,
     SessionSequence,

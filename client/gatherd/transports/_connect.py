@@ -27,8 +27,8 @@ from gatherd._http1 import (
 )
 from gatherd._plain import Plain
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._proxy import ANSWER_BYTES_MAX
-from gatherd._retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_http
 from gatherd.errors import (

@@ -1,6 +1,6 @@
 """gRPC, blocking and awaited: the codec's bytes through identity serializers.
 
-grpc's own retries are off: _retry.py decides for every wire.
+grpc's own retries are off: _plans/retry.py decides for every wire.
 
 A channel on which nothing was heard, until a call's time was up, is left for a new one: a balancer
 or a NAT that forgot the connection swallows what is sent on it. Pings notice that too, but no
@@ -27,7 +27,7 @@ from gatherd._credentials import Credentials
 from gatherd._headers import USER_AGENT
 from gatherd._plain import Plain
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
-from gatherd._retry import parse_retry_after
+from gatherd._plans.retry import parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument

@@ -21,7 +21,7 @@ logger = logging.getLogger("gatherd.writer")
 BEAT_SECONDS: Final = 0.25
 HUNG_SECONDS: Final = 3.0
 HUNG_RETRY_SECONDS: Final = 1.0
-# As the SDK reads them of an error; see gatherd._retry.
+# As the SDK reads them of an error; see gatherd._plans.retry.
 OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
 OUTCOME_NOT_SENT: Final = {"outcome": "not sent"}
 
