@@ -13,8 +13,8 @@ from numpy.typing import ArrayLike
 
 from gatherd._plans.answering import extras, mappings
 from gatherd._plans.effects import SNAPSHOT, Deadline, Plan, Send, Sleep
+from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, Tries
-from gatherd._request_ids import RequestIds
 from gatherd._requests.tables import ChangeRequest, ChangeResult, SnapshotResult, encode_snapshot
 from gatherd._requests.updates import (
     RowsGiven,
