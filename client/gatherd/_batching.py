@@ -84,7 +84,7 @@ class Kind:
 
     @property
     def is_plain(self) -> bool:
-        """Whether its lookups are those of _plain.py."""
+        """Whether its lookups are those of _plans/foreseen.py."""
         return self.like.missing is Missing.ERROR
 
 

@@ -15,9 +15,9 @@ from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials
 from gatherd._headers import of_block
-from gatherd._plain import Plain, PlainLookups, plain_plan
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._plans.foreseen import Plain, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteSession
 from gatherd._rebuilt import Rebuilt

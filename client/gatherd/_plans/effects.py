@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # which builds on this module
-    from gatherd._plain import Plain
+    from gatherd._plans.foreseen import Plain
 
 T = TypeVar("T")
 

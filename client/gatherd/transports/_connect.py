@@ -25,8 +25,8 @@ from gatherd._http1 import (
     request_parts,
     request_prefix,
 )
-from gatherd._plain import Plain
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._target import Target

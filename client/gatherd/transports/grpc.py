@@ -25,8 +25,8 @@ from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials
 from gatherd._headers import USER_AGENT
-from gatherd._plain import Plain
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import parse_retry_after
 from gatherd._target import Target
 from gatherd._wire_errors import from_grpc

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from gatherd._credentials import Credentials
 from gatherd._http1 import HttpError
-from gatherd._plain import Plain
 from gatherd._plans.effects import LOOKUP, Deadline, Send
+from gatherd._plans.foreseen import Plain
 from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._target import Target
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
