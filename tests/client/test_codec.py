@@ -9,7 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gatherd import InternalError
-from gatherd._codec import (
+from gatherd._requests.bags import prepare_bags
+from gatherd._requests.lookups import parse_reply_type, prepare, prepare_keys_of
+from gatherd._wire.lookups import (
     decode_get_table,
     decode_keys_of,
     decode_list_tables,
@@ -18,8 +20,6 @@ from gatherd._codec import (
     encode_keys_of,
     encode_lookups,
 )
-from gatherd._requests.bags import prepare_bags
-from gatherd._requests.lookups import parse_reply_type, prepare, prepare_keys_of
 from gatherd.store.keys import StringKeys
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 

@@ -13,8 +13,9 @@ from google.protobuf.message import DecodeError
 from starlette.datastructures import QueryParams
 
 from fuzz.target import Target
-from gatherd import _codec, _wire_errors
+from gatherd import _wire_errors
 from gatherd._http1 import HttpError, ResponseReader, feed
+from gatherd._wire import lookups as _codec
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2

@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import _codec
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._requests.lookups import LookupSpec, ReplyType, parse_reply_type, prepare
+from gatherd._wire import lookups
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import bfloat16_to_float32
 
@@ -95,7 +95,7 @@ class Plain:
 
     def learn(self, body: memoryview) -> None:
         """Take from a reply, which was found good, what the next ones will look like."""
-        reply = _codec.decode_lookup(body)
+        reply = lookups.decode_lookup(body)
         known = (reply.version, reply.shape[-1])
         if known != self.source.known:
             self.source.known = known
@@ -158,7 +158,7 @@ class PlainLookups:
         asked = spec.asked
         if not isinstance(asked, np.ndarray) or asked.dtype != ids.dtype:
             return None
-        before, after = _codec.around_ids(spec)
+        before, after = lookups.around_ids(spec)
         if len(self._sources) >= KINDS_MAX:
             self._sources.clear()
         source = self._sources.setdefault((table, version), _Source())
@@ -188,8 +188,8 @@ def _foreseeing(kind: Plain) -> Plain:
     data_bytes = math.prod(shape) * kind.reply.wire.itemsize
     prefix = b""
     if data_bytes:
-        code = _codec.DTYPE_CODES[kind.reply.wire]
-        prefix = _codec.reply_prefix(version, code, shape, data_bytes)
+        code = lookups.DTYPE_CODES[kind.reply.wire]
+        prefix = lookups.reply_prefix(version, code, shape, data_bytes)
     return replace(
         kind, known=known, prefix=prefix, vectors_shape=shape, data_bytes=data_bytes, wire=None
     )

@@ -8,7 +8,6 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import _codec
 from gatherd._plans import chunks
 from gatherd._plans.answering import Session
 from gatherd._plans.assemble import Assembler
@@ -17,6 +16,7 @@ from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Pl
 from gatherd._plans.positions import in_whole
 from gatherd._protobuf import unreadable
 from gatherd._requests.lookups import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array
+from gatherd._wire import lookups
 from gatherd.errors import (
     IdOutOfRange,
     InvalidArgument,
@@ -78,8 +78,8 @@ class RemoteSession(Session):
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """ListTables, which tells the limits as well."""
-        body = yield from self._send(LIST_TABLES, _codec.encode_list_tables(), deadline)
-        tables, limits = _codec.decode_list_tables(body)
+        body = yield from self._send(LIST_TABLES, lookups.encode_list_tables(), deadline)
+        tables, limits = lookups.decode_list_tables(body)
         self._learn(tables, limits)
         return tables
 
@@ -88,11 +88,11 @@ class RemoteSession(Session):
         if not isinstance(name, str):
             raise InvalidArgument(f"a table's name is a str, not {name!r}")
         try:
-            request = _codec.encode_get_table(name)
+            request = lookups.encode_get_table(name)
         except UnicodeEncodeError:
             raise InvalidArgument(f"table {name!r}: the name can't be written as UTF-8") from None
         body = yield from self._send(GET_TABLE, request, deadline)
-        table, limits = _codec.decode_get_table(body)
+        table, limits = lookups.decode_get_table(body)
         self._learn([table], limits)
         return table
 
@@ -146,12 +146,14 @@ class RemoteSession(Session):
         for pieces in requests:
             parts = [assemblers[piece.lookup].cut(piece) for piece in pieces]
             versions = [assemblers[piece.lookup].version for piece in pieces]
-            method, body = _codec.encode_lookups(list(zip(parts, versions, strict=True)), many=many)
+            method, body = lookups.encode_lookups(
+                list(zip(parts, versions, strict=True)), many=many
+            )
             try:
                 reply = yield from self._send(method, body, deadline)
             except (IdOutOfRange, KeyNotFound) as error:
                 raise in_whole(error, specs, pieces) from None
-            replies = _codec.decode_lookups(reply, many=many)
+            replies = lookups.decode_lookups(reply, many=many)
             if len(replies) != len(pieces):
                 raise unreadable(f"it answers {len(replies)} lookups of {len(pieces)}")
             for piece, part, lookup_reply in zip(pieces, parts, replies, strict=True):
@@ -166,12 +168,12 @@ class RemoteSession(Session):
         for pieces in requests:
             (piece,) = pieces
             part = spec.cut(piece.start, piece.stop)
-            body = _codec.encode_keys_of(part, version)
+            body = lookups.encode_keys_of(part, version)
             try:
                 reply = yield from self._send(KEYS_OF, body, deadline)
             except IdOutOfRange as error:
                 raise in_whole(error, (spec,), pieces) from None
-            keys, answered = _codec.decode_keys_of(reply, part.asked.shape)
+            keys, answered = lookups.decode_keys_of(reply, part.asked.shape)
             if version and answered != version:
                 raise unreadable(f"version {answered} answered, {version} was asked")
             version = answered

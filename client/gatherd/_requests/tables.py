@@ -10,9 +10,9 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gatherd._codec import DTYPE_CODES
 from gatherd._plans.effects import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
 from gatherd._requests.lookups import check_table, check_version
+from gatherd._wire.lookups import DTYPE_CODES
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd_proto.v1 import table_pb2
