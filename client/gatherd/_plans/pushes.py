@@ -25,7 +25,7 @@ from gatherd._requests.updates import (
     prepare_update,
     prepare_updates,
 )
-from gatherd._update_codec import (
+from gatherd._wire.updates import (
     RequestId,
     SessionSequence,
     decode_change,

@@ -7,7 +7,7 @@ count on in the same session would take each other's pushes for retries.
 import os
 import threading
 
-from gatherd._update_codec import SESSION_BYTES, SessionSequence
+from gatherd._wire.updates import SESSION_BYTES, SessionSequence
 
 
 class _Session:
