@@ -11,9 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._plans.chunks import Piece
-from gatherd._protobuf import unreadable
 from gatherd._requests.lookups import Answer, LookupSpec, check_dim
 from gatherd._wire.lookups import DTYPE_CODES, LookupReply
+from gatherd._wire.protobuf import unreadable
 from gatherd.store.dtypes import bfloat16_to_float32
 from gatherd.store.query import Missing
 

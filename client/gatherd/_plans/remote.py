@@ -14,9 +14,9 @@ from gatherd._plans.assemble import Assembler
 from gatherd._plans.chunks import Cost, Limits, Piece
 from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
 from gatherd._plans.positions import in_whole
-from gatherd._protobuf import unreadable
 from gatherd._requests.lookups import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array
 from gatherd._wire import lookups
+from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (
     IdOutOfRange,
     InvalidArgument,

@@ -1,6 +1,6 @@
 """Requests to bytes and bytes to replies; the messages are those of proto/gatherd_proto/v1.
 
-What carries tensors is framed and read by hand, with _protobuf.py: a generated class would copy the
+What carries tensors is framed and read by hand, with _wire/protobuf.py: a generated class would copy the
 vectors twice. The reader takes every valid encoding (any field order, packed or unpacked shapes,
 fields it doesn't know, a message in several parts). What carries no vectors goes through the
 generated classes.
@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from gatherd._plans.chunks import Limits
 from gatherd._plans.effects import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
-from gatherd._protobuf import (
+from gatherd._requests.lookups import KeysOfSpec, LookupSpec, TableInfo
+from gatherd._wire.protobuf import (
     BYTES,
     VARINT,
     Parts,
@@ -28,7 +29,6 @@ from gatherd._protobuf import (
     tag,
     unreadable,
 )
-from gatherd._requests.lookups import KeysOfSpec, LookupSpec, TableInfo
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire

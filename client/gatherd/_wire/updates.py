@@ -11,9 +11,9 @@ from typing import Final, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from gatherd._protobuf import BYTES, FIXED32, VARINT, Parts, nested, tag, unreadable
 from gatherd._requests.updates import UpdateResult, UpdateSpec
 from gatherd._wire.lookups import DTYPE_CODES, keys_parts, tensor_parts
+from gatherd._wire.protobuf import BYTES, FIXED32, VARINT, Parts, nested, tag, unreadable
 from gatherd.store.query import ByKey
 from gatherd_proto.framing import varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2
