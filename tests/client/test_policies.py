@@ -32,7 +32,7 @@ from gatherd._plans.retry import (
     parse_retry_after,
     pause_seconds,
 )
-from gatherd._wire_errors import CLASS_BY_CODE, from_grpc, from_http
+from gatherd._wire.errors import CLASS_BY_CODE, from_grpc, from_http
 from gatherd.errors import RetryableError, subclasses
 from gatherd_proto.v1 import status_pb2
 

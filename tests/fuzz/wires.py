@@ -13,8 +13,8 @@ from google.protobuf.message import DecodeError
 from starlette.datastructures import QueryParams
 
 from fuzz.target import Target
-from gatherd import _wire_errors
 from gatherd._http1 import HttpError, ResponseReader, feed
+from gatherd._wire import errors
 from gatherd._wire import lookups as _codec
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
@@ -315,9 +315,9 @@ def errors_check(data: bytes) -> None:
     """Whatever a server or proxy answers with, it becomes an error of ours."""
     for status in (400, 404, 429, 503, 599):
         for kind in ("application/json", "text/html"):
-            found = _wire_errors.from_http("http://x", status, kind, data, None)
+            found = errors.from_http("http://x", status, kind, data, None)
             assert isinstance(found, GatherdError)
-    assert isinstance(_wire_errors.from_grpc("x", "not_found", "no", data, None), GatherdError)
+    assert isinstance(errors.from_grpc("x", "not_found", "no", data, None), GatherdError)
 
 
 RESPONSES = [

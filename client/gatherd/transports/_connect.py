@@ -30,7 +30,7 @@ from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._target import Target
-from gatherd._wire_errors import from_http
+from gatherd._wire.errors import from_http
 from gatherd.errors import (
     DeadlineExceeded,
     FailedPrecondition,

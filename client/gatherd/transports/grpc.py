@@ -29,7 +29,7 @@ from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import parse_retry_after
 from gatherd._target import Target
-from gatherd._wire_errors import from_grpc
+from gatherd._wire.errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
 from gatherd.transports._connect import (
     REQUEST_ID_HEADER,
