@@ -2,7 +2,7 @@
 
 from importlib.metadata import version as _version
 
-from gatherd._batching import Batching
+from gatherd._batching.rules import Batching
 from gatherd._headers import request_headers
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.tables import ChangeResult, SnapshotResult

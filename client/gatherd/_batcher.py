@@ -1,4 +1,4 @@
-"""Merges the lookups of a process's threads; _batching.py says which and how.
+"""Merges the lookups of a process's threads; _batching/rules.py says which and how.
 
 Whoever finds nobody sending leads: it sends what waits, its own lookup too, until that is answered,
 and then lets the first of those who wait by now lead. So there is no thread of its own, which would
@@ -20,7 +20,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from gatherd._batching import (
+from gatherd._batching.rules import (
     Batching,
     Kind,
     Kinds,

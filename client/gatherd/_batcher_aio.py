@@ -1,4 +1,4 @@
-"""Merges the lookups of an event loop's tasks; _batching.py says which and how."""
+"""Merges the lookups of an event loop's tasks; _batching/rules.py says which and how."""
 
 import asyncio
 import time
@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from numpy.typing import NDArray
 
-from gatherd._batching import (
+from gatherd._batching.rules import (
     Batching,
     Kind,
     Kinds,

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._batcher_aio import AsyncBatcher
-from gatherd._batching import Batching, Kind
+from gatherd._batching.rules import Batching, Kind
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials

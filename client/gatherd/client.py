@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._batcher import Batcher
-from gatherd._batching import Batching, Kind
+from gatherd._batching.rules import Batching, Kind
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.updates import ChangeCalls
 from gatherd._credentials import Credentials

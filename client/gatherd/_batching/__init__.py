@@ -1,0 +1,1 @@
+"""Merging lookups that are made at the same time."""
