@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._batcher import Batcher
 from gatherd._batching.rules import Batching, Kind
+from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.updates import ChangeCalls
 from gatherd._credentials import Credentials

@@ -10,7 +10,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from gatherd._batcher import Batcher
+from gatherd._batching.threads import Batcher
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.bags import BagsGiven
