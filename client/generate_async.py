@@ -22,7 +22,7 @@ NAMES: Final = {
     "Batcher": "AsyncBatcher",
     "LookupCalls": "AsyncLookupCalls",
     "ChangeCalls": "AsyncChangeCalls",
-    "gatherd._batching.threads": "gatherd._batcher_aio",
+    "gatherd._batching.threads": "gatherd._batching.tasks",
 }
 HEADER: Final = (
     "# Written by client/generate_async.py from {source}: change that, then `make calls`.\n"

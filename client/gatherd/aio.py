@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._batcher_aio import AsyncBatcher
 from gatherd._batching.rules import Batching, Kind
+from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._credentials import Credentials

@@ -1,7 +1,7 @@
 """Small lookups of one process, made at the same time, merged into one request.
 
 What the batchers of Client and AsyncClient share: what can be merged, how requests are made of it,
-and how the answers are given back. Waiting is done in _batching/threads.py and _batcher_aio.py.
+and how the answers are given back. Waiting is done in _batching/threads.py and _batching/tasks.py.
 
 The batching is natural: a lookup that finds no request under way is sent at once, and what comes
 while one is under way makes up the next. So nobody waits for company, and under load requests grow

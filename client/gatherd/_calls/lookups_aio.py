@@ -11,7 +11,7 @@ from typing import Any, Literal, overload
 import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
-from gatherd._batcher_aio import AsyncBatcher
+from gatherd._batching.tasks import AsyncBatcher
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.bags import BagsGiven
