@@ -11,8 +11,8 @@ from typing import Final
 from weakref import WeakMethod
 
 from gatherd._headers import Headers, checked_headers, merged, of_block
-from gatherd._target import Target
 from gatherd.errors import InvalidArgument
+from gatherd.transports.target import Target
 
 TOKEN_CHARS_MAX: Final = 512
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750

@@ -22,7 +22,6 @@ from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteSession
 from gatherd._rebuilt import Rebuilt
 from gatherd._requests.lookups import Answer, TableInfo
-from gatherd._target import parse_target
 from gatherd.errors import (
     ClientClosed,
     ClientError,
@@ -31,6 +30,7 @@ from gatherd.errors import (
     Unauthenticated,
 )
 from gatherd.store.ids import as_id_array
+from gatherd.transports.target import parse_target
 
 if TYPE_CHECKING:
     from gatherd.transports.local import LocalSession as _LocalSession

@@ -22,10 +22,10 @@ from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteSession
 from gatherd._rebuilt import Rebuilt
 from gatherd._requests.lookups import Answer, TableInfo
-from gatherd._target import parse_target
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
 from gatherd.store.ids import as_id_array
+from gatherd.transports.target import parse_target
 
 if TYPE_CHECKING:
     from gatherd.transports.local import LocalSession as _LocalSession

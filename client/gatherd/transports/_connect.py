@@ -29,7 +29,6 @@ from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._proxy import ANSWER_BYTES_MAX
-from gatherd._target import Target
 from gatherd._wire.errors import from_http
 from gatherd.errors import (
     DeadlineExceeded,
@@ -40,6 +39,7 @@ from gatherd.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gatherd.transports.target import Target
 
 CONTENT_TYPE = "application/proto"
 REQUEST_ID_HEADER = "x-request-id"

@@ -28,7 +28,6 @@ from gatherd._headers import USER_AGENT
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import parse_retry_after
-from gatherd._target import Target
 from gatherd._wire.errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
 from gatherd.transports._connect import (
@@ -38,6 +37,7 @@ from gatherd.transports._connect import (
     remaining_seconds,
     with_request_id,
 )
+from gatherd.transports.target import Target
 
 OPTIONS: list[tuple[str, int]] = [
     # The limit is checked below: grpc's own error for it reads like an overload.

@@ -23,11 +23,11 @@ from gatherd._http1 import HttpError
 from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._proxy import ANSWER_BYTES_MAX
-from gatherd._target import Target
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import _connect
 from gatherd.transports._connection import Connection, Stale
+from gatherd.transports.target import Target
 
 _FAILURES = (OSError, HttpError)
 # Whoever waits for a connection looks for one as often, should nobody have woken them.

@@ -19,10 +19,10 @@ from gatherd._http1 import HttpError
 from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._proxy import ANSWER_BYTES_MAX
-from gatherd._target import Target
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import _connect
 from gatherd.transports._connection_aio import Connection, Stale
+from gatherd.transports.target import Target
 
 _FAILURES = (_connect.TimeIsUp, HttpError, OSError)
 

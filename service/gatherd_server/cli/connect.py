@@ -14,8 +14,8 @@ import click
 
 from gatherd import Client
 from gatherd._credentials import Credentials, no_password
-from gatherd._target import parse_target
 from gatherd.errors import InvalidArgument
+from gatherd.transports.target import parse_target
 
 TOKEN_ENVIRONMENT: Final = "GATHERD_TOKEN"  # noqa: S105 - where it is, not what it is
 _META: Final = "gatherd.credentials"
