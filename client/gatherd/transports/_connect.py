@@ -13,7 +13,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._credentials import Credentials, no_password
 from gatherd._headers import USER_AGENT, Headers, merged, of_block
 from gatherd._http1 import (
     ConnectionEnded,
@@ -39,6 +38,7 @@ from gatherd.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gatherd.transports.credentials import Credentials, no_password
 from gatherd.transports.target import Target
 
 CONTENT_TYPE = "application/proto"

@@ -18,7 +18,6 @@ from weakref import ref
 
 from numpy.typing import NDArray
 
-from gatherd._credentials import Credentials
 from gatherd._http1 import HttpError
 from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
@@ -27,6 +26,7 @@ from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import _connect
 from gatherd.transports._connection import Connection, Stale
+from gatherd.transports.credentials import Credentials
 from gatherd.transports.target import Target
 
 _FAILURES = (OSError, HttpError)

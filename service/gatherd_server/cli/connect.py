@@ -13,8 +13,8 @@ from typing import Any, Final, TypeVar
 import click
 
 from gatherd import Client
-from gatherd._credentials import Credentials, no_password
 from gatherd.errors import InvalidArgument
+from gatherd.transports.credentials import Credentials, no_password
 from gatherd.transports.target import parse_target
 
 TOKEN_ENVIRONMENT: Final = "GATHERD_TOKEN"  # noqa: S105 - where it is, not what it is
