@@ -17,7 +17,7 @@ from client.clients import ITEMS, WORDS, Awaited
 from client.fakes import FakeService
 from client.scripted import read_request
 from gatherd import Client, DeadlineExceeded, GatherdError, InternalError
-from gatherd._http1 import HttpError, ResponseReader, around_length, feed, parse_head
+from gatherd.transports.http1 import HttpError, ResponseReader, around_length, feed, parse_head
 
 USUAL = "HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: {n}\r\ncontent-type: application/proto\r\n"
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatherd._http1 import (
+from gatherd.transports.http1 import (
     ALIGN_BYTES,
     HEAD_BYTES_MAX,
     ConnectionEnded,

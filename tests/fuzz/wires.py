@@ -13,11 +13,11 @@ from google.protobuf.message import DecodeError
 from starlette.datastructures import QueryParams
 
 from fuzz.target import Target
-from gatherd._http1 import HttpError, ResponseReader, feed
 from gatherd._wire import errors
 from gatherd._wire import lookups as _codec
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import ByKey
+from gatherd.transports.http1 import HttpError, ResponseReader, feed
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import lookup_bodies, update_bodies

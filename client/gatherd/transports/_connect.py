@@ -14,16 +14,6 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gatherd._headers import USER_AGENT, Headers, merged, of_block
-from gatherd._http1 import (
-    ConnectionEnded,
-    HttpError,
-    ResponseReader,
-    around_length,
-    finish_request,
-    parse_head,
-    request_parts,
-    request_prefix,
-)
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
@@ -39,6 +29,16 @@ from gatherd.errors import (
     Unavailable,
 )
 from gatherd.transports.credentials import Credentials, no_password
+from gatherd.transports.http1 import (
+    ConnectionEnded,
+    HttpError,
+    ResponseReader,
+    around_length,
+    finish_request,
+    parse_head,
+    request_parts,
+    request_prefix,
+)
 from gatherd.transports.target import Target
 
 CONTENT_TYPE = "application/proto"

@@ -12,10 +12,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
 from gatherd._plans.effects import Send
 from gatherd.busy_poll import BusyPoll
 from gatherd.transports import _connect
+from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader, feed
 
 # The socket's timeout is set anew only when it is too short for what is left of a call's time, or
 # too long by this much: a system call less for most, and no call overstays its deadline by more.

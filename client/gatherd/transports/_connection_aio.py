@@ -8,8 +8,8 @@ import asyncio
 import time
 from typing import cast
 
-from gatherd._http1 import ConnectionEnded, HttpError, ResponseReader, feed
 from gatherd.transports import _connect
+from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader, feed
 
 
 class Stale(Exception):

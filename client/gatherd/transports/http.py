@@ -18,7 +18,6 @@ from weakref import ref
 
 from numpy.typing import NDArray
 
-from gatherd._http1 import HttpError
 from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._proxy import ANSWER_BYTES_MAX
@@ -27,6 +26,7 @@ from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import _connect
 from gatherd.transports._connection import Connection, Stale
 from gatherd.transports.credentials import Credentials
+from gatherd.transports.http1 import HttpError
 from gatherd.transports.target import Target
 
 _FAILURES = (OSError, HttpError)
