@@ -3,7 +3,6 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
-from gatherd._headers import request_headers
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import UpdateResult
@@ -48,6 +47,7 @@ from gatherd.errors import (
     VersionNotFound,
 )
 from gatherd.store.memory import tune_allocator
+from gatherd.transports.headers import request_headers
 
 __version__ = _version("gatherd")
 

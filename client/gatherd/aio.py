@@ -13,7 +13,6 @@ from gatherd._batching.rules import Batching, Kind
 from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.updates_aio import AsyncChangeCalls
-from gatherd._headers import of_block
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Plain, PlainLookups, plain_plan
@@ -30,6 +29,7 @@ from gatherd.errors import (
 )
 from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
+from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
 
 if TYPE_CHECKING:

@@ -13,7 +13,6 @@ from gatherd._batching.rules import Batching, Kind
 from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.updates import ChangeCalls
-from gatherd._headers import of_block
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._plans.foreseen import Plain, PlainLookups, plain_plan
@@ -25,6 +24,7 @@ from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
 from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
+from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
 
 if TYPE_CHECKING:

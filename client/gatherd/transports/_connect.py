@@ -13,7 +13,6 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._headers import USER_AGENT, Headers, merged, of_block
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
@@ -29,6 +28,7 @@ from gatherd.errors import (
     Unavailable,
 )
 from gatherd.transports.credentials import Credentials, no_password
+from gatherd.transports.headers import USER_AGENT, Headers, merged, of_block
 from gatherd.transports.http1 import (
     ConnectionEnded,
     HttpError,

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 from typing import Final
 from weakref import WeakMethod
 
-from gatherd._headers import Headers, checked_headers, merged, of_block
 from gatherd.errors import InvalidArgument
+from gatherd.transports.headers import Headers, checked_headers, merged, of_block
 from gatherd.transports.target import Target
 
 TOKEN_CHARS_MAX: Final = 512

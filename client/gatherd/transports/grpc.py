@@ -23,7 +23,6 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
-from gatherd._headers import USER_AGENT
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import parse_retry_after
@@ -37,6 +36,7 @@ from gatherd.transports._connect import (
     with_request_id,
 )
 from gatherd.transports.credentials import Credentials
+from gatherd.transports.headers import USER_AGENT
 from gatherd.transports.target import Target
 
 OPTIONS: list[tuple[str, int]] = [
