@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
-from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd._wire.errors import from_http
 from gatherd.errors import (
     DeadlineExceeded,
@@ -39,6 +38,7 @@ from gatherd.transports.http1 import (
     request_parts,
     request_prefix,
 )
+from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
 
 CONTENT_TYPE = "application/proto"

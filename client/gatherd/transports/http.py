@@ -20,13 +20,13 @@ from numpy.typing import NDArray
 
 from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
-from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import _connect
 from gatherd.transports._connection import Connection, Stale
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
+from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
 
 _FAILURES = (OSError, HttpError)

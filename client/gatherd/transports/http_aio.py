@@ -16,12 +16,12 @@ from numpy.typing import NDArray
 
 from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
-from gatherd._proxy import ANSWER_BYTES_MAX
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import _connect
 from gatherd.transports._connection_aio import Connection, Stale
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
+from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
 
 _FAILURES = (_connect.TimeIsUp, HttpError, OSError)

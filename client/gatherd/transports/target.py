@@ -15,8 +15,8 @@ import sys
 from dataclasses import dataclass, replace
 from urllib.parse import urlsplit
 
-from gatherd._proxy import Proxy, find_proxy
 from gatherd.errors import InvalidArgument
+from gatherd.transports.proxy import Proxy, find_proxy
 
 _DEFAULT_PORTS = {"http": 80, "https": 443, "grpc": 8001, "grpcs": 8001}
 _KNOWN = (
