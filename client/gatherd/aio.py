@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from gatherd._batching.rules import Batching, Kind
 from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.lookups_aio import AsyncLookupCalls
+from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Plain, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteSession
-from gatherd._rebuilt import Rebuilt
 from gatherd._requests.lookups import Answer, TableInfo
 from gatherd.errors import (
     ClientClosed,

@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from gatherd._batching.rules import Batching, Kind
 from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
+from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.updates import ChangeCalls
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._plans.foreseen import Plain, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteSession
-from gatherd._rebuilt import Rebuilt
 from gatherd._requests.lookups import Answer, TableInfo
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
