@@ -26,7 +26,7 @@ from client.clients import ITEMS, WORDS
 from client.fake_updates import UpdatedService
 from client.fakes import connect_server, grpc_server
 from gatherd import Batching, Client
-from gatherd.transports import _connect
+from gatherd.transports import connect
 
 OURS = str(Path(gatherd.__file__).parent)
 STEPS_MAX = 20_000
@@ -180,7 +180,7 @@ class Alarm(BaseException):
 def handler(*_):
     raise Alarm
 
-_connect.CONNECTIONS_MAX = 2
+connect.CONNECTIONS_MAX = 2
 signal.signal(signal.SIGALRM, handler)
 client = Client(sys.argv[1], timeout=5, batching=Batching() if sys.argv[2] == "batched" else None)
 words = client.lookup("words", np.arange(500))

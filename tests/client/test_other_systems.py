@@ -42,7 +42,7 @@ USE = """
 import numpy as np
 import gatherd
 from gatherd import AsyncClient, Batching, Client, InvalidArgument
-import gatherd.transports._connect, gatherd.transports.http, gatherd.transports.http_aio
+import gatherd.transports.connect, gatherd.transports.http, gatherd.transports.http_aio
 import gatherd.transports.grpc, gatherd.busy_poll
 for url in sys.argv[1:]:
     for batching in (None, Batching()):

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from gatherd._plans.effects import Send
 from gatherd.busy_poll import BusyPoll
-from gatherd.transports import _connect
+from gatherd.transports import connect as _connect
 from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader, feed
 
 # The socket's timeout is set anew only when it is too short for what is left of a call's time, or

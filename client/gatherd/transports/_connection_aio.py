@@ -8,7 +8,7 @@ import asyncio
 import time
 from typing import cast
 
-from gatherd.transports import _connect
+from gatherd.transports import connect
 from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader, feed
 
 
@@ -30,7 +30,7 @@ class Connection(asyncio.BufferedProtocol):
         # Of a response that is foreseen: how it begins, and where its vectors go.
         self._expected = b""
         self._target: memoryview | None = None
-        self._start = bytearray(_connect.RECEIVE_BYTES)
+        self._start = bytearray(connect.RECEIVE_BYTES)
         self._start_view = memoryview(self._start)
         self._filled = 0  # bytes received, while the response is the foreseen one
         self.open = False
@@ -117,7 +117,7 @@ class Connection(asyncio.BufferedProtocol):
             return
         if error is None:
             waiter.set_result(is_foreseen)
-        elif self.reader.started or isinstance(error, _connect.TimeIsUp):
+        elif self.reader.started or isinstance(error, connect.TimeIsUp):
             waiter.set_exception(error)
         else:
             waiter.set_exception(Stale(error))
@@ -130,7 +130,7 @@ class Connection(asyncio.BufferedProtocol):
         if time.monotonic() < self._ends_at:
             self._set_timer(self._ends_at)
         else:
-            self._end(_connect.TimeIsUp())
+            self._end(connect.TimeIsUp())
 
     def _set_timer(self, ends_at: float) -> None:
         if self._timer is not None:
@@ -176,7 +176,7 @@ class Connection(asyncio.BufferedProtocol):
         """Whether it is open, also when the loop hasn't yet heard that it was closed."""
         if self._transport is None or not self.open:
             return False
-        return _connect.is_silent(self._transport.get_extra_info("socket").fileno())
+        return connect.is_silent(self._transport.get_extra_info("socket").fileno())
 
     def close(self) -> None:
         """Close at once, whatever is under way."""

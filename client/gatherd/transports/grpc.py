@@ -28,7 +28,7 @@ from gatherd._plans.foreseen import Plain
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
-from gatherd.transports._connect import (
+from gatherd.transports.connect import (
     REQUEST_ID_HEADER,
     bytes_of,
     no_answer,

@@ -22,7 +22,7 @@ from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
-from gatherd.transports import _connect
+from gatherd.transports import connect
 from gatherd.transports._connection import Connection, Stale
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
@@ -80,7 +80,7 @@ class _Pool:
                 connection = self.idle() or self._new(busy_poll_us)
                 if connection is not None:
                     return connection
-                left = _connect.remaining_seconds(url, deadline)
+                left = connect.remaining_seconds(url, deadline)
                 if gate.acquire(timeout=min(left, LOOK_SECONDS)):
                     self._waiting.appendleft(gate)  # who woke it took it out
         finally:
@@ -91,12 +91,12 @@ class _Pool:
     def _new(self, busy_poll_us: int) -> Connection | None:
         """One more connection, if there is room."""
         self._forget_closed()
-        if len(self._known) >= _connect.CONNECTIONS_MAX:
+        if len(self._known) >= connect.CONNECTIONS_MAX:
             return None
         connection = Connection(busy_poll_us)
         known = ref(connection)
         self._known.append(known)
-        if len(self._known) <= _connect.CONNECTIONS_MAX:
+        if len(self._known) <= connect.CONNECTIONS_MAX:
             return connection
         self._known.remove(known)  # others were faster
         return None
@@ -155,10 +155,10 @@ class HttpTransport:
         """InvalidArgument unless `busy_poll_us` is one of BUSY_POLL_US_MAX at most."""
         self._busy_poll_us = checked_microseconds(busy_poll_us)
         self._target = target
-        self._tls = _connect.tls_context(credentials) if target.tls else None
+        self._tls = connect.tls_context(credentials) if target.tls else None
         # TLS and Windows have no call that fills several buffers; with TLS it would save little.
         self._takes_foreseen = self._tls is None and hasattr(socket.socket, "recvmsg_into")
-        self._heads = _connect.Heads(target, credentials)
+        self._heads = connect.Heads(target, credentials)
         self._closed = False
         # By process: a dict's setdefault and pop need no lock, which a fork could leave locked.
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
@@ -176,7 +176,7 @@ class HttpTransport:
             return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
         try:
             idle_seconds = time.monotonic() - connection.idle_since
-            if idle_seconds > _connect.IDLE_UNCHECKED_SECONDS:
+            if idle_seconds > connect.IDLE_UNCHECKED_SECONDS:
                 connection.check_alive()
             target = plain.target(out)
             is_foreseen = connection.ask(wire, ids, target, deadline.at, stay_awake=pool.is_alone)
@@ -215,14 +215,14 @@ class HttpTransport:
                 self._exchange(pool, connection, send)
             except Stale as error:
                 if fresh or send.once:
-                    raise _connect.broken(self._target.url, error) from None
+                    raise connect.broken(self._target.url, error) from None
                 # The server closed an idle connection just now, which isn't a failure of the call.
                 connection.disconnect()
                 self._connect(connection, send.deadline)
                 try:
                     self._exchange(pool, connection, send)
                 except Stale as again:
-                    raise _connect.broken(self._target.url, again) from None
+                    raise connect.broken(self._target.url, again) from None
         except BaseException:
             # Whatever it was, the connection's next response could be the answer to this call.
             pool.discard(connection)
@@ -233,7 +233,7 @@ class HttpTransport:
         reader = connection.reader
         try:
             # The reader belongs to the connection, so it is read before the connection goes back.
-            body = _connect.reply_body(self._target.url, reader)
+            body = connect.reply_body(self._target.url, reader)
             if learn and reader.reusable:
                 self._heads.learn(reader)
             return body
@@ -253,14 +253,14 @@ class HttpTransport:
     def _explained(self, error: OSError | HttpError, deadline: Deadline) -> GatherdError:
         """What to raise for an exchange that failed."""
         if isinstance(error, TimeoutError):
-            return _connect.no_answer(self._target.url, deadline)
+            return connect.no_answer(self._target.url, deadline)
         if isinstance(error, OSError):
-            return _connect.broken(self._target.url, error)
-        return _connect.unspoken(self._target.url, error)
+            return connect.broken(self._target.url, error)
+        return connect.unspoken(self._target.url, error)
 
     def _is_usable(self, connection: Connection, send: Send) -> bool:
         idle = time.monotonic() - connection.idle_since
-        unchecked = idle < _connect.IDLE_UNCHECKED_SECONDS and not send.once
+        unchecked = idle < connect.IDLE_UNCHECKED_SECONDS and not send.once
         return unchecked or connection.is_alive()
 
     def _connect(self, connection: Connection, deadline: Deadline) -> None:
@@ -268,16 +268,16 @@ class HttpTransport:
         try:
             sock = self._dial(deadline)
         except TimeoutError:
-            raise _connect.no_answer(target.url, deadline) from None
+            raise connect.no_answer(target.url, deadline) from None
         except OSError as error:
-            raise _connect.unreachable(target, error) from None
+            raise connect.unreachable(target, error) from None
         connection.connect(sock)
 
     def _dial(self, deadline: Deadline) -> socket.socket:
         """A connected socket; OSError when no address of the host takes the connection."""
         target = self._target
         if target.scheme in ("unix", "local"):
-            with _connect.socket_path(target) as path:
+            with connect.socket_path(target) as path:
                 return self._dial_one(socket.AF_UNIX, path, deadline)
         # The resolver can't be given a deadline; its own is a matter of resolv.conf.
         found = socket.getaddrinfo(*target.dialled, type=socket.SOCK_STREAM)
@@ -295,15 +295,15 @@ class HttpTransport:
         target = self._target
         sock = socket.socket(family, socket.SOCK_STREAM)
         try:
-            sock.settimeout(_connect.remaining_seconds(target.url, deadline))
+            sock.settimeout(connect.remaining_seconds(target.url, deadline))
             sock.connect(address)  # type: ignore[arg-type]  # its type depends on the family
             if target.scheme not in ("unix", "local"):
                 sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-                _connect.notice_vanishing(sock)
+                connect.notice_vanishing(sock)
             if self._tls is not None:
                 if target.proxy is not None:
                     self._open_tunnel(sock, deadline)
-                sock.settimeout(_connect.remaining_seconds(target.url, deadline))
+                sock.settimeout(connect.remaining_seconds(target.url, deadline))
                 return self._tls.wrap_socket(sock, server_hostname=target.host)
         except BaseException:
             sock.close()
@@ -311,11 +311,11 @@ class HttpTransport:
         return sock
 
     def _open_tunnel(self, sock: socket.socket, deadline: Deadline) -> None:
-        tunnel = _connect.Tunnel(self._target)
+        tunnel = connect.Tunnel(self._target)
         sock.sendall(tunnel.request)
         # The server speaks after its client in TLS, so nothing of it comes behind the answer.
         while not tunnel.received(sock.recv(ANSWER_BYTES_MAX)):
-            sock.settimeout(_connect.remaining_seconds(self._target.url, deadline))
+            sock.settimeout(connect.remaining_seconds(self._target.url, deadline))
 
     def _pool(self) -> _Pool:
         if self._closed:

@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
-from gatherd.transports import _connect
+from gatherd.transports import connect
 from gatherd.transports._connection_aio import Connection, Stale
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
 
-_FAILURES = (_connect.TimeIsUp, HttpError, OSError)
+_FAILURES = (connect.TimeIsUp, HttpError, OSError)
 
 
 class _Places:
@@ -71,10 +71,10 @@ class AsyncHttpTransport:
 
     def __init__(self, target: Target, credentials: Credentials) -> None:
         self._target = target
-        self._tls: ssl.SSLContext | None = _connect.tls_context(credentials) if target.tls else None
-        self._heads = _connect.Heads(target, credentials)
+        self._tls: ssl.SSLContext | None = connect.tls_context(credentials) if target.tls else None
+        self._heads = connect.Heads(target, credentials)
         self._idle: list[Connection] = []
-        self._places = _Places(_connect.CONNECTIONS_MAX)
+        self._places = _Places(connect.CONNECTIONS_MAX)
         self._closed = False
 
     async def plain(
@@ -88,8 +88,8 @@ class AsyncHttpTransport:
         target = plain.target(out)
         usable = False
         try:
-            pieces = _connect.plain_pieces(wire, ids, deadline.at - time.monotonic())
-            into = _connect.bytes_of(target)
+            pieces = connect.plain_pieces(wire, ids, deadline.at - time.monotonic())
+            into = connect.bytes_of(target)
             is_foreseen = await connection.begin(pieces, deadline.at, wire.expected, into)
             usable = connection.reader.reusable
             if is_foreseen:
@@ -120,13 +120,13 @@ class AsyncHttpTransport:
                     return await self._exchange(connection, send, learn=learn)
                 except Stale as error:
                     if send.once:
-                        raise _connect.broken(self._target.url, error) from None
+                        raise connect.broken(self._target.url, error) from None
                     # The server closed an idle connection just now: not a failure of the call.
             connection = await self._in_time(self._connect(), send.deadline)
             try:
                 return await self._exchange(connection, send, learn=learn)
             except Stale as error:
-                raise _connect.broken(self._target.url, error) from None
+                raise connect.broken(self._target.url, error) from None
         finally:
             self._places.give()
 
@@ -134,7 +134,7 @@ class AsyncHttpTransport:
         head = self._heads.request(send, time.monotonic())
         usable = False
         try:
-            await connection.begin(_connect.outgoing(head, send), send.deadline.at)
+            await connection.begin(connect.outgoing(head, send), send.deadline.at)
             usable = connection.reader.reusable
             return self._body(connection, learn=learn)
         except _FAILURES as error:
@@ -144,7 +144,7 @@ class AsyncHttpTransport:
 
     def _body(self, connection: Connection, *, learn: bool) -> memoryview:
         reader = connection.reader
-        body = _connect.reply_body(self._target.url, reader)
+        body = connect.reply_body(self._target.url, reader)
         if learn and reader.reusable:
             self._heads.learn(reader)
         return body
@@ -164,10 +164,10 @@ class AsyncHttpTransport:
         if isinstance(error, GatherdError):
             return error  # some are OSErrors as well
         if isinstance(error, HttpError):
-            return _connect.unspoken(self._target.url, error)
-        if isinstance(error, _connect.TimeIsUp):
-            return _connect.no_answer(self._target.url, deadline)
-        return _connect.broken(self._target.url, error)
+            return connect.unspoken(self._target.url, error)
+        if isinstance(error, connect.TimeIsUp):
+            return connect.no_answer(self._target.url, deadline)
+        return connect.broken(self._target.url, error)
 
     def _take_idle(self, send: Send) -> Connection | None:
         while self._idle:
@@ -187,14 +187,14 @@ class AsyncHttpTransport:
         except TimeoutError as error:
             # A connection can time out as well; ours has expired.
             if timeout.expired() and not isinstance(error, DeadlineExceeded):
-                raise _connect.no_answer(self._target.url, deadline) from None
+                raise connect.no_answer(self._target.url, deadline) from None
             raise
 
     async def _connect(self) -> Connection:
         target, loop = self._target, asyncio.get_running_loop()
         try:
             if target.scheme in ("unix", "local"):
-                with _connect.socket_path(target) as path:
+                with connect.socket_path(target) as path:
                     _, connection = await loop.create_unix_connection(Connection, path)
             else:
                 where: dict[str, Any] = dict(zip(("host", "port"), target.dialled, strict=True))
@@ -208,12 +208,12 @@ class AsyncHttpTransport:
                 )
                 _notice_vanishing(transport.get_extra_info("socket"))
         except OSError as error:
-            raise _connect.unreachable(target, error) from None
+            raise connect.unreachable(target, error) from None
         return connection
 
     async def _tunnel(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
         """A socket whose tunnel through the proxy is open."""
-        tunnel = _connect.Tunnel(self._target)
+        tunnel = connect.Tunnel(self._target)
         failure: OSError | None = None
         for family, kind, protocol, _, address in await loop.getaddrinfo(
             *self._target.dialled, type=socket.SOCK_STREAM
@@ -253,8 +253,8 @@ class AsyncHttpTransport:
 def _notice_vanishing(sock: Any) -> None:
     """As _connect's, of a transport's own idea of a socket."""
     if sys.platform == "win32":
-        _connect.notice_vanishing(sock)
+        connect.notice_vanishing(sock)
         return
     # By a copy of the descriptor, for uvloop's own object of it sets no options.
     with socket.socket(fileno=os.dup(sock.fileno())) as copied:
-        _connect.notice_vanishing(copied)
+        connect.notice_vanishing(copied)
