@@ -23,7 +23,7 @@ from gatherd._plans.foreseen import Plain
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import connect
-from gatherd.transports._connection import Connection, Stale
+from gatherd.transports.connection import Connection, Stale
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
