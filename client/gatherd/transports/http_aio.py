@@ -18,7 +18,7 @@ from gatherd._plans.effects import LOOKUP, Deadline, Send
 from gatherd._plans.foreseen import Plain
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import connect
-from gatherd.transports._connection_aio import Connection, Stale
+from gatherd.transports.connection_aio import Connection, Stale
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
