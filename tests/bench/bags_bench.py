@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from gatherd.store import kernels
 from gatherd.store.bags import pool
+from gatherd.store.kernels import compiled
 from gatherd.store.query import Pooling
 
 TABLES, BAGS, IDS, DIM = 26, 1024, 20, 128
@@ -76,7 +76,7 @@ def compare(row_count: int, descr: str, mode: Pooling, zipf: bool) -> None:
 def main() -> None:
     """Print a line for each case."""
     torch.set_num_threads(1)
-    kernels.warm()
+    compiled.warm()
     row_count = int(sys.argv[1]) if len(sys.argv) > 1 else 100_000
     print(f"{TABLES} tables × {BAGS} bags × {IDS} ids, dim {DIM}, one thread")
     for zipf in (False, True):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from gatherd.store import kernels
+from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys, as_keys
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder
@@ -89,7 +89,7 @@ def measure(kind: KeyKind, count: int, folder: Path) -> None:
 
 def main() -> None:
     """Print both kinds."""
-    kernels.warm()
+    compiled.warm()
     count = int(sys.argv[1]) if len(sys.argv) > 1 else 4_000_000
     for kind in (KeyKind.INT64, KeyKind.BYTES):
         with tempfile.TemporaryDirectory() as folder:

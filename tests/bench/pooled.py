@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from bench.counting_proxy import CountingProxy
 from bench.harness import SKEWS, IdSource, Mark, Plan, Report, Table, number
 from gatherd import Client, tune_allocator
-from gatherd.store import kernels
 from gatherd.store.bags import pool
+from gatherd.store.kernels import compiled
 from gatherd.store.query import Pooling
 from support.server import RunningServer
 
@@ -48,7 +48,7 @@ def run(plan: Plan) -> Report:
         f"One request of {TABLES} tables × {BAGS:,} bags × {IDS} ids, dim {DIM}, sum.",
     )
     tune_allocator()
-    kernels.warm()
+    compiled.warm()
     rows = min(plan.rows, ROWS_MAX)
     paths = write_tables(plan.folder, rows)
     mapped = {name: np.load(path, mmap_mode="r") for name, path in paths.items()}

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.store import kernels
 from gatherd.store.catalog import open_table, version_dir
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout
+from gatherd.store.kernels import compiled
 from gatherd.store.query import BagsQuery, Pooling
 from gatherd.store.table import Preload, Table
 from gatherd_server.data_dir.owning import own_data_dir
@@ -126,7 +126,7 @@ def main() -> None:
     row_count = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
     # One core for the readers; the storing process gets the others.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
-    kernels.warm()
+    compiled.warm()
     warm()
     with tempfile.TemporaryDirectory() as name:
         folder, plain, checked = made(Path(name, "rest"), row_count)

@@ -29,10 +29,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
-from gatherd.store import kernels
 from gatherd.store.given import as_given_array
 from gatherd.store.ids import as_id_array, in_range
-from gatherd.store.kernels import RowKind
+from gatherd.store.kernels import compiled
+from gatherd.store.kernels.compiled import RowKind
 from gatherd.store.keys import Keys, keys_from_leaves
 from gatherd.store.query import Pooling
 from gatherd.store.stripes import Patience, RowReader
@@ -199,10 +199,10 @@ def pool(
     counters = _NO_COUNTERS if reader is None else reader.counters
     begin, patience = 0, None
     while True:
-        bag, found = kernels.pool(
+        bag, found = compiled.pool(
             raw, kind, counters, index, offsets, given, _MODES[mode], filler, out, begin
         )
-        if found == kernels.DONE:
+        if found == compiled.DONE:
             return
         if found >= 0:
             raise InvalidArgument(
@@ -211,4 +211,4 @@ def pool(
         assert reader is not None
         if patience is None or bag > begin:
             begin, patience = bag, Patience(reader)
-        patience.wait(kernels.torn_row(found))
+        patience.wait(compiled.torn_row(found))

@@ -42,9 +42,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument
-from gatherd.store import kernels, memory
+from gatherd.store import memory
 from gatherd.store.checksums import BLOCK_BYTES, FileChecksums, document_crc, verify_blocks
 from gatherd.store.format import file_bytes, open_readonly
+from gatherd.store.kernels import compiled
 from gatherd.store.keys import (
     KEY_BYTES_MAX,
     Keys,
@@ -260,10 +261,10 @@ class KeyIndex:
         seed = self._info.seed
         if isinstance(keys, StringKeys):
             stored = (self._arrays[KEYS_OFFSETS], self._arrays[KEYS_DATA])
-            kernels.find_strings(self._slots, *stored, keys.offsets, keys.data, seed, rows)
+            compiled.find_strings(self._slots, *stored, keys.offsets, keys.data, seed, rows)
             return rows.reshape(keys.shape)
         bits, fits = key_bits(keys.reshape(-1), self.kind)
-        kernels.find_ints(self._slots, self._arrays[KEYS_INTS].view("<u8"), bits, seed, rows)
+        compiled.find_ints(self._slots, self._arrays[KEYS_INTS].view("<u8"), bits, seed, rows)
         if fits is not None:
             rows[~fits] = -1
         return rows.reshape(keys.shape)

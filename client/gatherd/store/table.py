@@ -20,10 +20,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument, NoKeys
-from gatherd.store import bags, kernels, memory
+from gatherd.store import bags, memory
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.format import RowLayout, file_bytes, read_layout
 from gatherd.store.ids import all_in_range, flat_ids, in_range, out_of_range_error
+from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys, key_not_found_error
 from gatherd.store.mapping import MappedFile, naming
@@ -204,7 +205,7 @@ class Table:
         line of Python has to come from memory again.
         """
         elements = self._elements
-        if elements is None or kernels.compiled_gather() is not None:
+        if elements is None or compiled.compiled_gather() is not None:
             return self.lookup(ids, self.dtype, out=out).vectors
         if not all_in_range(ids, self.row_count):
             raise out_of_range_error(self.name, ids, self.row_count)
@@ -299,18 +300,18 @@ class Table:
 
         False, with nothing copied, when an id has no row. Unavailable as in `lookup`.
         """
-        gather = kernels.compiled_gather()
+        gather = compiled.compiled_gather()
         if gather is None:
             if not all_in_range(ids, self.row_count):
                 return False
         else:
             found = gather(self._rows, self._counters, ids, out, begin)
-            if found == kernels.DONE:
+            if found == compiled.DONE:
                 return True
             if found >= 0:
                 return False
             # From the torn row on with more patience.
-            done = kernels.torn_row(found)
+            done = compiled.torn_row(found)
             ids, begin = ids[done:], begin + done * self.row_bytes
         if self.row_count:
             stored = out[begin : begin + ids.size * self.row_bytes]

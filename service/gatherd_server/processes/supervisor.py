@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.errors import GatherdError
-from gatherd.store import kernels
 from gatherd.store.catalog import read_catalog
+from gatherd.store.kernels import compiled
 from gatherd.store.shards import open_rows
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
@@ -415,7 +415,7 @@ def use_kernel_cache(data_dir: Path | None) -> None:
         candidates.append(data_dir / KERNELS_NAME)
     for candidate in candidates:
         with suppress(OSError, RuntimeError):
-            folder = candidate.expanduser() / kernels.fingerprint(
+            folder = candidate.expanduser() / compiled.fingerprint(
                 (*mapped_rows.SOURCES, *update_kernels.SOURCES)
             )
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)

@@ -23,7 +23,7 @@ from typing import Any
 import uvicorn
 
 from gatherd.errors import FailedPrecondition, GatherdError, UpdatesStopped
-from gatherd.store import kernels
+from gatherd.store.kernels import compiled
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
@@ -153,7 +153,7 @@ class Worker:
             tables = open_sources(sources, settings.data_dir, settings.preload)
             for fd in self._brief.sources:
                 os.close(fd)
-            kernels.warm()
+            compiled.warm()
             link = await self._open_link(stack, owner, tables)
             self._telemetry.pulse.before(tables.look_at_residency)
             engine = Engine(tables, self._limits, link, self._telemetry)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from gatherd.store import kernels
+from gatherd.store.kernels import compiled
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.link.link import LinkServer
 from gatherd_server.observe.logs import LogFormat, configure_logging, set_level
@@ -70,7 +70,7 @@ def open_writer(
     data_dir: Path, limits: WriterLimits, telemetry: Telemetry, *, is_restart: bool
 ) -> tuple[Writer, Changes]:
     """Recover a data dir and begin to commit, with every kernel compiled that takes part."""
-    kernels.warm()
+    compiled.warm()
     mapped_rows.warm()
     update_kernels.warm()
     writer = Writer(

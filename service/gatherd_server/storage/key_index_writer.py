@@ -19,8 +19,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument, StorageError
-from gatherd.store import kernels
 from gatherd.store.checksums import file_checksums
+from gatherd.store.kernels import compiled
 from gatherd.store.key_index import (
     KEYS_DATA,
     KEYS_INTS,
@@ -178,7 +178,7 @@ class KeyIndexBuilder:
         self._ints.reserve(self.count + keys.size)
         done = 0
         while True:
-            done, self.count = kernels.insert_ints(
+            done, self.count = compiled.insert_ints(
                 self._slots.array, self._ints.array.view("<u8"), self.count, bits, done,
                 self._seed, is_new,
             )  # fmt: skip
@@ -192,7 +192,7 @@ class KeyIndexBuilder:
         self._data.reserve(self._data_bytes + int(offsets[-1] - offsets[0]))
         done = 0
         while True:
-            done, self.count = kernels.insert_strings(
+            done, self.count = compiled.insert_strings(
                 self._slots.array, self._offsets.array, self._data.array, self.count, offsets,
                 keys.data, done, self._seed, is_new,
             )  # fmt: skip
@@ -207,11 +207,11 @@ class KeyIndexBuilder:
         slots, count = self._slots.array, self.count
         if isinstance(keys, StringKeys):
             stored = self._offsets.array[: count + 1], self._data.array[: self._data_bytes]
-            kernels.find_strings(slots, *stored, keys.offsets, keys.data, self._seed, rows)
+            compiled.find_strings(slots, *stored, keys.offsets, keys.data, self._seed, rows)
         else:
             bits = key_bits(keys.reshape(-1), self.kind)[0]
             stored_ints = self._ints.array.view("<u8")[:count]
-            kernels.find_ints(slots, stored_ints, bits, self._seed, rows)
+            compiled.find_ints(slots, stored_ints, bits, self._seed, rows)
         return rows
 
     def _make_room(self, count: int) -> None:
@@ -262,11 +262,11 @@ def _place(
     for _ in range(SEEDS_MAX):
         slots[:] = 0
         if ints is not None:
-            done = kernels.place_ints(slots, ints.view("<u8"), 0, count, seed)
+            done = compiled.place_ints(slots, ints.view("<u8"), 0, count, seed)
         else:
             assert offsets is not None
             assert data is not None
-            done = kernels.place_strings(slots, offsets, data, 0, count, seed)
+            done = compiled.place_strings(slots, offsets, data, 0, count, seed)
         if done == count:
             return seed
         seed = secrets.randbits(64)

@@ -1,6 +1,6 @@
 """The compiled loops of updates: the typed door to compiled_updates.py and compiled_optimizers.py.
 
-As with gatherd/store/kernels.py, numba is loaded at the first call or by `warm()`, and everything
+As with gatherd/store/kernels/compiled.py, numba is loaded at the first call or by `warm()`, and everything
 is then compiled, or loaded from numba's cache, at once.
 """
 
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gatherd.store import __file__ as _store
 from gatherd.store.dtypes import DType
-from gatherd.store.kernels import RowKind
+from gatherd.store.kernels.compiled import RowKind
 
 # The files whose contents make up these kernels, for the name of a folder that keeps them.
 SOURCES: tuple[Path, ...] = (
