@@ -19,7 +19,7 @@ from gatherd_server.processes.built_kernels import MANIFEST_NAME, use_built_kern
 
 MODULES = (
     "gatherd.store.compiled_bags",
-    "gatherd.store.compiled_gather",
+    "gatherd.store.kernels.gather",
     "gatherd.store.compiled_keys",
     "gatherd_server.loaders.text_kernel",
     "gatherd_server.storage.compiled_rows",

@@ -25,7 +25,7 @@ from gatherd_server.processes.built_kernels import use_built_kernels
 use_built_kernels()
 from numba.core import event
 with event.install_recorder("numba:compile") as compiled:
-    import gatherd.store.compiled_gather
+    import gatherd.store.kernels.gather
 print(sum(one.is_start for _, one in compiled.buffer))
 """
 
@@ -49,7 +49,7 @@ def built(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("built")
     name, features = ("x86-64", "+sse2") if os.uname().machine == "x86_64" else ("generic", "")
     run(
-        "import gatherd.store.compiled_gather",
+        "import gatherd.store.kernels.gather",
         NUMBA_CACHE_DIR=str(folder),
         NUMBA_CPU_NAME=name,
         NUMBA_CPU_FEATURES=features,

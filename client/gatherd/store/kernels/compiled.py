@@ -70,7 +70,7 @@ def _bags() -> ModuleType:
 @cache
 def _gather() -> ModuleType:
     _need_numba()
-    from gatherd.store import compiled_gather
+    from gatherd.store.kernels import gather as compiled_gather
 
     return compiled_gather
 
