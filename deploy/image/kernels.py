@@ -18,7 +18,7 @@ from pathlib import Path
 from gatherd_server.processes.built_kernels import MANIFEST_NAME, use_built_kernels
 
 MODULES = (
-    "gatherd.store.compiled_bags",
+    "gatherd.store.kernels.bags",
     "gatherd.store.kernels.gather",
     "gatherd.store.compiled_keys",
     "gatherd_server.loaders.text_kernel",

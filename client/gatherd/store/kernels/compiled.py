@@ -1,7 +1,7 @@
 """The compiled loops: key lookups and pooled bags.
 
 This module is the typed door to `compiled_keys.py` and
-`compiled_bags.py`, which need numba and are imported at the first call:
+`bags.py`, which need numba and are imported at the first call:
 `import gatherd` never loads numba, and a client without it can do everything but keys and bags.
 
 Everything is compiled when these are imported, with explicit signatures that cover every
@@ -34,7 +34,7 @@ _SOURCES = (
 
 
 class RowKind(IntEnum):
-    """How the elements of a table's rows are stored; compiled_bags.py branches on the number."""
+    """How the elements of a table's rows are stored; bags.py branches on the number."""
 
     FLOAT32 = 0
     FLOAT16 = 1
@@ -62,7 +62,7 @@ def _keys() -> ModuleType:
 @cache
 def _bags() -> ModuleType:
     _need_numba()
-    from gatherd.store import compiled_bags
+    from gatherd.store.kernels import bags
 
     return compiled_bags
 
