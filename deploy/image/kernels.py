@@ -20,7 +20,7 @@ from gatherd_server.processes.built_kernels import MANIFEST_NAME, use_built_kern
 MODULES = (
     "gatherd.store.kernels.bags",
     "gatherd.store.kernels.gather",
-    "gatherd.store.compiled_keys",
+    "gatherd.store.kernels.keys",
     "gatherd_server.loaders.text_kernel",
     "gatherd_server.storage.compiled_rows",
     "gatherd_server.training.compiled_optimizers",

@@ -54,7 +54,7 @@ def _need_numba() -> None:
 @cache
 def _keys() -> ModuleType:
     _need_numba()
-    from gatherd.store import compiled_keys
+    from gatherd.store.kernels import keys as compiled_keys
 
     return compiled_keys
 
