@@ -11,7 +11,7 @@ ROUNDING = """
 import numba
 import numpy as np
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.intrinsics import store_bfloat16, store_float16
+from gatherd.store.kernels.intrinsics import store_bfloat16, store_float16
 
 @numba.njit
 def round_all(values, halves, bfloats):

@@ -10,7 +10,7 @@ from llvmlite import ir  # type: ignore[import-untyped]  # ships no type informa
 from numba import types
 from numba.core import cgutils
 
-from gatherd.store.intrinsics import byte_pointer, intrinsic
+from gatherd.store.kernels.intrinsics import byte_pointer, intrinsic
 
 _I32 = ir.IntType(32)
 

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.intrinsics import address, kernel, prefetch, read, write
+from gatherd.store.kernels.intrinsics import address, kernel, prefetch, read, write
 from gatherd.store.row_intrinsics import (
     begin_row,
     copy_bytes,

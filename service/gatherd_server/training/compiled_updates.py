@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.intrinsics import (
+from gatherd.store.kernels.intrinsics import (
     inlined,
     kernel,
     larger_size,

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.intrinsics import (
+from gatherd.store.kernels.intrinsics import (
     SPAN,
     add_bfloat16,
     add_float16,

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.intrinsics import kernel, prefetch, read, write
+from gatherd.store.kernels.intrinsics import kernel, prefetch, read, write
 from gatherd.store.row_intrinsics import copy_bytes, copy_whole
 
 # How many ids ahead the start of a row is asked for.

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.intrinsics import inlined, kernel, load_u64, prefetch, read, write
+from gatherd.store.kernels.intrinsics import inlined, kernel, load_u64, prefetch, read, write
 
 PROBES_MAX = 1024
 EMPTY = np.uint64(0)
