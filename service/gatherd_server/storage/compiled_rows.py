@@ -18,7 +18,7 @@ import numpy as np
 from numba import types
 
 from gatherd.store.kernels.intrinsics import address, kernel, prefetch, read, write
-from gatherd.store.row_intrinsics import (
+from gatherd.store.kernels.row_intrinsics import (
     begin_row,
     copy_bytes,
     end_row,

@@ -27,7 +27,7 @@ from gatherd.store.kernels.intrinsics import (
     read,
     write,
 )
-from gatherd.store.row_intrinsics import copy_whole, fence_loads, load_counter
+from gatherd.store.kernels.row_intrinsics import copy_whole, fence_loads, load_counter
 
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = range(4)
 SUM, MEAN, MAX, SQRTN = range(4)

@@ -11,7 +11,7 @@ import numpy as np
 from numba import types
 
 from gatherd.store.kernels.intrinsics import kernel, prefetch, read, write
-from gatherd.store.row_intrinsics import copy_bytes, copy_whole
+from gatherd.store.kernels.row_intrinsics import copy_bytes, copy_whole
 
 # How many ids ahead the start of a row is asked for.
 ROWS_AHEAD = 8
