@@ -82,7 +82,7 @@ def interrupted(call: Callable[[], Any], at: int) -> bool:
 @pytest.fixture(autouse=True)
 def one_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """A place that is lost is then missed by the next call."""
-    monkeypatch.setattr(_connect, "CONNECTIONS_MAX", 1)
+    monkeypatch.setattr(connect, "CONNECTIONS_MAX", 1)
 
 
 @contextmanager
@@ -172,7 +172,7 @@ ALARMS = """
 import random, signal, sys, time
 import numpy as np
 from gatherd import Batching, Client
-from gatherd.transports import _connect
+from gatherd.transports import connect
 
 class Alarm(BaseException):
     pass

@@ -14,7 +14,7 @@ import pytest
 
 from support.server import RunningServer, arguments_of, run_cli, wait_until
 
-# What a stop may take here: the drain, and processes/channel.py's margin on top; and a busy machine.
+# What a stop may take here: the drain, processes/channel.py's margin on top, and a busy machine.
 DRAIN_SECONDS = 1
 GONE_SECONDS = 20
 # A start takes a second and a half; on a busy machine some instants are before its middle.

@@ -14,8 +14,8 @@ CLIENT = Path(gatherd.__file__).parent
 
 # The smallest of them; the others are made in the same way.
 WARM = """
-from gatherd.store import compiled_gather
-print(sum(compiled_gather.gather.stats.cache_hits.values()))
+from gatherd.store.kernels import gather
+print(sum(gather.gather.stats.cache_hits.values()))
 """
 
 
@@ -52,9 +52,9 @@ def test_without_numba_the_error_says_what_to_install() -> None:
 import sys
 sys.modules["numba"] = None
 from gatherd.errors import Unimplemented
-from gatherd.store import kernels
+from gatherd.store.kernels import compiled
 try:
-    kernels.warm()
+    compiled.warm()
 except Unimplemented as error:
     print(error)
 """

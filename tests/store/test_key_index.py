@@ -542,14 +542,14 @@ PRIVATE = """
 import sys
 from pathlib import Path
 import numpy as np
-from gatherd.store import kernels
+from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex
 
 def private():
     lines = open("/proc/self/smaps_rollup").read().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous"))
 
-kernels.warm()
+compiled.warm()
 keys = np.arange(1024)
 before = private()
 index = KeyIndex.open(Path(sys.argv[1]))

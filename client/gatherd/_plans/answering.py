@@ -1,7 +1,7 @@
 """The logic of every call, once for the blocking and the awaited client.
 
-`Session` checks arguments and shapes results. Who answers is another matter: _plans/remote.py asks a
-server, transports/local.py reads the files itself.
+`Session` checks arguments and shapes results. Who answers is another matter: _plans/remote.py asks
+a server, transports/local.py reads the files itself.
 """
 
 import random

@@ -5,9 +5,9 @@ once a version has answered, all of the reply but the vectors. A `Plain` has bot
 transport sends `before`, the ids and `after`; when what comes back begins with `prefix`, byte by
 byte, the rest is the vectors, and goes straight into the caller's array: nothing is left to parse.
 
-Everything else takes the way of the plans (_plans/answering.py), which is the one that decides: a plain
-lookup that fails, or is answered otherwise than foreseen, becomes the first request of a plan,
-which then goes on with that error or that reply. So both ways give the same results.
+Everything else takes the way of the plans (_plans/answering.py), which is the one that decides: a
+plain lookup that fails, or is answered otherwise than foreseen, becomes the first request of a
+plan, which then goes on with that error or that reply. So both ways give the same results.
 
 Left out on purpose: keys, bags, statuses and lookups that may be over a limit; there the vectors
 outweigh what this saves, or the reply can't be foreseen.

@@ -1,9 +1,9 @@
 """Requests to bytes and bytes to replies; the messages are those of proto/gatherd_proto/v1.
 
-What carries tensors is framed and read by hand, with _wire/protobuf.py: a generated class would copy the
-vectors twice. The reader takes every valid encoding (any field order, packed or unpacked shapes,
-fields it doesn't know, a message in several parts). What carries no vectors goes through the
-generated classes.
+What carries tensors is framed and read by hand, with _wire/protobuf.py: a generated class would
+copy the vectors twice. The reader takes every valid encoding (any field order, packed or unpacked
+shapes, fields it doesn't know, a message in several parts). What carries no vectors goes through
+the generated classes.
 """
 
 import math

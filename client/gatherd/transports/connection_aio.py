@@ -38,11 +38,13 @@ class Connection(asyncio.BufferedProtocol):
     # --- what asyncio calls ---
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Keep the transport that requests are written to."""
         # uvloop's transports have its methods, and aren't of its class.
         self._transport = cast("asyncio.Transport", transport)
         self.open = True
 
     def get_buffer(self, _sizehint: int) -> memoryview:
+        """Where the next bytes go: the caller's array, if the response is the foreseen one."""
         if self._target is None:
             return self.reader.buffer()
         size = len(self._expected)
@@ -51,6 +53,7 @@ class Connection(asyncio.BufferedProtocol):
         return self._target[self._filled - size :]
 
     def buffer_updated(self, nbytes: int) -> None:
+        """Read the bytes that came; they may end the exchange."""
         if self._waiter is None:
             self.close()  # nothing was asked: nobody knows what this answers
         elif self._target is not None:
@@ -93,6 +96,7 @@ class Connection(asyncio.BufferedProtocol):
                 self._end(None)
 
     def eof_received(self) -> bool:
+        """End the exchange: a response without a length is whole, any other has failed."""
         self.open = False
         if self._waiter is not None:
             try:
@@ -106,6 +110,7 @@ class Connection(asyncio.BufferedProtocol):
         return False  # asyncio closes the transport
 
     def connection_lost(self, exc: Exception | None) -> None:
+        """Fail the exchange under way."""
         self.open = False
         self._end(exc or ConnectionEnded("it was closed"))
         if self._timer is not None:

@@ -1,7 +1,7 @@
 """Where numba looks for kernels that were compiled beforehand, in a folder that may be read-only.
 
-Named in NUMBA_CACHE_LOCATOR_CLASSES by processes/built_kernels.py, and imported by numba. Its own locator for
-NUMBA_CACHE_DIR passes over a folder that it can't write to.
+Named in NUMBA_CACHE_LOCATOR_CLASSES by processes/built_kernels.py, and imported by numba. Its own
+locator for NUMBA_CACHE_DIR passes over a folder that it can't write to.
 """
 
 from numba.core.caching import UserProvidedCacheLocator

@@ -1,7 +1,7 @@
 """The compiled loops of updates: the typed door to compiled_updates.py and compiled_optimizers.py.
 
-As with gatherd/store/kernels/compiled.py, numba is loaded at the first call or by `warm()`, and everything
-is then compiled, or loaded from numba's cache, at once.
+As with gatherd/store/kernels/compiled.py, numba is loaded at the first call or by `warm()`, and
+everything is then compiled, or loaded from numba's cache, at once.
 """
 
 import secrets

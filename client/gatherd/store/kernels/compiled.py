@@ -1,8 +1,8 @@
 """The compiled loops: key lookups and pooled bags.
 
-This module is the typed door to `compiled_keys.py` and
-`bags.py`, which need numba and are imported at the first call:
-`import gatherd` never loads numba, and a client without it can do everything but keys and bags.
+This module is the typed door to the modules beside it, which need numba and are imported at the
+first call: `import gatherd` never loads numba, and a client without it can do everything but keys
+and bags.
 
 Everything is compiled when these are imported, with explicit signatures that cover every
 table's dtype and alignment, or loaded from numba's cache: NUMBA_CACHE_DIR if it is set before, else
@@ -24,13 +24,6 @@ from numpy.typing import NDArray
 from gatherd.errors import Unimplemented
 
 _HINT = "pip install 'gatherd[local]'"
-_SOURCES = (
-    "intrinsics.py",
-    "row_intrinsics.py",
-    "compiled_keys.py",
-    "compiled_bags.py",
-    "compiled_gather.py",
-)
 
 
 class RowKind(IntEnum):
@@ -54,9 +47,9 @@ def _need_numba() -> None:
 @cache
 def _keys() -> ModuleType:
     _need_numba()
-    from gatherd.store.kernels import keys as compiled_keys
+    from gatherd.store.kernels import keys
 
-    return compiled_keys
+    return keys
 
 
 @cache
@@ -64,15 +57,15 @@ def _bags() -> ModuleType:
     _need_numba()
     from gatherd.store.kernels import bags
 
-    return compiled_bags
+    return bags
 
 
 @cache
 def _gather() -> ModuleType:
     _need_numba()
-    from gatherd.store.kernels import gather as compiled_gather
+    from gatherd.store.kernels import gather
 
-    return compiled_gather
+    return gather
 
 
 def fingerprint(others: Iterable[Path] = ()) -> str:
@@ -81,8 +74,7 @@ def fingerprint(others: Iterable[Path] = ()) -> str:
     numba looks only at the file that a kernel stands in to tell whether it has changed; parts of
     ours stand in others. `others` are sources of kernels that aren't the store's.
     """
-    folder = Path(__file__).parent
-    own = [folder / name for name in _SOURCES]
+    own = sorted(Path(__file__).parent.glob("*.py"))
     crc = 0
     for path in dict.fromkeys([*own, *others]):
         crc = zlib.crc32(path.read_bytes(), crc)
@@ -198,7 +190,7 @@ def torn_row(found: int) -> int:
 Gather: TypeAlias = Callable[
     [NDArray[np.uint8], NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint8], int], int
 ]
-"""compiled_gather.gather: of rows, counters, ids, out and the byte to begin at."""
+"""gather.gather: of rows, counters, ids, out and the byte to begin at."""
 
 
 class _Loaded:
