@@ -73,7 +73,7 @@ def test_a_processor_without_half_floats_rounds_as_numpy_does() -> None:
 def test_the_sources_are_every_file_of_ours_that_the_kernels_are_made_of() -> None:
     code = """
 import sys
-from gatherd_server.writer import compiled_optimizers, compiled_updates
+from gatherd_server.training import compiled_optimizers, compiled_updates
 values = [*vars(compiled_updates).values(), *vars(compiled_optimizers).values()]
 parts = [getattr(part, "__module__", None) or "" for part in values]
 names = {name for name in parts if name.startswith("gatherd")}
