@@ -83,7 +83,7 @@ class WriterLimits:
         return cls(**{**document, **typed})
 
 
-class LookupPlan(NamedTuple):
+class Lookup(NamedTuple):
     """One table's part of a lookup, as a transport read it from the wire.
 
     `asked` are ids of any integer dtype, or keys, of any shape; whether they have rows is the

@@ -21,7 +21,7 @@ from gatherd.transports.http1 import HttpError, ResponseReader, feed
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import lookup_bodies, update_bodies
-from gatherd_server.types import LookupPlan, UpdateOp
+from gatherd_server.types import Lookup, UpdateOp
 from gatherd_server.wire import lookups, updates
 from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
 
@@ -87,7 +87,7 @@ UPDATES = [
 ]  # fmt: skip
 
 
-def rows_of(served: SmallEngine, plan: LookupPlan) -> None:
+def rows_of(served: SmallEngine, plan: Lookup) -> None:
     """Look a plan up; rows have to be NumPy's."""
     gathered = served.engine.lookup(plan)
     if plan.bags is not None or gathered.status is not None or isinstance(plan.asked, ByKey):
@@ -380,16 +380,16 @@ def targets(folder: Path) -> Iterator[list[Target]]:
     served = small_engine(folder)
     query = QueryParams()
 
-    def many(body: bytes) -> Iterator[LookupPlan]:
+    def many(body: bytes) -> Iterator[Lookup]:
         yield from lookup_bodies.lookup_many_plans(body, query, LIMITS)
 
-    def bags_many(body: bytes) -> Iterator[LookupPlan]:
+    def bags_many(body: bytes) -> Iterator[Lookup]:
         yield from lookup_bodies.bags_many_plans(body, query, LIMITS)
 
-    def one(body: bytes) -> Iterator[LookupPlan]:
+    def one(body: bytes) -> Iterator[Lookup]:
         yield lookup_bodies.lookup_plan("application/json", "words", body, query, LIMITS)
 
-    def bags(body: bytes) -> Iterator[LookupPlan]:
+    def bags(body: bytes) -> Iterator[Lookup]:
         yield lookup_bodies.bags_plan("words", body, query, LIMITS)
 
     checks = [rest_check(served, read) for read in (one, many, bags, bags_many)]

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2
-from gatherd_server.types import LookupPlan
+from gatherd_server.types import Lookup
 from gatherd_server.wire.lookups import lookup_plan, parse, seen_lookup
 from support.small_engine import LIMITS, lookup_request
 
@@ -30,14 +30,14 @@ def encoded(table: str, rows: list[int], more: dict[str, Any], *, twice: bool) -
     return body + lookup_request(table, [9]).SerializeToString() if twice else body
 
 
-def outcome(body: bytes) -> LookupPlan | None:
+def outcome(body: bytes) -> Lookup | None:
     try:
         return lookup_plan(parse(embedding_pb2.LookupRequest(), body, LIMITS))
     except GatherdError:
         return None
 
 
-def told(plan: LookupPlan | None) -> object:
+def told(plan: Lookup | None) -> object:
     if plan is None or isinstance(plan.asked, ByKey):
         return plan
     return plan._replace(asked=(plan.asked.dtype.str, plan.asked.tolist()))  # type: ignore[arg-type]

@@ -15,7 +15,7 @@ from gatherd.store.query import Missing
 from gatherd.store.table import Preload, Table, open_file_table
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
-from gatherd_server.types import Limits, LookupPlan
+from gatherd_server.types import Limits, Lookup
 
 ROWS, DIM = 20_000, 128
 LIMITS = Limits(16 << 20, 64 << 20, 1 << 20, 16, 16)
@@ -47,8 +47,8 @@ def engine_of(table: Table, limits: Limits = LIMITS) -> Engine:
     return Engine(ServedTables({table.name: table}, {}), limits)
 
 
-def plan(ids: list[int], missing: Missing = Missing.ERROR) -> LookupPlan:
-    return LookupPlan("t", np.array(ids, np.int64), missing=missing)
+def plan(ids: list[int], missing: Missing = Missing.ERROR) -> Lookup:
+    return Lookup("t", np.array(ids, np.int64), missing=missing)
 
 
 def test_a_lookup_of_a_few_cold_rows_leaves_the_event_loop_and_of_warm_ones_does_not(

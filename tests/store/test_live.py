@@ -34,7 +34,7 @@ from gatherd.store.live import LiveTables, View
 from gatherd.store.table import Preload, Table, open_file_table
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
-from gatherd_server.types import LookupPlan
+from gatherd_server.types import Lookup
 from support.publisher import ROWS, Publisher
 from support.small_engine import LIMITS
 
@@ -414,7 +414,7 @@ def engine_reader(path: Path) -> Read:
     engine = Engine(served, LIMITS)
 
     def read(*names: str, version: int = 0) -> list[float]:
-        plans = [LookupPlan(name, IDS, version=version) for name in names]
+        plans = [Lookup(name, IDS, version=version) for name in names]
         return [one_value(found.vectors) for found in engine.lookup_many(plans)]
 
     return read

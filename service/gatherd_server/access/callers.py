@@ -30,7 +30,7 @@ from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,
     Limits,
-    LookupPlan,
+    Lookup,
     Push,
     PushResult,
     SnapshotResult,
@@ -233,7 +233,7 @@ class GuardedEngine:
         """Whether it is `engine` that is guarded."""
         return self._engine is engine
 
-    def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
+    def prepare(self, plans: Sequence[Lookup]) -> PreparedLookup:
         """As Engine's, for `read`."""
         self._caller.check(Scope.READ, [plan.table for plan in plans])
         try:
@@ -241,7 +241,7 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
-    def rows_of(self, plan: LookupPlan) -> Rows | None:
+    def rows_of(self, plan: Lookup) -> Rows | None:
         """As Engine's, for `read`."""
         if not self._caller.reads(plan.table):
             self._caller.check(Scope.READ, (plan.table,))
@@ -250,11 +250,11 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
-    def lookup_many(self, plans: Sequence[LookupPlan]) -> list[Gathered]:
+    def lookup_many(self, plans: Sequence[Lookup]) -> list[Gathered]:
         """As Engine's, for `read`."""
         return self.prepare(plans).run()
 
-    def lookup(self, plan: LookupPlan) -> Gathered:
+    def lookup(self, plan: Lookup) -> Gathered:
         """As Engine's, for `read`."""
         return self.lookup_many([plan])[0]
 

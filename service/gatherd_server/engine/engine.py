@@ -31,7 +31,7 @@ from gatherd_server.types import (
     LIVE_VERSION,
     ChangeResult,
     Limits,
-    LookupPlan,
+    Lookup,
     Push,
     PushResult,
     SnapshotResult,
@@ -73,7 +73,7 @@ class Engine:
         self._link = link
         self._means = Means(limits.default_mean_bytes_max)
 
-    def prepare(self, plans: Sequence[LookupPlan]) -> PreparedLookup:
+    def prepare(self, plans: Sequence[Lookup]) -> PreparedLookup:
         """Check a request's tables, versions and size.
 
         TableNotFound, TableRefused, VersionNotFound or LimitExceeded when it can't be answered;
@@ -91,13 +91,13 @@ class Engine:
         )
         return PreparedLookup(lambda: self._gather(plans, tables), is_long)
 
-    def _gather(self, plans: Sequence[LookupPlan], tables: Sequence[Table]) -> list[Gathered]:
+    def _gather(self, plans: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
         gathered = gather(plans, tables)
         for plan, one in zip(plans, gathered, strict=True):
             self._telemetry.gathered(plan.table, plan.asked.size, one.vectors.nbytes)
         return gathered
 
-    def rows_of(self, plan: LookupPlan) -> Rows | None:
+    def rows_of(self, plan: Lookup) -> Rows | None:
         """The rows of a plan without bags whose `missing` is ERROR, to be read in pieces.
 
         None when they are `prepare`'s to read, on a thread: they may have to come from a disk. Only
@@ -125,7 +125,7 @@ class Engine:
         """Count a gather from what `mapped` gave, on any thread."""
         self._telemetry.gathered(table, row_count, byte_count)
 
-    def lookup_many(self, plans: Sequence[LookupPlan]) -> list[Gathered]:
+    def lookup_many(self, plans: Sequence[Lookup]) -> list[Gathered]:
         """Answer `plans` in order, all or nothing.
 
         Raises what `prepare` does, IdOutOfRange or KeyNotFound when an id or key has no row and
@@ -133,7 +133,7 @@ class Engine:
         """
         return self.prepare(plans).run()
 
-    def lookup(self, plan: LookupPlan) -> Gathered:
+    def lookup(self, plan: Lookup) -> Gathered:
         """Answer one plan; see `lookup_many`."""
         return self.lookup_many([plan])[0]
 
@@ -144,7 +144,7 @@ class Engine:
 
         Raises what `lookup_many` does for one table.
         """
-        plan = LookupPlan(name, ids, version=version)
+        plan = Lookup(name, ids, version=version)
         (table,) = resolve([plan], self._tables, self.limits)
 
         def check_bytes(nbytes: int) -> None:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from gatherd.errors import FailedPrecondition, GatherdError, Unavailable
 from gatherd.store.query import Missing
 from gatherd.store.table import Table
-from gatherd_server.types import LookupPlan
+from gatherd_server.types import Lookup
 
 logger = logging.getLogger("gatherd")
 
@@ -34,7 +34,7 @@ class Means:
         self._waiting: deque[Table] = deque()
         self._thread: threading.Thread | None = None
 
-    def check(self, plans: Sequence[LookupPlan], tables: Sequence[Table]) -> None:
+    def check(self, plans: Sequence[Lookup], tables: Sequence[Table]) -> None:
         """Unavailable while a mean that `plans` need is computed, FailedPrecondition if none is."""
         for plan, table in zip(plans, tables, strict=True):
             if plan.missing is Missing.DEFAULT and not table.default_vector_is_known:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 from gatherd.store.table import Table
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.rows import Rows
-from gatherd_server.types import LookupPlan
+from gatherd_server.types import Lookup
 
 _INT64 = np.dtype(np.int64)
 
@@ -19,7 +19,7 @@ class Repeated:
 
     __slots__ = ("_after", "_before", "_engine", "_key", "_plan", "_shape", "_start", "_stop")
 
-    def __init__(self, engine: Engine, plan: LookupPlan, before: bytes, after: bytes) -> None:
+    def __init__(self, engine: Engine, plan: Lookup, before: bytes, after: bytes) -> None:
         """Of a plan with int64 ids, whose request had `before` and `after` around their bytes."""
         assert isinstance(plan.asked, np.ndarray)
         self._engine = engine

@@ -42,7 +42,7 @@ from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_ty
 from gatherd_server.http.observed import Observed
 from gatherd_server.http.rest import arrays, lookup_bodies, openapi
 from gatherd_server.http.rest.updates import change_routes, update_routes
-from gatherd_server.types import LookupPlan, TableInfo
+from gatherd_server.types import Lookup, TableInfo
 
 
 class _TableName(StringConvertor):
@@ -96,7 +96,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
 
     async def answer(
         request: Request,
-        asked: Sequence[LookupPlan],
+        asked: Sequence[Lookup],
         encode: Callable[[list[Gathered]], Response],
     ) -> Response:
         guarded = caller_of(request.scope).guard(engine)
@@ -175,7 +175,7 @@ async def _body(request: Request, admission: Admission) -> bytes:
     return await read_body(dict(scope["headers"]), request.receive, admission, held_of(scope))
 
 
-def _by_table(asked: Sequence[LookupPlan]) -> Callable[[list[Gathered]], Response]:
+def _by_table(asked: Sequence[Lookup]) -> Callable[[list[Gathered]], Response]:
     def encode(gathered: list[Gathered]) -> Response:
         names = [plan.table for plan in asked]
         return PartsResponse(arrays.json_lookups_parts(names, gathered), _JSON_HEADERS)

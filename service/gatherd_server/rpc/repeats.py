@@ -16,7 +16,7 @@ from gatherd.store.table import Table
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.repeated import Repeated
-from gatherd_server.types import LookupPlan
+from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
 
 # Larger ones are looked at for their deadline, and what is done once costs less beside them.
@@ -63,7 +63,7 @@ class Repeats:
         self._engine.gathered(known.name, ids.size, known.nbytes)
         return reply.tobytes()
 
-    def learn(self, body: bytes, plan: LookupPlan) -> None:
+    def learn(self, body: bytes, plan: Lookup) -> None:
         """Take from a request that was answered what the next one may be like."""
         if plan.missing is not Missing.ERROR or isinstance(plan.asked, ByKey):
             return

@@ -33,7 +33,7 @@ from gatherd_server.rpc.message_waits import MessageWaits
 from gatherd_server.rpc.observed import count, observed, told_code
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
-from gatherd_server.types import LookupPlan, TableChange, UpdateOp
+from gatherd_server.types import Lookup, TableChange, UpdateOp
 from gatherd_server.wire import lookups, updates
 from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 
@@ -278,11 +278,11 @@ def _lookup_bags_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerCon
     return _many(engine, lookups.bags_plans(request, engine.limits))
 
 
-def _one(engine: AnyEngine, plan: LookupPlan) -> bytes:
+def _one(engine: AnyEngine, plan: Lookup) -> bytes:
     return b"".join(lookups.lookup_reply(engine.lookup(plan)))
 
 
-def _many(engine: AnyEngine, plans: list[LookupPlan]) -> bytes:
+def _many(engine: AnyEngine, plans: list[Lookup]) -> bytes:
     return b"".join(lookups.lookup_many_reply(engine.lookup_many(plans)))
 
 

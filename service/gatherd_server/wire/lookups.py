@@ -35,7 +35,7 @@ from gatherd.store.query import (
 from gatherd.store.table import Gathered
 from gatherd_proto.framing import varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
-from gatherd_server.types import Limits, LookupPlan, TableInfo
+from gatherd_server.types import Limits, Lookup, TableInfo
 from gatherd_server.wire.bounds import check_fields
 
 ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
@@ -104,21 +104,21 @@ def parse(message: M, body: bytes, limits: Limits) -> M:
     return message
 
 
-def lookup_plans(request: embedding_pb2.LookupManyRequest, limits: Limits) -> list[LookupPlan]:
+def lookup_plans(request: embedding_pb2.LookupManyRequest, limits: Limits) -> list[Lookup]:
     """Lookups of many tables. LimitExceeded, InvalidArgument for what can't be one."""
     limits.check("tables_max", "the request asks for", len(request.lookups))
     return [*map(lookup_plan, request.lookups)]
 
 
-def bags_plans(request: embedding_pb2.LookupBagsManyRequest, limits: Limits) -> list[LookupPlan]:
+def bags_plans(request: embedding_pb2.LookupBagsManyRequest, limits: Limits) -> list[Lookup]:
     """Bags of many tables, as `lookup_plans`."""
     limits.check("tables_max", "the request asks for", len(request.bags))
     return [*map(bags_plan, request.bags)]
 
 
-def lookup_plan(request: embedding_pb2.LookupRequest) -> LookupPlan:
+def lookup_plan(request: embedding_pb2.LookupRequest) -> Lookup:
     """One lookup as the engine takes it. InvalidArgument for what can't be one."""
-    return LookupPlan(
+    return Lookup(
         request.table,
         asked_rows(request),
         _reply_dtype(request.dtype),
@@ -133,18 +133,18 @@ class SeenLookup:
 
     before: bytes
     after: bytes
-    plan: LookupPlan
+    plan: Lookup
 
-    def plan_of(self, body: bytes) -> LookupPlan | None:
+    def plan_of(self, body: bytes) -> Lookup | None:
         """The plan of a request as long as the one that was seen, if it has other ids at most."""
         if not (body.startswith(self.before) and body.endswith(self.after)):
             return None
         ids = np.frombuffer(body[len(self.before) : len(body) - len(self.after)], _INT64)
         table, _, dtype, missing, version, _ = self.plan
-        return LookupPlan(table, ids, dtype, missing, version)
+        return Lookup(table, ids, dtype, missing, version)
 
 
-def seen_lookup(body: bytes, plan: LookupPlan) -> SeenLookup | None:
+def seen_lookup(body: bytes, plan: Lookup) -> SeenLookup | None:
     """What a short request has around its ids, flat and of int64; None when it isn't that plain.
 
     Where the ids stand is tried: with two other fillings the request still has to mean the same, so
@@ -179,13 +179,13 @@ class SeenLookups:
     def __init__(self) -> None:
         self._seen: dict[int, SeenLookup] = {}
 
-    def find(self, body: bytes) -> tuple[SeenLookup, LookupPlan] | None:
+    def find(self, body: bytes) -> tuple[SeenLookup, Lookup] | None:
         """What a request is like and its plan, when one with other ids at most was learnt."""
         seen = self._seen.get(len(body))
         plan = None if seen is None else seen.plan_of(body)
         return None if seen is None or plan is None else (seen, plan)
 
-    def learn(self, body: bytes, plan: LookupPlan) -> None:
+    def learn(self, body: bytes, plan: Lookup) -> None:
         """Take from a request what it is like, if it is that plain."""
         seen = seen_lookup(body, plan)
         if seen is not None:
@@ -194,7 +194,7 @@ class SeenLookups:
             self._seen[len(body)] = seen
 
 
-def bags_plan(request: embedding_pb2.LookupBagsRequest) -> LookupPlan:
+def bags_plan(request: embedding_pb2.LookupBagsRequest) -> Lookup:
     """Bags of one table as the engine takes them. InvalidArgument for what can't be."""
     lookup = request.lookup
     asked = asked_rows(lookup)
@@ -211,7 +211,7 @@ def bags_plan(request: embedding_pb2.LookupBagsRequest) -> LookupPlan:
         request.padding_id if request.HasField("padding_id") else None,
     )
     missing = _missing(lookup.missing, BAG_POLICIES)
-    return LookupPlan(
+    return Lookup(
         lookup.table, asked, _reply_dtype(lookup.dtype), missing, lookup.version, query
     )
 

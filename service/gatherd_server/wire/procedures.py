@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
-from gatherd_server.types import Limits, LookupPlan, TableChange, UpdateOp
+from gatherd_server.types import Limits, Lookup, TableChange, UpdateOp
 from gatherd_server.wire import lookups, updates
 from gatherd_server.wire.lookups import Part
 
@@ -106,11 +106,11 @@ def _change(name: str, read: Callable[[Any], TableChange]) -> UpdateProcedure:
 
 
 def _lookups() -> list[Procedure]:
-    def one(engine: AnyEngine, plan: LookupPlan) -> Work:
+    def one(engine: AnyEngine, plan: Lookup) -> Work:
         prepared = engine.prepare([plan])
         return Work(lambda: lookups.lookup_reply(prepared.run()[0]), prepared.is_long)
 
-    def many(engine: AnyEngine, plans: list[LookupPlan]) -> Work:
+    def many(engine: AnyEngine, plans: list[Lookup]) -> Work:
         prepared = engine.prepare(plans)
         return Work(lambda: lookups.lookup_many_reply(prepared.run()), prepared.is_long)
 

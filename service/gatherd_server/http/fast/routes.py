@@ -28,7 +28,7 @@ from gatherd_server.http.media import OCTETS
 from gatherd_server.http.rest import arrays, lookup_bodies
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
-from gatherd_server.types import LookupPlan
+from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
 
 PROTO: Final = "application/proto"
@@ -117,7 +117,7 @@ def _one_reply(gathered: Sequence[Gathered]) -> list[lookups.Part]:
     return lookups.lookup_reply(gathered[0])
 
 
-def _has_rows_alone(plans_: Sequence[LookupPlan]) -> bool:
+def _has_rows_alone(plans_: Sequence[Lookup]) -> bool:
     """Whether a reply is a head, known beforehand, and then nothing but rows, which are near."""
     if len(plans_) != 1 or plans_[0].bags is not None or plans_[0].missing is not Missing.ERROR:
         return False
@@ -132,7 +132,7 @@ class _Connect:
         self,
         engine: Engine,
         message: type[Message],
-        read: Callable[[Any], list[LookupPlan]],
+        read: Callable[[Any], list[Lookup]],
         encode: Callable[[Sequence[Gathered]], list[lookups.Part]],
         counted: RequestSeries,
     ) -> None:

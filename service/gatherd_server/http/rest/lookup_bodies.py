@@ -34,7 +34,7 @@ from gatherd_server.http.rest.schemas import (
     parse,
 )
 from gatherd_server.http.rest.update_schemas import UpdateBody
-from gatherd_server.types import Limits, LookupPlan
+from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version")
@@ -48,7 +48,7 @@ Find = Callable[[Any], dict[str, Any]]
 
 def lookup_plan(
     media_type: str, table: str, body: bytes, query: QueryParams, limits: Limits
-) -> LookupPlan:
+) -> Lookup:
     """A lookup of one table, by the body's media type. InvalidArgument when it isn't one."""
     if media_type == NPY:
         options = query_options(query, _OPTIONS, "a .npy has these: " + ", ".join(_OPTIONS))
@@ -63,19 +63,19 @@ def lookup_plan(
     return _rows_plan(table, asked, body, lambda value: value)
 
 
-def lookup_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[LookupPlan]:
+def lookup_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[Lookup]:
     """Lookups of many tables, from JSON."""
     asked = parse(LookupManyBody, _json_body(body, query, limits.tables_max, limits)).tables
     return _many(asked, body, limits, _rows_plan)
 
 
-def bags_plan(table: str, body: bytes, query: QueryParams, limits: Limits) -> LookupPlan:
+def bags_plan(table: str, body: bytes, query: QueryParams, limits: Limits) -> Lookup:
     """Bags of one table, from JSON."""
     asked = parse(LookupBagsBody, _json_body(body, query, 1, limits, _BAG_VALUES_MAX))
     return _bags_plan(table, asked, body, lambda value: value)
 
 
-def bags_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[LookupPlan]:
+def bags_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[Lookup]:
     """Bags of many tables, from JSON."""
     value = _json_body(body, query, limits.tables_max, limits, _BAG_VALUES_MAX)
     asked = parse(LookupBagsManyBody, value).tables
@@ -106,8 +106,8 @@ def _many(
     asked: dict[str, Body],
     body: bytes,
     limits: Limits,
-    plan: Callable[[str, Body, bytes, Find], LookupPlan],
-) -> list[LookupPlan]:
+    plan: Callable[[str, Body, bytes, Find], Lookup],
+) -> list[Lookup]:
     limits.check("tables_max", "the request asks for", len(asked))
     plans = []
     for table, part in asked.items():
@@ -122,9 +122,9 @@ def _part_of(table: str) -> Find:
     return lambda value: value["tables"][table]
 
 
-def _rows_plan(table: str, asked: LookupBody, body: bytes, find: Find) -> LookupPlan:
+def _rows_plan(table: str, asked: LookupBody, body: bytes, find: Find) -> Lookup:
     rows = asked_rows(asked, body, find)
-    return LookupPlan(
+    return Lookup(
         table,
         rows,
         parse_reply_dtype(asked.dtype),
@@ -151,13 +151,13 @@ def asked_rows(
     )
 
 
-def typed(plan: LookupPlan, kind_of: Callable[[str], str]) -> LookupPlan:
+def typed(plan: Lookup, kind_of: Callable[[str], str]) -> Lookup:
     """`plan` with keys of the table's own kind; see `typed_keys`."""
     asked = arrays.typed_keys(plan.asked, lambda: kind_of(plan.table))
     return plan if asked is plan.asked else plan._replace(asked=asked)
 
 
-def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> LookupPlan:
+def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> Lookup:
     if asked.offsets is None:
         rows, offsets = _jagged(asked)
     else:
@@ -167,7 +167,7 @@ def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> Lo
         offsets = check_offsets(as_id_array(asked.offsets), rows.size)
     pooling = parse_pooling(asked.mode)
     weights = check_weights(_flat(asked.weights, offsets, rows.size), rows.size, pooling)
-    return LookupPlan(
+    return Lookup(
         table,
         rows,
         parse_reply_dtype(asked.dtype),
@@ -202,8 +202,8 @@ def _flat(weights: Any, offsets: NDArray[np.int64], id_count: int) -> Any:
     return [weight for part in weights for weight in part]
 
 
-def _query_plan(table: str, ids: arrays.Ids, options: dict[str, str]) -> LookupPlan:
-    return LookupPlan(
+def _query_plan(table: str, ids: arrays.Ids, options: dict[str, str]) -> Lookup:
+    return Lookup(
         table,
         query_rows(ids, options),
         parse_reply_dtype(options.get("dtype", "float32")),
