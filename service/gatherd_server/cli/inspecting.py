@@ -12,7 +12,7 @@ from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd_server.cli.options import optimizer_options, read_optimizer
-from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, TablePlan, plan_source
+from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, Estimate, plan_source
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import repair_keys, verify_log, verify_version
 from gatherd_server.data_dir.verify_live import Coverage
@@ -156,7 +156,7 @@ def plan(
             with open_sources(sources, options) as source:
                 planned = plan_source(source, target, trained)
     elif not sources and rows is not None and dim is not None:
-        planned = TablePlan(rows, dim, target or DType.FLOAT32, optimizer=trained)
+        planned = Estimate(rows, dim, target or DType.FLOAT32, optimizer=trained)
     else:
         raise InvalidArgument("give either a SOURCE, or --rows and --dim")
     if trained is not None:
@@ -174,7 +174,7 @@ def _spool_to(folder: Path) -> Spool:
     return save
 
 
-def _document(planned: TablePlan) -> dict[str, object]:
+def _document(planned: Estimate) -> dict[str, object]:
     return {
         "rows": planned.row_count,
         "dim": planned.dim,
@@ -190,7 +190,7 @@ def _document(planned: TablePlan) -> dict[str, object]:
     }
 
 
-def _shown(planned: TablePlan) -> str:
+def _shown(planned: Estimate) -> str:
     parts = f"rows {planned.rows_bytes / MB:.1f} MB"
     keyed = "no keys"
     if planned.key_kind is not None:

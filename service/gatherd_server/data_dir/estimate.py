@@ -25,7 +25,7 @@ POPULATE_BYTES_PER_SECOND = 10_000_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class TablePlan:
+class Estimate:
     """What one table takes. `key_bytes` is what string keys add up to."""
 
     row_count: int
@@ -81,7 +81,7 @@ class TablePlan:
 
 def plan_source(
     source: RowSource, dtype: DType | None, optimizer: Optimizer | None = None
-) -> TablePlan:
+) -> Estimate:
     """The plan of a table that is imported from `source`, in `dtype` or its own.
 
     Reads the source to its end when only that tells how many rows it has or how long its keys
@@ -89,10 +89,10 @@ def plan_source(
     """
     target = dtype or source.stored_dtype
     if source.row_count is not None and source.key_kind is None:
-        return TablePlan(source.row_count, source.dim, target, optimizer=optimizer)
+        return Estimate(source.row_count, source.dim, target, optimizer=optimizer)
     row_count = key_bytes = 0
     for batch in source.read():
         row_count += len(batch.rows)
         if isinstance(batch.keys, StringKeys):
             key_bytes += int(np.diff(batch.keys.offsets).sum())
-    return TablePlan(row_count, source.dim, target, source.key_kind, key_bytes, optimizer)
+    return Estimate(row_count, source.dim, target, source.key_kind, key_bytes, optimizer)
