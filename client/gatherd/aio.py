@@ -16,7 +16,7 @@ from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._plans.answering import Session
 from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
-from gatherd._plans.foreseen import Plain, PlainLookups, plain_plan
+from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteSession
 from gatherd._requests.lookups import Answer, TableInfo
@@ -185,7 +185,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         return await self._send_plain(plain, ids, out, deadline)
 
     async def _send_plain(
-        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any]:
         reply: NDArray[Any] | memoryview | GatherdError
         try:

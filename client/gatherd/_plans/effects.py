@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # which builds on this module
-    from gatherd._plans.foreseen import Plain
+    from gatherd._plans.foreseen import Foreseen
 
 T = TypeVar("T")
 
@@ -97,7 +97,7 @@ class Transport(Protocol):
         """The reply's body; a GatherdError for everything that goes wrong."""
 
     def plain(
-        self, plain: "Plain", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, plain: "Foreseen", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """Carry a lookup of `ids`: its result where the reply is the foreseen one, else its body.
 
@@ -115,7 +115,7 @@ class AsyncTransport(Protocol):
         """The reply's body; a GatherdError for everything that goes wrong."""
 
     async def plain(
-        self, plain: "Plain", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, plain: "Foreseen", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """As Transport.plain."""
 

@@ -1,7 +1,7 @@
 """The usual lookup, ready to be sent: ids of one table in an ordinary array, none of them missing.
 
 What such a lookup needs beside its ids is the same every time: all of the request but the ids, and,
-once a version has answered, all of the reply but the vectors. A `Plain` has both as bytes. A
+once a version has answered, all of the reply but the vectors. A `Foreseen` has both as bytes. A
 transport sends `before`, the ids and `after`; when what comes back begins with `prefix`, byte by
 byte, the rest is the vectors, and goes straight into the caller's array: nothing is left to parse.
 
@@ -41,11 +41,11 @@ class _Source:
 
 
 @dataclass(slots=True, eq=False)
-class Plain:
+class Foreseen:
     """The lookups of one table with ids of one dtype and shape, answered in one dtype.
 
     The second half is of the reply to come; `prefix` is empty as long as nothing is known of it.
-    Nothing but `wire` changes: what is learnt makes a new Plain.
+    Nothing but `wire` changes: what is learnt makes a new Foreseen.
     """
 
     source: _Source
@@ -105,12 +105,12 @@ class PlainLookups:
     """The kinds of lookups that a client makes. Safe to use from many threads."""
 
     def __init__(self) -> None:
-        self._kinds: dict[Any, Plain] = {}
+        self._kinds: dict[Any, Foreseen] = {}
         self._sources: dict[tuple[str, int | None], _Source] = {}
 
     def find(
         self, table: str, ids: Any, dtype: Any, version: int | None, out: NDArray[Any] | None
-    ) -> Plain | None:
+    ) -> Foreseen | None:
         """What a lookup needs beside its ids, or None when it isn't a plain one.
 
         The arguments are a caller's, right or wrong. When it is plain, `ids` is a C-contiguous
@@ -133,7 +133,7 @@ class PlainLookups:
         # Sending ids again, after a part of the reply came, needs them whole.
         return kind if kind.fills(out) and not np.may_share_memory(ids, out) else None
 
-    def _made(self, key: Any, kind: Plain | None, ids: NDArray[Any]) -> Plain | None:
+    def _made(self, key: Any, kind: Foreseen | None, ids: NDArray[Any]) -> Foreseen | None:
         if kind is None:
             kind = self._new(key, ids)
         if kind is None:
@@ -145,7 +145,7 @@ class PlainLookups:
         self._kinds[key] = kind
         return kind
 
-    def _new(self, key: Any, ids: NDArray[Any]) -> Plain | None:
+    def _new(self, key: Any, ids: NDArray[Any]) -> Foreseen | None:
         table, _, _, dtype, version = key
         if type(table) is not str or not isinstance(dtype, str | type):
             return None
@@ -163,12 +163,12 @@ class PlainLookups:
             self._sources.clear()
         source = self._sources.setdefault((table, version), _Source())
         nbytes = len(before) + ids.nbytes + len(after)
-        return Plain(source, spec, before, after, nbytes, ids.shape, spec.reply)
+        return Foreseen(source, spec, before, after, nbytes, ids.shape, spec.reply)
 
 
 def plain_plan(
     session: Session,
-    plain: Plain,
+    plain: Foreseen,
     ids: NDArray[Any],
     out: NDArray[Any] | None,
     deadline: Deadline,
@@ -179,7 +179,7 @@ def plain_plan(
     return answers[0].vectors
 
 
-def _foreseeing(kind: Plain) -> Plain:
+def _foreseeing(kind: Foreseen) -> Foreseen:
     """`kind` with what its source knows by now."""
     known = kind.source.known
     assert known is not None

@@ -14,7 +14,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
-from gatherd._plans.foreseen import Plain
+from gatherd._plans.foreseen import Foreseen
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._wire.errors import from_http
 from gatherd.errors import (
@@ -70,7 +70,7 @@ class TimeIsUp(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wire:
-    """What goes over the wire for a `Plain`: `before`, milliseconds, `between`, ids, `after`.
+    """What goes over the wire for a `Foreseen`: `before`, milliseconds, `between`, ids, `after`.
 
     `expected` is how the response begins, up to the vectors; empty when it can't be foreseen.
     """
@@ -118,7 +118,7 @@ class Heads:
                 self._prefixes[path] = prefix
         return prefix
 
-    def wire(self, plain: Plain) -> Wire:
+    def wire(self, plain: Foreseen) -> Wire:
         """What goes over the wire for `plain`."""
         found: Wire | None = plain.wire
         if found is not None and found.template is self._template:

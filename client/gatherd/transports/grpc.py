@@ -24,7 +24,7 @@ import grpc.aio
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
-from gatherd._plans.foreseen import Plain
+from gatherd._plans.foreseen import Foreseen
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
@@ -149,7 +149,7 @@ def _text(value: str | bytes | None) -> str | None:
 
 
 def _foreseen(
-    plain: Plain, body: memoryview, out: NDArray[Any] | None
+    plain: Foreseen, body: memoryview, out: NDArray[Any] | None
 ) -> NDArray[Any] | memoryview:
     """The vectors in a reply that is the foreseen one, copied out of grpc's bytes; else `body`."""
     start = len(plain.prefix)
@@ -253,7 +253,7 @@ class GrpcTransport:
         return _checked(self._url, reply)
 
     def plain(
-        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See Transport. After a call nothing is in the caches, so this has few lines to run."""
         channel, left = self._channels.current, deadline.at - time.monotonic()
@@ -327,7 +327,7 @@ class AsyncGrpcTransport:
         return _checked(self._url, reply)
 
     async def plain(
-        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See AsyncTransport."""
         reply = await self.call(Send(LOOKUP, plain.request(ids), deadline))

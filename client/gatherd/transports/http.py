@@ -19,7 +19,7 @@ from weakref import ref
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import LOOKUP, Deadline, Send
-from gatherd._plans.foreseen import Plain
+from gatherd._plans.foreseen import Foreseen
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import connect
@@ -164,7 +164,7 @@ class HttpTransport:
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
 
     def plain(
-        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See Transport."""
         pool = self._pools.get(os.getpid())

@@ -15,7 +15,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import LOOKUP, Deadline, Send
-from gatherd._plans.foreseen import Plain
+from gatherd._plans.foreseen import Foreseen
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import connect
 from gatherd.transports.connection_aio import Connection, Stale
@@ -78,7 +78,7 @@ class AsyncHttpTransport:
         self._closed = False
 
     async def plain(
-        self, plain: Plain, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See AsyncTransport."""
         wire = self._heads.wire(plain)

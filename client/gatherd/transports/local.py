@@ -64,7 +64,7 @@ class LocalSession(Session):
     ) -> NDArray[Any] | None:
         """The answer to a plain lookup, of `nbytes_max` at most; None when it isn't plain.
 
-        Plain is one by a C-contiguous array of ids, none of them missing, in a dtype named by a
+        Foreseen is one by a C-contiguous array of ids, none of them missing, in a dtype named by a
         str, of a live version that is mapped.
         """
         live = self._live

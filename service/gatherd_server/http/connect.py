@@ -1,6 +1,6 @@
 """The Connect protocol, unary: gatherd.v1 over HTTP/1.1 as protobuf or JSON.
 
-https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Plain
+https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Foreseen
 ASGI, for this is the HTTP port's hot path. Left out on purpose: compressed replies, GET requests (a
 body of ids doesn't belong in a URL), and streams, which gRPC has.
 """

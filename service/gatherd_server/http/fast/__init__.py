@@ -1,1 +1,1 @@
-"""Plain lookups, answered inside uvicorn's protocol class."""
+"""Foreseen lookups, answered inside uvicorn's protocol class."""
