@@ -14,11 +14,11 @@ from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.updates_aio import AsyncChangeCalls
-from gatherd._plans.answering import Session
+from gatherd._plans.answering import Answering
 from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
-from gatherd._plans.remote import RemoteSession
+from gatherd._plans.remote import RemoteAnswering
 from gatherd._requests.lookups import Answer, TableInfo
 from gatherd.errors import (
     ClientClosed,
@@ -33,7 +33,7 @@ from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
 
 if TYPE_CHECKING:
-    from gatherd.transports.local import LocalSession as _LocalSession
+    from gatherd.transports.local import LocalAnswering as _LocalSession
 
 # Up to here a gather from mapped files is shorter than the hop to a thread and back.
 INLINE_BYTES_MAX = 256 << 10
@@ -82,7 +82,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         self._credentials = Credentials(
             target, token=token, token_file=token_file, ca=ca, cert=cert, headers=headers
         )
-        self._session: Session
+        self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
         self._plain = PlainLookups()
         self._local: _LocalSession | None = None
@@ -93,12 +93,12 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         if target.scheme == "local":
             if batching is not None:
                 raise InvalidArgument("a local: client sends no lookups, so there is no batching")
-            from gatherd.transports.local import LocalSession
+            from gatherd.transports.local import LocalAnswering
 
-            self._local = LocalSession(target.path, timeout=timeout, retries=retries)
-            self._session = self._local
+            self._local = LocalAnswering(target.path, timeout=timeout, retries=retries)
+            self._answering = self._local
         else:
-            self._session = RemoteSession(timeout=timeout, retries=retries)
+            self._answering = RemoteAnswering(timeout=timeout, retries=retries)
         self._begin()
 
     def _begin(self) -> None:
@@ -118,20 +118,20 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
 
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
-        return await self._run(self._session.tables(self._session.deadline(timeout)))
+        return await self._run(self._answering.tables(self._answering.deadline(timeout)))
 
     async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
         """The table called `name`. TableNotFound when there is none."""
-        return await self._run(self._session.table(name, self._session.deadline(timeout)))
+        return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
     async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
-        return await self._run(self._session.versions(name, self._session.deadline(timeout)))
+        return await self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
     async def aclose(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""
         self._closed = True
-        self._session.close()
+        self._answering.close()
         if self._loop is not None:
             self._check_loop()
             await self._transport.aclose()
@@ -181,7 +181,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         plain = self._plain.find(table, ids, dtype, version, out)
         if plain is None:
             return None
-        deadline = self._session.deadline(timeout)
+        deadline = self._answering.deadline(timeout)
         return await self._send_plain(plain, ids, out, deadline)
 
     async def _send_plain(
@@ -198,7 +198,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
             reply = error
         if isinstance(reply, np.ndarray):
             return reply
-        plan = plain_plan(self._session, plain, ids, out, deadline)
+        plan = plain_plan(self._answering, plain, ids, out, deadline)
         vectors: NDArray[Any] = await self._run(plan, reply)
         if isinstance(reply, memoryview):
             plain.learn(reply)
@@ -214,7 +214,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         found = batcher.kinds.find(table, ids, dtype, missing, out, version)
         if found is None:
             return None
-        return await batcher.lookup(*found, out, self._session.deadline(timeout))
+        return await batcher.lookup(*found, out, self._answering.deadline(timeout))
 
     async def _ask_merged(
         self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
@@ -225,7 +225,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
             if plain is not None and not self._closed:
                 return [Answer(await self._send_plain(plain, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]
-        return await self._run(self._session.gather(specs, deadline))
+        return await self._run(self._answering.gather(specs, deadline))
 
     async def _resent(self, send: Send) -> memoryview | GatherdError:
         try:

@@ -14,11 +14,11 @@ from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.updates import ChangeCalls
-from gatherd._plans.answering import Session
+from gatherd._plans.answering import Answering
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
-from gatherd._plans.remote import RemoteSession
+from gatherd._plans.remote import RemoteAnswering
 from gatherd._requests.lookups import Answer, TableInfo
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
@@ -28,7 +28,7 @@ from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
 
 if TYPE_CHECKING:
-    from gatherd.transports.local import LocalSession as _LocalSession
+    from gatherd.transports.local import LocalAnswering as _LocalSession
 
 
 class Client(Rebuilt, LookupCalls, ChangeCalls):
@@ -100,7 +100,7 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
             target, token=token, token_file=token_file, ca=ca, cert=cert, headers=headers
         )
         self._transport: Transport
-        self._session: Session
+        self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
         self._plain = PlainLookups()
         self._local: _LocalSession | None = None
@@ -112,12 +112,12 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
                 raise InvalidArgument("a local: client sends no lookups, so there is no batching")
             self._batcher = Batcher(batching, self._ask_merged)
         if target.scheme == "local":
-            from gatherd.transports.local import LocalSession
+            from gatherd.transports.local import LocalAnswering
 
-            self._local = LocalSession(target.path, timeout=timeout, retries=retries)
-            self._session = self._local
+            self._local = LocalAnswering(target.path, timeout=timeout, retries=retries)
+            self._answering = self._local
         else:
-            self._session = RemoteSession(timeout=timeout, retries=retries)
+            self._answering = RemoteAnswering(timeout=timeout, retries=retries)
         # Imported when needed: grpc takes longer to import than all the rest.
         if target.scheme in ("grpc", "grpcs"):
             from gatherd.transports.grpc import GrpcTransport
@@ -130,20 +130,20 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
 
     def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
-        return self._run(self._session.tables(self._session.deadline(timeout)))
+        return self._run(self._answering.tables(self._answering.deadline(timeout)))
 
     def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
         """The table called `name`. TableNotFound when there is none."""
-        return self._run(self._session.table(name, self._session.deadline(timeout)))
+        return self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
     def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
-        return self._run(self._session.versions(name, self._session.deadline(timeout)))
+        return self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
     def close(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""
         self._closed = True
-        self._session.close()
+        self._answering.close()
         self._transport.close()
 
     def __enter__(self) -> Self:
@@ -172,7 +172,7 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
         plain = self._plain.find(table, ids, dtype, version, out)
         if plain is None:
             return None
-        deadline = self._session.deadline(timeout)
+        deadline = self._answering.deadline(timeout)
         return self._send_plain(plain, ids, out, deadline)
 
     def _send_plain(
@@ -189,7 +189,7 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
             reply = error
         if isinstance(reply, np.ndarray):
             return reply
-        plan = plain_plan(self._session, plain, ids, out, deadline)
+        plan = plain_plan(self._answering, plain, ids, out, deadline)
         vectors: NDArray[Any] = self._run(plan, reply)
         if isinstance(reply, memoryview):
             plain.learn(reply)
@@ -207,7 +207,7 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
         found = batcher.kinds.find(table, ids, dtype, missing, out, version)
         if found is None:
             return None
-        return batcher.lookup(*found, out, self._session.deadline(timeout))
+        return batcher.lookup(*found, out, self._answering.deadline(timeout))
 
     def _ask_merged(
         self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
@@ -218,7 +218,7 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
             if plain is not None and not self._closed:
                 return [Answer(self._send_plain(plain, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]
-        return self._run(self._session.gather(specs, deadline))
+        return self._run(self._answering.gather(specs, deadline))
 
     def _resent(self, send: Send) -> memoryview | GatherdError:
         try:

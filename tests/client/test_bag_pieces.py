@@ -12,7 +12,7 @@ from client.clients import ITEMS, WORDS, bags_of, word
 from client.fakes import FakeService
 from gatherd import GatherdError, InternalError, VersionNotFound
 from gatherd._plans.effects import Plan, Send, T
-from gatherd._plans.remote import RemoteSession
+from gatherd._plans.remote import RemoteAnswering
 
 
 class Direct:
@@ -20,7 +20,7 @@ class Direct:
 
     def __init__(self, service: FakeService) -> None:
         self._service = service
-        self.session = RemoteSession(timeout=10, retries=0)
+        self.session = RemoteAnswering(timeout=10, retries=0)
 
     def run(self, plan: Plan[T]) -> T:
         try:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gatherd._batching.threads import Batcher
-from gatherd._plans.answering import Session
+from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
@@ -22,7 +22,7 @@ Status = NDArray[np.uint8]
 class LookupCalls(ABC):
     """The calls; who inherits them runs the plans."""
 
-    _session: Session
+    _answering: Answering
     _batcher: Batcher | None
 
     @abstractmethod
@@ -117,7 +117,7 @@ class LookupCalls(ABC):
             if vectors is not None:
                 return Answer(vectors, None).with_status() if return_status else vectors
         result: NDArray[Any] | tuple[NDArray[Any], Status] = self._run(
-            self._session.lookup(
+            self._answering.lookup(
                 table,
                 ids,
                 keys=keys,
@@ -183,7 +183,7 @@ class LookupCalls(ABC):
         by one version of it.
         """
         result: dict[str, Any] = self._run(
-            self._session.lookup_many(
+            self._answering.lookup_many(
                 ids,
                 keys=keys,
                 dtype=dtype,
@@ -274,7 +274,7 @@ class LookupCalls(ABC):
         single bag that is over them is LimitExceeded.
         """
         result: NDArray[Any] | tuple[NDArray[Any], Status] = self._run(
-            self._session.lookup_bags(
+            self._answering.lookup_bags(
                 table,
                 ids,
                 offsets,
@@ -348,7 +348,7 @@ class LookupCalls(ABC):
         All or nothing, as `lookup_many`.
         """
         result: dict[str, Any] = self._run(
-            self._session.lookup_bags_many(
+            self._answering.lookup_bags_many(
                 ids,
                 keys=keys,
                 mode=mode,
@@ -372,4 +372,4 @@ class LookupCalls(ABC):
         bytes that aren't UTF-8 are lone surrogates (`surrogateescape`) and so can be given as keys
         again. IdOutOfRange for an id without a row, NoKeys for a table without keys.
         """
-        return self._run(self._session.keys_of(table, ids, version=version, timeout=timeout))
+        return self._run(self._answering.keys_of(table, ids, version=version, timeout=timeout))

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import ArrayLike, DTypeLike, NDArray
 
 from gatherd._batching.tasks import AsyncBatcher
-from gatherd._plans.answering import Session
+from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
@@ -23,7 +23,7 @@ Status = NDArray[np.uint8]
 class AsyncLookupCalls(ABC):
     """The calls; who inherits them runs the plans."""
 
-    _session: Session
+    _answering: Answering
     _batcher: AsyncBatcher | None
 
     @abstractmethod
@@ -118,7 +118,7 @@ class AsyncLookupCalls(ABC):
             if vectors is not None:
                 return Answer(vectors, None).with_status() if return_status else vectors
         result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
-            self._session.lookup(
+            self._answering.lookup(
                 table,
                 ids,
                 keys=keys,
@@ -184,7 +184,7 @@ class AsyncLookupCalls(ABC):
         by one version of it.
         """
         result: dict[str, Any] = await self._run(
-            self._session.lookup_many(
+            self._answering.lookup_many(
                 ids,
                 keys=keys,
                 dtype=dtype,
@@ -275,7 +275,7 @@ class AsyncLookupCalls(ABC):
         single bag that is over them is LimitExceeded.
         """
         result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
-            self._session.lookup_bags(
+            self._answering.lookup_bags(
                 table,
                 ids,
                 offsets,
@@ -349,7 +349,7 @@ class AsyncLookupCalls(ABC):
         All or nothing, as `lookup_many`.
         """
         result: dict[str, Any] = await self._run(
-            self._session.lookup_bags_many(
+            self._answering.lookup_bags_many(
                 ids,
                 keys=keys,
                 mode=mode,
@@ -373,4 +373,6 @@ class AsyncLookupCalls(ABC):
         bytes that aren't UTF-8 are lone surrogates (`surrogateescape`) and so can be given as keys
         again. IdOutOfRange for an id without a row, NoKeys for a table without keys.
         """
-        return await self._run(self._session.keys_of(table, ids, version=version, timeout=timeout))
+        return await self._run(
+            self._answering.keys_of(table, ids, version=version, timeout=timeout)
+        )

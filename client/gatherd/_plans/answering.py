@@ -1,7 +1,7 @@
 """The logic of every call, once for the blocking and the awaited client.
 
-`Session` checks arguments and shapes results. Who answers is another matter: _plans/remote.py asks
-a server, transports/local.py reads the files itself.
+`Answering` checks arguments and shapes results. Who answers is another matter: _plans/remote.py
+asks a server, transports/local.py reads the files itself.
 """
 
 import random
@@ -34,7 +34,7 @@ from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 
 
-class Session(ABC):
+class Answering(ABC):
     """The calls of a client, as plans; see _plans/effects.py."""
 
     def __init__(

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._plans.answering import Session
+from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._requests.lookups import LookupSpec, ReplyType, parse_reply_type, prepare
 from gatherd._wire import lookups
@@ -167,7 +167,7 @@ class PlainLookups:
 
 
 def plain_plan(
-    session: Session,
+    answering: Answering,
     plain: Foreseen,
     ids: NDArray[Any],
     out: NDArray[Any] | None,
@@ -175,7 +175,7 @@ def plain_plan(
 ) -> Plan[Any]:
     """The plan of a plain lookup; its first effect is to send what the lookup sent already."""
     spec = replace(plain.like, asked=ids, out=out)
-    answers = yield from session.gather((spec,), deadline)
+    answers = yield from answering.gather((spec,), deadline)
     return answers[0].vectors
 
 

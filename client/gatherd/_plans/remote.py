@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._plans import chunks
-from gatherd._plans.answering import Session
+from gatherd._plans.answering import Answering
 from gatherd._plans.assemble import Assembler
 from gatherd._plans.chunks import Cost, Limits, Piece
 from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
@@ -45,7 +45,7 @@ Spec: TypeAlias = LookupSpec | KeysOfSpec
 Requests: TypeAlias = Sequence[tuple[Piece, ...]]
 
 
-class RemoteSession(Session):
+class RemoteAnswering(Answering):
     """Asks a server."""
 
     def __init__(

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._plans.answering import Session
+from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Plan, Work
 from gatherd._requests.lookups import (
     LIVE_VERSION,
@@ -42,7 +42,7 @@ FIRST_USE_BYTES = sys.maxsize
 KEY_BYTES_GUESS = 64
 
 
-class LocalSession(Session):
+class LocalAnswering(Answering):
     """Answers from the files of a data dir."""
 
     def __init__(self, path: str, *, timeout: float, retries: int | None) -> None:

@@ -18,12 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile
-from gatherd.store import __file__ as _store
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
 from gatherd.store.checksums import read_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, npy_header, open_readonly, read_layout
 from gatherd.store.ids import all_in_range
+from gatherd.store.kernels import __file__ as _store
 from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
 from gatherd_server.storage.block_sums import BlockSums, VersionSums

@@ -13,8 +13,8 @@ from types import ModuleType
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.store import __file__ as _store
 from gatherd.store.dtypes import DType
+from gatherd.store.kernels import __file__ as _store
 from gatherd.store.kernels.compiled import RowKind
 
 # The files whose contents make up these kernels, for the name of a folder that keeps them.

@@ -211,9 +211,7 @@ def bags_plan(request: embedding_pb2.LookupBagsRequest) -> Lookup:
         request.padding_id if request.HasField("padding_id") else None,
     )
     missing = _missing(lookup.missing, BAG_POLICIES)
-    return Lookup(
-        lookup.table, asked, _reply_dtype(lookup.dtype), missing, lookup.version, query
-    )
+    return Lookup(lookup.table, asked, _reply_dtype(lookup.dtype), missing, lookup.version, query)
 
 
 def keys_of_request(
