@@ -1,0 +1,150 @@
+"""The compiled answer: the kernel that is called with a request, and the one for the directory.
+
+It reads the request, lays the reply out, finds the rows, and copies them behind their heads. It
+raises nothing and answers no error: for those, and for whatever is rare, it gives NOT_MINE, and the
+general way answers. Nothing that anybody reads was changed by then.
+"""
+
+from typing import Any
+
+import numpy as np
+from numba import types
+
+from gatherd.store.kernels.intrinsics import address, kernel, read
+from gatherd_server.wire.compiled import words
+from gatherd_server.wire.compiled.layout import hash_of, lay_out, put_head, varint_bytes
+from gatherd_server.wire.compiled.memory import WORD, column, part, put
+from gatherd_server.wire.compiled.parsing import (
+    count_many,
+    read_bags,
+    read_lookup,
+    read_many,
+)
+from gatherd_server.wire.compiled.rows import copy_rows, find_rows, pool_bags
+
+# As in wire/bounds.py, and fewer than it takes where it counts.
+FIELDS_PER_TABLE = 128
+
+
+@kernel(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def read_request(at: Any, end: Any, message: Any, asked: Any) -> Any:
+    """Read a request into zeroed blocks from `asked` on; how many fields it has, or −1."""
+    if message == words.LOOKUP:
+        return read_lookup(at, end, asked)
+    if message == words.LOOKUP_BAGS:
+        return read_bags(at, end, asked)
+    return read_many(at, end, message, asked)
+
+
+@kernel(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def lay_out_all(call: Any, message: Any, asked: Any, count: Any) -> Any:
+    """Lay out the reply to `count` lookups; its length, NOT_MINE or below."""
+    for sum_of in range(words.CALL_IDS, words.CALL_WORDS):
+        put(call, sum_of, 0)
+    total = 0
+    for i in range(count):
+        response_bytes = lay_out(call, asked + i * WORD * words.ASKED_WORDS)
+        if response_bytes < 0:
+            return words.NOT_MINE
+        total += response_bytes
+        if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
+            total += 1 + varint_bytes(response_bytes)
+    reply_bytes = column(call, words.CALL_REPLY_BYTES)
+    if column(call, words.CALL_IDS) > column(call, words.CALL_IDS_MAX):
+        return words.NOT_MINE
+    if reply_bytes > column(call, words.CALL_REPLY_BYTES_MAX):
+        return words.NOT_MINE
+    work_bytes = max(reply_bytes, column(call, words.CALL_TOUCHED_BYTES))
+    if (
+        total > column(call, words.CALL_OUT_BYTES)
+        or work_bytes > column(call, words.CALL_WORK_BYTES_MAX)
+        or column(call, words.CALL_KEYS) > column(call, words.CALL_KEYS_MAX)
+    ):
+        return words.ELSEWHERE - total
+    return total
+
+
+@part
+def _write(call: Any, message: Any, asked: Any, count: Any, index_at: Any) -> Any:
+    """Write the reply that was laid out; False for what the general way answers."""
+    to = column(call, words.CALL_OUT_AT)
+    for i in range(count):
+        one = asked + i * WORD * words.ASKED_WORDS
+        to = put_head(one, message, to) + column(one, words.ASKED_DATA_BYTES)
+        if not find_rows(one, index_at):
+            return False
+    for i in range(count):
+        one = asked + i * WORD * words.ASKED_WORDS
+        if column(one, words.ASKED_IS_BAGS):
+            if not pool_bags(one, index_at):
+                return False
+        elif not copy_rows(one, index_at):
+            return False
+    return True
+
+
+@part
+def _count(call: Any, asked: Any, count: Any) -> None:
+    """Count each lookup under its table, as the engine does."""
+    counted = column(call, words.CALL_COUNTED_AT)
+    for i in range(count):
+        one = asked + i * WORD * words.ASKED_WORDS
+        number = (column(one, words.ASKED_TABLE) - column(call, words.CALL_TABLES_AT)) // (
+            WORD * words.TABLE_WORDS
+        )
+        cells = counted + number * WORD * words.COUNTED_WORDS
+        put(cells, words.COUNTED_LOOKUPS, column(cells, words.COUNTED_LOOKUPS) + 1)
+        put(
+            cells,
+            words.COUNTED_ROWS,
+            column(cells, words.COUNTED_ROWS) + column(one, words.ASKED_COUNT),
+        )
+        put(
+            cells,
+            words.COUNTED_BYTES,
+            column(cells, words.COUNTED_BYTES) + column(one, words.ASKED_DATA_BYTES),
+        )
+
+
+@kernel(read(types.uint8), types.intp, types.intp, returns=types.intp)
+def answer(request: Any, message: Any, call: Any) -> Any:
+    """Answer one of Messages with the block Call at an address; as lay_out_all."""
+    at = address(request, 0)
+    end = at + request.size
+    count = 1
+    if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
+        count = count_many(at, end)
+    if count < 0 or count > column(call, words.CALL_TABLES_MAX):
+        return words.NOT_MINE
+    blocks = np.zeros(max(1, count * words.ASKED_WORDS), np.int64)
+    asked = address(blocks, 0)
+    fields = read_request(at, end, message, asked)
+    if fields < 0 or fields > FIELDS_PER_TABLE * (count + 1):
+        return words.NOT_MINE
+    total = lay_out_all(call, message, asked, count)
+    if total < 0:
+        return total
+    index = np.empty(column(call, words.CALL_IDS) + 1, np.int64)
+    if not _write(call, message, asked, count, address(index, 0)):
+        return words.NOT_MINE
+    _count(call, asked, count)
+    # Named again, or they could be freed before.
+    index[0] = blocks[0]
+    return total + 0 * request.size
+
+
+@kernel(types.intp, types.intp, types.intp, types.intp)
+def enter_names(tables: Any, count: Any, slots: Any, slot_count: Any) -> None:
+    """Fill a directory's zeroed hash table: each version, and live ones under version 0 too."""
+    for number in range(count):
+        table = tables + number * WORD * words.TABLE_WORDS
+        for is_live in range(1 + column(table, words.TABLE_IS_LIVE)):
+            version = 0 if is_live else column(table, words.TABLE_VERSION)
+            name_at, name_bytes = (
+                column(table, words.TABLE_NAME_AT),
+                column(table, words.TABLE_NAME_BYTES),
+            )
+            slot = hash_of(name_at, name_bytes, version) & (slot_count - 1)
+            while column(slots, slot):
+                slot = (slot + 1) & (slot_count - 1)
+            put(slots, slot, number + 1)

@@ -1,0 +1,85 @@
+"""A thread's answers: what one thread needs to call the compiled answer, made once.
+
+What it leaves to the general way costs a look, from under a microsecond to a few.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd_server.types import Limits
+from gatherd_server.wire.compiled import kernels, words
+from gatherd_server.wire.compiled.directory import Counts, Directory
+from gatherd_server.wire.compiled.kernels import Message
+
+NOT_MINE = words.NOT_MINE
+# A limit that nothing reaches.
+_NO_LIMIT = (1 << 62) - 1
+
+
+class Answers:
+    """Answers lookups into a buffer. For one thread at a time; nothing is kept of a request."""
+
+    __slots__ = ("_allowed", "_at", "_call", "_counts", "_directory", "_out")
+
+    def __init__(
+        self,
+        limits: Limits,
+        *,
+        work_bytes_max: int = _NO_LIMIT,
+        keys_max: int = _NO_LIMIT,
+        takes_far: bool = False,
+    ) -> None:
+        """With the caller's turn: bytes of rows read or answered, and keys that are looked for.
+
+        `takes_far` says that a thread may wait here for rows that have to come from a disk.
+        """
+        call = self._call = np.zeros(words.CALL_WORDS, np.int64)
+        self._at = call.ctypes.data
+        self._directory: Directory | None = None
+        self._counts: Counts | None = None
+        self._allowed: NDArray[np.uint8] | None = None
+        self._out: NDArray[np.uint8] | None = None
+        call[words.CALL_TABLES_MAX] = limits.tables_max
+        call[words.CALL_IDS_MAX] = limits.ids_max
+        call[words.CALL_REPLY_BYTES_MAX] = limits.reply_bytes_max
+        call[words.CALL_WORK_BYTES_MAX] = work_bytes_max
+        call[words.CALL_KEYS_MAX] = keys_max
+        call[words.CALL_TAKES_FAR] = takes_far
+
+    def use(self, directory: Directory) -> Counts:
+        """Answer from `directory` from now on; what is counted of its tables."""
+        call = self._call
+        self._directory = directory
+        self._counts = counts = Counts(directory)
+        call[words.CALL_TABLES_AT] = directory.columns.ctypes.data
+        call[words.CALL_SLOTS_AT] = directory.slots.ctypes.data
+        call[words.CALL_SLOT_COUNT] = directory.slots.size
+        call[words.CALL_COUNTED_AT] = counts.cells.ctypes.data
+        self._allowed, call[words.CALL_ALLOWED_AT] = None, 0
+        return counts
+
+    def allow(self, allowed: NDArray[np.uint8] | None) -> None:
+        """Answer of the tables whose bit is set in `allowed`, see `allowed_bits`; None for all."""
+        if allowed is not self._allowed:
+            self._allowed = allowed
+            self._call[words.CALL_ALLOWED_AT] = 0 if allowed is None else allowed.ctypes.data
+
+    def write_to(self, out: NDArray[np.uint8]) -> None:
+        """Answer into `out`, which stays the caller's."""
+        self._out = out
+        self._call[words.CALL_OUT_AT] = out.ctypes.data
+        self._call[words.CALL_OUT_BYTES] = out.size
+
+    def answer(self, message: Message, request: bytes) -> int:
+        """Put the reply to `request` into the buffer; its length.
+
+        NOT_MINE for a request that the general way has to answer or refuse, with nothing changed
+        that counts. A number below it for an answer that takes longer than the turn or more room:
+        `room_of` says how much. The general way, or other Answers on a thread, have to give it.
+        """
+        return kernels.answer(request, message, self._at)
+
+
+def room_of(answered: int) -> int:
+    """The bytes that an answer below NOT_MINE would take."""
+    return words.ELSEWHERE - answered

@@ -1,0 +1,124 @@
+"""What the parts of the compiled answer tell each other: blocks of words, and what is in which.
+
+A word is 8 bytes, an integer or an address. TABLE_… are words of the directory, a block for each
+version of a table. ASKED_… are those of a lookup in a request, with three tensors, TENSOR_…, among
+them. CALL_… are what a thread has: where things are, the limits, and sums over the request that is
+read. Constants of a module, because numba knows those of no class.
+"""
+
+# Dimensions that are taken; the general way takes 31.
+DIMS_MAX = 8
+
+NOT_MINE = -1
+"""What is returned for a request that the general way has to answer."""
+ELSEWHERE = -2
+"""ELSEWHERE − n: an answer of n bytes takes longer than the caller's turn, or more room."""
+
+# The requests that are answered.
+LOOKUP = 0
+LOOKUP_MANY = 1
+LOOKUP_BAGS = 2
+LOOKUP_BAGS_MANY = 3
+
+# One version of a table.
+TABLE_NAME_AT = 0
+TABLE_NAME_BYTES = 1
+TABLE_VERSION = 2
+TABLE_IS_LIVE = 3
+TABLE_ROWS_AT = 4
+TABLE_ROW_COUNT = 5
+TABLE_ROW_BYTES = 6
+TABLE_DIM = 7
+TABLE_KIND = 8
+TABLE_COUNTERS_AT = 9
+TABLE_COUNTER_COUNT = 10
+TABLE_DEFAULT_AT = 11
+TABLE_IS_NEAR = 12
+TABLE_KEY_KIND = 13
+TABLE_SLOTS_AT = 14
+TABLE_SLOT_COUNT = 15
+TABLE_SEED = 16
+TABLE_KEYS_AT = 17
+TABLE_KEY_DATA_AT = 18
+TABLE_KEY_DATA_BYTES = 19
+TABLE_WORDS = 24  # three cache lines
+
+# What is under TABLE_KEY_KIND.
+KEYS_NONE = 0
+KEYS_STRINGS = 1
+KEYS_INT64 = 2
+KEYS_UINT64 = 3
+
+# A tensor as a request has it; zeros when it has none.
+TENSOR_DTYPE = 0
+TENSOR_DIM_COUNT = 1
+TENSOR_DATA_AT = 2
+TENSOR_DATA_BYTES = 3
+TENSOR_IS_THERE = 4
+TENSOR_DIMS = 5
+TENSOR_WORDS = TENSOR_DIMS + DIMS_MAX
+
+# One table's part of a request: the tensor of its ids or keys (strings have no dtype), two more for
+# bags, and numbers. Those from ASKED_TABLE on are found, not read.
+ASKED_ROWS = 0
+ASKED_OFFSETS = TENSOR_WORDS
+ASKED_WEIGHTS = 2 * TENSOR_WORDS
+ASKED_BY = 42
+ASKED_NAME_AT = 43
+ASKED_NAME_BYTES = 44
+ASKED_DTYPE = 45
+ASKED_MISSING = 46
+ASKED_VERSION = 47
+ASKED_LENGTHS_AT = 48
+ASKED_LENGTHS_BYTES = 49
+ASKED_IS_BAGS = 50
+ASKED_POOLING = 51
+ASKED_HAS_PADDING = 52
+ASKED_PADDING = 53
+ASKED_HAS_LOOKUP = 54
+ASKED_TABLE = 55
+ASKED_COUNT = 56
+ASKED_VECTORS = 57
+ASKED_KIND = 58
+ASKED_DATA_BYTES = 59
+ASKED_STATUS_BYTES = 60
+ASKED_DIMS_BYTES = 61
+ASKED_TENSOR_BYTES = 62
+ASKED_RESPONSE_BYTES = 63
+ASKED_DATA_AT = 64
+ASKED_STATUS_AT = 65
+ASKED_INDEX_AT = 66
+ASKED_MISSED = 67
+ASKED_WORDS = 68
+
+# What is under ASKED_BY.
+BY_NOTHING = 0
+BY_IDS = 1
+BY_INTEGERS = 2
+BY_STRINGS = 3
+
+# What a thread answers with; those from CALL_IDS on are sums over a request.
+CALL_TABLES_AT = 0
+CALL_SLOTS_AT = 1
+CALL_SLOT_COUNT = 2
+CALL_ALLOWED_AT = 3
+CALL_COUNTED_AT = 4
+CALL_OUT_AT = 5
+CALL_OUT_BYTES = 6
+CALL_TABLES_MAX = 7
+CALL_IDS_MAX = 8
+CALL_REPLY_BYTES_MAX = 9
+CALL_WORK_BYTES_MAX = 10
+CALL_KEYS_MAX = 11
+CALL_TAKES_FAR = 12
+CALL_IDS = 13
+CALL_KEYS = 14
+CALL_REPLY_BYTES = 15
+CALL_TOUCHED_BYTES = 16
+CALL_WORDS = 17
+
+# What is counted of a table.
+COUNTED_LOOKUPS = 0
+COUNTED_ROWS = 1
+COUNTED_BYTES = 2
+COUNTED_WORDS = 3
