@@ -39,7 +39,7 @@ from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.streams import STANDARD_INPUT, is_uri, without_password
 from gatherd_server.loaders.text_shape import FirstField
-from gatherd_server.storage.slots import Optimizer
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import LIVE_VERSION
 
 _LIMITS = UnpackLimits()

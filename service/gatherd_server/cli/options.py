@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 import click
 
 from gatherd.errors import InvalidArgument
-from gatherd_server.storage.slots import LR_DEFAULT, Optimizer, OptimizerName
+from gatherd_server.training.optimizer import LR_DEFAULT, Optimizer, OptimizerName
 
 OPTIMIZERS = click.Choice([name.value for name in OptimizerName])
 

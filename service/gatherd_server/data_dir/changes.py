@@ -51,8 +51,8 @@ from gatherd_server.snapshots.snapshot import (
     snapshot_age_seconds,
     take_snapshot,
 )
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     LIVE_VERSION,
     AddStaged,

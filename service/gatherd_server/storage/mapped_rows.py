@@ -28,7 +28,7 @@ from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
 from gatherd_server.storage.block_sums import BlockSums, VersionSums
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.slots import Optimizer, SlotSpec
+from gatherd_server.training.optimizer import Optimizer, SlotSpec
 
 SOURCES: tuple[Path, ...] = (
     Path(_store).with_name("intrinsics.py"),
