@@ -1,34 +1,30 @@
-"""How a table is trained: optimizers, their options, and their state beside the weights.
+"""How a table is trained: optimizers, their options, and the slots of state that each keeps.
 
 A slot is slot_<name>.npy in a version's folder: float32 (rows, dim) when every element has a value,
-float32 (rows, 1) when every row has one, and int64 (1,) for a count of the whole table. What a
-table is trained with stands in its manifest, every option with its value:
+float32 (rows, 1) when every row has one, and int64 (1,) for a count of the whole table. A manifest
+has every option of its table's optimizer, with its value:
 
     "optimizer": {"name", "lr", …}
 
 Names, defaults and first values are those of torch.optim (SGD, Adagrad, SparseAdam), of Keras'
-Ftrl, and of FBGEMM's row-wise Adagrad; docs/optimizers.md has the formulas. What is applied to a
-row stands in training/images.py.
+Ftrl, and of FBGEMM's row-wise Adagrad; docs/optimizers.md has the formulas. images.py says
+what is done to a row, and storage/slots.py writes the first state.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
 from gatherd.errors import BadFile, InvalidArgument
-from gatherd.store.checksums import FileChecksums, file_checksums
 from gatherd.store.dtypes import DType
 from gatherd.store.format import npy_header
-from gatherd_server.storage.files import Files
 from gatherd_server.types import OptimizerSpec
 
 LR_DEFAULT = 0.01
-FILL_BYTES = 4 << 20
 
 
 class SlotShape(Enum):
@@ -276,34 +272,3 @@ class Optimizer:
             case OptimizerName.FTRL:
                 accumulator = SlotSpec("accumulator", element, self.initial_accumulator)
                 return (accumulator, SlotSpec("linear", element))
-
-
-def write_slots(
-    files: Files, folder: Path, optimizer: Optimizer, row_count: int, dim: int
-) -> dict[str, FileChecksums]:
-    """Write the first state of every slot, durable but for the files' names; their checksums.
-
-    StorageError when the disk is full or fails.
-    """
-    found = {}
-    for slot in optimizer.slots:
-        path = folder / slot.file_name
-        _write_slot(files, path, slot, row_count, dim)
-        found[slot.file_name] = file_checksums(path)
-    return found
-
-
-def _write_slot(files: Files, path: Path, slot: SlotSpec, row_count: int, dim: int) -> None:
-    dtype, shape = slot.array(row_count, dim)
-    header = npy_header(dtype.str, shape)
-    files.write_new(path, header, durable=False)
-    with open(path, "r+b", buffering=0) as file:
-        end = slot.file_bytes(row_count, dim)
-        # What is allocated and never written reads as zeros.
-        files.allocate(file.fileno(), end, path)
-        if slot.initial:
-            block = np.full(FILL_BYTES // dtype.itemsize, slot.initial, dtype).view(np.uint8).data
-            for position in range(len(header), end, FILL_BYTES):
-                part = block[: min(FILL_BYTES, end - position)]
-                files.write_at(file.fileno(), part, position, path)
-        files.sync(file.fileno(), path)
