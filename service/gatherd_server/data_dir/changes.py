@@ -43,7 +43,7 @@ from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.snapshots.backups.keeper import Keeper
-from gatherd_server.snapshots.freezing import freeze, read_manifest, thaw, unfrozen
+from gatherd_server.snapshots.freezing import freeze, thaw, unfrozen
 from gatherd_server.snapshots.schedule import Schedule
 from gatherd_server.snapshots.snapshot import (
     drop_partials,
@@ -52,6 +52,7 @@ from gatherd_server.snapshots.snapshot import (
     take_snapshot,
 )
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
+from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     LIVE_VERSION,

@@ -46,9 +46,10 @@ from gatherd.store.checksums import (
 from gatherd.store.control import CONTROL_NAME
 from gatherd.store.mapping import not_opened
 from gatherd_server.snapshots.copying import CatchUp, copy_files
-from gatherd_server.snapshots.freezing import FROZEN_NAME, is_moving, is_trainable
+from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.control_writer import page_at
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.trainable import is_moving, is_trainable
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.types import SnapshotResult
 from gatherd_server.writer.checkpoint import checkpoint_path
