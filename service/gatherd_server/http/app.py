@@ -1,8 +1,8 @@
 """REST: the FastAPI application of the HTTP port, for people, scripts and small batches.
 
 Handlers take the raw request, because bodies are bounded while they are read and because FastAPI's
-own validation answers in another shape than RFC 9457; openapi.py describes what they take. Left out
-on purpose: compressed replies (floats don't compress) and GET with ids in the query.
+own validation answers in another shape than RFC 9457; rest/openapi.py describes what they take.
+Left out on purpose: compressed replies (floats don't compress) and GET with ids in the query.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
