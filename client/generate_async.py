@@ -15,14 +15,15 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = Path(__file__).parent / "gatherd"
-SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py")
+SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py", "_calls/tables.py")
 # The shell's own methods, which wait: every call of one is awaited.
 AWAITED: Final = ("_run", "_batched", "_quick")
 # What the awaited client has under another name.
 NAMES: Final = {
     "Batcher": "AsyncBatcher",
     "LookupCalls": "AsyncLookupCalls",
-    "ChangeCalls": "AsyncChangeCalls",
+    "TableCalls": "AsyncTableCalls",
+    "UpdateCalls": "AsyncUpdateCalls",
     "gatherd._batching.threads": "gatherd._batching.tasks",
 }
 HEADER: Final = (

@@ -13,13 +13,14 @@ from gatherd._batching.rules import Batching, Kind
 from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.rebuilt import Rebuilt
-from gatherd._calls.updates_aio import AsyncChangeCalls
+from gatherd._calls.tables_aio import AsyncTableCalls
+from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
-from gatherd._requests.lookups import Answer, TableInfo
+from gatherd._requests.lookups import Answer
 from gatherd.errors import (
     ClientClosed,
     ClientError,
@@ -39,7 +40,7 @@ if TYPE_CHECKING:
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
+class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
     Belongs to the event loop of its first call, and to the next one when that was closed, as after
@@ -115,18 +116,6 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
             from gatherd.transports.http_aio import AsyncHttpTransport
 
             self._transport = AsyncHttpTransport(self._target, self._credentials)
-
-    async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return await self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
-
-    async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
-        """The versions of a table that can be looked up or rolled back to, ascending."""
-        return await self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
     async def aclose(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""

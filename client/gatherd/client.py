@@ -13,13 +13,14 @@ from gatherd._batching.rules import Batching, Kind
 from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
-from gatherd._calls.updates import ChangeCalls
+from gatherd._calls.tables import TableCalls
+from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
-from gatherd._requests.lookups import Answer, TableInfo
+from gatherd._requests.lookups import Answer
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
 from gatherd.store.ids import as_id_array
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
     from gatherd.transports.local import LocalAnswering as _LocalSession
 
 
-class Client(Rebuilt, LookupCalls, ChangeCalls):
+class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
     """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,
@@ -127,18 +128,6 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
             from gatherd.transports.http import HttpTransport
 
             self._transport = HttpTransport(target, self._credentials, busy_poll_us)
-
-    def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return self._run(self._answering.table(name, self._answering.deadline(timeout)))
-
-    def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
-        """The versions of a table that can be looked up or rolled back to, ascending."""
-        return self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
     def close(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""

@@ -1,6 +1,6 @@
 """The blocking client's lookups: of rows, of bags, and of rows' keys.
 
-Client and AsyncClient inherit them; they stand apart for length alone.
+Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
@@ -20,7 +20,7 @@ Status = NDArray[np.uint8]
 
 
 class LookupCalls(ABC):
-    """The calls; who inherits them runs the plans."""
+    """The calls; the class that inherits them runs the plans."""
 
     _answering: Answering
     _batcher: Batcher | None

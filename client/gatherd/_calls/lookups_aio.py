@@ -1,7 +1,7 @@
 # Written by client/generate_async.py from _calls/lookups.py: change that, then `make calls`.
 """The awaited client's lookups: of rows, of bags, and of rows' keys.
 
-Client and AsyncClient inherit them; they stand apart for length alone.
+Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ Status = NDArray[np.uint8]
 
 
 class AsyncLookupCalls(ABC):
-    """The calls; who inherits them runs the plans."""
+    """The calls; the class that inherits them runs the plans."""
 
     _answering: Answering
     _batcher: AsyncBatcher | None
