@@ -16,7 +16,7 @@ from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.tables_aio import AsyncTableCalls
 from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
@@ -32,6 +32,7 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
+from gatherd.transports.transport import AsyncTransport
 
 if TYPE_CHECKING:
     from gatherd.transports.local import LocalAnswering as _LocalSession

@@ -16,7 +16,7 @@ from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
+from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
@@ -27,6 +27,7 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
+from gatherd.transports.transport import Transport
 
 if TYPE_CHECKING:
     from gatherd.transports.local import LocalAnswering as _LocalSession

@@ -10,9 +10,9 @@ from numpy.typing import DTypeLike
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests import tables
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._wire import changes
 
 
 class TableCalls(ABC):
@@ -59,7 +59,7 @@ class TableCalls(ABC):
         return. They aren't sent again once they may have been made: when an error's metadata has
         "outcome": "unknown", nobody knows whether they were.
         """
-        request = tables.create_table(
+        request = changes.create_table(
             name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
         )
         return self._run(self._pushes.change(request, timeout))
@@ -72,12 +72,12 @@ class TableCalls(ABC):
         staged: a folder in the data dir's staging, which then is the table's. This is how the
         command line hands a server what it imported.
         """
-        request = tables.add_staged(name, staged)
+        request = changes.add_staged(name, staged)
         return self._run(self._pushes.change(request, timeout))
 
     def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
-        request = tables.delete_table(name)
+        request = changes.delete_table(name)
         return self._run(self._pushes.change(request, timeout))
 
     def publish(
@@ -97,7 +97,7 @@ class TableCalls(ABC):
         staged: a folder in the data dir's staging, to publish its files instead.
         if_version: the version that has to be live, else VersionMismatch.
         """
-        request = tables.publish(name, staged=staged, if_version=if_version)
+        request = changes.publish(name, staged=staged, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
     def rollback(
@@ -115,7 +115,7 @@ class TableCalls(ABC):
         version: which; None for the newest of those before the live one. VersionNotFound when it
         isn't kept. if_version: the version that has to be live, else VersionMismatch.
         """
-        request = tables.rollback(name, version, if_version=if_version)
+        request = changes.rollback(name, version, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
     def set_optimizer(
@@ -134,7 +134,7 @@ class TableCalls(ABC):
         isn't given has its default, one that the optimizer doesn't have is InvalidArgument.
         if_version: the version that has to be live, else VersionMismatch.
         """
-        request = tables.set_optimizer(name, optimizer, options, if_version=if_version)
+        request = changes.set_optimizer(name, optimizer, options, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
     def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:

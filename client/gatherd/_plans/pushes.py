@@ -14,8 +14,8 @@ from numpy.typing import ArrayLike
 from gatherd._plans.answering import extras, mappings
 from gatherd._plans.effects import SNAPSHOT, Deadline, Plan, Send, Sleep
 from gatherd._plans.request_ids import RequestIds
-from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, Tries
-from gatherd._requests.tables import ChangeRequest, ChangeResult, SnapshotResult, encode_snapshot
+from gatherd._plans.retry import Tries
+from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
@@ -25,6 +25,7 @@ from gatherd._requests.updates import (
     prepare_update,
     prepare_updates,
 )
+from gatherd._wire.changes import ChangeRequest, encode_snapshot
 from gatherd._wire.updates import (
     RequestId,
     SessionSequence,
@@ -34,6 +35,9 @@ from gatherd._wire.updates import (
     encode_update,
 )
 from gatherd.errors import (
+    NOT_SENT,
+    OUTCOME,
+    UNKNOWN,
     DeadlineExceeded,
     FailedPrecondition,
     GatherdError,

@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from gatherd._plans import chunks
 from gatherd._plans.answering import Answering
 from gatherd._plans.assemble import Assembler
-from gatherd._plans.chunks import Cost, Limits, Piece
+from gatherd._plans.chunks import Cost, Piece
 from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
 from gatherd._plans.positions import in_whole
-from gatherd._requests.lookups import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array
+from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._wire import lookups
 from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (

@@ -4,9 +4,7 @@ A call is tried until its time is up, so that a default client outlives a server
 of retries bounds that further, where somebody wants to hear sooner.
 
 Lookups change nothing, so every one may be sent twice; an update may by its request id. Other
-changes may not, so an error tells what is known of its request: under OUTCOME in its metadata
-stands NOT_SENT when it never left, UNKNOWN when its answer was lost, and nothing when a gatherd
-server answered that it hadn't done it. A server too says UNKNOWN of what it lost track of.
+changes may not, so an error's OUTCOME decides; see errors.py.
 """
 
 import math
@@ -15,7 +13,6 @@ import time
 from collections.abc import Callable
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
 
 from gatherd._plans.effects import Deadline
 from gatherd.errors import InvalidArgument, RetryableError
@@ -26,10 +23,6 @@ PAUSE_SECONDS_MAX = 2.0
 LAST_TRY_SECONDS = 0.1
 RETRIES_MAX = 100
 TIMEOUT_SECONDS_MAX = 86_400.0
-
-OUTCOME: Final = "outcome"
-NOT_SENT: Final = "not sent"
-UNKNOWN: Final = "unknown"
 
 
 class Tries:
