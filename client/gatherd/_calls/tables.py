@@ -5,12 +5,11 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 
-from numpy.typing import DTypeLike
-
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import TableInfo
+from gatherd._requests.names import Init, StoredDType
 from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._wire import changes
 
@@ -42,8 +41,8 @@ class TableCalls(ABC):
         rows: int,
         dim: int,
         *,
-        dtype: DTypeLike = "float32",
-        init: str = "uniform",
+        dtype: StoredDType = "float32",
+        init: Init = "uniform",
         seed: int | None = None,
         optimizer: OptimizerGiven | None = None,
         timeout: float | None = None,

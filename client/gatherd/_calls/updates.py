@@ -5,10 +5,11 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import overload
+from typing import Unpack, overload
 
 from numpy.typing import ArrayLike
 
+from gatherd._calls.options import PushOptions, StepOptions
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import Ids, KeysGiven
@@ -29,10 +30,7 @@ class UpdateCalls(ABC):
         table: str,
         ids: Ids,
         deltas: ArrayLike,
-        *,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -43,9 +41,7 @@ class UpdateCalls(ABC):
         deltas: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     def scatter_add(
@@ -128,11 +124,7 @@ class UpdateCalls(ABC):
         table: str,
         ids: Ids,
         grads: ArrayLike,
-        *,
-        lr: float | None = None,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -143,10 +135,7 @@ class UpdateCalls(ABC):
         grads: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        lr: float | None = None,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
     def apply_gradients(
@@ -214,10 +203,7 @@ class UpdateCalls(ABC):
         table: str,
         ids: Ids,
         rows: ArrayLike,
-        *,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -228,9 +214,7 @@ class UpdateCalls(ABC):
         rows: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     def assign(

@@ -6,10 +6,11 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import overload
+from typing import Unpack, overload
 
 from numpy.typing import ArrayLike
 
+from gatherd._calls.options import PushOptions, StepOptions
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import Ids, KeysGiven
@@ -30,10 +31,7 @@ class AsyncUpdateCalls(ABC):
         table: str,
         ids: Ids,
         deltas: ArrayLike,
-        *,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -44,9 +42,7 @@ class AsyncUpdateCalls(ABC):
         deltas: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     async def scatter_add(
@@ -129,11 +125,7 @@ class AsyncUpdateCalls(ABC):
         table: str,
         ids: Ids,
         grads: ArrayLike,
-        *,
-        lr: float | None = None,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -144,10 +136,7 @@ class AsyncUpdateCalls(ABC):
         grads: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        lr: float | None = None,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
     async def apply_gradients(
@@ -215,10 +204,7 @@ class AsyncUpdateCalls(ABC):
         table: str,
         ids: Ids,
         rows: ArrayLike,
-        *,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -229,9 +215,7 @@ class AsyncUpdateCalls(ABC):
         rows: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     async def assign(

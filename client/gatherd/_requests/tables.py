@@ -10,10 +10,11 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
+from gatherd._requests.names import OptimizerName
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 
-OptimizerGiven: TypeAlias = str | Mapping[str, str | float]
+OptimizerGiven: TypeAlias = OptimizerName | Mapping[str, str | float]
 """A name, or {"name": …} with options, as TableInfo has it."""
 
 _UINT64_MAX: Final = 2**64 - 1
