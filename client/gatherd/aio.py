@@ -17,7 +17,7 @@ from gatherd._calls.tables_aio import AsyncTableCalls
 from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T
-from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
+from gatherd._plans.foreseen import Foreseen, ForeseenLookups, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
 from gatherd._requests.lookups import Answer
@@ -86,7 +86,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
         )
         self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
-        self._plain = PlainLookups()
+        self._foreseen = ForeseenLookups()
         self._local: _LocalSession | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -168,30 +168,30 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
                 return None
         if self._local is not None:
             return self._local.quick(table, ids, dtype, out, version, timeout, INLINE_BYTES_MAX)
-        plain = self._plain.find(table, ids, dtype, version, out)
-        if plain is None:
+        foreseen = self._foreseen.find(table, ids, dtype, version, out)
+        if foreseen is None:
             return None
         deadline = self._answering.deadline(timeout)
-        return await self._send_plain(plain, ids, out, deadline)
+        return await self._send_foreseen(foreseen, ids, out, deadline)
 
-    async def _send_plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    async def _send_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any]:
         reply: NDArray[Any] | memoryview | GatherdError
         try:
-            reply = await self._transport.plain(plain, ids, out, deadline)
+            reply = await self._transport.ask_foreseen(foreseen, ids, out, deadline)
         except Unauthenticated as error:
             reply = error
             if self._credentials.renew():
-                reply = await self._resent(Send(LOOKUP, plain.request(ids), deadline))
+                reply = await self._resent(Send(LOOKUP, foreseen.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):
             return reply
-        plan = plain_plan(self._answering, plain, ids, out, deadline)
+        plan = foreseen_plan(self._answering, foreseen, ids, out, deadline)
         vectors: NDArray[Any] = await self._run(plan, reply)
         if isinstance(reply, memoryview):
-            plain.learn(reply)
+            foreseen.learn(reply)
         return vectors
 
     async def _batched(
@@ -209,11 +209,11 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
     async def _ask_merged(
         self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
     ) -> list[Answer]:
-        if len(lookups) == 1 and lookups[0][0].is_plain:
+        if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]
-            plain = self._plain.find(kind.like.table, ids, kind.dtype, kind.version, None)
-            if plain is not None and not self._closed:
-                return [Answer(await self._send_plain(plain, ids, None, deadline), None)]
+            foreseen = self._foreseen.find(kind.like.table, ids, kind.dtype, kind.version, None)
+            if foreseen is not None and not self._closed:
+                return [Answer(await self._send_foreseen(foreseen, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]
         return await self._run(self._answering.gather(specs, deadline))
 

@@ -17,7 +17,7 @@ from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T
-from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
+from gatherd._plans.foreseen import Foreseen, ForeseenLookups, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
 from gatherd._requests.lookups import Answer
@@ -104,7 +104,7 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
         self._transport: Transport
         self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
-        self._plain = PlainLookups()
+        self._foreseen = ForeseenLookups()
         self._local: _LocalSession | None = None
         self._closed = False
         self._batching = batching
@@ -159,30 +159,30 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
                 return None
         if self._local is not None:
             return self._local.quick(table, ids, dtype, out, version, timeout)
-        plain = self._plain.find(table, ids, dtype, version, out)
-        if plain is None:
+        foreseen = self._foreseen.find(table, ids, dtype, version, out)
+        if foreseen is None:
             return None
         deadline = self._answering.deadline(timeout)
-        return self._send_plain(plain, ids, out, deadline)
+        return self._send_foreseen(foreseen, ids, out, deadline)
 
-    def _send_plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    def _send_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any]:
         reply: NDArray[Any] | memoryview | GatherdError
         try:
-            reply = self._transport.plain(plain, ids, out, deadline)
+            reply = self._transport.ask_foreseen(foreseen, ids, out, deadline)
         except Unauthenticated as error:
             reply = error
             if self._credentials.renew():
-                reply = self._resent(Send(LOOKUP, plain.request(ids), deadline))
+                reply = self._resent(Send(LOOKUP, foreseen.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):
             return reply
-        plan = plain_plan(self._answering, plain, ids, out, deadline)
+        plan = foreseen_plan(self._answering, foreseen, ids, out, deadline)
         vectors: NDArray[Any] = self._run(plan, reply)
         if isinstance(reply, memoryview):
-            plain.learn(reply)
+            foreseen.learn(reply)
         return vectors
 
     def _batched(
@@ -202,11 +202,11 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
     def _ask_merged(
         self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
     ) -> list[Answer]:
-        if len(lookups) == 1 and lookups[0][0].is_plain:
+        if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]
-            plain = self._plain.find(kind.like.table, ids, kind.dtype, kind.version, None)
-            if plain is not None and not self._closed:
-                return [Answer(self._send_plain(plain, ids, None, deadline), None)]
+            foreseen = self._foreseen.find(kind.like.table, ids, kind.dtype, kind.version, None)
+            if foreseen is not None and not self._closed:
+                return [Answer(self._send_foreseen(foreseen, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]
         return self._run(self._answering.gather(specs, deadline))
 

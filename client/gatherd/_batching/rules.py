@@ -83,7 +83,7 @@ class Kind:
         )
 
     @property
-    def is_plain(self) -> bool:
+    def is_foreseen(self) -> bool:
         """Whether its lookups are those of _plans/foreseen.py."""
         return self.like.missing is Missing.ERROR
 

@@ -86,7 +86,7 @@ class Connection:
         *,
         stay_awake: bool,
     ) -> bool:
-        """Send a plain lookup and receive its vectors into `target`.
+        """Send a foreseen lookup and receive its vectors into `target`.
 
         `stay_awake` says whether it may be waited for so; see BusyPoll.
 
@@ -98,7 +98,7 @@ class Connection:
         reader.started = False  # it is reset when it has something to read
         try:
             left = self._arm(ends_at)
-            self._send(_connect.plain_pieces(wire, ids, left), ends_at)
+            self._send(_connect.foreseen_pieces(wire, ids, left), ends_at)
             if stay_awake:
                 self._await(self._first)
             return self._take(wire.expected, target, ends_at, stay_awake)

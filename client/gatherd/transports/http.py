@@ -163,27 +163,27 @@ class HttpTransport:
         # By process: a dict's setdefault and pop need no lock, which a fork could leave locked.
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
 
-    def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See Transport."""
         pool = self._pools.get(os.getpid())
-        wire = self._heads.wire(plain)
+        wire = self._heads.wire(foreseen)
         connection = None
         if pool is not None and wire.expected and self._takes_foreseen:
             connection = pool.idle_unless_awaited()
         if pool is None or connection is None:
-            return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+            return self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
         try:
             idle_seconds = time.monotonic() - connection.idle_since
             if idle_seconds > connect.IDLE_UNCHECKED_SECONDS:
                 connection.check_alive()
-            target = plain.target(out)
+            target = foreseen.target(out)
             is_foreseen = connection.ask(wire, ids, target, deadline.at, stay_awake=pool.is_alone)
         except Stale:
             # The server closed an idle connection just now, which isn't a failure of the call.
             pool.discard(connection)
-            return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+            return self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
         except _FAILURES as error:
             pool.discard(connection)
             raise self._explained(error, deadline) from None
@@ -196,7 +196,7 @@ class HttpTransport:
             pool.release(connection)
         else:
             pool.discard(connection)
-        return plain.result(target, out)
+        return foreseen.result(target, out)
 
     def call(self, send: Send) -> memoryview:
         """See Transport."""

@@ -77,23 +77,23 @@ class AsyncHttpTransport:
         self._places = _Places(connect.CONNECTIONS_MAX)
         self._closed = False
 
-    async def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    async def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See AsyncTransport."""
-        wire = self._heads.wire(plain)
+        wire = self._heads.wire(foreseen)
         if not wire.expected or not self._idle or not self._places.take_now():
-            return await self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+            return await self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
         connection = self._idle.pop()
-        target = plain.target(out)
+        target = foreseen.target(out)
         usable = False
         try:
-            pieces = connect.plain_pieces(wire, ids, deadline.at - time.monotonic())
+            pieces = connect.foreseen_pieces(wire, ids, deadline.at - time.monotonic())
             into = connect.bytes_of(target)
             is_foreseen = await connection.begin(pieces, deadline.at, wire.expected, into)
             usable = connection.reader.reusable
             if is_foreseen:
-                return plain.result(target, out)
+                return foreseen.result(target, out)
             return self._body(connection, learn=True)
         except Stale:
             pass  # the server closed an idle connection just now: not a failure of the call
@@ -102,7 +102,7 @@ class AsyncHttpTransport:
         finally:
             self._put_back(connection, usable=usable)
             self._places.give()
-        return await self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+        return await self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
 
     async def call(self, send: Send) -> memoryview:
         """See AsyncTransport."""

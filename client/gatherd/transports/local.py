@@ -62,9 +62,9 @@ class LocalAnswering(Answering):
         timeout: float | None,
         nbytes_max: int = sys.maxsize,
     ) -> NDArray[Any] | None:
-        """The answer to a plain lookup, of `nbytes_max` at most; None when it isn't plain.
+        """The answer to a lookup that takes no plan, of `nbytes_max` at most; None for any other.
 
-        Foreseen is one by a C-contiguous array of ids, none of them missing, in a dtype named by a
+        It takes none by a C-contiguous array of ids, none of them missing, in a dtype named by a
         str, of a live version that is mapped.
         """
         live = self._live

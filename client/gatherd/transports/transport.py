@@ -14,8 +14,8 @@ class Transport(Protocol):
     def call(self, send: Send) -> memoryview:
         """The reply's body; a GatherdError for everything that goes wrong."""
 
-    def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """Carry a lookup of `ids`: its result where the reply is the foreseen one, else its body.
 
@@ -32,10 +32,10 @@ class AsyncTransport(Protocol):
     async def call(self, send: Send) -> memoryview:
         """The reply's body; a GatherdError for everything that goes wrong."""
 
-    async def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    async def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
-        """As Transport.plain."""
+        """As Transport.ask_foreseen."""
 
     def abandon(self) -> None:
         """Drop the connections: their event loop was closed, or is another process's."""
