@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._batching.rules import Batching, Kind
+from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.rebuilt import Rebuilt
@@ -35,7 +35,7 @@ from gatherd.transports.target import parse_target
 from gatherd.transports.transport import AsyncTransport
 
 if TYPE_CHECKING:
-    from gatherd.transports.local import LocalAnswering as _LocalSession
+    from gatherd.transports import local
 
 # Up to here a gather from mapped files is shorter than the hop to a thread and back.
 INLINE_BYTES_MAX = 256 << 10
@@ -87,7 +87,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
         self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
         self._foreseen = ForeseenLookups()
-        self._local: _LocalSession | None = None
+        self._local: local.LocalAnswering | None = None
         self._closed = False
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -207,7 +207,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
         return await batcher.lookup(*found, out, self._answering.deadline(timeout))
 
     async def _ask_merged(
-        self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
+        self, lookups: Sequence[tuple[LookupKind, NDArray[Any]]], deadline: Deadline
     ) -> list[Answer]:
         if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]

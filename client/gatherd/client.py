@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._batching.rules import Batching, Kind
+from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
@@ -30,7 +30,7 @@ from gatherd.transports.target import parse_target
 from gatherd.transports.transport import Transport
 
 if TYPE_CHECKING:
-    from gatherd.transports.local import LocalAnswering as _LocalSession
+    from gatherd.transports import local
 
 
 class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
@@ -105,7 +105,7 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
         self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
         self._foreseen = ForeseenLookups()
-        self._local: _LocalSession | None = None
+        self._local: local.LocalAnswering | None = None
         self._closed = False
         self._batching = batching
         self._batcher: Batcher | None = None
@@ -200,7 +200,7 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
         return batcher.lookup(*found, out, self._answering.deadline(timeout))
 
     def _ask_merged(
-        self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
+        self, lookups: Sequence[tuple[LookupKind, NDArray[Any]]], deadline: Deadline
     ) -> list[Answer]:
         if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]

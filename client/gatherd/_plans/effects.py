@@ -74,12 +74,12 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Computation:
     """A computation that fills about `nbytes` of memory. The result is what `run` returns."""
 
     run: Callable[[], Any]
     nbytes: int
 
 
-Effect: TypeAlias = Send | Sleep | Work
+Effect: TypeAlias = Send | Sleep | Computation
 Plan: TypeAlias = Generator[Effect, Any, T]

@@ -1,4 +1,4 @@
-"""The session that asks a server, in as many requests as its limits demand."""
+"""Answers that a server is asked for, in as many requests as its limits demand."""
 
 import random
 import time

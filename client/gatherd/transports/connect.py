@@ -67,6 +67,10 @@ _ABOUT_CERTIFICATES = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS
 _NO_SERVER = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
 
 
+class Stale(Exception):
+    """The connection failed before a byte of the response came."""
+
+
 class TimeIsUp(Exception):
     """A call's time ended before its response did."""
 
