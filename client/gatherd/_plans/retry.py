@@ -11,11 +11,12 @@ import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
-from gatherd._plans.effects import Deadline
-from gatherd.errors import InvalidArgument, RetryableError
+from gatherd._plans.effects import Deadline, Plan, Send, Sleep
+from gatherd.errors import NOT_SENT, OUTCOME, UNKNOWN, InvalidArgument, RetryableError
 
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 2.0
@@ -23,6 +24,22 @@ PAUSE_SECONDS_MAX = 2.0
 LAST_TRY_SECONDS = 0.1
 RETRIES_MAX = 100
 TIMEOUT_SECONDS_MAX = 86_400.0
+
+
+@dataclass(slots=True)
+class Tried:
+    """What came of a request so far: failed tries, and whether one was sent or lost track of."""
+
+    count: int = 0
+    was_sent: bool = False
+    is_lost: bool = False
+
+    def failed(self, error: RetryableError) -> None:
+        """Take in one more failed try."""
+        outcome = error.metadata.get(OUTCOME)
+        self.count += 1
+        self.was_sent |= outcome != NOT_SENT
+        self.is_lost |= outcome == UNKNOWN
 
 
 class Tries:
@@ -46,7 +63,30 @@ class Tries:
         seconds = self._timeout if timeout is None else check_timeout(timeout)
         return Deadline(self._clock() + seconds, seconds)
 
-    def pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
+    def send(
+        self, send: Send, tried: Tried | None = None, *, may_repeat: bool = True
+    ) -> Plan[memoryview]:
+        """The reply to one request, tried again while that may help.
+
+        `tried` is what came of it before, and is kept up to date. Without `may_repeat` nothing is
+        sent again once the server may have done what was asked.
+        """
+        if tried is None:
+            tried = Tried()
+        while True:
+            try:
+                reply: memoryview = yield send
+                return reply
+            except RetryableError as error:
+                tried.failed(error)
+                if tried.is_lost and not may_repeat:
+                    raise
+                pause = self._pause(tried.count - 1, error, send.deadline)
+                if pause is None:
+                    raise
+            yield Sleep(pause)
+
+    def _pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
         """The pause after try number `attempt` (from 0) failed by `error`; None to give up."""
         if self._retries is not None and attempt >= self._retries:
             return None
