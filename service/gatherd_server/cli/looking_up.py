@@ -76,7 +76,7 @@ def lookup(
     ids: tuple[str, ...],
     url: str,
     by_key: bool,
-    pool: str | None,
+    pool: Any,
     dtype: str,
     missing: str,
     version: int | None,
