@@ -15,7 +15,7 @@ from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.updates_aio import AsyncChangeCalls
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._plans.effects import AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
@@ -31,6 +31,7 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
+from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
     from gatherd.transports.local import LocalAnswering as _LocalSession
@@ -193,7 +194,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         except Unauthenticated as error:
             reply = error
             if self._credentials.renew():
-                reply = await self._resent(Send(LOOKUP, plain.request(ids), deadline))
+                reply = await self._resent(Send(LOOKUP.path, plain.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):

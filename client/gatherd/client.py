@@ -15,7 +15,7 @@ from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.updates import ChangeCalls
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
+from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T, Transport
 from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
@@ -26,6 +26,7 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
+from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
     from gatherd.transports.local import LocalAnswering as _LocalSession
@@ -184,7 +185,7 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
         except Unauthenticated as error:
             reply = error
             if self._credentials.renew():
-                reply = self._resent(Send(LOOKUP, plain.request(ids), deadline))
+                reply = self._resent(Send(LOOKUP.path, plain.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):

@@ -10,11 +10,11 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gatherd._plans.effects import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._wire.lookups import DTYPE_CODES
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
+from gatherd_proto.procedures import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
 from gatherd_proto.v1 import table_pb2
 
 OptimizerGiven: TypeAlias = str | Mapping[str, str | float]
@@ -73,20 +73,20 @@ def create_table(
         seed=None if seed is None else _count("seed", seed),
         optimizer=None if optimizer is None else _optimizer(optimizer, {}),
     )
-    return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
+    return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
 
 def add_staged(name: str, staged: str) -> ChangeRequest:
     """The request of Client.add_staged_table."""
     table, _ = check_table(name)
     request = table_pb2.CreateTableRequest(table=table, staged=_text("staged", staged))
-    return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
+    return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
 
 def delete_table(name: str) -> ChangeRequest:
     """The request of Client.delete_table."""
     request = table_pb2.DeleteTableRequest(table=check_table(name)[0])
-    return ChangeRequest(DELETE_TABLE, request.SerializeToString(), "the table was deleted")
+    return ChangeRequest(DELETE_TABLE.path, request.SerializeToString(), "the table was deleted")
 
 
 def publish(name: str, *, staged: str, if_version: int | None) -> ChangeRequest:
@@ -96,7 +96,7 @@ def publish(name: str, *, staged: str, if_version: int | None) -> ChangeRequest:
         staged=_text("staged", staged),
         if_version=check_version("if_version", if_version),
     )
-    return ChangeRequest(PUBLISH, request.SerializeToString(), "the version was published")
+    return ChangeRequest(PUBLISH.path, request.SerializeToString(), "the version was published")
 
 
 def rollback(name: str, version: int | None, *, if_version: int | None) -> ChangeRequest:
@@ -106,7 +106,7 @@ def rollback(name: str, version: int | None, *, if_version: int | None) -> Chang
         version=check_version("version", version),
         if_version=check_version("if_version", if_version),
     )
-    return ChangeRequest(ROLLBACK, request.SerializeToString(), "the table was rolled back")
+    return ChangeRequest(ROLLBACK.path, request.SerializeToString(), "the table was rolled back")
 
 
 def set_optimizer(
@@ -122,7 +122,7 @@ def set_optimizer(
         optimizer=_optimizer(optimizer, options),
         if_version=check_version("if_version", if_version),
     )
-    return ChangeRequest(SET_OPTIMIZER, request.SerializeToString(), "the optimizer was set")
+    return ChangeRequest(SET_OPTIMIZER.path, request.SerializeToString(), "the optimizer was set")
 
 
 def encode_snapshot(name: str) -> bytes:

@@ -13,7 +13,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
 from gatherd._wire.errors import from_http
@@ -40,6 +40,7 @@ from gatherd.transports.http1 import (
 )
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.procedures import LOOKUP
 
 CONTENT_TYPE = "application/proto"
 REQUEST_ID_HEADER = "x-request-id"
@@ -124,7 +125,7 @@ class Heads:
         if found is not None and found.template is self._template:
             return found
         template = self._template
-        prefix = self._prefix(_path(self._target, LOOKUP))
+        prefix = self._prefix(_path(self._target, LOOKUP.path))
         before, between = request_parts(prefix, plain.nbytes)
         expected = b""
         if template is not None and plain.prefix:

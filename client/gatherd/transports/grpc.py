@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_grpc
@@ -38,6 +38,7 @@ from gatherd.transports.connect import (
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import USER_AGENT
 from gatherd.transports.target import Target
+from gatherd_proto.procedures import LOOKUP
 
 OPTIONS: list[tuple[str, int]] = [
     # The limit is checked below: grpc's own error for it reads like an overload.
@@ -257,9 +258,9 @@ class GrpcTransport:
     ) -> NDArray[Any] | memoryview:
         """See Transport. After a call nothing is in the caches, so this has few lines to run."""
         channel, left = self._channels.current, deadline.at - time.monotonic()
-        method = None if channel is None else channel.methods.get(LOOKUP)
+        method = None if channel is None else channel.methods.get(LOOKUP.path)
         if channel is None or method is None or channel.forks != _forks.count or left <= 0:
-            return _foreseen(plain, self.call(Send(LOOKUP, plain.request(ids), deadline)), out)
+            return _foreseen(plain, self.call(Send(LOOKUP.path, plain.request(ids), deadline)), out)
         if deadline.at > channel.ends_at:
             channel.ends_at = deadline.at
         thread = threading.get_ident()
@@ -268,7 +269,7 @@ class GrpcTransport:
             metadata = self._credentials.metadata
             reply = method(plain.request(ids), timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
-            raise self._explained(Send(LOOKUP, b"", deadline), error, channel) from None
+            raise self._explained(Send(LOOKUP.path, b"", deadline), error, channel) from None
         finally:
             _forks.calling.discard(thread)
         channel.heard_at = time.monotonic()
@@ -330,7 +331,7 @@ class AsyncGrpcTransport:
         self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See AsyncTransport."""
-        reply = await self.call(Send(LOOKUP, plain.request(ids), deadline))
+        reply = await self.call(Send(LOOKUP.path, plain.request(ids), deadline))
         return _foreseen(plain, reply, out)
 
     def _make(self) -> grpc.aio.Channel:

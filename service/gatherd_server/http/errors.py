@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
+from gatherd_proto.procedures import PATH_PREFIX
 from gatherd_proto.v1.status_pb2 import ErrorInfo
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
@@ -28,7 +29,6 @@ from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
 from gatherd_server.wire.lookups import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
 
 PROBLEM_JSON: Final = "application/problem+json"
-_CONNECT_PREFIX: Final = "/gatherd.v1."
 # A message quotes what was sent, and that can be as long as a body.
 MESSAGE_CHARS_MAX: Final = 4096
 
@@ -246,7 +246,7 @@ class CatchUnexpected:
         except asyncio.CancelledError:
             if started or scope["type"] != "http":
                 raise
-            answer = connect_error if scope["path"].startswith(_CONNECT_PREFIX) else problem
+            answer = connect_error if scope["path"].startswith(PATH_PREFIX) else problem
             await answer(_stopping())(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":

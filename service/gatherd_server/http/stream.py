@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gatherd import errors
 from gatherd.errors import GatherdError
+from gatherd_proto.procedures import PATH_PREFIX
 from gatherd_server.errors import unexpected
 from gatherd_server.http.errors import connect_problem, http_problem, kind_of
 from gatherd_server.http.observed import logger
@@ -41,7 +42,6 @@ METHODS_REFUSED: Final = frozenset(
     b"ANNOUNCE CONNECT DESCRIBE FLUSH GET_PARAMETER PAUSE PLAY RECORD REDIRECT SETUP SET_PARAMETER"
     b" SOURCE TEARDOWN".split()
 )
-CONNECT_PREFIX: Final = b"/gatherd.v1."
 # RFC 3986's characters of an authority without user information, which may be empty; then blanks.
 _HOST: Final = re.compile(rb"[A-Za-z0-9.~!$&'()*+,;=:%\[\]_-]*[ \t]*")
 
@@ -56,7 +56,7 @@ class Refused(Exception):
 
     def response(self, url: bytes) -> Response:
         """The answer, as the wire that `url` belongs to says errors."""
-        if url.startswith(CONNECT_PREFIX):
+        if url.startswith(PATH_PREFIX.encode()):
             code = kind_of(self.error).code
             response = connect_problem(self.error, self.status, code, {})
         else:

@@ -1,7 +1,7 @@
 """What is observed of every gRPC call: its count, its time, its id."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import grpc
@@ -17,17 +17,9 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 _Unary: TypeAlias = "Callable[[bytes, grpc.ServicerContext], bytes]"
 
 
-def observed(handlers: Mapping[str, _Handler], telemetry: Telemetry) -> dict[str, _Handler]:
-    """Handlers that count, by the procedures' names; streams count by themselves."""
-    return {
-        name: handler
-        if handler.unary_unary is None
-        else grpc.unary_unary_rpc_method_handler(_observed(name, handler.unary_unary, telemetry))
-        for name, handler in handlers.items()
-    }
+def observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Handler:
+    """The handler of the unary procedure `name` that counts; a stream counts by itself."""
 
-
-def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
     def call(body: bytes, context: grpc.ServicerContext) -> bytes:
         begun_ns = now_ns()
         trail = trail_of(context)
@@ -44,7 +36,7 @@ def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
         finally:
             note(telemetry, name, code, begun_ns, trail)
 
-    return call
+    return grpc.unary_unary_rpc_method_handler(call)
 
 
 def trail_of(context: grpc.ServicerContext) -> Trail:
