@@ -205,8 +205,7 @@ def test_without_a_known_reason_the_code_decides() -> None:
             [{"type": "google.rpc.ErrorInfo", "value": "&&&"}, 7, None, {"type": 1}],
         ):
             assert type(connect_error(code, *details)) is cls
-        name = "cancelled" if code == "canceled" else code
-        assert type(from_grpc("grpc://h", name, "m", b"\xff\xff", None)) is cls
+        assert type(from_grpc("grpc://h", code, "m", b"\xff\xff", None)) is cls
 
 
 def test_without_a_code_the_http_status_decides() -> None:

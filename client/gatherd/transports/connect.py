@@ -40,6 +40,7 @@ from gatherd.transports.http1 import (
 )
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.errors import RETRY_AFTER
 from gatherd_proto.procedures import LOOKUP
 
 CONTENT_TYPE = "application/proto"
@@ -235,7 +236,7 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
     assert head is not None  # the reader is done
     content_type = head.headers.get("content-type", "")
     if head.status != 200:
-        retry_after = parse_retry_after(head.headers.get("retry-after"))
+        retry_after = parse_retry_after(head.headers.get(RETRY_AFTER))
         error = from_http(url, head.status, content_type, bytes(reader.body), retry_after)
         raise with_request_id(error, head.headers.get(REQUEST_ID_HEADER))
     if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:

@@ -38,6 +38,7 @@ from gatherd.transports.connect import (
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import USER_AGENT
 from gatherd.transports.target import Target
+from gatherd_proto.errors import DETAILS_TRAILER, RETRY_AFTER, code_name
 from gatherd_proto.procedures import LOOKUP
 
 OPTIONS: list[tuple[str, int]] = [
@@ -133,13 +134,13 @@ def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
     code = call.code()
     # A proxy's headers come before a body, and so aren't trailers.
     metadata = {**dict(call.initial_metadata() or ()), **dict(call.trailing_metadata() or ())}
-    details = metadata.get("grpc-status-details-bin")
+    details = metadata.get(DETAILS_TRAILER)
     if closed and code is grpc.StatusCode.CANCELLED:
         return ClientClosed("the client was closed during the call")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not details:
         return no_answer(url, send.deadline)
-    name = code.name.lower() if code is not None else "unknown"
-    retry_after = parse_retry_after(_text(metadata.get("retry-after")))
+    name = code_name(code.name) if code is not None else "unknown"
+    retry_after = parse_retry_after(_text(metadata.get(RETRY_AFTER)))
     details_bytes = details if isinstance(details, bytes) else None
     error = from_grpc(url, name, call.details() or "", details_bytes, retry_after)
     return with_request_id(error, _text(metadata.get(REQUEST_ID_HEADER)))

@@ -14,6 +14,7 @@ from typing import Final
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd_proto import procedures as proto
+from gatherd_proto.errors import CANCELED
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry, now_ns
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
@@ -160,7 +161,7 @@ class Observed:
 
 def _code(trail: Trail, status: int) -> str:
     if status == 0:
-        return "canceled"
+        return CANCELED
     if status < 400:
         return "ok"
     known = trail.code or _CODE_OF_STATUS.get(status)

@@ -15,8 +15,9 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.trail import following
-from gatherd_server.rpc.errors import abort, code_of
-from gatherd_server.rpc.observed import note, told_code, trail_of
+from gatherd_server.rpc.errors import abort
+from gatherd_server.rpc.observed import note, trail_of
+from gatherd_server.wire.codes import code_of
 
 HEADER: Final = "authorization"
 # What refusals are counted under.
@@ -60,7 +61,7 @@ class Authenticator(grpc.ServerInterceptor):
 
         def refuse(_bodies: Any, context: grpc.ServicerContext) -> Any:
             begun_ns, trail = now_ns(), trail_of(context)
-            code = told_code(code_of(error))
+            code = code_of(error)
             trail.error = error
             note(telemetry, name if name in _PROCEDURES else "unknown", code, begun_ns, trail)
             with following(trail):

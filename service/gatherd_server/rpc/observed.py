@@ -6,6 +6,7 @@ from typing import Final, TypeAlias
 
 import grpc
 
+from gatherd_proto.errors import CANCELED, code_name
 from gatherd_server.observe.metrics.names import REQUEST_DURATION, REQUESTS
 from gatherd_server.observe.metrics.telemetry import Telemetry, now_ns
 from gatherd_server.observe.trail import Trail, following
@@ -23,7 +24,7 @@ def observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Handler:
     def call(body: bytes, context: grpc.ServicerContext) -> bytes:
         begun_ns = now_ns()
         trail = trail_of(context)
-        code = "canceled"
+        code = CANCELED
         try:
             with following(trail):
                 reply = answer(body, context)
@@ -31,7 +32,8 @@ def observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Handler:
             return reply
         except Exception:
             # grpc's abort raises one; what a handler didn't foresee is no other to the client.
-            code = told_code(context.code() or grpc.StatusCode.UNKNOWN)  # type: ignore[attr-defined]  # the stubs lack it
+            status = context.code() or grpc.StatusCode.UNKNOWN  # type: ignore[attr-defined]  # the stubs lack it
+            code = code_name(status.name)
             raise
         finally:
             note(telemetry, name, code, begun_ns, trail)
@@ -55,7 +57,7 @@ def note(telemetry: Telemetry, procedure: str, code: str, begun_ns: int, trail: 
     if telemetry.spans is not None:
         elapsed_ns = now_ns() - begun_ns
         telemetry.spans.request(WIRE, procedure, code, elapsed_ns, trail.traceparent)
-    if code not in ("ok", "canceled") and logger.isEnabledFor(logging.DEBUG):
+    if code not in ("ok", CANCELED) and logger.isEnabledFor(logging.DEBUG):
         fields = {"wire": WIRE, "procedure": procedure, "code": code}
         extra = {"request_id": trail.request_id, "fields": fields}
         logger.debug("%s over %s failed, %s", procedure, WIRE, code, extra=extra)
@@ -66,11 +68,6 @@ def count(telemetry: Telemetry, procedure: str, code: str, begun_ns: int) -> Non
     elapsed_ns = now_ns() - begun_ns
     telemetry.threads.add(REQUESTS, WIRE, procedure, code)
     telemetry.threads.observe(REQUEST_DURATION, WIRE, procedure, value=elapsed_ns)
-
-
-def told_code(code: grpc.StatusCode) -> str:
-    """A status code as metrics have it: Connect's names, whichever the wire."""
-    return "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
 
 
 def _metadata(context: grpc.ServicerContext, name: str) -> str | None:

@@ -27,12 +27,13 @@ from gatherd_server.errors import unexpected
 from gatherd_server.observe.metrics.names import SHED_REQUESTS
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
-from gatherd_server.rpc.errors import abort, code_of, status_message
+from gatherd_server.rpc.errors import abort, status_message
 from gatherd_server.rpc.message_waits import MessageWaits
-from gatherd_server.rpc.observed import count, observed, told_code
+from gatherd_server.rpc.observed import count, observed
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.wire import lookups
+from gatherd_server.wire.codes import code_of
 from gatherd_server.wire.procedures import ANSWERED, ReadProcedure, UpdateProcedure
 
 T = TypeVar("T")
@@ -218,7 +219,7 @@ class Servicer:
             failure = error
         except Exception as error:  # noqa: BLE001 - logged; the stream's other lookups go on
             failure = unexpected(error)
-        code = "ok" if failure is None else told_code(code_of(failure))
+        code = "ok" if failure is None else code_of(failure)
         count(self._admission.telemetry, LOOKUP_STREAM.name, code, begun_ns)
         if failure is None:
             return reply
