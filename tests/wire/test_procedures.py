@@ -37,7 +37,7 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> SmallEngine:
 @pytest.fixture(scope="module")
 def connect(small: SmallEngine) -> Iterator[Codes]:
     """The code that an empty message to a path is answered with, "ok" for a reply."""
-    app = httpx.ASGITransport(create_app(small.engine, small.admission))
+    app = httpx.ASGITransport(create_app(small.engine, small.admission, small.offload))
     with asyncio.Runner() as runner:
         client = httpx.AsyncClient(transport=app, base_url="http://gatherd.test")
 

@@ -1,6 +1,6 @@
 """The Connect protocol, unary: gatherd.v1 over HTTP/1.1 as protobuf or JSON.
 
-https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Foreseen
+https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Plain
 ASGI, for this is the HTTP port's hot path. Left out on purpose: compressed replies, GET requests (a
 body of ids doesn't belong in a URL), and streams, which gRPC has.
 """
@@ -31,16 +31,11 @@ from gatherd_server.access.callers import AnyEngine
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.http.access import caller_of
-from gatherd_server.http.body import (
-    Parsers,
-    PartsResponse,
-    Workers,
-    outcome,
-    read_body,
-)
+from gatherd_server.http.body import PartsResponse, outcome, read_body
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.json_bounds import check_connect
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
+from gatherd_server.http.offload import Offload
 from gatherd_server.types import Limits
 from gatherd_server.wire import lookups
 from gatherd_server.wire.lookups import Part
@@ -55,11 +50,10 @@ _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ACCEPTED: Final = f"{PROTO}, {JSON}"
 
 
-def connect_routes(engine: Engine, admission: Admission, parsers: Parsers) -> list[BaseRoute]:
+def connect_routes(engine: Engine, admission: Admission, offload: Offload) -> list[BaseRoute]:
     """The routes of both services, and one for procedures that they don't have."""
-    workers = Workers()
     routes: list[BaseRoute] = [
-        Route(answered.procedure.path, _Endpoint(answered, engine, admission, workers, parsers))
+        Route(answered.procedure.path, _Endpoint(answered, engine, admission, offload))
         for answered in ANSWERED
     ]
     unknown = _UnknownProcedure()
@@ -74,15 +68,13 @@ class _Endpoint:
         answered: ReadProcedure | UpdateProcedure,
         engine: Engine,
         admission: Admission,
-        workers: Workers,
-        parsers: Parsers,
+        offload: Offload,
     ) -> None:
         self._answered = answered
         self._place = answered.place(admission)
         self._engine = engine
         self._admission = admission
-        self._workers = workers
-        self._parsers = parsers
+        self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -165,10 +157,10 @@ class _Endpoint:
         if media_type == PROTO:
             lookups.parse(message, body, limits)
         else:
-            await self._parsers.run(lambda: _parse_json(message, body, limits), body)
+            await self._offload.parse(lambda: _parse_json(message, body, limits), body)
         if isinstance(answered, UpdateProcedure):
             # Checking many values takes as long as gathering them would.
-            future = await self._workers.run(
+            future = await self._offload.run(
                 lambda: answered.begin(engine, message), len(body) > SHORT_BYTES
             )
             reply = answered.encode(await outcome(future))
@@ -177,9 +169,9 @@ class _Endpoint:
             return PartsResponse([self._as_json([reply])], _JSON_HEADERS)
         prepared = answered.prepare(engine, message)
         if media_type == PROTO:
-            parts = await self._workers.run(prepared.make, prepared.is_long)
+            parts = await self._offload.run(prepared.make, prepared.is_long)
             return PartsResponse(parts, _PROTO_HEADERS)
-        text = await self._workers.run(lambda: self._as_json(prepared.make()), prepared.is_long)
+        text = await self._offload.run(lambda: self._as_json(prepared.make()), prepared.is_long)
         return PartsResponse([text], _JSON_HEADERS)
 
     def _as_json(self, parts: list[Part]) -> bytes:
