@@ -114,8 +114,7 @@ def flat_weights(weights: Sequence[Any], offsets: NDArray[np.int64], id_count: i
     if len(weights) != len(lengths):
         raise InvalidArgument(f"there are {len(lengths)} bags of ids and {len(weights)} of weights")
     for i, (bag, length) in enumerate(zip(weights, lengths, strict=True)):
-        is_list = hasattr(bag, "__len__") and not isinstance(bag, str | bytes | dict)
-        if not is_list or len(bag) != length:
+        if not hasattr(bag, "__len__") or len(bag) != length:
             raise InvalidArgument(f"weights[{i}] isn't a list of {length}, as the bag's ids are")
     return list(chain.from_iterable(weights))
 

@@ -196,8 +196,9 @@ def _flat(weights: Any, offsets: NDArray[np.int64], id_count: int) -> Any:
     """Weights as a flat list, also when they are nested; then as the bags are."""
     if not (isinstance(weights, list) and any(isinstance(part, list) for part in weights)):
         return weights
+    lists = [part if isinstance(part, list) else None for part in weights]
     try:
-        return flat_weights(weights, offsets, id_count)
+        return flat_weights(lists, offsets, id_count)
     except InvalidArgument:
         raise InvalidArgument("nested weights must be as long as the bags, one by one") from None
 
