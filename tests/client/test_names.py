@@ -9,7 +9,7 @@ from gatherd import AsyncClient, Client
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.query import BAG_POLICIES, ROW_POLICIES, Pooling
 from gatherd_server.loaders.initializers import Initializer
-from gatherd_server.storage.slots import OptimizerName
+from gatherd_server.training.optimizer import OptimizerName
 
 
 def _named(client: type, call: str, argument: str) -> set[str]:

@@ -64,7 +64,7 @@ SHOWN: dict[str, Cut] = {
     "key_index_writer.rebuild_slots: keys.json": Cut("description of keys mended", 0, 3, 0),
     "key_index_writer.rebuild_slots: name of keys": Cut("slots of keys mended", 0, 1, 0),
     "key_index_writer.rebuild_slots: name of keys.json": Cut("description of keys mended", 0, 1, 0),
-    "publish.own_data_dir: name of data": Cut("tables", 0, 9, 0),
+    "owning.own_data_dir: name of data": Cut("tables", 0, 9, 0),
     "recovery._make_durable: segment": Cut("killed before the log is synced", 0, 10, 0),
     "recovery.recover: catalog.json": Cut("killed before the catalog is replaced", 0, 2, 2),
     "recovery.recover: name of catalog.json": Cut(
