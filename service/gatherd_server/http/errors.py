@@ -20,6 +20,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
+from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd_proto.v1.status_pb2 import ErrorInfo
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
@@ -257,7 +258,7 @@ class CatchUnexpected:
 def _stopping() -> errors.Unavailable:
     return errors.Unavailable(
         f"the server is stopping and waits no longer for this request; {UPDATE_MAY_BE_DONE}",
-        {errors.OUTCOME: errors.UNKNOWN},
+        {OUTCOME: UNKNOWN},
     )
 
 
