@@ -24,7 +24,7 @@ from gatherd import (
     Unavailable,
     Unimplemented,
 )
-from gatherd._plans.chunks import Cost, Limits, plan_requests
+from gatherd._plans.chunks import Cost, plan_requests
 from gatherd._plans.retry import (
     LAST_TRY_SECONDS,
     PAUSE_SECONDS_FIRST,
@@ -32,6 +32,7 @@ from gatherd._plans.retry import (
     parse_retry_after,
     pause_seconds,
 )
+from gatherd._requests.lookups import Limits
 from gatherd._wire.errors import CLASS_BY_CODE, from_grpc, from_http
 from gatherd.errors import RetryableError, subclasses
 from gatherd_proto.v1 import status_pb2

@@ -54,7 +54,9 @@ def test_the_tour_names_what_is_there() -> None:
     for path, name in steps:
         (source, *_) = [room / path for room in ROOMS if (room / path).exists()]
         for part in name.split("."):
-            assert re.search(rf"^\s*(?:async )?(?:def|class) {part}\b", source.read_text(), re.M), (
+            assert re.search(
+                rf"^\s*(?:async )?(?:def|class) {part}\b", source.read_text(), re.MULTILINE
+            ), (
                 path,
                 name,
             )

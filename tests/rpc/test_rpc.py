@@ -346,7 +346,7 @@ def test_the_unexpected_is_logged_once_and_answered_with_a_fixed_text(
 ) -> None:
     engine = BlockingEngine()
     engine.let_go.set()
-    _, channel = serve(SmallEngine(engine, {}, small.admission))
+    _, channel = serve(replace(small, engine=engine))
     stub = embedding(channel)
     error = failure(lambda: stub.Lookup(lookup_request("words", [1])), Code.INTERNAL, "INTERNAL")
     assert "secret" not in error.details()
@@ -520,7 +520,7 @@ def test_calls_under_way_are_answered_at_stop_and_new_ones_are_not(
     serve: Serve, small: SmallEngine
 ) -> None:
     engine = BlockingEngine()
-    server, channel = serve(SmallEngine(engine, {}, small.admission))
+    server, channel = serve(replace(small, engine=engine))
     stub = embedding(channel)
     under_way = stub.Lookup.future(lookup_request("words", [1]))
     engine.entered.acquire()
@@ -544,7 +544,7 @@ def test_a_call_whose_deadline_passed_while_it_waited_is_not_begun(
     engine = BlockingEngine()
     # No threads but those of lookups.
     small.admission.limits = replace(small.admission.limits, updates_in_flight_max=0)
-    server, channel = serve(SmallEngine(engine, {}, small.admission), streams_max=0)
+    server, channel = serve(replace(small, engine=engine), streams_max=0)
     stub = embedding(channel)
     holding = [stub.Lookup.future(lookup_request("words", [1])) for _ in range(4)]
     for _ in holding:

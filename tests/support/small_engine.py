@@ -12,6 +12,7 @@ from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
+from gatherd_server.http.offload import Offload
 from gatherd_server.types import Limits
 
 LIMITS = Limits(
@@ -21,6 +22,8 @@ LIMITS = Limits(
     tables_max=3,
     requests_in_flight_max=16,
 )
+THREADS = 4
+"""That long work of one server takes."""
 REFUSED = "refused"
 
 
@@ -31,6 +34,7 @@ class SmallEngine:
     engine: Engine
     rows: dict[str, NDArray[np.float32]]
     admission: Admission
+    offload: Offload
 
 
 def small_engine(folder: Path, **limits: int) -> SmallEngine:
@@ -53,6 +57,7 @@ def small_engine(folder: Path, **limits: int) -> SmallEngine:
         engine,
         {name: rows.astype(np.float32) for name, rows in tables.items()},
         Admission(narrowed),
+        Offload(THREADS),
     )
 
 

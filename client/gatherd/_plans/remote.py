@@ -1,4 +1,4 @@
-"""The session that asks a server, in as many requests as its limits demand."""
+"""Answers that a server is asked for, in as many requests as its limits demand."""
 
 import random
 import time
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from gatherd._plans import chunks
 from gatherd._plans.answering import Answering
 from gatherd._plans.assemble import Assembler
-from gatherd._plans.chunks import Cost, Limits, Piece
-from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
+from gatherd._plans.chunks import Cost, Piece
+from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
-from gatherd._requests.lookups import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array
+from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._wire import lookups
 from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (
@@ -22,7 +22,6 @@ from gatherd.errors import (
     InvalidArgument,
     KeyNotFound,
     LimitExceeded,
-    RetryableError,
     VersionNotFound,
 )
 from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
@@ -183,19 +182,7 @@ class RemoteAnswering(Answering):
         return found[0] if len(found) == 1 else np.concatenate(found).reshape(spec.asked.shape)
 
     def _send(self, method: str, body: bytes, deadline: Deadline) -> Plan[memoryview]:
-        """One request, tried again while that may help."""
-        send = Send(method, body, deadline)
-        attempt = 0
-        while True:
-            try:
-                reply: memoryview = yield send
-                return reply
-            except RetryableError as error:
-                pause = self._tries.pause(attempt, error, deadline)
-                if pause is None:
-                    raise
-            attempt += 1
-            yield Sleep(pause)
+        return self._tries.send(Send(method, body, deadline))
 
 
 def _restarted(

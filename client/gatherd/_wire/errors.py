@@ -14,8 +14,10 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd.errors import (
+    NOT_SENT,
+    OUTCOME,
+    UNKNOWN,
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,

@@ -15,9 +15,8 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gatherd._plans.chunks import Limits
 from gatherd._plans.effects import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
-from gatherd._requests.lookups import KeysOfSpec, LookupSpec, TableInfo
+from gatherd._requests.lookups import KeysOfSpec, Limits, LookupSpec, TableInfo
 from gatherd._wire.protobuf import (
     BYTES,
     VARINT,

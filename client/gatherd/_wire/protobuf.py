@@ -7,8 +7,7 @@ can't be read is the server's fault. Left out on purpose: writing anything but v
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from gatherd._plans.retry import OUTCOME, UNKNOWN
-from gatherd.errors import InternalError
+from gatherd.errors import OUTCOME, UNKNOWN, InternalError
 from gatherd_proto.framing import varint
 
 VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, FIXED32 = range(6)

@@ -148,16 +148,16 @@ def _text(value: str | bytes | None) -> str | None:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _foreseen(
-    plain: Foreseen, body: memoryview, out: NDArray[Any] | None
+def _vectors(
+    foreseen: Foreseen, body: memoryview, out: NDArray[Any] | None
 ) -> NDArray[Any] | memoryview:
     """The vectors in a reply that is the foreseen one, copied out of grpc's bytes; else `body`."""
-    start = len(plain.prefix)
-    if not start or len(body) != start + plain.data_bytes or body[:start] != plain.prefix:
+    start = len(foreseen.prefix)
+    if not start or len(body) != start + foreseen.data_bytes or body[:start] != foreseen.prefix:
         return body
-    target = plain.target(out)
+    target = foreseen.target(out)
     bytes_of(target)[:] = body[start:]
-    return plain.result(target, out)
+    return foreseen.result(target, out)
 
 
 @dataclass(slots=True, eq=False)
@@ -252,27 +252,27 @@ class GrpcTransport:
             self._close(self._channels.ended())
         return _checked(self._url, reply)
 
-    def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See Transport. After a call nothing is in the caches, so this has few lines to run."""
         channel, left = self._channels.current, deadline.at - time.monotonic()
         method = None if channel is None else channel.methods.get(LOOKUP)
         if channel is None or method is None or channel.forks != _forks.count or left <= 0:
-            return _foreseen(plain, self.call(Send(LOOKUP, plain.request(ids), deadline)), out)
+            return _vectors(foreseen, self.call(Send(LOOKUP, foreseen.request(ids), deadline)), out)
         if deadline.at > channel.ends_at:
             channel.ends_at = deadline.at
         thread = threading.get_ident()
         try:
             _forks.calling.add(thread)
             metadata = self._credentials.metadata
-            reply = method(plain.request(ids), timeout=left, metadata=metadata)
+            reply = method(foreseen.request(ids), timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
             raise self._explained(Send(LOOKUP, b"", deadline), error, channel) from None
         finally:
             _forks.calling.discard(thread)
         channel.heard_at = time.monotonic()
-        return _foreseen(plain, _checked(self._url, reply), out)
+        return _vectors(foreseen, _checked(self._url, reply), out)
 
     def _explained(self, send: Send, error: Exception, channel: _Open) -> Exception:
         """What to raise for a call that failed."""
@@ -326,12 +326,12 @@ class AsyncGrpcTransport:
             await self._close(self._channels.ended())
         return _checked(self._url, reply)
 
-    async def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    async def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See AsyncTransport."""
-        reply = await self.call(Send(LOOKUP, plain.request(ids), deadline))
-        return _foreseen(plain, reply, out)
+        reply = await self.call(Send(LOOKUP, foreseen.request(ids), deadline))
+        return _vectors(foreseen, reply, out)
 
     def _make(self) -> grpc.aio.Channel:
         _forks.awaited = True

@@ -24,12 +24,13 @@ from gatherd.store.format import file_bytes, npy_header, open_readonly
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.table import Table
 from gatherd_server.data_dir.verify_live import TRIES_MAX, Coverage, moving_bytes, verify_live
-from gatherd_server.snapshots.freezing import FROZEN_NAME, is_moving, read_manifest
+from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import rebuild_slots
-from gatherd_server.storage.slots import Optimizer
+from gatherd_server.storage.trainable import is_moving, read_manifest
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.checkpoint import read_checkpoint
 
 

@@ -1,6 +1,6 @@
 """The Connect protocol, unary: gatherd.v1 over HTTP/1.1 as protobuf or JSON.
 
-https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Foreseen
+https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Plain
 ASGI, for this is the HTTP port's hot path. Left out on purpose: compressed replies, GET requests (a
 body of ids doesn't belong in a URL), and streams, which gRPC has.
 """
@@ -31,16 +31,11 @@ from gatherd_server.access.callers import AnyEngine, Caller
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.http.access import caller_of
-from gatherd_server.http.body import (
-    Parsers,
-    PartsResponse,
-    Workers,
-    outcome,
-    read_body,
-)
+from gatherd_server.http.body import PartsResponse, outcome, read_body
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.json_bounds import check_connect
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
+from gatherd_server.http.offload import Offload
 from gatherd_server.types import Limits
 from gatherd_server.wire import lookups
 from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
@@ -56,11 +51,10 @@ _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ACCEPTED: Final = f"{PROTO}, {JSON}"
 
 
-def connect_routes(engine: Engine, admission: Admission, parsers: Parsers) -> list[BaseRoute]:
+def connect_routes(engine: Engine, admission: Admission, offload: Offload) -> list[BaseRoute]:
     """The routes of both services, and one for procedures that they don't have."""
-    workers = Workers()
     routes: list[BaseRoute] = [
-        Route(procedure.path, _Endpoint(procedure, engine, admission, workers, parsers))
+        Route(procedure.path, _Endpoint(procedure, engine, admission, offload))
         for procedure in procedures(admission.limits)
     ]
     unknown = _UnknownProcedure()
@@ -79,14 +73,12 @@ class _Endpoint:
         procedure: Procedure | UpdateProcedure,
         engine: Engine,
         admission: Admission,
-        workers: Workers,
-        parsers: Parsers,
+        offload: Offload,
     ) -> None:
         self._procedure = procedure
         self._engine = engine
         self._admission = admission
-        self._workers = workers
-        self._parsers = parsers
+        self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -176,10 +168,10 @@ class _Endpoint:
         if media_type == PROTO:
             lookups.parse(message, body, limits)
         else:
-            await self._parsers.run(lambda: _parse_json(message, body, limits), body)
+            await self._offload.parse(lambda: _parse_json(message, body, limits), body)
         if isinstance(procedure, UpdateProcedure):
             # Checking many values takes as long as gathering them would.
-            future = await self._workers.run(
+            future = await self._offload.run(
                 lambda: procedure.begin(engine, message), len(body) > SHORT_BYTES
             )
             reply = procedure.encode(await outcome(future))
@@ -188,9 +180,9 @@ class _Endpoint:
             return PartsResponse([self._as_json([reply])], _JSON_HEADERS)
         work = procedure.work(engine, message)
         if media_type == PROTO:
-            parts = await self._workers.run(work.run, work.is_long)
+            parts = await self._offload.run(work.run, work.is_long)
             return PartsResponse(parts, _PROTO_HEADERS)
-        text = await self._workers.run(lambda: self._as_json(work.run()), work.is_long)
+        text = await self._offload.run(lambda: self._as_json(work.run()), work.is_long)
         return PartsResponse([text], _JSON_HEADERS)
 
     def _as_json(self, parts: list[Part]) -> bytes:

@@ -255,10 +255,9 @@ class CatchUnexpected:
 
 
 def _stopping() -> errors.Unavailable:
-    # The SDK reads the outcome; see gatherd._plans.retry.
     return errors.Unavailable(
         f"the server is stopping and waits no longer for this request; {UPDATE_MAY_BE_DONE}",
-        {"outcome": "unknown"},
+        {errors.OUTCOME: errors.UNKNOWN},
     )
 
 

@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 
 from gatherd.errors import NonfiniteValues
 from gatherd.store.dtypes import DType
-from gatherd_server.storage.slots import Optimizer, OptimizerName, SlotShape, check_lr
 from gatherd_server.training import kernels
 from gatherd_server.training.kernels import HYPERS, KINDS, LINKS, NAMED_MAX, Rule
+from gatherd_server.training.optimizer import Optimizer, OptimizerName, SlotShape, check_lr
 
 IDS_MAX = 2**30
 LINE_BYTES = 64

@@ -76,7 +76,7 @@ def fingerprint(others: Iterable[Path] = ()) -> str:
     """
     own = sorted(Path(__file__).parent.glob("*.py"))
     crc = 0
-    for path in dict.fromkeys([*own, *others]):
+    for path in (*own, *others):
         crc = zlib.crc32(path.read_bytes(), crc)
     return f"{crc:08x}"
 

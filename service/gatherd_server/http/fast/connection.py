@@ -27,7 +27,6 @@ from gatherd.errors import Unauthenticated
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.busy_loop import BusyLoop
@@ -35,6 +34,7 @@ from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
 from gatherd_server.http.fast.repeat import Repeat, Scratch
 from gatherd_server.http.fast.routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
+from gatherd_server.http.offload import Offload
 from gatherd_server.observe.tracing import Spans
 
 HEAD_END: Final = b"\r\n\r\n"
@@ -47,7 +47,7 @@ REPEAT_SECONDS_MIN: Final = 0.05
 def fast_protocol(
     routes: FastRoutes,
     admission: Admission,
-    workers: Workers,
+    offload: Offload,
     receive_seconds: float = 20.0,
     busy_poll_us: int = BUSY_POLL_US,
 ) -> type[GuardedProtocol]:
@@ -59,7 +59,7 @@ def fast_protocol(
         {
             "routes": routes,
             "admission": admission,
-            "workers": workers,
+            "offload": offload,
             "prefixes": Prefixes(),
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds, limit),
@@ -91,7 +91,7 @@ class _FastPath(GuardedProtocol):
 
     routes: FastRoutes
     admission: Admission
-    workers: Workers
+    offload: Offload
     prefixes: Prefixes
     spans: Spans | None
     scratch: Scratch

@@ -21,11 +21,12 @@ from gatherd_server.access.body_room import SMALL_BYTES, Held
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
-from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
+from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
 from gatherd_server.http.errors import kind_of
 from gatherd_server.http.fast.repeat import is_repeatable
 from gatherd_server.http.fast.routes import Route, Work
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
+from gatherd_server.http.offload import Offload
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
@@ -62,7 +63,7 @@ class Connection(Protocol):
     tasks: set[asyncio.Task[None]]
     server_state: ServerState
     admission: Admission
-    workers: Workers
+    offload: Offload
     prefixes: Prefixes
     spans: Spans | None
 
@@ -312,7 +313,7 @@ class FastCycle:
     async def _run_elsewhere(self, work: Work) -> None:
         try:
             async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
-                response = await self._connection.workers.run(work.run, is_long=True)
+                response = await self._connection.offload.run(work.run, is_long=True)
             self._check_time()
         except GatherdError as error:
             self._fail(error)
