@@ -28,7 +28,10 @@ WIDTH = 90
 # NumPy's own, whose parts are private and change.
 _ARRAY_LIKE = set(get_args(ArrayLike))
 
-_STARS: dict[object, str] = {inspect.Parameter.VAR_POSITIONAL: "*", inspect.Parameter.VAR_KEYWORD: "**"}
+_STARS: dict[object, str] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}
 
 
 def described_api() -> str:
