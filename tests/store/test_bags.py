@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
-from gatherd.store.bags import FILL, SKIP, check_offsets, check_weights, jagged, pool
+from gatherd.store.bags import FILL, SKIP, bag_index, check_offsets, check_weights, jagged, pool
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.keys import StringKeys
 from gatherd.store.query import Pooling
@@ -147,6 +147,15 @@ def test_a_table_without_rows_pools_only_skipped_ids() -> None:
     rows, filler = np.empty((0, 2), F32), np.full(2, 3, F32)
     pool(rows, np.array([SKIP, FILL]), np.array([0]), None, Pooling.SUM, filler, out)
     np.testing.assert_array_equal(out, [[3, 3]])
+
+
+@pytest.mark.parametrize("dtype", ["int8", "uint8", "uint16", "uint32", "uint64"])
+def test_an_id_without_a_row_is_passed_over_or_filled_in_every_dtype(dtype: str) -> None:
+    ids = np.array([1, 100, 2], dtype)
+    for absent in (SKIP, FILL):
+        index, found = bag_index(ids, 3, absent, padding_id=2)
+        np.testing.assert_array_equal(index, [1, absent, SKIP])
+        np.testing.assert_array_equal(found, [True, False, True])
 
 
 @pytest.mark.parametrize(

@@ -164,7 +164,8 @@ def bag_index(
     when the table has no such row.
     """
     found = in_range(ids, row_count)
-    index = np.where(found, ids, absent).astype(np.int64, copy=False)
+    # Wide first: SKIP and FILL are negative, and `ids` may be unsigned.
+    index = np.where(found, ids.astype(np.int64, copy=False), absent)
     if padding_id is not None:
         padding = ids == padding_id
         index[padding] = SKIP
