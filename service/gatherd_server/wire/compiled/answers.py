@@ -9,8 +9,9 @@ from numpy.typing import NDArray
 from gatherd_server.types import Limits
 from gatherd_server.wire.compiled import kernels, words
 from gatherd_server.wire.compiled.directory import Counts, Directory
-from gatherd_server.wire.compiled.kernels import Message
 
+LOOKUP, LOOKUP_MANY = words.LOOKUP, words.LOOKUP_MANY
+LOOKUP_BAGS, LOOKUP_BAGS_MANY = words.LOOKUP_BAGS, words.LOOKUP_BAGS_MANY
 NOT_MINE = words.NOT_MINE
 # A limit that nothing reaches.
 _NO_LIMIT = (1 << 62) - 1
@@ -70,8 +71,8 @@ class Answers:
         self._call[words.CALL_OUT_AT] = out.ctypes.data
         self._call[words.CALL_OUT_BYTES] = out.size
 
-    def answer(self, message: Message, request: bytes) -> int:
-        """Put the reply to `request` into the buffer; its length.
+    def answer(self, message: int, request: bytes) -> int:
+        """Put the reply to `request`, a LOOKUP and so on, into the buffer; its length.
 
         NOT_MINE for a request that the general way has to answer or refuse, with nothing changed
         that counts. A number below it for an answer that takes longer than the turn or more room:

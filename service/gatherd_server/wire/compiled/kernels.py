@@ -4,7 +4,6 @@ As with gatherd/store/kernels/compiled.py, numba is loaded at the first call or 
 everything is then compiled, or loaded from numba's cache, at once.
 """
 
-from enum import IntEnum
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -13,7 +12,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.store.kernels import __file__ as _store
-from gatherd_server.wire.compiled import words
 
 # The files whose contents make up these kernels, for the name of a folder that keeps them.
 SOURCES: tuple[Path, ...] = (
@@ -28,15 +26,6 @@ SOURCES: tuple[Path, ...] = (
 )
 
 
-class Message(IntEnum):
-    """The requests that are answered; answering.py branches on the number."""
-
-    LOOKUP = words.LOOKUP
-    LOOKUP_MANY = words.LOOKUP_MANY
-    LOOKUP_BAGS = words.LOOKUP_BAGS
-    LOOKUP_BAGS_MANY = words.LOOKUP_BAGS_MANY
-
-
 @cache
 def _answering() -> ModuleType:
     from gatherd_server.wire.compiled import answering
@@ -49,8 +38,11 @@ def warm() -> None:
     _answering()
 
 
-def answer(request: bytes, message: Message, call_at: int) -> int:
-    """Answer `request` with the block Call at an address; words.py has the result."""
+def answer(request: bytes, message: int, call_at: int) -> int:
+    """Answer `request`, a message of words.py, with the block CALL at an address.
+
+    words.py has what is returned.
+    """
     found: int = _answering().answer(np.frombuffer(request, np.uint8), message, call_at)
     return found
 

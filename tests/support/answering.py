@@ -1,0 +1,177 @@
+"""Tables of every dtype and kind of keys, and two ways to answer from them: compiled, and general."""
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+from google.protobuf.message import Message
+from numpy.typing import NDArray
+from safetensors.numpy import save_file
+
+from gatherd.errors import GatherdError
+from gatherd.store.format import read_layout
+from gatherd.store.kernels import compiled
+from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys
+from gatherd.store.live import LiveTables
+from gatherd.store.table import Gathered, Preload, Table
+from gatherd_proto.v1 import embedding_pb2
+from gatherd_server.engine.engine import Engine
+from gatherd_server.engine.tables import ServedTables
+from gatherd_server.storage.files import Files
+from gatherd_server.storage.key_index_writer import KeyIndexBuilder
+from gatherd_server.types import Limits, Lookup
+from gatherd_server.wire import lookups
+from gatherd_server.wire.compiled.answers import (
+    LOOKUP,
+    LOOKUP_BAGS,
+    LOOKUP_BAGS_MANY,
+    LOOKUP_MANY,
+    NOT_MINE,
+    Answers,
+)
+from gatherd_server.wire.compiled.directory import Directory
+
+LIMITS = Limits(
+    request_bytes_max=1 << 20,
+    reply_bytes_max=16 << 20,
+    ids_max=20_000,
+    tables_max=8,
+    requests_in_flight_max=16,
+)
+WORDS = [b"king", b"queen", "Zürich".encode(), b"caf\xe9", b"a", b"exactly8", b"nul\0", b"x" * 1000]
+WORDS += [f"word{i}".encode() for i in range(92)]
+CLASSES: dict[int, type[Message]] = {
+    LOOKUP: embedding_pb2.LookupRequest,
+    LOOKUP_MANY: embedding_pb2.LookupManyRequest,
+    LOOKUP_BAGS: embedding_pb2.LookupBagsRequest,
+    LOOKUP_BAGS_MANY: embedding_pb2.LookupBagsManyRequest,
+}
+_PLANS: dict[int, Callable[[Any], list[Lookup]]] = {
+    LOOKUP: lambda request: [lookups.lookup_plan(request)],
+    LOOKUP_MANY: lambda request: lookups.lookup_plans(request, LIMITS),
+    LOOKUP_BAGS: lambda request: [lookups.bags_plan(request)],
+    LOOKUP_BAGS_MANY: lambda request: lookups.bags_plans(request, LIMITS),
+}
+
+
+@dataclass
+class TwoWays:
+    """Answers requests from `tables`, whose rows are `rows`, compiled and in general."""
+
+    tables: dict[str, Table]
+    rows: dict[str, NDArray[Any]]
+    keys: dict[str, Any]
+    counters: NDArray[np.uint32]
+    """Of the tables whose rows may change; all even."""
+    limits: Limits = LIMITS
+    out: NDArray[np.uint8] = field(default_factory=lambda: np.zeros(1 << 20, np.uint8))
+
+    def __post_init__(self) -> None:
+        compiled.warm()
+        self.engine = Engine(ServedTables(self.tables, {}), self.limits)
+        self.directory = Directory(LiveTables(None, fixed=self.tables).current())
+        self.answers = Answers(self.limits)
+        self.counts = self.answers.use(self.directory)
+        self.answers.write_to(self.out)
+
+    @property
+    def row_counts(self) -> dict[str, int]:
+        """By table."""
+        return {name: table.row_count for name, table in self.tables.items()}
+
+    def compiled(self, message: int, body: bytes) -> bytes | None:
+        """The compiled answer, if it gives one."""
+        length = self.answers.answer(message, body)
+        assert length >= NOT_MINE, "it says that the reply is too large"
+        return None if length == NOT_MINE else self.out[:length].tobytes()
+
+    def gathered(self, message: int, body: bytes) -> list[Gathered]:
+        """What the engine finds. A GatherdError for what can't be answered."""
+        request = lookups.parse(CLASSES[message](), body, self.limits)
+        return self.engine.lookup_many(_PLANS[message](request))
+
+    def general(self, message: int, body: bytes) -> bytes | GatherdError:
+        """The reply of the general way, or its error."""
+        try:
+            gathered = self.gathered(message, body)
+        except GatherdError as error:
+            return error
+        if message in (LOOKUP, LOOKUP_BAGS):
+            return b"".join(lookups.lookup_reply(gathered[0]))
+        return b"".join(lookups.lookup_many_reply(gathered))
+
+
+def _odd_values(rows: NDArray[Any]) -> NDArray[Any]:
+    """Rows that have every kind of number near their ends: NaN, infinity, the smallest, halves."""
+    bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[rows.dtype.itemsize]
+    random = np.random.default_rng(3)
+    scaled = (rows.astype(np.float64) * 10.0 ** random.integers(-12, 9, rows.shape))
+    with np.errstate(over="ignore"):
+        rows[:] = scaled.astype(rows.dtype)
+    raw = random.integers(0, 1 << 62, rows.shape, np.uint64) * np.uint64(3)
+    is_any = random.random(rows.shape) < 0.3
+    rows.view(bits)[is_any] = raw.astype(bits)[is_any]
+    return rows
+
+
+def _key_index(folder: Path, kind: KeyKind, keys: Any) -> KeyIndex:
+    folder.mkdir()
+    with KeyIndexBuilder(Files(), folder, kind) as builder:
+        builder.add(keys)
+        builder.finish()
+    index = KeyIndex.open(folder)
+    assert index is not None
+    return index
+
+
+def two_ways(folder: Path) -> TwoWays:
+    """Tables of every stored dtype, plain, odd (NaN and such), keyed, and with counters."""
+    random = np.random.default_rng(11)
+    dtypes = {
+        "float32": np.dtype(np.float32),
+        "float16": np.dtype(np.float16),
+        "bfloat16": np.dtype(ml_dtypes.bfloat16),
+        "float64": np.dtype(np.float64),
+    }
+    rows: dict[str, NDArray[Any]] = {}
+    for name, dtype in dtypes.items():
+        # 70 is no multiple of a vector's lanes, and 24 fewer than one of the pooling's.
+        rows[name] = random.normal(size=(300, 70)).astype(dtype)
+        rows[f"odd-{name}"] = _odd_values(random.normal(size=(40, 37)).astype(dtype))
+        if name != "float64":
+            rows[f"live-{name}"] = random.normal(size=(200, 24)).astype(dtype)
+    rows["wide"] = random.normal(size=(70_000, 1)).astype(np.float32)
+    keys: dict[str, Any] = {
+        "words": WORDS,
+        "signed": random.permutation(np.arange(-50, 50)).astype(np.int64) * 2**53 + 7,
+        "unsigned": random.permutation(100).astype(np.uint64) * np.uint64(2**57) + np.uint64(3),
+        "small": np.arange(3, 103, dtype=np.int64),
+    }
+    for name in keys:
+        rows[name] = random.normal(size=(100, 6)).astype(np.float32)
+    indices = {
+        "words": _key_index(folder / "words", KeyKind.BYTES, StringKeys.of(WORDS)),
+        "signed": _key_index(folder / "signed", KeyKind.INT64, keys["signed"]),
+        "unsigned": _key_index(folder / "unsigned", KeyKind.UINT64, keys["unsigned"]),
+        "small": _key_index(folder / "small", KeyKind.INT64, keys["small"]),
+    }
+    keys["small"] = keys["small"].astype(np.uint8)
+    counters = np.zeros(64, np.uint32)
+    tables = {}
+    for name, values in rows.items():
+        path = folder / f"{name}.safetensors"
+        # A tensor of odd length before ours misaligns it in the file.
+        save_file({"a": np.zeros(3, np.int8), "rows": values}, path)
+        fd = os.open(path, os.O_RDONLY)
+        default = random.normal(size=values.shape[1]).astype(np.float32)
+        tables[name] = Table.map(
+            name, 1, fd, read_layout(fd, name, "rows"), default, indices.get(name),
+            counters if name.startswith("live") else None,
+        )  # fmt: skip
+        os.close(fd)
+        tables[name].preload(Preload.POPULATE)
+    return TwoWays(tables, rows, keys, counters)
