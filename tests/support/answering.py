@@ -1,4 +1,4 @@
-"""Tables of every dtype and kind of keys, and two ways to answer from them: compiled, and general."""
+"""Tables of every dtype and kind of keys, and two ways to answer from them."""
 
 import os
 from collections.abc import Callable
@@ -109,7 +109,7 @@ def _odd_values(rows: NDArray[Any]) -> NDArray[Any]:
     """Rows that have every kind of number near their ends: NaN, infinity, the smallest, halves."""
     bits = {2: np.uint16, 4: np.uint32, 8: np.uint64}[rows.dtype.itemsize]
     random = np.random.default_rng(3)
-    scaled = (rows.astype(np.float64) * 10.0 ** random.integers(-12, 9, rows.shape))
+    scaled = rows.astype(np.float64) * 10.0 ** random.integers(-12, 9, rows.shape)
     with np.errstate(over="ignore"):
         rows[:] = scaled.astype(rows.dtype)
     raw = random.integers(0, 1 << 62, rows.shape, np.uint64) * np.uint64(3)

@@ -119,7 +119,9 @@ class Asking:
     def __init__(self, rows: dict[str, int], keys: dict[str, Any], random: Random) -> None:
         self._rows, self._keys, self.random = rows, keys, random
 
-    def lookup(self, *, is_flat: bool = False, is_sound: bool = True) -> embedding_pb2.LookupRequest:
+    def lookup(
+        self, *, is_flat: bool = False, is_sound: bool = True
+    ) -> embedding_pb2.LookupRequest:
         """A lookup; unless it `is_sound`, perhaps of what isn't there."""
         random = self.random
         table = random.choice([*self._rows])
@@ -129,7 +131,10 @@ class Asking:
         policy = random.choice(policies)
         is_all_there = policy < 2 and (is_sound or random.random() < 0.5)
         request = embedding_pb2.LookupRequest(
-            table=table, dtype=random.choice([0, 1, 2, 3]), missing=policy, version=random.choice([0, 0, 1])
+            table=table,
+            dtype=random.choice([0, 1, 2, 3]),
+            missing=policy,
+            version=random.choice([0, 0, 1]),
         )
         if keys is None or random.random() < 0.3:
             request.ids.CopyFrom(tensor(self._ids(self._rows[table], shape, is_all_there)))
@@ -166,7 +171,9 @@ class Asking:
     def _shape(self, is_flat: bool) -> tuple[int, ...]:
         random = self.random
         flat = (random.choice([0, 1, 2, 3, 7, 33, 64, 150]),)
-        return flat if is_flat else random.choice([flat, flat, (), (2, 3), (1, 1, 5), (0, 4), (4, 0)])
+        return (
+            flat if is_flat else random.choice([flat, flat, (), (2, 3), (1, 1, 5), (0, 4), (4, 0)])
+        )
 
     def _ids(self, row_count: int, shape: tuple[int, ...], is_all_there: bool) -> NDArray[Any]:
         random = self.random
@@ -176,5 +183,7 @@ class Asking:
         ids = [random.randrange(stop) for _ in range(int(np.prod(shape)))]
         for i in range(0 if is_all_there else len(ids)):
             if random.random() < 0.2:
-                ids[i] = random.choice([int(limits.min), int(limits.max), min(row_count, limits.max), 0])
+                ids[i] = random.choice(
+                    [int(limits.min), int(limits.max), min(row_count, limits.max), 0]
+                )
         return np.array(ids, dtype).reshape(shape)

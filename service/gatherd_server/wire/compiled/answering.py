@@ -13,7 +13,7 @@ from numba import types
 from gatherd.store.kernels.intrinsics import address, kernel, read
 from gatherd_server.wire.compiled import words
 from gatherd_server.wire.compiled.layout import hash_of, lay_out, put_head, varint_bytes
-from gatherd_server.wire.compiled.memory import WORD, column, part, put
+from gatherd_server.wire.compiled.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled.parsing import (
     count_many,
     read_bags,
@@ -26,7 +26,7 @@ from gatherd_server.wire.compiled.rows import copy_rows, find_rows, pool_bags
 FIELDS_PER_TABLE = 128
 
 
-@kernel(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+@unit(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
 def read_request(at: Any, end: Any, message: Any, asked: Any) -> Any:
     """Read a request into zeroed blocks from `asked` on; how many fields it has, or −1."""
     if message == words.LOOKUP:
@@ -36,7 +36,7 @@ def read_request(at: Any, end: Any, message: Any, asked: Any) -> Any:
     return read_many(at, end, message, asked)
 
 
-@kernel(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+@unit(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
 def lay_out_all(call: Any, message: Any, asked: Any, count: Any) -> Any:
     """Lay out the reply to `count` lookups; its length, NOT_MINE or below."""
     for sum_of in range(words.CALL_IDS, words.CALL_WORDS):

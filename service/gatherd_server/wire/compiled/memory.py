@@ -8,9 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import numba
-from llvmlite import ir  # type: ignore[import-untyped]  # ships no type information
+from llvmlite import binding, ir  # type: ignore[import-untyped]  # ships no type information
 from numba import types
 from numba.core import cgutils
+from numba.core.errors import NumbaError
 
 from gatherd.store.kernels.intrinsics import inlined, intrinsic
 
@@ -19,12 +20,37 @@ _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _READ, _KEEP, _DATA = _I32(0), _I32(3), _I32(1)
 
 WORD = 8
+# What the symbols of units are of.
+_UNITS: list[Any] = []
 
 
 def part(function: Callable[..., Any]) -> Any:
     """A part of kernels that stays a function of its own, compiled with the first that calls it."""
     made: Any = numba.njit(nogil=True)(function)
     return made
+
+
+def unit(*arguments: Any, returns: Any) -> Callable[[Callable[..., Any]], Any]:
+    """A part of kernels that is compiled once, or loaded from numba's cache, and called by a symbol.
+
+    numba links what a kernel calls into it, and compiles all of that again. Arguments and result
+    are integers.
+    """
+    signature = returns(*arguments)
+
+    def decorate(function: Callable[..., Any]) -> Any:
+        try:
+            made = numba.cfunc(signature, cache=True)(function)
+        except NumbaError:
+            raise
+        except Exception:  # noqa: BLE001  # as in intrinsics.kernel
+            made = numba.cfunc(signature)(function)
+        _UNITS.append(made)
+        symbol = f"gatherd_{function.__name__}"
+        binding.add_symbol(symbol, made.address)
+        return types.ExternalFunction(symbol, signature)  # type: ignore[no-untyped-call]  # numba's gap
+
+    return decorate
 
 
 def pointer_to(builder: Any, address: Any, kind: Any) -> Any:

@@ -11,9 +11,11 @@ All functions return the number of fields they saw, or −1.
 
 from typing import Any
 
+from numba import types
+
 from gatherd.store.kernels.intrinsics import inlined
 from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.memory import WORD, column, int64_at, part, put, uint8_at
+from gatherd_server.wire.compiled.memory import WORD, column, int64_at, part, put, uint8_at, unit
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 TAG_BYTES_MAX = 5
@@ -130,7 +132,7 @@ def _one_dim(at: Any, end: Any, tensor: Any) -> Any:
     return at if at and _add_dim(tensor, value) else 0
 
 
-@part
+@unit(types.intp, types.intp, types.intp, returns=types.intp)
 def read_tensor(at: Any, end: Any, tensor: Any) -> Any:
     """A Tensor. None was there before."""
     if column(tensor, words.TENSOR_IS_THERE):
@@ -230,7 +232,7 @@ def _is_ascii(at: Any, byte_count: Any) -> Any:
     return True
 
 
-@part
+@unit(types.intp, types.intp, types.intp, returns=types.intp)
 def read_lookup(at: Any, end: Any, asked: Any) -> Any:
     """A LookupRequest. None was there before."""
     if column(asked, words.ASKED_HAS_LOOKUP):

@@ -16,7 +16,7 @@ from gatherd.store.kernels.bags import MAX as MAX_MODE
 from gatherd.store.kernels.bags import SKIP as SKIP_ROW
 from gatherd.store.kernels.bags import max_bags, sum_any, sum_float32
 from gatherd.store.kernels.gather import DONE, ROWS_AHEAD, SPINS_MAX, gather
-from gatherd.store.kernels.intrinsics import address, inlined, kernel
+from gatherd.store.kernels.intrinsics import address, inlined
 from gatherd.store.kernels.keys import find_ints, find_strings
 from gatherd.store.kernels.row_intrinsics import fence_loads, load_counter
 from gatherd_server.wire.compiled import words
@@ -44,6 +44,7 @@ from gatherd_server.wire.compiled.memory import (
     put_uint8,
     uint8_at,
     uint32_at,
+    unit,
 )
 
 # How many rows of a lookup are asked for while the others' are found.
@@ -178,7 +179,7 @@ def _check_bags(asked: Any, table: Any, index_at: Any) -> Any:
     return missed == 0 or missing != ERROR
 
 
-@kernel(types.intp, types.intp, returns=types.boolean)
+@unit(types.intp, types.intp, returns=types.intp)
 def find_rows(asked: Any, index_at: Any) -> Any:
     """Put a lookup's rows into its part of the index; False for what the general way answers."""
     table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
@@ -204,7 +205,7 @@ def find_rows(asked: Any, index_at: Any) -> Any:
     return True
 
 
-@kernel(types.intp, types.intp, returns=types.boolean)
+@unit(types.intp, types.intp, returns=types.intp)
 def _convert_rows(asked: Any, index_at: Any) -> Any:
     """Copy rows in another dtype; False when one stays torn."""
     table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
@@ -236,8 +237,8 @@ def _convert_rows(asked: Any, index_at: Any) -> Any:
     return True
 
 
-@kernel(types.intp, types.intp, types.intp)
-def _put_filler(table: Any, reply: Any, to: Any) -> None:
+@unit(types.intp, types.intp, types.intp, returns=types.intp)
+def _put_filler(table: Any, reply: Any, to: Any) -> Any:
     convert(
         FLOAT32_KIND,
         reply,
@@ -245,6 +246,7 @@ def _put_filler(table: Any, reply: Any, to: Any) -> None:
         to,
         column(table, words.TABLE_DIM),
     )
+    return 0
 
 
 @part
@@ -260,7 +262,7 @@ def _fill_missing(asked: Any, table: Any) -> None:
                 clear(to + i * vector_bytes, vector_bytes)
 
 
-@kernel(types.intp, types.intp, returns=types.boolean)
+@unit(types.intp, types.intp, returns=types.intp)
 def copy_rows(asked: Any, index_at: Any) -> Any:
     """Put the vectors of a lookup without bags where they go; False when a row stays torn."""
     table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
@@ -292,7 +294,7 @@ def _put_pooled(begin: Any, reply: Any, asked: Any) -> None:
     convert(FLOAT32_KIND, reply, begin, to, elements)
 
 
-@kernel(types.intp, types.intp, returns=types.boolean)
+@unit(types.intp, types.intp, returns=types.intp)
 def pool_bags(asked: Any, index_at: Any) -> Any:
     """Put the vectors of a lookup's bags where they go; False when a row stays torn."""
     table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
