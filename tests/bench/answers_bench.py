@@ -1,7 +1,7 @@
-"""What a lookup costs from the bytes of its request to those of its reply: compiled, and in general.
+"""What a lookup costs from its bytes to its reply's: compiled, and in general, turn by turn.
 
-No socket, one thread, tables in memory, another request each time. `python tests/bench/answers_bench.py
-[ROWS]`, a table's; 200,000 of 128 float32 by default, 26 tables, 2.7 GB.
+No socket, one thread, tables in memory, and another request each time. ROWS a table, 200,000 of 128
+float32 by default, and 26 tables: PYTHONPATH=tests python tests/bench/answers_bench.py [ROWS]
 """
 
 import itertools
@@ -9,14 +9,15 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 from google.protobuf.message import Message
 
+from gatherd.store.format import read_layout
 from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys
 from gatherd.store.table import Preload, Table
-from gatherd.store.format import read_layout
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder
@@ -91,42 +92,37 @@ def main() -> None:
             drawn = [words[int(i)] for i in ids(count)]
             return embedding_pb2.LookupRequest(table="words", keys=string_keys(drawn, (count,)))
 
+        def many(count: int) -> embedding_pb2.LookupManyRequest:
+            one_each = [lookup_request(f"t{i}", ids(count)) for i in range(TABLES)]
+            return embedding_pb2.LookupManyRequest(lookups=one_each)
+
+        def one(count: int, **fields: str) -> embedding_pb2.LookupRequest:
+            return lookup_request("t0", ids(count), **fields)
+
+        def bag_each() -> embedding_pb2.LookupBagsManyRequest:
+            one_each = [bags(f"t{i}", 1, 20) for i in range(TABLES)]
+            return embedding_pb2.LookupBagsManyRequest(bags=one_each)
+
         kinds: dict[str, tuple[int, Callable[[], Message]]] = {}
         for n in (1, 16, 256):
-            kinds[f"26 tables × {n}"] = (
-                LOOKUP_MANY,
-                lambda n=n: embedding_pb2.LookupManyRequest(
-                    lookups=[lookup_request(f"t{i}", ids(n)) for i in range(TABLES)]
-                ),
-            )
+            kinds[f"26 tables × {n}"] = LOOKUP_MANY, partial(many, n)
         for n in (1, 64, 1024, 16384):
-            for dtype in ("FLOAT32", "FLOAT16", "BFLOAT16"):
-                kinds[f"1 table × {n}, {dtype.lower()}"] = (
-                    LOOKUP,
-                    lambda n=n, d=dtype: lookup_request("t0", ids(n), dtype=f"DTYPE_{d}"),
-                )
-            kinds[f"1 table × {n}, missing=zero"] = (
-                LOOKUP,
-                lambda n=n: lookup_request("t0", ids(n), missing="MISSING_ZERO"),
-            )
+            for dtype in ("float32", "float16", "bfloat16"):
+                asked = partial(one, n, dtype=f"DTYPE_{dtype.upper()}")
+                kinds[f"1 table × {n}, {dtype}"] = LOOKUP, asked
+            kinds[f"1 table × {n}, missing=zero"] = LOOKUP, partial(one, n, missing="MISSING_ZERO")
         for n in (1, 64):
-            kinds[f"{n} string keys"] = LOOKUP, lambda n=n: keyed(n)
-        kinds["32 bags × 20"] = LOOKUP_BAGS, lambda: bags("t0", 32, 20)
-        kinds["26 tables × 1 bag × 20"] = (
-            LOOKUP_BAGS_MANY,
-            lambda: embedding_pb2.LookupBagsManyRequest(
-                bags=[bags(f"t{i}", 1, 20) for i in range(TABLES)]
-            ),
-        )
+            kinds[f"{n} string keys"] = LOOKUP, partial(keyed, n)
+        kinds["32 bags × 20"] = LOOKUP_BAGS, partial(bags, "t0", 32, 20)
+        kinds["26 tables × 1 bag × 20"] = LOOKUP_BAGS_MANY, bag_each
         print(f"{'':34}{'compiled, µs':>14}{'in general, µs':>16}{'ratio':>8}")
         for name, (message, make) in kinds.items():
             bodies = [make().SerializeToString() for _ in range(REQUESTS)]
             assert all(ways.answers.answer(message, body) > 0 for body in bodies)
-            fast = best_us(lambda body, m=message: ways.answers.answer(m, body), bodies)
-            general = best_us(lambda body, m=message: ways.general(m, body), bodies)
+            fast = best_us(partial(ways.answers.answer, message), bodies)
+            general = best_us(partial(ways.general, message), bodies)
             print(f"{name:34}{fast:14.1f}{general:16.1f}{general / fast:8.1f}")
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(Path(__file__).parents[1]))
     main()

@@ -167,7 +167,7 @@ def two_ways(folder: Path) -> TwoWays:
         # A tensor of odd length before ours misaligns it in the file.
         save_file({"a": np.zeros(3, np.int8), "rows": values}, path)
         fd = os.open(path, os.O_RDONLY)
-        default = random.normal(size=values.shape[1]).astype(np.float32)
+        default = random.normal(size=(values.shape[1],)).astype(np.float32)
         tables[name] = Table.map(
             name, 1, fd, read_layout(fd, name, "rows"), default, indices.get(name),
             counters if name.startswith("live") else None,

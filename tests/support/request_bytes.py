@@ -35,7 +35,10 @@ def encoded(message: Message, random: Random, oddity: float = 0.0) -> bytes:
     With `oddity` above 0, also as nobody's does: fields in another order and given twice, longer
     varints than needed, unknown fields, groups, messages in two pieces.
     """
-    odd = lambda: random.random() < oddity  # noqa: E731
+
+    def odd() -> bool:
+        return random.random() < oddity
+
     pieces: list[bytes] = []
     for field, value in message.ListFields():
         is_many = field.is_repeated
@@ -127,12 +130,13 @@ class Asking:
         table = random.choice([*self._rows])
         keys = self._keys.get(table)
         shape = self._shape(is_flat)
-        policies = [0, 1, 2, 3, 4] if is_flat else [0, 1, 2, 3]
+        policies = embedding_pb2.Missing.keys()
+        policies = policies if is_flat else policies[:4]
         policy = random.choice(policies)
-        is_all_there = policy < 2 and (is_sound or random.random() < 0.5)
+        is_all_there = policy in policies[:2] and (is_sound or random.random() < 0.5)
         request = embedding_pb2.LookupRequest(
             table=table,
-            dtype=random.choice([0, 1, 2, 3]),
+            dtype=random.choice(tensor_pb2.DType.keys()[:4]),
             missing=policy,
             version=random.choice([0, 0, 1]),
         )
@@ -143,9 +147,9 @@ class Asking:
             drawn = random.choices(known, k=int(np.prod(shape)))
             request.keys.CopyFrom(string_keys(drawn, shape))
         else:
-            known = keys if is_all_there else np.append(keys, np.array([5, 77], keys.dtype))
-            drawn = np.array(random.choices(list(known), k=int(np.prod(shape))), keys.dtype)
-            request.keys.integers.CopyFrom(tensor(drawn.reshape(shape)))
+            numbers = keys if is_all_there else np.append(keys, np.array([5, 77], keys.dtype))
+            chosen = np.array(random.choices(list(numbers), k=int(np.prod(shape))), keys.dtype)
+            request.keys.integers.CopyFrom(tensor(chosen.reshape(shape)))
         return request
 
     def bags(self, *, is_sound: bool = True) -> embedding_pb2.LookupBagsRequest:
@@ -159,7 +163,9 @@ class Asking:
         cuts = sorted(random.choices(range(count + 1), k=bags - 1))
         offsets = np.array([0, *cuts], random.choice(ID_DTYPES[2:]))
         request = embedding_pb2.LookupBagsRequest(
-            lookup=lookup, offsets=tensor(offsets), pooling=random.choice([0, 1, 2, 3, 4])
+            lookup=lookup,
+            offsets=tensor(offsets),
+            pooling=random.choice(embedding_pb2.Pooling.keys()),
         )
         if request.pooling != 3 and random.random() < 0.4:
             weights = [random.choice([0, 1, -1, 0.5, 1e30]) for _ in range(count)]

@@ -200,7 +200,7 @@ def test_a_row_that_is_being_written_is_waited_for_elsewhere(ways: TwoWays, repl
             lookup=lookup_request("live-float32", [3, 4]), offsets=tensor(np.zeros(1, np.int64)),
             pooling=pooling,
         ).SerializeToString()
-        for pooling in (1, 3)
+        for pooling in (embedding_pb2.POOLING_SUM, embedding_pb2.POOLING_MAX)
     ]  # fmt: skip
     ways.counters[4] += 1
     try:

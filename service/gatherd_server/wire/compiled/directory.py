@@ -100,7 +100,7 @@ class Directory:
 def _columns_of(table: MappedTable) -> NDArray[np.int64]:
     columns = np.zeros(words.TABLE_WORDS, np.int64)
     # The store's own arrays: nobody else needs to know where they are.
-    rows, counters = table._rows, table._counters
+    rows, counters = table._rows, table._counters  # noqa: SLF001  # as said
     columns[words.TABLE_VERSION] = table.version
     columns[words.TABLE_ROWS_AT] = _at(rows)
     columns[words.TABLE_ROW_COUNT] = table.row_count
@@ -111,11 +111,11 @@ def _columns_of(table: MappedTable) -> NDArray[np.int64]:
     columns[words.TABLE_COUNTER_COUNT] = counters.size
     if table.keys is not None:
         index = table.keys
-        arrays, slots = index._arrays, index._slots
+        arrays, slots = index._arrays, index._slots  # noqa: SLF001  # as above
         columns[words.TABLE_KEY_KIND] = _KEY_KINDS[index.kind]
         columns[words.TABLE_SLOTS_AT] = _at(slots)
         columns[words.TABLE_SLOT_COUNT] = slots.size
-        columns[words.TABLE_SEED] = np.uint64(index._info.seed).astype(np.int64)
+        columns[words.TABLE_SEED] = np.uint64(index._info.seed).astype(np.int64)  # noqa: SLF001  # as above
         if index.kind is KeyKind.BYTES:
             columns[words.TABLE_KEYS_AT] = _at(arrays[KEYS_OFFSETS])
             columns[words.TABLE_KEY_DATA_AT] = _at(arrays[KEYS_DATA])

@@ -6,7 +6,6 @@ from its first byte on, and nothing is moved.
 
 from typing import Any
 
-import numba
 import numpy as np
 
 from gatherd.store.kernels.intrinsics import inlined
@@ -14,6 +13,7 @@ from gatherd.store.kernels.keys import _equal, _hash_bytes
 from gatherd_server.wire.compiled import words
 from gatherd_server.wire.compiled.memory import (
     WORD,
+    carray,
     column,
     int8_at,
     int16_at,
@@ -67,7 +67,7 @@ def integer_at(dtype: Any, begin: Any, index: Any) -> Any:
 @part
 def hash_of(name_at: Any, name_bytes: Any, version: Any) -> Any:
     """The hash of a name and a version."""
-    name = numba.carray(pointer(name_at), (name_bytes,), np.uint8)
+    name = carray(pointer(name_at), (name_bytes,), np.uint8)
     hashed = _hash_bytes(name, 0, name_bytes, np.uint64(version))
     return np.intp(hashed & np.uint64((1 << 62) - 1))
 
@@ -87,10 +87,8 @@ def find_table(call: Any, name_at: Any, name_bytes: Any, version: Any) -> Any:
         if version == 0 and column(table, words.TABLE_IS_LIVE):
             found = 0
         if found == version and column(table, words.TABLE_NAME_BYTES) == name_bytes:
-            known = numba.carray(
-                pointer(column(table, words.TABLE_NAME_AT)), (name_bytes,), np.uint8
-            )
-            given = numba.carray(pointer(name_at), (name_bytes,), np.uint8)
+            known = carray(pointer(column(table, words.TABLE_NAME_AT)), (name_bytes,), np.uint8)
+            given = carray(pointer(name_at), (name_bytes,), np.uint8)
             if _equal(known, 0, given, 0, name_bytes):
                 return table
         slot = (slot + 1) & mask
@@ -194,6 +192,33 @@ def _is_allowed(call: Any, table: Any) -> Any:
     return (uint8_at(allowed + (number >> 3)) >> (number & 7)) & 1 == 1
 
 
+@inlined
+def _lengths(asked: Any, table: Any) -> Any:
+    """Find the lengths of all that is nested in a lookup's response, and its own."""
+    rows = asked + WORD * words.ASKED_ROWS
+    data_bytes = column(asked, words.ASKED_DATA_BYTES)
+    status_bytes = column(asked, words.ASKED_STATUS_BYTES)
+    dims_bytes = varint_bytes(column(table, words.TABLE_DIM))
+    if column(asked, words.ASKED_IS_BAGS):
+        dims_bytes += varint_bytes(column(asked, words.ASKED_VECTORS))
+    else:
+        for i in range(column(rows, words.TENSOR_DIM_COUNT)):
+            dims_bytes += varint_bytes(column(rows, words.TENSOR_DIMS + i))
+    tensor_bytes = 3 + varint_bytes(dims_bytes) + dims_bytes + data_bytes
+    if data_bytes:
+        tensor_bytes += 1 + varint_bytes(data_bytes)
+    response_bytes = 1 + varint_bytes(tensor_bytes) + tensor_bytes
+    version = column(table, words.TABLE_VERSION)
+    if version:
+        response_bytes += 1 + varint_bytes(version)
+    if status_bytes:
+        response_bytes += 1 + varint_bytes(status_bytes) + status_bytes
+    put(asked, words.ASKED_DIMS_BYTES, dims_bytes)
+    put(asked, words.ASKED_TENSOR_BYTES, tensor_bytes)
+    put(asked, words.ASKED_RESPONSE_BYTES, response_bytes)
+    return response_bytes
+
+
 @part
 def lay_out(call: Any, asked: Any) -> Any:
     """Find a lookup's table, check all but its ids, and add it up; the bytes of its response or −1.
@@ -239,25 +264,7 @@ def lay_out(call: Any, asked: Any) -> Any:
     put(asked, words.ASKED_DATA_BYTES, data_bytes)
     put(asked, words.ASKED_STATUS_BYTES, status_bytes)
     _add_up(call, asked, table)
-    dims_bytes = varint_bytes(dim)
-    if is_bags:
-        dims_bytes += varint_bytes(vectors)
-    else:
-        for i in range(column(rows, words.TENSOR_DIM_COUNT)):
-            dims_bytes += varint_bytes(column(rows, words.TENSOR_DIMS + i))
-    tensor_bytes = 3 + varint_bytes(dims_bytes) + dims_bytes + data_bytes
-    if data_bytes:
-        tensor_bytes += 1 + varint_bytes(data_bytes)
-    response_bytes = 1 + varint_bytes(tensor_bytes) + tensor_bytes
-    version = column(table, words.TABLE_VERSION)
-    if version:
-        response_bytes += 1 + varint_bytes(version)
-    if status_bytes:
-        response_bytes += 1 + varint_bytes(status_bytes) + status_bytes
-    put(asked, words.ASKED_DIMS_BYTES, dims_bytes)
-    put(asked, words.ASKED_TENSOR_BYTES, tensor_bytes)
-    put(asked, words.ASKED_RESPONSE_BYTES, response_bytes)
-    return response_bytes
+    return _lengths(asked, table)
 
 
 @inlined

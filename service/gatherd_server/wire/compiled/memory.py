@@ -20,6 +20,7 @@ _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 _READ, _KEEP, _DATA = _I32(0), _I32(3), _I32(1)
 
 WORD = 8
+carray: Any = numba.carray  # type: ignore[attr-defined]  # numba's gap
 # What the symbols of units are of.
 _UNITS: list[Any] = []
 
@@ -31,7 +32,7 @@ def part(function: Callable[..., Any]) -> Any:
 
 
 def unit(*arguments: Any, returns: Any) -> Callable[[Callable[..., Any]], Any]:
-    """A part of kernels that is compiled once, or loaded from numba's cache, and called by a symbol.
+    """A part of kernels that is compiled once, or loaded from the cache, and called by a symbol.
 
     numba links what a kernel calls into it, and compiles all of that again. Arguments and result
     are integers.
@@ -48,7 +49,7 @@ def unit(*arguments: Any, returns: Any) -> Callable[[Callable[..., Any]], Any]:
         _UNITS.append(made)
         symbol = f"gatherd_{function.__name__}"
         binding.add_symbol(symbol, made.address)
-        return types.ExternalFunction(symbol, signature)  # type: ignore[no-untyped-call]  # numba's gap
+        return types.ExternalFunction(symbol, signature)
 
     return decorate
 

@@ -226,14 +226,14 @@ def _is_ascii(at: Any, byte_count: Any) -> Any:
         if int64_at(at + done) & _HIGH_BITS:
             return False
         done += WORD
-    for i in range(done, byte_count):  # numba has no all()
+    for i in range(done, byte_count):  # noqa: SIM110  # numba has no all()
         if uint8_at(at + i) > 0x7F:
             return False
     return True
 
 
 @unit(types.intp, types.intp, types.intp, returns=types.intp)
-def read_lookup(at: Any, end: Any, asked: Any) -> Any:
+def read_lookup(at: Any, end: Any, asked: Any) -> Any:  # noqa: C901  # a branch a field
     """A LookupRequest. None was there before."""
     if column(asked, words.ASKED_HAS_LOOKUP):
         return -1

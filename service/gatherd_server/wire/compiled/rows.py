@@ -6,7 +6,6 @@ from memory meanwhile: of many tables' single rows the processor waits for all a
 
 from typing import Any
 
-import numba
 import numpy as np
 from numba import types
 
@@ -34,6 +33,7 @@ from gatherd_server.wire.compiled.layout import (
 )
 from gatherd_server.wire.compiled.memory import (
     WORD,
+    carray,
     clear,
     column,
     copy,
@@ -49,29 +49,31 @@ from gatherd_server.wire.compiled.memory import (
 
 # How many rows of a lookup are asked for while the others' are found.
 EARLY_ROWS = 8
+LINE_BYTES = 64
+AHEAD_BYTES_MAX = 1 << 10
 _ODD = np.uint32(1)
 
 
 @inlined
 def _int64s(begin: Any, count: Any) -> Any:
-    return numba.carray(pointer(begin), (count,), np.int64)
+    return carray(pointer(begin), (count,), np.int64)
 
 
 @inlined
 def _uint64s(begin: Any, count: Any) -> Any:
-    return numba.carray(pointer(begin), (count,), np.uint64)
+    return carray(pointer(begin), (count,), np.uint64)
 
 
 @inlined
 def _rows_of(table: Any) -> Any:
     shape = (column(table, words.TABLE_ROW_COUNT), column(table, words.TABLE_ROW_BYTES))
-    return numba.carray(pointer(column(table, words.TABLE_ROWS_AT)), shape, np.uint8)
+    return carray(pointer(column(table, words.TABLE_ROWS_AT)), shape, np.uint8)
 
 
 @inlined
 def _counters_of(table: Any) -> Any:
     count = column(table, words.TABLE_COUNTER_COUNT)
-    return numba.carray(pointer(column(table, words.TABLE_COUNTERS_AT)), (count,), np.uint32)
+    return carray(pointer(column(table, words.TABLE_COUNTERS_AT)), (count,), np.uint32)
 
 
 @part
@@ -112,14 +114,14 @@ def _find_strings(asked: Any, table: Any, index_at: Any) -> None:
     offsets[0] = 0
     for i in range(count):
         offsets[i + 1] = offsets[i] + uint32_at(lengths + 4 * i)
-    data = numba.carray(
+    data = carray(
         pointer(column(rows, words.TENSOR_DATA_AT)),
         (column(rows, words.TENSOR_DATA_BYTES),),
         np.uint8,
     )
     slots = _uint64s(column(table, words.TABLE_SLOTS_AT), column(table, words.TABLE_SLOT_COUNT))
     stored = _uint64s(column(table, words.TABLE_KEYS_AT), column(table, words.TABLE_ROW_COUNT) + 1)
-    stored_data = numba.carray(
+    stored_data = carray(
         pointer(column(table, words.TABLE_KEY_DATA_AT)),
         (column(table, words.TABLE_KEY_DATA_BYTES),),
         np.uint8,
@@ -134,12 +136,12 @@ def _check_rows(asked: Any, table: Any, index_at: Any) -> Any:
     count, row_count = column(asked, words.ASKED_COUNT), column(table, words.TABLE_ROW_COUNT)
     index = _int64s(index_at, count)
     if column(asked, words.ASKED_MISSING) == ERROR:
-        for i in range(count):
+        for i in range(count):  # noqa: SIM110  # numba has no all()
             # A negative row is a huge one when seen as unsigned.
             if np.uint64(index[i]) >= np.uint64(row_count):
                 return False
         return True
-    status, missed = column(asked, words.ASKED_STATUS_AT), 0
+    status, missed = column(asked, words.ASKED_STATUS_AT), np.intp(0)
     for i in range(count):
         is_missing = np.intp(np.uint64(index[i]) >= np.uint64(row_count))
         put_uint8(status + i, is_missing)
@@ -214,9 +216,13 @@ def _convert_rows(asked: Any, index_at: Any) -> Any:
     rows_at, to = column(table, words.TABLE_ROWS_AT), column(asked, words.ASKED_DATA_AT)
     counters = _counters_of(table)
     mask = counters.size - 1
+    # A conversion leaves the processor less room to look ahead than a copy: ask for all lines.
+    ahead_bytes = min(row_bytes, AHEAD_BYTES_MAX)
     for i in range(count):
         if i + ROWS_AHEAD < count:
-            prefetch(rows_at + column(index_at, i + ROWS_AHEAD) * row_bytes)
+            ahead = rows_at + column(index_at, i + ROWS_AHEAD) * row_bytes
+            for line in range(0, ahead_bytes, LINE_BYTES):
+                prefetch(ahead + line)
         row = column(index_at, i)
         spins = 0
         while True:
@@ -270,7 +276,7 @@ def copy_rows(asked: Any, index_at: Any) -> Any:
     if count == 0:
         return True
     if column(table, words.TABLE_KIND) == column(asked, words.ASKED_KIND):
-        out = numba.carray(
+        out = carray(
             pointer(column(asked, words.ASKED_DATA_AT)),
             (column(asked, words.ASKED_DATA_BYTES),),
             np.uint8,
