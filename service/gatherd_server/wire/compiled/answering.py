@@ -15,6 +15,7 @@ from gatherd_server.wire.compiled import words
 from gatherd_server.wire.compiled.layout import hash_of, lay_out, put_head, varint_bytes
 from gatherd_server.wire.compiled.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled.parsing import (
+    FIELDS_MAX,
     count_many,
     read_bags,
     read_lookup,
@@ -22,8 +23,8 @@ from gatherd_server.wire.compiled.parsing import (
 )
 from gatherd_server.wire.compiled.rows import copy_rows, find_rows, pool_bags
 
-# As in wire/bounds.py, and fewer than it takes where it counts.
-FIELDS_PER_TABLE = 128
+# What wire/bounds.py takes of more tables.
+FIELDS_PER_TABLE = FIELDS_MAX
 
 
 @unit(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
@@ -113,8 +114,8 @@ def answer(request: Any, message: Any, call: Any) -> Any:
     end = at + request.size
     count = 1
     if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
-        count = count_many(at, end)
-    if count < 0 or count > column(call, words.CALL_TABLES_MAX):
+        count = count_many(at, end, column(call, words.CALL_TABLES_MAX))
+    if count < 0:
         return words.NOT_MINE
     blocks = np.zeros(max(1, count * words.ASKED_WORDS), np.int64)
     asked = address(blocks, 0)

@@ -21,6 +21,9 @@ VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 TAG_BYTES_MAX = 5
 TAG_MAX = (1 << 32) - 1
 VARINT_BYTES_MAX = 10
+# Of one message, so that none takes long to be found wrong; wire/bounds.py has as many for a table.
+FIELDS_MAX = 128
+NAME_BYTES_MAX = 128
 # Ours end at 12; protobuf looks at 32 bits of a number.
 ENUM_MAX = 127
 LENGTH_MAX = (1 << 31) - 1
@@ -141,7 +144,7 @@ def read_tensor(at: Any, end: Any, tensor: Any) -> Any:
     fields = 0
     while at < end:
         fields += 1
-        field, at = tag(at, end)
+        field, at = tag(at, end) if fields <= FIELDS_MAX else (0, 0)
         if field == _TENSOR_DTYPE:
             value, at = _enum(at, end)
             put(tensor, words.TENSOR_DTYPE, value)
@@ -169,7 +172,7 @@ def read_strings(at: Any, end: Any, asked: Any) -> Any:
     fields = 0
     while at < end:
         fields += 1
-        field, at = tag(at, end)
+        field, at = tag(at, end) if fields <= FIELDS_MAX else (0, 0)
         if field == _STRINGS_PACKED:
             at = _packed(at, end, tensor)
         elif field == _STRINGS_LENGTHS:
@@ -197,7 +200,7 @@ def read_keys(at: Any, end: Any, asked: Any) -> Any:
     fields = 0
     while at < end:
         fields += 1
-        field, at = tag(at, end)
+        field, at = tag(at, end) if fields <= FIELDS_MAX else (0, 0)
         if field in (_KEYS_STRINGS, _KEYS_INTEGERS):
             byte_count, at = length(at, end)
             if at == 0 or column(asked + WORD * words.ASKED_ROWS, words.TENSOR_IS_THERE):
@@ -241,10 +244,10 @@ def read_lookup(at: Any, end: Any, asked: Any) -> Any:  # noqa: C901  # a branch
     fields = 0
     while at < end:
         fields += 1
-        field, at = tag(at, end)
+        field, at = tag(at, end) if fields <= FIELDS_MAX else (0, 0)
         if field == _LOOKUP_TABLE:
             byte_count, at = length(at, end)
-            if at == 0 or not _is_ascii(at, byte_count):
+            if at == 0 or byte_count > NAME_BYTES_MAX or not _is_ascii(at, byte_count):
                 return -1
             put(asked, words.ASKED_NAME_AT, at)
             put(asked, words.ASKED_NAME_BYTES, byte_count)
@@ -287,7 +290,7 @@ def read_bags(at: Any, end: Any, asked: Any) -> Any:
     fields = 0
     while at < end:
         fields += 1
-        field, at = tag(at, end)
+        field, at = tag(at, end) if fields <= FIELDS_MAX else (0, 0)
         if field in (_BAGS_LOOKUP, _BAGS_OFFSETS, _BAGS_WEIGHTS):
             byte_count, at = length(at, end)
             if at == 0:
@@ -316,12 +319,17 @@ def read_bags(at: Any, end: Any, asked: Any) -> Any:
 
 
 @part
-def count_many(at: Any, end: Any) -> Any:
+def count_many(at: Any, end: Any, count_max: Any) -> Any:
     """How many lookups a LookupManyRequest or a LookupBagsManyRequest has; −1 as all."""
-    count = 0
+    count, others = 0, 0
     while at < end:
         field, at = tag(at, end)
-        count += field == _MANY_ONE
+        if field == _MANY_ONE:
+            count += 1
+        else:
+            others += 1
+        if count > count_max or others > FIELDS_MAX:
+            return -1
         if at:
             at = skip(field, at, end)
         if at == 0:
