@@ -15,7 +15,6 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
 from gatherd._requests.lookups import KeysOfSpec, Limits, LookupSpec, TableInfo
 from gatherd._wire.protobuf import (
     BYTES,
@@ -33,6 +32,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire
 from gatherd.store.query import BagsQuery, ByKey, Missing, Pooling
 from gatherd_proto.framing import varint
+from gatherd_proto.procedures import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 
 DTYPE_CODES = {
@@ -104,11 +104,11 @@ def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tu
     """
     bags = parts[0][0].bags is not None
     if not many:
-        return LOOKUP_BAGS if bags else LOOKUP, b"".join(_lookup(*parts[0]))
+        return LOOKUP_BAGS.path if bags else LOOKUP.path, b"".join(_lookup(*parts[0]))
     out: Parts = []
     for spec, version in parts:
         out += nested(_MEMBER, _lookup(spec, version))
-    return LOOKUP_BAGS_MANY if bags else LOOKUP_MANY, b"".join(out)
+    return LOOKUP_BAGS_MANY.path if bags else LOOKUP_MANY.path, b"".join(out)
 
 
 def around_ids(spec: LookupSpec) -> tuple[bytes, bytes]:

@@ -38,9 +38,6 @@ from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 from gatherd_server.types import Limits, Lookup, TableInfo
 from gatherd_server.wire.bounds import check_fields
 
-ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
-ERROR_DOMAIN: Final = "gatherd"
-
 Part = bytes | memoryview
 
 # Batches come in a few sizes: their heads are kept, some 200 bytes each.
