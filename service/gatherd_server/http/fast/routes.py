@@ -20,10 +20,11 @@ from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http.body import PartsResponse, array_response
+from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
 from gatherd_server.http.rest import arrays, lookup_bodies
+from gatherd_server.http.rest.arrays import array_response
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import Lookup
