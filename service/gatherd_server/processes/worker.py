@@ -35,7 +35,8 @@ from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.http.offload import THREADS_A_CORE, Offload
-from gatherd_server.link.link import DirectLink, Link, RefusingLink, SocketLink, in_process
+from gatherd_server.link.link import DirectLink, Link, RefusingLink, in_process
+from gatherd_server.link.worker_end import SocketLink
 from gatherd_server.observe.logs import configure_logging, set_level
 from gatherd_server.observe.metrics.names import (
     CONNECTIONS,
