@@ -95,12 +95,12 @@ class FastRoutes:
         return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
 
 
-def _has_rows_alone(plans_: Sequence[Lookup]) -> bool:
+def _has_rows_alone(asked: Sequence[Lookup]) -> bool:
     """Whether a reply is a head, known beforehand, and then nothing but rows, which are near."""
-    if len(plans_) != 1 or plans_[0].bags is not None or plans_[0].missing is not Missing.ERROR:
+    if len(asked) != 1 or asked[0].bags is not None or asked[0].missing is not Missing.ERROR:
         return False
-    asked = plans_[0].asked
-    return not isinstance(asked, ByKey) or asked.size <= KEYS_SHORT
+    rows = asked[0].asked
+    return not isinstance(rows, ByKey) or rows.size <= KEYS_SHORT
 
 
 class _Connect:
@@ -150,8 +150,8 @@ class _Connect:
         found = self._seen.find(body)
         if found is None:
             return None
-        seen, plan = found
-        return Repeated(self._engine, plan, seen.before, seen.after)
+        seen, lookup = found
+        return Repeated(self._engine, lookup, seen.before, seen.after)
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         head = lookups.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
@@ -177,12 +177,12 @@ class _Octets:
 
     def begin(self, body: bytes, caller: Caller) -> Rows | Work:
         engine = caller.guard(self._engine)
-        plan = lookup_bodies.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
-        if _has_rows_alone([plan]):
-            rows = engine.rows_of(plan)
+        lookup = lookup_bodies.lookup_of(OCTETS, self._table, body, self._query, engine.limits)
+        if _has_rows_alone([lookup]):
+            rows = engine.rows_of(lookup)
             if rows is not None:
                 return rows
-        prepared = engine.prepare([plan])
+        prepared = engine.prepare([lookup])
 
         def answer() -> Response:
             gathered = prepared.run()[0]
@@ -191,13 +191,13 @@ class _Octets:
         return Work(answer, prepared.is_long)
 
     def repeated(self, body: bytes) -> Repeated | None:
-        plan = lookup_bodies.lookup_plan(
+        lookup = lookup_bodies.lookup_of(
             OCTETS, self._table, body, self._query, self._engine.limits
         )
-        ids = plan.asked
+        ids = lookup.asked
         if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.nbytes != len(body):
             return None
-        return Repeated(self._engine, plan, b"", b"")
+        return Repeated(self._engine, lookup, b"", b"")
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         headers = arrays.array_headers(rows.shape, rows.dtype, rows.version, 0)
