@@ -28,11 +28,11 @@ class LinkServer:
         self.writer = writer
         self.changes = changes
         self.loop = asyncio.get_running_loop()
-        self.connections: set[_Connection] = set()
+        self.connections: set[_WorkerConnection] = set()
 
-    def connection(self) -> "_Connection":
+    def connection(self) -> "_WorkerConnection":
         """A protocol for a worker that connects."""
-        return _Connection(self)
+        return _WorkerConnection(self)
 
     def prepare(self, table: str, version: int) -> "list[Future[None]]":
         """Have every worker map a version; one future each."""
@@ -43,7 +43,7 @@ class LinkServer:
         return asyncio.run_coroutine_threadsafe(ask_all(), self.loop).result()
 
 
-class _Connection(asyncio.Protocol):
+class _WorkerConnection(asyncio.Protocol):
     """One worker's connection."""
 
     def __init__(self, server: LinkServer) -> None:

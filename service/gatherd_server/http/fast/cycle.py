@@ -55,7 +55,7 @@ class Prefixes:
         return self._ok
 
 
-class Connection(Protocol):
+class FastConnection(Protocol):
     """What a request needs of its connection; uvicorn's protocol class has most of it."""
 
     loop: asyncio.AbstractEventLoop
@@ -112,7 +112,7 @@ class FastCycle:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: FastConnection,
         route: Route,
         seconds: float | None,
         caller: Caller,
