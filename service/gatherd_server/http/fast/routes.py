@@ -40,7 +40,7 @@ _REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PendingAnswer:
     """An answer that isn't made of rows alone, and still has to be made."""
 
     run: Callable[[], Response]
@@ -55,7 +55,7 @@ class Route(Protocol):
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with these headers is one that every default applies to."""
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
 
     def repeated(self, body: bytes) -> Repeated | None:
@@ -127,7 +127,7 @@ class _Connect:
             and headers.get(b"connect-protocol-version", b"1") == b"1"
         )
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         caller.check(Scope.READ)
         found = self._seen.find(body)
         if found is not None:
@@ -144,7 +144,9 @@ class _Connect:
                 return rows
         prepared = engine.prepare(asked)
         headers = {"Content-Type": PROTO}
-        return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
+        return PendingAnswer(
+            lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long
+        )
 
     def repeated(self, body: bytes) -> Repeated | None:
         found = self._seen.find(body)
@@ -175,7 +177,7 @@ class _Octets:
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         engine = caller.guard(self._engine)
         lookup = lookup_bodies.lookup_of(OCTETS, self._table, body, self._query, engine.limits)
         if _has_rows_alone([lookup]):
@@ -188,7 +190,7 @@ class _Octets:
             gathered = prepared.run()[0]
             return array_response(OCTETS, arrays.octet_parts(gathered), gathered)
 
-        return Work(answer, prepared.is_long)
+        return PendingAnswer(answer, prepared.is_long)
 
     def repeated(self, body: bytes) -> Repeated | None:
         lookup = lookup_bodies.lookup_of(
