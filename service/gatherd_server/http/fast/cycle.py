@@ -83,7 +83,7 @@ class _NoEvent:
 
 
 class FastCycle:
-    """One request and its reply. Everything happens on the event loop but `PendingAnswer` that is long."""
+    """One request and its reply, all on the event loop but a `PendingAnswer` that is long."""
 
     __slots__ = (
         "_begun_ns",
