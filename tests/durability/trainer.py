@@ -24,10 +24,11 @@ from gatherd.store.mapping import MappedFile
 from gatherd.store.query import ByKey
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.owning import own_data_dir, sweep_staging
-from gatherd_server.snapshots.snapshot import drop_snapshots, restore, take_snapshot
+from gatherd_server.snapshots.restoring import restore
+from gatherd_server.snapshots.snapshot import drop_snapshots, take_snapshot
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,

@@ -43,7 +43,7 @@ class Recorder:
     """An application that echoes at /echo, answers without reading at /unread, and serves /v1."""
 
     def __init__(self, served: SmallEngine) -> None:
-        self._inner = create_app(served.engine, served.admission)
+        self._inner = create_app(served.engine, served.admission, served.offload)
         self.seen: list[tuple[str, str, bytes]] = []
         self.headers: list[tuple[bytes, bytes]] = []
 

@@ -118,7 +118,7 @@ def test_a_row_says_what_is_so(cls: type[GatherdError]) -> None:
 
 def test_what_fails_without_a_request_names_metrics_and_alerts_that_there_are() -> None:
     text = DOCUMENT.read_text()
-    begin = text.index("What fails without a request:")
+    begin = text.index("Failures without a request:")
     table = text[begin : text.index("\n## ", begin)]
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", table, re.MULTILINE)[1:]
     assert len(rows) == table.count("\n| ") - 1

@@ -15,8 +15,8 @@ from gatherd.store.key_index import KeyKind, KeysInfo
 from gatherd.store.keys import StringKeys
 from gatherd_server.loaders.batches import RowSource
 from gatherd_server.storage.key_index_writer import slots_for
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import weights_header_bytes
+from gatherd_server.training.optimizer import Optimizer
 
 # Measured on a 2-core virtual machine, Python 3.11; docs/performance.md has the runs.
 WORKER_PRIVATE_BYTES = 75_000_000
