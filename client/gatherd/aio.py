@@ -16,7 +16,7 @@ from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.tables_aio import AsyncTableCalls
 from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, ForeseenLookups, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
@@ -33,6 +33,7 @@ from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
 from gatherd.transports.transport import AsyncTransport
+from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
     from gatherd.transports import local
@@ -183,7 +184,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
         except Unauthenticated as error:
             reply = error
             if self._credentials.renew():
-                reply = await self._resent(Send(LOOKUP, foreseen.request(ids), deadline))
+                reply = await self._resent(Send(LOOKUP.path, foreseen.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):

@@ -206,8 +206,7 @@ def test_without_a_known_reason_the_code_decides() -> None:
             [{"type": "google.rpc.ErrorInfo", "value": "&&&"}, 7, None, {"type": 1}],
         ):
             assert type(connect_error(code, *details)) is cls
-        name = "cancelled" if code == "canceled" else code
-        assert type(from_grpc("grpc://h", name, "m", b"\xff\xff", None)) is cls
+        assert type(from_grpc("grpc://h", code, "m", b"\xff\xff", None)) is cls
 
 
 def test_without_a_code_the_http_status_decides() -> None:
@@ -261,7 +260,7 @@ def test_a_problem_body_of_ours_is_no_proxys() -> None:
         ("internal", "Received RST_STREAM with error code 2"),
         ("unknown", "Stream removed"),
         ("unavailable", "Socket closed"),
-        ("cancelled", "Received RST_STREAM with error code 8"),
+        ("canceled", "Received RST_STREAM with error code 8"),
     ],
 )
 def test_a_stream_that_was_lost_is_unavailable(code: str, told: str) -> None:

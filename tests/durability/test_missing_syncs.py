@@ -35,7 +35,7 @@ SYNCING = {
 """The methods of the seam that sync, unless they are told not to."""
 
 OUTSIDE = {
-    "cli_export.export", "cli_export._write",
+    "exporting.export", "exporting._write",
     "store.put", "store.seal", "store.remove", "fetching.fetch",
 }  # fmt: skip
 """What syncs a file that isn't in a data dir: an export or a backup, which can be made again, and
@@ -47,14 +47,14 @@ SYNCS_ITSELF = ("files.py", "access/token_file.py")
 NEAR_CALLS = 30
 
 SHOWN: dict[str, Cut] = {
+    "catalog_changes._place: name of staged folder": Cut("tables", 0, 12, 6),
+    "catalog_changes._place: name of table": Cut("tables", 0, 15, 3),
+    "catalog_changes._place: name of tables": Cut("tables", 0, 16, 3),
+    "catalog_changes._place: name of version": Cut("tables", 0, 13, 3),
     "catalog_writer.init_data_dir: catalog.json": Cut("tables", 0, 2, 2),
     "catalog_writer.init_data_dir: control": Cut("tables", 0, 2, 2),
     "catalog_writer.init_data_dir: name of catalog.json": Cut("tables", 0, 1, 0),
     "catalog_writer.init_data_dir: name of control": Cut("tables", 0, 4, 13),
-    "changes._place: name of staged folder": Cut("tables", 0, 12, 6),
-    "changes._place: name of table": Cut("tables", 0, 15, 3),
-    "changes._place: name of tables": Cut("tables", 0, 16, 3),
-    "changes._place: name of version": Cut("tables", 0, 13, 3),
     "control_writer.close: control": Cut("unsynced", 0, 1, 0),
     "control_writer.open: control": Cut("unsynced", 1, 12, 0),
     "freezing.freeze: frozen.json": Cut("versions", 0, 2, 2),
@@ -71,10 +71,12 @@ SHOWN: dict[str, Cut] = {
         "killed before the catalog is replaced", 0, 28, 0
     ),
     "recovery.recover: names in data": Cut("killed before the catalog's name is synced", 0, 28, 0),
+    "restoring._copy_contents: catalog.json": Cut("snapshots", 0, 1, 2),
+    "restoring._copy_contents: name of catalog.json": Cut("snapshots", 0, 1, 0),
+    "restoring._copy_contents: names in restored data dir": Cut("snapshots", 0, 4, 13),
+    "restoring.restore: name of restored data dir": Cut("snapshots", 0, 55, 0),
     "slots._write_slot: slots": Cut("tables", 2, 24, 0),
-    "snapshot._copy_contents: catalog.json": Cut("snapshots", 0, 1, 2),
-    "snapshot._copy_contents: name of catalog.json": Cut("snapshots", 0, 1, 0),
-    "snapshot._copy_contents: names in restored data dir": Cut("snapshots", 0, 4, 13),
+    "snapshot.drop_snapshots: name of partial snapshot": Cut("dropped", 0, 2, 6),
     "snapshot.sync_tree: catalog.json": Cut("snapshots", 0, 20, 0),
     "snapshot.sync_tree: checkpoint": Cut("snapshots", 0, 5, 0),
     "snapshot.sync_tree: control": Cut("snapshots", 0, 19, 0),
@@ -91,8 +93,6 @@ SHOWN: dict[str, Cut] = {
     "snapshot.sync_tree: slots": Cut("snapshots", 0, 10, 0),
     "snapshot.sync_tree: snapshot.json": Cut("snapshots", 0, 18, 0),
     "snapshot.sync_tree: weights": Cut("snapshots", 0, 9, 0),
-    "snapshot.drop_snapshots: name of partial snapshot": Cut("dropped", 0, 2, 6),
-    "snapshot.restore: name of restored data dir": Cut("snapshots", 0, 55, 0),
     "snapshot.take_snapshot: name of folder of snapshots": Cut("snapshots", 0, 61, 0),
     "snapshot.take_snapshot: name of snapshot": Cut("snapshots", 0, 1, 0),
     "staging.copy_live: manifest.json": Cut("versions", 0, 25, 0),

@@ -7,27 +7,9 @@ knows more. Left out on purpose: any effect for cancelling; a plan that isn't ru
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
-
-# The paths are the same over Connect and gRPC.
-LOOKUP: Final = "/gatherd.v1.EmbeddingService/Lookup"
-LOOKUP_MANY: Final = "/gatherd.v1.EmbeddingService/LookupMany"
-LOOKUP_BAGS: Final = "/gatherd.v1.EmbeddingService/LookupBags"
-LOOKUP_BAGS_MANY: Final = "/gatherd.v1.EmbeddingService/LookupBagsMany"
-KEYS_OF: Final = "/gatherd.v1.EmbeddingService/KeysOf"
-SCATTER_ADD: Final = "/gatherd.v1.EmbeddingService/ScatterAdd"
-APPLY_GRADIENTS: Final = "/gatherd.v1.EmbeddingService/ApplyGradients"
-ASSIGN: Final = "/gatherd.v1.EmbeddingService/Assign"
-LIST_TABLES: Final = "/gatherd.v1.TableService/ListTables"
-GET_TABLE: Final = "/gatherd.v1.TableService/GetTable"
-CREATE_TABLE: Final = "/gatherd.v1.TableService/CreateTable"
-DELETE_TABLE: Final = "/gatherd.v1.TableService/DeleteTable"
-PUBLISH: Final = "/gatherd.v1.TableService/Publish"
-ROLLBACK: Final = "/gatherd.v1.TableService/Rollback"
-SET_OPTIMIZER: Final = "/gatherd.v1.TableService/SetOptimizer"
-SNAPSHOT: Final = "/gatherd.v1.TableService/Snapshot"
 
 # What a reply may take at most, whatever the server says its limits are.
 REPLY_BYTES_MAX = 2 << 30

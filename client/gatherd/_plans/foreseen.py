@@ -26,6 +26,7 @@ from gatherd._requests.lookups import LookupSpec, ReplyType, parse_reply_type, p
 from gatherd._wire import lookups
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import bfloat16_to_float32
+from gatherd_proto.framing import lookup_head
 
 # Up to here a lookup is sent without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -189,7 +190,7 @@ def _foreseeing(kind: Foreseen) -> Foreseen:
     prefix = b""
     if data_bytes:
         code = lookups.DTYPE_CODES[kind.reply.wire]
-        prefix = lookups.reply_prefix(version, code, shape, data_bytes)
+        prefix = lookup_head(version, code, shape, data_bytes)
     return replace(
         kind, known=known, prefix=prefix, vectors_shape=shape, data_bytes=data_bytes, wire=None
     )

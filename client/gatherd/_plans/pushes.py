@@ -11,8 +11,9 @@ from collections.abc import Callable, Mapping, Sequence
 
 from numpy.typing import ArrayLike
 
+from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd._plans.answering import extras, mappings
-from gatherd._plans.effects import SNAPSHOT, Deadline, Plan, Send
+from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import Tried, Tries
 from gatherd._requests.tables import ChangeResult, SnapshotResult
@@ -35,8 +36,6 @@ from gatherd._wire.updates import (
     encode_update,
 )
 from gatherd.errors import (
-    OUTCOME,
-    UNKNOWN,
     DeadlineExceeded,
     FailedPrecondition,
     GatherdError,
@@ -47,6 +46,7 @@ from gatherd.errors import (
     RetryableError,
     UpdatesStopped,
 )
+from gatherd_proto.procedures import SNAPSHOT
 
 # What can be told of a push that an earlier try has done, when that try's answer was lost. What is
 # wrong with a push itself was wrong at every try.
@@ -118,7 +118,7 @@ class Pushes:
     def snapshot(self, name: str, timeout: float | None) -> Plan[SnapshotResult]:
         """The plan of Client.snapshot."""
         deadline = self._tries.deadline(timeout)
-        send = Send(SNAPSHOT, encode_snapshot(name), deadline, once=True)
+        send = Send(SNAPSHOT.path, encode_snapshot(name), deadline, once=True)
         reply = decode_snapshot((yield from self._send_change(send, "the snapshot was taken")))
         return SnapshotResult(reply.path, reply.lsn)
 

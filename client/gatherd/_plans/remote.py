@@ -12,7 +12,7 @@ from gatherd._plans import chunks
 from gatherd._plans.answering import Answering
 from gatherd._plans.assemble import Assembler
 from gatherd._plans.chunks import Cost, Piece
-from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, T
+from gatherd._plans.effects import Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
 from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._wire import lookups
@@ -26,6 +26,7 @@ from gatherd.errors import (
 )
 from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
 from gatherd.store.query import ByKey, Missing
+from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_TABLES
 
 # Up to here a lookup is sent as it is, without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -77,7 +78,7 @@ class RemoteAnswering(Answering):
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """ListTables, which tells the limits as well."""
-        body = yield from self._send(LIST_TABLES, lookups.encode_list_tables(), deadline)
+        body = yield from self._send(LIST_TABLES.path, lookups.encode_list_tables(), deadline)
         tables, limits = lookups.decode_list_tables(body)
         self._learn(tables, limits)
         return tables
@@ -90,7 +91,7 @@ class RemoteAnswering(Answering):
             request = lookups.encode_get_table(name)
         except UnicodeEncodeError:
             raise InvalidArgument(f"table {name!r}: the name can't be written as UTF-8") from None
-        body = yield from self._send(GET_TABLE, request, deadline)
+        body = yield from self._send(GET_TABLE.path, request, deadline)
         table, limits = lookups.decode_get_table(body)
         self._learn([table], limits)
         return table
@@ -169,7 +170,7 @@ class RemoteAnswering(Answering):
             part = spec.cut(piece.start, piece.stop)
             body = lookups.encode_keys_of(part, version)
             try:
-                reply = yield from self._send(KEYS_OF, body, deadline)
+                reply = yield from self._send(KEYS_OF.path, body, deadline)
             except IdOutOfRange as error:
                 raise in_whole(error, (spec,), pieces) from None
             keys, answered = lookups.decode_keys_of(reply, part.asked.shape)

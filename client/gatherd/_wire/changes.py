@@ -5,7 +5,6 @@ from dataclasses import dataclass
 
 from numpy.typing import DTypeLike
 
-from gatherd._plans.effects import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.tables import (
     OptimizerGiven,
@@ -15,6 +14,7 @@ from gatherd._requests.tables import (
     check_text,
 )
 from gatherd._wire.lookups import DTYPE_CODES
+from gatherd_proto.procedures import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
 from gatherd_proto.v1 import table_pb2
 
 
@@ -48,20 +48,20 @@ def create_table(
         seed=None if seed is None else check_count("seed", seed),
         optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
     )
-    return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
+    return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
 
 def add_staged(name: str, staged: str) -> ChangeRequest:
     """The request of Client.add_staged_table."""
     table, _ = check_table(name)
     request = table_pb2.CreateTableRequest(table=table, staged=check_text("staged", staged))
-    return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
+    return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
 
 def delete_table(name: str) -> ChangeRequest:
     """The request of Client.delete_table."""
     request = table_pb2.DeleteTableRequest(table=check_table(name)[0])
-    return ChangeRequest(DELETE_TABLE, request.SerializeToString(), "the table was deleted")
+    return ChangeRequest(DELETE_TABLE.path, request.SerializeToString(), "the table was deleted")
 
 
 def publish(name: str, *, staged: str, if_version: int | None) -> ChangeRequest:
@@ -71,7 +71,7 @@ def publish(name: str, *, staged: str, if_version: int | None) -> ChangeRequest:
         staged=check_text("staged", staged),
         if_version=check_version("if_version", if_version),
     )
-    return ChangeRequest(PUBLISH, request.SerializeToString(), "the version was published")
+    return ChangeRequest(PUBLISH.path, request.SerializeToString(), "the version was published")
 
 
 def rollback(name: str, version: int | None, *, if_version: int | None) -> ChangeRequest:
@@ -81,7 +81,7 @@ def rollback(name: str, version: int | None, *, if_version: int | None) -> Chang
         version=check_version("version", version),
         if_version=check_version("if_version", if_version),
     )
-    return ChangeRequest(ROLLBACK, request.SerializeToString(), "the table was rolled back")
+    return ChangeRequest(ROLLBACK.path, request.SerializeToString(), "the table was rolled back")
 
 
 def set_optimizer(
@@ -97,7 +97,7 @@ def set_optimizer(
         optimizer=_encode_optimizer(optimizer, options),
         if_version=check_version("if_version", if_version),
     )
-    return ChangeRequest(SET_OPTIMIZER, request.SerializeToString(), "the optimizer was set")
+    return ChangeRequest(SET_OPTIMIZER.path, request.SerializeToString(), "the optimizer was set")
 
 
 def encode_snapshot(name: str) -> bytes:

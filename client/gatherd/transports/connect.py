@@ -13,14 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
+from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_http
 from gatherd.errors import (
-    NOT_SENT,
-    OUTCOME,
-    UNKNOWN,
     DeadlineExceeded,
     FailedPrecondition,
     GatherdError,
@@ -43,6 +41,8 @@ from gatherd.transports.http1 import (
 )
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.errors import RETRY_AFTER
+from gatherd_proto.procedures import LOOKUP
 
 CONTENT_TYPE = "application/proto"
 REQUEST_ID_HEADER = "x-request-id"
@@ -131,7 +131,7 @@ class Heads:
         if found is not None and found.template is self._template:
             return found
         template = self._template
-        prefix = self._prefix(_path(self._target, LOOKUP))
+        prefix = self._prefix(_path(self._target, LOOKUP.path))
         before, between = request_parts(prefix, foreseen.nbytes)
         expected = b""
         if template is not None and foreseen.prefix:
@@ -241,7 +241,7 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
     assert head is not None  # the reader is done
     content_type = head.headers.get("content-type", "")
     if head.status != 200:
-        retry_after = parse_retry_after(head.headers.get("retry-after"))
+        retry_after = parse_retry_after(head.headers.get(RETRY_AFTER))
         error = from_http(url, head.status, content_type, bytes(reader.body), retry_after)
         raise with_request_id(error, head.headers.get(REQUEST_ID_HEADER))
     if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:

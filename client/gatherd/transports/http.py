@@ -18,7 +18,7 @@ from weakref import ref
 
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, Deadline, Send
+from gatherd._plans.effects import Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
@@ -28,6 +28,7 @@ from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.procedures import LOOKUP
 
 _FAILURES = (OSError, HttpError)
 # Whoever waits for a connection looks for one as often, should nobody have woken them.
@@ -174,7 +175,7 @@ class HttpTransport:
         if pool is not None and wire.expected and self._takes_foreseen:
             connection = pool.idle_unless_awaited()
         if pool is None or connection is None:
-            return self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
+            return self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
         try:
             idle_seconds = time.monotonic() - connection.idle_since
             if idle_seconds > connect.IDLE_UNCHECKED_SECONDS:
@@ -184,7 +185,7 @@ class HttpTransport:
         except connect.Stale:
             # The server closed an idle connection just now, which isn't a failure of the call.
             pool.discard(connection)
-            return self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
+            return self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
         except _FAILURES as error:
             pool.discard(connection)
             raise self._explained(error, deadline) from None

@@ -14,7 +14,7 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, Deadline, Send
+from gatherd._plans.effects import Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import connect
@@ -23,6 +23,7 @@ from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.procedures import LOOKUP
 
 _FAILURES = (connect.TimeIsUp, HttpError, OSError)
 
@@ -83,7 +84,7 @@ class AsyncHttpTransport:
         """See AsyncTransport."""
         wire = self._heads.wire(foreseen)
         if not wire.expected or not self._idle or not self._places.take_now():
-            return await self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
+            return await self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
         connection = self._idle.pop()
         target = foreseen.target(out)
         usable = False
@@ -102,7 +103,7 @@ class AsyncHttpTransport:
         finally:
             self._put_back(connection, usable=usable)
             self._places.give()
-        return await self._call(Send(LOOKUP, foreseen.request(ids), deadline), learn=True)
+        return await self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
 
     async def call(self, send: Send) -> memoryview:
         """See AsyncTransport."""
@@ -253,7 +254,7 @@ class AsyncHttpTransport:
 
 
 def _notice_vanishing(sock: Any) -> None:
-    """As _connect's, of a transport's own idea of a socket."""
+    """As connect.py's, of a transport's own idea of a socket."""
     if sys.platform == "win32":
         connect.notice_vanishing(sock)
         return

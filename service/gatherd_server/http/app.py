@@ -1,8 +1,8 @@
 """REST: the FastAPI application of the HTTP port, for people, scripts and small batches.
 
 Handlers take the raw request, because bodies are bounded while they are read and because FastAPI's
-own validation answers in another shape than RFC 9457; openapi.py describes what they take. Left out
-on purpose: compressed replies (floats don't compress) and GET with ids in the query.
+own validation answers in another shape than RFC 9457; rest/openapi.py describes what they take.
+Left out on purpose: compressed replies (floats don't compress) and GET with ids in the query.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,7 +23,7 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.http.access import Authenticate, caller_of, held_of, placed
-from gatherd_server.http.body import PartsResponse, array_response, read_body
+from gatherd_server.http.body import PartsResponse, read_body
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import (
     CatchUnexpected,
@@ -183,8 +183,8 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
 _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
     JSON: lambda gathered: PartsResponse(arrays.json_lookup_parts(gathered), _JSON_HEADERS),
-    OCTETS: lambda gathered: array_response(OCTETS, arrays.octet_parts(gathered), gathered),
-    NPY: lambda gathered: array_response(NPY, arrays.npy_parts(gathered), gathered),
+    OCTETS: lambda gathered: arrays.array_response(OCTETS, arrays.octet_parts(gathered), gathered),
+    NPY: lambda gathered: arrays.array_response(NPY, arrays.npy_parts(gathered), gathered),
 }
 
 

@@ -4,7 +4,7 @@
     0       4      bytes of what follows, little-endian
     4       1      kind: see Kind
     5       8      number: a request's, repeated by its answer
-    13      n      a record (records.py)
+    13      n      a record (storage/records.py)
 
 A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version],
 …]} with two or three arrays an update: its ids, integer keys, or the data and offsets of string

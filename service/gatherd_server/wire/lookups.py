@@ -33,13 +33,11 @@ from gatherd.store.query import (
     parse_missing,
 )
 from gatherd.store.table import Gathered
-from gatherd_proto.framing import varint
+from gatherd_proto import framing
+from gatherd_proto.framing import dtype_code, varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 from gatherd_server.types import Limits, Lookup, TableInfo
 from gatherd_server.wire.bounds import check_fields
-
-ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
-ERROR_DOMAIN: Final = "gatherd"
 
 Part = bytes | memoryview
 
@@ -50,42 +48,24 @@ SEEN_MAX: Final = 1024
 SEEN_BYTES_MAX: Final = 16 << 10
 
 _ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
-    tensor_pb2.DTYPE_INT8: np.dtype("<i1"),
-    tensor_pb2.DTYPE_INT16: np.dtype("<i2"),
-    tensor_pb2.DTYPE_INT32: np.dtype("<i4"),
-    tensor_pb2.DTYPE_INT64: np.dtype("<i8"),
-    tensor_pb2.DTYPE_UINT8: np.dtype("<u1"),
-    tensor_pb2.DTYPE_UINT16: np.dtype("<u2"),
-    tensor_pb2.DTYPE_UINT32: np.dtype("<u4"),
-    tensor_pb2.DTYPE_UINT64: np.dtype("<u8"),
+    dtype_code(dtype.name): dtype
+    for dtype in (np.dtype(f"<{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))
 }
-WIRE_DTYPES: Final[dict[DType, tensor_pb2.DType]] = {
-    DType.FLOAT32: tensor_pb2.DTYPE_FLOAT32,
-    DType.FLOAT16: tensor_pb2.DTYPE_FLOAT16,
-    DType.BFLOAT16: tensor_pb2.DTYPE_BFLOAT16,
-    DType.FLOAT64: tensor_pb2.DTYPE_FLOAT64,
-}
+DTYPE_CODES: Final = {dtype: dtype_code(dtype.value) for dtype in DType}
 _REPLY_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
-    **{WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES},
+    **{DTYPE_CODES[dtype]: dtype for dtype in REPLY_DTYPES},
 }
 _INT64: Final = np.dtype(np.int64)
 _KEY_DTYPES: Final = {"i": tensor_pb2.DTYPE_INT64, "u": tensor_pb2.DTYPE_UINT64}
 _MISSING: Final[dict[int, Missing]] = {
     embedding_pb2.MISSING_UNSPECIFIED: Missing.ERROR,
-    embedding_pb2.MISSING_ERROR: Missing.ERROR,
-    embedding_pb2.MISSING_ZERO: Missing.ZERO,
-    embedding_pb2.MISSING_DEFAULT: Missing.DEFAULT,
-    embedding_pb2.MISSING_SKIP: Missing.SKIP,
+    **{embedding_pb2.Missing.Value(f"MISSING_{one.name}"): one for one in Missing},
 }
 _POOLING: Final[dict[int, Pooling]] = {
     embedding_pb2.POOLING_UNSPECIFIED: Pooling.SUM,
-    embedding_pb2.POOLING_SUM: Pooling.SUM,
-    embedding_pb2.POOLING_MEAN: Pooling.MEAN,
-    embedding_pb2.POOLING_MAX: Pooling.MAX,
-    embedding_pb2.POOLING_SQRTN: Pooling.SQRTN,
+    **{embedding_pb2.Pooling.Value(f"POOLING_{one.name}"): one for one in Pooling},
 }
-
 
 M = TypeVar("M", bound=Message)
 
@@ -284,14 +264,14 @@ def lookup_many_reply(many: Sequence[Gathered]) -> list[Part]:
     """A LookupManyResponse."""
     parts: list[Part] = []
     for gathered in many:
-        parts.extend(_nested(_LOOKUPS_TAG, _lookup_response(gathered)))
+        parts.extend(_nested(framing.LOOKUPS, _lookup_response(gathered)))
     return parts
 
 
 def stream_reply(request_id: int, gathered: Gathered) -> list[Part]:
     """A LookupStreamResponse that holds a lookup."""
-    head = _varint_field(_STREAM_ID_TAG, request_id)
-    return [head, *_nested(_STREAM_LOOKUP_TAG, _lookup_response(gathered))]
+    head = framing.STREAM_ID + varint(request_id) if request_id else b""
+    return [head, *_nested(framing.STREAM_LOOKUP, _lookup_response(gathered))]
 
 
 def keys_reply(keys: Keys, version: int) -> bytes:
@@ -313,18 +293,6 @@ def byte_count(parts: Sequence[Part]) -> int:
     return sum(len(part) for part in parts)
 
 
-# A tag is field number << 3 | wire type: 0 a varint, 2 a length and that many bytes.
-_VERSION_TAG = 1 << 3 | 0
-_STATUS_TAG = 2 << 3 | 2
-_VECTORS = bytes((3 << 3 | 2,))
-_TENSOR_DTYPE_TAG = 1 << 3 | 0
-_TENSOR_SHAPE_TAG = 2 << 3 | 2
-_TENSOR_DATA = bytes((3 << 3 | 2,))
-_LOOKUPS_TAG = 1 << 3 | 2
-_STREAM_ID_TAG = 1 << 3 | 0
-_STREAM_LOOKUP_TAG = 2 << 3 | 2
-
-
 def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     data = gathered.vectors.reshape(-1).view(np.uint8).data
     status = b"" if gathered.status is None else gathered.status.tobytes()
@@ -338,24 +306,11 @@ def lookup_head(
     version: int, dtype: DType, shape: tuple[int, ...], data_bytes: int, status: bytes = b""
 ) -> bytes:
     """All of a LookupResponse but the vectors' `data_bytes` bytes, which come after it."""
-    dims = b"".join(map(varint, shape))
-    tensor = (
-        bytes((_TENSOR_DTYPE_TAG, WIRE_DTYPES[dtype], _TENSOR_SHAPE_TAG)) + varint(len(dims)) + dims
-    )
-    if data_bytes:
-        tensor += _TENSOR_DATA + varint(data_bytes)
-    head = _varint_field(_VERSION_TAG, version)
-    if status:
-        head += bytes((_STATUS_TAG,)) + varint(len(status)) + status
-    return head + _VECTORS + varint(len(tensor) + data_bytes) + tensor
+    return framing.lookup_head(version, DTYPE_CODES[dtype], shape, data_bytes, status)
 
 
-def _nested(tag: int, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return (bytes((tag,)) + varint(byte_count(parts)), *parts)
-
-
-def _varint_field(tag: int, value: int) -> bytes:
-    return bytes((tag,)) + varint(value) if value else b""
+def _nested(begin: bytes, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return (begin + varint(byte_count(parts)), *parts)
 
 
 def list_tables_reply(infos: Sequence[TableInfo], limits: Limits) -> bytes:
@@ -377,7 +332,7 @@ def _table_message(info: TableInfo) -> table_pb2.Table:
         name=info.name,
         rows=info.row_count,
         dim=info.dim,
-        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else WIRE_DTYPES[info.dtype],
+        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else DTYPE_CODES[info.dtype],
         version=info.version,
         refused=info.refused,
         trainable=info.trainable,

@@ -16,13 +16,13 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded
+from gatherd_proto.errors import CANCELED
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import SMALL_BYTES, Held
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
-from gatherd_server.http.errors import kind_of
 from gatherd_server.http.fast.repeat import is_repeatable
 from gatherd_server.http.fast.routes import Route, Work
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
@@ -30,6 +30,7 @@ from gatherd_server.http.offload import Offload
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
+from gatherd_server.wire.codes import code_of
 from gatherd_server.wire.lookups import Part, byte_count
 
 # What is gathered and written at a time: small enough to stay in a core's cache in between and not
@@ -195,7 +196,7 @@ class FastCycle:
         """The connection is gone."""
         self.disconnected = True
         if self._holds_place and not self.response_complete:
-            code = "canceled" if self._code == "ok" else self._code
+            code = CANCELED if self._code == "ok" else self._code
             self._count(code)
         if not self._tasks_count:
             self._let_go()
@@ -288,7 +289,7 @@ class FastCycle:
                     self._fail(error)
                 else:
                     # Too late for another answer: the client sees that this one isn't whole.
-                    self._code = kind_of(error).code
+                    self._code = code_of(error)
                     connection.admission.telemetry.failures.note(error)
                     connection.transport.abort()
                 return
@@ -338,7 +339,7 @@ class FastCycle:
         return reply_head(ok, self.route, rows, keep_alive=self.keep_alive)
 
     def _fail(self, error: GatherdError) -> None:
-        self._code = kind_of(error).code
+        self._code = code_of(error)
         request_id = Trail((self.trail or NO_TRAIL).get).request_id
         self._connection.admission.telemetry.failures.note(error, request_id)
         if self._is_gone:

@@ -22,9 +22,9 @@ from gatherd.store.ids import all_in_range
 from gatherd.store.table import Table
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http.errors import kind_of
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import RepeatSeries, now_ns
+from gatherd_server.wire.codes import code_of
 
 # Gathered and written at a time, so that it stays in a core's cache in between.
 PIECE_BYTES: Final = 256 << 10
@@ -143,7 +143,7 @@ class Repeat:
             except GatherdError as error:
                 if start:
                     connection.abort()  # the client sees that the reply isn't whole
-                    self._requests.done(kind_of(error).code, now_ns() - begun_ns)
+                    self._requests.done(code_of(error), now_ns() - begun_ns)
                 return bool(start)
             connection.write_now(scratch.after(head, piece.size * row_bytes))
             head = b""

@@ -7,29 +7,29 @@ every other request, through ASGI, which also knows how to refuse it.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
-from google.protobuf.message import Message
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
-from gatherd.store.table import Gathered
-from gatherd_proto.v1 import embedding_pb2
+from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http.body import PartsResponse, array_response
+from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
 from gatherd_server.http.rest import arrays, lookup_bodies
+from gatherd_server.http.rest.arrays import array_response
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
+from gatherd_server.wire.procedures import LOOKUPS, Lookups
 
 PROTO: Final = "application/proto"
 
@@ -75,30 +75,12 @@ class FastRoutes:
         """Counts into `telemetry`, or for nobody."""
         self._engine = engine
         telemetry = telemetry or Telemetry()
-        self._octets = telemetry.requests("rest", "Lookup")
-        service = "/gatherd.v1.EmbeddingService/"
-        request = embedding_pb2
-        one, bags = lookups.lookup_plan, lookups.bags_plan
+        self._octets = telemetry.requests("rest", LOOKUP.name)
         self._connect: dict[bytes, Route] = {
-            f"{service}{name}".encode(): _Connect(
-                engine, message, read, encode, telemetry.requests("connect", name)
+            procedure.path.encode(): _Connect(
+                engine, procedure, way, telemetry.requests("connect", procedure.name)
             )
-            for name, message, read, encode in (
-                ("Lookup", request.LookupRequest, lambda r: [one(r)], _one_reply),
-                ("LookupBags", request.LookupBagsRequest, lambda r: [bags(r)], _one_reply),
-                (
-                    "LookupMany",
-                    request.LookupManyRequest,
-                    lambda r: lookups.lookup_plans(r, engine.limits),
-                    lookups.lookup_many_reply,
-                ),
-                (
-                    "LookupBagsMany",
-                    request.LookupBagsManyRequest,
-                    lambda r: lookups.bags_plans(r, engine.limits),
-                    lookups.lookup_many_reply,
-                ),
-            )
+            for procedure, way in LOOKUPS.items()
         }
 
     def find(self, url: bytes) -> Route | None:
@@ -111,10 +93,6 @@ class FastRoutes:
             return None
         query = QueryParams(match[2].decode("latin-1")) if match[2] else _NO_QUERY
         return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
-
-
-def _one_reply(gathered: Sequence[Gathered]) -> list[lookups.Part]:
-    return lookups.lookup_reply(gathered[0])
 
 
 def _has_rows_alone(plans_: Sequence[Lookup]) -> bool:
@@ -131,16 +109,16 @@ class _Connect:
     def __init__(
         self,
         engine: Engine,
-        message: type[Message],
-        read: Callable[[Any], list[Lookup]],
-        encode: Callable[[Sequence[Gathered]], list[lookups.Part]],
+        procedure: Procedure,
+        way: Lookups,
         counted: RequestSeries,
     ) -> None:
         self.counted = counted
         self._engine = engine
-        self._message = message
-        self._read = read
-        self._encode = encode
+        self._message = procedure.request
+        self._is_lookup = procedure is LOOKUP
+        self._read = way.read
+        self._encode = way.encode
         self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -155,8 +133,9 @@ class _Connect:
         if found is not None:
             asked = [found[1]]
         else:
-            asked = self._read(lookups.parse(self._message(), body, self._engine.limits))
-            if self._message is embedding_pb2.LookupRequest:
+            limits = self._engine.limits
+            asked = self._read(lookups.parse(self._message(), body, limits), limits)
+            if self._is_lookup:
                 self._seen.learn(body, asked[0])
         engine = caller.guard(self._engine)
         if _has_rows_alone(asked):

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from starlette.datastructures import QueryParams
 
 from gatherd.errors import InvalidArgument
-from gatherd.store.bags import check_offsets, check_weights, jagged
+from gatherd.store.bags import check_offsets, check_weights, flat_weights, jagged
 from gatherd.store.dtypes import parse_reply_dtype
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import StringKeys
@@ -196,10 +196,11 @@ def _flat(weights: Any, offsets: NDArray[np.int64], id_count: int) -> Any:
     """Weights as a flat list, also when they are nested; then as the bags are."""
     if not (isinstance(weights, list) and any(isinstance(part, list) for part in weights)):
         return weights
-    lengths = [len(part) if isinstance(part, list) else -1 for part in weights]
-    if lengths != np.diff(offsets, append=id_count).tolist():
-        raise InvalidArgument("nested weights must be as long as the bags, one by one")
-    return [weight for part in weights for weight in part]
+    lists = [part if isinstance(part, list) else None for part in weights]
+    try:
+        return flat_weights(lists, offsets, id_count)
+    except InvalidArgument:
+        raise InvalidArgument("nested weights must be as long as the bags, one by one") from None
 
 
 def _query_plan(table: str, ids: arrays.Ids, options: dict[str, str]) -> Lookup:
