@@ -1,14 +1,13 @@
-"""The protobuf messages of lookups and of what is told about tables, on gRPC and Connect alike.
+"""The protobuf messages of lookups, on gRPC and Connect alike.
 
 Requests are parsed by the generated classes. Replies are framed by hand around the vectors, which
 so are never copied into a message: each reply is a list of parts, headers and buffers in turn, to
 be written one after another. Every field but the vectors' data comes first, so a reader knows
 shape and dtype before the first row arrives. Field numbers are those of embedding.proto and
-tensor.proto; a test compares every frame with what the generated classes make of it. The messages
-of updates and changes are in wire/updates.py.
+tensor.proto; a test compares every frame with what the generated classes make of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -35,8 +34,8 @@ from gatherd.store.query import (
 from gatherd.store.table import Gathered
 from gatherd_proto import framing
 from gatherd_proto.framing import dtype_code, varint
-from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
-from gatherd_server.types import Limits, Lookup, TableInfo
+from gatherd_proto.v1 import embedding_pb2, tensor_pb2
+from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.bounds import check_fields
 
 Part = bytes | memoryview
@@ -311,56 +310,3 @@ def lookup_head(
 
 def _nested(begin: bytes, parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return (begin + varint(byte_count(parts)), *parts)
-
-
-def list_tables_reply(infos: Sequence[TableInfo], limits: Limits) -> bytes:
-    """A ListTablesResponse."""
-    return table_pb2.ListTablesResponse(
-        tables=map(_table_message, infos), limits=_limits_message(limits)
-    ).SerializeToString()
-
-
-def get_table_reply(info: TableInfo, limits: Limits) -> bytes:
-    """A GetTableResponse."""
-    return table_pb2.GetTableResponse(
-        table=_table_message(info), limits=_limits_message(limits)
-    ).SerializeToString()
-
-
-def _table_message(info: TableInfo) -> table_pb2.Table:
-    return table_pb2.Table(
-        name=info.name,
-        rows=info.row_count,
-        dim=info.dim,
-        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else DTYPE_CODES[info.dtype],
-        version=info.version,
-        refused=info.refused,
-        trainable=info.trainable,
-        key_kind=info.key_kind,
-        rows_bytes=info.rows_bytes,
-        keys_bytes=info.keys_bytes,
-        resident_bytes=info.resident_bytes,
-        versions=info.versions,
-        optimizer=_optimizer_message(info.optimizer),
-        lsn=info.lsn,
-    )
-
-
-def _optimizer_message(optimizer: Mapping[str, Any] | None) -> table_pb2.Optimizer | None:
-    if optimizer is None:
-        return None
-    options = {
-        name: float(value)
-        for name, value in optimizer.items()
-        if name != "name" and value is not None
-    }
-    return table_pb2.Optimizer(name=optimizer["name"], options=options)
-
-
-def _limits_message(limits: Limits) -> table_pb2.Limits:
-    return table_pb2.Limits(
-        request_bytes_max=limits.request_bytes_max,
-        reply_bytes_max=limits.reply_bytes_max,
-        ids_max=limits.ids_max,
-        tables_max=limits.tables_max,
-    )
