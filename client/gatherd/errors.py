@@ -38,18 +38,10 @@ GatherdError
     └── ForkedClient
 
 `reason` is the name a class has on the wires; `by_reason` finds the class again.
-
-What became of a failed request is under OUTCOME in an error's metadata: NOT_SENT when it never left
-the client, UNKNOWN when its answer was lost or the server lost track of it. Without that a gatherd
-server answered, and did nothing of what was asked.
 """
 
 from collections.abc import Iterator, Mapping
-from typing import ClassVar, Final
-
-OUTCOME: Final = "outcome"
-NOT_SENT: Final = "not sent"
-UNKNOWN: Final = "unknown"
+from typing import ClassVar
 
 
 class GatherdError(Exception):

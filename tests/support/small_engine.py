@@ -7,13 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.store.table import Preload, open_file_table
+from gatherd.store.table import Preload
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.http.offload import Offload
 from gatherd_server.types import Limits
+from support.file_tables import open_file_table
 
 LIMITS = Limits(
     request_bytes_max=1 << 20,

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from numpy.typing import ArrayLike
 
+from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd._plans.answering import extras, mappings
 from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.request_ids import RequestIds
@@ -35,8 +36,6 @@ from gatherd._wire.updates import (
     encode_update,
 )
 from gatherd.errors import (
-    OUTCOME,
-    UNKNOWN,
     DeadlineExceeded,
     FailedPrecondition,
     GatherdError,

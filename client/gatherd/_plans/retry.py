@@ -4,7 +4,7 @@ A call is tried until its time is up, so that a default client outlives a server
 of retries bounds that further, where somebody wants to hear sooner.
 
 Lookups change nothing, so every one may be sent twice; an update may by its request id. Other
-changes may not, so an error's OUTCOME decides; see errors.py.
+changes may not, so an error's OUTCOME decides; see _outcome.py.
 """
 
 import math
@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd._plans.effects import Deadline, Plan, Send, Sleep
-from gatherd.errors import NOT_SENT, OUTCOME, UNKNOWN, InvalidArgument, RetryableError
+from gatherd.errors import InvalidArgument, RetryableError
 
 PAUSE_SECONDS_FIRST = 0.05
 PAUSE_SECONDS_MAX = 2.0

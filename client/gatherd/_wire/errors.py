@@ -14,10 +14,8 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd.errors import (
-    NOT_SENT,
-    OUTCOME,
-    UNKNOWN,
     AlreadyExists,
     DeadlineExceeded,
     FailedPrecondition,

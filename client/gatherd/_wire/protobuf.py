@@ -7,7 +7,8 @@ can't be read is the server's fault. Left out on purpose: writing anything but v
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from gatherd.errors import OUTCOME, UNKNOWN, InternalError
+from gatherd._outcome import OUTCOME, UNKNOWN
+from gatherd.errors import InternalError
 from gatherd_proto.framing import BYTES, FIXED32, FIXED64, GROUP, GROUP_END, VARINT, varint
 
 _VARINT_BITS_MAX = 70

@@ -13,14 +13,12 @@ from typing import Any
 
 from numpy.typing import NDArray
 
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_http
 from gatherd.errors import (
-    NOT_SENT,
-    OUTCOME,
-    UNKNOWN,
     DeadlineExceeded,
     FailedPrecondition,
     GatherdError,

@@ -254,7 +254,7 @@ class AsyncHttpTransport:
 
 
 def _notice_vanishing(sock: Any) -> None:
-    """As _connect's, of a transport's own idea of a socket."""
+    """As connect.py's, of a transport's own idea of a socket."""
     if sys.platform == "win32":
         connect.notice_vanishing(sock)
         return

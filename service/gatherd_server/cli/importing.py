@@ -43,8 +43,8 @@ from gatherd_server.data_dir.importing import (
 from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.limits import UnpackLimits
+from gatherd_server.loaders.locations import STANDARD_INPUT, is_uri, without_password
 from gatherd_server.loaders.opening import OpenOptions, open_sources
-from gatherd_server.loaders.streams import STANDARD_INPUT, is_uri, without_password
 from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.training.optimizer import Optimizer
 

@@ -1,4 +1,4 @@
-"""The thread that changes of tables run on, and snapshots: one after the other, beside the pushes.
+"""The thread that changes tables and takes snapshots, one after the other, beside the pushes.
 
 A snapshot copies a catalog that mustn't change meanwhile, so it waits its turn like a change.
 `catalog_changes.py` has what each change does.

@@ -1,9 +1,9 @@
 """Holds what is in a data dir against what was written, and mends what can be mended.
 
 What doesn't change any more has checksums: a read-only version's files in its manifest, the weights
-and slots of a superseded one in frozen.json (freezing.py). Those of a trainable version that is
-live move with every update: their blocks are held against the last checkpoint's sums, but for those
-that moved since (verify_live.py), and every frame of the log carries a checksum.
+and slots of a superseded one in frozen.json (snapshots/freezing.py). Those of a trainable version
+that is live move with every update: their blocks are held against the last checkpoint's sums, but
+for those that moved since (verify_live.py), and every frame of the log carries a checksum.
 
 A server may be at work meanwhile, so what looks like damage is believed only while the catalog, the
 checkpoint and the log stood still. Left out on purpose: to hold live rows against the log's images,

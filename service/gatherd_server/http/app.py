@@ -1,8 +1,8 @@
 """REST: the FastAPI application of the HTTP port, for people, scripts and small batches.
 
 Handlers take the raw request, because bodies are bounded while they are read and because FastAPI's
-own validation answers in another shape than RFC 9457; openapi.py describes what they take. Left out
-on purpose: compressed replies (floats don't compress) and GET with ids in the query.
+own validation answers in another shape than RFC 9457; rest/openapi.py describes what they take.
+Left out on purpose: compressed replies (floats don't compress) and GET with ids in the query.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -24,7 +24,7 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.http.access import Authenticate, caller_of, held_of, placed
-from gatherd_server.http.body import PartsResponse, array_response, read_body
+from gatherd_server.http.body import PartsResponse, read_body
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import (
     CatchUnexpected,
@@ -94,7 +94,7 @@ def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> AP
         encode: Callable[[list[Gathered]], Response],
     ) -> Response:
         guarded = caller_of(request.scope).guard(engine)
-        typed = [lookup_bodies.typed(plan, guarded.key_kind) for plan in asked]
+        typed = [lookup_bodies.typed(lookup, guarded.key_kind) for lookup in asked]
         prepared = guarded.prepare(typed)
         return await offload.run(lambda: encode(prepared.run()), prepared.is_long)
 
@@ -104,19 +104,17 @@ def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> AP
         media_type = content_type(headers, (JSON, OCTETS, NPY))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await offload.parse(
-            lambda: lookup_bodies.lookup_plan(
-                media_type, table, body, request.query_params, limits
-            ),
+        lookup = await offload.parse(
+            lambda: lookup_bodies.lookup_of(media_type, table, body, request.query_params, limits),
             body if media_type == JSON else b"",
         )
-        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = await offload.parse(
-            lambda: lookup_bodies.lookup_many_plans(body, request.query_params, limits), body
+            lambda: lookup_bodies.lookups_of(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
@@ -126,16 +124,16 @@ def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> AP
         content_type(headers, (JSON,))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await offload.parse(
-            lambda: lookup_bodies.bags_plan(table, body, request.query_params, limits), body
+        lookup = await offload.parse(
+            lambda: lookup_bodies.bag_lookup_of(table, body, request.query_params, limits), body
         )
-        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
     async def lookup_bags_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = await offload.parse(
-            lambda: lookup_bodies.bags_many_plans(body, request.query_params, limits), body
+            lambda: lookup_bodies.bag_lookups_of(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
@@ -171,7 +169,7 @@ async def _body(request: Request, admission: Admission) -> bytes:
 
 def _by_table(asked: Sequence[Lookup]) -> Callable[[list[Gathered]], Response]:
     def encode(gathered: list[Gathered]) -> Response:
-        names = [plan.table for plan in asked]
+        names = [lookup.table for lookup in asked]
         return PartsResponse(arrays.json_lookups_parts(names, gathered), _JSON_HEADERS)
 
     return encode
@@ -184,8 +182,8 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
 _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
     JSON: lambda gathered: PartsResponse(arrays.json_lookup_parts(gathered), _JSON_HEADERS),
-    OCTETS: lambda gathered: array_response(OCTETS, arrays.octet_parts(gathered), gathered),
-    NPY: lambda gathered: array_response(NPY, arrays.npy_parts(gathered), gathered),
+    OCTETS: lambda gathered: arrays.array_response(OCTETS, arrays.octet_parts(gathered), gathered),
+    NPY: lambda gathered: arrays.array_response(NPY, arrays.npy_parts(gathered), gathered),
 }
 
 

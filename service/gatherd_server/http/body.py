@@ -12,11 +12,9 @@ from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gatherd.errors import MalformedRequest
-from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import Held
 from gatherd_server.http.media import content_encoding
-from gatherd_server.http.rest.arrays import array_headers
 from gatherd_server.wire.lookups import Part, byte_count
 
 # Up to this the parts of a reply are joined: the copy costs less than the ASGI messages and socket
@@ -147,11 +145,3 @@ class PartsResponse(Response):
         for part in first:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": last})
-
-
-def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -> PartsResponse:
-    """A lookup's arrays, with the headers that describe them."""
-    shape, status = gathered.vectors.shape, gathered.status
-    status_bytes = 0 if status is None else status.nbytes
-    headers = array_headers(shape, gathered.dtype, gathered.version, status_bytes)
-    return PartsResponse(parts, {"Content-Type": media_type, **headers})

@@ -18,6 +18,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
+from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd_proto.errors import ERROR_DOMAIN, ERROR_INFO_TYPE
 from gatherd_proto.headers import JSON, PROBLEM_JSON, RETRY_AFTER
 from gatherd_proto.procedures import PATH_PREFIX
@@ -218,7 +219,7 @@ class CatchUnexpected:
 def _stopping() -> errors.Unavailable:
     return errors.Unavailable(
         f"the server is stopping and waits no longer for this request; {UPDATE_MAY_BE_DONE}",
-        {errors.OUTCOME: errors.UNKNOWN},
+        {OUTCOME: UNKNOWN},
     )
 
 

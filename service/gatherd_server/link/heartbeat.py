@@ -14,7 +14,8 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
-from gatherd.errors import NOT_SENT, OUTCOME, UNKNOWN, Unavailable
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
+from gatherd.errors import Unavailable
 
 logger = logging.getLogger("gatherd.writer")
 

@@ -1,7 +1,7 @@
 """Where the compiled kernels are kept from one start to the next: a folder for each release's own.
 
 The server's kernels are in the files that match `KERNEL_FILES`, the store's in its folder
-`kernels`. None is listed: a kernel in a file of another name would be one whose change goes unseen.
+`kernels`. No file is listed by name. A kernel in a file that doesn't match would change unseen.
 """
 
 import logging

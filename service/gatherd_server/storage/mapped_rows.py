@@ -2,8 +2,8 @@
 
 A store into a mapping is visible to every reader at once, and durable when it was synced, or when
 the kernel thought fit. What makes it safe stands elsewhere: the log has every image before it is
-stored here. Weights are stored row by row under their stripes' counters (stripes.py); nobody but
-the writer reads slots, so they are stored plainly.
+stored here. Weights are stored row by row under their stripes' counters (the store's stripes.py);
+nobody but the writer reads slots, so they are stored plainly.
 
 Everything goes through the fault seam, so that a test can see each map, store and sync, and take a
 store apart.

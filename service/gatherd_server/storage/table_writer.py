@@ -1,4 +1,4 @@
-"""Writes a table version's files where no reader looks yet; catalog.py has the layout.
+"""Writes a table version's files where no reader looks yet; the store's catalog.py has the layout.
 
 The rows come in blocks, and how many there are may show only at their end: weights.npy is begun
 with a header of a length that every row count fits, its blocks are reserved in steps ahead of the

@@ -24,7 +24,7 @@ A push changes each of its rows in this order, in float32, and rounds the row on
 Only the rows of a gradient move: momentum, moments and weight decay of the others stand still. The
 step t of adam counts the pushes that changed a row, for the whole table.
 
-How the images get to the log and to the mapped rows is commit.py's.
+How the images get to the log and to the mapped rows is writer/commit.py's.
 """
 
 import math

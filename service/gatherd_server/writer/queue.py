@@ -25,7 +25,7 @@ class Waiting:
 
 
 class PushQueue:
-    """First in, first out. Whoever calls it holds the writer's lock, which is that of `wake`."""
+    """First in, first out. Callers hold the writer's lock, which is that of `wake`."""
 
     def __init__(self, limits: WriterLimits, wake: threading.Condition) -> None:
         """`wake` is notified of whatever the committer has to do."""
@@ -46,7 +46,7 @@ class PushQueue:
     def join(self, request_id: RequestId, digest: bytes, future: "Future[PushResult]") -> bool:
         """Have `future` answered with the push of this id, if that isn't answered yet.
 
-        An error when the id is another push's.
+        RequestIdReused when the id is another push's.
         """
         waiting = self._by_id.get(request_id) if request_id is not None else None
         if waiting is None:
@@ -57,7 +57,7 @@ class PushQueue:
         return True
 
     def has_room(self, byte_count: int) -> bool:
-        """Whether a push of so many bytes may wait. A single one may, whatever its size."""
+        """Whether a push of so many bytes may wait. It may if no other does."""
         limits = self._limits
         return len(self._queue) < limits.queued_pushes_max and (
             not self._queue or self.byte_count + byte_count <= limits.queued_bytes_max

@@ -1,6 +1,6 @@
 """Lookups answered inside uvicorn's own protocol class, without ASGI between.
 
-Requests that fast_routes.py has a route for are answered from `data_received` itself: a task, a
+Requests that routes.py has a route for are answered from `data_received` itself: a task, a
 scope and three messages are most of what a small lookup costs. Every other request, and whatever
 isn't plain about one (chunked or compressed bodies, `Expect`, repeated headers),
 goes on to the application. A client can't tell the two apart but by the clock.
@@ -10,7 +10,7 @@ To uvicorn a fast request is a cycle like its own: it stands in `self.cycle`, wa
 order of the requests, idle connections expire and a drain waits. What that needs of uvicorn's class
 is listed in tests/http/test_fast_path.py, which fails when uvicorn changes it.
 
-fast_cycle.py has what becomes of a request then. Left out on purpose: updates, which wait for the
+cycle.py has what becomes of a request then. Left out on purpose: updates, which wait for the
 disk anyway.
 """
 
@@ -196,7 +196,7 @@ class _FastPath(GuardedProtocol):
         return reply_head(ok, self._seen.route, rows, keep_alive=True)
 
     def reply_changes(self) -> object:
-        """See fast_repeat.Connection."""
+        """See repeat.AskingConnection."""
         return self.server_state.default_headers
 
     def write(self, data: memoryview) -> None:
@@ -231,7 +231,7 @@ class _FastPath(GuardedProtocol):
             return len(data)
 
     def abort(self) -> None:
-        """See fast_repeat.Connection."""
+        """See repeat.AskingConnection."""
         self.transport.abort()
 
     def on_message_begin(self) -> None:
