@@ -35,10 +35,10 @@ from gatherd.store.query import ByKey
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.records import Record, unpack
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.storage.wal_format import FrameKind
 from gatherd_server.storage.wal_reader import Frame
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     LIVE_VERSION,
     Push,
