@@ -15,7 +15,7 @@ from gatherd.store.query import ByKey
 from gatherd_server.link.messages import (
     HEAD_BYTES,
     MESSAGE_BYTES_MAX,
-    Kind,
+    MessageKind,
     Result,
     Unframer,
     frame,
@@ -66,7 +66,9 @@ RESULTS: list[Result] = [
 ]
 
 
-def sent(parts: list[bytes | memoryview], kind: Kind = Kind.PUSH, number: int = 1) -> bytes:
+def sent(
+    parts: list[bytes | memoryview], kind: MessageKind = MessageKind.PUSH, number: int = 1
+) -> bytes:
     return b"".join(frame(kind, number, parts))
 
 
@@ -141,8 +143,8 @@ def test_an_error_that_this_end_does_not_know_is_an_internal_one() -> None:
     assert back.message == "why"
 
 
-def stream() -> tuple[bytes, list[tuple[Kind, int]]]:
-    listed = [(Kind.PUSH, 1), (Kind.PING, 0), (Kind.ANSWER, 2**64 - 1)]
+def stream() -> tuple[bytes, list[tuple[MessageKind, int]]]:
+    listed = [(MessageKind.PUSH, 1), (MessageKind.PING, 0), (MessageKind.ANSWER, 2**64 - 1)]
     parts = [pack_push(a_push()), pack({}, []), pack_result(None)]
     messages = [sent(some, *one) for some, one in zip(parts, listed, strict=True)]
     return b"".join(messages), listed
@@ -181,7 +183,7 @@ def test_a_length_that_no_message_has_is_refused_by_its_head_alone(byte_count: i
 def test_a_kind_that_there_is_not_is_refused(kind: int) -> None:
     data = bytearray(sent(pack({}, [])))
     data[4] = kind
-    with pytest.raises(ValueError, match="not a valid Kind"):
+    with pytest.raises(ValueError, match="not a valid MessageKind"):
         Unframer().feed(bytes(data))
 
 
