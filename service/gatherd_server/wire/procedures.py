@@ -80,10 +80,10 @@ def _one_reply(gathered: Sequence[Gathered]) -> list[Part]:
 
 
 LOOKUPS: Final[Mapping[Procedure, Lookups]] = {
-    proto.LOOKUP: Lookups(lambda request, _: [lookups.lookup_plan(request)], _one_reply),
-    proto.LOOKUP_MANY: Lookups(lookups.lookup_plans, lookups.lookup_many_reply),
-    proto.LOOKUP_BAGS: Lookups(lambda request, _: [lookups.bags_plan(request)], _one_reply),
-    proto.LOOKUP_BAGS_MANY: Lookups(lookups.bags_plans, lookups.lookup_many_reply),
+    proto.LOOKUP: Lookups(lambda request, _: [lookups.lookup_of(request)], _one_reply),
+    proto.LOOKUP_MANY: Lookups(lookups.lookups_of, lookups.lookup_many_reply),
+    proto.LOOKUP_BAGS: Lookups(lambda request, _: [lookups.bag_lookup_of(request)], _one_reply),
+    proto.LOOKUP_BAGS_MANY: Lookups(lookups.bag_lookups_of, lookups.lookup_many_reply),
 }
 
 

@@ -194,7 +194,7 @@ class _FastPath(GuardedProtocol):
         return reply_head(ok, self._seen.route, rows, keep_alive=True)
 
     def reply_changes(self) -> object:
-        """See fast_repeat.Connection."""
+        """See repeat.AskingConnection."""
         return self.server_state.default_headers
 
     def write(self, data: memoryview) -> None:
@@ -229,7 +229,7 @@ class _FastPath(GuardedProtocol):
             return len(data)
 
     def abort(self) -> None:
-        """See fast_repeat.Connection."""
+        """See repeat.AskingConnection."""
         self.transport.abort()
 
     def on_message_begin(self) -> None:

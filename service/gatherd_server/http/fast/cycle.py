@@ -24,7 +24,7 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
 from gatherd_server.http.fast.repeat import is_repeatable
-from gatherd_server.http.fast.routes import Route, Work
+from gatherd_server.http.fast.routes import PendingAnswer, Route
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
 from gatherd_server.observe.metrics.telemetry import now_ns
@@ -55,7 +55,7 @@ class Prefixes:
         return self._ok
 
 
-class Connection(Protocol):
+class FastConnection(Protocol):
     """What a request needs of its connection; uvicorn's protocol class has most of it."""
 
     loop: asyncio.AbstractEventLoop
@@ -83,7 +83,7 @@ class _NoEvent:
 
 
 class FastCycle:
-    """One request and its reply. Everything happens on the event loop but `Work` that is long."""
+    """One request and its reply, all on the event loop but a `PendingAnswer` that is long."""
 
     __slots__ = (
         "_begun_ns",
@@ -112,7 +112,7 @@ class FastCycle:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: FastConnection,
         route: Route,
         seconds: float | None,
         caller: Caller,
@@ -239,7 +239,7 @@ class FastCycle:
             return
         try:
             found = self.route.begin(self._whole_body(), self.caller)
-            if isinstance(found, Work):
+            if isinstance(found, PendingAnswer):
                 self._work(found)
                 return
             self.is_repeatable = is_repeatable(found)
@@ -303,7 +303,7 @@ class FastCycle:
                 return
         self._complete()
 
-    def _work(self, work: Work) -> None:
+    def _work(self, work: PendingAnswer) -> None:
         if work.is_long:
             self._track(self._run_elsewhere(work))
             return
@@ -311,7 +311,7 @@ class FastCycle:
         self._check_time()
         self._respond(response)
 
-    async def _run_elsewhere(self, work: Work) -> None:
+    async def _run_elsewhere(self, work: PendingAnswer) -> None:
         try:
             async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
                 response = await self._connection.offload.run(work.run, is_long=True)
