@@ -52,10 +52,6 @@ WAIT_SECONDS = 30
 OUTCOME_UNKNOWN = {"outcome": "unknown"}
 
 
-def _message(kind: MessageKind, number: int, parts: list[bytes | memoryview]) -> bytes:
-    return b"".join(message_parts(kind, number, parts))
-
-
 @dataclass
 class Behind:
     """In place of writer and changes: keeps what it is asked, and is answered by the test."""
@@ -288,9 +284,9 @@ class RawWriter:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.append(writer)
-        messages_in = MessageReader()
+        messages = MessageReader()
         while data := await reader.read(1 << 16):
-            self.received += [(kind, number) for kind, number, _ in messages_in.feed(data)]
+            self.received += [(kind, number) for kind, number, _ in messages.feed(data)]
 
     async def goes(self) -> None:
         """End the newest connection."""
@@ -340,7 +336,9 @@ def test_what_the_writer_had_when_it_went_has_an_unknown_outcome_and_the_next_on
 def test_an_answer_that_is_cut_at_any_byte_is_no_answer(path: Path) -> None:
     async def test() -> None:
         async with raw_writer(path) as raw, worker(path) as link:
-            whole = len(_message(MessageKind.ANSWER, 1, pack_result(PushResult(3, (1,)))))
+            whole = len(
+                b"".join(message_parts(MessageKind.ANSWER, 1, pack_result(PushResult(3, (1,)))))
+            )
             for cut in range(whole):
                 await until(lambda: link.state() is UpdatesState.RUNNING)
                 count = len(raw.received)
@@ -399,7 +397,7 @@ def test_what_the_writer_does_not_read_is_bounded_and_its_place_is_given_back(
 
 
 def test_a_push_of_a_worker_that_is_cut_at_any_byte_is_never_begun(path: Path) -> None:
-    data = _message(MessageKind.PUSH, 1, pack_push(Submitted(a_push(), b"")))
+    data = b"".join(message_parts(MessageKind.PUSH, 1, pack_push(Submitted(a_push(), b""))))
 
     async def test() -> None:
         async with writer_end(path) as (behind, server):
@@ -430,7 +428,7 @@ def test_a_push_of_a_worker_that_is_cut_at_any_byte_is_never_begun(path: Path) -
 NO_MESSAGES = {
     "too large": b"\xff" * 13,
     "too short": bytes(13),
-    "no record": _message(MessageKind.PUSH, 1, [b"\xff" * 8]),
+    "no record": b"".join(message_parts(MessageKind.PUSH, 1, [b"\xff" * 8])),
     "no kind": b"\x11\0\0\0\x63" + bytes(16),
 }
 
