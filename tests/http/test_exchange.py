@@ -199,7 +199,7 @@ class BrokenEngine(Engine):
     def __init__(self) -> None:
         pass
 
-    def prepare(self, plans: Any) -> PreparedLookup:
+    def prepare(self, lookups: Any) -> PreparedLookup:
         raise ZeroDivisionError("a secret")
 
 

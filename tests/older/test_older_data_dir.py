@@ -20,7 +20,8 @@ from gatherd_server.access.callers import Scope
 from gatherd_server.access.token_file import TokenFile
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import verify_log, verify_version
-from gatherd_server.snapshots.snapshot import restore, verify_snapshot
+from gatherd_server.snapshots.restoring import restore
+from gatherd_server.snapshots.snapshot import verify_snapshot
 from gatherd_server.storage.files import Files
 from gatherd_server.types import (
     OwnedKey,

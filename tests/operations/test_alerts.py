@@ -19,7 +19,7 @@ from gatherd.errors import (
 )
 from gatherd_server.errors import StartError
 from gatherd_server.observe.metrics.failures import MESSAGE_CHARS_MAX, SILENT, Failures, level_of
-from gatherd_server.observe.metrics.names import BY_NAME, ERRORS, Kind
+from gatherd_server.observe.metrics.names import BY_NAME, ERRORS, MetricKind
 from gatherd_server.observe.metrics.recorder import Recorder
 from support import alerts
 
@@ -60,7 +60,7 @@ def test_the_cases_are_of_series_that_there_are() -> None:
             if name == "up":
                 continue
             metric = BY_NAME[name.removesuffix("_bucket")]
-            own = {"le"} if metric.kind is Kind.HISTOGRAM else set()
+            own = {"le"} if metric.kind is MetricKind.HISTOGRAM else set()
             assert given == {*metric.labels, *own}, one["series"]
 
 

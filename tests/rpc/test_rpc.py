@@ -325,7 +325,7 @@ class BlockingEngine(Engine):
         self.let_go = threading.Event()
         self.limits = LIMITS
 
-    def prepare(self, plans: Any) -> PreparedLookup:
+    def prepare(self, lookups: Any) -> PreparedLookup:
         self.entered.release()
         self.let_go.wait()
         raise ZeroDivisionError("a secret")

@@ -79,10 +79,10 @@ class Estimate:
         return [info.file_bytes(name) for name in info.arrays()]
 
 
-def plan_source(
+def estimate_source(
     source: RowSource, dtype: DType | None, optimizer: Optimizer | None = None
 ) -> Estimate:
-    """The plan of a table that is imported from `source`, in `dtype` or its own.
+    """The estimate of a table that is imported from `source`, in `dtype` or its own.
 
     Reads the source to its end when only that tells how many rows it has or how long its keys
     are; rows that the import would leave out as duplicates are counted.

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.table import Gathered
+from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
@@ -32,7 +33,7 @@ from gatherd_server.http.errors import (
     problem,
 )
 from gatherd_server.http.health import health_routes
-from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
+from gatherd_server.http.media import NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.observed import Observed
 from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, lookup_bodies, openapi
@@ -93,7 +94,7 @@ def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> AP
         encode: Callable[[list[Gathered]], Response],
     ) -> Response:
         guarded = caller_of(request.scope).guard(engine)
-        typed = [lookup_bodies.typed(plan, guarded.key_kind) for plan in asked]
+        typed = [lookup_bodies.typed(lookup, guarded.key_kind) for lookup in asked]
         prepared = guarded.prepare(typed)
         return await offload.run(lambda: encode(prepared.run()), prepared.is_long)
 
@@ -103,19 +104,17 @@ def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> AP
         media_type = content_type(headers, (JSON, OCTETS, NPY))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await offload.parse(
-            lambda: lookup_bodies.lookup_plan(
-                media_type, table, body, request.query_params, limits
-            ),
+        lookup = await offload.parse(
+            lambda: lookup_bodies.lookup_of(media_type, table, body, request.query_params, limits),
             body if media_type == JSON else b"",
         )
-        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = await offload.parse(
-            lambda: lookup_bodies.lookup_many_plans(body, request.query_params, limits), body
+            lambda: lookup_bodies.lookups_of(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
@@ -125,16 +124,16 @@ def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> AP
         content_type(headers, (JSON,))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await offload.parse(
-            lambda: lookup_bodies.bags_plan(table, body, request.query_params, limits), body
+        lookup = await offload.parse(
+            lambda: lookup_bodies.bag_lookup_of(table, body, request.query_params, limits), body
         )
-        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
     async def lookup_bags_many(request: Request) -> Response:
         body = await _json_request(request, admission)
         asked = await offload.parse(
-            lambda: lookup_bodies.bags_many_plans(body, request.query_params, limits), body
+            lambda: lookup_bodies.bag_lookups_of(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
@@ -170,7 +169,7 @@ async def _body(request: Request, admission: Admission) -> bytes:
 
 def _by_table(asked: Sequence[Lookup]) -> Callable[[list[Gathered]], Response]:
     def encode(gathered: list[Gathered]) -> Response:
-        names = [plan.table for plan in asked]
+        names = [lookup.table for lookup in asked]
         return PartsResponse(arrays.json_lookups_parts(names, gathered), _JSON_HEADERS)
 
     return encode

@@ -17,7 +17,7 @@ from gatherd_server.errors import unexpected
 from gatherd_server.link import messages
 from gatherd_server.link.heartbeat import HUNG_SECONDS, OUTCOME_UNKNOWN, Heartbeat, lost
 from gatherd_server.link.link import Prepare
-from gatherd_server.link.messages import Kind, Unframer
+from gatherd_server.link.messages import MessageKind, MessageReader
 from gatherd_server.storage.records import pack
 from gatherd_server.types import (
     ChangeResult,
@@ -45,8 +45,8 @@ class SocketLink(asyncio.Protocol):
         self._prepare = prepare
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
-        self._unframer = Unframer()
-        self._waiting: dict[int, tuple[Kind, Future[Any]]] = {}
+        self._reader = MessageReader()
+        self._waiting: dict[int, tuple[MessageKind, Future[Any]]] = {}
         self._next_number = 0
         self._closed = False
         # Maps what the writer asks for, one after the other, beside the event loop.
@@ -85,17 +85,17 @@ class SocketLink(asyncio.Protocol):
         """See Link."""
         self._check()
         digest = push_digest(push) if push.request_id is not None else b""
-        return self._ask(Kind.PUSH, messages.pack_push(Submitted(push, digest)))
+        return self._ask(MessageKind.PUSH, messages.pack_push(Submitted(push, digest)))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Link."""
         self._check()
-        return self._ask(Kind.CHANGE, messages.pack_change(change))
+        return self._ask(MessageKind.CHANGE, messages.pack_change(change))
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Link."""
         self._check()
-        return self._ask(Kind.SNAPSHOT, pack({"name": name}, []))
+        return self._ask(MessageKind.SNAPSHOT, pack({"name": name}, []))
 
     def state(self) -> UpdatesState:
         """See Link."""
@@ -118,17 +118,17 @@ class SocketLink(asyncio.Protocol):
             self._heartbeat.heard(None)
         elif not self._is_asked:
             self._is_asked = True
-            self._transport.writelines(messages.frame(Kind.PING, 0, pack({}, [])))
+            self._transport.writelines(messages.message_parts(MessageKind.PING, 0, pack({}, [])))
 
     def _give_up(self) -> None:
         """Answer the pushes that the writer has. Changes may take their time: they wait on."""
         error = lost() if self._has_heard else _restarting(OUTCOME_UNKNOWN)
         for number, (kind, future) in tuple(self._waiting.items()):
-            if kind is Kind.PUSH:
+            if kind is MessageKind.PUSH:
                 del self._waiting[number]
                 future.set_exception(error)
 
-    def _ask(self, kind: Kind, parts: list[bytes | memoryview]) -> "Future[Any]":
+    def _ask(self, kind: MessageKind, parts: list[bytes | memoryview]) -> "Future[Any]":
         future: Future[Any] = Future()
         try:
             here = asyncio.get_running_loop() is self._loop
@@ -140,7 +140,9 @@ class SocketLink(asyncio.Protocol):
             self._loop.call_soon_threadsafe(self._send, kind, parts, future)
         return future
 
-    def _send(self, kind: Kind, parts: list[bytes | memoryview], future: "Future[Any]") -> None:
+    def _send(
+        self, kind: MessageKind, parts: list[bytes | memoryview], future: "Future[Any]"
+    ) -> None:
         transport = self._transport
         if transport is None:
             future.set_exception(_restarting())
@@ -152,21 +154,21 @@ class SocketLink(asyncio.Protocol):
             return
         self._next_number += 1
         self._waiting[self._next_number] = kind, future
-        transport.writelines(messages.frame(kind, self._next_number, parts))
+        transport.writelines(messages.message_parts(kind, self._next_number, parts))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio."""
         self._transport = cast("asyncio.WriteTransport", transport)
-        self._unframer = Unframer()
+        self._reader = MessageReader()
         self._has_heard = self._is_asked = False
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
-        for kind, number, record in self._unframer.feed(data):
-            if kind is Kind.PREPARE:
+        for kind, number, record in self._reader.feed(data):
+            if kind is MessageKind.PREPARE:
                 self._preparer.submit(self._on_prepare, number, record.directory)
                 continue
-            if kind is Kind.PING:
+            if kind is MessageKind.PING:
                 self._has_heard, self._is_asked = True, False
                 self._is_full = record.directory["is_full"]
                 self._heartbeat.heard(record.directory["step"])
@@ -203,7 +205,7 @@ class SocketLink(asyncio.Protocol):
 
     def _answer(self, number: int, parts: list[bytes | memoryview]) -> None:
         if self._transport is not None:
-            self._transport.writelines(messages.frame(Kind.ANSWER, number, parts))
+            self._transport.writelines(messages.message_parts(MessageKind.ANSWER, number, parts))
 
 
 def _restarting(metadata: Mapping[str, str] | None = None) -> Unavailable:

@@ -14,7 +14,7 @@ from gatherd.errors import BadFile, GatherdError
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.errors import unexpected
 from gatherd_server.link import messages
-from gatherd_server.link.messages import Kind, Unframer
+from gatherd_server.link.messages import MessageKind, MessageReader
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.writer.writer import Writer
 
@@ -28,11 +28,11 @@ class LinkServer:
         self.writer = writer
         self.changes = changes
         self.loop = asyncio.get_running_loop()
-        self.connections: set[_Connection] = set()
+        self.connections: set[_WorkerConnection] = set()
 
-    def connection(self) -> "_Connection":
+    def connection(self) -> "_WorkerConnection":
         """A protocol for a worker that connects."""
-        return _Connection(self)
+        return _WorkerConnection(self)
 
     def prepare(self, table: str, version: int) -> "list[Future[None]]":
         """Have every worker map a version; one future each."""
@@ -43,12 +43,12 @@ class LinkServer:
         return asyncio.run_coroutine_threadsafe(ask_all(), self.loop).result()
 
 
-class _Connection(asyncio.Protocol):
+class _WorkerConnection(asyncio.Protocol):
     """One worker's connection."""
 
     def __init__(self, server: LinkServer) -> None:
         self._server = server
-        self._unframer = Unframer()
+        self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
         self._preparing: dict[int, Future[None]] = {}
         self._next_number = 0
@@ -69,20 +69,20 @@ class _Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
         try:
-            received = self._unframer.feed(data)
+            received = self._reader.feed(data)
         except (ValueError, BadFile) as error:
             logger.error("a worker sent what is no message: %s", error)  # noqa: TRY400 - says it all
             assert self._transport is not None
             self._transport.close()
             return
         for kind, number, record in received:
-            if kind is Kind.ANSWER:
+            if kind is MessageKind.ANSWER:
                 self._on_prepared(number, record)
                 continue
-            if kind is Kind.PING:
+            if kind is MessageKind.PING:
                 writer = self._server.writer
                 told = {"step": writer.step, "is_full": writer.is_full}
-                self._send(Kind.PING, number, pack(told, []))
+                self._send(MessageKind.PING, number, pack(told, []))
                 continue
             try:
                 future = self._begin(kind, record)
@@ -94,14 +94,14 @@ class _Connection(asyncio.Protocol):
                 continue
             future.add_done_callback(partial(self._on_done, number))
 
-    def _begin(self, kind: Kind, record: Record) -> "Future[Any]":
+    def _begin(self, kind: MessageKind, record: Record) -> "Future[Any]":
         match kind:
-            case Kind.PUSH:
+            case MessageKind.PUSH:
                 submitted = messages.unpack_push(record)
                 return self._server.writer.submit(submitted.push, submitted.digest)
-            case Kind.CHANGE:
+            case MessageKind.CHANGE:
                 return self._server.changes.change(messages.unpack_change(record))
-            case Kind.SNAPSHOT:
+            case MessageKind.SNAPSHOT:
                 return self._server.changes.snapshot(record.directory["name"])
         raise AssertionError(kind)
 
@@ -118,11 +118,11 @@ class _Connection(asyncio.Protocol):
             self._server.loop.call_soon_threadsafe(self._answer, number, answer)
 
     def _answer(self, number: int, parts: list[bytes | memoryview]) -> None:
-        self._send(Kind.ANSWER, number, parts)
+        self._send(MessageKind.ANSWER, number, parts)
 
-    def _send(self, kind: Kind, number: int, parts: list[bytes | memoryview]) -> None:
+    def _send(self, kind: MessageKind, number: int, parts: list[bytes | memoryview]) -> None:
         if self._transport is not None:
-            self._transport.writelines(messages.frame(kind, number, parts))
+            self._transport.writelines(messages.message_parts(kind, number, parts))
 
     def prepare(self, table: str, version: int) -> "Future[None]":
         """Ask this worker to map a version."""
@@ -131,7 +131,9 @@ class _Connection(asyncio.Protocol):
         self._preparing[self._next_number] = future
         assert self._transport is not None
         parts = pack({"table": table, "version": version}, [])
-        self._transport.writelines(messages.frame(Kind.PREPARE, self._next_number, parts))
+        self._transport.writelines(
+            messages.message_parts(MessageKind.PREPARE, self._next_number, parts)
+        )
         return future
 
     def _on_prepared(self, number: int, record: Record) -> None:

@@ -149,9 +149,9 @@ class Servicer:
 
     def _looked_up(self, engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
         request = lookups.parse(embedding_pb2.LookupRequest(), body, engine.limits)
-        plan = lookups.lookup_plan(request)
-        reply = b"".join(lookups.lookup_reply(engine.lookup(plan)))
-        self._repeats.learn(body, plan)
+        lookup = lookups.lookup_of(request)
+        reply = b"".join(lookups.lookup_reply(engine.lookup(lookup)))
+        self._repeats.learn(body, lookup)
         return reply
 
     def _lookup_stream(
@@ -213,7 +213,7 @@ class Servicer:
             with self._admission.request(caller) as held:
                 held.grow(len(body))
                 lookups.parse(request, body, self._engine.limits)
-                gathered = caller.guard(self._engine).lookup(lookups.lookup_plan(request.lookup))
+                gathered = caller.guard(self._engine).lookup(lookups.lookup_of(request.lookup))
                 reply = b"".join(lookups.stream_reply(request.id, gathered))
         except GatherdError as error:
             failure = error

@@ -17,7 +17,7 @@ from gatherd_server.access.admission import Admission, Place
 from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.types import Limits, Lookup, TableChange, UpdateOp
-from gatherd_server.wire import lookups, updates
+from gatherd_server.wire import lookups, tables, updates
 from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 from gatherd_server.wire.lookups import Part
 
@@ -80,10 +80,10 @@ def _one_reply(gathered: Sequence[Gathered]) -> list[Part]:
 
 
 LOOKUPS: Final[Mapping[Procedure, Lookups]] = {
-    proto.LOOKUP: Lookups(lambda request, _: [lookups.lookup_plan(request)], _one_reply),
-    proto.LOOKUP_MANY: Lookups(lookups.lookup_plans, lookups.lookup_many_reply),
-    proto.LOOKUP_BAGS: Lookups(lambda request, _: [lookups.bags_plan(request)], _one_reply),
-    proto.LOOKUP_BAGS_MANY: Lookups(lookups.bags_plans, lookups.lookup_many_reply),
+    proto.LOOKUP: Lookups(lambda request, _: [lookups.lookup_of(request)], _one_reply),
+    proto.LOOKUP_MANY: Lookups(lookups.lookups_of, lookups.lookup_many_reply),
+    proto.LOOKUP_BAGS: Lookups(lambda request, _: [lookups.bag_lookup_of(request)], _one_reply),
+    proto.LOOKUP_BAGS_MANY: Lookups(lookups.bag_lookups_of, lookups.lookup_many_reply),
 }
 
 
@@ -98,12 +98,12 @@ def _keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Prepare
 
 
 def _list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> PreparedReply:
-    reply = lookups.list_tables_reply(engine.tables(), engine.limits)
+    reply = tables.list_tables_reply(engine.tables(), engine.limits)
     return PreparedReply(lambda: [reply])
 
 
 def _get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> PreparedReply:
-    reply = lookups.get_table_reply(engine.table(request.table), engine.limits)
+    reply = tables.get_table_reply(engine.table(request.table), engine.limits)
     return PreparedReply(lambda: [reply])
 
 

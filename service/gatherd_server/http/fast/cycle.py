@@ -23,8 +23,8 @@ from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
-from gatherd_server.http.fast.repeat import is_repeatable
-from gatherd_server.http.fast.routes import Route, Work
+from gatherd_server.http.fast.repeat import PIECE_BYTES, is_repeatable
+from gatherd_server.http.fast.routes import PendingAnswer, Route
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
 from gatherd_server.observe.metrics.telemetry import now_ns
@@ -33,9 +33,6 @@ from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 from gatherd_server.wire.codes import code_of
 from gatherd_server.wire.lookups import Part, byte_count
 
-# What is gathered and written at a time: small enough to stay in a core's cache in between and not
-# to keep others waiting, about 40 µs.
-PIECE_BYTES: Final = 256 << 10
 # Where a reply's rows begin in their buffer.
 ALIGN_BYTES: Final = 64
 
@@ -55,7 +52,7 @@ class Prefixes:
         return self._ok
 
 
-class Connection(Protocol):
+class FastConnection(Protocol):
     """What a request needs of its connection; uvicorn's protocol class has most of it."""
 
     loop: asyncio.AbstractEventLoop
@@ -83,7 +80,7 @@ class _NoEvent:
 
 
 class FastCycle:
-    """One request and its reply. Everything happens on the event loop but `Work` that is long."""
+    """One request and its reply, all on the event loop but a `PendingAnswer` that is long."""
 
     __slots__ = (
         "_begun_ns",
@@ -112,7 +109,7 @@ class FastCycle:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: FastConnection,
         route: Route,
         seconds: float | None,
         caller: Caller,
@@ -239,7 +236,7 @@ class FastCycle:
             return
         try:
             found = self.route.begin(self._whole_body(), self.caller)
-            if isinstance(found, Work):
+            if isinstance(found, PendingAnswer):
                 self._work(found)
                 return
             self.is_repeatable = is_repeatable(found)
@@ -303,7 +300,7 @@ class FastCycle:
                 return
         self._complete()
 
-    def _work(self, work: Work) -> None:
+    def _work(self, work: PendingAnswer) -> None:
         if work.is_long:
             self._track(self._run_elsewhere(work))
             return
@@ -311,7 +308,7 @@ class FastCycle:
         self._check_time()
         self._respond(response)
 
-    async def _run_elsewhere(self, work: Work) -> None:
+    async def _run_elsewhere(self, work: PendingAnswer) -> None:
         try:
             async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
                 response = await self._connection.offload.run(work.run, is_long=True)

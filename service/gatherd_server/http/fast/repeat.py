@@ -26,7 +26,8 @@ from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import RepeatSeries, now_ns
 from gatherd_server.wire.codes import code_of
 
-# Gathered and written at a time, so that it stays in a core's cache in between.
+# What is gathered and written at a time: small enough to stay in a core's cache in between and not
+# to keep others waiting, about 40 µs.
 PIECE_BYTES: Final = 256 << 10
 # What has more rows leaves others their turn in between; see FastCycle.
 ROWS_BYTES_MAX: Final = 1 << 20
@@ -39,7 +40,7 @@ def is_repeatable(rows: Rows) -> bool:
     return rows.nbytes <= ROWS_BYTES_MAX and rows.is_as_stored and rows.is_in_memory
 
 
-class Connection(Protocol):
+class AskingConnection(Protocol):
     """What is needed of the connection that asks."""
 
     scratch: "Scratch"
@@ -89,7 +90,7 @@ class Repeat:
         self._requests = requests
         self._counted: RepeatSeries | None = None
 
-    def answer(self, connection: Connection, request: bytes) -> bool:
+    def answer(self, connection: AskingConnection, request: bytes) -> bool:
         """Answer a request as long as the one before, unless more than the ids is other."""
         begun_ns = now_ns()
         try:
@@ -116,7 +117,7 @@ class Repeat:
         self._counted.done(now_ns() - begun_ns)
         return True
 
-    def _prepare(self, connection: Connection, table: Table, ids: NDArray[np.int64]) -> bool:
+    def _prepare(self, connection: AskingConnection, table: Table, ids: NDArray[np.int64]) -> bool:
         """Find what the reply begins with; whether it is one to be given from here."""
         rows = self._lookup.rows(ids)
         if rows is None or not is_repeatable(rows):
@@ -130,7 +131,7 @@ class Repeat:
         return True
 
     def _write_pieces(
-        self, connection: Connection, table: Table, ids: NDArray[np.int64], begun_ns: int
+        self, connection: AskingConnection, table: Table, ids: NDArray[np.int64], begun_ns: int
     ) -> bool:
         if self._row_bytes > PIECE_BYTES or not all_in_range(ids, table.row_count):
             return False

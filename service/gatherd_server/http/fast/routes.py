@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
+from gatherd_proto.headers import CONNECT_VERSION, PROTO
 from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
@@ -31,16 +32,16 @@ from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
 from gatherd_server.wire.procedures import LOOKUPS, Lookups
 
-PROTO: Final = "application/proto"
-
+_VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
+_PROTO_LINE: Final = b"content-type: %b\r\n" % _PROTO
 _OCTETS: Final = OCTETS.encode()
 _NO_QUERY: Final = QueryParams()
 _REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?")
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PendingAnswer:
     """An answer that isn't made of rows alone, and still has to be made."""
 
     run: Callable[[], Response]
@@ -55,7 +56,7 @@ class Route(Protocol):
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with these headers is one that every default applies to."""
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
 
     def repeated(self, body: bytes) -> Repeated | None:
@@ -95,12 +96,12 @@ class FastRoutes:
         return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
 
 
-def _has_rows_alone(plans_: Sequence[Lookup]) -> bool:
+def _has_rows_alone(asked: Sequence[Lookup]) -> bool:
     """Whether a reply is a head, known beforehand, and then nothing but rows, which are near."""
-    if len(plans_) != 1 or plans_[0].bags is not None or plans_[0].missing is not Missing.ERROR:
+    if len(asked) != 1 or asked[0].bags is not None or asked[0].missing is not Missing.ERROR:
         return False
-    asked = plans_[0].asked
-    return not isinstance(asked, ByKey) or asked.size <= KEYS_SHORT
+    rows = asked[0].asked
+    return not isinstance(rows, ByKey) or rows.size <= KEYS_SHORT
 
 
 class _Connect:
@@ -122,12 +123,9 @@ class _Connect:
         self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
-        return (
-            headers.get(b"content-type") == _PROTO
-            and headers.get(b"connect-protocol-version", b"1") == b"1"
-        )
+        return headers.get(b"content-type") == _PROTO and headers.get(_VERSION, b"1") == b"1"
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         caller.check(Scope.READ)
         found = self._seen.find(body)
         if found is not None:
@@ -144,18 +142,20 @@ class _Connect:
                 return rows
         prepared = engine.prepare(asked)
         headers = {"Content-Type": PROTO}
-        return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
+        return PendingAnswer(
+            lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long
+        )
 
     def repeated(self, body: bytes) -> Repeated | None:
         found = self._seen.find(body)
         if found is None:
             return None
-        seen, plan = found
-        return Repeated(self._engine, plan, seen.before, seen.after)
+        seen, lookup = found
+        return Repeated(self._engine, lookup, seen.before, seen.after)
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         head = lookups.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
-        return b"content-type: application/proto\r\n", head
+        return _PROTO_LINE, head
 
     def error(self, error: GatherdError) -> Response:
         return connect_error(error)
@@ -175,29 +175,29 @@ class _Octets:
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         engine = caller.guard(self._engine)
-        plan = lookup_bodies.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
-        if _has_rows_alone([plan]):
-            rows = engine.rows_of(plan)
+        lookup = lookup_bodies.lookup_of(OCTETS, self._table, body, self._query, engine.limits)
+        if _has_rows_alone([lookup]):
+            rows = engine.rows_of(lookup)
             if rows is not None:
                 return rows
-        prepared = engine.prepare([plan])
+        prepared = engine.prepare([lookup])
 
         def answer() -> Response:
             gathered = prepared.run()[0]
             return array_response(OCTETS, arrays.octet_parts(gathered), gathered)
 
-        return Work(answer, prepared.is_long)
+        return PendingAnswer(answer, prepared.is_long)
 
     def repeated(self, body: bytes) -> Repeated | None:
-        plan = lookup_bodies.lookup_plan(
+        lookup = lookup_bodies.lookup_of(
             OCTETS, self._table, body, self._query, self._engine.limits
         )
-        ids = plan.asked
+        ids = lookup.asked
         if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.nbytes != len(body):
             return None
-        return Repeated(self._engine, plan, b"", b"")
+        return Repeated(self._engine, lookup, b"", b"")
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         headers = arrays.array_headers(rows.shape, rows.dtype, rows.version, 0)
