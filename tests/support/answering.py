@@ -50,11 +50,11 @@ CLASSES: dict[int, type[Message]] = {
     LOOKUP_BAGS: embedding_pb2.LookupBagsRequest,
     LOOKUP_BAGS_MANY: embedding_pb2.LookupBagsManyRequest,
 }
-_PLANS: dict[int, Callable[[Any, Limits], list[Lookup]]] = {
-    LOOKUP: lambda request, _: [lookups.lookup_plan(request)],
-    LOOKUP_MANY: lookups.lookup_plans,
-    LOOKUP_BAGS: lambda request, _: [lookups.bags_plan(request)],
-    LOOKUP_BAGS_MANY: lookups.bags_plans,
+_LOOKUPS: dict[int, Callable[[Any, Limits], list[Lookup]]] = {
+    LOOKUP: lambda request, _: [lookups.lookup_of(request)],
+    LOOKUP_MANY: lookups.lookups_of,
+    LOOKUP_BAGS: lambda request, _: [lookups.bag_lookup_of(request)],
+    LOOKUP_BAGS_MANY: lookups.bag_lookups_of,
 }
 
 
@@ -92,7 +92,7 @@ class TwoWays:
     def gathered(self, message: int, body: bytes) -> list[Gathered]:
         """What the engine finds. A GatherdError for what can't be answered."""
         request = lookups.parse(CLASSES[message](), body, self.limits)
-        return self.engine.lookup_many(_PLANS[message](request, self.limits))
+        return self.engine.lookup_many(_LOOKUPS[message](request, self.limits))
 
     def general(self, message: int, body: bytes) -> bytes | GatherdError:
         """The reply of the general way, or its error."""
