@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from fuzz.mutations import mutated
 from gatherd.errors import GatherdError
 from gatherd.store.format import read_layout
-from gatherd.store.live import LIVE_VERSION, LiveTables
+from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.live import LiveTables
 from gatherd.store.table import Table
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.data_dir.owning import own_data_dir

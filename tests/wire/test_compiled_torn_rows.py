@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from gatherd.store.catalog import version_dir
 from gatherd.store.kernels import compiled
-from gatherd.store.live import LIVE_VERSION, LiveTables
+from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.live import LiveTables
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.wire.compiled.answers import LOOKUP, LOOKUP_BAGS, NOT_MINE, Answers
 from gatherd_server.wire.compiled.directory import Directory

@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEYS_DATA, KEYS_INTS, KEYS_OFFSETS, KeyKind
-from gatherd.store.live import LIVE_VERSION, View
+from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.live import View
 from gatherd.store.table import Table as MappedTable
 from gatherd_server.wire.compiled import kernels, words
 
