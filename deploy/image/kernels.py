@@ -25,6 +25,7 @@ MODULES = (
     "gatherd_server.storage.compiled_rows",
     "gatherd_server.training.compiled_optimizers",
     "gatherd_server.training.compiled_updates",
+    "gatherd_server.wire.compiled.answering",
 )
 # What each level has beyond the one before, as /proc/cpuinfo names it (x86-64 psABI, table 3.1).
 X86_64_V2 = ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")

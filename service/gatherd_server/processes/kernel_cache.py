@@ -15,13 +15,14 @@ logger = logging.getLogger("gatherd.supervisor")
 
 # Below the data dir; nobody but numba reads it.
 KERNELS_NAME = "kernels"
-KERNEL_FILES = "*/compiled_*.py"
+KERNEL_FILES = ("*/compiled_*.py", "*/compiled/*.py")
 _ROOMS = Path(__file__).parent.parent
 
 
 def fingerprint() -> str:
     """What tells the kernels of a server and of its store from another release's."""
-    return compiled.fingerprint(sorted(_ROOMS.glob(KERNEL_FILES)))
+    files = (path for pattern in KERNEL_FILES for path in _ROOMS.glob(pattern))
+    return compiled.fingerprint(sorted(files))
 
 
 def use_kernel_cache(data_dir: Path | None) -> None:
