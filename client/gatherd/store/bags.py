@@ -14,8 +14,8 @@ skipped, gives zeros. Sums are accumulated in float32, whatever the table's dtyp
 are rounded first), in an order that depends only on the request; divisions come last.
 
 A NaN goes through sum, mean and sqrtn. max treats it as torch does on a CPU: it starts with the
-first row, and a later element replaces the one before if it is greater. So a NaN in a bag's first
-row stays, and one in a later row is passed over.
+first row, and each later element replaces the current one if it is greater. So a NaN in a bag's
+first row stays, and one in a later row is passed over.
 
 The rows are never gathered: each is added from the mapped page into the bag's vector. If rows may
 change meanwhile, several are added at a time, and the addition is undone if one of them was torn.

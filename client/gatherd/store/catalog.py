@@ -167,7 +167,7 @@ class CatalogEntry:
 
 
 def _check_members(document: Any, known: set[str]) -> None:
-    """ValueError when a JSON object has a member that isn't `known`, as a damaged name isn't."""
+    """ValueError when a JSON object has an unknown member, such as one with a damaged name."""
     if strange := sorted(set(document) - known):
         raise ValueError(f"it has a member {strange[0]!r}, which this release doesn't know")
 

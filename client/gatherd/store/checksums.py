@@ -50,7 +50,7 @@ class FileChecksums:
 
     @classmethod
     def from_json(cls, entry: object, name: str) -> "FileChecksums":
-        """The manifest's `entry` for the file `name`; BadFile when it is impossible."""
+        """The manifest's `entry` for the file `name`; BadFile when it is invalid."""
         match entry:
             case {"bytes": int(byte_count), "block_bytes": int(block_bytes), "crc32": list(crcs)}:
                 if (

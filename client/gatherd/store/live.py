@@ -390,7 +390,7 @@ class LiveTables:
             logger.error("%s; the next request for table %r tries again", error, name)  # noqa: TRY400
         except GatherdError as error:
             view.drop(name, entry.live)
-            if self._state[1].catalog.generation >= 0:  # else the owner reports them
+            if self._state[1].catalog.generation >= 0:  # the owner reports the first view's
                 logger.error("table %r is refused: %s", name, error)  # noqa: TRY400
             return error.message
         return None

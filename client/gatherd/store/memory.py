@@ -51,7 +51,7 @@ def populate(mapping: MappedFile) -> None:
 
     Afterwards a gather takes no page fault. OSError when the file ends before the mapping does.
 
-    Done in steps, because each one locks the process's memory map: between them other threads'
+    Done in steps, because each step locks the process's memory map: between them other threads'
     lookups and allocations go on.
     """
     address, end = mapping.address, len(mapping)
@@ -128,7 +128,7 @@ def available_bytes(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> int:
     """Bytes of memory available without swapping, or 0 when unknown.
 
     The machine's MemAvailable or, if less, the rest that the limits of this process's control
-    groups leave. Of a group's use only memory that can't be dropped counts; mapped tables can be.
+    groups leave. Only a group's memory that can't be dropped counts as used: not mapped tables.
     """
     available = _first_number(f"{proc}/meminfo", "MemAvailable:") * 1024
     return min([available, *_left_by_groups(proc, groups)])

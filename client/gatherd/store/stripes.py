@@ -40,8 +40,8 @@ COUNTER = np.dtype("<u4")
 WAIT_SECONDS = 1.0
 """How long a reader waits for a row that stays odd: longer than a store to a slow disk's page."""
 PAUSE_SECONDS = 50e-6
-# Rows that are copied between two reads of the counters. More rows are torn more often, because any
-# write to their stripes meanwhile counts.
+# Rows that are copied between two reads of the counters. Larger parts are torn more often, because
+# any write to their stripes meanwhile counts.
 CHECKED_ROWS = 4096
 # Each attempt at the torn rows takes pieces smaller by this factor.
 SHRINK = 8
@@ -50,7 +50,7 @@ _LOADS_ARE_ORDERED = platform.machine() in ("x86_64", "AMD64", "i686")
 
 
 def stripe_count(row_count: int) -> int:
-    """The number of a version's counters: a power of two ≥ `row_count`, at most STRIPES_MAX."""
+    """The number of a version's counters: the first power of two ≥ rows, at most STRIPES_MAX."""
     return min(1 << max(row_count - 1, 0).bit_length(), STRIPES_MAX)
 
 

@@ -64,7 +64,7 @@ def _read_rows(
         if is_big_endian:
             rows = rows.byteswap()
         yield RowBatch(rows, None, np.arange(start, start + wanted), start + wanted)
-    # Read on, to reach the end if it is here: a stream's checksum is checked there.
+    # Read on: a stream that ends here may have a checksum, which is checked at its end.
     stream.read(1)
 
 

@@ -23,7 +23,7 @@ _OBJECT_OPCODES = {
 
 
 class Copies:
-    """The number of elements that a pickle may still copy. A pickle can't reach it in its tuple."""
+    """The number of elements that a pickle may still copy. Kept in a tuple, out of its reach."""
 
     def __init__(self, count_max: int = OBJECTS_MAX) -> None:
         self.left = self._count_max = count_max

@@ -80,7 +80,7 @@ def text_shape(
     if 2 * sum(lengths.values()) < len(rows) or not lengths or _have_commas(lines):
         return None
     most = max(lengths.values())
-    # On a tie the largest: too large a dim soon is an error, too small a one makes odd tokens.
+    # On a tie the largest: too large a dim is an error soon, too small a one makes odd tokens.
     dim = max(length for length, count in lengths.items() if count == most)
     if header is None:
         return TextShape(dim, None, False)
