@@ -1,4 +1,4 @@
-"""Versions that can't be used: a start refuses only these, and mends them when files are back.
+"""Unusable versions: a start refuses only these, and mends them when their files are back.
 
 A start stores the log's images into tables. If a table can't take them, the others go on. The
 catalog then says what is wrong with that version and which part of the log it still needs
