@@ -1,7 +1,7 @@
 """Changes of the catalog: create, publish, rollback, delete, another optimizer.
 
 Long work (copying, mapping in every worker) happens before the switch. The switch itself is one
-record of the log, between two batches. What readers no longer see is deleted after it.
+record of the log, between two batches. Files that readers no longer see are deleted after it.
 """
 
 import secrets

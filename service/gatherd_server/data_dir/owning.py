@@ -84,7 +84,7 @@ class DataDir(ABC):
         return stage_table(self._files, self.path / STAGING_NAME, table)
 
     def restore_table(self, snapshot: Path, name: str) -> tuple[ChangeResult, int]:
-        """Make a snapshot's table live here, as a new version of it; return the LSN it is as of.
+        """Make a snapshot's table live here, as a new version; the result, and its contents' LSN.
 
         It includes what the log keeps of a damaged version above the snapshot's LSN. Raises what
         `stage_from_snapshot` and a publish do.

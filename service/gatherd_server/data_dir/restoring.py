@@ -1,4 +1,4 @@
-"""Restores one table from a snapshot into a data dir in use: as a table or as its new version.
+"""Restores one table from a snapshot into a data dir in use, as a new table or a new version.
 
 The version that was live in the snapshot is staged like an import. Its manifest names the origin.
 So the owner of the data dir can store what the log keeps of that version, if it is damaged, above
@@ -88,7 +88,7 @@ def catch_up_restored(files: Files, data_dir: Path, entry: CatalogEntry, folder:
 
 
 def restored_lsn(entry: CatalogEntry | None, snapshot: Path, name: str, lsn: int) -> int:
-    """The LSN that a restored table is as of, after `catch_up_restored`."""
+    """The LSN of a restored table's contents, after `catch_up_restored`."""
     path = snapshot / CATALOG_NAME
     source = decode_catalog(read_file(path), path).tables[name]
     damage = entry.damage_of(source.live) if entry and entry.uid == source.uid else None

@@ -150,7 +150,7 @@ def verify_log(data_dir: Path) -> LogFound:
                 for frame in reader:
                     last_lsn = frame.last_lsn
                     if is_busy and last_lsn >= committed_lsn:
-                        # What is being appended looks like damage.
+                        # A frame that is being appended looks like damage.
                         break
                 return LogFound(checkpoint_lsn, last_lsn)
             except BadFile:

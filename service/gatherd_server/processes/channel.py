@@ -82,10 +82,11 @@ class Channel:
     def closed(
         self, on_change: Callable[[dict[str, Any]], None], stop_seconds: float
     ) -> asyncio.Event:
-        """Set when the supervisor closes the channel or dies, or at SIGTERM; on a loop.
+        """An event, set when the supervisor closes the channel or dies, or at SIGTERM.
 
-        Call it before anything is accepted. Until then the process ends at once if the supervisor
-        is gone; afterwards it has `stop_seconds`. `on_change` is called with settings that changed.
+        Call it on the event loop, before anything is accepted. Until then the process ends at once
+        if the supervisor is gone; afterwards it has `stop_seconds`. `on_change` is called with
+        settings that changed.
         """
         with self._lock:
             self._stop_seconds = stop_seconds

@@ -12,7 +12,7 @@ from gatherd_server.errors import AddressInUse, ConfigError, StartError
 
 logger = logging.getLogger("gatherd.supervisor")
 
-# Everybody who may open a Unix socket may do everything there: its owner and its group.
+# A Unix socket's owner and group may open it, and may then do everything there.
 UNIX_SOCKET_MODE = 0o660
 # The writer trusts its workers, so only the owner may open their socket.
 WRITER_SOCKET_MODE = 0o600

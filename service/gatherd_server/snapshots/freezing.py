@@ -1,7 +1,7 @@
 """Checksums of a version whose contents don't change any more.
 
 While a trainable version is live its weights and slots change. When another version replaces it,
-their checksums go into frozen.json beside them, and `gatherd verify` checks the files by it:
+their checksums go into frozen.json beside them, and `gatherd verify` checks them against it:
 
     {"checksums": as in manifest.json, "crc32": of the rest}
 """

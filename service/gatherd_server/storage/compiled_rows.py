@@ -4,8 +4,8 @@ They are the writer's half of the sequence lock whose layout is in the store's s
 Boehm (2012). The counter is stored odd; a release fence follows, then the row's bytes, then the
 even counter, as a release. So a reader that saw a byte of the new row in between finds the counter
 odd or changed when it looks again. On x86 the fence is no instruction, because stores aren't
-reordered. Non-temporal stores are, and memcpy uses them for long rows; so rows are copied in pieces
-that are too short for that.
+reordered. Non-temporal stores are reordered, and memcpy uses them for long rows; so rows are copied
+in pieces that are too short for that.
 
 Every line of a row is prefetched some rows ahead, so that it is in the cache when it is
 overwritten. That is as fast as stores past the caches. Those need two fences for each group of rows

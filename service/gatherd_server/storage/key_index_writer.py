@@ -138,7 +138,7 @@ class KeyIndexBuilder:
         self._stack.close()
 
     def add(self, keys: Keys) -> NDArray[np.bool_]:
-        """Give the next rows to the new ones of `keys`, in order; return which those are, (n,).
+        """Give the next rows to the new ones of `keys`, in order; return their mask, (n,).
 
         A key that was added before, or occurs earlier in the batch, isn't added again.
         InvalidArgument when the keys are of another kind than the index, or an integer is out of
@@ -202,7 +202,7 @@ class KeyIndexBuilder:
             self._place(secrets.randbits(64))
 
     def rows_of(self, keys: Keys) -> NDArray[np.int64]:
-        """The rows of `keys`, flat, (n,), int64 (n,). All of the keys were added before."""
+        """The rows of `keys`, flat, int64 (n,). All of the keys were added before."""
         rows = np.empty(keys.size, np.int64)
         slots, count = self._slots.array, self.count
         if isinstance(keys, StringKeys):
@@ -229,7 +229,7 @@ class KeyIndexBuilder:
         self._seed = _place(self._slots.array, ints, offsets, data, self.count, seed)
 
     def finish(self) -> None:
-        """Write what makes the files an index; everything but the names is durable on return."""
+        """Complete the files to an index; everything but the names is durable on return."""
         assert not self._finished
         self._finished = True
         slot_count = self._slots.array.size
@@ -282,7 +282,7 @@ def rebuild_slots(files: Files, folder: Path) -> None:
     """Write the slots, and keys.json if it is damaged, anew from the keys. Durable on return.
 
     With a sound keys.json the keys are compared with its checksums first, and the new slots have
-    the same bytes as the old ones had. Without one any keys are accepted that can be keys at all.
+    the same bytes as the old ones had. Without one, any possible keys are accepted.
     BadFile when the keys themselves are damaged or missing; nothing is changed then.
     Readers that have the old slots mapped keep them.
     """

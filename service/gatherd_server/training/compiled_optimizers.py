@@ -3,9 +3,9 @@
 The formulas are in images.py.
 
 Each row is read, changed and written once, in one loop. The loop reads the row, its slots and its
-gradient in place and writes the results in place. What must first be converted to float32, clipped
-or summed is copied to scratch, and the loop reads it there. So is a row that is read from its own
-image: the loop never reads what it writes.
+gradient in place and writes the results in place. Values that must first be converted to float32,
+clipped or summed are copied to scratch, and the loop reads them there. So is a row that is read
+from its own image: the loop never reads what it writes.
 """
 
 from typing import Any

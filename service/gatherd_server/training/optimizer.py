@@ -28,7 +28,7 @@ LR_DEFAULT = 0.01
 
 
 class SlotShape(Enum):
-    """What a slot has one value of: each element, each row or the table."""
+    """The unit that has its own value in a slot: an element, a row or the table."""
 
     ELEMENT = "element"
     ROW = "row"

@@ -44,7 +44,7 @@ class PushQueue:
         return len(self._queue)
 
     def join(self, request_id: RequestId, digest: bytes, future: "Future[PushResult]") -> bool:
-        """If the push of this id isn't answered yet, answer `future` with it; return whether so.
+        """Answer `future` too when the pending push of this id is answered; False if there is none.
 
         RequestIdReused when the id belongs to another push.
         """

@@ -168,7 +168,7 @@ class Versions:
             self._dirty.discard(key)
         for entry in catalog.tables.values():
             if (entry.uid, entry.live) not in was_live:
-                # So that a checkpoint sums it up before its first update.
+                # Map it now, so that a checkpoint sums it up before its first update.
                 with suppress(StorageError):
                     self.mapped(entry.uid, entry.live)
 

@@ -121,7 +121,7 @@ class Writer:
         self._house_closes = threading.Event()
         if self._control.has_failed:
             # The disk may lack what a failed sync left in memory, whatever the kernel says of it.
-            # On a full disk the log stays, which recovery has written anew.
+            # On a full disk the log, which recovery wrote anew, stays instead.
             with suppress(DiskFull):
                 self._checkpoint(lambda collect: collect())
         self._control.open(is_unsynced=not limits.syncs)

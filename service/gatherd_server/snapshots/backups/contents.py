@@ -91,7 +91,7 @@ def upload_document() -> bytes:
 
 
 def drop_old(store: Store, contents: StoreContents, keep: int, spare: str) -> list[str]:
-    """Delete the backups named by the time but for the newest `keep`, and what was given up.
+    """Delete the backups named by the time but for the newest `keep`, and uploads given up.
 
     `spare` stays in any case. Returns the deleted names. What can't be deleted is left to the next
     call, because only the new backup matters.
