@@ -61,7 +61,7 @@ class Heartbeat:
             )
 
     async def watch(self, ask: Callable[[], None], on_hung: Callable[[], None]) -> None:
-        """At each beat, for ever, `ask` for a sign; call `on_hung` after a beat if the writer hangs."""
+        """At each beat, for ever, `ask` for a sign; if the writer hangs, call `on_hung`."""
         loop = asyncio.get_running_loop()
         was_hung, since = False, 0.0
         while True:
