@@ -127,7 +127,7 @@ def _check_slots(folder: Path, table: Table, optimizer: Optimizer | None) -> Non
             )
         expected = slot.file_bytes(table.row_count, table.dim)
         if found != expected:
-            raise BadFile(f"{path} has {found} bytes; it takes {expected}")
+            raise BadFile(f"{path} has {found} bytes; it must have {expected}")
     strays = {path.name for path in folder.glob("slot_*")} - {slot.file_name for slot in slots}
     if strays:
         raise BadFile(f"{folder / min(strays)} is no slot of its manifest's optimizer")

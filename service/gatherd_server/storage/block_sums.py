@@ -135,6 +135,6 @@ def moved_block(
     begin = block * BLOCK_BYTES
     end = min(begin + BLOCK_BYTES, byte_count)
     return BadFile(
-        f"{path}: bytes {begin} to {end} aren't what they were at LSN {lsn}, and no update was of "
+        f"{path}: bytes {begin} to {end} aren't what they were at LSN {lsn}, and no update changed "
         f"them since (crc32 {crcs[0]:08x} instead of {crcs[1]:08x})"
     )

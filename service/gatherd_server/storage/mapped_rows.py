@@ -235,7 +235,7 @@ def _map(
     finally:
         os.close(fd)
     if found != byte_count:
-        raise BadFile(f"{path} has {found} bytes; it takes {byte_count}")
+        raise BadFile(f"{path} has {found} bytes; it must have {byte_count}")
     if has_holes:
         files.reserve(path, byte_count)
     mapping = files.map_writable(path)

@@ -92,7 +92,7 @@ def check_location(url: str) -> None:
     if not url.partition("://")[2].strip("/"):
         raise InvalidArgument(f"{url} names no place: it ends with its scheme")
     if is_remote(url) and importlib.util.find_spec("fsspec") is None:
-        raise InvalidArgument(f"{url}: it takes fsspec: pip install 'gatherd[remote]'")
+        raise InvalidArgument(f"{url} needs fsspec: pip install 'gatherd[remote]'")
 
 
 def read_document(store: Store, path: str) -> bytes:
