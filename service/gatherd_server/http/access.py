@@ -45,7 +45,7 @@ def held_of(scope: Scope) -> Held:
 
 @contextmanager
 def placed(scope: Scope, place: Place, needed: Need) -> Iterator[None]:
-    """Hold one of `place`'s places for a caller who may do `needed`.
+    """Hold one of `place`'s places for a caller with the permission `needed`.
 
     PermissionDenied or Overloaded, before the body is read.
     """

@@ -32,7 +32,7 @@ from gatherd_server.http.observed import logger
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail
 from gatherd_server.wire.codes import code_of
 
-# For so long after a refusal, and up to so many bytes, further data of the peer is dropped. If the
+# After a refusal the peer's further data is dropped, for so long and up to so many bytes. If the
 # connection were closed at once, the kernel would answer unread bytes with a reset, which can
 # destroy the refusal before it is read.
 LINGER_SECONDS: Final = 2.0
