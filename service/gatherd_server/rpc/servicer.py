@@ -104,7 +104,7 @@ class Servicer:
     def _repeated(self, body: bytes, context: grpc.ServicerContext) -> bytes | None:
         """The answer to a short repeat, which is done before it could count as under way.
 
-        None when the caller has no valid token or there is no place; `_unary` then says why.
+        None otherwise: `_unary` answers then, and refuses a caller without a token or a place.
         """
         admission = self._admission
         if admission.is_full:

@@ -25,8 +25,8 @@ FIELDS_PER_TABLE: Final = 128
 SHAPE_BYTES_MAX: Final = 2 * 10 * NESTING_MAX
 
 _FIXED_BYTES: Final = {FIXED64: 8, FIXED32: 4}
-# None of our fields is a group: fields in a group are counted, and not looked into. The wire types 6
-# and 7 don't exist, and raise IndexError.
+# None of our fields is a group: fields in a group are counted, and not looked into. The wire types
+# 6 and 7 don't exist, and raise IndexError.
 _GROUPS: Final = (0, 0, 0, 1, -1, 0)
 _VARINT_BYTES_MAX: Final = 10
 _SHAPE: Final[dict[int, Any]] = {}

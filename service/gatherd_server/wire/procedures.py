@@ -58,7 +58,7 @@ class UpdateProcedure:
     """The text for a caller whose time is up before the writer's answer."""
 
     def place(self, admission: Admission) -> Place:
-        """The place that its requests hold: they wait for a disk, and lookups mustn't wait for them."""
+        """The place that its requests hold: they wait for a disk; lookups mustn't wait for them."""
         return admission.update
 
 
