@@ -141,7 +141,7 @@ class Caller:
     def __init__(self, grant: Grant | None) -> None:
         self.grant = grant
         self.is_revoked = False
-        """Whether the token is no longer good: who kept this caller has to ask anew."""
+        """Whether the token is revoked: then a kept caller must be found anew."""
         has_limits = grant is not None and (grant.rate or grant.concurrency)
         self.limiter = Limiter(grant) if grant is not None and has_limits else None
         self._known: dict[str, bool] = {}

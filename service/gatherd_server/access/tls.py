@@ -35,7 +35,7 @@ class Tls:
         self._read = _contents(files)
         self._grpc_read = self._read
         self.context = _context(files)
-        """For HTTP; connections that come after a `refresh` get what that read."""
+        """For HTTP; connections made after a `refresh` use the files that it read."""
 
     def refresh(self) -> None:
         """Read the files again if they changed. Unusable ones change nothing but the log."""
