@@ -69,7 +69,7 @@ class Telemetry:
         self._page = page
         self.is_told = is_told
         self.spans = spans
-        """What traces are made with; None when they are off."""
+        """The maker of traces; None when they are off."""
         self.writer = Recorder(_place(page, _WRITER) if has_writer else None)
         first = None if worker is None else _WORKERS + _PLACES_A_WORKER * worker
         self.loop = Recorder(_place(page, first))
