@@ -98,7 +98,7 @@ class Lookup(NamedTuple):
 
 
 class UpdateOp(Enum):
-    """What an update does with its values."""
+    """The operation of an update."""
 
     SCATTER_ADD = "scatter_add"
     APPLY_GRADIENTS = "apply_gradients"
@@ -227,7 +227,7 @@ class DeleteTable:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A new live version: the files in staging's folder `staged`, or, for "", a live copy."""
+    """A new live version: the files in staging's folder `staged`; for "", a copy of the live one."""
 
     table: str
     staged: str = ""
@@ -236,7 +236,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """An older version live again; LIVE_VERSION for the newest before the live one."""
+    """An older version made live again; LIVE_VERSION for the newest before the live one."""
 
     table: str
     version: int = LIVE_VERSION
@@ -245,7 +245,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class SetOptimizer:
-    """A copy of the live version that is trained by another optimizer, live."""
+    """A copy of the live version with another optimizer, made live."""
 
     table: str
     optimizer: OptimizerSpec

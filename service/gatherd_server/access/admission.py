@@ -49,7 +49,7 @@ class Admission:
         self._open_paths = OPEN_PATHS | ({METRICS_PATH} if open_metrics else frozenset())
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
-        Requests that come all the same are answered."""
+        Requests that still arrive are answered."""
         self.bodies = BodyRoom(
             limits.bodies_bytes_max,
             lambda: self.telemetry.threads.add(SHED_REQUESTS, "bodies_bytes_max"),

@@ -27,7 +27,7 @@ ZIPF_EXPONENT: Final = 1.05
 # Ranks of Zipf's law to draw from, 8 bytes each. Rarer rows are hardly ever asked for.
 ZIPF_RANKS_MAX: Final = 4_000_000
 BATCHES: Final = (1, 64, 1024)
-# Different ids that a thread asks for in turn.
+# The most batches, and ids in all of them, that a thread asks for in turn.
 DRAWN_BATCHES: Final = 32
 DRAWN_IDS_MAX: Final = 1 << 20
 WARM_UP_CALLS: Final = 3

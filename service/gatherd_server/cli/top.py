@@ -66,7 +66,7 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """What happened between two scrapes."""
+    """The changes between two scrapes."""
 
     before: Scrape
     after: Scrape

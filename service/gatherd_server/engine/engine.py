@@ -226,5 +226,5 @@ class Engine:
         return self._tables.states()
 
     def tables(self) -> list[TableInfo]:
-        """Every table, by name, the refused ones too. Asks the kernel what is resident."""
+        """Every table, by name, the refused ones too. Asks the kernel how much is resident."""
         return self._tables.infos()

@@ -1,4 +1,4 @@
-"""A lookup that was answered before, when it is asked again with other ids."""
+"""A repeat, with other ids, of a lookup that was answered before."""
 
 import numpy as np
 from numpy.typing import NDArray

@@ -24,7 +24,7 @@ from gatherd.store.table import Preload, Table
 from gatherd_server.types import TableInfo, TableSource
 
 # Up to this many bytes are populated by the request that sees a version first: about 1 ms when they
-# are in the page cache. Above, another thread does it, and requests fault in what they read.
+# are in the page cache. Above, another thread does it, and requests fault in their pages.
 POPULATE_AT_REQUEST_BYTES_MAX = 64 << 20
 # Unmapping takes 4 ms a GB. Dropped tables are held until the requests that read them have most
 # likely ended, so that none of them waits for that.

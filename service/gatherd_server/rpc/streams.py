@@ -45,7 +45,7 @@ class RequestReader:
         self._thread.start()
 
     def drain(self, deadline: float) -> None:
-        """Let the iteration end once what was received is given, or at a monotonic `deadline`."""
+        """End the iteration once all received requests are given, or at a monotonic `deadline`."""
         self._drain_deadline = deadline
         with contextlib.suppress(queue.Full):  # a full queue wakes its reader anyway
             self._queue.put_nowait(_Signal.WAKE)

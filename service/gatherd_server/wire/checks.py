@@ -40,7 +40,7 @@ _VISIBLE = re.compile(rf"[!-~]{{1,{KEY_CHARS_MAX}}}")
 
 
 def in_table(error: InvalidArgument, table: str) -> InvalidArgument:
-    """`error` with the table it is about, for a request of many."""
+    """`error` with the table it is about, for a request with several."""
     return type(error)(f"table {table!r}: {error.message}", {**error.metadata, "table": table})
 
 

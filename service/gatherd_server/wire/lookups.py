@@ -3,8 +3,8 @@
 The generated classes parse requests. Replies are framed by hand around the vectors, so that vectors
 are never copied into a message: each reply is a list of parts, headers and buffers in turn, to be
 written one after another. Every field but the vectors' data comes first, so a reader knows shape
-and dtype before the first row arrives. Field numbers are those of embedding.proto and tensor.proto;
-a test compares every frame with that of the generated classes.
+and dtype before the first row arrives. Field numbers are those of embedding.proto and tensor.proto
+in gatherd_proto/v1; a test compares every frame with that of the generated classes.
 """
 
 from collections.abc import Sequence

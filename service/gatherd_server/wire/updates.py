@@ -1,7 +1,7 @@
 """The protobuf messages of updates and of changes to tables, as gRPC and Connect both carry them.
 
 Requests become the engine's types; answers are small, so protobuf itself writes them. Field numbers
-are those of embedding.proto and table.proto.
+are those of embedding.proto and table.proto in gatherd_proto/v1.
 """
 
 from typing import Final

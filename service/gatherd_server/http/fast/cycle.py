@@ -134,7 +134,7 @@ class FastCycle:
         self._holds_place = self._is_read = self._is_started = False
         self.keep_alive = keep_alive
         self.is_repeatable = False
-        """Whether one like it can be answered by a Repeat."""
+        """Whether a request like it can be answered by a Repeat."""
         self.disconnected = False
         self.response_complete = False
 
