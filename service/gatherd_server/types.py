@@ -227,7 +227,7 @@ class DeleteTable:
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A new live version: the files in staging's folder `staged`; for "", a copy of the live one."""
+    """A new live version: the files in staging's folder `staged`; for "", a live copy."""
 
     table: str
     staged: str = ""
