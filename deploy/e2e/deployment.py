@@ -97,12 +97,12 @@ class Deployment:
 
     @property
     def http(self) -> str:
-        """gatherd's URL for REST and Connect."""
+        """The URL of gatherd for REST and Connect."""
         return f"http://127.0.0.1:{self.ports['GATHERD_HTTP_PORT']}"
 
     @property
     def grpc(self) -> str:
-        """gatherd's URL for gRPC."""
+        """The URL of gatherd for gRPC."""
         return f"grpc://127.0.0.1:{self.ports['GATHERD_GRPC_PORT']}"
 
     def is_ready(self) -> bool:

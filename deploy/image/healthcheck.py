@@ -1,9 +1,9 @@
 """The image's HEALTHCHECK and Kubernetes' probes run this: status 0 when the server here is ready.
 
-With the argument /healthz: when it is alive. Asks the Unix socket in the data dir, which takes no
-token, no TLS and no client's certificate, so it works whatever the ports are set to. A server
-without a data dir, or with a read-only one, has no such socket and is asked on its HTTP port. It
-imports only modules that load in milliseconds: this runs every few seconds, for ever.
+With the argument /healthz, status 0 says that it is alive. Asks the Unix socket in the data dir,
+which takes no token, no TLS and no client's certificate, so it works whatever the ports are set to.
+A server without a data dir, or with a read-only one, has no such socket and is asked on its HTTP
+port. It imports only modules that load in milliseconds: this runs every few seconds, for ever.
 """
 
 import os
