@@ -25,7 +25,13 @@ from gatherd.errors import (
     UpdatesStopped,
 )
 from gatherd_server.link import worker_end
-from gatherd_server.link.messages import MessageKind, Unframer, frame, pack_push, pack_result
+from gatherd_server.link.messages import (
+    MessageKind,
+    MessageReader,
+    message_parts,
+    pack_push,
+    pack_result,
+)
 from gatherd_server.link.worker_end import SocketLink
 from gatherd_server.link.writer_end import LinkServer
 from gatherd_server.types import (
@@ -278,9 +284,9 @@ class RawWriter:
 
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections.append(writer)
-        unframer = Unframer()
+        messages = MessageReader()
         while data := await reader.read(1 << 16):
-            self.received += [(kind, number) for kind, number, _ in unframer.feed(data)]
+            self.received += [(kind, number) for kind, number, _ in messages.feed(data)]
 
     async def goes(self) -> None:
         """End the newest connection."""
@@ -320,7 +326,7 @@ def test_what_the_writer_had_when_it_went_has_an_unknown_outcome_and_the_next_on
             again = link.push(a_push())
             await until(lambda: len(raw.received) == 3)
             number = raw.received[-1][1]
-            parts = frame(MessageKind.ANSWER, number, pack_result(PushResult(3, (1,))))
+            parts = message_parts(MessageKind.ANSWER, number, pack_result(PushResult(3, (1,))))
             raw.connections[-1].writelines(parts)
             assert await answer(again) == PushResult(3, (1,))
 
@@ -330,14 +336,18 @@ def test_what_the_writer_had_when_it_went_has_an_unknown_outcome_and_the_next_on
 def test_an_answer_that_is_cut_at_any_byte_is_no_answer(path: Path) -> None:
     async def test() -> None:
         async with raw_writer(path) as raw, worker(path) as link:
-            whole = len(b"".join(frame(MessageKind.ANSWER, 1, pack_result(PushResult(3, (1,))))))
+            whole = len(
+                b"".join(message_parts(MessageKind.ANSWER, 1, pack_result(PushResult(3, (1,)))))
+            )
             for cut in range(whole):
                 await until(lambda: link.state() is UpdatesState.RUNNING)
                 count = len(raw.received)
                 future = link.push(a_push())
                 await until(lambda: len(raw.received) > count)  # noqa: B023 - it is awaited here
                 number = raw.received[-1][1]
-                data = b"".join(frame(MessageKind.ANSWER, number, pack_result(PushResult(3, (1,)))))
+                data = b"".join(
+                    message_parts(MessageKind.ANSWER, number, pack_result(PushResult(3, (1,))))
+                )
                 raw.connections[-1].write(data[:cut])
                 await raw.goes()
                 told = await answer(future)
@@ -387,7 +397,7 @@ def test_what_the_writer_does_not_read_is_bounded_and_its_place_is_given_back(
 
 
 def test_a_push_of_a_worker_that_is_cut_at_any_byte_is_never_begun(path: Path) -> None:
-    data = b"".join(frame(MessageKind.PUSH, 1, pack_push(Submitted(a_push(), b""))))
+    data = b"".join(message_parts(MessageKind.PUSH, 1, pack_push(Submitted(a_push(), b""))))
 
     async def test() -> None:
         async with writer_end(path) as (behind, server):
@@ -405,7 +415,9 @@ def test_a_push_of_a_worker_that_is_cut_at_any_byte_is_never_begun(path: Path) -
                 await raw.drain()
             await behind.has(1)
             behind.pushes[0][2].set_result(PushResult(1, (1,)))
-            expected = b"".join(frame(MessageKind.ANSWER, 1, pack_result(PushResult(1, (1,)))))
+            expected = b"".join(
+                message_parts(MessageKind.ANSWER, 1, pack_result(PushResult(1, (1,))))
+            )
             assert await reader.readexactly(len(expected)) == expected
             assert len(behind.pushes) == 1
             raw.close()
@@ -416,7 +428,7 @@ def test_a_push_of_a_worker_that_is_cut_at_any_byte_is_never_begun(path: Path) -
 NO_MESSAGES = {
     "too large": b"\xff" * 13,
     "too short": bytes(13),
-    "no record": b"".join(frame(MessageKind.PUSH, 1, [b"\xff" * 8])),
+    "no record": b"".join(message_parts(MessageKind.PUSH, 1, [b"\xff" * 8])),
     "no kind": b"\x11\0\0\0\x63" + bytes(16),
 }
 

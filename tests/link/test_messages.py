@@ -16,9 +16,9 @@ from gatherd_server.link.messages import (
     HEAD_BYTES,
     MESSAGE_BYTES_MAX,
     MessageKind,
+    MessageReader,
     Result,
-    Unframer,
-    frame,
+    message_parts,
     pack_change,
     pack_error,
     pack_push,
@@ -69,11 +69,11 @@ RESULTS: list[Result] = [
 def sent(
     parts: list[bytes | memoryview], kind: MessageKind = MessageKind.PUSH, number: int = 1
 ) -> bytes:
-    return b"".join(frame(kind, number, parts))
+    return b"".join(message_parts(kind, number, parts))
 
 
 def received(data: bytes) -> Record:
-    ((_, _, record),) = Unframer().feed(data)
+    ((_, _, record),) = MessageReader().feed(data)
     return record
 
 
@@ -153,8 +153,8 @@ def stream() -> tuple[bytes, list[tuple[MessageKind, int]]]:
 def test_a_stream_that_is_cut_at_any_byte_gives_its_whole_messages_and_goes_on() -> None:
     data, listed = stream()
     for cut in range(len(data) + 1):
-        unframer = Unframer()
-        first, rest = unframer.feed(data[:cut]), unframer.feed(data[cut:])
+        reader = MessageReader()
+        first, rest = reader.feed(data[:cut]), reader.feed(data[cut:])
         assert [(kind, number) for kind, number, _ in (*first, *rest)] == listed
         if 0 < cut < len(data):
             assert len(first) < len(listed)
@@ -164,9 +164,9 @@ def test_a_stream_that_is_cut_at_any_byte_gives_its_whole_messages_and_goes_on()
 @given(cuts=st.lists(st.integers(0, 1 << 12)))
 def test_a_stream_in_any_pieces_is_the_same_messages(cuts: list[int]) -> None:
     data, listed = stream()
-    unframer, found = Unframer(), []
+    reader, found = MessageReader(), []
     for begin, end in pairwise(sorted({0, len(data), *(cut % len(data) for cut in cuts)})):
-        found += unframer.feed(data[begin:end])
+        found += reader.feed(data[begin:end])
     assert [(kind, number) for kind, number, _ in found] == listed
     assert push_digest(unpack_push(found[0][2]).push) == a_push().digest
 
@@ -174,9 +174,9 @@ def test_a_stream_in_any_pieces_is_the_same_messages(cuts: list[int]) -> None:
 @pytest.mark.parametrize("byte_count", [0, HEAD_BYTES - 5, MESSAGE_BYTES_MAX - 3, 2**32 - 1])
 def test_a_length_that_no_message_has_is_refused_by_its_head_alone(byte_count: int) -> None:
     head = byte_count.to_bytes(4, "little") + bytes(HEAD_BYTES - 4)
-    assert Unframer().feed(head[:-1]) == []
+    assert MessageReader().feed(head[:-1]) == []
     with pytest.raises(ValueError, match="a message of"):
-        Unframer().feed(head)
+        MessageReader().feed(head)
 
 
 @pytest.mark.parametrize("kind", [0, 7, 255])
@@ -184,7 +184,7 @@ def test_a_kind_that_there_is_not_is_refused(kind: int) -> None:
     data = bytearray(sent(pack({}, [])))
     data[4] = kind
     with pytest.raises(ValueError, match="not a valid MessageKind"):
-        Unframer().feed(bytes(data))
+        MessageReader().feed(bytes(data))
 
 
 @pytest.mark.parametrize(
@@ -192,4 +192,4 @@ def test_a_kind_that_there_is_not_is_refused(kind: int) -> None:
 )
 def test_a_body_that_is_no_record_is_refused(body: Any) -> None:
     with pytest.raises(BadFile, match="a message is damaged"):
-        Unframer().feed(sent([body]))
+        MessageReader().feed(sent([body]))
