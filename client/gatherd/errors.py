@@ -104,7 +104,7 @@ class RequestIdReused(InvalidArgument):
 
 
 class NotFound(GatherdError, LookupError):
-    """What the request names isn't there."""
+    """The request names something that doesn't exist."""
 
     reason = "NOT_FOUND"
 

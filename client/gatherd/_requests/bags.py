@@ -131,7 +131,7 @@ def _bags(bags: Any, name: str) -> list[Any] | tuple[Any, ...] | NDArray[Any]:
 
 
 def _even(shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Where bags of equal length begin."""
+    """The offsets of bags of equal length."""
     return np.arange(shape[0], dtype=np.int64) * shape[1]
 
 

@@ -33,7 +33,7 @@ _VERSION_MAX: Final = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """What is known of a table. `refused` is empty, or why the table can't be looked up.
+    """A table's description. `refused` is empty, or the reason why it can't be looked up.
 
     `key_kind` is "bytes" (strings), "int64", "uint64", or empty for a table without keys.
     `rows_bytes` and `keys_bytes` are what the rows and the key index take, on disk and mapped;

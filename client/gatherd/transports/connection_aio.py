@@ -40,7 +40,7 @@ class EventLoopConnection(asyncio.BufferedProtocol):
         self.open = True
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        """Where the next bytes go: the caller's array, if the response is the foreseen one."""
+        """The memory for the next bytes: the caller's array for the foreseen response."""
         if self._target is None:
             return self.reader.buffer()
         size = len(self._expected)

@@ -35,7 +35,7 @@ _NEEDED_BY_LOCAL = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go. `path` is the socket, the data dir or the URL's prefix."""
+    """The destination of requests. `path` is the socket, the data dir or the URL's prefix."""
 
     url: str
     scheme: str
@@ -101,7 +101,7 @@ def _parse(url: object) -> Target:
 
 
 def _check_system(url: str, scheme: str) -> None:
-    """Refuse unix: and local: on a system without what they need, as Windows is."""
+    """Refuse unix: and local: on a system that lacks what they need, such as Windows."""
     if scheme == "unix" and not hasattr(socket, "AF_UNIX"):
         raise _bad(url, "Python has no Unix sockets on this system, so take an http:// URL")
     if scheme == "local" and not all(hasattr(*needed) for needed in _NEEDED_BY_LOCAL):
