@@ -25,6 +25,7 @@ MODULES = (
     "gatherd_server.storage.compiled_rows",
     "gatherd_server.training.compiled_optimizers",
     "gatherd_server.training.compiled_updates",
+    "gatherd_server.wire.compiled.answering",
 )
 # The features that each level adds, as /proc/cpuinfo names them (x86-64 psABI, table 3.1).
 X86_64_V2 = ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")

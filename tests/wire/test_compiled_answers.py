@@ -18,6 +18,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables
 from gatherd.store.table import Table
 from gatherd_proto.v1 import embedding_pb2
+from gatherd_server.access.callers import Caller, Grant, Scope
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.types import Publish
 from gatherd_server.wire.compiled.answers import (
@@ -29,7 +30,7 @@ from gatherd_server.wire.compiled.answers import (
     Answers,
     room_of,
 )
-from gatherd_server.wire.compiled.directory import Directory, allowed_bits
+from gatherd_server.wire.compiled.directory import Directory
 from support.answering import LIMITS, WORDS, TwoWays, two_ways
 from support.request_bytes import Asking, encoded, string_keys, tensor
 from support.small_engine import lookup_request
@@ -215,8 +216,8 @@ def test_a_row_that_is_being_written_is_waited_for_elsewhere(ways: TwoWays, repl
 
 
 def test_only_tables_that_the_caller_reads_are_answered(ways: TwoWays) -> None:
-    allowed = allowed_bits(ways.directory, lambda name: name == "float32")
-    ways.answers.allow(allowed)
+    caller = Caller(Grant("one", frozenset((Scope.READ,)), ("float32",)))
+    ways.answers.allow(caller.reads_of(ways.directory.names))
     try:
         for name in ways.tables:
             body = lookup_request(name, [0]).SerializeToString()
@@ -315,7 +316,8 @@ def test_a_retained_version_is_answered_when_it_is_asked_for(tmp_path: Path) -> 
     live = LiveTables(tmp_path)
     live.take([("words", LIVE_VERSION), ("words", 1)])
     answers = Answers(LIMITS, takes_far=True)
-    answers.use(Directory(live.current()))
+    directory = Directory(live.current())
+    answers.use(directory)
     out = np.zeros(200, np.uint8)
     answers.write_to(out)
     for asked, answered in ((0, 2), (1, 1), (2, 2)):

@@ -78,7 +78,8 @@ import sys
 from gatherd.store.kernels import compiled
 from gatherd_server.storage import mapped_rows
 from gatherd_server.training import kernels
-for room in (compiled, mapped_rows, kernels):
+from gatherd_server.wire.compiled import kernels as answers
+for room in (compiled, mapped_rows, kernels, answers):
     room.warm()
 for name, module in sorted(sys.modules.items()):
     parts = [type(part).__module__ for part in vars(module).values()]

@@ -136,7 +136,10 @@ class Limiter:
 class Caller:
     """The holder of a token; or, without a grant, anybody, with every permission."""
 
-    __slots__ = ("_guarded", "_known", "_pattern", "_reads", "grant", "is_revoked", "limiter")
+    __slots__ = (
+        *("_guarded", "_known", "_pattern", "_read_bits", "_reads"),
+        *("grant", "is_revoked", "limiter"),
+    )
 
     def __init__(self, grant: Grant | None) -> None:
         self.grant = grant
@@ -145,6 +148,8 @@ class Caller:
         has_limits = grant is not None and (grant.rate or grant.concurrency)
         self.limiter = Limiter(grant) if grant is not None and has_limits else None
         self._known: dict[str, bool] = {}
+        # The tables are those of a directory, which may be empty: no tuple is the first one's.
+        self._read_bits: tuple[object, NDArray[np.uint8]] = (None, np.empty(0, np.uint8))
         self._guarded: GuardedEngine | None = None
         self._pattern = _compiled(grant.tables) if grant is not None else None
         # Found once, because hashing an enum takes longer than all the rest of a check.
@@ -179,6 +184,20 @@ class Caller:
     def reads(self, table: str) -> bool:
         """Whether the caller may look up rows of `table`."""
         return self._reads and self.reaches(table)
+
+    def reads_of(self, tables: tuple[str, ...]) -> NDArray[np.uint8] | None:
+        """A bit for each of `tables`, whether the caller may look up its rows; None for all.
+
+        Kept for the next call, which most often has the same `tables`.
+        """
+        if self.grant is None:
+            return None
+        known, bits = self._read_bits
+        if known is not tables:
+            is_read = np.fromiter(map(self.reads, tables), np.bool_, len(tables))
+            bits = np.packbits(is_read, bitorder="little")
+            self._read_bits = (tables, bits)
+        return bits
 
     def check(self, scope: Scope, tables: Iterable[str] = ()) -> None:
         """PermissionDenied unless the caller has `scope`, and for all of `tables`.

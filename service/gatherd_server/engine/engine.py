@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.live import View
 from gatherd.store.query import ByKey
 from gatherd.store.table import Gathered, Table
 from gatherd_server.engine.lookup import (
@@ -113,6 +114,10 @@ class Engine:
         if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
             return None
         return Rows(table, asked, dtype, self._telemetry.table(lookup.table))
+
+    def view(self) -> View:
+        """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""
+        return self._tables.current()
 
     def mapped(self, wanted: tuple[str, int]) -> Table | None:
         """The table of a name and version if it can be read at once, else None for any reason.

@@ -66,6 +66,8 @@ class ServedTables:
             # Locked pages are released with the mapping.
             keep_superseded=preload is not Preload.LOCK,
         )
+        self.current = self._live.current
+        """See LiveTables.current."""
         self.take = self._live.take
         """See LiveTables.take."""
         self.mapped = self._live.mapped

@@ -15,13 +15,14 @@ logger = logging.getLogger("gatherd.supervisor")
 
 # Below the data dir; only numba reads it.
 KERNELS_NAME = "kernels"
-KERNEL_FILES = "*/compiled_*.py"
+KERNEL_FILES = ("*/compiled_*.py", "*/compiled/*.py")
 _ROOMS = Path(__file__).parent.parent
 
 
 def fingerprint() -> str:
     """A hash that tells the kernels of this server and its store from another release's."""
-    return compiled.fingerprint(sorted(_ROOMS.glob(KERNEL_FILES)))
+    files = (path for pattern in KERNEL_FILES for path in _ROOMS.glob(pattern))
+    return compiled.fingerprint(sorted(files))
 
 
 def use_kernel_cache(data_dir: Path | None) -> None:

@@ -52,6 +52,7 @@ from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.processes.writer import open_writer
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
 from gatherd_server.types import UpdatesState
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 from gatherd_server.writer.writer import Writer
 
 logger = logging.getLogger("gatherd")
@@ -162,9 +163,12 @@ class Worker:
             for name, reason in engine.table_states().items():
                 if reason:
                     logger.error("table %r is refused: %s", name, reason)
-            await self._serve(engine, channel)
+            answers = CompiledAnswers(engine, self._telemetry) if settings.fast_path else None
+            await self._serve(engine, answers, channel)
 
-    async def _serve(self, engine: Engine, channel: Channel) -> None:
+    async def _serve(
+        self, engine: Engine, answers: CompiledAnswers | None, channel: Channel
+    ) -> None:
         settings = self._brief.settings
         stop = channel.closed(self._change, settings.stop_seconds)
         rpc = RpcServer(
@@ -184,7 +188,7 @@ class Worker:
         )
         rpc.start()
         http = DrainingServer(
-            self._http_config(engine), self._tls.context if self._tls is not None else None
+            self._http_config(engine, answers), self._tls.context if self._tls is not None else None
         )
         self._telemetry.pulse.before(lambda: self._measure(http))
         self._telemetry.pulse.start()
@@ -208,6 +212,8 @@ class Worker:
             await asyncio.sleep(settings.unready_seconds)
         http.should_exit = True
         await asyncio.gather(serving, asyncio.to_thread(rpc.stop, settings.drain_seconds))
+        # What the last requests counted.
+        await asyncio.to_thread(self._telemetry.pulse.beat)
         await asyncio.to_thread(self._telemetry.pulse.close)
 
     def _measure(self, http: uvicorn.Server) -> None:
@@ -291,9 +297,9 @@ class Worker:
         link.watch()
         return link
 
-    def _protocol(self, engine: Engine) -> type[asyncio.Protocol]:
+    def _protocol(self, engine: Engine, answers: CompiledAnswers | None) -> type[asyncio.Protocol]:
         settings = self._brief.settings
-        if not settings.fast_path:
+        if answers is None:
             return guarded_protocol(settings.receive_seconds, self._telemetry)
         return fast_protocol(
             FastRoutes(engine, self._telemetry),
@@ -303,11 +309,11 @@ class Worker:
             settings.busy_poll_us,
         )
 
-    def _http_config(self, engine: Engine) -> uvicorn.Config:
+    def _http_config(self, engine: Engine, answers: CompiledAnswers | None) -> uvicorn.Config:
         settings = self._brief.settings
         return uvicorn.Config(
             create_app(engine, self._admission, self._offload),
-            http=self._protocol(engine),
+            http=self._protocol(engine, answers),
             ws="none",
             lifespan="off",
             log_config=None,

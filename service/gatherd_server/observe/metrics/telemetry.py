@@ -120,9 +120,9 @@ class Telemetry:
             series = self._tables[name] = TableSeries(self.loop, name)
         return series
 
-    def gathered(self, name: str, rows: int, byte_count: int) -> None:
-        """Count a gather from an existing table, on any thread."""
-        self.threads.add(TABLE_LOOKUPS, name)
+    def gathered(self, name: str, rows: int, byte_count: int, lookups: int = 1) -> None:
+        """Count what lookups gathered from an existing table, on any thread."""
+        self.threads.add(TABLE_LOOKUPS, name, value=lookups)
         self.threads.add(TABLE_LOOKUP_ROWS, name, value=rows)
         self.threads.add(TABLE_LOOKUP_BYTES, name, value=byte_count)
 

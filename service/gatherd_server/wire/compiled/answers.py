@@ -20,37 +20,39 @@ _NO_LIMIT = (1 << 62) - 1
 class Answers:
     """Answers lookups into a buffer. For one thread at a time; nothing is kept of a request."""
 
-    __slots__ = ("_allowed", "_at", "_call", "_counts", "_directory", "_out")
+    __slots__ = ("_allowed", "_at", "_call", "_counts", "_out")
 
     def __init__(
         self,
         limits: Limits,
         *,
-        work_bytes_max: int = _NO_LIMIT,
-        keys_max: int = _NO_LIMIT,
+        work_bytes_max: int | None = None,
+        keys_max: int | None = None,
         takes_far: bool = False,
     ) -> None:
         """With the caller's turn: bytes of rows read or answered, and keys that are looked for.
 
+        None for a turn that has no end.
         `takes_far` says that a thread may wait here for rows that have to come from a disk.
         """
         call = self._call = np.zeros(words.CALL_WORDS, np.int64)
         self._at = call.ctypes.data
-        self._directory: Directory | None = None
         self._counts: Counts | None = None
         self._allowed: NDArray[np.uint8] | None = None
         self._out: NDArray[np.uint8] | None = None
         call[words.CALL_TABLES_MAX] = limits.tables_max
         call[words.CALL_IDS_MAX] = limits.ids_max
         call[words.CALL_REPLY_BYTES_MAX] = limits.reply_bytes_max
-        call[words.CALL_WORK_BYTES_MAX] = work_bytes_max
-        call[words.CALL_KEYS_MAX] = keys_max
+        call[words.CALL_WORK_BYTES_MAX] = _NO_LIMIT if work_bytes_max is None else work_bytes_max
+        call[words.CALL_KEYS_MAX] = _NO_LIMIT if keys_max is None else keys_max
         call[words.CALL_TAKES_FAR] = takes_far
 
     def use(self, directory: Directory) -> Counts:
-        """Answer from `directory` from now on; what is counted of its tables."""
+        """Answer from `directory` from now on; what is counted of its tables.
+
+        It isn't kept here, where it would keep replaced versions mapped: who calls `answer` does.
+        """
         call = self._call
-        self._directory = directory
         self._counts = counts = Counts(directory)
         call[words.CALL_TABLES_AT] = directory.columns.ctypes.data
         call[words.CALL_SLOTS_AT] = directory.slots.ctypes.data
@@ -60,7 +62,7 @@ class Answers:
         return counts
 
     def allow(self, allowed: NDArray[np.uint8] | None) -> None:
-        """Answer of the tables whose bit is set in `allowed`, see `allowed_bits`; None for all."""
+        """Answer of the tables with a bit in `allowed`, in the directory's order; None for all."""
         if allowed is not self._allowed:
             self._allowed = allowed
             self._call[words.CALL_ALLOWED_AT] = 0 if allowed is None else allowed.ctypes.data
@@ -71,14 +73,14 @@ class Answers:
         self._call[words.CALL_OUT_AT] = out.ctypes.data
         self._call[words.CALL_OUT_BYTES] = out.size
 
-    def answer(self, message: int, request: bytes) -> int:
-        """Put the reply to `request`, a LOOKUP and so on, into the buffer; its length.
+    def answer(self, message: int, request: bytes, begin: int = 0) -> int:
+        """Put the reply to `request[begin:]`, a LOOKUP and so on, into the buffer; its length.
 
         NOT_MINE for a request that the general way has to answer or refuse, with nothing changed
         that counts. A number below it for an answer that takes longer than the turn or more room:
         `room_of` says how much. The general way, or other Answers on a thread, have to give it.
         """
-        return kernels.answer(request, message, self._at)
+        return kernels.answer(request, begin, message, self._at)
 
 
 def room_of(answered: int) -> int:

@@ -4,7 +4,7 @@ It is made anew when a catalog changes, never changed but in what `look` says. I
 and so all that its addresses are of: who answers from one keeps it until the answer is written.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -130,7 +130,7 @@ class Counts:
     """What one thread answered of a directory's tables, for another thread to tell."""
 
     def __init__(self, directory: Directory) -> None:
-        self.directory = directory
+        self._names = directory.names
         self.cells: NDArray[np.int64] = np.zeros((len(directory.names), 3), np.int64)
         self._told = self.cells.copy()
 
@@ -139,10 +139,5 @@ class Counts:
         now = self.cells.copy()
         for number in np.flatnonzero((now != self._told).any(axis=1)):
             lookups, rows, byte_count = map(int, now[number] - self._told[number])
-            yield self.directory.names[number], lookups, rows, byte_count
+            yield self._names[number], lookups, rows, byte_count
         self._told = now
-
-
-def allowed_bits(directory: Directory, reads: Callable[[str], bool]) -> NDArray[np.uint8]:
-    """For each of a directory's tables a bit: whether its name is one that a caller reads."""
-    return np.packbits([reads(name) for name in directory.names], bitorder="little")

@@ -5,25 +5,10 @@ everything is then compiled, or loaded from numba's cache, at once.
 """
 
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
-
-from gatherd.store.kernels import __file__ as _store
-
-# The files whose contents make up these kernels, for the name of a folder that keeps them.
-SOURCES: tuple[Path, ...] = (
-    *(
-        Path(_store).with_name(f"{name}.py")
-        for name in ("bags", "gather", "intrinsics", "keys", "row_intrinsics")
-    ),
-    *(
-        Path(__file__).with_name(f"{name}.py")
-        for name in (*("answering", "conversions", "layout", "memory", "parsing", "rows", "words"),)
-    ),
-)
 
 
 @cache
@@ -38,12 +23,12 @@ def warm() -> None:
     _answering()
 
 
-def answer(request: bytes, message: int, call_at: int) -> int:
-    """Answer `request`, a message of words.py, with the block CALL at an address.
+def answer(request: bytes, begin: int, message: int, call_at: int) -> int:
+    """Answer `request[begin:]`, a message of words.py, with the block CALL at an address.
 
     words.py has what is returned.
     """
-    found: int = _answering().answer(np.frombuffer(request, np.uint8), message, call_at)
+    found: int = _answering().answer(np.frombuffer(request, np.uint8), begin, message, call_at)
     return found
 
 

@@ -1,0 +1,118 @@
+"""A process' compiled answers: one directory of what is served now, and answers for each thread.
+
+A thread has `ThreadAnswers` of its own. The directory is made anew at the first request, or at the
+metrics' next pulse, after tables have changed. Only this one and answers under way hold it, so that
+no thread that has nothing to do keeps a replaced version mapped.
+"""
+
+import threading
+import weakref
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gatherd.errors import GatherdError
+from gatherd.store.live import View
+from gatherd_server.access.callers import Caller
+from gatherd_server.engine.engine import Engine
+from gatherd_server.observe.metrics.telemetry import Telemetry
+from gatherd_server.wire.compiled import kernels
+from gatherd_server.wire.compiled.answers import NOT_MINE, Answers
+from gatherd_server.wire.compiled.directory import Counts, Directory
+
+
+class CompiledAnswers:
+    """What the threads of a process answer from. Safe to use from many threads."""
+
+    def __init__(self, engine: Engine, telemetry: Telemetry | None = None) -> None:
+        """Compiles or loads the kernels. Lookups are counted in `telemetry`, or for nobody."""
+        kernels.warm()
+        self.limits = engine.limits
+        self._engine = engine
+        self._telemetry = telemetry or Telemetry()
+        self._telemetry.pulse.before(self._beat)
+        self._directory: Directory | None = None
+        self._building = threading.Lock()
+        self._counts: set[Counts] = set()
+        self._counting = threading.Lock()
+
+    def directory(self) -> Directory | None:
+        """That of the tables as they are now; None when the data dir can't be read."""
+        try:
+            view = self._engine.view()
+        except GatherdError:
+            return None
+        directory = self._directory
+        if directory is not None and directory.is_of(view):
+            return directory
+        return self._built(view)
+
+    def _built(self, view: View) -> Directory:
+        with self._building:
+            directory = self._directory
+            if directory is None or not directory.is_of(view):
+                self._directory = directory = Directory(view, directory)
+            return directory
+
+    def _beat(self) -> None:
+        """Tell what was counted, and take in what was found out of tables since."""
+        with self._counting:
+            for counts in self._counts:
+                self._tell(counts)
+        directory = self.directory()
+        if directory is not None:
+            directory.look()
+
+    def replace(self, before: Counts | None, now: Counts) -> None:
+        """Count in `now` what was counted in `before`."""
+        with self._counting:
+            if before is not None:
+                self._counts.remove(before)
+                self._tell(before)
+            self._counts.add(now)
+
+    def _tell(self, counts: Counts) -> None:
+        for name, lookups, rows, byte_count in counts.since():
+            self._telemetry.gathered(name, rows, byte_count, lookups)
+
+
+class ThreadAnswers:
+    """Answers to lookups of any caller, for one thread at a time."""
+
+    __slots__ = ("_answers", "_counts", "_directory", "_shared")
+
+    def __init__(
+        self,
+        shared: CompiledAnswers,
+        *,
+        work_bytes_max: int | None = None,
+        keys_max: int | None = None,
+        takes_far: bool = False,
+    ) -> None:
+        """What one turn is bounded by, None for nothing, and `takes_far`, as Answers has them."""
+        self._shared = shared
+        self._answers = Answers(
+            shared.limits, work_bytes_max=work_bytes_max, keys_max=keys_max, takes_far=takes_far
+        )
+        self._directory: weakref.ref[Directory] | None = None
+        self._counts: Counts | None = None
+
+    def write_to(self, out: NDArray[np.uint8]) -> None:
+        """As Answers has it."""
+        self._answers.write_to(out)
+
+    def answer(self, message: int, request: bytes, caller: Caller, begin: int = 0) -> int:
+        """As Answers has it, for a caller who has the scope to read; nobody else may ask.
+
+        The message begins at `request[begin]`.
+        """
+        directory = self._shared.directory()
+        if directory is None:
+            return NOT_MINE
+        answers = self._answers
+        if self._directory is None or self._directory() is not directory:
+            counts = answers.use(directory)
+            self._shared.replace(self._counts, counts)
+            self._counts, self._directory = counts, weakref.ref(directory)
+        answers.allow(caller.reads_of(directory.names))
+        return answers.answer(message, request, begin)
