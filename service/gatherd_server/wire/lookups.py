@@ -308,5 +308,31 @@ def lookup_head(
     return framing.lookup_head(version, DTYPE_CODES[dtype], shape, data_bytes, status)
 
 
+@dataclass(frozen=True, slots=True)
+class LookupHead:
+    """What a LookupResponse without a status has before the vectors' data, `nbytes` in all."""
+
+    version: int
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def read_lookup_head(reply: bytes | memoryview) -> LookupHead:
+    """The head of a reply that `lookup_head`, or the compiled answer, began; it has data."""
+    version, at = 0, 0
+    if reply[0:1] == framing.VERSION:
+        version, at = framing.read_varint(reply, 1)
+    _, at = framing.read_varint(reply, at + 1)
+    code, at = framing.read_varint(reply, at + 1)
+    shape_bytes, at = framing.read_varint(reply, at + 1)
+    shape, end = [], at + shape_bytes
+    while at < end:
+        size, at = framing.read_varint(reply, at)
+        shape.append(size)
+    _, at = framing.read_varint(reply, at + 1)
+    return LookupHead(version, _REPLY_DTYPES[code], tuple(shape), at)
+
+
 def _nested(begin: bytes, parts: tuple[Part, ...]) -> tuple[Part, ...]:
     return (begin + varint(byte_count(parts)), *parts)

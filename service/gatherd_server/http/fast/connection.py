@@ -27,27 +27,29 @@ from gatherd.errors import Unauthenticated
 from gatherd_proto.headers import AUTHORIZATION, CONNECT_TIMEOUT, TIMEOUT_DIGITS_MAX
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
-from gatherd_server.engine.rows import Rows
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
+from gatherd_server.http.fast.answers import LoopAnswers
 from gatherd_server.http.fast.busy_loop import BusyLoop
-from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
-from gatherd_server.http.fast.repeat import Repeat, Scratch
+from gatherd_server.http.fast.cycle import HEAD_END, FastCycle, Prefixes
 from gatherd_server.http.fast.routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.http.offload import Offload
+from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 
-HEAD_END: Final = b"\r\n\r\n"
 LENGTH_DIGITS_MAX: Final = 18
 _TIMEOUT: Final = CONNECT_TIMEOUT.encode()
 _AUTHORIZATION: Final = AUTHORIZATION.encode()
 # What has less time than this may miss it while it is answered, and is looked at more closely.
-REPEAT_SECONDS_MIN: Final = 0.05
+PLAIN_SECONDS_MIN: Final = 0.05
+_BLANK_LINE: Final = b"\r\n\r\n"
 
 
 def fast_protocol(
     routes: FastRoutes,
+    answers: CompiledAnswers,
     admission: Admission,
     offload: Offload,
     receive_seconds: float = 20.0,
@@ -66,7 +68,7 @@ def fast_protocol(
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds, limit),
             "limit": limit,
-            "scratch": Scratch(),
+            "answers": LoopAnswers(answers),
             "busy_loop": BusyLoop(busy_poll_us),
         },
     )
@@ -85,7 +87,8 @@ class _SeenHead:
     seconds: float | None
     caller: Caller
     trail: HeadTrail | None
-    repeat: Repeat | None
+    is_plain: bool
+    """Whether a request like it needs no cycle: see `_is_answered`."""
 
 
 class _FastPath(GuardedProtocol):
@@ -96,7 +99,7 @@ class _FastPath(GuardedProtocol):
     offload: Offload
     prefixes: Prefixes
     spans: Spans | None
-    scratch: Scratch
+    answers: LoopAnswers
     busy_loop: BusyLoop
     # uvicorn's cycles and fast ones, which it treats alike.
     cycle: Any
@@ -127,13 +130,14 @@ class _FastPath(GuardedProtocol):
             and not seen.caller.is_revoked
         ):
             # The parser has nothing to tell that it hasn't told of the same bytes before.
-            if seen.repeat is not None and self._is_answered(seen.repeat, data[len(seen.head) :]):
+            body = data[len(seen.head) :]
+            if seen.is_plain and self._is_answered(seen, body):
                 return
             self._unset_keepalive_if_required()
             self.cycle = cycle = FastCycle(
                 self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
             )
-            cycle.take(data[len(seen.head) :])
+            cycle.take(body)
             cycle.end()
             cycle.start()
             return
@@ -151,30 +155,33 @@ class _FastPath(GuardedProtocol):
     def _learn(self, cycle: FastCycle, data: bytes) -> None:
         """Keep what a request that came in one piece was found to be."""
         size = len(data) - cycle.body_bytes
-        if data.find(HEAD_END) + len(HEAD_END) != size:
+        if data.find(_BLANK_LINE) + len(_BLANK_LINE) != size:
             return  # the body isn't all that follows the head: blank lines stand around the request
-        route, repeat = cycle.route, None
-        if (
-            cycle.is_repeatable
-            and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN)
+        is_plain = (
+            (cycle.seconds is None or cycle.seconds >= PLAIN_SECONDS_MIN)
             # Those of a token with limits are counted one by one, and spans are made one by one.
             and cycle.caller.limiter is None
             and self.spans is None
-        ):
-            lookup = route.repeated(data[size:])
-            repeat = None if lookup is None else Repeat(lookup, route.counted)
+        )
         self._seen = _SeenHead(
-            data[:size], len(data), route, cycle.seconds, cycle.caller, cycle.trail, repeat
+            data[:size], len(data), cycle.route, cycle.seconds, cycle.caller, cycle.trail, is_plain
         )
 
-    def _is_answered(self, repeat: Repeat, body: bytes) -> bool:
-        """Answer without a cycle, unless that can't be."""
-        if (
-            self.transport.get_write_buffer_size()
-            or self.admission.is_full
-            or not repeat.answer(self, body)
-        ):
+    def _is_answered(self, seen: _SeenHead, body: bytes) -> bool:
+        """Answer at once without a cycle, if the compiled answer has it within a turn.
+
+        Such a request takes no place among those in flight: it would give it back before anybody
+        could see it.
+        """
+        if self.transport.get_write_buffer_size() or self.admission.is_full:
             return False
+        begun_ns = now_ns()
+        route, begin = seen.route, self.prefixes.ok(self.server_state.default_headers)
+        reply = self.answers.reply(route, body, seen.caller, begin, HEAD_END)
+        if not isinstance(reply, memoryview):
+            return False
+        self.write_now(reply)
+        route.counted.done("ok", now_ns() - begun_ns)
         # The timer that runs since the last cycle looks at this when it ends.
         self._answered_at = self.loop.time()
         self.server_state.total_requests += 1
@@ -188,16 +195,6 @@ class _FastPath(GuardedProtocol):
             super().timeout_keep_alive_handler()
             return
         self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
-
-    def reply_head(self, rows: Rows) -> bytes:
-        """Of a connection that is kept."""
-        assert self._seen is not None
-        ok = self.prefixes.ok(self.server_state.default_headers)
-        return reply_head(ok, self._seen.route, rows, keep_alive=True)
-
-    def reply_changes(self) -> object:
-        """See repeat.AskingConnection."""
-        return self.server_state.default_headers
 
     def write(self, data: memoryview) -> None:
         """Write what isn't changed any more."""
@@ -229,10 +226,6 @@ class _FastPath(GuardedProtocol):
         except OSError:
             transport.abort()
             return len(data)
-
-    def abort(self) -> None:
-        """See repeat.AskingConnection."""
-        self.transport.abort()
 
     def on_message_begin(self) -> None:
         """Put off what only the application needs."""
