@@ -16,17 +16,17 @@ import pytest
 from client.clients import WORDS
 from client.fakes import FakeService, connect_server, grpc_server
 from gatherd import AsyncClient, Batching, Client, ClientError, GatherdError
-from gatherd.errors import subclasses
+from support.error_classes import CLIENT_CLASSES
 
 
 def ask(client: Any, answers: Any) -> None:
-    """In another process."""
+    """Run in another process."""
     try:
         if isinstance(client, AsyncClient):
             found = asyncio.run(_ask(client))
         else:
             found = client.lookup("words", [3, 4])
-    except BaseException as error:  # noqa: BLE001 - told to the parent
+    except BaseException as error:  # noqa: BLE001 - sent to the parent
         answers.put(repr(error))
     else:
         answers.put(found)
@@ -110,7 +110,7 @@ def test_one_event_loop_after_another(wire: str, batching: Batching | None, tmp_
         gc.collect()
 
 
-@pytest.mark.parametrize("cls", list(subclasses()))
+@pytest.mark.parametrize("cls", CLIENT_CLASSES)
 def test_errors_come_back_from_other_processes(cls: type[GatherdError]) -> None:
     error = pickle.loads(pickle.dumps(cls("said", {"k": "v"})))
     assert type(error) is cls
