@@ -55,13 +55,14 @@ class CompiledAnswers:
             return directory
 
     def _beat(self) -> None:
-        """Tell what was counted, and take in what was found out of tables since."""
-        with self._counting:
-            for counts in self._counts:
-                self._tell(counts)
+        """Take in what was found out of tables since, and tell what was counted."""
         directory = self.directory()
         if directory is not None:
             directory.look()
+        # Last: requests are published right after, under which these were counted.
+        with self._counting:
+            for counts in self._counts:
+                self._tell(counts)
 
     def replace(self, before: Counts | None, now: Counts) -> None:
         """Count in `now` what was counted in `before`."""
