@@ -27,6 +27,16 @@ def varint(value: int) -> bytes:
     return bytes(out)
 
 
+def read_varint(message: bytes | memoryview, at: int) -> tuple[int, int]:
+    """The varint at message[at], and where it ends; of a message that is known to be sound."""
+    value = shift = 0
+    while message[at] >= 0x80:
+        value |= (message[at] & 0x7F) << shift
+        shift += 7
+        at += 1
+    return value | message[at] << shift, at + 1
+
+
 def tag(number: int, wire_type: int) -> bytes:
     """The bytes that begin a field; `number` is below 16."""
     return bytes((number << 3 | wire_type,))
@@ -45,7 +55,8 @@ LOOKUPS: Final = tag(1, BYTES)
 """A LookupResponse in a LookupManyResponse."""
 STREAM_ID: Final = tag(1, VARINT)
 STREAM_LOOKUP: Final = tag(2, BYTES)
-_VERSION: Final = tag(1, VARINT)
+VERSION: Final = tag(1, VARINT)
+"""Begins a LookupResponse, unless its version is 0."""
 _STATUS: Final = tag(2, BYTES)
 _VECTORS: Final = tag(3, BYTES)
 
@@ -67,7 +78,7 @@ def lookup_head(
     tensor = tensor_head(code, shape)
     if data_bytes:
         tensor += TENSOR_DATA + varint(data_bytes)
-    head = _VERSION + varint(version) if version else b""
+    head = VERSION + varint(version) if version else b""
     if status:
         head += _STATUS + varint(len(status)) + status
     return head + _VECTORS + varint(len(tensor) + data_bytes) + tensor

@@ -158,7 +158,7 @@ class ServeSettings(BaseSettings):
     )
     fast_path: bool = Field(
         True,
-        description="Answer plain lookups over HTTP without ASGI; off only to compare.",
+        description="Answer lookups by one kernel, over HTTP without ASGI; off only to compare.",
     )
     busy_poll_us: int = Field(
         BUSY_POLL_US,

@@ -109,7 +109,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTables]:
         "--reply-bytes-max", str(REPLY_BYTES_MAX),
         "--ids-max", str(IDS_MAX), "--tables-max", "4",
     )  # fmt: skip
-    # Lookups through ASGI alone, in a server of its own: a data dir has one.
+    # Without the compiled answer, over HTTP through ASGI alone; a data dir has one server.
     twin = folder / "twin"
     shutil.copytree(data_dir, twin)
     with (
@@ -127,7 +127,7 @@ SURFACES = (
     "sdk-dedup", "async-merged",
     "connect-proto", "connect-json", "grpc-stub", "grpc-stream",
     "rest-json", "rest-octets", "rest-npy",
-    "sdk-http-asgi", "connect-proto-asgi", "rest-octets-asgi",
+    "sdk-http-asgi", "connect-proto-asgi", "rest-octets-asgi", "grpc-stub-asgi",
 )  # fmt: skip
 
 

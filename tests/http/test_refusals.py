@@ -12,6 +12,7 @@ import pytest
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.http.stream import LINGER_BYTES_MAX
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 from support.small_engine import SmallEngine, small_engine
 from support.training_engine import Training, training
 from support.web_server import web_server
@@ -144,7 +145,11 @@ def test_a_refusal_can_be_read_by_who_goes_on_sending(url: str) -> None:
 @pytest.mark.parametrize("begin", [b"", get(), get() + get(b"/v1/tables")])
 def test_blank_lines_hold_no_connection_open(small: SmallEngine, begin: bytes) -> None:
     http = fast_protocol(
-        FastRoutes(small.engine), small.admission, small.offload, receive_seconds=1
+        FastRoutes(small.engine),
+        CompiledAnswers(small.engine),
+        small.admission,
+        small.offload,
+        receive_seconds=1,
     )
     with web_server(small, http=http, timeout_keep_alive=1) as url, connected(url) as sock:
         sock.sendall(begin)

@@ -20,6 +20,7 @@ from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.observe.metrics.names import CLOSED_CONNECTIONS, SHED_REQUESTS
 from gatherd_server.types import SPARE_CONNECTIONS
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 from security.conftest import make_token
 from support.server import wait_until
 from support.small_engine import lookup_request, small_engine
@@ -69,7 +70,9 @@ def served(
     admission.is_ready = True
     small = replace(small, admission=admission)
     if request.param == "fast":
-        http = fast_protocol(FastRoutes(small.engine), admission, small.offload)
+        http = fast_protocol(
+            FastRoutes(small.engine), CompiledAnswers(small.engine), admission, small.offload
+        )
     else:
         http = guarded_protocol(20.0, admission.telemetry)
     # Known connections are idle while strangers come, and mustn't be closed for that.

@@ -16,6 +16,7 @@ from gatherd_server.http.connection import (
 )
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 from support.small_engine import SmallEngine, lookup_request, small_engine
 from support.web_server import web_server
 
@@ -32,7 +33,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> SmallEngine:
 def url(request: pytest.FixtureRequest, served: SmallEngine) -> Iterator[str]:
     """A server that is impatient."""
     if request.param == "fast":
-        http = fast_protocol(FastRoutes(served.engine), served.admission, served.offload, SECONDS)
+        http = fast_protocol(
+            FastRoutes(served.engine),
+            CompiledAnswers(served.engine),
+            served.admission,
+            served.offload,
+            SECONDS,
+        )
     else:
         http = guarded_protocol(SECONDS)
     with web_server(served, http=http, limit_concurrency=20) as url:

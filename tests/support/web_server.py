@@ -13,6 +13,7 @@ from gatherd_server.http.app import create_app
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 from support.small_engine import SmallEngine
 from support.training_engine import Training
 
@@ -47,8 +48,13 @@ def web_server(
     listener = socket.create_server(("127.0.0.1", 0))
     app = app or create_app(served.engine, served.admission, served.offload)
     if http is None and is_fast:
-        routes = FastRoutes(served.engine)
-        http = fast_protocol(routes, served.admission, served.offload, busy_poll_us=busy_poll_us)
+        http = fast_protocol(
+            FastRoutes(served.engine),
+            CompiledAnswers(served.engine),
+            served.admission,
+            served.offload,
+            busy_poll_us=busy_poll_us,
+        )
     elif http is None:
         http = guarded_protocol(RECEIVE_SECONDS)
     server = uvicorn.Server(

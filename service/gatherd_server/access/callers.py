@@ -137,8 +137,8 @@ class Caller:
     """The holder of a token; or, without a grant, anybody, with every permission."""
 
     __slots__ = (
-        *("_guarded", "_known", "_pattern", "_read_bits", "_reads"),
-        *("grant", "is_revoked", "limiter"),
+        *("_guarded", "_known", "_pattern", "_read_bits"),
+        *("grant", "is_reader", "is_revoked", "limiter"),
     )
 
     def __init__(self, grant: Grant | None) -> None:
@@ -153,7 +153,8 @@ class Caller:
         self._guarded: GuardedEngine | None = None
         self._pattern = _compiled(grant.tables) if grant is not None else None
         # Found once, because hashing an enum takes longer than all the rest of a check.
-        self._reads = grant is None or Scope.READ in grant.scopes
+        self.is_reader = grant is None or Scope.READ in grant.scopes
+        """Whether the token is for looking rows up, of whichever tables."""
 
     def guard(self, engine: Engine) -> "AnyEngine":
         """`engine`, restricted to this caller's permissions."""
@@ -183,7 +184,7 @@ class Caller:
 
     def reads(self, table: str) -> bool:
         """Whether the caller may look up rows of `table`."""
-        return self._reads and self.reaches(table)
+        return self.is_reader and self.reaches(table)
 
     def reads_of(self, tables: tuple[str, ...]) -> NDArray[np.uint8] | None:
         """A bit for each of `tables`, whether the caller may look up its rows; None for all.
@@ -205,7 +206,7 @@ class Caller:
         Transports ask it before they read a request's body.
         """
         grant = self.grant
-        if grant is None or (scope is Scope.READ and self._reads and not tables):
+        if grant is None or (scope is Scope.READ and self.is_reader and not tables):
             return
         if scope not in grant.scopes:
             raise _no_scope(grant, scope)

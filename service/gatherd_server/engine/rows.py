@@ -50,11 +50,6 @@ class Rows:
         """Whether the reply has the rows' own dtype, so that they are only copied."""
         return self.dtype is self._table.dtype
 
-    @property
-    def is_in_memory(self) -> bool:
-        """Whether no copy waits for a disk, as far as is known."""
-        return self._table.is_populated
-
     def check(self) -> None:
         """IdOutOfRange when an id has no row; `read` checks the ids that it copies, too."""
         if not all_in_range(self._ids, self._table.row_count):

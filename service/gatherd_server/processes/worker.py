@@ -304,6 +304,7 @@ class Worker:
             return guarded_protocol(settings.receive_seconds, self._telemetry)
         return fast_protocol(
             FastRoutes(engine, self._telemetry),
+            answers,
             self._admission,
             self._offload,
             settings.receive_seconds,

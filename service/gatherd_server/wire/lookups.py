@@ -152,27 +152,6 @@ def seen_lookup(body: bytes, lookup: Lookup) -> SeenLookup | None:
     return SeenLookup(before, after, lookup)
 
 
-class SeenLookups:
-    """Requests read before, by length, to recognize their like. Safe to use from many threads."""
-
-    def __init__(self) -> None:
-        self._seen: dict[int, SeenLookup] = {}
-
-    def find(self, body: bytes) -> tuple[SeenLookup, Lookup] | None:
-        """The seen lookup that a request repeats with other ids, and the request's own lookup."""
-        seen = self._seen.get(len(body))
-        lookup = None if seen is None else seen.lookup_of(body)
-        return None if seen is None or lookup is None else (seen, lookup)
-
-    def learn(self, body: bytes, lookup: Lookup) -> None:
-        """Remember a request, if it is plain enough for `seen_lookup`."""
-        seen = seen_lookup(body, lookup)
-        if seen is not None:
-            if len(self._seen) >= SEEN_MAX:
-                self._seen.clear()
-            self._seen[len(body)] = seen
-
-
 def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
     """Bags of one table as the engine takes them. InvalidArgument for invalid ones."""
     lookup = request.lookup
@@ -306,6 +285,32 @@ def lookup_head(
 ) -> bytes:
     """A LookupResponse without the vectors' `data_bytes` bytes, which come after it."""
     return framing.lookup_head(version, DTYPE_CODES[dtype], shape, data_bytes, status)
+
+
+@dataclass(frozen=True, slots=True)
+class LookupHead:
+    """What a LookupResponse without a status has before the vectors' data, `nbytes` in all."""
+
+    version: int
+    dtype: DType
+    shape: tuple[int, ...]
+    nbytes: int
+
+
+def read_lookup_head(reply: bytes | memoryview) -> LookupHead:
+    """The head of a reply that `lookup_head`, or the compiled answer, began; it has data."""
+    version, at = 0, 0
+    if reply[0:1] == framing.VERSION:
+        version, at = framing.read_varint(reply, 1)
+    _, at = framing.read_varint(reply, at + 1)
+    code, at = framing.read_varint(reply, at + 1)
+    shape_bytes, at = framing.read_varint(reply, at + 1)
+    shape, end = [], at + shape_bytes
+    while at < end:
+        size, at = framing.read_varint(reply, at)
+        shape.append(size)
+    _, at = framing.read_varint(reply, at + 1)
+    return LookupHead(version, _REPLY_DTYPES[code], tuple(shape), at)
 
 
 def _nested(begin: bytes, parts: tuple[Part, ...]) -> tuple[Part, ...]:

@@ -26,27 +26,31 @@ from gatherd.errors import Unauthenticated
 from gatherd_proto.headers import AUTHORIZATION, CONNECT_TIMEOUT, TIMEOUT_DIGITS_MAX
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
-from gatherd_server.engine.rows import Rows
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
+from gatherd_server.http.fast.answers import LoopAnswers
 from gatherd_server.http.fast.busy_loop import BusyLoop
-from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
-from gatherd_server.http.fast.repeat import Repeat, Scratch
+from gatherd_server.http.fast.cycle import HEAD_END, FastCycle, Prefixes
 from gatherd_server.http.fast.routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.http.offload import Offload
+from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 
-HEAD_END: Final = b"\r\n\r\n"
 LENGTH_DIGITS_MAX: Final = 18
 _TIMEOUT: Final = CONNECT_TIMEOUT.encode()
 _AUTHORIZATION: Final = AUTHORIZATION.encode()
 # A request with less time may miss its deadline meanwhile, so a cycle watches it.
-REPEAT_SECONDS_MIN: Final = 0.05
+PLAIN_SECONDS_MIN: Final = 0.05
+# Heads that a connection remembers, some 300 bytes each: batches come in a few sizes.
+SEEN_MAX: Final = 32
+_BLANK_LINE: Final = b"\r\n\r\n"
 
 
 def fast_protocol(
     routes: FastRoutes,
+    answers: CompiledAnswers,
     admission: Admission,
     offload: Offload,
     receive_seconds: float = 20.0,
@@ -65,7 +69,7 @@ def fast_protocol(
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds, limit),
             "limit": limit,
-            "scratch": Scratch(),
+            "answers": LoopAnswers(answers),
             "busy_loop": BusyLoop(busy_poll_us),
         },
     )
@@ -73,18 +77,18 @@ def fast_protocol(
 
 @dataclass(frozen=True, slots=True)
 class _SeenHead:
-    """The head of a connection's last request, when it came in one piece with its body.
+    """The head of an earlier request of a connection, which came in one piece with its body.
 
-    A client's next request most often has the same head, byte for byte.
+    A client's next request of the same length most often has the same head, byte for byte.
     """
 
     head: bytes
-    total: int
     route: Route
     seconds: float | None
     caller: Caller
     trail: HeadTrail | None
-    repeat: Repeat | None
+    is_plain: bool
+    """Whether a request like it needs no cycle: see `_is_answered`."""
 
 
 class _FastPath(GuardedProtocol):
@@ -95,7 +99,7 @@ class _FastPath(GuardedProtocol):
     offload: Offload
     prefixes: Prefixes
     spans: Spans | None
-    scratch: Scratch
+    answers: LoopAnswers
     busy_loop: BusyLoop
     # uvicorn's own cycles and fast ones, which it treats alike.
     cycle: Any
@@ -103,7 +107,7 @@ class _FastPath(GuardedProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        self._seen: _SeenHead | None = None
+        self._seen: dict[int, _SeenHead] = {}
         self._fd = -1
         self._answered_at = 0.0
 
@@ -116,23 +120,23 @@ class _FastPath(GuardedProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Parse the data, which answers every request that is complete."""
-        seen = self._seen
+        seen = self._seen.get(len(data))
         if (
             seen is not None
-            and len(data) == seen.total
             and data.startswith(seen.head)
             and self.cycle.response_complete
             and self._begun == self._ended
             and not seen.caller.is_revoked
         ):
             # Same head bytes: parsing them again would yield nothing new.
-            if seen.repeat is not None and self._is_answered(seen.repeat, data[len(seen.head) :]):
+            body = data[len(seen.head) :]
+            if seen.is_plain and self._is_answered(seen, body):
                 return
             self._unset_keepalive_if_required()
             self.cycle = cycle = FastCycle(
                 self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
             )
-            cycle.take(data[len(seen.head) :])
+            cycle.take(body)
             cycle.end()
             cycle.start()
             return
@@ -150,30 +154,35 @@ class _FastPath(GuardedProtocol):
     def _learn(self, cycle: FastCycle, data: bytes) -> None:
         """Remember how a request that arrived in one read was routed."""
         size = len(data) - cycle.body_bytes
-        if data.find(HEAD_END) + len(HEAD_END) != size:
+        if data.find(_BLANK_LINE) + len(_BLANK_LINE) != size:
             return  # more than the body follows the head: there are blank lines around
-        route, repeat = cycle.route, None
-        if (
-            cycle.is_repeatable
-            and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN)
+        is_plain = (
+            (cycle.seconds is None or cycle.seconds >= PLAIN_SECONDS_MIN)
             # A token's limits count requests one by one, and spans are made one by one.
             and cycle.caller.limiter is None
             and self.spans is None
-        ):
-            lookup = route.repeated(data[size:])
-            repeat = None if lookup is None else Repeat(lookup, route.counted)
-        self._seen = _SeenHead(
-            data[:size], len(data), route, cycle.seconds, cycle.caller, cycle.trail, repeat
+        )
+        if len(self._seen) >= SEEN_MAX:
+            self._seen.clear()
+        self._seen[len(data)] = _SeenHead(
+            data[:size], cycle.route, cycle.seconds, cycle.caller, cycle.trail, is_plain
         )
 
-    def _is_answered(self, repeat: Repeat, body: bytes) -> bool:
-        """Answer without a cycle; return whether that was possible."""
-        if (
-            self.transport.get_write_buffer_size()
-            or self.admission.is_full
-            or not repeat.answer(self, body)
-        ):
+    def _is_answered(self, seen: _SeenHead, body: bytes) -> bool:
+        """Answer without a cycle, from the compiled answer; return whether that was possible.
+
+        Such a request takes no place among those in flight: it would give it back before anybody
+        could see it.
+        """
+        if self.transport.get_write_buffer_size() or self.admission.is_full:
             return False
+        begun_ns = now_ns()
+        route, begin = seen.route, self.prefixes.ok(self.server_state.default_headers)
+        reply = self.answers.reply(route, body, seen.caller, begin, HEAD_END)
+        if not isinstance(reply, memoryview):
+            return False
+        self.write_now(reply)
+        route.counted.done("ok", now_ns() - begun_ns)
         # The timer started after the last cycle looks at this when it fires.
         self._answered_at = self.loop.time()
         self.server_state.total_requests += 1
@@ -187,16 +196,6 @@ class _FastPath(GuardedProtocol):
             super().timeout_keep_alive_handler()
             return
         self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
-
-    def reply_head(self, rows: Rows) -> bytes:
-        """See repeat.AskingConnection. The connection is kept open."""
-        assert self._seen is not None
-        ok = self.prefixes.ok(self.server_state.default_headers)
-        return reply_head(ok, self._seen.route, rows, keep_alive=True)
-
-    def reply_changes(self) -> object:
-        """See repeat.AskingConnection."""
-        return self.server_state.default_headers
 
     def write(self, data: memoryview) -> None:
         """Write `data`, which nobody changes any more."""
@@ -228,10 +227,6 @@ class _FastPath(GuardedProtocol):
         except OSError:
             transport.abort()
             return len(data)
-
-    def abort(self) -> None:
-        """See repeat.AskingConnection."""
-        self.transport.abort()
 
     def on_message_begin(self) -> None:
         """Put off what only the application needs."""

@@ -6,8 +6,8 @@ pieces; no more of a reply is held than the peer has room for.
 
 import asyncio
 import time
-from collections.abc import Coroutine
-from typing import Any, Final, Protocol
+from collections.abc import Callable, Coroutine
+from typing import Any, Final, Protocol, TypeVar
 
 import numpy as np
 from starlette.responses import Response
@@ -23,7 +23,7 @@ from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
-from gatherd_server.http.fast.repeat import PIECE_BYTES, is_repeatable
+from gatherd_server.http.fast.answers import TOO_LONG, LoopAnswers, framed
 from gatherd_server.http.fast.routes import PendingAnswer, Route
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
@@ -31,10 +31,18 @@ from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 from gatherd_server.wire.codes import code_of
+from gatherd_server.wire.compiled.answers import LOOKUP
 from gatherd_server.wire.lookups import Part, byte_count
 
+# What is gathered or written at a time: small enough to stay in a core's cache in between and not
+# to keep others waiting, about 40 µs.
+PIECE_BYTES: Final = 256 << 10
 # Where a reply's rows begin in their buffer.
 ALIGN_BYTES: Final = 64
+HEAD_END: Final = b"\r\n"
+"""Of a connection that is kept, behind the last line."""
+
+T = TypeVar("T")
 
 
 class Prefixes:
@@ -63,6 +71,7 @@ class FastConnection(Protocol):
     admission: Admission
     offload: Offload
     prefixes: Prefixes
+    answers: LoopAnswers
     spans: Spans | None
 
     def on_response_complete(self) -> None:
@@ -70,6 +79,9 @@ class FastConnection(Protocol):
 
     def write(self, data: memoryview) -> None:
         """Write `data`, which is kept until it is sent."""
+
+    def write_now(self, data: memoryview) -> None:
+        """Write; `data` can be changed afterwards."""
 
 
 class _NoEvent:
@@ -98,7 +110,6 @@ class FastCycle:
         "body_bytes",
         "caller",
         "disconnected",
-        "is_repeatable",
         "keep_alive",
         "response_complete",
         "route",
@@ -133,8 +144,6 @@ class FastCycle:
         self._tasks_count = 0
         self._holds_place = self._is_read = self._is_started = False
         self.keep_alive = keep_alive
-        self.is_repeatable = False
-        """Whether a request like it can be answered by a Repeat."""
         self.disconnected = False
         self.response_complete = False
 
@@ -235,21 +244,81 @@ class FastCycle:
             self._track(self._run_later())
             return
         try:
-            found = self.route.begin(self._whole_body(), self.caller)
-            if isinstance(found, PendingAnswer):
-                self._work(found)
-                return
-            self.is_repeatable = is_repeatable(found)
-            if found.nbytes <= PIECE_BYTES:
-                self._write_whole(found)
-            else:
-                found.check()
-                self._check_time()
-                self._track(self._stream(found))
+            self._answer(self._whole_body())
         except GatherdError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
             self._fail_unexpected(error)
+
+    def _answer(self, body: bytes) -> None:
+        """Answer by the compiled answer, here or on a thread, or else the general way."""
+        begin, end = self._around()
+        reply = self._connection.answers.reply(self.route, body, self.caller, begin, end)
+        if isinstance(reply, memoryview):
+            self._check_time()
+            # Before the write: who has read the reply may ask at once, and finds the place free.
+            self._let_go()
+            self._connection.write_now(reply)
+            self._complete()
+        elif reply == TOO_LONG:
+            self._answer_long(body)
+        else:
+            self._answer_in_general(body)
+
+    def _answer_long(self, body: bytes) -> None:
+        """Piece by piece what is nothing but rows as they are stored; else from a thread.
+
+        Of rows no more is held than the peer has room for, and they take a fifth less of the
+        processors than by way of a thread.
+        """
+        answers, route, caller = self._connection.answers, self.route, self.caller
+        if route.message == LOOKUP:
+            found = route.begin(body, caller)
+            if isinstance(found, Rows) and found.is_as_stored:
+                self._answer_rows(found)
+                return
+        self._track(
+            self._elsewhere(
+                lambda: answers.long_reply(route, body, caller),
+                lambda reply: self._take_long(reply, body),
+            )
+        )
+
+    def _take_long(self, reply: memoryview | None, body: bytes) -> None:
+        if reply is None:
+            self._answer_in_general(body)
+            return
+        begin, end = self._around()
+        self._track(self._write_pieces(framed(self.route, reply, len(reply), begin, end)))
+
+    async def _write_pieces(self, reply: memoryview) -> None:
+        """Write a long reply; others have their turn between two pieces."""
+        connection = self._connection
+        for start in range(0, len(reply), PIECE_BYTES):
+            connection.write(reply[start : start + PIECE_BYTES])
+            await asyncio.sleep(0)
+            if connection.flow.write_paused:
+                await connection.flow.drain()
+            if self._is_gone:
+                return
+        if not connection.transport.get_write_buffer_size():
+            connection.answers.give_back(reply)
+        self._complete()
+
+    def _answer_in_general(self, body: bytes) -> None:
+        found = self.route.begin(body, self.caller)
+        if isinstance(found, Rows):
+            self._answer_rows(found)
+        else:
+            self._work(found)
+
+    def _answer_rows(self, rows: Rows) -> None:
+        if rows.nbytes <= PIECE_BYTES:
+            self._write_whole(rows)
+            return
+        rows.check()
+        self._check_time()
+        self._track(self._stream(rows))
 
     async def _run_later(self) -> None:
         await self._connection.flow.drain()
@@ -302,26 +371,26 @@ class FastCycle:
 
     def _work(self, work: PendingAnswer) -> None:
         if work.is_long:
-            self._track(self._run_elsewhere(work))
+            self._track(self._elsewhere(work.run, self._respond))
             return
         response = work.run()
         self._check_time()
         self._respond(response)
 
-    async def _run_elsewhere(self, work: PendingAnswer) -> None:
+    async def _elsewhere(self, work: Callable[[], T], take: Callable[[T], None]) -> None:
+        """Have a thread do `work`, and `take` what it gives."""
         try:
             async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
-                response = await self._connection.offload.run(work.run, is_long=True)
+                given = await self._connection.offload.run(work, is_long=True)
             self._check_time()
+            if not self._is_gone:
+                take(given)
         except GatherdError as error:
             self._fail(error)
         except TimeoutError:
             self._fail(self._too_late())
         except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
             self._fail_unexpected(error)
-        else:
-            if not self._is_gone:
-                self._respond(response)
 
     def _check_time(self) -> None:
         if self.seconds is not None and time.monotonic() >= self._deadline:
@@ -331,9 +400,17 @@ class FastCycle:
         return DeadlineExceeded(f"the request wasn't answered within its {self.seconds:g} s")
 
     def _head(self, rows: Rows) -> bytes:
+        """What comes before a reply's rows."""
+        begin, end = self._around()
+        lines, rows_head = self.route.head(rows)
+        length = len(rows_head) + rows.nbytes
+        return b"%b%bcontent-length: %d\r\n%b%b" % (begin, lines, length, end, rows_head)
+
+    def _around(self) -> tuple[bytes, bytes]:
+        """What a 200's head has before and behind the route's own lines."""
         connection = self._connection
-        ok = connection.prefixes.ok(connection.server_state.default_headers)
-        return reply_head(ok, self.route, rows, keep_alive=self.keep_alive)
+        begin = connection.prefixes.ok(connection.server_state.default_headers)
+        return begin, HEAD_END if self.keep_alive else b"connection: close\r\n\r\n"
 
     def _fail(self, error: GatherdError) -> None:
         self._code = code_of(error)
@@ -399,18 +476,6 @@ class FastCycle:
         if self._holds_place:
             self._holds_place = False
             self._connection.admission.leave(self.caller)
-
-
-def reply_head(ok: bytes, route: Route, rows: Rows, *, keep_alive: bool) -> bytes:
-    """The bytes before a reply's rows; `ok` is their start, see Prefixes."""
-    lines, begin = route.head(rows)
-    return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (
-        ok,
-        lines,
-        len(begin) + rows.nbytes,
-        b"" if keep_alive else b"connection: close\r\n",
-        begin,
-    )
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:

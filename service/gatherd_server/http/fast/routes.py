@@ -9,17 +9,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-import numpy as np
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from gatherd.errors import GatherdError
+from gatherd.store.dtypes import DType
 from gatherd.store.query import ByKey, Missing
+from gatherd_proto.framing import dtype_code
 from gatherd_proto.headers import CONNECT_VERSION, PROTO
-from gatherd_proto.procedures import LOOKUP, Procedure
+from gatherd_proto.procedures import (
+    LOOKUP,
+    LOOKUP_BAGS,
+    LOOKUP_BAGS_MANY,
+    LOOKUP_MANY,
+    Procedure,
+)
+from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
-from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.errors import connect_error, problem
@@ -30,12 +37,19 @@ from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
+from gatherd_server.wire.compiled import answers as compiled
 from gatherd_server.wire.procedures import LOOKUPS, Lookups
 
 _VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
 _PROTO_LINE: Final = b"content-type: %b\r\n" % _PROTO
 _OCTETS: Final = OCTETS.encode()
+_MESSAGES: Final = {
+    LOOKUP: compiled.LOOKUP,
+    LOOKUP_MANY: compiled.LOOKUP_MANY,
+    LOOKUP_BAGS: compiled.LOOKUP_BAGS,
+    LOOKUP_BAGS_MANY: compiled.LOOKUP_BAGS_MANY,
+}
 _NO_QUERY: Final = QueryParams()
 _REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?")
 
@@ -52,6 +66,7 @@ class Route(Protocol):
     """Answers the fast requests of one path; `counted` counts them."""
 
     counted: RequestSeries
+    message: int
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether every default applies to a request with these headers."""
@@ -59,8 +74,14 @@ class Route(Protocol):
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         """Read the request and find its tables. GatherdError when `caller` can't be answered."""
 
-    def repeated(self, body: bytes) -> Repeated | None:
-        """The meaning of `body`, which was answered with rows, without its ids; None if unknown."""
+    def message_of(self, body: bytes) -> bytes | None:
+        """The request as the message whose number is `message`; None if it can't be one."""
+
+    def head_of(self, reply: memoryview, start: int, stop: int) -> tuple[bytes, int]:
+        """Of the answer to that message in reply[start:stop]: its own lines, where its body begins.
+
+        The body ends at `stop`.
+        """
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         """The reply's own header lines, and the bytes of its body that come before the rows."""
@@ -116,25 +137,18 @@ class _Connect:
     ) -> None:
         self.counted = counted
         self._engine = engine
-        self._message = procedure.request
-        self._is_lookup = procedure is LOOKUP
+        self.message = _MESSAGES[procedure]
+        self._request = procedure.request
         self._read = way.read
         self._encode = way.encode
-        self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _PROTO and headers.get(_VERSION, b"1") == b"1"
 
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         caller.check(Scope.READ)
-        found = self._seen.find(body)
-        if found is not None:
-            asked = [found[1]]
-        else:
-            limits = self._engine.limits
-            asked = self._read(lookups.parse(self._message(), body, limits), limits)
-            if self._is_lookup:
-                self._seen.learn(body, asked[0])
+        limits = self._engine.limits
+        asked = self._read(lookups.parse(self._request(), body, limits), limits)
         engine = caller.guard(self._engine)
         if _has_rows_alone(asked):
             rows = engine.rows_of(asked[0])
@@ -146,12 +160,11 @@ class _Connect:
             lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long
         )
 
-    def repeated(self, body: bytes) -> Repeated | None:
-        found = self._seen.find(body)
-        if found is None:
-            return None
-        seen, lookup = found
-        return Repeated(self._engine, lookup, seen.before, seen.after)
+    def message_of(self, body: bytes) -> bytes:
+        return body
+
+    def head_of(self, _reply: memoryview, start: int, _stop: int) -> tuple[bytes, int]:
+        return _PROTO_LINE, start
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         head = lookups.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
@@ -164,6 +177,8 @@ class _Connect:
 class _Octets:
     """REST's lookup of one table, raw ids for raw vectors."""
 
+    message = compiled.LOOKUP
+
     def __init__(
         self, engine: Engine, table: str, query: QueryParams, counted: RequestSeries
     ) -> None:
@@ -171,6 +186,11 @@ class _Octets:
         self._engine = engine
         self._table = table
         self._query = query
+        # The last request but for its ids, and the last reply's head.
+        self._request: embedding_pb2.LookupRequest | None = None
+        self._body_bytes = 0
+        self._known = b""
+        self._lines = b""
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
@@ -190,19 +210,46 @@ class _Octets:
 
         return PendingAnswer(answer, prepared.is_long)
 
-    def repeated(self, body: bytes) -> Repeated | None:
-        lookup = lookup_bodies.lookup_of(
-            OCTETS, self._table, body, self._query, self._engine.limits
-        )
-        ids = lookup.asked
-        if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.nbytes != len(body):
+    def message_of(self, body: bytes) -> bytes | None:
+        request = self._request
+        if request is None or len(body) != self._body_bytes:
+            request = self._request = self._request_of(body)
+            self._body_bytes = len(body)
+            if request is None:
+                return None
+        request.ids.data = body
+        return request.SerializeToString()
+
+    def _request_of(self, body: bytes) -> embedding_pb2.LookupRequest | None:
+        """The request, when its answer is nothing but rows."""
+        limits = self._engine.limits
+        try:
+            lookup = lookup_bodies.lookup_of(OCTETS, self._table, body, self._query, limits)
+        except GatherdError:
             return None
-        return Repeated(self._engine, lookup, b"", b"")
+        asked = lookup.asked
+        if isinstance(asked, ByKey) or lookup.missing is not Missing.ERROR or not body:
+            return None
+        ids = tensor_pb2.Tensor(dtype=dtype_code(asked.dtype.name), shape=asked.shape)
+        dtype, version = lookups.DTYPE_CODES[lookup.dtype], lookup.version
+        return embedding_pb2.LookupRequest(table=self._table, ids=ids, dtype=dtype, version=version)
+
+    def head_of(self, reply: memoryview, start: int, stop: int) -> tuple[bytes, int]:
+        known = self._known
+        if not known or reply[start : start + len(known)] != known:
+            head = lookups.read_lookup_head(reply[start:stop])
+            self._known = known = bytes(reply[start : start + head.nbytes])
+            self._lines = _array_lines(head.shape, head.dtype, head.version)
+        return self._lines, start + len(known)
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
-        headers = arrays.array_headers(rows.shape, rows.dtype, rows.version, 0)
-        lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items())
-        return b"content-type: application/octet-stream\r\n" + lines.encode("ascii"), b""
+        return _array_lines(rows.shape, rows.dtype, rows.version), b""
 
     def error(self, error: GatherdError) -> Response:
         return problem(error)
+
+
+def _array_lines(shape: tuple[int, ...], dtype: DType, version: int) -> bytes:
+    headers = arrays.array_headers(shape, dtype, version, 0)
+    lines = "".join(f"{name.lower()}: {value}\r\n" for name, value in headers.items())
+    return b"content-type: application/octet-stream\r\n" + lines.encode("ascii")

@@ -1,6 +1,5 @@
 """A process's own recorders, and a view of those of all processes."""
 
-from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
 from time import perf_counter_ns
 from typing import Final
@@ -170,39 +169,6 @@ class TableSeries:
         cells[first[0]] += is_first
         cells[first[1]] += rows
         cells[first[2]] += byte_count
-
-
-class RepeatSeries:
-    """Counts equal requests that were answered, and their lookups, for a single thread.
-
-    `done` takes as long as counting one of the two would.
-    """
-
-    __slots__ = (
-        *("_byte_count", "_bytes", "_cells", "_duration", "_lookups", "_ok", "_row_count"),
-        *("_rows", "_seconds", "_table_cells"),
-    )
-
-    def __init__(
-        self, requests: RequestSeries, table: TableSeries, row_count: int, byte_count: int
-    ) -> None:
-        """Each request gathers `row_count` rows, of `byte_count` bytes in all."""
-        self._cells, self._table_cells = requests.cells, table.cells
-        self._ok, self._duration = requests.ok, requests.first
-        self._seconds = requests.first + len(REQUEST_DURATION.bounds) + 1
-        self._lookups, self._rows, self._bytes = table.first
-        self._row_count, self._byte_count = row_count, byte_count
-
-    def done(self, nanoseconds: int) -> None:
-        """Count a request that took so long."""
-        cells = self._cells
-        cells[self._ok] += 1
-        cells[self._duration + bisect_left(_BOUNDS, nanoseconds)] += 1
-        cells[self._seconds] += nanoseconds
-        cells = self._table_cells
-        cells[self._lookups] += 1
-        cells[self._rows] += self._row_count
-        cells[self._bytes] += self._byte_count
 
 
 class SupervisorMetrics:

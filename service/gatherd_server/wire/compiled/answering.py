@@ -107,11 +107,11 @@ def _count(call: Any, asked: Any, count: Any) -> None:
         )
 
 
-@kernel(read(types.uint8), types.intp, types.intp, types.intp, returns=types.intp)
-def answer(request: Any, begin: Any, message: Any, call: Any) -> Any:
-    """Answer a message in request[begin:] with the block Call at an address; as lay_out_all."""
-    at = address(request, 0) + begin
-    end = address(request, 0) + request.size
+@kernel(read(types.uint8), types.intp, types.intp, returns=types.intp)
+def answer(request: Any, message: Any, call: Any) -> Any:
+    """Answer one of Messages with the block Call at an address; as lay_out_all."""
+    at = address(request, 0)
+    end = at + request.size
     count = 1
     if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
         count = count_many(at, end, column(call, words.CALL_TABLES_MAX))

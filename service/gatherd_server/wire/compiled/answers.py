@@ -73,14 +73,14 @@ class Answers:
         self._call[words.CALL_OUT_AT] = out.ctypes.data
         self._call[words.CALL_OUT_BYTES] = out.size
 
-    def answer(self, message: int, request: bytes, begin: int = 0) -> int:
-        """Put the reply to `request[begin:]`, a LOOKUP and so on, into the buffer; its length.
+    def answer(self, message: int, request: bytes) -> int:
+        """Put the reply to `request`, a LOOKUP and so on, into the buffer; its length.
 
         NOT_MINE for a request that the general way has to answer or refuse, with nothing changed
         that counts. A number below it for an answer that takes longer than the turn or more room:
         `room_of` says how much. The general way, or other Answers on a thread, have to give it.
         """
-        return kernels.answer(request, begin, message, self._at)
+        return kernels.answer(request, message, self._at)
 
 
 def room_of(answered: int) -> int:

@@ -23,12 +23,12 @@ def warm() -> None:
     _answering()
 
 
-def answer(request: bytes, begin: int, message: int, call_at: int) -> int:
-    """Answer `request[begin:]`, a message of words.py, with the block CALL at an address.
+def answer(request: bytes, message: int, call_at: int) -> int:
+    """Answer `request`, a message of words.py, with the block CALL at an address.
 
     words.py has what is returned.
     """
-    found: int = _answering().answer(np.frombuffer(request, np.uint8), begin, message, call_at)
+    found: int = _answering().answer(np.frombuffer(request, np.uint8), message, call_at)
     return found
 
 

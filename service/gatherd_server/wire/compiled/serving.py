@@ -55,13 +55,14 @@ class CompiledAnswers:
             return directory
 
     def _beat(self) -> None:
-        """Tell what was counted, and take in what was found out of tables since."""
-        with self._counting:
-            for counts in self._counts:
-                self._tell(counts)
+        """Take in what was found out of tables since, and tell what was counted."""
         directory = self.directory()
         if directory is not None:
             directory.look()
+        # Last: requests are published right after, under which these were counted.
+        with self._counting:
+            for counts in self._counts:
+                self._tell(counts)
 
     def replace(self, before: Counts | None, now: Counts) -> None:
         """Count in `now` what was counted in `before`."""
@@ -101,13 +102,10 @@ class ThreadAnswers:
         """As Answers has it."""
         self._answers.write_to(out)
 
-    def answer(self, message: int, request: bytes, caller: Caller, begin: int = 0) -> int:
-        """As Answers has it, for a caller who has the scope to read; nobody else may ask.
-
-        The message begins at `request[begin]`.
-        """
+    def answer(self, message: int, request: bytes, caller: Caller) -> int:
+        """As Answers has it, for `caller`."""
         directory = self._shared.directory()
-        if directory is None:
+        if directory is None or not caller.is_reader:
             return NOT_MINE
         answers = self._answers
         if self._directory is None or self._directory() is not directory:
@@ -115,4 +113,4 @@ class ThreadAnswers:
             self._shared.replace(self._counts, counts)
             self._counts, self._directory = counts, weakref.ref(directory)
         answers.allow(caller.reads_of(directory.names))
-        return answers.answer(message, request, begin)
+        return answers.answer(message, request)
