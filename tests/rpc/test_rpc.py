@@ -31,6 +31,7 @@ from gatherd_server.engine.engine import Engine, PreparedLookup
 from gatherd_server.errors import AddressInUse, StartError
 from gatherd_server.rpc.errors import status_code, status_message
 from gatherd_server.rpc.server import RpcServer
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 from support.small_engine import (
     LIMITS,
     REFUSED,
@@ -81,14 +82,16 @@ def serve(small: SmallEngine) -> Iterator[Serve]:
         server.stop(0)
 
 
-@pytest.fixture(scope="session")
-def channel(small: SmallEngine) -> Iterator[grpc.Channel]:
+@pytest.fixture(scope="session", params=["compiled", "general"])
+def channel(request: pytest.FixtureRequest, small: SmallEngine) -> Iterator[grpc.Channel]:
+    """A channel to a server with the compiled answer, and to one without."""
     server = RpcServer(
         small.engine,
         small.admission,
         address="127.0.0.1:0",
         threads=4,
         streams_max=2,
+        answers=CompiledAnswers(small.engine) if request.param == "compiled" else None,
         reflection=False,
     )
     options = [("grpc.max_receive_message_length", -1)]
@@ -154,6 +157,30 @@ def test_lookups_like_the_one_before_get_their_own_answer(
                 failure(partial(stub.Lookup, request), Code.INVALID_ARGUMENT, "ID_OUT_OF_RANGE")
             else:
                 np.testing.assert_array_equal(vectors_of(stub.Lookup(request)), rows[ids])
+
+
+def test_calls_at_a_time_get_their_own_answers(stub: Any, small: SmallEngine) -> None:
+    """Of lookups of one table and of several, short and long, with and without an error."""
+
+    def ask(turn: int) -> None:
+        size = 7000 if turn % 5 == 0 else 1 + turn % 3
+        ids = np.arange(turn, turn + size) % 5000
+        if turn % 2:
+            vectors = vectors_of(stub.Lookup(lookup_request("words", ids)))
+        else:
+            other = lookup_request("half", [turn])
+            lookups = [other, lookup_request("words", ids)]
+            reply = stub.LookupMany(embedding_pb2.LookupManyRequest(lookups=lookups))
+            np.testing.assert_array_equal(vectors_of(reply.lookups[0])[0], small.rows["half"][turn])
+            vectors = vectors_of(reply.lookups[1])
+        np.testing.assert_array_equal(vectors, small.rows["words"][ids])
+        if turn % 7 == 0:
+            with pytest.raises(grpc.RpcError):
+                stub.Lookup(lookup_request("words", [5000 + turn]))
+
+    with futures.ThreadPoolExecutor(8) as threads:
+        for _ in threads.map(ask, range(120)):
+            pass
 
 
 def test_many_tables_with_a_status(stub: Any, small: SmallEngine) -> None:

@@ -66,9 +66,6 @@ class TrainingEngine(Engine):
         self._lsn = 0
         self._lock = threading.Lock()
 
-    def mapped(self, wanted: tuple[str, int]) -> None:
-        """No table of this engine is mapped."""
-
     def table(self, name: str) -> TableInfo:
         if name not in self.rows:
             raise table_not_found(name, self.rows)

@@ -212,14 +212,15 @@ class KeyIndex:
         self.kind = info.kind
         self.count = info.count
         self._folder = folder
-        self._info = info
+        self.info = info
         self._mappings: list[MappedFile] = []
         arrays: dict[str, NDArray[Any]] = {}
         for name, (descr, length) in info.arrays().items():
             mapping, arrays[name] = map_array(folder / name, descr, length)
             self._mappings.append(mapping)
-        self._slots: NDArray[np.uint64] = arrays[KEYS_SLOTS]
-        self._arrays = arrays
+        self.slots: NDArray[np.uint64] = arrays[KEYS_SLOTS]
+        self.arrays = arrays
+        """Each mapped array by its file's name: the slots, and the keys in the order of rows."""
 
     @classmethod
     def open(cls, folder: Path) -> "KeyIndex | None":
@@ -258,13 +259,13 @@ class KeyIndex:
             held = "strings" if self.kind is KeyKind.BYTES else self.kind.value
             raise InvalidArgument(f"keys are {given}; the keys of this table are {held}")
         rows = np.empty(keys.size, np.int64)
-        seed = self._info.seed
+        seed = self.info.seed
         if isinstance(keys, StringKeys):
-            stored = (self._arrays[KEYS_OFFSETS], self._arrays[KEYS_DATA])
-            compiled.find_strings(self._slots, *stored, keys.offsets, keys.data, seed, rows)
+            stored = (self.arrays[KEYS_OFFSETS], self.arrays[KEYS_DATA])
+            compiled.find_strings(self.slots, *stored, keys.offsets, keys.data, seed, rows)
             return rows.reshape(keys.shape)
         bits, fits = key_bits(keys.reshape(-1), self.kind)
-        compiled.find_ints(self._slots, self._arrays[KEYS_INTS].view("<u8"), bits, seed, rows)
+        compiled.find_ints(self.slots, self.arrays[KEYS_INTS].view("<u8"), bits, seed, rows)
         if fits is not None:
             rows[~fits] = -1
         return rows.reshape(keys.shape)
@@ -283,9 +284,9 @@ class KeyIndex:
         """
         flat = rows.reshape(-1).astype(np.intp, copy=False)
         if self.kind is not KeyKind.BYTES:
-            found: NDArray[Any] = self._arrays[KEYS_INTS][flat].reshape(rows.shape)
+            found: NDArray[Any] = self.arrays[KEYS_INTS][flat].reshape(rows.shape)
             return found
-        stored, data = self._arrays[KEYS_OFFSETS], self._arrays[KEYS_DATA]
+        stored, data = self.arrays[KEYS_OFFSETS], self.arrays[KEYS_DATA]
         begins, ends = stored[flat], stored[flat + 1]
         lengths = (ends - begins).view(np.int64)
         bad = (begins > ends) | (ends > data.size) | (lengths > KEY_BYTES_MAX)
@@ -307,8 +308,8 @@ class KeyIndex:
 
     def verify(self) -> None:
         """Read and checksum every file; BadFile names the first damaged one and its byte range."""
-        for name in self._info.arrays():
-            verify_file(self._folder / name, self._info)
+        for name in self.info.arrays():
+            verify_file(self._folder / name, self.info)
 
 
 def key_bits(

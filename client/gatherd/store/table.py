@@ -98,9 +98,11 @@ class Table:
         self.nbytes = layout.nbytes
         self.row_bytes = layout.row_bytes
         self._mapping = mapping
-        self._rows = rows
+        self.rows = rows
+        """Every row's bytes, (row_count, row_bytes), as stored and mapped."""
         self._reader = None if counters is None else RowReader(name, counters)
-        self._counters = _NO_COUNTERS if counters is None else counters
+        self.counters = _NO_COUNTERS if counters is None else counters
+        """Those of the stripes, see stripes.py; empty when rows never change."""
         # NumPy gathers rows of elements in one call, unless they are misaligned.
         elements = rows.view(layout.dtype.storage) if _is_aligned(rows, layout) else None
         self._elements = elements if counters is None else None
@@ -261,7 +263,7 @@ class Table:
         shape = (query.offsets.size, self.dim)
         is_direct = dtype is DType.FLOAT32 and out is not None
         pooled = out if is_direct and out is not None else np.empty(shape, np.float32)
-        rows_2d = self._rows.view(self.dtype.storage)
+        rows_2d = self.rows.view(self.dtype.storage)
         bags.pool(
             rows_2d,
             index,
@@ -302,7 +304,7 @@ class Table:
             if not all_in_range(ids, self.row_count):
                 return False
         else:
-            found = gather(self._rows, self._counters, ids, out, begin)
+            found = gather(self.rows, self.counters, ids, out, begin)
             if found == compiled.DONE:
                 return True
             if found >= 0:
@@ -381,7 +383,7 @@ class Table:
     def _copy(self, index: NDArray[np.intp], out: NDArray[Any]) -> None:
         # mode="clip" skips NumPy's own bounds check, which buffers the output; ours is done.
         flat = out.view(np.uint8).reshape(index.size, self.row_bytes)
-        self._rows.take(index, 0, flat, "clip")
+        self.rows.take(index, 0, flat, "clip")
 
     def _copy_converted(self, dtype: DType, index: NDArray[np.intp], out: NDArray[Any]) -> None:
         block = max(1, CONVERT_BLOCK_BYTES // self.row_bytes)
@@ -389,7 +391,7 @@ class Table:
         for start in range(0, index.size, block):
             part = index[start : start + block]
             raw = buffer[: part.size]
-            np.take(self._rows, part, axis=0, out=raw, mode="clip")
+            np.take(self.rows, part, axis=0, out=raw, mode="clip")
             convert(raw.view(self.dtype.storage), self.dtype, out[start : start + block], dtype)
 
     def _filler(self, missing: Missing, dtype: DType) -> NDArray[Any]:
@@ -449,7 +451,7 @@ class Table:
     def stored_rows(self, start: int, stop: int) -> NDArray[Any]:
         """A copy of the rows from `start` up to `stop`, (n, dim) in the table dtype's storage."""
         if self._reader is None:
-            return self._rows[start:stop].copy().view(self.dtype.storage)
+            return self.rows[start:stop].copy().view(self.dtype.storage)
         index = np.arange(start, min(stop, self.row_count), dtype=np.intp)
         rows = np.empty((index.size, self.dim), self.dtype.storage)
         self._reader.read(index, rows, self._copy)

@@ -119,17 +119,6 @@ class Engine:
         """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""
         return self._tables.current()
 
-    def mapped(self, wanted: tuple[str, int]) -> Table | None:
-        """The table of a name and version if it can be read at once, else None for any reason.
-
-        The caller counts its reads with `gathered`. BadFile when the data dir can't be read.
-        """
-        return self._tables.mapped(wanted)
-
-    def gathered(self, table: str, row_count: int, byte_count: int) -> None:
-        """Count a gather from a table that `mapped` gave, on any thread."""
-        self._telemetry.gathered(table, row_count, byte_count)
-
     def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
         """Answer `lookups` in order, all or nothing.
 

@@ -70,8 +70,6 @@ class ServedTables:
         """See LiveTables.current."""
         self.take = self._live.take
         """See LiveTables.take."""
-        self.mapped = self._live.mapped
-        """See LiveTables.mapped."""
 
     def start(self) -> None:
         """Map and preload the data dir's live versions. BadFile when it can't be read."""

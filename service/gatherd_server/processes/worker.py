@@ -183,6 +183,7 @@ class Worker:
                 settings.connection_streams_max,
                 settings.message_seconds,
             ),
+            answers=answers,
             reflection=settings.reflection,
             credentials=self._tls.grpc_credentials() if self._tls is not None else None,
         )

@@ -23,6 +23,7 @@ from gatherd_server.rpc.access import Authenticator, check_table
 from gatherd_server.rpc.message_waits import BoundedServer, MessageWaits
 from gatherd_server.rpc.servicer import Servicer
 from gatherd_server.rpc.table_health import TableHealth
+from gatherd_server.wire.compiled.serving import CompiledAnswers
 
 # A LookupRequest's bytes beside its ids, with the longest table name and shape.
 MESSAGE_OVERHEAD_BYTES: Final = 4096
@@ -55,12 +56,14 @@ class RpcServer:
         threads: int,
         streams_max: int,
         bounds: ConnectionBounds = ConnectionBounds(),
+        answers: CompiledAnswers | None = None,
         reflection: bool,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
         """Answers `threads` unary calls at once, and updates and streams beside them.
 
-        Without `credentials` connections aren't encrypted.
+        Lookups are answered by `answers`, if given, where it can. Without `credentials` connections
+        aren't encrypted.
         """
         self._engine = engine
         self._admission = admission
@@ -70,7 +73,7 @@ class RpcServer:
         self._bounds = bounds
         self._reflection = reflection
         self._credentials = credentials
-        self._servicer = Servicer(engine, admission, streams_max, bounds.streams_max)
+        self._servicer = Servicer(engine, admission, answers, streams_max, bounds.streams_max)
         self._health: TableHealth | None = None
         self._server: grpc.Server | None = None
         self._pool: futures.ThreadPoolExecutor | None = None

@@ -1,8 +1,9 @@
 """The gRPC services, as handlers from bytes to bytes.
 
-wire/ parses requests and frames replies, so grpc's serializers are left out. A handler must return
-real bytes (with a memoryview the call never ends), so a reply costs one copy more here than over
-HTTP: the join of its parts.
+wire/ parses requests and frames replies, so grpc's serializers are left out. The compiled answer is
+asked first for each lookup; the general way, in Python, has what it leaves. A handler must return
+real bytes (with a memoryview the call never ends), so the general way's reply costs one copy more
+here than over HTTP: the join of its parts.
 
 An update holds its thread until the writer has answered, because grpc's sync server has no other
 way to wait. So updates have threads of their own, as many as `updates_in_flight_max`.
@@ -18,7 +19,7 @@ from typing import TypeAlias, TypeVar
 import grpc
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
-from gatherd_proto.procedures import LOOKUP, LOOKUP_STREAM, SERVICES, Procedure
+from gatherd_proto.procedures import LOOKUP_STREAM, SERVICES, Procedure
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission
 from gatherd_server.access.callers import ANYBODY, AnyEngine, Caller
@@ -27,31 +28,38 @@ from gatherd_server.errors import unexpected
 from gatherd_server.observe.metrics.names import SHED_REQUESTS
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
+from gatherd_server.rpc.answers import CallAnswers
 from gatherd_server.rpc.errors import abort, status_message
 from gatherd_server.rpc.message_waits import MessageWaits
 from gatherd_server.rpc.observed import count, observed
-from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
 from gatherd_server.wire import lookups
 from gatherd_server.wire.codes import code_of
-from gatherd_server.wire.procedures import ANSWERED, ReadProcedure, UpdateProcedure
+from gatherd_server.wire.compiled.serving import CompiledAnswers
+from gatherd_server.wire.procedures import ANSWERED, COMPILED, ReadProcedure, UpdateProcedure
 
 T = TypeVar("T")
 
 # A string, because only the stubs know the class as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 _Unary: TypeAlias = Callable[[bytes, grpc.ServicerContext], bytes]
-_Answer: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
+_Answer: TypeAlias = Callable[[Caller, bytes, grpc.ServicerContext], bytes]
+_General: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
 
 
 class Servicer:
     """Answers the calls of both services. Safe to use from many threads."""
 
     def __init__(
-        self, engine: Engine, admission: Admission, streams_max: int, connection_streams_max: int
+        self,
+        engine: Engine,
+        admission: Admission,
+        answers: CompiledAnswers | None,
+        streams_max: int,
+        connection_streams_max: int,
     ) -> None:
         self._engine = engine
-        self._repeats = Repeats(engine)
+        self._answers = None if answers is None else CallAnswers(answers)
         self._admission = admission
         self._streams_max = streams_max
         self._connection_streams_max = connection_streams_max
@@ -89,35 +97,38 @@ class Servicer:
 
     def _counted(self, answered: ReadProcedure | UpdateProcedure) -> _Handler:
         handle = self._unary(answered)
-        if answered.procedure is LOOKUP:
-            handle = self._repeating(handle)
+        message = COMPILED.get(answered.procedure)
+        if self._answers is not None and message is not None:
+            handle = self._at_once(message, self._answers, handle)
         return observed(answered.procedure.name, handle, self._admission.telemetry)
 
-    def _repeating(self, whole: _Unary) -> _Unary:
-        """`whole`, with a shortcut for lookups that repeat an earlier one with other ids."""
+    def _at_once(self, message: int, answers: CallAnswers, whole: _Unary) -> _Unary:
+        """`whole`, with a shortcut for short lookups, done before they could count as under way.
+
+        `whole` answers all others, and refuses a caller without a token or a place.
+        """
+        admission = self._admission
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
-            return self._repeated(body, context) or whole(body, context)
+            if not admission.is_full:
+                caller = self._unlimited(context)
+                if caller is not None:
+                    reply = answers.short(message, body, caller)
+                    if reply is not None:
+                        return reply
+            return whole(body, context)
 
         return handle
 
-    def _repeated(self, body: bytes, context: grpc.ServicerContext) -> bytes | None:
-        """The answer to a short repeat, which is done before it could count as under way.
-
-        None otherwise: `_unary` answers then, and refuses a caller without a token or a place.
-        """
-        admission = self._admission
-        if admission.is_full:
+    def _unlimited(self, context: grpc.ServicerContext) -> Caller | None:
+        """A call's caller; None for one without a token, or whose requests are counted."""
+        if not self._admission.has_tokens:
+            return ANYBODY
+        try:
+            caller = caller_of(self._admission, context)
+        except GatherdError:
             return None
-        caller = ANYBODY
-        if admission.has_tokens:
-            try:
-                caller = caller_of(admission, context)
-            except GatherdError:
-                return None
-            if caller.limiter is not None:
-                return None
-        return self._repeats.answer(body, caller)
+        return caller if caller.limiter is None else None
 
     def _unary(self, answered: ReadProcedure | UpdateProcedure) -> _Unary:
         """A handler that answers permitted callers, each from the engine guarded for it."""
@@ -130,28 +141,25 @@ class Servicer:
                 self._admission.count(caller)
                 if scope is not None:
                     caller.check(scope)
-                engine = caller.guard(self._engine)
                 with hold(caller) as held:
                     held.grow(len(body))
-                    return answer(engine, body, context)
+                    return answer(caller, body, context)
 
             return _answer(context, work)
 
         return handle
 
     def _answer_of(self, answered: ReadProcedure | UpdateProcedure) -> _Answer:
-        if isinstance(answered, UpdateProcedure):
-            return _updated(answered)
-        if answered.procedure is LOOKUP:
-            return self._looked_up
-        return _read(answered)
+        general = _updated(answered) if isinstance(answered, UpdateProcedure) else _read(answered)
+        message, answers = COMPILED.get(answered.procedure), self._answers
 
-    def _looked_up(self, engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-        request = lookups.parse(embedding_pb2.LookupRequest(), body, engine.limits)
-        lookup = lookups.lookup_of(request)
-        reply = b"".join(lookups.lookup_reply(engine.lookup(lookup)))
-        self._repeats.learn(body, lookup)
-        return reply
+        def answer(caller: Caller, body: bytes, context: grpc.ServicerContext) -> bytes:
+            reply = None
+            if answers is not None and message is not None:
+                reply = answers.reply(message, body, caller)
+            return general(caller.guard(self._engine), body, context) if reply is None else reply
+
+        return answer
 
     def _lookup_stream(
         self, bodies: Iterator[bytes], context: grpc.ServicerContext
@@ -228,7 +236,7 @@ class Servicer:
         ).SerializeToString()
 
 
-def _read(answered: ReadProcedure) -> _Answer:
+def _read(answered: ReadProcedure) -> _General:
     kind, prepare = answered.procedure.request, answered.prepare
 
     def read(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
@@ -238,7 +246,7 @@ def _read(answered: ReadProcedure) -> _Answer:
     return read
 
 
-def _updated(answered: UpdateProcedure) -> _Answer:
+def _updated(answered: UpdateProcedure) -> _General:
     kind = answered.procedure.request
 
     def update(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:

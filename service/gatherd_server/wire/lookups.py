@@ -43,8 +43,6 @@ Part = bytes | memoryview
 # Batches come in a few sizes: their heads are kept, about 200 bytes each.
 HEADS_MAX: Final = 1024
 # Requests kept to recognize their like; for larger ones parsing is a small part of the cost.
-SEEN_MAX: Final = 1024
-SEEN_BYTES_MAX: Final = 16 << 10
 
 _ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
     dtype_code(dtype.name): dtype
@@ -55,7 +53,6 @@ _REPLY_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
     **{DTYPE_CODES[dtype]: dtype for dtype in REPLY_DTYPES},
 }
-_INT64: Final = np.dtype(np.int64)
 _KEY_DTYPES: Final = {"i": tensor_pb2.DTYPE_INT64, "u": tensor_pb2.DTYPE_UINT64}
 _MISSING: Final[dict[int, Missing]] = {
     embedding_pb2.MISSING_UNSPECIFIED: Missing.ERROR,
@@ -104,52 +101,6 @@ def lookup_of(request: embedding_pb2.LookupRequest) -> Lookup:
         _missing(request.missing, ROW_POLICIES),
         request.version,
     )
-
-
-@dataclass(frozen=True, slots=True)
-class SeenLookup:
-    """A LookupRequest without its ids, which differ from one request to the next."""
-
-    before: bytes
-    after: bytes
-    lookup: Lookup
-
-    def lookup_of(self, body: bytes) -> Lookup | None:
-        """The lookup of an equally long request; None if more than the ids differs."""
-        if not (body.startswith(self.before) and body.endswith(self.after)):
-            return None
-        ids = np.frombuffer(body[len(self.before) : len(body) - len(self.after)], _INT64)
-        table, _, dtype, missing, version, _ = self.lookup
-        return Lookup(table, ids, dtype, missing, version)
-
-
-def seen_lookup(body: bytes, lookup: Lookup) -> SeenLookup | None:
-    """The parts of a short request around its ids, flat and of int64; None for any other request.
-
-    The place of the ids is tested: with two other fillings there the request must still mean the
-    same, so every byte of the ids is among those that were filled.
-    """
-    ids = lookup.asked
-    if len(body) > SEEN_BYTES_MAX:
-        return None
-    if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
-        return None
-    data = ids.tobytes()
-    begin = body.find(data)
-    before, after = body[:begin], body[begin + len(data) :]
-    for filling in (0, -1):
-        filled = np.full_like(ids, filling)
-        try:
-            other = lookup_of(
-                embedding_pb2.LookupRequest.FromString(before + filled.tobytes() + after)
-            )
-        except (DecodeError, InvalidArgument):
-            return None
-        if isinstance(other.asked, ByKey) or not np.array_equal(other.asked, filled):
-            return None
-        if other._replace(asked=ids) != lookup._replace(asked=ids):
-            return None
-    return SeenLookup(before, after, lookup)
 
 
 def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:

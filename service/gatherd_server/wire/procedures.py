@@ -19,6 +19,7 @@ from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.types import Limits, Lookup, TableChange, UpdateOp
 from gatherd_server.wire import lookups, tables, updates
 from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
+from gatherd_server.wire.compiled import answers as compiled
 from gatherd_server.wire.lookups import Part
 
 
@@ -85,6 +86,14 @@ LOOKUPS: Final[Mapping[Procedure, Lookups]] = {
     proto.LOOKUP_BAGS: Lookups(lambda request, _: [lookups.bag_lookup_of(request)], _one_reply),
     proto.LOOKUP_BAGS_MANY: Lookups(lookups.bag_lookups_of, lookups.lookup_many_reply),
 }
+
+COMPILED: Final[Mapping[Procedure, int]] = {
+    proto.LOOKUP: compiled.LOOKUP,
+    proto.LOOKUP_MANY: compiled.LOOKUP_MANY,
+    proto.LOOKUP_BAGS: compiled.LOOKUP_BAGS,
+    proto.LOOKUP_BAGS_MANY: compiled.LOOKUP_BAGS_MANY,
+}
+"""The procedures that the compiled answer is asked first, as the number of their request."""
 
 
 def _keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> PreparedReply:

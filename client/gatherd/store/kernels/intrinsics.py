@@ -22,7 +22,7 @@ from numba.extending import intrinsic as _untyped_intrinsic
 SPAN = 64
 LANES = 16
 
-_I32 = ir.IntType(32)
+_I16, _I32 = ir.IntType(16), ir.IntType(32)
 
 _F = TypeVar("_F", bound=Callable[..., Any])
 
@@ -90,60 +90,65 @@ def _loader(bits: Any, result: Any, widen: Callable[[Any, Any, Any], Any]) -> An
     return intrinsic(load)
 
 
-def _like(value: Any, scalar: Any) -> Any:
+def like(value: Any, scalar: Any) -> Any:
     """`scalar`, or a vector of as many of it as `value` has lanes."""
     kind = value.type
     return ir.VectorType(scalar, kind.count) if isinstance(kind, ir.VectorType) else scalar
 
 
-def _number(kind: Any, number: int) -> Any:
+def number(kind: Any, value: int) -> Any:
+    """A constant of an integer type, or of a vector's every lane."""
     lanes = isinstance(kind, ir.VectorType)
-    return ir.Constant(kind, [number] * kind.count if lanes else number)
+    return ir.Constant(kind, [value] * kind.count if lanes else value)
 
 
-def _as_is(_: Any, _builder: Any, value: Any) -> Any:
+def as_is(_: Any, _builder: Any, value: Any) -> Any:
+    """No conversion at all, where one is asked for."""
     return value
 
 
-def _narrow(_: Any, builder: Any, value: Any) -> Any:
-    return builder.fptrunc(value, _like(value, ir.FloatType()))
+def narrow(_: Any, builder: Any, value: Any) -> Any:
+    """A float64 as float32."""
+    return builder.fptrunc(value, like(value, ir.FloatType()))
 
 
-def _bfloat16(_: Any, builder: Any, value: Any) -> Any:
-    kind = _like(value, ir.IntType(32))
-    wide = builder.shl(builder.zext(value, kind), _number(kind, 16))
-    return builder.bitcast(wide, _like(value, ir.FloatType()))
+def from_bfloat16(_: Any, builder: Any, value: Any) -> Any:
+    """A bfloat16's bits as float32."""
+    kind = like(value, ir.IntType(32))
+    wide = builder.shl(builder.zext(value, kind), number(kind, 16))
+    return builder.bitcast(wide, like(value, ir.FloatType()))
 
 
-def _float16(context: Any, builder: Any, value: Any) -> Any:
+def from_float16(context: Any, builder: Any, value: Any) -> Any:
+    """A float16's bits as float32; which NaN a NaN becomes is up to the processor."""
     triple, _, features = context.codegen().magic_tuple()
-    result = _like(value, ir.FloatType())
+    result = like(value, ir.FloatType())
     if triple.startswith("aarch64") or "+f16c" in features:
-        return builder.fpext(builder.bitcast(value, _like(value, ir.HalfType())), result)
+        return builder.fpext(builder.bitcast(value, like(value, ir.HalfType())), result)
     # On a processor without the instruction LLVM calls a C function that doesn't exist, and aborts.
     # So by hand, after Giesen, "Half to float done quick" (2012): the exponent is moved by
     # 127 − 15, once more for infinity and NaN; a subtraction makes subnormals normal.
-    kind = _like(value, ir.IntType(32))
+    kind = like(value, ir.IntType(32))
     wide = builder.zext(value, kind)
-    moved = builder.shl(builder.and_(wide, _number(kind, 0x7FFF)), _number(kind, 13))
-    exponent = builder.and_(moved, _number(kind, 0x7C00 << 13))
-    moved = builder.add(moved, _number(kind, 112 << 23))
-    special = builder.icmp_unsigned("==", exponent, _number(kind, 0x7C00 << 13))
-    normal = builder.select(special, builder.add(moved, _number(kind, 112 << 23)), moved)
-    smallest = builder.bitcast(_number(kind, 113 << 23), result)
-    small = builder.bitcast(builder.add(moved, _number(kind, 1 << 23)), result)
+    moved = builder.shl(builder.and_(wide, number(kind, 0x7FFF)), number(kind, 13))
+    exponent = builder.and_(moved, number(kind, 0x7C00 << 13))
+    moved = builder.add(moved, number(kind, 112 << 23))
+    special = builder.icmp_unsigned("==", exponent, number(kind, 0x7C00 << 13))
+    normal = builder.select(special, builder.add(moved, number(kind, 112 << 23)), moved)
+    smallest = builder.bitcast(number(kind, 113 << 23), result)
+    small = builder.bitcast(builder.add(moved, number(kind, 1 << 23)), result)
     small = builder.bitcast(builder.fsub(small, smallest), kind)
-    subnormal = builder.icmp_unsigned("==", exponent, _number(kind, 0))
-    sign = builder.shl(builder.and_(wide, _number(kind, 0x8000)), _number(kind, 16))
+    subnormal = builder.icmp_unsigned("==", exponent, number(kind, 0))
+    sign = builder.shl(builder.and_(wide, number(kind, 0x8000)), number(kind, 16))
     bits = builder.or_(builder.select(subnormal, small, normal), sign)
     return builder.bitcast(bits, result)
 
 
-load_u64 = _loader(ir.IntType(64), types.uint64, _as_is)
-load_float32 = _loader(ir.FloatType(), types.float32, _as_is)
-load_float16 = _loader(ir.IntType(16), types.float32, _float16)
-load_bfloat16 = _loader(ir.IntType(16), types.float32, _bfloat16)
-load_float64 = _loader(ir.DoubleType(), types.float32, _narrow)
+load_u64 = _loader(ir.IntType(64), types.uint64, as_is)
+load_float32 = _loader(ir.FloatType(), types.float32, as_is)
+load_float16 = _loader(ir.IntType(16), types.float32, from_float16)
+load_bfloat16 = _loader(ir.IntType(16), types.float32, from_bfloat16)
+load_float64 = _loader(ir.DoubleType(), types.float32, narrow)
 
 
 def _local(builder: Any, kind: Any) -> Any:
@@ -212,10 +217,10 @@ def _span_adder(bits: Any, widen: Callable[[Any, Any, Any], Any]) -> Any:
 
 _FLOAT_BITS = {"float": 32, "double": 64}
 
-add_float32 = _span_adder(ir.FloatType(), _as_is)
-add_float16 = _span_adder(ir.IntType(16), _float16)
-add_bfloat16 = _span_adder(ir.IntType(16), _bfloat16)
-add_float64 = _span_adder(ir.DoubleType(), _narrow)
+add_float32 = _span_adder(ir.FloatType(), as_is)
+add_float16 = _span_adder(ir.IntType(16), from_float16)
+add_bfloat16 = _span_adder(ir.IntType(16), from_bfloat16)
+add_float64 = _span_adder(ir.DoubleType(), narrow)
 
 
 @intrinsic
@@ -250,44 +255,58 @@ def _storer(bits: Any, narrow: Callable[[Any, Any, Any], Any]) -> Any:
     return intrinsic(store)
 
 
-def _to_bfloat16(_: Any, builder: Any, value: Any) -> Any:
-    bits = builder.bitcast(value, _I32)
-    odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
-    rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
+def ints(builder: Any, value: Any, bits: Any) -> Any:
+    """The bits of a value, or of each lane, as integers of LLVM type `bits`."""
+    return builder.bitcast(value, like(value, bits))
+
+
+def to_bfloat16(_: Any, builder: Any, value: Any) -> Any:
+    """A float32's bits as bfloat16."""
+    bits = ints(builder, value, _I32)
+    kind = bits.type
+    high = builder.lshr(bits, number(kind, 16))
+    odd = builder.and_(high, number(kind, 1))
+    rounded = builder.add(bits, builder.add(odd, number(kind, 0x7FFF)))
+    rounded = builder.lshr(rounded, number(kind, 16))
     # Rounding could clear a NaN's mantissa, so its quiet bit is set instead.
-    quiet = builder.or_(builder.lshr(bits, _I32(16)), _I32(0x40))
+    quiet = builder.or_(high, number(kind, 0x40))
     is_nan = builder.fcmp_unordered("uno", value, value)
-    return builder.trunc(builder.select(is_nan, quiet, rounded), ir.IntType(16))
+    return builder.trunc(builder.select(is_nan, quiet, rounded), like(value, _I16))
 
 
-def _to_float16(context: Any, builder: Any, value: Any) -> Any:
+def to_float16(context: Any, builder: Any, value: Any) -> Any:
+    """A float32's bits as float16; which NaN a NaN becomes is up to the processor."""
     triple, _, features = context.codegen().magic_tuple()
     if triple.startswith("aarch64") or "+f16c" in features:
-        return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
-    # By hand, as in _float16. For values under 2**-14 an addition shifts and rounds the mantissa:
-    # one unit in the last place of 0.5 is the smallest half.
-    bits = builder.bitcast(value, _I32)
-    size = builder.and_(bits, _I32(0x7FFFFFFF))
-    magic = builder.bitcast(_I32(126 << 23), ir.FloatType())
-    shifted = builder.fadd(builder.bitcast(size, ir.FloatType()), magic)
-    small = builder.sub(builder.bitcast(shifted, _I32), _I32(126 << 23))
-    odd = builder.and_(builder.lshr(size, _I32(13)), _I32(1))
-    moved = builder.sub(size, _I32(112 << 23))
-    normal = builder.lshr(builder.add(moved, builder.add(odd, _I32(0xFFF))), _I32(13))
+        half = builder.fptrunc(value, like(value, ir.HalfType()))
+        return builder.bitcast(half, like(value, _I16))
+    # By hand, as in from_float16. For values under 2**-14 an addition shifts and rounds the
+    # mantissa: one unit in the last place of 0.5 is the smallest half.
+    bits = ints(builder, value, _I32)
+    kind = bits.type
+    size = builder.and_(bits, number(kind, 0x7FFFFFFF))
+    magic = builder.bitcast(number(kind, 126 << 23), value.type)
+    shifted = builder.fadd(builder.bitcast(size, value.type), magic)
+    small = builder.sub(ints(builder, shifted, _I32), number(kind, 126 << 23))
+    odd = builder.and_(builder.lshr(size, number(kind, 13)), number(kind, 1))
+    moved = builder.sub(size, number(kind, 112 << 23))
+    normal = builder.add(moved, builder.add(odd, number(kind, 0xFFF)))
+    normal = builder.lshr(normal, number(kind, 13))
     # 65,520 is the first value that rounds to 65,536, which is infinity.
-    is_large = builder.icmp_unsigned(">=", size, _I32(0x477FF000))
-    is_nan = builder.icmp_unsigned(">", size, _I32(0xFF << 23))
-    half = builder.select(builder.icmp_unsigned("<", size, _I32(113 << 23)), small, normal)
-    half = builder.select(is_large, _I32(0x7C00), half)
-    half = builder.select(is_nan, _I32(0x7E00), half)
-    sign = builder.and_(builder.lshr(bits, _I32(16)), _I32(0x8000))
-    return builder.trunc(builder.or_(half, sign), ir.IntType(16))
+    is_large = builder.icmp_unsigned(">=", size, number(kind, 0x477FF000))
+    is_nan = builder.icmp_unsigned(">", size, number(kind, 0xFF << 23))
+    is_small = builder.icmp_unsigned("<", size, number(kind, 113 << 23))
+    half = builder.select(is_small, small, normal)
+    half = builder.select(is_large, number(kind, 0x7C00), half)
+    half = builder.select(is_nan, number(kind, 0x7E00), half)
+    sign = builder.and_(builder.lshr(bits, number(kind, 16)), number(kind, 0x8000))
+    return builder.trunc(builder.or_(half, sign), like(value, _I16))
 
 
 # They round to nearest, ties to even; a value that is too large becomes infinity.
-store_float32 = _storer(ir.FloatType(), _as_is)
-store_float16 = _storer(ir.IntType(16), _to_float16)
-store_bfloat16 = _storer(ir.IntType(16), _to_bfloat16)
+store_float32 = _storer(ir.FloatType(), as_is)
+store_float16 = _storer(ir.IntType(16), to_float16)
+store_bfloat16 = _storer(ir.IntType(16), to_bfloat16)
 
 
 @intrinsic

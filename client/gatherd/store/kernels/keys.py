@@ -37,7 +37,8 @@ def _mix(z: Any) -> Any:
 
 
 @inlined
-def _hash_bytes(data: Any, begin: Any, end: Any, seed: Any) -> Any:
+def hash_bytes(data: Any, begin: Any, end: Any, seed: Any) -> Any:
+    """The uint64 hash of data[begin:end]."""
     h = _mix(seed ^ np.uint64(end - begin))
     while end - begin >= 8:
         h = _mix(h ^ load_u64(data, begin))
@@ -53,7 +54,8 @@ def _hash_bytes(data: Any, begin: Any, end: Any, seed: Any) -> Any:
 
 
 @inlined
-def _equal(a: Any, a_begin: Any, b: Any, b_begin: Any, length: Any) -> bool:
+def equal(a: Any, a_begin: Any, b: Any, b_begin: Any, length: Any) -> bool:
+    """Whether so many bytes from `a_begin` and from `b_begin` on are the same."""
     done = 0
     while length - done >= 8:
         if load_u64(a, a_begin + done) != load_u64(b, b_begin + done):
@@ -74,7 +76,7 @@ def _is_string(offsets: Any, stored: Any, row: Any, data: Any, begin: Any, lengt
     first, last = offsets[row], offsets[row + 1]
     if last > np.uint64(stored.size) or first > last or last - first != np.uint64(length):
         return False
-    return _equal(stored, np.intp(first), data, begin, length)
+    return equal(stored, np.intp(first), data, begin, length)
 
 
 @inlined
@@ -156,7 +158,7 @@ def find_strings(
     for block in range(0, rows.size, AHEAD):
         block_size = min(AHEAD, rows.size - block)
         for i in range(block_size):
-            h = _hash_bytes(data, offsets[block + i], offsets[block + i + 1], seed)
+            h = hash_bytes(data, offsets[block + i], offsets[block + i + 1], seed)
             hashes[i] = h
             prefetch(slots, np.intp(h & mask) * 8)
         for i in range(block_size):
@@ -260,7 +262,7 @@ def insert_strings(
     mask = np.uint64(slots.size - 1)
     for i in range(start, is_new.size):
         begin, end = offsets[i], offsets[i + 1]
-        hashed = _hash_bytes(data, begin, end, seed)
+        hashed = hash_bytes(data, begin, end, seed)
         known = (
             _find_string(slots, mask, stored_offsets[: count + 1], stored, hashed, data, begin, end)
             >= 0
@@ -316,7 +318,7 @@ def place_strings(
     mask = np.uint64(slots.size - 1)
     for row in range(start, count):
         begin, end = np.intp(stored_offsets[row]), np.intp(stored_offsets[row + 1])
-        hashed = _hash_bytes(stored, begin, end, seed)
+        hashed = hash_bytes(stored, begin, end, seed)
         free = _free_slot(slots, mask, hashed)
         if free < 0:
             return row

@@ -100,29 +100,26 @@ class Directory:
 
 def _columns_of(table: MappedTable) -> NDArray[np.int64]:
     columns = np.zeros(words.TABLE_WORDS, np.int64)
-    # The store's own arrays: nobody else needs to know where they are.
-    rows, counters = table._rows, table._counters  # noqa: SLF001  # as said
     columns[words.TABLE_VERSION] = table.version
-    columns[words.TABLE_ROWS_AT] = _at(rows)
+    columns[words.TABLE_ROWS_AT] = _at(table.rows)
     columns[words.TABLE_ROW_COUNT] = table.row_count
     columns[words.TABLE_ROW_BYTES] = table.row_bytes
     columns[words.TABLE_DIM] = table.dim
     columns[words.TABLE_KIND] = _KINDS[table.dtype]
-    columns[words.TABLE_COUNTERS_AT] = _at(counters)
-    columns[words.TABLE_COUNTER_COUNT] = counters.size
+    columns[words.TABLE_COUNTERS_AT] = _at(table.counters)
+    columns[words.TABLE_COUNTER_COUNT] = table.counters.size
     if table.keys is not None:
         index = table.keys
-        arrays, slots = index._arrays, index._slots  # noqa: SLF001  # as above
         columns[words.TABLE_KEY_KIND] = _KEY_KINDS[index.kind]
-        columns[words.TABLE_SLOTS_AT] = _at(slots)
-        columns[words.TABLE_SLOT_COUNT] = slots.size
-        columns[words.TABLE_SEED] = np.uint64(index._info.seed).astype(np.int64)  # noqa: SLF001  # as above
+        columns[words.TABLE_SLOTS_AT] = _at(index.slots)
+        columns[words.TABLE_SLOT_COUNT] = index.slots.size
+        columns[words.TABLE_SEED] = np.uint64(index.info.seed).astype(np.int64)
         if index.kind is KeyKind.BYTES:
-            columns[words.TABLE_KEYS_AT] = _at(arrays[KEYS_OFFSETS])
-            columns[words.TABLE_KEY_DATA_AT] = _at(arrays[KEYS_DATA])
-            columns[words.TABLE_KEY_DATA_BYTES] = arrays[KEYS_DATA].size
+            columns[words.TABLE_KEYS_AT] = _at(index.arrays[KEYS_OFFSETS])
+            columns[words.TABLE_KEY_DATA_AT] = _at(index.arrays[KEYS_DATA])
+            columns[words.TABLE_KEY_DATA_BYTES] = index.arrays[KEYS_DATA].size
         else:
-            columns[words.TABLE_KEYS_AT] = _at(arrays[KEYS_INTS])
+            columns[words.TABLE_KEYS_AT] = _at(index.arrays[KEYS_INTS])
     return columns
 
 

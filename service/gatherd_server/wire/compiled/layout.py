@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from gatherd.store.kernels.intrinsics import inlined
-from gatherd.store.kernels.keys import _equal, _hash_bytes
+from gatherd.store.kernels.keys import equal, hash_bytes
 from gatherd_server.wire.compiled import words
 from gatherd_server.wire.compiled.memory import (
     WORD,
@@ -68,7 +68,7 @@ def integer_at(dtype: Any, begin: Any, index: Any) -> Any:
 def hash_of(name_at: Any, name_bytes: Any, version: Any) -> Any:
     """The hash of a name and a version."""
     name = carray(pointer(name_at), (name_bytes,), np.uint8)
-    hashed = _hash_bytes(name, 0, name_bytes, np.uint64(version))
+    hashed = hash_bytes(name, 0, name_bytes, np.uint64(version))
     return np.intp(hashed & np.uint64((1 << 62) - 1))
 
 
@@ -89,7 +89,7 @@ def find_table(call: Any, name_at: Any, name_bytes: Any, version: Any) -> Any:
         if found == version and column(table, words.TABLE_NAME_BYTES) == name_bytes:
             known = carray(pointer(column(table, words.TABLE_NAME_AT)), (name_bytes,), np.uint8)
             given = carray(pointer(name_at), (name_bytes,), np.uint8)
-            if _equal(known, 0, given, 0, name_bytes):
+            if equal(known, 0, given, 0, name_bytes):
                 return table
         slot = (slot + 1) & mask
 
