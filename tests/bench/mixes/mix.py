@@ -105,10 +105,11 @@ def _check(who: str, call: Call, ask: Ask, mix: Mix) -> None:
 
 def table(title: str, measured: Mapping[str, Mapping[str, Timing]], beside: str) -> Table:
     """A row for each who was asked each mix; `beside` is who the last column compares with."""
-    header = ("request", "asked", "p50, µs", "p99, µs", "CPU here", "CPU served", f"× {beside}")
+    whom = beside.partition(", redis-py")[0]
+    header = ("request", "asked", "p50, µs", "p99, µs", "CPU here", "CPU served", f"× {whom}")
     rows = []
     for mix, timings in measured.items():
-        rival = next((t.p50 for name, t in timings.items() if name.startswith(beside)), None)
+        rival = timings[beside].p50 if beside in timings else None
         for name, one in timings.items():
             cpu = [number(x) if x else "" for x in (one.client_cpu, one.server_cpu)]
             ahead = "" if rival is None else number(rival / one.p50)

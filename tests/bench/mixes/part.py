@@ -14,6 +14,8 @@ from bench.mixes import concurrent, load, lookups, marks, pushes
 from bench.mixes.elsewhere import Elsewhere, elsewhere
 from bench.mixes.mix import Mix, measure, table
 from bench.mixes.scene import BEFORE, ROWS, TABLE_COUNT, Scene, scene
+from bench.peers import REDIS
+from bench.updates import REDIS_DURABLE
 from gatherd import tune_allocator
 
 LOOKUPS: Final[Mapping[str, tuple[str, Callable[[Scene], Iterator[Mix]]]]] = {
@@ -34,8 +36,8 @@ def run(plan: Plan) -> Report:
         f"{TABLE_COUNT} tables of {ROWS:,} rows, dim {plan.dim}, uniform ids; by key, in bags, "
         "in half precision, pushes. One blocking client unless it says otherwise, malloc tuned; "
         "CPU in µs a request, of this process and of those that serve. The last column is how "
-        "many times as fast as Redis' MGET of the same rows, or its MSET. Peers' bags are pooled "
-        "by NumPy. Everybody's answer is compared with NumPy's before it is timed.",
+        "many times as fast as Redis' MGET of the same rows, or its durable MSET. Peers' bags are "
+        "pooled by NumPy. Everybody's answer is compared with NumPy's before it is timed.",
     )
     tune_allocator()
     groups = plan.groups or GROUPS
@@ -57,11 +59,11 @@ def _run_group(group: str, there: Scene, before: Elsewhere | None, report: Repor
     if group in LOOKUPS:
         title, mixes = LOOKUPS[group]
         timings = {mix.name: measure(there, mix, before) for mix in mixes(there)}
-        report.tables.append(table(title, timings, "Redis MGET"))
+        report.tables.append(table(title, timings, REDIS))
         report.marks += marks.of_lookups(timings)
     elif group == "pushes":
         pushed: dict[str, dict[str, Timing]] = dict(pushes.measure(there))
-        report.tables.append(table("Pushes", pushed, "Redis MSET"))
+        report.tables.append(table("Pushes", pushed, REDIS_DURABLE))
         report.marks += marks.of_pushes(pushed)
     elif group == "callers":
         report.tables.append(concurrent.table(dict(concurrent.measure(there))))
