@@ -19,8 +19,9 @@ import numpy as np
 from bench.harness import Table, cpu_seconds, number
 from bench.latency import HTTP
 from bench.mixes import lookups
+from bench.mixes.asks import STRINGS
 from bench.mixes.mix import Mix
-from bench.mixes.scene import STRINGS, Scene
+from bench.mixes.scene import Scene
 from gatherd import AsyncClient, Client
 
 CALLERS: Final = 16

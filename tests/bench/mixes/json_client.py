@@ -9,7 +9,7 @@ import numpy as np
 import orjson
 from numpy.typing import NDArray
 
-from bench.mixes.scene import EVERYTHING
+from bench.mixes.asks import EVERYTHING
 
 _RECEIVE = 1 << 20
 

@@ -23,8 +23,9 @@ import numpy as np
 from bench import peers
 from bench.harness import Table, cores, number, pinned, timed
 from bench.latency import HTTP
+from bench.mixes.asks import EVERYTHING
 from bench.mixes.lookups import many_batches
-from bench.mixes.scene import EVERYTHING, LOADED, NAMES, TABLE_COUNT, Scene
+from bench.mixes.scene import LOADED, NAMES, TABLE_COUNT, Scene
 from bench.peers import redis_keys
 from bench.throughput import CONNECTIONS, Rate, RedisLoad, WrkLoad
 from gatherd import Client

@@ -7,7 +7,6 @@ can't do keys, and neither does statuses; Redis' half precision is what was stor
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -15,17 +14,34 @@ from numpy.typing import NDArray
 
 from bench.harness import BATCH_COUNT, BATCHES, Ids
 from bench.latency import HTTP
+from bench.mixes.asks import (
+    BAG,
+    BAGS,
+    STRINGS,
+    ByKeys,
+    Many,
+    ManyBags,
+    OneTable,
+    ask_bags,
+    ask_flat,
+    ask_key_bags,
+    ask_keys,
+    ask_many,
+    ask_many_bags,
+    ask_many_statuses,
+    ask_rows,
+    ask_small,
+    ask_statuses,
+)
 from bench.mixes.json_client import JsonClient
 from bench.mixes.mix import Array, Ask, Call, Mget, Mix
 from bench.mixes.scene import (
     BFLOAT,
     DOUBLE,
-    EVERYTHING,
     HALF,
     HOLES,
     INTEGERS,
     NAMES,
-    STRINGS,
     TABLE_COUNT,
     TRAINED,
     Scene,
@@ -35,7 +51,6 @@ from bench.mixes.scene import (
     integer_key,
 )
 from bench.peers import FLIGHT_EXCHANGE, FLOOR, REDIS, redis_keys
-from gatherd import Client
 
 FLOAT16, BFLOAT16 = "float16 reply", "bfloat16 reply"
 STATUSES, ONE_TABLE = 'missing="zero"', "one table of as many ids"
@@ -43,7 +58,6 @@ PIPELINE, REDIS_HALF = "Redis, a pipeline of MGETs", "Redis MGET of float16 valu
 REDIS_STATUSES = f"{REDIS}, some missing"
 JSON: Final = "gatherd http://, JSON"
 MANY_SIZES, KEY_SIZES, JSON_SIZES, MANY_BAGS = (1, 16, 256), (1, 64), (1, 64), (1, 16, 256)
-BAGS, BAG = 32, 20
 # Of a request of 26 × 256 bags this is 85 MB of rows: few batches are drawn.
 BATCH_IDS: Final = 1 << 19
 
@@ -88,30 +102,6 @@ def _batch_count(ids: int) -> int:
 
 
 # --- rows of one table, in every precision ---
-
-
-@dataclass(frozen=True, slots=True)
-class OneTable:
-    """Ids of EVERYTHING; of a table of its first rows; and with some that have no row."""
-
-    ids: Ids
-    small: Ids
-    holes: Ids
-
-
-def ask_rows(client: Client, batch: OneTable, dtype: str = "float32") -> Array:
-    """Of EVERYTHING."""
-    return client.lookup(EVERYTHING, batch.ids, dtype=dtype)
-
-
-def ask_small(client: Client, batch: OneTable, table: str) -> Array:
-    """Of a table that is stored in another way."""
-    return client.lookup(table, batch.small)
-
-
-def ask_statuses(client: Client, batch: OneTable) -> tuple[Array, NDArray[np.uint8]]:
-    """With some ids missing."""
-    return client.lookup(EVERYTHING, batch.holes, missing="zero", return_status=True)
 
 
 def rows(scene: Scene) -> Iterator[Mix]:
@@ -206,29 +196,6 @@ def _with_statuses(client: Any, dim: int) -> Call:
 # --- many tables ---
 
 
-@dataclass(frozen=True, slots=True)
-class Many:
-    """Ids of each of the tables, and the same in EVERYTHING."""
-
-    tables: Mapping[str, Ids]
-    ids: Ids
-
-
-def ask_many(client: Client, batch: Many) -> dict[str, Array]:
-    """Of all the tables at once."""
-    return client.lookup_many(batch.tables)
-
-
-def ask_many_statuses(client: Client, batch: Many) -> dict[str, tuple[Array, NDArray[np.uint8]]]:
-    """The same with statuses."""
-    return client.lookup_many(batch.tables, missing="zero", return_status=True)
-
-
-def ask_flat(client: Client, batch: Many) -> Array:
-    """As many rows of one table."""
-    return client.lookup(EVERYTHING, batch.ids)
-
-
 def tables(scene: Scene) -> Iterator[Mix]:
     """Many tables."""
     for size in MANY_SIZES:
@@ -304,25 +271,6 @@ def _pipeline(client: Any, tables: Tables) -> Call:
 # --- keys ---
 
 
-@dataclass(frozen=True, slots=True)
-class ByKeys:
-    """Keys as a caller has them, and the rows that they are of."""
-
-    keys: Any
-    rows: Ids
-
-
-def ask_keys(client: Client, batch: ByKeys, table: str) -> Array:
-    """By key."""
-    return client.lookup(table, keys=batch.keys)
-
-
-def ask_key_bags(client: Client, batch: ByKeys) -> Array:
-    """Bags of keys."""
-    offsets = np.arange(0, BAGS * BAG, BAG)
-    return client.lookup_bags(STRINGS, keys=batch.keys, offsets=offsets, mode="mean")
-
-
 def key_batches(scene: Scene, kind: str, size: int) -> list[ByKeys]:
     """Of a table with keys of that kind."""
     rng, tables = scene.rng(), scene.tables
@@ -366,25 +314,6 @@ def _mget_by_key(kind: str, dim: int) -> Mget:
 
 
 # --- bags ---
-
-
-@dataclass(frozen=True, slots=True)
-class ManyBags:
-    """Bags of each of the tables, and their ids in EVERYTHING."""
-
-    bags: Mapping[str, tuple[Ids, Ids]]
-    ids: Ids
-
-
-def ask_bags(client: Client, batch: OneTable) -> Array:
-    """Bags of one table."""
-    offsets = np.arange(0, BAGS * BAG, BAG)
-    return client.lookup_bags(EVERYTHING, batch.ids, offsets, mode="mean")
-
-
-def ask_many_bags(client: Client, batch: ManyBags) -> dict[str, Array]:
-    """Bags of all the tables at once."""
-    return client.lookup_bags_many(batch.bags, mode="mean")
 
 
 def bags(scene: Scene) -> Iterator[Mix]:

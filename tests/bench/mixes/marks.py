@@ -10,6 +10,7 @@ from typing import Final
 from bench.harness import BATCHES, Mark, Timing, costs, number
 from bench.latency import ASLEEP, GRPC, HTTP
 from bench.mixes import load, pushes
+from bench.mixes.asks import STRINGS
 from bench.mixes.load import CROWD, GATHERD, MGET, ONE_CORE, TWO_WORKERS, Beside, Key
 from bench.mixes.lookups import (
     BFLOAT16,
@@ -27,7 +28,6 @@ from bench.mixes.lookups import (
     rows_name,
 )
 from bench.mixes.mix import BEFORE, side
-from bench.mixes.scene import STRINGS
 from bench.peers import REDIS
 from bench.throughput import CONNECTIONS, Rate
 from bench.updates import REDIS_DURABLE

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from bench import peers
 from bench.harness import Call, Ids, Plan, process_tree
 from bench.latency import ASLEEP, GRPC, HTTP
+from bench.mixes.asks import EVERYTHING, STRINGS
 from bench.peers import FLIGHT_EXCHANGE, FLOOR
 from gatherd import Client
 from gatherd.busy_poll import BUSY_POLL_US
@@ -28,9 +29,8 @@ from support.server import RunningServer
 
 TABLE_COUNT: Final = 26
 ROWS: Final = 50_000
-EVERYTHING: Final = "everything"
 HALF, BFLOAT, DOUBLE, TRAINED = "half", "bfloat", "double", "trained"
-INTEGERS, STRINGS = "integers", "strings"
+INTEGERS: Final = "integers"
 NAMES: Final = tuple(f"t{k:02}" for k in range(TABLE_COUNT))
 # Data dirs of other servers, by what those are for.
 SLEEPING, LOADED, BEFORE = "asleep", "loaded", "before"
