@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto calls clean
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto calls clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -34,6 +34,9 @@ test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent update
 
 test-power: $(VENV)/.dev  ## judge 20,000 simulated power cuts (about 20 minutes; make test does 500)
 	POWER_CUTS=20000 $(BIN)/python -m pytest tests/durability/test_power_cuts.py -v
+
+test-streams: $(VENV)/.dev  ## hold 5,000 streams of HTTP requests against h11 (two minutes; make test does 500)
+	HTTP_STREAMS=2500 $(BIN)/python -m pytest tests/http/test_streams.py -v
 
 fuzz: $(VENV)/.dev  ## feed every decoder what befalls its inputs, for two minutes (FUZZ_SECONDS=3600 for longer)
 	$(BIN)/python tests/fuzz/fuzz.py

@@ -1,27 +1,29 @@
-"""Write the awaited calls, `gatherd/_*_calls_aio.py`, from the blocking ones beside them.
+"""Write the awaited calls, `gatherd/_calls/*_aio.py`, from the blocking ones beside them.
 
     python client/generate_async.py           # write them
     python client/generate_async.py --check   # exit with 1 when they aren't what would be written
 
 So a call is written once, and the two clients can't drift apart. What is awaited is what the shells
-do themselves (AWAITED); all else is the same text.
+do themselves (AWAITED); all else is the same text, formatted anew: awaiting makes lines longer.
 """
 
 import argparse
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = Path(__file__).parent / "gatherd"
-SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py")
+SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py", "_calls/tables.py")
 # The shell's own methods, which wait: every call of one is awaited.
 AWAITED: Final = ("_run", "_batched", "_quick")
 # What the awaited client has under another name.
 NAMES: Final = {
     "Batcher": "AsyncBatcher",
     "LookupCalls": "AsyncLookupCalls",
-    "ChangeCalls": "AsyncChangeCalls",
+    "TableCalls": "AsyncTableCalls",
+    "UpdateCalls": "AsyncUpdateCalls",
     "gatherd._batching.threads": "gatherd._batching.tasks",
 }
 HEADER: Final = (
@@ -36,7 +38,19 @@ def awaited(source: str, name: str) -> str:
     for blocking, twin in NAMES.items():
         text = re.sub(rf"(?<![\w.]){re.escape(blocking)}\b", twin, text)
     text = text.replace("blocking client", "awaited client")
-    return HEADER.format(source=name) + text
+    return _formatted(HEADER.format(source=name) + text, name)
+
+
+def _formatted(text: str, name: str) -> str:
+    """`text` as `make format` would leave it, by ruff from the environment that runs this."""
+    ruff = Path(sys.executable).with_name("ruff")
+    told = ("--stdin-filename", str(PACKAGE / name))  # for the settings that hold there
+    done = subprocess.run(
+        [ruff, "format", *told, "-"], input=text, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        sys.exit(f"ruff can't format the twin of {name}: {done.stderr}")
+    return done.stdout
 
 
 def main() -> int:

@@ -9,17 +9,18 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._batching.rules import Batching, Kind
+from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.rebuilt import Rebuilt
-from gatherd._calls.updates_aio import AsyncChangeCalls
+from gatherd._calls.tables_aio import AsyncTableCalls
+from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import LOOKUP, AsyncTransport, Deadline, Effect, Plan, Send, Sleep, T
-from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
+from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._plans.foreseen import Foreseen, ForeseenLookups, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
-from gatherd._requests.lookups import Answer, TableInfo
+from gatherd._requests.lookups import Answer
 from gatherd.errors import (
     ClientClosed,
     ClientError,
@@ -31,15 +32,17 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
+from gatherd.transports.transport import AsyncTransport
+from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
-    from gatherd.transports.local import LocalAnswering as _LocalSession
+    from gatherd.transports import local
 
 # Up to here a gather from mapped files is shorter than the hop to a thread and back.
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
+class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
     Belongs to the event loop of its first call, and to the next one when that was closed, as after
@@ -84,8 +87,8 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         )
         self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
-        self._plain = PlainLookups()
-        self._local: _LocalSession | None = None
+        self._foreseen = ForeseenLookups()
+        self._local: local.LocalAnswering | None = None
         self._closed = False
         self._pid = os.getpid()
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -115,18 +118,6 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
             from gatherd.transports.http_aio import AsyncHttpTransport
 
             self._transport = AsyncHttpTransport(self._target, self._credentials)
-
-    async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return await self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
-
-    async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
-        """The versions of a table that can be looked up or rolled back to, ascending."""
-        return await self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
     async def aclose(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""
@@ -178,30 +169,30 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
                 return None
         if self._local is not None:
             return self._local.quick(table, ids, dtype, out, version, timeout, INLINE_BYTES_MAX)
-        plain = self._plain.find(table, ids, dtype, version, out)
-        if plain is None:
+        foreseen = self._foreseen.find(table, ids, dtype, version, out)
+        if foreseen is None:
             return None
         deadline = self._answering.deadline(timeout)
-        return await self._send_plain(plain, ids, out, deadline)
+        return await self._send_foreseen(foreseen, ids, out, deadline)
 
-    async def _send_plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    async def _send_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any]:
         reply: NDArray[Any] | memoryview | GatherdError
         try:
-            reply = await self._transport.plain(plain, ids, out, deadline)
+            reply = await self._transport.ask_foreseen(foreseen, ids, out, deadline)
         except Unauthenticated as error:
             reply = error
             if self._credentials.renew():
-                reply = await self._resent(Send(LOOKUP, plain.request(ids), deadline))
+                reply = await self._resent(Send(LOOKUP.path, foreseen.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):
             return reply
-        plan = plain_plan(self._answering, plain, ids, out, deadline)
+        plan = foreseen_plan(self._answering, foreseen, ids, out, deadline)
         vectors: NDArray[Any] = await self._run(plan, reply)
         if isinstance(reply, memoryview):
-            plain.learn(reply)
+            foreseen.learn(reply)
         return vectors
 
     async def _batched(
@@ -217,13 +208,13 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncChangeCalls):
         return await batcher.lookup(*found, out, self._answering.deadline(timeout))
 
     async def _ask_merged(
-        self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
+        self, lookups: Sequence[tuple[LookupKind, NDArray[Any]]], deadline: Deadline
     ) -> list[Answer]:
-        if len(lookups) == 1 and lookups[0][0].is_plain:
+        if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]
-            plain = self._plain.find(kind.like.table, ids, kind.dtype, kind.version, None)
-            if plain is not None and not self._closed:
-                return [Answer(await self._send_plain(plain, ids, None, deadline), None)]
+            foreseen = self._foreseen.find(kind.like.table, ids, kind.dtype, kind.version, None)
+            if foreseen is not None and not self._closed:
+                return [Answer(await self._send_foreseen(foreseen, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]
         return await self._run(self._answering.gather(specs, deadline))
 

@@ -9,29 +9,32 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._batching.rules import Batching, Kind
+from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
-from gatherd._calls.updates import ChangeCalls
+from gatherd._calls.tables import TableCalls
+from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import LOOKUP, Deadline, Effect, Plan, Send, Sleep, T, Transport
-from gatherd._plans.foreseen import Foreseen, PlainLookups, plain_plan
+from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
+from gatherd._plans.foreseen import Foreseen, ForeseenLookups, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
-from gatherd._requests.lookups import Answer, TableInfo
+from gatherd._requests.lookups import Answer
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
 from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
+from gatherd.transports.transport import Transport
+from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
-    from gatherd.transports.local import LocalAnswering as _LocalSession
+    from gatherd.transports import local
 
 
-class Client(Rebuilt, LookupCalls, ChangeCalls):
+class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
     """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,
@@ -102,8 +105,8 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
         self._transport: Transport
         self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
-        self._plain = PlainLookups()
-        self._local: _LocalSession | None = None
+        self._foreseen = ForeseenLookups()
+        self._local: local.LocalAnswering | None = None
         self._closed = False
         self._batching = batching
         self._batcher: Batcher | None = None
@@ -127,18 +130,6 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
             from gatherd.transports.http import HttpTransport
 
             self._transport = HttpTransport(target, self._credentials, busy_poll_us)
-
-    def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return self._run(self._answering.table(name, self._answering.deadline(timeout)))
-
-    def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
-        """The versions of a table that can be looked up or rolled back to, ascending."""
-        return self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
     def close(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""
@@ -169,30 +160,30 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
                 return None
         if self._local is not None:
             return self._local.quick(table, ids, dtype, out, version, timeout)
-        plain = self._plain.find(table, ids, dtype, version, out)
-        if plain is None:
+        foreseen = self._foreseen.find(table, ids, dtype, version, out)
+        if foreseen is None:
             return None
         deadline = self._answering.deadline(timeout)
-        return self._send_plain(plain, ids, out, deadline)
+        return self._send_foreseen(foreseen, ids, out, deadline)
 
-    def _send_plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    def _send_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any]:
         reply: NDArray[Any] | memoryview | GatherdError
         try:
-            reply = self._transport.plain(plain, ids, out, deadline)
+            reply = self._transport.ask_foreseen(foreseen, ids, out, deadline)
         except Unauthenticated as error:
             reply = error
             if self._credentials.renew():
-                reply = self._resent(Send(LOOKUP, plain.request(ids), deadline))
+                reply = self._resent(Send(LOOKUP.path, foreseen.request(ids), deadline))
         except GatherdError as error:
             reply = error
         if isinstance(reply, np.ndarray):
             return reply
-        plan = plain_plan(self._answering, plain, ids, out, deadline)
+        plan = foreseen_plan(self._answering, foreseen, ids, out, deadline)
         vectors: NDArray[Any] = self._run(plan, reply)
         if isinstance(reply, memoryview):
-            plain.learn(reply)
+            foreseen.learn(reply)
         return vectors
 
     def _batched(
@@ -210,13 +201,13 @@ class Client(Rebuilt, LookupCalls, ChangeCalls):
         return batcher.lookup(*found, out, self._answering.deadline(timeout))
 
     def _ask_merged(
-        self, lookups: Sequence[tuple[Kind, NDArray[Any]]], deadline: Deadline
+        self, lookups: Sequence[tuple[LookupKind, NDArray[Any]]], deadline: Deadline
     ) -> list[Answer]:
-        if len(lookups) == 1 and lookups[0][0].is_plain:
+        if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]
-            plain = self._plain.find(kind.like.table, ids, kind.dtype, kind.version, None)
-            if plain is not None and not self._closed:
-                return [Answer(self._send_plain(plain, ids, None, deadline), None)]
+            foreseen = self._foreseen.find(kind.like.table, ids, kind.dtype, kind.version, None)
+            if foreseen is not None and not self._closed:
+                return [Answer(self._send_foreseen(foreseen, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]
         return self._run(self._answering.gather(specs, deadline))
 

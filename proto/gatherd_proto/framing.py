@@ -1,4 +1,18 @@
-"""Protobuf's wire encoding, as far as messages are framed by hand on both sides."""
+"""Protobuf's wire encoding, as far as messages are framed by hand on both sides.
+
+A field is a tag and a value; a tag is the field's number << 3 | its wire type. The server writes
+the head of a LookupResponse with `lookup_head`, and a client foresees it with the same function.
+Field numbers are those of embedding.proto and tensor.proto; tests compare every frame with what the
+generated classes make of it.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from gatherd_proto.v1 import tensor_pb2
+
+VARINT, FIXED64, BYTES, GROUP, GROUP_END, FIXED32 = range(6)
+"""The wire types; BYTES is a length and that many bytes."""
 
 
 def varint(value: int) -> bytes:
@@ -11,3 +25,49 @@ def varint(value: int) -> bytes:
         value >>= 7
     out.append(value)
     return bytes(out)
+
+
+def tag(number: int, wire_type: int) -> bytes:
+    """What begins a field; `number` is below 16."""
+    return bytes((number << 3 | wire_type,))
+
+
+def dtype_code(name: str) -> tensor_pb2.DType:
+    """The number of a dtype that is called `name`, as "float32". ValueError when there is none."""
+    return tensor_pb2.DType.Value(f"DTYPE_{name.upper()}")
+
+
+TENSOR_DATA: Final = tag(3, BYTES)
+_TENSOR_DTYPE: Final = tag(1, VARINT)
+_TENSOR_SHAPE: Final = tag(2, BYTES)
+
+LOOKUPS: Final = tag(1, BYTES)
+"""A LookupResponse in a LookupManyResponse."""
+STREAM_ID: Final = tag(1, VARINT)
+STREAM_LOOKUP: Final = tag(2, BYTES)
+_VERSION: Final = tag(1, VARINT)
+_STATUS: Final = tag(2, BYTES)
+_VECTORS: Final = tag(3, BYTES)
+
+
+def tensor_head(code: int, shape: Sequence[int]) -> bytes:
+    """A Tensor of the dtype `code` but its data, which is its last field (TENSOR_DATA)."""
+    dims = b"".join(map(varint, shape))
+    return b"".join((_TENSOR_DTYPE, varint(code), _TENSOR_SHAPE, varint(len(dims)), dims))
+
+
+def lookup_head(
+    version: int, code: int, shape: Sequence[int], data_bytes: int, status: bytes = b""
+) -> bytes:
+    """All of a LookupResponse but the vectors' `data_bytes` bytes, which come after it.
+
+    `code` is the vectors' dtype. Every field but their data comes first, so a reader knows dtype
+    and shape before the first row arrives.
+    """
+    tensor = tensor_head(code, shape)
+    if data_bytes:
+        tensor += TENSOR_DATA + varint(data_bytes)
+    head = _VERSION + varint(version) if version else b""
+    if status:
+        head += _STATUS + varint(len(status)) + status
+    return head + _VECTORS + varint(len(tensor) + data_bytes) + tensor

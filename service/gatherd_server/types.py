@@ -193,7 +193,7 @@ class UpdatesState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
-    """How a table is to be trained, as it was asked for; storage/slots.py says what is possible."""
+    """How a table is to be trained, as it was asked for; training/optimizer.py has the choices."""
 
     name: str
     options: Mapping[str, float]

@@ -73,7 +73,7 @@ def run(plan: Plan) -> Report:
     """Latency of everybody, and the marks."""
     report = Report(
         "Latency of one blocking client",
-        "p50 (p99) in µs by ids in a lookup, to a NumPy array in the caller's hands.",
+        "p50 (p99) in µs by ids in a lookup, until the caller has a NumPy array.",
     )
     with (
         plan.serve() as server,

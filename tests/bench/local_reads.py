@@ -31,7 +31,7 @@ MICROSECONDS = {1: 12.0, 64: 20.0}
 def run(plan: Plan) -> Report:
     """Latency of reads on the same machine."""
     report = Report(
-        "Same machine: local:", "p50 (p99) in µs by ids; malloc tuned, so for np.take too."
+        "Same machine: local:", "p50 (p99) in µs by ids; malloc tuned, for np.take as well."
     )
     tune_allocator()
     rows = np.array(plan.rows_array())

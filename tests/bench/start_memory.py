@@ -42,7 +42,10 @@ SECONDS = 3.0
 
 def run(plan: Plan) -> Report:
     """Both tables."""
-    report = Report("Start and memory", "The table in the page cache; from the command to ready.")
+    report = Report(
+        "Start and memory",
+        "The table is in the page cache; times run from the command until the server is ready.",
+    )
     report.tables.append(_starts(plan))
     is_quick = plan.rows < 1_000_000
     with tempfile.TemporaryDirectory(dir=plan.disk) as name:

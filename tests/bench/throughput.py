@@ -211,8 +211,8 @@ def run(plan: Plan) -> Report:
     report = Report(
         "Throughput of one server core",
         f"The server on one core, the load generator on the other; {CONNECTIONS} connections, "
-        "prepared bodies, uniform ids. gRPC is asked by grpcio's threads, which want as much CPU "
-        "as the server: a lower bound.",
+        "prepared bodies, uniform ids. The gRPC figures are a lower bound, because the threads of "
+        "the load generator's grpcio need as much CPU as the server.",
     )
     pair = cores()
     if pair is None:

@@ -27,8 +27,8 @@ from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion, warm
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
+from gatherd_server.training.optimizer import Optimizer
 
 DIM = 128
 BAGS, IDS = 1024, 20

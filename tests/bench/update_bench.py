@@ -23,9 +23,9 @@ from gatherd.store.memory import tune_allocator
 from gatherd.store.stripes import COUNTER, STRIPES_MAX
 from gatherd_server.storage.compiled_rows import store_rows
 from gatherd_server.storage.mapped_rows import NO_COUNTERS
-from gatherd_server.storage.slots import Optimizer, OptimizerName
 from gatherd_server.training import kernels
 from gatherd_server.training.images import RowImages, TrainedRows
+from gatherd_server.training.optimizer import Optimizer, OptimizerName
 
 DIM, IDS, ROUNDS = 128, 16_384, 25
 FEW = 8

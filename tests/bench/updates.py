@@ -46,7 +46,7 @@ def run(plan: Plan) -> Report:
     report = Report(
         "Updates",
         "p50 (p99) in µs by rows in a push, one blocking client, malloc tuned; float32, "
-        f"dim {plan.dim}, {ROWS:,} rows. Durable is on the disk before it is answered.",
+        f"dim {plan.dim}, {ROWS:,} rows. A durable push is on the disk before it is answered.",
     )
     tune_allocator()
     rows = min(plan.rows, ROWS)

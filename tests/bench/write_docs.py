@@ -10,11 +10,10 @@ from bench.harness import Chart, Report
 
 INTRODUCTION = """# Benchmarks
 
-Written by `make bench`; don't edit. Everything is measured on one machine, over loopback, everybody
-in turns over the same ids; figures are medians of several rounds. Ratios within a run are what to
-read: the same cell varies by a factor of 1.5 from run to run. A mark that was missed is in the
-tables as MISSED, with what limits it. [performance.md](performance.md) explains where the time
-goes.
+Written by `make bench`; don't edit. Everything was measured on one machine, over loopback; all
+contenders took turns with the same ids, and figures are medians of several rounds. Read ratios
+within a run, because the same cell varies by a factor of 1.5 from run to run. A missed mark is
+shown as MISSED, with the reason. [performance.md](performance.md) explains where the time goes.
 """
 PACKAGES = ("numpy", "grpcio", "uvicorn", "uvloop", "redis", "hiredis", "pyarrow", "torch")
 # Distinct also in grey and for the colour-blind (Okabe and Ito); gatherd's are drawn heavier.

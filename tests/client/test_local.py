@@ -102,7 +102,7 @@ def test_lookups_read_the_files(data: DataDir) -> None:
 @pytest.mark.parametrize("table", ["words", "brain"])
 @pytest.mark.parametrize("missing", ["zero", "default"])
 def test_bfloat16_is_rounded_alike_however_it_is_asked_for(
-    data: DataDir, table: str, missing: str
+    data: DataDir, table: str, missing: Any
 ) -> None:
     ids = [7, 1000, 8]
     with Client(f"local:{data.path}") as client:

@@ -24,7 +24,7 @@ from gatherd import (
     Unavailable,
     Unimplemented,
 )
-from gatherd._plans.chunks import Cost, Limits, plan_requests
+from gatherd._plans.chunks import Cost, plan_requests
 from gatherd._plans.retry import (
     LAST_TRY_SECONDS,
     PAUSE_SECONDS_FIRST,
@@ -32,6 +32,7 @@ from gatherd._plans.retry import (
     parse_retry_after,
     pause_seconds,
 )
+from gatherd._requests.lookups import Limits
 from gatherd._wire.errors import CLASS_BY_CODE, from_grpc, from_http
 from gatherd.errors import RetryableError, subclasses
 from gatherd_proto.v1 import status_pb2
@@ -205,8 +206,7 @@ def test_without_a_known_reason_the_code_decides() -> None:
             [{"type": "google.rpc.ErrorInfo", "value": "&&&"}, 7, None, {"type": 1}],
         ):
             assert type(connect_error(code, *details)) is cls
-        name = "cancelled" if code == "canceled" else code
-        assert type(from_grpc("grpc://h", name, "m", b"\xff\xff", None)) is cls
+        assert type(from_grpc("grpc://h", code, "m", b"\xff\xff", None)) is cls
 
 
 def test_without_a_code_the_http_status_decides() -> None:
@@ -260,7 +260,7 @@ def test_a_problem_body_of_ours_is_no_proxys() -> None:
         ("internal", "Received RST_STREAM with error code 2"),
         ("unknown", "Stream removed"),
         ("unavailable", "Socket closed"),
-        ("cancelled", "Received RST_STREAM with error code 8"),
+        ("canceled", "Received RST_STREAM with error code 8"),
     ],
 )
 def test_a_stream_that_was_lost_is_unavailable(code: str, told: str) -> None:

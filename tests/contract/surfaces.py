@@ -138,16 +138,16 @@ class SyncSdk(Surface):
         self._dedup = dedup
 
     def lookup(
-        self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
+        self, table: str, ids: Any, *, dtype: Any = "float32", missing: Any = "error"
     ) -> Answer:
         return self._client.lookup(
             table, ids, dtype=dtype, missing=missing, return_status=True, dedup=self._dedup
         )
 
-    def lookup_many(self, requests: dict[str, Any], *, missing: str = "error") -> dict[str, Any]:
+    def lookup_many(self, requests: dict[str, Any], *, missing: Any = "error") -> dict[str, Any]:
         return self._client.lookup_many(requests, missing=missing, dedup=self._dedup)
 
-    def lookup_keys(self, table: str, keys: Any, *, missing: str = "error") -> Answer:
+    def lookup_keys(self, table: str, keys: Any, *, missing: Any = "error") -> Answer:
         return self._client.lookup(
             table, keys=keys, missing=missing, return_status=True, dedup=self._dedup
         )
@@ -181,16 +181,16 @@ class AsyncSdk(Surface):
         return AsyncClient(url)
 
     def lookup(
-        self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
+        self, table: str, ids: Any, *, dtype: Any = "float32", missing: Any = "error"
     ) -> Answer:
         return self._runner.run(
             self._client.lookup(table, ids, dtype=dtype, missing=missing, return_status=True)
         )
 
-    def lookup_many(self, requests: dict[str, Any], *, missing: str = "error") -> dict[str, Any]:
+    def lookup_many(self, requests: dict[str, Any], *, missing: Any = "error") -> dict[str, Any]:
         return self._runner.run(self._client.lookup_many(requests, missing=missing))
 
-    def lookup_keys(self, table: str, keys: Any, *, missing: str = "error") -> Answer:
+    def lookup_keys(self, table: str, keys: Any, *, missing: Any = "error") -> Answer:
         return self._runner.run(
             self._client.lookup(table, keys=keys, missing=missing, return_status=True)
         )
@@ -224,11 +224,11 @@ class MergedSdk(AsyncSdk):
         return AsyncClient(url, batching=Batching())
 
     def lookup(
-        self, table: str, ids: Any, *, dtype: str = "float32", missing: str = "error"
+        self, table: str, ids: Any, *, dtype: Any = "float32", missing: Any = "error"
     ) -> Answer:
         return self._runner.run(self._among_others(table, ids, dtype, missing))
 
-    async def _among_others(self, table: str, ids: Any, dtype: str, missing: str) -> Answer:
+    async def _among_others(self, table: str, ids: Any, dtype: Any, missing: Any) -> Answer:
         look_up = self._client.lookup
         before, own, *after = await asyncio.gather(
             look_up("float32", [7, 3]),

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from crash.workload import drawn_push
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME, read_catalog, version_dir
 from gatherd.store.dtypes import DType
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.training.images import RowImages, TrainedRows
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import UpdateOp
 
 

@@ -4,8 +4,9 @@ from pathlib import Path
 
 from gatherd.errors import ClientError, GatherdError, subclasses
 from gatherd_server.errors import StartError
-from gatherd_server.http.errors import KINDS
-from gatherd_server.rpc.errors import CODES
+from gatherd_server.http.errors import rest_status
+from gatherd_server.rpc.errors import status_code
+from gatherd_server.wire.codes import CODES
 
 MODULES = ("gatherd.errors", "gatherd_server.errors")  # other tests have errors of their own
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/protocol.md"
@@ -15,8 +16,8 @@ def rows() -> list[str]:
     """The table's rows; `python -m docs.test_error_table` in tests/ prints them anew."""
     local = (ClientError, StartError)
     return [
-        f"| `{cls.reason}` | `{cls.__name__}` | {CODES[cls].name} "
-        f"| {KINDS[cls].code} | {KINDS[cls].status} |"
+        f"| `{cls.reason}` | `{cls.__name__}` | {status_code(cls('')).name} "
+        f"| {CODES[cls]} | {rest_status(cls)} |"
         for cls in subclasses()
         if cls is not GatherdError and not issubclass(cls, local) and cls.__module__ in MODULES
     ]

@@ -1,4 +1,4 @@
-"""Links between documents lead somewhere, and so do the paths of the code that they name."""
+"""Links between documents lead somewhere, and what they name of the code is there."""
 
 import re
 from pathlib import Path
@@ -40,3 +40,23 @@ def test_every_document_is_in_the_order_of_reading() -> None:
     for document in DOCUMENTS[1:]:
         if document.name != "README.md":
             assert f"]({document.name})" in listed, document.name
+
+
+def named(document: Path) -> list[tuple[str, str]]:
+    """The classes and functions that a document names behind a file: "`a/b.py`, `Class.method`"."""
+    text = re.sub(r"\s+", " ", document.read_text())
+    return re.findall(r"`((?:\w+/)*\w+\.py)`, `([\w.]+)`", text)
+
+
+def test_the_tour_names_what_is_there() -> None:
+    steps = named(ROOT / "docs/tour.md")
+    assert len(steps) > 40
+    for path, name in steps:
+        (source, *_) = [room / path for room in ROOMS if (room / path).exists()]
+        for part in name.split("."):
+            assert re.search(
+                rf"^\s*(?:async )?(?:def|class) {part}\b", source.read_text(), re.MULTILINE
+            ), (
+                path,
+                name,
+            )

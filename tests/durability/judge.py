@@ -8,6 +8,7 @@ from durability.trainer import WAIT_SECONDS, Quick, Trainer, View
 from gatherd.errors import BadFile
 from gatherd.store.catalog import version_dir
 from gatherd.store.key_index import read_keys_info, verify_file
+from gatherd_server.access.token_file import read_tokens
 from gatherd_server.snapshots.snapshot import PARTIAL_SUFFIX, verify_snapshot
 from gatherd_server.types import Push
 
@@ -21,6 +22,7 @@ def judge(root: Path, view: View, *, is_restart: bool = False) -> None:
     states = view.states()
     trainer = Trainer(root, Quick(), seed=999, limits=view.limits)
     _judge_copies(root, view, states)
+    _judge_tokens(root / "tokens", view)
     if not view.is_made:
         trainer.make()
     try:
@@ -49,6 +51,13 @@ def judge(root: Path, view: View, *, is_restart: bool = False) -> None:
         again.stop()
     finally:
         trainer.abandon()
+
+
+def _judge_tokens(path: Path, view: View) -> None:
+    """The file of tokens is whole, and has what was acknowledged or what was being written."""
+    grants = read_tokens(path).values() if path.exists() else ()
+    names = frozenset(grant.name for grant in grants)
+    assert names in view.tokens, f"tokens of {sorted(names)}, not of {view.tokens}"
 
 
 def violation(root: Path, view: View) -> str:

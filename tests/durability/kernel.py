@@ -91,11 +91,13 @@ class FilesOf(Files):
     def __init__(self, kernel: Kernel) -> None:
         self._kernel = kernel
 
-    def write_new(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+    def write_new(
+        self, path: Path, data: bytes, *, durable: bool = True, mode: int | None = None
+    ) -> None:
         if self._kernel.reserves():
             path.write_bytes(data[: len(data) // 2])
             raise DiskFull(f"{path}: the disk is full")
-        super().write_new(path, data, durable=durable)
+        super().write_new(path, data, durable=durable, mode=mode)
 
 
 def _no_room() -> OSError:

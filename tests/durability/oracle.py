@@ -18,10 +18,10 @@ from gatherd.store.checksums import FileChecksums, document_crc, verify_blocks
 from gatherd.store.dtypes import DType
 from gatherd.store.query import ByKey
 from gatherd.store.stripes import SEQ_NAME
-from gatherd_server.data_dir.changes import kept_versions
+from gatherd_server.data_dir.catalog_changes import kept_versions
 from gatherd_server.snapshots.freezing import FROZEN_NAME
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.training.images import RowImages, TrainedRows
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     AddStaged,
     CreateTable,

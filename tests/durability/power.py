@@ -185,9 +185,11 @@ class Power(Files):
 
     # -------------------------------------------------------------------------- the seam
 
-    def write_new(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+    def write_new(
+        self, path: Path, data: bytes, *, durable: bool = True, mode: int | None = None
+    ) -> None:
         self._step("write_new", path)
-        super().write_new(path, data, durable=durable)
+        super().write_new(path, data, durable=durable, mode=mode)
 
     def put(self, path: Path, *, durable: bool = True) -> None:
         self._step("put", path)

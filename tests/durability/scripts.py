@@ -126,6 +126,16 @@ def unsynced(folder: Path, ignores: str) -> Iterator[Stage]:
         trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["a"], 30))
 
 
+def tokens(folder: Path, ignores: str) -> Iterator[Stage]:
+    """Tokens are made and revoked."""
+    power, trainer = _begin(folder, ignores)
+    yield power, trainer
+    for name in ("one", "two", "three"):
+        trainer.add_token(name)
+    trainer.revoke_token("two")
+    trainer.add_token("four")
+
+
 def full(folder: Path, ignores: str) -> Iterator[Stage]:
     """The disk is full amid the append of frames that are whole but for zeros at their end."""
     power, trainer = _begin(folder, ignores)
@@ -262,6 +272,7 @@ SCRIPTS: dict[str, Script] = {
     "dropped": dropped,
     "unsynced": unsynced,
     "full": full,
+    "tokens": tokens,
     "slots of keys mended": _mended(KEYS_SLOTS),
     "description of keys mended": _mended(KEYS_JSON),
     "killed before the log is synced": _killed_at("sync_data", f"{1:020d}.log", _one_push),

@@ -9,7 +9,7 @@ import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from unittest import mock
 
@@ -22,12 +22,15 @@ from gatherd.store.dtypes import DType
 from gatherd.store.keys import StringKeys
 from gatherd.store.mapping import MappedFile
 from gatherd.store.query import ByKey
+from gatherd_server.access.callers import Grant, Scope
+from gatherd_server.access.token_file import add_token, revoke_token
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.owning import own_data_dir, sweep_staging
-from gatherd_server.snapshots.snapshot import drop_snapshots, restore, take_snapshot
+from gatherd_server.snapshots.restoring import restore
+from gatherd_server.snapshots.snapshot import drop_snapshots, take_snapshot
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
@@ -50,6 +53,7 @@ from gatherd_server.writer.writer import Writer
 WAIT_SECONDS = 20.0
 LIMITS = WriterLimits(segment_bytes=6_000, checkpoint_seconds=3600.0, keep_versions=2)
 KEYS = tuple(f"key-{i}".encode() for i in range(30))
+GRANT = Grant("anybody", frozenset((Scope.READ,)), ("*",), None, None)
 OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {
     "adam": ("adam", {}),
     "momentum": ("sgd", {"momentum": 0.9}),
@@ -84,6 +88,8 @@ class View:
     limits: WriterLimits
     is_stopped: bool
     is_damaged: bool
+    tokens: tuple[frozenset[str], ...]
+    """Whose tokens the file of tokens may have: as acknowledged, and as it will be."""
 
     def states(self) -> list[State]:
         return states_after(self.begin, self.history, self.limits.keep_versions)
@@ -123,6 +129,7 @@ class Trainer:
         self.snapshots: list[Snapshot] = []
         self.restored: list[Snapshot] = []
         self.coming: Did | None = None
+        self._tokens = [frozenset[str]()]
         self.begin: State = {}
         self.random = random.Random(seed)
         self._rng = np.random.default_rng(seed)
@@ -165,6 +172,7 @@ class Trainer:
             self.limits,
             self.is_stopped,
             self.is_damaged,
+            tuple(self._tokens),
         )
 
     # ------------------------------------------------------------------ life of a writer
@@ -357,6 +365,21 @@ class Trainer:
         """Make a data dir of a snapshot, beside the first."""
         lsn = restore(self.files, self.root / "snaps" / name, self.root / f"again-{name}")
         self.restored.append(Snapshot(f"again-{name}", lsn))
+
+    def add_token(self, name: str) -> None:
+        """Enter a token into `root`/tokens."""
+        with self._tokens_become(self._tokens[0] | {name}):
+            add_token(self.root / "tokens", replace(GRANT, name=name), self.files)
+
+    def revoke_token(self, name: str) -> None:
+        with self._tokens_become(self._tokens[0] - {name}):
+            revoke_token(self.root / "tokens", name, self.files)
+
+    @contextmanager
+    def _tokens_become(self, names: frozenset[str]) -> Iterator[None]:
+        self._tokens.append(names)
+        yield
+        del self._tokens[0]
 
     def expects(self, view: View) -> None:
         """Know what is known of a data dir, before it is recovered."""

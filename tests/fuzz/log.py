@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fuzz.target import Target
 from gatherd.errors import BadFile
-from gatherd_server.link.messages import Kind, Unframer, frame
+from gatherd_server.link.messages import MessageKind, Unframer, frame
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.records import Record, pack, unpack
 from gatherd_server.storage.wal_format import (
@@ -136,7 +136,7 @@ def checkpoint_check(data_dir: Path) -> Callable[[bytes], None]:
 
 
 def messages() -> list[bytes]:
-    parts = [frame(Kind.PUSH, number, [record(number % 7)]) for number in (1, 2**40)]
+    parts = [frame(MessageKind.PUSH, number, [record(number % 7)]) for number in (1, 2**40)]
     return [b"".join(bytes(part) for part in message) for message in parts]
 
 

@@ -159,8 +159,8 @@ def test_an_npy_header_has_the_blanks_that_numpy_takes_and_no_others() -> None:
     header = buffer.getvalue().replace(b"}  ", b"}\xa0 ", 1)
     newer = buffer.getvalue()[:6] + b"\x01\x01" + header[8:]
     with pytest.raises(MalformedRequest, match=r"is of version \(1, 1\)"):
-        lookup_bodies.lookup_plan(NPY, "words", newer, QueryParams(), LIMITS)
+        lookup_bodies.lookup_of(NPY, "words", newer, QueryParams(), LIMITS)
     with pytest.raises(ValueError, match="Cannot parse header"):
         np.load(io.BytesIO(header))
     with pytest.raises(MalformedRequest, match="header is damaged"):
-        lookup_bodies.lookup_plan(NPY, "words", header, QueryParams(), LIMITS)
+        lookup_bodies.lookup_of(NPY, "words", header, QueryParams(), LIMITS)

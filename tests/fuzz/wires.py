@@ -87,12 +87,12 @@ UPDATES = [
 ]  # fmt: skip
 
 
-def rows_of(served: SmallEngine, plan: Lookup) -> None:
-    """Look a plan up; rows have to be NumPy's."""
-    gathered = served.engine.lookup(plan)
-    if plan.bags is not None or gathered.status is not None or isinstance(plan.asked, ByKey):
+def rows_of(served: SmallEngine, lookup: Lookup) -> None:
+    """Look it up; rows have to be NumPy's."""
+    gathered = served.engine.lookup(lookup)
+    if lookup.bags is not None or gathered.status is not None or isinstance(lookup.asked, ByKey):
         return
-    expected = served.rows[plan.table][plan.asked.astype(np.int64)]
+    expected = served.rows[lookup.table][lookup.asked.astype(np.int64)]
     assert gathered.vectors.shape == expected.shape
     if gathered.dtype.value == "float32":
         np.testing.assert_array_equal(gathered.vectors, expected)
@@ -102,25 +102,25 @@ def lookup_check(served: SmallEngine) -> Callable[[bytes], None]:
     seen = []
     for request in LOOKUPS:
         body = request.SerializeToString()
-        found = lookups.seen_lookup(body, lookups.lookup_plan(request))
+        found = lookups.seen_lookup(body, lookups.lookup_of(request))
         seen += [(len(body), found)] if found is not None else []
     assert seen
 
     def check(body: bytes) -> None:
-        kept = [one.plan_of(body) for length, one in seen if length == len(body)]
+        kept = [one.lookup_of(body) for length, one in seen if length == len(body)]
         try:
             request = lookups.parse(embedding_pb2.LookupRequest(), body, LIMITS)
-            plan = lookups.lookup_plan(request)
+            lookup = lookups.lookup_of(request)
         except GatherdError:
             assert not any(kept), "a request that can't be read was taken for one that was seen"
             return
         for other in kept:
             if other is not None:
-                assert not isinstance(plan.asked, ByKey)
-                np.testing.assert_array_equal(other.asked, plan.asked)
-                assert other._replace(asked=plan.asked) == plan
+                assert not isinstance(lookup.asked, ByKey)
+                np.testing.assert_array_equal(other.asked, lookup.asked)
+                assert other._replace(asked=lookup.asked) == lookup
         with suppress(GatherdError):
-            rows_of(served, plan)
+            rows_of(served, lookup)
 
     return check
 
@@ -129,7 +129,7 @@ def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         with suppress(GatherdError):
             request = lookups.parse(embedding_pb2.LookupBagsRequest(), body, LIMITS)
-            rows_of(served, lookups.bags_plan(request))
+            rows_of(served, lookups.bag_lookup_of(request))
 
     return check
 
@@ -148,8 +148,8 @@ def push_check(body: bytes) -> None:
 def rest_check(served: SmallEngine, read: Callable[[bytes], Any]) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         with suppress(GatherdError):
-            for plan in read(body):
-                rows_of(served, plan)
+            for lookup in read(body):
+                rows_of(served, lookup)
 
     return check
 
@@ -157,13 +157,13 @@ def rest_check(served: SmallEngine, read: Callable[[bytes], Any]) -> Callable[[b
 def npy_check(served: SmallEngine) -> Callable[[bytes], None]:
     def check(body: bytes) -> None:
         try:
-            plan = lookup_bodies.lookup_plan(NPY, "words", body, QueryParams(), LIMITS)
+            lookup = lookup_bodies.lookup_of(NPY, "words", body, QueryParams(), LIMITS)
         except GatherdError:
             return
-        assert not isinstance(plan.asked, ByKey)
-        np.testing.assert_array_equal(plan.asked, np.load(io.BytesIO(body), allow_pickle=False))
+        assert not isinstance(lookup.asked, ByKey)
+        np.testing.assert_array_equal(lookup.asked, np.load(io.BytesIO(body), allow_pickle=False))
         with suppress(GatherdError):
-            rows_of(served, plan)
+            rows_of(served, lookup)
 
     return check
 
@@ -175,7 +175,7 @@ def octets_check(served: SmallEngine) -> Callable[[bytes], None]:
         query, _, body = data.partition(b"\n")
         params = QueryParams(query.decode("latin-1"))
         with suppress(GatherdError):
-            rows_of(served, lookup_bodies.lookup_plan(OCTETS, "words", body, params, LIMITS))
+            rows_of(served, lookup_bodies.lookup_of(OCTETS, "words", body, params, LIMITS))
         reader = update_bodies.UpdateReader(
             UpdateOp.APPLY_GRADIENTS, LIMITS, lambda _table: 64, lambda _table: "bytes"
         )
@@ -381,16 +381,16 @@ def targets(folder: Path) -> Iterator[list[Target]]:
     query = QueryParams()
 
     def many(body: bytes) -> Iterator[Lookup]:
-        yield from lookup_bodies.lookup_many_plans(body, query, LIMITS)
+        yield from lookup_bodies.lookups_of(body, query, LIMITS)
 
     def bags_many(body: bytes) -> Iterator[Lookup]:
-        yield from lookup_bodies.bags_many_plans(body, query, LIMITS)
+        yield from lookup_bodies.bag_lookups_of(body, query, LIMITS)
 
     def one(body: bytes) -> Iterator[Lookup]:
-        yield lookup_bodies.lookup_plan("application/json", "words", body, query, LIMITS)
+        yield lookup_bodies.lookup_of("application/json", "words", body, query, LIMITS)
 
     def bags(body: bytes) -> Iterator[Lookup]:
-        yield lookup_bodies.bags_plan("words", body, query, LIMITS)
+        yield lookup_bodies.bag_lookup_of("words", body, query, LIMITS)
 
     checks = [rest_check(served, read) for read in (one, many, bags, bags_many)]
 

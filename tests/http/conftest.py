@@ -57,7 +57,7 @@ def make_client(runner: asyncio.Runner) -> Iterator[Callable[[Served], AppClient
     made: list[AppClient] = []
 
     def make(served: Served) -> AppClient:
-        made.append(AppClient(create_app(served.engine, served.admission), runner))
+        made.append(AppClient(create_app(served.engine, served.admission, served.offload), runner))
         return made[-1]
 
     yield make

@@ -1,7 +1,8 @@
 import pytest
 
 from gatherd.errors import GatherdError, InternalError, MalformedRequest, Overloaded, subclasses
-from gatherd_server.http.errors import CONNECT_STATUS, KINDS, kind_of, problem
+from gatherd_server.http.errors import CONNECT_STATUS, connect_error, problem, rest_status
+from gatherd_server.wire.codes import CODES
 
 
 def wire_classes() -> list[type[GatherdError]]:
@@ -10,19 +11,20 @@ def wire_classes() -> list[type[GatherdError]]:
     ]
 
 
-def test_every_error_class_has_its_own_status() -> None:
-    assert [cls for cls in wire_classes() if cls not in KINDS] == []
+def test_every_error_class_has_its_own_code() -> None:
+    assert [cls for cls in wire_classes() if cls not in CODES] == []
 
 
 def test_every_code_is_one_of_connects() -> None:
-    assert {kind.code for kind in KINDS.values()} <= set(CONNECT_STATUS)
+    assert set(CODES.values()) <= set(CONNECT_STATUS)
 
 
 def test_a_new_leaf_takes_the_status_of_its_parent() -> None:
     class Leaf(MalformedRequest):
         pass
 
-    assert kind_of(Leaf("x")) == KINDS[MalformedRequest]
+    assert problem(Leaf("x")).status_code == rest_status(MalformedRequest) == 400
+    assert connect_error(Leaf("x")).body == connect_error(MalformedRequest("x")).body
 
 
 @pytest.mark.parametrize(("seconds", "header"), [(None, "1"), (0.2, "1"), (3.5, "4")])

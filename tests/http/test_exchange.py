@@ -4,6 +4,7 @@ import asyncio
 import logging
 import socket
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -107,7 +108,7 @@ async def _run_app(
         "client": ("127.0.0.1", 1),
         "root_path": "",
     }
-    await create_app(small.engine, small.admission)(scope, receive, send)
+    await create_app(small.engine, small.admission, small.offload)(scope, receive, send)
     return sent
 
 
@@ -173,7 +174,7 @@ def test_a_place_is_held_until_the_reply_is_sent(
         async def send(message: Any) -> None:
             held.append(small.admission.in_flight)
 
-        await create_app(small.engine, small.admission)(
+        await create_app(small.engine, small.admission, small.offload)(
             {
                 "type": "http",
                 "method": "POST",
@@ -198,7 +199,7 @@ class BrokenEngine(Engine):
     def __init__(self) -> None:
         pass
 
-    def prepare(self, plans: Any) -> PreparedLookup:
+    def prepare(self, lookups: Any) -> PreparedLookup:
         raise ZeroDivisionError("a secret")
 
 
@@ -206,7 +207,7 @@ class BrokenEngine(Engine):
 def test_the_unexpected_is_logged_once_and_answered_with_a_fixed_text(
     make_client: Any, small: SmallEngine, caplog: pytest.LogCaptureFixture, path: str
 ) -> None:
-    ask = make_client(SmallEngine(BrokenEngine(), {}, small.admission))
+    ask = make_client(replace(small, engine=BrokenEngine()))
     body = bytes(8) if path == REST else lookup_request("words", [0]).SerializeToString()
     response = ask("POST", path, content=body, headers={"Content-Type": TYPES[path]})
     assert response.status_code == 500

@@ -9,7 +9,6 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from gatherd_server.http.body import Workers
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.http.stream import LINGER_BYTES_MAX
@@ -144,7 +143,9 @@ def test_a_refusal_can_be_read_by_who_goes_on_sending(url: str) -> None:
 
 @pytest.mark.parametrize("begin", [b"", get(), get() + get(b"/v1/tables")])
 def test_blank_lines_hold_no_connection_open(small: SmallEngine, begin: bytes) -> None:
-    http = fast_protocol(FastRoutes(small.engine), small.admission, Workers(), receive_seconds=1)
+    http = fast_protocol(
+        FastRoutes(small.engine), small.admission, small.offload, receive_seconds=1
+    )
     with web_server(small, http=http, timeout_keep_alive=1) as url, connected(url) as sock:
         sock.sendall(begin)
         ends_at = time.monotonic() + SECONDS

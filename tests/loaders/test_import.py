@@ -111,9 +111,11 @@ class FullAfter(Files):
         if self.steps < 0:
             raise DiskFull(f"{path}: the disk is full")
 
-    def write_new(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+    def write_new(
+        self, path: Path, data: bytes, *, durable: bool = True, mode: int | None = None
+    ) -> None:
         self._step(path)
-        super().write_new(path, data, durable=durable)
+        super().write_new(path, data, durable=durable, mode=mode)
 
     def allocate(self, fd: int, byte_count: int, path: Path) -> None:
         self._step(path)

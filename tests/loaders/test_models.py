@@ -14,10 +14,10 @@ import pytest
 from safetensors.numpy import save_file
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
-from gatherd.store.table import open_file_table
 from loaders.harness import run_import
 from loaders.test_torch import ROWS as TORCH
 from loaders.test_torch import mapping, number, tensor, torch_file
+from support.file_tables import open_file_table
 
 ROWS = np.random.default_rng(3).normal(size=(5, 4)).astype(np.float32)
 WORDS = [b"<s>", b"a", "œuf".encode(), b"b c", b"d"]

@@ -19,7 +19,7 @@ from gatherd.errors import (
 )
 from gatherd_server.errors import StartError
 from gatherd_server.observe.metrics.failures import MESSAGE_CHARS_MAX, SILENT, Failures, level_of
-from gatherd_server.observe.metrics.names import BY_NAME, ERRORS, Kind
+from gatherd_server.observe.metrics.names import BY_NAME, ERRORS, MetricKind
 from gatherd_server.observe.metrics.recorder import Recorder
 from support import alerts
 
@@ -60,7 +60,7 @@ def test_the_cases_are_of_series_that_there_are() -> None:
             if name == "up":
                 continue
             metric = BY_NAME[name.removesuffix("_bucket")]
-            own = {"le"} if metric.kind is Kind.HISTOGRAM else set()
+            own = {"le"} if metric.kind is MetricKind.HISTOGRAM else set()
             assert given == {*metric.labels, *own}, one["series"]
 
 
@@ -118,7 +118,7 @@ def test_a_row_says_what_is_so(cls: type[GatherdError]) -> None:
 
 def test_what_fails_without_a_request_names_metrics_and_alerts_that_there_are() -> None:
     text = DOCUMENT.read_text()
-    begin = text.index("What fails without a request:")
+    begin = text.index("Failures without a request:")
     table = text[begin : text.index("\n## ", begin)]
     rows = re.findall(r"^\| (.+?) \| (.+?) \| (.+?) \| (.+?) \|$", table, re.MULTILINE)[1:]
     assert len(rows) == table.count("\n| ") - 1

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from gatherd_server.observe.metrics.names import METRICS, Kind
+from gatherd_server.observe.metrics.names import METRICS, MetricKind
 
 ROOT = Path(__file__).parent.parent.parent
 OBSERVE = ROOT / "deploy/observe"
@@ -18,7 +18,7 @@ def series_names() -> set[str]:
     """What Prometheus can be asked for."""
     names = set()
     for metric in METRICS:
-        if metric.kind is Kind.HISTOGRAM:
+        if metric.kind is MetricKind.HISTOGRAM:
             names |= {f"{metric.name}{end}" for end in ("_bucket", "_sum", "_count")}
         else:
             names.add(metric.name)
@@ -104,7 +104,7 @@ def test_the_dashboard_shows_every_metric_of_traffic_tables_and_updates() -> Non
 def test_names_follow_prometheus_conventions() -> None:
     for metric in METRICS:
         assert re.fullmatch(r"gatherd(_[a-z]+)+", metric.name)
-        assert (metric.kind is Kind.COUNTER) == metric.name.endswith("_total")
+        assert (metric.kind is MetricKind.COUNTER) == metric.name.endswith("_total")
         if metric.scale != 1:
             assert metric.name.endswith("_seconds")
         assert metric.help.endswith((".", "."))

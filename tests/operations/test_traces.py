@@ -2,7 +2,7 @@
 
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from gatherd_server.observe.tracing import Spans
 from gatherd_server.processes.writer import open_writer
 from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
 from support.server import RunningServer, wait_until
-from support.small_engine import SmallEngine, lookup_request, small_engine
+from support.small_engine import lookup_request, small_engine
 from support.tables import drawn_table, make_data_dir
 from support.web_server import web_server
 
@@ -58,7 +58,7 @@ def traced() -> Iterator[Traced]:
 def url(traced: Traced, tmp_path: Path) -> Iterator[str]:
     small = small_engine(tmp_path)
     admission = Admission(small.engine.limits, telemetry=Telemetry(spans=traced.spans))
-    with web_server(SmallEngine(small.engine, small.rows, admission)) as url:
+    with web_server(replace(small, admission=admission)) as url:
         yield url
 
 

@@ -11,8 +11,8 @@ import pyarrow.parquet
 import pytest
 
 from gatherd.errors import BadFile, InvalidArgument
-from gatherd.store.table import open_file_table
 from loaders.harness import run_import
+from support.file_tables import open_file_table
 
 # keras' own: its torch backend hasn't NumPy 2's copy keyword.
 KERAS = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")

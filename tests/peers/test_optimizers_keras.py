@@ -11,7 +11,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from gatherd_server.storage.slots import Optimizer
+from gatherd_server.training.optimizer import Optimizer
 from peers.test_optimizers_torch import Ours
 
 ROW_COUNT, DIM, STEPS = 40, 12, 100

@@ -9,8 +9,8 @@ import torch
 from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.training.images import RowImages, TrainedRows
+from gatherd_server.training.optimizer import Optimizer
 
 ROW_COUNT, STEPS = 60, 100
 F32 = np.float32

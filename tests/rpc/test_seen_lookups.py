@@ -10,7 +10,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.types import Lookup
-from gatherd_server.wire.lookups import lookup_plan, parse, seen_lookup
+from gatherd_server.wire.lookups import lookup_of, parse, seen_lookup
 from support.small_engine import LIMITS, lookup_request
 
 ids = st.lists(st.integers(-(2**63), 2**63 - 1), min_size=1, max_size=4)
@@ -32,15 +32,15 @@ def encoded(table: str, rows: list[int], more: dict[str, Any], *, twice: bool) -
 
 def outcome(body: bytes) -> Lookup | None:
     try:
-        return lookup_plan(parse(embedding_pb2.LookupRequest(), body, LIMITS))
+        return lookup_of(parse(embedding_pb2.LookupRequest(), body, LIMITS))
     except GatherdError:
         return None
 
 
-def told(plan: Lookup | None) -> object:
-    if plan is None or isinstance(plan.asked, ByKey):
-        return plan
-    return plan._replace(asked=(plan.asked.dtype.str, plan.asked.tolist()))  # type: ignore[arg-type]
+def told(lookup: Lookup | None) -> object:
+    if lookup is None or isinstance(lookup.asked, ByKey):
+        return lookup
+    return lookup._replace(asked=(lookup.asked.dtype.str, lookup.asked.tolist()))  # type: ignore[arg-type]
 
 
 @given(
@@ -59,10 +59,10 @@ def test_what_was_seen_is_read_as_it_would_be(
     byte: int,
 ) -> None:
     body = encoded(table, first, more, twice=twice)
-    plan = outcome(body)
-    if plan is None:
+    lookup = outcome(body)
+    if lookup is None:
         return
-    seen = seen_lookup(body, plan)
+    seen = seen_lookup(body, lookup)
     if not twice:
         assert seen is not None
     if seen is None:
@@ -77,6 +77,6 @@ def test_what_was_seen_is_read_as_it_would_be(
         bytes(changed),
     ):
         if len(later) == len(body):
-            read = seen.plan_of(later)
+            read = seen.lookup_of(later)
             assert read is None or told(read) == told(outcome(later))
-    assert told(seen.plan_of(body)) == told(plan)
+    assert told(seen.lookup_of(body)) == told(lookup)

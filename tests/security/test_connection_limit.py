@@ -15,7 +15,6 @@ import pytest
 
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.token_file import TokenFile
-from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
@@ -70,7 +69,7 @@ def served(
     admission.is_ready = True
     small = replace(small, admission=admission)
     if request.param == "fast":
-        http = fast_protocol(FastRoutes(small.engine), admission, Workers())
+        http = fast_protocol(FastRoutes(small.engine), admission, small.offload)
     else:
         http = guarded_protocol(20.0, admission.telemetry)
     # Known connections are idle while strangers come, and mustn't be closed for that.

@@ -9,7 +9,6 @@ import httpx
 import numpy as np
 import pytest
 
-from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import (
     HEAD_BYTES_MAX,
     HEADERS_MAX,
@@ -33,7 +32,7 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> SmallEngine:
 def url(request: pytest.FixtureRequest, served: SmallEngine) -> Iterator[str]:
     """A server that is impatient."""
     if request.param == "fast":
-        http = fast_protocol(FastRoutes(served.engine), served.admission, Workers(), SECONDS)
+        http = fast_protocol(FastRoutes(served.engine), served.admission, served.offload, SECONDS)
     else:
         http = guarded_protocol(SECONDS)
     with web_server(served, http=http, limit_concurrency=20) as url:

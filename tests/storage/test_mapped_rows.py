@@ -19,8 +19,8 @@ from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
+from gatherd_server.training.optimizer import Optimizer
 
 DTYPES = (DType.FLOAT32, DType.FLOAT16, DType.BFLOAT16)
 

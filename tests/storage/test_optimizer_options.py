@@ -6,7 +6,7 @@ import pytest
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
-from gatherd_server.storage.slots import Optimizer, OptimizerName, check_lr, option_names
+from gatherd_server.training.optimizer import Optimizer, OptimizerName, check_lr, option_names
 from gatherd_server.types import OptimizerSpec
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/optimizers.md"

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from gatherd.store.catalog import open_table
-from gatherd_server.storage.slots import Optimizer
+from gatherd_server.training.optimizer import Optimizer
 from support.server import run_cli
 
 CREATE = ("create", "t", "--rows", "2000", "--dim", "1000")

@@ -12,10 +12,11 @@ from gatherd.errors import FailedPrecondition, Unavailable
 from gatherd.store import memory
 from gatherd.store.mapping import MappedFile
 from gatherd.store.query import Missing
-from gatherd.store.table import Preload, Table, open_file_table
+from gatherd.store.table import Preload, Table
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.types import Limits, Lookup
+from support.file_tables import open_file_table
 
 ROWS, DIM = 20_000, 128
 LIMITS = Limits(16 << 20, 64 << 20, 1 << 20, 16, 16)

@@ -22,7 +22,7 @@ from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.dtypes import DType
 from gatherd.store.format import RowLayout, read_layout, read_npy_header
-from gatherd.store.table import open_file_table
+from support.file_tables import open_file_table
 
 ROWS = np.arange(12, dtype=np.float32).reshape(4, 3)
 

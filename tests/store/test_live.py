@@ -31,10 +31,11 @@ from gatherd.errors import (
 )
 from gatherd.store.catalog import version_dir
 from gatherd.store.live import LiveTables, View
-from gatherd.store.table import Preload, Table, open_file_table
+from gatherd.store.table import Preload, Table
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.types import Lookup
+from support.file_tables import open_file_table
 from support.publisher import ROWS, Publisher
 from support.small_engine import LIMITS
 

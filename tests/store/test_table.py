@@ -9,7 +9,8 @@ import pytest
 from gatherd.errors import BadFile, IdOutOfRange, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.query import Missing
-from gatherd.store.table import Preload, Table, open_file_table
+from gatherd.store.table import Preload, Table
+from support.file_tables import open_file_table
 
 ROWS = np.random.default_rng(5).normal(size=(1000, 33)).astype(np.float32)
 

@@ -33,8 +33,8 @@ from gatherd.store.table import Table
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
+from gatherd_server.training.optimizer import Optimizer
 
 WRITER = Path(__file__).parents[1] / "support/row_writer.py"
 NAME = "t"

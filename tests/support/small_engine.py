@@ -7,12 +7,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.store.table import Preload, open_file_table
+from gatherd.store.table import Preload
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables
+from gatherd_server.http.offload import Offload
 from gatherd_server.types import Limits
+from support.file_tables import open_file_table
 
 LIMITS = Limits(
     request_bytes_max=1 << 20,
@@ -21,6 +23,8 @@ LIMITS = Limits(
     tables_max=3,
     requests_in_flight_max=16,
 )
+THREADS = 4
+"""That long work of one server takes."""
 REFUSED = "refused"
 
 
@@ -31,6 +35,7 @@ class SmallEngine:
     engine: Engine
     rows: dict[str, NDArray[np.float32]]
     admission: Admission
+    offload: Offload
 
 
 def small_engine(folder: Path, **limits: int) -> SmallEngine:
@@ -53,6 +58,7 @@ def small_engine(folder: Path, **limits: int) -> SmallEngine:
         engine,
         {name: rows.astype(np.float32) for name, rows in tables.items()},
         Admission(narrowed),
+        Offload(THREADS),
     )
 
 

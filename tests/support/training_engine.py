@@ -18,6 +18,7 @@ from gatherd.store.catalog import table_not_found
 from gatherd.store.dtypes import DType
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
+from gatherd_server.http.offload import Offload
 from gatherd_server.types import (
     ChangeResult,
     Limits,
@@ -29,7 +30,7 @@ from gatherd_server.types import (
     TableUpdate,
     UpdateOp,
 )
-from support.small_engine import LIMITS
+from support.small_engine import LIMITS, THREADS
 
 VERSION = 3
 LR = 0.5
@@ -176,9 +177,10 @@ class Training:
 
     engine: TrainingEngine
     admission: Admission
+    offload: Offload
 
 
 def training(**limits: int) -> Training:
     """A fresh engine, with other limits where they are given."""
     narrowed = replace(LIMITS, **limits)
-    return Training(TrainingEngine(narrowed), Admission(narrowed))
+    return Training(TrainingEngine(narrowed), Admission(narrowed), Offload(THREADS))

@@ -10,7 +10,6 @@ from typing import Any
 import uvicorn
 
 from gatherd_server.http.app import create_app
-from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
@@ -46,10 +45,10 @@ def web_server(
     """
     # The app takes connections from here on; whoever comes before it is up waits in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
-    app = app or create_app(served.engine, served.admission)
+    app = app or create_app(served.engine, served.admission, served.offload)
     if http is None and is_fast:
         routes = FastRoutes(served.engine)
-        http = fast_protocol(routes, served.admission, Workers(), busy_poll_us=busy_poll_us)
+        http = fast_protocol(routes, served.admission, served.offload, busy_poll_us=busy_poll_us)
     elif http is None:
         http = guarded_protocol(RECEIVE_SECONDS)
     server = uvicorn.Server(

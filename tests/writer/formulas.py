@@ -7,8 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType, convert
-from gatherd_server.storage.slots import Optimizer, OptimizerName
 from gatherd_server.training.images import TrainedRows
+from gatherd_server.training.optimizer import Optimizer, OptimizerName
 
 F32 = np.float32
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType
-from gatherd_server.storage.slots import Optimizer, OptimizerName
 from gatherd_server.training.images import RowImages, TrainedRows
+from gatherd_server.training.optimizer import Optimizer, OptimizerName
 from gatherd_server.types import UpdateOp
 from writer.formulas import Oracle, stored, trained_rows, values_of
 

@@ -1,11 +1,13 @@
 """The update kernels load only where they are needed, and round alike on every processor."""
 
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 
-from gatherd_server.training import kernels
+import gatherd
+import gatherd_server
 
 ROUNDING = """
 import numba
@@ -40,11 +42,11 @@ print("equal")
 """
 
 
-def run(code: str, **environment: str) -> str:
+def run(code: str, *arguments: str, **environment: str) -> str:
     """What `code` prints in a process of its own."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("NUMBA")}
     done = subprocess.run(
-        [sys.executable, "-c", code],
+        [sys.executable, "-c", code, *arguments],
         env={**kept, **environment},
         capture_output=True,
         text=True,
@@ -70,14 +72,40 @@ def test_a_processor_without_half_floats_rounds_as_numpy_does() -> None:
     assert run(ROUNDING, **environment) == "equal"
 
 
-def test_the_sources_are_every_file_of_ours_that_the_kernels_are_made_of() -> None:
-    code = """
+# The files that hold, or are parts of, what a writer compiles: it compiles no more than is here.
+PARTS = """
 import sys
-from gatherd_server.training import compiled_optimizers, compiled_updates
-values = [*vars(compiled_updates).values(), *vars(compiled_optimizers).values()]
-parts = [getattr(part, "__module__", None) or "" for part in values]
-names = {name for name in parts if name.startswith("gatherd")}
-print("\\n".join(sorted(sys.modules[name].__file__ for name in names)))
+from gatherd.store.kernels import compiled
+from gatherd_server.storage import mapped_rows
+from gatherd_server.training import kernels
+for room in (compiled, mapped_rows, kernels):
+    room.warm()
+for name, module in sorted(sys.modules.items()):
+    parts = [type(part).__module__ for part in vars(module).values()]
+    if name.startswith("gatherd") and any(part.startswith("numba.") for part in parts):
+        print(name)
 """
-    files = sorted(str(path.resolve()) for path in kernels.SOURCES)
-    assert sorted(str(Path(name).resolve()) for name in run(code).splitlines()) == files
+CHANGED = """
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+from gatherd_server.processes.kernel_cache import fingerprint
+copies, *names = sys.argv[1:]
+for name in names:
+    before = fingerprint()
+    path = Path(find_spec(name).origin)
+    assert path.is_relative_to(copies)
+    path.write_text(path.read_text() + "# changed")
+    if fingerprint() == before:
+        print(name)
+"""
+
+
+def test_a_change_to_any_kernels_source_is_seen_by_the_name_of_its_cache(tmp_path: Path) -> None:
+    names = run(PARTS).splitlines()
+    assert {"gatherd.store.kernels.keys", "gatherd_server.training.compiled_updates"} <= set(names)
+    for package in (gatherd, gatherd_server):
+        source = Path(package.__path__[0])
+        shutil.copytree(source, tmp_path / source.name)
+    unseen = run(CHANGED, str(tmp_path), *names, PYTHONPATH=str(tmp_path))
+    assert unseen.split() == []

@@ -68,7 +68,7 @@ class Batching:
 
 
 @dataclass(slots=True, eq=False)
-class Kind:
+class LookupKind:
     """What lookups have in common that can be merged into one: a lookup without ids."""
 
     like: LookupSpec
@@ -83,7 +83,7 @@ class Kind:
         )
 
     @property
-    def is_plain(self) -> bool:
+    def is_foreseen(self) -> bool:
         """Whether its lookups are those of _plans/foreseen.py."""
         return self.like.missing is Missing.ERROR
 
@@ -92,26 +92,26 @@ class Kind:
 class Member(Generic[F]):
     """One lookup that waits: `future` is whatever its caller waits for."""
 
-    kind: Kind
+    kind: LookupKind
     ids: NDArray[Any]
     out: NDArray[Any] | None
     deadline: Deadline
     future: F
 
 
-Group: TypeAlias = tuple[Kind, list[Member[F]]]
+Group: TypeAlias = tuple[LookupKind, list[Member[F]]]
 
 
-class Kinds:
+class LookupKinds:
     """Tells which lookups can be merged. Safe to use from many threads."""
 
     def __init__(self, batching: Batching) -> None:
         self._batching = batching
-        self._kinds: dict[Any, Kind] = {}
+        self._kinds: dict[Any, LookupKind] = {}
 
     def find(
         self, table: Any, ids: Any, dtype: Any, missing: Any, out: Any, version: Any
-    ) -> tuple[Kind, NDArray[Any]] | None:
+    ) -> tuple[LookupKind, NDArray[Any]] | None:
         """The kind of a lookup and its ids as an array; None when it is to be sent alone.
 
         What is wrong with it is then told by the lookup alone, but for a wrong `out`.
@@ -138,7 +138,7 @@ class Kinds:
             check_out(out, ids.shape, kind.like.reply.array)
         return kind, ids
 
-    def _new(self, key: Any, ids: NDArray[Any]) -> Kind | None:
+    def _new(self, key: Any, ids: NDArray[Any]) -> LookupKind | None:
         table, _, dtype, missing, version = key
         if type(table) is not str or type(missing) is not str or not isinstance(dtype, str | type):
             return None
@@ -150,7 +150,7 @@ class Kinds:
             return None
         if len(self._kinds) >= KINDS_MAX:
             self._kinds.clear()
-        kind = Kind(spec, dtype, version)
+        kind = LookupKind(spec, dtype, version)
         return self._kinds.setdefault(key, kind)
 
 

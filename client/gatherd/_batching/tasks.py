@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import (
     Batching,
-    Kind,
-    Kinds,
+    LookupKind,
+    LookupKinds,
     Member,
     grouped,
     is_of_all,
@@ -28,7 +28,9 @@ from gatherd._requests.lookups import Answer
 from gatherd.errors import GatherdError
 
 Asking: TypeAlias = Member[asyncio.Future[Answer]]
-Ask: TypeAlias = Callable[[Sequence[tuple[Kind, NDArray[Any]]], Deadline], Awaitable[list[Answer]]]
+Ask: TypeAlias = Callable[
+    [Sequence[tuple[LookupKind, NDArray[Any]]], Deadline], Awaitable[list[Answer]]
+]
 
 
 class AsyncBatcher:
@@ -36,7 +38,7 @@ class AsyncBatcher:
 
     def __init__(self, batching: Batching, ask: Ask) -> None:
         """`ask` answers lookups of some kinds, all in one request."""
-        self.kinds = Kinds(batching)
+        self.kinds = LookupKinds(batching)
         self._batching = batching
         self._ask = ask
         self._waiting: deque[Asking] = deque()
@@ -46,7 +48,7 @@ class AsyncBatcher:
         self._timer_at = 0.0
 
     def lookup(
-        self, kind: Kind, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, kind: LookupKind, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> asyncio.Future[Answer]:
         """The answer to one lookup, with the next request. Overloaded when too many wait."""
         if len(self._waiting) >= self._batching.waiting_max:

@@ -22,8 +22,8 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import (
     Batching,
-    Kind,
-    Kinds,
+    LookupKind,
+    LookupKinds,
     Member,
     grouped,
     is_of_all,
@@ -60,7 +60,7 @@ class _Slot:
 
 
 Asking: TypeAlias = Member[_Slot]
-Ask: TypeAlias = Callable[[Sequence[tuple[Kind, NDArray[Any]]], Deadline], list[Answer]]
+Ask: TypeAlias = Callable[[Sequence[tuple[LookupKind, NDArray[Any]]], Deadline], list[Answer]]
 
 
 class Batcher:
@@ -71,7 +71,7 @@ class Batcher:
 
         A forked child needs another one: locks may have been held at the fork.
         """
-        self.kinds = Kinds(batching)
+        self.kinds = LookupKinds(batching)
         self.pid = os.getpid()
         self._batching = batching
         self._ask = ask
@@ -80,7 +80,7 @@ class Batcher:
         self._leader: _Slot | None = None
 
     def lookup(
-        self, kind: Kind, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+        self, kind: LookupKind, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> Answer:
         """The answer to one lookup, with the next request. Overloaded when too many wait."""
         slot = _Slot()

@@ -1,26 +1,33 @@
 """The blocking client's lookups: of rows, of bags, and of rows' keys.
 
-Client and AsyncClient inherit them; they stand apart for length alone.
+Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gatherd._batching.threads import Batcher
+from gatherd._calls.options import (
+    BagsManyOptions,
+    BagsOptions,
+    LookupManyOptions,
+    LookupOptions,
+)
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
+from gatherd._requests.names import MissingOfBag, MissingRow, Mode, ReplyDType
 
 Status = NDArray[np.uint8]
 
 
 class LookupCalls(ABC):
-    """The calls; who inherits them runs the plans."""
+    """The calls; the class that inherits them runs the plans."""
 
     _answering: Answering
     _batcher: Batcher | None
@@ -46,14 +53,8 @@ class LookupCalls(ABC):
         table: str,
         ids: Ids | None = None,
         *,
-        keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
-        version: int | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupOptions],
     ) -> NDArray[Any]: ...
 
     @overload
@@ -62,14 +63,8 @@ class LookupCalls(ABC):
         table: str,
         ids: Ids | None = None,
         *,
-        keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[True],
-        version: int | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupOptions],
     ) -> tuple[NDArray[Any], Status]: ...
 
     def lookup(
@@ -78,8 +73,8 @@ class LookupCalls(ABC):
         ids: Ids | None = None,
         *,
         keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingRow = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
         version: int | None = None,
@@ -112,7 +107,8 @@ class LookupCalls(ABC):
             answer = self._batched(table, ids, dtype, missing, out, version, timeout)
             if answer is not None:
                 return answer.with_status() if return_status else answer.vectors
-        if keys is None and missing.__class__ is str and missing == "error" and dedup is False:
+        policy: Any = missing  # for mypy no Literal's class is str
+        if keys is None and policy.__class__ is str and policy == "error" and dedup is False:
             vectors = self._quick(table, ids, dtype, out, version, timeout)
             if vectors is not None:
                 return Answer(vectors, None).with_status() if return_status else vectors
@@ -137,13 +133,8 @@ class LookupCalls(ABC):
         self,
         ids: Mapping[str, Ids] | None = None,
         *,
-        keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[False] = False,
-        version: Mapping[str, int] | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupManyOptions],
     ) -> dict[str, NDArray[Any]]: ...
 
     @overload
@@ -151,13 +142,8 @@ class LookupCalls(ABC):
         self,
         ids: Mapping[str, Ids] | None = None,
         *,
-        keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[True],
-        version: Mapping[str, int] | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupManyOptions],
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
     def lookup_many(
@@ -165,8 +151,8 @@ class LookupCalls(ABC):
         ids: Mapping[str, Ids] | None = None,
         *,
         keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingRow = "error",
         return_status: bool = False,
         version: Mapping[str, int] | None = None,
         dedup: bool = False,
@@ -203,16 +189,8 @@ class LookupCalls(ABC):
         ids: ArrayLike | None = None,
         offsets: ArrayLike | None = None,
         *,
-        keys: ArrayLike | None = None,
-        mode: str = "mean",
-        weights: ArrayLike | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
-        version: int | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsOptions],
     ) -> NDArray[Any]: ...
 
     @overload
@@ -222,16 +200,8 @@ class LookupCalls(ABC):
         ids: ArrayLike | None = None,
         offsets: ArrayLike | None = None,
         *,
-        keys: ArrayLike | None = None,
-        mode: str = "mean",
-        weights: ArrayLike | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[True],
-        version: int | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsOptions],
     ) -> tuple[NDArray[Any], Status]: ...
 
     def lookup_bags(
@@ -241,11 +211,11 @@ class LookupCalls(ABC):
         offsets: ArrayLike | None = None,
         *,
         keys: ArrayLike | None = None,
-        mode: str = "mean",
+        mode: Mode = "mean",
         weights: ArrayLike | None = None,
         padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingOfBag = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
         version: int | None = None,
@@ -297,15 +267,8 @@ class LookupCalls(ABC):
         self,
         ids: Mapping[str, BagsGiven] | None = None,
         *,
-        keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[False] = False,
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsManyOptions],
     ) -> dict[str, NDArray[Any]]: ...
 
     @overload
@@ -313,15 +276,8 @@ class LookupCalls(ABC):
         self,
         ids: Mapping[str, BagsGiven] | None = None,
         *,
-        keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[True],
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsManyOptions],
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
     def lookup_bags_many(
@@ -329,11 +285,11 @@ class LookupCalls(ABC):
         ids: Mapping[str, BagsGiven] | None = None,
         *,
         keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
+        mode: Mode = "mean",
         weights: Mapping[str, ArrayLike] | None = None,
         padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingOfBag = "error",
         return_status: bool = False,
         version: Mapping[str, int] | None = None,
         timeout: float | None = None,

@@ -1,27 +1,34 @@
 # Written by client/generate_async.py from _calls/lookups.py: change that, then `make calls`.
 """The awaited client's lookups: of rows, of bags, and of rows' keys.
 
-Client and AsyncClient inherit them; they stand apart for length alone.
+Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import Any, Literal, overload
+from typing import Any, Literal, Unpack, overload
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from gatherd._batching.tasks import AsyncBatcher
+from gatherd._calls.options import (
+    BagsManyOptions,
+    BagsOptions,
+    LookupManyOptions,
+    LookupOptions,
+)
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
+from gatherd._requests.names import MissingOfBag, MissingRow, Mode, ReplyDType
 
 Status = NDArray[np.uint8]
 
 
 class AsyncLookupCalls(ABC):
-    """The calls; who inherits them runs the plans."""
+    """The calls; the class that inherits them runs the plans."""
 
     _answering: Answering
     _batcher: AsyncBatcher | None
@@ -47,14 +54,8 @@ class AsyncLookupCalls(ABC):
         table: str,
         ids: Ids | None = None,
         *,
-        keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
-        version: int | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupOptions],
     ) -> NDArray[Any]: ...
 
     @overload
@@ -63,14 +64,8 @@ class AsyncLookupCalls(ABC):
         table: str,
         ids: Ids | None = None,
         *,
-        keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[True],
-        version: int | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupOptions],
     ) -> tuple[NDArray[Any], Status]: ...
 
     async def lookup(
@@ -79,8 +74,8 @@ class AsyncLookupCalls(ABC):
         ids: Ids | None = None,
         *,
         keys: KeysGiven | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingRow = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
         version: int | None = None,
@@ -113,7 +108,8 @@ class AsyncLookupCalls(ABC):
             answer = await self._batched(table, ids, dtype, missing, out, version, timeout)
             if answer is not None:
                 return answer.with_status() if return_status else answer.vectors
-        if keys is None and missing.__class__ is str and missing == "error" and dedup is False:
+        policy: Any = missing  # for mypy no Literal's class is str
+        if keys is None and policy.__class__ is str and policy == "error" and dedup is False:
             vectors = await self._quick(table, ids, dtype, out, version, timeout)
             if vectors is not None:
                 return Answer(vectors, None).with_status() if return_status else vectors
@@ -138,13 +134,8 @@ class AsyncLookupCalls(ABC):
         self,
         ids: Mapping[str, Ids] | None = None,
         *,
-        keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[False] = False,
-        version: Mapping[str, int] | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupManyOptions],
     ) -> dict[str, NDArray[Any]]: ...
 
     @overload
@@ -152,13 +143,8 @@ class AsyncLookupCalls(ABC):
         self,
         ids: Mapping[str, Ids] | None = None,
         *,
-        keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[True],
-        version: Mapping[str, int] | None = None,
-        dedup: bool = False,
-        timeout: float | None = None,
+        **options: Unpack[LookupManyOptions],
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
     async def lookup_many(
@@ -166,8 +152,8 @@ class AsyncLookupCalls(ABC):
         ids: Mapping[str, Ids] | None = None,
         *,
         keys: Mapping[str, KeysGiven] | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingRow = "error",
         return_status: bool = False,
         version: Mapping[str, int] | None = None,
         dedup: bool = False,
@@ -204,16 +190,8 @@ class AsyncLookupCalls(ABC):
         ids: ArrayLike | None = None,
         offsets: ArrayLike | None = None,
         *,
-        keys: ArrayLike | None = None,
-        mode: str = "mean",
-        weights: ArrayLike | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[False] = False,
-        version: int | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsOptions],
     ) -> NDArray[Any]: ...
 
     @overload
@@ -223,16 +201,8 @@ class AsyncLookupCalls(ABC):
         ids: ArrayLike | None = None,
         offsets: ArrayLike | None = None,
         *,
-        keys: ArrayLike | None = None,
-        mode: str = "mean",
-        weights: ArrayLike | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
-        out: NDArray[Any] | None = None,
         return_status: Literal[True],
-        version: int | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsOptions],
     ) -> tuple[NDArray[Any], Status]: ...
 
     async def lookup_bags(
@@ -242,11 +212,11 @@ class AsyncLookupCalls(ABC):
         offsets: ArrayLike | None = None,
         *,
         keys: ArrayLike | None = None,
-        mode: str = "mean",
+        mode: Mode = "mean",
         weights: ArrayLike | None = None,
         padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingOfBag = "error",
         out: NDArray[Any] | None = None,
         return_status: bool = False,
         version: int | None = None,
@@ -298,15 +268,8 @@ class AsyncLookupCalls(ABC):
         self,
         ids: Mapping[str, BagsGiven] | None = None,
         *,
-        keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[False] = False,
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsManyOptions],
     ) -> dict[str, NDArray[Any]]: ...
 
     @overload
@@ -314,15 +277,8 @@ class AsyncLookupCalls(ABC):
         self,
         ids: Mapping[str, BagsGiven] | None = None,
         *,
-        keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
-        padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
         return_status: Literal[True],
-        version: Mapping[str, int] | None = None,
-        timeout: float | None = None,
+        **options: Unpack[BagsManyOptions],
     ) -> dict[str, tuple[NDArray[Any], Status]]: ...
 
     async def lookup_bags_many(
@@ -330,11 +286,11 @@ class AsyncLookupCalls(ABC):
         ids: Mapping[str, BagsGiven] | None = None,
         *,
         keys: Mapping[str, BagsGiven] | None = None,
-        mode: str = "mean",
+        mode: Mode = "mean",
         weights: Mapping[str, ArrayLike] | None = None,
         padding_id: int | None = None,
-        dtype: DTypeLike = "float32",
-        missing: str = "error",
+        dtype: ReplyDType = "float32",
+        missing: MissingOfBag = "error",
         return_status: bool = False,
         version: Mapping[str, int] | None = None,
         timeout: float | None = None,

@@ -1,25 +1,24 @@
 # Written by client/generate_async.py from _calls/updates.py: change that, then `make calls`.
-"""The awaited client's calls that change something: updates of rows, and changes of tables.
+"""The awaited client's updates of rows.
 
-Client and AsyncClient inherit them; they stand apart for length alone.
+Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from typing import overload
+from typing import Unpack, overload
 
-from numpy.typing import ArrayLike, DTypeLike
+from numpy.typing import ArrayLike
 
+from gatherd._calls.options import PushOptions, StepOptions
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests import tables
 from gatherd._requests.lookups import Ids, KeysGiven
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
 from gatherd._requests.updates import RowsGiven, UpdateOp, UpdateResult
 
 
-class AsyncChangeCalls(ABC):
-    """The calls; who inherits them runs the plans."""
+class AsyncUpdateCalls(ABC):
+    """The calls; the class that inherits them runs the plans."""
 
     _pushes: Pushes
 
@@ -32,10 +31,7 @@ class AsyncChangeCalls(ABC):
         table: str,
         ids: Ids,
         deltas: ArrayLike,
-        *,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -46,9 +42,7 @@ class AsyncChangeCalls(ABC):
         deltas: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     async def scatter_add(
@@ -131,11 +125,7 @@ class AsyncChangeCalls(ABC):
         table: str,
         ids: Ids,
         grads: ArrayLike,
-        *,
-        lr: float | None = None,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -146,10 +136,7 @@ class AsyncChangeCalls(ABC):
         grads: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        lr: float | None = None,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
     async def apply_gradients(
@@ -217,10 +204,7 @@ class AsyncChangeCalls(ABC):
         table: str,
         ids: Ids,
         rows: ArrayLike,
-        *,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     @overload
@@ -231,9 +215,7 @@ class AsyncChangeCalls(ABC):
         rows: ArrayLike | None = None,
         *,
         keys: KeysGiven,
-        if_version: int | None = None,
-        idempotency_key: str | None = None,
-        timeout: float | None = None,
+        **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
     async def assign(
@@ -290,111 +272,3 @@ class AsyncChangeCalls(ABC):
                 timeout=timeout,
             )
         )
-
-    async def create_table(
-        self,
-        name: str,
-        rows: int,
-        dim: int,
-        *,
-        dtype: DTypeLike = "float32",
-        init: str = "uniform",
-        seed: int | None = None,
-        optimizer: OptimizerGiven | None = None,
-        timeout: float | None = None,
-    ) -> ChangeResult:
-        """Make a table of `rows` drawn rows of `dim` elements. AlreadyExists when there is one.
-
-        dtype: what the rows are stored in, "float32", "float16", "bfloat16" or "float64".
-        init: "zeros", "uniform", "normal" or "glorot"; the same `seed`, the same rows.
-        optimizer: by which it takes updates: a name such as "sgd", or {"name": "adam",
-        "lr": 0.001}. Without one it is read-only.
-
-        This and the other changes of tables are durable, and seen by every reader, when they
-        return. They aren't sent again once they may have been made: when an error's metadata has
-        "outcome": "unknown", nobody knows whether they were.
-        """
-        request = tables.create_table(
-            name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
-        )
-        return await self._run(self._pushes.change(request, timeout))
-
-    async def add_staged_table(
-        self, name: str, staged: str, *, timeout: float | None = None
-    ) -> ChangeResult:
-        """Make a table of files on the server's machine; as `create_table` otherwise.
-
-        staged: a folder in the data dir's staging, which then is the table's. This is how the
-        command line hands a server what it imported.
-        """
-        request = tables.add_staged(name, staged)
-        return await self._run(self._pushes.change(request, timeout))
-
-    async def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
-        """Remove a table with all its versions. TableNotFound when there is none."""
-        request = tables.delete_table(name)
-        return await self._run(self._pushes.change(request, timeout))
-
-    async def publish(
-        self,
-        name: str,
-        *,
-        staged: str = "",
-        if_version: int | None = None,
-        timeout: float | None = None,
-    ) -> ChangeResult:
-        """Keep the live version as it is now, and make a copy of it, a new version, live.
-
-        The result's `version` is that copy: updates go on changing it, so it is no checkpoint. What
-        is kept is the version that was live before, one of `table(name).versions`; `rollback`
-        without a version goes back to it.
-
-        staged: a folder in the data dir's staging, to publish its files instead.
-        if_version: the version that has to be live, else VersionMismatch.
-        """
-        request = tables.publish(name, staged=staged, if_version=if_version)
-        return await self._run(self._pushes.change(request, timeout))
-
-    async def rollback(
-        self,
-        name: str,
-        version: int | None = None,
-        *,
-        if_version: int | None = None,
-        timeout: float | None = None,
-    ) -> ChangeResult:
-        """Make an older version live again, with the contents it had when it was superseded.
-
-        It then goes on being changed by updates: `publish` first if it is to be kept.
-
-        version: which; None for the newest of those before the live one. VersionNotFound when it
-        isn't kept. if_version: the version that has to be live, else VersionMismatch.
-        """
-        request = tables.rollback(name, version, if_version=if_version)
-        return await self._run(self._pushes.change(request, timeout))
-
-    async def set_optimizer(
-        self,
-        name: str,
-        optimizer: OptimizerGiven,
-        *,
-        if_version: int | None = None,
-        timeout: float | None = None,
-        **options: float,
-    ) -> ChangeResult:
-        """Publish a copy of the live version that is trained by another optimizer.
-
-        optimizer: a name such as "adam", with its options as keywords, or a dict of both, as
-        `TableInfo.optimizer` has it: set_optimizer("items", "adam", lr=0.001). An option that
-        isn't given has its default, one that the optimizer doesn't have is InvalidArgument.
-        if_version: the version that has to be live, else VersionMismatch.
-        """
-        request = tables.set_optimizer(name, optimizer, options, if_version=if_version)
-        return await self._run(self._pushes.change(request, timeout))
-
-    async def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
-        """Copy the data dir, as it is at one LSN, to a folder of the server's; updates go on.
-
-        name: the folder's, made of the time and the LSN when empty. AlreadyExists when it is there.
-        """
-        return await self._run(self._pushes.snapshot(name, timeout))

@@ -242,7 +242,7 @@ class Answering(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what the session itself holds; transports are closed by the shell."""
+        """Give back what it holds itself; transports are closed by the shell."""
 
 
 def mappings(

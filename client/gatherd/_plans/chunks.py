@@ -13,22 +13,14 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd._requests.lookups import Limits
+
 # Bytes around the data of one lookup in a message: tags, lengths, dtype, version, policy.
 REQUEST_FRAME_BYTES = 64
 REPLY_FRAME_BYTES = 96
 # … and around offsets and weights: their tags, lengths, dtypes and shapes, pooling and padding id.
 BAGS_FRAME_BYTES = 96
 DIMENSION_BYTES = 10
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """What one request may hold and ask for. A limit of 0 is none."""
-
-    request_bytes_max: int
-    reply_bytes_max: int
-    ids_max: int
-    tables_max: int
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -7,32 +7,9 @@ knows more. Left out on purpose: any effect for cancelling; a plan that isn't ru
 
 from collections.abc import Callable, Generator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, TypeVar
-
-from numpy.typing import NDArray
-
-if TYPE_CHECKING:  # which builds on this module
-    from gatherd._plans.foreseen import Foreseen
+from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
-
-# The paths are the same over Connect and gRPC.
-LOOKUP: Final = "/gatherd.v1.EmbeddingService/Lookup"
-LOOKUP_MANY: Final = "/gatherd.v1.EmbeddingService/LookupMany"
-LOOKUP_BAGS: Final = "/gatherd.v1.EmbeddingService/LookupBags"
-LOOKUP_BAGS_MANY: Final = "/gatherd.v1.EmbeddingService/LookupBagsMany"
-KEYS_OF: Final = "/gatherd.v1.EmbeddingService/KeysOf"
-SCATTER_ADD: Final = "/gatherd.v1.EmbeddingService/ScatterAdd"
-APPLY_GRADIENTS: Final = "/gatherd.v1.EmbeddingService/ApplyGradients"
-ASSIGN: Final = "/gatherd.v1.EmbeddingService/Assign"
-LIST_TABLES: Final = "/gatherd.v1.TableService/ListTables"
-GET_TABLE: Final = "/gatherd.v1.TableService/GetTable"
-CREATE_TABLE: Final = "/gatherd.v1.TableService/CreateTable"
-DELETE_TABLE: Final = "/gatherd.v1.TableService/DeleteTable"
-PUBLISH: Final = "/gatherd.v1.TableService/Publish"
-ROLLBACK: Final = "/gatherd.v1.TableService/Rollback"
-SET_OPTIMIZER: Final = "/gatherd.v1.TableService/SetOptimizer"
-SNAPSHOT: Final = "/gatherd.v1.TableService/Snapshot"
 
 # What a reply may take at most, whatever the server says its limits are.
 REPLY_BYTES_MAX = 2 << 30
@@ -79,48 +56,12 @@ class Sleep:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Computation:
     """A computation that fills about `nbytes` of memory. The result is what `run` returns."""
 
     run: Callable[[], Any]
     nbytes: int
 
 
-Effect: TypeAlias = Send | Sleep | Work
+Effect: TypeAlias = Send | Sleep | Computation
 Plan: TypeAlias = Generator[Effect, Any, T]
-
-
-class Transport(Protocol):
-    """One way to carry a request, blocking."""
-
-    def call(self, send: Send) -> memoryview:
-        """The reply's body; a GatherdError for everything that goes wrong."""
-
-    def plain(
-        self, plain: "Foreseen", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
-        """Carry a lookup of `ids`: its result where the reply is the foreseen one, else its body.
-
-        Raises what `call` does; `out` then holds anything.
-        """
-
-    def close(self) -> None:
-        """Close idle connections now, and those in use when their call ends."""
-
-
-class AsyncTransport(Protocol):
-    """One way to carry a request, awaited, from one event loop."""
-
-    async def call(self, send: Send) -> memoryview:
-        """The reply's body; a GatherdError for everything that goes wrong."""
-
-    async def plain(
-        self, plain: "Foreseen", ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
-        """As Transport.plain."""
-
-    def abandon(self) -> None:
-        """Drop the connections: their event loop was closed, or is another process's."""
-
-    async def aclose(self) -> None:
-        """Close idle connections now, and those in use when their call ends."""

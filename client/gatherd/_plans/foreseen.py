@@ -6,8 +6,8 @@ transport sends `before`, the ids and `after`; when what comes back begins with 
 byte, the rest is the vectors, and goes straight into the caller's array: nothing is left to parse.
 
 Everything else takes the way of the plans (_plans/answering.py), which is the one that decides: a
-plain lookup that fails, or is answered otherwise than foreseen, becomes the first request of a
-plan, which then goes on with that error or that reply. So both ways give the same results.
+foreseen lookup that fails, or is answered otherwise, becomes the first request of a plan, which
+then goes on with that error or that reply. So both ways give the same results.
 
 Left out on purpose: keys, bags, statuses and lookups that may be over a limit; there the vectors
 outweigh what this saves, or the reply can't be foreseen.
@@ -26,6 +26,7 @@ from gatherd._requests.lookups import LookupSpec, ReplyType, parse_reply_type, p
 from gatherd._wire import lookups
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import bfloat16_to_float32
+from gatherd_proto.framing import lookup_head
 
 # Up to here a lookup is sent without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -101,7 +102,7 @@ class Foreseen:
             self.source.known = known
 
 
-class PlainLookups:
+class ForeseenLookups:
     """The kinds of lookups that a client makes. Safe to use from many threads."""
 
     def __init__(self) -> None:
@@ -111,9 +112,9 @@ class PlainLookups:
     def find(
         self, table: str, ids: Any, dtype: Any, version: int | None, out: NDArray[Any] | None
     ) -> Foreseen | None:
-        """What a lookup needs beside its ids, or None when it isn't a plain one.
+        """What a lookup needs beside its ids, or None when it can't be foreseen.
 
-        The arguments are a caller's, right or wrong. When it is plain, `ids` is a C-contiguous
+        The arguments are a caller's, right or wrong. When it can, `ids` is a C-contiguous
         array, and `out`, if there is one, is what the reply to come fills.
         """
         if ids.__class__ is not np.ndarray or not ids.flags.c_contiguous:
@@ -124,7 +125,7 @@ class PlainLookups:
         key = (table, ids.dtype, ids.shape, dtype, version)
         try:
             kind = self._kinds.get(key)
-        except TypeError:  # something that can't be hashed isn't plain
+        except TypeError:  # what can't be hashed is the plan's to refuse
             return None
         if kind is None or kind.known is not kind.source.known:
             kind = self._made(key, kind, ids)
@@ -166,15 +167,15 @@ class PlainLookups:
         return Foreseen(source, spec, before, after, nbytes, ids.shape, spec.reply)
 
 
-def plain_plan(
+def foreseen_plan(
     answering: Answering,
-    plain: Foreseen,
+    foreseen: Foreseen,
     ids: NDArray[Any],
     out: NDArray[Any] | None,
     deadline: Deadline,
 ) -> Plan[Any]:
-    """The plan of a plain lookup; its first effect is to send what the lookup sent already."""
-    spec = replace(plain.like, asked=ids, out=out)
+    """The plan of a foreseen lookup; its first effect is to send what the lookup sent already."""
+    spec = replace(foreseen.like, asked=ids, out=out)
     answers = yield from answering.gather((spec,), deadline)
     return answers[0].vectors
 
@@ -189,7 +190,7 @@ def _foreseeing(kind: Foreseen) -> Foreseen:
     prefix = b""
     if data_bytes:
         code = lookups.DTYPE_CODES[kind.reply.wire]
-        prefix = lookups.reply_prefix(version, code, shape, data_bytes)
+        prefix = lookup_head(version, code, shape, data_bytes)
     return replace(
         kind, known=known, prefix=prefix, vectors_shape=shape, data_bytes=data_bytes, wire=None
     )

@@ -11,11 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 
 from numpy.typing import ArrayLike
 
+from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd._plans.answering import extras, mappings
-from gatherd._plans.effects import SNAPSHOT, Deadline, Plan, Send, Sleep
+from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.request_ids import RequestIds
-from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, Tries
-from gatherd._requests.tables import ChangeRequest, ChangeResult, SnapshotResult, encode_snapshot
+from gatherd._plans.retry import Tried, Tries
+from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
@@ -25,6 +26,7 @@ from gatherd._requests.updates import (
     prepare_update,
     prepare_updates,
 )
+from gatherd._wire.changes import ChangeRequest, encode_snapshot
 from gatherd._wire.updates import (
     RequestId,
     SessionSequence,
@@ -44,6 +46,7 @@ from gatherd.errors import (
     RetryableError,
     UpdatesStopped,
 )
+from gatherd_proto.procedures import SNAPSHOT
 
 # What can be told of a push that an earlier try has done, when that try's answer was lost. What is
 # wrong with a push itself was wrong at every try.
@@ -115,7 +118,7 @@ class Pushes:
     def snapshot(self, name: str, timeout: float | None) -> Plan[SnapshotResult]:
         """The plan of Client.snapshot."""
         deadline = self._tries.deadline(timeout)
-        send = Send(SNAPSHOT, encode_snapshot(name), deadline, once=True)
+        send = Send(SNAPSHOT.path, encode_snapshot(name), deadline, once=True)
         reply = decode_snapshot((yield from self._send_change(send, "the snapshot was taken")))
         return SnapshotResult(reply.path, reply.lsn)
 
@@ -125,53 +128,29 @@ class Pushes:
         """Send it until it is answered; each time the same bytes, by the same id."""
         request_id = self._ids.draw() if key is None else check_idempotency_key(key)
         send = _push_of(op, specs, request_id, deadline)
-        attempt, was_sent, is_lost = 0, False, False
+        tried = Tried()
         while True:
             try:
-                reply: memoryview = yield send
-                return decode_update(reply, specs)
+                return decode_update((yield from self._tries.send(send, tried)), specs)
             except RequestIdStale as error:
                 # Nobody but this call knows the id, so if it was never sent, nothing was done by
                 # it: the server forgot the session's earlier pushes, which another one needn't.
-                if was_sent or not isinstance(request_id, SessionSequence):
-                    raise _told(error, is_lost) from None
-                request_id, was_sent = self._ids.draw_anew(request_id), True
+                if tried.was_sent or not isinstance(request_id, SessionSequence):
+                    raise _told(error, tried.is_lost) from None
+                request_id, tried.was_sent = self._ids.draw_anew(request_id), True
                 send = _push_of(op, specs, request_id, deadline)
-                continue
-            except RetryableError as error:
-                was_sent |= error.metadata.get(OUTCOME) != NOT_SENT
-                is_lost |= _is_unknown(error)
-                pause = self._tries.pause(attempt, error, deadline)
-                if pause is None:
-                    raise _told(error, is_lost) from None
             except LimitExceeded as error:
                 error.message += "; a push isn't split by the client: send it as several"
                 raise
-            except DeadlineExceeded as error:
-                raise _told(error, is_lost=True) from None
             except GatherdError as error:
-                raise _told(error, is_lost or _is_unknown(error)) from None
-            attempt += 1
-            yield Sleep(pause)
+                raise _told(error, tried.is_lost or _is_lost(error)) from None
 
     def _send_change(self, send: Send, what: str) -> Plan[memoryview]:
         """Send it, and again only while the server can't have done it."""
-        attempt = 0
-        while True:
-            try:
-                reply: memoryview = yield send
-                return reply
-            except RetryableError as error:
-                is_lost = _is_unknown(error)
-                pause = None if is_lost else self._tries.pause(attempt, error, send.deadline)
-                if pause is None:
-                    raise _told(error, is_lost, what) from None
-            except DeadlineExceeded as error:
-                raise _told(error, is_lost=True, what=what) from None
-            except GatherdError as error:
-                raise _told(error, _is_unknown(error), what) from None
-            attempt += 1
-            yield Sleep(pause)
+        try:
+            return (yield from self._tries.send(send, may_repeat=False))
+        except GatherdError as error:
+            raise _told(error, _is_lost(error), what) from None
 
 
 def _push_of(
@@ -181,8 +160,9 @@ def _push_of(
     return Send(op.method, body.head, deadline, body.rest, once=True)
 
 
-def _is_unknown(error: GatherdError) -> bool:
-    return error.metadata.get(OUTCOME) == UNKNOWN
+def _is_lost(error: GatherdError) -> bool:
+    """Whether it isn't known what became of the request that failed by `error`."""
+    return isinstance(error, DeadlineExceeded) or error.metadata.get(OUTCOME) == UNKNOWN
 
 
 def _told(error: GatherdError, is_lost: bool, what: str = "the push was done") -> GatherdError:

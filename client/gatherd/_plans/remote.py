@@ -1,4 +1,4 @@
-"""The session that asks a server, in as many requests as its limits demand."""
+"""Answers that a server is asked for, in as many requests as its limits demand."""
 
 import random
 import time
@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from gatherd._plans import chunks
 from gatherd._plans.answering import Answering
 from gatherd._plans.assemble import Assembler
-from gatherd._plans.chunks import Cost, Limits, Piece
-from gatherd._plans.effects import GET_TABLE, KEYS_OF, LIST_TABLES, Deadline, Plan, Send, Sleep, T
+from gatherd._plans.chunks import Cost, Piece
+from gatherd._plans.effects import Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
-from gatherd._requests.lookups import Answer, KeysOfSpec, LookupSpec, TableInfo, key_array
+from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._wire import lookups
 from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (
@@ -22,11 +22,11 @@ from gatherd.errors import (
     InvalidArgument,
     KeyNotFound,
     LimitExceeded,
-    RetryableError,
     VersionNotFound,
 )
 from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
 from gatherd.store.query import ByKey, Missing
+from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_TABLES
 
 # Up to here a lookup is sent as it is, without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -78,7 +78,7 @@ class RemoteAnswering(Answering):
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """ListTables, which tells the limits as well."""
-        body = yield from self._send(LIST_TABLES, lookups.encode_list_tables(), deadline)
+        body = yield from self._send(LIST_TABLES.path, lookups.encode_list_tables(), deadline)
         tables, limits = lookups.decode_list_tables(body)
         self._learn(tables, limits)
         return tables
@@ -91,7 +91,7 @@ class RemoteAnswering(Answering):
             request = lookups.encode_get_table(name)
         except UnicodeEncodeError:
             raise InvalidArgument(f"table {name!r}: the name can't be written as UTF-8") from None
-        body = yield from self._send(GET_TABLE, request, deadline)
+        body = yield from self._send(GET_TABLE.path, request, deadline)
         table, limits = lookups.decode_get_table(body)
         self._learn([table], limits)
         return table
@@ -170,7 +170,7 @@ class RemoteAnswering(Answering):
             part = spec.cut(piece.start, piece.stop)
             body = lookups.encode_keys_of(part, version)
             try:
-                reply = yield from self._send(KEYS_OF, body, deadline)
+                reply = yield from self._send(KEYS_OF.path, body, deadline)
             except IdOutOfRange as error:
                 raise in_whole(error, (spec,), pieces) from None
             keys, answered = lookups.decode_keys_of(reply, part.asked.shape)
@@ -183,19 +183,7 @@ class RemoteAnswering(Answering):
         return found[0] if len(found) == 1 else np.concatenate(found).reshape(spec.asked.shape)
 
     def _send(self, method: str, body: bytes, deadline: Deadline) -> Plan[memoryview]:
-        """One request, tried again while that may help."""
-        send = Send(method, body, deadline)
-        attempt = 0
-        while True:
-            try:
-                reply: memoryview = yield send
-                return reply
-            except RetryableError as error:
-                pause = self._tries.pause(attempt, error, deadline)
-                if pause is None:
-                    raise
-            attempt += 1
-            yield Sleep(pause)
+        return self._tries.send(Send(method, body, deadline))
 
 
 def _restarted(

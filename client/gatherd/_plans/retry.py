@@ -4,20 +4,19 @@ A call is tried until its time is up, so that a default client outlives a server
 of retries bounds that further, where somebody wants to hear sooner.
 
 Lookups change nothing, so every one may be sent twice; an update may by its request id. Other
-changes may not, so an error tells what is known of its request: under OUTCOME in its metadata
-stands NOT_SENT when it never left, UNKNOWN when its answer was lost, and nothing when a gatherd
-server answered that it hadn't done it. A server too says UNKNOWN of what it lost track of.
+changes may not, so an error's OUTCOME decides; see _outcome.py.
 """
 
 import math
 import random
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
-from typing import Final
 
-from gatherd._plans.effects import Deadline
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
+from gatherd._plans.effects import Deadline, Plan, Send, Sleep
 from gatherd.errors import InvalidArgument, RetryableError
 
 PAUSE_SECONDS_FIRST = 0.05
@@ -27,9 +26,21 @@ LAST_TRY_SECONDS = 0.1
 RETRIES_MAX = 100
 TIMEOUT_SECONDS_MAX = 86_400.0
 
-OUTCOME: Final = "outcome"
-NOT_SENT: Final = "not sent"
-UNKNOWN: Final = "unknown"
+
+@dataclass(slots=True)
+class Tried:
+    """What came of a request so far: failed tries, and whether one was sent or lost track of."""
+
+    count: int = 0
+    was_sent: bool = False
+    is_lost: bool = False
+
+    def failed(self, error: RetryableError) -> None:
+        """Take in one more failed try."""
+        outcome = error.metadata.get(OUTCOME)
+        self.count += 1
+        self.was_sent |= outcome != NOT_SENT
+        self.is_lost |= outcome == UNKNOWN
 
 
 class Tries:
@@ -53,7 +64,30 @@ class Tries:
         seconds = self._timeout if timeout is None else check_timeout(timeout)
         return Deadline(self._clock() + seconds, seconds)
 
-    def pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
+    def send(
+        self, send: Send, tried: Tried | None = None, *, may_repeat: bool = True
+    ) -> Plan[memoryview]:
+        """The reply to one request, tried again while that may help.
+
+        `tried` is what came of it before, and is kept up to date. Without `may_repeat` nothing is
+        sent again once the server may have done what was asked.
+        """
+        if tried is None:
+            tried = Tried()
+        while True:
+            try:
+                reply: memoryview = yield send
+                return reply
+            except RetryableError as error:
+                tried.failed(error)
+                if tried.is_lost and not may_repeat:
+                    raise
+                pause = self._pause(tried.count - 1, error, send.deadline)
+                if pause is None:
+                    raise
+            yield Sleep(pause)
+
+    def _pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
         """The pause after try number `attempt` (from 0) failed by `error`; None to give up."""
         if self._retries is not None and attempt >= self._retries:
             return None

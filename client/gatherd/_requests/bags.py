@@ -3,7 +3,6 @@
 A tuple in `lookup_bags_many` is (ids, offsets), everything else is jagged.
 """
 
-from itertools import chain
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,7 +17,7 @@ from gatherd._requests.lookups import (
     check_version,
 )
 from gatherd.errors import InvalidArgument
-from gatherd.store.bags import check_offsets, check_weights, jagged
+from gatherd.store.bags import check_offsets, check_weights, flat_weights, jagged
 from gatherd.store.given import as_given_array
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import StringKeys, as_keys
@@ -145,14 +144,10 @@ def _flat_weights(weights: object, starts: NDArray[np.int64], id_count: int) -> 
         return weights
     if not any(isinstance(bag, list | tuple) or hasattr(bag, "__len__") for bag in weights):
         return weights
-    lengths = np.diff(starts, append=id_count).tolist()
-    if len(weights) != len(lengths):
-        raise InvalidArgument(f"there are {len(lengths)} bags of ids and {len(weights)} of weights")
-    for i, (bag, length) in enumerate(zip(weights, lengths, strict=True)):
-        if not hasattr(bag, "__len__") or len(bag) != length:
-            raise InvalidArgument(f"weights[{i}] isn't a list of {length}, as the bag's ids are")
-        as_given_array(bag, f"weights[{i}]")
-    return list(chain.from_iterable(weights))
+    flat = flat_weights(weights, starts, id_count)
+    for i, bag in enumerate(weights):
+        as_given_array(bag, f"weights[{i}]")  # which refuses nulls, by their place
+    return flat
 
 
 def _padding_id(padding_id: object) -> int | None:

@@ -59,6 +59,16 @@ class TableInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Limits:
+    """What one request may hold and ask for. A limit of 0 is none."""
+
+    request_bytes_max: int
+    reply_bytes_max: int
+    ids_max: int
+    tables_max: int
+
+
+@dataclass(frozen=True, slots=True)
 class ReplyType:
     """The dtype on the wire and the one of the array that the caller gets.
 

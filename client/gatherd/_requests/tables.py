@@ -1,4 +1,4 @@
-"""Changes of tables as the caller asked for them: checked and encoded, before anything is sent.
+"""What a change of a table is asked with, and its result; _wire/changes.py has the requests.
 
 Which optimizers, options and initializers there are is the server's to say.
 """
@@ -10,14 +10,11 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gatherd._plans.effects import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
-from gatherd._requests.lookups import check_table, check_version
-from gatherd._wire.lookups import DTYPE_CODES
+from gatherd._requests.names import OptimizerName
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
-from gatherd_proto.v1 import table_pb2
 
-OptimizerGiven: TypeAlias = str | Mapping[str, str | float]
+OptimizerGiven: TypeAlias = OptimizerName | Mapping[str, str | float]
 """A name, or {"name": …} with options, as TableInfo has it."""
 
 _UINT64_MAX: Final = 2**64 - 1
@@ -43,94 +40,10 @@ class SnapshotResult:
     lsn: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChangeRequest:
-    """A change to send; `what` says in an error what became of it."""
-
-    method: str
-    body: bytes
-    what: str
-
-
-def create_table(
-    name: str,
-    rows: int,
-    dim: int,
-    *,
-    dtype: DTypeLike,
-    init: str,
-    seed: int | None,
-    optimizer: OptimizerGiven | None,
-) -> ChangeRequest:
-    """The request of Client.create_table."""
-    table, _ = check_table(name)
-    request = table_pb2.CreateTableRequest(
-        table=table,
-        rows=_count("rows", rows),
-        dim=_count("dim", dim),
-        dtype=DTYPE_CODES[_dtype(dtype)],
-        init=_text("init", init),
-        seed=None if seed is None else _count("seed", seed),
-        optimizer=None if optimizer is None else _optimizer(optimizer, {}),
-    )
-    return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
-
-
-def add_staged(name: str, staged: str) -> ChangeRequest:
-    """The request of Client.add_staged_table."""
-    table, _ = check_table(name)
-    request = table_pb2.CreateTableRequest(table=table, staged=_text("staged", staged))
-    return ChangeRequest(CREATE_TABLE, request.SerializeToString(), "the table was made")
-
-
-def delete_table(name: str) -> ChangeRequest:
-    """The request of Client.delete_table."""
-    request = table_pb2.DeleteTableRequest(table=check_table(name)[0])
-    return ChangeRequest(DELETE_TABLE, request.SerializeToString(), "the table was deleted")
-
-
-def publish(name: str, *, staged: str, if_version: int | None) -> ChangeRequest:
-    """The request of Client.publish."""
-    request = table_pb2.PublishRequest(
-        table=check_table(name)[0],
-        staged=_text("staged", staged),
-        if_version=check_version("if_version", if_version),
-    )
-    return ChangeRequest(PUBLISH, request.SerializeToString(), "the version was published")
-
-
-def rollback(name: str, version: int | None, *, if_version: int | None) -> ChangeRequest:
-    """The request of Client.rollback."""
-    request = table_pb2.RollbackRequest(
-        table=check_table(name)[0],
-        version=check_version("version", version),
-        if_version=check_version("if_version", if_version),
-    )
-    return ChangeRequest(ROLLBACK, request.SerializeToString(), "the table was rolled back")
-
-
-def set_optimizer(
-    name: str,
-    optimizer: OptimizerGiven,
-    options: Mapping[str, float],
-    *,
-    if_version: int | None,
-) -> ChangeRequest:
-    """The request of Client.set_optimizer."""
-    request = table_pb2.SetOptimizerRequest(
-        table=check_table(name)[0],
-        optimizer=_optimizer(optimizer, options),
-        if_version=check_version("if_version", if_version),
-    )
-    return ChangeRequest(SET_OPTIMIZER, request.SerializeToString(), "the optimizer was set")
-
-
-def encode_snapshot(name: str) -> bytes:
-    """A SnapshotRequest."""
-    return table_pb2.SnapshotRequest(name=_text("name", name)).SerializeToString()
-
-
-def _optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+def check_optimizer(
+    given: OptimizerGiven, options: Mapping[str, float]
+) -> tuple[str, dict[str, float]]:
+    """The name and the options that an optimizer is given by; InvalidArgument when it isn't."""
     merged: dict[str, str | float] = {"name": given} if isinstance(given, str) else {}
     for part in (options, given if isinstance(given, Mapping) else {}):
         for option, value in part.items():
@@ -142,15 +55,16 @@ def _optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2
         raise InvalidArgument(
             f'optimizer={given!r} names none: it is a name, or {{"name": "adam", "lr": 0.001}}'
         )
-    optimizer = table_pb2.Optimizer(name=_text("optimizer", name))
+    name, checked = check_text("optimizer", name), {}
     for option, value in merged.items():
         if isinstance(value, bool | np.bool_) or not isinstance(value, int | float | np.number):
             raise InvalidArgument(f"the optimizer's option {option!r} is a number, not {value!r}")
-        optimizer.options[_text("option", option)] = float(value)
-    return optimizer
+        checked[check_text("option", option)] = float(value)
+    return name, checked
 
 
-def _count(name: str, value: object) -> int:
+def check_count(name: str, value: object) -> int:
+    """`value` when it can be a number of something, else InvalidArgument, which calls it `name`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise InvalidArgument(f"{name} is an integer, not {value!r}")
     if not 0 <= value <= _UINT64_MAX:
@@ -158,7 +72,8 @@ def _count(name: str, value: object) -> int:
     return int(value)
 
 
-def _text(name: str, value: object) -> str:
+def check_text(name: str, value: object) -> str:
+    """`value` when it is a str that can be sent, else InvalidArgument, which calls it `name`."""
     if not isinstance(value, str):
         raise InvalidArgument(f"{name} is a str, not {value!r}")
     try:
@@ -168,7 +83,8 @@ def _text(name: str, value: object) -> str:
     return value
 
 
-def _dtype(name: DTypeLike) -> DType:
+def check_stored_dtype(name: DTypeLike) -> DType:
+    """The dtype that a table's rows can be stored in, else InvalidArgument."""
     for dtype in DType:
         if dtype.value == name:
             return dtype

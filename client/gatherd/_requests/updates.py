@@ -13,7 +13,6 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from gatherd._plans.effects import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
 from gatherd._requests.lookups import check_table, check_version
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
@@ -21,6 +20,7 @@ from gatherd.store.given import OFFENDERS_MAX, as_given_array
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import as_keys
 from gatherd.store.query import Asked, ByKey
+from gatherd_proto.procedures import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
 
 RowsGiven: TypeAlias = tuple[ArrayLike, ArrayLike]
 """(ids or keys, values) of one table."""
@@ -60,9 +60,9 @@ class UpdateOp(Enum):
 
 
 _METHODS = {
-    UpdateOp.SCATTER_ADD: (SCATTER_ADD, "deltas"),
-    UpdateOp.APPLY_GRADIENTS: (APPLY_GRADIENTS, "grads"),
-    UpdateOp.ASSIGN: (ASSIGN, "rows"),
+    UpdateOp.SCATTER_ADD: (SCATTER_ADD.path, "deltas"),
+    UpdateOp.APPLY_GRADIENTS: (APPLY_GRADIENTS.path, "grads"),
+    UpdateOp.ASSIGN: (ASSIGN.path, "rows"),
 }
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 
-from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd.errors import (
     AlreadyExists,
     DeadlineExceeded,
@@ -32,15 +32,15 @@ from gatherd.errors import (
     Unimplemented,
     by_reason,
 )
+from gatherd_proto.errors import CANCELED, ERROR_DOMAIN, ERROR_INFO_TYPE
 from gatherd_proto.v1 import status_pb2
 
-ERROR_INFO_TYPE = "google.rpc.ErrorInfo"
 # How much of a foreign error body is worth showing.
 SNIPPET_CHARS_MAX = 200
 
 CLASS_BY_CODE: dict[str, type[GatherdError]] = {
     # Somebody on the way gave up, not the caller: a canceled call of ours isn't answered at all.
-    "canceled": Unavailable,
+    CANCELED: Unavailable,
     "unknown": InternalError,
     "invalid_argument": InvalidArgument,
     "deadline_exceeded": DeadlineExceeded,
@@ -91,7 +91,7 @@ def make_error(
     code: str, message: str, infos: list[status_pb2.ErrorInfo], retry_after_seconds: float | None
 ) -> GatherdError:
     """The error for a canonical code (as Connect spells it) and its details."""
-    info = next((info for info in infos if info.domain == "gatherd"), None)
+    info = next((info for info in infos if info.domain == ERROR_DOMAIN), None)
     cls = by_reason(info.reason) if info is not None else None
     if cls is None and code == "resource_exhausted" and _GRPC_TOO_LARGE in message:
         cls = LimitExceeded
@@ -154,13 +154,11 @@ def _from_status(status: int, text: str, retry_after_seconds: float | None) -> G
 def from_grpc(
     url: str, code: str, message: str, details: bytes | None, retry_after_seconds: float | None
 ) -> GatherdError:
-    """The error of a gRPC status; `code` is its name in lower case, `details` the status proto."""
-    if code == "cancelled":
-        code = "canceled"
+    """The error of a gRPC status; `details` the status proto."""
     infos = _status_infos(details) if details else []
     # Our servers' messages say what they mean; grpc's own need the place.
     text = message if infos else f"{url}: {message}"
-    if not infos and code not in ("canceled", "resource_exhausted"):
+    if not infos and code not in (CANCELED, "resource_exhausted"):
         status = _GRPC_HTTP_STATUS.search(message)
         if status is not None:
             answered = f"{url} answered HTTP {status[1]}"

@@ -15,61 +15,34 @@ import numpy as np
 from google.protobuf.message import DecodeError
 from numpy.typing import NDArray
 
-from gatherd._plans.chunks import Limits
-from gatherd._plans.effects import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
-from gatherd._requests.lookups import KeysOfSpec, LookupSpec, TableInfo
+from gatherd._requests.lookups import KeysOfSpec, Limits, LookupSpec, TableInfo
 from gatherd._wire.protobuf import (
-    BYTES,
-    VARINT,
     Parts,
     nested,
     read_fields,
     read_varint,
     signed,
-    tag,
     unreadable,
 )
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.keys import Keys, StringKeys, string_keys_from_wire
 from gatherd.store.query import BagsQuery, ByKey, Missing, Pooling
-from gatherd_proto.framing import varint
+from gatherd_proto.framing import BYTES, TENSOR_DATA, VARINT, dtype_code, tag, tensor_head, varint
+from gatherd_proto.procedures import LOOKUP, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_MANY
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 
-DTYPE_CODES = {
-    DType.FLOAT32: tensor_pb2.DTYPE_FLOAT32,
-    DType.FLOAT16: tensor_pb2.DTYPE_FLOAT16,
-    DType.BFLOAT16: tensor_pb2.DTYPE_BFLOAT16,
-    DType.FLOAT64: tensor_pb2.DTYPE_FLOAT64,
-}
+DTYPE_CODES = {dtype: dtype_code(dtype.value) for dtype in DType}
 _TENSOR_CODES = {
-    ("i", 1): tensor_pb2.DTYPE_INT8,
-    ("i", 2): tensor_pb2.DTYPE_INT16,
-    ("i", 4): tensor_pb2.DTYPE_INT32,
-    ("i", 8): tensor_pb2.DTYPE_INT64,
-    ("u", 1): tensor_pb2.DTYPE_UINT8,
-    ("u", 2): tensor_pb2.DTYPE_UINT16,
-    ("u", 4): tensor_pb2.DTYPE_UINT32,
-    ("u", 8): tensor_pb2.DTYPE_UINT64,
-    ("f", 2): tensor_pb2.DTYPE_FLOAT16,
-    ("f", 4): tensor_pb2.DTYPE_FLOAT32,
+    (dtype.kind, dtype.itemsize): dtype_code(dtype.name)
+    for dtype in map(np.dtype, ("i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "f2", "f4"))
 }
 _KEY_DTYPES: dict[int, np.dtype[Any]] = {
     tensor_pb2.DTYPE_INT64: np.dtype("<i8"),
     tensor_pb2.DTYPE_UINT64: np.dtype("<u8"),
 }
-_MISSING_CODES = {
-    Missing.ERROR: embedding_pb2.MISSING_ERROR,
-    Missing.ZERO: embedding_pb2.MISSING_ZERO,
-    Missing.DEFAULT: embedding_pb2.MISSING_DEFAULT,
-    Missing.SKIP: embedding_pb2.MISSING_SKIP,
-}
-_POOLING_CODES = {
-    Pooling.SUM: embedding_pb2.POOLING_SUM,
-    Pooling.MEAN: embedding_pb2.POOLING_MEAN,
-    Pooling.MAX: embedding_pb2.POOLING_MAX,
-    Pooling.SQRTN: embedding_pb2.POOLING_SQRTN,
-}
+_MISSING_CODES = {one: embedding_pb2.Missing.Value(f"MISSING_{one.name}") for one in Missing}
+_POOLING_CODES = {one: embedding_pb2.Pooling.Value(f"POOLING_{one.name}") for one in Pooling}
 _MASK64 = (1 << 64) - 1
 
 
@@ -87,9 +60,6 @@ _INTEGERS = tag(2, BYTES)
 _STRINGS_SHAPE = tag(1, BYTES)
 _STRINGS_LENGTHS = tag(2, BYTES)
 _STRINGS_DATA = tag(3, BYTES)
-_TENSOR_DTYPE = tag(1, VARINT)
-_TENSOR_SHAPE = tag(2, BYTES)
-_TENSOR_DATA = tag(3, BYTES)
 _BAGS_LOOKUP = tag(1, BYTES)
 _BAGS_OFFSETS = tag(2, BYTES)
 _BAGS_POOLING = tag(3, VARINT)
@@ -105,11 +75,11 @@ def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tu
     """
     bags = parts[0][0].bags is not None
     if not many:
-        return LOOKUP_BAGS if bags else LOOKUP, b"".join(_lookup(*parts[0]))
+        return LOOKUP_BAGS.path if bags else LOOKUP.path, b"".join(_lookup(*parts[0]))
     out: Parts = []
     for spec, version in parts:
         out += nested(_MEMBER, _lookup(spec, version))
-    return LOOKUP_BAGS_MANY if bags else LOOKUP_MANY, b"".join(out)
+    return LOOKUP_BAGS_MANY.path if bags else LOOKUP_MANY.path, b"".join(out)
 
 
 def around_ids(spec: LookupSpec) -> tuple[bytes, bytes]:
@@ -169,17 +139,10 @@ def keys_parts(keys: Keys) -> Parts:
 
 def tensor_parts(array: NDArray[Any], code: int | None = None) -> Parts:
     """A Tensor message; `code` is the dtype's where NumPy doesn't have it."""
-    dims = b"".join(map(varint, array.shape))
-    head = (
-        _TENSOR_DTYPE,
-        varint(_TENSOR_CODES[array.dtype.kind, array.dtype.itemsize] if code is None else code),
-        _TENSOR_SHAPE,
-        varint(len(dims)),
-        dims,
-        _TENSOR_DATA,
-        varint(array.nbytes),
-    )
-    return [b"".join(head), array.data]
+    if code is None:
+        code = _TENSOR_CODES[array.dtype.kind, array.dtype.itemsize]
+    head = tensor_head(code, array.shape) + TENSOR_DATA + varint(array.nbytes)
+    return [head, array.data]
 
 
 def encode_keys_of(spec: KeysOfSpec, version: int) -> bytes:
@@ -216,31 +179,6 @@ class LookupReply:
     dtype: int = 0
     shape: list[int] = field(default_factory=list)
     data: memoryview = field(default_factory=lambda: memoryview(b""))
-
-
-_REPLY_VERSION = tag(1, VARINT)
-_REPLY_VECTORS = tag(3, BYTES)
-
-
-def reply_prefix(version: int, code: int, shape: Sequence[int], data_bytes: int) -> bytes:
-    """A LookupResponse without statuses up to its vectors' bytes, as our servers write it.
-
-    There are other encodings of the same, so it tells something only where it stands in a reply.
-    """
-    dims = b"".join(map(varint, shape))
-    tensor = b"".join(
-        (
-            _TENSOR_DTYPE,
-            varint(code),
-            _TENSOR_SHAPE,
-            varint(len(dims)),
-            dims,
-            _TENSOR_DATA,
-            varint(data_bytes),
-        )
-    )
-    head = _REPLY_VERSION + varint(version) if version else b""
-    return head + _REPLY_VECTORS + varint(len(tensor) + data_bytes) + tensor
 
 
 def decode_lookups(body: memoryview, *, many: bool) -> list[LookupReply]:

@@ -7,11 +7,10 @@ can't be read is the server's fault. Left out on purpose: writing anything but v
 from collections.abc import Iterator
 from typing import TypeAlias
 
-from gatherd._plans.retry import OUTCOME, UNKNOWN
+from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd.errors import InternalError
-from gatherd_proto.framing import varint
+from gatherd_proto.framing import BYTES, FIXED32, FIXED64, GROUP, GROUP_END, VARINT, varint
 
-VARINT, _FIXED64, BYTES, _GROUP, _GROUP_END, FIXED32 = range(6)
 _VARINT_BITS_MAX = 70
 _FIELD_NUMBER_MAX = (1 << 29) - 1
 _GROUP_DEPTH_MAX = 100
@@ -19,11 +18,6 @@ _MASK64 = (1 << 64) - 1
 
 Parts: TypeAlias = list[bytes | memoryview]
 """A message in pieces, to be joined once."""
-
-
-def tag(number: int, wire_type: int) -> bytes:
-    """What begins a field; `number` is below 16."""
-    return bytes((number << 3 | wire_type,))
 
 
 def nested(begin: bytes, parts: Parts) -> Parts:
@@ -52,7 +46,7 @@ def read_fields(body: memoryview, pos: int, end: int) -> Iterator[tuple[int, int
         elif wire_type == BYTES:
             start, pos = _skip(body, pos, end, wire_type)
             yield number, wire_type, start, pos
-        elif wire_type == _GROUP:
+        elif wire_type == GROUP:
             pos = _skip_group(body, pos, end, number)
         else:
             _, pos = _skip(body, pos, end, wire_type)
@@ -62,7 +56,7 @@ def _skip(body: memoryview, pos: int, end: int, wire_type: int) -> tuple[int, in
     """Where a field's content starts and stops."""
     if wire_type == BYTES:
         length, pos = read_varint(body, pos, end)
-    elif wire_type == _FIXED64:
+    elif wire_type == FIXED64:
         length = 8
     elif wire_type == FIXED32:
         length = 4
@@ -78,11 +72,11 @@ def _skip_group(body: memoryview, pos: int, end: int, number: int) -> int:
     while open_groups:
         tag, pos = read_varint(body, pos, end)
         number, wire_type = tag >> 3, tag & 7
-        if wire_type == _GROUP:
+        if wire_type == GROUP:
             open_groups.append(number)
             if len(open_groups) > _GROUP_DEPTH_MAX:
                 raise unreadable(f"its groups are nested deeper than {_GROUP_DEPTH_MAX}")
-        elif wire_type == _GROUP_END:
+        elif wire_type == GROUP_END:
             if open_groups.pop() != number:
                 raise unreadable(f"group {number} ends without having begun")
         elif wire_type == VARINT:

@@ -13,9 +13,9 @@ from google.protobuf.message import DecodeError, Message
 
 from gatherd._requests.updates import UpdateResult, UpdateSpec
 from gatherd._wire.lookups import DTYPE_CODES, keys_parts, tensor_parts
-from gatherd._wire.protobuf import BYTES, FIXED32, VARINT, Parts, nested, tag, unreadable
+from gatherd._wire.protobuf import Parts, nested, unreadable
 from gatherd.store.query import ByKey
-from gatherd_proto.framing import varint
+from gatherd_proto.framing import BYTES, FIXED32, VARINT, tag, varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 
 SESSION_BYTES: Final = 16

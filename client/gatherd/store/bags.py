@@ -105,6 +105,20 @@ def check_weights(weights: object, id_count: int, mode: Pooling) -> NDArray[np.f
         return np.require(array, np.float32, ["C", "A"])
 
 
+def flat_weights(weights: Sequence[Any], offsets: NDArray[np.int64], id_count: int) -> list[Any]:
+    """Weights that are as jagged as the bags, one after another.
+
+    InvalidArgument, naming weights[i], unless there is a list for each bag, as long as the bag.
+    """
+    lengths = np.diff(offsets, append=id_count).tolist()
+    if len(weights) != len(lengths):
+        raise InvalidArgument(f"there are {len(lengths)} bags of ids and {len(weights)} of weights")
+    for i, (bag, length) in enumerate(zip(weights, lengths, strict=True)):
+        if not hasattr(bag, "__len__") or len(bag) != length:
+            raise InvalidArgument(f"weights[{i}] isn't a list of {length}, as the bag's ids are")
+    return list(chain.from_iterable(weights))
+
+
 def jagged(bags: Sequence[Any], name: str = "ids") -> tuple[Keys, NDArray[np.int64]]:
     """Flat ids or keys, and offsets, of a list of lists, such as [[1, 2], [], [3]].
 

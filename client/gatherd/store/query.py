@@ -10,7 +10,6 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument
 from gatherd.store.keys import Keys
 
-STATUS_FOUND = 0
 STATUS_MISSING = 1
 
 

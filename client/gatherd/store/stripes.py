@@ -10,7 +10,7 @@ even: a sequence lock, as in Boehm, "Can seqlocks get along with programming lan
 models?" (2012). Only versions that can be trained have the file.
 
 The writer's half is in the server's `storage/compiled_rows.py`, the readers' in compiled kernels in
-`intrinsics.copy_whole`; here is that of NumPy code. Between its calls nothing reorders but the
+`kernels/row_intrinsics.py`; here is that of NumPy code. Between its calls nothing reorders but the
 processor. x86 doesn't reorder loads; elsewhere a lock is let go and taken again in between: what
 comes before the one and what comes after the other stay apart.
 

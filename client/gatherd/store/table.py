@@ -6,14 +6,12 @@ table that is written meanwhile are atomic: stripes.py has how.
 
 import logging
 import mmap
-import os
 import random
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -22,14 +20,13 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument, NoKeys
 from gatherd.store import bags, memory
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.format import RowLayout, file_bytes, read_layout
+from gatherd.store.format import RowLayout, file_bytes
 from gatherd.store.ids import all_in_range, flat_ids, in_range, out_of_range_error
 from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys, key_not_found_error
 from gatherd.store.mapping import MappedFile, naming
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
-from gatherd.store.shards import open_rows
 from gatherd.store.stripes import RowReader
 
 # Rows are converted in blocks that stay in a core's cache between the copy and the conversion.
@@ -478,14 +475,3 @@ def _status(
     if found is not None:
         status[~found] = STATUS_MISSING
     return status
-
-
-def open_file_table(
-    name: str, path: Path, tensor: str | None, default_vector: NDArray[np.float32] | None = None
-) -> Table:
-    """Open the rows of a .npy, safetensors or GGUF file as version 1 of a table."""
-    fd = open_rows(path, tensor)
-    try:
-        return Table.map(name, 1, fd, read_layout(fd, str(path), tensor), default_vector)
-    finally:
-        os.close(fd)

@@ -13,9 +13,10 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
+from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Foreseen
-from gatherd._plans.retry import NOT_SENT, OUTCOME, UNKNOWN, parse_retry_after
+from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_http
 from gatherd.errors import (
     DeadlineExceeded,
@@ -40,6 +41,8 @@ from gatherd.transports.http1 import (
 )
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.errors import RETRY_AFTER
+from gatherd_proto.procedures import LOOKUP
 
 CONTENT_TYPE = "application/proto"
 REQUEST_ID_HEADER = "x-request-id"
@@ -62,6 +65,10 @@ SERVER_SOCKET = "server.sock"
 # In what TLS calls the alerts of a server that wants another certificate.
 _ABOUT_CERTIFICATES = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
 _NO_SERVER = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
+
+
+class Stale(Exception):
+    """The connection failed before a byte of the response came."""
 
 
 class TimeIsUp(Exception):
@@ -118,22 +125,22 @@ class Heads:
                 self._prefixes[path] = prefix
         return prefix
 
-    def wire(self, plain: Foreseen) -> Wire:
-        """What goes over the wire for `plain`."""
-        found: Wire | None = plain.wire
+    def wire(self, foreseen: Foreseen) -> Wire:
+        """What goes over the wire for `foreseen`."""
+        found: Wire | None = foreseen.wire
         if found is not None and found.template is self._template:
             return found
         template = self._template
-        prefix = self._prefix(_path(self._target, LOOKUP))
-        before, between = request_parts(prefix, plain.nbytes)
+        prefix = self._prefix(_path(self._target, LOOKUP.path))
+        before, between = request_parts(prefix, foreseen.nbytes)
         expected = b""
-        if template is not None and plain.prefix:
-            length = len(plain.prefix) + plain.data_bytes
-            expected = b"%b%d%b%b" % (template[0], length, template[1], plain.prefix)
+        if template is not None and foreseen.prefix:
+            length = len(foreseen.prefix) + foreseen.data_bytes
+            expected = b"%b%d%b%b" % (template[0], length, template[1], foreseen.prefix)
             if len(expected) > EXPECTED_BYTES_MAX or length > REPLY_BYTES_MAX:
                 expected = b""
-        made = Wire(template, before, between + plain.before, plain.after, expected)
-        plain.wire = made
+        made = Wire(template, before, between + foreseen.before, foreseen.after, expected)
+        foreseen.wire = made
         return made
 
     def learn(self, reader: ResponseReader) -> None:
@@ -143,8 +150,8 @@ class Heads:
             self._template = found
 
 
-def plain_pieces(wire: Wire, ids: NDArray[Any], left_seconds: float) -> tuple[Any, ...]:
-    """What to write for a plain lookup of `ids`, in order: few pieces, and no large one copied."""
+def foreseen_pieces(wire: Wire, ids: NDArray[Any], left_seconds: float) -> tuple[Any, ...]:
+    """What to write for a foreseen lookup of `ids`, in order: few pieces, no large one copied."""
     head = (wire.before, b"%d" % timeout_ms(left_seconds), wire.between)
     if ids.nbytes <= JOINED_BYTES_MAX:
         return (b"".join((*head, ids.data, wire.after)),)
@@ -234,7 +241,7 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
     assert head is not None  # the reader is done
     content_type = head.headers.get("content-type", "")
     if head.status != 200:
-        retry_after = parse_retry_after(head.headers.get("retry-after"))
+        retry_after = parse_retry_after(head.headers.get(RETRY_AFTER))
         error = from_http(url, head.status, content_type, bytes(reader.body), retry_after)
         raise with_request_id(error, head.headers.get(REQUEST_ID_HEADER))
     if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:

@@ -22,11 +22,7 @@ from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader,
 REARM_SECONDS = 0.005
 
 
-class Stale(Exception):
-    """The connection failed before a byte of the response came."""
-
-
-class Connection:
+class BlockingConnection:
     """One connection and the reader of its responses. Used by one thread at a time."""
 
     def __init__(self, busy_poll_us: int) -> None:
@@ -74,7 +70,7 @@ class Connection:
         except (OSError, HttpError) as error:
             if reader.started:
                 raise
-            raise Stale(error) from error
+            raise _connect.Stale(error) from error
         return reader
 
     def ask(
@@ -86,7 +82,7 @@ class Connection:
         *,
         stay_awake: bool,
     ) -> bool:
-        """Send a plain lookup and receive its vectors into `target`.
+        """Send a foreseen lookup and receive its vectors into `target`.
 
         `stay_awake` says whether it may be waited for so; see BusyPoll.
 
@@ -98,7 +94,7 @@ class Connection:
         reader.started = False  # it is reset when it has something to read
         try:
             left = self._arm(ends_at)
-            self._send(_connect.plain_pieces(wire, ids, left), ends_at)
+            self._send(_connect.foreseen_pieces(wire, ids, left), ends_at)
             if stay_awake:
                 self._await(self._first)
             return self._take(wire.expected, target, ends_at, stay_awake)
@@ -107,7 +103,7 @@ class Connection:
         except (OSError, HttpError) as error:
             if reader.started:
                 raise
-            raise Stale(error) from error
+            raise _connect.Stale(error) from error
 
     def _open(self) -> socket.socket:
         """The socket. OSError when it was closed."""
@@ -214,7 +210,7 @@ class Connection:
     def check_alive(self) -> None:
         """Stale unless `is_alive`."""
         if not self.is_alive():
-            raise Stale(ConnectionEnded("it was closed"))
+            raise _connect.Stale(ConnectionEnded("it was closed"))
 
     def close(self) -> None:
         """Close it for good, whatever is under way."""

@@ -12,11 +12,7 @@ from gatherd.transports import connect
 from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader, feed
 
 
-class Stale(Exception):
-    """The connection failed before a byte of the response came."""
-
-
-class Connection(asyncio.BufferedProtocol):
+class EventLoopConnection(asyncio.BufferedProtocol):
     """One connection and the reader of its responses; one exchange at a time."""
 
     def __init__(self) -> None:
@@ -125,7 +121,7 @@ class Connection(asyncio.BufferedProtocol):
         elif self.reader.started or isinstance(error, connect.TimeIsUp):
             waiter.set_exception(error)
         else:
-            waiter.set_exception(Stale(error))
+            waiter.set_exception(connect.Stale(error))
 
     def _ring(self) -> None:
         """The timer went off."""
@@ -163,7 +159,7 @@ class Connection(asyncio.BufferedProtocol):
         """
         transport = self._transport
         if transport is None or not self.open:
-            raise Stale(ConnectionEnded("it was closed"))
+            raise connect.Stale(ConnectionEnded("it was closed"))
         if target is None:
             self.reader.reset()
         else:

@@ -23,7 +23,7 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, REPLY_BYTES_MAX, Deadline, Send
+from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_grpc
@@ -38,6 +38,8 @@ from gatherd.transports.connect import (
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import USER_AGENT
 from gatherd.transports.target import Target
+from gatherd_proto.errors import DETAILS_TRAILER, RETRY_AFTER, code_name
+from gatherd_proto.procedures import LOOKUP
 
 OPTIONS: list[tuple[str, int]] = [
     # The limit is checked below: grpc's own error for it reads like an overload.
@@ -132,13 +134,13 @@ def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
     code = call.code()
     # A proxy's headers come before a body, and so aren't trailers.
     metadata = {**dict(call.initial_metadata() or ()), **dict(call.trailing_metadata() or ())}
-    details = metadata.get("grpc-status-details-bin")
+    details = metadata.get(DETAILS_TRAILER)
     if closed and code is grpc.StatusCode.CANCELLED:
         return ClientClosed("the client was closed during the call")
     if code is grpc.StatusCode.DEADLINE_EXCEEDED and not details:
         return no_answer(url, send.deadline)
-    name = code.name.lower() if code is not None else "unknown"
-    retry_after = parse_retry_after(_text(metadata.get("retry-after")))
+    name = code_name(code.name) if code is not None else "unknown"
+    retry_after = parse_retry_after(_text(metadata.get(RETRY_AFTER)))
     details_bytes = details if isinstance(details, bytes) else None
     error = from_grpc(url, name, call.details() or "", details_bytes, retry_after)
     return with_request_id(error, _text(metadata.get(REQUEST_ID_HEADER)))
@@ -148,16 +150,16 @@ def _text(value: str | bytes | None) -> str | None:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _foreseen(
-    plain: Foreseen, body: memoryview, out: NDArray[Any] | None
+def _vectors(
+    foreseen: Foreseen, body: memoryview, out: NDArray[Any] | None
 ) -> NDArray[Any] | memoryview:
     """The vectors in a reply that is the foreseen one, copied out of grpc's bytes; else `body`."""
-    start = len(plain.prefix)
-    if not start or len(body) != start + plain.data_bytes or body[:start] != plain.prefix:
+    start = len(foreseen.prefix)
+    if not start or len(body) != start + foreseen.data_bytes or body[:start] != foreseen.prefix:
         return body
-    target = plain.target(out)
+    target = foreseen.target(out)
     bytes_of(target)[:] = body[start:]
-    return plain.result(target, out)
+    return foreseen.result(target, out)
 
 
 @dataclass(slots=True, eq=False)
@@ -252,27 +254,29 @@ class GrpcTransport:
             self._close(self._channels.ended())
         return _checked(self._url, reply)
 
-    def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See Transport. After a call nothing is in the caches, so this has few lines to run."""
         channel, left = self._channels.current, deadline.at - time.monotonic()
-        method = None if channel is None else channel.methods.get(LOOKUP)
+        method = None if channel is None else channel.methods.get(LOOKUP.path)
         if channel is None or method is None or channel.forks != _forks.count or left <= 0:
-            return _foreseen(plain, self.call(Send(LOOKUP, plain.request(ids), deadline)), out)
+            return _vectors(
+                foreseen, self.call(Send(LOOKUP.path, foreseen.request(ids), deadline)), out
+            )
         if deadline.at > channel.ends_at:
             channel.ends_at = deadline.at
         thread = threading.get_ident()
         try:
             _forks.calling.add(thread)
             metadata = self._credentials.metadata
-            reply = method(plain.request(ids), timeout=left, metadata=metadata)
+            reply = method(foreseen.request(ids), timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
-            raise self._explained(Send(LOOKUP, b"", deadline), error, channel) from None
+            raise self._explained(Send(LOOKUP.path, b"", deadline), error, channel) from None
         finally:
             _forks.calling.discard(thread)
         channel.heard_at = time.monotonic()
-        return _foreseen(plain, _checked(self._url, reply), out)
+        return _vectors(foreseen, _checked(self._url, reply), out)
 
     def _explained(self, send: Send, error: Exception, channel: _Open) -> Exception:
         """What to raise for a call that failed."""
@@ -326,12 +330,12 @@ class AsyncGrpcTransport:
             await self._close(self._channels.ended())
         return _checked(self._url, reply)
 
-    async def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    async def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See AsyncTransport."""
-        reply = await self.call(Send(LOOKUP, plain.request(ids), deadline))
-        return _foreseen(plain, reply, out)
+        reply = await self.call(Send(LOOKUP.path, foreseen.request(ids), deadline))
+        return _vectors(foreseen, reply, out)
 
     def _make(self) -> grpc.aio.Channel:
         _forks.awaited = True

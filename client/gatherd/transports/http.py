@@ -18,16 +18,17 @@ from weakref import ref
 
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, Deadline, Send
+from gatherd._plans.effects import Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import connect
-from gatherd.transports.connection import Connection, Stale
+from gatherd.transports.connection import BlockingConnection
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.procedures import LOOKUP
 
 _FAILURES = (OSError, HttpError)
 # Whoever waits for a connection looks for one as often, should nobody have woken them.
@@ -44,19 +45,20 @@ class _Pool:
     """
 
     def __init__(self) -> None:
-        self._idle: deque[Connection] = deque()
-        self._known: list[ref[Connection]] = []  # all that are open, and some that aren't any more
+        self._idle: deque[BlockingConnection] = deque()
+        # All that are open, and some that aren't any more.
+        self._known: list[ref[BlockingConnection]] = []
         self._waiting: deque[Lock] = deque()  # each locked until it is worth a look
         self._closed = False
 
-    def idle(self) -> Connection | None:
+    def idle(self) -> BlockingConnection | None:
         """An idle connection, if there is one."""
         try:
             return self._idle.pop()
         except IndexError:
             return None
 
-    def idle_unless_awaited(self) -> Connection | None:
+    def idle_unless_awaited(self) -> BlockingConnection | None:
         """As `idle`, but none while others wait for one, who come first."""
         return None if self._waiting else self.idle()
 
@@ -65,7 +67,7 @@ class _Pool:
         """Whether one connection is in use: others would want the core that it could keep awake."""
         return len(self._known) - len(self._idle) == 1
 
-    def acquire(self, url: str, deadline: Deadline, busy_poll_us: int) -> Connection:
+    def acquire(self, url: str, deadline: Deadline, busy_poll_us: int) -> BlockingConnection:
         """A connection for the caller's use: an idle one, or one that isn't connected yet."""
         connection = self.idle_unless_awaited()
         if connection is None and not self._waiting:
@@ -88,12 +90,12 @@ class _Pool:
                 self._waiting.remove(gate)
         raise ClientClosed("the client was closed")
 
-    def _new(self, busy_poll_us: int) -> Connection | None:
+    def _new(self, busy_poll_us: int) -> BlockingConnection | None:
         """One more connection, if there is room."""
         self._forget_closed()
         if len(self._known) >= connect.CONNECTIONS_MAX:
             return None
-        connection = Connection(busy_poll_us)
+        connection = BlockingConnection(busy_poll_us)
         known = ref(connection)
         self._known.append(known)
         if len(self._known) <= connect.CONNECTIONS_MAX:
@@ -108,7 +110,7 @@ class _Pool:
                 with suppress(ValueError):  # another thread does the same
                     self._known.remove(known)
 
-    def release(self, connection: Connection) -> None:
+    def release(self, connection: BlockingConnection) -> None:
         """Take a connection back for others to use; from then on the caller leaves it alone."""
         connection.idle_since = time.monotonic()
         self._idle.append(connection)
@@ -117,7 +119,7 @@ class _Pool:
         elif self._waiting:
             self._wake()
 
-    def discard(self, connection: Connection) -> None:
+    def discard(self, connection: BlockingConnection) -> None:
         """Close a connection of the caller's, which makes room for another."""
         connection.close()
         self._forget_closed()
@@ -163,27 +165,27 @@ class HttpTransport:
         # By process: a dict's setdefault and pop need no lock, which a fork could leave locked.
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
 
-    def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See Transport."""
         pool = self._pools.get(os.getpid())
-        wire = self._heads.wire(plain)
+        wire = self._heads.wire(foreseen)
         connection = None
         if pool is not None and wire.expected and self._takes_foreseen:
             connection = pool.idle_unless_awaited()
         if pool is None or connection is None:
-            return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+            return self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
         try:
             idle_seconds = time.monotonic() - connection.idle_since
             if idle_seconds > connect.IDLE_UNCHECKED_SECONDS:
                 connection.check_alive()
-            target = plain.target(out)
+            target = foreseen.target(out)
             is_foreseen = connection.ask(wire, ids, target, deadline.at, stay_awake=pool.is_alone)
-        except Stale:
+        except connect.Stale:
             # The server closed an idle connection just now, which isn't a failure of the call.
             pool.discard(connection)
-            return self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+            return self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
         except _FAILURES as error:
             pool.discard(connection)
             raise self._explained(error, deadline) from None
@@ -196,7 +198,7 @@ class HttpTransport:
             pool.release(connection)
         else:
             pool.discard(connection)
-        return plain.result(target, out)
+        return foreseen.result(target, out)
 
     def call(self, send: Send) -> memoryview:
         """See Transport."""
@@ -213,7 +215,7 @@ class HttpTransport:
                 self._connect(connection, send.deadline)
             try:
                 self._exchange(pool, connection, send)
-            except Stale as error:
+            except connect.Stale as error:
                 if fresh or send.once:
                     raise connect.broken(self._target.url, error) from None
                 # The server closed an idle connection just now, which isn't a failure of the call.
@@ -221,7 +223,7 @@ class HttpTransport:
                 self._connect(connection, send.deadline)
                 try:
                     self._exchange(pool, connection, send)
-                except Stale as again:
+                except connect.Stale as again:
                     raise connect.broken(self._target.url, again) from None
         except BaseException:
             # Whatever it was, the connection's next response could be the answer to this call.
@@ -229,7 +231,7 @@ class HttpTransport:
             raise
         return self._finish(pool, connection, learn=learn)
 
-    def _finish(self, pool: _Pool, connection: Connection, *, learn: bool) -> memoryview:
+    def _finish(self, pool: _Pool, connection: BlockingConnection, *, learn: bool) -> memoryview:
         reader = connection.reader
         try:
             # The reader belongs to the connection, so it is read before the connection goes back.
@@ -243,7 +245,7 @@ class HttpTransport:
             else:
                 pool.discard(connection)
 
-    def _exchange(self, pool: _Pool, connection: Connection, send: Send) -> None:
+    def _exchange(self, pool: _Pool, connection: BlockingConnection, send: Send) -> None:
         head = self._heads.request(send, time.monotonic())
         try:
             connection.exchange(head, send, stay_awake=pool.is_alone)
@@ -258,12 +260,12 @@ class HttpTransport:
             return connect.broken(self._target.url, error)
         return connect.unspoken(self._target.url, error)
 
-    def _is_usable(self, connection: Connection, send: Send) -> bool:
+    def _is_usable(self, connection: BlockingConnection, send: Send) -> bool:
         idle = time.monotonic() - connection.idle_since
         unchecked = idle < connect.IDLE_UNCHECKED_SECONDS and not send.once
         return unchecked or connection.is_alive()
 
-    def _connect(self, connection: Connection, deadline: Deadline) -> None:
+    def _connect(self, connection: BlockingConnection, deadline: Deadline) -> None:
         target = self._target
         try:
             sock = self._dial(deadline)

@@ -14,15 +14,16 @@ from typing import Any
 
 from numpy.typing import NDArray
 
-from gatherd._plans.effects import LOOKUP, Deadline, Send
+from gatherd._plans.effects import Deadline, Send
 from gatherd._plans.foreseen import Foreseen
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import connect
-from gatherd.transports.connection_aio import Connection, Stale
+from gatherd.transports.connection_aio import EventLoopConnection
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
+from gatherd_proto.procedures import LOOKUP
 
 _FAILURES = (connect.TimeIsUp, HttpError, OSError)
 
@@ -73,36 +74,36 @@ class AsyncHttpTransport:
         self._target = target
         self._tls: ssl.SSLContext | None = connect.tls_context(credentials) if target.tls else None
         self._heads = connect.Heads(target, credentials)
-        self._idle: list[Connection] = []
+        self._idle: list[EventLoopConnection] = []
         self._places = _Places(connect.CONNECTIONS_MAX)
         self._closed = False
 
-    async def plain(
-        self, plain: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    async def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
         """See AsyncTransport."""
-        wire = self._heads.wire(plain)
+        wire = self._heads.wire(foreseen)
         if not wire.expected or not self._idle or not self._places.take_now():
-            return await self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+            return await self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
         connection = self._idle.pop()
-        target = plain.target(out)
+        target = foreseen.target(out)
         usable = False
         try:
-            pieces = connect.plain_pieces(wire, ids, deadline.at - time.monotonic())
+            pieces = connect.foreseen_pieces(wire, ids, deadline.at - time.monotonic())
             into = connect.bytes_of(target)
             is_foreseen = await connection.begin(pieces, deadline.at, wire.expected, into)
             usable = connection.reader.reusable
             if is_foreseen:
-                return plain.result(target, out)
+                return foreseen.result(target, out)
             return self._body(connection, learn=True)
-        except Stale:
+        except connect.Stale:
             pass  # the server closed an idle connection just now: not a failure of the call
         except _FAILURES as error:
             raise self._explained(error, deadline) from None
         finally:
             self._put_back(connection, usable=usable)
             self._places.give()
-        return await self._call(Send(LOOKUP, plain.request(ids), deadline), learn=True)
+        return await self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
 
     async def call(self, send: Send) -> memoryview:
         """See AsyncTransport."""
@@ -118,19 +119,21 @@ class AsyncHttpTransport:
             if connection is not None:
                 try:
                     return await self._exchange(connection, send, learn=learn)
-                except Stale as error:
+                except connect.Stale as error:
                     if send.once:
                         raise connect.broken(self._target.url, error) from None
                     # The server closed an idle connection just now: not a failure of the call.
             connection = await self._in_time(self._connect(), send.deadline)
             try:
                 return await self._exchange(connection, send, learn=learn)
-            except Stale as error:
+            except connect.Stale as error:
                 raise connect.broken(self._target.url, error) from None
         finally:
             self._places.give()
 
-    async def _exchange(self, connection: Connection, send: Send, *, learn: bool) -> memoryview:
+    async def _exchange(
+        self, connection: EventLoopConnection, send: Send, *, learn: bool
+    ) -> memoryview:
         head = self._heads.request(send, time.monotonic())
         usable = False
         try:
@@ -142,14 +145,14 @@ class AsyncHttpTransport:
         finally:
             self._put_back(connection, usable=usable)
 
-    def _body(self, connection: Connection, *, learn: bool) -> memoryview:
+    def _body(self, connection: EventLoopConnection, *, learn: bool) -> memoryview:
         reader = connection.reader
         body = connect.reply_body(self._target.url, reader)
         if learn and reader.reusable:
             self._heads.learn(reader)
         return body
 
-    def _put_back(self, connection: Connection, *, usable: bool) -> None:
+    def _put_back(self, connection: EventLoopConnection, *, usable: bool) -> None:
         """Keep a connection for the next request, or close it.
 
         Also when the call was cancelled: the response would be taken for the next request's.
@@ -169,7 +172,7 @@ class AsyncHttpTransport:
             return connect.no_answer(self._target.url, deadline)
         return connect.broken(self._target.url, error)
 
-    def _take_idle(self, send: Send) -> Connection | None:
+    def _take_idle(self, send: Send) -> EventLoopConnection | None:
         while self._idle:
             connection = self._idle.pop()
             # The loop tells when a server closes one, if it had a turn since.
@@ -190,18 +193,18 @@ class AsyncHttpTransport:
                 raise connect.no_answer(self._target.url, deadline) from None
             raise
 
-    async def _connect(self) -> Connection:
+    async def _connect(self) -> EventLoopConnection:
         target, loop = self._target, asyncio.get_running_loop()
         try:
             if target.scheme in ("unix", "local"):
                 with connect.socket_path(target) as path:
-                    _, connection = await loop.create_unix_connection(Connection, path)
+                    _, connection = await loop.create_unix_connection(EventLoopConnection, path)
             else:
                 where: dict[str, Any] = dict(zip(("host", "port"), target.dialled, strict=True))
                 if target.proxy is not None and self._tls is not None:
                     where = {"sock": await self._tunnel(loop)}
                 transport, connection = await loop.create_connection(
-                    Connection,
+                    EventLoopConnection,
                     **where,
                     ssl=self._tls,
                     server_hostname=target.host if self._tls else None,
@@ -251,7 +254,7 @@ class AsyncHttpTransport:
 
 
 def _notice_vanishing(sock: Any) -> None:
-    """As _connect's, of a transport's own idea of a socket."""
+    """As connect.py's, of a transport's own idea of a socket."""
     if sys.platform == "win32":
         connect.notice_vanishing(sock)
         return

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import Deadline, Plan, Work
+from gatherd._plans.effects import Computation, Deadline, Plan
 from gatherd._requests.lookups import (
     LIVE_VERSION,
     REPLY_TYPES,
@@ -62,9 +62,9 @@ class LocalAnswering(Answering):
         timeout: float | None,
         nbytes_max: int = sys.maxsize,
     ) -> NDArray[Any] | None:
-        """The answer to a plain lookup, of `nbytes_max` at most; None when it isn't plain.
+        """The answer to a lookup that takes no plan, of `nbytes_max` at most; None for any other.
 
-        Foreseen is one by a C-contiguous array of ids, none of them missing, in a dtype named by a
+        It takes none by a C-contiguous array of ids, none of them missing, in a dtype named by a
         str, of a live version that is mapped.
         """
         live = self._live
@@ -95,7 +95,9 @@ class LocalAnswering(Answering):
         answers = []
         for spec, table in zip(specs, tables, strict=True):
             self._check(deadline)
-            answers.append((yield Work(partial(_gather, spec, table), self._nbytes(spec, table))))
+            answers.append(
+                (yield Computation(partial(_gather, spec, table), self._nbytes(spec, table)))
+            )
             self._compiled |= _kernels_of(spec)
         return answers
 
@@ -108,7 +110,7 @@ class LocalAnswering(Answering):
         def run() -> NDArray[Any]:
             return key_array(table.keys_of(spec.asked))
 
-        found: NDArray[Any] = yield Work(run, nbytes)
+        found: NDArray[Any] = yield Computation(run, nbytes)
         return found
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
@@ -118,7 +120,7 @@ class LocalAnswering(Answering):
         for name in live.current().names():
             self._check(deadline)
             try:
-                infos.append((yield Work(partial(_info, live, name), 0)))
+                infos.append((yield Computation(partial(_info, live, name), 0)))
             except TableNotFound:
                 continue  # deleted meanwhile
         return infos
@@ -128,7 +130,7 @@ class LocalAnswering(Answering):
         self._check(deadline)
         if not isinstance(name, str):
             raise InvalidArgument(f"a table's name is a str, not {name!r}")
-        info: TableInfo = yield Work(partial(_info, self._open(), name), 0)
+        info: TableInfo = yield Computation(partial(_info, self._open(), name), 0)
         return info
 
     def close(self) -> None:

@@ -233,30 +233,30 @@ class GuardedEngine:
         """Whether it is `engine` that is guarded."""
         return self._engine is engine
 
-    def prepare(self, plans: Sequence[Lookup]) -> PreparedLookup:
+    def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
         """As Engine's, for `read`."""
-        self._caller.check(Scope.READ, [plan.table for plan in plans])
+        self._caller.check(Scope.READ, [lookup.table for lookup in lookups])
         try:
-            return self._engine.prepare(plans)
+            return self._engine.prepare(lookups)
         except TableNotFound as error:
             raise self._discreet(error) from None
 
-    def rows_of(self, plan: Lookup) -> Rows | None:
+    def rows_of(self, lookup: Lookup) -> Rows | None:
         """As Engine's, for `read`."""
-        if not self._caller.reads(plan.table):
-            self._caller.check(Scope.READ, (plan.table,))
+        if not self._caller.reads(lookup.table):
+            self._caller.check(Scope.READ, (lookup.table,))
         try:
-            return self._engine.rows_of(plan)
+            return self._engine.rows_of(lookup)
         except TableNotFound as error:
             raise self._discreet(error) from None
 
-    def lookup_many(self, plans: Sequence[Lookup]) -> list[Gathered]:
+    def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
         """As Engine's, for `read`."""
-        return self.prepare(plans).run()
+        return self.prepare(lookups).run()
 
-    def lookup(self, plan: Lookup) -> Gathered:
+    def lookup(self, lookup: Lookup) -> Gathered:
         """As Engine's, for `read`."""
-        return self.lookup_many([plan])[0]
+        return self.lookup_many([lookup])[0]
 
     def keys_of(
         self, name: str, ids: NDArray[np.integer[Any]], version: int = LIVE_VERSION

@@ -11,8 +11,6 @@ guessing passwords, of which there are few; nobody guesses 2^256, with a fast ha
 Left out on purpose: tokens that expire, which take a clock that is right; revoke them.
 """
 
-import contextlib
-import fcntl
 import hashlib
 import hmac
 import json
@@ -21,14 +19,15 @@ import math
 import os
 import re
 import secrets
-import tempfile
 from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Final
 
-from gatherd.errors import AlreadyExists, FailedPrecondition, NotFound
+from gatherd.errors import AlreadyExists, FailedPrecondition, NotFound, StorageError
 from gatherd_server.access.callers import Caller, Grant, Scope
 from gatherd_server.errors import ConfigError
+from gatherd_server.storage.files import Files
 
 logger = logging.getLogger("gatherd.tokens")
 
@@ -220,7 +219,7 @@ def _is_list_of_str(value: object) -> bool:
     return isinstance(value, list) and all(isinstance(one, str) for one in value)
 
 
-def add_token(path: Path, grant: Grant) -> str:
+def add_token(path: Path, grant: Grant, files: Files | None = None) -> str:
     """Draw a token, enter its hash for `grant`, durably, and return it; it is kept nowhere.
 
     The file is made when it isn't there, for its owner alone. AlreadyExists for a name that is
@@ -235,7 +234,7 @@ def add_token(path: Path, grant: Grant) -> str:
     }
     limits = {"rate": grant.rate, "concurrency": grant.concurrency}
     entry |= {name: value for name, value in limits.items() if value is not None}
-    with _rewritten(path) as lines:
+    with _rewritten(path, files or Files()) as lines:
         if any(_name_of(line) == grant.name for line in lines):
             raise AlreadyExists(
                 f"there is a token {grant.name!r} in {path}; choose another name, or --revoke it"
@@ -244,12 +243,12 @@ def add_token(path: Path, grant: Grant) -> str:
     return token
 
 
-def revoke_token(path: Path, name: str) -> None:
+def revoke_token(path: Path, name: str, files: Files | None = None) -> None:
     """Take the token called `name` out of the file, durably. NotFound when it isn't there.
 
     FailedPrecondition when it is the only one, for no server takes a file without tokens.
     """
-    with _rewritten(path) as lines:
+    with _rewritten(path, files or Files()) as lines:
         kept = [line for line in lines if _name_of(line) != name]
         if len(kept) == len(lines):
             raise NotFound(f"there is no token {name!r} in {path}")
@@ -268,42 +267,43 @@ def _name_of(line: str) -> str | None:
     return _read_line(line.encode())[1].name
 
 
-@contextlib.contextmanager
-def _rewritten(path: Path) -> Iterator[list[str]]:
+@contextmanager
+def _rewritten(path: Path, files: Files) -> Iterator[list[str]]:
     """The file's lines, to be changed; then they take its place at once, or nothing changes.
 
     The lock is the folder's: the file itself is another one each time.
     """
     path = path.resolve()
-    try:
-        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    except OSError as error:
-        raise ConfigError(f"tokens {path}: {error.strerror or error}") from None
-    try:
-        fcntl.flock(folder, fcntl.LOCK_EX)
-        is_there = path.exists()
-        if is_there:
-            read_tokens(path)
-        lines = path.read_text().splitlines() if is_there else []
-        mode = path.stat().st_mode & 0o777 if is_there else 0o600
-        yield lines
-        _replace(path, "".join(f"{line}\n" for line in lines), mode)
-        os.fsync(folder)
-    except OSError as error:
-        raise ConfigError(f"tokens {path} can't be written: {error.strerror or error}") from None
-    finally:
-        os.close(folder)
+    with ExitStack() as stack:
+        with _refused(f"tokens {path}"):
+            stack.enter_context(files.shared_folder(path.parent, exclusive=True, waits=True))
+        with _refused(f"tokens {path} can't be written"):
+            is_there = path.exists()
+            if is_there:
+                read_tokens(path)
+            lines = path.read_text().splitlines() if is_there else []
+            mode = path.stat().st_mode & 0o777 if is_there else 0o600
+            yield lines
+            _write(path, "".join(f"{line}\n" for line in lines), mode, files)
 
 
-def _replace(path: Path, text: str, mode: int) -> None:
-    fd, partial = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+def _write(path: Path, text: str, mode: int, files: Files) -> None:
     try:
-        with open(fd, "w") as file:
-            os.fchmod(fd, mode)
-            file.write(text)
-            file.flush()
-            os.fsync(fd)
-        Path(partial).replace(path)
-    except BaseException:
-        Path(partial).unlink(missing_ok=True)
+        files.replace(path, text.encode(), mode=mode)
+    except StorageError:
+        with suppress(StorageError):
+            files.discard(path)
         raise
+
+
+@contextmanager
+def _refused(what: str) -> Iterator[None]:
+    """ConfigError saying `what`, and why, in place of what the file system raises."""
+    try:
+        yield
+    except OSError as error:
+        raise ConfigError(f"{what}: {error.strerror or error}") from None
+    except StorageError as error:
+        cause = error.__cause__
+        why = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
+        raise ConfigError(f"{what}: {why}") from None

@@ -19,7 +19,7 @@ from gatherd_server.snapshots.backups.store import (
     join_url,
     open_store,
 )
-from gatherd_server.snapshots.snapshot import restore as restore_snapshot
+from gatherd_server.snapshots.restoring import restore as restore_snapshot
 from gatherd_server.storage.files import Files
 
 

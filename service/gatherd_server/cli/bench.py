@@ -219,8 +219,8 @@ def _calls(
     client: Client,
     table: TableInfo,
     batch: int,
-    dtypes: tuple[str, ...],
-    modes: tuple[str, ...],
+    dtypes: tuple[Any, ...],
+    modes: tuple[Any, ...],
     bag: int,
     updates: bool,
 ) -> Iterator[tuple[str, str, Call]]:
@@ -228,13 +228,13 @@ def _calls(
     offsets = np.arange(0, batch, bag)
     for dtype in dtypes:
 
-        def lookup(ids: Ids, dtype: str = dtype) -> object:
+        def lookup(ids: Ids, dtype: Any = dtype) -> object:
             return client.lookup(table.name, ids, dtype=dtype)
 
         yield "lookup", dtype, lookup
         for mode in modes:
 
-            def pooled(ids: Ids, dtype: str = dtype, mode: str = mode) -> object:
+            def pooled(ids: Ids, dtype: Any = dtype, mode: Any = mode) -> object:
                 return client.lookup_bags(table.name, ids, offsets, mode=mode, dtype=dtype)
 
             yield f"bags {mode}", dtype, pooled

@@ -1,4 +1,4 @@
-"""How commands that ask a server connect to it: --token-file, --ca, --cert and --key.
+"""How commands that ask a server connect to it: --url, --token-file, --ca, --cert and --key.
 
 A token is never an argument, which every process of the machine can read.
 """
@@ -19,6 +19,7 @@ from gatherd.transports.target import parse_target
 
 TOKEN_ENVIRONMENT: Final = "GATHERD_TOKEN"  # noqa: S105 - where it is, not what it is
 _META: Final = "gatherd.credentials"
+DEFAULT_URL: Final = "http://127.0.0.1:8000"
 
 C = TypeVar("C", bound=Callable[..., Any])
 
@@ -49,6 +50,20 @@ def credential_options(command: C) -> C:
             help=meaning,
         )(command)
     return command
+
+
+_url_option = click.option(
+    "--url",
+    default=DEFAULT_URL,
+    envvar="GATHERD_URL",
+    show_default=True,
+    help="Server: http://, https://, grpc://, grpcs://, unix:// or local:DATA_DIR.",
+)
+
+
+def url_option(command: C) -> C:
+    """--url, and what the server wants to see."""
+    return _url_option(credential_options(command))
 
 
 def opener(url: str) -> urllib.request.OpenerDirector:

@@ -32,8 +32,7 @@ from gatherd import Client, TableInfo
 from gatherd.errors import AlreadyExists, BadFile, InvalidArgument, StorageError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.format import npy_header
-from gatherd_server.cli.connect import connect
-from gatherd_server.cli.updates import url_option
+from gatherd_server.cli.connect import connect, url_option
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import NPY_DESCR
 

@@ -13,11 +13,17 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition, InvalidArgument, VersionMismatch
-from gatherd.store.catalog import open_table, read_default_vector, table_not_found
+from gatherd.store.catalog import open_table, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
 from gatherd_server.cli.data_dir import open_data_dir
-from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.cli.options import (
+    data_dir_option,
+    default_vector_option,
+    optimizer_options,
+    read_default,
+    read_optimizer,
+)
 from gatherd_server.cli.versions import (
     chosen_place,
     if_version_option,
@@ -36,36 +42,13 @@ from gatherd_server.data_dir.importing import (
 from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import OnBadRow, RowSource
 from gatherd_server.loaders.limits import UnpackLimits
+from gatherd_server.loaders.locations import STANDARD_INPUT, is_uri, without_password
 from gatherd_server.loaders.opening import OpenOptions, open_sources
-from gatherd_server.loaders.streams import STANDARD_INPUT, is_uri, without_password
 from gatherd_server.loaders.text_shape import FirstField
-from gatherd_server.storage.slots import Optimizer
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import LIVE_VERSION
 
 _LIMITS = UnpackLimits()
-
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Data dir to put the table into; made when it isn't there.",
-)
-default_vector_option = click.option(
-    "--default-vector",
-    type=click.Path(path_type=Path),
-    help="FILE.npy of shape (dim,): the vector for missing ids, instead of the mean of the rows.",
-)
-
-
-def read_default(path: Path | None, dim: int) -> NDArray[np.float32] | None:
-    """The default vector in `path`; InvalidArgument when it isn't of the table's dim."""
-    if path is None:
-        return None
-    vector = read_default_vector(path)
-    if vector.shape != (dim,):
-        raise InvalidArgument(f"{path} has shape {vector.shape}; the table's dim is {dim}")
-    return vector
 
 
 def _choice(policy: type[OnDuplicate] | type[OnNonfinite] | type[OnBadRow]) -> click.Choice[str]:

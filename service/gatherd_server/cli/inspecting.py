@@ -12,7 +12,7 @@ from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd_server.cli.options import optimizer_options, read_optimizer
-from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, Estimate, plan_source
+from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, Estimate, estimate_source
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import repair_keys, verify_log, verify_version
 from gatherd_server.data_dir.verify_live import Coverage
@@ -154,14 +154,14 @@ def plan(
         with tempfile.TemporaryDirectory() as folder:
             options = OpenOptions(_spool_to(Path(folder)), key_column, keys)
             with open_sources(sources, options) as source:
-                planned = plan_source(source, target, trained)
+                estimate = estimate_source(source, target, trained)
     elif not sources and rows is not None and dim is not None:
-        planned = Estimate(rows, dim, target or DType.FLOAT32, optimizer=trained)
+        estimate = Estimate(rows, dim, target or DType.FLOAT32, optimizer=trained)
     else:
         raise InvalidArgument("give either a SOURCE, or --rows and --dim")
     if trained is not None:
-        trained.check_table(planned.dtype, planned.row_count)
-    click.echo(json.dumps(_document(planned)) if as_json else _shown(planned))
+        trained.check_table(estimate.dtype, estimate.row_count)
+    click.echo(json.dumps(_document(estimate)) if as_json else _shown(estimate))
 
 
 def _spool_to(folder: Path) -> Spool:
@@ -174,36 +174,36 @@ def _spool_to(folder: Path) -> Spool:
     return save
 
 
-def _document(planned: Estimate) -> dict[str, object]:
+def _document(estimate: Estimate) -> dict[str, object]:
     return {
-        "rows": planned.row_count,
-        "dim": planned.dim,
-        "dtype": planned.dtype.value,
-        "keys": planned.key_kind.value if planned.key_kind else None,
-        "rows_bytes": planned.rows_bytes,
-        "keys_bytes": planned.keys_bytes,
-        "slots_bytes": planned.slots_bytes,
-        "disk_bytes": planned.disk_bytes,
-        "mapped_bytes": planned.mapped_bytes,
+        "rows": estimate.row_count,
+        "dim": estimate.dim,
+        "dtype": estimate.dtype.value,
+        "keys": estimate.key_kind.value if estimate.key_kind else None,
+        "rows_bytes": estimate.rows_bytes,
+        "keys_bytes": estimate.keys_bytes,
+        "slots_bytes": estimate.slots_bytes,
+        "disk_bytes": estimate.disk_bytes,
+        "mapped_bytes": estimate.mapped_bytes,
         "private_bytes_per_worker": WORKER_PRIVATE_BYTES,
-        "start_seconds": round(planned.start_seconds, 2),
+        "start_seconds": round(estimate.start_seconds, 2),
     }
 
 
-def _shown(planned: Estimate) -> str:
-    parts = f"rows {planned.rows_bytes / MB:.1f} MB"
+def _shown(estimate: Estimate) -> str:
+    parts = f"rows {estimate.rows_bytes / MB:.1f} MB"
     keyed = "no keys"
-    if planned.key_kind is not None:
-        parts += f", key index {planned.keys_bytes / MB:.1f} MB"
-        keyed = f"{planned.row_count} {planned.key_kind.value} keys"
-    if planned.slots_bytes:
-        parts += f", slots {planned.slots_bytes / MB:.1f} MB"
-    shape = f"{planned.row_count} rows of {planned.dim} {planned.dtype.value}, {keyed}"
+    if estimate.key_kind is not None:
+        parts += f", key index {estimate.keys_bytes / MB:.1f} MB"
+        keyed = f"{estimate.row_count} {estimate.key_kind.value} keys"
+    if estimate.slots_bytes:
+        parts += f", slots {estimate.slots_bytes / MB:.1f} MB"
+    shape = f"{estimate.row_count} rows of {estimate.dim} {estimate.dtype.value}, {keyed}"
     private = WORKER_PRIVATE_BYTES / MB
     return (
         f"table    {shape}\n"
-        f"disk     {planned.disk_bytes / MB:.1f} MB ({parts})\n"
-        f"mapped   {planned.mapped_bytes / MB:.1f} MB, once for all workers\n"
+        f"disk     {estimate.disk_bytes / MB:.1f} MB ({parts})\n"
+        f"mapped   {estimate.mapped_bytes / MB:.1f} MB, once for all workers\n"
         f"private  {private:.0f} MB for each worker, whatever its tables\n"
-        f"ready    {planned.start_seconds:.1f} s after the start, with the files in the page cache"
+        f"ready    {estimate.start_seconds:.1f} s after the start, with the files in the page cache"
     )

@@ -1,13 +1,10 @@
-"""The command line: what a person types, and what they read."""
+"""The `gatherd` command: the group of all commands, and `gatherd serve`."""
 
 import importlib.metadata
-import json
 import logging
 import os
-import secrets
 import sys
 from collections.abc import Callable
-from dataclasses import asdict
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -16,49 +13,21 @@ import click
 from click.shell_completion import get_completion_class
 
 from gatherd.errors import GatherdError
-from gatherd.store.dtypes import REPLY_DTYPES, DType
-from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.cli.backups import backup, backups, restore
 from gatherd_server.cli.bench import bench
-from gatherd_server.cli.connect import connect
-from gatherd_server.cli.data_dir import open_data_dir
+from gatherd_server.cli.creating import create
 from gatherd_server.cli.exporting import export
-from gatherd_server.cli.importing import (
-    data_dir_option,
-    default_vector_option,
-    import_table,
-    publish,
-    read_default,
-)
+from gatherd_server.cli.importing import import_table, publish
 from gatherd_server.cli.inspecting import plan, verify
-from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.cli.looking_up import lookup, tables
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
-from gatherd_server.cli.updates import (
-    apply_gradients,
-    assign,
-    integer,
-    scatter_add,
-    url_option,
-)
-from gatherd_server.cli.versions import (
-    delete,
-    rollback,
-    set_optimizer,
-    snapshot,
-    versions,
-)
-from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
+from gatherd_server.cli.versions import delete, rollback, set_optimizer, snapshot, versions
 from gatherd_server.observe.logs import configure_logging
 from gatherd_server.processes.descriptors import raise_limit
 from gatherd_server.processes.supervisor import Addresses, Supervisor
 from gatherd_server.settings import ServeSettings, load_settings
-from gatherd_server.storage.table_writer import Block, TableFiles
-
-ROWS_MAX = 2**48
-DIM_MAX = 2**20
-
-_DTYPES = [dtype.value for dtype in DType]
 
 
 class _Group(click.Group):
@@ -172,174 +141,9 @@ def _print_addresses(settings: ServeSettings, addresses: Addresses) -> None:
         sys.stdout.flush()
 
 
-@cli.command()
-@click.argument("name")
-@click.option("--rows", type=click.IntRange(0, ROWS_MAX), required=True, help="Number of rows.")
-@click.option("--dim", type=click.IntRange(1, DIM_MAX), required=True, help="Elements a row.")
-@click.option(
-    "--init",
-    type=click.Choice([member.value for member in Initializer]),
-    default="uniform",
-    show_default=True,
-    help="zeros; uniform in ±0.05; normal with deviation 0.05; glorot uniform.",
-)
-@click.option("--seed", type=click.IntRange(0), help="Same seed, same table. Random by default.")
-@click.option(
-    "--dtype",
-    type=click.Choice(_DTYPES),
-    default="float32",
-    show_default=True,
-    help="What the rows are stored in.",
-)
-@default_vector_option
-@optimizer_options
-@data_dir_option
-def create(
-    name: str,
-    rows: int,
-    dim: int,
-    init: str,
-    seed: int | None,
-    dtype: str,
-    default_vector: Path | None,
-    optimizer: str | None,
-    lr: float | None,
-    optimizer_option: tuple[str, ...],
-    data_dir: Path,
-) -> None:
-    """Make a new table of drawn or zero rows.
-
-    \b
-        gatherd create items --rows 1000000 --dim 64 --init glorot --seed 7 --data-dir ./data
-    """
-    trained = read_optimizer(optimizer, lr, optimizer_option)
-    if trained is not None:
-        trained.check_table(DType(dtype), rows)
-    seed = secrets.randbits(63) if seed is None else seed
-    padding_id = None if trained is None else trained.padding_id
-    blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed, padding_id)
-    origin = {"created": init, "seed": seed}
-    default = read_default(default_vector, dim)
-    table = TableFiles(
-        name,
-        DType(dtype),
-        rows,
-        dim,
-        map(Block, blocks),
-        origin,
-        default,
-        optimizer=trained,
-    )
-    with open_data_dir(data_dir, create=True) as opened:
-        opened.add_table(table)
-    byte_count = rows * dim * table.dtype.itemsize
-    click.echo(f"{name}: {rows} rows of {dim} {dtype} ({byte_count / 1e6:.1f} MB) in {data_dir}")
-
-
-for command in (import_table, publish, plan, verify, export):
+for command in (create, import_table, publish, plan, verify, export):
     cli.add_command(command)
-
-
-@cli.command()
-@click.argument("names", nargs=-1, metavar="[TABLE]...")
-@url_option
-@click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
-    """List what a server, or a data dir by local:DIR, has, or TABLEs of it.
-
-    VERSION is the live one, LSN the last update that every lookup sees.
-    """
-    with connect(url) as client:
-        infos = [client.table(name) for name in names] if names else client.tables()
-    if as_json:
-        click.echo(json.dumps([asdict(info) for info in infos]))
-        return
-    width = max((len(info.name) for info in infos), default=4)
-    click.echo(
-        f"{'NAME':{width}}  {'ROWS':>12}  {'DIM':>6}  {'DTYPE':8}  {'KEYS':6}  "
-        f"{'ROWS MB':>10}  {'KEYS MB':>8}  {'RESIDENT':>8}  {'VERSION':>7}  {'OPTIMIZER':15}  LSN"
-    )
-    for info in infos:
-        if info.refused:
-            click.echo(f"{info.name:{width}}  refused: {info.refused}")
-            continue
-        resident = info.resident_bytes / info.rows_bytes if info.rows_bytes else 1
-        click.echo(
-            f"{info.name:{width}}  {info.rows:>12}  {info.dim:>6}  {info.dtype:8}  "
-            f"{info.key_kind or '-':6}  {info.rows_bytes / 1e6:>10.1f}  "
-            f"{info.keys_bytes / 1e6:>8.1f}  {resident:>8.0%}  {info.version:>7}  "
-            f"{(info.optimizer or {}).get('name', '-'):15}  {info.lsn}"
-        )
-
-
-# Unknown options are taken as ids, or `-1` would be told off as an option instead of as an id.
-@cli.command(context_settings={"ignore_unknown_options": True})
-@click.argument("table")
-@click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@url_option
-@click.option("--by-key", is_flag=True, help="Take the arguments as keys instead of ids.")
-@click.option(
-    "--pool",
-    type=click.Choice([mode.value for mode in Pooling]),
-    help="Print one vector, pooled from all rows.",
-)
-@click.option(
-    "--dtype",
-    type=click.Choice([dtype.value for dtype in REPLY_DTYPES]),
-    default="float32",
-    show_default=True,
-    help="What the server answers in.",
-)
-@click.option(
-    "--missing",
-    type=click.Choice([policy.value for policy in ROW_POLICIES]),
-    default="error",
-    show_default=True,
-    help="What to do with an id or key that has no row.",
-)
-@click.option("--version", type=click.IntRange(1), help="This one, instead of the live one.")
-@click.option("--json", "as_json", is_flag=True, help="As JSON: every element, for programs.")
-def lookup(
-    table: str,
-    ids: tuple[str, ...],
-    url: str,
-    by_key: bool,
-    pool: str | None,
-    dtype: str,
-    missing: str,
-    version: int | None,
-    as_json: bool,
-) -> None:
-    """Print the vectors of IDs, or of keys.
-
-    \b
-        gatherd lookup words 4 20
-        gatherd lookup words king queen --by-key
-        gatherd lookup words king queen --by-key --pool mean --url local:./data --json
-    """
-    with connect(url) as client:
-        are_strings = by_key and client.table(table).key_kind == "bytes"
-        asked = list(ids) if are_strings else [integer(text) for text in ids]
-        rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
-        options: dict[str, Any] = {"dtype": dtype, "missing": missing, "return_status": True}
-        options["version"] = version
-        if pool is None:
-            vectors, status = client.lookup(table, **rows, **options)
-        else:
-            vectors, status = client.lookup_bags(table, **rows, offsets=[0], mode=pool, **options)
-    if as_json:
-        document = {"ids": asked, "vectors": vectors.tolist(), "status": status.tolist()}
-        click.echo(json.dumps(document))
-        return
-    labels = asked if pool is None else [f"{pool} of {len(asked)}"]
-    missing_rows = status if pool is None else [0]
-    for label, vector, is_missing in zip(labels, vectors, missing_rows, strict=True):
-        shown = " ".join(f"{value:.5g}" for value in vector[:8])
-        more = f" … ({len(vector)} elements)" if len(vector) > 8 else ""
-        click.echo(f"{label}: {shown}{more}{'  (missing)' if is_missing else ''}")
-
-
-for command in (scatter_add, apply_gradients, assign):
+for command in (tables, lookup, scatter_add, apply_gradients, assign):
     cli.add_command(command)
 for command in (versions, rollback, set_optimizer, delete, snapshot, token, bench, top):
     cli.add_command(command)

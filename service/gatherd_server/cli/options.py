@@ -1,11 +1,28 @@
-"""The options by which a command says how a table is trained."""
+"""Options that several commands have, and how what is given by them is read."""
 
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import click
+import numpy as np
+from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
-from gatherd_server.storage.slots import LR_DEFAULT, Optimizer, OptimizerName
+from gatherd.store.catalog import read_default_vector
+from gatherd_server.training.optimizer import LR_DEFAULT, Optimizer, OptimizerName
+
+data_dir_option = click.option(
+    "--data-dir",
+    type=click.Path(path_type=Path),
+    envvar="GATHERD_DATA_DIR",
+    required=True,
+    help="Data dir to put the table into; made when it isn't there.",
+)
+default_vector_option = click.option(
+    "--default-vector",
+    type=click.Path(path_type=Path),
+    help="FILE.npy of shape (dim,): the vector for missing ids, instead of the mean of the rows.",
+)
 
 OPTIMIZERS = click.Choice([name.value for name in OptimizerName])
 
@@ -61,3 +78,21 @@ def _option(text: str) -> tuple[str, float]:
     if not equals or value is None:
         raise InvalidArgument(f"--optimizer-option {text!r} isn't NAME=NUMBER")
     return option, value
+
+
+def read_default(path: Path | None, dim: int) -> NDArray[np.float32] | None:
+    """The default vector in `path`; InvalidArgument when it isn't of the table's dim."""
+    if path is None:
+        return None
+    vector = read_default_vector(path)
+    if vector.shape != (dim,):
+        raise InvalidArgument(f"{path} has shape {vector.shape}; the table's dim is {dim}")
+    return vector
+
+
+def integer(text: str) -> int:
+    """An id or key from the command line."""
+    try:
+        return int(text)
+    except ValueError:
+        raise InvalidArgument(f"{text!r} isn't an integer; string keys need --by-key") from None

@@ -1,6 +1,6 @@
 """`gatherd top`: what a server does at the moment, in a terminal, from its /metrics.
 
-Foreseen ANSI, and no more than what stands on one screen. Left out on purpose: history, which
+Plain ANSI, and no more than what stands on one screen. Left out on purpose: history, which
 Prometheus keeps, and servers behind one another, which it adds up.
 """
 

@@ -15,23 +15,8 @@ from numpy.typing import NDArray
 from gatherd import Client, UpdateResult
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import bfloat16_to_float32
-from gatherd_server.cli.connect import C, connect, credential_options
-
-DEFAULT_URL = "http://127.0.0.1:8000"
-
-_url_option = click.option(
-    "--url",
-    default=DEFAULT_URL,
-    envvar="GATHERD_URL",
-    show_default=True,
-    help="Server: http://, https://, grpc://, grpcs://, unix:// or local:DATA_DIR.",
-)
-
-
-def url_option(command: C) -> C:
-    """--url, and what the server wants to see."""
-    return _url_option(credential_options(command))
-
+from gatherd_server.cli.connect import connect, url_option
+from gatherd_server.cli.options import integer
 
 # What .npy files have for bfloat16, as ml_dtypes saves it.
 _BFLOAT16 = np.dtype("V2")
@@ -142,14 +127,6 @@ def _read(
         vectors = vectors.reshape(1, -1)
     options = {"if_version": if_version, "idempotency_key": idempotency_key}
     return {"keys" if by_key else "ids": asked}, vectors, options
-
-
-def integer(text: str) -> int:
-    """An id or key from the command line."""
-    try:
-        return int(text)
-    except ValueError:
-        raise InvalidArgument(f"{text!r} isn't an integer; string keys need --by-key") from None
 
 
 def _values(given: str) -> NDArray[Any]:

@@ -14,10 +14,9 @@ from click.core import ParameterSource
 
 from gatherd import SnapshotResult
 from gatherd.errors import InvalidArgument
-from gatherd_server.cli.connect import connect, credential_options
+from gatherd_server.cli.connect import DEFAULT_URL, connect, credential_options
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
-from gatherd_server.cli.updates import DEFAULT_URL
 from gatherd_server.data_dir.owning import OwnedDataDir
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import (

@@ -1,49 +1,20 @@
-"""Changes of the catalog: create, publish, rollback, delete, another optimizer.
+"""The thread that changes tables and takes snapshots, one after the other, beside the pushes.
 
-They run on a thread of their own, one after the other, beside the pushes. What takes long (copying,
-mapping in every worker) happens before the switch; the switch itself is one record of the log,
-between two batches. What nobody sees any more is deleted after it.
+A snapshot copies a catalog that mustn't change meanwhile, so it waits its turn like a change.
+`catalog_changes.py` has what each change does.
 """
 
 import logging
-import secrets
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from gatherd.errors import (
-    AlreadyExists,
-    BadFile,
-    DiskFull,
-    FailedPrecondition,
-    GatherdError,
-    InvalidArgument,
-    Overloaded,
-    StorageError,
-    TableRefused,
-    Unavailable,
-    VersionMismatch,
-    VersionNotFound,
-)
-from gatherd.store.catalog import (
-    STAGING_NAME,
-    TABLES_NAME,
-    Catalog,
-    CatalogEntry,
-    check_table_name,
-    open_table,
-    version_dir,
-)
-from gatherd.store.table import Table
-from gatherd_server.data_dir.restoring import catch_up_restored
-from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
-from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd.errors import FailedPrecondition, Overloaded, StorageError, Unavailable
+from gatherd_server.data_dir.catalog_changes import CatalogChanges, PrepareReaders
 from gatherd_server.snapshots.backups.keeper import Keeper
-from gatherd_server.snapshots.freezing import freeze, read_manifest, thaw, unfrozen
 from gatherd_server.snapshots.schedule import Schedule
 from gatherd_server.snapshots.snapshot import (
     drop_partials,
@@ -51,32 +22,12 @@ from gatherd_server.snapshots.snapshot import (
     snapshot_age_seconds,
     take_snapshot,
 )
-from gatherd_server.storage.slots import Optimizer
-from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
-from gatherd_server.types import (
-    LIVE_VERSION,
-    AddStaged,
-    ChangeResult,
-    CreateTable,
-    DeleteTable,
-    Publish,
-    Rollback,
-    SetOptimizer,
-    SnapshotResult,
-    TableChange,
-    WriterLimits,
-)
-from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.damage import mend
-from gatherd_server.writer.versions import check_whole
+from gatherd_server.types import ChangeResult, SnapshotResult, TableChange, WriterLimits
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
 
 logger = logging.getLogger("gatherd.writer")
 
-FIRST_VERSION = 1
 CHANGES_WAITING_MAX = 16
-# How long every worker together may take to map a new version.
-PREPARE_SECONDS_MAX = 600.0
 
 T = TypeVar("T")
 
@@ -86,21 +37,20 @@ class Changes:
 
     def __init__(self, writer: Writer, limits: WriterLimits) -> None:
         self._writer = writer
-        self._data_dir = writer.data_dir
-        self._files = writer.files
         self._limits = limits
         self._executor = ThreadPoolExecutor(1, "changes")
         self._waiting = 0
         self._lock = threading.Lock()
         self._schedule: Schedule | None = None
         self._keeper: Keeper | None = None
-        self.prepare: Callable[[str, int], list[Future[None]]] = lambda _table, _version: []
+        self._tables = CatalogChanges(writer, limits, self._prepare)
+        self.prepare: PrepareReaders = lambda _table, _version: []
         """Has every reader map a version that is about to be live; one future a reader."""
 
     def begin(self) -> None:
         """Finish what a crash left half done, and take snapshots when they are due."""
-        self._executor.submit(self._sweep)
-        self._executor.submit(self._freeze_all)
+        self._executor.submit(self._tables.sweep)
+        self._executor.submit(self._tables.freeze)
         self._executor.submit(self._sweep_snapshots)
         folder, interval = self._limits.snapshot_dir, self._limits.snapshot_seconds
         if folder is not None and interval > 0:
@@ -116,7 +66,7 @@ class Changes:
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Engine.change."""
-        return self._submit(lambda: self._changed(change))
+        return self._submit(lambda: self._tables.make(change))
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Engine.snapshot."""
@@ -136,7 +86,7 @@ class Changes:
     def _scheduled_snapshot(self, folder: Path) -> "Future[SnapshotResult]":
         def take() -> SnapshotResult:
             taken = self._taken(folder, "")
-            drop_snapshots(self._files, folder, self._limits.snapshot_keep)
+            drop_snapshots(self._writer.files, folder, self._limits.snapshot_keep)
             return taken
 
         return self._submit(take)
@@ -148,6 +98,9 @@ class Changes:
         if self._keeper is not None:
             self._keeper.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
+
+    def _prepare(self, table: str, version: int) -> "list[Future[None]]":
+        return self.prepare(table, version)
 
     def _submit(self, work: Callable[[], T]) -> "Future[T]":
         with self._lock:
@@ -171,325 +124,12 @@ class Changes:
                 "the server is stopping", retry_after_seconds=RETRY_AFTER_SECONDS
             ) from None
 
-    def _changed(self, change: TableChange) -> ChangeResult:
-        if not isinstance(change, CreateTable | AddStaged):
-            self._check_is_no_file(change.table)
-        match change:
-            case CreateTable():
-                return self._create(change)
-            case AddStaged(table, staged):
-                return self._add(table, staged)
-            case DeleteTable(table):
-                return self._delete(table)
-            case Publish(table, staged, if_version):
-                return self._publish(table, staged, if_version)
-            case Rollback(table, version, if_version):
-                return self._rollback(table, version, if_version)
-            case SetOptimizer(table, spec, if_version):
-                return self._copied(table, if_version, Optimizer.from_spec(spec))
-
-    # ------------------------------------------------------------------ tables
-
-    def _create(self, change: CreateTable) -> ChangeResult:
-        check_table_name(change.table)
-        self._check_is_new(change.table)
-        try:
-            initializer = Initializer(change.init)
-        except ValueError:
-            known = ", ".join(member.value for member in Initializer)
-            raise InvalidArgument(f"init is {change.init!r}; it can be {known}") from None
-        seed = secrets.randbits(63) if change.seed is None else change.seed
-        optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
-        padding_id = None if optimizer is None else optimizer.padding_id
-        blocks = initial_blocks(
-            initializer, change.row_count, change.dim, change.dtype, seed, padding_id
-        )
-        table = TableFiles(
-            change.table,
-            change.dtype,
-            change.row_count,
-            change.dim,
-            map(Block, blocks),
-            {"created": change.init, "seed": seed},
-            optimizer=optimizer,
-        )
-        staged = stage_table(self._files, self._data_dir / STAGING_NAME, table)
-        try:
-            return self._add(change.table, staged.folder.name)
-        except GatherdError:
-            if staged.folder.exists():
-                self._forget(staged.folder)
-            raise
-
-    def _add(self, name: str, staged: str) -> ChangeResult:
-        check_table_name(name)
-        self._check_is_new(name)
-        folder = staged_folder(self._data_dir, staged)
-        uid = finish_manifest(self._files, folder, name, FIRST_VERSION)
-        target = version_dir(self._data_dir, name, FIRST_VERSION)
-        self._place(folder, target, name, FIRST_VERSION, None)
-        entry = CatalogEntry(uid, FIRST_VERSION, (FIRST_VERSION,))
-
-        def switch() -> int:
-            self._check_is_new(name)
-            return self._replace_entry(name, entry)
-
-        return ChangeResult(FIRST_VERSION, self._switched(switch, target.parent))
-
-    def _delete(self, name: str) -> ChangeResult:
-        def switch() -> int:
-            versions = self._writer.versions()
-            versions.entry(name)
-            rest = {n: entry for n, entry in versions.catalog.tables.items() if n != name}
-            return self._writer.change_catalog(replace(versions.catalog, tables=rest))
-
-        lsn = self._writer.between(switch)
-        self._forget(self._data_dir / TABLES_NAME / name)
-        return ChangeResult(0, lsn)
-
-    def _check_is_new(self, name: str) -> None:
-        if name in self._limits.file_tables:
-            raise AlreadyExists(
-                f"the server serves a file as table {name!r}, which would hide the new one; choose "
-                "another name, or start the server without the file",
-                {"table": name},
-            )
-        if name in self._catalog().tables:
-            raise AlreadyExists(f"there is a table {name!r} already", {"table": name})
-
-    def _check_is_no_file(self, name: str) -> None:
-        if name in self._limits.file_tables:
-            raise FailedPrecondition(
-                f"table {name!r} is a file that is served where it lies, so nothing of it can be "
-                "changed; `gatherd import` makes a table of it that can",
-                {"table": name},
-            )
-
-    # ---------------------------------------------------------------- versions
-
-    def _publish(self, name: str, staged: str, if_version: int) -> ChangeResult:
-        if not staged:
-            return self._copied(name, if_version, None)
-        entry = self._entry(name, if_version)
-        folder = staged_folder(self._data_dir, staged)
-        version = max(entry.versions) + 1
-        finish_manifest(self._files, folder, name, version)
-        target = version_dir(self._data_dir, name, version)
-        self._place(folder, target, name, version, entry.live)
-        try:
-            catch_up_restored(self._files, self._data_dir, entry, target)
-        except GatherdError:
-            self._forget(target)
-            raise
-        return self._make_live(name, entry, version, target, lambda: None)
-
-    def _copied(self, name: str, if_version: int, optimizer: Optimizer | None) -> ChangeResult:
-        """Publish a copy of the live version, trained by `optimizer` (None: as it is)."""
-        entry = self._entry(name, if_version)
-        check_whole(name, entry, entry.live)
-        version = max(entry.versions) + 1
-        with copy_live(self._writer, name, entry, version, optimizer) as (target, catch_up):
-            return self._make_live(name, entry, version, target, catch_up)
-
-    def _rollback(self, name: str, version: int, if_version: int) -> ChangeResult:
-        entry = self._entry(name, if_version)
-        if version == LIVE_VERSION:
-            older = [number for number in entry.versions if number < entry.live]
-            if not older:
-                raise VersionNotFound(
-                    f"table {name!r} has no version before {entry.live}, which is live",
-                    {"table": name},
-                )
-            version = max(older)
-        if version not in entry.versions:
-            kept = ", ".join(map(str, entry.versions))
-            raise VersionNotFound(
-                f"table {name!r} has no version {version}; it has {kept}", {"table": name}
-            )
-        if entry.damage_of(version) is not None:
-            self._mend(name, entry, version)
-        elif version == entry.live:
-            raise FailedPrecondition(f"version {version} of table {name!r} is live already")
-        target = version_dir(self._data_dir, name, version)
-        try:
-            thaw(self._files, target)
-            return self._make_live(name, entry, version, None, lambda: None)
-        except GatherdError:
-            # Once updates are stopped it may be live after the next start.
-            if self._writer.stopped is None:
-                self._freeze_all()
-            raise
-
-    def _mend(self, name: str, entry: CatalogEntry, version: int) -> None:
-        """Bring a damaged version whose files are back up to the log; TableRefused if they aren't.
-
-        Nobody reads or writes it before the change that follows.
-        """
-        damage = entry.damage_of(version)
-        assert damage is not None
-        sums = read_checkpoint(self._data_dir).sums.get((entry.uid, version))
-        try:
-            mend(self._files, self._data_dir, name, entry, damage, sums)
-        except DiskFull:
-            raise
-        except StorageError as error:
-            raise TableRefused(
-                f"version {version} of table {name!r} is refused: "
-                f"{replace(damage, why=error.message).reason}",
-                {"table": name},
-            ) from None
-
-    def _make_live(
-        self,
-        name: str,
-        entry: CatalogEntry,
-        version: int,
-        fresh: Path | None,
-        catch_up: Callable[[], None],
-    ) -> ChangeResult:
-        """Switch from `entry`'s live version to `version`, which every worker maps before.
-
-        `fresh` is its folder when it is new: gone again when the switch fails.
-        """
-        versions = kept_versions(
-            {*entry.versions, version}, version, entry.live, self._limits.keep_versions
-        )
-
-        damaged = tuple(
-            one for one in entry.damaged if one.version in versions and one.version != version
-        )
-
-        def switch() -> int:
-            self._entry(name, entry.live)
-            catch_up()
-            return self._replace_entry(
-                name, replace(entry, live=version, versions=versions, damaged=damaged)
-            )
-
-        try:
-            for future in self.prepare(name, version):
-                future.result(PREPARE_SECONDS_MAX)
-        except (GatherdError, TimeoutError) as error:
-            if fresh is not None:
-                self._forget(fresh)
-            raise FailedPrecondition(
-                f"version {version} of table {name!r} can't be served: {error}", {"table": name}
-            ) from None
-        lsn = self._switched(switch, fresh)
-        for number in set(entry.versions) - set(versions):
-            self._forget(version_dir(self._data_dir, name, number))
-        self._freeze_all()
-        return ChangeResult(version, lsn)
-
-    def _switched(self, switch: Callable[[], int], fresh: Path | None) -> int:
-        """What `switch` gives, between two batches; `fresh` goes when it changed nothing."""
-        try:
-            return self._writer.between(switch)
-        except GatherdError:
-            if fresh is not None and self._writer.stopped is None:
-                self._forget(fresh)
-            raise
-
-    def _replace_entry(self, name: str, entry: CatalogEntry) -> int:
-        catalog = self._writer.versions().catalog
-        tables = {**catalog.tables, name: entry}
-        return self._writer.change_catalog(replace(catalog, tables=tables))
-
-    def _catalog(self) -> Catalog:
-        return self._writer.versions().catalog
-
-    def _entry(self, name: str, if_version: int) -> CatalogEntry:
-        entry = self._writer.versions().entry(name)
-        if if_version not in (LIVE_VERSION, entry.live):
-            raise VersionMismatch(
-                f"table {name!r} has version {entry.live} live, not {if_version}",
-                {"table": name, "live": str(entry.live)},
-            )
-        return entry
-
-    def _place(self, folder: Path, target: Path, name: str, version: int, live: int | None) -> None:
-        """Move a staged folder to where versions are, and see that it can be served from there."""
-        try:
-            self._files.make_dirs(target.parent)
-            self._files.rename(folder, target)
-            table = open_table(self._data_dir, name, version)
-            if live is not None:
-                self._check_is_alike(name, table, live)
-        except GatherdError:
-            self._forget(target)
-            raise
-
-    def _check_is_alike(self, name: str, table: Table, live: int) -> None:
-        """FailedPrecondition unless `table` can follow a live version, by its manifest.
-
-        One whose manifest can't be read any more may be followed by anything.
-        """
-        try:
-            now = read_manifest(version_dir(self._data_dir, name, live))
-        except BadFile:
-            return
-        kind = table.keys.kind.value if table.keys else None
-        if (now.get("dim"), now.get("keys")) != (table.dim, kind):
-            raise FailedPrecondition(
-                f"table {name!r} has dim {now.get('dim')} and {_told(now.get('keys'))}; "
-                f"the new version has dim {table.dim} and {_told(kind)}",
-                {"table": name},
-            )
-
-    def _forget(self, folder: Path) -> None:
-        """Delete what no catalog names. Readers that map it keep it until they let go."""
-        try:
-            self._files.remove_tree(folder)
-        except StorageError as error:
-            # The next start sweeps it away.
-            logger.warning("can't delete %s: %s", folder, error)
-
-    def _sweep(self) -> None:
-        """Delete folders of tables and versions that the catalog doesn't name."""
-        tables = self._catalog().tables
-        for folder in sorted((self._data_dir / TABLES_NAME).glob("*")):
-            entry = tables.get(folder.name)
-            if entry is None:
-                self._forget(folder)
-                continue
-            named = {version_dir(self._data_dir, folder.name, v) for v in entry.versions}
-            for version in set(folder.iterdir()) - named:
-                self._forget(version)
-
     def _sweep_snapshots(self) -> None:
         """Delete what is left of a snapshot that a kill cut short."""
         if self._limits.snapshot_dir is not None:
             try:
-                drop_partials(self._files, self._limits.snapshot_dir)
+                drop_partials(self._writer.files, self._limits.snapshot_dir)
                 age_seconds = snapshot_age_seconds(self._limits.snapshot_dir)
                 self._writer.measures.newest_snapshot(age_seconds)
             except (StorageError, OSError) as error:
                 logger.warning("an unfinished snapshot can't be deleted: %s", error)
-
-    def _freeze_all(self) -> None:
-        """Take the checksums of versions that were superseded; they don't change any more."""
-        for name, entry in self._catalog().tables.items():
-            for version in entry.versions:
-                folder = version_dir(self._data_dir, name, version)
-                if version == entry.live or entry.damage_of(version) is not None:
-                    continue
-                try:
-                    if unfrozen(folder):
-                        freeze(self._files, folder)
-                except StorageError as error:
-                    logger.error("can't freeze %s: %s", folder, error)  # noqa: TRY400 - says it all
-
-
-def kept_versions(versions: set[int], live: int, superseded: int, keep: int) -> tuple[int, ...]:
-    """Those of `versions` that stay: the live one and `keep` others.
-
-    Of these the one that was live until now comes first, then the newest: after a rollback and a
-    publish it is an older one, and the one that was rolled back from isn't what to go back to. The
-    highest number stays as well, so that none is ever given twice.
-    """
-    others = sorted(versions - {live}, key=lambda number: (number == superseded, number))
-    return tuple(sorted({live, max(versions), *others[len(others) - min(keep, len(others)) :]}))
-
-
-def _told(kind: Any) -> str:
-    return "no keys" if kind is None else f"{kind} keys"

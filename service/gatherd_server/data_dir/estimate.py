@@ -15,8 +15,8 @@ from gatherd.store.key_index import KeyKind, KeysInfo
 from gatherd.store.keys import StringKeys
 from gatherd_server.loaders.batches import RowSource
 from gatherd_server.storage.key_index_writer import slots_for
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import weights_header_bytes
+from gatherd_server.training.optimizer import Optimizer
 
 # Measured on a 2-core virtual machine, Python 3.11; docs/performance.md has the runs.
 WORKER_PRIVATE_BYTES = 75_000_000
@@ -79,10 +79,10 @@ class Estimate:
         return [info.file_bytes(name) for name in info.arrays()]
 
 
-def plan_source(
+def estimate_source(
     source: RowSource, dtype: DType | None, optimizer: Optimizer | None = None
 ) -> Estimate:
-    """The plan of a table that is imported from `source`, in `dtype` or its own.
+    """The estimate of a table that is imported from `source`, in `dtype` or its own.
 
     Reads the source to its end when only that tells how many rows it has or how long its keys
     are; rows that the import would leave out as duplicates are counted.

@@ -12,8 +12,8 @@ from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.table_writer import Block, TableFiles
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import LIVE_VERSION
 
 

@@ -18,7 +18,8 @@ from gatherd.store.catalog import (
 )
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.restoring import restored_lsn, stage_from_snapshot
-from gatherd_server.snapshots.snapshot import SNAPSHOT_NAME, VOLUME_NAMES, take_snapshot
+from gatherd_server.snapshots.restoring import VOLUME_NAMES
+from gatherd_server.snapshots.snapshot import SNAPSHOT_NAME, take_snapshot
 from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import StagedTable, TableFiles, stage_table

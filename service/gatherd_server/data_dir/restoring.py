@@ -22,11 +22,11 @@ from gatherd.store.catalog import (
     version_dir,
 )
 from gatherd.store.checksums import encode_document, read_document, read_file, verify_blocks
-from gatherd_server.snapshots.copying import store_logged
 from gatherd_server.snapshots.snapshot import read_snapshot, sync_tree
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.wal_format import WAL_NAME
+from gatherd_server.writer.logged import store_logged
 
 
 def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str) -> tuple[str, int]:

@@ -13,10 +13,11 @@ from gatherd.store.catalog import MANIFEST_NAME, STAGING_NAME, CatalogEntry, ope
 from gatherd.store.checksums import CHECKSUMS, encode_document
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.snapshots.copying import CatchUp, copy_files, sync_files
-from gatherd_server.snapshots.freezing import read_manifest
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import write_counters
-from gatherd_server.storage.slots import Optimizer, write_slots
+from gatherd_server.storage.slots import write_slots
+from gatherd_server.storage.trainable import read_manifest
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.writer import Writer
 
 _FOLDER = re.compile(r"[0-9a-f]{32}")

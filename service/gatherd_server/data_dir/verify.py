@@ -1,9 +1,9 @@
 """Holds what is in a data dir against what was written, and mends what can be mended.
 
 What doesn't change any more has checksums: a read-only version's files in its manifest, the weights
-and slots of a superseded one in frozen.json (freezing.py). Those of a trainable version that is
-live move with every update: their blocks are held against the last checkpoint's sums, but for those
-that moved since (verify_live.py), and every frame of the log carries a checksum.
+and slots of a superseded one in frozen.json (snapshots/freezing.py). Those of a trainable version
+that is live move with every update: their blocks are held against the last checkpoint's sums, but
+for those that moved since (verify_live.py), and every frame of the log carries a checksum.
 
 A server may be at work meanwhile, so what looks like damage is believed only while the catalog, the
 checkpoint and the log stood still. Left out on purpose: to hold live rows against the log's images,
@@ -24,12 +24,13 @@ from gatherd.store.format import file_bytes, npy_header, open_readonly
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.table import Table
 from gatherd_server.data_dir.verify_live import TRIES_MAX, Coverage, moving_bytes, verify_live
-from gatherd_server.snapshots.freezing import FROZEN_NAME, is_moving, read_manifest
+from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import rebuild_slots
-from gatherd_server.storage.slots import Optimizer
+from gatherd_server.storage.trainable import is_moving, read_manifest
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.checkpoint import read_checkpoint
 
 

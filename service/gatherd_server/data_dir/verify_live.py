@@ -26,9 +26,9 @@ from gatherd_server.storage.block_sums import (
     blocks_of,
     moved_block,
 )
-from gatherd_server.storage.slots import Optimizer
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.commit import LoggedImages, logged_images
 

@@ -73,46 +73,46 @@ class Engine:
         self._link = link
         self._means = Means(limits.default_mean_bytes_max)
 
-    def prepare(self, plans: Sequence[Lookup]) -> PreparedLookup:
+    def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
         """Check a request's tables, versions and size.
 
         TableNotFound, TableRefused, VersionNotFound or LimitExceeded when it can't be answered;
         Unavailable or FailedPrecondition for want of a default vector, see Means.
         """
-        tables = resolve(plans, self._tables, self.limits)
-        self._means.check(plans, tables)
-        work = max(reply_bytes(plans, tables), touched_bytes(plans, tables))
-        keys = sum(plan.asked.size for plan in plans if isinstance(plan.asked, ByKey))
+        tables = resolve(lookups, self._tables, self.limits)
+        self._means.check(lookups, tables)
+        work = max(reply_bytes(lookups, tables), touched_bytes(lookups, tables))
+        keys = sum(lookup.asked.size for lookup in lookups if isinstance(lookup.asked, ByKey))
         is_long = (
             work > SHORT_BYTES
             or keys > KEYS_SHORT
-            or needs_mean(plans, tables)
-            or may_wait(plans, tables)
+            or needs_mean(lookups, tables)
+            or may_wait(lookups, tables)
         )
-        return PreparedLookup(lambda: self._gather(plans, tables), is_long)
+        return PreparedLookup(lambda: self._gather(lookups, tables), is_long)
 
-    def _gather(self, plans: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
-        gathered = gather(plans, tables)
-        for plan, one in zip(plans, gathered, strict=True):
-            self._telemetry.gathered(plan.table, plan.asked.size, one.vectors.nbytes)
+    def _gather(self, lookups: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
+        gathered = gather(lookups, tables)
+        for lookup, one in zip(lookups, gathered, strict=True):
+            self._telemetry.gathered(lookup.table, lookup.asked.size, one.vectors.nbytes)
         return gathered
 
-    def rows_of(self, plan: Lookup) -> Rows | None:
-        """The rows of a plan without bags whose `missing` is ERROR, to be read in pieces.
+    def rows_of(self, lookup: Lookup) -> Rows | None:
+        """The rows of a lookup without bags whose `missing` is ERROR, to be read in pieces.
 
         None when they are `prepare`'s to read, on a thread: they may have to come from a disk. Only
         on the event loop. Raises what `prepare` does, and KeyNotFound or NoKeys.
         """
-        asked, dtype, limits = plan.asked, plan.dtype, self.limits
+        asked, dtype, limits = lookup.asked, lookup.dtype, self.limits
         if asked.size > limits.ids_max:
             limits.check("ids_max", "the request has", asked.size)
-        (table,) = self._tables.take([(plan.table, plan.version)])
+        (table,) = self._tables.take([(lookup.table, lookup.version)])
         nbytes = asked.size * table.dim * dtype.itemsize
         if nbytes > limits.reply_bytes_max:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
         if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
             return None
-        return Rows(table, asked, dtype, self._telemetry.table(plan.table))
+        return Rows(table, asked, dtype, self._telemetry.table(lookup.table))
 
     def mapped(self, wanted: tuple[str, int]) -> Table | None:
         """The table of a name and version if it can be read at once; None says nothing more.
@@ -125,17 +125,17 @@ class Engine:
         """Count a gather from what `mapped` gave, on any thread."""
         self._telemetry.gathered(table, row_count, byte_count)
 
-    def lookup_many(self, plans: Sequence[Lookup]) -> list[Gathered]:
-        """Answer `plans` in order, all or nothing.
+    def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
+        """Answer `lookups` in order, all or nothing.
 
         Raises what `prepare` does, IdOutOfRange or KeyNotFound when an id or key has no row and
-        its plan's `missing` is ERROR, and NoKeys when keys are asked of a table without.
+        its lookup's `missing` is ERROR, and NoKeys when keys are asked of a table without.
         """
-        return self.prepare(plans).run()
+        return self.prepare(lookups).run()
 
-    def lookup(self, plan: Lookup) -> Gathered:
-        """Answer one plan; see `lookup_many`."""
-        return self.lookup_many([plan])[0]
+    def lookup(self, lookup: Lookup) -> Gathered:
+        """Answer one lookup; see `lookup_many`."""
+        return self.lookup_many([lookup])[0]
 
     def keys_of(
         self, name: str, ids: NDArray[np.integer[Any]], version: int = LIVE_VERSION
@@ -144,8 +144,8 @@ class Engine:
 
         Raises what `lookup_many` does for one table.
         """
-        plan = Lookup(name, ids, version=version)
-        (table,) = resolve([plan], self._tables, self.limits)
+        lookup = Lookup(name, ids, version=version)
+        (table,) = resolve([lookup], self._tables, self.limits)
 
         def check_bytes(nbytes: int) -> None:
             self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)

@@ -8,55 +8,57 @@ from gatherd_server.engine.tables import ServedTables
 from gatherd_server.types import Limits, Lookup
 
 
-def resolve(plans: Sequence[Lookup], tables: ServedTables, limits: Limits) -> list[Table]:
-    """The table of each plan, once the whole request is known to stay within the limits.
+def resolve(lookups: Sequence[Lookup], tables: ServedTables, limits: Limits) -> list[Table]:
+    """The table of each lookup, once the whole request is known to stay within the limits.
 
     Nothing is allocated before that, so a small request can't ask for a huge reply. All tables are
     of one catalog: a request never mixes what was published together with what was before.
     """
-    limits.check("tables_max", "the request asks for", len(plans))
-    limits.check("ids_max", "the request has", sum(plan.asked.size for plan in plans))
-    found = tables.take([(plan.table, plan.version) for plan in plans])
-    limits.check("reply_bytes_max", "the reply would have", reply_bytes(plans, found))
+    limits.check("tables_max", "the request asks for", len(lookups))
+    limits.check("ids_max", "the request has", sum(lookup.asked.size for lookup in lookups))
+    found = tables.take([(lookup.table, lookup.version) for lookup in lookups])
+    limits.check("reply_bytes_max", "the reply would have", reply_bytes(lookups, found))
     return found
 
 
-def reply_bytes(plans: Sequence[Lookup], tables: Sequence[Table]) -> int:
-    """Bytes of all vectors and statuses that answer `plans`."""
+def reply_bytes(lookups: Sequence[Lookup], tables: Sequence[Table]) -> int:
+    """Bytes of all vectors and statuses that answer `lookups`."""
     return sum(
-        _vector_count(plan) * table.dim * plan.dtype.itemsize
-        + plan.asked.size * (plan.missing is not Missing.ERROR)
-        for plan, table in zip(plans, tables, strict=True)
+        _vector_count(lookup) * table.dim * lookup.dtype.itemsize
+        + lookup.asked.size * (lookup.missing is not Missing.ERROR)
+        for lookup, table in zip(lookups, tables, strict=True)
     )
 
 
-def touched_bytes(plans: Sequence[Lookup], tables: Sequence[Table]) -> int:
-    """Bytes of rows that are read to answer `plans`: for bags, many times those of the reply."""
-    return sum(plan.asked.size * table.row_bytes for plan, table in zip(plans, tables, strict=True))
+def touched_bytes(lookups: Sequence[Lookup], tables: Sequence[Table]) -> int:
+    """Bytes of rows that are read to answer `lookups`: for bags, many times those of the reply."""
+    return sum(
+        lookup.asked.size * table.row_bytes for lookup, table in zip(lookups, tables, strict=True)
+    )
 
 
-def _vector_count(plan: Lookup) -> int:
-    return plan.asked.size if plan.bags is None else plan.bags.offsets.size
+def _vector_count(lookup: Lookup) -> int:
+    return lookup.asked.size if lookup.bags is None else lookup.bags.offsets.size
 
 
-def needs_mean(plans: Sequence[Lookup], tables: Sequence[Table]) -> bool:
+def needs_mean(lookups: Sequence[Lookup], tables: Sequence[Table]) -> bool:
     """Whether answering may first have to average a whole table, for its default vector."""
     return any(
-        plan.missing is Missing.DEFAULT and not table.default_vector_is_known
-        for plan, table in zip(plans, tables, strict=True)
+        lookup.missing is Missing.DEFAULT and not table.default_vector_is_known
+        for lookup, table in zip(lookups, tables, strict=True)
     )
 
 
-def may_wait(plans: Sequence[Lookup], tables: Sequence[Table]) -> bool:
+def may_wait(lookups: Sequence[Lookup], tables: Sequence[Table]) -> bool:
     """Whether answering is likely to wait for a disk."""
-    return any(table.may_wait(plan.asked) for plan, table in zip(plans, tables, strict=True))
+    return any(table.may_wait(lookup.asked) for lookup, table in zip(lookups, tables, strict=True))
 
 
-def gather(plans: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
-    """Answer every plan from its table; the first bad id of any fails them all."""
+def gather(lookups: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
+    """Answer every lookup from its table; the first bad id of any fails them all."""
     return [
-        table.lookup(plan.asked, plan.dtype, plan.missing)
-        if plan.bags is None
-        else table.lookup_bags(plan.asked, plan.bags, plan.dtype, plan.missing)
-        for plan, table in zip(plans, tables, strict=True)
+        table.lookup(lookup.asked, lookup.dtype, lookup.missing)
+        if lookup.bags is None
+        else table.lookup_bags(lookup.asked, lookup.bags, lookup.dtype, lookup.missing)
+        for lookup, table in zip(lookups, tables, strict=True)
     ]

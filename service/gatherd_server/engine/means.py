@@ -34,10 +34,10 @@ class Means:
         self._waiting: deque[Table] = deque()
         self._thread: threading.Thread | None = None
 
-    def check(self, plans: Sequence[Lookup], tables: Sequence[Table]) -> None:
-        """Unavailable while a mean that `plans` need is computed, FailedPrecondition if none is."""
-        for plan, table in zip(plans, tables, strict=True):
-            if plan.missing is Missing.DEFAULT and not table.default_vector_is_known:
+    def check(self, lookups: Sequence[Lookup], tables: Sequence[Table]) -> None:
+        """Unavailable while a mean that they need is computed, FailedPrecondition if none is."""
+        for lookup, table in zip(lookups, tables, strict=True):
+            if lookup.missing is Missing.DEFAULT and not table.default_vector_is_known:
                 self._check(table)
 
     def _check(self, table: Table) -> None:

@@ -17,18 +17,18 @@ class Repeated:
     It holds no table: nobody who waits for a next request keeps a replaced version mapped.
     """
 
-    __slots__ = ("_after", "_before", "_engine", "_key", "_plan", "_shape", "_start", "_stop")
+    __slots__ = ("_after", "_before", "_engine", "_key", "_lookup", "_shape", "_start", "_stop")
 
-    def __init__(self, engine: Engine, plan: Lookup, before: bytes, after: bytes) -> None:
-        """Of a plan with int64 ids, whose request had `before` and `after` around their bytes."""
-        assert isinstance(plan.asked, np.ndarray)
+    def __init__(self, engine: Engine, lookup: Lookup, before: bytes, after: bytes) -> None:
+        """Of a lookup with int64 ids, whose request had `before` and `after` around their bytes."""
+        assert isinstance(lookup.asked, np.ndarray)
         self._engine = engine
-        self._plan = plan._replace(asked=np.empty(0, _INT64))
-        self._shape = plan.asked.shape
-        self._key = (plan.table, plan.version)
+        self._lookup = lookup._replace(asked=np.empty(0, _INT64))
+        self._shape = lookup.asked.shape
+        self._key = (lookup.table, lookup.version)
         self._before, self._after = before, after
         self._start = len(before)
-        self._stop = len(before) + plan.asked.nbytes
+        self._stop = len(before) + lookup.asked.nbytes
 
     def read(self, request: bytes) -> tuple[Table, NDArray[np.int64]] | None:
         """The table and the ids, (n,), of a request; None when it is another, or not for here.
@@ -44,4 +44,4 @@ class Repeated:
 
     def rows(self, ids: NDArray[np.int64]) -> Rows | None:
         """What a reply is made of: its dtype, shape and limits; None and raises as `rows_of`."""
-        return self._engine.rows_of(self._plan._replace(asked=ids.reshape(self._shape)))
+        return self._engine.rows_of(self._lookup._replace(asked=ids.reshape(self._shape)))

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, NonfiniteValues
-from gatherd_server.storage.slots import check_lr
+from gatherd_server.training.optimizer import check_lr
 from gatherd_server.types import Limits, Push, TableUpdate, UpdateOp
 
 ROWS_NAMED_MAX = 5

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
+from gatherd_proto.procedures import PATH_PREFIX
 from gatherd_server.access.admission import METRICS_PATH, Admission, Place
 from gatherd_server.access.body_room import Held
 from gatherd_server.access.callers import NOBODY, Caller
@@ -25,7 +26,6 @@ IS_LOCAL: Final = "gatherd.is_local"
 STANDING: Final = "gatherd.standing"
 _CALLER: Final = "gatherd.caller"
 _HELD: Final = "gatherd.held"
-_CONNECT_PREFIX: Final = "/gatherd.v1."
 _READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
@@ -70,7 +70,7 @@ class Authenticate:
         try:
             scope[_CALLER] = self._admitted(scope, path)
         except GatherdError as error:
-            answer = connect_error if path.startswith(_CONNECT_PREFIX) else problem
+            answer = connect_error if path.startswith(PATH_PREFIX) else problem
             await answer(error)(scope, receive, send)
             return
         await self._app(scope, receive, send)

@@ -1,8 +1,8 @@
 """REST: the FastAPI application of the HTTP port, for people, scripts and small batches.
 
 Handlers take the raw request, because bodies are bounded while they are read and because FastAPI's
-own validation answers in another shape than RFC 9457; openapi.py describes what they take. Left out
-on purpose: compressed replies (floats don't compress) and GET with ids in the query.
+own validation answers in another shape than RFC 9457; rest/openapi.py describes what they take.
+Left out on purpose: compressed replies (floats don't compress) and GET with ids in the query.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -23,13 +23,7 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.http.access import Authenticate, caller_of, held_of, placed
-from gatherd_server.http.body import (
-    Parsers,
-    PartsResponse,
-    Workers,
-    array_response,
-    read_body,
-)
+from gatherd_server.http.body import PartsResponse, read_body
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import (
     CatchUnexpected,
@@ -40,6 +34,7 @@ from gatherd_server.http.errors import (
 from gatherd_server.http.health import health_routes
 from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.observed import Observed
+from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, lookup_bodies, openapi
 from gatherd_server.http.rest.updates import change_routes, update_routes
 from gatherd_server.types import Lookup, TableInfo
@@ -54,7 +49,7 @@ class _TableName(StringConvertor):
 register_url_convertor("table", _TableName())
 
 
-def create_app(engine: Engine, admission: Admission) -> FastAPI:
+def create_app(engine: Engine, admission: Admission, offload: Offload) -> FastAPI:
     """Everything that the HTTP port answers: REST, Connect, health and the API's description."""
     app = FastAPI(
         title="gatherd",
@@ -66,14 +61,13 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
         # A redirect would answer an unknown path with neither a table nor a problem body.
         redirect_slashes=False,
     )
-    parsers = Parsers()
     # First, because they are what a busy server is asked for.
-    app.router.routes[:0] = connect_routes(engine, admission, parsers)
-    app.include_router(_lookup_routes(engine, admission, parsers))
-    app.include_router(update_routes(engine, admission, parsers))
+    app.router.routes[:0] = connect_routes(engine, admission, offload)
+    app.include_router(_lookup_routes(engine, admission, offload))
+    app.include_router(update_routes(engine, admission, offload))
     app.include_router(_table_routes(engine, admission))
     app.include_router(change_routes(engine, admission))
-    app.include_router(health_routes(engine, admission))
+    app.include_router(health_routes(engine, admission, offload))
     _handle_errors(app)
     app.add_middleware(AnswerHead)
     app.add_middleware(Authenticate, admission=admission)
@@ -83,8 +77,7 @@ def create_app(engine: Engine, admission: Admission) -> FastAPI:
     return app
 
 
-def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> APIRouter:
-    workers = Workers()
+def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
     limits = admission.limits
 
     async def place(request: Request) -> AsyncIterator[None]:
@@ -100,9 +93,9 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
         encode: Callable[[list[Gathered]], Response],
     ) -> Response:
         guarded = caller_of(request.scope).guard(engine)
-        typed = [lookup_bodies.typed(plan, guarded.key_kind) for plan in asked]
+        typed = [lookup_bodies.typed(lookup, guarded.key_kind) for lookup in asked]
         prepared = guarded.prepare(typed)
-        return await workers.run(lambda: encode(prepared.run()), prepared.is_long)
+        return await offload.run(lambda: encode(prepared.run()), prepared.is_long)
 
     @router.post("/v1/tables/{table:table}:lookup", **openapi.LOOKUP)
     async def lookup(table: str, request: Request) -> Response:
@@ -110,19 +103,17 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
         media_type = content_type(headers, (JSON, OCTETS, NPY))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await parsers.run(
-            lambda: lookup_bodies.lookup_plan(
-                media_type, table, body, request.query_params, limits
-            ),
+        lookup = await offload.parse(
+            lambda: lookup_bodies.lookup_of(media_type, table, body, request.query_params, limits),
             body if media_type == JSON else b"",
         )
-        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
         body = await _json_request(request, admission)
-        asked = await parsers.run(
-            lambda: lookup_bodies.lookup_many_plans(body, request.query_params, limits), body
+        asked = await offload.parse(
+            lambda: lookup_bodies.lookups_of(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
@@ -132,23 +123,23 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
         content_type(headers, (JSON,))
         answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
         body = await _body(request, admission)
-        plan = await parsers.run(
-            lambda: lookup_bodies.bags_plan(table, body, request.query_params, limits), body
+        lookup = await offload.parse(
+            lambda: lookup_bodies.bag_lookup_of(table, body, request.query_params, limits), body
         )
-        return await answer(request, [plan], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
 
     @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
     async def lookup_bags_many(request: Request) -> Response:
         body = await _json_request(request, admission)
-        asked = await parsers.run(
-            lambda: lookup_bodies.bags_many_plans(body, request.query_params, limits), body
+        asked = await offload.parse(
+            lambda: lookup_bodies.bag_lookups_of(body, request.query_params, limits), body
         )
         return await answer(request, asked, _by_table(asked))
 
     @router.post("/v1/tables/{table:table}:keysOf", **openapi.KEYS_OF)
     async def keys_of(table: str, request: Request) -> Response:
         body = await _json_request(request, admission)
-        ids, version = await parsers.run(
+        ids, version = await offload.parse(
             lambda: lookup_bodies.keys_of_request(body, request.query_params, limits), body
         )
         guarded = caller_of(request.scope).guard(engine)
@@ -157,7 +148,7 @@ def _lookup_routes(engine: Engine, admission: Admission, parsers: Parsers) -> AP
             keys, answered = guarded.keys_of(table, ids, version)
             return _json({**arrays.json_keys(keys), "version": answered})
 
-        return await workers.run(found, ids.size > KEYS_SHORT)
+        return await offload.run(found, ids.size > KEYS_SHORT)
 
     return router
 
@@ -177,7 +168,7 @@ async def _body(request: Request, admission: Admission) -> bytes:
 
 def _by_table(asked: Sequence[Lookup]) -> Callable[[list[Gathered]], Response]:
     def encode(gathered: list[Gathered]) -> Response:
-        names = [plan.table for plan in asked]
+        names = [lookup.table for lookup in asked]
         return PartsResponse(arrays.json_lookups_parts(names, gathered), _JSON_HEADERS)
 
     return encode
@@ -190,8 +181,8 @@ def _json(value: dict[str, Any], status: int = 200) -> Response:
 _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
     JSON: lambda gathered: PartsResponse(arrays.json_lookup_parts(gathered), _JSON_HEADERS),
-    OCTETS: lambda gathered: array_response(OCTETS, arrays.octet_parts(gathered), gathered),
-    NPY: lambda gathered: array_response(NPY, arrays.npy_parts(gathered), gathered),
+    OCTETS: lambda gathered: arrays.array_response(OCTETS, arrays.octet_parts(gathered), gathered),
+    NPY: lambda gathered: arrays.array_response(NPY, arrays.npy_parts(gathered), gathered),
 }
 
 

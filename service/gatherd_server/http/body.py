@@ -1,27 +1,20 @@
-"""What REST and Connect share: bounded bodies in, long work on a thread, buffers out."""
+"""What REST and Connect share: bounded bodies in, buffers out."""
 
 import asyncio
 import contextlib
-import gc
-import os
-import threading
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from typing import Final, TypeVar
 
-import anyio
-import anyio.to_thread
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
 from gatherd.errors import MalformedRequest
-from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import Held
 from gatherd_server.http.media import content_encoding
-from gatherd_server.http.rest.arrays import array_headers
 from gatherd_server.wire.lookups import Part, byte_count
 
 # Up to this the parts of a reply are joined: the copy costs less than the ASGI messages and socket
@@ -29,12 +22,6 @@ from gatherd_server.wire.lookups import Part, byte_count
 # 106-156 against 135-182, 0.5 MB 460-550 against 710-750, 8 MB 5,000-5,400 against 4,100-4,600.
 JOIN_BYTES_MAX: Final = 1 << 20
 
-# A body up to this is parsed where it is: a hop to another thread takes as long.
-PARSED_AT_ONCE_BYTES: Final = 32 << 10
-# Longer ones at a time: parsers hold the GIL, and more of them would only take the event loop's
-# turns. With eight bodies of a million ids waiting, its longest wait was 0.47 s with 2, 0.18 s with
-# 1, and all took as long.
-PARSING_MAX: Final = 1
 # Some 3 ms.
 INFLATED_AT_ONCE_BYTES: Final = 1 << 20
 
@@ -103,50 +90,6 @@ async def _read_all(
         chunks.append(chunk)
 
 
-class Workers:
-    """The threads that long work runs on, so that the event loop goes on with short one."""
-
-    def __init__(self, threads: int | None = None) -> None:
-        """For gathers without `threads`."""
-        # A gather is bound by memory bandwidth: a few threads per core are all it can use.
-        self._limiter = anyio.CapacityLimiter(threads or 2 * (os.cpu_count() or 1))
-
-    async def run(self, work: Callable[[], T], is_long: bool) -> T:
-        """The result of `work`, from a thread when it takes long and from here when not."""
-        if not is_long:
-            return work()
-        return await anyio.to_thread.run_sync(work, limiter=self._limiter)
-
-
-class Parsers:
-    """The threads that bodies are parsed on, when they are long."""
-
-    def __init__(self) -> None:
-        self._workers = Workers(PARSING_MAX)
-        self._lock = threading.Lock()
-        self._under_way = 0
-
-    async def run(self, read: Callable[[], T], body: bytes) -> T:
-        """What `read` makes of `body`."""
-        if len(body) <= PARSED_AT_ONCE_BYTES:
-            return read()
-        return await self._workers.run(lambda: self._uncollected(read), is_long=True)
-
-    def _uncollected(self, read: Callable[[], T]) -> T:
-        # A million lists make the collector look at all objects there are again and again, for ten
-        # times as long as they take to make; and what is parsed has no cycles.
-        with self._lock:
-            self._under_way += 1
-            gc.disable()
-        try:
-            return read()
-        finally:
-            with self._lock:
-                self._under_way -= 1
-                if not self._under_way:
-                    gc.enable()
-
-
 async def outcome(future: Future[T]) -> T:
     """What became of work that another thread does, awaited.
 
@@ -202,11 +145,3 @@ class PartsResponse(Response):
         for part in first:
             await send({"type": "http.response.body", "body": part, "more_body": True})
         await send({"type": "http.response.body", "body": last})
-
-
-def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -> PartsResponse:
-    """A lookup's arrays, with the headers that describe them."""
-    shape, status = gathered.vectors.shape, gathered.status
-    status_bytes = 0 if status is None else status.nbytes
-    headers = array_headers(shape, gathered.dtype, gathered.version, status_bytes)
-    return PartsResponse(parts, {"Content-Type": media_type, **headers})

@@ -1,12 +1,11 @@
 """The Connect protocol, unary: gatherd.v1 over HTTP/1.1 as protobuf or JSON.
 
-https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Foreseen
+https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Plain
 ASGI, for this is the HTTP port's hot path. Left out on purpose: compressed replies, GET requests (a
 body of ids doesn't belong in a URL), and streams, which gRPC has.
 """
 
 import asyncio
-from contextlib import AbstractContextManager
 from typing import Final
 
 from google.protobuf import json_format
@@ -25,27 +24,22 @@ from gatherd.errors import (
     PermissionDenied,
     Unimplemented,
 )
+from gatherd_proto.procedures import LOOKUP_STREAM, SERVICES
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import Held
-from gatherd_server.access.callers import AnyEngine, Caller
+from gatherd_server.access.callers import AnyEngine
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.http.access import caller_of
-from gatherd_server.http.body import (
-    Parsers,
-    PartsResponse,
-    Workers,
-    outcome,
-    read_body,
-)
+from gatherd_server.http.body import PartsResponse, outcome, read_body
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.json_bounds import check_connect
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
+from gatherd_server.http.offload import Offload
 from gatherd_server.types import Limits
 from gatherd_server.wire import lookups
-from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 from gatherd_server.wire.lookups import Part
-from gatherd_server.wire.procedures import Procedure, UpdateProcedure, procedures
+from gatherd_server.wire.procedures import ANSWERED, ReadProcedure, UpdateProcedure
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
@@ -56,19 +50,14 @@ _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ACCEPTED: Final = f"{PROTO}, {JSON}"
 
 
-def connect_routes(engine: Engine, admission: Admission, parsers: Parsers) -> list[BaseRoute]:
+def connect_routes(engine: Engine, admission: Admission, offload: Offload) -> list[BaseRoute]:
     """The routes of both services, and one for procedures that they don't have."""
-    workers = Workers()
     routes: list[BaseRoute] = [
-        Route(procedure.path, _Endpoint(procedure, engine, admission, workers, parsers))
-        for procedure in procedures(admission.limits)
+        Route(answered.procedure.path, _Endpoint(answered, engine, admission, offload))
+        for answered in ANSWERED
     ]
     unknown = _UnknownProcedure()
-    return [
-        *routes,
-        Route("/gatherd.v1.EmbeddingService/{procedure:path}", unknown),
-        Route("/gatherd.v1.TableService/{procedure:path}", unknown),
-    ]
+    return [*routes, *(Route(f"/{service}/{{procedure:path}}", unknown) for service in SERVICES)]
 
 
 class _Endpoint:
@@ -76,23 +65,22 @@ class _Endpoint:
 
     def __init__(
         self,
-        procedure: Procedure | UpdateProcedure,
+        answered: ReadProcedure | UpdateProcedure,
         engine: Engine,
         admission: Admission,
-        workers: Workers,
-        parsers: Parsers,
+        offload: Offload,
     ) -> None:
-        self._procedure = procedure
+        self._answered = answered
+        self._place = answered.place(admission)
         self._engine = engine
         self._admission = admission
-        self._workers = workers
-        self._parsers = parsers
+        self._offload = offload
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             caller = caller_of(scope)
-            if self._procedure.scope is not None:
-                caller.check(self._procedure.scope)
+            if self._answered.scope is not None:
+                caller.check(self._answered.scope)
             with self._place(caller) as held:
                 response = await self._response(scope, receive, caller.guard(self._engine), held)
                 await response(scope, receive, send)
@@ -100,13 +88,6 @@ class _Endpoint:
             await connect_error(error)(scope, receive, send)
         except ClientDisconnect:
             pass  # nobody is left to be answered
-
-    def _place(self, caller: Caller) -> AbstractContextManager[Held]:
-        if isinstance(self._procedure, UpdateProcedure):
-            return self._admission.update(caller)
-        if self._procedure.is_admitted:
-            return self._admission.request(caller)
-        return self._admission.unplaced(caller)
 
     async def _response(
         self, scope: Scope, receive: Receive, engine: AnyEngine, held: Held
@@ -148,18 +129,18 @@ class _Endpoint:
         seconds = _timeout_seconds(timeout)
         clock = asyncio.get_running_loop()
         deadline = clock.time() + seconds
-        is_update = isinstance(self._procedure, UpdateProcedure)
+        is_update = isinstance(self._answered, UpdateProcedure)
         try:
             async with asyncio.timeout_at(deadline):
                 response = await self._reply(headers, receive, media_type, engine, held)
         except GatherdError:
             raise
         except TimeoutError:
-            raise _too_late(seconds, self._procedure) from None
+            raise _too_late(seconds, self._answered) from None
         # A gather on the event loop isn't interrupted, but its answer comes too late all the same.
         # That an update was done is worth telling even then.
         if clock.time() >= deadline and not is_update:
-            raise _too_late(seconds, self._procedure)
+            raise _too_late(seconds, self._answered)
         return response
 
     async def _reply(
@@ -170,31 +151,31 @@ class _Endpoint:
         engine: AnyEngine,
         held: Held,
     ) -> Response:
-        procedure, limits = self._procedure, self._admission.limits
+        answered, limits = self._answered, self._admission.limits
         body = await read_body(headers, receive, self._admission, held)
-        message = procedure.request()
+        message = answered.procedure.request()
         if media_type == PROTO:
             lookups.parse(message, body, limits)
         else:
-            await self._parsers.run(lambda: _parse_json(message, body, limits), body)
-        if isinstance(procedure, UpdateProcedure):
+            await self._offload.parse(lambda: _parse_json(message, body, limits), body)
+        if isinstance(answered, UpdateProcedure):
             # Checking many values takes as long as gathering them would.
-            future = await self._workers.run(
-                lambda: procedure.begin(engine, message), len(body) > SHORT_BYTES
+            future = await self._offload.run(
+                lambda: answered.begin(engine, message), len(body) > SHORT_BYTES
             )
-            reply = procedure.encode(await outcome(future))
+            reply = answered.encode(await outcome(future))
             if media_type == PROTO:
                 return PartsResponse([reply], _PROTO_HEADERS)
             return PartsResponse([self._as_json([reply])], _JSON_HEADERS)
-        work = procedure.work(engine, message)
+        prepared = answered.prepare(engine, message)
         if media_type == PROTO:
-            parts = await self._workers.run(work.run, work.is_long)
+            parts = await self._offload.run(prepared.make, prepared.is_long)
             return PartsResponse(parts, _PROTO_HEADERS)
-        text = await self._workers.run(lambda: self._as_json(work.run()), work.is_long)
+        text = await self._offload.run(lambda: self._as_json(prepared.make()), prepared.is_long)
         return PartsResponse([text], _JSON_HEADERS)
 
     def _as_json(self, parts: list[Part]) -> bytes:
-        reply = self._procedure.reply()
+        reply = self._answered.procedure.reply()
         reply.ParseFromString(b"".join(parts))
         return json_format.MessageToJson(reply, indent=None).encode()
 
@@ -204,7 +185,7 @@ class _UnknownProcedure:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]
-        if path.endswith("/LookupStream"):
+        if path.endswith(f"/{LOOKUP_STREAM.name}"):
             error = Unimplemented(f"{path} is a stream; it is served over gRPC")
         else:
             error = Unimplemented(f"there is no procedure {path}")
@@ -233,12 +214,11 @@ def _timeout_seconds(value: bytes) -> float:
     return int(value) / 1000
 
 
-def _too_late(seconds: float, procedure: Procedure | UpdateProcedure) -> DeadlineExceeded:
+def _too_late(seconds: float, answered: ReadProcedure | UpdateProcedure) -> DeadlineExceeded:
     wrong = f"the request wasn't answered within its {seconds:g} s"
-    if not isinstance(procedure, UpdateProcedure):
+    if not isinstance(answered, UpdateProcedure):
         return DeadlineExceeded(wrong)
-    may_be_done = UPDATE_MAY_BE_DONE if procedure.has_request_id else CHANGE_MAY_BE_DONE
-    return DeadlineExceeded(f"{wrong}; {may_be_done}")
+    return DeadlineExceeded(f"{wrong}; {answered.may_be_done}")
 
 
 def _wrong_method(method: str) -> Response:

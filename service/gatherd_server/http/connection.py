@@ -106,7 +106,7 @@ class GuardedProtocol(StreamProtocol):
 
     @property
     def is_working(self) -> bool:
-        """See connection_limit.Connection."""
+        """See connection_limit.LimitedConnection."""
         cycle = self.cycle
         return (
             self._begun == self._ended
@@ -116,7 +116,7 @@ class GuardedProtocol(StreamProtocol):
         )
 
     def close_for_room(self) -> None:
-        """See connection_limit.Connection."""
+        """See connection_limit.LimitedConnection."""
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:

@@ -26,7 +26,7 @@ STRANGERS_LOOKED_AT: Final = 64
 logger = logging.getLogger("gatherd")
 
 
-class Connection(Protocol):
+class LimitedConnection(Protocol):
     """What the limit asks of a connection."""
 
     @property
@@ -42,7 +42,7 @@ class Standing:
 
     __slots__ = ("_connection", "_limit", "is_known")
 
-    def __init__(self, limit: "ConnectionLimit", connection: Connection) -> None:
+    def __init__(self, limit: "ConnectionLimit", connection: LimitedConnection) -> None:
         self._limit = limit
         self._connection = connection
         self.is_known = False
@@ -70,13 +70,13 @@ class ConnectionLimit:
     def __init__(self, telemetry: Telemetry | None = None) -> None:
         self._telemetry = telemetry or Telemetry()
         # The one that was quiet for longest comes first.
-        self._strangers: OrderedDict[Connection, None] = OrderedDict()
-        self._known: set[Connection] = set()
+        self._strangers: OrderedDict[LimitedConnection, None] = OrderedDict()
+        self._known: set[LimitedConnection] = set()
         self._connections_max: int | None = None
         self._untold = 0
 
     def enter(
-        self, connection: Connection, connections_max: int | None, *, is_local: bool
+        self, connection: LimitedConnection, connections_max: int | None, *, is_local: bool
     ) -> Standing:
         """Take a new connection in, in the place of a stranger if need be. None is no limit.
 
@@ -89,12 +89,12 @@ class ConnectionLimit:
             self._make_room()
         return standing
 
-    def leave(self, connection: Connection) -> None:
+    def leave(self, connection: LimitedConnection) -> None:
         """A connection has gone."""
         self._strangers.pop(connection, None)
         self._known.discard(connection)
 
-    def know(self, connection: Connection) -> bool:
+    def know(self, connection: LimitedConnection) -> bool:
         """See Standing.know."""
         if self._connections_max is not None and len(self._known) >= self._connections_max:
             return False
@@ -104,7 +104,7 @@ class ConnectionLimit:
             self._known.add(connection)
         return True
 
-    def heard(self, connection: Connection) -> None:
+    def heard(self, connection: LimitedConnection) -> None:
         """A stranger asked something."""
         if connection in self._strangers:
             self._strangers.move_to_end(connection)

@@ -1,16 +1,14 @@
 """What every gatherd error is on the HTTP port, in REST and in Connect.
 
 REST answers with RFC 9457 problem bodies; `error` repeats `detail`, because clients of the Open
-Inference Protocol read that member. Connect answers with its own error JSON; `code` is its name
-for the class, and the status follows from the code by the protocol's table, so it can differ from
-REST's.
+Inference Protocol read that member. Connect answers with its own error JSON, under the status that
+follows from the code by the protocol's table; REST's is the same where it says enough.
 """
 
 import asyncio
 import base64
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 from http import HTTPStatus
 from typing import Any, Final
@@ -20,68 +18,20 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd import errors
+from gatherd._outcome import OUTCOME, UNKNOWN
+from gatherd_proto.errors import ERROR_DOMAIN, ERROR_INFO_TYPE
+from gatherd_proto.procedures import PATH_PREFIX
 from gatherd_proto.v1.status_pb2 import ErrorInfo
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
-from gatherd_server.errors import AddressInUse, ConfigError, StartError, unexpected
+from gatherd_server.errors import unexpected
 from gatherd_server.observe import trail
 from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
-from gatherd_server.wire.lookups import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
+from gatherd_server.wire.codes import CODES, class_of, code_of
 
 PROBLEM_JSON: Final = "application/problem+json"
-_CONNECT_PREFIX: Final = "/gatherd.v1."
 # A message quotes what was sent, and that can be as long as a body.
 MESSAGE_CHARS_MAX: Final = 4096
 
-
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """What an error class is on the two wires of the HTTP port."""
-
-    status: int
-    code: str
-
-
-KINDS: Final[Mapping[type[errors.GatherdError], Kind]] = {
-    errors.GatherdError: Kind(500, "unknown"),
-    errors.InvalidArgument: Kind(422, "invalid_argument"),
-    errors.MalformedRequest: Kind(400, "invalid_argument"),
-    errors.IdOutOfRange: Kind(422, "invalid_argument"),
-    errors.KeyNotFound: Kind(422, "invalid_argument"),
-    errors.NoKeys: Kind(422, "invalid_argument"),
-    errors.NonfiniteValues: Kind(422, "invalid_argument"),
-    errors.RequestIdReused: Kind(422, "invalid_argument"),
-    errors.NotFound: Kind(404, "not_found"),
-    errors.TableNotFound: Kind(404, "not_found"),
-    errors.VersionNotFound: Kind(404, "not_found"),
-    errors.AlreadyExists: Kind(409, "already_exists"),
-    errors.FailedPrecondition: Kind(409, "failed_precondition"),
-    errors.TableRefused: Kind(409, "failed_precondition"),
-    errors.TableReadOnly: Kind(409, "failed_precondition"),
-    errors.VersionMismatch: Kind(409, "failed_precondition"),
-    errors.RequestIdStale: Kind(409, "failed_precondition"),
-    errors.Unauthenticated: Kind(401, "unauthenticated"),
-    errors.PermissionDenied: Kind(403, "permission_denied"),
-    errors.LimitExceeded: Kind(413, "resource_exhausted"),
-    errors.RetryableError: Kind(503, "unavailable"),
-    errors.Unavailable: Kind(503, "unavailable"),
-    errors.Overloaded: Kind(429, "resource_exhausted"),
-    errors.DeadlineExceeded: Kind(504, "deadline_exceeded"),
-    errors.Unimplemented: Kind(501, "unimplemented"),
-    errors.InternalError: Kind(500, "internal"),
-    errors.StorageError: Kind(500, "internal"),
-    errors.DiskFull: Kind(507, "resource_exhausted"),
-    errors.TooManyFiles: Kind(503, "resource_exhausted"),
-    errors.UpdatesStopped: Kind(503, "failed_precondition"),
-    errors.BadFile: Kind(500, "internal"),
-    errors.DataDirInUse: Kind(500, "internal"),
-    errors.DataDirVersion: Kind(500, "internal"),
-    errors.ClientError: Kind(500, "internal"),
-    errors.ClientClosed: Kind(500, "internal"),
-    errors.ForkedClient: Kind(500, "internal"),
-    StartError: Kind(500, "internal"),
-    ConfigError: Kind(500, "internal"),
-    AddressInUse: Kind(500, "internal"),
-}
 
 # https://connectrpc.com/docs/protocol#error-codes
 CONNECT_STATUS: Final[Mapping[str, int]] = {
@@ -103,6 +53,17 @@ CONNECT_STATUS: Final[Mapping[str, int]] = {
     "unauthenticated": 401,
 }
 
+# REST tells apart what Connect's statuses don't: a body that can't be read from one that is wrong,
+# and a conflict from both.
+_REST_STATUS: Final[Mapping[str, int]] = {"invalid_argument": 422, "failed_precondition": 409}
+_REST_STATUS_OF_CLASS: Final[Mapping[type[errors.GatherdError], int]] = {
+    errors.MalformedRequest: 400,
+    errors.LimitExceeded: 413,
+    errors.DiskFull: 507,
+    errors.TooManyFiles: 503,
+    errors.UpdatesStopped: 503,
+}
+
 # Errors of HTTP itself, which have no class of their own: the reason of the nearest one.
 _STATUS_REASONS: Final[Mapping[int, str]] = {
     400: errors.MalformedRequest.reason,
@@ -121,14 +82,15 @@ _STATUS_REASONS: Final[Mapping[int, str]] = {
 BODIES_MAX: Final = 64
 
 
-def kind_of(error: errors.GatherdError) -> Kind:
-    """The kind of `error`'s class, or of the nearest class above it that has one."""
-    return next(KINDS[cls] for cls in type(error).__mro__ if cls in KINDS)
+def rest_status(cls: type[errors.GatherdError]) -> int:
+    """The status of a class that has a code: its own, its code's in REST, or that in Connect."""
+    code = CODES[cls]
+    return _REST_STATUS_OF_CLASS.get(cls) or _REST_STATUS.get(code) or CONNECT_STATUS[code]
 
 
 def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) -> Response:
     """`error` as a problem response, with `extra` members."""
-    trail.failed(kind_of(error).code, error)
+    trail.failed(code_of(error), error)
     members = {
         "type": "urn:gatherd:error:" + error.reason.lower().replace("_", "-"),
         "title": error.reason.replace("_", " ").capitalize(),
@@ -136,7 +98,7 @@ def problem(error: errors.GatherdError, extra: Mapping[str, Any] | None = None) 
         "metadata": _cut_values(error.metadata),
         **(extra or {}),
     }
-    return _problem(kind_of(error).status, error.message, members, _headers_of(error))
+    return _problem(rest_status(class_of(error)), error.message, members, _headers_of(error))
 
 
 def http_problem(status: int, detail: str, headers: Mapping[str, str] | None = None) -> Response:
@@ -167,7 +129,7 @@ def _problem(
 
 def connect_error(error: errors.GatherdError) -> Response:
     """`error` as Connect's error JSON, under the status of its code."""
-    code = kind_of(error).code
+    code = code_of(error)
     return connect_problem(error, CONNECT_STATUS[code], code, _headers_of(error))
 
 
@@ -187,7 +149,7 @@ def _connect_body(
 ) -> bytes:
     info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=dict(metadata))
     detail = {
-        "type": ERROR_INFO_TYPE_URL.rpartition("/")[2],
+        "type": ERROR_INFO_TYPE,
         "value": base64.b64encode(info.SerializeToString()).rstrip(b"=").decode(),
         "debug": {"reason": reason, "domain": ERROR_DOMAIN, "metadata": dict(metadata)},
     }
@@ -246,7 +208,7 @@ class CatchUnexpected:
         except asyncio.CancelledError:
             if started or scope["type"] != "http":
                 raise
-            answer = connect_error if scope["path"].startswith(_CONNECT_PREFIX) else problem
+            answer = connect_error if scope["path"].startswith(PATH_PREFIX) else problem
             await answer(_stopping())(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":
@@ -255,10 +217,9 @@ class CatchUnexpected:
 
 
 def _stopping() -> errors.Unavailable:
-    # The SDK reads the outcome; see gatherd._plans.retry.
     return errors.Unavailable(
         f"the server is stopping and waits no longer for this request; {UPDATE_MAY_BE_DONE}",
-        {"outcome": "unknown"},
+        {OUTCOME: UNKNOWN},
     )
 
 

@@ -11,16 +11,16 @@ from gatherd.errors import Unavailable
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http.access import caller_of
-from gatherd_server.http.body import Workers
 from gatherd_server.http.errors import problem
 from gatherd_server.http.media import JSON
+from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, openapi
 from gatherd_server.observe.metrics import names
 from gatherd_server.observe.metrics.exposition import CONTENT_TYPE, Sample
 from gatherd_server.types import TableInfo, UpdatesState
 
 
-def health_routes(engine: Engine, admission: Admission) -> APIRouter:
+def health_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
     """The routes that operators' tools ask; /metrics is one unless it is switched off."""
     router = APIRouter(default_response_class=Response)
 
@@ -45,12 +45,11 @@ def health_routes(engine: Engine, admission: Admission) -> APIRouter:
 
     if not admission.telemetry.is_told:
         return router
-    workers = Workers()
 
     @router.get("/metrics", **openapi.METRICS)
     async def metrics() -> Response:
         # What is in memory of a large table takes the kernel some milliseconds to tell.
-        text = await workers.run(
+        text = await offload.run(
             lambda: admission.telemetry.document(_samples(engine)), is_long=True
         )
         return Response(text, media_type=CONTENT_TYPE)

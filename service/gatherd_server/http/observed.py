@@ -13,13 +13,14 @@ from typing import Final
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gatherd_proto import procedures as proto
+from gatherd_proto.errors import CANCELED
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry, now_ns
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 
 logger = logging.getLogger("gatherd.requests")
 
-_CONNECT: Final = re.compile(r"/gatherd\.v1\.(?:EmbeddingService|TableService)/(\w{1,64})")
 _VERB: Final = re.compile(r"/v1/(?:tables/[^/:]+:)?([A-Za-z]{1,32})")
 _TABLE: Final = re.compile(r"/v1/tables/[^/:]+(/versions)?")
 OPERATIONS_WIRE: Final = "http"
@@ -27,20 +28,17 @@ _UNKNOWN: Final = "unknown"
 # That it isn't ready is an answer, and no failure.
 _READYZ: Final = "readyz"
 _BY_VERB: Final = {
-    name[0].lower() + name[1:]: name
-    for name in (
-        *("Lookup", "LookupBags", "KeysOf", "ScatterAdd", "ApplyGradients", "Assign"),
-        *("Publish", "Rollback", "SetOptimizer"),
+    procedure.name[0].lower() + procedure.name[1:]: procedure.name
+    for procedure in (
+        *(proto.LOOKUP, proto.LOOKUP_BAGS, proto.KEYS_OF),
+        *(proto.SCATTER_ADD, proto.APPLY_GRADIENTS, proto.ASSIGN),
+        *(proto.PUBLISH, proto.ROLLBACK, proto.SET_OPTIMIZER),
     )
 }
-_PROCEDURES: Final = frozenset(
-    (
-        *_BY_VERB.values(),
-        *("LookupMany", "LookupBagsMany", "ListTables", "GetTable"),
-        *("CreateTable", "DeleteTable", "Snapshot"),
-    )
-)
-_OF_MANY: Final = {"lookup": "LookupMany", "lookupBags": "LookupBagsMany"}
+_OF_MANY: Final = {"lookup": proto.LOOKUP_MANY.name, "lookupBags": proto.LOOKUP_BAGS_MANY.name}
+_BY_PATH: Final = {
+    procedure.path: procedure.name for procedure in proto.PROCEDURES if not procedure.is_stream
+}
 _OPERATIONS: Final = frozenset({"/metrics", "/healthz", "/readyz", "/docs", "/openapi.json"})
 # Of answers that no error of ours is behind.
 _CODE_OF_STATUS: Final[Mapping[int, str]] = {
@@ -58,10 +56,8 @@ def procedure_of(method: str, path: str) -> tuple[str, str]:
 
     Updates of one and of many tables are the same procedure, as they are in gatherd.v1.
     """
-    match = _CONNECT.fullmatch(path)
-    if match or path.startswith("/gatherd.v1."):
-        name = match[1] if match else ""
-        return "connect", name if name in _PROCEDURES else _UNKNOWN
+    if path.startswith(proto.PATH_PREFIX):
+        return "connect", _BY_PATH.get(path, _UNKNOWN)
     if path in _OPERATIONS:
         return OPERATIONS_WIRE, path.strip("/")
     return "rest", _rest_procedure(method, path)
@@ -69,11 +65,11 @@ def procedure_of(method: str, path: str) -> tuple[str, str]:
 
 def _rest_procedure(method: str, path: str) -> str:
     if path == "/v1/tables":
-        return "CreateTable" if method == "POST" else "ListTables"
+        return (proto.CREATE_TABLE if method == "POST" else proto.LIST_TABLES).name
     if path == "/v1/snapshots":
-        return "Snapshot"
+        return proto.SNAPSHOT.name
     if _TABLE.fullmatch(path):
-        return "DeleteTable" if method == "DELETE" else "GetTable"
+        return (proto.DELETE_TABLE if method == "DELETE" else proto.GET_TABLE).name
     match = _VERB.fullmatch(path)
     if match is None:
         return _UNKNOWN
@@ -165,7 +161,7 @@ class Observed:
 
 def _code(trail: Trail, status: int) -> str:
     if status == 0:
-        return "canceled"
+        return CANCELED
     if status < 400:
         return "ok"
     known = trail.code or _CODE_OF_STATUS.get(status)

@@ -24,10 +24,12 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from gatherd import errors
 from gatherd.errors import GatherdError
+from gatherd_proto.procedures import PATH_PREFIX
 from gatherd_server.errors import unexpected
-from gatherd_server.http.errors import connect_problem, http_problem, kind_of
+from gatherd_server.http.errors import connect_problem, http_problem
 from gatherd_server.http.observed import logger
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail
+from gatherd_server.wire.codes import code_of
 
 # For so long, and so much of it, what a peer still sends is thrown away after a refusal. If it were
 # closed at once, the kernel would answer unread bytes with a reset, which can destroy the refusal
@@ -41,7 +43,6 @@ METHODS_REFUSED: Final = frozenset(
     b"ANNOUNCE CONNECT DESCRIBE FLUSH GET_PARAMETER PAUSE PLAY RECORD REDIRECT SETUP SET_PARAMETER"
     b" SOURCE TEARDOWN".split()
 )
-CONNECT_PREFIX: Final = b"/gatherd.v1."
 # RFC 3986's characters of an authority without user information, which may be empty; then blanks.
 _HOST: Final = re.compile(rb"[A-Za-z0-9.~!$&'()*+,;=:%\[\]_-]*[ \t]*")
 
@@ -56,9 +57,8 @@ class Refused(Exception):
 
     def response(self, url: bytes) -> Response:
         """The answer, as the wire that `url` belongs to says errors."""
-        if url.startswith(CONNECT_PREFIX):
-            code = kind_of(self.error).code
-            response = connect_problem(self.error, self.status, code, {})
+        if url.startswith(PATH_PREFIX.encode()):
+            response = connect_problem(self.error, self.status, code_of(self.error), {})
         else:
             response = http_problem(self.status, self.error.message)
         request_id = Trail(lambda _name: None).request_id

@@ -14,6 +14,7 @@ import logging
 from collections.abc import Callable
 from typing import Final
 
+from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd.errors import Unavailable
 
 logger = logging.getLogger("gatherd.writer")
@@ -21,9 +22,8 @@ logger = logging.getLogger("gatherd.writer")
 BEAT_SECONDS: Final = 0.25
 HUNG_SECONDS: Final = 3.0
 HUNG_RETRY_SECONDS: Final = 1.0
-# As the SDK reads them of an error; see gatherd._plans.retry.
-OUTCOME_UNKNOWN: Final = {"outcome": "unknown"}
-OUTCOME_NOT_SENT: Final = {"outcome": "not sent"}
+OUTCOME_UNKNOWN: Final = {OUTCOME: UNKNOWN}
+OUTCOME_NOT_SENT: Final = {OUTCOME: NOT_SENT}
 
 
 class Heartbeat:

@@ -2,9 +2,9 @@
 
     offset  bytes  field
     0       4      bytes of what follows, little-endian
-    4       1      kind: see Kind
+    4       1      kind: see MessageKind
     5       8      number: a request's, repeated by its answer
-    13      n      a record (records.py)
+    13      n      a record (storage/records.py)
 
 A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version],
 …]} with two or three arrays an update: its ids, integer keys, or the data and offsets of string
@@ -56,7 +56,7 @@ _RESULTS: dict[str, type[Any]] = {
 }
 
 
-class Kind(IntEnum):
+class MessageKind(IntEnum):
     """What a message is."""
 
     PUSH = 1  # worker to writer
@@ -67,7 +67,9 @@ class Kind(IntEnum):
     PING = 6  # worker to writer, and back with {"step": the committer's or null, "is_full"}
 
 
-def frame(kind: Kind, number: int, parts: list[bytes | memoryview]) -> list[bytes | memoryview]:
+def frame(
+    kind: MessageKind, number: int, parts: list[bytes | memoryview]
+) -> list[bytes | memoryview]:
     """The parts of a message."""
     byte_count = HEAD_BYTES - 4 + sum(len(part) for part in parts)
     head = byte_count.to_bytes(4, "little") + bytes((kind,)) + number.to_bytes(8, "little")
@@ -80,7 +82,7 @@ class Unframer:
     def __init__(self) -> None:
         self._buffer = bytearray()
 
-    def feed(self, data: bytes) -> list[tuple[Kind, int, Record]]:
+    def feed(self, data: bytes) -> list[tuple[MessageKind, int, Record]]:
         """The messages that `data` completes. BadFile or ValueError for what is none."""
         self._buffer += data
         messages = []
@@ -90,7 +92,10 @@ class Unframer:
                 raise ValueError(f"a message of {end} bytes")
             if len(self._buffer) < end:
                 break
-            kind, number = Kind(self._buffer[4]), int.from_bytes(self._buffer[5:13], "little")
+            kind, number = (
+                MessageKind(self._buffer[4]),
+                int.from_bytes(self._buffer[5:13], "little"),
+            )
             # A copy begins at a multiple of 8 bytes, so that the arrays are aligned.
             body = bytes(memoryview(self._buffer)[HEAD_BYTES:end])
             del self._buffer[:end]

@@ -17,7 +17,8 @@ from gatherd.store.shards import INDEX_BYTES_MAX, read_weight_map
 from gatherd_server.loaders.arrays import safetensors_shape
 from gatherd_server.loaders.batches import RowSource, list_parts, pick
 from gatherd_server.loaders.limits import FOLDER_FILES_MAX, PICKLE_BYTES_MAX
-from gatherd_server.loaders.streams import Opened, is_uri, reading
+from gatherd_server.loaders.locations import is_uri
+from gatherd_server.loaders.streams import Opened, reading
 from gatherd_server.loaders.torch_pickle import read_tensors
 from gatherd_server.loaders.torch_zip import PICKLE_ENTRY, shown_tensor, torch_root
 

@@ -30,14 +30,13 @@ from gatherd_server.loaders.limits import (
     PACKING_DEPTH_MAX,
     UnpackLimits,
 )
+from gatherd_server.loaders.locations import is_uri, open_location
 from gatherd_server.loaders.packings import unpack
 from gatherd_server.loaders.records import ColumnOptions
 from gatherd_server.loaders.streams import (
     ByteStream,
     Opened,
     Spool,
-    is_uri,
-    open_location,
     reading,
     unpack_member,
 )

@@ -1,4 +1,4 @@
-"""Where a source's bytes come from: local files, pipes, standard input, members of a .zip."""
+"""A source's bytes as they come: streams with a look ahead, held to limits; members of a .zip."""
 
 import gzip
 import os
@@ -10,11 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
-from gatherd.errors import BadFile, GatherdError, InvalidArgument
-from gatherd.store.format import open_readonly
+from gatherd.errors import BadFile, GatherdError
 from gatherd_server.loaders.limits import BATCH_BYTES, RATIO_FREE_BYTES, UnpackLimits
 
-STANDARD_INPUT = "-"
 Spool = Callable[[str, Iterable[bytes]], Path]
 """Writes a stream to a temporary file of the data dir."""
 
@@ -186,54 +184,3 @@ class Opened:
                     "(raise --unpacked-bytes-max if that is meant)"
                 )
             yield chunk
-
-
-def _open_standard_input(spool: Spool, limits: UnpackLimits, closing: ExitStack) -> Opened:
-    name = "standard input"
-    with reading(name):
-        if os.isatty(0):
-            raise InvalidArgument(
-                "standard input is a terminal; pipe a file into it, as in: zcat vectors.gz | "
-                "gatherd import NAME -"
-            )
-        # A copy, for closing it mustn't close descriptor 0.
-        file = closing.enter_context(os.fdopen(os.dup(0), "rb", 0))
-    return Opened(name, ByteStream(name, file, None), None, spool, limits, closing)
-
-
-def without_password(uri: str) -> str:
-    """`uri` as others may see it: without a user and password before its host."""
-    scheme, separator, rest = uri.partition("://")
-    host, slash, path = rest.partition("/")
-    return scheme + separator + host.rpartition("@")[2] + slash + path
-
-
-def is_uri(location: str) -> bool:
-    """Whether `location` is a URI rather than a path."""
-    scheme, separator, _ = location.partition("://")
-    return bool(separator) and scheme.replace("+", "").replace("::", "").isalnum()
-
-
-def open_location(location: str, spool: Spool, limits: UnpackLimits, closing: ExitStack) -> Opened:
-    """Open a path, or by fsspec a URI; `closing` will close it.
-
-    BadFile when it can't be opened, InvalidArgument when a package for its scheme is missing.
-    """
-    if location == STANDARD_INPUT:
-        return _open_standard_input(spool, limits, closing)
-    if is_uri(location):
-        from gatherd_server.loaders.remote import open_uri
-
-        stream = open_uri(location)
-        closing.callback(stream.close)
-        return Opened(stream.name, stream, None, spool, limits, closing)
-    path = Path(location)
-    if path.is_fifo():
-        # What another program writes, as `<(zcat …)` of a shell: it comes once, and has no size.
-        with reading(location):
-            fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-        stream = ByteStream(location, closing.enter_context(os.fdopen(fd, "rb", 0)), None)
-        return Opened(location, stream, None, spool, limits, closing)
-    file = closing.enter_context(os.fdopen(open_readonly(path), "rb", 0))
-    stream = ByteStream(location, file, path.stat().st_size)
-    return Opened(location, stream, path, spool, limits, closing)

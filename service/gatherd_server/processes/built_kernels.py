@@ -7,7 +7,7 @@ A folder of them has `built.json` beside numba's own files:
 `needs` are flags of /proc/cpuinfo. Where the processor has them all, this process and those that it
 starts load the kernels from there and compile nothing; the folder may be read-only. Where one is
 missing, the kernels are compiled for the processor at hand, as if the folder weren't there: once
-where a cache can be kept (supervisor.use_kernel_cache), else in every process.
+where a cache can be kept (kernel_cache.py), else in every process.
 
 Imports nothing of numba: it reads its environment when it is first imported, so this comes before.
 """

@@ -22,7 +22,6 @@ from typing import Any
 
 from gatherd.errors import GatherdError
 from gatherd.store.catalog import read_catalog
-from gatherd.store.kernels import compiled
 from gatherd.store.shards import open_rows
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
@@ -34,6 +33,7 @@ from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_ser
 from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.child import Child, describe_exit
 from gatherd_server.processes.descriptors import check_limit, raise_limit
+from gatherd_server.processes.kernel_cache import use_kernel_cache
 from gatherd_server.processes.sockets import (
     SERVER_SOCKET_NAME,
     UNIX_SOCKET_MODE,
@@ -49,14 +49,9 @@ from gatherd_server.processes.sockets import (
 )
 from gatherd_server.processes.writer import WriterBrief
 from gatherd_server.settings import RELOADABLE, ServeSettings, merge_reloaded
-from gatherd_server.storage import mapped_rows
 from gatherd_server.storage.files import is_read_only
-from gatherd_server.training import kernels as update_kernels
 
 logger = logging.getLogger("gatherd.supervisor")
-
-# Below the data dir; nobody but numba reads it.
-KERNELS_NAME = "kernels"
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,27 +394,3 @@ def check_secrets(settings: ServeSettings) -> bool:
     if settings.tokens is not None and settings.insecure:
         raise ConfigError("insecure means without tokens, and tokens are given; leave one out")
     return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure
-
-
-def use_kernel_cache(data_dir: Path | None) -> None:
-    """Tell numba, here and in the workers, where compiled kernels are kept; NUMBA_CACHE_DIR wins.
-
-    The user's cache folder, or else the data dir's: never one that others can write to, because
-    what lies in it is run. Where neither can be written, every worker compiles anew (10 s or so).
-    """
-    if "NUMBA_CACHE_DIR" in os.environ:
-        return
-    user_cache = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    candidates = [user_cache / "gatherd" / "kernels"]
-    if data_dir is not None:
-        candidates.append(data_dir / KERNELS_NAME)
-    for candidate in candidates:
-        with suppress(OSError, RuntimeError):
-            folder = candidate.expanduser() / compiled.fingerprint(
-                (*mapped_rows.SOURCES, *update_kernels.SOURCES)
-            )
-            folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                os.environ["NUMBA_CACHE_DIR"] = str(folder)
-                return
-    logger.warning("no folder for compiled kernels can be written; set NUMBA_CACHE_DIR")

@@ -31,11 +31,12 @@ from gatherd_server.data_dir.changes import Changes
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.app import create_app
-from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
-from gatherd_server.link.link import DirectLink, Link, RefusingLink, SocketLink, in_process
+from gatherd_server.http.offload import THREADS_A_CORE, Offload
+from gatherd_server.link.link import DirectLink, Link, RefusingLink, in_process
+from gatherd_server.link.worker_end import SocketLink
 from gatherd_server.observe.logs import configure_logging, set_level
 from gatherd_server.observe.metrics.names import (
     CONNECTIONS,
@@ -140,6 +141,7 @@ class Worker:
             open_metrics=settings.open_metrics,
             telemetry=self._telemetry,
         )
+        self._offload = Offload(THREADS_A_CORE * (os.cpu_count() or 1))
         files = settings.tls_files()
         self._tls = Tls(files) if files is not None else None
 
@@ -296,7 +298,7 @@ class Worker:
         return fast_protocol(
             FastRoutes(engine, self._telemetry),
             self._admission,
-            Workers(),
+            self._offload,
             settings.receive_seconds,
             settings.busy_poll_us,
         )
@@ -304,7 +306,7 @@ class Worker:
     def _http_config(self, engine: Engine) -> uvicorn.Config:
         settings = self._brief.settings
         return uvicorn.Config(
-            create_app(engine, self._admission),
+            create_app(engine, self._admission, self._offload),
             http=self._protocol(engine),
             ws="none",
             lifespan="off",

@@ -14,7 +14,7 @@ from typing import Any
 
 from gatherd.store.kernels import compiled
 from gatherd_server.data_dir.changes import Changes
-from gatherd_server.link.link import LinkServer
+from gatherd_server.link.writer_end import LinkServer
 from gatherd_server.observe.logs import LogFormat, configure_logging, set_level
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.observe.tracing import TraceExport

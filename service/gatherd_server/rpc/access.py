@@ -10,22 +10,18 @@ from typing import Any, Final
 import grpc
 
 from gatherd.errors import GatherdError
-from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_proto.procedures import PATH_PREFIX, PROCEDURES
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.trail import following
-from gatherd_server.rpc.errors import abort, code_of
-from gatherd_server.rpc.observed import note, told_code, trail_of
+from gatherd_server.rpc.errors import abort
+from gatherd_server.rpc.observed import note, trail_of
+from gatherd_server.wire.codes import code_of
 
 HEADER: Final = "authorization"
 # What refusals are counted under.
-_PROCEDURES: Final = frozenset(
-    method.name
-    for file in (embedding_pb2.DESCRIPTOR, table_pb2.DESCRIPTOR)
-    for service in file.services_by_name.values()
-    for method in service.methods
-)
+_PROCEDURES: Final = frozenset(procedure.name for procedure in PROCEDURES)
 
 
 def caller_of(admission: Admission, context: grpc.ServicerContext) -> Caller:
@@ -60,12 +56,12 @@ class Authenticator(grpc.ServerInterceptor):
         return continuation(handler_call_details)
 
     def _refusal(self, method: str, error: GatherdError) -> Any:
-        name = method.rpartition("/")[2] if method.startswith("/gatherd.v1.") else ""
+        name = method.rpartition("/")[2] if method.startswith(PATH_PREFIX) else ""
         telemetry = self._admission.telemetry
 
         def refuse(_bodies: Any, context: grpc.ServicerContext) -> Any:
             begun_ns, trail = now_ns(), trail_of(context)
-            code = told_code(code_of(error))
+            code = code_of(error)
             trail.error = error
             note(telemetry, name if name in _PROCEDURES else "unknown", code, begun_ns, trail)
             with following(trail):

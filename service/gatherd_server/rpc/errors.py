@@ -12,14 +12,17 @@ import grpc
 from google.protobuf.any_pb2 import Any as AnyMessage
 
 from gatherd import errors
+from gatherd_proto.errors import (
+    DETAILS_TRAILER,
+    ERROR_DOMAIN,
+    ERROR_INFO_TYPE_URL,
+    RETRY_AFTER,
+    code_name,
+)
 from gatherd_proto.v1.status_pb2 import ErrorInfo, Status
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
-from gatherd_server.errors import AddressInUse, ConfigError, StartError
 from gatherd_server.observe import trail
-from gatherd_server.wire.lookups import ERROR_DOMAIN, ERROR_INFO_TYPE_URL
-
-DETAILS_TRAILER: Final = "grpc-status-details-bin"
-RETRY_TRAILER: Final = "retry-after"
+from gatherd_server.wire.codes import code_of
 
 # The message goes out twice, once percent-encoded at three bytes for one and once in base64 with
 # the metadata: 3 * 1024 + (1024 + 1024) * 4 / 3 bytes and the names stay under 8 KiB.
@@ -27,54 +30,12 @@ MESSAGE_BYTES_MAX: Final = 1024
 METADATA_BYTES_MAX: Final = 1024
 METADATA_VALUE_BYTES_MAX: Final = 200
 
-_Code = grpc.StatusCode
-
-CODES: Final[Mapping[type[errors.GatherdError], grpc.StatusCode]] = {
-    errors.GatherdError: _Code.UNKNOWN,
-    errors.InvalidArgument: _Code.INVALID_ARGUMENT,
-    errors.MalformedRequest: _Code.INVALID_ARGUMENT,
-    errors.IdOutOfRange: _Code.INVALID_ARGUMENT,
-    errors.KeyNotFound: _Code.INVALID_ARGUMENT,
-    errors.NoKeys: _Code.INVALID_ARGUMENT,
-    errors.NonfiniteValues: _Code.INVALID_ARGUMENT,
-    errors.RequestIdReused: _Code.INVALID_ARGUMENT,
-    errors.NotFound: _Code.NOT_FOUND,
-    errors.TableNotFound: _Code.NOT_FOUND,
-    errors.VersionNotFound: _Code.NOT_FOUND,
-    errors.AlreadyExists: _Code.ALREADY_EXISTS,
-    errors.FailedPrecondition: _Code.FAILED_PRECONDITION,
-    errors.TableRefused: _Code.FAILED_PRECONDITION,
-    errors.TableReadOnly: _Code.FAILED_PRECONDITION,
-    errors.VersionMismatch: _Code.FAILED_PRECONDITION,
-    errors.RequestIdStale: _Code.FAILED_PRECONDITION,
-    errors.Unauthenticated: _Code.UNAUTHENTICATED,
-    errors.PermissionDenied: _Code.PERMISSION_DENIED,
-    errors.LimitExceeded: _Code.RESOURCE_EXHAUSTED,
-    errors.RetryableError: _Code.UNAVAILABLE,
-    errors.Unavailable: _Code.UNAVAILABLE,
-    errors.Overloaded: _Code.RESOURCE_EXHAUSTED,
-    errors.DeadlineExceeded: _Code.DEADLINE_EXCEEDED,
-    errors.Unimplemented: _Code.UNIMPLEMENTED,
-    errors.InternalError: _Code.INTERNAL,
-    errors.StorageError: _Code.INTERNAL,
-    errors.DiskFull: _Code.RESOURCE_EXHAUSTED,
-    errors.TooManyFiles: _Code.RESOURCE_EXHAUSTED,
-    errors.UpdatesStopped: _Code.FAILED_PRECONDITION,
-    errors.BadFile: _Code.INTERNAL,
-    errors.DataDirInUse: _Code.INTERNAL,
-    errors.DataDirVersion: _Code.INTERNAL,
-    errors.ClientError: _Code.INTERNAL,
-    errors.ClientClosed: _Code.INTERNAL,
-    errors.ForkedClient: _Code.INTERNAL,
-    StartError: _Code.INTERNAL,
-    ConfigError: _Code.INTERNAL,
-    AddressInUse: _Code.INTERNAL,
-}
+_BY_NAME: Final = {code_name(code.name): code for code in grpc.StatusCode}
 
 
-def code_of(error: errors.GatherdError) -> grpc.StatusCode:
-    """The code of `error`'s class, or of the nearest class above it that has one."""
-    return next(CODES[cls] for cls in type(error).__mro__ if cls in CODES)
+def status_code(error: errors.GatherdError) -> grpc.StatusCode:
+    """The status code of `error`."""
+    return _BY_NAME[code_of(error)]
 
 
 def status_message(error: errors.GatherdError) -> Status:
@@ -83,7 +44,7 @@ def status_message(error: errors.GatherdError) -> Status:
         reason=error.reason, domain=ERROR_DOMAIN, metadata=_cut_metadata(error.metadata)
     )
     detail = AnyMessage(type_url=ERROR_INFO_TYPE_URL, value=info.SerializeToString())
-    number: int = code_of(error).value[0]
+    number: int = status_code(error).value[0]
     return Status(code=number, message=_cut(error.message, MESSAGE_BYTES_MAX), details=[detail])
 
 
@@ -93,13 +54,13 @@ def abort(context: grpc.ServicerContext, error: errors.GatherdError) -> NoReturn
     trailers: list[tuple[str, str | bytes]] = [(DETAILS_TRAILER, status.SerializeToString())]
     if isinstance(error, errors.RetryableError):
         seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS
-        trailers.append((RETRY_TRAILER, f"{seconds:g}"))
+        trailers.append((RETRY_AFTER, f"{seconds:g}"))
     request = trail.current()
     if request is not None:
         request.error = error
         trailers.append((trail.REQUEST_ID_HEADER, request.request_id))
     context.set_trailing_metadata(tuple(trailers))
-    context.abort(code_of(error), status.message)
+    context.abort(status_code(error), status.message)
 
 
 def _cut(text: str, bytes_max: int) -> str:

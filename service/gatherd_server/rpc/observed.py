@@ -1,11 +1,12 @@
 """What is observed of every gRPC call: its count, its time, its id."""
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Final, TypeAlias
 
 import grpc
 
+from gatherd_proto.errors import CANCELED, code_name
 from gatherd_server.observe.metrics.names import REQUEST_DURATION, REQUESTS
 from gatherd_server.observe.metrics.telemetry import Telemetry, now_ns
 from gatherd_server.observe.trail import Trail, following
@@ -17,21 +18,13 @@ _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
 _Unary: TypeAlias = "Callable[[bytes, grpc.ServicerContext], bytes]"
 
 
-def observed(handlers: Mapping[str, _Handler], telemetry: Telemetry) -> dict[str, _Handler]:
-    """Handlers that count, by the procedures' names; streams count by themselves."""
-    return {
-        name: handler
-        if handler.unary_unary is None
-        else grpc.unary_unary_rpc_method_handler(_observed(name, handler.unary_unary, telemetry))
-        for name, handler in handlers.items()
-    }
+def observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Handler:
+    """The handler of the unary procedure `name` that counts; a stream counts by itself."""
 
-
-def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
     def call(body: bytes, context: grpc.ServicerContext) -> bytes:
         begun_ns = now_ns()
         trail = trail_of(context)
-        code = "canceled"
+        code = CANCELED
         try:
             with following(trail):
                 reply = answer(body, context)
@@ -39,12 +32,13 @@ def _observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Unary:
             return reply
         except Exception:
             # grpc's abort raises one; what a handler didn't foresee is no other to the client.
-            code = told_code(context.code() or grpc.StatusCode.UNKNOWN)  # type: ignore[attr-defined]  # the stubs lack it
+            status = context.code() or grpc.StatusCode.UNKNOWN  # type: ignore[attr-defined]  # the stubs lack it
+            code = code_name(status.name)
             raise
         finally:
             note(telemetry, name, code, begun_ns, trail)
 
-    return call
+    return grpc.unary_unary_rpc_method_handler(call)
 
 
 def trail_of(context: grpc.ServicerContext) -> Trail:
@@ -63,7 +57,7 @@ def note(telemetry: Telemetry, procedure: str, code: str, begun_ns: int, trail: 
     if telemetry.spans is not None:
         elapsed_ns = now_ns() - begun_ns
         telemetry.spans.request(WIRE, procedure, code, elapsed_ns, trail.traceparent)
-    if code not in ("ok", "canceled") and logger.isEnabledFor(logging.DEBUG):
+    if code not in ("ok", CANCELED) and logger.isEnabledFor(logging.DEBUG):
         fields = {"wire": WIRE, "procedure": procedure, "code": code}
         extra = {"request_id": trail.request_id, "fields": fields}
         logger.debug("%s over %s failed, %s", procedure, WIRE, code, extra=extra)
@@ -74,11 +68,6 @@ def count(telemetry: Telemetry, procedure: str, code: str, begun_ns: int) -> Non
     elapsed_ns = now_ns() - begun_ns
     telemetry.threads.add(REQUESTS, WIRE, procedure, code)
     telemetry.threads.observe(REQUEST_DURATION, WIRE, procedure, value=elapsed_ns)
-
-
-def told_code(code: grpc.StatusCode) -> str:
-    """A status code as metrics have it: Connect's names, whichever the wire."""
-    return "canceled" if code is grpc.StatusCode.CANCELLED else code.name.lower()
 
 
 def _metadata(context: grpc.ServicerContext, name: str) -> str | None:

@@ -63,20 +63,20 @@ class Repeats:
         self._engine.gathered(known.name, ids.size, known.nbytes)
         return reply.tobytes()
 
-    def learn(self, body: bytes, plan: Lookup) -> None:
+    def learn(self, body: bytes, lookup: Lookup) -> None:
         """Take from a request that was answered what the next one may be like."""
-        if plan.missing is not Missing.ERROR or isinstance(plan.asked, ByKey):
+        if lookup.missing is not Missing.ERROR or isinstance(lookup.asked, ByKey):
             return
-        table = self._engine.mapped((plan.table, plan.version))
-        if table is None or plan.dtype is not table.dtype:
+        table = self._engine.mapped((lookup.table, lookup.version))
+        if table is None or lookup.dtype is not table.dtype:
             return
-        nbytes = plan.asked.size * table.row_bytes
-        seen = lookups.seen_lookup(body, plan) if nbytes <= REPLY_BYTES_MAX else None
+        nbytes = lookup.asked.size * table.row_bytes
+        seen = lookups.seen_lookup(body, lookup) if nbytes <= REPLY_BYTES_MAX else None
         if seen is None:
             return
-        shape = (*plan.asked.shape, table.dim)
+        shape = (*lookup.asked.shape, table.dim)
         head = lookups.lookup_head(table.version, table.dtype, shape, nbytes)
-        lookup = Repeated(self._engine, plan, seen.before, seen.after)
+        repeated = Repeated(self._engine, lookup, seen.before, seen.after)
         if len(self._known) >= lookups.SEEN_MAX:
             self._known.clear()
-        self._known[len(body)] = _Known(plan.table, lookup, weakref.ref(table), head, nbytes)
+        self._known[len(body)] = _Known(lookup.table, repeated, weakref.ref(table), head, nbytes)

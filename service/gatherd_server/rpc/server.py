@@ -15,12 +15,13 @@ import grpc
 from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignore[import-untyped]
 
+from gatherd_proto.procedures import SERVICES
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import AddressInUse, StartError
 from gatherd_server.rpc.access import Authenticator, check_table
 from gatherd_server.rpc.message_waits import BoundedServer, MessageWaits
-from gatherd_server.rpc.servicer import EMBEDDING_SERVICE, TABLE_SERVICE, Servicer
+from gatherd_server.rpc.servicer import Servicer
 from gatherd_server.rpc.table_health import TableHealth
 
 # What a LookupRequest is longer than its ids, with the longest table name and shape.
@@ -91,12 +92,12 @@ class RpcServer:
             options=_options(self._admission, self._bounds),
             maximum_concurrent_rpcs=self._calls_max(),
         )
-        told = ("", EMBEDDING_SERVICE, TABLE_SERVICE)
+        told = ("", *SERVICES)
         self._health = TableHealth(
             told, self._engine.table_states, pool, partial(check_table, self._admission)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, BoundedServer(server, waits))
-        services = [EMBEDDING_SERVICE, TABLE_SERVICE, health.SERVICE_NAME]
+        services = [*SERVICES, health.SERVICE_NAME]
         if self._reflection:
             services.append(grpc_reflection.SERVICE_NAME)
             grpc_reflection.enable_server_reflection(services, server)

@@ -1,6 +1,6 @@
 """The gRPC services, as handlers from bytes to bytes.
 
-Requests are parsed and replies framed by proto_codec, so grpc's serializers are left out. A handler
+Requests are parsed and replies framed in wire/, so grpc's serializers are left out. A handler
 must return real bytes (with a memoryview the call never ends), so a reply costs one copy more here
 than over HTTP: the join of its parts.
 
@@ -13,53 +13,35 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent import futures
 from concurrent.futures import Future
-from functools import partial
-from typing import Final, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 import grpc
-from google.protobuf.message import Message
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded, Unavailable
-from gatherd_proto.v1 import embedding_pb2, table_pb2
-from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission, Place
-from gatherd_server.access.callers import ANYBODY, AnyEngine, Caller, Scope
+from gatherd_proto.procedures import LOOKUP, LOOKUP_STREAM, SERVICES, Procedure
+from gatherd_proto.v1 import embedding_pb2
+from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission
+from gatherd_server.access.callers import ANYBODY, AnyEngine, Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
 from gatherd_server.observe.metrics.names import SHED_REQUESTS
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
-from gatherd_server.rpc.errors import abort, code_of, status_message
+from gatherd_server.rpc.errors import abort, status_message
 from gatherd_server.rpc.message_waits import MessageWaits
-from gatherd_server.rpc.observed import count, observed, told_code
+from gatherd_server.rpc.observed import count, observed
 from gatherd_server.rpc.repeats import Repeats
 from gatherd_server.rpc.streams import RequestReader
-from gatherd_server.types import Lookup, TableChange, UpdateOp
-from gatherd_server.wire import lookups, updates
-from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
+from gatherd_server.wire import lookups
+from gatherd_server.wire.codes import code_of
+from gatherd_server.wire.procedures import ANSWERED, ReadProcedure, UpdateProcedure
 
-EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
-TABLE_SERVICE: Final = "gatherd.v1.TableService"
-
-M = TypeVar("M", bound=Message)
 T = TypeVar("T")
 
 # A string, because only the stubs know the class as generic.
 _Handler: TypeAlias = "grpc.RpcMethodHandler[bytes, bytes]"
+_Unary: TypeAlias = Callable[[bytes, grpc.ServicerContext], bytes]
 _Answer: TypeAlias = Callable[[AnyEngine, bytes, grpc.ServicerContext], bytes]
-# They have places of their own, and so none among those that are answered at once.
-_UPDATES: Final = frozenset(
-    (
-        "ScatterAdd",
-        "ApplyGradients",
-        "Assign",
-        "CreateTable",
-        "DeleteTable",
-        "Publish",
-        "Rollback",
-        "SetOptimizer",
-        "Snapshot",
-    )
-)
 
 
 class Servicer:
@@ -86,64 +68,38 @@ class Servicer:
 
     def handlers(self, waits: MessageWaits) -> list[grpc.GenericRpcHandler]:
         """What a grpc server has to be given."""
-        unary = self._unary
-        # Its place is an update's: it waits for the writer's disk, and lookups mustn't wait for it.
-        update = partial(unary, place=self._admission.update)
-
-        def change(kind: type[M], read: Callable[[M], TableChange]) -> _Handler:
-            return update(_change(kind, read), Scope.ADMIN)
-
-        embedding: dict[str, _Handler] = {
-            "Lookup": self._lookup(),
-            "LookupMany": unary(_lookup_many, Scope.READ),
-            "LookupBags": unary(_lookup_bags, Scope.READ),
-            "LookupBagsMany": unary(_lookup_bags_many, Scope.READ),
-            "KeysOf": unary(_keys_of, Scope.READ),
-            "ScatterAdd": update(_push(UpdateOp.SCATTER_ADD), Scope.UPDATE),
-            "ApplyGradients": update(_push(UpdateOp.APPLY_GRADIENTS), Scope.UPDATE),
-            "Assign": update(_push(UpdateOp.ASSIGN), Scope.UPDATE),
-            "LookupStream": grpc.stream_stream_rpc_method_handler(self._lookup_stream),
+        handlers: dict[Procedure, _Handler] = {
+            answered.procedure: waits.bounded(
+                self._counted(answered), takes_place=isinstance(answered, ReadProcedure)
+            )
+            for answered in ANSWERED
         }
-        tables: dict[str, _Handler] = {
-            "ListTables": unary(_list_tables, None, place=self._admission.unplaced),
-            "GetTable": unary(_get_table, None, place=self._admission.unplaced),
-            "CreateTable": change(table_pb2.CreateTableRequest, updates.create_table),
-            "DeleteTable": change(table_pb2.DeleteTableRequest, updates.delete_table),
-            "Publish": change(table_pb2.PublishRequest, updates.publish),
-            "Rollback": change(table_pb2.RollbackRequest, updates.rollback),
-            "SetOptimizer": change(table_pb2.SetOptimizerRequest, updates.set_optimizer),
-            "Snapshot": update(_snapshot, Scope.ADMIN),
-        }
-        telemetry = self._admission.telemetry
+        handlers[LOOKUP_STREAM] = grpc.stream_stream_rpc_method_handler(self._lookup_stream)
         return [
             grpc.method_handlers_generic_handler(
                 service,
                 {
-                    name: waits.bounded(handler, takes_place=name not in _UPDATES)
-                    for name, handler in observed(handlers, telemetry).items()
+                    procedure.name: handler
+                    for procedure, handler in handlers.items()
+                    if procedure.service == service
                 },
             )
-            for service, handlers in ((EMBEDDING_SERVICE, embedding), (TABLE_SERVICE, tables))
+            for service in SERVICES
         ]
 
-    def _lookup(self) -> _Handler:
-        """As `_unary`'s, but for lookups that differ from an earlier one in their ids alone."""
+    def _counted(self, answered: ReadProcedure | UpdateProcedure) -> _Handler:
+        handle = self._unary(answered)
+        if answered.procedure is LOOKUP:
+            handle = self._repeating(handle)
+        return observed(answered.procedure.name, handle, self._admission.telemetry)
 
-        def answer(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-            plan = lookups.lookup_plan(
-                lookups.parse(embedding_pb2.LookupRequest(), body, engine.limits)
-            )
-            reply = b"".join(lookups.lookup_reply(engine.lookup(plan)))
-            self._repeats.learn(body, plan)
-            return reply
-
-        whole = self._unary(answer, Scope.READ).unary_unary
-        assert whole is not None
+    def _repeating(self, whole: _Unary) -> _Unary:
+        """`whole`, but for lookups that differ from an earlier one in their ids alone."""
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             return self._repeated(body, context) or whole(body, context)
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return handle
 
     def _repeated(self, body: bytes, context: grpc.ServicerContext) -> bytes | None:
         """The answer to one that is short enough to be done before it could count as under way.
@@ -164,14 +120,10 @@ class Servicer:
                 return None
         return self._repeats.answer(body, caller)
 
-    def _unary(
-        self, answer: _Answer, scope: Scope | None, *, place: Place | None = None
-    ) -> _Handler:
-        """A handler that gives `answer` the engine as its caller, who is for `scope`, has it.
-
-        It is answered in one of `place`'s places, by default one of the requests in flight.
-        """
-        hold = place or self._admission.request
+    def _unary(self, answered: ReadProcedure | UpdateProcedure) -> _Unary:
+        """A handler that answers a caller who is for it, with the engine as the caller has it."""
+        scope, hold = answered.scope, answered.place(self._admission)
+        answer = self._answer_of(answered)
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             def work() -> bytes:
@@ -186,7 +138,21 @@ class Servicer:
 
             return _answer(context, work)
 
-        return grpc.unary_unary_rpc_method_handler(handle)
+        return handle
+
+    def _answer_of(self, answered: ReadProcedure | UpdateProcedure) -> _Answer:
+        if isinstance(answered, UpdateProcedure):
+            return _updated(answered)
+        if answered.procedure is LOOKUP:
+            return self._looked_up
+        return _read(answered)
+
+    def _looked_up(self, engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+        request = lookups.parse(embedding_pb2.LookupRequest(), body, engine.limits)
+        lookup = lookups.lookup_of(request)
+        reply = b"".join(lookups.lookup_reply(engine.lookup(lookup)))
+        self._repeats.learn(body, lookup)
+        return reply
 
     def _lookup_stream(
         self, bodies: Iterator[bytes], context: grpc.ServicerContext
@@ -247,14 +213,14 @@ class Servicer:
             with self._admission.request(caller) as held:
                 held.grow(len(body))
                 lookups.parse(request, body, self._engine.limits)
-                gathered = caller.guard(self._engine).lookup(lookups.lookup_plan(request.lookup))
+                gathered = caller.guard(self._engine).lookup(lookups.lookup_of(request.lookup))
                 reply = b"".join(lookups.stream_reply(request.id, gathered))
         except GatherdError as error:
             failure = error
         except Exception as error:  # noqa: BLE001 - logged; the stream's other lookups go on
             failure = unexpected(error)
-        code = "ok" if failure is None else told_code(code_of(failure))
-        count(self._admission.telemetry, "LookupStream", code, begun_ns)
+        code = "ok" if failure is None else code_of(failure)
+        count(self._admission.telemetry, LOOKUP_STREAM.name, code, begun_ns)
         if failure is None:
             return reply
         self._admission.telemetry.failures.note(failure)
@@ -263,66 +229,24 @@ class Servicer:
         ).SerializeToString()
 
 
-def _lookup_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = lookups.parse(embedding_pb2.LookupManyRequest(), body, engine.limits)
-    return _many(engine, lookups.lookup_plans(request, engine.limits))
+def _read(answered: ReadProcedure) -> _Answer:
+    kind, prepare = answered.procedure.request, answered.prepare
+
+    def read(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+        prepared = prepare(engine, lookups.parse(kind(), body, engine.limits))
+        return b"".join(prepared.make())
+
+    return read
 
 
-def _lookup_bags(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = lookups.parse(embedding_pb2.LookupBagsRequest(), body, engine.limits)
-    return _one(engine, lookups.bags_plan(request))
+def _updated(answered: UpdateProcedure) -> _Answer:
+    kind = answered.procedure.request
 
+    def update(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
+        future = answered.begin(engine, lookups.parse(kind(), body, engine.limits))
+        return answered.encode(_outcome(future, context, answered.may_be_done))
 
-def _lookup_bags_many(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = lookups.parse(embedding_pb2.LookupBagsManyRequest(), body, engine.limits)
-    return _many(engine, lookups.bags_plans(request, engine.limits))
-
-
-def _one(engine: AnyEngine, plan: Lookup) -> bytes:
-    return b"".join(lookups.lookup_reply(engine.lookup(plan)))
-
-
-def _many(engine: AnyEngine, plans: list[Lookup]) -> bytes:
-    return b"".join(lookups.lookup_many_reply(engine.lookup_many(plans)))
-
-
-def _keys_of(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = lookups.parse(embedding_pb2.KeysOfRequest(), body, engine.limits)
-    keys, version = engine.keys_of(*lookups.keys_of_request(request))
-    return lookups.keys_reply(keys, version)
-
-
-def _list_tables(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    lookups.parse(table_pb2.ListTablesRequest(), body, engine.limits)
-    return lookups.list_tables_reply(engine.tables(), engine.limits)
-
-
-def _get_table(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
-    request = lookups.parse(table_pb2.GetTableRequest(), body, engine.limits)
-    return lookups.get_table_reply(engine.table(request.table), engine.limits)
-
-
-def _push(op: UpdateOp) -> _Answer:
-    def push(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        request = lookups.parse(embedding_pb2.UpdateRequest(), body, engine.limits)
-        future = engine.push(updates.push(op, request, engine.limits))
-        return updates.push_reply(_outcome(future, context, UPDATE_MAY_BE_DONE))
-
-    return push
-
-
-def _change(kind: type[M], read: Callable[[M], TableChange]) -> _Answer:
-    def change(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-        future = engine.change(read(lookups.parse(kind(), body, engine.limits)))
-        return updates.change_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
-
-    return change
-
-
-def _snapshot(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
-    request = lookups.parse(table_pb2.SnapshotRequest(), body, engine.limits)
-    future = engine.snapshot(updates.snapshot_name(request))
-    return updates.snapshot_reply(_outcome(future, context, CHANGE_MAY_BE_DONE))
+    return update
 
 
 def _asked_anew(admission: Admission, context: grpc.ServicerContext) -> Caller:

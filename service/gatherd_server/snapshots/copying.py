@@ -5,7 +5,7 @@ may be torn in the copy, or old, or new; but then its image is in the log above 
 to an L1 are stored into the copy, over whatever it has of them, and all of it is as it was at L1.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from gatherd.store.catalog import WEIGHTS_NAME
@@ -13,9 +13,8 @@ from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
-from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
-from gatherd_server.storage.wal_reader import LogReader
-from gatherd_server.writer.commit import LoggedImages, logged_images
+from gatherd_server.storage.wal_format import WAL_NAME
+from gatherd_server.writer.logged import store_logged
 
 
 def copy_files(files: Files, source: Path, target: Path, without: Sequence[str] = ()) -> None:
@@ -29,37 +28,6 @@ def copy_files(files: Files, source: Path, target: Path, without: Sequence[str] 
             files.write_new(target / path.name, bytes(path.stat().st_size), durable=False)
         else:
             files.copy(path, target / path.name)
-
-
-def logged_images_of(
-    wal: Path, of: tuple[str, int], after_lsn: int, until_lsn: int
-) -> Iterator[LoggedImages]:
-    """What the log has of the uid and version `of` above one LSN, up to another that it reaches."""
-    if until_lsn <= after_lsn:
-        return
-    for frame in LogReader(wal, after_lsn):
-        if frame.kind is FrameKind.PUSHES:
-            for images in logged_images(frame.record):
-                if (images.uid, images.version) == of:
-                    yield images
-        if frame.last_lsn >= until_lsn:
-            # Not a frame further: behind what is kept for a damaged version there may be a gap.
-            break
-
-
-def store_logged(
-    mapped: MappedVersion,
-    wal: Path,
-    of: tuple[str, int],
-    after_lsn: int,
-    until_lsn: int,
-    *,
-    with_slots: bool = True,
-) -> None:
-    """Store into `mapped` what `logged_images_of` gives; without slots, if it has others."""
-    for images in logged_images_of(wal, of, after_lsn, until_lsn):
-        slots, scalars = (images.slots, images.scalars) if with_slots else ({}, {})
-        mapped.store(images.rows, images.weights, slots, scalars)
 
 
 class CatchUp:

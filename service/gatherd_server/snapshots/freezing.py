@@ -8,36 +8,16 @@ their checksums are taken, into frozen.json beside them, and `gatherd verify` ho
 
 from pathlib import Path
 
-from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
-from gatherd.store.checksums import CHECKSUMS, encode_document, file_checksums, read_document
+from gatherd.store.checksums import CHECKSUMS, encode_document, file_checksums
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.trainable import is_trainable, moving_files
 
 FROZEN_NAME = "frozen.json"
-
-
-def is_moving(name: str) -> bool:
-    """Whether training changes the file `name` of a trainable version."""
-    return name == WEIGHTS_NAME or name.startswith("slot_")
-
-
-def moving_files(folder: Path) -> list[Path]:
-    """The files of a trainable version that training changes."""
-    return sorted([folder / WEIGHTS_NAME, *folder.glob("slot_*.npy")])
-
-
-def read_manifest(folder: Path) -> dict[str, object]:
-    """A version's manifest. BadFile when it isn't there or damaged."""
-    return read_document(folder / MANIFEST_NAME)
 
 
 def unfrozen(folder: Path) -> bool:
     """Whether a superseded version still has to be frozen."""
     return folder.exists() and not (folder / FROZEN_NAME).exists() and is_trainable(folder)
-
-
-def is_trainable(folder: Path) -> bool:
-    """Whether a version's contents move while it is live."""
-    return read_manifest(folder).get("optimizer") is not None
 
 
 def freeze(files: Files, folder: Path) -> None:

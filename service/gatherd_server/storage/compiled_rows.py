@@ -1,9 +1,9 @@
 """The kernels that change mapped rows, for numba; mapped_rows.py is the door to them.
 
-The writer's half of the sequence lock whose layout stripes.py has, after Boehm (2012): the counter
-is stored odd, a release fence follows, then the row's bytes, then the counter, even, as a release.
-So whoever sees a byte of the new row in between finds the counter odd or changed when it looks
-again. On x86 the fence is no instruction: stores aren't reordered. They are when they are
+The writer's half of the sequence lock whose layout the store's stripes.py has, after Boehm (2012):
+the counter is stored odd, a release fence follows, then the row's bytes, then the counter, even, as
+a release. So whoever sees a byte of the new row in between finds the counter odd or changed when it
+looks again. On x86 the fence is no instruction: stores aren't reordered. They are when they are
 non-temporal, as memcpy makes those of long rows; so rows are copied in pieces that are too short
 for that.
 

@@ -1,4 +1,4 @@
-"""The writer's side of the control page; control.py has the layout."""
+"""The writer's side of the control page; the store's control.py has the layout."""
 
 import struct
 import uuid

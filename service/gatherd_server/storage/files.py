@@ -32,35 +32,43 @@ def is_read_only(folder: Path) -> bool:
 class Files:
     """The file operations that durability hangs on. Each raises StorageError naming the path."""
 
-    def write_new(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+    def write_new(
+        self, path: Path, data: bytes, *, durable: bool = True, mode: int | None = None
+    ) -> None:
         """Make the file `path` with `data`, durable on return but for its name: see `sync_dir`.
 
-        Without `durable`, whoever writes more to it syncs later.
+        Without `durable`, whoever writes more to it syncs later. With `mode` it has these
+        permission bits, whatever the umask, and only its owner can read it before.
         """
-        with _told(path), open(path, "xb") as file:
+        with _told(path), open(path, "xb", opener=None if mode is None else _private) as file:
+            if mode is not None:
+                os.fchmod(file.fileno(), mode)
             file.write(data)
             file.flush()
             if durable:
                 self.sync(file.fileno(), path)
 
-    def replace(self, path: Path, data: bytes, *, durable: bool = True) -> None:
+    def replace(
+        self, path: Path, data: bytes, *, durable: bool = True, mode: int | None = None
+    ) -> None:
         """Give `path` new contents at once: readers and a crash see the old file or the new one.
 
-        Durable on return; without `durable`, a crash may still bring the old one back.
+        Durable on return; without `durable`, a crash may still bring the old one back. `mode` as in
+        `write_new`.
         """
-        self.prepare(path, data)
+        self.prepare(path, data, mode=mode)
         self.put(path, durable=durable)
 
-    def prepare(self, path: Path, data: bytes) -> None:
+    def prepare(self, path: Path, data: bytes, *, mode: int | None = None) -> None:
         """Write what `put` will give `path`, durably, beside it: that takes the room.
 
-        Nothing of it is left when it fails.
+        Nothing of it is left when it fails. `mode` as in `write_new`.
         """
         fresh = _beside(path)
         with suppress(FileNotFoundError):
             fresh.unlink()
         try:
-            self.write_new(fresh, data)
+            self.write_new(fresh, data, mode=mode)
         except BaseException:
             with suppress(StorageError):
                 self.discard(path)
@@ -258,13 +266,17 @@ class Files:
             shutil.rmtree(path)
 
     @contextmanager
-    def shared_folder(self, path: Path, *, exclusive: bool) -> Iterator[bool]:
-        """Whether nobody else holds the folder exclusively, or at all; held inside the block."""
+    def shared_folder(self, path: Path, *, exclusive: bool, waits: bool = False) -> Iterator[bool]:
+        """Whether nobody else holds the folder exclusively, or at all; held inside the block.
+
+        With `waits` it is held in any case, once the others have let it go.
+        """
         with _told(path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
-                fcntl.flock(fd, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                how = fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH
+                fcntl.flock(fd, how if waits else how | fcntl.LOCK_NB)
             except BlockingIOError:
                 yield False
             else:
@@ -292,6 +304,10 @@ class Files:
         os.ftruncate(fd, 0)
         os.pwrite(fd, f"{os.getpid()}\n".encode(), 0)
         return fd
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_CLOEXEC, 0o600)
 
 
 def _beside(path: Path) -> Path:

@@ -2,8 +2,8 @@
 
 A store into a mapping is visible to every reader at once, and durable when it was synced, or when
 the kernel thought fit. What makes it safe stands elsewhere: the log has every image before it is
-stored here. Weights are stored row by row under their stripes' counters (stripes.py); nobody but
-the writer reads slots, so they are stored plainly.
+stored here. Weights are stored row by row under their stripes' counters (the store's stripes.py);
+nobody but the writer reads slots, so they are stored plainly.
 
 Everything goes through the fault seam, so that a test can see each map, store and sync, and take a
 store apart.
@@ -23,19 +23,11 @@ from gatherd.store.checksums import read_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, npy_header, open_readonly, read_layout
 from gatherd.store.ids import all_in_range
-from gatherd.store.kernels import __file__ as _store
 from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
 from gatherd_server.storage.block_sums import BlockSums, VersionSums
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.slots import Optimizer, SlotSpec
-
-SOURCES: tuple[Path, ...] = (
-    Path(_store).with_name("intrinsics.py"),
-    Path(_store).with_name("row_intrinsics.py"),
-    Path(__file__).with_name("compiled_rows.py"),
-)
-"""The files whose contents make up these kernels, for the name of a folder that keeps them."""
+from gatherd_server.training.optimizer import Optimizer, SlotSpec
 
 NO_COUNTERS = np.empty(0, COUNTER)
 """The counters of what no reader looks at."""

@@ -1,4 +1,4 @@
-"""Writes a table version's files where no reader looks yet; catalog.py has the layout.
+"""Writes a table version's files where no reader looks yet; the store's catalog.py has the layout.
 
 The rows come in blocks, and how many there are may show only at their end: weights.npy is begun
 with a header of a length that every row count fits, its blocks are reserved in steps ahead of the
@@ -33,7 +33,8 @@ from gatherd.store.key_index import KeyKind, Keys
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder
 from gatherd_server.storage.mapped_rows import write_counters
-from gatherd_server.storage.slots import Optimizer, write_slots
+from gatherd_server.storage.slots import write_slots
+from gatherd_server.training.optimizer import Optimizer
 
 # A file of unknown length is reserved in steps of this, or an eighth of what it has already.
 RESERVE_BYTES = 16 << 20

@@ -1,6 +1,6 @@
 """The kernel of optimizer steps, for numba, like those of compiled_updates.py.
 
-The formulas are in optimizers.py.
+The formulas are in images.py.
 
 Each row is read, changed and written once, in one loop that takes the row, its slots and its
 gradient from where they are and puts the results where they belong. What has to be brought into

@@ -1,4 +1,4 @@
-"""The kernels of updates, for numba; update_kernels.py is the door, optimizers.py has the formulas.
+"""The kernels of updates, for numba; kernels.py is the door, images.py has the formulas.
 
 A push is done in two passes. `place` finds the position of each id's image, making one for a row
 that has none, and links the ids of a row in the order of their appearance. Then each row is read,

@@ -24,7 +24,7 @@ A push changes each of its rows in this order, in float32, and rounds the row on
 Only the rows of a gradient move: momentum, moments and weight decay of the others stand still. The
 step t of adam counts the pushes that changed a row, for the whole table.
 
-How the images get to the log and to the mapped rows is commit.py's.
+How the images get to the log and to the mapped rows is writer/commit.py's.
 """
 
 import math
@@ -36,9 +36,9 @@ from numpy.typing import NDArray
 
 from gatherd.errors import NonfiniteValues
 from gatherd.store.dtypes import DType
-from gatherd_server.storage.slots import Optimizer, OptimizerName, SlotShape, check_lr
 from gatherd_server.training import kernels
 from gatherd_server.training.kernels import HYPERS, KINDS, LINKS, NAMED_MAX, Rule
+from gatherd_server.training.optimizer import Optimizer, OptimizerName, SlotShape, check_lr
 
 IDS_MAX = 2**30
 LINE_BYTES = 64

@@ -7,22 +7,14 @@ everything is then compiled, or loaded from numba's cache, at once.
 import secrets
 from enum import IntEnum
 from functools import cache
-from pathlib import Path
 from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType
-from gatherd.store.kernels import __file__ as _store
 from gatherd.store.kernels.compiled import RowKind
 
-# The files whose contents make up these kernels, for the name of a folder that keeps them.
-SOURCES: tuple[Path, ...] = (
-    Path(_store).with_name("intrinsics.py"),
-    Path(__file__).with_name("compiled_updates.py"),
-    Path(__file__).with_name("compiled_optimizers.py"),
-)
 # How a push's ids are hashed; drawn, so that nobody can send ids that all collide.
 _SEED = np.uint64(secrets.randbits(64))
 

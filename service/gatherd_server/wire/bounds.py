@@ -14,6 +14,7 @@ from google.protobuf.message import Message
 
 from gatherd.errors import GatherdError, InvalidArgument, LimitExceeded, MalformedRequest
 from gatherd.store.given import NESTING_MAX
+from gatherd_proto.framing import BYTES, FIXED32, FIXED64, VARINT
 from gatherd_server.types import Limits
 
 # However it is filled, a message as short as this is read in 3 ms.
@@ -23,8 +24,7 @@ FIELDS_PER_TABLE: Final = 128
 # A dimension is a varint of at most ten bytes. Twice what is taken, for the exact answer.
 SHAPE_BYTES_MAX: Final = 2 * 10 * NESTING_MAX
 
-_VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
-_FIXED_BYTES: Final = {_FIXED64: 8, _FIXED32: 4}
+_FIXED_BYTES: Final = {FIXED64: 8, FIXED32: 4}
 # Groups are none of our fields: what is in them is counted, and not looked into. The kinds 6 and 7
 # that there are not are an IndexError.
 _GROUPS: Final = (0, 0, 0, 1, -1, 0)
@@ -73,9 +73,9 @@ class _Walk:
             if tag >= 0x80:
                 tag, position = self._varint(position - 1)
             kind = tag & 7
-            if kind == _BYTES:
+            if kind == BYTES:
                 position = self._bytes(position, end, None if groups else schema.get(tag >> 3))
-            elif kind == _VARINT:
+            elif kind == VARINT:
                 position = self._varint(position)[1]
             elif kind in _FIXED_BYTES:
                 position += _FIXED_BYTES[kind]

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.query import Asked
-from gatherd_server.storage.slots import check_lr
+from gatherd_server.training.optimizer import check_lr
 from gatherd_server.types import (
     CreateTable,
     OptimizerSpec,

@@ -1,14 +1,13 @@
-"""The protobuf messages of lookups and of what is told about tables, on gRPC and Connect alike.
+"""The protobuf messages of lookups, on gRPC and Connect alike.
 
 Requests are parsed by the generated classes. Replies are framed by hand around the vectors, which
 so are never copied into a message: each reply is a list of parts, headers and buffers in turn, to
 be written one after another. Every field but the vectors' data comes first, so a reader knows
 shape and dtype before the first row arrives. Field numbers are those of embedding.proto and
-tensor.proto; a test compares every frame with what the generated classes make of it. The messages
-of updates and changes are in wire/updates.py.
+tensor.proto; a test compares every frame with what the generated classes make of it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final, TypeVar
@@ -33,13 +32,11 @@ from gatherd.store.query import (
     parse_missing,
 )
 from gatherd.store.table import Gathered
-from gatherd_proto.framing import varint
-from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
-from gatherd_server.types import Limits, Lookup, TableInfo
+from gatherd_proto import framing
+from gatherd_proto.framing import dtype_code, varint
+from gatherd_proto.v1 import embedding_pb2, tensor_pb2
+from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.bounds import check_fields
-
-ERROR_INFO_TYPE_URL: Final = "type.googleapis.com/google.rpc.ErrorInfo"
-ERROR_DOMAIN: Final = "gatherd"
 
 Part = bytes | memoryview
 
@@ -50,42 +47,24 @@ SEEN_MAX: Final = 1024
 SEEN_BYTES_MAX: Final = 16 << 10
 
 _ID_DTYPES: Final[dict[int, np.dtype[Any]]] = {
-    tensor_pb2.DTYPE_INT8: np.dtype("<i1"),
-    tensor_pb2.DTYPE_INT16: np.dtype("<i2"),
-    tensor_pb2.DTYPE_INT32: np.dtype("<i4"),
-    tensor_pb2.DTYPE_INT64: np.dtype("<i8"),
-    tensor_pb2.DTYPE_UINT8: np.dtype("<u1"),
-    tensor_pb2.DTYPE_UINT16: np.dtype("<u2"),
-    tensor_pb2.DTYPE_UINT32: np.dtype("<u4"),
-    tensor_pb2.DTYPE_UINT64: np.dtype("<u8"),
+    dtype_code(dtype.name): dtype
+    for dtype in (np.dtype(f"<{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8))
 }
-WIRE_DTYPES: Final[dict[DType, tensor_pb2.DType]] = {
-    DType.FLOAT32: tensor_pb2.DTYPE_FLOAT32,
-    DType.FLOAT16: tensor_pb2.DTYPE_FLOAT16,
-    DType.BFLOAT16: tensor_pb2.DTYPE_BFLOAT16,
-    DType.FLOAT64: tensor_pb2.DTYPE_FLOAT64,
-}
+DTYPE_CODES: Final = {dtype: dtype_code(dtype.value) for dtype in DType}
 _REPLY_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
-    **{WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES},
+    **{DTYPE_CODES[dtype]: dtype for dtype in REPLY_DTYPES},
 }
 _INT64: Final = np.dtype(np.int64)
 _KEY_DTYPES: Final = {"i": tensor_pb2.DTYPE_INT64, "u": tensor_pb2.DTYPE_UINT64}
 _MISSING: Final[dict[int, Missing]] = {
     embedding_pb2.MISSING_UNSPECIFIED: Missing.ERROR,
-    embedding_pb2.MISSING_ERROR: Missing.ERROR,
-    embedding_pb2.MISSING_ZERO: Missing.ZERO,
-    embedding_pb2.MISSING_DEFAULT: Missing.DEFAULT,
-    embedding_pb2.MISSING_SKIP: Missing.SKIP,
+    **{embedding_pb2.Missing.Value(f"MISSING_{one.name}"): one for one in Missing},
 }
 _POOLING: Final[dict[int, Pooling]] = {
     embedding_pb2.POOLING_UNSPECIFIED: Pooling.SUM,
-    embedding_pb2.POOLING_SUM: Pooling.SUM,
-    embedding_pb2.POOLING_MEAN: Pooling.MEAN,
-    embedding_pb2.POOLING_MAX: Pooling.MAX,
-    embedding_pb2.POOLING_SQRTN: Pooling.SQRTN,
+    **{embedding_pb2.Pooling.Value(f"POOLING_{one.name}"): one for one in Pooling},
 }
-
 
 M = TypeVar("M", bound=Message)
 
@@ -104,19 +83,19 @@ def parse(message: M, body: bytes, limits: Limits) -> M:
     return message
 
 
-def lookup_plans(request: embedding_pb2.LookupManyRequest, limits: Limits) -> list[Lookup]:
+def lookups_of(request: embedding_pb2.LookupManyRequest, limits: Limits) -> list[Lookup]:
     """Lookups of many tables. LimitExceeded, InvalidArgument for what can't be one."""
     limits.check("tables_max", "the request asks for", len(request.lookups))
-    return [*map(lookup_plan, request.lookups)]
+    return [*map(lookup_of, request.lookups)]
 
 
-def bags_plans(request: embedding_pb2.LookupBagsManyRequest, limits: Limits) -> list[Lookup]:
-    """Bags of many tables, as `lookup_plans`."""
+def bag_lookups_of(request: embedding_pb2.LookupBagsManyRequest, limits: Limits) -> list[Lookup]:
+    """Bags of many tables, as `lookups_of`."""
     limits.check("tables_max", "the request asks for", len(request.bags))
-    return [*map(bags_plan, request.bags)]
+    return [*map(bag_lookup_of, request.bags)]
 
 
-def lookup_plan(request: embedding_pb2.LookupRequest) -> Lookup:
+def lookup_of(request: embedding_pb2.LookupRequest) -> Lookup:
     """One lookup as the engine takes it. InvalidArgument for what can't be one."""
     return Lookup(
         request.table,
@@ -133,24 +112,24 @@ class SeenLookup:
 
     before: bytes
     after: bytes
-    plan: Lookup
+    lookup: Lookup
 
-    def plan_of(self, body: bytes) -> Lookup | None:
-        """The plan of a request as long as the one that was seen, if it has other ids at most."""
+    def lookup_of(self, body: bytes) -> Lookup | None:
+        """The lookup of a request as long as the one that was seen, if it has other ids at most."""
         if not (body.startswith(self.before) and body.endswith(self.after)):
             return None
         ids = np.frombuffer(body[len(self.before) : len(body) - len(self.after)], _INT64)
-        table, _, dtype, missing, version, _ = self.plan
+        table, _, dtype, missing, version, _ = self.lookup
         return Lookup(table, ids, dtype, missing, version)
 
 
-def seen_lookup(body: bytes, plan: Lookup) -> SeenLookup | None:
+def seen_lookup(body: bytes, lookup: Lookup) -> SeenLookup | None:
     """What a short request has around its ids, flat and of int64; None when it isn't that plain.
 
     Where the ids stand is tried: with two other fillings the request still has to mean the same, so
     every byte of the ids is among those that were filled.
     """
-    ids = plan.asked
+    ids = lookup.asked
     if len(body) > SEEN_BYTES_MAX:
         return None
     if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.ndim != 1 or not ids.size:
@@ -161,16 +140,16 @@ def seen_lookup(body: bytes, plan: Lookup) -> SeenLookup | None:
     for filling in (0, -1):
         filled = np.full_like(ids, filling)
         try:
-            other = lookup_plan(
+            other = lookup_of(
                 embedding_pb2.LookupRequest.FromString(before + filled.tobytes() + after)
             )
         except (DecodeError, InvalidArgument):
             return None
         if isinstance(other.asked, ByKey) or not np.array_equal(other.asked, filled):
             return None
-        if other._replace(asked=ids) != plan._replace(asked=ids):
+        if other._replace(asked=ids) != lookup._replace(asked=ids):
             return None
-    return SeenLookup(before, after, plan)
+    return SeenLookup(before, after, lookup)
 
 
 class SeenLookups:
@@ -180,21 +159,21 @@ class SeenLookups:
         self._seen: dict[int, SeenLookup] = {}
 
     def find(self, body: bytes) -> tuple[SeenLookup, Lookup] | None:
-        """What a request is like and its plan, when one with other ids at most was learnt."""
+        """What a request is like and its lookup, when one with other ids at most was learnt."""
         seen = self._seen.get(len(body))
-        plan = None if seen is None else seen.plan_of(body)
-        return None if seen is None or plan is None else (seen, plan)
+        lookup = None if seen is None else seen.lookup_of(body)
+        return None if seen is None or lookup is None else (seen, lookup)
 
-    def learn(self, body: bytes, plan: Lookup) -> None:
+    def learn(self, body: bytes, lookup: Lookup) -> None:
         """Take from a request what it is like, if it is that plain."""
-        seen = seen_lookup(body, plan)
+        seen = seen_lookup(body, lookup)
         if seen is not None:
             if len(self._seen) >= SEEN_MAX:
                 self._seen.clear()
             self._seen[len(body)] = seen
 
 
-def bags_plan(request: embedding_pb2.LookupBagsRequest) -> Lookup:
+def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
     """Bags of one table as the engine takes them. InvalidArgument for what can't be."""
     lookup = request.lookup
     asked = asked_rows(lookup)
@@ -284,14 +263,14 @@ def lookup_many_reply(many: Sequence[Gathered]) -> list[Part]:
     """A LookupManyResponse."""
     parts: list[Part] = []
     for gathered in many:
-        parts.extend(_nested(_LOOKUPS_TAG, _lookup_response(gathered)))
+        parts.extend(_nested(framing.LOOKUPS, _lookup_response(gathered)))
     return parts
 
 
 def stream_reply(request_id: int, gathered: Gathered) -> list[Part]:
     """A LookupStreamResponse that holds a lookup."""
-    head = _varint_field(_STREAM_ID_TAG, request_id)
-    return [head, *_nested(_STREAM_LOOKUP_TAG, _lookup_response(gathered))]
+    head = framing.STREAM_ID + varint(request_id) if request_id else b""
+    return [head, *_nested(framing.STREAM_LOOKUP, _lookup_response(gathered))]
 
 
 def keys_reply(keys: Keys, version: int) -> bytes:
@@ -313,18 +292,6 @@ def byte_count(parts: Sequence[Part]) -> int:
     return sum(len(part) for part in parts)
 
 
-# A tag is field number << 3 | wire type: 0 a varint, 2 a length and that many bytes.
-_VERSION_TAG = 1 << 3 | 0
-_STATUS_TAG = 2 << 3 | 2
-_VECTORS = bytes((3 << 3 | 2,))
-_TENSOR_DTYPE_TAG = 1 << 3 | 0
-_TENSOR_SHAPE_TAG = 2 << 3 | 2
-_TENSOR_DATA = bytes((3 << 3 | 2,))
-_LOOKUPS_TAG = 1 << 3 | 2
-_STREAM_ID_TAG = 1 << 3 | 0
-_STREAM_LOOKUP_TAG = 2 << 3 | 2
-
-
 def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     data = gathered.vectors.reshape(-1).view(np.uint8).data
     status = b"" if gathered.status is None else gathered.status.tobytes()
@@ -338,74 +305,8 @@ def lookup_head(
     version: int, dtype: DType, shape: tuple[int, ...], data_bytes: int, status: bytes = b""
 ) -> bytes:
     """All of a LookupResponse but the vectors' `data_bytes` bytes, which come after it."""
-    dims = b"".join(map(varint, shape))
-    tensor = (
-        bytes((_TENSOR_DTYPE_TAG, WIRE_DTYPES[dtype], _TENSOR_SHAPE_TAG)) + varint(len(dims)) + dims
-    )
-    if data_bytes:
-        tensor += _TENSOR_DATA + varint(data_bytes)
-    head = _varint_field(_VERSION_TAG, version)
-    if status:
-        head += bytes((_STATUS_TAG,)) + varint(len(status)) + status
-    return head + _VECTORS + varint(len(tensor) + data_bytes) + tensor
+    return framing.lookup_head(version, DTYPE_CODES[dtype], shape, data_bytes, status)
 
 
-def _nested(tag: int, parts: tuple[Part, ...]) -> tuple[Part, ...]:
-    return (bytes((tag,)) + varint(byte_count(parts)), *parts)
-
-
-def _varint_field(tag: int, value: int) -> bytes:
-    return bytes((tag,)) + varint(value) if value else b""
-
-
-def list_tables_reply(infos: Sequence[TableInfo], limits: Limits) -> bytes:
-    """A ListTablesResponse."""
-    return table_pb2.ListTablesResponse(
-        tables=map(_table_message, infos), limits=_limits_message(limits)
-    ).SerializeToString()
-
-
-def get_table_reply(info: TableInfo, limits: Limits) -> bytes:
-    """A GetTableResponse."""
-    return table_pb2.GetTableResponse(
-        table=_table_message(info), limits=_limits_message(limits)
-    ).SerializeToString()
-
-
-def _table_message(info: TableInfo) -> table_pb2.Table:
-    return table_pb2.Table(
-        name=info.name,
-        rows=info.row_count,
-        dim=info.dim,
-        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else WIRE_DTYPES[info.dtype],
-        version=info.version,
-        refused=info.refused,
-        trainable=info.trainable,
-        key_kind=info.key_kind,
-        rows_bytes=info.rows_bytes,
-        keys_bytes=info.keys_bytes,
-        resident_bytes=info.resident_bytes,
-        versions=info.versions,
-        optimizer=_optimizer_message(info.optimizer),
-        lsn=info.lsn,
-    )
-
-
-def _optimizer_message(optimizer: Mapping[str, Any] | None) -> table_pb2.Optimizer | None:
-    if optimizer is None:
-        return None
-    options = {
-        name: float(value)
-        for name, value in optimizer.items()
-        if name != "name" and value is not None
-    }
-    return table_pb2.Optimizer(name=optimizer["name"], options=options)
-
-
-def _limits_message(limits: Limits) -> table_pb2.Limits:
-    return table_pb2.Limits(
-        request_bytes_max=limits.request_bytes_max,
-        reply_bytes_max=limits.reply_bytes_max,
-        ids_max=limits.ids_max,
-        tables_max=limits.tables_max,
-    )
+def _nested(begin: bytes, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+    return (begin + varint(byte_count(parts)), *parts)

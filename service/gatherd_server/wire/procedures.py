@@ -1,177 +1,145 @@
-"""The procedures of both services, as the Connect endpoint runs them.
+"""How each procedure of gatherd.v1 is answered; the Connect endpoint and gRPC are built from it.
 
 A lookup is work of this process. An update or a change is handed to the writer, and its answer is
-waited for.
+waited for. Left out on purpose: LookupStream, which only gRPC has, and answers by itself.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Any, Final
 
-from google.protobuf.message import Message
-
+from gatherd.store.table import Gathered
+from gatherd_proto import procedures as proto
+from gatherd_proto.procedures import Procedure
 from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_server.access.admission import Admission, Place
 from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.types import Limits, Lookup, TableChange, UpdateOp
-from gatherd_server.wire import lookups, updates
+from gatherd_server.wire import lookups, tables, updates
+from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 from gatherd_server.wire.lookups import Part
-
-_EMBEDDING: Final = "/gatherd.v1.EmbeddingService/"
-_TABLES: Final = "/gatherd.v1.TableService/"
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
-    """An answer that is known to be possible and still has to be made."""
+class PreparedReply:
+    """A reply that is known to be possible and still has to be made."""
 
-    run: Callable[[], list[Part]]
+    make: Callable[[], list[Part]]
     is_long: bool = False
 
 
 @dataclass(frozen=True, slots=True)
-class Procedure:
+class ReadProcedure:
     """One that this process answers by itself."""
 
-    path: str
-    request: type[Message]
-    reply: type[Message]
-    work: Callable[[AnyEngine, Any], Work]
+    procedure: Procedure
+    prepare: Callable[[AnyEngine, Any], PreparedReply]
     is_admitted: bool = True
     """Whether it holds a place among the requests in flight."""
     scope: Scope | None = Scope.READ
     """What a caller has to be for; None for any scope that is for tables."""
+
+    def place(self, admission: Admission) -> Place:
+        """Where its requests are held while they are answered."""
+        return admission.request if self.is_admitted else admission.unplaced
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateProcedure:
     """One that the writer does. `begin` hands it over, and `encode` gives the reply's bytes."""
 
-    path: str
-    request: type[Message]
-    reply: type[Message]
+    procedure: Procedure
     begin: Callable[[AnyEngine, Any], Future[Any]]
     encode: Callable[[Any], bytes]
     scope: Scope = Scope.ADMIN
+    may_be_done: str = CHANGE_MAY_BE_DONE
+    """What a caller is told when the time is up before the writer's answer."""
 
-    @property
-    def has_request_id(self) -> bool:
-        """Whether it is done once however often it is sent."""
-        return self.request is embedding_pb2.UpdateRequest
-
-
-def procedures(limits: Limits) -> list[Procedure | UpdateProcedure]:
-    """Every unary procedure of both services; each is given the engine as its caller has it."""
-    return [
-        *_lookups(),
-        *_tables(limits),
-        _push("ScatterAdd", UpdateOp.SCATTER_ADD),
-        _push("ApplyGradients", UpdateOp.APPLY_GRADIENTS),
-        _push("Assign", UpdateOp.ASSIGN),
-        _change("CreateTable", updates.create_table),
-        _change("DeleteTable", updates.delete_table),
-        _change("Publish", updates.publish),
-        _change("Rollback", updates.rollback),
-        _change("SetOptimizer", updates.set_optimizer),
-        UpdateProcedure(
-            _TABLES + "Snapshot",
-            table_pb2.SnapshotRequest,
-            table_pb2.SnapshotResponse,
-            lambda engine, request: engine.snapshot(updates.snapshot_name(request)),
-            updates.snapshot_reply,
-        ),
-    ]
+    def place(self, admission: Admission) -> Place:
+        """Where its requests are held: it waits for a disk, and lookups mustn't wait for it."""
+        return admission.update
 
 
-def _push(name: str, op: UpdateOp) -> UpdateProcedure:
+@dataclass(frozen=True, slots=True)
+class Lookups:
+    """How a request is read as lookups, and how what they gathered is written."""
+
+    read: Callable[[Any, Limits], list[Lookup]]
+    encode: Callable[[Sequence[Gathered]], list[Part]]
+
+    def prepare(self, engine: AnyEngine, request: Any) -> PreparedReply:
+        """The reply to `request`. Raises what `read` and the engine do."""
+        prepared = engine.prepare(self.read(request, engine.limits))
+        return PreparedReply(lambda: self.encode(prepared.run()), prepared.is_long)
+
+
+def _one_reply(gathered: Sequence[Gathered]) -> list[Part]:
+    return lookups.lookup_reply(gathered[0])
+
+
+LOOKUPS: Final[Mapping[Procedure, Lookups]] = {
+    proto.LOOKUP: Lookups(lambda request, _: [lookups.lookup_of(request)], _one_reply),
+    proto.LOOKUP_MANY: Lookups(lookups.lookups_of, lookups.lookup_many_reply),
+    proto.LOOKUP_BAGS: Lookups(lambda request, _: [lookups.bag_lookup_of(request)], _one_reply),
+    proto.LOOKUP_BAGS_MANY: Lookups(lookups.bag_lookups_of, lookups.lookup_many_reply),
+}
+
+
+def _keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> PreparedReply:
+    asked = lookups.keys_of_request(request)
+
+    def make() -> list[Part]:
+        keys, version = engine.keys_of(*asked)
+        return [lookups.keys_reply(keys, version)]
+
+    return PreparedReply(make, asked[1].size > KEYS_SHORT)
+
+
+def _list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> PreparedReply:
+    reply = tables.list_tables_reply(engine.tables(), engine.limits)
+    return PreparedReply(lambda: [reply])
+
+
+def _get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> PreparedReply:
+    reply = tables.get_table_reply(engine.table(request.table), engine.limits)
+    return PreparedReply(lambda: [reply])
+
+
+def _push(procedure: Procedure, op: UpdateOp) -> UpdateProcedure:
     return UpdateProcedure(
-        _EMBEDDING + name,
-        embedding_pb2.UpdateRequest,
-        embedding_pb2.UpdateResponse,
+        procedure,
         lambda engine, request: engine.push(updates.push(op, request, engine.limits)),
         updates.push_reply,
         Scope.UPDATE,
+        UPDATE_MAY_BE_DONE,
     )
 
 
-def _change(name: str, read: Callable[[Any], TableChange]) -> UpdateProcedure:
+def _change(procedure: Procedure, read: Callable[[Any], TableChange]) -> UpdateProcedure:
     return UpdateProcedure(
-        _TABLES + name,
-        getattr(table_pb2, f"{name}Request"),
-        table_pb2.ChangeResponse,
-        lambda engine, request: engine.change(read(request)),
-        updates.change_reply,
+        procedure, lambda engine, request: engine.change(read(request)), updates.change_reply
     )
 
 
-def _lookups() -> list[Procedure]:
-    def one(engine: AnyEngine, plan: Lookup) -> Work:
-        prepared = engine.prepare([plan])
-        return Work(lambda: lookups.lookup_reply(prepared.run()[0]), prepared.is_long)
-
-    def many(engine: AnyEngine, plans: list[Lookup]) -> Work:
-        prepared = engine.prepare(plans)
-        return Work(lambda: lookups.lookup_many_reply(prepared.run()), prepared.is_long)
-
-    def keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Work:
-        asked = lookups.keys_of_request(request)
-
-        def run() -> list[Part]:
-            keys, version = engine.keys_of(*asked)
-            return [lookups.keys_reply(keys, version)]
-
-        return Work(run, asked[1].size > KEYS_SHORT)
-
-    def procedure(
-        name: str, reply: type[Message], work: Callable[[AnyEngine, Any], Work]
-    ) -> Procedure:
-        request: type[Message] = getattr(embedding_pb2, f"{name}Request")
-        return Procedure(_EMBEDDING + name, request, reply, work)
-
-    response, many_response = embedding_pb2.LookupResponse, embedding_pb2.LookupManyResponse
-    plan, bags = lookups.lookup_plan, lookups.bags_plan
-    return [
-        procedure("Lookup", response, lambda engine, request: one(engine, plan(request))),
-        procedure(
-            "LookupMany",
-            many_response,
-            lambda engine, request: many(engine, lookups.lookup_plans(request, engine.limits)),
-        ),
-        procedure("LookupBags", response, lambda engine, request: one(engine, bags(request))),
-        procedure(
-            "LookupBagsMany",
-            many_response,
-            lambda engine, request: many(engine, lookups.bags_plans(request, engine.limits)),
-        ),
-        procedure("KeysOf", embedding_pb2.KeysOfResponse, keys_of),
-    ]
+def _snapshot(engine: AnyEngine, request: table_pb2.SnapshotRequest) -> Future[Any]:
+    return engine.snapshot(updates.snapshot_name(request))
 
 
-def _tables(limits: Limits) -> list[Procedure]:
-    def list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> Work:
-        reply = lookups.list_tables_reply(engine.tables(), limits)
-        return Work(lambda: [reply])
-
-    def get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> Work:
-        reply = lookups.get_table_reply(engine.table(request.table), limits)
-        return Work(lambda: [reply])
-
-    return [
-        Procedure(
-            _TABLES + "ListTables",
-            table_pb2.ListTablesRequest,
-            table_pb2.ListTablesResponse,
-            list_tables,
-            is_admitted=False,
-            scope=None,
-        ),
-        Procedure(
-            _TABLES + "GetTable",
-            table_pb2.GetTableRequest,
-            table_pb2.GetTableResponse,
-            get_table,
-            is_admitted=False,
-            scope=None,
-        ),
-    ]
+ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
+    *(ReadProcedure(procedure, way.prepare) for procedure, way in LOOKUPS.items()),
+    ReadProcedure(proto.KEYS_OF, _keys_of),
+    ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
+    ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
+    _push(proto.SCATTER_ADD, UpdateOp.SCATTER_ADD),
+    _push(proto.APPLY_GRADIENTS, UpdateOp.APPLY_GRADIENTS),
+    _push(proto.ASSIGN, UpdateOp.ASSIGN),
+    _change(proto.CREATE_TABLE, updates.create_table),
+    _change(proto.DELETE_TABLE, updates.delete_table),
+    _change(proto.PUBLISH, updates.publish),
+    _change(proto.ROLLBACK, updates.rollback),
+    _change(proto.SET_OPTIMIZER, updates.set_optimizer),
+    UpdateProcedure(proto.SNAPSHOT, _snapshot, updates.snapshot_reply),
+)
+"""Every unary procedure; each is given the engine as its caller has it."""

@@ -28,12 +28,12 @@ from gatherd_server.types import (
     UpdateOp,
 )
 from gatherd_server.wire import checks
-from gatherd_server.wire.lookups import WIRE_DTYPES, asked_rows, enum_name
+from gatherd_server.wire.lookups import DTYPE_CODES, asked_rows, enum_name
 
-_VALUE_DTYPES: Final[dict[int, DType]] = {WIRE_DTYPES[dtype]: dtype for dtype in REPLY_DTYPES}
+_VALUE_DTYPES: Final[dict[int, DType]] = {DTYPE_CODES[dtype]: dtype for dtype in REPLY_DTYPES}
 _TABLE_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
-    **{number: dtype for dtype, number in WIRE_DTYPES.items()},
+    **{number: dtype for dtype, number in DTYPE_CODES.items()},
 }
 _DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer")
 
@@ -98,7 +98,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         return AddStaged(request.table, checks.staged_folder(request.staged))
     if request.dtype not in _TABLE_DTYPES:
         name = enum_name(tensor_pb2.DType, request.dtype)
-        known = ", ".join(enum_name(tensor_pb2.DType, number) for number in WIRE_DTYPES.values())
+        known = ", ".join(enum_name(tensor_pb2.DType, number) for number in DTYPE_CODES.values())
         raise InvalidArgument(f"rows can't be stored in dtype {name}; they can in {known}")
     change = CreateTable(
         request.table,

@@ -1,1 +1,1 @@
-"""The process that may change a data dir, and what it does."""
+"""How pushes change a data dir: queued, computed, logged, stored, and recovered at a start."""

@@ -1,8 +1,9 @@
 """The checkpoint: up to which LSN the tables' files are durable, and the window at that LSN.
 
-data/wal/checkpoint is two records (records.py) behind 24 bytes: the magic "gatherdK", the LSN, the
-crc32 of magic, LSN and records, and 4 zeros. The first record is the window, the second the sums of
-live tables' blocks (block_sums.py), which a snapshot's and one of an older release don't have:
+data/wal/checkpoint is two records (storage/records.py) behind 24 bytes: the magic "gatherdK", the
+LSN, the crc32 of magic, LSN and records, and 4 zeros. The first record is the window, the second
+the sums of live tables' blocks (storage/block_sums.py), which a snapshot's and one of an older
+release don't have:
 
     {"block_bytes", "versions": [[UID, VERSION, [[FILE, bytes], …]], …]}
 

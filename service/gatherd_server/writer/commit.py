@@ -183,7 +183,7 @@ def _record(
     outcomes: Sequence[PushResult | GatherdError],
     images: Sequence[tuple[LiveVersion, RowImages]],
 ) -> list[bytes | memoryview]:
-    """The frame's payload; wal_format.py says what is in it."""
+    """The frame's payload; storage/wal_format.py says what is in it."""
     pushes = [
         [
             request_id_to_json(submitted.push.request_id),

@@ -18,14 +18,14 @@ from pathlib import Path
 
 from gatherd.errors import BadFile, StorageError
 from gatherd.store.catalog import Catalog, CatalogEntry, Damage, open_table, version_dir
-from gatherd_server.snapshots.copying import logged_images_of, store_logged
-from gatherd_server.snapshots.freezing import is_trainable
 from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.trainable import is_trainable
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.writer.commit import logged_images
+from gatherd_server.writer.logged import logged_images_of, store_logged
 from gatherd_server.writer.versions import Versions
 
 logger = logging.getLogger("gatherd.writer")

@@ -38,13 +38,13 @@ from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.records import pack
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_writer import LogWriter
-from gatherd_server.types import Push, PushResult, RequestId, WriterLimits
+from gatherd_server.types import Push, PushResult, WriterLimits
 from gatherd_server.writer.checkpoint import encode_checkpoint, with_sums, write_checkpoint
 from gatherd_server.writer.commit import Submitted, compute, store
 from gatherd_server.writer.measures import Measures, Progress
+from gatherd_server.writer.queue import PushQueue, Waiting
 from gatherd_server.writer.recovery import recover
 from gatherd_server.writer.versions import Summed, Versions, held_lsns
-from gatherd_server.writer.window import reused
 
 logger = logging.getLogger("gatherd.writer")
 
@@ -53,8 +53,6 @@ RETRY_AFTER_SECONDS = 0.2
 HOUSEKEEPING_SECONDS = 0.25
 # A full disk is told of for so long after it refused an update, unless one was done since.
 FULL_SECONDS = 60.0
-# How much of a commit's time the next one may wait for more pushes.
-GATHER_PART = 0.25
 # How much a checkpoint reads to sum it up; the next one goes on. A tenth of a second in memory.
 SUMMED_BYTES_MAX = 128 << 20
 
@@ -62,15 +60,6 @@ SUMMED_BYTES_MAX = 128 << 20
 NO_ROOM = (DiskFull, TooManyFiles)
 
 T = TypeVar("T")
-
-
-@dataclass(slots=True, eq=False)
-class _Waiting:
-    """A push in the queue, and everybody who waits for its answer."""
-
-    submitted: Submitted
-    byte_count: int
-    futures: "list[Future[PushResult]]"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -117,15 +106,11 @@ class Writer:
         self._log.held = held_lsns(self._versions.catalog)
         self._lock = threading.Lock()
         self._wake = threading.Condition(self._lock)
-        self._queue: deque[_Waiting] = deque()
-        self._queued_bytes = 0
-        self._by_id: dict[RequestId, _Waiting] = {}
+        self._queue = PushQueue(limits, self._wake)
         self._jobs: deque[Callable[[], None]] = deque()
         self._pins: dict[object, int] = {}
         self._stopped: UpdatesStopped | None = None
         self._closing = False
-        self._commit_seconds = 0.0
-        self._expected = 1
         self._steps = 0
         self._is_busy = False
         self._measured_step: int | None = None
@@ -181,7 +166,7 @@ class Writer:
     def measure(self) -> None:
         """Set the gauges that tell how far it is. On any thread, as often as they are read."""
         with self._lock:
-            queued, queued_bytes = len(self._queue), self._queued_bytes
+            queued, queued_bytes = len(self._queue), self._queue.byte_count
         step = self.step
         if step is None or step != self._measured_step:
             # A step that lasts may hang in the disk, and asking for sizes would hang there too.
@@ -214,19 +199,9 @@ class Writer:
             if done is not None:
                 future.set_result(done)
                 return future
-            waiting = self._by_id.get(request_id) if request_id is not None else None
-            if waiting is not None:
-                if waiting.submitted.digest != digest:
-                    raise reused(request_id)
-                waiting.futures.append(future)
-                return future
-            self._check_room(byte_count)
-            waiting = _Waiting(Submitted(push, digest), byte_count, [future])
-            if request_id is not None:
-                self._by_id[request_id] = waiting
-            self._queue.append(waiting)
-            self._queued_bytes += byte_count
-            self._wake.notify()
+            if not self._queue.join(request_id, digest, future):
+                self._check_room(byte_count)
+                self._queue.add(push, digest, byte_count, future)
         return future
 
     def between(self, job: Callable[[], T]) -> T:
@@ -350,10 +325,7 @@ class Writer:
             raise Unavailable("the server is stopping", retry_after_seconds=RETRY_AFTER_SECONDS)
 
     def _check_room(self, byte_count: int) -> None:
-        limits = self._limits
-        if len(self._queue) >= limits.queued_pushes_max or (
-            self._queue and self._queued_bytes + byte_count > limits.queued_bytes_max
-        ):
+        if not self._queue.has_room(byte_count):
             self.measures.shed()
             raise Overloaded(
                 f"{len(self._queue)} updates wait to be written, as many as the server takes",
@@ -366,9 +338,9 @@ class Writer:
             with self._lock:
                 while not (self._queue or self._jobs or self._closing):
                     self._wake.wait()
-                self._gather()
+                self._queue.gather(lambda: bool(self._jobs) or self._closing)
                 job = self._jobs.popleft() if self._jobs else None
-                batch = [] if job else self._take_batch()
+                batch = [] if job else self._queue.take_batch()
                 if job is None and not batch:
                     return
                 self._steps += 1
@@ -379,30 +351,7 @@ class Writer:
                 self._commit(batch)
             self._is_busy = False
 
-    def _gather(self) -> None:
-        """Wait a little for those who were answered just now: they are likely to push again.
-
-        Otherwise pushers fall into two halves that commit in turns. Bounded by a part of what a
-        commit takes, so that waiting never costs more than it can win; one pusher waits for nobody.
-        """
-        deadline = time.monotonic() + GATHER_PART * self._commit_seconds
-        while len(self._queue) < self._expected and not (self._jobs or self._closing):
-            left = deadline - time.monotonic()
-            if left <= 0 or not self._wake.wait(left):
-                return
-
-    def _take_batch(self) -> list[_Waiting]:
-        batch: list[_Waiting] = []
-        byte_count = 0
-        while self._queue and len(batch) < self._limits.batch_pushes_max:
-            byte_count += self._queue[0].byte_count
-            if batch and byte_count > self._limits.batch_bytes_max:
-                break
-            batch.append(self._queue.popleft())
-            self._queued_bytes -= batch[-1].byte_count
-        return batch
-
-    def _commit(self, batch: list[_Waiting]) -> None:
+    def _commit(self, batch: list[Waiting]) -> None:
         outcomes: list[PushResult | GatherdError]
         begin = time.monotonic()
         try:
@@ -412,13 +361,12 @@ class Writer:
         except Exception as error:  # noqa: BLE001 - logged, and told to who waits
             outcomes = [unexpected(error)] * len(batch)
         with self._lock:
-            self._commit_seconds = time.monotonic() - begin
-            self._expected = len(batch) + len(self._queue)
+            seconds = time.monotonic() - begin
+            self._queue.settle(batch, seconds)
             for waiting, outcome in zip(batch, outcomes, strict=True):
-                request_id = waiting.submitted.push.request_id
-                self._by_id.pop(request_id, None)
                 if isinstance(outcome, PushResult):
-                    self._window.add(request_id, waiting.submitted.digest, outcome)
+                    submitted = waiting.submitted
+                    self._window.add(submitted.push.request_id, submitted.digest, outcome)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             for future in waiting.futures:
                 if isinstance(outcome, PushResult):
@@ -427,7 +375,7 @@ class Writer:
                     future.set_exception(outcome)
         # After the answers: nobody waits for it.
         pushes = [waiting.submitted.push for waiting in batch]
-        self.measures.committed(pushes, outcomes, self._commit_seconds)
+        self.measures.committed(pushes, outcomes, seconds)
 
     def _committed(self, batch: list[Submitted]) -> list[PushResult | GatherdError]:
         """Compute, log, sync and store a batch: the one order in which nothing gets lost."""

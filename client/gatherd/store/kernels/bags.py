@@ -1,4 +1,6 @@
-"""The kernels of pooled bags, for numba; kernels.py is the door to them, bags.py has the formulas.
+"""The kernels of pooled bags, for numba; compiled.py is the door to them.
+
+store/bags.py has the formulas.
 
 Rows are bytes here and elements are loaded by position: one signature serves every dtype, alignment
 and writability, so that nothing is left to compile when a request is running. What depends on the
@@ -322,7 +324,7 @@ def pool(
     out: Any,
     begin: int,
 ) -> Any:
-    """Pool each bag from `begin` on into its row of `out`; kernels.py has the rest."""
+    """Pool each bag from `begin` on into its row of `out`; compiled.py has the rest."""
     if mode == MAX:
         return max_bags(rows, kind, counters, index, offsets, filler, out, begin)
     sum_bags = sum_float32 if kind == FLOAT32 and not counters.size else sum_any

@@ -76,7 +76,7 @@ def fingerprint(others: Iterable[Path] = ()) -> str:
     """
     own = sorted(Path(__file__).parent.glob("*.py"))
     crc = 0
-    for path in dict.fromkeys([*own, *others]):
+    for path in (*own, *others):
         crc = zlib.crc32(path.read_bytes(), crc)
     return f"{crc:08x}"
 
@@ -99,7 +99,7 @@ def find_ints(
     seed: int,
     rows: NDArray[np.int64],
 ) -> None:
-    """Fill `rows`, (n,), with the row of each of `keys`, (n,), or −1; key_index.py has the layout.
+    """Fill `rows`, (n,), with the rows of `keys`, (n,), or −1; store/key_index.py has the layout.
 
     `slots` may hold anything, but has a power of two as its length.
     """
@@ -219,10 +219,10 @@ def pool(
 ) -> tuple[int, int]:
     """Pool rows, (row_count, row_bytes), into `out`, float32 (bags, dim), from bag `begin` on.
 
-    bags.py has the meaning. `weights` is empty for none; `counters`, of the rows' stripes, is empty
-    when the rows never change. Returns the bag it came to and DONE, or the position (≥ 0) of an
-    index that has no row, or a number below DONE of which `torn_row` makes the row that stays torn:
-    to be called again from that bag.
+    store/bags.py has the meaning. `weights` is empty for none; `counters`, of the rows' stripes, is
+    empty when the rows never change. Returns the bag it came to and DONE, or the position (≥ 0) of
+    an index that has no row, or a number below DONE of which `torn_row` makes the row that stays
+    torn: to be called again from that bag.
     """
     bag, found = _bags().pool(
         rows, int(kind), counters, index, offsets, weights, mode, filler, out, begin

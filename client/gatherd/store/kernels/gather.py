@@ -1,4 +1,4 @@
-"""The kernel that copies rows by id, for numba; kernels.py is the door to it.
+"""The kernel that copies rows by id, for numba; compiled.py is the door to it.
 
 One call checks the ids, copies the rows and, where they may change, looks at their counters: for a
 few ids the calls into NumPy that it saves are most of a lookup. For many it is as fast as np.take,

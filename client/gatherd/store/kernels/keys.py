@@ -1,4 +1,6 @@
-"""The kernels of key lookups, for numba; kernels.py is their door, key_index.py has the layout.
+"""The kernels of key lookups, for numba; compiled.py is the door to them.
+
+store/key_index.py has the layout.
 
 One explicit signature each, so that nothing is left to compile when a request is running. Whatever
 the mapped files hold is checked before it is used as a position.

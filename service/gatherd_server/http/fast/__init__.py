@@ -1,1 +1,1 @@
-"""Foreseen lookups, answered inside uvicorn's protocol class."""
+"""Plain lookups, answered inside uvicorn's protocol class."""

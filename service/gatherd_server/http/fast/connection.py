@@ -1,6 +1,6 @@
 """Lookups answered inside uvicorn's own protocol class, without ASGI between.
 
-Requests that fast_routes.py has a route for are answered from `data_received` itself: a task, a
+Requests that routes.py has a route for are answered from `data_received` itself: a task, a
 scope and three messages are most of what a small lookup costs. Every other request, and whatever
 isn't plain about one (chunked or compressed bodies, `Expect`, repeated headers),
 goes on to the application. A client can't tell the two apart but by the clock.
@@ -10,7 +10,7 @@ To uvicorn a fast request is a cycle like its own: it stands in `self.cycle`, wa
 order of the requests, idle connections expire and a drain waits. What that needs of uvicorn's class
 is listed in tests/http/test_fast_path.py, which fails when uvicorn changes it.
 
-fast_cycle.py has what becomes of a request then. Left out on purpose: updates, which wait for the
+cycle.py has what becomes of a request then. Left out on purpose: updates, which wait for the
 disk anyway.
 """
 
@@ -27,7 +27,6 @@ from gatherd.errors import Unauthenticated
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http.body import Workers
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.busy_loop import BusyLoop
@@ -35,6 +34,7 @@ from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
 from gatherd_server.http.fast.repeat import Repeat, Scratch
 from gatherd_server.http.fast.routes import FastRoutes, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
+from gatherd_server.http.offload import Offload
 from gatherd_server.observe.tracing import Spans
 
 HEAD_END: Final = b"\r\n\r\n"
@@ -47,7 +47,7 @@ REPEAT_SECONDS_MIN: Final = 0.05
 def fast_protocol(
     routes: FastRoutes,
     admission: Admission,
-    workers: Workers,
+    offload: Offload,
     receive_seconds: float = 20.0,
     busy_poll_us: int = BUSY_POLL_US,
 ) -> type[GuardedProtocol]:
@@ -59,7 +59,7 @@ def fast_protocol(
         {
             "routes": routes,
             "admission": admission,
-            "workers": workers,
+            "offload": offload,
             "prefixes": Prefixes(),
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds, limit),
@@ -91,7 +91,7 @@ class _FastPath(GuardedProtocol):
 
     routes: FastRoutes
     admission: Admission
-    workers: Workers
+    offload: Offload
     prefixes: Prefixes
     spans: Spans | None
     scratch: Scratch
@@ -194,7 +194,7 @@ class _FastPath(GuardedProtocol):
         return reply_head(ok, self._seen.route, rows, keep_alive=True)
 
     def reply_changes(self) -> object:
-        """See fast_repeat.Connection."""
+        """See repeat.AskingConnection."""
         return self.server_state.default_headers
 
     def write(self, data: memoryview) -> None:
@@ -229,7 +229,7 @@ class _FastPath(GuardedProtocol):
             return len(data)
 
     def abort(self) -> None:
-        """See fast_repeat.Connection."""
+        """See repeat.AskingConnection."""
         self.transport.abort()
 
     def on_message_begin(self) -> None:

@@ -16,19 +16,21 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE
 from uvicorn.server import ServerState
 
 from gatherd.errors import DeadlineExceeded, GatherdError, Overloaded
+from gatherd_proto.errors import CANCELED
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import SMALL_BYTES, Held
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
-from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse, Workers
-from gatherd_server.http.errors import kind_of
+from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
 from gatherd_server.http.fast.repeat import is_repeatable
-from gatherd_server.http.fast.routes import Route, Work
+from gatherd_server.http.fast.routes import PendingAnswer, Route
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
+from gatherd_server.http.offload import Offload
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
+from gatherd_server.wire.codes import code_of
 from gatherd_server.wire.lookups import Part, byte_count
 
 # What is gathered and written at a time: small enough to stay in a core's cache in between and not
@@ -53,7 +55,7 @@ class Prefixes:
         return self._ok
 
 
-class Connection(Protocol):
+class FastConnection(Protocol):
     """What a request needs of its connection; uvicorn's protocol class has most of it."""
 
     loop: asyncio.AbstractEventLoop
@@ -62,7 +64,7 @@ class Connection(Protocol):
     tasks: set[asyncio.Task[None]]
     server_state: ServerState
     admission: Admission
-    workers: Workers
+    offload: Offload
     prefixes: Prefixes
     spans: Spans | None
 
@@ -81,7 +83,7 @@ class _NoEvent:
 
 
 class FastCycle:
-    """One request and its reply. Everything happens on the event loop but `Work` that is long."""
+    """One request and its reply, all on the event loop but a `PendingAnswer` that is long."""
 
     __slots__ = (
         "_begun_ns",
@@ -110,7 +112,7 @@ class FastCycle:
 
     def __init__(
         self,
-        connection: Connection,
+        connection: FastConnection,
         route: Route,
         seconds: float | None,
         caller: Caller,
@@ -194,7 +196,7 @@ class FastCycle:
         """The connection is gone."""
         self.disconnected = True
         if self._holds_place and not self.response_complete:
-            code = "canceled" if self._code == "ok" else self._code
+            code = CANCELED if self._code == "ok" else self._code
             self._count(code)
         if not self._tasks_count:
             self._let_go()
@@ -237,7 +239,7 @@ class FastCycle:
             return
         try:
             found = self.route.begin(self._whole_body(), self.caller)
-            if isinstance(found, Work):
+            if isinstance(found, PendingAnswer):
                 self._work(found)
                 return
             self.is_repeatable = is_repeatable(found)
@@ -287,7 +289,7 @@ class FastCycle:
                     self._fail(error)
                 else:
                     # Too late for another answer: the client sees that this one isn't whole.
-                    self._code = kind_of(error).code
+                    self._code = code_of(error)
                     connection.admission.telemetry.failures.note(error)
                     connection.transport.abort()
                 return
@@ -301,7 +303,7 @@ class FastCycle:
                 return
         self._complete()
 
-    def _work(self, work: Work) -> None:
+    def _work(self, work: PendingAnswer) -> None:
         if work.is_long:
             self._track(self._run_elsewhere(work))
             return
@@ -309,10 +311,10 @@ class FastCycle:
         self._check_time()
         self._respond(response)
 
-    async def _run_elsewhere(self, work: Work) -> None:
+    async def _run_elsewhere(self, work: PendingAnswer) -> None:
         try:
             async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
-                response = await self._connection.workers.run(work.run, is_long=True)
+                response = await self._connection.offload.run(work.run, is_long=True)
             self._check_time()
         except GatherdError as error:
             self._fail(error)
@@ -337,7 +339,7 @@ class FastCycle:
         return reply_head(ok, self.route, rows, keep_alive=self.keep_alive)
 
     def _fail(self, error: GatherdError) -> None:
-        self._code = kind_of(error).code
+        self._code = code_of(error)
         request_id = Trail((self.trail or NO_TRAIL).get).request_id
         self._connection.admission.telemetry.failures.note(error, request_id)
         if self._is_gone:

@@ -22,9 +22,9 @@ from gatherd.store.ids import all_in_range
 from gatherd.store.table import Table
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http.errors import kind_of
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import RepeatSeries, now_ns
+from gatherd_server.wire.codes import code_of
 
 # Gathered and written at a time, so that it stays in a core's cache in between.
 PIECE_BYTES: Final = 256 << 10
@@ -39,7 +39,7 @@ def is_repeatable(rows: Rows) -> bool:
     return rows.nbytes <= ROWS_BYTES_MAX and rows.is_as_stored and rows.is_in_memory
 
 
-class Connection(Protocol):
+class AskingConnection(Protocol):
     """What is needed of the connection that asks."""
 
     scratch: "Scratch"
@@ -89,7 +89,7 @@ class Repeat:
         self._requests = requests
         self._counted: RepeatSeries | None = None
 
-    def answer(self, connection: Connection, request: bytes) -> bool:
+    def answer(self, connection: AskingConnection, request: bytes) -> bool:
         """Answer a request as long as the one before, unless more than the ids is other."""
         begun_ns = now_ns()
         try:
@@ -116,7 +116,7 @@ class Repeat:
         self._counted.done(now_ns() - begun_ns)
         return True
 
-    def _prepare(self, connection: Connection, table: Table, ids: NDArray[np.int64]) -> bool:
+    def _prepare(self, connection: AskingConnection, table: Table, ids: NDArray[np.int64]) -> bool:
         """Find what the reply begins with; whether it is one to be given from here."""
         rows = self._lookup.rows(ids)
         if rows is None or not is_repeatable(rows):
@@ -130,7 +130,7 @@ class Repeat:
         return True
 
     def _write_pieces(
-        self, connection: Connection, table: Table, ids: NDArray[np.int64], begun_ns: int
+        self, connection: AskingConnection, table: Table, ids: NDArray[np.int64], begun_ns: int
     ) -> bool:
         if self._row_bytes > PIECE_BYTES or not all_in_range(ids, table.row_count):
             return False
@@ -143,7 +143,7 @@ class Repeat:
             except GatherdError as error:
                 if start:
                     connection.abort()  # the client sees that the reply isn't whole
-                    self._requests.done(kind_of(error).code, now_ns() - begun_ns)
+                    self._requests.done(code_of(error), now_ns() - begun_ns)
                 return bool(start)
             connection.write_now(scratch.after(head, piece.size * row_bytes))
             head = b""

@@ -7,29 +7,29 @@ every other request, through ASGI, which also knows how to refuse it.
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import numpy as np
-from google.protobuf.message import Message
 from starlette.datastructures import QueryParams
 from starlette.responses import Response
 
 from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
-from gatherd.store.table import Gathered
-from gatherd_proto.v1 import embedding_pb2
+from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
-from gatherd_server.http.body import PartsResponse, array_response
+from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
 from gatherd_server.http.rest import arrays, lookup_bodies
+from gatherd_server.http.rest.arrays import array_response
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
+from gatherd_server.wire.procedures import LOOKUPS, Lookups
 
 PROTO: Final = "application/proto"
 
@@ -40,7 +40,7 @@ _REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class PendingAnswer:
     """An answer that isn't made of rows alone, and still has to be made."""
 
     run: Callable[[], Response]
@@ -55,7 +55,7 @@ class Route(Protocol):
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with these headers is one that every default applies to."""
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
 
     def repeated(self, body: bytes) -> Repeated | None:
@@ -75,30 +75,12 @@ class FastRoutes:
         """Counts into `telemetry`, or for nobody."""
         self._engine = engine
         telemetry = telemetry or Telemetry()
-        self._octets = telemetry.requests("rest", "Lookup")
-        service = "/gatherd.v1.EmbeddingService/"
-        request = embedding_pb2
-        one, bags = lookups.lookup_plan, lookups.bags_plan
+        self._octets = telemetry.requests("rest", LOOKUP.name)
         self._connect: dict[bytes, Route] = {
-            f"{service}{name}".encode(): _Connect(
-                engine, message, read, encode, telemetry.requests("connect", name)
+            procedure.path.encode(): _Connect(
+                engine, procedure, way, telemetry.requests("connect", procedure.name)
             )
-            for name, message, read, encode in (
-                ("Lookup", request.LookupRequest, lambda r: [one(r)], _one_reply),
-                ("LookupBags", request.LookupBagsRequest, lambda r: [bags(r)], _one_reply),
-                (
-                    "LookupMany",
-                    request.LookupManyRequest,
-                    lambda r: lookups.lookup_plans(r, engine.limits),
-                    lookups.lookup_many_reply,
-                ),
-                (
-                    "LookupBagsMany",
-                    request.LookupBagsManyRequest,
-                    lambda r: lookups.bags_plans(r, engine.limits),
-                    lookups.lookup_many_reply,
-                ),
-            )
+            for procedure, way in LOOKUPS.items()
         }
 
     def find(self, url: bytes) -> Route | None:
@@ -113,16 +95,12 @@ class FastRoutes:
         return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
 
 
-def _one_reply(gathered: Sequence[Gathered]) -> list[lookups.Part]:
-    return lookups.lookup_reply(gathered[0])
-
-
-def _has_rows_alone(plans_: Sequence[Lookup]) -> bool:
+def _has_rows_alone(asked: Sequence[Lookup]) -> bool:
     """Whether a reply is a head, known beforehand, and then nothing but rows, which are near."""
-    if len(plans_) != 1 or plans_[0].bags is not None or plans_[0].missing is not Missing.ERROR:
+    if len(asked) != 1 or asked[0].bags is not None or asked[0].missing is not Missing.ERROR:
         return False
-    asked = plans_[0].asked
-    return not isinstance(asked, ByKey) or asked.size <= KEYS_SHORT
+    rows = asked[0].asked
+    return not isinstance(rows, ByKey) or rows.size <= KEYS_SHORT
 
 
 class _Connect:
@@ -131,16 +109,16 @@ class _Connect:
     def __init__(
         self,
         engine: Engine,
-        message: type[Message],
-        read: Callable[[Any], list[Lookup]],
-        encode: Callable[[Sequence[Gathered]], list[lookups.Part]],
+        procedure: Procedure,
+        way: Lookups,
         counted: RequestSeries,
     ) -> None:
         self.counted = counted
         self._engine = engine
-        self._message = message
-        self._read = read
-        self._encode = encode
+        self._message = procedure.request
+        self._is_lookup = procedure is LOOKUP
+        self._read = way.read
+        self._encode = way.encode
         self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
@@ -149,14 +127,15 @@ class _Connect:
             and headers.get(b"connect-protocol-version", b"1") == b"1"
         )
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         caller.check(Scope.READ)
         found = self._seen.find(body)
         if found is not None:
             asked = [found[1]]
         else:
-            asked = self._read(lookups.parse(self._message(), body, self._engine.limits))
-            if self._message is embedding_pb2.LookupRequest:
+            limits = self._engine.limits
+            asked = self._read(lookups.parse(self._message(), body, limits), limits)
+            if self._is_lookup:
                 self._seen.learn(body, asked[0])
         engine = caller.guard(self._engine)
         if _has_rows_alone(asked):
@@ -165,14 +144,16 @@ class _Connect:
                 return rows
         prepared = engine.prepare(asked)
         headers = {"Content-Type": PROTO}
-        return Work(lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long)
+        return PendingAnswer(
+            lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long
+        )
 
     def repeated(self, body: bytes) -> Repeated | None:
         found = self._seen.find(body)
         if found is None:
             return None
-        seen, plan = found
-        return Repeated(self._engine, plan, seen.before, seen.after)
+        seen, lookup = found
+        return Repeated(self._engine, lookup, seen.before, seen.after)
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         head = lookups.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
@@ -196,29 +177,29 @@ class _Octets:
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | Work:
+    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         engine = caller.guard(self._engine)
-        plan = lookup_bodies.lookup_plan(OCTETS, self._table, body, self._query, engine.limits)
-        if _has_rows_alone([plan]):
-            rows = engine.rows_of(plan)
+        lookup = lookup_bodies.lookup_of(OCTETS, self._table, body, self._query, engine.limits)
+        if _has_rows_alone([lookup]):
+            rows = engine.rows_of(lookup)
             if rows is not None:
                 return rows
-        prepared = engine.prepare([plan])
+        prepared = engine.prepare([lookup])
 
         def answer() -> Response:
             gathered = prepared.run()[0]
             return array_response(OCTETS, arrays.octet_parts(gathered), gathered)
 
-        return Work(answer, prepared.is_long)
+        return PendingAnswer(answer, prepared.is_long)
 
     def repeated(self, body: bytes) -> Repeated | None:
-        plan = lookup_bodies.lookup_plan(
+        lookup = lookup_bodies.lookup_of(
             OCTETS, self._table, body, self._query, self._engine.limits
         )
-        ids = plan.asked
+        ids = lookup.asked
         if isinstance(ids, ByKey) or ids.dtype != np.int64 or ids.nbytes != len(body):
             return None
-        return Repeated(self._engine, plan, b"", b"")
+        return Repeated(self._engine, lookup, b"", b"")
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         headers = arrays.array_headers(rows.shape, rows.dtype, rows.version, 0)

@@ -26,6 +26,7 @@ from gatherd.store.key_index import KeyKind
 from gatherd.store.keys import Keys, StringKeys, as_keys
 from gatherd.store.query import Asked, ByKey
 from gatherd.store.table import Gathered
+from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.wire.lookups import Part
 
@@ -310,6 +311,14 @@ def array_headers(
         "Gatherd-Version": str(version),
         "Gatherd-Status-Bytes": str(status_bytes),
     }
+
+
+def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -> PartsResponse:
+    """A lookup's arrays, with the headers that describe them."""
+    shape, status = gathered.vectors.shape, gathered.status
+    status_bytes = 0 if status is None else status.nbytes
+    headers = array_headers(shape, gathered.dtype, gathered.version, status_bytes)
+    return PartsResponse(parts, {"Content-Type": media_type, **headers})
 
 
 def _raw(array: NDArray[Any]) -> Part:

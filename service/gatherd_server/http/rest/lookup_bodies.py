@@ -1,4 +1,4 @@
-"""The bodies and query parameters of REST's lookups, as plans for the engine."""
+"""The bodies and query parameters of REST's lookups, as the engine takes them."""
 
 import re
 from collections.abc import Callable, Sequence
@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from starlette.datastructures import QueryParams
 
 from gatherd.errors import InvalidArgument
-from gatherd.store.bags import check_offsets, check_weights, jagged
+from gatherd.store.bags import check_offsets, check_weights, flat_weights, jagged
 from gatherd.store.dtypes import parse_reply_dtype
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import StringKeys
@@ -46,40 +46,40 @@ Body = TypeVar("Body", LookupBody, LookupBagsBody)
 Find = Callable[[Any], dict[str, Any]]
 
 
-def lookup_plan(
+def lookup_of(
     media_type: str, table: str, body: bytes, query: QueryParams, limits: Limits
 ) -> Lookup:
     """A lookup of one table, by the body's media type. InvalidArgument when it isn't one."""
     if media_type == NPY:
         options = query_options(query, _OPTIONS, "a .npy has these: " + ", ".join(_OPTIONS))
-        return _query_plan(table, arrays.ids_from_npy(body), options)
+        return _query_lookup(table, arrays.ids_from_npy(body), options)
     if media_type == OCTETS:
         options = query_options(
             query, _RAW_OPTIONS, "raw ids have these: " + ", ".join(_RAW_OPTIONS)
         )
         ids = arrays.ids_from_octets(body, options.get("ids_dtype", "int64"), options.get("shape"))
-        return _query_plan(table, ids, options)
+        return _query_lookup(table, ids, options)
     asked = parse(LookupBody, _json_body(body, query, 1, limits))
-    return _rows_plan(table, asked, body, lambda value: value)
+    return _rows_lookup(table, asked, body, lambda value: value)
 
 
-def lookup_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[Lookup]:
+def lookups_of(body: bytes, query: QueryParams, limits: Limits) -> list[Lookup]:
     """Lookups of many tables, from JSON."""
     asked = parse(LookupManyBody, _json_body(body, query, limits.tables_max, limits)).tables
-    return _many(asked, body, limits, _rows_plan)
+    return _many(asked, body, limits, _rows_lookup)
 
 
-def bags_plan(table: str, body: bytes, query: QueryParams, limits: Limits) -> Lookup:
+def bag_lookup_of(table: str, body: bytes, query: QueryParams, limits: Limits) -> Lookup:
     """Bags of one table, from JSON."""
     asked = parse(LookupBagsBody, _json_body(body, query, 1, limits, _BAG_VALUES_MAX))
-    return _bags_plan(table, asked, body, lambda value: value)
+    return _bag_lookup(table, asked, body, lambda value: value)
 
 
-def bags_many_plans(body: bytes, query: QueryParams, limits: Limits) -> list[Lookup]:
+def bag_lookups_of(body: bytes, query: QueryParams, limits: Limits) -> list[Lookup]:
     """Bags of many tables, from JSON."""
     value = _json_body(body, query, limits.tables_max, limits, _BAG_VALUES_MAX)
     asked = parse(LookupBagsManyBody, value).tables
-    return _many(asked, body, limits, _bags_plan)
+    return _many(asked, body, limits, _bag_lookup)
 
 
 def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[arrays.Ids, int]:
@@ -106,23 +106,23 @@ def _many(
     asked: dict[str, Body],
     body: bytes,
     limits: Limits,
-    plan: Callable[[str, Body, bytes, Find], Lookup],
+    read: Callable[[str, Body, bytes, Find], Lookup],
 ) -> list[Lookup]:
     limits.check("tables_max", "the request asks for", len(asked))
-    plans = []
+    lookups = []
     for table, part in asked.items():
         try:
-            plans.append(plan(table, part, body, _part_of(table)))
+            lookups.append(read(table, part, body, _part_of(table)))
         except InvalidArgument as error:
             raise in_table(error, table) from None
-    return plans
+    return lookups
 
 
 def _part_of(table: str) -> Find:
     return lambda value: value["tables"][table]
 
 
-def _rows_plan(table: str, asked: LookupBody, body: bytes, find: Find) -> Lookup:
+def _rows_lookup(table: str, asked: LookupBody, body: bytes, find: Find) -> Lookup:
     rows = asked_rows(asked, body, find)
     return Lookup(
         table,
@@ -151,13 +151,13 @@ def asked_rows(
     )
 
 
-def typed(plan: Lookup, kind_of: Callable[[str], str]) -> Lookup:
-    """`plan` with keys of the table's own kind; see `typed_keys`."""
-    asked = arrays.typed_keys(plan.asked, lambda: kind_of(plan.table))
-    return plan if asked is plan.asked else plan._replace(asked=asked)
+def typed(lookup: Lookup, kind_of: Callable[[str], str]) -> Lookup:
+    """`lookup` with keys of the table's own kind; see `typed_keys`."""
+    asked = arrays.typed_keys(lookup.asked, lambda: kind_of(lookup.table))
+    return lookup if asked is lookup.asked else lookup._replace(asked=asked)
 
 
-def _bags_plan(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> Lookup:
+def _bag_lookup(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> Lookup:
     if asked.offsets is None:
         rows, offsets = _jagged(asked)
     else:
@@ -196,13 +196,14 @@ def _flat(weights: Any, offsets: NDArray[np.int64], id_count: int) -> Any:
     """Weights as a flat list, also when they are nested; then as the bags are."""
     if not (isinstance(weights, list) and any(isinstance(part, list) for part in weights)):
         return weights
-    lengths = [len(part) if isinstance(part, list) else -1 for part in weights]
-    if lengths != np.diff(offsets, append=id_count).tolist():
-        raise InvalidArgument("nested weights must be as long as the bags, one by one")
-    return [weight for part in weights for weight in part]
+    lists = [part if isinstance(part, list) else None for part in weights]
+    try:
+        return flat_weights(lists, offsets, id_count)
+    except InvalidArgument:
+        raise InvalidArgument("nested weights must be as long as the bags, one by one") from None
 
 
-def _query_plan(table: str, ids: arrays.Ids, options: dict[str, str]) -> Lookup:
+def _query_lookup(table: str, ids: arrays.Ids, options: dict[str, str]) -> Lookup:
     return Lookup(
         table,
         query_rows(ids, options),

@@ -16,8 +16,9 @@ from gatherd_server.access.callers import AnyEngine
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.http.access import caller_of, held_of, placed
-from gatherd_server.http.body import Parsers, Workers, outcome, read_body
+from gatherd_server.http.body import outcome, read_body
 from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
+from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, openapi_updates, update_bodies
 from gatherd_server.http.rest.lookup_bodies import no_options
 from gatherd_server.http.rest.update_bodies import UpdateReader
@@ -32,20 +33,19 @@ _VERBS = {
 }
 
 
-def update_routes(engine: Engine, admission: Admission, parsers: Parsers) -> APIRouter:
+def update_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
     """Updates of one table and of many, each by the three operations."""
     router = _router(admission, Need.UPDATE)
-    workers = Workers()
 
     async def push(
         guarded: AnyEngine, read: Callable[[], Push], body: bytes, is_json: bool
     ) -> tuple[Push, int, tuple[int, ...]]:
         if is_json:
-            asked = await parsers.run(read, body)
+            asked = await offload.parse(read, body)
         else:
             asked = read()
         # Checking many values takes as long as gathering them would.
-        future = await workers.run(lambda: guarded.push(asked), len(body) > SHORT_BYTES)
+        future = await offload.run(lambda: guarded.push(asked), len(body) > SHORT_BYTES)
         result = await outcome(future)
         return asked, result.lsn, result.versions
 

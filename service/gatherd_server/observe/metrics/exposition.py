@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 from typing import Final
 
-from gatherd_server.observe.metrics.names import METRICS, Kind, Metric
+from gatherd_server.observe.metrics.names import METRICS, Metric, MetricKind
 from gatherd_server.observe.metrics.recorder import Series
 
 CONTENT_TYPE: Final = "text/plain; version=0.0.4; charset=utf-8"
@@ -34,7 +34,7 @@ def exposition(series: Iterable[Series], samples: Iterable[Sample]) -> str:
     lines: list[str] = []
     for metric in METRICS:
         by_labels = cells[metric.name]
-        if not by_labels and not metric.labels and metric.kind is not Kind.GAUGE:
+        if not by_labels and not metric.labels and metric.kind is not MetricKind.GAUGE:
             by_labels[()] = [0.0] * metric.cell_count
         if not by_labels:
             continue
@@ -42,7 +42,7 @@ def exposition(series: Iterable[Series], samples: Iterable[Sample]) -> str:
         lines.append(f"# TYPE {metric.name} {metric.kind.value}")
         for labels, added in sorted(by_labels.items()):
             pairs = [_pair(*pair) for pair in zip(metric.labels, labels, strict=True)]
-            if metric.kind is Kind.HISTOGRAM:
+            if metric.kind is MetricKind.HISTOGRAM:
                 lines += _histogram(metric, pairs, added)
             else:
                 lines.append(f"{metric.name}{_braces(pairs)} {_number(added[0], metric.scale)}")

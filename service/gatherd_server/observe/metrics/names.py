@@ -10,7 +10,7 @@ from typing import Final
 NANOSECOND: Final = 1e-9
 
 
-class Kind(Enum):
+class MetricKind(Enum):
     """A metric's type, as Prometheus calls it."""
 
     COUNTER = "counter"
@@ -23,7 +23,7 @@ class Metric:
     """One metric. A value times `scale` is what is told; `bounds` are a histogram's, unscaled."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     help: str
     labels: tuple[str, ...] = ()
     scale: float = 1
@@ -32,10 +32,10 @@ class Metric:
     @property
     def cell_count(self) -> int:
         """Numbers that one series takes: a histogram's buckets, the one above them, and the sum."""
-        return len(self.bounds) + 2 if self.kind is Kind.HISTOGRAM else 1
+        return len(self.bounds) + 2 if self.kind is MetricKind.HISTOGRAM else 1
 
 
-_C, _G, _H = Kind.COUNTER, Kind.GAUGE, Kind.HISTOGRAM
+_C, _G, _H = MetricKind.COUNTER, MetricKind.GAUGE, MetricKind.HISTOGRAM
 _US: Final = 1000
 _MS: Final = 1000 * _US
 _S: Final = 1000 * _MS

@@ -30,7 +30,13 @@ from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
-from gatherd_server.observe.metrics.names import BY_NAME, REQUEST_DURATION, REQUESTS, Kind, Metric
+from gatherd_server.observe.metrics.names import (
+    BY_NAME,
+    REQUEST_DURATION,
+    REQUESTS,
+    Metric,
+    MetricKind,
+)
 
 PLACE_BYTES: Final = 1 << 20
 CELLS_OFFSET: Final = 512
@@ -111,7 +117,7 @@ class Recorder:
         for metric, labels, cells in _read(self._place):
             self._first[metric.name, *labels] = len(self.cells)
             # A gauge is of the process that set it.
-            self.cells += cells if metric.kind is not Kind.GAUGE else [0]
+            self.cells += cells if metric.kind is not MetricKind.GAUGE else [0]
         self._words[1] = os.getpid()
 
     def first(self, metric: Metric, *labels: str) -> int:

@@ -8,7 +8,7 @@ from gatherd.store.catalog import CATALOG_NAME
 from gatherd_server.snapshots.backups.contents import Backup
 from gatherd_server.snapshots.backups.copying import checked_pieces
 from gatherd_server.snapshots.backups.store import Store
-from gatherd_server.snapshots.snapshot import check_is_empty, fill_data_dir
+from gatherd_server.snapshots.restoring import check_is_empty, fill_data_dir
 from gatherd_server.storage.files import Files
 
 

@@ -1,0 +1,145 @@
+# Written by client/generate_async.py from _calls/tables.py: change that, then `make calls`.
+"""The awaited client's calls about tables: what there is, and changes of it.
+
+Client and AsyncClient inherit them.
+"""
+
+from abc import ABC, abstractmethod
+
+from gatherd._plans.answering import Answering
+from gatherd._plans.effects import Plan, T
+from gatherd._plans.pushes import Pushes
+from gatherd._requests.lookups import TableInfo
+from gatherd._requests.names import Init, StoredDType
+from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._wire import changes
+
+
+class AsyncTableCalls(ABC):
+    """The calls; the class that inherits them runs the plans."""
+
+    _answering: Answering
+    _pushes: Pushes
+
+    @abstractmethod
+    async def _run(self, plan: Plan[T]) -> T: ...
+
+    async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
+        """Every table that is served, also those that can't be looked up; see `refused`."""
+        return await self._run(self._answering.tables(self._answering.deadline(timeout)))
+
+    async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
+        """The table called `name`. TableNotFound when there is none."""
+        return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
+
+    async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
+        """The versions of a table that can be looked up or rolled back to, ascending."""
+        return await self._run(self._answering.versions(name, self._answering.deadline(timeout)))
+
+    async def create_table(
+        self,
+        name: str,
+        rows: int,
+        dim: int,
+        *,
+        dtype: StoredDType = "float32",
+        init: Init = "uniform",
+        seed: int | None = None,
+        optimizer: OptimizerGiven | None = None,
+        timeout: float | None = None,
+    ) -> ChangeResult:
+        """Make a table of `rows` drawn rows of `dim` elements. AlreadyExists when there is one.
+
+        dtype: what the rows are stored in, "float32", "float16", "bfloat16" or "float64".
+        init: "zeros", "uniform", "normal" or "glorot"; the same `seed`, the same rows.
+        optimizer: by which it takes updates: a name such as "sgd", or {"name": "adam",
+        "lr": 0.001}. Without one it is read-only.
+
+        This and the other changes of tables are durable, and seen by every reader, when they
+        return. They aren't sent again once they may have been made: when an error's metadata has
+        "outcome": "unknown", nobody knows whether they were.
+        """
+        request = changes.create_table(
+            name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
+        )
+        return await self._run(self._pushes.change(request, timeout))
+
+    async def add_staged_table(
+        self, name: str, staged: str, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Make a table of files on the server's machine; as `create_table` otherwise.
+
+        staged: a folder in the data dir's staging, which then is the table's. This is how the
+        command line hands a server what it imported.
+        """
+        request = changes.add_staged(name, staged)
+        return await self._run(self._pushes.change(request, timeout))
+
+    async def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
+        """Remove a table with all its versions. TableNotFound when there is none."""
+        request = changes.delete_table(name)
+        return await self._run(self._pushes.change(request, timeout))
+
+    async def publish(
+        self,
+        name: str,
+        *,
+        staged: str = "",
+        if_version: int | None = None,
+        timeout: float | None = None,
+    ) -> ChangeResult:
+        """Keep the live version as it is now, and make a copy of it, a new version, live.
+
+        The result's `version` is that copy: updates go on changing it, so it is no checkpoint. What
+        is kept is the version that was live before, one of `table(name).versions`; `rollback`
+        without a version goes back to it.
+
+        staged: a folder in the data dir's staging, to publish its files instead.
+        if_version: the version that has to be live, else VersionMismatch.
+        """
+        request = changes.publish(name, staged=staged, if_version=if_version)
+        return await self._run(self._pushes.change(request, timeout))
+
+    async def rollback(
+        self,
+        name: str,
+        version: int | None = None,
+        *,
+        if_version: int | None = None,
+        timeout: float | None = None,
+    ) -> ChangeResult:
+        """Make an older version live again, with the contents it had when it was superseded.
+
+        It then goes on being changed by updates: `publish` first if it is to be kept.
+
+        version: which; None for the newest of those before the live one. VersionNotFound when it
+        isn't kept. if_version: the version that has to be live, else VersionMismatch.
+        """
+        request = changes.rollback(name, version, if_version=if_version)
+        return await self._run(self._pushes.change(request, timeout))
+
+    async def set_optimizer(
+        self,
+        name: str,
+        optimizer: OptimizerGiven,
+        *,
+        if_version: int | None = None,
+        timeout: float | None = None,
+        **options: float,
+    ) -> ChangeResult:
+        """Publish a copy of the live version that is trained by another optimizer.
+
+        optimizer: a name such as "adam", with its options as keywords, or a dict of both, as
+        `TableInfo.optimizer` has it: set_optimizer("items", "adam", lr=0.001). An option that
+        isn't given has its default, one that the optimizer doesn't have is InvalidArgument.
+        if_version: the version that has to be live, else VersionMismatch.
+        """
+        request = changes.set_optimizer(name, optimizer, options, if_version=if_version)
+        return await self._run(self._pushes.change(request, timeout))
+
+    async def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
+        """Copy the data dir, as it is at one LSN, to a folder of the server's; updates go on.
+
+        name: the folder's, made of the time and the LSN when empty. AlreadyExists when it is there.
+        """
+        return await self._run(self._pushes.snapshot(name, timeout))

@@ -1,0 +1,110 @@
+"""Changes of tables to bytes: what the caller asked for is checked before anything is sent."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from numpy.typing import DTypeLike
+
+from gatherd._requests.lookups import check_table, check_version
+from gatherd._requests.tables import (
+    OptimizerGiven,
+    check_count,
+    check_optimizer,
+    check_stored_dtype,
+    check_text,
+)
+from gatherd._wire.lookups import DTYPE_CODES
+from gatherd_proto.procedures import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
+from gatherd_proto.v1 import table_pb2
+
+
+@dataclass(frozen=True, slots=True)
+class ChangeRequest:
+    """A change to send; `what` says in an error what became of it."""
+
+    method: str
+    body: bytes
+    what: str
+
+
+def create_table(
+    name: str,
+    rows: int,
+    dim: int,
+    *,
+    dtype: DTypeLike,
+    init: str,
+    seed: int | None,
+    optimizer: OptimizerGiven | None,
+) -> ChangeRequest:
+    """The request of Client.create_table."""
+    table, _ = check_table(name)
+    request = table_pb2.CreateTableRequest(
+        table=table,
+        rows=check_count("rows", rows),
+        dim=check_count("dim", dim),
+        dtype=DTYPE_CODES[check_stored_dtype(dtype)],
+        init=check_text("init", init),
+        seed=None if seed is None else check_count("seed", seed),
+        optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+    )
+    return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
+
+
+def add_staged(name: str, staged: str) -> ChangeRequest:
+    """The request of Client.add_staged_table."""
+    table, _ = check_table(name)
+    request = table_pb2.CreateTableRequest(table=table, staged=check_text("staged", staged))
+    return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
+
+
+def delete_table(name: str) -> ChangeRequest:
+    """The request of Client.delete_table."""
+    request = table_pb2.DeleteTableRequest(table=check_table(name)[0])
+    return ChangeRequest(DELETE_TABLE.path, request.SerializeToString(), "the table was deleted")
+
+
+def publish(name: str, *, staged: str, if_version: int | None) -> ChangeRequest:
+    """The request of Client.publish."""
+    request = table_pb2.PublishRequest(
+        table=check_table(name)[0],
+        staged=check_text("staged", staged),
+        if_version=check_version("if_version", if_version),
+    )
+    return ChangeRequest(PUBLISH.path, request.SerializeToString(), "the version was published")
+
+
+def rollback(name: str, version: int | None, *, if_version: int | None) -> ChangeRequest:
+    """The request of Client.rollback."""
+    request = table_pb2.RollbackRequest(
+        table=check_table(name)[0],
+        version=check_version("version", version),
+        if_version=check_version("if_version", if_version),
+    )
+    return ChangeRequest(ROLLBACK.path, request.SerializeToString(), "the table was rolled back")
+
+
+def set_optimizer(
+    name: str,
+    optimizer: OptimizerGiven,
+    options: Mapping[str, float],
+    *,
+    if_version: int | None,
+) -> ChangeRequest:
+    """The request of Client.set_optimizer."""
+    request = table_pb2.SetOptimizerRequest(
+        table=check_table(name)[0],
+        optimizer=_encode_optimizer(optimizer, options),
+        if_version=check_version("if_version", if_version),
+    )
+    return ChangeRequest(SET_OPTIMIZER.path, request.SerializeToString(), "the optimizer was set")
+
+
+def encode_snapshot(name: str) -> bytes:
+    """A SnapshotRequest."""
+    return table_pb2.SnapshotRequest(name=check_text("name", name)).SerializeToString()
+
+
+def _encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+    name, checked = check_optimizer(given, options)
+    return table_pb2.Optimizer(name=name, options=checked)

@@ -1,0 +1,44 @@
+"""What a shell asks of a transport, and what every transport therefore has."""
+
+from typing import Any, Protocol
+
+from numpy.typing import NDArray
+
+from gatherd._plans.effects import Deadline, Send
+from gatherd._plans.foreseen import Foreseen
+
+
+class Transport(Protocol):
+    """One way to carry a request, blocking."""
+
+    def call(self, send: Send) -> memoryview:
+        """The reply's body; a GatherdError for everything that goes wrong."""
+
+    def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """Carry a lookup of `ids`: its result where the reply is the foreseen one, else its body.
+
+        Raises what `call` does; `out` then holds anything.
+        """
+
+    def close(self) -> None:
+        """Close idle connections now, and those in use when their call ends."""
+
+
+class AsyncTransport(Protocol):
+    """One way to carry a request, awaited, from one event loop."""
+
+    async def call(self, send: Send) -> memoryview:
+        """The reply's body; a GatherdError for everything that goes wrong."""
+
+    async def ask_foreseen(
+        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
+    ) -> NDArray[Any] | memoryview:
+        """As Transport.ask_foreseen."""
+
+    def abandon(self) -> None:
+        """Drop the connections: their event loop was closed, or is another process's."""
+
+    async def aclose(self) -> None:
+        """Close idle connections now, and those in use when their call ends."""

@@ -1,0 +1,21 @@
+"""How an error travels over both wires: its code's name and its ErrorInfo."""
+
+from typing import Final
+
+ERROR_DOMAIN: Final = "gatherd"
+"""The domain of our ErrorInfo: its reason is one of gatherd.errors."""
+ERROR_INFO_TYPE: Final = "google.rpc.ErrorInfo"
+ERROR_INFO_TYPE_URL: Final = f"type.googleapis.com/{ERROR_INFO_TYPE}"
+
+DETAILS_TRAILER: Final = "grpc-status-details-bin"
+"""Where gRPC has a gatherd.v1.Status."""
+RETRY_AFTER: Final = "retry-after"
+"""The header, and over gRPC the trailer, with the seconds after which a retry may help."""
+
+CANCELED: Final = "canceled"
+"""The only code whose name differs: gRPC spells it with two l."""
+
+
+def code_name(grpc_name: str) -> str:
+    """A status code of gRPC as Connect, metrics and logs name it."""
+    return CANCELED if grpc_name == "CANCELLED" else grpc_name.lower()

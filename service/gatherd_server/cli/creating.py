@@ -1,0 +1,85 @@
+"""`gatherd create`: a new table of drawn or zero rows."""
+
+import secrets
+from pathlib import Path
+
+import click
+
+from gatherd.store.dtypes import DType
+from gatherd_server.cli.data_dir import open_data_dir
+from gatherd_server.cli.options import (
+    data_dir_option,
+    default_vector_option,
+    optimizer_options,
+    read_default,
+    read_optimizer,
+)
+from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.storage.table_writer import Block, TableFiles
+
+ROWS_MAX = 2**48
+DIM_MAX = 2**20
+
+
+@click.command()
+@click.argument("name")
+@click.option("--rows", type=click.IntRange(0, ROWS_MAX), required=True, help="Number of rows.")
+@click.option("--dim", type=click.IntRange(1, DIM_MAX), required=True, help="Elements a row.")
+@click.option(
+    "--init",
+    type=click.Choice([member.value for member in Initializer]),
+    default="uniform",
+    show_default=True,
+    help="zeros; uniform in ±0.05; normal with deviation 0.05; glorot uniform.",
+)
+@click.option("--seed", type=click.IntRange(0), help="Same seed, same table. Random by default.")
+@click.option(
+    "--dtype",
+    type=click.Choice([kind.value for kind in DType]),
+    default="float32",
+    show_default=True,
+    help="What the rows are stored in.",
+)
+@default_vector_option
+@optimizer_options
+@data_dir_option
+def create(
+    name: str,
+    rows: int,
+    dim: int,
+    init: str,
+    seed: int | None,
+    dtype: str,
+    default_vector: Path | None,
+    optimizer: str | None,
+    lr: float | None,
+    optimizer_option: tuple[str, ...],
+    data_dir: Path,
+) -> None:
+    """Make a new table of drawn or zero rows.
+
+    \b
+        gatherd create items --rows 1000000 --dim 64 --init glorot --seed 7 --data-dir ./data
+    """
+    trained = read_optimizer(optimizer, lr, optimizer_option)
+    if trained is not None:
+        trained.check_table(DType(dtype), rows)
+    seed = secrets.randbits(63) if seed is None else seed
+    padding_id = None if trained is None else trained.padding_id
+    blocks = initial_blocks(Initializer(init), rows, dim, DType(dtype), seed, padding_id)
+    origin = {"created": init, "seed": seed}
+    default = read_default(default_vector, dim)
+    table = TableFiles(
+        name,
+        DType(dtype),
+        rows,
+        dim,
+        map(Block, blocks),
+        origin,
+        default,
+        optimizer=trained,
+    )
+    with open_data_dir(data_dir, create=True) as opened:
+        opened.add_table(table)
+    byte_count = rows * dim * table.dtype.itemsize
+    click.echo(f"{name}: {rows} rows of {dim} {dtype} ({byte_count / 1e6:.1f} MB) in {data_dir}")

@@ -1,0 +1,49 @@
+"""What follows a change, and a start: what no catalog names is deleted, what is superseded frozen.
+
+It is done again by the next start, so an error of the disk here is logged and fails no change.
+"""
+
+import logging
+from pathlib import Path
+
+from gatherd.errors import StorageError
+from gatherd.store.catalog import TABLES_NAME, Catalog, version_dir
+from gatherd_server.snapshots.freezing import freeze, unfrozen
+from gatherd_server.storage.files import Files
+
+logger = logging.getLogger("gatherd.writer")
+
+
+def forget(files: Files, folder: Path) -> None:
+    """Delete what no catalog names. Readers that map it keep it until they let go."""
+    try:
+        files.remove_tree(folder)
+    except StorageError as error:
+        # The next start sweeps it away.
+        logger.warning("can't delete %s: %s", folder, error)
+
+
+def sweep(files: Files, data_dir: Path, catalog: Catalog) -> None:
+    """Delete folders of tables and versions that the catalog doesn't name."""
+    for folder in sorted((data_dir / TABLES_NAME).glob("*")):
+        entry = catalog.tables.get(folder.name)
+        if entry is None:
+            forget(files, folder)
+            continue
+        named = {version_dir(data_dir, folder.name, v) for v in entry.versions}
+        for version in set(folder.iterdir()) - named:
+            forget(files, version)
+
+
+def freeze_superseded(files: Files, data_dir: Path, catalog: Catalog) -> None:
+    """Take the checksums of versions that were superseded; they don't change any more."""
+    for name, entry in catalog.tables.items():
+        for version in entry.versions:
+            folder = version_dir(data_dir, name, version)
+            if version == entry.live or entry.damage_of(version) is not None:
+                continue
+            try:
+                if unfrozen(folder):
+                    freeze(files, folder)
+            except StorageError as error:
+                logger.error("can't freeze %s: %s", folder, error)  # noqa: TRY400 - says it all

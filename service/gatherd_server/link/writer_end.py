@@ -1,0 +1,143 @@
+"""The writer's end of the socket to the workers: a protocol a worker, on the writer's event loop.
+
+Answers are sent in the order in which things are done.
+"""
+
+import asyncio
+import logging
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from typing import Any, cast
+
+from gatherd.errors import BadFile, GatherdError
+from gatherd_server.data_dir.changes import Changes
+from gatherd_server.errors import unexpected
+from gatherd_server.link import messages
+from gatherd_server.link.messages import MessageKind, Unframer
+from gatherd_server.storage.records import Record, pack
+from gatherd_server.writer.writer import Writer
+
+logger = logging.getLogger("gatherd.writer")
+
+
+class LinkServer:
+    """The writer's end: one connection a worker. Everything but `prepare` is on the event loop."""
+
+    def __init__(self, writer: Writer, changes: Changes) -> None:
+        self.writer = writer
+        self.changes = changes
+        self.loop = asyncio.get_running_loop()
+        self.connections: set[_WorkerConnection] = set()
+
+    def connection(self) -> "_WorkerConnection":
+        """A protocol for a worker that connects."""
+        return _WorkerConnection(self)
+
+    def prepare(self, table: str, version: int) -> "list[Future[None]]":
+        """Have every worker map a version; one future each."""
+
+        async def ask_all() -> "list[Future[None]]":
+            return [one.prepare(table, version) for one in self.connections]
+
+        return asyncio.run_coroutine_threadsafe(ask_all(), self.loop).result()
+
+
+class _WorkerConnection(asyncio.Protocol):
+    """One worker's connection."""
+
+    def __init__(self, server: LinkServer) -> None:
+        self._server = server
+        self._unframer = Unframer()
+        self._transport: asyncio.Transport | None = None
+        self._preparing: dict[int, Future[None]] = {}
+        self._next_number = 0
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Of asyncio."""
+        self._transport = cast("asyncio.Transport", transport)
+        self._server.connections.add(self)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
+        """Of asyncio. A worker that is gone maps what is live when it comes back."""
+        self._transport = None
+        self._server.connections.discard(self)
+        preparing, self._preparing = self._preparing, {}
+        for future in preparing.values():
+            future.set_result(None)
+
+    def data_received(self, data: bytes) -> None:
+        """Of asyncio."""
+        try:
+            received = self._unframer.feed(data)
+        except (ValueError, BadFile) as error:
+            logger.error("a worker sent what is no message: %s", error)  # noqa: TRY400 - says it all
+            assert self._transport is not None
+            self._transport.close()
+            return
+        for kind, number, record in received:
+            if kind is MessageKind.ANSWER:
+                self._on_prepared(number, record)
+                continue
+            if kind is MessageKind.PING:
+                writer = self._server.writer
+                told = {"step": writer.step, "is_full": writer.is_full}
+                self._send(MessageKind.PING, number, pack(told, []))
+                continue
+            try:
+                future = self._begin(kind, record)
+            except GatherdError as error:
+                self._answer(number, messages.pack_error(error))
+                continue
+            except Exception as error:  # noqa: BLE001 - logged, and answered
+                self._answer(number, messages.pack_error(unexpected(error)))
+                continue
+            future.add_done_callback(partial(self._on_done, number))
+
+    def _begin(self, kind: MessageKind, record: Record) -> "Future[Any]":
+        match kind:
+            case MessageKind.PUSH:
+                submitted = messages.unpack_push(record)
+                return self._server.writer.submit(submitted.push, submitted.digest)
+            case MessageKind.CHANGE:
+                return self._server.changes.change(messages.unpack_change(record))
+            case MessageKind.SNAPSHOT:
+                return self._server.changes.snapshot(record.directory["name"])
+        raise AssertionError(kind)
+
+    def _on_done(self, number: int, done: "Future[Any]") -> None:
+        error = done.exception()
+        if error is None:
+            answer = messages.pack_result(done.result())
+        elif isinstance(error, GatherdError):
+            answer = messages.pack_error(error)
+        else:
+            assert isinstance(error, Exception)
+            answer = messages.pack_error(unexpected(error))
+        with suppress(RuntimeError):  # the loop has ended, and the workers with it
+            self._server.loop.call_soon_threadsafe(self._answer, number, answer)
+
+    def _answer(self, number: int, parts: list[bytes | memoryview]) -> None:
+        self._send(MessageKind.ANSWER, number, parts)
+
+    def _send(self, kind: MessageKind, number: int, parts: list[bytes | memoryview]) -> None:
+        if self._transport is not None:
+            self._transport.writelines(messages.frame(kind, number, parts))
+
+    def prepare(self, table: str, version: int) -> "Future[None]":
+        """Ask this worker to map a version."""
+        future: Future[None] = Future()
+        self._next_number += 1
+        self._preparing[self._next_number] = future
+        assert self._transport is not None
+        parts = pack({"table": table, "version": version}, [])
+        self._transport.writelines(messages.frame(MessageKind.PREPARE, self._next_number, parts))
+        return future
+
+    def _on_prepared(self, number: int, record: Record) -> None:
+        future = self._preparing.pop(number)
+        answer = messages.unpack_answer(record)
+        if isinstance(answer, GatherdError):
+            future.set_exception(answer)
+        else:
+            future.set_result(None)

@@ -1,0 +1,61 @@
+"""The protobuf messages about tables and the server's limits, on gRPC and Connect alike."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from gatherd_proto.v1 import table_pb2, tensor_pb2
+from gatherd_server.types import Limits, TableInfo
+from gatherd_server.wire.lookups import DTYPE_CODES
+
+
+def list_tables_reply(infos: Sequence[TableInfo], limits: Limits) -> bytes:
+    """A ListTablesResponse."""
+    return table_pb2.ListTablesResponse(
+        tables=map(_table_message, infos), limits=_limits_message(limits)
+    ).SerializeToString()
+
+
+def get_table_reply(info: TableInfo, limits: Limits) -> bytes:
+    """A GetTableResponse."""
+    return table_pb2.GetTableResponse(
+        table=_table_message(info), limits=_limits_message(limits)
+    ).SerializeToString()
+
+
+def _table_message(info: TableInfo) -> table_pb2.Table:
+    return table_pb2.Table(
+        name=info.name,
+        rows=info.row_count,
+        dim=info.dim,
+        dtype=tensor_pb2.DTYPE_UNSPECIFIED if info.dtype is None else DTYPE_CODES[info.dtype],
+        version=info.version,
+        refused=info.refused,
+        trainable=info.trainable,
+        key_kind=info.key_kind,
+        rows_bytes=info.rows_bytes,
+        keys_bytes=info.keys_bytes,
+        resident_bytes=info.resident_bytes,
+        versions=info.versions,
+        optimizer=_optimizer_message(info.optimizer),
+        lsn=info.lsn,
+    )
+
+
+def _optimizer_message(optimizer: Mapping[str, Any] | None) -> table_pb2.Optimizer | None:
+    if optimizer is None:
+        return None
+    options = {
+        name: float(value)
+        for name, value in optimizer.items()
+        if name != "name" and value is not None
+    }
+    return table_pb2.Optimizer(name=optimizer["name"], options=options)
+
+
+def _limits_message(limits: Limits) -> table_pb2.Limits:
+    return table_pb2.Limits(
+        request_bytes_max=limits.request_bytes_max,
+        reply_bytes_max=limits.reply_bytes_max,
+        ids_max=limits.ids_max,
+        tables_max=limits.tables_max,
+    )
