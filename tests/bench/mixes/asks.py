@@ -54,7 +54,7 @@ class ManyBags:
     ids: Ids
 
 
-def ask_rows(client: Client, batch: OneTable, dtype: str = "float32") -> Array:
+def ask_rows(client: Client, batch: OneTable, dtype: Any = "float32") -> Array:
     """Of EVERYTHING."""
     return client.lookup(EVERYTHING, batch.ids, dtype=dtype)
 

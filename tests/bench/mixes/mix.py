@@ -111,7 +111,9 @@ def table(title: str, measured: Mapping[str, Mapping[str, Timing]], beside: str)
     for mix, timings in measured.items():
         rival = timings[beside].p50 if beside in timings else None
         for name, one in timings.items():
-            cpu = [number(x) if x else "" for x in (one.client_cpu, one.server_cpu)]
+            # Of another process only its times are told.
+            told = not name.startswith(BEFORE)
+            cpu = [number(x) if told else "" for x in (one.client_cpu, one.server_cpu)]
             ahead = "" if rival is None else number(rival / one.p50)
             rows.append((mix, name, number(one.p50), number(one.p99), *cpu, ahead))
     return Table(title, header, tuple(rows), labels=2)

@@ -5,6 +5,7 @@ Groups: `rows` (one table, every precision, statuses), `tables` (26 at once), `k
 measure QUICK, unless they are told which.
 """
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from typing import Final
@@ -37,7 +38,8 @@ def run(plan: Plan) -> Report:
         "in half precision, pushes. One blocking client unless it says otherwise, malloc tuned; "
         "CPU in µs a request, of this process and of those that serve. The last column is how "
         "many times as fast as Redis' MGET of the same rows, or its durable MSET. Peers' bags are "
-        "pooled by NumPy. Everybody's answer is compared with NumPy's before it is timed.",
+        "pooled by NumPy. Everybody's answer is compared with NumPy's before it is timed. The "
+        f"machine's load when it began: {os.getloadavg()[0]:.1f}.",
     )
     tune_allocator()
     groups = plan.groups or GROUPS
