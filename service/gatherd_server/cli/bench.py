@@ -92,7 +92,7 @@ class _Bounds:
     show_default=True,
     help="Ids of each table in a request; may be repeated.",
 )
-@click.option("--keys", "by_key", is_flag=True, help="By key, of tables that have keys.")
+@click.option("--keys", "by_key", is_flag=True, help="Look up by key instead of id, in tables with keys.")
 @click.option(
     "--skew",
     "skews",
@@ -133,7 +133,7 @@ class _Bounds:
     type=click.Choice([policy.value for policy in ROW_POLICIES]),
     default=Missing.ERROR.value,
     show_default=True,
-    help="What lookups do with ids that have no row; but for error, statuses come with vectors.",
+    help="What a lookup does with an id that has no row. All but error add a status for each id.",
 )
 @click.option(
     "--push",
