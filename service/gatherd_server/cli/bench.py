@@ -92,7 +92,7 @@ class _Bounds:
     show_default=True,
     help="Ids of each table in a request; may be repeated.",
 )
-@click.option("--keys", "by_key", is_flag=True, help="Look up by key instead of id, in tables with keys.")
+@click.option("--keys", "by_key", is_flag=True, help="Look up by key, in tables with keys.")
 @click.option(
     "--skew",
     "skews",
