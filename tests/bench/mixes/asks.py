@@ -69,9 +69,9 @@ def ask_statuses(client: Client, batch: OneTable) -> tuple[Array, NDArray[np.uin
     return client.lookup(EVERYTHING, batch.holes, missing="zero", return_status=True)
 
 
-def ask_many(client: Client, batch: Many) -> dict[str, Array]:
+def ask_many(client: Client, batch: Many, dtype: Any = "float32") -> dict[str, Array]:
     """Of all the tables at once."""
-    return client.lookup_many(batch.tables)
+    return client.lookup_many(batch.tables, dtype=dtype)
 
 
 def ask_many_statuses(client: Client, batch: Many) -> dict[str, tuple[Array, NDArray[np.uint8]]]:

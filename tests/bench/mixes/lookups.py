@@ -215,6 +215,7 @@ def many_mix(scene: Scene, size: int) -> Mix:
 
     asks = {
         "": Ask(ask_many),
+        FLOAT16: Ask(functools.partial(ask_many, dtype="float16"), tolerance=1e-2),
         STATUSES: Ask(ask_many_statuses, statuses),
         ONE_TABLE: Ask(ask_flat),
     }

@@ -53,6 +53,8 @@ def of_lookups(measured: Measured) -> Iterator[Mark]:
                 yield from _ahead(measured, name(size), wire, REDIS, bound)
         for size in BATCHES:
             yield from _half(measured, rows_name(size), wire, 1.0 if size >= 1024 else 1.1)
+        for size in MANY_SIZES:
+            yield from _half(measured, many_name(size), wire, 1.1)
         for request in (*map(rows_name, BATCHES), *map(many_name, MANY_SIZES)):
             yield from _times(measured, request, side(wire, STATUSES), wire, 1.15)
         # The bound is a share of the old time, and rates are as good as times.
