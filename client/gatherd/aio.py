@@ -32,11 +32,11 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
-from gatherd.transports.transport import AsyncTransport
 from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
     from gatherd.transports import local
+    from gatherd.transports.transport import AsyncTransport
 
 # Up to here a gather from mapped files is shorter than the hop to a thread and back.
 INLINE_BYTES_MAX = 256 << 10

@@ -27,11 +27,11 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
-from gatherd.transports.transport import Transport
 from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
     from gatherd.transports import local
+    from gatherd.transports.transport import Transport
 
 
 class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):

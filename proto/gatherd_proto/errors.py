@@ -9,8 +9,6 @@ ERROR_INFO_TYPE_URL: Final = f"type.googleapis.com/{ERROR_INFO_TYPE}"
 
 DETAILS_TRAILER: Final = "grpc-status-details-bin"
 """Where gRPC has a gatherd.v1.Status."""
-RETRY_AFTER: Final = "retry-after"
-"""The header, and over gRPC the trailer, with the seconds after which a retry may help."""
 
 CANCELED: Final = "canceled"
 """The only code whose name differs: gRPC spells it with two l."""

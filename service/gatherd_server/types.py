@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from gatherd.errors import LimitExceeded
 from gatherd.store.dtypes import DType
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import Asked, BagsQuery, Missing
 
-LIVE_VERSION = 0
 # HTTP connections over connections_max, of who hasn't asked anything yet: see
 # http/connection_limit.py.
 SPARE_CONNECTIONS = 64

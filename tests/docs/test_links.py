@@ -10,6 +10,11 @@ DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 # What is below one of these is named as seen from it.
 ROOMS = [ROOT, ROOT / "service/gatherd_server", ROOT / "client/gatherd", ROOT / "deploy"]
 
+PACKAGES = [ROOT / "service/gatherd_server", ROOT / "client/gatherd", ROOT / "proto/gatherd_proto"]
+GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("architecture", "tour", "glossary", "README")]
+# Of a data dir, and of a URL.
+NO_CODE = {"staging/", "tables/", "wal/", "http://"}
+
 
 def anchors(document: Path) -> set[str]:
     """As GitHub makes them of headings."""
@@ -33,6 +38,53 @@ def test_every_link_leads_somewhere(document: Path) -> None:
 def test_every_path_of_the_code_is_there(document: Path) -> None:
     for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|proto|yaml|yml|lua))`", document.read_text()):
         assert any((room / path).exists() for room in ROOMS), path
+
+
+def named_paths(document: Path) -> list[str]:
+    """Files, folders, patterns and modules that a document has in backticks."""
+    spans = re.findall(r"`([^`\s]+)`", document.read_text())
+    is_path = re.compile(r"[\w*]+\.py|(?:[\w*]+/)+(?:[\w*]+(?:\.py)?)?")
+    is_module = re.compile(r"gatherd(?:_server|_proto)?(?:\.[a-z_]\w*)+")
+    return [
+        span if is_path.fullmatch(span) else span.replace(".", "/")
+        for span in spans
+        if span not in NO_CODE and (is_path.fullmatch(span) or is_module.fullmatch(span))
+    ]
+
+
+def is_there(path: str) -> bool:
+    """Whether `path` is below a room or, of a bare file name, anywhere in a package."""
+    if "/" not in path:
+        return any(any(package.rglob(path)) for package in PACKAGES)
+    parents = [*ROOMS, *(package.parent for package in PACKAGES), *PACKAGES]
+    found = path.rstrip("/")
+    return any(any(parent.glob(found)) or any(parent.glob(f"{found}.py")) for parent in parents)
+
+
+@pytest.mark.parametrize("document", GUIDES, ids=lambda path: path.name)
+def test_every_module_and_folder_that_a_guide_names_is_there(document: Path) -> None:
+    missing = [path for path in named_paths(document) if not is_there(path)]
+    assert not missing
+
+
+@pytest.mark.parametrize(
+    ("path", "there"),
+    [
+        ("http/fast/connection.py", True),
+        ("http/fast/gone.py", False),
+        ("connection_gone.py", False),
+        ("aio.py", True),
+        ("_calls/*_aio.py", True),
+        ("_calls/*_gone.py", False),
+        ("store/kernels", True),
+        ("store/gone/", False),
+        ("gatherd/store", True),
+        ("gatherd_proto/framing", True),
+        ("gatherd_server/gone", False),
+    ],
+)
+def test_a_path_that_is_gone_is_found_out(path: str, there: bool) -> None:
+    assert is_there(path) is there
 
 
 def test_every_document_is_in_the_order_of_reading() -> None:

@@ -9,7 +9,8 @@ from gatherd.errors import BadFile
 from gatherd.store.catalog import version_dir
 from gatherd.store.key_index import read_keys_info, verify_file
 from gatherd_server.access.token_file import read_tokens
-from gatherd_server.snapshots.snapshot import PARTIAL_SUFFIX, verify_snapshot
+from gatherd_server.snapshots.naming import PARTIAL_SUFFIX
+from gatherd_server.snapshots.snapshot import verify_snapshot
 from gatherd_server.types import Push
 
 

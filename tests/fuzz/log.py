@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from fuzz.target import Target
 from gatherd.errors import BadFile
-from gatherd_server.link.messages import MessageKind, Unframer, frame
+from gatherd_server.link.messages import MessageKind, MessageReader, message_parts
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.records import Record, pack, unpack
 from gatherd_server.storage.wal_format import (
@@ -136,18 +136,18 @@ def checkpoint_check(data_dir: Path) -> Callable[[bytes], None]:
 
 
 def messages() -> list[bytes]:
-    parts = [frame(MessageKind.PUSH, number, [record(number % 7)]) for number in (1, 2**40)]
+    parts = [message_parts(MessageKind.PUSH, number, [record(number % 7)]) for number in (1, 2**40)]
     return [b"".join(bytes(part) for part in message) for message in parts]
 
 
 def messages_check(data: bytes) -> None:
     outcomes: list[Any] = []
     for step in (len(data) or 1, 11):
-        unframer = Unframer()
+        reader = MessageReader()
         found: list[Any] = []
         try:
             for begin in range(0, len(data), step):
-                found += unframer.feed(data[begin : begin + step])
+                found += reader.feed(data[begin : begin + step])
         except (BadFile, ValueError):
             outcomes.append(None)
             continue

@@ -37,6 +37,7 @@ from support.training_engine import LR, VERSION, Training, training
 
 PROTO = "application/proto"
 JSON = "application/json"
+STAGED = "ab" * 16
 EMBEDDING = "/gatherd.v1.EmbeddingService/"
 TABLES = "/gatherd.v1.TableService/"
 OPS = {
@@ -397,14 +398,14 @@ SPEC = OptimizerSpec("sgd", {"lr": 0.1})
             CreateTable("new", 5, 3, DType.FLOAT64, "zeros", 0, SPEC),
         ),
         (
-            "CreateTable", table_pb2.CreateTableRequest(table="new", staged="ab"),
-            AddStaged("new", "ab"),
+            "CreateTable", table_pb2.CreateTableRequest(table="new", staged=STAGED),
+            AddStaged("new", STAGED),
         ),
         ("DeleteTable", table_pb2.DeleteTableRequest(table="items"), DeleteTable("items")),
         ("Publish", table_pb2.PublishRequest(table="items"), Publish("items")),
         (
-            "Publish", table_pb2.PublishRequest(table="items", staged="ab", if_version=3),
-            Publish("items", "ab", 3),
+            "Publish", table_pb2.PublishRequest(table="items", staged=STAGED, if_version=3),
+            Publish("items", STAGED, 3),
         ),
         (
             "Rollback", table_pb2.RollbackRequest(table="items", version=2, if_version=3),

@@ -428,6 +428,7 @@ def test_a_full_server_takes_no_update(make_client: Any) -> None:
 # Changes
 
 
+STAGED = "ab12" * 8
 SGD = {"name": "sgd", "lr": 0.1, "padding_id": 3}
 
 
@@ -450,13 +451,13 @@ SGD = {"name": "sgd", "lr": 0.1, "padding_id": 3}
                 OptimizerSpec("sgd", {"lr": 0.1, "padding_id": 3.0}),
             ),
         ),
-        ("POST", "/v1/tables", {"name": "new", "staged": "ab12"}, AddStaged("new", "ab12")),
+        ("POST", "/v1/tables", {"name": "new", "staged": STAGED}, AddStaged("new", STAGED)),
         ("DELETE", "/v1/tables/items", None, DeleteTable("items")),
         ("POST", "/v1/tables/items:publish", None, Publish("items")),
         ("POST", "/v1/tables/items:publish", {}, Publish("items")),
         (
-            "POST", "/v1/tables/items:publish", {"staged": "ab12", "if_version": 3},
-            Publish("items", "ab12", 3),
+            "POST", "/v1/tables/items:publish", {"staged": STAGED, "if_version": 3},
+            Publish("items", STAGED, 3),
         ),
         ("POST", "/v1/tables/items:rollback", None, Rollback("items")),
         (
@@ -503,7 +504,7 @@ def test_a_snapshot_is_of_the_whole_data_dir(train: Any, trained: Training, name
         ("/v1/tables", {"name": "a", "staged": "b", "rows": 1}, "rows can't be given with staged"),
         ("/v1/tables", {"name": "a", "staged": "../b"}, "'../b'"),
         ("/v1/tables", {"name": "a", "staged": ".."}, "'..'"),
-        ("/v1/tables", {"name": "a", "staged": ""}, "staged is ''"),
+        ("/v1/tables", {"name": "a", "staged": ""}, "'' isn't the name of a staged folder"),
         ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "optimizer": "sgd"}, "optimizer"),
         ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "optimizer": {}}, "optimizer.name"),
         (

@@ -237,8 +237,14 @@ def described_commands(cli: click.Group) -> str:
 
 
 def _helps(command: click.Command, name: str, parent: click.Context | None) -> Iterator[str]:
-    with click.Context(
-        command, parent, name, terminal_width=HELP_WIDTH, max_content_width=HELP_WIDTH
+    # As click makes it: a command keeps the help option that its first context gives it.
+    with command.make_context(
+        name,
+        [],
+        parent,
+        resilient_parsing=True,
+        terminal_width=HELP_WIDTH,
+        max_content_width=HELP_WIDTH,
     ) as context:
         yield f"$ {context.command_path} --help"
         yield command.get_help(context)

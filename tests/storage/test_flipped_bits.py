@@ -13,19 +13,13 @@ from gatherd.errors import BadFile, StorageError
 from gatherd.store.catalog import open_table, read_catalog, version_dir
 from gatherd.store.checksums import read_document
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import verify_version
 from gatherd_server.data_dir.verify_live import Coverage
 from gatherd_server.snapshots.snapshot import read_snapshot
 from gatherd_server.storage.files import Files
-from gatherd_server.types import (
-    LIVE_VERSION,
-    Publish,
-    Push,
-    TableUpdate,
-    UpdateOp,
-    WriterLimits,
-)
+from gatherd_server.types import Publish, Push, TableUpdate, UpdateOp, WriterLimits
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
 from gatherd_server.writer.writer import Writer
 from loaders.harness import run_import

@@ -20,7 +20,8 @@ def check_golden(path: Path, text: str, what: str) -> None:
             kept, text.splitlines(), f"{path.name}, committed", "now", "", "", 2, ""
         )
     )
+    test = os.environ["PYTEST_CURRENT_TEST"].partition("::")[0]
     assert not difference, (
         f"{what}. If that is meant, write {path.name} anew and commit it with the change:\n"
-        f"    GOLDEN=write python -m pytest {path.parent}\n{difference}"
+        f"    GOLDEN=write python -m pytest {test}\n{difference}"
     )

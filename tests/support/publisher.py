@@ -15,7 +15,8 @@ import numpy as np
 
 from gatherd.store.catalog import Catalog, CatalogEntry, read_catalog, version_dir
 from gatherd.store.checksums import encode_document
-from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir, write_catalog
+from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir, put_catalog
+from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
 
 ROWS = 64
@@ -68,7 +69,11 @@ class Publisher:
     def replace(self, catalog: Catalog) -> None:
         """Replace the catalog, and then delete what it has no longer."""
         before = self.catalog
-        self.catalog = write_catalog(self._files, self.path, catalog)
+        self.catalog = replace(catalog, generation=catalog.generation + 1)
+        put_catalog(self._files, self.path, self.catalog)
+        control = ControlWriter(self._files, self.path)
+        control.set_generation(self.catalog.generation)
+        control.close(is_clean=False)
         for name, entry in before.tables.items():
             now = catalog.tables.get(name)
             for version in entry.versions:

@@ -31,6 +31,7 @@ from gatherd.store.catalog import read_catalog
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
 from gatherd.store.keys import StringKeys
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import ByKey
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
@@ -40,7 +41,6 @@ from gatherd_server.storage.wal_format import FrameKind
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
-    LIVE_VERSION,
     Push,
     PushResult,
     RequestId,

@@ -7,7 +7,8 @@ count on in the same session would take each other's pushes for retries.
 import os
 import threading
 
-from gatherd._wire.updates import SESSION_BYTES, SessionSequence
+from gatherd._wire.updates import SessionSequence
+from gatherd.store.limits import SESSION_BYTES
 
 
 class _Session:

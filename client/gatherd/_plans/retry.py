@@ -11,7 +11,6 @@ import math
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 
@@ -27,13 +26,12 @@ RETRIES_MAX = 100
 TIMEOUT_SECONDS_MAX = 86_400.0
 
 
-@dataclass(slots=True)
 class Tried:
     """What came of a request so far: failed tries, and whether one was sent or lost track of."""
 
-    count: int = 0
-    was_sent: bool = False
-    is_lost: bool = False
+    def __init__(self) -> None:
+        self.count = 0
+        self.was_sent = self.is_lost = False
 
     def failed(self, error: RetryableError) -> None:
         """Take in one more failed try."""

@@ -14,6 +14,7 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, parse_reply_dtype
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import Keys, StringKeys, as_keys
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import (
     ROW_POLICIES,
     Asked,
@@ -27,7 +28,6 @@ Ids: TypeAlias = ArrayLike
 KeysGiven: TypeAlias = ArrayLike
 IdArray: TypeAlias = NDArray[np.integer[Any]]
 
-LIVE_VERSION: Final = 0
 _VERSION_MAX: Final = 2**64 - 1
 
 

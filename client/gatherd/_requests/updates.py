@@ -8,7 +8,7 @@ whether an id is the table's padding, which only the server knows.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -19,13 +19,13 @@ from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.given import OFFENDERS_MAX, as_given_array
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import as_keys
+from gatherd.store.limits import KEY_CHARS_MAX
 from gatherd.store.query import Asked, ByKey
 from gatherd_proto.procedures import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
 
 RowsGiven: TypeAlias = tuple[ArrayLike, ArrayLike]
 """(ids or keys, values) of one table."""
 
-KEY_CHARS_MAX: Final = 255
 # The bits that are all ones in infinities and NaNs.
 _EXPONENTS = {DType.FLOAT16: 0x7C00, DType.BFLOAT16: 0x7F80}
 

@@ -33,6 +33,7 @@ from gatherd.errors import (
     by_reason,
 )
 from gatherd_proto.errors import CANCELED, ERROR_DOMAIN, ERROR_INFO_TYPE
+from gatherd_proto.headers import JSON, PROBLEM_JSON
 from gatherd_proto.v1 import status_pb2
 
 # How much of a foreign error body is worth showing.
@@ -73,7 +74,6 @@ _CODE_BY_HTTP_STATUS = {
     429: "unavailable",
     499: "unavailable",
 }
-_PROBLEM_JSON = "application/problem+json"
 _HTTP_SERVER_ERROR = range(500, 600)
 _LOSES_TRACK = (Unavailable, Overloaded, InternalError, DeadlineExceeded)
 _HTTP_PAYLOAD_TOO_LARGE = 413
@@ -111,7 +111,7 @@ def from_http(
     url: str, status: int, content_type: str, body: bytes, retry_after_seconds: float | None
 ) -> GatherdError:
     """The error in a Connect response that isn't a 200."""
-    document = _json_object(body) if content_type.startswith("application/json") else {}
+    document = _json_object(body) if content_type.startswith(JSON) else {}
     code = document.get("code")
     if isinstance(code, str) and code in CLASS_BY_CODE:
         message = document.get("message")
@@ -131,7 +131,7 @@ def _own_problem(
     content_type: str, body: bytes, retry_after_seconds: float | None
 ) -> GatherdError | None:
     """The error in a problem body of a gatherd server, which it sends before it knows the path."""
-    if not content_type.startswith(_PROBLEM_JSON):
+    if not content_type.startswith(PROBLEM_JSON):
         return None
     document = _json_object(body)
     reason, detail = document.get("reason"), document.get("detail")

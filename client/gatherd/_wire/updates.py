@@ -18,7 +18,6 @@ from gatherd.store.query import ByKey
 from gatherd_proto.framing import BYTES, FIXED32, VARINT, tag, varint
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 
-SESSION_BYTES: Final = 16
 # A smaller piece is copied to its neighbours: cheaper than a system call of its own.
 PIECE_BYTES_MIN: Final = 64 << 10
 

@@ -75,7 +75,7 @@ KEYS_DATA: Final = "keys.data.npy"
 KEYS_OFFSETS: Final = "keys.offsets.npy"
 KEYS_SLOTS: Final = "keys.slots.npy"
 NPY_HEADER_BYTES: Final = 128
-ROWS_MAX: Final = 2**40 - 2
+KEYED_ROWS_MAX: Final = 2**40 - 2
 SLOTS_MIN: Final = 8
 # Keys that are copied together: of the longest, positions of 32 MB.
 KEYS_AT_ONCE: Final = 4096
@@ -177,7 +177,7 @@ def read_keys_info(folder: Path) -> KeysInfo | None:
 
 
 def _check_info(path: Path, info: KeysInfo) -> None:
-    sound = 0 <= info.count <= ROWS_MAX and 0 <= info.seed < 2**64
+    sound = 0 <= info.count <= KEYED_ROWS_MAX and 0 <= info.seed < 2**64
     if info.kind is KeyKind.BYTES:
         sound = sound and info.count <= info.data_bytes <= info.count * KEY_BYTES_MAX
     slots = info.slot_count

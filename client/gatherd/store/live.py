@@ -46,9 +46,9 @@ from gatherd.store.catalog import (
     version_dir,
 )
 from gatherd.store.control import ControlPage
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.table import Table
 
-LIVE_VERSION = 0
 # How often a request begins anew when versions are dropped faster than it opens them.
 VIEWS_MAX = 10
 VERSIONS_SHOWN_MAX = 8

@@ -41,10 +41,9 @@ from gatherd.transports.http1 import (
 )
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
-from gatherd_proto.errors import RETRY_AFTER
+from gatherd_proto.headers import CONNECT_VERSION, PROTO, RETRY_AFTER, TIMEOUT_DIGITS_MAX
 from gatherd_proto.procedures import LOOKUP
 
-CONTENT_TYPE = "application/proto"
 REQUEST_ID_HEADER = "x-request-id"
 # How many connections a client opens at most; a call beyond waits for one.
 CONNECTIONS_MAX = 256
@@ -59,7 +58,7 @@ JOINED_BYTES_MAX = 64 << 10
 VANISHED_SECONDS = 12
 # A head and a frame that are longer aren't foreseen.
 EXPECTED_BYTES_MAX = 4 << 10
-_TIMEOUT_MS_MAX = 9_999_999_999  # ten digits, says Connect
+_TIMEOUT_MS_MAX = 10**TIMEOUT_DIGITS_MAX - 1
 # On which a server answers in its data dir.
 SERVER_SOCKET = "server.sock"
 # In what TLS calls the alerts of a server that wants another certificate.
@@ -113,7 +112,7 @@ class Heads:
     def _prefix(self, path: str, more: Headers = ()) -> bytes:
         prefix = None if more else self._prefixes.get(path)
         if prefix is None:
-            headers = [("Content-Type", CONTENT_TYPE), ("Connect-Protocol-Version", "1")]
+            headers = [("Content-Type", PROTO), (CONNECT_VERSION.title(), "1")]
             token, proxy = self._credentials.token, self._target.proxy
             if token is not None:
                 headers.append(("Authorization", f"Bearer {token}"))
@@ -244,9 +243,9 @@ def reply_body(url: str, reader: ResponseReader) -> memoryview:
         retry_after = parse_retry_after(head.headers.get(RETRY_AFTER))
         error = from_http(url, head.status, content_type, bytes(reader.body), retry_after)
         raise with_request_id(error, head.headers.get(REQUEST_ID_HEADER))
-    if content_type.partition(";")[0].strip().lower() != CONTENT_TYPE:
+    if content_type.partition(";")[0].strip().lower() != PROTO:
         raise InternalError(
-            f"{url} answered {content_type[:80]!r} and not {CONTENT_TYPE}: is it a gatherd server?",
+            f"{url} answered {content_type[:80]!r} and not {PROTO}: is it a gatherd server?",
             {OUTCOME: UNKNOWN},
         )
     if head.headers.get("content-encoding", "identity") != "identity":

@@ -13,8 +13,8 @@ from weakref import WeakMethod
 from gatherd.errors import InvalidArgument
 from gatherd.transports.headers import Headers, checked_headers, merged, of_block
 from gatherd.transports.target import Target
+from gatherd_proto.headers import AUTHORIZATION, TOKEN_CHARS_MAX
 
-TOKEN_CHARS_MAX: Final = 512
 _TOKEN: Final = re.compile(r"[A-Za-z0-9._~+/-]+=*")  # RFC 6750
 
 Path = str | os.PathLike[str]
@@ -63,7 +63,7 @@ class Credentials:
         return merged(self._metadata or (), more) if more else self._metadata
 
     def _as_metadata(self) -> Headers | None:
-        shown = (("authorization", f"Bearer {self.token}"),) if self.token is not None else ()
+        shown = ((AUTHORIZATION, f"Bearer {self.token}"),) if self.token is not None else ()
         return (*self.headers, *shown) or None
 
     def on_renewal(self, told: Callable[[], None]) -> None:

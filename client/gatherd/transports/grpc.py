@@ -38,7 +38,8 @@ from gatherd.transports.connect import (
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import USER_AGENT
 from gatherd.transports.target import Target
-from gatherd_proto.errors import DETAILS_TRAILER, RETRY_AFTER, code_name
+from gatherd_proto.errors import DETAILS_TRAILER, code_name
+from gatherd_proto.headers import RETRY_AFTER
 from gatherd_proto.procedures import LOOKUP
 
 OPTIONS: list[tuple[str, int]] = [

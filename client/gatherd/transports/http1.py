@@ -16,6 +16,7 @@ from enum import Enum, auto
 import numpy as np
 
 from gatherd._plans.effects import REPLY_BYTES_MAX
+from gatherd_proto.headers import CONNECT_TIMEOUT
 
 HEAD_BYTES_MAX = 32 << 10
 HEADERS_MAX = 128
@@ -27,6 +28,7 @@ RECEIVE_BYTES = 64 << 10
 # A body ends on this boundary: tensors are a reply's last bytes, so they are aligned too.
 ALIGN_BYTES = 64
 
+_TIMEOUT = CONNECT_TIMEOUT.title().encode()
 _STATUS_LINE = re.compile(rb"HTTP/1\.([01]) ([1-5][0-9]{2})(?: [^\r\n\0]*)?\r\n")
 _HEADER = re.compile(rb"([!#$%&'*+\-.^_`|~0-9A-Za-z]+):[ \t]*([^\r\n\0]*?)[ \t]*\r\n")
 _CHUNK_SIZE = re.compile(rb"([0-9A-Fa-f]{1,15})[ \t]*(?:;[^\r\n\0]*)?")
@@ -60,16 +62,12 @@ def request_prefix(method: str, path: str, host: str, headers: Sequence[tuple[st
 
 def finish_request(prefix: bytes, timeout_ms: int, body_bytes: int) -> bytes:
     """The whole head of a request with a body of `body_bytes`."""
-    return b"%bConnect-Timeout-Ms: %d\r\nContent-Length: %d\r\n\r\n" % (
-        prefix,
-        timeout_ms,
-        body_bytes,
-    )
+    return b"%b%b: %d\r\nContent-Length: %d\r\n\r\n" % (prefix, _TIMEOUT, timeout_ms, body_bytes)
 
 
 def request_parts(prefix: bytes, body_bytes: int) -> tuple[bytes, bytes]:
     """What `finish_request` makes, but for the digits of the timeout between the two."""
-    return prefix + b"Connect-Timeout-Ms: ", b"\r\nContent-Length: %d\r\n\r\n" % body_bytes
+    return b"%b%b: " % (prefix, _TIMEOUT), b"\r\nContent-Length: %d\r\n\r\n" % body_bytes
 
 
 def parse_head(raw: bytes) -> ResponseHead:

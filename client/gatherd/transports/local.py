@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Computation, Deadline, Plan
 from gatherd._requests.lookups import (
-    LIVE_VERSION,
     REPLY_TYPES,
     Answer,
     KeysOfSpec,
@@ -31,6 +30,7 @@ from gatherd._requests.lookups import (
 )
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType, bfloat16_to_float32
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
 from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Gathered, Table

@@ -10,9 +10,10 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Final, TypeAlias
 
 from gatherd.errors import Overloaded, Unauthenticated
+from gatherd_proto.headers import TOKEN_CHARS_MAX
 from gatherd_server.access.body_room import BodyRoom, Held
 from gatherd_server.access.callers import ANYBODY, Caller
-from gatherd_server.access.token_file import TOKEN_CHARS_MAX, TokenFile
+from gatherd_server.access.token_file import TokenFile
 from gatherd_server.observe.metrics.names import SHED_REQUESTS
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import Limits

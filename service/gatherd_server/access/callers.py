@@ -23,11 +23,11 @@ from numpy.typing import NDArray
 from gatherd.errors import Overloaded, PermissionDenied, TableNotFound
 from gatherd.store.catalog import table_not_found
 from gatherd.store.keys import Keys
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.table import Gathered
 from gatherd_server.engine.engine import Engine, PreparedLookup
 from gatherd_server.engine.rows import Rows
 from gatherd_server.types import (
-    LIVE_VERSION,
     ChangeResult,
     Limits,
     Lookup,

@@ -34,7 +34,6 @@ logger = logging.getLogger("gatherd.tokens")
 # So that scanners for leaked secrets know one when they see it.
 TOKEN_PREFIX: Final = "gatherd_"  # noqa: S105 - it is what every token begins with
 TOKEN_BYTES: Final = 32
-TOKEN_CHARS_MAX: Final = 512
 TOKENS_MAX: Final = 4096
 FILE_BYTES_MAX: Final = 4 << 20
 RATE_MAX: Final = 1e9

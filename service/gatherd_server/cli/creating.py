@@ -6,6 +6,7 @@ from pathlib import Path
 import click
 
 from gatherd.store.dtypes import DType
+from gatherd.store.limits import DIM_MAX, ROWS_MAX
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
     data_dir_option,
@@ -16,9 +17,6 @@ from gatherd_server.cli.options import (
 )
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.table_writer import Block, TableFiles
-
-ROWS_MAX = 2**48
-DIM_MAX = 2**20
 
 
 @click.command()

@@ -17,11 +17,11 @@ from pathlib import Path
 from gatherd import Client
 from gatherd.errors import DataDirInUse, FailedPrecondition
 from gatherd.store.catalog import STAGING_NAME
+from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.owning import DataDir, own_data_dir
 from gatherd_server.processes.sockets import SERVER_SOCKET_NAME, open_beside
 from gatherd_server.storage.files import Files
 from gatherd_server.types import (
-    LIVE_VERSION,
     AddStaged,
     ChangeResult,
     CreateTable,

@@ -16,6 +16,7 @@ from gatherd.errors import FailedPrecondition, InvalidArgument, VersionMismatch
 from gatherd.store.catalog import open_table, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
+from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
     data_dir_option,
@@ -46,7 +47,6 @@ from gatherd_server.loaders.locations import STANDARD_INPUT, is_uri, without_pas
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.training.optimizer import Optimizer
-from gatherd_server.types import LIVE_VERSION
 
 _LIMITS = UnpackLimits()
 

@@ -14,13 +14,13 @@ from click.core import ParameterSource
 
 from gatherd import SnapshotResult
 from gatherd.errors import InvalidArgument
+from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.cli.connect import DEFAULT_URL, connect, credential_options
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
 from gatherd_server.data_dir.owning import OwnedDataDir
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import (
-    LIVE_VERSION,
     ChangeResult,
     DeleteTable,
     OptimizerSpec,

@@ -32,6 +32,7 @@ from gatherd.store.catalog import (
     open_table,
     version_dir,
 )
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.table import Table
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
@@ -42,7 +43,6 @@ from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
 from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
-    LIVE_VERSION,
     AddStaged,
     ChangeResult,
     CreateTable,

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType, convert
+from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.training.optimizer import Optimizer
-from gatherd_server.types import LIVE_VERSION
 
 
 class OnDuplicate(Enum):

@@ -16,6 +16,7 @@ from gatherd.store.catalog import (
     read_catalog,
     table_not_found,
 )
+from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.restoring import restored_lsn, stage_from_snapshot
 from gatherd_server.snapshots.restoring import VOLUME_NAMES
@@ -24,7 +25,6 @@ from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import StagedTable, TableFiles, stage_table
 from gatherd_server.types import (
-    LIVE_VERSION,
     AddStaged,
     ChangeResult,
     Publish,

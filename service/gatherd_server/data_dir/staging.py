@@ -1,6 +1,5 @@
 """Folders in staging that are about to become versions."""
 
-import re
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -8,10 +7,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gatherd.errors import InvalidArgument, NotFound, StorageError
+from gatherd.errors import NotFound, StorageError
 from gatherd.store.catalog import MANIFEST_NAME, STAGING_NAME, CatalogEntry, open_table, version_dir
 from gatherd.store.checksums import CHECKSUMS, encode_document
 from gatherd.store.stripes import SEQ_NAME
+from gatherd_server.data_dir.naming import check_staged
 from gatherd_server.snapshots.copying import CatchUp, copy_files, sync_files
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import write_counters
@@ -20,14 +20,10 @@ from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.writer import Writer
 
-_FOLDER = re.compile(r"[0-9a-f]{32}")
-
 
 def staged_folder(data_dir: Path, staged: str) -> Path:
     """Staging's folder `staged`; InvalidArgument for a name that is none, NotFound if absent."""
-    if not _FOLDER.fullmatch(staged):
-        raise InvalidArgument(f"{staged!r} isn't the name of a staged folder: 32 hex digits")
-    folder = data_dir / STAGING_NAME / staged
+    folder = data_dir / STAGING_NAME / check_staged(staged)
     if not (folder / MANIFEST_NAME).is_file():
         raise NotFound(f"staging has no folder {staged!r}")
     return folder

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import ByKey
 from gatherd.store.table import Gathered, Table
 from gatherd_server.engine.lookup import (
@@ -28,7 +29,6 @@ from gatherd_server.link.link import Link
 from gatherd_server.observe import trail
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import (
-    LIVE_VERSION,
     ChangeResult,
     Limits,
     Lookup,

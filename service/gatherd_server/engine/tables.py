@@ -19,9 +19,10 @@ from pathlib import Path
 from gatherd.errors import GatherdError, TooManyFiles
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.format import read_layout
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
 from gatherd.store.table import Preload, Table
-from gatherd_server.types import LIVE_VERSION, TableInfo, TableSource
+from gatherd_server.types import TableInfo, TableSource
 
 # Up to this many bytes are populated by the request that sees a version first: about 1 ms when they
 # are in the page cache. Above, another thread does it, and requests fault in what they read.

@@ -8,26 +8,21 @@ whether the push was done already: a retry gets its first answer, whatever was p
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import InvalidArgument, NonfiniteValues
-from gatherd_server.training.optimizer import check_lr
-from gatherd_server.types import Limits, Push, TableUpdate, UpdateOp
+from gatherd.errors import NonfiniteValues
+from gatherd_server.types import Limits, Push, TableUpdate
 
 ROWS_NAMED_MAX = 5
 
 
 def check_push(push: Push, limits: Limits) -> None:
-    """LimitExceeded, InvalidArgument or NonfiniteValues when no table could take the push."""
+    """LimitExceeded or NonfiniteValues when no table could take the push."""
     limits.check("tables_max", "the update is of", len(push.updates))
     limits.check("ids_max", "the update has", sum(update.asked.size for update in push.updates))
     for update in push.updates:
-        _check_values(update, push.op)
+        _check_values(update)
 
 
-def _check_values(update: TableUpdate, op: UpdateOp) -> None:
-    if update.lr is not None:
-        if op is not UpdateOp.APPLY_GRADIENTS:
-            raise InvalidArgument(f"{op.value} has no learning rate; apply_gradients has")
-        check_lr(update.lr)
+def _check_values(update: TableUpdate) -> None:
     if not np.isfinite(update.values).all():
         raise _nonfinite(update.table, update.values.reshape(-1, update.values.shape[-1]))
 

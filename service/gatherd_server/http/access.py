@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, PermissionDenied, Unauthenticated
+from gatherd_proto.headers import AUTHORIZATION
 from gatherd_proto.procedures import PATH_PREFIX
 from gatherd_server.access.admission import METRICS_PATH, Admission, Place
 from gatherd_server.access.body_room import Held
@@ -26,6 +27,7 @@ IS_LOCAL: Final = "gatherd.is_local"
 STANDING: Final = "gatherd.standing"
 _CALLER: Final = "gatherd.caller"
 _HELD: Final = "gatherd.held"
+_AUTHORIZATION: Final = AUTHORIZATION.encode()
 _READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
@@ -77,7 +79,7 @@ class Authenticate:
 
     def _admitted(self, scope: Scope, path: str) -> Caller:
         admission = self._admission
-        given = [value for name, value in scope["headers"] if name == b"authorization"]
+        given = [value for name, value in scope["headers"] if name == _AUTHORIZATION]
         state = scope.get("state", {})
         is_local = state.get(IS_LOCAL, False)
         standing: Standing | None = state.get(STANDING)

@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.table import Gathered
+from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
@@ -32,7 +33,7 @@ from gatherd_server.http.errors import (
     problem,
 )
 from gatherd_server.http.health import health_routes
-from gatherd_server.http.media import JSON, NPY, OCTETS, best_answer, content_type
+from gatherd_server.http.media import NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.observed import Observed
 from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, lookup_bodies, openapi

@@ -24,6 +24,7 @@ from gatherd.errors import (
     PermissionDenied,
     Unimplemented,
 )
+from gatherd_proto.headers import CONNECT_TIMEOUT, CONNECT_VERSION, JSON, PROTO, TIMEOUT_DIGITS_MAX
 from gatherd_proto.procedures import LOOKUP_STREAM, SERVICES
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import Held
@@ -41,10 +42,8 @@ from gatherd_server.wire import lookups
 from gatherd_server.wire.lookups import Part
 from gatherd_server.wire.procedures import ANSWERED, ReadProcedure, UpdateProcedure
 
-PROTO: Final = "application/proto"
-JSON: Final = "application/json"
-TIMEOUT_DIGITS_MAX: Final = 10
-
+_VERSION: Final = CONNECT_VERSION.encode()
+_TIMEOUT: Final = CONNECT_TIMEOUT.encode()
 _PROTO_HEADERS: Final = {"Content-Type": PROTO}
 _JSON_HEADERS: Final = {"Content-Type": JSON}
 _ACCEPTED: Final = f"{PROTO}, {JSON}"
@@ -118,12 +117,12 @@ class _Endpoint:
         engine: AnyEngine,
         held: Held,
     ) -> Response:
-        version = headers.get(b"connect-protocol-version", b"1")
+        version = headers.get(_VERSION, b"1")
         if version != b"1":
             raise InvalidArgument(
                 f"Connect-Protocol-Version is {version.decode('latin-1')!r}; it must be '1'"
             )
-        timeout = headers.get(b"connect-timeout-ms")
+        timeout = headers.get(_TIMEOUT)
         if timeout is None:
             return await self._reply(headers, receive, media_type, engine, held)
         seconds = _timeout_seconds(timeout)

@@ -20,6 +20,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from gatherd import errors
 from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd_proto.errors import ERROR_DOMAIN, ERROR_INFO_TYPE
+from gatherd_proto.headers import JSON, PROBLEM_JSON, RETRY_AFTER
 from gatherd_proto.procedures import PATH_PREFIX
 from gatherd_proto.v1.status_pb2 import ErrorInfo
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
@@ -28,7 +29,6 @@ from gatherd_server.observe import trail
 from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
 from gatherd_server.wire.codes import CODES, class_of, code_of
 
-PROBLEM_JSON: Final = "application/problem+json"
 # A message quotes what was sent, and that can be as long as a body.
 MESSAGE_CHARS_MAX: Final = 4096
 
@@ -140,7 +140,7 @@ def connect_problem(
     trail.failed(code, error)
     metadata = tuple(_cut_values(error.metadata).items())
     body = _connect_body(code, _cut(error.message), error.reason, metadata)
-    return Response(body, status, dict(headers), "application/json")
+    return Response(body, status, dict(headers), JSON)
 
 
 @lru_cache(BODIES_MAX)
@@ -171,7 +171,7 @@ def _headers_of(error: errors.GatherdError) -> dict[str, str]:
     if not isinstance(error, errors.RetryableError):
         return {}
     seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS
-    return {"Retry-After": str(math.ceil(seconds))}
+    return {RETRY_AFTER.title(): str(math.ceil(seconds))}
 
 
 def _cut(text: str) -> str:

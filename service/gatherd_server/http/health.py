@@ -8,11 +8,11 @@ from fastapi import APIRouter, Request
 from starlette.responses import Response
 
 from gatherd.errors import Unavailable
+from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http.access import caller_of
 from gatherd_server.http.errors import problem
-from gatherd_server.http.media import JSON
 from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, openapi
 from gatherd_server.observe.metrics import names

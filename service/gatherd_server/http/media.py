@@ -8,7 +8,6 @@ from starlette.exceptions import HTTPException
 
 from gatherd.errors import MalformedRequest
 
-JSON: Final = "application/json"
 OCTETS: Final = "application/octet-stream"
 NPY: Final = "application/x-npy"
 

@@ -67,7 +67,7 @@ class MessageKind(IntEnum):
     PING = 6  # worker to writer, and back with {"step": the committer's or null, "is_full"}
 
 
-def frame(
+def message_parts(
     kind: MessageKind, number: int, parts: list[bytes | memoryview]
 ) -> list[bytes | memoryview]:
     """The parts of a message."""
@@ -76,7 +76,7 @@ def frame(
     return [head, *parts]
 
 
-class Unframer:
+class MessageReader:
     """Messages out of the bytes of a stream, whatever the pieces that they come in."""
 
     def __init__(self) -> None:

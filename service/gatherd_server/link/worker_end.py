@@ -17,7 +17,7 @@ from gatherd_server.errors import unexpected
 from gatherd_server.link import messages
 from gatherd_server.link.heartbeat import HUNG_SECONDS, OUTCOME_UNKNOWN, Heartbeat, lost
 from gatherd_server.link.link import Prepare
-from gatherd_server.link.messages import MessageKind, Unframer
+from gatherd_server.link.messages import MessageKind, MessageReader
 from gatherd_server.storage.records import pack
 from gatherd_server.types import (
     ChangeResult,
@@ -45,7 +45,7 @@ class SocketLink(asyncio.Protocol):
         self._prepare = prepare
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
-        self._unframer = Unframer()
+        self._reader = MessageReader()
         self._waiting: dict[int, tuple[MessageKind, Future[Any]]] = {}
         self._next_number = 0
         self._closed = False
@@ -118,7 +118,7 @@ class SocketLink(asyncio.Protocol):
             self._heartbeat.heard(None)
         elif not self._is_asked:
             self._is_asked = True
-            self._transport.writelines(messages.frame(MessageKind.PING, 0, pack({}, [])))
+            self._transport.writelines(messages.message_parts(MessageKind.PING, 0, pack({}, [])))
 
     def _give_up(self) -> None:
         """Answer the pushes that the writer has. Changes may take their time: they wait on."""
@@ -154,17 +154,17 @@ class SocketLink(asyncio.Protocol):
             return
         self._next_number += 1
         self._waiting[self._next_number] = kind, future
-        transport.writelines(messages.frame(kind, self._next_number, parts))
+        transport.writelines(messages.message_parts(kind, self._next_number, parts))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Of asyncio."""
         self._transport = cast("asyncio.WriteTransport", transport)
-        self._unframer = Unframer()
+        self._reader = MessageReader()
         self._has_heard = self._is_asked = False
 
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
-        for kind, number, record in self._unframer.feed(data):
+        for kind, number, record in self._reader.feed(data):
             if kind is MessageKind.PREPARE:
                 self._preparer.submit(self._on_prepare, number, record.directory)
                 continue
@@ -205,7 +205,7 @@ class SocketLink(asyncio.Protocol):
 
     def _answer(self, number: int, parts: list[bytes | memoryview]) -> None:
         if self._transport is not None:
-            self._transport.writelines(messages.frame(MessageKind.ANSWER, number, parts))
+            self._transport.writelines(messages.message_parts(MessageKind.ANSWER, number, parts))
 
 
 def _restarting(metadata: Mapping[str, str] | None = None) -> Unavailable:

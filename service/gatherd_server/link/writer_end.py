@@ -14,7 +14,7 @@ from gatherd.errors import BadFile, GatherdError
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.errors import unexpected
 from gatherd_server.link import messages
-from gatherd_server.link.messages import MessageKind, Unframer
+from gatherd_server.link.messages import MessageKind, MessageReader
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.writer.writer import Writer
 
@@ -48,7 +48,7 @@ class _WorkerConnection(asyncio.Protocol):
 
     def __init__(self, server: LinkServer) -> None:
         self._server = server
-        self._unframer = Unframer()
+        self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
         self._preparing: dict[int, Future[None]] = {}
         self._next_number = 0
@@ -69,7 +69,7 @@ class _WorkerConnection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """Of asyncio."""
         try:
-            received = self._unframer.feed(data)
+            received = self._reader.feed(data)
         except (ValueError, BadFile) as error:
             logger.error("a worker sent what is no message: %s", error)  # noqa: TRY400 - says it all
             assert self._transport is not None
@@ -122,7 +122,7 @@ class _WorkerConnection(asyncio.Protocol):
 
     def _send(self, kind: MessageKind, number: int, parts: list[bytes | memoryview]) -> None:
         if self._transport is not None:
-            self._transport.writelines(messages.frame(kind, number, parts))
+            self._transport.writelines(messages.message_parts(kind, number, parts))
 
     def prepare(self, table: str, version: int) -> "Future[None]":
         """Ask this worker to map a version."""
@@ -131,7 +131,9 @@ class _WorkerConnection(asyncio.Protocol):
         self._preparing[self._next_number] = future
         assert self._transport is not None
         parts = pack({"table": table, "version": version}, [])
-        self._transport.writelines(messages.frame(MessageKind.PREPARE, self._next_number, parts))
+        self._transport.writelines(
+            messages.message_parts(MessageKind.PREPARE, self._next_number, parts)
+        )
         return future
 
     def _on_prepared(self, number: int, record: Record) -> None:

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind, Keys, StringKeys
-from gatherd_server.loaders.limits import BATCH_BYTES, DIM_MAX, TENSORS_SHOWN_MAX
+from gatherd.store.limits import DIM_MAX
+from gatherd_server.loaders.limits import BATCH_BYTES, TENSORS_SHOWN_MAX
 
 
 class OnBadRow(Enum):

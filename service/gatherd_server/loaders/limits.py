@@ -35,7 +35,6 @@ FOLDER_FILES_MAX = 10_000
 VOCABULARY_BYTES_MAX = 64 << 20
 # `--words` of a fastText model, which are held against its vocabulary.
 WORDS_BYTES_MAX = 64 << 20
-DIM_MAX = 2**20
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,8 +16,9 @@ import numpy as np
 from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind
+from gatherd.store.limits import DIM_MAX
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, keys_of_spans
-from gatherd_server.loaders.limits import BATCH_BYTES, DIM_MAX
+from gatherd_server.loaders.limits import BATCH_BYTES
 from gatherd_server.loaders.streams import ByteStream
 from gatherd_server.loaders.text_shape import header_of
 

@@ -10,6 +10,7 @@ from typing import Any, Final
 import grpc
 
 from gatherd.errors import GatherdError
+from gatherd_proto.headers import AUTHORIZATION
 from gatherd_proto.procedures import PATH_PREFIX, PROCEDURES
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
@@ -19,7 +20,6 @@ from gatherd_server.rpc.errors import abort
 from gatherd_server.rpc.observed import note, trail_of
 from gatherd_server.wire.codes import code_of
 
-HEADER: Final = "authorization"
 # What refusals are counted under.
 _PROCEDURES: Final = frozenset(procedure.name for procedure in PROCEDURES)
 
@@ -72,5 +72,5 @@ class Authenticator(grpc.ServerInterceptor):
 
 
 def _given(metadata: Any) -> list[bytes]:
-    found = [value for name, value in metadata or () if name == HEADER]
+    found = [value for name, value in metadata or () if name == AUTHORIZATION]
     return [value.encode("latin-1") if isinstance(value, str) else value for value in found]

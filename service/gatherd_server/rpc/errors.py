@@ -16,9 +16,9 @@ from gatherd_proto.errors import (
     DETAILS_TRAILER,
     ERROR_DOMAIN,
     ERROR_INFO_TYPE_URL,
-    RETRY_AFTER,
     code_name,
 )
+from gatherd_proto.headers import RETRY_AFTER
 from gatherd_proto.v1.status_pb2 import ErrorInfo, Status
 from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.observe import trail

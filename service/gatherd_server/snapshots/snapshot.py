@@ -27,7 +27,6 @@ from gatherd.store.catalog import (
     CATALOG_NAME,
     MANIFEST_NAME,
     STAGING_NAME,
-    TABLE_NAME_PATTERN,
     TABLES_NAME,
     Catalog,
     CatalogEntry,
@@ -47,6 +46,7 @@ from gatherd.store.control import CONTROL_NAME
 from gatherd.store.mapping import not_opened
 from gatherd_server.snapshots.copying import CatchUp, copy_files
 from gatherd_server.snapshots.freezing import FROZEN_NAME
+from gatherd_server.snapshots.naming import PARTIAL_SUFFIX, check_name
 from gatherd_server.storage.control_writer import page_at
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.trainable import is_moving, is_trainable
@@ -57,9 +57,7 @@ from gatherd_server.writer.writer import Writer
 
 SNAPSHOT_NAME = "snapshot.json"
 SNAPSHOT_FORMAT = 1
-PARTIAL_SUFFIX = ".partial"
 # A snapshot is a folder's name, as a table is.
-_NAME = re.compile(TABLE_NAME_PATTERN)
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _TIMED = re.compile(r"(\d{8}T\d{6}Z)-(\d+)")
 _CONTENTS = frozenset(
@@ -144,15 +142,7 @@ def _timed_name(lsn: int) -> str:
 
 def _target(data_dir: Path, folder: Path, name: str) -> Path:
     """Where the snapshot `name` is to be; it isn't there yet."""
-    if not _NAME.fullmatch(name):
-        raise InvalidArgument(
-            f"{name[:128]!r} can't name a snapshot: it takes 1 to 128 of A-Z a-z 0-9 _ . -, "
-            "and begins with a letter, a digit or _"
-        )
-    if name.endswith(PARTIAL_SUFFIX):
-        raise InvalidArgument(
-            f"{name!r} can't name a snapshot: {PARTIAL_SUFFIX} is for those that aren't whole"
-        )
+    check_name(name)
     if folder.resolve().is_relative_to(data_dir.resolve()):
         raise InvalidArgument(
             f"snapshots can't go to {folder}: it is in the data dir {data_dir} itself; choose a "

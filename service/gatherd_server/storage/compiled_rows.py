@@ -33,7 +33,7 @@ AHEAD_BYTES_MAX = 1 << 10
 LINE_BYTES = 64
 PAGE_BYTES = 4096
 # glibc uses non-temporal stores for no less than this, however it is tuned.
-PIECE_BYTES = 16 << 10
+CACHED_COPY_BYTES = 16 << 10
 ODD = np.uint32(1)
 
 
@@ -58,8 +58,8 @@ def store_rows(target: Any, counters: Any, rows: Any, images: Any) -> None:
             # What a crash left odd stays odd, and gets even below.
             counter = np.uint32(load_counter(counters, stripe) | ODD)
             begin_row(counters, stripe, counter)
-        for done in range(0, row_bytes, PIECE_BYTES):
-            byte_count = min(PIECE_BYTES, row_bytes - done)
+        for done in range(0, row_bytes, CACHED_COPY_BYTES):
+            byte_count = min(CACHED_COPY_BYTES, row_bytes - done)
             copy_bytes(target, begin + done, images, i * row_bytes + done, byte_count)
         if counters.size and row_bytes:
             end_row(counters, stripe, np.uint32(counter + ODD))

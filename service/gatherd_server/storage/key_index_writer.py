@@ -22,13 +22,13 @@ from gatherd.errors import BadFile, InvalidArgument, StorageError
 from gatherd.store.checksums import file_checksums
 from gatherd.store.kernels import compiled
 from gatherd.store.key_index import (
+    KEYED_ROWS_MAX,
     KEYS_DATA,
     KEYS_INTS,
     KEYS_JSON,
     KEYS_OFFSETS,
     KEYS_SLOTS,
     NPY_HEADER_BYTES,
-    ROWS_MAX,
     SLOTS_MIN,
     KeyKind,
     KeysInfo,
@@ -148,8 +148,8 @@ class KeyIndexBuilder:
         is_new = np.zeros(keys.size, np.bool_)
         for start in range(0, keys.size, ADD_KEYS_MAX):
             part = slice(start, min(start + ADD_KEYS_MAX, keys.size))
-            if self.count + part.stop - part.start > ROWS_MAX:
-                raise InvalidArgument(f"a key index has at most {ROWS_MAX} keys")
+            if self.count + part.stop - part.start > KEYED_ROWS_MAX:
+                raise InvalidArgument(f"a key index has at most {KEYED_ROWS_MAX} keys")
             self._make_room(self.count + part.stop - part.start)
             if isinstance(keys, StringKeys):
                 self._add_strings(keys, part, is_new[part])

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
+from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, ROWS_MAX, SESSION_BYTES
 from gatherd.store.query import Asked
 from gatherd_server.training.optimizer import check_lr
 from gatherd_server.types import (
@@ -27,12 +28,6 @@ from gatherd_server.types import (
     UpdateOp,
 )
 
-SESSION_BYTES: Final = 16
-KEY_CHARS_MAX: Final = 255
-# Also those of `gatherd create`.
-ROWS_MAX: Final = 2**48
-DIM_MAX: Final = 2**20
-
 INIT_DEFAULT: Final = "uniform"
 
 UPDATE_MAY_BE_DONE: Final = (
@@ -41,9 +36,7 @@ UPDATE_MAY_BE_DONE: Final = (
 # Of what has no request id.
 CHANGE_MAY_BE_DONE: Final = "the change may still be made; look whether it was before you repeat it"
 
-_VISIBLE = re.compile(r"[!-~]{1,255}")
-# As a table's name: neither a path nor a hidden file.
-_FOLDER = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_VISIBLE = re.compile(rf"[!-~]{{1,{KEY_CHARS_MAX}}}")
 
 
 def in_table(error: InvalidArgument, table: str) -> InvalidArgument:
@@ -121,23 +114,6 @@ def push(op: UpdateOp, updates: Sequence[TableUpdate], request_id: RequestId) ->
             )
         seen.add(update.table)
     return Push(op, tuple(updates), request_id)
-
-
-def staged_folder(name: str) -> str:
-    """`name` when it can be a folder in staging, else InvalidArgument: it is no path."""
-    if not _FOLDER.fullmatch(name):
-        raise InvalidArgument(f"staged is {name[:128]!r}; it must be the name of a staged folder")
-    return name
-
-
-def snapshot_name(name: str) -> str:
-    """`name` when it can be a snapshot's, or is empty, else InvalidArgument."""
-    if name and not _FOLDER.fullmatch(name):
-        raise InvalidArgument(
-            f"{name[:128]!r} can't name a snapshot: it takes 1 to 128 of A-Z a-z 0-9 _ . -, "
-            "and begins with a letter, a digit or _"
-        )
-    return name
 
 
 def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:

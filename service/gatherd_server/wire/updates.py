@@ -10,6 +10,8 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.ids import array_from_bytes
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
+from gatherd_server.data_dir.naming import check_staged
+from gatherd_server.snapshots.naming import optional_name
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
@@ -95,7 +97,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
             raise InvalidArgument(
                 f"a staged table is what its files say; {beside[0]} can't be given with staged"
             )
-        return AddStaged(request.table, checks.staged_folder(request.staged))
+        return AddStaged(request.table, check_staged(request.staged))
     if request.dtype not in _TABLE_DTYPES:
         name = enum_name(tensor_pb2.DType, request.dtype)
         known = ", ".join(enum_name(tensor_pb2.DType, number) for number in DTYPE_CODES.values())
@@ -123,7 +125,7 @@ def delete_table(request: table_pb2.DeleteTableRequest) -> DeleteTable:
 
 def publish(request: table_pb2.PublishRequest) -> Publish:
     """The new version that `request` asks for."""
-    staged = checks.staged_folder(request.staged) if request.staged else ""
+    staged = check_staged(request.staged) if request.staged else ""
     return Publish(request.table, staged, request.if_version)
 
 
@@ -145,7 +147,7 @@ def _optimizer(message: table_pb2.Optimizer) -> OptimizerSpec:
 
 def snapshot_name(request: table_pb2.SnapshotRequest) -> str:
     """The name that a snapshot is asked to have; "" for one of the server's choosing."""
-    return checks.snapshot_name(request.name)
+    return optional_name(request.name)
 
 
 def push_reply(result: PushResult) -> bytes:

@@ -22,11 +22,12 @@ from gatherd.errors import (
 )
 from gatherd.store.ids import all_in_range, out_of_range_error
 from gatherd.store.keys import key_not_found_error
+from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import Asked, ByKey
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.images import RowImages, TrainedRows
-from gatherd_server.types import LIVE_VERSION, Push, PushResult, RequestId, TableUpdate, UpdateOp
+from gatherd_server.types import Push, PushResult, RequestId, TableUpdate, UpdateOp
 from gatherd_server.writer.versions import LiveVersion, Versions
 from gatherd_server.writer.window import Window, request_id_from_json, request_id_to_json
 

@@ -32,7 +32,6 @@ SEQUENCES_MAX = 1_024
 SESSIONS_MAX = 4_096
 KEYS_MAX = 100_000
 DIGEST_BYTES = 16
-SESSION_BYTES = 16
 
 _ENTRY = np.dtype(
     [("sequence", "<u8"), ("lsn", "<u8"), ("digest", "V16"), ("versions", "<u4")], align=False

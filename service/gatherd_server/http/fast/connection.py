@@ -24,6 +24,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import Unauthenticated
+from gatherd_proto.headers import AUTHORIZATION, CONNECT_TIMEOUT, TIMEOUT_DIGITS_MAX
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
@@ -39,7 +40,8 @@ from gatherd_server.observe.tracing import Spans
 
 HEAD_END: Final = b"\r\n\r\n"
 LENGTH_DIGITS_MAX: Final = 18
-TIMEOUT_DIGITS_MAX: Final = 10
+_TIMEOUT: Final = CONNECT_TIMEOUT.encode()
+_AUTHORIZATION: Final = AUTHORIZATION.encode()
 # What has less time than this may miss it while it is answered, and is looked at more closely.
 REPEAT_SECONDS_MIN: Final = 0.05
 
@@ -269,7 +271,7 @@ class _FastPath(GuardedProtocol):
         if len(headers) < len(self.headers) or not route.takes(headers):
             return None
         length = headers.get(b"content-length", b"")
-        timeout = headers.get(b"connect-timeout-ms", b"")
+        timeout = headers.get(_TIMEOUT, b"")
         if (
             not length.isdigit()
             or len(length) > LENGTH_DIGITS_MAX
@@ -280,7 +282,7 @@ class _FastPath(GuardedProtocol):
             or parser.get_http_version() != "1.1"
         ):
             return None
-        given = headers.get(b"authorization")
+        given = headers.get(_AUTHORIZATION)
         try:
             caller = self.admission.caller(
                 () if given is None else (given,), is_local=self.is_local

@@ -23,7 +23,7 @@ from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
-from gatherd_server.http.fast.repeat import is_repeatable
+from gatherd_server.http.fast.repeat import PIECE_BYTES, is_repeatable
 from gatherd_server.http.fast.routes import PendingAnswer, Route
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
@@ -33,9 +33,6 @@ from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 from gatherd_server.wire.codes import code_of
 from gatherd_server.wire.lookups import Part, byte_count
 
-# What is gathered and written at a time: small enough to stay in a core's cache in between and not
-# to keep others waiting, about 40 µs.
-PIECE_BYTES: Final = 256 << 10
 # Where a reply's rows begin in their buffer.
 ALIGN_BYTES: Final = 64
 

@@ -26,7 +26,8 @@ from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import RepeatSeries, now_ns
 from gatherd_server.wire.codes import code_of
 
-# Gathered and written at a time, so that it stays in a core's cache in between.
+# What is gathered and written at a time: small enough to stay in a core's cache in between and not
+# to keep others waiting, about 40 µs.
 PIECE_BYTES: Final = 256 << 10
 # What has more rows leaves others their turn in between; see FastCycle.
 ROWS_BYTES_MAX: Final = 1 << 20

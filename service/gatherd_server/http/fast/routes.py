@@ -15,6 +15,7 @@ from starlette.responses import Response
 
 from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
+from gatherd_proto.headers import CONNECT_VERSION, PROTO
 from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
@@ -31,9 +32,9 @@ from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
 from gatherd_server.wire.procedures import LOOKUPS, Lookups
 
-PROTO: Final = "application/proto"
-
+_VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
+_PROTO_LINE: Final = b"content-type: %b\r\n" % _PROTO
 _OCTETS: Final = OCTETS.encode()
 _NO_QUERY: Final = QueryParams()
 _REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?")
@@ -122,10 +123,7 @@ class _Connect:
         self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
-        return (
-            headers.get(b"content-type") == _PROTO
-            and headers.get(b"connect-protocol-version", b"1") == b"1"
-        )
+        return headers.get(b"content-type") == _PROTO and headers.get(_VERSION, b"1") == b"1"
 
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         caller.check(Scope.READ)
@@ -157,7 +155,7 @@ class _Connect:
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         head = lookups.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
-        return b"content-type: application/proto\r\n", head
+        return _PROTO_LINE, head
 
     def error(self, error: GatherdError) -> Response:
         return connect_error(error)

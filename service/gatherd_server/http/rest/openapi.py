@@ -8,8 +8,8 @@ from pydantic.json_schema import models_json_schema
 
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES
+from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
-from gatherd_server.http.errors import PROBLEM_JSON
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import openapi_updates
 from gatherd_server.http.rest.arrays import ID_DTYPES

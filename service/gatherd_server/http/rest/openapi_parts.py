@@ -2,8 +2,7 @@
 
 from typing import Any, Final
 
-from gatherd_server.http.errors import PROBLEM_JSON
-from gatherd_server.http.media import JSON
+from gatherd_proto.headers import JSON, PROBLEM_JSON, RETRY_AFTER
 
 BINARY: Final[dict[str, Any]] = {"type": "string", "format": "binary"}
 REF: Final = "#/components/schemas/"
@@ -95,7 +94,7 @@ def error(status: int) -> dict[str, Any]:
     response: dict[str, Any] = {"description": description, "content": content}
     if status in (429, 503):
         retry = {"description": "Seconds to wait.", "schema": {"type": "integer"}}
-        response["headers"] = {"Retry-After": retry}
+        response["headers"] = {RETRY_AFTER.title(): retry}
     if status in (401, 403):
         challenge = {"description": "As RFC 6750 has it.", "schema": {"type": "string"}}
         response["headers"] = {"WWW-Authenticate": challenge}

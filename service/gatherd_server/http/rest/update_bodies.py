@@ -11,6 +11,7 @@ from starlette.datastructures import QueryParams
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.query import Asked
+from gatherd_server.data_dir.naming import check_staged
 from gatherd_server.http.json_bounds import check_change, check_rest
 from gatherd_server.http.media import OCTETS
 from gatherd_server.http.rest import arrays
@@ -36,6 +37,7 @@ from gatherd_server.http.rest.update_schemas import (
     UpdateManyBody,
 )
 from gatherd_server.http.rest.values import update_from_octets, values_from_json
+from gatherd_server.snapshots.naming import optional_name
 from gatherd_server.types import (
     AddStaged,
     CreateTable,
@@ -167,7 +169,7 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
             raise InvalidArgument(
                 f"a staged table is what its files say; {beside[0]} can't be given with staged"
             )
-        return AddStaged(given.name, checks.staged_folder(given.staged))
+        return AddStaged(given.name, check_staged(given.staged))
     if given.rows is None or given.dim is None:
         missing = "rows" if given.rows is None else "dim"
         raise InvalidArgument(f"the member {missing} is required, unless staged is given")
@@ -186,7 +188,7 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
 def publish(table: str, body: bytes, query: QueryParams) -> Publish:
     """A new live version, from JSON."""
     given = _body(PublishBody, body, query)
-    staged = checks.staged_folder(given.staged) if given.staged else ""
+    staged = check_staged(given.staged) if given.staged else ""
     return Publish(table, staged, given.if_version)
 
 
@@ -204,7 +206,7 @@ def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:
 
 def snapshot_name(body: bytes, query: QueryParams) -> str:
     """The name that a snapshot is asked to have, from JSON; "" for one of the server's choosing."""
-    return checks.snapshot_name(_body(SnapshotBody, body, query).name)
+    return optional_name(_body(SnapshotBody, body, query).name)
 
 
 def _optimizer(given: OptimizerBody) -> OptimizerSpec:

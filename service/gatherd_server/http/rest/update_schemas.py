@@ -7,8 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, ROWS_MAX
 from gatherd_server.http.rest.schemas import ENCODING, IDS_SCHEMA, KEYS_SCHEMA, VERSION_MAX
-from gatherd_server.wire.checks import DIM_MAX, INIT_DEFAULT, KEY_CHARS_MAX, ROWS_MAX
+from gatherd_server.wire.checks import INIT_DEFAULT
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _VALUES_SCHEMA: dict[str, Any] = {

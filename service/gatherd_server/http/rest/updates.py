@@ -11,13 +11,14 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 
 from gatherd.errors import InvalidArgument
+from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import AnyEngine
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
 from gatherd_server.http.access import caller_of, held_of, placed
 from gatherd_server.http.body import outcome, read_body
-from gatherd_server.http.media import JSON, OCTETS, best_answer, content_type
+from gatherd_server.http.media import OCTETS, best_answer, content_type
 from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, openapi_updates, update_bodies
 from gatherd_server.http.rest.lookup_bodies import no_options

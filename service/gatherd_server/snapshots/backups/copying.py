@@ -16,7 +16,7 @@ from gatherd_server.snapshots.backups.contents import (
     list_store,
     upload_document,
 )
-from gatherd_server.snapshots.backups.store import PIECE_BYTES, UPLOAD_NAME, FolderStore, Store
+from gatherd_server.snapshots.backups.store import FILE_PIECE_BYTES, UPLOAD_NAME, FolderStore, Store
 from gatherd_server.snapshots.snapshot import (
     SNAPSHOT_NAME,
     decode_snapshot,
@@ -147,7 +147,7 @@ def _copy(snapshot: Path, document: bytes, store: Store, progress: Progress) -> 
 def _read(path: Path) -> Iterator[bytes]:
     try:
         with open(path, "rb", buffering=0) as file:
-            while piece := file.read(PIECE_BYTES):
+            while piece := file.read(FILE_PIECE_BYTES):
                 yield piece
     except OSError as error:
         raise BadFile(f"{path} can't be read: {error.strerror}") from None

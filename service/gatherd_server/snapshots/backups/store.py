@@ -11,7 +11,6 @@ object store answered for is taken to be durable.
 
 import importlib.util
 import logging
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -19,13 +18,13 @@ from pathlib import Path
 from typing import Final, Protocol
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument, StorageError
-from gatherd.store.catalog import TABLE_NAME_PATTERN
+from gatherd_server.snapshots.naming import is_name
 from gatherd_server.snapshots.snapshot import SNAPSHOT_NAME
 from gatherd_server.storage.files import Files
 
 logger = logging.getLogger("gatherd.writer")
 
-PIECE_BYTES: Final = 4 << 20
+FILE_PIECE_BYTES: Final = 4 << 20
 UPLOAD_NAME: Final = "upload.json"
 # snapshot.json has ten bytes for each 4 MiB.
 DOCUMENT_BYTES_MAX: Final = 256 << 20
@@ -34,7 +33,6 @@ PAUSES_SECONDS: Final = (1.0, 5.0)
 # S3 takes a file as at most 10,000 parts; parts are held in memory, so as small as will do.
 _PARTS_MAX: Final = 9_000
 _PART_BYTES_MIN: Final = 8 << 20
-_NAME: Final = re.compile(TABLE_NAME_PATTERN)
 FILE_SCHEME: Final = "file://"
 
 Pieces = Callable[[], Iterator[bytes]]
@@ -128,7 +126,7 @@ class FolderStore:
             if not self.root.is_dir():
                 return []
             return sorted(
-                path.name for path in self.root.iterdir() if _is_name(path.name) and path.is_dir()
+                path.name for path in self.root.iterdir() if is_name(path.name) and path.is_dir()
             )
 
     def put(self, path: str, pieces: Pieces, byte_count: int) -> None:
@@ -163,7 +161,7 @@ class FolderStore:
         with _told(where, FileNotFoundError), open(where, "rb", buffering=0) as file:
             while True:
                 with _told(where):
-                    piece = file.read(PIECE_BYTES)
+                    piece = file.read(FILE_PIECE_BYTES)
                 if not piece:
                     return
                 yield piece
@@ -211,7 +209,7 @@ class RemoteStore:
             except FileNotFoundError:
                 return []
         names = {str(path).rstrip("/").rpartition("/")[2] for path in found}
-        return sorted(name for name in names if _is_name(name))
+        return sorted(name for name in names if is_name(name))
 
     def put(self, path: str, pieces: Pieces, byte_count: int) -> None:
         """See Store."""
@@ -264,13 +262,13 @@ class RemoteStore:
 
     def _read_from(self, path: str, position: int) -> Iterator[bytes]:
         with _told(f"{self._shown}/{path}", FileNotFoundError):
-            file = self._file_system.open(f"{self._root}/{path}", "rb", block_size=PIECE_BYTES)
+            file = self._file_system.open(f"{self._root}/{path}", "rb", block_size=FILE_PIECE_BYTES)
         try:
             with _told(f"{self._shown}/{path}"):
                 file.seek(position)
             while True:
                 with _told(f"{self._shown}/{path}"):
-                    piece: bytes = file.read(PIECE_BYTES)
+                    piece: bytes = file.read(FILE_PIECE_BYTES)
                 if not piece:
                     return
                 yield piece
@@ -294,10 +292,6 @@ def shown_url(url: str) -> str:
     if not separator or "@" not in authority:
         return url.rstrip("/")
     return f"{scheme}://…@{authority.rpartition('@')[2]}{slash}{path}"
-
-
-def _is_name(name: str) -> bool:
-    return _NAME.fullmatch(name) is not None
 
 
 @contextmanager
