@@ -14,7 +14,7 @@ from bench.harness import Plan, Report, Timing
 from bench.mixes import concurrent, load, lookups, marks, pushes
 from bench.mixes.elsewhere import Elsewhere, elsewhere
 from bench.mixes.mix import Mix, measure, table
-from bench.mixes.scene import BEFORE, ROWS, TABLE_COUNT, Scene, scene
+from bench.mixes.scene import BEFORE, TABLE_COUNT, Scene, Tables, scene
 from bench.peers import REDIS
 from bench.updates import REDIS_DURABLE
 from gatherd import tune_allocator
@@ -34,7 +34,7 @@ def run(plan: Plan) -> Report:
     """All of a plan's groups, and the marks."""
     report = Report(
         "What model servers send",
-        f"{TABLE_COUNT} tables of {ROWS:,} rows, dim {plan.dim}, uniform ids; by key, in bags, "
+        f"{TABLE_COUNT} tables of {Tables.of(plan).rows:,} rows, dim {plan.dim}, uniform ids; by key, in bags, "
         "in half precision, pushes. One blocking client unless it says otherwise, malloc tuned; "
         "CPU in µs a request, of this process and of those that serve. The last column is how "
         "many times as fast as Redis' MGET of the same rows, or its durable MSET. Peers' bags are "
