@@ -68,7 +68,7 @@ def run_part(part: str, given: argparse.Namespace) -> None:
     if part not in OWN_TABLES:
         plan.make_table()
     elif given.quick:
-        plan = replace(plan, round_seconds=0.05, rounds=5, groups=plan.groups or module.QUICK)
+        plan = replace(plan, round_seconds=0.05, rounds=3, groups=plan.groups or module.QUICK)
     report = module.run(plan)
     report.save(results(given) / f"{part}.json")
     print(report.text(), flush=True)

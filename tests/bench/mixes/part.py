@@ -34,8 +34,8 @@ def run(plan: Plan) -> Report:
     """All of a plan's groups, and the marks."""
     report = Report(
         "What model servers send",
-        f"{TABLE_COUNT} tables of {Tables.of(plan).rows:,} rows, dim {plan.dim}, uniform ids; by key, in bags, "
-        "in half precision, pushes. One blocking client unless it says otherwise, malloc tuned; "
+        f"{TABLE_COUNT} tables of {Tables.of(plan).rows:,} rows, dim {plan.dim}, uniform ids; by "
+        "key, in bags, in half precision, pushes. One blocking client unless it says otherwise, malloc tuned; "
         "CPU in µs a request, of this process and of those that serve. The last column is how "
         "many times as fast as Redis' MGET of the same rows, or its durable MSET. Peers' bags are "
         "pooled by NumPy. Everybody's answer is compared with NumPy's before it is timed. The "
