@@ -35,10 +35,10 @@ def run(plan: Plan) -> Report:
     report = Report(
         "What model servers send",
         f"{TABLE_COUNT} tables of {Tables.of(plan).rows:,} rows, dim {plan.dim}, uniform ids; by "
-        "key, in bags, in half precision, pushes. One blocking client unless it says otherwise, malloc tuned; "
-        "CPU in µs a request, of this process and of those that serve. The last column is how "
-        "many times as fast as Redis' MGET of the same rows, or its durable MSET. Peers' bags are "
-        "pooled by NumPy. Everybody's answer is compared with NumPy's before it is timed. The "
+        "key, in bags, in half precision, pushes. One blocking client unless it says otherwise, "
+        "malloc tuned. CPU is in µs a request, of this process and of those that serve. The last "
+        "column is how many times as fast as Redis' MGET of the same rows, or its durable MSET. "
+        "Peers' bags are pooled by NumPy. All answers are compared with NumPy's before. The "
         f"machine's load when it began: {os.getloadavg()[0]:.1f}.",
     )
     tune_allocator()
