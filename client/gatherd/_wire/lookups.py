@@ -73,23 +73,43 @@ def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tu
 
     All of them are bags, or none is; without `many` there is one.
     """
-    bags = parts[0][0].bags is not None
+    method = method_of([spec for spec, _ in parts], many=many)
+    return method, b"".join(_lookups(parts, many=many))
+
+
+def method_of(specs: Sequence[LookupSpec], *, many: bool) -> str:
+    """The path of the method that lookups are sent to."""
+    bags = specs[0].bags is not None
+    if many:
+        return LOOKUP_BAGS_MANY.path if bags else LOOKUP_MANY.path
+    return LOOKUP_BAGS.path if bags else LOOKUP.path
+
+
+def around_arrays(
+    specs: Sequence[LookupSpec], *, many: bool
+) -> tuple[tuple[bytes, ...], list[NDArray[Any]]]:
+    """A request without string keys: the bytes around its arrays, and the arrays, in order.
+
+    With other arrays of the same dtypes and shapes it is the request for those.
+    """
+    around: list[list[bytes]] = [[]]
+    arrays: list[NDArray[Any]] = []
+    for part in _lookups([(spec, spec.version) for spec in specs], many=many):
+        if isinstance(part, memoryview):
+            around.append([])
+            arrays.append(np.asarray(part))
+        else:
+            around[-1].append(part)
+    return tuple(map(b"".join, around)), arrays
+
+
+def _lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> Parts:
     if not many:
-        return LOOKUP_BAGS.path if bags else LOOKUP.path, b"".join(_lookup(*parts[0]))
+        return _lookup(*parts[0])
     out: Parts = []
     for spec, version in parts:
         out += nested(_MEMBER, _lookup(spec, version))
-    return LOOKUP_BAGS_MANY.path if bags else LOOKUP_MANY.path, b"".join(out)
-
-
-def around_ids(spec: LookupSpec) -> tuple[bytes, bytes]:
-    """A LookupRequest of ids without pooling, in two parts: before the ids, and after them.
-
-    Between them go the bytes of any ids, as many as `spec` has.
-    """
-    parts = _lookup(spec, spec.version)
-    data = next(i for i, part in enumerate(parts) if isinstance(part, memoryview))
-    return b"".join(parts[:data]), b"".join(parts[data + 1 :])
+    return out
 
 
 def _lookup(spec: LookupSpec, version: int) -> Parts:
