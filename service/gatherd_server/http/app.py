@@ -1,7 +1,7 @@
 """REST: the FastAPI application of the HTTP port, for people, scripts and small batches.
 
 Handlers take the raw request, because bodies are bounded while they are read and because FastAPI's
-own validation answers in another shape than RFC 9457; rest/openapi.py describes what they take.
+own validation doesn't answer in the shape of RFC 9457; rest/openapi.py describes their inputs.
 Left out on purpose: compressed replies (floats don't compress) and GET with ids in the query.
 """
 
@@ -62,7 +62,7 @@ def create_app(engine: Engine, admission: Admission, offload: Offload) -> FastAP
         # A redirect would answer an unknown path with neither a table nor a problem body.
         redirect_slashes=False,
     )
-    # First, because they are what a busy server is asked for.
+    # First, because most requests to a busy server are for these.
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(_lookup_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
@@ -155,7 +155,7 @@ def _lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> AP
 
 
 async def _json_request(request: Request, admission: Admission) -> bytes:
-    """The body of a request that takes JSON and answers it."""
+    """The body of a request that is JSON and is answered with JSON."""
     headers = dict(request.scope["headers"])
     content_type(headers, (JSON,))
     best_answer(request.headers.getlist("accept"), (JSON,))

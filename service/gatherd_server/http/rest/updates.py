@@ -1,6 +1,6 @@
 """REST's updates of rows and changes of tables.
 
-A snapshot is of the whole data dir, so it is made at /v1/snapshots and is no table's verb.
+A snapshot copies the whole data dir, so it is made at /v1/snapshots and not by a table's verb.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -89,7 +89,7 @@ def update_routes(engine: Engine, admission: Admission, offload: Offload) -> API
 
 
 def change_routes(engine: Engine, admission: Admission) -> APIRouter:
-    """Tables made, removed, published, rolled back; snapshots."""
+    """Creating, removing, publishing and rolling back tables; snapshots."""
     router = _router(admission, Need.ADMIN)
 
     async def changed(request: Request, change: TableChange) -> Response:
