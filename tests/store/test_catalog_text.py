@@ -96,3 +96,17 @@ def test_a_reader_takes_and_refuses_what_the_judge_does(tmp_path: Path) -> None:
     agree(twice.replace(b"%d" % json.loads(whole)["crc32"], b"%d" % document_crc(document)))
     document["tables"] = dict(reversed(document["tables"].items()))
     agree(encode_document(document, CATALOG_INDENT))
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner),
+    max_leaves=12,
+)
+
+
+@given(st.dictionaries(st.text(), JSON), st.integers(0, 3))
+def test_a_document_is_indented_as_json_does(document: dict[str, object], indent: int) -> None:
+    rest = {name: value for name, value in document.items() if name != "crc32"}
+    expected = json.dumps({**rest, "crc32": document_crc(rest)}, indent=indent)
+    assert encode_document(document, indent) == expected.encode()
