@@ -246,6 +246,7 @@ class Supervisor:
             settings.workers,
             settings.traces,
             settings.stop_seconds,
+            settings.metrics_per_table,
         ).encode()
 
     def _start_children(self) -> None:
