@@ -1,4 +1,4 @@
-"""The lookups that the fast path answers, each wire's in its own encoding.
+"""The lookups and updates that the fast path answers, each wire's in its own encoding.
 
 A route says by a request's headers whether it is one of the plain ones; what isn't goes the way of
 every other request, through ASGI, which also knows how to refuse it.
@@ -6,6 +6,7 @@ every other request, through ASGI, which also knows how to refuse it.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -18,7 +19,7 @@ from gatherd.store.query import ByKey, Missing
 from gatherd_proto.headers import CONNECT_VERSION, PROTO
 from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_server.access.callers import Caller, Scope
-from gatherd_server.engine.engine import KEYS_SHORT, Engine
+from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import PartsResponse
@@ -28,9 +29,9 @@ from gatherd_server.http.rest import arrays, lookup_bodies
 from gatherd_server.http.rest.arrays import array_response
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
-from gatherd_server.types import Lookup
+from gatherd_server.types import Lookup, PushResult
 from gatherd_server.wire import lookups
-from gatherd_server.wire.procedures import LOOKUPS, Lookups
+from gatherd_server.wire.procedures import LOOKUPS, PUSHES, Lookups, UpdateProcedure
 
 _VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
@@ -49,12 +50,19 @@ class PendingAnswer:
 
 
 class Route(Protocol):
-    """What a fast request of one path is answered with, and where it is counted."""
+    """Where the requests of one path are counted, and which of them are plain."""
 
     counted: RequestSeries
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether a request with these headers is one that every default applies to."""
+
+    def error(self, error: GatherdError) -> Response:
+        """`error` as this wire tells it."""
+
+
+class LookupRoute(Route, Protocol):
+    """What a fast lookup of one path is answered with."""
 
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
@@ -65,9 +73,6 @@ class Route(Protocol):
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         """The reply's own header lines, and the bytes of its body that come before the rows."""
 
-    def error(self, error: GatherdError) -> Response:
-        """`error` as this wire tells it."""
-
 
 class FastRoutes:
     """Finds the route of a URL."""
@@ -77,14 +82,18 @@ class FastRoutes:
         self._engine = engine
         telemetry = telemetry or Telemetry()
         self._octets = telemetry.requests("rest", LOOKUP.name)
-        self._connect: dict[bytes, Route] = {
+        self._connect: dict[bytes, LookupRoute | PushRoute] = {
             procedure.path.encode(): _Connect(
                 engine, procedure, way, telemetry.requests("connect", procedure.name)
             )
             for procedure, way in LOOKUPS.items()
         }
+        for answered in PUSHES:
+            name = answered.procedure.name
+            route = PushRoute(engine, answered, telemetry.requests("connect", name))
+            self._connect[answered.procedure.path.encode()] = route
 
-    def find(self, url: bytes) -> Route | None:
+    def find(self, url: bytes) -> "LookupRoute | PushRoute | None":
         """The route of a POST to `url`; None when the fast path has none."""
         route = self._connect.get(url)
         if route is not None:
@@ -123,7 +132,7 @@ class _Connect:
         self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
-        return headers.get(b"content-type") == _PROTO and headers.get(_VERSION, b"1") == b"1"
+        return _is_connect(headers)
 
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         caller.check(Scope.READ)
@@ -159,6 +168,48 @@ class _Connect:
 
     def error(self, error: GatherdError) -> Response:
         return connect_error(error)
+
+
+class PushRoute:
+    """An update over Connect, in protobuf."""
+
+    def __init__(self, engine: Engine, answered: UpdateProcedure, counted: RequestSeries) -> None:
+        self.counted = counted
+        self.may_be_done = answered.may_be_done
+        self._engine = engine
+        self._answered = answered
+        self._message = answered.procedure.request
+
+    def takes(self, headers: Mapping[bytes, bytes]) -> bool:
+        """See Route."""
+        return _is_connect(headers)
+
+    def admits(self, caller: Caller, nbytes: int) -> bool:
+        """Whether an update of `caller` with a body of so many bytes is answered from here.
+
+        A longer one is checked on a thread. A caller that may not push is refused before the body
+        is read. ASGI's way does both.
+        """
+        is_for = caller.grant is None or self._answered.scope in caller.grant.scopes
+        return is_for and nbytes <= SHORT_BYTES
+
+    def begin(self, body: bytes, caller: Caller) -> "Future[PushResult]":
+        """Read the update and hand it to the writer. A GatherdError when it is refused at once."""
+        engine = self._engine
+        message = lookups.parse(self._message(), body, engine.limits)
+        return self._answered.begin(caller.guard(engine), message)
+
+    def reply(self, result: PushResult) -> tuple[bytes, bytes]:
+        """The reply's own header lines, and its body."""
+        return _PROTO_LINE, self._answered.encode(result)
+
+    def error(self, error: GatherdError) -> Response:
+        """See Route."""
+        return connect_error(error)
+
+
+def _is_connect(headers: Mapping[bytes, bytes]) -> bool:
+    return headers.get(b"content-type") == _PROTO and headers.get(_VERSION, b"1") == b"1"
 
 
 class _Octets:
