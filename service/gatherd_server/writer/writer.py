@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -184,13 +184,17 @@ class Writer:
             )
         )
 
-    def submit(self, push: Push, digest: bytes) -> "Future[PushResult]":
+    def submit(
+        self, push: Push, digest: bytes, future: "Future[PushResult] | None" = None
+    ) -> "Future[PushResult]":
         """Commit a push; the future ends when it is durable and visible, or refused.
 
-        One that was done already gets its first answer, one that is under way joins. Overloaded at
-        once when too many wait, UpdatesStopped when none is taken.
+        It is the caller's own, if one is given, and may be ended by the caller before. A push that
+        was done already gets its first answer, one that is under way joins. Overloaded at once when
+        too many wait, UpdatesStopped when none is taken.
         """
-        future: Future[PushResult] = Future()
+        if future is None:
+            future = Future()
         request_id = push.request_id
         byte_count = sum(update.values.nbytes + 8 * update.asked.size for update in push.updates)
         with self._lock:
@@ -369,10 +373,11 @@ class Writer:
                     self._window.add(submitted.push.request_id, submitted.digest, outcome)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             for future in waiting.futures:
-                if isinstance(outcome, PushResult):
-                    future.set_result(outcome)
-                else:
-                    future.set_exception(outcome)
+                with suppress(InvalidStateError):  # its caller waits no longer
+                    if isinstance(outcome, PushResult):
+                        future.set_result(outcome)
+                    else:
+                        future.set_exception(outcome)
         # After the answers: nobody waits for it.
         pushes = [waiting.submitted.push for waiting in batch]
         self.measures.committed(pushes, outcomes, seconds)

@@ -17,6 +17,7 @@ from gatherd_server.http.errors import stopping
 from gatherd_server.http.fast.cycle import FastCycle
 from gatherd_server.http.fast.routes import PushRoute
 from gatherd_server.types import PushResult
+from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
 
 
 class Answers:
@@ -145,7 +146,7 @@ class PushCycle(FastCycle):
 
     def _too_late(self) -> DeadlineExceeded:
         error = super()._too_late()
-        return DeadlineExceeded(f"{error.message}; {self.route.may_be_done}")
+        return DeadlineExceeded(f"{error.message}; {UPDATE_MAY_BE_DONE}")
 
     def _let_go(self) -> None:
         super()._let_go()

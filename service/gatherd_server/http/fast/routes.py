@@ -18,6 +18,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
 from gatherd_proto.headers import CONNECT_VERSION, PROTO
 from gatherd_proto.procedures import LOOKUP, Procedure
+from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES, Engine
 from gatherd_server.engine.repeated import Repeated
@@ -29,9 +30,10 @@ from gatherd_server.http.rest import arrays, lookup_bodies
 from gatherd_server.http.rest.arrays import array_response
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
-from gatherd_server.types import Lookup, PushResult
-from gatherd_server.wire import lookups
-from gatherd_server.wire.procedures import LOOKUPS, PUSHES, Lookups, UpdateProcedure
+from gatherd_server.types import Lookup, PushResult, UpdateOp
+from gatherd_server.wire import lookups, updates
+from gatherd_server.wire.procedures import LOOKUPS, PUSHES, Lookups
+from gatherd_server.wire.seen_updates import SeenUpdates
 
 _VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
@@ -88,10 +90,9 @@ class FastRoutes:
             )
             for procedure, way in LOOKUPS.items()
         }
-        for answered in PUSHES:
-            name = answered.procedure.name
-            route = PushRoute(engine, answered, telemetry.requests("connect", name))
-            self._connect[answered.procedure.path.encode()] = route
+        for procedure, op in PUSHES.items():
+            counted = telemetry.requests("connect", procedure.name)
+            self._connect[procedure.path.encode()] = PushRoute(engine, op, counted)
 
     def find(self, url: bytes) -> "LookupRoute | PushRoute | None":
         """The route of a POST to `url`; None when the fast path has none."""
@@ -173,12 +174,11 @@ class _Connect:
 class PushRoute:
     """An update over Connect, in protobuf."""
 
-    def __init__(self, engine: Engine, answered: UpdateProcedure, counted: RequestSeries) -> None:
+    def __init__(self, engine: Engine, op: UpdateOp, counted: RequestSeries) -> None:
         self.counted = counted
-        self.may_be_done = answered.may_be_done
         self._engine = engine
-        self._answered = answered
-        self._message = answered.procedure.request
+        self._op = op
+        self._seen = SeenUpdates(op)
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """See Route."""
@@ -190,18 +190,23 @@ class PushRoute:
         A longer one is checked on a thread. A caller that may not push is refused before the body
         is read. ASGI's way does both.
         """
-        is_for = caller.grant is None or self._answered.scope in caller.grant.scopes
+        is_for = caller.grant is None or Scope.UPDATE in caller.grant.scopes
         return is_for and nbytes <= SHORT_BYTES
 
     def begin(self, body: bytes, caller: Caller) -> "Future[PushResult]":
         """Read the update and hand it to the writer. A GatherdError when it is refused at once."""
-        engine = self._engine
-        message = lookups.parse(self._message(), body, engine.limits)
-        return self._answered.begin(caller.guard(engine), message)
+        engine, limits = self._engine, self._engine.limits
+        push = self._seen.find(body)
+        if push is None:
+            message = embedding_pb2.UpdateRequest()
+            lookups.parse(message, body, limits)
+            push = updates.push(self._op, message, limits)
+            self._seen.learn(body, push, limits)
+        return caller.guard(engine).push(push)
 
     def reply(self, result: PushResult) -> tuple[bytes, bytes]:
         """The reply's own header lines, and its body."""
-        return _PROTO_LINE, self._answered.encode(result)
+        return _PROTO_LINE, updates.push_reply(result)
 
     def error(self, error: GatherdError) -> Response:
         """See Route."""
