@@ -1,10 +1,11 @@
 """Write the awaited calls, `gatherd/_calls/*_aio.py`, from the blocking ones beside them.
 
     python client/generate_async.py           # write them
-    python client/generate_async.py --check   # exit with 1 when they aren't what would be written
+    python client/generate_async.py --check   # exit with 1 if they are out of date
 
-So a call is written once, and the two clients can't drift apart. What is awaited is what the shells
-do themselves (AWAITED); all else is the same text, formatted anew: awaiting makes lines longer.
+So a call is written once, and the two clients can't drift apart. Only the calls of the shells' own
+methods (AWAITED) are awaited; the rest is the same text, formatted anew because `await` makes lines
+longer.
 """
 
 import argparse
@@ -18,7 +19,7 @@ PACKAGE: Final = Path(__file__).parent / "gatherd"
 SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py", "_calls/tables.py")
 # The shell's own methods, which wait: every call of one is awaited.
 AWAITED: Final = ("_run", "_batched", "_quick")
-# What the awaited client has under another name.
+# Names that are different in the awaited client.
 NAMES: Final = {
     "Batcher": "AsyncBatcher",
     "LookupCalls": "AsyncLookupCalls",
@@ -42,9 +43,9 @@ def awaited(source: str, name: str) -> str:
 
 
 def _formatted(text: str, name: str) -> str:
-    """`text` as `make format` would leave it, by ruff from the environment that runs this."""
+    """`text` as `make format` would leave it, by the ruff of this environment."""
     ruff = Path(sys.executable).with_name("ruff")
-    told = ("--stdin-filename", str(PACKAGE / name))  # for the settings that hold there
+    told = ("--stdin-filename", str(PACKAGE / name))  # so that the settings for this path apply
     done = subprocess.run(
         [ruff, "format", *told, "-"], input=text, capture_output=True, text=True, check=False
     )

@@ -31,7 +31,7 @@ def generate(out: Path) -> None:
 
 
 def check() -> None:
-    """Exit with a message unless the committed stubs are what the .proto files give."""
+    """Exit with a message unless the committed stubs match the .proto files."""
     with tempfile.TemporaryDirectory() as folder:
         fresh_root = Path(folder)
         generate(fresh_root)

@@ -1,7 +1,7 @@
-"""What became of a failed request, under OUTCOME in an error's metadata.
+"""The outcome of a failed request, under OUTCOME in an error's metadata.
 
-NOT_SENT when it never left the client, UNKNOWN when its answer was lost or the server lost track of
-it. Without either a gatherd server answered, and did nothing of what was asked.
+NOT_SENT: it never left the client. UNKNOWN: its answer was lost, or the server lost track of it.
+With neither, a gatherd server answered and did nothing of what was asked.
 """
 
 from typing import Final

@@ -38,16 +38,17 @@ if TYPE_CHECKING:
     from gatherd.transports import local
     from gatherd.transports.transport import AsyncTransport
 
-# Up to here a gather from mapped files is shorter than the hop to a thread and back.
+# Up to this size a gather from mapped files takes less time than the hop to a thread and back.
 INLINE_BYTES_MAX = 256 << 10
 
 
 class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
-    Belongs to the event loop of its first call, and to the next one when that was closed, as after
-    `asyncio.run`, or in a forked child; another loop beside it raises ClientError. A call that is
-    cancelled leaves the client usable. It can be pickled and copied as Client.
+    Belongs to the event loop of its first call. When that loop was closed, as after `asyncio.run`,
+    or in a forked child, it belongs to the next one; a second loop beside an open one raises
+    ClientError. A call that is cancelled leaves the client usable. It can be pickled and copied
+    like Client.
     """
 
     def __init__(
@@ -105,7 +106,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
         self._begin()
 
     def _begin(self) -> None:
-        """Make what belongs to an event loop, for the one that will run first."""
+        """Make the parts that belong to one event loop: the first that will use them."""
         batching = self._batching
         self._batcher = None if batching is None else AsyncBatcher(batching, self._ask_merged)
         self._transport: AsyncTransport
@@ -143,7 +144,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
     def _check_loop(self) -> None:
         loop = asyncio.get_running_loop()
         if loop is self._loop:
-            return  # which a forked child doesn't find running
+            return  # never in a forked child, where that loop doesn't run
         if self._loop is not None:
             pid = os.getpid()
             if pid == self._pid and not self._loop.is_closed():
@@ -225,7 +226,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
             return error
 
     async def _run(self, plan: Plan[T], first: memoryview | GatherdError | None = None) -> T:
-        """What `plan` returns; `first` is what its first effect comes to, when that is known."""
+        """Run `plan`, return its result; `first` is the result of its first effect, if known."""
         if self._closed:
             raise ClientClosed("the client was closed")
         self._check_loop()
@@ -251,7 +252,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
             try:
                 return await self._transport.call(effect)
             except Unauthenticated:
-                # Nothing was done, so nothing is done twice.
+                # The server did nothing, so sending it again does nothing twice.
                 if not self._credentials.renew():
                     raise
                 return await self._transport.call(effect)

@@ -1,11 +1,11 @@
-"""Whether to wait awake for what mostly comes at once.
+"""Whether to busy-poll for replies and requests that mostly come at once.
 
-Who sleeps has to be woken: some 5 µs on a machine of one's own, and 40 µs and more on a virtual
-one, whose idle cores are given back to the host. A lookup of a few ids takes less, so its two
-sleeps, the server's and the client's, are most of what it waits for. Looking again and again
-instead costs a core's time until the answer is there. So it is done for a bounded time, and only as
-long as it pays: what was waited for in vain a few times is slept for, but for a try now and then.
-Linux waits in the same way for the guests of a host (halt polling), and for about as long.
+A sleeping thread has to be woken: that takes some 5 µs on a machine of one's own, and 40 µs and
+more on a virtual one, whose idle cores are given back to the host. A lookup of a few ids takes
+less, so its two sleeps, the server's and the client's, are most of its latency. Polling instead
+costs a core's time until the answer is there. So it is done for a bounded time, and only as long as
+it pays: after a few misses the caller sleeps, except for a trial now and then. Linux waits in the
+same way for the guests of a host (halt polling), and for about as long.
 """
 
 import math
@@ -17,17 +17,17 @@ from typing import Final
 from gatherd.errors import InvalidArgument
 
 BUSY_POLL_US: Final = 100
-"""How many µs are waited awake at most, unless something else is asked for."""
+"""The default bound of one busy poll, in µs."""
 
 BUSY_POLL_US_MAX: Final = 10_000
 CORES_MIN: Final = 2
 # https://docs.kernel.org/admin-guide/cgroup-v2.html#cpu-interface-files, as a container sees it.
 CPU_MAX: Final = Path("/sys/fs/cgroup/cpu.max")
 
-# One miss weighs as much as so many hits: they have to be the rule.
+# One miss weighs as much as this many hits: hits have to be the rule.
 _MISS_COST: Final = 4
 _CREDIT_MAX: Final = 32
-# When it doesn't pay, one of so many times is tried.
+# While it doesn't pay, one wait in this many is a trial.
 _PROBE_EVERY: Final = 64
 
 
@@ -39,7 +39,7 @@ def _cores() -> float:
 
 @lru_cache(1)
 def _quota() -> float:
-    """The cores that a container's limit stands for; infinite without one."""
+    """The cores that a container's limit allows; infinite without a limit."""
     try:
         quota, period = CPU_MAX.read_text().split()
         return int(quota) / int(period)
@@ -48,7 +48,7 @@ def _quota() -> float:
 
 
 def checked_microseconds(value: object) -> int:
-    """`value`, when it is a number of µs to wait awake. InvalidArgument when it isn't."""
+    """`value` if it is a valid number of µs to busy-poll, else InvalidArgument."""
     if type(value) is not int or not 0 <= value <= BUSY_POLL_US_MAX:
         raise InvalidArgument(
             f"busy_poll_us must be an integer from 0 to {BUSY_POLL_US_MAX}, not {value!r}"
@@ -57,18 +57,18 @@ def checked_microseconds(value: object) -> int:
 
 
 class BusyPoll:
-    """Says, before each wait, whether to stay awake; is told what came of it. Not for threads."""
+    """Decides before each wait whether to busy-poll, by how earlier ones ended. Not for threads."""
 
     __slots__ = ("_credit", "_skipped", "seconds")
 
     def __init__(self, microseconds: int) -> None:
-        """For at most so long at a time; never with less than two cores, where others want them."""
+        """Poll for so long at most; never with fewer than two cores, which others need."""
         self.seconds = microseconds / 1e6 if _cores() >= CORES_MIN else 0.0
         self._credit = _MISS_COST
         self._skipped = 0
 
     def is_worthwhile(self) -> bool:
-        """Whether to wait awake this time."""
+        """Whether to busy-poll this time."""
         if self._credit > 0:
             return self.seconds > 0
         self._skipped += 1
@@ -78,11 +78,11 @@ class BusyPoll:
         return self.seconds > 0
 
     def came(self) -> None:
-        """It came while we were awake."""
+        """Count a poll that succeeded."""
         if self._credit < _CREDIT_MAX:
             self._credit += 1
 
     def missed(self) -> None:
-        """It didn't."""
+        """Count a poll that timed out."""
         if self._credit > 0:
             self._credit -= _MISS_COST

@@ -40,10 +40,10 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,
     `KeyNotFound`, `InvalidArgument`, `Unavailable` once the retries are used up, ….
 
-    After a fork it connects anew in the child; a grpc:// client can't, and raises `ForkedClient`,
-    where another thread was in a call at the fork, or an AsyncClient had used grpc. It can be
-    pickled and copied, which makes a new client with the same arguments. An exception at any
-    instant, as by Ctrl-C, leaves it usable.
+    After a fork it connects anew in the child. A grpc:// client raises `ForkedClient` instead if
+    another thread was in a call at the fork, or an AsyncClient had used grpc. It can be pickled and
+    copied, which makes a new client with the same arguments. An exception at any instant, as by
+    Ctrl-C, leaves it usable.
     """
 
     def __init__(
@@ -67,19 +67,20 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
         (Connect over a Unix socket), or local:/data (reads a data dir's files itself, and sends
         updates and changes to the server that runs on it).
         timeout: seconds for each whole call, its retries included.
-        retries: how often a request is sent again at most, after growing pauses, when the server
-        can't be reached or has no room; None for as long as the timeout has room. So by default a
+        retries: how often at most a request is sent again, after growing pauses, when the server
+        can't be reached or is overloaded; None for as often as the timeout allows. So by default a
         server may restart within the timeout, and no call fails. Reading local: files has nothing
         to retry.
         batching: merge small lookups that are made at the same time into one request, within
         these bounds; `Batching()` has usual ones. Each keeps its own answer, error and timeout.
-        busy_poll_us: how many µs a lookup over http:// or unix:// waits for its reply awake before
-        it sleeps, as long as replies mostly come that soon; 0 for not at all. It costs a core's
-        time and saves the waking, which is most of what a small lookup waits for.
-        token, token_file: what a server with tokens wants to see, or the file that it is in, which
+        busy_poll_us: for how many µs a lookup over http:// or unix:// busy-polls for its reply
+        before it sleeps, as long as replies mostly come that soon; 0 for never. It costs a core's
+        time and saves the wake-up, which is most of a small lookup's latency.
+        token, token_file: the token for a server that wants one, or the file that holds it, which
         is read again when the server doesn't know the token any more.
-        ca: PEM file of the authorities that the server's certificate may be from, instead of the
-        system's. cert: PEM files (certificate, key) of this client, for a server that wants one.
+        ca: PEM file of the authorities that may have signed the server's certificate, instead of
+        the system's. cert: PEM files (certificate, key) of this client, for a server that wants
+        one.
         headers: sent with every request, over gRPC as metadata; `request_headers` adds some to the
         requests of a block of code.
         proxy: http://[USER:PASSWORD@]HOST:PORT of an HTTP proxy to go through, or "environment" to
@@ -218,7 +219,7 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
             return error
 
     def _run(self, plan: Plan[T], first: memoryview | GatherdError | None = None) -> T:
-        """What `plan` returns; `first` is what its first effect comes to, when that is known."""
+        """Run `plan`, return its result; `first` is the result of its first effect, if known."""
         if self._closed:
             raise ClientClosed("the client was closed")
         try:
@@ -243,7 +244,7 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
             try:
                 return self._transport.call(effect)
             except Unauthenticated:
-                # Nothing was done, so nothing is done twice.
+                # The server did nothing, so sending it again does nothing twice.
                 if not self._credentials.renew():
                     raise
                 return self._transport.call(effect)

@@ -12,13 +12,13 @@ GatherdError
 │   ├── TableNotFound
 │   └── VersionNotFound
 ├── AlreadyExists
-├── FailedPrecondition                     right, but not in the state things are in
+├── FailedPrecondition                     valid, but not in the current state
 │   ├── TableRefused                       the table's file can't be served; the message says why
 │   ├── TableReadOnly                      the table takes no updates; the message says how it would
 │   ├── VersionMismatch                    another version is live than the request insists on
 │   └── RequestIdStale                     too old to tell whether the update was done already
 ├── Unauthenticated                        no token, or none that the server knows
-├── PermissionDenied                       the token isn't for this; metadata says for what not
+├── PermissionDenied                       the token doesn't allow this; metadata says what
 ├── LimitExceeded                          more than the server takes; metadata names the limit
 ├── RetryableError                         try again after a pause; an update, by the same id
 │   ├── Unavailable (also ConnectionError)
@@ -47,7 +47,7 @@ from typing import ClassVar
 class GatherdError(Exception):
     """The root of every exception gatherd raises.
 
-    `message` is for people; `metadata` holds what a program may want of it, as strings.
+    `message` is for people; `metadata` holds, as strings, the facts that a program may need.
     """
 
     reason: ClassVar[str] = "UNKNOWN"
@@ -104,7 +104,7 @@ class RequestIdReused(InvalidArgument):
 
 
 class NotFound(GatherdError, LookupError):
-    """What the request names isn't there."""
+    """The request names something that doesn't exist."""
 
     reason = "NOT_FOUND"
 
@@ -128,7 +128,7 @@ class AlreadyExists(GatherdError):
 
 
 class FailedPrecondition(GatherdError):
-    """The request is right, but not in the state things are in."""
+    """The request is valid, but the current state doesn't allow it."""
 
     reason = "FAILED_PRECONDITION"
 
@@ -164,7 +164,7 @@ class Unauthenticated(GatherdError):
 
 
 class PermissionDenied(GatherdError):
-    """The token is known, but not for this operation or this table."""
+    """The token is known, but doesn't allow this operation or this table."""
 
     reason = "PERMISSION_DENIED"
 
@@ -178,8 +178,8 @@ class LimitExceeded(GatherdError):
 class RetryableError(GatherdError):
     """The same request may succeed after a pause.
 
-    A lookup can be sent again as it is. An update may have been done, if only its answer was lost:
-    it has to be sent again by the same request id, as the SDK does.
+    A lookup can be sent again as it is. An update may have been done and only its answer lost: it
+    has to be sent again under the same request id, as the SDK does.
 
     `retry_after_seconds` is the server's hint, or None.
     """
@@ -250,7 +250,7 @@ class TooManyFiles(StorageError):
 class UpdatesStopped(StorageError):
     """The disk failed under an update; no more are taken before a restart, and lookups go on.
 
-    Whether that update was done shows after the restart, to who sends it again by its request id.
+    After the restart, resending the update under its request id shows whether it was applied.
     """
 
     reason = "UPDATES_STOPPED"
@@ -300,5 +300,5 @@ def subclasses(root: type[GatherdError] = GatherdError) -> Iterator[type[Gatherd
 
 
 def by_reason(reason: str) -> type[GatherdError] | None:
-    """The class that `reason` names on the wires, or None for one we don't know."""
+    """The class that `reason` names on the wires, or None if it is unknown."""
     return next((cls for cls in subclasses() if cls.reason == reason), None)

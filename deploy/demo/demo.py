@@ -1,7 +1,7 @@
 """The tour of `make demo`: serve a real pre-trained table, look it up over every wire, train it.
 
 Fetches the table once (table.py beside this file), serves it where it lies and a copy
-with keys and an optimizer, and prints each request as a person would type it, with its answer. Two
+with keys and an optimizer, and prints each request as a user would type it, with its answer. Two
 trainers (trainer.py) then train the copy at the same time, and a rollback gives the first vectors
 back. Then it leaves the server running until Ctrl-C; with DEMO_ONCE=1 it stops it and exits.
 Addresses are those of `gatherd serve`, set by GATHERD_HTTP and GATHERD_GRPC.
@@ -79,7 +79,7 @@ def start(weights: Path) -> tuple[subprocess.Popen[str], str, str]:
 
 
 def post(url: str, content_type: str, body: str) -> str:
-    """Print the curl command, and post what it would: by curl itself where there is one."""
+    """Print the curl command, and post the same: by curl itself if it is installed."""
     command = ["curl", "-s", url, "-H", f"Content-Type: {content_type}", "-d", body]
     print(f"\n$ {shlex.join(command)}")
     if shutil.which("curl"):
@@ -177,7 +177,7 @@ def neighbours(http: str, vocabulary: dict[str, int], ids: list[int]) -> None:
 
 
 def is_as_imported(http: str) -> bool:
-    """Whether `words` is what was imported: an earlier tour may have been interrupted."""
+    """Whether `words` is still as imported: an earlier tour may have been interrupted."""
     with Client(http) as client:
         info = client.table("words")
         if not info.trainable or info.versions != (1,):
@@ -187,7 +187,7 @@ def is_as_imported(http: str) -> bool:
 
 
 def training(http: str, grpc: str) -> None:
-    """Train a copy of `words` by two processes, tell what changed, and go back."""
+    """Train a copy of `words` by two processes, print the changes, and go back."""
     pairs = Pairs.read()
     print("\n--- Trained further, by key, by two processes at once")
     print(
@@ -247,7 +247,7 @@ def run_trainers(*urls: str) -> int:
         for line in output:
             if line.strip() == "ready":
                 ready += 1
-                # None begins before the others can: they are to push at the same time.
+                # All begin together, so that they push at the same time.
                 for trainer in trainers if ready == len(trainers) else ():
                     assert trainer.stdin is not None
                     trainer.stdin.close()

@@ -1,6 +1,6 @@
 """The demo's table: 32,000 trained token vectors of 256, and the tokens.
 
-    python table.py FOLDER     # puts tokens.safetensors and tokens.txt there, if they aren't
+    python table.py FOLDER     # puts tokens.safetensors and tokens.txt there, if missing
 
 They are read out of the wheel that requirements.txt beside this file pins; nothing of it is
 installed. Needs Python and pip alone, so that an image's build can run it.
@@ -43,7 +43,7 @@ def fetch(folder: Path) -> tuple[Path, dict[str, int]]:
 
 def write_keys(vocabulary: dict[str, int], path: Path) -> None:
     """The tokens, a line each in the order of their rows, as `gatherd import --keys` reads them."""
-    # A line of a key file can't end in a carriage return, as some tokens do: its picture stands in.
+    # Some tokens end in a carriage return, which a key file's line can't: its picture replaces it.
     picture = "\N{SYMBOL FOR CARRIAGE RETURN}"
     tokens = [
         token.replace("\r", picture) for token in sorted(vocabulary, key=vocabulary.__getitem__)
@@ -52,7 +52,7 @@ def write_keys(vocabulary: dict[str, int], path: Path) -> None:
 
 
 def main() -> None:
-    """Fetch into the folder, under names of their own."""
+    """Fetch both into the folder, as tokens.safetensors and tokens.txt."""
     folder = Path(sys.argv[1])
     weights, vocabulary = fetch(folder)
     write_keys(vocabulary, folder / "tokens.txt")

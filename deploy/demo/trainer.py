@@ -1,9 +1,9 @@
-"""One trainer of the demo: tells synonyms from opposites, and trains a table by key for it.
+"""One trainer of the demo: trains a table, by key, to tell synonyms from opposites.
 
 A client like any other: it looks up the rows of a batch of words, computes the loss and its
 gradient in NumPy, and pushes the gradient for the same keys; the optimizer is the table's. Several
 of them run at the same time, each on its share of the pairs, and meet in the rows of the words that
-they have in common. pairs.txt beside this file has the task.
+they share. pairs.txt beside this file has the task.
 
 Left out on purpose: pairs that are held out. It shows training, not a better model of language.
 """
@@ -66,7 +66,7 @@ def losses(vectors: Floats, signs: Floats) -> Floats:
 
 
 def gradients(vectors: Floats, signs: Floats) -> Floats:
-    """Of the mean loss by the vectors: (n, 2, dim), as they."""
+    """The gradient of the mean loss with respect to the vectors: (n, 2, dim), as they have."""
     cosine = cosines(vectors)[:, None, None]
     norms = np.linalg.norm(vectors, axis=-1, keepdims=True)
     unit = vectors / norms
@@ -79,7 +79,7 @@ def gradients(vectors: Floats, signs: Floats) -> Floats:
 
 
 def train(client: Client, table: str, pairs: Pairs, passes: int, name: str) -> None:
-    """Go over the pairs `passes` times in batches, a push for each; tell the loss of each pass."""
+    """Go over the pairs `passes` times in batches, a push for each; print the loss of each pass."""
     rng = np.random.default_rng(0)
     lsns = []
     for turn in range(1, passes + 1):
@@ -97,7 +97,7 @@ def train(client: Client, table: str, pairs: Pairs, passes: int, name: str) -> N
 
 
 def main() -> None:
-    """Train by what the command line says."""
+    """Train as the command line says."""
     parser = argparse.ArgumentParser(description="Train a table of words by key.")
     parser.add_argument("url", help="the server's, http:// or grpc://")
     parser.add_argument("table")

@@ -1,4 +1,4 @@
-"""The deployment under test: docker-compose.yml under a project of its own, on ports that are free.
+"""The deployment under test: docker-compose.yml under a project of its own, on free ports.
 
 Any compose engine will do: COMPOSE="docker compose" (the default), COMPOSE="podman-compose", …; the
 command for single containers is its first word less "-compose", or ENGINE.
@@ -30,7 +30,7 @@ LABEL: Final = f"label=com.docker.compose.project={PROJECT}"
 
 @dataclass(frozen=True, slots=True)
 class Deployment:
-    """Runs commands of the engine, and knows where the services answer."""
+    """Runs commands of the engine, and knows the addresses of the services."""
 
     compose_command: list[str]
     engine_command: list[str]
@@ -39,7 +39,7 @@ class Deployment:
 
     @classmethod
     def of_environment(cls) -> Self:
-        """By COMPOSE and ENGINE."""
+        """Use the commands in COMPOSE and ENGINE."""
         compose = shlex.split(os.environ.get("COMPOSE", "docker compose"))
         engine = shlex.split(os.environ.get("ENGINE", compose[0].removesuffix("-compose")))
         ports = {name: free_port() for name in PORTS}
@@ -57,7 +57,7 @@ class Deployment:
         return self._run([*self.compose_command, *arguments])
 
     def engine(self, *arguments: str, check: bool = True) -> str:
-        """Run a command of the engine for single containers; what it wrote to standard output."""
+        """Run a command of the engine for single containers; returns its standard output."""
         return self._run([*self.engine_command, *arguments], check=check)
 
     def _run(self, command: list[str], *, check: bool = True) -> str:
@@ -86,27 +86,27 @@ class Deployment:
         return found[0]
 
     def inside(self, service: str, *command: str, check: bool = True) -> str:
-        """What a command says that is run in a service's container, as its user."""
+        """The output of a command that is run in a service's container, as its user."""
         return self.engine("exec", self.container(service), *command, check=check).strip()
 
     def inspected(self, service: str) -> dict[str, Any]:
-        """What the engine knows of a service's container."""
+        """The engine's description of a service's container."""
         (known,) = json.loads(self.engine("inspect", self.container(service)))
         found: dict[str, Any] = known
         return found
 
     @property
     def http(self) -> str:
-        """Where gatherd answers REST and Connect."""
+        """The URL of gatherd for REST and Connect."""
         return f"http://127.0.0.1:{self.ports['GATHERD_HTTP_PORT']}"
 
     @property
     def grpc(self) -> str:
-        """Where gatherd answers gRPC."""
+        """The URL of gatherd for gRPC."""
         return f"grpc://127.0.0.1:{self.ports['GATHERD_GRPC_PORT']}"
 
     def is_ready(self) -> bool:
-        """Whether gatherd says so on its published port."""
+        """Whether gatherd says on its published port that it is ready."""
         return answers(f"{self.http}/readyz")
 
     def ask_scorer(self, route: str, body: dict[str, Any]) -> dict[str, Any]:
@@ -120,7 +120,7 @@ class Deployment:
         return answer
 
     def kill(self) -> None:
-        """SIGKILL for every process of gatherd's container."""
+        """Send SIGKILL to every process of gatherd's container."""
         # An engine may give up waiting for an end that it notes later.
         self.engine("kill", "--signal", "KILL", self.container("gatherd"), check=False)
         wait_until(lambda: not self.is_ready(), "gatherd is gone", pause_seconds=0.02)
@@ -141,14 +141,14 @@ class Deployment:
 
 
 def free_port() -> int:
-    """A port of 127.0.0.1 that nobody listens on now."""
+    """A port of 127.0.0.1 that no process listens on now."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port: int = listener.getsockname()[1]
     return port
 
 
 def answers(url: str) -> bool:
-    """Whether a GET of `url` is answered by 200."""
+    """Whether a GET of `url` is answered with 200."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return bool(reply.status == 200)
@@ -157,7 +157,7 @@ def answers(url: str) -> bool:
 
 
 def status_of(url: str) -> int:
-    """The status that a GET of `url` is answered by."""
+    """The status of the answer to a GET of `url`."""
     try:
         with urllib.request.urlopen(url, timeout=5) as reply:
             return int(reply.status)

@@ -1,4 +1,4 @@
-"""Clients of the deployment: pushers whose every push is counted, readers that take their time."""
+"""Clients of the deployment: pushers that count every push, and slow readers."""
 
 import contextlib
 import http.client
@@ -17,12 +17,12 @@ TABLE: Final = "siege"
 ROWS: Final = 2000
 DIM: Final = 16
 IDS: Final = 50
-# A push outlives a restart: the SDK tries again, and the server does it once.
+# A push outlives a restart: the SDK retries it, and the server does it once.
 PUSH_SECONDS: Final = 60.0
 
 
 class _Threads(ABC):
-    """A thread for each URL, from the begin of a `with` block to its end."""
+    """A thread for each URL, from the start of a `with` block to its end."""
 
     def __init__(self, urls: list[str], token: str) -> None:
         self._stop = threading.Event()
@@ -34,7 +34,7 @@ class _Threads(ABC):
 
     @abstractmethod
     def _use(self, number: int, url: str) -> None:
-        """What thread `number` does until `_stop` is set."""
+        """Run in thread `number` until `_stop` is set."""
 
     def __enter__(self) -> Self:
         for thread in self._threads:
@@ -53,7 +53,7 @@ class _Threads(ABC):
 
 
 class Pushers(_Threads):
-    """Threads that add small whole numbers to random rows, each keeping the sum of what was taken.
+    """Threads that add small whole numbers to random rows, each summing its acknowledged pushes.
 
     Sums of whole numbers are exact in float32 in any order, so `expected` is bit for bit what the
     table has to hold.
@@ -81,14 +81,14 @@ class Pushers(_Threads):
                 self.acknowledged[number] += 1
 
     def expected(self) -> NDArray[np.float32]:
-        """The table, by what was acknowledged. Ask when all have ended."""
+        """The table by the acknowledged pushes. Call it when all threads have ended."""
         total: NDArray[np.float32] = np.sum(self._sums, axis=0, dtype=np.float32)
         return total
 
 
 @dataclass(slots=True)
 class SlowReader:
-    """A large lookup whose reply is begun and left: in flight for certain until `finish`."""
+    """A large lookup whose reply has begun: certainly in flight until `finish`."""
 
     connection: http.client.HTTPConnection
     reply: http.client.HTTPResponse
@@ -97,7 +97,7 @@ class SlowReader:
 
     @classmethod
     def begin(cls, host: str, token: str, ids: NDArray[np.int64]) -> Self:
-        """Ask for rows of `tokens`, and read the first of the reply."""
+        """Ask for rows of `tokens`, and read the beginning of the reply."""
         connection = http.client.HTTPConnection(host, timeout=60)
         headers = {
             "Authorization": f"Bearer {token}",
@@ -112,7 +112,7 @@ class SlowReader:
         return cls(connection, reply, ids, reply.read(4096))
 
     def finish(self, table: NDArray[Any]) -> int:
-        """Read the rest and hold it against the table; how many bytes it was."""
+        """Read the rest and compare it with the table; returns the number of bytes."""
         data = self.begun + self.reply.read()
         self.connection.close()
         rows = np.frombuffer(data, np.float32).reshape(len(self.ids), -1)
@@ -122,7 +122,7 @@ class SlowReader:
 
 
 class Traffic(_Threads):
-    """Threads that look up, pool, push and err until the end of a `with` block."""
+    """Threads that look up, pool, push and make errors until the end of a `with` block."""
 
     def __init__(self, urls: list[str], token: str) -> None:
         """One thread for each URL."""

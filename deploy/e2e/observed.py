@@ -1,4 +1,4 @@
-"""What Prometheus knows of the deployment, and whether the dashboard would show it.
+"""Reads the deployment's series in Prometheus, and checks that the dashboard would show them.
 
 Grafana itself isn't asked: each query of its dashboard goes to Prometheus' API as Grafana would
 send it, with the dashboard's variables filled in.
@@ -16,7 +16,7 @@ from deployment import ROOT
 
 DASHBOARD: Final = ROOT / "deploy/observe/grafana/dashboards/gatherd.json"
 ALERTS: Final = ROOT / "deploy/observe/alerts.yml"
-# Grafana makes it four scrape intervals at least.
+# Grafana makes this at least four scrape intervals.
 RATE_INTERVAL: Final = "1m"
 # A healthy server has none of these: their series begin with the first such event. Backups need a
 # store, which compose doesn't have.
@@ -25,12 +25,12 @@ EMPTY_IS_FINE: Final = ("gatherd_shed_requests_total", 'outcome="failed"', "gath
 
 @dataclass(frozen=True, slots=True)
 class Prometheus:
-    """Its HTTP API."""
+    """The HTTP API of Prometheus."""
 
     url: str
 
     def get(self, path: str, **query: str) -> Any:
-        """The data of an answer that says success."""
+        """The data of a successful answer."""
         target = f"{self.url}/api/v1/{path}?{urllib.parse.urlencode(query)}"
         with urllib.request.urlopen(target, timeout=10) as reply:
             answer = json.load(reply)
@@ -49,7 +49,7 @@ class Prometheus:
         return {rule["name"]: rule["state"] for rule in rules if rule["health"] == "ok"}
 
     def series(self, expression: str) -> list[Any]:
-        """What an expression gives now, but for what isn't a number."""
+        """The current series of an expression, without those that are NaN."""
         result: list[Any] = self.get("query", query=expression)["result"]
         return [one for one in result if one["value"][1] != "NaN"]
 
@@ -65,11 +65,11 @@ def dashboard_queries(path: Path = DASHBOARD) -> list[tuple[str, str]]:
 
 
 def filled_in(expression: str) -> str:
-    """With every instance and every table chosen."""
+    """`expression` with every instance and every table chosen."""
     expression = expression.replace("$__rate_interval", RATE_INTERVAL)
     return re.sub(r"\$(instance|table)\b", ".*", expression)
 
 
 def alert_names() -> set[str]:
-    """The alerts that there have to be."""
+    """The names of the alerts that have to exist."""
     return set(re.findall(r"- alert: (\w+)", ALERTS.read_text()))

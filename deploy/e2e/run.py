@@ -1,4 +1,4 @@
-"""Builds the images, starts the whole deployment, and sees each promise of docs/deploy.md kept.
+"""Builds the images, starts the whole deployment, and checks each promise of docs/deploy.md.
 
     COMPOSE="docker compose" python deploy/e2e/run.py      # or COMPOSE=podman-compose, …
 
@@ -41,7 +41,7 @@ def title(text: str) -> None:
 
 
 def build(deployment: Deployment) -> None:
-    """Build both images, and tell how large they are and of what."""
+    """Build both images, and print their sizes and contents."""
     title("Images")
     began = time.monotonic()
     deployment.compose("build", "gatherd", "scorer")
@@ -68,7 +68,7 @@ def in_image(deployment: Deployment, script: str, *options: str) -> str:
 
 
 def kernels(deployment: Deployment) -> None:
-    """Kernels come out of the image; what a processor without AVX2 has to do instead."""
+    """The image's kernels are used as they are; without AVX2 they have to be compiled."""
     title("Kernels")
     print("in the image:         ", in_image(deployment, "python /opt/gatherd/kernels.py check"))
     anew = in_image(
@@ -78,7 +78,7 @@ def kernels(deployment: Deployment) -> None:
 
 
 def refuses_to_serve_everybody(deployment: Deployment) -> None:
-    """Without tokens it says what is missing, and exits."""
+    """Without tokens the server names what is missing, and exits."""
     title("Without tokens")
     print(in_image(deployment, "gatherd serve 2>&1 || echo exit status $?"))
 
@@ -106,7 +106,7 @@ def up(deployment: Deployment) -> None:
 
 
 def make_token(deployment: Deployment) -> str:
-    """A token for this host, by the command that docs/deploy.md has."""
+    """A token for this host, made by the command in docs/deploy.md."""
     said = deployment.compose(
         "run", "--rm", "init", "token", "host", "--table", "*",
         "--scope", "read", "--scope", "update", "--scope", "admin",
@@ -132,7 +132,7 @@ def demo_rows(deployment: Deployment) -> Floats:
 
 
 def from_the_host(deployment: Deployment, token: str, rows: Floats) -> None:
-    """Lookups and an update over both ports; nothing without a token."""
+    """Lookups and an update work over both ports, and nothing without a token."""
     title("From the host")
     refused = status_of(f"{deployment.http}/v1/tables")
     assert refused == 401, refused
@@ -159,7 +159,7 @@ def knows(client: Client) -> bool:
     """Whether the server takes the client's token."""
     try:
         client.tables()
-    except Exception as error:  # noqa: BLE001 - any refusal; the caller gives up after a while
+    except Exception as error:  # noqa: BLE001 - any refusal; the caller gives up in the end
         print(f"not yet: {error}", flush=True)
         return False
     return True
@@ -210,9 +210,9 @@ def observe(deployment: Deployment, token: str) -> None:
 
 
 def shown_by(prometheus: Prometheus) -> dict[str, list[Any]]:
-    """What each query of the dashboard gave when it gave something first.
+    """The first result of each query of the dashboard that had one.
 
-    AssertionError naming those that gave nothing although a healthy server has such series.
+    AssertionError naming those without a result although a healthy server has such series.
     """
     shown: dict[str, list[Any]] = {}
     deadline = time.monotonic() + DASHBOARD_SECONDS
@@ -242,7 +242,7 @@ def told(series: dict[str, Any]) -> str:
 
 
 def firing(states: dict[str, str]) -> set[str]:
-    """The alerts that are up."""
+    """The alerts that fire."""
     return {name for name, state in states.items() if state == "firing"}
 
 
@@ -279,7 +279,7 @@ def killed(deployment: Deployment, token: str) -> None:
 
 
 def drained(deployment: Deployment, token: str, rows: Floats) -> None:
-    """A stop answers what is in flight, loses nothing, and ends with status 0."""
+    """A stop answers the requests in flight, loses nothing, and ends with status 0."""
     title("Stopped during requests")
     host = deployment.http.removeprefix("http://")
     rng = np.random.default_rng(1)
@@ -313,7 +313,7 @@ def drained(deployment: Deployment, token: str, rows: Floats) -> None:
 
 
 def memory(deployment: Deployment) -> None:
-    """What the processes of gatherd's container hold."""
+    """The memory that the processes of gatherd's container hold."""
     title("Memory")
     script = (
         "for p in /proc/[0-9]*; do "
@@ -328,7 +328,7 @@ def memory(deployment: Deployment) -> None:
 
 
 def down(deployment: Deployment) -> None:
-    """Remove all of it, and see that nothing is left."""
+    """Remove the deployment, and check that nothing is left."""
     title("Down")
     deployment.compose("down", "--volumes")
     for kind in (("ps", "-aq"), ("network", "ls", "-q"), ("volume", "ls", "-q")):
@@ -338,7 +338,7 @@ def down(deployment: Deployment) -> None:
 
 
 def story(deployment: Deployment) -> None:
-    """All of it, in order."""
+    """Run every part, in order."""
     build(deployment)
     kernels(deployment)
     refuses_to_serve_everybody(deployment)
@@ -358,7 +358,7 @@ def story(deployment: Deployment) -> None:
 
 
 def main() -> None:
-    """Run it, and take all down whatever happens."""
+    """Run the test, and take everything down whatever happens."""
     deployment = Deployment.of_environment()
     try:
         story(deployment)

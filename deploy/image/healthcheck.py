@@ -1,9 +1,9 @@
-"""What the image's HEALTHCHECK and Kubernetes' probes run: status 0 when the server here is ready.
+"""The image's HEALTHCHECK and Kubernetes' probes run this: status 0 when the server here is ready.
 
-Or, with the argument /healthz, when it is alive. Asks the Unix socket in the data dir, which takes
-no token, no TLS and no client's certificate, so it works whatever the ports are set to. A server
-without a data dir, or with a read-only one, has no such socket and is asked on its HTTP port. Only
-what Python imports in milliseconds: this runs every few seconds, for ever.
+With the argument /healthz, status 0 says that it is alive. Asks the Unix socket in the data dir,
+which takes no token, no TLS and no client's certificate, so it works whatever the ports are set to.
+A server without a data dir, or with a read-only one, has no such socket and is asked on its HTTP
+port. It imports only modules that load in milliseconds: this runs every few seconds, for ever.
 """
 
 import os
@@ -31,7 +31,7 @@ def connect() -> socket.socket:
         import ssl
 
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        # It is this container's own server, whatever name its certificate has.
+        # This is the container's own server, whatever name its certificate has.
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
         connection = context.wrap_socket(connection)
@@ -39,7 +39,7 @@ def connect() -> socket.socket:
 
 
 def main() -> None:
-    """Ask, and print what was answered: the engine keeps the last few answers."""
+    """Ask, and print the answer: the engine keeps the last few answers."""
     path = sys.argv[1] if len(sys.argv) > 1 else PATHS[0]
     if path not in PATHS:
         sys.exit(f"usage: healthcheck.py [{'|'.join(PATHS)}]")

@@ -3,7 +3,7 @@
     python kernels.py build FOLDER     # fills FOLDER for CPU_NAME and CPU_FEATURES
     python kernels.py check            # loads all as `gatherd` would; status 1 if any was compiled
 
-What an image leaves to the first start otherwise: some 17 s of a core, and a folder to write to.
+Otherwise the first start of an image needs some 17 s of a core, and a folder to write to.
 """
 
 import importlib
@@ -26,14 +26,14 @@ MODULES = (
     "gatherd_server.training.compiled_optimizers",
     "gatherd_server.training.compiled_updates",
 )
-# What each level has beyond the one before, as /proc/cpuinfo names it (x86-64 psABI, table 3.1).
+# The features that each level adds, as /proc/cpuinfo names them (x86-64 psABI, table 3.1).
 X86_64_V2 = ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")
 X86_64_V3 = (*X86_64_V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave")
 NEEDS = {"generic": (), "x86-64": (), "x86-64-v2": X86_64_V2, "x86-64-v3": X86_64_V3}
 
 
 def main() -> None:
-    """Do what the first argument says."""
+    """Build, load or check, as the first argument says."""
     if sys.argv[1] == "build":
         build(Path(sys.argv[2]))
     elif load() and sys.argv[1] == "check":
@@ -44,7 +44,7 @@ def build(folder: Path) -> None:
     """Fill `folder`, in a process of its own: nothing is run, so any x86-64 processor can."""
     cpu, features = os.environ["CPU_NAME"], os.environ["CPU_FEATURES"]
     if platform.machine() != "x86_64":
-        # No level is named for others: what every one of them has.
+        # Other machines have no named levels: use the features that all of them have.
         cpu, features = "generic", ""
     folder.mkdir()
     environment = {
@@ -59,7 +59,7 @@ def build(folder: Path) -> None:
 
 
 def load() -> int:
-    """Import every kernel; tells and returns how many were compiled for it."""
+    """Import every kernel; prints and returns how many were compiled for it."""
     use_built_kernels()
     from numba.core import event
 

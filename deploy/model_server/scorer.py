@@ -1,20 +1,20 @@
-"""An example of a model server that keeps its embeddings in gatherd, to be copied.
+"""An example to copy: a model server that keeps its embeddings in gatherd.
 
-`POST /score` says how well each candidate fits what somebody liked before: the logistic of the dot
-product of the candidate's vector with the mean of the liked ones'. `POST /feedback` takes one step
-of training from what was clicked. The model is two lines; around them stands what a server needs:
+`POST /score` says how well each candidate fits the items that a user liked before: the logistic of
+the dot product of the candidate's vector with the mean of the liked ones'. `POST /feedback` takes
+one step of training from a click. The model is two lines; the rest is what a server needs:
 
 - one lookup for all ids of a request, with a deadline of its own, far below the request's;
-- a fallback: without gatherd every id has the same vector, the caller gets scores in time and is
-  told (`"fallback": true`). An id without a row gets the table's default vector, and is counted;
-- what is wrong with the set-up (a token, a table) isn't hidden behind the fallback: it is 503, and
-  /readyz says so;
+- a fallback: without gatherd every id has the same vector, and the caller gets scores in time,
+  marked `"fallback": true`. An id without a row gets the table's default vector, and is counted;
+- an error in the set-up (a token, a table) isn't hidden behind the fallback: it is 503, and /readyz
+  says so;
 - an update is acknowledged when gatherd has it, or refused with 503, and never dropped in silence;
 - spans of OpenTelemetry, if OTEL_EXPORTER_OTLP_ENDPOINT says where they go.
 
-Left out on purpose: who may ask it (put it behind what your other services are behind), a circuit
-breaker (a lookup that can't be answered costs the deadline, no more), and spans that continue in
-gatherd's own: the SDK doesn't send the trace on yet.
+Left out on purpose: access control (put it behind the same gateway as your other services), a
+circuit breaker (a lookup that can't be answered costs the deadline, no more), and spans that
+continue in gatherd's own: the SDK doesn't send the trace on yet.
 """
 
 import logging
@@ -40,9 +40,9 @@ logger = logging.getLogger("scorer")
 
 Floats = NDArray[np.float32]
 
-# gatherd isn't there, has no time or no room: what a fallback is for. All else is a mistake.
+# gatherd is away, too slow or overloaded: the cases for a fallback. Other errors are mistakes.
 AWAY: Final = (RetryableError, DeadlineExceeded)
-# An update waits for a disk, and is tried again by the SDK, which does it once.
+# An update waits for a disk, and the SDK retries it; it is done once.
 UPDATE_SECONDS: Final = 5.0
 IDS_MAX: Final = 10_000
 
@@ -51,7 +51,7 @@ Id = Annotated[int, Field(ge=0, lt=2**63)]
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the environment says."""
+    """The settings that the environment gives."""
 
     url: str
     token_file: str | None
@@ -59,7 +59,7 @@ class Settings:
     dim: int
     timeout_seconds: float
     fallback: Path | None
-    """A .npy file of (dim,); zeros without one, which say nothing for or against anything."""
+    """A .npy file of (dim,); without one zeros, which favour no candidate."""
 
     @classmethod
     def from_environment(cls) -> "Settings":
@@ -78,7 +78,7 @@ class Settings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Embedded:
-    """The vectors of a request's ids, float32 (ids, dim), and what they are worth."""
+    """The vectors of a request's ids, float32 (ids, dim), and how far they can be trusted."""
 
     vectors: Floats
     is_fallback: bool
@@ -86,7 +86,7 @@ class Embedded:
 
 
 class Embeddings:
-    """The table in gatherd, and what stands in for it."""
+    """The table in gatherd, and its fallback."""
 
     def __init__(self, settings: Settings, tracer: trace.Tracer) -> None:
         """Nothing is connected yet. ValueError for a fallback of another shape."""
@@ -104,7 +104,7 @@ class Embeddings:
             )
 
     async def embed(self, ids: list[int]) -> Embedded:
-        """The ids' vectors, or the fallback's in time. GatherdError for what that would hide."""
+        """The ids' vectors, or the fallback's in time. GatherdError for an error in the set-up."""
         table = self._settings.table
         with self._tracer.start_as_current_span("gatherd.lookup", kind=SpanKind.CLIENT) as span:
             span.set_attributes({"gatherd.table": table, "gatherd.ids": len(ids)})
@@ -131,7 +131,7 @@ class Embeddings:
         return result.lsn
 
     async def check(self) -> None:
-        """GatherdError when the table can't be had, or isn't the model's."""
+        """GatherdError when the table isn't available, or isn't the model's."""
         info = await self._client.table(self._settings.table)
         if info.dim != self._settings.dim:
             raise InvalidArgument(
@@ -180,7 +180,7 @@ def score(liked: Floats, candidates: Floats) -> Floats:
 
 
 def gradients(liked: Floats, candidate: Floats, *, clicked: bool) -> Floats:
-    """Of the logistic loss, by the liked vectors and then the candidate's: (n + 1, dim)."""
+    """Of the logistic loss, by the liked vectors and the candidate's, in order: (n + 1, dim)."""
     mean = liked.mean(axis=0)
     slope = score(liked, candidate[None])[0] - clicked
     by_liked = np.tile(slope * candidate / len(liked), (len(liked), 1))
@@ -228,7 +228,7 @@ def create_app(settings: Settings | None = None, traces: TracerProvider | None =
 
     @app.get("/readyz")
     async def readyz() -> dict[str, str]:
-        """Ready without gatherd too, for there is the fallback; not with a wrong token or table."""
+        """Ready without gatherd too, thanks to the fallback; not with a wrong token or table."""
         try:
             await embeddings.check()
         except AWAY as error:
@@ -251,7 +251,7 @@ def create_app(settings: Settings | None = None, traces: TracerProvider | None =
         ids = [*told.liked, told.candidate]
         embedded = await embeddings.embed(ids)
         if embedded.is_fallback or embedded.unknown_ids:
-            # Nothing is to be learned from vectors that aren't theirs.
+            # Vectors that aren't the ids' own would teach it nonsense.
             what = "AWAY" if embedded.is_fallback else "UNKNOWN_IDS"
             status = 503 if embedded.is_fallback else 422
             return JSONResponse({"error": what, "message": "nothing was trained"}, status)
@@ -264,7 +264,7 @@ def create_app(settings: Settings | None = None, traces: TracerProvider | None =
 
 
 def open_traces() -> TracerProvider | None:
-    """Where spans go by OTEL_EXPORTER_OTLP_…; None, which makes none, when it isn't set."""
+    """The exporter of spans that OTEL_EXPORTER_OTLP_… sets; None, for no spans, if it isn't set."""
     if not os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT"):
         return None
     from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter

@@ -8,7 +8,7 @@ ERROR_INFO_TYPE: Final = "google.rpc.ErrorInfo"
 ERROR_INFO_TYPE_URL: Final = f"type.googleapis.com/{ERROR_INFO_TYPE}"
 
 DETAILS_TRAILER: Final = "grpc-status-details-bin"
-"""Where gRPC has a gatherd.v1.Status."""
+"""The trailer in which gRPC carries a gatherd.v1.Status."""
 
 CANCELED: Final = "canceled"
 """The only code whose name differs: gRPC spells it with two l."""

@@ -1,9 +1,9 @@
-"""Protobuf's wire encoding, as far as messages are framed by hand on both sides.
+"""Protobuf's wire encoding, for the messages that both sides frame by hand.
 
 A field is a tag and a value; a tag is the field's number << 3 | its wire type. The server writes
 the head of a LookupResponse with `lookup_head`, and a client foresees it with the same function.
-Field numbers are those of embedding.proto and tensor.proto; tests compare every frame with what the
-generated classes make of it.
+Field numbers are those of v1/embedding.proto and v1/tensor.proto; tests compare every frame with
+that of the generated classes.
 """
 
 from collections.abc import Sequence
@@ -28,12 +28,12 @@ def varint(value: int) -> bytes:
 
 
 def tag(number: int, wire_type: int) -> bytes:
-    """What begins a field; `number` is below 16."""
+    """The bytes that begin a field; `number` is below 16."""
     return bytes((number << 3 | wire_type,))
 
 
 def dtype_code(name: str) -> tensor_pb2.DType:
-    """The number of a dtype that is called `name`, as "float32". ValueError when there is none."""
+    """The number of the dtype called `name`, such as "float32". ValueError when there is none."""
     return tensor_pb2.DType.Value(f"DTYPE_{name.upper()}")
 
 
@@ -51,7 +51,7 @@ _VECTORS: Final = tag(3, BYTES)
 
 
 def tensor_head(code: int, shape: Sequence[int]) -> bytes:
-    """A Tensor of the dtype `code` but its data, which is its last field (TENSOR_DATA)."""
+    """A Tensor of the dtype `code` without its data, which is its last field (TENSOR_DATA)."""
     dims = b"".join(map(varint, shape))
     return b"".join((_TENSOR_DTYPE, varint(code), _TENSOR_SHAPE, varint(len(dims)), dims))
 
@@ -59,7 +59,7 @@ def tensor_head(code: int, shape: Sequence[int]) -> bytes:
 def lookup_head(
     version: int, code: int, shape: Sequence[int], data_bytes: int, status: bytes = b""
 ) -> bytes:
-    """All of a LookupResponse but the vectors' `data_bytes` bytes, which come after it.
+    """A LookupResponse without the vectors' `data_bytes` bytes, which come after it.
 
     `code` is the vectors' dtype. Every field but their data comes first, so a reader knows dtype
     and shape before the first row arrives.

@@ -1,6 +1,6 @@
 """Headers and media types, as both sides of the HTTP port spell them.
 
-Names are in lower case, as a server reads them and HTTP takes them.
+Names are in lower case, as a server reads them; to HTTP their case doesn't matter.
 """
 
 from typing import Final
@@ -11,11 +11,11 @@ RETRY_AFTER: Final = "retry-after"
 CONNECT_VERSION: Final = "connect-protocol-version"
 CONNECT_TIMEOUT: Final = "connect-timeout-ms"
 TIMEOUT_DIGITS_MAX: Final = 10
-"""Of that header's value, by the protocol."""
+"""The most digits of the timeout header's value, by the protocol."""
 
 PROTO: Final = "application/proto"
 JSON: Final = "application/json"
 PROBLEM_JSON: Final = "application/problem+json"
 
 TOKEN_CHARS_MAX: Final = 512
-"""Of the token in an Authorization header."""
+"""The most characters of the token in an Authorization header."""

@@ -1,7 +1,7 @@
 """Every procedure of gatherd.v1, once: a client calls these, and a server answers them.
 
-A path is the same over Connect and gRPC. How the server answers each is in its wire/procedures.py;
-a test compares this list with the services' descriptors.
+A path is the same over Connect and gRPC. The server's wire/procedures.py has its answer to each; a
+test compares this list with the services' descriptors.
 """
 
 from dataclasses import dataclass, field
@@ -12,7 +12,7 @@ from google.protobuf.message import Message
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 
 PATH_PREFIX: Final = "/gatherd.v1."
-"""What every path begins with, and no path of REST."""
+"""The prefix of every path, and of no path of REST."""
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
 SERVICES: Final = (EMBEDDING_SERVICE, TABLE_SERVICE)
@@ -20,7 +20,7 @@ SERVICES: Final = (EMBEDDING_SERVICE, TABLE_SERVICE)
 
 @dataclass(frozen=True, slots=True)
 class Procedure:
-    """A method of a service, and the messages that go either way."""
+    """A method of a service, with its request and reply messages."""
 
     service: str
     name: str

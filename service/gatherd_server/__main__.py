@@ -22,9 +22,9 @@ SERVER_PACKAGES = {
 
 
 def fill_standard_files() -> None:
-    """Open /dev/null as standard input, output or error where it was closed by who started us.
+    """Open /dev/null as standard input, output or error where the parent process closed it.
 
-    A socket would have its number otherwise, and what is printed would go there.
+    Otherwise a socket would get its number, and printed text would go there.
     """
     while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
         os.set_inheritable(fd, True)

@@ -1,7 +1,7 @@
-"""Errors of the server process itself; what a request can meet is in gatherd.errors.
+"""Errors of the server process itself; the errors of requests are in gatherd.errors.
 
 GatherdError
-└── StartError                     the server can't start; the message is for whoever started it
+└── StartError                     the server can't start; the message is for the operator
     ├── ConfigError                a setting is wrong
     └── AddressInUse               a port or socket path is taken
 """
@@ -33,6 +33,6 @@ class AddressInUse(StartError):
 
 
 def unexpected(error: Exception) -> InternalError:
-    """Log an exception nobody foresaw, once, and give what is answered in its place."""
+    """Log an unforeseen exception, once, and return the error to answer in its place."""
     _log.error("unexpected error while answering a request", exc_info=error)
     return InternalError(_UNEXPECTED)

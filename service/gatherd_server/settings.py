@@ -1,7 +1,7 @@
-"""Every setting of `gatherd serve`: its name, default, bounds and what it is for.
+"""Every setting of `gatherd serve`: its name, default, bounds and purpose.
 
 The command line, the environment (GATHERD_…) and a TOML file set the same fields, in that order of
-precedence; the options, their help and docs/configuration.md are held to this class by tests.
+precedence; tests compare the options, their help and docs/configuration.md with this class.
 """
 
 import os
@@ -29,19 +29,19 @@ from gatherd_server.observe.tracing import TraceExport
 from gatherd_server.snapshots.backups.store import check_location
 from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
 
-# What SIGHUP changes in a running server; the rest is read once.
+# The fields that SIGHUP changes in a running server; the rest is read once.
 RELOADABLE = ("log_level", "requests_in_flight_max")
 
 CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
 ENVIRONMENT_PREFIX = "GATHERD_"
 
 MIB = 1 << 20
-# What a process gets on top of drain_seconds to close up, before it is killed.
+# A process gets so long on top of drain_seconds to close, before it is killed.
 STOP_MARGIN_SECONDS = 5.0
 
 
 class ServeSettings(BaseSettings):
-    """What `gatherd serve` can be told."""
+    """The settings of `gatherd serve`."""
 
     model_config = SettingsConfigDict(
         env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, validate_default=True
@@ -87,7 +87,7 @@ class ServeSettings(BaseSettings):
         description="Serve on addresses that others reach without asking who they are.",
     )
     reflection: bool = Field(False, description="Answer gRPC server reflection.")
-    # Threads are made when they are needed. An update holds one until it is durable, so there are
+    # Threads start when they are needed. An update holds one until it is durable, so there are
     # updates_in_flight_max more of them.
     grpc_threads: int = Field(
         64,
@@ -277,7 +277,7 @@ class ServeSettings(BaseSettings):
 
     @property
     def stop_seconds(self) -> float:
-        """How long a stop may take; whoever isn't done then is killed."""
+        """How long a stop may take; a process that isn't done then is killed."""
         return self.unready_seconds + self.drain_seconds + STOP_MARGIN_SECONDS
 
     def tls_files(self) -> TlsFiles | None:
@@ -291,7 +291,7 @@ class ServeSettings(BaseSettings):
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def writer_limits(self) -> WriterLimits:
-        """How the writer works."""
+        """The settings and limits of the writer."""
         return WriterLimits(
             segment_bytes=self.segment_bytes,
             batch_pushes_max=self.batch_pushes_max,
@@ -311,7 +311,7 @@ class ServeSettings(BaseSettings):
         )
 
     def _checked_backup_url(self) -> str:
-        """Empty for none. ConfigError when nothing can ever be copied there."""
+        """The backup URL, "" for none. ConfigError when nothing can ever be copied there."""
         if self.backup_url is None:
             return ""
         if self.snapshot_dir is None or self.data_dir is None:
@@ -325,7 +325,7 @@ class ServeSettings(BaseSettings):
         return self.backup_url
 
     def sources(self) -> list[TableSource]:
-        """The files to serve where they lie. ConfigError when a spec is wrong or a name twice."""
+        """The files to serve where they lie. ConfigError for a wrong spec or a name given twice."""
         defaults = dict(_split_spec(spec, "default_vector") for spec in self.default_vector)
         sources = []
         for spec in self.tables:
@@ -376,7 +376,7 @@ def _toml_source(settings_cls: type[BaseSettings]) -> PydanticBaseSettingsSource
 def load_settings(options: dict[str, Any], config: Path | None = None) -> ServeSettings:
     """Settings from command-line `options` (those given), environment and TOML file.
 
-    ConfigError names each value that is wrong and where it was set by its name.
+    ConfigError names each setting that is wrong, and says why.
     """
     if config is not None:
         os.environ[CONFIG_ENVIRONMENT] = str(config)
@@ -395,7 +395,7 @@ def load_settings(options: dict[str, Any], config: Path | None = None) -> ServeS
 def merge_reloaded(
     settings: ServeSettings, fresh: ServeSettings
 ) -> tuple[ServeSettings, list[str]]:
-    """What a running server goes on with, and the names of what changed but takes a restart."""
+    """The settings to go on with, and the names of changed settings that need a restart."""
     differ = [
         name
         for name in ServeSettings.model_fields

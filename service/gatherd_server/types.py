@@ -14,14 +14,13 @@ from gatherd.store.dtypes import DType
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import Asked, BagsQuery, Missing
 
-# HTTP connections over connections_max, of who hasn't asked anything yet: see
-# http/connection_limit.py.
+# HTTP connections above connections_max, for strangers; see http/connection_limit.py.
 SPARE_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may hold, how many may be under way in one process, and hold together."""
+    """Limits of one request, and of all requests under way in one process."""
 
     request_bytes_max: int
     reply_bytes_max: int
@@ -52,7 +51,7 @@ class Durability(Enum):
 
 @dataclass(frozen=True, slots=True)
 class WriterLimits:
-    """How the writer works, and what it holds at most."""
+    """The settings and limits of the writer."""
 
     segment_bytes: int = 64 << 20
     batch_pushes_max: int = 1_024
@@ -67,14 +66,14 @@ class WriterLimits:
     snapshot_seconds: float = 0.0
     snapshot_keep: int = 3
     backup_url: str = ""
-    """Where snapshots are copied to; "" for nowhere."""
+    """The URL to copy snapshots to; "" for none."""
     backup_keep: int = 7
     file_tables: tuple[str, ...] = ()
-    """Names of files that the server serves where they lie; no table of the data dir gets one."""
+    """Names of the files that are served where they lie; no table of the data dir may take one."""
 
     @classmethod
     def from_json(cls, document: dict[str, Any]) -> "WriterLimits":
-        """From the fields as JSON has them."""
+        """From the fields in JSON."""
         folder = document["snapshot_dir"]
         typed = {
             "snapshot_dir": Path(folder) if folder else None,
@@ -86,9 +85,8 @@ class WriterLimits:
 class Lookup(NamedTuple):
     """One table's part of a lookup, as a transport read it from the wire.
 
-    `asked` are ids of any integer dtype, or keys, of any shape; whether they have rows is the
-    engine's to check. With `bags` they are flat, and pooled. `version` LIVE_VERSION means
-    whatever is live.
+    `asked` are ids of any integer dtype, or keys, of any shape; the engine checks whether they have
+    rows. With `bags` they are flat, and pooled. `version` LIVE_VERSION means the live version.
     """
 
     table: str
@@ -100,7 +98,7 @@ class Lookup(NamedTuple):
 
 
 class UpdateOp(Enum):
-    """What an update does with its values."""
+    """The operation of an update."""
 
     SCATTER_ADD = "scatter_add"
     APPLY_GRADIENTS = "apply_gradients"
@@ -111,8 +109,8 @@ class UpdateOp(Enum):
 class TableUpdate:
     """One table's part of a push. `asked` has shape S, `values`, float32, S + (dim,).
 
-    `lr` is apply_gradients' alone, None for the table's own. `if_version` LIVE_VERSION means
-    whatever is live.
+    `lr` is only for apply_gradients, None for the table's own. `if_version` LIVE_VERSION allows any
+    live version.
     """
 
     table: str
@@ -143,12 +141,12 @@ class OwnedKey:
 
 
 RequestId: TypeAlias = SessionSequence | OwnedKey | str | None
-"""A session's, an idempotency key, a str when no token pushes, or none: then the same push again is
-another push."""
+"""A session's id, an idempotency key (a str when no token pushes), or None: then the same push sent
+again is another push."""
 
 
 def owned_by(owner: str, request_id: RequestId) -> RequestId:
-    """`request_id` as that of the token called `owner`: the same id of another token is another."""
+    """`request_id`, owned by the token called `owner`: equal ids of two tokens differ."""
     if isinstance(request_id, str):
         return OwnedKey(request_id, owner)
     if isinstance(request_id, SessionSequence):
@@ -158,13 +156,13 @@ def owned_by(owner: str, request_id: RequestId) -> RequestId:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Push:
-    """Updates that are made together or not at all; each table stands in it once."""
+    """Updates that are made together or not at all, at most one for each table."""
 
     op: UpdateOp
     updates: tuple[TableUpdate, ...]
     request_id: RequestId = None
     traceparent: str = ""
-    """The W3C trace context of the request; no part of what the push is."""
+    """The W3C trace context of the request, which isn't part of the push."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +180,7 @@ class UpdatesState(Enum):
     """The server has no data dir."""
     RUNNING = "running"
     STOPPED = "stopped"
-    """The disk failed under the writer; it takes a restart of the server."""
+    """The disk failed under the writer; the server needs a restart."""
     UNREACHABLE = "unreachable"
     """The writer is being started again."""
     DISK_FULL = "disk_full"
@@ -193,7 +191,7 @@ class UpdatesState(Enum):
 
 @dataclass(frozen=True, slots=True)
 class OptimizerSpec:
-    """How a table is to be trained, as it was asked for; training/optimizer.py has the choices."""
+    """An optimizer as it was requested; training/optimizer.py has the choices."""
 
     name: str
     options: Mapping[str, float]
@@ -222,14 +220,14 @@ class CreateTable:
 
 @dataclass(frozen=True, slots=True)
 class DeleteTable:
-    """The end of a table and all its versions."""
+    """The removal of a table with all its versions."""
 
     table: str
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A new live version: the files in staging's folder `staged`, or, for "", a live copy."""
+    """A new live version: the files in staging's folder `staged`; for "", a live copy."""
 
     table: str
     staged: str = ""
@@ -238,7 +236,7 @@ class Publish:
 
 @dataclass(frozen=True, slots=True)
 class Rollback:
-    """An older version live again; LIVE_VERSION for the newest before the live one."""
+    """An older version made live again; LIVE_VERSION for the newest before the live one."""
 
     table: str
     version: int = LIVE_VERSION
@@ -247,7 +245,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class SetOptimizer:
-    """A copy of the live version that is trained by another optimizer, live."""
+    """A copy of the live version with another optimizer, made live."""
 
     table: str
     optimizer: OptimizerSpec
@@ -275,7 +273,7 @@ class SnapshotResult:
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """What is told about a table. `refused` is empty, or why it can't be looked up.
+    """A description of a table. `refused` is empty, or why it can't be looked up.
 
     `key_kind` is empty, "bytes", "int64" or "uint64". `resident_bytes` are those of `rows_bytes`
     that are in memory now. `lsn` is the last update that every lookup sees.

@@ -1,4 +1,4 @@
-"""What the clients' tests share: tables, and an AsyncClient that can be called like a Client."""
+"""Shared by the clients' tests: tables, and an AsyncClient that can be called like a Client."""
 
 import asyncio
 import contextvars

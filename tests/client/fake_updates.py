@@ -1,4 +1,4 @@
-"""A stand-in server that can be updated, and remembers what it did as the real one does."""
+"""A stand-in server that takes updates, and remembers them as the real one does."""
 
 import threading
 from dataclasses import dataclass, field
@@ -17,7 +17,7 @@ SEQUENCES_MAX = 1024
 
 @dataclass
 class UpdatedService(FakeService):
-    """`lost` answers are thrown away after the work was done, as by a connection that breaks."""
+    """`lost` answers are dropped after the work was done, as by a connection that breaks."""
 
     pushes: list[embedding_pb2.UpdateRequest] = field(default_factory=list)
     bodies: list[bytes] = field(default_factory=list)

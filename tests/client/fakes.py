@@ -112,7 +112,7 @@ class FakeService:
     def _rows(
         self, request: Any, padding_id: int | None = None
     ) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """What is asked for as row indices, and which have none."""
+        """The requested ids or keys as row indices, and which of them have no row."""
         weights = self._table(request.table)
         self.versions_asked.append(request.version)
         keyed = request.WhichOneof("rows") == "keys"
@@ -301,7 +301,7 @@ class _UnixServer(ThreadingHTTPServer):
     request_queue_size = 256  # the default of 5 drops connections that come at once
 
     def server_bind(self) -> None:
-        # HTTPServer's own looks its host name up, which a path doesn't have.
+        # HTTPServer's own method looks up its host name, which a path doesn't have.
         socketserver.TCPServer.server_bind(self)
 
     def get_request(self) -> tuple[Any, Any]:

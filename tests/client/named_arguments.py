@@ -1,7 +1,7 @@
-"""What mypy says of arguments that are named: `make check` runs it, the tests don't run this.
+"""Arguments that are named, for mypy to check: `make check` does that; no test runs this file.
 
-A misspelled one is an error, which is expected where it says so: an ignore that isn't needed is an
-error too (warn_unused_ignores). Whatever is accepted at run time passes.
+A misspelled one is an error, which an ignore expects: an ignore without an error is an error too
+(warn_unused_ignores). Every name that is accepted at run time passes.
 """
 
 from typing import Any

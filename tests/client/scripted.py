@@ -1,4 +1,4 @@
-"""A server that answers each connection by a script, and what the scripts need."""
+"""A server that answers each connection by a script, and helpers for the scripts."""
 
 import socket
 import threading
@@ -23,7 +23,7 @@ class ScriptedServer:
         return f"http://127.0.0.1:{self._listener.getsockname()[1]}"
 
     def __exit__(self, *_: object) -> None:
-        # Wakes an accept() that nobody came for.
+        # Wakes an accept() that got no connection.
         self._listener.shutdown(socket.SHUT_RDWR)
         self._thread.join(10)
         self._listener.close()
@@ -48,7 +48,7 @@ class ScriptedServer:
 
 
 def read_request(connection: socket.socket) -> tuple[bytes, bytes]:
-    """One request's head and body; (b"", b"") when the client closed instead."""
+    """One request's head and body; (b"", b"") if the client closed instead."""
     data = b""
     while b"\r\n\r\n" not in data:
         part = connection.recv(65536)

@@ -90,7 +90,7 @@ class ThreadFace:
 
             futures += [threads.submit(ask, args, own) for args, own in others]
             started.wait(10)
-            time.sleep(0.05)  # most have asked by now; what comes later is right as well
+            time.sleep(0.05)  # most have asked by now; later ones are fine as well
             held.may_go.set()
             return [future.exception() or future.result() for future in futures[1:]]
 
@@ -227,7 +227,7 @@ def test_each_has_a_deadline_of_its_own(face: Any) -> None:
         release = threading.Timer(1.0, held.may_go.set)
 
         class Late(Held):
-            """Doesn't let go when all have asked, but later."""
+            """Lets go later than when all have asked."""
 
             def __init__(self) -> None:
                 self.came, self.may_go = held.came, threading.Event()

@@ -1,4 +1,4 @@
-"""Waiting awake: when it is done, and that answers are the same."""
+"""Busy polling: when it is done, and that answers are the same."""
 
 import os
 from collections.abc import Iterator

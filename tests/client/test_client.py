@@ -150,7 +150,7 @@ def test_what_is_over_a_limit_is_sent_in_pieces_of_one_version(
     ids = np.random.default_rng(3).integers(0, 500, (9, 7))
     with make(server) as client:
         np.testing.assert_array_equal(client.lookup("words", ids), WORDS[ids])
-        # The fake counts what it refuses for the reply's size, too: that is asked for any version.
+        # The fake counts requests refused for the reply's size, too: those ask for any version.
         pinned = service.versions_asked.index(service.version)
         assert set(service.versions_asked[:pinned]) == {0}
         assert set(service.versions_asked[pinned:]) == {service.version}
@@ -377,7 +377,7 @@ def test_the_clients_have_the_same_methods_and_parameters() -> None:
 
     blocking, awaited = surface(Client), surface(AsyncClient)
     awaited["close"] = awaited.pop("aclose")
-    # An event loop has others to wait for: it can't be kept awake by one of them.
+    # An event loop waits for many things, so it can't busy-poll for one of them.
     blocking["__init__"].remove("busy_poll_us")
     assert blocking == awaited
 
@@ -387,6 +387,6 @@ def test_everything_exported_is_there_and_every_error_is_exported() -> None:
         assert hasattr(gatherd, name)
     from gatherd.errors import subclasses
 
-    # The server's own error classes are below the same root.
+    # The server's own error classes have the same root.
     errors = {cls.__name__ for cls in subclasses() if cls.__module__ == "gatherd.errors"}
     assert errors <= set(gatherd.__all__)

@@ -20,13 +20,13 @@ from gatherd.errors import subclasses
 
 
 def ask(client: Any, answers: Any) -> None:
-    """In another process."""
+    """Run in another process."""
     try:
         if isinstance(client, AsyncClient):
             found = asyncio.run(_ask(client))
         else:
             found = client.lookup("words", [3, 4])
-    except BaseException as error:  # noqa: BLE001 - told to the parent
+    except BaseException as error:  # noqa: BLE001 - sent to the parent
         answers.put(repr(error))
     else:
         answers.put(found)

@@ -1,4 +1,4 @@
-"""A reply that looks like the ones before goes a shorter way; whichever it goes, it is the same."""
+"""A reply that looks like the ones before takes a shorter path; both paths give the same."""
 
 import socket
 import threading
@@ -24,7 +24,7 @@ USUAL = "HTTP/1.1 200 OK\r\nserver: x\r\ncontent-length: {n}\r\ncontent-type: ap
 
 @dataclass(frozen=True)
 class Reply:
-    """How the next request is answered."""
+    """The answer to the next request."""
 
     head: str = USUAL
     cuts: tuple[float, ...] = ()
@@ -55,7 +55,7 @@ whole_replies = st.builds(
 
 
 class Server:
-    """Answers each request as told, on as many connections as it takes."""
+    """Answers each request as the test says, on as many connections as it takes."""
 
     def __init__(self) -> None:
         self.service = FakeService({"words": WORDS, "items": ITEMS})
@@ -122,8 +122,8 @@ def serving() -> Iterator[Server]:
         server.close()
 
 
-# In one piece: bytes that come after the client has turned to something else would be taken for
-# the next response, which no client can tell.
+# In one piece: bytes that come later would be taken for the next response, and no client could know
+# better.
 replies = whole_replies.map(lambda one: replace(one, cuts=()) if one.surplus else one)
 lookups = st.tuples(
     st.sampled_from(["words", "items"]),

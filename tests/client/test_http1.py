@@ -1,4 +1,4 @@
-"""The HTTP/1.1 reader: bytes in any pieces, and everything that isn't quite HTTP."""
+"""The HTTP/1.1 reader: bytes in any pieces, and bytes that aren't quite HTTP."""
 
 import pytest
 from hypothesis import given

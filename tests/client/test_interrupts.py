@@ -1,8 +1,9 @@
 """An exception at any instant leaves a client usable: Ctrl-C, a signal's handler, a cancellation.
 
-CPython runs signal handlers where calls end, where functions begin and where loops go round, not
-between any two instructions. Tracing sees more: it would also raise between a `with` block's last
-instruction and the call of its lock's `__exit__`, where no signal can. Those lines are left out.
+CPython runs signal handlers at the end of a call, at the start of a function and at each turn of a
+loop, not between any two instructions. Tracing has more steps: it would also raise between a `with`
+block's last instruction and the call of its lock's `__exit__`, where no signal can. Those lines are
+left out.
 """
 
 import asyncio
@@ -39,11 +40,11 @@ CALLS: dict[str, Callable[[Any, int], Any]] = {
 
 
 class Interrupted(BaseException):
-    """Raised where nobody expects it."""
+    """An exception that no code expects."""
 
 
 class _Tracer:
-    """Raises `Interrupted` at one of the steps that are taken in the client's code."""
+    """Raises `Interrupted` at one of the steps of the client's code."""
 
     def __init__(self, at: int) -> None:
         self.left = at
@@ -67,7 +68,7 @@ def _is_with(frame: FrameType, event: str) -> bool:
 
 
 def interrupted(call: Callable[[], Any], at: int) -> bool:
-    """Make a call that is interrupted at its step `at`; False when it has fewer steps."""
+    """Make a call that is interrupted at its step `at`; False if it has fewer steps."""
     tracer = _Tracer(at)
     sys.settrace(tracer)
     try:
@@ -81,7 +82,7 @@ def interrupted(call: Callable[[], Any], at: int) -> bool:
 
 @pytest.fixture(autouse=True)
 def one_place(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A place that is lost is then missed by the next call."""
+    """The next call would miss a place that was lost."""
     monkeypatch.setattr(connect, "CONNECTIONS_MAX", 1)
 
 
@@ -146,7 +147,7 @@ def test_whoever_leads_a_merged_request_may_be_interrupted_and_the_others_are_an
             for thread in threads:
                 thread.join(20)
         assert not failures
-        assert slowest[0] < 3  # nobody waited for the timeout
+        assert slowest[0] < 3  # no thread waited for the timeout
 
 
 @pytest.mark.filterwarnings("ignore:unclosed:ResourceWarning")

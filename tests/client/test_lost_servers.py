@@ -19,7 +19,7 @@ from gatherd import Client, DeadlineExceeded, FailedPrecondition, Unavailable
 
 
 class Forgetful:
-    """A TCP proxy that can forget its flows: what is sent on them is swallowed, new ones work."""
+    """A TCP proxy that can forget its flows: it swallows bytes sent on them, and new ones work."""
 
     def __init__(self, port: int) -> None:
         self._port = port

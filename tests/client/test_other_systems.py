@@ -1,4 +1,4 @@
-"""The client without what only POSIX, or only Linux, has: as on Windows."""
+"""The client without the functions that only POSIX, or only Linux, has: as on Windows."""
 
 import subprocess
 import sys

@@ -1,4 +1,4 @@
-"""The pure parts: how lookups are laid into requests, when a call is retried, what an error is."""
+"""The pure parts: packing lookups into requests, retrying calls, and classing errors."""
 
 import base64
 import json
@@ -156,7 +156,7 @@ def test_tries_fill_the_timeout_and_no_more(timeout: float, seed: int) -> None:
         now += pause
         tries += 1
     assert timeout - LAST_TRY_SECONDS <= now < timeout
-    # What doubles, one a second on the average (and by chance a few more), the halves at the end.
+    # The doubling pauses, then one a second on average (by chance a few more), then the halvings.
     assert tries <= 6 + 3 * timeout + 12
 
 
@@ -210,7 +210,7 @@ def test_without_a_known_reason_the_code_decides() -> None:
 
 
 def test_without_a_code_the_http_status_decides() -> None:
-    """A proxy's word that it lost the server, or gave up, is an outcome that nobody knows."""
+    """If a proxy says that it lost the server, or gave up, the outcome is unknown."""
     lost = (400, 408, 425, 429, 499, 500, 502, 503, 504, 520, 521, 522, 523, 524, 525, 530, 599)
     expected = {
         401: Unauthenticated, 403: PermissionDenied, 404: Unimplemented, 413: LimitExceeded,
@@ -231,7 +231,8 @@ def test_without_a_code_the_http_status_decides() -> None:
             assert (error.metadata.get("outcome") == "unknown") == (
                 cls in (Unavailable, InternalError)
             )
-        # As grpc tells it, of a proxy in front of a gRPC server: its own code doesn't matter.
+        # As grpc describes the answer of a proxy in front of a gRPC server; grpc's own code doesn't
+        # matter.
         for code in ("unknown", "internal", "unavailable", "unauthenticated", "unimplemented"):
             told = f"Received http2 header with status: {status}"
             error = from_grpc("grpc://h", code, told, None, 4.0)
@@ -242,7 +243,7 @@ def test_without_a_code_the_http_status_decides() -> None:
 
 
 def test_a_problem_body_of_ours_is_no_proxys() -> None:
-    """What the HTTP port answers before it knows that Connect is spoken."""
+    """The HTTP port's answer before it knows that Connect is spoken."""
     for cls in subclasses():
         if cls.__module__ != "gatherd.errors":
             continue  # another test's own

@@ -274,7 +274,7 @@ def test_a_session_that_the_server_forgot_is_begun_anew(
         (old, _), (new, first), (same, second) = ids_of(service)
         assert new == same != old
         assert (first, second) == (1, 2)
-        # It isn't begun anew for a push that may have been done.
+        # The session isn't begun anew for a push that may have been done.
         service.failures = [Unavailable("gone"), RequestIdStale("forgotten")]
         with pytest.raises(RequestIdStale):
             client.scatter_add("words", [3], delta)

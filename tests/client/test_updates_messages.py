@@ -1,4 +1,4 @@
-"""What is sent for an update is what the generated classes read, whatever its shapes and dtypes."""
+"""The generated classes read an update as it was meant, whatever its shapes and dtypes."""
 
 from typing import Any
 

@@ -43,7 +43,7 @@ def answers(service: UpdatedService, count: int = 1) -> Script:
 
 
 def loses(service: UpdatedService, sent: int) -> Script:
-    """A connection that does what it is asked, and breaks after `sent` bytes of the answer."""
+    """A connection that does its request, and breaks after `sent` bytes of the answer."""
 
     def script(connection: socket.socket) -> None:
         head, body = read_request(connection)
@@ -171,7 +171,7 @@ def test_a_connection_that_was_closed_while_the_loop_was_busy_costs_no_try(
     async def main(url: str) -> None:
         async with AsyncClient(url, retries=0) as client:
             await client.scatter_add("words", [3], DELTA)
-            assert closed.wait(10)  # the loop has no turn meanwhile, so it hasn't heard of it
+            assert closed.wait(10)  # the loop has no turn meanwhile, so it hasn't noticed
             if call == "push":
                 await client.scatter_add("words", [3], DELTA)
             else:
@@ -285,7 +285,7 @@ sys.exit(any(statuses))
 
 
 def test_a_grpc_server_that_is_not_there_yet_is_waited_for(service: UpdatedService) -> None:
-    """No connection, so nothing was sent: also a change may be tried again."""
+    """Without a connection nothing was sent, so a change too may be tried again."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port = probe.getsockname()[1]
     with Client(f"grpc://127.0.0.1:{port}", retries=0) as client:
@@ -299,7 +299,7 @@ def test_pushes_to_a_data_dir_hold_no_descriptor_of_it(
     service: UpdatedService, tmp_path: Path
 ) -> None:
     def held() -> list[Path]:
-        # One is gone by now: that of the listing itself.
+        # One no longer exists: the descriptor of the listing itself.
         entries = [entry for entry in Path("/proc/self/fd").iterdir() if entry.exists()]
         return [link for entry in entries if (link := entry.resolve()) == tmp_path]
 

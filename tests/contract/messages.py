@@ -43,7 +43,7 @@ _POOLING = {
 
 
 def keys_message(keys: Any) -> tensor_pb2.Keys:
-    """Keys as a message: strings, or whatever else as an integer tensor."""
+    """Keys as a message: strings, or anything else as an integer tensor."""
     if isinstance(keys, np.ndarray) and keys.dtype.kind in "iu":
         return tensor_pb2.Keys(integers=id_tensor(keys))
     array = np.asarray(keys, object)
@@ -104,7 +104,7 @@ def keys_answer(response: embedding_pb2.KeysOfResponse) -> Any:
 
 
 def id_tensor(ids: Any) -> tensor_pb2.Tensor:
-    """Ids as a message, whatever they are: a client in another language may send anything."""
+    """Ids of any kind as a message: a client in another language may send anything."""
     array = np.asarray(ids)
     if array.dtype == np.bool_:
         array = array.astype(np.uint8)

@@ -79,7 +79,7 @@ class Rest(Surface):
         self._media = media
 
     def can_tell(self, shape: tuple[int, ...]) -> bool:
-        """Nested lists can't tell how long the lists in an empty list are."""
+        """Nested lists can't show the length of the lists in an empty list."""
         return self._media != "json" or 0 not in shape[:-1]
 
     def lookup(
@@ -186,7 +186,7 @@ class Rest(Surface):
         return self._json(f"/v1/tables/{table}:{_VERBS[op]}", json_update(update), headers)
 
     def _json(self, path: str, body: Any, headers: dict[str, str]) -> Any:
-        # Not by httpx, which doesn't write what JSON hasn't, such as NaN.
+        # Not by httpx, which refuses values that JSON lacks, such as NaN.
         content = json.dumps(body).encode()
         reply = self._http.post(path, content=content, headers={"Content-Type": JSON, **headers})
         self._check(reply)

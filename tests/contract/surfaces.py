@@ -2,7 +2,7 @@
 
 `Surface.lookup` takes ids as a case has them, right or wrong, and puts them on its wire as they
 are; it returns vectors in the dtype asked for (bfloat16 as float32) and a status per id, or raises
-the gatherd error that the wire told of.
+the gatherd error that came over the wire.
 """
 
 import asyncio
@@ -33,7 +33,7 @@ class Bags:
     by_keys: bool = False
 
     def options(self) -> dict[str, Any]:
-        """What the SDK takes beside the table."""
+        """The SDK's arguments beside the table."""
         return {
             "keys" if self.by_keys else "ids": self.rows,
             "offsets": self.offsets,
@@ -46,7 +46,7 @@ class Bags:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """Ids or keys of one table with their values: what a case wants done, right or wrong."""
+    """Ids or keys of one table with their values, as a case has them, right or wrong."""
 
     rows: Any
     values: Any
@@ -57,7 +57,7 @@ class Update:
 
 @dataclass(frozen=True)
 class Updated:
-    """What an update was answered with."""
+    """The answer to an update."""
 
     lsn: int
     versions: dict[str, int]
@@ -99,7 +99,7 @@ class Surface(ABC):
 
     @property
     def updates_many(self) -> bool:
-        """Whether one of its updates can be of several tables."""
+        """Whether one update can have several tables here."""
         return True
 
     def has(self, method: str) -> bool:
@@ -113,7 +113,7 @@ class Surface(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Let go of connections."""
+        """Close the connections."""
 
 
 def raise_wire_error(reason: str, message: str, metadata: dict[str, str]) -> NoReturn:

@@ -34,7 +34,7 @@ def test_string_keys_find_their_rows(
     if not carries_strings(surface):
         pytest.skip("raw arrays carry integer keys")
     words, rows = served.words, served.oracles["words"].rows
-    # At least one key: an empty JSON list doesn't tell whether it holds strings.
+    # At least one key: an empty JSON list doesn't show whether it holds strings.
     asked = data.draw(st.lists(st.sampled_from([*words, "no such word"]), min_size=1, max_size=20))
     vectors, status = surface.lookup_keys("words", asked, missing="zero")
     known = {word: row for row, word in enumerate(words)}

@@ -1,4 +1,4 @@
-"""What a lookup answers, on every surface, judged by NumPy."""
+"""The answers to lookups, on every surface, judged by NumPy."""
 
 from typing import Any
 

@@ -1,4 +1,4 @@
-"""What the server answers is what its OpenAPI document says: schemathesis asks both."""
+"""The server answers as its OpenAPI document says: schemathesis compares the two."""
 
 import json
 import re
@@ -28,7 +28,7 @@ CHECKS = (
     "unsupported_method",
     "allow_header_conformance",
 )
-# Tables that are there for paths with one in them, whatever comes before.
+# Paths with a table in them name one of these, which exist whatever comes before.
 CONFIG = """
 [parameters]
 "path.table" = "user"
@@ -86,7 +86,7 @@ def test_no_answer_is_another_than_the_document_says(server: RunningServer, tmp_
         timeout=SECONDS_MAX,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    # It wasn't only mistakes that were asked: each operation did what it is for, too.
+    # The requests weren't only mistakes: each operation did its work, too.
     statuses = _statuses(server, json.loads(har.read_text())["log"]["entries"])
     assert len(statuses) > len(HARD_TO_DRAW)
     without = {name for name, seen in statuses.items() if not any(s < 300 for s in seen)}

@@ -1,8 +1,8 @@
-"""What an update does, on every surface, judged by NumPy.
+"""The effect of an update, on every surface, judged by NumPy.
 
 Values are multiples of an eighth, small enough that float32 adds them exactly in any order, so
-every comparison is exact. Before each update the tables are read anew: the oracle is what NumPy
-makes of the rows as they were.
+every comparison is exact. Before each update the tables are read anew: the oracle applies the
+update to those rows in NumPy.
 """
 
 import itertools
@@ -102,7 +102,7 @@ def surface(request: pytest.FixtureRequest, trained: Trained) -> Iterator[Surfac
 def updated(
     op: str, before: NDArray[np.float32], update: Update, stored: Any = np.float32
 ) -> NDArray[np.float32]:
-    """What NumPy makes of `before`: computed in float32, rounded to the table's dtype once."""
+    """`before` updated by NumPy: computed in float32, rounded to the table's dtype once."""
     after = before.copy()
     flat = np.asarray(update.rows).reshape(-1).astype(np.int64)
     values = np.asarray(update.values).astype(np.float32).reshape(flat.size, before.shape[1])
@@ -134,7 +134,7 @@ def changes(draw: st.DrawFn, op: str) -> Update:
     return Update(ids, values.astype(kind), lr=lr)
 
 
-# What is done
+# Effects
 
 
 @EXAMPLES
@@ -339,7 +339,7 @@ def test_a_key_that_is_none_is_refused(surface: Surface, trained: Trained, key: 
     unchanged(trained, before)
 
 
-# What is refused, with nothing changed
+# Refusals, with nothing changed
 
 
 def unchanged(trained: Trained, before: dict[str, NDArray[np.float32]]) -> None:

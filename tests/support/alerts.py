@@ -1,4 +1,4 @@
-"""What deploy/observe/alerts.yml makes of a server's metrics, by Prometheus' own judgement."""
+"""Evaluates deploy/observe/alerts.yml on a server's metrics, by Prometheus' own promtool."""
 
 import shutil
 import subprocess
@@ -21,12 +21,12 @@ def firing(alert: str) -> str:
 
 
 def promtool() -> str | None:
-    """The command, where it is installed."""
+    """The command, if it is installed."""
     return shutil.which("promtool")
 
 
 def verdict(cases: Path) -> str:
-    """What promtool says against the cases in a file; empty when they all hold."""
+    """The failures that promtool finds in a file of cases; empty if they all hold."""
     command = promtool()
     assert command is not None
     done = subprocess.run(
@@ -38,7 +38,7 @@ def verdict(cases: Path) -> str:
 def fires(folder: Path, scrapes: Sequence[Scrape], alert: str, after_seconds: int) -> str:
     """Empty when `alert` fires, `after_seconds` from the first of `scrapes`, 5 s apart.
 
-    The last goes on. Everything that was scraped is there, so it is names and labels as they are.
+    The last one is repeated. All scraped series are used, with their names and labels as they are.
     """
     keys = {
         (name, labels) for scrape in scrapes for name, series in scrape.values.items()

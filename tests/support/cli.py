@@ -11,7 +11,7 @@ from gatherd_server.cli.main import cli
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What a command said, and its exit status."""
+    """A command's output, and its exit status."""
 
     returncode: int
     stdout: str

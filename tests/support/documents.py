@@ -7,7 +7,7 @@ DOCS = Path(__file__).parent.parent.parent / "docs"
 
 
 def python_blocks(document: str) -> list[str]:
-    """The blocks of Python in a file of docs/, with as many lines before them as in the file."""
+    """The blocks of Python in a file of docs/, each on the lines that it has in the file."""
     text = (DOCS / document).read_text()
     return [
         "\n" * text.count("\n", 0, found.start(1)) + found.group(1)

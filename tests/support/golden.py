@@ -1,4 +1,4 @@
-"""Texts that are committed, and compared with what the code makes of them now.
+"""Committed texts, which are compared with those that the code makes now.
 
 GOLDEN=write in the environment writes them anew instead; `git diff` then shows what changed.
 """

@@ -1,7 +1,7 @@
-"""What h11 makes of the bytes that a client sends: the judge of how a stream splits into requests.
+"""Reads a client's bytes with h11: the judge of how a stream splits into requests.
 
-RFC 9112 has a server skip blank lines before a request line (2.2), which h11 doesn't: here they are
-taken away before h11 sees them.
+RFC 9112 has a server skip blank lines before a request line (2.2). h11 doesn't, so they are removed
+here before h11 sees them.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class Read:
 
 
 class End(Enum):
-    """How a stream goes on after its last whole request."""
+    """The rest of a stream after its last whole request."""
 
     MORE = "the next request isn't complete"
     IDLE = "nothing is left"
@@ -29,7 +29,7 @@ class End(Enum):
 
 
 def judged(data: bytes) -> tuple[list[Read], End]:
-    """The requests in `data`, and what is behind them."""
+    """The requests in `data`, and the rest after them."""
     reads: list[Read] = []
     while data := data.lstrip(b"\r\n"):
         connection = h11.Connection(h11.SERVER, max_incomplete_event_size=1 << 20)

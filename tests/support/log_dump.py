@@ -1,4 +1,4 @@
-"""The update log in words: what each frame holds, without what differs from one run to the next."""
+"""The update log in words: each frame's contents, but for those that differ between runs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,18 +18,18 @@ class LogDump:
     """Dumps the log of one data dir; it keeps the names of tables that it has seen."""
 
     def __init__(self, data_dir: Path, dtypes: dict[str, DType]) -> None:
-        """`dtypes` are the tables', by name: an image is bytes."""
+        """`dtypes` are the tables', by name; an image alone is just bytes."""
         self._data_dir = data_dir
         self._dtypes = dtypes
         self._names: dict[str, str] = {}
         self._last_lsn = 0
 
     def know(self, tables: dict[str, str]) -> None:
-        """Names of tables, by uid."""
+        """Take the names of tables, by uid."""
         self._names |= tables
 
     def lines(self) -> Iterator[str]:
-        """Checkpoint and segments as they are on the disk, and the frames that are new."""
+        """The checkpoint and segments on the disk, and the frames that are new."""
         checkpoint = read_checkpoint(self._data_dir)
         yield f"checkpoint at LSN {checkpoint.lsn}"
         segments = segment_paths(self._data_dir / WAL_NAME)

@@ -1,7 +1,7 @@
 """A TCP proxy like a bad network: it doubles HTTP/1.1 requests, delays them, loses replies.
 
 It understands just enough of HTTP to know where a message ends: requests and replies with a
-Content-Length. Every request that it forwards it forwards whole, on a connection of its own.
+Content-Length. It forwards each request whole, on a connection of its own.
 """
 
 import random
@@ -16,7 +16,7 @@ from typing import Self
 
 CONNECT_SECONDS = 10.0
 LATE_SECONDS_MAX = 0.4
-# Copies that are under way at once.
+# How many copies may be under way at once.
 COPIES_MAX = 32
 
 
@@ -81,7 +81,7 @@ class MischievousProxy:
                     return
 
     def _handle(self, request: bytes) -> bytes | None:
-        """What the client is answered; None to close its connection."""
+        """The client's answer; None to close its connection."""
         with self._lock:
             weights = {"pass": 3, "lose": 1, "mute": 2, "double": 2, "haunt": 3}
             (what,) = self._random.choices(list(weights), list(weights.values()))
@@ -118,7 +118,7 @@ class MischievousProxy:
 
 
 def read_message(sock: socket.socket) -> bytes | None:
-    """The next whole message; None when the other end closes instead."""
+    """The next whole message; None if the other end closes first."""
     data = b""
     try:
         while b"\r\n\r\n" not in data:

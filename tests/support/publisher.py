@@ -1,7 +1,7 @@
-"""What a writer does to a data dir, so that readers can be watched meanwhile.
+"""Changes a data dir as the writer does, so that tests can watch readers meanwhile.
 
-Tables have 64 rows of dim 8; every number of a version's rows is the same, so that a reader sees
-what it got. `python -m support.publisher DIR COUNT` is a process that publishes all the while.
+Tables have 64 rows of dim 8; all numbers of a version are equal, so that a reader sees which one it
+got. `python -m support.publisher DIR COUNT` is a process that publishes all the time.
 """
 
 import shutil
@@ -34,7 +34,7 @@ class Publisher:
         self.catalog = read_catalog(path)
 
     def stage(self, name: str, value: float, version: int | None = None, **manifest: Any) -> int:
-        """Put a version's files in place that the catalog doesn't name yet; its number."""
+        """Put the files of a version that the catalog doesn't name yet in place; its number."""
         if version is None:
             known = self.catalog.tables.get(name)
             version = max(known.versions) + 1 if known else 1
@@ -67,7 +67,7 @@ class Publisher:
         self.replace(Catalog(self.catalog.generation, tables))
 
     def replace(self, catalog: Catalog) -> None:
-        """Replace the catalog, and then delete what it has no longer."""
+        """Replace the catalog, and then delete the versions that it has no longer."""
         before = self.catalog
         self.catalog = replace(catalog, generation=catalog.generation + 1)
         put_catalog(self._files, self.path, self.catalog)
@@ -81,7 +81,7 @@ class Publisher:
                     shutil.rmtree(version_dir(self.path, name, version))
 
     def publish(self, value: float, *names: str, keep: int = 3) -> None:
-        """New live versions of these tables, all with `value`, at once."""
+        """Make new live versions of these tables, all with `value`, at once."""
         self.switch(keep, **{name: self.stage(name, value) for name in names})
 
 

@@ -1,4 +1,4 @@
-"""Updates as no SDK would send them, with nothing checked before: over Connect and over gRPC."""
+"""Updates that no SDK would send, unchecked: over Connect and over gRPC."""
 
 import base64
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ WIRES = ("http", "grpc")
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """An answer that is an error; `reason` is empty where gRPC itself refused."""
+    """An answer that is an error; `reason` is empty if gRPC itself refused."""
 
     code: str
     reason: str
@@ -28,7 +28,7 @@ class Refused:
 
 
 class RawUpdates:
-    """Sends messages to a server; got from `raw_updates`."""
+    """Sends messages to a server; `raw_updates` makes it."""
 
     def __init__(self, server: RunningServer, http: httpx.Client, channel: grpc.Channel) -> None:
         self._url = server.http
@@ -38,7 +38,7 @@ class RawUpdates:
     def send(
         self, wire: str, method: str, message: embedding_pb2.UpdateRequest
     ) -> embedding_pb2.UpdateResponse | Refused:
-        """Send it over "http" or "grpc"; the answer, whichever it is."""
+        """Send it over "http" or "grpc"; returns the answer, good or bad."""
         body = message.SerializeToString()
         return self._send_http(method, body) if wire == "http" else self._send_grpc(method, body)
 

@@ -1,4 +1,4 @@
-"""A process that stores rows as fast as it can, each filled with one value: to be read by others.
+"""A process that stores rows, each filled with one value, as fast as it can, for others to read.
 
 `python row_writer.py FOLDER` maps the version in FOLDER, says "storing" when every row was stored
 once, and goes on until its standard input ends; then it says how many rows it stored.

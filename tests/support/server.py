@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Self
 
-# The first start ever compiles kernels, and the suite may share its cores.
+# The very first start compiles kernels, and the suite may share its cores.
 START_SECONDS = 180
 STOP_SECONDS = 60
 
@@ -37,11 +37,11 @@ def clean_environment() -> dict[str, str]:
 
 
 class RunningServer:
-    """A server process and where it answers. Use it as a context manager.
+    """A server process and its addresses. Use it as a context manager.
 
-    It has a process group of its own. `log_path` is where its log goes, appended: a pipe, which
-    nobody reads before the end, holds 64 KiB of it and then stops the server. `under` is the
-    command that becomes the server by running what stands behind it.
+    It has a process group of its own. Its log is appended to `log_path`. Without one it goes to a
+    pipe, which isn't read before the end: that holds 64 KiB and then stops the server. `under` is a
+    command that becomes the server by running the arguments after it.
     """
 
     def __init__(
@@ -115,12 +115,12 @@ class RunningServer:
         return self.process.returncode
 
     def kill(self) -> None:
-        """SIGKILL for the supervisor, the workers and the writer at once, and their end."""
+        """Kill supervisor, workers and writer at once, by SIGKILL, and wait for their end."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.log = self._rest_of_log()
 
     def _rest_of_log(self, timeout_seconds: float | None = None) -> str:
-        """What is left of the log when the server ends, or the whole file that it went to."""
+        """The rest of the log when the server ends, or the whole file that it went to."""
         _, errors = self.process.communicate(timeout=timeout_seconds)
         if self._log_path is not None:
             return self._log_path.read_text(errors="replace")
@@ -131,7 +131,7 @@ class RunningServer:
         return self._pids("gatherd_server.processes.worker")
 
     def writer_pids(self) -> list[int]:
-        """The process id of the writer, when it is a process of its own and is there."""
+        """The process id of the writer, if it is a process of its own and exists."""
         return self._pids("gatherd_server.processes.writer")
 
     def _pids(self, module: str) -> list[int]:
@@ -153,7 +153,7 @@ def children(pid: int) -> list[int]:
 
 
 def private_bytes(pid: int) -> int:
-    """Memory that a process shares with no other."""
+    """The memory that a process shares with no other."""
     lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) * 1024 for line in lines if line.startswith("Private_"))
 

@@ -1,4 +1,4 @@
-"""A small engine in this process, with its tables as NumPy has them."""
+"""A small engine in this process, with copies of its tables in NumPy."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -24,7 +24,7 @@ LIMITS = Limits(
     requests_in_flight_max=16,
 )
 THREADS = 4
-"""That long work of one server takes."""
+"""The threads for long work in one server."""
 REFUSED = "refused"
 
 

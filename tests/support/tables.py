@@ -1,4 +1,4 @@
-"""Data dirs with tables in them, made in the test's own process: a command takes a second each."""
+"""Data dirs with tables, made in the test's own process because a command takes a second."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,13 +19,13 @@ def drawn_table(
     optimizer: str | None = "sgd",
     options: Mapping[str, float] | None = None,
 ) -> CreateTable:
-    """What `gatherd create` is told; read-only with `optimizer` None."""
+    """The arguments of `gatherd create`; `optimizer` None makes a read-only table."""
     spec = None if optimizer is None else OptimizerSpec(optimizer, dict(options or {}))
     return CreateTable(name, rows, dim, DType(dtype), init, seed, spec)
 
 
 def make_data_dir(path: Path, *tables: CreateTable) -> None:
-    """Create `tables` in data dir `path`, made if it isn't there; nobody may own it."""
+    """Create `tables` in data dir `path`, which may be missing and which no process may own."""
     with own_data_dir(path, create=True) as owned:
         for table in tables:
             owned.change(table)

@@ -1,7 +1,7 @@
 """A small engine whose tables take updates: a double of the writer, with its tables in NumPy.
 
 It does what the engine's docstrings promise, as plainly as NumPy can: the step of every optimizer
-is that of SGD. Log, window and versions aren't here; what is asked for is kept, to be looked at.
+is that of SGD. It has no log, window or versions; it keeps the requests for tests to look at.
 """
 
 import threading
@@ -38,13 +38,13 @@ LR = 0.5
 
 @dataclass
 class Recorded:
-    """What an engine was asked to do, in order."""
+    """The requests to an engine, in order."""
 
     pushes: list[Push] = field(default_factory=list)
     changes: list[TableChange] = field(default_factory=list)
     snapshots: list[str] = field(default_factory=list)
     threads: list[int] = field(default_factory=list)
-    """By which thread each push was handed over."""
+    """The thread that handed over each push."""
 
 
 class TrainingEngine(Engine):
@@ -59,15 +59,15 @@ class TrainingEngine(Engine):
         }
         self.asked = Recorded()
         self.fails_with: Exception | None = None
-        """What futures end with, instead of a result."""
+        """The error that futures end with, instead of a result."""
         self.waits_for = 1
-        """How many pushes have to be there before any is answered."""
+        """How many pushes have to wait before any is answered."""
         self._waiting: list[tuple[Push, Future[PushResult]]] = []
         self._lsn = 0
         self._lock = threading.Lock()
 
     def mapped(self, wanted: tuple[str, int]) -> None:
-        """No table of this engine is a mapped one."""
+        """No table of this engine is mapped."""
 
     def table(self, name: str) -> TableInfo:
         if name not in self.rows:
@@ -173,7 +173,7 @@ def apply(op: UpdateOp, rows: NDArray[np.float32], update: TableUpdate) -> None:
 
 @dataclass(frozen=True)
 class Training:
-    """What a transport needs, as small_engine.SmallEngine has it."""
+    """The parts that a transport needs, as small_engine.SmallEngine has them."""
 
     engine: TrainingEngine
     admission: Admission
@@ -181,6 +181,6 @@ class Training:
 
 
 def training(**limits: int) -> Training:
-    """A fresh engine, with other limits where they are given."""
+    """A fresh engine, with the given limits in place of the usual ones."""
     narrowed = replace(LIMITS, **limits)
     return Training(TrainingEngine(narrowed), Admission(narrowed), Offload(THREADS))

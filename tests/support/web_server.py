@@ -43,7 +43,7 @@ def web_server(
 
     `app` stands in for the application, `http` for the protocol class.
     """
-    # The app takes connections from here on; whoever comes before it is up waits in the queue.
+    # Connections are accepted from here on; those that come before the app is up wait in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
     app = app or create_app(served.engine, served.admission, served.offload)
     if http is None and is_fast:

@@ -1,12 +1,12 @@
 """Small lookups of one process, made at the same time, merged into one request.
 
-What the batchers of Client and AsyncClient share: what can be merged, how requests are made of it,
-and how the answers are given back. Waiting is done in _batching/threads.py and _batching/tasks.py.
+The batchers of Client and AsyncClient share this: which lookups can be merged, how requests are
+made of them, and how the answers are given back. The waiting is in threads.py and tasks.py.
 
-The batching is natural: a lookup that finds no request under way is sent at once, and what comes
-while one is under way makes up the next. So nobody waits for company, and under load requests grow
-by themselves. Lookups of the same table, dtype, policy and version become one lookup of all their
-ids; others become members of one LookupMany.
+The batching is natural: a lookup that finds no request under way is sent at once, and the lookups
+that come meanwhile make up the next request. So no lookup waits for company, and under load
+requests grow by themselves. Lookups of the same table, dtype, policy and version become one lookup
+of all their ids; others become members of one LookupMany.
 
 Left out on purpose: a pause to wait for more; keys and bags, whose requests are larger; merging
 lookups of the same ids, which `dedup` does.
@@ -37,7 +37,7 @@ from gatherd.store.query import Missing
 
 # How many kinds of lookups are remembered.
 KINDS_MAX = 1_024
-# Errors that are about the server or the way there, and so about every lookup of a request.
+# Errors of the server or of the way there: they concern every lookup of a request.
 _OF_ALL = (RetryableError, DeadlineExceeded, StorageError, ClientError)
 
 F = TypeVar("F")
@@ -45,7 +45,7 @@ F = TypeVar("F")
 
 @dataclass(frozen=True, slots=True)
 class Batching:
-    """That a client merges small concurrent lookups, and its bounds.
+    """Has a client merge small concurrent lookups, within these bounds.
 
     lookup_ids_max: a lookup of more ids is sent alone, at once.
     ids_max: how many ids a merged request has at most, and so about how large its reply is.
@@ -69,7 +69,7 @@ class Batching:
 
 @dataclass(slots=True, eq=False)
 class LookupKind:
-    """What lookups have in common that can be merged into one: a lookup without ids."""
+    """The common part of lookups that can be merged into one: a lookup without ids."""
 
     like: LookupSpec
     dtype: Any
@@ -90,7 +90,7 @@ class LookupKind:
 
 @dataclass(slots=True, eq=False)
 class Member(Generic[F]):
-    """One lookup that waits: `future` is whatever its caller waits for."""
+    """One waiting lookup; its caller waits for `future`."""
 
     kind: LookupKind
     ids: NDArray[Any]
@@ -103,7 +103,7 @@ Group: TypeAlias = tuple[LookupKind, list[Member[F]]]
 
 
 class LookupKinds:
-    """Tells which lookups can be merged. Safe to use from many threads."""
+    """Finds the lookups that can be merged. Safe to use from many threads."""
 
     def __init__(self, batching: Batching) -> None:
         self._batching = batching
@@ -112,9 +112,9 @@ class LookupKinds:
     def find(
         self, table: Any, ids: Any, dtype: Any, missing: Any, out: Any, version: Any
     ) -> tuple[LookupKind, NDArray[Any]] | None:
-        """The kind of a lookup and its ids as an array; None when it is to be sent alone.
+        """The kind of a lookup and its ids as an array; None if it has to be sent alone.
 
-        What is wrong with it is then told by the lookup alone, but for a wrong `out`.
+        A wrong lookup is sent alone, and so raises its own error; only a wrong `out` raises here.
         """
         if ids.__class__ is not np.ndarray or not ids.flags.c_contiguous:
             try:
@@ -179,9 +179,9 @@ def grouped(members: Sequence[Member[F]]) -> list[Group[F]]:
 
 
 def merged_ids(members: Sequence[Member[F]]) -> NDArray[Any]:
-    """The ids of all members, of one dtype, one after another and flat; of one member as they are.
+    """All members' ids, of one dtype, flat and one after another; a single member's as they are.
 
-    (Errors name ids by their place in their shape.)
+    (Errors name an id by its place in their shape.)
     """
     if len(members) == 1:
         return members[0].ids
@@ -190,14 +190,14 @@ def merged_ids(members: Sequence[Member[F]]) -> NDArray[Any]:
 
 
 def merged_deadline(members: Sequence[Member[F]]) -> Deadline:
-    """That of the member with the most time left."""
+    """The deadline of the member with the most time left."""
     return max((member.deadline for member in members), key=lambda deadline: deadline.at)
 
 
 def parts(
     members: Sequence[Member[F]], vectors: NDArray[Any], status: NDArray[np.uint8] | None
 ) -> list[Answer | GatherdError]:
-    """Each member's answer, of its own shape and in memory of its own, or what is wrong with it."""
+    """Each member's answer, in its own shape and its own memory, or its error."""
     if len(members) == 1 and members[0].out is None:
         return [Answer(vectors, status)]
     vectors = vectors.reshape(-1, vectors.shape[-1])
@@ -233,7 +233,7 @@ def _wrong_out(member: Member[Any], dim: int) -> InvalidArgument:
 
 
 def is_of_all(error: GatherdError) -> bool:
-    """Whether an error of a merged request is every member's, and not that of one of them."""
+    """Whether an error of a merged request concerns every member, not just one of them."""
     return isinstance(error, _OF_ALL)
 
 

@@ -1,4 +1,4 @@
-"""Merges the lookups of an event loop's tasks; _batching/rules.py says which and how."""
+"""Merges the lookups of an event loop's tasks; rules.py says which and how."""
 
 import asyncio
 import time
@@ -34,10 +34,10 @@ Ask: TypeAlias = Callable[
 
 
 class AsyncBatcher:
-    """One request at a time, made of what waits. Belongs to one event loop."""
+    """Sends one request at a time, made of the waiting lookups. Belongs to one event loop."""
 
     def __init__(self, batching: Batching, ask: Ask) -> None:
-        """`ask` answers lookups of some kinds, all in one request."""
+        """`ask` answers lookups of several kinds in one request."""
         self.kinds = LookupKinds(batching)
         self._batching = batching
         self._ask = ask
@@ -73,10 +73,10 @@ class AsyncBatcher:
             self._sender, self._sent = None, ()
 
     async def _send_or_fail(self, members: Sequence[Asking]) -> None:
-        """As `_send`; whatever goes wrong, none of `members` is left without an end."""
+        """As `_send`; whatever goes wrong, each of `members` gets a result or an error."""
         try:
             await self._send(members)
-        except Exception as error:  # noqa: BLE001 - given to those who wait for it
+        except Exception as error:  # noqa: BLE001 - given to the waiting callers
             for member in members:
                 if not member.future.done():
                     member.future.set_exception(error)
@@ -100,7 +100,7 @@ class AsyncBatcher:
                 _settle(member, part)
 
     async def _fail(self, members: Sequence[Asking], error: GatherdError) -> None:
-        """Nobody fails for another's mistake: halves are sent apart, until it is alone."""
+        """Send halves apart until the wrong lookup is alone, so that no other fails with it."""
         if len(members) == 1 or is_of_all(error):
             for member in members:
                 _settle(member, own_error(error))
@@ -118,7 +118,7 @@ class AsyncBatcher:
         self._timer = loop.call_later(max(0.0, ends_at - time.monotonic()), self._ring)
 
     def _ring(self) -> None:
-        """The first deadline there was has come: end what is late, and look again at the next."""
+        """The earliest deadline has come: fail the late members, and set the timer to the next."""
         self._timer = None
         now, ends_at = time.monotonic(), 0.0
         for member in (*self._sent, *self._waiting):
@@ -132,7 +132,7 @@ class AsyncBatcher:
             self._set_timer(asyncio.get_running_loop(), ends_at)
 
     async def aclose(self) -> None:
-        """End what waits, now that the client is closed: each gets ClientClosed."""
+        """Wait for the waiting lookups to end: the client is closed, so with ClientClosed."""
         if self._sender is not None:
             await asyncio.wait([self._sender])
         if self._timer is not None:

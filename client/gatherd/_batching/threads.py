@@ -1,13 +1,13 @@
-"""Merges the lookups of a process's threads; _batching/rules.py says which and how.
+"""Merges the lookups of a process's threads; rules.py says which and how.
 
-Whoever finds nobody sending leads: it sends what waits, its own lookup too, until that is answered,
-and then lets the first of those who wait by now lead. So there is no thread of its own, which would
-be lost in a fork and would cost two switches a lookup.
+A thread that finds no other one sending leads: it sends the waiting lookups, its own included,
+until its own is answered, and then wakes the first waiting thread to lead. So the batcher needs no
+thread of its own, which would be lost in a fork and would cost two switches a lookup.
 
-An exception may be raised at any instant, as by Ctrl-C, in whoever leads too. So one leads only as
-long as a lock of its own is held by a `with`, which nothing can interrupt between its taking and
-its giving back, and all the rest is made up for: who waits looks now and then whether somebody
-leads still, and has its lookup, and otherwise leads itself.
+An exception may be raised at any instant, as by Ctrl-C, in the leader too. So a thread leads only
+while it holds a lock of its own by a `with`, which gives it back whatever happens. Everything else
+is made up for: a waiting thread looks now and then whether a thread still leads, and has its
+lookup, and otherwise queues the lookup again or leads itself.
 """
 
 import os
@@ -38,23 +38,23 @@ from gatherd._plans.effects import Deadline
 from gatherd._requests.lookups import Answer
 from gatherd.errors import DeadlineExceeded, GatherdError
 
-# How often a thread that waits looks whether somebody leads still.
+# How often a waiting thread looks whether another one still leads.
 LOOK_SECONDS = 0.25
 
 
 class _Slot:
-    """Where a thread waits. `gate` is locked until there is something to look at."""
+    """A thread's place to wait. `gate` is locked until there is something to look at."""
 
     def __init__(self) -> None:
         self.gate = threading.Lock()
         self.gate.acquire()
         self.answer: Answer | GatherdError | None = None
         self.leading = threading.Lock()  # held while the thread leads, or is about to
-        self.leader: _Slot | None = None  # who took its lookup to send it
+        self.leader: _Slot | None = None  # the one that took its lookup to send it
         self.left = False  # whether its thread has gone
 
     def wake(self) -> None:
-        """Have its thread look."""
+        """Make its thread look."""
         with suppress(RuntimeError):  # it was woken already
             self.gate.release()
 
@@ -64,12 +64,12 @@ Ask: TypeAlias = Callable[[Sequence[tuple[LookupKind, NDArray[Any]]], Deadline],
 
 
 class Batcher:
-    """One request at a time, made of what waits. Safe to use from many threads."""
+    """Sends one request at a time, made of the waiting lookups. Safe to use from many threads."""
 
     def __init__(self, batching: Batching, ask: Ask) -> None:
-        """`ask` answers lookups of some kinds, all in one request.
+        """`ask` answers lookups of several kinds in one request.
 
-        A forked child needs another one: locks may have been held at the fork.
+        A forked child needs a new batcher: locks may have been held at the fork.
         """
         self.kinds = LookupKinds(batching)
         self.pid = os.getpid()
@@ -108,7 +108,7 @@ class Batcher:
         return answer
 
     def _is_to_lead(self, member: Asking, is_new: bool) -> bool:
-        """Whether nobody else leads, so that this thread does from now on."""
+        """Whether no other thread leads; then this one does from now on."""
         slot = member.future
         with self._lock:
             leader = self._leader
@@ -116,13 +116,13 @@ class Batcher:
                 leader = None
             is_taken = leader is not None and slot.leader is leader
             if not (is_new or is_taken or slot.answer is not None or member in self._waiting):
-                self._waiting.append(member)  # who took it was interrupted
+                self._waiting.append(member)  # its leader was interrupted
             if leader is None:
                 self._leader = slot
             return leader is None
 
     def _lead(self, own: Asking) -> None:
-        """Send what waits, until the thread's own lookup is answered or its time is up."""
+        """Send waiting lookups until the thread's own is answered or its time is up."""
         slot = own.future
         while slot.answer is None and time.monotonic() < own.deadline.at:
             with self._lock:
@@ -136,12 +136,12 @@ class Batcher:
                 self._send([one for one in members if not one.future.left], own.deadline)
             finally:
                 again = [one for one in members if one.future.answer is None]
-                if again:  # it was interrupted, or has no more time: somebody else will lead them
+                if again:  # interrupted, or out of time: another thread will send them
                     with self._lock:
                         self._waiting.extendleft(reversed(again))
 
     def _leave(self, member: Asking) -> None:
-        """The thread doesn't wait any more: it has an answer, no more time, or was interrupted."""
+        """The thread stops waiting: it has an answer, is out of time, or was interrupted."""
         slot = member.future
         slot.left = True
         if slot.answer is not None and self._leader is not slot:
@@ -170,9 +170,9 @@ class Batcher:
                 _settle(member, part)
 
     def _fail(self, members: Sequence[Asking], error: GatherdError, deadline: Deadline) -> None:
-        """Nobody fails for another's mistake: halves are sent apart, until it is alone."""
+        """Send halves apart until the wrong lookup is alone, so that no other fails with it."""
         if isinstance(error, DeadlineExceeded):
-            # Those who have more time are sent again.
+            # Members with more time are sent again.
             members = [member for member in members if member.deadline.at <= deadline.at]
         if len(members) == 1 or is_of_all(error):
             for member in members:

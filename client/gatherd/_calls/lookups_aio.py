@@ -96,19 +96,19 @@ class AsyncLookupCalls(ABC):
         version: the version that must answer, VersionNotFound when it isn't there; None for the
         live one.
         dedup: send every id or key once, and copy its row to all its places here. The result is the
-        same; it pays where many stand more than once and the network is the narrow place, see
+        same; it pays when many ids repeat and the network is the bottleneck, see
         docs/performance.md. Such a lookup isn't merged with others.
         timeout: seconds, instead of the client's.
 
-        NoKeys when keys are asked of a table without, InvalidArgument for keys of another kind. A
-        lookup that is over the server's limits is sent in several requests, all answered by one
-        version of the table.
+        NoKeys for keys of a table that has none, InvalidArgument for keys of another kind. A lookup
+        that is over the server's limits is sent in several requests, all answered by one version of
+        the table.
         """
         if self._batcher is not None and keys is None and not dedup:
             answer = await self._batched(table, ids, dtype, missing, out, version, timeout)
             if answer is not None:
                 return answer.with_status() if return_status else answer.vectors
-        policy: Any = missing  # for mypy no Literal's class is str
+        policy: Any = missing  # to mypy, no Literal's class is str
         if keys is None and policy.__class__ is str and policy == "error" and dedup is False:
             vectors = await self._quick(table, ids, dtype, out, version, timeout)
             if vectors is not None:
@@ -235,7 +235,7 @@ class AsyncLookupCalls(ABC):
         An empty bag is zeros. Sums are accumulated in float32 and rounded to `dtype` at the end.
         weights: a number an id, (n,), or as jagged as the ids; taken as float32.
         padding_id: an id (also with keys: the row) that never takes part.
-        missing: as for `lookup`, or "skip": what has no row doesn't take part.
+        missing: as for `lookup`, or "skip": an id without a row doesn't take part.
         dtype, out (of shape (bags, dim)), version, timeout: as for `lookup`.
         return_status: return (vectors, status) with status uint8, one an id, of shape (n,).
 

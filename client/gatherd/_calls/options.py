@@ -11,7 +11,7 @@ from gatherd._requests.names import MissingOfBag, MissingRow, Mode, ReplyDType
 
 
 class LookupOptions(TypedDict, total=False):
-    """Of `lookup`."""
+    """Keywords of `lookup`."""
 
     keys: KeysGiven | None
     dtype: ReplyDType
@@ -23,7 +23,7 @@ class LookupOptions(TypedDict, total=False):
 
 
 class LookupManyOptions(TypedDict, total=False):
-    """Of `lookup_many`."""
+    """Keywords of `lookup_many`."""
 
     keys: Mapping[str, KeysGiven] | None
     dtype: ReplyDType
@@ -34,7 +34,7 @@ class LookupManyOptions(TypedDict, total=False):
 
 
 class BagsOptions(TypedDict, total=False):
-    """Of `lookup_bags`."""
+    """Keywords of `lookup_bags`."""
 
     keys: ArrayLike | None
     mode: Mode
@@ -48,7 +48,7 @@ class BagsOptions(TypedDict, total=False):
 
 
 class BagsManyOptions(TypedDict, total=False):
-    """Of `lookup_bags_many`."""
+    """Keywords of `lookup_bags_many`."""
 
     keys: Mapping[str, BagsGiven] | None
     mode: Mode
@@ -61,7 +61,7 @@ class BagsManyOptions(TypedDict, total=False):
 
 
 class PushOptions(TypedDict, total=False):
-    """Of `scatter_add` and `assign`."""
+    """Keywords of `scatter_add` and `assign`."""
 
     if_version: int | None
     idempotency_key: str | None
@@ -69,6 +69,6 @@ class PushOptions(TypedDict, total=False):
 
 
 class StepOptions(PushOptions, total=False):
-    """Of `apply_gradients`."""
+    """Keywords of `apply_gradients`."""
 
     lr: float | None

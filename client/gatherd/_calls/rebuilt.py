@@ -1,17 +1,17 @@
-"""Pickling and copying: what has connections, locks and an event loop is made anew of its settings.
+"""Pickling and copying: a client, with its connections and locks, is rebuilt from its settings.
 
-So clients go to workers that are spawned, to other machines, and into whatever is copied as a
-whole, such as the dataset of a data loader.
+So clients can be sent to spawned workers and to other machines, and can be part of an object that
+is copied as a whole, such as the dataset of a data loader.
 """
 
 from typing import Any
 
 
 class Rebuilt:
-    """Pickled and copied as its class and its constructor's arguments, which `_settings` are.
+    """Pickled and copied as its class and `_settings`, its constructor's arguments.
 
-    The copy has connections of its own, and its pushes count in a session of their own. A token
-    that was given as such is in the pickle; of a token_file only the path is.
+    The copy has its own connections, and numbers its pushes in its own session. A pickle contains a
+    `token` as it was given; of a `token_file` it contains only the path.
     """
 
     _settings: dict[str, Any]

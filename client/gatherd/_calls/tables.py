@@ -1,4 +1,4 @@
-"""The blocking client's calls about tables: what there is, and changes of it.
+"""The blocking client's calls about tables: listing and changing them.
 
 Client and AsyncClient inherit them.
 """
@@ -49,14 +49,14 @@ class TableCalls(ABC):
     ) -> ChangeResult:
         """Make a table of `rows` drawn rows of `dim` elements. AlreadyExists when there is one.
 
-        dtype: what the rows are stored in, "float32", "float16", "bfloat16" or "float64".
+        dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64".
         init: "zeros", "uniform", "normal" or "glorot"; the same `seed`, the same rows.
-        optimizer: by which it takes updates: a name such as "sgd", or {"name": "adam",
-        "lr": 0.001}. Without one it is read-only.
+        optimizer: applies the table's updates: a name such as "sgd", or {"name": "adam",
+        "lr": 0.001}. Without one the table is read-only.
 
         This and the other changes of tables are durable, and seen by every reader, when they
-        return. They aren't sent again once they may have been made: when an error's metadata has
-        "outcome": "unknown", nobody knows whether they were.
+        return. A change isn't sent again once it may have been made: when an error's metadata has
+        "outcome": "unknown", it may have been made or not.
         """
         request = changes.create_table(
             name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
@@ -66,9 +66,9 @@ class TableCalls(ABC):
     def add_staged_table(
         self, name: str, staged: str, *, timeout: float | None = None
     ) -> ChangeResult:
-        """Make a table of files on the server's machine; as `create_table` otherwise.
+        """Make a table from files on the server's machine; otherwise as `create_table`.
 
-        staged: a folder in the data dir's staging, which then is the table's. This is how the
+        staged: a folder in the data dir's staging, which becomes the table's. This is how the
         command line hands a server what it imported.
         """
         request = changes.add_staged(name, staged)
@@ -89,9 +89,9 @@ class TableCalls(ABC):
     ) -> ChangeResult:
         """Keep the live version as it is now, and make a copy of it, a new version, live.
 
-        The result's `version` is that copy: updates go on changing it, so it is no checkpoint. What
-        is kept is the version that was live before, one of `table(name).versions`; `rollback`
-        without a version goes back to it.
+        The result's `version` is that copy: updates go on changing it, so it is no checkpoint. The
+        version that was live before is kept, one of `table(name).versions`; `rollback` without a
+        version goes back to it.
 
         staged: a folder in the data dir's staging, to publish its files instead.
         if_version: the version that has to be live, else VersionMismatch.
@@ -111,8 +111,8 @@ class TableCalls(ABC):
 
         It then goes on being changed by updates: `publish` first if it is to be kept.
 
-        version: which; None for the newest of those before the live one. VersionNotFound when it
-        isn't kept. if_version: the version that has to be live, else VersionMismatch.
+        version: the one to go back to; None for the newest before the live one. VersionNotFound
+        when it isn't kept. if_version: the version that has to be live, else VersionMismatch.
         """
         request = changes.rollback(name, version, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
@@ -137,8 +137,9 @@ class TableCalls(ABC):
         return self._run(self._pushes.change(request, timeout))
 
     def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
-        """Copy the data dir, as it is at one LSN, to a folder of the server's; updates go on.
+        """Copy the data dir, as it is at one LSN, to a folder on its machine; updates go on.
 
-        name: the folder's, made of the time and the LSN when empty. AlreadyExists when it is there.
+        name: the folder's name; empty for one made of the time and the LSN. AlreadyExists when
+        there is such a folder.
         """
         return self._run(self._pushes.snapshot(name, timeout))

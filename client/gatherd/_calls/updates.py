@@ -65,20 +65,20 @@ class UpdateCalls(ABC):
         timeout: seconds, instead of the client's.
 
         It is done once, however often it has to be sent: each push has an id, which the server
-        remembers. That id is this client object's; `idempotency_key`, 1 to 255 visible ASCII
-        characters, is one of yours instead, by which another process can send the push again.
-        When an error's metadata has "outcome": "unknown", the push may have been done or not, as
-        after DeadlineExceeded. So it may after an awaited call was cancelled.
+        remembers. The client draws that id; `idempotency_key`, 1 to 255 visible ASCII characters,
+        is one of yours instead, under which another process can send the push again. When an
+        error's metadata has "outcome": "unknown", the push may have been done or not, as after
+        DeadlineExceeded. The same holds after an awaited call was cancelled.
 
         Either all of it is done or nothing: TableReadOnly for a table without an optimizer,
-        NonfiniteValues for NaN and infinity in `deltas` or in a row that would come of them,
-        IdOutOfRange, KeyNotFound, RequestIdStale when too much was pushed since the first try to
-        tell whether it was done. A push isn't split: one that is over the server's limits is
-        LimitExceeded.
+        NonfiniteValues for NaN and infinity in `deltas` or in a row that they would produce,
+        IdOutOfRange, KeyNotFound, RequestIdStale when so much was pushed since the first try that
+        nothing tells whether it was done. A push isn't split: one that is over the server's limits
+        is LimitExceeded.
 
         Arrays of a dtype and layout that can be sent are not copied before that: don't write to
-        them until the call has ended. Over HTTP the kernel copies large ones from where they lie;
-        small ones are copied once before, and over gRPC all are copied twice.
+        them until the call has ended. Over HTTP the kernel reads large ones in place, and small
+        ones are copied once before; over gRPC all are copied twice.
         """
         return self._run(
             self._pushes.push(
@@ -154,7 +154,7 @@ class UpdateCalls(ABC):
 
         grads: of shape S + (dim,), as `scatter_add` takes deltas.
         lr: instead of the table's learning rate, for this step.
-        ids, keys, the other arguments, the errors and what is done once: as for `scatter_add`.
+        Everything else, including errors and exactly-once behaviour, is as in `scatter_add`.
         """
         return self._run(
             self._pushes.push(
@@ -232,7 +232,7 @@ class UpdateCalls(ABC):
 
         rows: of shape S + (dim,), as `scatter_add` takes deltas; they are rounded to the table's
         dtype.
-        ids, keys, the other arguments, the errors and what is done once: as for `scatter_add`.
+        Everything else, including errors and exactly-once behaviour, is as in `scatter_add`.
         """
         return self._run(
             self._pushes.push(

@@ -1,1 +1,1 @@
-"""How a call is done: generators that yield effects."""
+"""The steps of each call: generators that yield effects."""

@@ -1,7 +1,7 @@
 """The logic of every call, once for the blocking and the awaited client.
 
-`Answering` checks arguments and shapes results. Who answers is another matter: _plans/remote.py
-asks a server, transports/local.py reads the files itself.
+`Answering` checks arguments and shapes results. Its subclasses get the answers: remote.py asks a
+server, transports/local.py reads the files itself.
 """
 
 import random
@@ -184,7 +184,7 @@ class Answering(ABC):
     def _gather(
         self, specs: Sequence[LookupSpec], deadline: Deadline, dedup: object
     ) -> Plan[list[Answer]]:
-        """As `gather`, with every id or key sent once where `dedup` asks for that."""
+        """As `gather`; with `dedup` every id or key is sent once."""
         if dedup is False:
             return (yield from self.gather(specs, deadline))
         if dedup is not True:
@@ -197,7 +197,7 @@ class Answering(ABC):
         try:
             answers = yield from self.gather(few, deadline)
         except (IdOutOfRange, KeyNotFound):
-            # The error is to name what is wrong by its place in what the caller gave.
+            # Asked again in full, the error names an id or key by its place in the caller's array.
             return (yield from self.gather(specs, deadline))
         return [
             expanded(spec, answer, places)
@@ -226,15 +226,15 @@ class Answering(ABC):
 
     @abstractmethod
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
-        """The answers to `specs`, in their order. All or nothing. All are bags, or none."""
+        """The answers to `specs`, in their order. All or nothing. All are bags, or none is."""
 
     @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
-        """The keys of the ids, of their shape, as `key_array` has them."""
+        """The keys of the ids, in their shape, as `key_array` returns them."""
 
     @abstractmethod
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
-        """Every table there is."""
+        """Every table."""
 
     @abstractmethod
     def table(self, name: str, deadline: Deadline) -> Plan[TableInfo]:
@@ -242,15 +242,15 @@ class Answering(ABC):
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what it holds itself; transports are closed by the shell."""
+        """Release its own resources; the shell closes the transport."""
 
 
 def mappings(
     call: str, ids: Mapping[str, Any] | None, keys: Mapping[str, Any] | None
 ) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """What a call of many tables was given by id and by key, each a dict by table.
+    """The `ids` and the `keys` of a call of many tables, each a dict by table.
 
-    InvalidArgument when it is no dict, or has a table twice.
+    InvalidArgument when one is no dict, or both have the same table.
     """
     by_id, by_key = _mapping(call, "ids", ids), _mapping(call, "keys", keys)
     for table in by_key:
@@ -262,7 +262,7 @@ def mappings(
 def extras(
     call: str, name: str, given: object, tables: Sequence[Mapping[str, Any]]
 ) -> Mapping[str, Any]:
-    """A further argument, `name`, that is a dict by table; each has to be among `tables`."""
+    """The further argument `name`, a dict by table; each table has to be in one of `tables`."""
     found = _mapping(call, name, given)
     for table in found:
         if not any(table in asked for asked in tables):

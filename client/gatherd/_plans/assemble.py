@@ -1,4 +1,4 @@
-"""Replies to arrays: what was sent is checked against what was asked, then seen or copied once.
+"""Replies to arrays: a reply is checked against its request, then viewed or copied once.
 
 A reply that answers a whole lookup becomes the array without a copy, where its bytes are writable
 and aligned; pieces of a lookup are copied straight to their place in the final array.
@@ -19,7 +19,7 @@ from gatherd.store.query import Missing
 
 
 class Assembler:
-    """One lookup's answer, as its pieces come in, in order."""
+    """Builds one lookup's answer from its pieces, which come in order."""
 
     def __init__(self, spec: LookupSpec) -> None:
         self.spec = spec
@@ -30,7 +30,7 @@ class Assembler:
         self._status: NDArray[np.uint8] | None = None
 
     def cut(self, piece: Piece) -> LookupSpec:
-        """What to send for `piece`: the lookup itself, in its own shape, when that is all of it."""
+        """The lookup to send for `piece`: the whole one, in its own shape, if that is all of it."""
         return self.spec.cut(piece.start, piece.stop)
 
     def add(self, piece: Piece, part: LookupSpec, reply: LookupReply) -> None:
@@ -118,5 +118,5 @@ def _reshape(data: NDArray[Any], shape: tuple[int, ...]) -> NDArray[Any]:
     try:
         return data.reshape(shape)
     except ValueError:
-        # Without ids, a dim of any size fits into no bytes at all.
+        # Zero ids take zero bytes with any dim, also with one that is too large for an array.
         raise unreadable(f"no array can have shape {shape}") from None

@@ -1,4 +1,4 @@
-"""How lookups are laid into requests that a server takes.
+"""Packs lookups into requests that a server takes.
 
 Whole lookups are packed together while they fit; a lookup that doesn't fit into a request of its
 own is split into runs: of ids or keys, or of whole bags. The order is kept, so a table's first
@@ -25,10 +25,10 @@ DIMENSION_BYTES = 10
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Cost:
-    """What one lookup needs: bytes each way, fixed ones, some a vector and some an id.
+    """The room that one lookup needs: bytes each way, some fixed, some per vector, some per id.
 
-    `vectors` is how many are asked for, one an id or one a bag; the ids of vector i are those from
-    `starts[i]` up to `starts[i + 1]`, or just id i when `starts` is None.
+    `vectors` is the number of vectors, one per id or per bag. Vector i has the ids from `starts[i]`
+    up to `starts[i + 1]`, or just id i when `starts` is None.
     """
 
     vectors: int
@@ -58,7 +58,7 @@ class Piece:
 
 @dataclass(slots=True)
 class _Room:
-    """What is left of one request."""
+    """The room left in one request."""
 
     request_bytes: int
     reply_bytes: int
@@ -66,7 +66,7 @@ class _Room:
     tables: int
 
     def take(self, cost: Cost, start: int, stop: int) -> None:
-        """Use room for these vectors of a lookup; what wasn't enough is then below 0."""
+        """Use room for these vectors of a lookup; a limit that they exceed is below 0 then."""
         vectors, ids = stop - start, cost.ids(start, stop)
         self.request_bytes -= (
             cost.request_bytes
@@ -76,7 +76,7 @@ class _Room:
         self.reply_bytes -= (
             cost.reply_bytes + vectors * cost.reply_bytes_per_vector + ids * cost.reply_bytes_per_id
         )
-        # Empty bags have no ids, but aren't nothing.
+        # An empty bag has no ids, but counts as one.
         self.ids -= max(ids, vectors)
         self.tables -= 1
 
@@ -90,8 +90,8 @@ class _Room:
 def plan_requests(costs: Sequence[Cost], limits: Limits) -> list[tuple[Piece, ...]]:
     """The requests, each a tuple of pieces, that together cover every vector of every lookup once.
 
-    Each request is within `limits`, but for a single id or bag that is too large alone: it is sent
-    all the same, and the server's error says which limit it is over.
+    Each request is within `limits`, except for a single id or bag that is too large alone: it is
+    sent nevertheless, and the server's error says which limit it is over.
     """
     requests: list[tuple[Piece, ...]] = []
     current: list[Piece] = []
@@ -115,9 +115,9 @@ def plan_requests(costs: Sequence[Cost], limits: Limits) -> list[tuple[Piece, ..
 
 
 def _furthest(room: _Room, cost: Cost, start: int) -> int:
-    """Where the longest run from `start` that fits ends; after one vector when none fits.
+    """The end of the longest run from `start` that fits; after one vector if none fits.
 
-    What runs need grows with their length, so the first that lacks room is found by bisection.
+    A longer run needs more room, so bisection finds the first that lacks it.
     """
     stops = range(start + 1, cost.vectors + 1)
     first_over = bisect_left(stops, True, key=lambda stop: room.lacks(cost, start, stop))

@@ -1,8 +1,9 @@
-"""What a call asks of the shell that runs it: the seam between the logic and the waiting.
+"""The effects that a call asks its shell for: the seam between the logic and the waiting.
 
 A call is a generator (a `Plan`) that yields effects and is sent their results, or has a
-`GatherdError` thrown into it. `client.py` runs plans by blocking, `aio.py` by awaiting; neither
-knows more. Left out on purpose: any effect for cancelling; a plan that isn't run on just ends.
+`GatherdError` thrown into it. `gatherd/client.py` runs plans by blocking, `gatherd/aio.py` by
+awaiting; neither knows the logic. Left out on purpose: an effect for cancelling; a shell cancels a
+plan by not running it on.
 """
 
 from collections.abc import Callable, Generator
@@ -11,13 +12,13 @@ from typing import Any, TypeAlias, TypeVar
 
 T = TypeVar("T")
 
-# What a reply may take at most, whatever the server says its limits are.
+# The most bytes that a reply may have, whatever limits the server states.
 REPLY_BYTES_MAX = 2 << 30
 
 
 @dataclass(frozen=True, slots=True)
 class Deadline:
-    """When a call must have ended (`at`, on `time.monotonic`), and the timeout it came from."""
+    """The time by which a call must end (`at`, on `time.monotonic`), and its timeout."""
 
     at: float
     timeout_seconds: float
@@ -27,9 +28,9 @@ class Deadline:
 class Send:
     """One request over the wire. The result is the reply's body as a memoryview of bytes.
 
-    The request's body is `body` and then `rest`, in which flat views of the caller's bytes are: a
-    transport that can doesn't copy them. With `once` a transport sends it one time at most, also
-    when a connection turns out to have been closed while it was idle.
+    The request's body is `body` and then `rest`, which has flat views of the caller's bytes: a
+    transport doesn't copy them if it can. With `once` a transport sends the request once at most,
+    also when a connection turns out to have been closed while it was idle.
     """
 
     method: str

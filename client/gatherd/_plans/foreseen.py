@@ -1,13 +1,13 @@
 """The usual lookup, ready to be sent: ids of one table in an ordinary array, none of them missing.
 
-What such a lookup needs beside its ids is the same every time: all of the request but the ids, and,
-once a version has answered, all of the reply but the vectors. A `Foreseen` has both as bytes. A
-transport sends `before`, the ids and `after`; when what comes back begins with `prefix`, byte by
-byte, the rest is the vectors, and goes straight into the caller's array: nothing is left to parse.
+All of the request but the ids is the same every time, and, once a version has answered, so is all
+of the reply but the vectors. A `Foreseen` has both as bytes. A transport sends `before`, the ids
+and `after`. When the reply begins with exactly `prefix`, the rest is the vectors, and goes straight
+into the caller's array: nothing is left to parse.
 
-Everything else takes the way of the plans (_plans/answering.py), which is the one that decides: a
-foreseen lookup that fails, or is answered otherwise, becomes the first request of a plan, which
-then goes on with that error or that reply. So both ways give the same results.
+The plans (answering.py) decide everything else: a foreseen lookup that fails, or gets another
+reply, becomes the first request of a plan, which then goes on with that error or that reply. So
+both ways give the same results.
 
 Left out on purpose: keys, bags, statuses and lookups that may be over a limit; there the vectors
 outweigh what this saves, or the reply can't be foreseen.
@@ -28,15 +28,15 @@ from gatherd.errors import GatherdError
 from gatherd.store.dtypes import bfloat16_to_float32
 from gatherd_proto.framing import lookup_head
 
-# Up to here a lookup is sent without asking for the limits first.
+# Up to this many ids a lookup is sent without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
-# How many kinds of lookups a client has ready.
+# How many kinds of lookups a client keeps ready.
 KINDS_MAX = 1_024
 
 
 @dataclass(slots=True, eq=False)
 class _Source:
-    """A table, or one version of it: which version answers, and dim; None before the first did."""
+    """A table, or one version of it. `known`: the version that answers, and dim; None at first."""
 
     known: tuple[int, int] | None = None
 
@@ -45,8 +45,8 @@ class _Source:
 class Foreseen:
     """The lookups of one table with ids of one dtype and shape, answered in one dtype.
 
-    The second half is of the reply to come; `prefix` is empty as long as nothing is known of it.
-    Nothing but `wire` changes: what is learnt makes a new Foreseen.
+    The fields from `known` on are of the reply to come; `prefix` is empty as long as nothing is
+    known of it. Nothing but `wire` changes: learning makes a new Foreseen.
     """
 
     source: _Source
@@ -60,7 +60,7 @@ class Foreseen:
     prefix: bytes = b""
     vectors_shape: tuple[int, ...] = ()
     data_bytes: int = 0
-    # What a transport makes of all this, for itself; another at each assignment.
+    # A transport's cached encoding of this lookup; replaced, never mutated.
     wire: Any = field(default=None)
 
     def request(self, ids: NDArray[Any]) -> bytes:
@@ -68,7 +68,7 @@ class Foreseen:
         return b"".join((self.before, ids.data, self.after))
 
     def fills(self, out: NDArray[Any]) -> bool:
-        """Whether the reply to come can be received into `out`, of whatever type it is."""
+        """Whether the reply to come can be received into `out`, which may be of any type."""
         return (
             out.__class__ is np.ndarray
             and out.dtype is self.reply.array
@@ -77,14 +77,14 @@ class Foreseen:
         )
 
     def target(self, out: NDArray[Any] | None) -> NDArray[Any]:
-        """Where to receive the vectors: their bits, of the shape `vectors_shape`."""
+        """The array to receive the vectors into: their bits, of shape `vectors_shape`."""
         storage = self.reply.wire.storage
         if out is None or self.reply.widened:
             return np.empty(self.vectors_shape, storage)
         return out if out.dtype is storage else out.view(storage)
 
     def result(self, target: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:
-        """What the caller gets, once `target` was filled."""
+        """The caller's array, once `target` was filled."""
         reply = self.reply
         if reply.widened:
             wide: NDArray[Any] = np.empty(self.vectors_shape, np.float32) if out is None else out
@@ -95,7 +95,7 @@ class Foreseen:
         return target if target.dtype is reply.array else target.view(reply.array)
 
     def learn(self, body: memoryview) -> None:
-        """Take from a reply, which was found good, what the next ones will look like."""
+        """Learn from a reply that was found good how the next ones will begin."""
         reply = lookups.decode_lookup(body)
         known = (reply.version, reply.shape[-1])
         if known != self.source.known:
@@ -112,10 +112,10 @@ class ForeseenLookups:
     def find(
         self, table: str, ids: Any, dtype: Any, version: int | None, out: NDArray[Any] | None
     ) -> Foreseen | None:
-        """What a lookup needs beside its ids, or None when it can't be foreseen.
+        """The Foreseen of a lookup, or None when it can't be foreseen.
 
-        The arguments are a caller's, right or wrong. When it can, `ids` is a C-contiguous
-        array, and `out`, if there is one, is what the reply to come fills.
+        The arguments are a caller's, right or wrong. When it can be, `ids` is a C-contiguous array,
+        and the reply to come fits `out`, if there is one.
         """
         if ids.__class__ is not np.ndarray or not ids.flags.c_contiguous:
             return None
@@ -125,13 +125,13 @@ class ForeseenLookups:
         key = (table, ids.dtype, ids.shape, dtype, version)
         try:
             kind = self._kinds.get(key)
-        except TypeError:  # what can't be hashed is the plan's to refuse
+        except TypeError:  # the plan refuses what can't be hashed
             return None
         if kind is None or kind.known is not kind.source.known:
             kind = self._made(key, kind, ids)
         if out is None or kind is None:
             return kind
-        # Sending ids again, after a part of the reply came, needs them whole.
+        # A resend after a part of the reply came needs the ids unharmed.
         return kind if kind.fills(out) and not np.may_share_memory(ids, out) else None
 
     def _made(self, key: Any, kind: Foreseen | None, ids: NDArray[Any]) -> Foreseen | None:
@@ -155,7 +155,7 @@ class ForeseenLookups:
         try:
             spec = prepare(table, ids, None, parse_reply_type(dtype), "error", None, version)
         except GatherdError:
-            return None  # the plan says so too, and in its order
+            return None  # the plan raises it too, and in its own order
         asked = spec.asked
         if not isinstance(asked, np.ndarray) or asked.dtype != ids.dtype:
             return None
@@ -174,7 +174,7 @@ def foreseen_plan(
     out: NDArray[Any] | None,
     deadline: Deadline,
 ) -> Plan[Any]:
-    """The plan of a foreseen lookup; its first effect is to send what the lookup sent already."""
+    """The plan of a foreseen lookup; its first effect is the send that was made already."""
     spec = replace(foreseen.like, asked=ids, out=out)
     answers = yield from answering.gather((spec,), deadline)
     return answers[0].vectors

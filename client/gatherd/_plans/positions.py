@@ -1,4 +1,4 @@
-"""Errors about a run of ids or keys, told of the whole lookup that the caller made."""
+"""Errors about a run of ids or keys, restated for the whole lookup that the caller made."""
 
 import re
 from collections.abc import Sequence
@@ -20,9 +20,9 @@ def in_whole(
     specs: Sequence[LookupSpec | KeysOfSpec],
     pieces: Sequence[Piece],
 ) -> InvalidArgument:
-    """The error for the lookup as the caller gave it, instead of the piece of it that was sent.
+    """`error` restated for the lookup that the caller made, instead of the piece that was sent.
 
-    The error itself where it is right already, or doesn't say enough.
+    `error` itself if it is right already, or doesn't say enough.
     """
     for piece in pieces:
         spec = specs[piece.lookup]
@@ -57,10 +57,10 @@ def _keys_in_whole(error: KeyNotFound, spec: LookupSpec | KeysOfSpec, piece: Pie
     count = error.metadata.get("offenders", "")
     if not places or places[-1] >= end or not count.isdecimal():
         return error
-    # Which keys have no row only the server knows, and it names the first ones. The pieces before
-    # this one had all of theirs, so those are the first ones of the whole as well. Of the others in
-    # this piece it tells how many; where they stand is never shown, so any place after the named
-    # ones counts for one. Pieces after this one weren't asked for, and aren't counted.
+    # Only the server knows which keys have no row, and it names the first ones. All keys of the
+    # pieces before this one have rows, so those are the first ones of the whole lookup as well. Of
+    # the others in this piece it gives only the number; their places are never shown, so any places
+    # after the named ones will do. Pieces after this one weren't sent, and aren't counted.
     rows = np.zeros(asked.size, np.int64)
     rows[places] = -1
     more = max(0, int(count) - len(places))

@@ -48,8 +48,8 @@ from gatherd.errors import (
 )
 from gatherd_proto.procedures import SNAPSHOT
 
-# What can be told of a push that an earlier try has done, when that try's answer was lost. What is
-# wrong with a push itself was wrong at every try.
+# Errors that a push can end with although an earlier try, whose answer was lost, has done it. An
+# error in the push itself would have ended every try.
 _UNDECIDED = (
     RetryableError, DeadlineExceeded, FailedPrecondition, NotFound, InternalError, UpdatesStopped,
 )  # fmt: skip
@@ -125,7 +125,7 @@ class Pushes:
     def _push(
         self, op: UpdateOp, specs: Sequence[UpdateSpec], key: str | None, deadline: Deadline
     ) -> Plan[UpdateResult]:
-        """Send it until it is answered; each time the same bytes, by the same id."""
+        """Send it until it is answered, each time with the same bytes and the same id."""
         request_id = self._ids.draw() if key is None else check_idempotency_key(key)
         send = _push_of(op, specs, request_id, deadline)
         tried = Tried()
@@ -133,8 +133,9 @@ class Pushes:
             try:
                 return decode_update((yield from self._tries.send(send, tried)), specs)
             except RequestIdStale as error:
-                # Nobody but this call knows the id, so if it was never sent, nothing was done by
-                # it: the server forgot the session's earlier pushes, which another one needn't.
+                # Only this call knows the id, so if it was never sent, nothing was done under it:
+                # the server forgot the session's earlier pushes, and the push can go into a new
+                # session.
                 if tried.was_sent or not isinstance(request_id, SessionSequence):
                     raise _told(error, tried.is_lost) from None
                 request_id, tried.was_sent = self._ids.draw_anew(request_id), True
@@ -146,7 +147,7 @@ class Pushes:
                 raise _told(error, tried.is_lost or _is_lost(error)) from None
 
     def _send_change(self, send: Send, what: str) -> Plan[memoryview]:
-        """Send it, and again only while the server can't have done it."""
+        """Send it, and send it again only while the server can't have done it."""
         try:
             return (yield from self._tries.send(send, may_repeat=False))
         except GatherdError as error:
@@ -161,12 +162,12 @@ def _push_of(
 
 
 def _is_lost(error: GatherdError) -> bool:
-    """Whether it isn't known what became of the request that failed by `error`."""
+    """Whether the outcome of the request that failed with `error` is unknown."""
     return isinstance(error, DeadlineExceeded) or error.metadata.get(OUTCOME) == UNKNOWN
 
 
 def _told(error: GatherdError, is_lost: bool, what: str = "the push was done") -> GatherdError:
-    """`error`, saying so when it isn't known whether the server has done what was asked."""
+    """`error`, with a note if it is unknown whether the server did what was asked."""
     if is_lost and isinstance(error, _UNDECIDED):
         error.message += f"; it isn't known whether {what}"
         error.metadata[OUTCOME] = UNKNOWN

@@ -1,4 +1,4 @@
-"""Answers that a server is asked for, in as many requests as its limits demand."""
+"""Answers from a server, in as many requests as its limits demand."""
 
 import random
 import time
@@ -28,14 +28,14 @@ from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
 from gatherd.store.query import ByKey, Missing
 from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_TABLES
 
-# Up to here a lookup is sent as it is, without asking for the limits first.
+# Up to these a lookup is sent as it is, without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
 TABLES_UNASKED_MAX = 64
 # How many tables' infos a client remembers.
 INFOS_MAX = 4_096
-# How often a lookup in several requests begins again when its version is dropped under it.
+# How often a lookup in several requests begins again when its version is dropped meanwhile.
 RESTARTS_MAX = 3
-# Of a string key: its length, and itself.
+# The length that precedes a string key.
 LENGTH_BYTES = 4
 OFFSET_BYTES = 8
 WEIGHT_BYTES = 4
@@ -77,14 +77,14 @@ class RemoteAnswering(Answering):
         return (yield from self._ask((spec,), once, deadline))
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
-        """ListTables, which tells the limits as well."""
+        """ListTables, whose reply has the limits as well."""
         body = yield from self._send(LIST_TABLES.path, lookups.encode_list_tables(), deadline)
         tables, limits = lookups.decode_list_tables(body)
         self._learn(tables, limits)
         return tables
 
     def table(self, name: str, deadline: Deadline) -> Plan[TableInfo]:
-        """GetTable, which tells the limits as well."""
+        """GetTable, whose reply has the limits as well."""
         if not isinstance(name, str):
             raise InvalidArgument(f"a table's name is a str, not {name!r}")
         try:
@@ -108,7 +108,7 @@ class RemoteAnswering(Answering):
     def _ask(
         self, specs: Sequence[Spec], once: Callable[[Requests], Plan[T]], deadline: Deadline
     ) -> Plan[T]:
-        """What `once` answers, given the requests that `specs` are laid into."""
+        """The answer of `once` to the requests that `specs` are packed into."""
         requests = _whole(specs)
         size = sum(max(spec.asked.size, spec.vector_count) for spec in specs)
         if size > IDS_UNASKED_MAX or len(specs) > TABLES_UNASKED_MAX:
@@ -116,7 +116,7 @@ class RemoteAnswering(Answering):
         try:
             return (yield from _restarted(specs, requests, once))
         except LimitExceeded:
-            # Never asked, or asked of a server with other limits, or of a table with another dim.
+            # The limits weren't known, or those of the server or the dim of a table have changed.
             smaller = yield from self._plan_requests(specs, deadline, fresh=True)
             if smaller == requests:
                 raise
@@ -125,7 +125,7 @@ class RemoteAnswering(Answering):
     def _plan_requests(
         self, specs: Sequence[Spec], deadline: Deadline, *, fresh: bool
     ) -> Plan[list[tuple[Piece, ...]]]:
-        """How `specs` are laid into requests, by limits and dims that are `fresh` or remembered."""
+        """Pack `specs` into requests, by limits and dims that are `fresh` or remembered."""
         infos: dict[str, TableInfo] = {}
         if fresh and len(specs) > 1:
             infos = {table.name: table for table in (yield from self.tables(deadline))}
@@ -189,7 +189,7 @@ class RemoteAnswering(Answering):
 def _restarted(
     specs: Sequence[Spec], requests: Requests, once: Callable[[Requests], Plan[T]]
 ) -> Plan[T]:
-    """What `once` answers, begun anew when the version that answered first is dropped meanwhile."""
+    """The answer of `once`, begun anew when the version that answered first is dropped."""
     may_change = len(requests) > 1 and not all(spec.version for spec in specs)
     for _ in range(RESTARTS_MAX if may_change else 0):
         try:
@@ -226,7 +226,7 @@ def _cost(spec: Spec, info: TableInfo) -> Cost:
 
 
 def _id_bytes(spec: LookupSpec) -> int:
-    """What one id or key takes in a request: for strings, what the longest takes."""
+    """The bytes of one id or key in a request; of strings, those of the longest."""
     if not isinstance(spec.asked, ByKey):
         return spec.asked.itemsize
     keys = spec.asked.keys

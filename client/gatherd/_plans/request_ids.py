@@ -1,7 +1,7 @@
-"""What a client's pushes are called, so that a server does each of them once.
+"""The ids of a client's pushes, by which a server does each of them once.
 
-Each process has a session of its own: after a fork the child draws one, for two processes that
-count on in the same session would take each other's pushes for retries.
+Each process has a session of its own, and after a fork the child draws one: otherwise parent and
+child would reuse sequence numbers, and the server would take one's push for a retry of the other's.
 """
 
 import os
@@ -12,7 +12,7 @@ from gatherd.store.limits import SESSION_BYTES
 
 
 class _Session:
-    """One process's; its lock is never one that a fork left locked."""
+    """One process's session, and so with a lock that no fork can leave locked."""
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
@@ -31,7 +31,7 @@ class RequestIds:
         self._sessions: dict[int, _Session] = {}
 
     def draw(self) -> SessionSequence:
-        """The id of a push that wasn't sent yet."""
+        """The id of a new push."""
         session = self._session()
         with session.lock:
             session.sequence += 1
@@ -41,7 +41,7 @@ class RequestIds:
         """As `draw`, in another session than that of `stale`, which the server has forgotten."""
         session = self._session()
         with session.lock:
-            if session.name == stale.session:  # else another thread was here before
+            if session.name == stale.session:  # else another thread began one already
                 session.begin()
         return self.draw()
 

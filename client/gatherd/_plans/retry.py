@@ -1,10 +1,10 @@
 """When a call is tried again, and after which pause: exponential backoff with full jitter.
 
 A call is tried until its time is up, so that a default client outlives a server's restart. A number
-of retries bounds that further, where somebody wants to hear sooner.
+of retries bounds that further, for callers that want an error sooner.
 
-Lookups change nothing, so every one may be sent twice; an update may by its request id. Other
-changes may not, so an error's OUTCOME decides; see _outcome.py.
+Lookups change nothing, so each may be sent twice; an update may, under its request id. Other
+changes may not, so an error's OUTCOME decides; see gatherd/_outcome.py.
 """
 
 import math
@@ -27,14 +27,14 @@ TIMEOUT_SECONDS_MAX = 86_400.0
 
 
 class Tried:
-    """What came of a request so far: failed tries, and whether one was sent or lost track of."""
+    """A request's failed tries so far, and whether one was sent or its outcome was lost."""
 
     def __init__(self) -> None:
         self.count = 0
         self.was_sent = self.is_lost = False
 
     def failed(self, error: RetryableError) -> None:
-        """Take in one more failed try."""
+        """Count one more failed try."""
         outcome = error.metadata.get(OUTCOME)
         self.count += 1
         self.was_sent |= outcome != NOT_SENT
@@ -42,7 +42,7 @@ class Tried:
 
 
 class Tries:
-    """How long a client's calls take at most, and how often each is tried."""
+    """Bounds how long a client's calls take, and how often each is tried."""
 
     def __init__(
         self,
@@ -67,8 +67,8 @@ class Tries:
     ) -> Plan[memoryview]:
         """The reply to one request, tried again while that may help.
 
-        `tried` is what came of it before, and is kept up to date. Without `may_repeat` nothing is
-        sent again once the server may have done what was asked.
+        `tried` has its earlier tries, and is kept up to date. Without `may_repeat` nothing is sent
+        again once the server may have done what was asked.
         """
         if tried is None:
             tried = Tried()
@@ -97,10 +97,10 @@ def pause_seconds(
 ) -> float | None:
     """The pause before try number `attempt` + 1 (from 0), or None when the deadline forbids it.
 
-    It is drawn between 0 and what doubles from PAUSE_SECONDS_FIRST to PAUSE_SECONDS_MAX, so that
-    clients that failed together don't come back together. The server's hint is a lower bound, to
-    which the drawn pause is added for the same reason. Without a hint the time that is left is used
-    up: a pause that would outlast it is made half of it.
+    It is drawn between 0 and a bound that doubles from PAUSE_SECONDS_FIRST to PAUSE_SECONDS_MAX, so
+    that clients that failed together don't come back together. The server's hint is a lower bound,
+    to which the drawn pause is added for the same reason. Without a hint the remaining time is used
+    up: no pause takes more than half of it.
     """
     # min() on the exponent: 2.0 ** 1100 is an OverflowError.
     pause = random() * min(PAUSE_SECONDS_MAX, PAUSE_SECONDS_FIRST * 2.0 ** min(attempt, 16))
@@ -132,7 +132,7 @@ def parse_retry_after(text: str | None) -> float | None:
 
 
 def check_timeout(timeout: object) -> float:
-    """`timeout` in seconds when it can be one, else InvalidArgument."""
+    """`timeout` in seconds if it is valid, else InvalidArgument."""
     if isinstance(timeout, bool) or not isinstance(timeout, int | float):
         raise InvalidArgument(f"timeout is a number of seconds, not {timeout!r}")
     if not 0 < timeout <= TIMEOUT_SECONDS_MAX:
@@ -144,7 +144,7 @@ def check_timeout(timeout: object) -> float:
 
 
 def check_retries(retries: object) -> int | None:
-    """`retries` when it can be a number of retries, or None for no bound; else InvalidArgument."""
+    """`retries` if it is valid, with None for no bound; else InvalidArgument."""
     if retries is None:
         return None
     if isinstance(retries, bool) or not isinstance(retries, int) or not 0 <= retries <= RETRIES_MAX:

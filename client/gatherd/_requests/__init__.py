@@ -1,1 +1,1 @@
-"""What is asked, checked before anything is sent."""
+"""Requests as callers make them, checked before anything is sent."""

@@ -49,7 +49,7 @@ def prepare_bags(
     out: NDArray[Any] | None = None,
     version: object = None,
 ) -> LookupSpec:
-    """Check the arguments of a lookup of bags. InvalidArgument for what can't be sent or filled."""
+    """Check the arguments of a lookup of bags. InvalidArgument if it can't be sent or filled."""
     name, table_bytes = check_table(table)
     policy = parse_missing(missing, BAG_POLICIES)
     pooling = parse_pooling(mode)
@@ -70,7 +70,7 @@ def prepare_bags(
 
 
 def split_pair(table: str, given: object) -> tuple[object, object]:
-    """A value of lookup_bags_many as (ids or keys, offsets); offsets None for what is jagged."""
+    """A value of lookup_bags_many as (ids or keys, offsets); offsets are None for jagged bags."""
     if not isinstance(given, tuple):
         return given, None
     if len(given) != 2:
@@ -114,7 +114,7 @@ def _flat_keys(keys: object, offsets: object) -> tuple[Asked, NDArray[np.int64]]
 
 
 def _bags(bags: Any, name: str) -> list[Any] | tuple[Any, ...] | NDArray[Any]:
-    """A list of bags, or an array of bags that are equally long."""
+    """A list of bags, or an array of equally long bags."""
     array = as_given_array(bags, name) if hasattr(bags, "__array__") else None
     if array is not None and array.ndim == 2:
         return array
@@ -131,7 +131,7 @@ def _bags(bags: Any, name: str) -> list[Any] | tuple[Any, ...] | NDArray[Any]:
 
 
 def _even(shape: tuple[int, ...]) -> NDArray[np.int64]:
-    """Where bags of equal length begin."""
+    """The offsets of bags of equal length."""
     return np.arange(shape[0], dtype=np.int64) * shape[1]
 
 
@@ -146,7 +146,7 @@ def _flat_weights(weights: object, starts: NDArray[np.int64], id_count: int) -> 
         return weights
     flat = flat_weights(weights, starts, id_count)
     for i, bag in enumerate(weights):
-        as_given_array(bag, f"weights[{i}]")  # which refuses nulls, by their place
+        as_given_array(bag, f"weights[{i}]")  # it refuses nulls, and names their place
     return flat
 
 

@@ -1,7 +1,7 @@
 """A lookup as the caller asked for it: checked, before anything is sent.
 
-Only what can't be sent is refused here; whether an id or a key has a row is the server's to say.
-_requests/bags.py does the same for bags.
+This refuses only what can't be sent; the server decides whether an id or a key has a row. bags.py
+does the same for bags.
 """
 
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ _VERSION_MAX: Final = 2**64 - 1
 
 @dataclass(frozen=True, slots=True)
 class TableInfo:
-    """What is known of a table. `refused` is empty, or why the table can't be looked up.
+    """A table's description. `refused` is empty, or the reason why it can't be looked up.
 
     `key_kind` is "bytes" (strings), "int64", "uint64", or empty for a table without keys.
     `rows_bytes` and `keys_bytes` are what the rows and the key index take, on disk and mapped;
@@ -60,7 +60,7 @@ class TableInfo:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What one request may hold and ask for. A limit of 0 is none."""
+    """The limits on a request and on its reply. 0 means no limit."""
 
     request_bytes_max: int
     reply_bytes_max: int
@@ -70,9 +70,9 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class ReplyType:
-    """The dtype on the wire and the one of the array that the caller gets.
+    """The dtype on the wire, and that of the caller's array.
 
-    They differ for "bfloat16", which NumPy doesn't have: it is sent as such and widened to float32.
+    They differ for "bfloat16", which NumPy lacks: it is sent as such and widened to float32.
     """
 
     wire: DType
@@ -118,7 +118,7 @@ class LookupSpec:
         return int(offsets[vector]) if vector < offsets.size else self.asked.size
 
     def cut(self, start: int, stop: int) -> "LookupSpec":
-        """The lookup of the vectors from `start` up to `stop` alone: itself when they are all."""
+        """The lookup of the vectors from `start` up to `stop` alone: itself if they are all."""
         if start == 0 and stop == self.vector_count:
             return self
         begin, end = self.first_id(start), self.first_id(stop)
@@ -145,7 +145,7 @@ class KeysOfSpec:
         return self.asked.size
 
     def cut(self, start: int, stop: int) -> "KeysOfSpec":
-        """The ids from `start` up to `stop` alone: itself when they are all."""
+        """The ids from `start` up to `stop` alone: itself if they are all."""
         if start == 0 and stop == self.asked.size:
             return self
         return replace(self, asked=self.asked.reshape(-1)[start:stop])
@@ -164,7 +164,7 @@ def _run(asked: Asked, begin: int, end: int) -> Asked:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """`vectors` of shape S + (dim,), or (bags, dim), and `status`, one an id, of the ids' shape.
+    """`vectors` of shape S + (dim,), or (bags, dim), and `status`, one per id, of the ids' shape.
 
     `status` is None when no id may be missing.
     """
@@ -173,7 +173,7 @@ class Answer:
     status: NDArray[np.uint8] | None
 
     def with_status(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
-        """Rows and their statuses, which are all 0 when there are none. Not for bags."""
+        """The vectors and their statuses, all 0 if `status` is None. Not for bags."""
         status = self.status
         if status is None:
             status = np.zeros(self.vectors.shape[:-1], np.uint8)
@@ -188,7 +188,7 @@ REPLY_TYPES: Final = {
 
 
 def parse_reply_type(dtype: DTypeLike) -> ReplyType:
-    """What a caller's `dtype=` asks for; InvalidArgument when a lookup can't be answered in it."""
+    """The ReplyType of a caller's `dtype=`; InvalidArgument if no lookup is answered in it."""
     if isinstance(dtype, str):
         known = REPLY_TYPES.get(dtype)
         return known or REPLY_TYPES[parse_reply_dtype(dtype).value]
@@ -202,7 +202,7 @@ def parse_reply_type(dtype: DTypeLike) -> ReplyType:
 
 
 def check_table(table: object) -> tuple[str, bytes]:
-    """A table's name, and its bytes; InvalidArgument when it isn't one that can be sent."""
+    """A table's name, and its bytes; InvalidArgument if it can't be sent."""
     if not isinstance(table, str):
         raise InvalidArgument(f"a table's name is a str, not {table!r}")
     try:
@@ -212,7 +212,7 @@ def check_table(table: object) -> tuple[str, bytes]:
 
 
 def check_version(name: str, version: object) -> int:
-    """The version an argument called `name` asks for, LIVE_VERSION for None."""
+    """The version that the argument called `name` asks for, LIVE_VERSION for None."""
     if version is None:
         return LIVE_VERSION
     if isinstance(version, bool | np.bool_) or not isinstance(version, int | np.integer):
@@ -239,7 +239,7 @@ def prepare(
     out: NDArray[Any] | None = None,
     version: object = None,
 ) -> LookupSpec:
-    """Check a lookup's arguments. InvalidArgument for what can't be sent or can't be filled."""
+    """Check a lookup's arguments. InvalidArgument if it can't be sent or filled."""
     name, table_bytes = check_table(table)
     policy = parse_missing(missing, ROW_POLICIES)
     check_one_of(ids, keys)
@@ -257,7 +257,7 @@ def prepare_keys_of(table: object, ids: object, version: object = None) -> KeysO
 
 
 def key_array(keys: Keys) -> NDArray[Any]:
-    """Keys as callers get them: int64 or uint64 as they are, strings as objects of str."""
+    """Keys as callers get them: int64 and uint64 as they are, strings as objects of str."""
     if not isinstance(keys, StringKeys):
         return keys
     texts = np.empty(keys.size, object)
@@ -281,7 +281,7 @@ def check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None
 
 
 def check_dim(spec: LookupSpec, dim: int) -> None:
-    """InvalidArgument when `out` was made for another dim than the table has."""
+    """InvalidArgument if `out` has another dim than the table."""
     if spec.out is not None and spec.out.shape[-1] != dim:
         raise InvalidArgument(
             f"table {spec.table!r} has dim {dim}; out has shape {spec.out.shape}, "

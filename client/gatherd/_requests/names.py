@@ -1,6 +1,6 @@
-"""What arguments are called by name, so that a type checker finds a misspelled one.
+"""The names that arguments may be, so that a type checker finds a misspelled one.
 
-At run time the enums of store/query.py and store/dtypes.py decide, and the server.
+At run time the server and the enums of store/query.py and store/dtypes.py decide.
 """
 
 from typing import Any, Literal, Protocol, TypeAlias
@@ -15,7 +15,7 @@ OptimizerName: TypeAlias = Literal["sgd", "adagrad", "rowwise-adagrad", "adam", 
 
 
 class HasDType(Protocol):
-    """What NumPy takes for a dtype because it has one."""
+    """An object that NumPy takes for a dtype because it has one."""
 
     @property
     def dtype(self) -> np.dtype[Any]:
@@ -26,7 +26,7 @@ class HasDType(Protocol):
 ReplyDType: TypeAlias = (
     Literal["float32", "float16", "bfloat16"] | np.dtype[Any] | type[Any] | HasDType
 )
-# A table's may also be called by NumPy's other words for it.
+# A table's dtype may also have one of NumPy's other names.
 StoredDType: TypeAlias = (
     Literal[
         "float32", "float16", "bfloat16", "float64",

@@ -1,6 +1,6 @@
-"""What a change of a table is asked with, and its result; _wire/changes.py has the requests.
+"""The arguments of a change of a table, and its result; _wire/changes.py has the requests.
 
-Which optimizers, options and initializers there are is the server's to say.
+The server decides which optimizers, options and initializers exist.
 """
 
 from collections.abc import Mapping
@@ -43,7 +43,7 @@ class SnapshotResult:
 def check_optimizer(
     given: OptimizerGiven, options: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:
-    """The name and the options that an optimizer is given by; InvalidArgument when it isn't."""
+    """The name and the options of the optimizer `given`; InvalidArgument if it isn't one."""
     merged: dict[str, str | float] = {"name": given} if isinstance(given, str) else {}
     for part in (options, given if isinstance(given, Mapping) else {}):
         for option, value in part.items():
@@ -64,7 +64,7 @@ def check_optimizer(
 
 
 def check_count(name: str, value: object) -> int:
-    """`value` when it can be a number of something, else InvalidArgument, which calls it `name`."""
+    """`value` if it can be a count, else InvalidArgument, which calls it `name`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
         raise InvalidArgument(f"{name} is an integer, not {value!r}")
     if not 0 <= value <= _UINT64_MAX:
@@ -73,7 +73,7 @@ def check_count(name: str, value: object) -> int:
 
 
 def check_text(name: str, value: object) -> str:
-    """`value` when it is a str that can be sent, else InvalidArgument, which calls it `name`."""
+    """`value` if it is a str that can be sent, else InvalidArgument, which calls it `name`."""
     if not isinstance(value, str):
         raise InvalidArgument(f"{name} is a str, not {value!r}")
     try:
@@ -84,7 +84,7 @@ def check_text(name: str, value: object) -> str:
 
 
 def check_stored_dtype(name: DTypeLike) -> DType:
-    """The dtype that a table's rows can be stored in, else InvalidArgument."""
+    """The DType called `name`; InvalidArgument if rows can't be stored in it."""
     for dtype in DType:
         if dtype.value == name:
             return dtype

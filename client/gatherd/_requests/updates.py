@@ -1,8 +1,8 @@
 """An update as the caller asked for it: checked, before anything is sent.
 
 Values are sent in the dtype they come in where the wire has it (float32, float16, bfloat16) and as
-float32 otherwise. Left out on purpose: splitting an update, for half of one could be lost, and
-whether an id is the table's padding, which only the server knows.
+float32 otherwise. Left out on purpose: splitting an update, because half of one could be lost, and
+checking whether an id is the table's padding, which only the server knows.
 """
 
 from collections.abc import Mapping
@@ -42,7 +42,7 @@ class UpdateResult:
 
 
 class UpdateOp(Enum):
-    """What an update does with its values, which errors call by `what`."""
+    """The kinds of updates. Errors call an update's values by `what`."""
 
     SCATTER_ADD = "scatter_add"
     APPLY_GRADIENTS = "apply_gradients"
@@ -70,8 +70,8 @@ _METHODS = {
 class UpdateSpec:
     """One table's part of an update: `asked` of shape S, `values` of S + (dim,).
 
-    `values` are C-contiguous, in the storage dtype of `dtype`: bfloat16 as bits. Where they were so
-    already they are the caller's own array.
+    `values` are C-contiguous, in the storage dtype of `dtype`: bfloat16 as bits. Values given in
+    that form are the caller's own array.
     """
 
     table: str
@@ -93,7 +93,7 @@ def prepare_update(
     lr: object = None,
     if_version: object = None,
 ) -> UpdateSpec:
-    """Check one table's part. InvalidArgument for what can't be sent, NonfiniteValues."""
+    """Check one table's part. InvalidArgument if it can't be sent, NonfiniteValues."""
     name, table_bytes = check_table(table)
     if (ids is None) == (keys is None):
         given = "neither ids nor keys" if ids is None else "both ids and keys"
@@ -122,7 +122,7 @@ def prepare_updates(
     lr: Mapping[str, Any] | float | None,
     if_version: Mapping[str, Any],
 ) -> list[UpdateSpec]:
-    """Check an update of many tables; InvalidArgument also for none."""
+    """Check an update of many tables; InvalidArgument also if there is none."""
     specs = []
     for given, keyed in ((by_id, False), (by_key, True)):
         for table, pair in given.items():
@@ -143,7 +143,7 @@ def prepare_updates(
 
 
 def check_idempotency_key(key: object) -> str:
-    """`key` when it can identify a push, else InvalidArgument."""
+    """`key` if it can identify a push, else InvalidArgument."""
     if not isinstance(key, str):
         raise InvalidArgument(f"idempotency_key is a str, not a {type(key).__name__}")
     if not 0 < len(key) <= KEY_CHARS_MAX or not all("!" <= char <= "~" for char in key):
@@ -164,18 +164,18 @@ def _split(op: UpdateOp, table: str, pair: object) -> tuple[object, object]:
 
 
 def _as_values(table: str, what: str, values: object) -> tuple[NDArray[Any], DType]:
-    """`values` C-contiguous and in native byte order, in the storage dtype of the dtype told."""
+    """`values` C-contiguous, in native byte order and the storage dtype of the DType returned."""
     try:
         array = as_given_array(values, what)
         if array.dtype.kind == "O" and not isinstance(values, np.ndarray | list | tuple):
-            # What numbers become that could have been null.
+            # Numbers of a column that could have had nulls are objects.
             array = np.asarray(array.tolist())
         if array.dtype.kind == "f" and array.dtype.itemsize == 2:
             return _native(array, np.float16), DType.FLOAT16
         if array.dtype.name == "bfloat16":
             return np.ascontiguousarray(array).view(np.uint16).reshape(array.shape), DType.BFLOAT16
         if array.dtype.kind in "iufV":
-            with np.errstate(over="ignore"):  # what is too large becomes infinity, and is refused
+            with np.errstate(over="ignore"):  # too large values become infinity, and are refused
                 return _native(array, np.float32), DType.FLOAT32
     except InvalidArgument as error:
         raise InvalidArgument(f"table {table!r}: {error}") from None
@@ -189,7 +189,7 @@ def _native(array: NDArray[Any], dtype: type[np.floating[Any]]) -> NDArray[Any]:
 
 
 def _check_finite(table: str, what: str, array: NDArray[Any], dtype: DType, given: object) -> None:
-    """NonfiniteValues that names the first vectors with NaN or infinity; one pass when none has."""
+    """NonfiniteValues naming the first vectors with NaN or infinity; one pass if none has."""
     if dtype is DType.FLOAT32:
         finite = np.isfinite(array)
         if finite.all():
@@ -217,7 +217,7 @@ def _check_finite(table: str, what: str, array: NDArray[Any], dtype: DType, give
 
 
 def _shown(array: NDArray[Any], dtype: DType, at: tuple[int, ...], given: object) -> str:
-    """The element at `at` as the caller gave it: it may be finite, and too large for float32."""
+    """The element at `at` as the caller gave it: it may be finite but too large for float32."""
     if dtype is DType.BFLOAT16:
         wide = np.empty(1, np.float32)
         bfloat16_to_float32(array[at].reshape(1), wide)

@@ -1,4 +1,4 @@
-"""Changes of tables to bytes: what the caller asked for is checked before anything is sent."""
+"""Changes of tables to bytes: the arguments are checked before anything is sent."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from gatherd_proto.v1 import table_pb2
 
 @dataclass(frozen=True, slots=True)
 class ChangeRequest:
-    """A change to send; `what` says in an error what became of it."""
+    """A change to send; `what` names its effect in an error that leaves the outcome unknown."""
 
     method: str
     body: bytes

@@ -1,9 +1,9 @@
-"""What a server answered instead of a reply, as one of the classes in errors.py.
+"""A server's answer that isn't a reply, as one of the classes in gatherd/errors.py.
 
 An ErrorInfo names the class by its reason. Without one (a proxy answered, or a foreign server) the
 canonical code decides, and without a code the HTTP status. The Connect protocol maps that too, but
-not for whom a proxy in between stands: what one says when it lost the server, or the connection to
-it, is Unavailable here. So it is tried again, and nobody knows what became of the request.
+not for a client behind a proxy: the answer of a proxy that lost the server, or the connection to
+it, is Unavailable here. So the request is tried again, and its outcome is unknown.
 """
 
 import base64
@@ -40,7 +40,7 @@ from gatherd_proto.v1 import status_pb2
 SNIPPET_CHARS_MAX = 200
 
 CLASS_BY_CODE: dict[str, type[GatherdError]] = {
-    # Somebody on the way gave up, not the caller: a canceled call of ours isn't answered at all.
+    # A party on the way gave up, not the caller: a canceled call of ours isn't answered at all.
     CANCELED: Unavailable,
     "unknown": InternalError,
     "invalid_argument": InvalidArgument,
@@ -62,8 +62,8 @@ _CODE_BY_HTTP_STATUS = {
     401: "unauthenticated",
     403: "permission_denied",
     404: "unimplemented",
-    # What can't be had from a server that is right: of HTTP that isn't spoken, or of a Connect that
-    # isn't. (Below, other numbers from 500 are taken for a proxy's.)
+    # A server that speaks our HTTP and Connect never sends these. (Below, other statuses from 500
+    # are taken for a proxy's.)
     501: "internal",
     505: "internal",
     511: "internal",
@@ -77,13 +77,13 @@ _CODE_BY_HTTP_STATUS = {
 _HTTP_SERVER_ERROR = range(500, 600)
 _LOSES_TRACK = (Unavailable, Overloaded, InternalError, DeadlineExceeded)
 _HTTP_PAYLOAD_TOO_LARGE = 413
-# How grpc tells an answer that came of HTTP alone, and so of a proxy.
+# grpc's words for an answer in HTTP alone, and so from a proxy.
 _GRPC_HTTP_STATUS = re.compile(r"Received http2 header with status: ([0-9]{3})")
-# … and of a stream, or of all of a connection, that ended without an answer.
+# … and for a stream, or a whole connection, that ended without an answer.
 _GRPC_LOST = re.compile(r"RST_STREAM|Stream removed|GOAWAY|Stream closed|Socket closed")
-# What grpc itself says, without details, of a message over a limit of either side.
+# … and, without details, for a message over a limit of either side.
 _GRPC_TOO_LARGE = "message larger than max"
-# … and of a call that it had no connection for.
+# … and for a call that it had no connection for.
 _GRPC_NOT_CONNECTED = "failed to connect to all addresses"
 
 
@@ -100,7 +100,7 @@ def make_error(
     metadata = dict(info.metadata) if info is not None else {}
     text = message or f"the server answered {code} without a message"
     if info is None and cls in _LOSES_TRACK:
-        # Of a proxy, or of grpc itself: nobody says what became of the request.
+        # From a proxy, or grpc itself: the outcome of the request is unknown.
         metadata[OUTCOME] = UNKNOWN
     if issubclass(cls, RetryableError):
         return cls(text, metadata, retry_after_seconds)
@@ -130,7 +130,7 @@ def from_http(
 def _own_problem(
     content_type: str, body: bytes, retry_after_seconds: float | None
 ) -> GatherdError | None:
-    """The error in a problem body of a gatherd server, which it sends before it knows the path."""
+    """The error in a problem body, which a gatherd server sends before it knows the path."""
     if not content_type.startswith(PROBLEM_JSON):
         return None
     document = _json_object(body)
@@ -142,7 +142,7 @@ def _own_problem(
 
 
 def _from_status(status: int, text: str, retry_after_seconds: float | None) -> GatherdError:
-    """The error of an HTTP status, of whoever isn't a gatherd server."""
+    """The error for an HTTP status that didn't come from a gatherd server."""
     if status == _HTTP_PAYLOAD_TOO_LARGE:
         return LimitExceeded(text)
     code = _CODE_BY_HTTP_STATUS.get(status)
@@ -154,9 +154,9 @@ def _from_status(status: int, text: str, retry_after_seconds: float | None) -> G
 def from_grpc(
     url: str, code: str, message: str, details: bytes | None, retry_after_seconds: float | None
 ) -> GatherdError:
-    """The error of a gRPC status; `details` the status proto."""
+    """The error of a gRPC status; `details` is the status proto."""
     infos = _status_infos(details) if details else []
-    # Our servers' messages say what they mean; grpc's own need the place.
+    # Our servers' messages are complete; grpc's own lack the place.
     text = message if infos else f"{url}: {message}"
     if not infos and code not in (CANCELED, "resource_exhausted"):
         status = _GRPC_HTTP_STATUS.search(message)

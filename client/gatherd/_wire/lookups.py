@@ -1,9 +1,9 @@
 """Requests to bytes and bytes to replies; the messages are those of proto/gatherd_proto/v1.
 
-What carries tensors is framed and read by hand, with _wire/protobuf.py: a generated class would
-copy the vectors twice. The reader takes every valid encoding (any field order, packed or unpacked
-shapes, fields it doesn't know, a message in several parts). What carries no vectors goes through
-the generated classes.
+Requests with ids or keys, and replies with vectors, are framed and read by hand, with protobuf.py:
+a generated class would copy the vectors twice. The reader takes every valid encoding (any field
+order, packed or unpacked shapes, fields it doesn't know, a message in several parts). All else goes
+through the generated classes.
 """
 
 import math
@@ -71,7 +71,7 @@ _MEMBER = tag(1, BYTES)  # of LookupManyRequest and LookupBagsManyRequest alike
 def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tuple[str, bytes]:
     """The method and the request for lookups, or cuts of them, each with the version to pin it to.
 
-    All of them are bags, or none; without `many` there is one.
+    All of them are bags, or none is; without `many` there is one.
     """
     bags = parts[0][0].bags is not None
     if not many:
@@ -83,9 +83,9 @@ def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tu
 
 
 def around_ids(spec: LookupSpec) -> tuple[bytes, bytes]:
-    """A LookupRequest of ids without pooling, in two parts: what stands before the ids and after.
+    """A LookupRequest of ids without pooling, in two parts: before the ids, and after them.
 
-    Between them go the ids' bytes, as many as `spec` has, whichever they are.
+    Between them go the bytes of any ids, as many as `spec` has.
     """
     parts = _lookup(spec, spec.version)
     data = next(i for i, part in enumerate(parts) if isinstance(part, memoryview))
@@ -93,7 +93,7 @@ def around_ids(spec: LookupSpec) -> tuple[bytes, bytes]:
 
 
 def _lookup(spec: LookupSpec, version: int) -> Parts:
-    """A LookupRequest, in a LookupBagsRequest where rows are pooled."""
+    """A LookupRequest, in a LookupBagsRequest if rows are pooled."""
     if isinstance(spec.asked, ByKey):
         rows = nested(_KEYS, keys_parts(spec.asked.keys))
     else:
@@ -138,7 +138,7 @@ def keys_parts(keys: Keys) -> Parts:
 
 
 def tensor_parts(array: NDArray[Any], code: int | None = None) -> Parts:
-    """A Tensor message; `code` is the dtype's where NumPy doesn't have it."""
+    """A Tensor message; `code` is that of a dtype that NumPy lacks."""
     if code is None:
         code = _TENSOR_CODES[array.dtype.kind, array.dtype.itemsize]
     head = tensor_head(code, array.shape) + TENSOR_DATA + varint(array.nbytes)
@@ -169,7 +169,7 @@ def encode_get_table(table: str) -> bytes:
 
 @dataclass(slots=True)
 class LookupReply:
-    """A LookupResponse as it was sent; nothing in it is checked but the encoding.
+    """A LookupResponse as it was sent; only its encoding has been checked.
 
     `status` and `data` are views of the reply's buffer, not copies.
     """
@@ -211,7 +211,7 @@ def _read_lookup(body: memoryview, pos: int, end: int, reply: LookupReply) -> No
         elif number == 2 and wire_type == BYTES:
             reply.status = body[value:stop]
         elif number == 3 and wire_type == BYTES:
-            # A message may come in parts, which add up: into the same object, then.
+            # A message may come in parts, which add up in the same object.
             _read_tensor(body, value, stop, reply)
 
 
@@ -255,7 +255,7 @@ def decode_keys_of(body: memoryview, shape: tuple[int, ...]) -> tuple[Keys, int]
     dtype = _KEY_DTYPES.get(tensor.dtype)
     if dtype is None or len(tensor.data) != math.prod(shape) * dtype.itemsize:
         raise unreadable(f"{len(tensor.data)} bytes can't be keys of dtype {int(tensor.dtype)}")
-    # A copy, for the array is the caller's, who may write to it.
+    # A copy: the caller owns the array, and may write to it.
     return np.frombuffer(tensor.data, dtype).reshape(shape).copy(), reply.version
 
 
@@ -281,7 +281,7 @@ def _table_info(table: table_pb2.Table) -> TableInfo:
     try:
         dtype = tensor_pb2.DType.Name(table.dtype).removeprefix("DTYPE_").lower()
     except ValueError:
-        dtype = f"dtype {int(table.dtype)}"  # of a newer server; looking the table up may work
+        dtype = f"dtype {int(table.dtype)}"  # a newer server's; looking the table up may work
     return TableInfo(
         name=table.name,
         rows=table.rows,

@@ -53,7 +53,7 @@ def read_fields(body: memoryview, pos: int, end: int) -> Iterator[tuple[int, int
 
 
 def _skip(body: memoryview, pos: int, end: int, wire_type: int) -> tuple[int, int]:
-    """Where a field's content starts and stops."""
+    """The start and the stop of a field's content."""
     if wire_type == BYTES:
         length, pos = read_varint(body, pos, end)
     elif wire_type == FIXED64:

@@ -1,7 +1,7 @@
 """Updates and changes to bytes, and their answers back; the messages are those of gatherd_proto.
 
-An update is framed by hand, with its values as they lie in memory: a transport that can send
-several pieces doesn't copy them. Everything else is small and goes through the generated classes.
+An update is framed by hand, with its values left in place: a transport that can send several pieces
+doesn't copy them. Everything else is small and goes through the generated classes.
 """
 
 import struct
@@ -45,7 +45,7 @@ class SessionSequence:
 
 
 RequestId: TypeAlias = SessionSequence | str
-"""A session's, or an idempotency key."""
+"""A session's sequence number, or an idempotency key."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class Body:
 
 
 def encode_update(specs: Sequence[UpdateSpec], request_id: RequestId) -> Body:
-    """An UpdateRequest. The id stands first, so that the values are the last bytes."""
+    """An UpdateRequest. The id comes first, so that the values are the last bytes."""
     parts: Parts = []
     if isinstance(request_id, str):
         text = request_id.encode("ascii")
@@ -84,7 +84,7 @@ def _table_update(spec: UpdateSpec) -> Parts:
 
 
 def _pieces(parts: Parts) -> Body:
-    """`parts` with the small ones joined, and the large ones as flat views of their arrays."""
+    """`parts`, with the small ones joined and the large ones as flat views of their arrays."""
     pieces: Parts = []
     run: Parts = []
     for part in parts:
@@ -95,7 +95,7 @@ def _pieces(parts: Parts) -> Body:
             run = []
     pieces.append(b"".join(run))
     head, *rest = pieces
-    assert isinstance(head, bytes)  # a large part comes after the run before it
+    assert isinstance(head, bytes)  # the first piece is always a run of small parts
     return Body(head, tuple(piece for piece in rest if len(piece)))
 
 

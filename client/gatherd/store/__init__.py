@@ -1,1 +1,1 @@
-"""What the SDK and the server both read tables with."""
+"""Reading tables, as the SDK and the server both do it."""

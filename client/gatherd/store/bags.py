@@ -1,7 +1,7 @@
 """Bags: ragged lists of ids, each pooled into one vector, as torch's `embedding_bag` does it.
 
-Bag i is ids[offsets[i]:offsets[i + 1]], the last one runs to the end (torch's
-`include_last_offset=False`). With x the rows of a bag and w their weights, 1 where there are none:
+Bag i is ids[offsets[i]:offsets[i + 1]]; the last one runs to the end (torch's
+`include_last_offset=False`). x are the rows of a bag and w their weights, 1 if none are given:
 
     sum     Σ w·x
     mean    Σ w·x / Σ w
@@ -9,16 +9,16 @@ Bag i is ids[offsets[i]:offsets[i + 1]], the last one runs to the end (torch's
     max     the largest, element by element; takes no weights, as in torch
 
 mean and sqrtn with weights are the combiners of TensorFlow's `tf.nn.embedding_lookup_sparse`; like
-its `div_no_nan` they give zeros when the divisor is 0. An empty bag, and one whose every id is
-skipped, is zeros. Sums are accumulated in float32, whatever the table's dtype (float64 elements
-are rounded first), in an order that depends on nothing but the request; divisions come last.
+its `div_no_nan` they give zeros when the divisor is 0. An empty bag, or one whose ids are all
+skipped, gives zeros. Sums are accumulated in float32, whatever the table's dtype (float64 elements
+are rounded first), in an order that depends only on the request; divisions come last.
 
-A NaN goes through sum, mean and sqrtn. In max it is what torch does on a CPU: the first row is
-taken, each later element replaces it if it is greater, so a NaN in a bag's first row stays and one
-in a later row is passed over.
+A NaN goes through sum, mean and sqrtn. max treats it as torch does on a CPU: it starts with the
+first row, and each later element replaces the current one if it is greater. So a NaN in a bag's
+first row stays, and one in a later row is passed over.
 
-The rows are never gathered: each is added from the mapped page into the bag's vector. Where rows
-change meanwhile, several are added, and when one of them was torn that is taken back.
+The rows are never gathered: each is added from the mapped page into the bag's vector. If rows may
+change meanwhile, several are added at a time, and the addition is undone if one of them was torn.
 """
 
 from collections.abc import Sequence
@@ -39,7 +39,7 @@ from gatherd.store.stripes import Patience, RowReader
 
 SKIP: Final = -1
 FILL: Final = -2
-"""What an index holds instead of a row: pass over the id, or pool the filler in its place."""
+"""Entries of an index that are no rows: pass over the id, or pool the filler in its place."""
 
 
 _MODES = {Pooling.SUM: 0, Pooling.MEAN: 1, Pooling.MAX: 2, Pooling.SQRTN: 3}
@@ -57,7 +57,7 @@ def check_offsets(offsets: object, id_count: int) -> NDArray[np.int64]:
     """`offsets` as int64, (bags,), checked against the number of ids.
 
     InvalidArgument, naming offsets[i], unless they are a flat list of integers that begins with
-    0, never decreases and doesn't go past `id_count`; also when there are ids but no bag.
+    0, never decreases and never exceeds `id_count`; also when there are ids but no bag.
     """
     array = as_given_array(offsets, "offsets")
     if array.ndim != 1:
@@ -88,7 +88,7 @@ def check_offsets(offsets: object, id_count: int) -> NDArray[np.int64]:
 def check_weights(weights: object, id_count: int, mode: Pooling) -> NDArray[np.float32] | None:
     """`weights` as float32, (id_count,), or None.
 
-    InvalidArgument when they aren't real numbers, of another length, or `mode` is max.
+    InvalidArgument when they aren't real numbers, have another length, or `mode` is max.
     """
     if weights is None:
         return None
@@ -106,9 +106,9 @@ def check_weights(weights: object, id_count: int, mode: Pooling) -> NDArray[np.f
 
 
 def flat_weights(weights: Sequence[Any], offsets: NDArray[np.int64], id_count: int) -> list[Any]:
-    """Weights that are as jagged as the bags, one after another.
+    """Flatten weights that are as jagged as the bags.
 
-    InvalidArgument, naming weights[i], unless there is a list for each bag, as long as the bag.
+    InvalidArgument, naming weights[i], unless each bag has a list of its own length.
     """
     lengths = np.diff(offsets, append=id_count).tolist()
     if len(weights) != len(lengths):
@@ -122,9 +122,9 @@ def flat_weights(weights: Sequence[Any], offsets: NDArray[np.int64], id_count: i
 def jagged(bags: Sequence[Any], name: str = "ids") -> tuple[Keys, NDArray[np.int64]]:
     """Flat ids or keys, and offsets, of a list of lists, such as [[1, 2], [], [3]].
 
-    A bag can be a list, a tuple or whatever is a 1-D array. Ids and integer keys come back as an
-    integer array, strings as StringKeys. InvalidArgument, naming `name`[i][j], for whatever is
-    neither, and for what is masked or null.
+    A bag can be a list, a tuple or any 1-D array. Ids and integer keys come back as an integer
+    array, strings as StringKeys. InvalidArgument, naming `name`[i][j], for an entry that is
+    neither, or is masked or null.
     """
     if not isinstance(bags, list | tuple):
         raise InvalidArgument(f"jagged {name} are a list of lists, not a {type(bags).__name__}")
@@ -158,10 +158,10 @@ def _as_bag(bag: Any, name: str) -> Any:
 def bag_index(
     ids: NDArray[np.integer[Any]], row_count: int, absent: int, padding_id: int | None = None
 ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """What `pool` takes for flat `ids`, and per id whether it has a row (or is padding).
+    """The index that `pool` takes for flat `ids`, and per id whether it has a row (or is padding).
 
-    `absent` is SKIP or FILL: what becomes of an id without a row. `padding_id` is skipped, also
-    when the table has no such row.
+    `absent`, SKIP or FILL, is put for an id without a row. `padding_id` is skipped, also when the
+    table has no such row.
     """
     found = in_range(ids, row_count)
     index = np.where(found, ids, absent).astype(np.int64, copy=False)
@@ -182,15 +182,15 @@ def pool(
     out: NDArray[np.float32],
     reader: RowReader | None = None,
 ) -> None:
-    """Pool `rows` into `out`, float32, (bags, dim), C-contiguous; the module's docstring has how.
+    """Pool `rows` into `out`, float32, (bags, dim), C-contiguous, as the module's docstring says.
 
     `rows` is (row_count, dim), C-contiguous, in a table dtype's storage: float32, float16,
-    bfloat16's bits in uint16, or float64; it may be misaligned and read-only. `index`, (ids,), has
-    rows, SKIP, or FILL, which pools `filler`, (dim,). `offsets` and `weights` were checked.
+    bfloat16's bits in uint16, or float64; it may be misaligned and read-only. `index`, (ids,),
+    holds rows, SKIP, or FILL, which pools `filler`, (dim,). `offsets` and `weights` were checked.
     `reader` has the counters of rows that may change.
 
     InvalidArgument when shapes contradict each other or an index has no row, Unavailable when a
-    row's writer died inside it, each with `out` filled in part; Unimplemented without numba.
+    writer died while it wrote a row, each with `out` filled in part; Unimplemented without numba.
     Releases the GIL.
     """
     kind = _ROW_KINDS.get(rows.dtype)

@@ -1,20 +1,20 @@
-"""The data dir as readers see it: which tables and versions there are, and where.
+"""The data dir as readers see it: its tables and versions, and their places.
 
     catalog.json                           {"format", "generation", "tables": {NAME: ENTRY},
                                            "crc32"}, ENTRY being {"uid", "live", "versions"}, and
                                            "damaged" where a version can't be used; see `Damage`
 control                                see control.py
 lock                                   held by the one process that may change anything
-tables/<name>/v000001/manifest.json    what it is: dtype, rows, dim, origin, …
-tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, which is how ml_dtypes saves it
-tables/<name>/v000001/slot_*.npy       an optimizer's state, for a table that can be trained
-tables/<name>/v000001/seq              its stripes' counters then, stripes.py
+tables/<name>/v000001/manifest.json    its description: dtype, rows, dim, origin, …
+tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, as ml_dtypes saves it
+tables/<name>/v000001/slot_*.npy       an optimizer's state, if the table can be trained
+tables/<name>/v000001/seq              the counters of its stripes in that case, stripes.py
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
 tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
-staging/                               what isn't published yet; readers never look into it
+staging/                               files not published yet; readers never look into it
 
-Releases up to 0.1 wrote a catalog without "crc32": it is read, with no flipped bit of its numbers
-found. The first change of a table writes one with it.
+Releases up to 0.1 wrote a catalog without "crc32". It is read, but flipped bits in its numbers go
+unnoticed. The first change of a table writes one with "crc32".
 """
 
 import difflib
@@ -54,7 +54,7 @@ CATALOG_INDENT = 2
 
 NAMES_SHOWN_MAX = 5
 NAME_SHOWN_MAX = 128
-# Comparing spellings takes time for each name.
+# Comparing spellings takes time with each name.
 NAMES_COMPARED_MAX = 1000
 
 TABLE_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
@@ -72,7 +72,7 @@ def check_table_name(name: str) -> str:
 
 
 def table_not_found(name: str, known: Iterable[str]) -> TableNotFound:
-    """The error for a table that isn't there: names the nearest of those that are."""
+    """The error for a table that doesn't exist; it names the most similar tables that do."""
     name = name[:NAME_SHOWN_MAX]
     names = sorted(known)
     near = difflib.get_close_matches(name, names[:NAMES_COMPARED_MAX], n=3)
@@ -88,11 +88,11 @@ def table_not_found(name: str, known: Iterable[str]) -> TableNotFound:
 
 @dataclass(frozen=True, slots=True)
 class Damage:
-    """A version whose files can't be used, though the log has updates of it that they lack.
+    """A version whose files can't be used, though they lack updates that the log has.
 
-    In the catalog: {"version", "why", "after_lsn", "until_lsn"}. The files are to be as they were
-    at `after_lsn`; what the log holds of the version from there up to `until_lsn` is kept until the
-    version is whole again, or gone. Nothing newer was ever taken for it.
+    In the catalog: {"version", "why", "after_lsn", "until_lsn"}. Mending needs the files as they
+    were at `after_lsn`. The log's updates of the version from there up to `until_lsn` are kept
+    until the version is whole again, or gone. It never took a newer one.
     """
 
     version: int
@@ -102,7 +102,7 @@ class Damage:
 
     @property
     def reason(self) -> str:
-        """What who asks for the version is told."""
+        """The reason given to callers that ask for the version."""
         return (
             f"{self.why}; its updates of LSN {self.after_lsn + 1} to {self.until_lsn} are kept in "
             "the log"
@@ -111,7 +111,7 @@ class Damage:
         )
 
     def to_json(self) -> dict[str, Any]:
-        """What the catalog holds of it."""
+        """Its JSON in the catalog."""
         return {
             "version": self.version,
             "why": self.why,
@@ -124,9 +124,9 @@ class Damage:
 class CatalogEntry:
     """One table in the catalog.
 
-    `uid` is the table's for its whole life, and no other's. `versions` are those that are kept,
+    `uid` belongs to the table for its whole life, and to no other. `versions` are the kept ones,
     ascending, `live` among them. Under one uid a number means one version for ever: readers keep
-    what they mapped by it. Those in `damaged` are refused until the writer has mended them.
+    their mappings by it. The versions in `damaged` are refused until the writer has mended them.
     """
 
     uid: str
@@ -135,11 +135,11 @@ class CatalogEntry:
     damaged: tuple[Damage, ...] = ()
 
     def damage_of(self, version: int) -> Damage | None:
-        """What is wrong with a version, or None."""
+        """The damage of a version, or None."""
         return next((one for one in self.damaged if one.version == version), None)
 
     def to_json(self) -> dict[str, Any]:
-        """What the catalog holds of it."""
+        """Its JSON in the catalog."""
         document: dict[str, Any] = {
             "uid": self.uid,
             "live": self.live,
@@ -151,7 +151,7 @@ class CatalogEntry:
 
     @classmethod
     def from_json(cls, entry: Any) -> "CatalogEntry":
-        """What `to_json` gave. LookupError, TypeError or ValueError for anything else."""
+        """The reverse of `to_json`. LookupError, TypeError or ValueError for anything else."""
         _check_members(entry, {"uid", "live", "versions", "damaged"})
         damaged = [
             Damage(
@@ -167,20 +167,20 @@ class CatalogEntry:
 
 
 def _check_members(document: Any, known: set[str]) -> None:
-    """ValueError when a JSON object has a member that isn't `known`: a damaged name is one."""
+    """ValueError when a JSON object has an unknown member, such as one with a damaged name."""
     if strange := sorted(set(document) - known):
         raise ValueError(f"it has a member {strange[0]!r}, which this release doesn't know")
 
 
 @dataclass(frozen=True, slots=True)
 class Catalog:
-    """The catalog as one file held it."""
+    """The contents of one catalog file."""
 
     generation: int
     tables: dict[str, CatalogEntry]
 
     def to_json(self) -> dict[str, Any]:
-        """What catalog.json holds."""
+        """The contents of catalog.json."""
         return {
             "format": DATA_DIR_FORMAT,
             "generation": self.generation,
@@ -189,7 +189,7 @@ class Catalog:
 
     @classmethod
     def from_json(cls, document: Any, where: Path) -> "Catalog":
-        """What `to_json` gave. BadFile, naming `where`, for anything else."""
+        """The reverse of `to_json`. BadFile, naming `where`, for anything else."""
         try:
             if document["format"] != DATA_DIR_FORMAT:
                 raise DataDirVersion(
@@ -217,23 +217,23 @@ class Catalog:
 
 
 def version_dir(data_dir: Path, table: str, version: int) -> Path:
-    """Where a version's files are."""
+    """The folder of a version's files."""
     return data_dir / TABLES_NAME / table / f"v{version:06d}"
 
 
 def read_catalog(data_dir: Path) -> Catalog:
-    """Read catalog.json. BadFile when it is damaged, DataDirVersion when of another format."""
+    """Read catalog.json. BadFile when it is damaged, DataDirVersion when it has another format."""
     path = data_dir / CATALOG_NAME
     return decode_catalog(read_file(path), path)
 
 
 def encode_catalog(catalog: Catalog) -> bytes:
-    """What catalog.json holds."""
+    """The contents of catalog.json."""
     return encode_document(catalog.to_json(), indent=CATALOG_INDENT)
 
 
 def decode_catalog(encoded: bytes, where: Path) -> Catalog:
-    """What `encode_catalog` gave; raises as `read_catalog` does, naming `where`."""
+    """The reverse of `encode_catalog`; raises what `read_catalog` does, naming `where`."""
     document = decode_object(encoded, str(where))
     if "crc32" in document:
         document = decode_document(encoded, str(where), CATALOG_INDENT)
@@ -241,7 +241,7 @@ def decode_catalog(encoded: bytes, where: Path) -> Catalog:
 
 
 def open_table(data_dir: Path, name: str, version: int) -> Table:
-    """Map one version of a table. BadFile when a file of it is missing or contradicts another."""
+    """Map one version of a table. BadFile when its files are missing or contradict each other."""
     folder = version_dir(data_dir, name, version)
     manifest = read_document(folder / MANIFEST_NAME)
     try:

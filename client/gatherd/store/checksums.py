@@ -1,17 +1,17 @@
-"""Checksums of a table's files: written with them, held against them by `gatherd verify`.
+"""Checksums of a table's files: written with them, compared with them by `gatherd verify`.
 
 A file's checksum is the crc32 (zlib's) of each of its blocks of BLOCK_BYTES, the last one shorter,
-so that damage is not only found but placed. In manifest.json:
+so that damage is located, not only found. In manifest.json:
 
     "checksums": {FILE: {"bytes": n, "block_bytes": 4194304, "crc32": [c, …]}, …}
 
     "crc32": c          of the rest of the manifest, see `document_crc`
 
-A document with such a member is read by `read_document`, which takes nothing but the very bytes
-that `encode_document` gives: a flipped bit is found also where JSON would mean the same.
+A document with such a member is read by `read_document`, which accepts only the exact bytes that
+`encode_document` gives: it finds a flipped bit even if the JSON still means the same.
 
-The files are weights.npy and default.npy; a key index carries its own (key_index.py). They are
-those of the files as they were published: a live table that was trained since differs from them.
+The files are weights.npy and default.npy; a key index carries its own checksums (key_index.py).
+The checksums are those of the published files: a live table that was trained since differs.
 """
 
 import json
@@ -34,14 +34,14 @@ READ_BYTES = 256 << 10
 
 @dataclass(frozen=True, slots=True)
 class FileChecksums:
-    """What a file's bytes were when it was published."""
+    """The checksums of a file's bytes, as they were published."""
 
     byte_count: int
     block_bytes: int
     crcs: tuple[int, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """What a manifest holds of it."""
+        """The manifest's entry for the file."""
         return {
             "bytes": self.byte_count,
             "block_bytes": self.block_bytes,
@@ -50,7 +50,7 @@ class FileChecksums:
 
     @classmethod
     def from_json(cls, entry: object, name: str) -> "FileChecksums":
-        """What a manifest says of the file `name`; BadFile when that can't be."""
+        """The manifest's `entry` for the file `name`; BadFile when it is invalid."""
         match entry:
             case {"bytes": int(byte_count), "block_bytes": int(block_bytes), "crc32": list(crcs)}:
                 if (
@@ -75,7 +75,7 @@ def encode_document(document: Mapping[str, Any], indent: int = 1) -> bytes:
 
 
 def read_document(path: Path) -> dict[str, Any]:
-    """What the file `path` of `encode_document` holds. BadFile when a single bit of it differs."""
+    """Read a file that `encode_document` made. BadFile when a single bit of it differs."""
     return decode_document(read_file(path), str(path))
 
 
@@ -90,11 +90,11 @@ def read_file(path: Path) -> bytes:
 
 
 def decode_document(encoded: bytes, where: str, indent: int = 1) -> dict[str, Any]:
-    """What `encode_document` made `encoded` of. BadFile, naming `where` it is from, if nothing."""
+    """The reverse of `encode_document`. BadFile, naming `where` it is from, for other bytes."""
     document = decode_object(encoded, where)
     if "crc32" not in document:
         raise BadFile(f"{where} is damaged: it has no crc32 in it")
-    # The bytes themselves as well: "\\u00e9" and "\\u00E9" are the same to JSON.
+    # Compare the bytes themselves too: "\\u00e9" and "\\u00E9" are the same to JSON.
     if (
         document["crc32"] != document_crc(document)
         or json.dumps(document, indent=indent).encode() != encoded
@@ -104,7 +104,7 @@ def decode_document(encoded: bytes, where: str, indent: int = 1) -> dict[str, An
 
 
 def decode_object(encoded: bytes, where: str) -> dict[str, Any]:
-    """The JSON object that a file holds. BadFile, naming `where` it is from, for anything else."""
+    """The JSON object in a file's bytes. BadFile, naming `where` it is from, for anything else."""
     try:
         document = json.loads(encoded)
     except (ValueError, RecursionError) as error:
@@ -134,7 +134,7 @@ class BlockChecksums:
                 self._crc = self._filled = 0
 
     def finish(self) -> FileChecksums:
-        """The checksums of everything taken."""
+        """The checksums of all bytes taken."""
         byte_count = len(self._crcs) * BLOCK_BYTES + self._filled
         last = [self._crc] if self._filled else []
         return FileChecksums(byte_count, BLOCK_BYTES, (*self._crcs, *last))
@@ -148,7 +148,7 @@ def checksums_of(data: bytes) -> FileChecksums:
 
 
 def crc_of(fd: int, begin: int, end: int) -> int:
-    """The crc32 of the bytes from `begin` up to `end`, or to where the file ends before that."""
+    """The crc32 of the bytes from `begin` up to `end`, or to the file's end if that is sooner."""
     crc = 0
     while begin < end:
         data = os.pread(fd, min(READ_BYTES, end - begin), begin)
@@ -179,9 +179,9 @@ def file_checksums(path: Path) -> FileChecksums:
 
 
 def verify_blocks(path: Path, recorded: FileChecksums) -> Iterator[int]:
-    """Hold the file `path` against its checksums, yielding how many bytes are verified so far.
+    """Compare the file `path` with its checksums, yielding how many bytes are verified so far.
 
-    BadFile naming the first range of bytes that differs, or the size when that does.
+    BadFile naming the first range of bytes that differs, or the size if it differs.
     """
     fd = open_readonly(path)
     try:
@@ -213,9 +213,10 @@ def verify_folder(
     document: str = "manifest.json",
     without: Callable[[str], bool] | None = None,
 ) -> Iterator[int]:
-    """Hold every file that `manifest` has checksums of against them, as `verify_blocks`.
+    """Verify every file that `manifest` has checksums of, as `verify_blocks` does.
 
-    `document` is the file that `manifest` was read from; files that are `without` are left out.
+    `document` is the file that `manifest` was read from; files for which `without` is true are
+    left out.
     """
     if manifest.get("crc32") != document_crc(manifest):
         raise BadFile(f"{folder / document} isn't what was published (crc32)")

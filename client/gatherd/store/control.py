@@ -1,4 +1,4 @@
-"""The control page: what readers in other processes must notice, in one mapped page.
+"""The control page: changes that readers in other processes must notice, in one mapped page.
 
     offset  bytes  field                            all integers little-endian
     0       8      magic "gatherdC"
@@ -13,7 +13,7 @@
     80      4016   zeros
 
 Each field is one aligned 8-byte word, so a reader sees the old value or the new one. The file is
-made once and its inode kept for the data dir's life: a mapped page never goes dead.
+made once and keeps its inode for the data dir's life, so a mapped page always stays current.
 """
 
 import os
@@ -51,7 +51,7 @@ class ControlPage:
     """A data dir's control page, mapped read-only."""
 
     def __init__(self, data_dir: Path) -> None:
-        """BadFile when there is none or it is damaged, DataDirVersion when it isn't ours."""
+        """BadFile when the page is absent or damaged, DataDirVersion when its format isn't ours."""
         path = data_dir / CONTROL_NAME
         with naming(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -73,7 +73,7 @@ class ControlPage:
 
     @property
     def generation(self) -> int:
-        """Counts the changes of the catalog. Each request of a reader asks for it: 0.1 µs."""
+        """The number of changes of the catalog. Each request of a reader reads it: 0.1 µs."""
         return self._words[_GENERATION]
 
     @property
@@ -88,7 +88,7 @@ class ControlPage:
 
     @property
     def writer_has_failed(self) -> bool:
-        """Whether the disk failed under the writer that was here last."""
+        """Whether the disk failed under the last writer."""
         return bool(self._words[_FAILED])
 
     def close(self) -> None:

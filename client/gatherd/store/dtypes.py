@@ -1,6 +1,6 @@
-"""Element types: how they are named, stored, and converted to what a caller asks for.
+"""Element types: how they are named, stored, and converted to the type that a caller asks for.
 
-bfloat16 has no NumPy type. It is held as its bits in uint16: the upper half of a float32.
+bfloat16 has no NumPy type. Its bits, the upper half of a float32, are stored as uint16.
 """
 
 from enum import Enum
@@ -20,13 +20,13 @@ class DType(Enum):
     BFLOAT16 = "bfloat16"
     FLOAT64 = "float64"
 
-    # Attributes, because every lookup reads them and a property costs a call; set below.
+    # Attributes, set below, because every lookup reads them and a property costs a call.
     storage: np.dtype[Any]
     """The little-endian NumPy dtype of the stored bits (uint16 for bfloat16)."""
     itemsize: int
-    """Bytes an element."""
+    """Bytes per element."""
 
-    # Members are what they are equal to. Enum's own hash is that of the name, by a call.
+    # A member equals only itself. Enum's own hash costs a call, to hash the name.
     __hash__ = object.__hash__
 
 
@@ -54,7 +54,7 @@ def bfloat16_to_float32(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> N
 def float32_to_bfloat16(values: NDArray[np.float32], out: NDArray[np.uint16]) -> None:
     """Round `values` to bfloat16 bits in `out`, of the same shape: to nearest, ties to even.
 
-    A NaN stays one: rounding could carry its mantissa away, so its quiet bit is set instead.
+    A NaN stays a NaN: its quiet bit is set, because rounding could clear its mantissa.
     """
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = bits + (((bits >> 16) & 1) + np.uint32(0x7FFF))
@@ -80,7 +80,7 @@ def convert(source: NDArray[Any], source_dtype: DType, out: NDArray[Any], out_dt
             bfloat16_to_float32(source, wide)
             _cast(wide, out)
     elif out_dtype is DType.BFLOAT16:
-        # float64 is rounded twice, by way of float32, as every framework does it.
+        # float64 is rounded twice, through float32, as in every framework.
         wide = np.empty(source.shape, np.float32)
         _cast(source, wide)
         float32_to_bfloat16(wide, out)

@@ -1,4 +1,4 @@
-r"""Where the rows lie inside a file: .npy, safetensors and GGUF, read by their headers alone.
+r"""Find the rows inside a .npy, safetensors or GGUF file, from its header alone.
 
 .npy          magic "\x93NUMPY", version, header length, a Python dict literal, then the array
 safetensors   u64 little-endian header length N, N bytes of JSON, then the tensors' bytes;
@@ -6,9 +6,9 @@ safetensors   u64 little-endian header length N, N bytes of JSON, then the tenso
               end of the header
 GGUF          see gguf.py
 
-A file is recognised by its content. Only what can be mapped as it lies is read here: two
-dimensions, row-major, little-endian, a float type. Everything a header claims is checked against
-the file's size before anything is mapped. Reads use pread, so a descriptor can be shared between
+A file is recognised by its content. Only arrays that can be mapped unchanged are read here: two
+dimensions, row-major, little-endian, a float type. All claims of a header are checked against the
+file's size before anything is mapped. Reads use pread, so a descriptor can be shared between
 processes.
 """
 
@@ -37,7 +37,7 @@ NPY_HEADER_BYTES_MAX = 64 << 10
 # The limit that the safetensors format itself sets.
 SAFETENSORS_HEADER_BYTES_MAX = 100_000_000
 
-# '<V2' is how ml_dtypes' bfloat16 arrives in a .npy file.
+# ml_dtypes' bfloat16 is saved as '<V2' in a .npy file.
 _NPY_DTYPES = {
     "<f4": DType.FLOAT32,
     "<f2": DType.FLOAT16,
@@ -46,7 +46,7 @@ _NPY_DTYPES = {
     "|V2": DType.BFLOAT16,
 }
 _LENGTH = rb"(?:0|[1-9][0-9]{0,18})"
-# What NumPy writes for an array of plain numbers, format 1.0, byte for byte.
+# The header that NumPy writes for an array of plain numbers, format 1.0, byte for byte.
 _PLAIN_NPY = re.compile(
     rb"\x93NUMPY\x01\x00(..)"
     rb"\{'descr': '([<>|](?:[iu][1248]|[fV][248]))', 'fortran_order': (True|False), "
@@ -59,10 +59,10 @@ _PLAIN_NPY = re.compile(
     + rb"){1,31})?)\), \} *\n",
     re.DOTALL,
 )
-# Evaluating a header fails now and then when threads do it at once
+# Evaluating a header fails now and then if several threads do it at once
 # (https://github.com/python/cpython/issues/106905).
 _evaluating = threading.Lock()
-# Version 3 differs from 2 in the encoding of a structured dtype's field names. A table has none.
+# Version 3 encodes a structured dtype's field names differently. A table has none.
 _NPY_VERSIONS: dict[tuple[int, int], Callable[..., Any]] = {
     (1, 0): np.lib.format.read_array_header_1_0,
     (2, 0): np.lib.format.read_array_header_2_0,
@@ -131,7 +131,7 @@ def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
 
 
 def gguf_layout(header: GgufHeader, name: str, tensor: str, size: int) -> RowLayout:
-    """Where the rows of a GGUF file's tensor are. BadFile when they aren't plain numbers."""
+    """The layout of a GGUF file's tensor. BadFile when its rows aren't plain numbers."""
     found = header.tensors[tensor]
     where = f"{name}#{tensor}"
     if found.kind not in _SAFETENSORS_DTYPES:
@@ -149,7 +149,7 @@ def gguf_layout(header: GgufHeader, name: str, tensor: str, size: int) -> RowLay
 
 
 def convert_by_import(source: str) -> str:
-    """What to do with a sound file whose rows can't be mapped as they lie."""
+    """The advice for a sound file whose rows can't be mapped unchanged."""
     return f"`gatherd import TABLE '{source}' --data-dir DIR` converts it"
 
 
@@ -166,7 +166,7 @@ def open_readonly(path: Path) -> int:
 
 
 def npy_header(descr: str, shape: tuple[int, ...]) -> bytes:
-    """What a .npy file (format 1.0, C order) begins with; NumPy leaves room for a growing axis."""
+    """The header of a .npy file (format 1.0, C order), with NumPy's room for a growing axis."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(
         header, {"descr": descr, "fortran_order": False, "shape": shape}
@@ -187,13 +187,13 @@ def _read_npy(fd: int, name: str) -> RowLayout:
 def read_npy_header(fd: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
     """The shape, Fortran order and dtype of a .npy file's array, and its offset.
 
-    BadFile, naming `name`, when the header is damaged. As NumPy reads it.
+    NumPy's own parser reads it. BadFile, naming `name`, when the header is damaged.
     """
     return parse_npy_header(os.pread(fd, NPY_HEADER_BYTES_MAX, 0), name)
 
 
 def parse_npy_header(head: bytes, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """What `read_npy_header` reads, of a file that begins with `head`."""
+    """Do the same as `read_npy_header` for a file that begins with `head`."""
     if plain := plain_npy_header(head):
         return plain.shape, plain.is_fortran, np.dtype(plain.descr), plain.offset
     stream = io.BytesIO(head)
@@ -201,14 +201,14 @@ def parse_npy_header(head: bytes, name: str) -> tuple[tuple[int, ...], bool, np.
         read_header = _NPY_VERSIONS[np.lib.format.read_magic(stream)]
         with _evaluating:
             shape, fortran_order, dtype = read_header(stream, max_header_size=NPY_HEADER_BYTES_MAX)
-    except Exception as error:  # noqa: BLE001  # NumPy's parser lets any tokenizer error through
+    except Exception as error:  # noqa: BLE001  # NumPy's parser passes on any tokenizer error
         raise BadFile(f"{name} has a damaged .npy header: {error}") from None
     return shape, fortran_order, dtype, stream.tell()
 
 
 @dataclass(frozen=True, slots=True)
 class NpyHeader:
-    """A .npy header as NumPy writes it for plain numbers; the array begins at `offset`."""
+    """A .npy header in NumPy's form for plain numbers; the array begins at `offset`."""
 
     descr: str
     is_fortran: bool
@@ -217,9 +217,9 @@ class NpyHeader:
 
 
 def plain_npy_header(head: bytes) -> NpyHeader | None:
-    """The header that `head` begins with; None unless it is as NumPy writes it.
+    """The header that `head` begins with; None unless NumPy writes it like this.
 
-    Nothing is evaluated, so that it is quick, and safe in many threads at once.
+    Nothing is evaluated, so this is quick, and safe in many threads at once.
     """
     plain = _PLAIN_NPY.match(head)
     if plain is None or plain.end() - 10 != int.from_bytes(plain[1], "little"):
@@ -230,13 +230,13 @@ def plain_npy_header(head: bytes) -> NpyHeader | None:
 
 
 def evaluate_npy_header(text: str) -> object:
-    """The Python literal of a .npy header that isn't plain; raises what ast.literal_eval does."""
+    """The Python literal of a .npy header that isn't plain; raises as ast.literal_eval does."""
     with _evaluating:
         return ast.literal_eval(text)
 
 
 def npy_dtype(dtype: np.dtype[Any]) -> DType | None:
-    """Which of a table's types the elements of a .npy file are, in either byte order; or None."""
+    """The table type of a .npy file's elements, in either byte order; None if they have none."""
     return None if dtype.names is not None else _NPY_DTYPES.get(dtype.newbyteorder("<").str)
 
 
@@ -248,7 +248,7 @@ def _npy_layout(
     offset: int,
     size: int,
 ) -> RowLayout:
-    """The layout that a .npy header means, checked against the file's `size`."""
+    """The layout that a .npy header describes, checked against the file's `size`."""
     if dtype.hasobject:
         raise BadFile(f"{name} holds Python objects; save a float array")
     if npy_dtype(dtype) is None:
@@ -289,7 +289,7 @@ def _read_safetensors(fd: int, name: str, tensor: str | None) -> RowLayout:
 
 
 def _picked(name: str, tensor: str | None, names: Collection[str]) -> str:
-    """The tensor that is meant; InvalidArgument, with those there are, when it isn't clear."""
+    """The tensor that is meant; InvalidArgument, listing `names`, when it isn't clear."""
     listed = ", ".join(sorted(names)[:10]) or "none"
     if tensor is None and len(names) != 1:
         raise InvalidArgument(
@@ -302,10 +302,10 @@ def _picked(name: str, tensor: str | None, names: Collection[str]) -> str:
 
 @dataclass(frozen=True, slots=True)
 class SafetensorsHeader:
-    """The tensors' entries, where their data starts, and other names of some of them.
+    """The tensors' entries, the start of their data, and other names of some tensors.
 
-    The other names are those of tied weights: safetensors.torch.save_model stores one of them, and
-    notes in the metadata which name goes with which.
+    Tied weights have other names: safetensors.torch.save_model stores one of the tied tensors and
+    notes in the metadata which names share it.
     """
 
     entries: dict[str, dict[str, Any]]
@@ -324,8 +324,8 @@ class SafetensorsHeader:
 def read_safetensors_header(fd: int, name: str) -> SafetensorsHeader:
     """The tensors' entries, all of them checked.
 
-    BadFile when the header is too large, isn't what the format prescribes, or claims bytes that
-    the file doesn't have or that two tensors share.
+    BadFile when the header is too large, violates the format, or claims bytes that the file lacks
+    or that two tensors share.
     """
     size = file_bytes(fd)
     header_bytes = int.from_bytes(os.pread(fd, 8, 0), "little")

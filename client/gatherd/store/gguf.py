@@ -1,9 +1,9 @@
-"""Headers of GGUF files, which llama.cpp's models are in; only what is needed to find rows.
+"""Headers of GGUF files, llama.cpp's model format; only the parts needed to find rows.
 
 magic "GGUF", u32 version (2 or 3), u64 tensors, u64 metadata entries; the entries: a string, u32
 type, the value; for each tensor a string, u32 dimensions, u64 lengths (the innermost first), u32
 kind, u64 offset; then the data, from the next multiple of `general.alignment` on. A string is u64
-and its bytes, an array u32 type, u64 count and its values. All little-endian.
+length and its bytes, an array u32 type, u64 count and its values. All little-endian.
 """
 
 import math
@@ -22,7 +22,7 @@ _DIMENSIONS_MAX = 8
 _DEPTH_MAX = 4
 _CHUNK_BYTES = 256 << 10
 
-# By ggml.h's enum: what a tensor's elements are. Those that aren't named are quantised, or removed.
+# The types of a tensor's elements, by ggml.h's enum. The others are quantised, or removed from it.
 KINDS = {0: "F32", 1: "F16", 24: "I8", 25: "I16", 26: "I32", 27: "I64", 28: "F64", 30: "BF16"}
 _QUANTISED = {
     2: "Q4_0", 3: "Q4_1", 6: "Q5_0", 7: "Q5_1", 8: "Q8_0", 9: "Q8_1", 10: "Q2_K", 11: "Q3_K",
@@ -31,14 +31,14 @@ _QUANTISED = {
     35: "TQ2_0", 39: "MXFP4",
 }  # fmt: skip
 _STRING, _ARRAY, _UINT32 = 8, 9, 4
-# Bytes and struct's letter of the metadata's numbers, by type.
+# struct's letter for the metadata's numbers, by type.
 _NUMBERS = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q",
             12: "d"}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
 class GgufTensor:
-    """A tensor: `shape` is row-major, as NumPy says it; `offset` is from the file's beginning."""
+    """A tensor: `shape` is row-major, as in NumPy; `offset` is from the file's beginning."""
 
     kind: str
     shape: tuple[int, ...]
@@ -63,7 +63,7 @@ class GgufHeader:
 
     @property
     def token_table(self) -> str | None:
-        """The name that a token table always has, when it is there."""
+        """The name that a token table always has, if the file has one; else None."""
         return TOKEN_TABLE if TOKEN_TABLE in self.tensors else None
 
 
@@ -154,7 +154,7 @@ class GgufCursor:
         return data
 
     def skip(self, byte_count: int) -> None:
-        """Leave bytes out."""
+        """Skip bytes."""
         self._check(byte_count)
         self._at += byte_count
         if self._at > len(self._buffer):
@@ -180,7 +180,7 @@ class GgufCursor:
         return self.string(_NAME_BYTES_MAX).decode("utf-8", "replace")
 
     def skip_value(self, kind: int, depth: int) -> None:
-        """Leave a value of the metadata out."""
+        """Skip a value of the metadata."""
         if kind == _STRING:
             self.skip(int.from_bytes(self.take(8), "little"))
         elif kind == _ARRAY:
@@ -191,7 +191,7 @@ class GgufCursor:
             raise BadFile(f"{self.file_name} is damaged: a value of type {kind}")
 
     def skip_array(self, depth: int) -> GgufArray:
-        """Leave an array out, and say where its values are."""
+        """Skip an array; return where its values are."""
         if depth > _DEPTH_MAX:
             raise BadFile(f"{self.file_name} has arrays nested deeper than {_DEPTH_MAX}")
         kind, count = self.number("I"), self.number("Q")
@@ -199,7 +199,7 @@ class GgufCursor:
         if kind in _NUMBERS:
             self.skip(count * struct.calcsize("<" + _NUMBERS[kind]))
             return GgufArray(_NUMBERS[kind], count, offset)
-        # A string has 8 bytes at least, and an array more.
+        # A string takes at least 8 bytes, an array more.
         self._check(count * 8)
         for _ in range(count):
             self.skip_value(kind, depth)

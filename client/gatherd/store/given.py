@@ -1,8 +1,8 @@
-"""Arrays as callers give them: NumPy's, or those of pandas, Polars, Arrow, torch, JAX and others.
+"""Arrays as callers give them: from NumPy, pandas, Polars, Arrow, torch, JAX and others.
 
 NumPy's own conversion loses the mask of a masked array, and turns the nulls of pandas, Polars and
-Arrow into NaN or None. Here an entry that is masked or null is an error that names its position.
-None of these libraries is imported: their nulls are found by the methods that they share.
+Arrow into NaN or None. Here a masked or null entry is an error that names its position.
+None of these libraries is imported: their nulls are found through the methods that they share.
 """
 
 from typing import Any
@@ -13,22 +13,22 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument
 
 OFFENDERS_MAX = 5
-# One less than the dimensions that every NumPy can count, for the reply has one more.
+# One less than the dimensions that every NumPy supports, because the reply has one more.
 NESTING_MAX = 31
-# Entries that no list has to be searched for.
+# Types of entries that can't be null, so a list of them needn't be searched.
 _NEVER_NULL = {bool, bytes, float, int, np.ndarray, str}
 
 
 def position(name: str, flat: int, shape: tuple[int, ...]) -> str:
-    """How errors call the entry at `flat`, row-major, of an array of `shape`: `ids[3][0]`."""
+    """The name in errors of the entry at `flat`, row-major, of an array of `shape`: `ids[3][0]`."""
     return name + "".join(f"[{int(index)}]" for index in np.unravel_index(flat, shape))
 
 
 def as_given_array(given: Any, name: str) -> NDArray[Any]:
-    """What has an array interface, or nested lists, as an array; it shares the memory if it can.
+    """Convert nested lists, or an object with an array interface; shares its memory if possible.
 
-    InvalidArgument, calling it `name`, for masked and null entries, for ragged lists and for what
-    lies on another device.
+    InvalidArgument, calling it `name`, for masked and null entries, for ragged lists and for data
+    on another device.
     """
     if given.__class__ is np.ndarray:
         return given
@@ -47,7 +47,7 @@ def _refuse_nulls(given: Any, name: str, depth: int) -> None:
     if given is None and depth:
         raise InvalidArgument(f"{name} is null")
     if isinstance(given, list | tuple):
-        # What is nested deeper is refused for that.
+        # Deeper nesting is an error of its own.
         if depth <= NESTING_MAX and not set(map(type, given)) <= _NEVER_NULL:
             for index, item in enumerate(given):
                 _refuse_nulls(item, f"{name}[{index}]", depth + 1)
@@ -63,7 +63,7 @@ def _refuse_nulls(given: Any, name: str, depth: int) -> None:
 
 
 def _nulls(given: Any) -> NDArray[np.bool_] | None:
-    """Which entries are masked or null; None for what knows no such thing."""
+    """Which entries are masked or null; None for a type without masks and nulls."""
     if isinstance(given, np.ma.MaskedArray):
         return np.ma.getmaskarray(given)
     # pandas' Series, Index and DataFrame; Polars' Series and Arrow's arrays.

@@ -1,7 +1,7 @@
 """Ids as callers give them: checked, never coerced.
 
-NumPy would turn `[True, 2]` into integers, `[1, 2.0]` into floats and `[2**63]` into unsigned
-ones without a word; here each of those is an error, and so is −1, which NumPy counts from the end.
+NumPy would silently turn `[True, 2]` into integers, `[1, 2.0]` into floats and `[2**63]` into
+unsigned integers. Here each of these is an error, and so is −1, which NumPy counts from the end.
 """
 
 import math
@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from gatherd.errors import IdOutOfRange, InvalidArgument
 from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
 
-# Without elements a shape's lengths are bounded by no number of bytes. What they multiply to, those
-# of 0 left out, NumPy still has to count, with a dim of 2**20 float32 at most behind them.
+# Without elements, no number of bytes bounds a shape's lengths. NumPy still has to count their
+# product, zeros left out, with a dim of up to 2**20 float32 behind them.
 SHAPE_SIZE_MAX = 2**40
 _LENGTH_MAX = 2**64 - 1
 _INT64 = np.dtype(np.int64)
 _INT64_MAX = 2**63 - 1
-# By the dtype's character: the unsigned one of its size, and the largest id that it holds.
+# By the dtype's character: the unsigned dtype of its size, and the largest id that it holds.
 _UNSIGNED = {
     np.dtype(kind).char: (np.dtype(f"u{np.dtype(kind).itemsize}"), int(np.iinfo(kind).max))
     for kind in ("b", "h", "i", "l", "q", "B", "H", "I", "L", "Q")
@@ -28,7 +28,7 @@ _UNSIGNED = {
 
 
 def check_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """`shape` when `name` can have it, else InvalidArgument."""
+    """`shape` if `name` can have it, else InvalidArgument."""
     if len(shape) > NESTING_MAX:
         raise InvalidArgument(
             f"{name} have {len(shape)} dimensions; at most {NESTING_MAX} are taken"
@@ -58,11 +58,11 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
     if array.size == 0:
         check_shape("ids", array.shape)
     if array.dtype.kind == "O" and not isinstance(ids, np.ndarray):
-        # What another library's integers become where they could have been null.
+        # Another library's nullable integers become objects.
         return _from_nested(array.tolist())
     if array.dtype.kind not in "iu":
         if array.size == 0 and array.dtype.kind == "f":
-            # An empty array made without a dtype is float64; it holds no id to be wrong.
+            # An empty array made without a dtype is float64; it holds no wrong id.
             return np.empty(array.shape, np.int64)
         raise InvalidArgument(f"ids must be integers, not {array.dtype}")
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
@@ -81,7 +81,7 @@ def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
         return np.empty(array.shape, np.int64)
     if array.dtype.kind in "iu":
         return array
-    # Integers above 2**63 - 1 have no type in common with negative ones.
+    # No type holds both integers above 2**63 - 1 and negative ones.
     found = first_leaf(ids, lambda leaf: not 0 <= leaf <= _INT64_MAX)
     assert found is not None
     name, value = where("ids", found[0]), found[1]
@@ -89,7 +89,7 @@ def _from_nested(ids: Any) -> NDArray[np.integer[Any]]:
 
 
 def _plain_integers(value: Any, depth: int) -> bool:
-    """Whether `value` is an int or lists of nothing but ints, told at the speed of C for lists."""
+    """Whether `value` is an int or lists of only ints; lists are checked at the speed of C."""
     if depth > NESTING_MAX:
         raise InvalidArgument(f"ids are nested deeper than {NESTING_MAX} levels")
     if not isinstance(value, list | tuple):
@@ -101,7 +101,7 @@ def _plain_integers(value: Any, depth: int) -> bool:
 
 
 def _checked_leaves(value: Any, name: str) -> Any:
-    """`value` with NumPy's arrays in place of others; InvalidArgument for what isn't an integer."""
+    """`value` with NumPy arrays in place of others; InvalidArgument for a leaf of another kind."""
     wrong = first_leaf(value, _is_no_id)
     if wrong is not None:
         where_wrong = where(name, wrong[0])
@@ -121,12 +121,12 @@ def _with_arrays(value: Any, name: str) -> Any:
 
 
 def _is_no_id(value: Any) -> bool:
-    """Whether it is nothing that may be an integer, or an array of some."""
+    """Whether `value` can be neither an integer nor an array of integers."""
     return type(value) is not int and not hasattr(value, "__array__")
 
 
 def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int, ...], Any] | None:
-    """The position and the value of the first leaf of nested lists that `is_wanted`."""
+    """The position and value of the first leaf of nested lists for which `is_wanted` is true."""
     if not isinstance(value, list | tuple):
         return ((), value) if is_wanted(value) else None
     for index, item in enumerate(value):
@@ -140,7 +140,7 @@ def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int,
 
 
 def where(name: str, position: Iterable[int]) -> str:
-    """What an element is called, as ids[1][0]."""
+    """The name of an element, such as ids[1][0]."""
     return name + "".join(f"[{int(index)}]" for index in position)
 
 
@@ -155,23 +155,23 @@ def _kind(value: object) -> str:
 
 
 def all_in_range(ids: NDArray[np.integer[Any]], row_count: int) -> bool:
-    """Whether every id has a row. One pass: a negative id is a huge one when seen as unsigned."""
+    """Whether every id has a row. One pass: a negative id, seen as unsigned, is a huge one."""
     if ids.size == 0:
         return True
     unsigned, largest = _UNSIGNED[ids.dtype.char]
     if row_count > largest:
         return _wide(ids)
-    # np.max's own steps around this take as long as it does for a few ids.
+    # For a few ids, np.max's own steps around this call would double its time.
     return int(np.maximum.reduce(ids.view(unsigned), axis=None)) < row_count
 
 
 def _wide(ids: NDArray[np.integer[Any]]) -> bool:
-    # The table has more rows than the dtype can count, so only a negative id can be wrong.
+    # The table has more rows than the dtype can count, so only a negative id has no row.
     return ids.dtype.kind == "u" or int(ids.min()) >= 0
 
 
 def flat_ids(ids: NDArray[np.integer[Any]]) -> NDArray[np.int64]:
-    """`ids`, C-contiguous, as int64 of shape (n,); what it can't hold is negative in it."""
+    """`ids`, C-contiguous, as int64 of shape (n,); an id that int64 can't hold becomes negative."""
     flat: NDArray[Any] = ids
     if flat.dtype is _INT64 and flat.ndim == 1 and flat.flags.aligned:
         return flat
@@ -193,7 +193,7 @@ def out_of_range_error(
 ) -> IdOutOfRange:
     """The error that names the first ids without a row and the valid range.
 
-    `found` says which ids are right, when not just those that are in range.
+    `found` says which ids have a row, if being in range isn't the whole test.
     """
     bad = np.flatnonzero(~(in_range(ids, row_count) if found is None else found))
     named = []
@@ -217,9 +217,9 @@ def _text(named: list[tuple[str, int]]) -> Iterator[tuple[str, str]]:
 def ids_from_bytes(
     data: bytes | memoryview, dtype: np.dtype[Any], shape: tuple[int, ...] | None
 ) -> NDArray[np.integer[Any]]:
-    """Ids of an integer `dtype` and `shape` (flat when None) as they came off a wire, uncopied.
+    """Ids from a wire, of an integer `dtype` and `shape` (flat when None), uncopied.
 
-    InvalidArgument when the byte count isn't what shape and dtype make.
+    InvalidArgument when the byte count doesn't fit shape and dtype.
     """
     if shape is None:
         if len(data) % dtype.itemsize:
@@ -233,7 +233,7 @@ def array_from_bytes(
 ) -> NDArray[Any]:
     """The array of `dtype` and `shape` that came off a wire as `data`, uncopied.
 
-    InvalidArgument, calling it `name`, when the byte count isn't what shape and dtype make.
+    InvalidArgument, calling it `name`, when the byte count doesn't fit shape and dtype.
     """
     if len(shape) == 1 and len(data) == shape[0] * dtype.itemsize:
         return np.frombuffer(data, dtype)

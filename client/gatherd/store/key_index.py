@@ -1,4 +1,4 @@
-r"""The index from keys to rows of a table version: files that every process maps, and no dict.
+r"""The index from keys to rows of a table version: files that every process maps, not a dict.
 
 keys.json          {"format": 1, "kind": "bytes" | "int64" | "uint64", "count": n, "seed": HEX,
                    "data_bytes": d, "slot_count": m, "block_bytes": b,
@@ -9,11 +9,11 @@ keys.data.npy      kind bytes: the keys one after the other, uint8 (d,)
 keys.offsets.npy   kind bytes: where each begins, and the end of the last, uint64 (n + 1,)
 keys.slots.npy     the hash table, uint64 (m,); m is a power of two, m > n
 
-Every .npy file has the 128-byte header that `npy_header` makes, so that it can be compared whole.
+Every .npy file has the 128-byte header that `npy_header` makes, so the header is compared whole.
 
 A slot is 0 when empty, else fingerprint << 40 | row + 1: 24 bits of the key's hash, 40 of its row.
-A key's slots are (hash + i) mod m, i = 0, 1, …: it stands in one of them before the first empty
-one, and within PROBES_MAX. The fingerprint spares all but one in 2**24 of the looks at other keys.
+A key's slots are (hash + i) mod m, i = 0, 1, …: its row is in one of them before the first empty
+one, and within PROBES_MAX. The fingerprint saves all but one in 2**24 comparisons with other keys.
 
     mix(z)       z ^= z >> 30; z *= 0xBF58476D1CE4E5B9; z ^= z >> 27; z *= 0x94D049BB133111EB;
                  z ^= z >> 31                  (splitmix64's finalizer, Steele et al. 2014)
@@ -21,13 +21,13 @@ one, and within PROBES_MAX. The fingerprint spares all but one in 2**24 of the l
     bytes        h = mix(seed ^ length); then h = mix(h ^ word) for each 8 bytes, little-endian,
                  the last ones padded with zeros
 
-The seed is random for each index, so that nobody can choose keys beforehand that collide. Who knows
-it may; then the builder meets PROBES_MAX and takes another seed, and a lookup never takes more
+Each index has a random seed, so that nobody can choose colliding keys beforehand. Someone who knows
+the seed can; the builder then meets PROBES_MAX and takes another seed. A lookup never takes more
 than PROBES_MAX probes, whatever the files hold.
 
-Nothing is read at open but keys.json and the headers; what the mapped files hold is checked before
-it is used: a damaged slot or offset makes a key be not there, never another row's. `verify` reads
-it all. A file that is truncated in place while it is mapped ends the process with SIGBUS.
+Opening reads only keys.json and the headers. The mapped files' contents are checked before they are
+used: a damaged slot or offset makes a key missing, and never gives another row. `verify` reads
+everything. A file that is truncated in place while it is mapped ends the process with SIGBUS.
 """
 
 import json
@@ -77,12 +77,12 @@ KEYS_SLOTS: Final = "keys.slots.npy"
 NPY_HEADER_BYTES: Final = 128
 KEYED_ROWS_MAX: Final = 2**40 - 2
 SLOTS_MIN: Final = 8
-# Keys that are copied together: of the longest, positions of 32 MB.
+# Keys that are copied together. If they are the longest, their bytes' positions take 32 MB.
 KEYS_AT_ONCE: Final = 4096
 
 
 class KeyKind(Enum):
-    """What a table's keys are."""
+    """The kinds of a table's keys."""
 
     BYTES = "bytes"
     INT64 = "int64"
@@ -98,7 +98,7 @@ def npy_header(descr: str, length: int) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class KeysInfo:
-    """What keys.json says; `blocks` are the crc32 of each file's blocks."""
+    """The contents of keys.json; `blocks` are the crc32 of each file's blocks."""
 
     kind: KeyKind
     count: int
@@ -140,7 +140,7 @@ class KeysInfo:
 
 
 def read_keys_info(folder: Path) -> KeysInfo | None:
-    """What the keys.json of `folder` says; None when there is none. BadFile when it is damaged."""
+    """The contents of `folder`'s keys.json; None if it is absent. BadFile when it is damaged."""
     path = folder / KEYS_JSON
     try:
         with open(path, "rb") as file:
@@ -189,7 +189,7 @@ def _check_info(path: Path, info: KeysInfo) -> None:
 
 
 def map_array(path: Path, descr: str, length: int) -> tuple[MappedFile, NDArray[Any]]:
-    """Map the 1-D .npy file `path`, read-only; BadFile unless it is just what is expected."""
+    """Map the 1-D .npy file `path`, read-only; BadFile unless header and size are as expected."""
     fd = open_readonly(path)
     try:
         expected = NPY_HEADER_BYTES + np.dtype(descr).itemsize * length
@@ -246,10 +246,10 @@ class KeyIndex:
             memory.lock(mapping)
 
     def rows_of(self, keys: Keys) -> NDArray[np.int64]:
-        """The row of each key, shape S; −1 for a key that isn't there.
+        """The row of each key, shape S; −1 for a missing key.
 
         InvalidArgument when the keys are strings and the index holds integers, or the reverse. An
-        integer that the index's kind can't hold isn't there. Unimplemented without numba.
+        integer that the index's kind can't hold is missing. Unimplemented without numba.
         """
         if keys.size == 0:
             return np.empty(keys.shape, np.int64)
@@ -276,10 +276,10 @@ class KeyIndex:
     ) -> Keys:
         """The key of each row, shape S: StringKeys, or integers of the index's kind.
 
-        `check_bytes` is told the size of strings before they are copied, and may raise.
+        `check_bytes` is called with the size of strings before they are copied, and may raise.
 
-        The rows are valid: from `rows_of`, or checked against `count`. BadFile when the stored
-        offsets of one are damaged.
+        The rows must be valid: from `rows_of`, or checked against `count`. BadFile when a row's
+        stored offsets are damaged.
         """
         flat = rows.reshape(-1).astype(np.intp, copy=False)
         if self.kind is not KeyKind.BYTES:
@@ -297,7 +297,7 @@ class KeyIndex:
         check_bytes(int(offsets[-1]))
         copied = np.empty(int(offsets[-1]), np.uint8)
         shifts = begins.view(np.int64) - offsets[:-1]
-        # In parts, for the positions of all bytes together take many times the bytes' memory.
+        # In parts, because the positions of all bytes take many times the bytes' memory.
         for first in range(0, flat.size, KEYS_AT_ONCE):
             last = min(first + KEYS_AT_ONCE, flat.size)
             begin, end = int(offsets[first]), int(offsets[last])
@@ -316,7 +316,7 @@ def key_bits(
 ) -> tuple[NDArray[np.uint64], NDArray[np.bool_] | None]:
     """1-D integer keys as the 64 bits that `kind` stores, and which of them it can hold.
 
-    None for "all of them".
+    None means all of them.
     """
     signed = keys.dtype.kind == "i"
     wide = np.require(keys, np.int64 if signed else np.uint64, ["C", "A"])
@@ -327,7 +327,7 @@ def key_bits(
 
 
 def verify_file(path: Path, info: KeysInfo) -> None:
-    """Hold one of the index's files against `info`; BadFile naming the first damaged range."""
+    """Compare one of the index's files with `info`; BadFile naming the first damaged range."""
     name = path.name
     blocks = tuple(info.blocks[name])
     for _ in verify_blocks(path, FileChecksums(info.file_bytes(name), info.block_bytes, blocks)):

@@ -1,8 +1,8 @@
 """Batches of keys as callers give them: checked, never coerced; the counterpart of ids.py.
 
-A batch is either integers, an array as it is, or strings, `StringKeys`. A string key is its UTF-8
-bytes; any other bytes can be a key too and are seen as `str` with `surrogateescape`. Left out on
-purpose: Unicode normalisation. Two spellings of one character are two keys, as in a dict.
+A batch is either an array of integers, unchanged, or `StringKeys`. A string key is its UTF-8 bytes;
+any other bytes can be a key too, and appear as `str` with `surrogateescape`. Left out on purpose:
+Unicode normalisation. Two spellings of one character are two keys, as in a dict.
 """
 
 import math
@@ -18,7 +18,7 @@ from gatherd.errors import InvalidArgument, KeyNotFound
 from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
 from gatherd.store.ids import check_shape
 
-# A longer token is a parser's mistake, not a word; and a request's keys have to be bounded.
+# A longer token is a parser's mistake, not a word. A request's keys need a bound, too.
 KEY_BYTES_MAX = 1024
 KEY_CHARS_SHOWN_MAX = 64
 
@@ -39,7 +39,7 @@ class StringKeys:
 
     @property
     def size(self) -> int:
-        """How many keys."""
+        """The number of keys."""
         return self.offsets.size - 1
 
     def tolist(self) -> list[bytes]:
@@ -49,12 +49,12 @@ class StringKeys:
         return [data[begin:end] for begin, end in pairwise(bounds)]
 
     def texts(self) -> list[str]:
-        """The keys as text, flat; bytes that aren't UTF-8 as lone surrogates."""
+        """The keys as text, flat; bytes that aren't UTF-8 become lone surrogates."""
         return [key_text(key) for key in self.tolist()]
 
     @classmethod
     def of(cls, keys: list[bytes], shape: tuple[int, ...] | None = None) -> "StringKeys":
-        """A batch of `keys`, taken as they are: lengths aren't checked."""
+        """A batch of `keys`; their lengths aren't checked."""
         offsets = np.zeros(len(keys) + 1, np.int64)
         np.cumsum(np.fromiter(map(len, keys), np.int64, len(keys)), out=offsets[1:])
         data = np.frombuffer(b"".join(keys), np.uint8)
@@ -77,7 +77,7 @@ def as_keys(keys: object) -> Keys:
     NumPy array interface that holds strings, bytes or integers. InvalidArgument, naming keys[i][j],
     for mixed kinds, empty and overlong keys, floats, bools, entries that are masked or null, ragged
     lists and integers that no 64-bit type holds.
-    NumPy's own fixed-width strings have lost their trailing NULs before they come here.
+    NumPy's own fixed-width strings have already lost their trailing NULs.
     """
     if isinstance(keys, StringKeys):
         return keys
@@ -149,7 +149,7 @@ def _from_texts(texts: list[str], shape: tuple[int, ...], where: Callable[[int],
     joined = "".join(texts)
     if not joined.isascii():
         return _from_bytes(_encoded(texts, where), shape, where)
-    # One byte a character, so the lengths are those of the bytes, and one encode does for all.
+    # One byte per character, so these are the lengths in bytes, and one encode serves all keys.
     lengths = np.fromiter(map(len, texts), np.int64, len(texts))
     return _checked(np.frombuffer(joined.encode("ascii"), np.uint8), lengths, shape, where)
 
@@ -240,7 +240,7 @@ def string_keys_from_wire(
 ) -> StringKeys:
     """String keys as they came off a wire; `data` isn't copied.
 
-    `lengths` are little-endian uint32, one a key. InvalidArgument when they, `data` and `shape`
+    `lengths` are little-endian uint32, one per key. InvalidArgument when they, `data` and `shape`
     contradict each other, or a key is empty or overlong.
     """
     check_shape("keys", shape)

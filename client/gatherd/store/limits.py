@@ -1,9 +1,9 @@
-"""Numbers that a client and a server have to agree on because they are in tables, logs and ids."""
+"""Numbers that client and server must agree on, because tables, logs and ids contain them."""
 
 from typing import Final
 
 LIVE_VERSION: Final = 0
-"""Asks for the version of a table that is live; versions are counted from 1."""
+"""In a request: the live version of a table; versions are counted from 1."""
 ROWS_MAX: Final = 2**48
 """Rows of a table."""
 DIM_MAX: Final = 2**20

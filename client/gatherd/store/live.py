@@ -1,23 +1,24 @@
-"""The tables of a data dir while it changes: what a reader has at each request.
+"""The tables of a data dir while it changes, as a reader sees them at each request.
 
-A request takes one `View`, the tables as one catalog has them, so it has one set of versions. The
-check for a newer one is a look at the control page's generation; the catalog is read when it moved.
-The writer keeps to this order, and readers build on it:
+A request takes one `View`, the tables of one catalog, so it has one set of versions. Each check for
+a newer one reads the control page's generation; the catalog is read if that has changed.
+The writer keeps to this order, and readers rely on it:
 
 1. a version's files are complete in its folder;
 2. the catalog that names it is replaced;
 3. the control page's generation is raised to the catalog's;
 4. only then are files deleted that the catalog doesn't name.
 
-So what was opened while the page showed no later generation than the catalog's is what this catalog
-names, whole. Otherwise the catalog is read again, and what it has no longer is let go.
+So a version that was opened while the page showed no later generation than the catalog's is the one
+this catalog names, and is complete. Otherwise the catalog is read again, and versions that it no
+longer names are let go.
 
-What is mapped goes over from one view to the next as long as the catalog keeps it, by the table's
-uid: a deleted table's rows are never taken for those of another of its name. They are unmapped when
-neither a view nor a request refers to them any more.
+A mapping passes from one view to the next as long as the catalog keeps the version, by the table's
+uid: a deleted table's rows are never taken for those of another table of the same name. Rows are
+unmapped when neither a view nor a request refers to them any more.
 
 Left out on purpose: a lock. A fork could leave it locked in the child, and `local:` clients live in
-processes that fork. Two threads may both build the view of a new generation; either's is right.
+processes that fork. Two threads may both build the view of a new generation; both views are right.
 """
 
 import logging
@@ -63,25 +64,25 @@ class DroppedMeanwhile(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class View:
-    """The tables at one generation. Got from `LiveTables`; safe to use from many threads."""
+    """The tables at one generation, made by `LiveTables`. Safe to use from many threads."""
 
     catalog: Catalog
     entries: Mapping[str, CatalogEntry]
-    """The data dir's tables, but for those that a fixed one hides."""
+    """The data dir's tables, except those that a fixed one hides."""
     fixed: Mapping[str, Table]
-    """Tables that aren't the data dir's; they have one version."""
+    """Tables outside the data dir; they have one version."""
     refused: Mapping[str, str]
-    """Names of those known to be unreadable, and why; a live version's, in the data dir."""
+    """Tables known to be unreadable, and why; in the data dir, those with a bad live version."""
     data_dir: Path | None
     control: ControlPage | None
     mapped: dict[tuple[str, int], Table] = field(default_factory=dict)
     """By name and version, live ones under LIVE_VERSION too; filled as they are first asked for."""
 
     def table(self, name: str, version: int = LIVE_VERSION) -> Table:
-        """One version of a table, mapped now if it wasn't.
+        """One version of a table; mapped now unless it was before.
 
-        TableNotFound, VersionNotFound or TableRefused when it isn't there, or DroppedMeanwhile.
-        TooManyFiles when it is, and can be mapped another time.
+        TableNotFound, VersionNotFound or TableRefused when it can't be served, or DroppedMeanwhile.
+        TooManyFiles when only this attempt to map it failed.
         """
         found = self.mapped.get((name, version)) or self._find(name, version)
         if isinstance(found, str):
@@ -89,14 +90,14 @@ class View:
         return found
 
     def live_or_reason(self, name: str) -> Table | str:
-        """The live version of a table, or why it can't be read. Raises what `table` does else."""
+        """The live version of a table, or why it can't be read. Raises `table`'s other errors."""
         try:
             return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
         except TooManyFiles as error:
             return error.message
 
     def names(self) -> list[str]:
-        """Every table, those that can't be read too, in order."""
+        """Every table in order, unreadable ones included."""
         return sorted({*self.fixed, *self.refused, *self.entries})
 
     def live_version(self, name: str) -> int:
@@ -106,7 +107,7 @@ class View:
         return self.entries[name].live if name in self.entries else 0
 
     def versions(self, name: str) -> tuple[int, ...]:
-        """The versions of a table that can be asked for, ascending."""
+        """The versions of a table that a request can name, ascending."""
         if name in self.fixed:
             return (self.fixed[name].version,)
         return self.entries[name].versions if name in self.entries else ()
@@ -129,9 +130,9 @@ class View:
             return error.message
 
     def open(self, name: str, entry: CatalogEntry, version: int) -> Table:
-        """Map a version that `entry` names, or take it if it is mapped.
+        """Map a version that `entry` names, unless it is mapped already.
 
-        What `open_table` raises, also for one that the catalog has as damaged; DroppedMeanwhile.
+        Raises what `open_table` does, also if the catalog calls it damaged; DroppedMeanwhile.
         """
         damage = entry.damage_of(version)
         if damage is not None:
@@ -151,7 +152,7 @@ class View:
         return self.hold(name, version, table)
 
     def hold(self, name: str, version: int, table: Table) -> Table:
-        """Keep what was mapped; returns what another thread kept before, if one did."""
+        """Keep a mapped table; returns the one that another thread kept before, if there is one."""
         table = self.mapped.setdefault((name, version), table)
         if version == self.entries[name].live:
             self.mapped.setdefault((name, LIVE_VERSION), table)
@@ -163,10 +164,7 @@ class View:
         self.mapped.pop((name, LIVE_VERSION), None)
 
     def kept_by(self, name: str, entry: CatalogEntry) -> dict[int, Table]:
-        """Those of the versions that `entry` keeps, whole, which are mapped here.
-
-        None for another uid.
-        """
+        """The mapped versions that `entry` keeps undamaged; none of them for another uid."""
         mine = self.entries.get(name)
         if mine is None or mine.uid != entry.uid:
             return {}
@@ -178,7 +176,7 @@ class View:
         }
 
     def _check_kept(self, name: str, entry: CatalogEntry, version: int) -> None:
-        """DroppedMeanwhile unless the catalog has the version still, and so had all the while."""
+        """DroppedMeanwhile unless the catalog still has the version, and so always had it."""
         assert self.data_dir is not None
         now = read_catalog(self.data_dir).tables.get(name)
         if now is None or now.uid != entry.uid or version not in now.versions:
@@ -198,9 +196,9 @@ class View:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Prepared:
-    """A version that was mapped for a change that is to come after `generation`.
+    """A version that was mapped for a change that comes after `generation`.
 
-    `file` is its rows' device and inode number; a mapped file's isn't given to another.
+    `file` is its rows' device and inode number; no other file gets it while the file is mapped.
     """
 
     table: Table
@@ -209,15 +207,15 @@ class _Prepared:
 
 
 class LiveTables:
-    """What a reader reads from. Safe to use from many threads, and after a fork.
+    """The tables that a reader reads. Safe to use from many threads, and after a fork.
 
-    With `at_open`, every live version is mapped by the thread that first sees a new generation, and
-    given to `at_open` before it can be read; a table for which either raises GatherdError is
-    refused until the next change. Without, versions are mapped when they are first asked for.
+    With `at_open`, the thread that first sees a new generation maps every live version and gives it
+    to `at_open` before it can be read; a table for which either raises GatherdError is refused
+    until the next change. Without `at_open`, the first request for a version maps it.
 
-    `at_drop` is given, at each change, what was mapped and is let go. With `keep_superseded` False
-    that is every version that isn't live any more, not only those that the catalog dropped; it is
-    mapped anew when it is asked for, and what `at_open` did for it has ended.
+    At each change `at_drop` gets the mapped tables that are let go. With `keep_superseded` False
+    these are all versions that aren't live any more, not only those that the catalog dropped; the
+    next request maps such a version anew, without the effects of `at_open`.
     """
 
     def __init__(
@@ -232,8 +230,8 @@ class LiveTables:
     ) -> None:
         """Touches no file; the first `current` does.
 
-        `fixed` tables, and those `refused` for the reasons given, hide ones of the same name in the
-        data dir.
+        `fixed` tables, and those `refused` for the reasons given, hide tables of the same name in
+        the data dir.
         """
         self._data_dir = data_dir
         self._fixed = dict(fixed or {})
@@ -244,7 +242,7 @@ class LiveTables:
         self._control: ControlPage | None = None
         self._prepared: dict[tuple[str, int], _Prepared] = {}
         # The generation that the page showed and the view that was built then: one reference, so
-        # that no thread has the one without the other.
+        # that no thread sees one without the other.
         self._state = (-1, self._view_of(Catalog(-1, {}), None))
 
     def current(self) -> View:
@@ -258,7 +256,7 @@ class LiveTables:
     def take(self, wanted: Sequence[tuple[str, int]]) -> list[Table]:
         """The table of each name and version (LIVE_VERSION for the live one), all of one view.
 
-        TableNotFound, VersionNotFound or TableRefused when one isn't there. Unavailable when
+        TableNotFound, VersionNotFound or TableRefused when one can't be served. Unavailable when
         versions are dropped, time after time, before they are opened.
         """
         mapped = self.current().mapped
@@ -272,7 +270,7 @@ class LiveTables:
         return self.current().mapped.get(wanted)
 
     def read(self, ask: Callable[[View], T]) -> T:
-        """What `ask` returns for the current view; asked anew when a version went meanwhile.
+        """The result of `ask` for the current view; repeated if a version was deleted meanwhile.
 
         Unavailable when that happens time after time.
         """
@@ -286,22 +284,22 @@ class LiveTables:
         raise _too_fast(dropped)
 
     def prepare(self, name: str, version: int, make_ready: Callable[[Table], None]) -> None:
-        """Map a version before it becomes live, so that the change costs no request anything.
+        """Map a version before it becomes live, so that the change delays no request.
 
-        Its files are in place; the catalog needn't name it yet. It is let go at the next change if
-        it isn't live by then, and when it is prepared anew. What `open_table` and `make_ready`
-        raise; FailedPrecondition without a data dir.
+        Its files must be in place; the catalog needn't name it yet. It is let go at the next change
+        unless it is live by then, and when it is prepared anew. Raises what `open_table` and
+        `make_ready` do; FailedPrecondition without a data dir.
         """
         if self._data_dir is None:
             raise FailedPrecondition(f"table {name!r} can't be prepared: there is no data dir")
-        view = self.current()  # which also lets go of what was prepared before
+        view = self.current()  # this also lets go of tables prepared before
         weights = version_dir(self._data_dir, check_table_name(name), version) / WEIGHTS_NAME
         file = _identity(weights)
         table = open_table(self._data_dir, name, version)
         if file is None or _identity(weights) != file:
             raise BadFile(f"{weights} was replaced while it was opened")
         make_ready(table)
-        if table.nbytes:  # what has no byte isn't mapped, and its inode isn't held
+        if table.nbytes:  # an empty table isn't mapped, so its inode isn't held
             self._prepared[(name, version)] = _Prepared(table, file, view.catalog.generation)
 
     @property
@@ -310,7 +308,7 @@ class LiveTables:
         return 0 if self._control is None else self._control.applied_lsn
 
     def _refreshed(self) -> View:
-        """The view of the catalog as it is now, whatever the page shows."""
+        """The view of the present catalog, whatever the page shows."""
         if self._data_dir is None:
             return self._state[1]
         for _ in range(VIEWS_MAX):
@@ -330,8 +328,8 @@ class LiveTables:
         view = before if before.catalog == catalog else self._built(catalog, control, before)
         if self._state[1].catalog.generation > catalog.generation:
             return view  # another thread read a newer one meanwhile; this request began before
-        # A catalog that is older than the page, as a restored data dir may have it, is read again
-        # at each request until the two agree.
+        # A catalog older than the page, as in a restored data dir, is read again at each request
+        # until the two agree.
         self._state = (min(generation, catalog.generation), view)
         if view is not before:
             self._let_go_prepared(catalog)
@@ -357,7 +355,7 @@ class LiveTables:
         return view
 
     def _built(self, catalog: Catalog, control: ControlPage, before: View) -> View:
-        """The view of `catalog`, with what was prepared for it and what `before` has mapped."""
+        """The view of `catalog`, with the tables prepared for it and those mapped in `before`."""
         refused = self._refused.copy()
         view = self._view_of(catalog, control, refused)
         for name, entry in view.entries.items():
@@ -392,13 +390,13 @@ class LiveTables:
             logger.error("%s; the next request for table %r tries again", error, name)  # noqa: TRY400
         except GatherdError as error:
             view.drop(name, entry.live)
-            if self._state[1].catalog.generation >= 0:  # the first view is for its owner to tell of
+            if self._state[1].catalog.generation >= 0:  # the owner reports the first view's
                 logger.error("table %r is refused: %s", name, error)  # noqa: TRY400
             return error.message
         return None
 
     def _adopted(self, catalog: Catalog, name: str, version: int) -> Table | None:
-        """What was prepared as version `version`, if it is that which `catalog` means."""
+        """The table prepared as version `version`, if `catalog` means the same file."""
         prepared = self._prepared.get((name, version))
         if prepared is None or prepared.generation >= catalog.generation:
             return None
@@ -407,7 +405,7 @@ class LiveTables:
         return prepared.table if file == prepared.file else None
 
     def _let_go_prepared(self, catalog: Catalog) -> None:
-        """Forget what was prepared for `catalog`, used or not."""
+        """Forget the tables prepared for `catalog`, used or not."""
         for key, prepared in self._prepared.copy().items():
             if prepared.generation < catalog.generation and self._prepared.get(key) is prepared:
                 self._prepared.pop(key, None)
@@ -420,7 +418,7 @@ def _too_fast(dropped: DroppedMeanwhile) -> Unavailable:
 
 
 def _identity(path: Path) -> tuple[int, int] | None:
-    """Which file `path` names now; None for none."""
+    """The device and inode number of the file `path`; None if it doesn't exist."""
     try:
         found = path.stat()
     except OSError:

@@ -1,8 +1,8 @@
 """Files mapped into memory, without a descriptor that stays open.
 
-`mmap.mmap` keeps a copy of the descriptor for as long as the mapping lives, up to Python 3.12: a
-server would need several for each of its tables, and most systems give a process 1,024. The kernel
-needs none; so the system call is made here.
+Up to Python 3.12, `mmap.mmap` keeps a copy of the descriptor as long as the mapping lives. A server
+would need several for each of its tables, and most systems allow a process 1,024. The kernel needs
+none, so this module makes the system call itself.
 """
 
 import ctypes
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, StorageError, TooManyFiles
 
 _FAILED = ctypes.c_void_p(-1).value
-# What a process or the machine has too few of; the file itself is sound.
+# Errors of the process's or the machine's limits; the file itself is sound.
 _NO_MORE = {
     errno.EMFILE: "this process has as many files open as it may; raise `ulimit -n`",
     errno.ENFILE: "the machine has as many files open as it may; raise fs.file-max",
@@ -29,7 +29,7 @@ _NO_MAPPING = "this process has as much mapped as it may; raise vm.max_map_count
 
 
 class MappedFile:
-    """The bytes of a file, mapped. Unmapped when the last array of `array` has gone."""
+    """The bytes of a file, mapped. Unmapped when the last array from `array` is freed."""
 
     __slots__ = ("__array_interface__", "__weakref__", "address", "nbytes")
 
@@ -42,12 +42,12 @@ class MappedFile:
         writable: bool = False,
         populate: bool = False,
     ) -> None:
-        """Map `byte_count` bytes, not 0, of an open file, which can be closed after.
+        """Map `byte_count` bytes, not 0, of an open file, which can be closed afterwards.
 
-        `offset` is a multiple of mmap.ALLOCATIONGRANULARITY. With `populate`, the pages are there
-        on return. OSError when the kernel doesn't.
+        `offset` is a multiple of mmap.ALLOCATIONGRANULARITY. With `populate`, the pages are in
+        memory on return. OSError when the kernel refuses.
         """
-        self.nbytes = 0  # for when what follows raises
+        self.nbytes = 0  # for `__del__`, if the rest raises
         protection = mmap.PROT_READ | (mmap.PROT_WRITE if writable else 0)
         flags = mmap.MAP_SHARED | (mmap.MAP_POPULATE if populate else 0)
         address = _libc().mmap(None, byte_count, protection, flags, fd, offset)
@@ -77,11 +77,11 @@ class MappedFile:
 
 @contextmanager
 def naming(what: object) -> Iterator[None]:
-    """Say of an OSError inside that `what` was the file: BadFile, or TooManyFiles."""
+    """Turn an OSError inside into one that names the file `what`: BadFile, or TooManyFiles."""
     try:
         yield
     except StorageError:
-        raise  # told already
+        raise  # it names its file already
     except OSError as error:
         if error.errno == errno.ENOMEM:
             raise TooManyFiles(f"{what} can't be mapped: {_NO_MAPPING}") from None
@@ -89,12 +89,12 @@ def naming(what: object) -> Iterator[None]:
 
 
 def not_opened(what: object, error: OSError) -> StorageError:
-    """The error for a file that can't be opened or mapped: it may not be the file's fault."""
+    """The error for a file that can't be opened or mapped, perhaps through no fault of the file."""
     return too_many_files(what, error) or BadFile(f"{what} can't be opened: {error.strerror}")
 
 
 def too_many_files(what: object, error: OSError) -> TooManyFiles | None:
-    """The error for `what` if this one says that the process has too much open; else None."""
+    """The error for `what` if `error` means too many open files or mappings; else None."""
     reason = _NO_MORE.get(error.errno or 0)
     return None if reason is None else TooManyFiles(f"{what} can't be opened: {reason}")
 
@@ -104,7 +104,7 @@ def _libc() -> ctypes.CDLL:
     libc = ctypes.CDLL(None, use_errno=True)
     size, number = ctypes.c_size_t, ctypes.c_int
     libc.mmap.restype = ctypes.c_void_p
-    # off_t has 64 bits wherever Python is built with large files.
+    # off_t has 64 bits wherever Python is built with large file support.
     libc.mmap.argtypes = (ctypes.c_void_p, size, number, number, number, ctypes.c_int64)
     libc.munmap.argtypes = (ctypes.c_void_p, size)
     return libc

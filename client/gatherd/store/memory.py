@@ -1,4 +1,4 @@
-"""How memory is asked for: the allocator's thresholds, and advice about mapped files.
+"""Memory policy: the allocator's thresholds, and advice to the kernel about mapped files.
 
 Page faults, not arithmetic, decide the speed of a gather; docs/performance.md has the figures.
 """
@@ -19,7 +19,7 @@ _MS_SYNC = 4
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
-# glibc takes no larger threshold than half of its heap maximum, 32 MiB on 64-bit.
+# glibc accepts thresholds up to half of its heap maximum: 32 MiB on 64-bit.
 _MMAP_THRESHOLD_BYTES = 32 << 20
 _TRIM_THRESHOLD_BYTES = 512 << 20
 _TOP_PAD_BYTES = 64 << 20
@@ -47,12 +47,12 @@ def tune_allocator() -> bool:
 
 
 def populate(mapping: MappedFile) -> None:
-    """Map every page of `mapping` now, reading what isn't in the page cache.
+    """Map every page of `mapping` now, reading those that aren't in the page cache.
 
     Afterwards a gather takes no page fault. OSError when the file ends before the mapping does.
 
-    In steps, because the kernel holds the
-    process's memory map: lookups and allocations of other threads go on meanwhile.
+    Done in steps, because each step locks the process's memory map: between them other threads'
+    lookups and allocations go on.
     """
     address, end = mapping.address, len(mapping)
     for start in range(0, end, _POPULATE_BYTES):
@@ -67,15 +67,15 @@ def populate(mapping: MappedFile) -> None:
 
 
 def advise_random(mapping: MappedFile) -> None:
-    """Tell the kernel not to read ahead: rows are picked at random from more than fits in RAM."""
+    """Tell the kernel not to read ahead: rows are picked at random, and don't all fit in RAM."""
     with suppress(OSError):
         _advise(mapping, mmap.MADV_RANDOM)
 
 
 def is_resident(mapping: MappedFile, begin: int, byte_count: int) -> bool:
-    """Whether all pages of a range of `mapping` are in memory; True when the kernel doesn't tell.
+    """Whether all pages of a range of `mapping` are in memory; True when the kernel doesn't say.
 
-    Takes a microsecond or two. The kernel tells only owners of a file, and who may write to it.
+    Takes a microsecond or two. The kernel answers only a file's owners, and users who may write it.
     """
     first = begin - begin % mmap.PAGESIZE
     length = begin + byte_count - first
@@ -88,7 +88,7 @@ def is_resident(mapping: MappedFile, begin: int, byte_count: int) -> bool:
 
 
 def resident(mapping: MappedFile) -> int:
-    """Bytes of `mapping` that are in memory now. OSError when the kernel doesn't tell."""
+    """Bytes of `mapping` that are in memory now. OSError when the kernel doesn't say."""
     pages = np.empty(-(-len(mapping) // mmap.PAGESIZE), np.uint8)
     _call("mincore", mapping, ctypes.c_void_p(pages.ctypes.data))
     return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
@@ -100,7 +100,7 @@ def lock(mapping: MappedFile) -> None:
 
 
 def sync(mapping: MappedFile) -> None:
-    """Write what was stored into `mapping` to the disk, without holding the GIL. OSError if not."""
+    """Write stores into `mapping` to the disk, without holding the GIL. OSError on failure."""
     _call("msync", mapping, ctypes.c_int(_MS_SYNC))
 
 
@@ -125,17 +125,17 @@ def _call_at(name: str, address: int, *more: object) -> None:
 
 
 def available_bytes(proc: str = "/proc", groups: str = "/sys/fs/cgroup") -> int:
-    """Memory that could be had without swapping, or 0 when it can't be told.
+    """Bytes of memory available without swapping, or 0 when unknown.
 
-    The machine's MemAvailable or, where that is less, what the limits of this process's control
-    groups leave. Of what a group uses, only what can't be dropped counts: a mapped table can.
+    The machine's MemAvailable or, if less, the rest that the limits of this process's control
+    groups leave. Only a group's memory that can't be dropped counts as used: not mapped tables.
     """
     available = _first_number(f"{proc}/meminfo", "MemAvailable:") * 1024
     return min([available, *_left_by_groups(proc, groups)])
 
 
 def _left_by_groups(proc: str, groups: str) -> list[int]:
-    """What each limit on this process's memory leaves, of either version of control groups."""
+    """Bytes left by each limit on this process's memory, of either version of control groups."""
     left = []
     with suppress(OSError), open(f"{proc}/self/cgroup") as lines:
         for line in lines:
@@ -147,8 +147,8 @@ def _left_by_groups(proc: str, groups: str) -> list[int]:
                 kept = ("total_rss", "total_shmem")
             else:
                 continue
-            # A group is held by its ancestors' limits, too. In a container the path may be the
-            # host's, and what is mounted here is the group itself: the last step, then.
+            # A group's ancestors limit it, too. In a container the path may be the host's, and the
+            # group itself is mounted at the root; the last step reads that.
             while True:
                 folder = root + path.rstrip("/")
                 with suppress(OSError, ValueError), open(f"{folder}/{limit}") as file:
@@ -162,7 +162,7 @@ def _left_by_groups(proc: str, groups: str) -> list[int]:
 
 
 def _first_number(path: str, name: str) -> int:
-    """The number in a file's line that begins with `name`; 0 when there is none."""
+    """The number in a file's line that begins with `name`; 0 without such a line."""
     with suppress(OSError), open(path) as lines:
         for line in lines:
             if line.split(maxsplit=1)[:1] == [name]:

@@ -1,4 +1,4 @@
-"""What a lookup asks of a table: which rows, pooled or not, and what is done about missing ones."""
+"""A lookup's parameters: which rows, pooled or not, and the policy for missing ones."""
 
 from dataclasses import dataclass
 from enum import Enum
@@ -14,14 +14,14 @@ STATUS_MISSING = 1
 
 
 class Missing(Enum):
-    """What a lookup does with an id or key that has no row."""
+    """The policies for an id or key that has no row."""
 
     ERROR = "error"
     ZERO = "zero"
     DEFAULT = "default"
     SKIP = "skip"
 
-    __hash__ = object.__hash__  # as of dtypes.DType
+    __hash__ = object.__hash__  # as in dtypes.DType
 
 
 BAG_POLICIES = tuple(Missing)
@@ -29,7 +29,7 @@ ROW_POLICIES = (Missing.ERROR, Missing.ZERO, Missing.DEFAULT)
 
 
 def parse_missing(name: str, policies: tuple[Missing, ...] = ROW_POLICIES) -> Missing:
-    """The policy called `name` among `policies`; InvalidArgument when it isn't there."""
+    """The policy called `name`; InvalidArgument when it isn't one of `policies`."""
     for policy in policies:
         if policy.value == name:
             return policy
@@ -40,7 +40,7 @@ def parse_missing(name: str, policies: tuple[Missing, ...] = ROW_POLICIES) -> Mi
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ByKey:
-    """Rows asked for by key instead of by id."""
+    """A request for rows by key instead of by id."""
 
     keys: Keys
 
@@ -51,12 +51,12 @@ class ByKey:
 
     @property
     def size(self) -> int:
-        """How many keys."""
+        """The number of keys."""
         return self.keys.size
 
 
 Asked = NDArray[np.integer[Any]] | ByKey
-"""Rows asked for, of any shape S: ids of any integer dtype, or keys."""
+"""The rows of a request, of any shape S: ids of any integer dtype, or keys."""
 
 
 class Pooling(Enum):
@@ -69,7 +69,7 @@ class Pooling(Enum):
 
 
 def parse_pooling(name: str) -> Pooling:
-    """The mode called `name`; InvalidArgument when there is none."""
+    """The mode called `name`; InvalidArgument for any other name."""
     try:
         return Pooling(name)
     except ValueError:
@@ -79,10 +79,10 @@ def parse_pooling(name: str) -> Pooling:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class BagsQuery:
-    """How the rows asked for, of shape (n,), are pooled.
+    """How the rows of a request, of shape (n,), are pooled.
 
-    `offsets`: int64 (bags,), as `bags.check_offsets` gives them. `weights`: float32 (n,) or None.
-    `padding_id`: an id that never takes part.
+    `offsets`: int64 (bags,), from `bags.check_offsets`. `weights`: float32 (n,) or None.
+    `padding_id`: an id that is never pooled.
     """
 
     offsets: NDArray[np.int64]

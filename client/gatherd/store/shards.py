@@ -15,10 +15,10 @@ _SHOWN_MAX = 10
 
 
 def open_rows(path: Path, tensor: str | None) -> int:
-    """A descriptor of `path`, or where that is an index, of the shard which has `tensor`.
+    """A descriptor of `path` or, if that is an index, of the shard that has `tensor`.
 
-    BadFile when either can't be opened or the index is damaged, InvalidArgument when the tensor
-    isn't named or isn't in it.
+    BadFile when either can't be opened or the index is damaged. InvalidArgument when `tensor` is
+    None or not in the index.
     """
     fd = open_readonly(path)
     try:
@@ -40,7 +40,7 @@ def open_rows(path: Path, tensor: str | None) -> int:
 
 
 def read_weight_map(data: bytes, name: str) -> dict[str, str]:
-    """Which file, beside the index `name`, has which tensor. BadFile when `data` is no index."""
+    """The file, beside the index `name`, of each tensor. BadFile when `data` is no index."""
     try:
         document = json.loads(data) if len(data) <= INDEX_BYTES_MAX else None
     except (ValueError, RecursionError):

@@ -4,18 +4,18 @@
     0       4·n    n counters, uint32, little-endian; n = stripe_count(rows)
 
 The rows of a table fall into n stripes, row r into stripe r & (n − 1). Its counter is even at rest
-and odd while a row of the stripe is being written; each row written raises it by 2. A reader takes
-the counter before it copies a row and after, and believes the copy when both are the same and
-even: a sequence lock, as in Boehm, "Can seqlocks get along with programming language memory
-models?" (2012). Only versions that can be trained have the file.
+and odd while a row of the stripe is being written; each row written raises it by 2. A reader reads
+the counter before and after it copies a row, and trusts the copy if both values are equal and even:
+a sequence lock, as in Boehm, "Can seqlocks get along with programming language memory models?"
+(2012). Only versions that can be trained have the file.
 
-The writer's half is in the server's `storage/compiled_rows.py`, the readers' in compiled kernels in
-`kernels/row_intrinsics.py`; here is that of NumPy code. Between its calls nothing reorders but the
-processor. x86 doesn't reorder loads; elsewhere a lock is let go and taken again in between: what
-comes before the one and what comes after the other stay apart.
+The writer's half is in the server's `storage/compiled_rows.py`. The readers' half is in
+`kernels/row_intrinsics.py` for compiled kernels, and here for NumPy code. Between NumPy's calls
+only the processor reorders. x86 doesn't reorder loads; elsewhere a lock is released and taken again
+in between, so that loads before and after it stay apart.
 
-Left out on purpose: a counter a row, which would cost 4 bytes for each of them; and what happens
-when a stripe is written 2³¹ times during one copy, which takes minutes.
+Left out on purpose: a counter per row, which would cost 4 bytes each; and the case of a stripe that
+is written 2³¹ times during one copy, which takes minutes.
 """
 
 import os
@@ -40,17 +40,17 @@ COUNTER = np.dtype("<u4")
 WAIT_SECONDS = 1.0
 """How long a reader waits for a row that stays odd: longer than a store to a slow disk's page."""
 PAUSE_SECONDS = 50e-6
-# Rows that are copied between two looks at the counters. Larger ones are torn more often: whatever
-# is written to their stripes meanwhile counts.
+# Rows that are copied between two reads of the counters. Larger parts are torn more often, because
+# any write to their stripes meanwhile counts.
 CHECKED_ROWS = 4096
-# Each try at what was torn takes so much smaller pieces than the one before.
+# Each attempt at the torn rows takes pieces smaller by this factor.
 SHRINK = 8
 
 _LOADS_ARE_ORDERED = platform.machine() in ("x86_64", "AMD64", "i686")
 
 
 def stripe_count(row_count: int) -> int:
-    """How many counters a version has: the first power of two with room, at most STRIPES_MAX."""
+    """The number of a version's counters: the first power of two ≥ rows, at most STRIPES_MAX."""
     return min(1 << max(row_count - 1, 0).bit_length(), STRIPES_MAX)
 
 
@@ -62,7 +62,7 @@ def seq_bytes(row_count: int) -> int:
 def map_counters(folder: Path, row_count: int) -> NDArray[np.uint32]:
     """The counters of the version in `folder`, mapped read-only, (stripe_count(row_count),).
 
-    BadFile when there are none or not so many.
+    BadFile when the file is absent or has another size.
     """
     path = folder / SEQ_NAME
     fd = open_readonly(path)
@@ -79,7 +79,7 @@ def map_counters(folder: Path, row_count: int) -> NDArray[np.uint32]:
 
 
 class RowReader:
-    """Copies rows of a table that is being written, none of them torn. Safe from many threads."""
+    """Copies rows, never torn, of a table that is being written. Safe from many threads."""
 
     def __init__(self, table: str, counters: NDArray[np.uint32]) -> None:
         """`counters` is a power of two of uint32; `table` is named in errors."""
@@ -88,7 +88,7 @@ class RowReader:
         self._mask = counters.size - 1
         self._words = counters.data
         self.stuck = (-1, 0)
-        """The odd counter that was waited for in vain: stripe and value."""
+        """Stripe and value of an odd counter for which a wait has timed out."""
 
     def read(
         self,
@@ -123,7 +123,7 @@ class RowReader:
         out: NDArray[Any],
         copy: Callable[[NDArray[np.intp], NDArray[Any]], None],
     ) -> NDArray[np.intp] | None:
-        """Copy once; the positions that are torn, or None."""
+        """Copy once; return the positions that are torn, or None."""
         stripes = index & self._mask
         before = self.counters.take(stripes)
         _keep_apart()
@@ -144,7 +144,7 @@ class RowReader:
     ) -> None:
         """Copy the positions in `torn` again until they are whole."""
         patience = Patience(self)
-        # A row is written in less than a microsecond: most are whole at the next look.
+        # A row is written in less than a microsecond: most are whole at the next attempt.
         step = max(1, torn.size // SHRINK)
         while True:
             left = []
@@ -172,10 +172,10 @@ class Patience:
         self._first = (-1, 0)
 
     def wait(self, row: int) -> None:
-        """Wait a little before `row` is read again. Unavailable when that was done long enough.
+        """Wait a little before `row` is read again. Unavailable once WAIT_SECONDS have passed.
 
-        What was waited for in vain once isn't waited for again while it stays as it is, so that
-        the first request alone pays for a dead writer.
+        After a timeout nobody waits for the same counter again until it changes, so that only the
+        first request pays for a dead writer.
         """
         reader = self._reader
         stripe = row & (reader.counters.size - 1)
@@ -202,7 +202,7 @@ class Patience:
 
 
 def _keep_apart() -> None:
-    """Keep the loads before this from coming after it, and the reverse."""
+    """Keep earlier loads before this call and later ones after it."""
     if not _LOADS_ARE_ORDERED:
         lock = threading.Lock()
         lock.acquire()

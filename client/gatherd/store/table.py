@@ -1,7 +1,7 @@
 """One version of a table: its rows mapped read-only, gathered by id.
 
 The server's engine and the SDK's `local:` transport both read tables through this class. Rows of a
-table that is written meanwhile are atomic: stripes.py has how.
+table that is written meanwhile are atomic; stripes.py explains how.
 """
 
 import logging
@@ -29,12 +29,12 @@ from gatherd.store.mapping import MappedFile, naming
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
 from gatherd.store.stripes import RowReader
 
-# Rows are converted in blocks that stay in a core's cache between the copy and the conversion.
+# Rows are converted in blocks, which stay in a core's cache between the copy and the conversion.
 CONVERT_BLOCK_BYTES = 256 << 10
 MEAN_BLOCK_BYTES = 8 << 20
-# Each of so few ids is looked at whether its pages are in memory; more go to a thread anyway.
+# Up to so many ids are checked for pages that aren't in memory; more go to a thread anyway.
 COLD_IDS_MAX = 8
-# When they are all in memory, then with 98 in 100 chances 99 in 100 of a table's rows are.
+# If all of these rows are in memory, then with 98% probability so are 99% of the table's.
 SAMPLED_ROWS = 400
 logger = logging.getLogger("gatherd")
 
@@ -42,7 +42,7 @@ _NO_COUNTERS: NDArray[np.uint32] = np.empty(0, np.uint32)
 
 
 class Preload(Enum):
-    """What is done with a table's pages when it is opened."""
+    """The policies for a table's pages when it is opened."""
 
     AUTO = "auto"  # populate when the table fits into half of the available memory
     NONE = "none"
@@ -69,10 +69,10 @@ class Gathered:
 
 
 class Table:
-    """A mapped (row_count, dim) array and what can be asked of it. Safe to use from many threads.
+    """A mapped (row_count, dim) array and its lookups. Safe to use from many threads.
 
-    The mapping outlives the file's name: a file that is replaced or deleted goes on being served.
-    A file that is truncated in place takes the process down with SIGBUS, as any mapping would.
+    The mapping outlives the file's name: a replaced or deleted file is still served. A file that is
+    truncated in place ends the process with SIGBUS, as with any mapping.
     """
 
     def __init__(
@@ -86,7 +86,7 @@ class Table:
         keys: KeyIndex | None,
         counters: NDArray[np.uint32] | None = None,
     ) -> None:
-        """`rows` is (row_count, row_bytes); `mapping` is None for a table without a byte.
+        """`rows` is (row_count, row_bytes); `mapping` is None for a table of 0 bytes.
 
         `counters` are those of its stripes, None when its rows never change.
         """
@@ -101,7 +101,7 @@ class Table:
         self._rows = rows
         self._reader = None if counters is None else RowReader(name, counters)
         self._counters = _NO_COUNTERS if counters is None else counters
-        # NumPy takes rows of elements as they are asked for, in one call; not misaligned ones.
+        # NumPy gathers rows of elements in one call, unless they are misaligned.
         elements = rows.view(layout.dtype.storage) if _is_aligned(rows, layout) else None
         self._elements = elements if counters is None else None
         self.keys = keys
@@ -112,9 +112,9 @@ class Table:
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
         self.is_populated = False
-        """Whether its pages are in memory as far as is known, so that no gather waits for a disk.
+        """Whether its pages are known to be in memory, so that no gather waits for a disk.
 
-        True when they were brought in, and what `look_at_residency` found since.
+        True once they were brought in; `look_at_residency` updates it.
         """
 
     @classmethod
@@ -128,10 +128,10 @@ class Table:
         keys: KeyIndex | None = None,
         counters: NDArray[np.uint32] | None = None,
     ) -> "Table":
-        """Map the rows that `layout` finds in the open file `fd`, which can be closed after.
+        """Map the rows that `layout` finds in the open file `fd`, which can be closed afterwards.
 
-        `counters`, of `stripes.map_counters`, are needed when the rows may change. BadFile when the
-        file is shorter than the layout.
+        `counters`, from `stripes.map_counters`, are needed when the rows may change. BadFile when
+        the file is shorter than the layout.
         """
         if file_bytes(fd) < layout.offset + layout.nbytes:
             raise BadFile(
@@ -152,8 +152,8 @@ class Table:
         skip = layout.offset - start
         with naming(f"the file of table {name!r}"):
             mapping = MappedFile(fd, skip + layout.nbytes, offset=start)
-        # Bytes, not floats: np.take copies an array whole first when its elements are misaligned,
-        # as a safetensors header of odd length makes them.
+        # Bytes, not floats: np.take first copies the whole array if its elements are misaligned, as
+        # they are behind a safetensors header of odd length.
         rows = mapping.array()[skip:]
         rows = rows.reshape(layout.row_count, layout.row_bytes)
         return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
@@ -161,8 +161,8 @@ class Table:
     def preload(self, policy: Preload, taken_bytes: int = 0) -> None:
         """Bring the pages in as `policy` says. BadFile when they can't be read or locked.
 
-        Of the memory that is available `taken_bytes` are other tables'. A table that outgrows the
-        rest isn't populated, and the kernel is told not to read ahead in it.
+        Other tables take `taken_bytes` of the available memory. A table that doesn't fit into the
+        rest isn't populated, and the kernel doesn't read ahead in it.
         """
         if self._mapping is None:
             return
@@ -196,10 +196,10 @@ class Table:
             ) from None
 
     def take(self, ids: NDArray[np.integer[Any]], out: NDArray[Any] | None) -> NDArray[Any]:
-        """The rows of `ids`, of any shape S, as they are stored: S + (dim,); as `lookup` else.
+        """The rows of `ids`, of any shape S, as they are stored: S + (dim,); else as `lookup`.
 
-        With as little around NumPy's own copy as there can be: after half a megabyte of rows each
-        line of Python has to come from memory again.
+        There is as little code as possible around NumPy's own copy: half a megabyte of rows evicts
+        Python's code from the cache, so each line costs a read from memory.
         """
         elements = self._elements
         if elements is None or compiled.compiled_gather() is not None:
@@ -224,8 +224,8 @@ class Table:
 
         `out`, of shape S + (dim,) and the reply dtype's storage, C-contiguous, is filled and
         returned instead of a new array. IdOutOfRange or KeyNotFound, with `out` untouched, when
-        `missing` is ERROR and one has no row; NoKeys when keys are asked of a table without;
-        Unavailable, with `out` filled in part, when a row's writer died inside it.
+        `missing` is ERROR and one has no row; NoKeys for keys when the table has none;
+        Unavailable, with `out` filled in part, when a writer died while it wrote a row.
         """
         if dtype is self.dtype and missing is Missing.ERROR and not isinstance(asked, ByKey):
             vectors = np.empty((*asked.shape, self.dim), dtype.storage) if out is None else out
@@ -249,9 +249,9 @@ class Table:
         missing: Missing = Missing.ERROR,
         out: NDArray[Any] | None = None,
     ) -> Gathered:
-        """Pool the rows of `asked`, shape (n,), into one vector a bag: vectors (bags, dim).
+        """Pool the rows of `asked`, shape (n,), into one vector per bag: vectors (bags, dim).
 
-        Accumulated in float32 and then converted. Raises what `lookup` does; the status is one
+        Accumulated in float32 and then converted. Raises what `lookup` does. There is one status
         per id. Unimplemented where numba isn't installed.
         """
         index, found = self._bag_index(asked, query.padding_id, missing)
@@ -283,9 +283,9 @@ class Table:
         ids: NDArray[np.integer[Any]],
         check_bytes: Callable[[int], None] = lambda _nbytes: None,
     ) -> Keys:
-        """The keys of `ids`, of the same shape. IdOutOfRange or NoKeys when there are none.
+        """The keys of `ids`, of the same shape. IdOutOfRange, or NoKeys when the table has none.
 
-        `check_bytes` is told their size before they are copied, and may raise.
+        `check_bytes` is called with their size before they are copied, and may raise.
         """
         index = self._key_index()
         if not all_in_range(ids, self.row_count):
@@ -307,7 +307,7 @@ class Table:
                 return True
             if found >= 0:
                 return False
-            # From the torn row on with more patience.
+            # From the torn row on, with a longer wait.
             done = compiled.torn_row(found)
             ids, begin = ids[done:], begin + done * self.row_bytes
         if self.row_count:
@@ -320,7 +320,7 @@ class Table:
     ) -> tuple[NDArray[np.integer[Any]], NDArray[np.bool_] | None]:
         """Row indices that are all valid, and which of them were found (None: all of them).
 
-        Raises what `lookup` does for ids and keys that aren't there.
+        Raises what `lookup` does for missing ids and keys.
         """
         if isinstance(asked, ByKey):
             rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
@@ -341,15 +341,15 @@ class Table:
     def _bag_index(
         self, asked: Asked, padding_id: int | None, missing: Missing
     ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """What `bags.pool` takes for `asked`, and which of them have a row or are padding.
+        """The index that `bags.pool` takes for `asked`, and which have a row or are padding.
 
-        A padding id needs no row: −1 is a usual one.
+        A padding id needs no row; it is often −1.
         """
         absent = bags.SKIP if missing is Missing.SKIP else bags.FILL
         if isinstance(asked, ByKey):
             rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
             if padding_id is not None and padding_id < 0:
-                padding_id = None  # −1 is a key that has no row here, which isn't padding
+                padding_id = None  # here −1 is a key without a row, not padding
         else:
             rows = asked
         index, found = bags.bag_index(rows, self.row_count, absent, padding_id)
@@ -399,7 +399,7 @@ class Table:
         return filler
 
     def resident_bytes(self) -> int:
-        """How many bytes of the rows are in memory now; costs a system call and a byte a page."""
+        """Bytes of the rows that are in memory now; costs a system call and a byte per page."""
         return 0 if self._mapping is None else min(memory.resident(self._mapping), self.nbytes)
 
     def may_wait(self, asked: Asked) -> bool:
@@ -410,7 +410,7 @@ class Table:
         if self.is_populated or self._mapping is None:
             return False
         if isinstance(asked, ByKey) or asked.size > COLD_IDS_MAX:
-            # Sooner handed to a thread than looked at: the index of keys may be cold as well.
+            # A thread costs less than the check, and the index of keys may be cold as well.
             return True
         rows = [int(row) for row in flat_ids(asked)]
         return not all(self._is_resident(row) for row in rows if 0 <= row < self.row_count)
@@ -418,7 +418,7 @@ class Table:
     def look_at_residency(self) -> None:
         """Find out anew whether the rows are in memory, by a sample of their pages.
 
-        Takes about a millisecond; for another thread than that of an event loop.
+        Takes about a millisecond, so don't call it in an event loop's thread.
         """
         if self._mapping is None:
             return
@@ -438,7 +438,7 @@ class Table:
     def default_vector(self) -> NDArray[np.float32]:
         """The vector for missing ids, shape (dim,): the stored one, else the mean of all rows.
 
-        The mean is summed in float64, in row order, once: a table that never changes gives the same
+        The mean is summed once, in float64, in row order: a table that never changes gives the same
         vector in every process. Zeros for a table without rows.
         """
         with self._default_lock:

@@ -1,1 +1,1 @@
-"""The ways a request travels; see client.py for which URL chooses which."""
+"""The ways to carry a request; gatherd/client.py chooses one by the URL."""

@@ -1,4 +1,4 @@
-"""The Connect unary protocol over HTTP/1.1: what the blocking and the awaited transport share."""
+"""The Connect unary protocol over HTTP/1.1, for the blocking and the awaited transport."""
 
 import os
 import select
@@ -45,23 +45,23 @@ from gatherd_proto.headers import CONNECT_VERSION, PROTO, RETRY_AFTER, TIMEOUT_D
 from gatherd_proto.procedures import LOOKUP
 
 REQUEST_ID_HEADER = "x-request-id"
-# How many connections a client opens at most; a call beyond waits for one.
+# How many connections a client opens at most; a further call waits for one.
 CONNECTIONS_MAX = 256
-# For a response that may be the foreseen one, until its first bytes tell.
+# The buffer for a response until its first bytes show whether it is the foreseen one.
 RECEIVE_BYTES = 64 << 10
-# What was idle for longer is looked at before it is used again: servers close what is idle.
+# A connection that was idle for longer is checked before use: servers close idle ones.
 IDLE_UNCHECKED_SECONDS = 2.0
-# Up to here head and body are joined for one send; copying more costs more than a second send.
+# Up to this size head and body are joined for one send; beyond, a second send is cheaper.
 JOINED_BYTES_MAX = 64 << 10
-# For so long what was sent may stay without an acknowledgement by the peer's kernel, or what is
-# awaited without a sign of life.
+# How long sent bytes may go unacknowledged by the peer's kernel, or a wait last without a sign of
+# life.
 VANISHED_SECONDS = 12
-# A head and a frame that are longer aren't foreseen.
+# A response isn't foreseen if its head and frame are longer.
 EXPECTED_BYTES_MAX = 4 << 10
 _TIMEOUT_MS_MAX = 10**TIMEOUT_DIGITS_MAX - 1
-# On which a server answers in its data dir.
+# The server's socket in its data dir.
 SERVER_SOCKET = "server.sock"
-# In what TLS calls the alerts of a server that wants another certificate.
+# Words in the names of TLS alerts from a server that wants another certificate.
 _ABOUT_CERTIFICATES = ("CERTIFICATE", "UNKNOWN_CA", "HANDSHAKE_FAILURE", "ACCESS_DENIED")
 _NO_SERVER = (FileNotFoundError, NotADirectoryError, ConnectionRefusedError)
 
@@ -76,9 +76,9 @@ class TimeIsUp(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wire:
-    """What goes over the wire for a `Foreseen`: `before`, milliseconds, `between`, ids, `after`.
+    """The bytes to send for a `Foreseen`: `before`, milliseconds, `between`, ids, `after`.
 
-    `expected` is how the response begins, up to the vectors; empty when it can't be foreseen.
+    `expected` is the beginning of the response, up to the vectors; empty if it can't be foreseen.
     """
 
     template: tuple[bytes, bytes] | None
@@ -89,18 +89,18 @@ class Wire:
 
 
 class Heads:
-    """What requests begin with, and this server's responses, learnt from one of them."""
+    """The heads of requests, and that of this server's responses, learnt from one of them."""
 
     def __init__(self, target: Target, credentials: Credentials) -> None:
         self._target = target
         self._credentials = credentials
         self._template: tuple[bytes, bytes] | None = None
-        # By path, with the token of the moment.
+        # By path, with the current token.
         self._prefixes: dict[str, bytes] = {}
         credentials.on_renewal(self._forget)
 
     def _forget(self) -> None:
-        """The token is another: what was made with the old one is made anew."""
+        """Drop everything made with the old token."""
         self._template = None
         self._prefixes = {}
 
@@ -125,7 +125,7 @@ class Heads:
         return prefix
 
     def wire(self, foreseen: Foreseen) -> Wire:
-        """What goes over the wire for `foreseen`."""
+        """The Wire of `foreseen`."""
         found: Wire | None = foreseen.wire
         if found is not None and found.template is self._template:
             return found
@@ -143,14 +143,14 @@ class Heads:
         return made
 
     def learn(self, reader: ResponseReader) -> None:
-        """Take the head of a response that was a reply, and after which the connection is open."""
+        """Learn the head of a response that was a reply and left the connection open."""
         found = around_length(reader.raw_head)
         if found != self._template:
             self._template = found
 
 
 def foreseen_pieces(wire: Wire, ids: NDArray[Any], left_seconds: float) -> tuple[Any, ...]:
-    """What to write for a foreseen lookup of `ids`, in order: few pieces, no large one copied."""
+    """The pieces to write for a foreseen lookup of `ids`, in order: few, no large one copied."""
     head = (wire.before, b"%d" % timeout_ms(left_seconds), wire.between)
     if ids.nbytes <= JOINED_BYTES_MAX:
         return (b"".join((*head, ids.data, wire.after)),)
@@ -163,7 +163,7 @@ def bytes_of(array: NDArray[Any]) -> memoryview:
 
 
 def timeout_ms(left_seconds: float) -> int:
-    """What is left of a call's time, as the header has it."""
+    """A call's remaining time, as the header has it."""
     return max(1, min(int(left_seconds * 1000), _TIMEOUT_MS_MAX))
 
 
@@ -179,17 +179,17 @@ def _path(target: Target, method: str) -> str:
 
 
 def outgoing(head: bytes, send: Send) -> tuple[bytes | memoryview, ...]:
-    """What to write, in order: few pieces, and none of the large ones copied."""
+    """The pieces to write, in order: few, and no large one copied."""
     if len(send.body) <= JOINED_BYTES_MAX:
         return (head + send.body, *send.rest)
     return (head, send.body, *send.rest)
 
 
 def notice_vanishing(sock: socket.socket) -> None:
-    """Have the kernel end a TCP connection whose peer has gone without a word.
+    """Have the kernel end a TCP connection whose peer vanished without closing it.
 
-    As a container does that is killed: its network goes with it, so nothing answers any more. A
-    call then fails after VANISHED_SECONDS, in time for another try, and not at its own timeout.
+    A killed container does that: its network goes with it, so nothing answers any more. A call then
+    fails after VANISHED_SECONDS, in time for another try, and not at its own timeout.
     """
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
     for name, value in (
@@ -204,7 +204,7 @@ def notice_vanishing(sock: socket.socket) -> None:
 
 
 def readability(fd: int) -> Callable[[], object]:
-    """What tells, truthily and at once, whether there is something to read from a socket."""
+    """A function that says at once whether a socket has something to read; its result is truthy."""
     if not hasattr(select, "poll"):  # as on Windows
         return lambda: select.select((fd,), (), (), 0)[0]
     poller = select.poll()
@@ -213,7 +213,7 @@ def readability(fd: int) -> Callable[[], object]:
 
 
 def is_silent(fd: int) -> bool:
-    """Whether an idle connection is still open, and has nothing to read, as it should be."""
+    """Whether an idle connection is still open, and has nothing to read, as it should."""
     return fd >= 0 and not readability(fd)()
 
 
@@ -221,8 +221,8 @@ def is_silent(fd: int) -> bool:
 def socket_path(target: Target) -> Iterator[str]:
     """The path to connect to for a unix: or local: URL, good as long as the context lasts.
 
-    The socket of a data dir is reached by a descriptor of its folder: the kernel takes no path of
-    more than 107 bytes.
+    The socket of a data dir is reached through a descriptor of its folder: the kernel takes no path
+    of more than 107 bytes.
     """
     if target.scheme == "unix":
         yield target.path
@@ -235,7 +235,7 @@ def socket_path(target: Target) -> Iterator[str]:
 
 
 def reply_body(url: str, reader: ResponseReader) -> memoryview:
-    """The body of a complete response when it is a reply, else the error that it is."""
+    """The body of a complete response if it is a reply; otherwise raises the error in it."""
     head = reader.head
     assert head is not None  # the reader is done
     content_type = head.headers.get("content-type", "")
@@ -270,7 +270,7 @@ def no_answer(url: str, deadline: Deadline) -> DeadlineExceeded:
 
 
 class Tunnel:
-    """A connection through a proxy's tunnel, as far as it isn't open yet: see `wanted`."""
+    """The opening of a proxy's tunnel: send `request`, then give `received` the answer."""
 
     def __init__(self, target: Target) -> None:
         assert target.proxy is not None
@@ -279,7 +279,7 @@ class Tunnel:
         self.request = self._proxy.tunnel_request(target.authority)
 
     def received(self, data: bytes) -> bool:
-        """Take what the proxy answers; whether the tunnel is open. OSError when it won't be."""
+        """Take bytes of the answer; whether the tunnel is open. OSError if it is refused."""
         self._answer += data
         end = self._answer.find(b"\r\n\r\n")
         if end < 0:
@@ -318,7 +318,7 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
 
 
 def _refused(url: str, error: object) -> Unauthenticated | None:
-    """The error for a server that wants another certificate of us, and says so by TLS alone."""
+    """The error for a server that wants another certificate of us, if a TLS alert says so."""
     if not isinstance(error, ssl.SSLError) or "ALERT" not in (error.reason or ""):
         return None
     if not any(word in error.reason for word in _ABOUT_CERTIFICATES):
@@ -331,14 +331,14 @@ def _refused(url: str, error: object) -> Unauthenticated | None:
 
 def broken(url: str, error: BaseException) -> GatherdError:
     """The error for a connection that ended before the response did."""
-    # What a connection failed by before a byte came is in another exception.
+    # An error from before the first byte came is inside another exception.
     for cause in (error, error.__cause__, *error.args):
         refused = _refused(url, cause)
         if refused is not None:
             return refused
     hint = ""
     if url.startswith("https:"):
-        # It may have said so by an alert, which is lost when it closes at once.
+        # The server may have sent an alert, which is lost when it closes at once.
         hint = " (as a server does that wants a certificate of this client, or another one: cert=)"
     return Unavailable(f"the connection to {url} broke: {error}{hint}", {OUTCOME: UNKNOWN})
 
@@ -351,7 +351,7 @@ def unspoken(url: str, error: HttpError) -> GatherdError:
 
 
 def tls_context(credentials: Credentials) -> ssl.SSLContext:
-    """Verifies the server by `ca`, or the system's certificates (or those of SSL_CERT_FILE)."""
+    """A context that verifies the server by `ca`, SSL_CERT_FILE or the system's certificates."""
     try:
         context = ssl.create_default_context(cafile=credentials.ca)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -364,7 +364,7 @@ def tls_context(credentials: Credentials) -> ssl.SSLContext:
 
 
 def remaining_seconds(url: str, deadline: Deadline) -> float:
-    """The time that is left, DeadlineExceeded when there is none."""
+    """The time that is left; DeadlineExceeded if there is none."""
     left = deadline.at - time.monotonic()
     if left <= 0:
         raise no_answer(url, deadline)

@@ -1,8 +1,8 @@
 """A connection over a blocking socket: one request at a time, and the response to it.
 
 Left out on purpose: SO_RCVTIMEO in place of Python's timeouts. It would save a poll() for each
-receive, about a microsecond, but a call in a process that gets signals would never time out: the
-interrupted receive is begun anew with its whole time.
+receive, about a microsecond, but a call in a process that gets signals would never time out: an
+interrupted receive begins anew with its whole time.
 """
 
 import errno
@@ -17,8 +17,9 @@ from gatherd.busy_poll import BusyPoll
 from gatherd.transports import connect as _connect
 from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader, feed
 
-# The socket's timeout is set anew only when it is too short for what is left of a call's time, or
-# too long by this much: a system call less for most, and no call overstays its deadline by more.
+# The socket's timeout is set anew only if it is shorter than the call's remaining time, or longer
+# by more than this. So most calls need one system call less, and no call overstays its deadline by
+# more.
 REARM_SECONDS = 0.005
 
 
@@ -31,14 +32,15 @@ class BlockingConnection:
         self._start = bytearray(_connect.EXPECTED_BYTES_MAX)
         self._start_view = memoryview(self._start)
         self._surplus = bytearray(1)
-        # For the first bytes of a reply, and for more of them: the one may pay and the other not.
+        # For a reply's first bytes, and for later ones: polling may pay for one and not for the
+        # other.
         self._first, self._more = BusyPoll(busy_poll_us), BusyPoll(busy_poll_us)
         self.reader = ResponseReader()
         self.idle_since = 0.0
         self.closed = False
 
     def connect(self, sock: socket.socket) -> None:
-        """Go on with `sock`, which is connected."""
+        """Use `sock`, which is connected."""
         self._armed_seconds = -1.0
         self._is_readable = _connect.readability(sock.fileno())
         self._sock = sock
@@ -49,7 +51,7 @@ class BlockingConnection:
         return self._sock is not None
 
     def disconnect(self) -> None:
-        """Close the socket, for another one to take its place."""
+        """Close the socket, so that another one can take its place."""
         sock, self._sock = self._sock, None
         if sock is not None:
             sock.close()
@@ -57,8 +59,8 @@ class BlockingConnection:
     def exchange(self, head: bytes, send: Send, *, stay_awake: bool) -> ResponseReader:
         """Send a request and receive its response. Stale, TimeoutError, OSError, HttpError.
 
-        `stay_awake` is as for `ask`, but only between the parts of a response: when the first one
-        comes is a matter of what was asked for.
+        `stay_awake` is as for `ask`, but applies only between the parts of a response: the wait for
+        the first one depends on the request.
         """
         reader, ends_at = self.reader, send.deadline.at
         reader.reset()
@@ -84,14 +86,14 @@ class BlockingConnection:
     ) -> bool:
         """Send a foreseen lookup and receive its vectors into `target`.
 
-        `stay_awake` says whether it may be waited for so; see BusyPoll.
+        `stay_awake` says whether the wait may busy-poll; see BusyPoll.
 
-        False when the response isn't the one that was foreseen: then it is complete in `reader`,
-        and `target` holds anything. Raises what `exchange` does. `reader.reusable` says whether
-        the connection can go on.
+        False if the response isn't the foreseen one: then it is complete in `reader`, and the
+        content of `target` is undefined. Raises what `exchange` does. `reader.reusable` says
+        whether the connection can be used again.
         """
         reader = self.reader
-        reader.started = False  # it is reset when it has something to read
+        reader.started = False  # it is reset only when it has something to read
         try:
             left = self._arm(ends_at)
             self._send(_connect.foreseen_pieces(wire, ids, left), ends_at)
@@ -118,7 +120,8 @@ class BlockingConnection:
                 self._arm(ends_at)
                 sock.sendall(piece)
         except BrokenPipeError:
-            # A server may refuse a large body by answering before it has read it all: look.
+            # A server may refuse a large body by answering before it has read it all: read the
+            # answer.
             pass
 
     def _receive(self, ends_at: float, stay_awake: bool) -> None:
@@ -134,7 +137,7 @@ class BlockingConnection:
                 reader.eof()
 
     def _await(self, busy: BusyPoll) -> None:
-        """Stay awake until something comes, for a bounded time, if that is worthwhile."""
+        """Busy-poll until something comes, for a bounded time, if that is worthwhile."""
         if not busy.is_worthwhile():
             return
         is_readable, until = self._is_readable, time.perf_counter() + busy.seconds
@@ -147,7 +150,7 @@ class BlockingConnection:
     def _take(
         self, expected: bytes, target: NDArray[Any], ends_at: float, stay_awake: bool
     ) -> bool:
-        """Receive what `ask` says."""
+        """Receive the response, as `ask` says."""
         size, reader, count = len(expected), self.reader, 0
         sock = self._open()
         while True:
@@ -173,7 +176,7 @@ class BlockingConnection:
                 if not received:
                     raise ConnectionEnded("it was closed in the middle of the response")
                 at += received
-        # More than that was foreseen: nobody knows what it answers.
+        # Bytes beyond the response answer nothing.
         reader.reusable = at == end
         return True
 
@@ -190,11 +193,11 @@ class BlockingConnection:
             reader.eof()
         self._receive(ends_at, stay_awake=False)
         if count > size + target.nbytes and not self.is_alive():
-            # The buffers were just full, so what came beyond the response is still to be read.
+            # The buffers are full, so more bytes beyond the response may still be unread.
             reader.reusable = False
 
     def _arm(self, ends_at: float) -> float:
-        """Let the socket wait until then, and no longer; returns the seconds. TimeoutError."""
+        """Let the socket wait until `ends_at`; returns the seconds. TimeoutError if it is over."""
         left = ends_at - time.monotonic()
         if left <= 0:
             raise TimeoutError

@@ -1,7 +1,7 @@
-"""A connection of an event loop: an asyncio protocol, one request at a time and the response to it.
+"""A connection of an event loop: an asyncio protocol for one request and response at a time.
 
-A connection has one timer, and not each request: it is set when none runs, and where it goes off
-before the request of that moment has to end, it is set anew.
+Each connection has one timer, not each request. A request sets it if it isn't running. If it goes
+off before the current request's deadline, it is set anew.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ class EventLoopConnection(asyncio.BufferedProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._timer_at = 0.0
         self._ends_at = 0.0  # of the exchange under way, on time.monotonic
-        # Of a response that is foreseen: how it begins, and where its vectors go.
+        # The beginning of a foreseen response, and the place for its vectors.
         self._expected = b""
         self._target: memoryview | None = None
         self._start = bytearray(connect.RECEIVE_BYTES)
@@ -35,12 +35,12 @@ class EventLoopConnection(asyncio.BufferedProtocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Keep the transport that requests are written to."""
-        # uvloop's transports have its methods, and aren't of its class.
+        # uvloop's transports have the methods of this class, but aren't instances of it.
         self._transport = cast("asyncio.Transport", transport)
         self.open = True
 
     def get_buffer(self, _sizehint: int) -> memoryview:
-        """Where the next bytes go: the caller's array, if the response is the foreseen one."""
+        """The memory for the next bytes: the caller's array for the foreseen response."""
         if self._target is None:
             return self.reader.buffer()
         size = len(self._expected)
@@ -51,7 +51,7 @@ class EventLoopConnection(asyncio.BufferedProtocol):
     def buffer_updated(self, nbytes: int) -> None:
         """Read the bytes that came; they may end the exchange."""
         if self._waiter is None:
-            self.close()  # nothing was asked: nobody knows what this answers
+            self.close()  # nothing was asked, so this answers nothing
         elif self._target is not None:
             self._take(self._target, nbytes)
         else:
@@ -64,7 +64,7 @@ class EventLoopConnection(asyncio.BufferedProtocol):
                     self._end(None)
 
     def _take(self, target: memoryview, nbytes: int) -> None:
-        """Bytes of a response that looked like the foreseen one so far."""
+        """Take bytes of a response that looked like the foreseen one so far."""
         size, before = len(self._expected), self._filled
         self.reader.started = True
         self._filled = count = before + nbytes
@@ -152,10 +152,11 @@ class EventLoopConnection(asyncio.BufferedProtocol):
     ) -> asyncio.Future[bool]:
         """Send a request; the future is done when its response is complete.
 
-        True when it is one that begins with `expected`, and the rest went into `target`; False when
-        it is in `reader`. `reader.reusable` says whether the connection can go on. Stale, OSError,
-        HttpError, or TimeIsUp when it isn't there at `ends_at`. After a failure, or cancelled, the
-        connection must be closed: the response would be taken for the next request's.
+        Its result is True if the response began with `expected` and the rest went into `target`,
+        and False if the response is in `reader`. `reader.reusable` says whether the connection can
+        be used again. Errors are Stale, OSError, HttpError, and TimeIsUp without a response by
+        `ends_at`. After a failure or a cancellation the connection must be closed: the response
+        would be taken for the next request's.
         """
         transport = self._transport
         if transport is None or not self.open:
@@ -163,7 +164,7 @@ class EventLoopConnection(asyncio.BufferedProtocol):
         if target is None:
             self.reader.reset()
         else:
-            self.reader.started = False  # it is reset when it has something to read
+            self.reader.started = False  # it is reset only when it has something to read
         waiter = self._waiter = self._loop.create_future()
         self._ends_at, self._filled = ends_at, 0
         self._expected, self._target = expected, target
@@ -174,7 +175,7 @@ class EventLoopConnection(asyncio.BufferedProtocol):
         return waiter
 
     def is_alive(self) -> bool:
-        """Whether it is open, also when the loop hasn't yet heard that it was closed."""
+        """Whether it is still open; the loop may not have noticed yet that the server closed it."""
         if self._transport is None or not self.open:
             return False
         return connect.is_silent(self._transport.get_extra_info("socket").fileno())
@@ -189,6 +190,6 @@ class EventLoopConnection(asyncio.BufferedProtocol):
             self._transport.abort()
 
     def abandon(self) -> None:
-        """Let go of it when its loop can't be told any more; asyncio closes the socket in time."""
+        """Let go of it when its loop can't run any more; asyncio closes the socket in time."""
         self.open = False
         self._transport = self._timer = None

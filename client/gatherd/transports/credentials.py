@@ -1,7 +1,7 @@
-"""What a client shows a server: token, certificate, headers; and whom it takes the server's from.
+"""A client's token, certificate and headers, and the authorities by which it knows a server.
 
 None of it is ever in a message, a repr or a log. Left out on purpose: a token in the URL, which
-ends up in logs, and tokens that a function gives: a file that somebody renews does that.
+ends up in logs, and a function that returns tokens, because renewing a file does the same.
 """
 
 import os
@@ -21,7 +21,7 @@ Path = str | os.PathLike[str]
 
 
 class Credentials:
-    """One client's. Safe to use from many threads."""
+    """One client's credentials. Safe to use from many threads."""
 
     def __init__(
         self,
@@ -33,7 +33,7 @@ class Credentials:
         cert: tuple[Path, Path] | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """As Client has them. InvalidArgument for what can't be used with the URL."""
+        """The arguments of Client. InvalidArgument for one that can't be used with the URL."""
         if token is not None and token_file is not None:
             raise InvalidArgument("give a token or a token_file, not both")
         if target.scheme == "local" and (token is not None or token_file is not None):
@@ -51,9 +51,9 @@ class Credentials:
         self._on_renewal: list[WeakMethod[Callable[[], None]]] = []
         self._is_untold = False
         self.token = _read(token_file) if token_file is not None else _checked(token, "token")
-        """What goes behind "Bearer "; None for none."""
+        """The token, which follows "Bearer "; None for none."""
         self.headers = checked_headers(headers)
-        """What is sent with every request, apart from the token."""
+        """The headers of every request, apart from the token."""
         self._metadata = self._as_metadata()
 
     @property
@@ -67,18 +67,18 @@ class Credentials:
         return (*self.headers, *shown) or None
 
     def on_renewal(self, told: Callable[[], None]) -> None:
-        """Have the method `told` called when the token becomes another, as long as it is there."""
+        """Call the method `told` when the token changes, as long as its object lives."""
         self._on_renewal = [known for known in self._on_renewal if known() is not None]
         self._on_renewal.append(WeakMethod(told))
 
     def renew(self) -> bool:
-        """Read the token's file again; whether there is another token in it than before."""
+        """Read the token's file again; whether it has another token than before."""
         if self._file is None:
             return False
         token = _read(self._file)
         if token == self.token and not self._is_untold:
             return False
-        self._is_untold = True  # if this is interrupted, the next time it is done to its end
+        self._is_untold = True  # if this is interrupted, the next call finishes it
         self.token = token
         self._metadata = self._as_metadata()
         for known in self._on_renewal:
@@ -104,11 +104,11 @@ def _checked(token: object, what: str) -> str | None:
     if token is None:
         return None
     if not isinstance(token, str) or len(token) > TOKEN_CHARS_MAX or not _TOKEN.fullmatch(token):
-        # Without showing it.
+        # Without showing it: it is a secret.
         raise InvalidArgument(f"{what} isn't a token: 1 to {TOKEN_CHARS_MAX} of A-Z a-z 0-9 ._~+/-")
     return token
 
 
 def no_password() -> str:
-    """Instead of OpenSSL's asking on the terminal for the password of a key."""
+    """Keep OpenSSL from asking for a key's password on the terminal."""
     raise ValueError("the key has a password; keys without one are taken")

@@ -2,13 +2,13 @@
 
 grpc's own retries are off: _plans/retry.py decides for every wire.
 
-A channel on which nothing was heard, until a call's time was up, is left for a new one: a balancer
-or a NAT that forgot the connection swallows what is sent on it. Pings notice that too, but no
-sooner than after some seconds. What is still under way on the old channel may come to its end.
+A channel that was silent until a call's time was up is replaced by a new one: a balancer or a NAT
+that forgot the connection swallows everything sent on it. Pings notice that too, but only after
+some seconds. Calls still under way on the old channel may end there.
 
-A forked child makes a channel of its own. grpc is ready for a fork only as long as no other thread
-is in a call, though, as one of grpc.aio always is; else the child would hang or crash, and so says
-that it can't.
+A forked child makes a channel of its own. But grpc survives a fork only if no other thread is in a
+call, and grpc.aio has a thread that always is. Otherwise the child would hang or crash, so it
+raises ForkedClient instead.
 """
 
 import os
@@ -47,23 +47,23 @@ OPTIONS: list[tuple[str, int]] = [
     ("grpc.max_receive_message_length", -1),
     ("grpc.max_send_message_length", -1),
     ("grpc.enable_retries", 0),
-    # Anchors: both matter from half a megabyte upwards.
+    # Both matter from half a megabyte upwards.
     ("grpc.http2.lookahead_bytes", 16 << 20),
     ("grpc.http2.max_frame_size", 4 << 20),
     # A server that came back is found within two seconds; the default is up to two minutes.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2_000),
-    # As over Connect: a connection of one's own for each client.
+    # Each client has its own connection, as over Connect.
     ("grpc.use_local_subchannel_pool", 1),
-    # While a call waits, a connection that has gone silent is asked whether it is still there, and
-    # given up early enough for another try within the usual timeout.
+    # While a call waits, a silent connection is pinged, and given up early enough for another try
+    # within the usual timeout.
     ("grpc.keepalive_time_ms", 4_000),
     ("grpc.keepalive_timeout_ms", 3_000),
     ("grpc.http2.ping_timeout_ms", 3_000),
     ("grpc.http2.max_pings_without_data", 0),
 ]
-# For so long nothing must have been heard on a channel that is left: so that calls of a few
-# milliseconds to a server that is slow don't each make a connection.
+# A channel is replaced after this much silence, not sooner: else calls with timeouts of a few
+# milliseconds to a slow server would each make a connection.
 SILENT_SECONDS = 1.0
 
 
@@ -78,7 +78,7 @@ def channel_options(target: Target) -> list[tuple[str, Any]]:
 
 
 class _Forks:
-    """How often this process was forked off another, and whether grpc can be used in it."""
+    """Counts the forks that led to this process, and knows whether it can use grpc."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -96,7 +96,7 @@ class _Forks:
         self.calling.clear()
 
     def check(self) -> None:
-        """ForkedClient where grpc is of no use."""
+        """ForkedClient if grpc can't be used."""
         if not self.is_usable:
             raise ForkedClient(
                 "grpc doesn't survive a fork while another thread is in a call, after an "
@@ -109,7 +109,7 @@ _forks = _Forks()
 
 
 def channel_credentials(credentials: Credentials) -> grpc.ChannelCredentials:
-    """What verifies the server, and shows who we are; InvalidArgument for files that can't."""
+    """Credentials to verify the server and to identify us; InvalidArgument for unusable files."""
     try:
         ca = Path(credentials.ca).read_bytes() if credentials.ca is not None else None
         cert, key = map(_read, credentials.cert or (None, None))
@@ -131,7 +131,7 @@ def _checked(url: str, reply: bytes) -> memoryview:
 
 
 def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
-    """The error of a failed call: grpc.Call and grpc.aio.AioRpcError say alike what happened."""
+    """The error of a failed call: grpc.Call and grpc.aio.AioRpcError describe it alike."""
     code = call.code()
     # A proxy's headers come before a body, and so aren't trailers.
     metadata = {**dict(call.initial_metadata() or ()), **dict(call.trailing_metadata() or ())}
@@ -154,7 +154,7 @@ def _text(value: str | bytes | None) -> str | None:
 def _vectors(
     foreseen: Foreseen, body: memoryview, out: NDArray[Any] | None
 ) -> NDArray[Any] | memoryview:
-    """The vectors in a reply that is the foreseen one, copied out of grpc's bytes; else `body`."""
+    """The vectors of a foreseen reply, copied out of grpc's bytes; `body` if it is another one."""
     start = len(foreseen.prefix)
     if not start or len(body) != start + foreseen.data_bytes or body[:start] != foreseen.prefix:
         return body
@@ -165,12 +165,12 @@ def _vectors(
 
 @dataclass(slots=True, eq=False)
 class _Open:
-    """A channel, grpc's or grpc.aio's, and what is known of it."""
+    """A channel of grpc or grpc.aio, and its state."""
 
     channel: Any
     forks: int
     heard_at: float = field(default_factory=time.monotonic)
-    ends_at: float = 0.0  # when the last of its calls has ended
+    ends_at: float = 0.0  # the latest deadline of its calls
     methods: dict[str, Any] = field(default_factory=dict)
 
     def method(self, name: str) -> Any:
@@ -182,7 +182,7 @@ class _Open:
 
 
 class _Channels:
-    """The channel that calls go over, and those that were left. `make` opens one."""
+    """The channel that calls go over, and the replaced ones. `make` opens one."""
 
     def __init__(self, make: Callable[[], Any]) -> None:
         self._make = make
@@ -190,7 +190,7 @@ class _Channels:
         self.left: list[_Open] = []
 
     def get(self, ends_at: float) -> _Open:
-        """The channel for a call until `ends_at`. ForkedClient where there can't be one."""
+        """The channel for a call until `ends_at`. ForkedClient if there can't be one."""
         found = self.current
         if found is None or found.forks != _forks.count:
             _forks.check()
@@ -200,20 +200,20 @@ class _Channels:
         return found
 
     def leave(self, silent: _Open) -> None:
-        """Have the next call make another channel, if nothing was heard on `silent`."""
+        """Make the next call open another channel, if `silent` has been silent for long enough."""
         if time.monotonic() - silent.heard_at >= SILENT_SECONDS and self.current is silent:
             self.left.append(silent)
             self.current = None
 
     def ended(self) -> list[Any]:
-        """The channels that were left and on which no call can be under way: to be closed."""
+        """The replaced channels on which no call can be under way, to be closed."""
         now = time.monotonic()
         ended = [one for one in self.left if one.ends_at < now]
         self.left = [one for one in self.left if one not in ended]
         return [one.channel for one in ended]
 
     def all(self) -> list[Any]:
-        """The channels that this process has."""
+        """The channels of this process."""
         known = [*self.left, self.current]
         return [one.channel for one in known if one is not None and one.forks == _forks.count]
 
@@ -258,7 +258,7 @@ class GrpcTransport:
     def ask_foreseen(
         self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
-        """See Transport. After a call nothing is in the caches, so this has few lines to run."""
+        """See Transport. This runs few lines: the processor's caches are cold after a call."""
         channel, left = self._channels.current, deadline.at - time.monotonic()
         method = None if channel is None else channel.methods.get(LOOKUP.path)
         if channel is None or method is None or channel.forks != _forks.count or left <= 0:
@@ -280,13 +280,13 @@ class GrpcTransport:
         return _vectors(foreseen, _checked(self._url, reply), out)
 
     def _explained(self, send: Send, error: Exception, channel: _Open) -> Exception:
-        """What to raise for a call that failed."""
+        """The error to raise for a call that failed."""
         if isinstance(error, grpc.RpcError):
             found = _error(self._url, send, error, self._closed)
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._channels.leave(channel)
             return found
-        # A ValueError is grpc's word for a channel that was closed by another thread.
+        # grpc raises ValueError for a channel that another thread closed.
         return ClientClosed("the client was closed") if self._closed else error
 
     def _close(self, channels: list[grpc.Channel]) -> None:

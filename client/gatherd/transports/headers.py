@@ -1,7 +1,7 @@
 """Headers that callers add to requests, on every wire: a client's, and those of a block of code.
 
-Left out on purpose: replacing headers that the client itself sends, for they say how a request is
-framed, what it means or who sends it.
+Left out on purpose: replacing headers that the client itself sends, because they say how a request
+is framed, what it means or who sends it.
 """
 
 import re
@@ -48,7 +48,7 @@ _of_block: ContextVar[Headers] = ContextVar("gatherd_headers", default=())
 
 
 def checked_headers(given: object) -> Headers:
-    """Headers, with names in lower case as gRPC wants them; InvalidArgument where that can't be."""
+    """Headers, with names in lower case as gRPC wants them. InvalidArgument for wrong ones."""
     if given is None:
         return ()
     if not isinstance(given, Mapping):
@@ -78,12 +78,12 @@ def _checked(name: object, value: object) -> tuple[str, str]:
 
 
 def of_block() -> Headers:
-    """The headers of the `request_headers` blocks around, an inner one's in place of an outer's."""
+    """The headers of the `request_headers` blocks around; an inner one's replace an outer one's."""
     return _of_block.get()
 
 
 def merged(headers: Headers, more: Headers) -> Headers:
-    """`headers` with those of `more` added, or put in place of their namesakes."""
+    """`headers` with those of `more` added; they replace headers of the same name."""
     return tuple({**dict(headers), **dict(more)}.items()) if more else headers
 
 
@@ -95,9 +95,9 @@ def request_headers(headers: Mapping[str, str]) -> Iterator[None]:
             client.lookup("words", ids)
 
     They go out on every wire, retries included, over gRPC as metadata; the server's log lines and
-    errors tell the request's X-Request-Id. Blocks can be nested. A lookup inside one isn't merged
-    with others by `batching`. InvalidArgument for a header that can't be sent or is the client's
-    own, such as Authorization.
+    errors contain the request's X-Request-Id. Blocks can be nested. A lookup inside one isn't
+    merged with others by `batching`. InvalidArgument for a header that can't be sent or is the
+    client's own, such as Authorization.
     """
     token = _of_block.set(merged(_of_block.get(), checked_headers(headers)))
     try:

@@ -4,8 +4,8 @@ Safe to use from many threads. After a fork the child leaves the parent's connec
 closes its copies of the sockets, which the parent doesn't notice, and makes its own.
 """
 
-# getaddrinfo imports it at its first call. A fork during that would leave the child waiting for the
-# import of a thread that it doesn't have.
+# getaddrinfo imports it at its first call. A fork during that would leave the child waiting for an
+# import by a thread that it doesn't have.
 import encodings.idna  # noqa: F401 - see above
 import os
 import socket
@@ -31,22 +31,23 @@ from gatherd.transports.target import Target
 from gatherd_proto.procedures import LOOKUP
 
 _FAILURES = (OSError, HttpError)
-# Whoever waits for a connection looks for one as often, should nobody have woken them.
+# How often a waiting call looks for a connection, in case no other call has woken it.
 LOOK_SECONDS = 0.1
 
 
 class _Pool:
     """The connections of one process: the one used last is used first, so the rest can go idle.
 
-    An exception may be raised at any instant, as by Ctrl-C, and what it interrupts isn't made up
-    for. So nothing is counted and no lock is held: a connection is either idle, and then in a deque
-    whose calls are atomic, or somebody's. Whoever drops one has thereby closed it, and a closed one
-    takes no place. Whoever waits for a place is woken, and looks by itself now and then.
+    An exception may be raised at any instant, as by Ctrl-C, and the step that it interrupts isn't
+    made up for. So nothing is counted and no lock is held: a connection is either idle, and then in
+    a deque with atomic methods, or a call's own. A dropped connection is thereby closed, and a
+    closed one takes no place. A call that waits for a place is woken, and looks by itself now and
+    then.
     """
 
     def __init__(self) -> None:
         self._idle: deque[BlockingConnection] = deque()
-        # All that are open, and some that aren't any more.
+        # All open ones, and some that have been closed.
         self._known: list[ref[BlockingConnection]] = []
         self._waiting: deque[Lock] = deque()  # each locked until it is worth a look
         self._closed = False
@@ -59,12 +60,12 @@ class _Pool:
             return None
 
     def idle_unless_awaited(self) -> BlockingConnection | None:
-        """As `idle`, but none while others wait for one, who come first."""
+        """As `idle`, but None while other calls wait for one: they come first."""
         return None if self._waiting else self.idle()
 
     @property
     def is_alone(self) -> bool:
-        """Whether one connection is in use: others would want the core that it could keep awake."""
+        """Whether just one connection is in use: others would need the core that polling takes."""
         return len(self._known) - len(self._idle) == 1
 
     def acquire(self, url: str, deadline: Deadline, busy_poll_us: int) -> BlockingConnection:
@@ -76,7 +77,7 @@ class _Pool:
             return connection
         gate = Lock()
         gate.acquire()
-        self._waiting.append(gate)  # before looking: who gives one back looks at it after that
+        self._waiting.append(gate)  # before looking: `release` reads it after giving one back
         try:
             while not self._closed:
                 connection = self.idle() or self._new(busy_poll_us)
@@ -84,7 +85,7 @@ class _Pool:
                     return connection
                 left = connect.remaining_seconds(url, deadline)
                 if gate.acquire(timeout=min(left, LOOK_SECONDS)):
-                    self._waiting.appendleft(gate)  # who woke it took it out
+                    self._waiting.appendleft(gate)  # the waker took it out
         finally:
             with suppress(ValueError):
                 self._waiting.remove(gate)
@@ -120,17 +121,17 @@ class _Pool:
             self._wake()
 
     def discard(self, connection: BlockingConnection) -> None:
-        """Close a connection of the caller's, which makes room for another."""
+        """Close the caller's connection, which makes room for another."""
         connection.close()
         self._forget_closed()
         self._wake()
 
     def _wake(self) -> None:
-        with suppress(IndexError, RuntimeError):  # nobody waits any more, or was woken already
+        with suppress(IndexError, RuntimeError):  # no call waits any more, or it was woken already
             self._waiting.popleft().release()
 
     def close(self) -> None:
-        """Close what is idle; what is in use is closed when it comes back."""
+        """Close idle connections now, and those in use when they come back."""
         self._closed = True
         while self._waiting:
             self._wake()
@@ -149,12 +150,12 @@ class _Pool:
 
 
 class HttpTransport:
-    """Connect over TCP, TLS or a Unix socket; that of a data dir for a local: URL."""
+    """Connect over TCP, TLS or a Unix socket; for a local: URL over the data dir's socket."""
 
     def __init__(
         self, target: Target, credentials: Credentials, busy_poll_us: int = BUSY_POLL_US
     ) -> None:
-        """InvalidArgument unless `busy_poll_us` is one of BUSY_POLL_US_MAX at most."""
+        """InvalidArgument unless `busy_poll_us` is an integer from 0 to BUSY_POLL_US_MAX."""
         self._busy_poll_us = checked_microseconds(busy_poll_us)
         self._target = target
         self._tls = connect.tls_context(credentials) if target.tls else None
@@ -226,7 +227,7 @@ class HttpTransport:
                 except connect.Stale as again:
                     raise connect.broken(self._target.url, again) from None
         except BaseException:
-            # Whatever it was, the connection's next response could be the answer to this call.
+            # Whatever was raised, the connection's next response could be the answer to this call.
             pool.discard(connection)
             raise
         return self._finish(pool, connection, learn=learn)
@@ -253,7 +254,7 @@ class HttpTransport:
             raise self._explained(error, send.deadline) from None
 
     def _explained(self, error: OSError | HttpError, deadline: Deadline) -> GatherdError:
-        """What to raise for an exchange that failed."""
+        """The error to raise for an exchange that failed."""
         if isinstance(error, TimeoutError):
             return connect.no_answer(self._target.url, deadline)
         if isinstance(error, OSError):
@@ -281,7 +282,7 @@ class HttpTransport:
         if target.scheme in ("unix", "local"):
             with connect.socket_path(target) as path:
                 return self._dial_one(socket.AF_UNIX, path, deadline)
-        # The resolver can't be given a deadline; its own is a matter of resolv.conf.
+        # The resolver takes no deadline; resolv.conf sets its own.
         found = socket.getaddrinfo(*target.dialled, type=socket.SOCK_STREAM)
         failure: OSError | None = None
         for family, _, _, _, address in found:
@@ -315,7 +316,7 @@ class HttpTransport:
     def _open_tunnel(self, sock: socket.socket, deadline: Deadline) -> None:
         tunnel = connect.Tunnel(self._target)
         sock.sendall(tunnel.request)
-        # The server speaks after its client in TLS, so nothing of it comes behind the answer.
+        # In TLS the client speaks first: nothing follows the proxy's answer.
         while not tunnel.received(sock.recv(ANSWER_BYTES_MAX)):
             sock.settimeout(connect.remaining_seconds(self._target.url, deadline))
 

@@ -1,9 +1,9 @@
 """HTTP/1.1 as a client speaks it, without a socket: bytes in, bytes out.
 
-`ResponseReader` offers a buffer to receive into and is told how much came, which is what both
-`socket.recv_into` and `asyncio.BufferedProtocol` want; a body of known length is received straight
-into its own memory. What isn't plainly HTTP/1.1 is an error: a response that two readers could
-frame differently is how requests get each other's answers.
+`ResponseReader` offers a buffer to receive into and takes the number of bytes that came, which
+suits both `socket.recv_into` and `asyncio.BufferedProtocol`; a body of known length is received
+straight into its own memory. A response that isn't plainly HTTP/1.1 is an error: if two readers
+could frame it differently, requests could get each other's answers.
 
 Left out on purpose: pipelining, trailers' meaning, content codings (none is asked for), upgrades.
 """
@@ -66,7 +66,7 @@ def finish_request(prefix: bytes, timeout_ms: int, body_bytes: int) -> bytes:
 
 
 def request_parts(prefix: bytes, body_bytes: int) -> tuple[bytes, bytes]:
-    """What `finish_request` makes, but for the digits of the timeout between the two."""
+    """The head of `finish_request` in two parts, without the timeout's digits between them."""
     return b"%b%b: " % (prefix, _TIMEOUT), b"\r\nContent-Length: %d\r\n\r\n" % body_bytes
 
 
@@ -91,9 +91,9 @@ def parse_head(raw: bytes) -> ResponseHead:
 
 
 def around_length(raw: bytes) -> tuple[bytes, bytes] | None:
-    """A head in two parts, around the digits of its Content-Length; None when it has no such.
+    """A head in two parts, around the digits of its Content-Length; None if it has none.
 
-    `raw` is a head that `parse_head` takes. With any other number between the two it is again one,
+    `raw` is a head that `parse_head` takes. With another number between the parts it is still one,
     with the same status and headers but for the length.
     """
     found = list(_LENGTH_HEADER.finditer(raw))
@@ -136,7 +136,7 @@ class _State(Enum):
 class ResponseReader:
     """Reads one response after another on one connection; `reset` begins the next.
 
-    Receive into `buffer()`, then tell `received(n)`, or `eof()` at the end of the stream, until
+    Receive into `buffer()`, then call `received(n)`, or `eof()` at the end of the stream, until
     `done`. After an HttpError the connection must be closed.
     """
 
@@ -167,7 +167,7 @@ class ResponseReader:
         return self._state is _State.DONE
 
     def buffer(self) -> memoryview:
-        """Where to receive to; never empty."""
+        """The memory to receive into; never empty."""
         if self._state is _State.LENGTH:
             return self.body[self._filled :]
         if self._state is _State.HEAD:
@@ -185,7 +185,7 @@ class ResponseReader:
             self._filled += count
             self._read_head()
         elif self._state is _State.DONE:
-            self.reusable = False  # more than was asked for: nobody knows what it answers
+            self.reusable = False  # these bytes are beyond the response, so they answer nothing
         else:
             self._feed(bytes(self._scratch_view[:count]))
 
@@ -262,7 +262,7 @@ class ResponseReader:
         self.reusable = keeps_alive(self.head)
 
     def _feed(self, data: bytes) -> None:
-        """Take bytes of a body whose length isn't known beforehand."""
+        """Take bytes of a body of unknown length."""
         pos = 0
         while pos < len(data):
             if self._state is _State.UNTIL_CLOSE:

@@ -1,4 +1,4 @@
-"""Connect for an event loop: an asyncio protocol over the same codec as transports/http.py.
+"""Connect for an event loop: an asyncio protocol over the same codec as http.py.
 
 Belongs to one event loop; AsyncClient sees to that.
 """
@@ -29,14 +29,14 @@ _FAILURES = (connect.TimeIsUp, HttpError, OSError)
 
 
 class _Places:
-    """How many exchanges may be under way. Whoever waits for a place gets one in turn."""
+    """Bounds how many exchanges are under way. Waiting ones get a place in turn."""
 
     def __init__(self, count: int) -> None:
         self._free = count
         self._waiters: deque[asyncio.Future[None]] = deque()
 
     def take_now(self) -> bool:
-        """Take a place if one is free, and nobody waits."""
+        """Take a place if one is free and no exchange waits; whether it was taken."""
         if self._free <= 0 or self._waiters:
             return False
         self._free -= 1
@@ -68,7 +68,7 @@ class _Places:
 
 
 class AsyncHttpTransport:
-    """Connect over TCP, TLS or a Unix socket; that of a data dir for a local: URL."""
+    """Connect over TCP, TLS or a Unix socket; for a local: URL over the data dir's socket."""
 
     def __init__(self, target: Target, credentials: Credentials) -> None:
         self._target = target
@@ -155,7 +155,8 @@ class AsyncHttpTransport:
     def _put_back(self, connection: EventLoopConnection, *, usable: bool) -> None:
         """Keep a connection for the next request, or close it.
 
-        Also when the call was cancelled: the response would be taken for the next request's.
+        It is closed also when the call was cancelled: the response would be taken for the next
+        request's.
         """
         if usable and connection.open and not self._closed:
             self._idle.append(connection)
@@ -163,7 +164,7 @@ class AsyncHttpTransport:
             connection.close()
 
     def _explained(self, error: Exception, deadline: Deadline) -> GatherdError:
-        """What to raise for an exchange that failed."""
+        """The error to raise for an exchange that failed."""
         if isinstance(error, GatherdError):
             return error  # some are OSErrors as well
         if isinstance(error, HttpError):
@@ -175,20 +176,20 @@ class AsyncHttpTransport:
     def _take_idle(self, send: Send) -> EventLoopConnection | None:
         while self._idle:
             connection = self._idle.pop()
-            # The loop tells when a server closes one, if it had a turn since.
+            # The loop notices that a server closed one, if it had a turn since.
             if connection.is_alive() if send.once else connection.open:
                 return connection
             connection.close()
         return None
 
     async def _in_time(self, awaitable: Any, deadline: Deadline) -> Any:
-        """What `awaitable` returns, DeadlineExceeded when that takes too long."""
+        """The result of `awaitable`; DeadlineExceeded when that takes too long."""
         timeout = asyncio.timeout(deadline.at - time.monotonic())
         try:
             async with timeout:
                 return await awaitable
         except TimeoutError as error:
-            # A connection can time out as well; ours has expired.
+            # A connection can time out as well; here our own timeout has expired.
             if timeout.expired() and not isinstance(error, DeadlineExceeded):
                 raise connect.no_answer(self._target.url, deadline) from None
             raise
@@ -215,7 +216,7 @@ class AsyncHttpTransport:
         return connection
 
     async def _tunnel(self, loop: asyncio.AbstractEventLoop) -> socket.socket:
-        """A socket whose tunnel through the proxy is open."""
+        """A socket with an open tunnel through the proxy."""
         tunnel = connect.Tunnel(self._target)
         failure: OSError | None = None
         for family, kind, protocol, _, address in await loop.getaddrinfo(
@@ -226,7 +227,7 @@ class AsyncHttpTransport:
                 sock.setblocking(False)
                 await loop.sock_connect(sock, address)
                 await loop.sock_sendall(sock, tunnel.request)
-                # The server speaks after its client in TLS: nothing comes behind the answer.
+                # In TLS the client speaks first: nothing follows the proxy's answer.
                 while not tunnel.received(await loop.sock_recv(sock, ANSWER_BYTES_MAX)):
                     pass
             except BaseException as error:
@@ -254,10 +255,10 @@ class AsyncHttpTransport:
 
 
 def _notice_vanishing(sock: Any) -> None:
-    """As connect.py's, of a transport's own idea of a socket."""
+    """As `notice_vanishing` of connect.py, for the event loop's own kind of socket."""
     if sys.platform == "win32":
         connect.notice_vanishing(sock)
         return
-    # By a copy of the descriptor, for uvloop's own object of it sets no options.
+    # By a copy of the descriptor, because uvloop's own socket object sets no options.
     with socket.socket(fileno=os.dup(sock.fileno())) as copied:
         connect.notice_vanishing(copied)

@@ -1,9 +1,8 @@
 """`local:/data`: reads the mapped files of a data dir itself; no server takes part in a lookup.
 
-store/live.py has how a publish or rollback is seen at the next call, and how a lookup of many
-tables gets one version set. Tables are mapped when they are first asked for, and their pages come
-in as rows are read: the process is the caller's, who may want three rows of a table larger than
-memory.
+store/live.py explains how the next call sees a publish or rollback, and how a lookup of many tables
+gets one version set. Tables are mapped when they are first used, and their pages come in as rows
+are read: the process is the caller's, and may want three rows of a table larger than memory.
 
 A deadline is checked before each table's gather; a gather itself can't be interrupted.
 """
@@ -49,7 +48,7 @@ class LocalAnswering(Answering):
         super().__init__(timeout=timeout, retries=retries)
         self._data_dir = Path(path)
         self._live: LiveTables | None = LiveTables(self._data_dir)
-        # Which of "keys" and "bags" were used, and so are compiled.
+        # Those of "keys" and "bags" that were used, and so are compiled.
         self._compiled: set[str] = set()
 
     def quick(
@@ -62,10 +61,10 @@ class LocalAnswering(Answering):
         timeout: float | None,
         nbytes_max: int = sys.maxsize,
     ) -> NDArray[Any] | None:
-        """The answer to a lookup that takes no plan, of `nbytes_max` at most; None for any other.
+        """The answer to a lookup that needs no plan, of `nbytes_max` at most; None for any other.
 
-        It takes none by a C-contiguous array of ids, none of them missing, in a dtype named by a
-        str, of a live version that is mapped.
+        Such a lookup has a C-contiguous array of ids, none of which may be missing, a dtype named
+        by a str, and a live version that is mapped.
         """
         live = self._live
         if live is None or timeout is not None or version is not None or type(dtype) is not str:
@@ -88,7 +87,7 @@ class LocalAnswering(Answering):
         return found.lookup(ids, reply.wire, out=out).vectors
 
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
-        """Each table in its turn; an error leaves what was filled before it."""
+        """Each table in its turn; after an error the arrays of earlier tables stay filled."""
         tables = self._open().take([(spec.table, spec.version) for spec in specs])
         for spec, table in zip(specs, tables, strict=True):
             check_dim(spec, table.dim)
@@ -114,7 +113,7 @@ class LocalAnswering(Answering):
         return found
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
-        """Maps every table; one that can't be is listed with the reason."""
+        """Maps every table; one that can't be mapped is listed with the reason."""
         live = self._open()
         infos = []
         for name in live.current().names():
@@ -126,7 +125,7 @@ class LocalAnswering(Answering):
         return infos
 
     def table(self, name: str, deadline: Deadline) -> Plan[TableInfo]:
-        """Maps the table, if it can be."""
+        """Maps the table, if that is possible."""
         self._check(deadline)
         if not isinstance(name, str):
             raise InvalidArgument(f"a table's name is a str, not {name!r}")
@@ -138,7 +137,7 @@ class LocalAnswering(Answering):
         self._live = None
 
     def _nbytes(self, spec: LookupSpec, table: Table) -> int:
-        """About what a gather writes, or what pooling reads: how long it takes."""
+        """About how many bytes a gather writes, or pooling reads, as a measure of its time."""
         if not _kernels_of(spec) <= self._compiled:
             return FIRST_USE_BYTES
         if spec.bags is not None:
@@ -204,7 +203,7 @@ def _gather(spec: LookupSpec, table: Table) -> Answer:
         vectors = spec.out if spec.out is not None else found.vectors.view(reply.array)
         return Answer(vectors, found.status)
     if spec.bags is None and _is_exact(spec, table):
-        # bfloat16 bits widened are the float32 of the same number: straight into the result.
+        # Widened bfloat16 bits are the float32 of the same number: straight into the result.
         found = _answer(spec, table, DType.FLOAT32, spec.out)
         return Answer(found.vectors, found.status)
     found = _answer(spec, table, DType.BFLOAT16, None)
@@ -222,7 +221,7 @@ def _answer(spec: LookupSpec, table: Table, dtype: DType, out: NDArray[Any] | No
 
 
 def _is_exact(spec: LookupSpec, table: Table) -> bool:
-    """Whether every vector of the reply is of bfloat16; a default vector isn't."""
+    """Whether every vector of the reply is exactly bfloat16; a default vector may not be."""
     return (
         table.dtype is DType.BFLOAT16
         and spec.asked.size > 0

@@ -1,4 +1,4 @@
-"""The HTTP proxy that a client's connections go through, when it was told of one.
+"""The HTTP proxy that a client's connections go through, if it has one.
 
 http:// requests are sent to it in absolute form, https:// and gRPC through a tunnel that CONNECT
 opens (RFC 9112, 3.2.2 and 3.2.3). Left out on purpose: SOCKS, TLS to the proxy itself, and schemes
@@ -15,13 +15,13 @@ from gatherd.errors import InvalidArgument
 
 ENVIRONMENT: Final = "environment"
 _PORT_DEFAULT: Final = 80
-# What a tunnel's own answer may take.
+# The most bytes of a proxy's answer to CONNECT.
 ANSWER_BYTES_MAX: Final = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Proxy:
-    """Where a proxy is, and what it is shown. Its repr has no password."""
+    """A proxy's address, and the credentials for it. Its repr has no password."""
 
     host: str
     port: int
@@ -38,13 +38,13 @@ class Proxy:
 
     @property
     def url(self) -> str:
-        """As gRPC takes it, password and all."""
+        """The URL as gRPC takes it, with the password."""
         user = f"{self.user}@" if self.user else ""
         return f"http://{user}{self.authority}"
 
     @property
     def headers(self) -> list[tuple[str, str]]:
-        """What the proxy is told of its client."""
+        """The headers that identify the client to the proxy."""
         if self.user is None:
             return []
         name, _, password = self.user.partition(":")
@@ -61,8 +61,8 @@ class Proxy:
 def find_proxy(given: object, scheme: str, host: str) -> Proxy | None:
     """The proxy for a server: `given` is None for none, a URL, or "environment".
 
-    With "environment", http_proxy, https_proxy and no_proxy say it, as for curl; gRPC's are those
-    of http or https. InvalidArgument for a URL that can't be a proxy's.
+    With "environment", http_proxy, https_proxy and no_proxy decide, as for curl; grpc:// and
+    grpcs:// use those of http and https. InvalidArgument for a URL that can't be a proxy's.
     """
     if given is None:
         return None

@@ -1,4 +1,4 @@
-"""What a client's URL names.
+"""The server or data dir that a client's URL names.
 
     http://host[:port][/prefix]   https://…   Connect over TCP, with TLS
     unix:///path/to.sock                      Connect over a Unix socket
@@ -35,7 +35,7 @@ _NEEDED_BY_LOCAL = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where requests go. `path` is the socket, the data dir or the URL's prefix."""
+    """The destination of requests. `path` is the socket, the data dir or the URL's prefix."""
 
     url: str
     scheme: str
@@ -56,7 +56,7 @@ class Target:
 
     @property
     def authority(self) -> str:
-        """host:port, as it stands in a Host header."""
+        """host:port, as in a Host header."""
         if self.scheme in ("unix", "local"):
             return "localhost"
         host = f"[{self.host}]" if ":" in self.host else self.host
@@ -64,9 +64,9 @@ class Target:
 
 
 def parse_target(url: object, proxy: object = None) -> Target:
-    """What `url` names, and the proxy to it; see `find_proxy`.
+    """The target that `url` names, and the proxy to it; see `find_proxy`.
 
-    InvalidArgument, naming the schemes there are, when it names nothing.
+    InvalidArgument, which lists the known schemes, when it names none.
     """
     target = _parse(url)
     return replace(target, proxy=find_proxy(proxy, target.scheme, target.host))
@@ -101,7 +101,7 @@ def _parse(url: object) -> Target:
 
 
 def _check_system(url: str, scheme: str) -> None:
-    """Windows has neither of what these need; all else is for every system."""
+    """Refuse unix: and local: on a system that lacks what they need, such as Windows."""
     if scheme == "unix" and not hasattr(socket, "AF_UNIX"):
         raise _bad(url, "Python has no Unix sockets on this system, so take an http:// URL")
     if scheme == "local" and not all(hasattr(*needed) for needed in _NEEDED_BY_LOCAL):

@@ -1,4 +1,4 @@
-"""What a shell asks of a transport, and what every transport therefore has."""
+"""The protocols of transports: the methods that a shell calls."""
 
 from typing import Any, Protocol
 
@@ -17,9 +17,9 @@ class Transport(Protocol):
     def ask_foreseen(
         self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any] | memoryview:
-        """Carry a lookup of `ids`: its result where the reply is the foreseen one, else its body.
+        """Carry a lookup of `ids`: its result if the reply is the foreseen one, else its body.
 
-        Raises what `call` does; `out` then holds anything.
+        Raises what `call` does; the content of `out` is undefined then.
         """
 
     def close(self) -> None:

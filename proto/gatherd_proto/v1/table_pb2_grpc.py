@@ -92,7 +92,7 @@ class TableServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateTable(self, request, context):
-        """Makes a table: of drawn rows, or of files that were staged in the data dir.
+        """Creates a table of drawn rows, or of files that were staged in the data dir.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -107,7 +107,7 @@ class TableServiceServicer:
 
     def Publish(self, request, context):
         """Makes a new version live: files that were staged in the data dir, or else a copy of the live
-        version as it is at that moment, which so is kept.
+        version, which itself is kept as it is at that moment.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -1,1 +1,1 @@
-"""Who may ask for what, and whether there is room: the same for every wire."""
+"""Permission and room for requests: the same for every wire."""

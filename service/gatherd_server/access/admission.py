@@ -1,7 +1,7 @@
-"""Whether a request may go on: the one place that every wire asks, before it does any work.
+"""Admits requests: every wire asks here, and only here, before it does any work.
 
-First who asks (`caller`), then whether that is one request too many (`count`, `enter`). What the
-caller may do is asked of the engine that it is given; see access/callers.py.
+First it finds the caller (`caller`), then whether this is one request too many (`count`, `enter`).
+The engine that the caller gets checks its permissions; see callers.py.
 """
 
 import threading
@@ -20,7 +20,7 @@ from gatherd_server.types import Limits
 
 RETRY_AFTER_SECONDS = 1.0
 METRICS_PATH: Final = "/metrics"
-# What probes ask, who have no token: whether the process is alive, and takes traffic.
+# For probes, which have no token: whether the process is alive, and takes traffic.
 OPEN_PATHS: Final = frozenset(("/healthz", "/readyz"))
 
 Place: TypeAlias = Callable[[Caller], AbstractContextManager[Held]]
@@ -28,7 +28,7 @@ Place: TypeAlias = Callable[[Caller], AbstractContextManager[Held]]
 
 
 class Admission:
-    """Knows who asks, counts the requests under way in this process and keeps them bounded.
+    """Finds callers, counts the requests under way in this process and bounds them.
 
     Thread-safe.
     """
@@ -41,7 +41,7 @@ class Admission:
         open_metrics: bool = False,
         telemetry: Telemetry | None = None,
     ) -> None:
-        """Without `tokens` anybody may do everything. Counts into `telemetry`, or for nobody."""
+        """Without `tokens` anybody may do everything. Counts into `telemetry`, if given."""
         self.limits = limits
         self.telemetry = telemetry or Telemetry()
         self.has_tokens = tokens is not None
@@ -49,7 +49,7 @@ class Admission:
         self._open_paths = OPEN_PATHS | ({METRICS_PATH} if open_metrics else frozenset())
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
-        Requests that come all the same are answered."""
+        Requests that still arrive are answered."""
         self.bodies = BodyRoom(
             limits.bodies_bytes_max,
             lambda: self.telemetry.threads.add(SHED_REQUESTS, "bodies_bytes_max"),
@@ -70,14 +70,14 @@ class Admission:
 
     @property
     def is_full(self) -> bool:
-        """Whether `enter` would refuse, whoever asks."""
+        """Whether `enter` would refuse every caller."""
         return self._in_flight >= self.limits.requests_in_flight_max
 
     def caller(self, authorizations: Sequence[bytes], *, is_local: bool = False) -> Caller:
-        """Who asks, by the Authorization headers of a request. Unauthenticated when none is good.
+        """The caller, by a request's Authorization headers. Unauthenticated without a valid one.
 
-        `is_local` says that the request came over a Unix socket. Who may open that may do
-        everything; a token is held to all the same when there is one.
+        `is_local` says that the request came over a Unix socket. A client that may open the socket
+        may do everything; if it sends a token, it is held to that token.
         """
         if self._tokens is None or (is_local and not authorizations):
             return ANYBODY
@@ -94,18 +94,18 @@ class Admission:
             )
         found = self._tokens.find(token) if len(token) <= TOKEN_CHARS_MAX else None
         if found is None:
-            # Never with the token in it, nor a part of it: errors are logged by clients.
+            # Without the token or any part of it: clients log errors.
             raise Unauthenticated(
                 "the token isn't one of this server's, or no longer", {"error": "invalid_token"}
             )
         return found
 
     def is_open(self, path: str) -> bool:
-        """Whether an HTTP path is answered to who has no token."""
+        """Whether an HTTP path is answered without a token."""
         return path in self._open_paths
 
     def count(self, caller: Caller) -> None:
-        """Count one request of `caller`. Overloaded when its token is for fewer a second."""
+        """Count one request of `caller`. Overloaded when its token's rate is exceeded."""
         if caller.limiter is not None:
             with self._counting_shed():
                 caller.limiter.count()
@@ -113,7 +113,7 @@ class Admission:
     def enter(self, caller: Caller = ANYBODY) -> None:
         """Take a place for one request, before its body is read; `leave` gives it back.
 
-        Overloaded when all places are taken, or all of the caller's: shedding early keeps the
+        Overloaded when all places, or all of the caller's, are taken: shedding early keeps the
         others fast.
         """
         limiter = caller.limiter
@@ -131,7 +131,7 @@ class Admission:
     def enter_update(self, caller: Caller = ANYBODY) -> None:
         """Take a place for one update or change, as `enter` does; `leave_update` gives it back.
 
-        These places are apart: an update waits for a disk, and lookups mustn't wait behind it.
+        These places are separate: an update waits for a disk; lookups mustn't wait behind it.
         """
         limiter = caller.limiter
         if limiter is not None:
@@ -188,7 +188,7 @@ class Admission:
 
     @contextmanager
     def request(self, caller: Caller = ANYBODY) -> Iterator[Held]:
-        """Hold a place for one request, see `enter`, and what it is to hold of its body."""
+        """Hold a place for one request, see `enter`; yields the count of its body's bytes."""
         self.enter(caller)
         held = self.held_by(caller)
         try:
@@ -199,7 +199,7 @@ class Admission:
 
     @contextmanager
     def unplaced(self, caller: Caller = ANYBODY) -> Iterator[Held]:
-        """What a request of `caller` that needs no place is to hold of its body."""
+        """For a request of `caller` that needs no place; yields the count of its body's bytes."""
         held = self.held_by(caller)
         try:
             yield held
@@ -207,7 +207,7 @@ class Admission:
             held.release()
 
     def held_by(self, caller: Caller) -> Held:
-        """What a request of `caller` holds of its body: nothing yet."""
+        """A count of the bytes that a request of `caller` holds of its body: none yet."""
         return Held(self.bodies, "" if caller.grant is None else caller.grant.name)
 
     def check_request_bytes(self, byte_count: int) -> None:

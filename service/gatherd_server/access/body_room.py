@@ -1,10 +1,10 @@
-"""How many bytes of requests' bodies a worker holds: those that come, and those that are read.
+"""Bounds the bytes of requests' bodies that a worker holds, while they arrive and are read.
 
-Counted is what has come, not what was announced: who announces much and sends nothing takes no
-room from the others. Bodies up to SMALL_BYTES always have room, for there are no more of them than
-requests in flight; so a full room slows lookups down that are large, and no others. One token has
-at most a part of the room. A request that is alone in the room, or alone in its token's part, is
-held to `request_bytes_max` only.
+Received bytes count, announced ones don't: a client that announces much and sends nothing takes no
+room from the others. Bodies up to SMALL_BYTES always have room, because there are no more of them
+than requests in flight; so a full room slows down large lookups only. One token has at most a part
+of the room. A request that is alone in the room, or alone in its token's part, is held to
+`request_bytes_max` only.
 """
 
 import threading
@@ -14,7 +14,7 @@ from typing import Final
 from gatherd.errors import Overloaded
 
 SMALL_BYTES: Final = 64 << 10
-# Of the room, what the requests of one token may hold together.
+# The part of the room that the requests of one token may hold together.
 TOKEN_PART: Final = 0.5
 RETRY_AFTER_SECONDS: Final = 1.0
 
@@ -32,11 +32,11 @@ class BodyRoom:
 
     @property
     def held_bytes(self) -> int:
-        """What is held by all requests together."""
+        """The bytes that all requests hold together."""
         return self._held
 
     def take(self, token: str, before: int, more: int) -> None:
-        """Give a request of `token`, "" for none, that has `before` bytes `more` of them.
+        """Give `more` bytes to a request of `token` ("" for none) that holds `before` bytes.
 
         Overloaded, with nothing taken, when there is no room.
         """
@@ -62,7 +62,7 @@ class BodyRoom:
         )
 
     def give(self, token: str, nbytes: int) -> None:
-        """Take back what a request had."""
+        """Take back the bytes that a request held."""
         with self._lock:
             self._held -= nbytes
             left = self._by_token[token] - nbytes
@@ -73,7 +73,7 @@ class BodyRoom:
 
 
 class Held:
-    """What one request holds of a room. Not thread-safe: a request's body comes in order."""
+    """The bytes of a room that one request holds. Not thread-safe: a body arrives in order."""
 
     __slots__ = ("_counted", "_nbytes", "_room", "_token")
 
@@ -84,14 +84,14 @@ class Held:
         self._counted = 0
 
     def grow(self, nbytes: int) -> None:
-        """So many bytes more came. Overloaded when the room is full."""
+        """Count `nbytes` more that arrived. Overloaded when the room is full."""
         self._nbytes += nbytes
         if self._nbytes > SMALL_BYTES:
             self._room.take(self._token, self._counted, self._nbytes - self._counted)
             self._counted = self._nbytes
 
     def release(self) -> None:
-        """The request is answered, or gone."""
+        """Give all back: the request is answered, or its client is gone."""
         if self._counted:
             self._room.give(self._token, self._counted)
         self._nbytes = self._counted = 0

@@ -1,11 +1,11 @@
-"""Who asks, and what they may do: the engine as one caller has it.
+"""Callers and their permissions, and the engine that checks them.
 
-A wire gets its engine from the caller (`Caller.guard`), so that nothing is asked of a table before
-the caller was held against it. Scopes are apart: `update` doesn't imply `read`, nor `admin` the
-others, because a trainer that only pushes needs no more than that.
+A wire gets its engine from the caller (`Caller.guard`), so that the caller's permission for a table
+is checked before the table is used. Scopes are separate: `update` doesn't imply `read`, nor `admin`
+the others, because a trainer that only pushes needs no more than `update`.
 
 Limits hold in one process. Left out on purpose: counting over all workers, which would cost every
-request a shared counter; and groups or roles, of which a list of tokens needs none.
+request a shared counter; and groups or roles, which a list of tokens doesn't need.
 """
 
 import re
@@ -40,32 +40,32 @@ from gatherd_server.types import (
     owned_by,
 )
 
-# Tables that a caller's patterns were held against; requests name them, so they are bounded.
+# Tables whose match with a caller's patterns is kept; requests name them, so bounded.
 KNOWN_TABLES_MAX: Final = 1024
-# Of a table's name; see gatherd.store.catalog.
+# Characters of a table's name; see gatherd.store.catalog.
 TABLE_CHARS_MAX: Final = 128
 CONCURRENCY_RETRY_SECONDS: Final = 1.0
 
 
 class Scope(Enum):
-    """What a token can be for."""
+    """A kind of permission that a token can have."""
 
     READ = "read"
     """Look rows and keys up."""
     UPDATE = "update"
     """Change rows."""
     ADMIN = "admin"
-    """Make, remove, publish and roll back tables; with the pattern *, take snapshots."""
+    """Create, remove, publish and roll back tables; with the pattern *, take snapshots."""
     METRICS = "metrics"
-    """Read /metrics, which tells of every table. Nothing else."""
+    """Read /metrics, which covers every table. Nothing else."""
 
 
 @dataclass(frozen=True, slots=True)
 class Grant:
-    """What one token is for.
+    """The permissions of one token.
 
-    `tables` are patterns, in which * stands for any characters and ? for one. `rate` is in requests
-    a second, `concurrency` in requests under way; None for no limit.
+    `tables` are patterns, in which * matches any characters and ? matches one. `rate` is in
+    requests a second, `concurrency` in requests under way; None for no limit.
     """
 
     name: str
@@ -92,7 +92,7 @@ class Limiter:
         self._lock = threading.Lock()
 
     def count(self) -> None:
-        """Count a request. Overloaded, telling when to come again, when it is one too many."""
+        """Count a request. Overloaded, with the time to retry after, when it is one too many."""
         if self._rate is None:
             return
         with self._lock:
@@ -134,24 +134,24 @@ class Limiter:
 
 
 class Caller:
-    """Who asks: the holder of a token; or, without a grant, anybody, who may do everything."""
+    """The holder of a token; or, without a grant, anybody, with every permission."""
 
     __slots__ = ("_guarded", "_known", "_pattern", "_reads", "grant", "is_revoked", "limiter")
 
     def __init__(self, grant: Grant | None) -> None:
         self.grant = grant
         self.is_revoked = False
-        """Whether the token is no longer good: who kept this caller has to ask anew."""
+        """Whether the token is revoked: then a kept caller must be found anew."""
         has_limits = grant is not None and (grant.rate or grant.concurrency)
         self.limiter = Limiter(grant) if grant is not None and has_limits else None
         self._known: dict[str, bool] = {}
         self._guarded: GuardedEngine | None = None
         self._pattern = _compiled(grant.tables) if grant is not None else None
-        # Asked once, for an enum's hash takes longer than all the rest of a check.
+        # Found once, because hashing an enum takes longer than all the rest of a check.
         self._reads = grant is None or Scope.READ in grant.scopes
 
     def guard(self, engine: Engine) -> "AnyEngine":
-        """`engine`, as this caller may use it."""
+        """`engine`, restricted to this caller's permissions."""
         grant = self.grant
         if grant is None:
             return engine
@@ -161,12 +161,12 @@ class Caller:
         return guarded
 
     def reaches(self, table: str) -> bool:
-        """Whether the caller's patterns have `table`."""
+        """Whether the caller's patterns match `table`."""
         pattern = self._pattern
         if pattern is None:
             return True
         if len(table) > TABLE_CHARS_MAX:
-            # No table's name. Neither kept nor matched, which takes the square of its length.
+            # No table's name. Matching would take the square of its length, so it isn't matched.
             return self.reaches_all
         known = self._known.get(table)
         if known is None:
@@ -181,7 +181,7 @@ class Caller:
         return self._reads and self.reaches(table)
 
     def check(self, scope: Scope, tables: Iterable[str] = ()) -> None:
-        """PermissionDenied unless the caller may do what `scope` is for, to all of `tables`.
+        """PermissionDenied unless the caller has `scope`, and for all of `tables`.
 
         Transports ask it before they read a request's body.
         """
@@ -194,17 +194,17 @@ class Caller:
 
     @property
     def reaches_all(self) -> bool:
-        """Whether there is no table, now or ever, that the caller's patterns don't have."""
+        """Whether the caller's patterns match every possible table."""
         return self.grant is None or "*" in self.grant.tables
 
     def check_metrics(self) -> None:
-        """PermissionDenied unless the caller may read what is counted of every table."""
+        """PermissionDenied unless the caller may read the counts of every table."""
         grant = self.grant
         if grant is not None and Scope.METRICS not in grant.scopes:
             raise _no_scope(grant, Scope.METRICS)
 
     def check_table(self, table: str) -> None:
-        """PermissionDenied unless the caller may know of `table`, whether it is there or not."""
+        """PermissionDenied unless the caller may know of `table`, whether it exists or not."""
         grant = self.grant
         if grant is not None:
             if not grant.scopes & _OF_TABLES:
@@ -216,9 +216,9 @@ _OF_TABLES: Final = frozenset((Scope.READ, Scope.UPDATE, Scope.ADMIN))
 
 
 class GuardedEngine:
-    """An engine that does what one caller may have done. PermissionDenied for everything else.
+    """An engine restricted to one caller's permissions. PermissionDenied for everything else.
 
-    What the methods do and raise beside that is Engine's.
+    Apart from that the methods do and raise the same as Engine's.
     """
 
     __slots__ = ("_caller", "_engine", "_grant", "limits")
@@ -230,11 +230,11 @@ class GuardedEngine:
         self.limits: Limits = engine.limits
 
     def is_of(self, engine: Engine) -> bool:
-        """Whether it is `engine` that is guarded."""
+        """Whether this guards `engine`."""
         return self._engine is engine
 
     def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
-        """As Engine's, for `read`."""
+        """As Engine's; needs scope `read`."""
         self._caller.check(Scope.READ, [lookup.table for lookup in lookups])
         try:
             return self._engine.prepare(lookups)
@@ -242,7 +242,7 @@ class GuardedEngine:
             raise self._discreet(error) from None
 
     def rows_of(self, lookup: Lookup) -> Rows | None:
-        """As Engine's, for `read`."""
+        """As Engine's; needs scope `read`."""
         if not self._caller.reads(lookup.table):
             self._caller.check(Scope.READ, (lookup.table,))
         try:
@@ -251,17 +251,17 @@ class GuardedEngine:
             raise self._discreet(error) from None
 
     def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
-        """As Engine's, for `read`."""
+        """As Engine's; needs scope `read`."""
         return self.prepare(lookups).run()
 
     def lookup(self, lookup: Lookup) -> Gathered:
-        """As Engine's, for `read`."""
+        """As Engine's; needs scope `read`."""
         return self.lookup_many([lookup])[0]
 
     def keys_of(
         self, name: str, ids: NDArray[np.integer[Any]], version: int = LIVE_VERSION
     ) -> tuple[Keys, int]:
-        """As Engine's, for `read`."""
+        """As Engine's; needs scope `read`."""
         self._caller.check(Scope.READ, (name,))
         try:
             return self._engine.keys_of(name, ids, version)
@@ -269,19 +269,19 @@ class GuardedEngine:
             raise self._discreet(error) from None
 
     def push(self, push: Push) -> "Future[PushResult]":
-        """As Engine's, for `update`."""
+        """As Engine's; needs scope `update`."""
         self._caller.check(Scope.UPDATE, [update.table for update in push.updates])
-        # Another token's ids are others, whatever they are.
+        # Equal ids of two tokens are different ids.
         request_id = owned_by(self._grant.name, push.request_id)
         return self._told(self._engine.push, replace(push, request_id=request_id))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
-        """As Engine's, for `admin`."""
+        """As Engine's; needs scope `admin`."""
         self._caller.check(Scope.ADMIN, (change.table,))
         return self._told(self._engine.change, change)
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
-        """As Engine's, for `admin` of every table."""
+        """As Engine's; needs scope `admin` for every table."""
         self._caller.check(Scope.ADMIN, ())
         if not self._caller.reaches_all:
             raise PermissionDenied(
@@ -291,7 +291,7 @@ class GuardedEngine:
         return self._engine.snapshot(name)
 
     def table(self, name: str) -> TableInfo:
-        """As Engine's, for any scope that is for tables."""
+        """As Engine's; needs any scope that concerns tables."""
         self._caller.check_table(name)
         try:
             return self._engine.table(name)
@@ -299,7 +299,7 @@ class GuardedEngine:
             raise self._discreet(error) from None
 
     def key_kind(self, name: str) -> str:
-        """As Engine's, for any scope that is for tables."""
+        """As Engine's; needs any scope that concerns tables."""
         self._caller.check_table(name)
         try:
             return self._engine.key_kind(name)
@@ -307,16 +307,16 @@ class GuardedEngine:
             raise self._discreet(error) from None
 
     def table_states(self) -> dict[str, str]:
-        """As Engine's, but of the caller's tables."""
+        """As Engine's, but only the caller's tables."""
         states = self._engine.table_states()
         return {name: state for name, state in states.items() if self._sees(name)}
 
     def updates_state(self) -> UpdatesState:
-        """As Engine's, for everybody: it tells of no table."""
+        """As Engine's; needs no scope, because it names no table."""
         return self._engine.updates_state()
 
     def tables(self) -> list[TableInfo]:
-        """As Engine's, but the caller's tables, for any scope that is for tables."""
+        """As Engine's, but only the caller's tables; needs any scope that concerns tables."""
         if not self._grant.scopes & _OF_TABLES:
             raise _no_scope(self._grant, Scope.READ)
         return [info for info in self._engine.tables() if self._sees(info.name)]
@@ -325,7 +325,7 @@ class GuardedEngine:
         return bool(self._grant.scopes & _OF_TABLES) and self._caller.reaches(table)
 
     def _told(self, ask: Callable[[Any], "Future[Any]"], asked: Any) -> "Future[Any]":
-        """What `ask` gives, with errors that name no table but the caller's, now or later."""
+        """The future of `ask(asked)`; errors, now or later, name only the caller's tables."""
         try:
             future = ask(asked)
         except TableNotFound as error:
@@ -345,7 +345,7 @@ class GuardedEngine:
         return told
 
     def _discreet(self, error: TableNotFound) -> TableNotFound:
-        """`error`, which names tables that are there, without those that aren't the caller's."""
+        """`error`, which names existing tables, without the tables that aren't the caller's."""
         return table_not_found(error.metadata.get("table", ""), self.table_states())
 
 
@@ -379,6 +379,6 @@ def _compiled(patterns: Sequence[str]) -> re.Pattern[str]:
 
 
 ANYBODY: Final = Caller(None)
-"""Asks a server without tokens, or over a Unix socket."""
+"""The caller on a server without tokens, or over a Unix socket."""
 NOBODY: Final = Caller(Grant("", frozenset(), ()))
-"""Asks without a token where one is needed, and may know no more than that the server is there."""
+"""A caller without a token where one is needed; it may know only that the server exists."""

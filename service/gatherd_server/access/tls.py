@@ -1,8 +1,8 @@
 """Certificates of both ports, read again when they change.
 
-TLS 1.2 and up, with what OpenSSL and gRPC take for safe. Left out on purpose: names in client
-certificates: whose certificate the given authorities signed may connect, and what it may do there
-is a matter of its token.
+TLS 1.2 and up, with the ciphers that OpenSSL and gRPC consider safe. Left out on purpose: names in
+client certificates. Any client with a certificate of the given authorities may connect; its token
+decides what it may do.
 """
 
 import logging
@@ -27,7 +27,7 @@ class TlsFiles:
 
 
 class Tls:
-    """What both ports are encrypted with."""
+    """The encryption of both ports."""
 
     def __init__(self, files: TlsFiles) -> None:
         """ConfigError when a file can't be read, or the key isn't the certificate's."""
@@ -35,15 +35,15 @@ class Tls:
         self._read = _contents(files)
         self._grpc_read = self._read
         self.context = _context(files)
-        """For HTTP; connections that come after a `refresh` get what that read."""
+        """For HTTP; connections made after a `refresh` use the files that it read."""
 
     def refresh(self) -> None:
-        """Read the files again if they changed. What can't be used changes nothing but the log."""
+        """Read the files again if they changed. Unusable ones change nothing but the log."""
         try:
             now = _contents(self._files)
             if now == self._read:
                 return
-            _context(self._files)  # before it is put to use: half of a renewal may be there
+            _context(self._files)  # tested before use: a renewal may be half done
             self.context.load_cert_chain(self._files.cert, self._files.key)
             if self._files.client_ca is not None:
                 self.context.load_verify_locations(self._files.client_ca)
@@ -56,7 +56,7 @@ class Tls:
         logger.info("%s was read again", self._files.cert)
 
     def grpc_credentials(self) -> grpc.ServerCredentials:
-        """For gRPC; connections that come after a `refresh` get what that read."""
+        """For gRPC; connections made after a `refresh` use the files that it read."""
         return grpc.dynamic_ssl_server_credentials(
             _grpc_configuration(self._read),
             self._fetch,  # type: ignore[arg-type]  # None says that it is the same as before
@@ -99,7 +99,7 @@ def _context(files: TlsFiles) -> ssl.SSLContext:
 
 
 def _no_password() -> str:
-    # OpenSSL would ask on the terminal, and wait.
+    # OpenSSL would ask for it on the terminal, and wait.
     raise ValueError("the key has a password")
 
 

@@ -1,4 +1,4 @@
-"""The file that says which bearer tokens there are: read, reloaded when it changes, written.
+"""The file of bearer tokens: read, reloaded when it changes, written.
 
 One JSON object a line; empty lines and lines that begin with # are skipped:
 
@@ -6,9 +6,9 @@ One JSON object a line; empty lines and lines that begin with # are skipped:
 
 with `"rate"` (requests a second) and `"concurrency"` (requests under way) where they are limited.
 
-A token is 256 random bits, so one SHA-256 of it is enough. Slow hashes (scrypt, argon2) are against
-guessing passwords, of which there are few; nobody guesses 2^256, with a fast hash or without.
-Left out on purpose: tokens that expire, which take a clock that is right; revoke them.
+A token is 256 random bits, so one SHA-256 of it is enough. Slow hashes (scrypt, argon2) hinder the
+guessing of passwords, which come from a small set; nobody guesses 2^256, with a fast hash or
+without. Left out on purpose: tokens that expire, which need a correct clock; revoke them.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ from gatherd_server.storage.files import Files
 
 logger = logging.getLogger("gatherd.tokens")
 
-# So that scanners for leaked secrets know one when they see it.
+# So that scanners for leaked secrets recognize a token.
 TOKEN_PREFIX: Final = "gatherd_"  # noqa: S105 - it is what every token begins with
 TOKEN_BYTES: Final = 32
 TOKENS_MAX: Final = 4096
@@ -43,7 +43,7 @@ _NAME: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _PATTERN: Final = re.compile(r"[A-Za-z0-9._*?-]{1,128}")
 _DIGEST: Final = re.compile(r"[0-9a-f]{64}")
 _FIELDS: Final = frozenset(("name", "sha256", "scopes", "tables", "rate", "concurrency"))
-# Tokens are found by so much of their digest, and then compared.
+# Tokens are found by so many bytes of their digest, and then compared.
 _FOUND_BY_BYTES: Final = 8
 
 _Tokens = dict[bytes, list[tuple[bytes, Caller]]]
@@ -53,18 +53,18 @@ class TokenFile:
     """The tokens of a file. `find` may be called from any thread, `refresh` from one."""
 
     def __init__(self, path: Path) -> None:
-        """ConfigError when the file can't be read, a line of it is wrong, or it has no token."""
+        """ConfigError when the file can't be read, has a wrong line, or has no token."""
         self.path = path
         self._state = _state_of(path)
         self._tokens = _index(_some_tokens(path), {})
         self.is_refused = False
-        """Whether the file changed to something that isn't taken, so that older tokens are good."""
+        """Whether the file's last change was refused, so that the older tokens still hold."""
 
     def find(self, token: bytes) -> Caller | None:
-        """Who holds `token`; None when it is nobody's.
+        """The caller that holds `token`; None when it is nobody's.
 
-        What the time of a search can tell is of the digest's first bytes, which nobody can choose
-        a token by; the rest is compared in constant time.
+        The time of a search depends only on the digest's first bytes, and nobody can choose tokens
+        by their digest; the rest is compared in constant time.
         """
         digest = hashlib.sha256(token).digest()
         for known, caller in self._tokens.get(digest[:_FOUND_BY_BYTES], ()):
@@ -73,13 +73,13 @@ class TokenFile:
         return None
 
     def refresh(self) -> None:
-        """Read the file again if it changed. One that can't be read changes nothing but the log.
+        """Read the file again if it changed. A wrong or unreadable one changes only the log.
 
-        Nor does one without a token: it would revoke everybody's, which a file is seldom emptied
-        for, and rather by a disk that is full or a secret that isn't mounted yet.
+        Nor does one without a token, which would revoke all tokens: a file is seldom emptied for
+        that, and rather because a disk is full or a secret isn't mounted yet.
 
-        A token whose line is the same keeps its caller, with what is counted of it; the callers of
-        all others are revoked.
+        A token whose line is the same keeps its caller and the caller's counts; the callers of all
+        others are revoked.
         """
         state = _state_of(self.path)
         if state == self._state:
@@ -103,7 +103,7 @@ class TokenFile:
 
 
 def _some_tokens(path: Path) -> dict[bytes, Grant]:
-    """As `read_tokens`, and ConfigError when there is none."""
+    """As `read_tokens`, but ConfigError when there is no token."""
     found = read_tokens(path)
     if not found:
         raise ConfigError(
@@ -124,7 +124,7 @@ def _index(read: dict[bytes, Grant], old: dict[bytes, Caller]) -> _Tokens:
 
 
 def _state_of(path: Path) -> tuple[int, ...]:
-    """What is another when the file is: also one that a symbolic link leads to now."""
+    """A value that changes with the file, also when a symbolic link leads to another one."""
     try:
         found = path.stat()
     except OSError:
@@ -133,7 +133,7 @@ def _state_of(path: Path) -> tuple[int, ...]:
 
 
 def read_tokens(path: Path) -> dict[bytes, Grant]:
-    """What each token's SHA-256 is for. ConfigError naming the line that is wrong."""
+    """The grant of each token's SHA-256. ConfigError naming the line that is wrong."""
     try:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
@@ -186,7 +186,7 @@ def _read_line(line: bytes) -> tuple[bytes, Grant]:
 def make_grant(
     name: object, scopes: list[str], tables: list[str], rate: object, concurrency: object
 ) -> Grant:
-    """A grant of these, once each is found right. ValueError saying which isn't."""
+    """A grant of these values. ValueError naming the first that is wrong."""
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise ValueError("name takes 1 to 128 of A-Z a-z 0-9 _ . -, not . or - at first")
     known = [scope.value for scope in Scope]
@@ -219,10 +219,10 @@ def _is_list_of_str(value: object) -> bool:
 
 
 def add_token(path: Path, grant: Grant, files: Files | None = None) -> str:
-    """Draw a token, enter its hash for `grant`, durably, and return it; it is kept nowhere.
+    """Draw a token, enter its hash for `grant`, durably, and return the token, which isn't kept.
 
-    The file is made when it isn't there, for its owner alone. AlreadyExists for a name that is
-    taken, ConfigError when what is in the file is wrong.
+    A missing file is made, for its owner alone. AlreadyExists for a name that is taken, ConfigError
+    when the file's contents are wrong.
     """
     token = TOKEN_PREFIX + secrets.token_urlsafe(TOKEN_BYTES)
     entry: dict[str, Any] = {
@@ -243,9 +243,9 @@ def add_token(path: Path, grant: Grant, files: Files | None = None) -> str:
 
 
 def revoke_token(path: Path, name: str, files: Files | None = None) -> None:
-    """Take the token called `name` out of the file, durably. NotFound when it isn't there.
+    """Remove the token called `name` from the file, durably. NotFound when it isn't there.
 
-    FailedPrecondition when it is the only one, for no server takes a file without tokens.
+    FailedPrecondition when it is the only one, because no server takes a file without tokens.
     """
     with _rewritten(path, files or Files()) as lines:
         kept = [line for line in lines if _name_of(line) != name]
@@ -268,9 +268,9 @@ def _name_of(line: str) -> str | None:
 
 @contextmanager
 def _rewritten(path: Path, files: Files) -> Iterator[list[str]]:
-    """The file's lines, to be changed; then they take its place at once, or nothing changes.
+    """The file's lines, to be changed; then they replace the file at once, or nothing changes.
 
-    The lock is the folder's: the file itself is another one each time.
+    The lock is on the folder, because each change makes a new file.
     """
     path = path.resolve()
     with ExitStack() as stack:
@@ -297,7 +297,7 @@ def _write(path: Path, text: str, mode: int, files: Files) -> None:
 
 @contextmanager
 def _refused(what: str) -> Iterator[None]:
-    """ConfigError saying `what`, and why, in place of what the file system raises."""
+    """Raise ConfigError with `what` and the reason, in place of the file system's error."""
     try:
         yield
     except OSError as error:

@@ -147,7 +147,7 @@ def restore(source: str, newest: bool, data_dir: Path, table: str | None) -> Non
 
 
 def _split(source: str) -> tuple[str, str]:
-    """Where a snapshot is, and its name there. InvalidArgument for a URL that has no name in it."""
+    """A snapshot's place, and its name there. InvalidArgument for a URL without a name."""
     if not is_remote(source):
         path = Path(source.removeprefix(FILE_SCHEME))
         return str(path.parent), path.name

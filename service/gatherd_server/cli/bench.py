@@ -1,8 +1,8 @@
-"""`gatherd bench`: how fast a server answers from here, measured with the SDK as users have it.
+"""`gatherd bench`: how fast a server answers from here, measured with the SDK that users have.
 
-One process asks, with as many threads as it is told to, each waiting for its answer before it asks
-again; what a server can take in all needs several of them, on machines of their own. Left out on
-purpose: updates that change what lookups see. The only one is scatter-add of zeros.
+One process asks, with a given number of threads; each waits for its answer before it asks again.
+Finding a server's full capacity takes several such processes, on machines of their own. Left out on
+purpose: updates that change the results of lookups. The only update is a scatter-add of zeros.
 """
 
 import json
@@ -24,10 +24,10 @@ from gatherd.store.query import Pooling
 from gatherd_server.cli.connect import connect, credential_options
 
 ZIPF_EXPONENT: Final = 1.05
-# Ranks of Zipf's law that are drawn from: 8 bytes each. Rarer rows are hardly ever asked for.
+# Ranks of Zipf's law to draw from, 8 bytes each. Rarer rows are hardly ever asked for.
 ZIPF_RANKS_MAX: Final = 4_000_000
 BATCHES: Final = (1, 64, 1024)
-# Different ids that a thread asks for in turn.
+# The most batches, and ids in all of them, that a thread asks for in turn.
 DRAWN_BATCHES: Final = 32
 DRAWN_IDS_MAX: Final = 1 << 20
 WARM_UP_CALLS: Final = 3
@@ -39,7 +39,7 @@ Call = Callable[[Ids], object]
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """What was measured of one kind of request. Times are in µs, of one request."""
+    """The measurements of one kind of request. Times are in µs, of one request."""
 
     table: str
     operation: str
@@ -55,7 +55,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """When a cell is done: at whichever comes first."""
+    """The bounds of a cell, which ends at the first one reached."""
 
     seconds: float
     count: int
@@ -189,7 +189,7 @@ def bench(
 
 
 def _tables(client: Client, names: tuple[str, ...]) -> list[TableInfo]:
-    """Those that are asked for. InvalidArgument when there is nothing to look up."""
+    """The tables to measure. InvalidArgument when there is nothing to look up."""
     if names:
         tables = [client.table(name) for name in dict.fromkeys(names)]
         empty = [table.name for table in tables if not table.rows]
@@ -203,14 +203,14 @@ def _tables(client: Client, names: tuple[str, ...]) -> list[TableInfo]:
 
 
 def _draw(rng: np.random.Generator, table: TableInfo, skew: str, batch: int) -> list[Ids]:
-    """Batches of ids. By Zipf's law the frequent rows are scattered over the table."""
+    """Batches of ids. With Zipf's law the frequent rows are scattered over the table."""
     shape = (max(1, min(DRAWN_BATCHES, DRAWN_IDS_MAX // batch)), batch)
     if skew == "uniform":
         return list(rng.integers(0, table.rows, shape))
     ranks = min(table.rows, ZIPF_RANKS_MAX)
     sums = np.cumsum(np.arange(1, ranks + 1, dtype=np.float64) ** -ZIPF_EXPONENT)
     drawn = np.searchsorted(sums / sums[-1], rng.random(shape)).clip(max=ranks - 1)
-    # Python's integers, for the product may be more than 64 bits.
+    # Python's integers, because the product may be more than 64 bits.
     rows = [[rank * 2_654_435_761 % table.rows for rank in line] for line in drawn.tolist()]
     return list(np.array(rows, np.int64))
 
@@ -262,7 +262,7 @@ def _measure(call: Call, batches: list[Ids], bounds: _Bounds) -> tuple[list[floa
         try:
             while len(own) < share and not errors:
                 start = time.perf_counter()
-                # At least one each, however short the time.
+                # At least one request each, however short the time.
                 if own and start >= end:
                     return
                 call(batches[(number + len(own)) % len(batches)])

@@ -1,6 +1,6 @@
-"""How commands that ask a server connect to it: --url, --token-file, --ca, --cert and --key.
+"""Connects commands to a server: --url, --token-file, --ca, --cert and --key.
 
-A token is never an argument, which every process of the machine can read.
+A token is never an argument, because every process on the machine can read arguments.
 """
 
 import os
@@ -33,7 +33,7 @@ COMMAND_RETRIES: Final = 3
 
 
 def credential_options(command: C) -> C:
-    """Options of whoever calls `connect`; they aren't among the function's parameters."""
+    """Options for a command that calls `connect`; they aren't among its function's parameters."""
     for name, meaning in (
         ("key", "PEM file of that certificate's key."),
         ("cert", "PEM file of a certificate, for a server that wants one of its clients."),
@@ -62,12 +62,12 @@ _url_option = click.option(
 
 
 def url_option(command: C) -> C:
-    """--url, and what the server wants to see."""
+    """--url, and the options for credentials."""
     return _url_option(credential_options(command))
 
 
 def opener(url: str) -> urllib.request.OpenerDirector:
-    """What opens paths of an HTTP server `url` as `connect` would, but for what isn't an RPC."""
+    """Opens paths of the HTTP server `url` that aren't RPCs, with the credentials of `connect`."""
     given = _given(url)
     shown = Credentials(parse_target(url), **given)
     handlers: list[urllib.request.BaseHandler] = []
@@ -83,10 +83,10 @@ def opener(url: str) -> urllib.request.OpenerDirector:
 
 
 def connect(url: str, **options: Any) -> Client:
-    """A client of `url` that shows what the command was given.
+    """A client of `url` with the credentials that the command was given.
 
-    A person who mistyped an address waits for the answer: so it tries a few times, and not for as
-    long as the timeout lasts.
+    It tries a few times, and not until the timeout: a person may have mistyped the address, and
+    waits for the answer.
     """
     return Client(url, **{"retries": COMMAND_RETRIES, **_given(url), **options})
 
@@ -98,7 +98,7 @@ def _given(url: str) -> dict[str, Any]:
         raise InvalidArgument("--cert and --key go together")
     token_file = given.get("token_file")
     token = os.environ.get(TOKEN_ENVIRONMENT) or None
-    # The environment is for all URLs; a data dir has no use for it.
+    # The environment's token is for all URLs; a data dir has no use for it.
     if token_file is not None or url.startswith("local:"):
         token = None
     return {

@@ -1,8 +1,8 @@
 """A data dir that the command line changes, whether or not a server has it.
 
 Without a server this process takes the data dir's lock and makes the change itself. With one it
-writes what it imports beside the server's files, where nobody looks, and asks the server by the
-socket in the data dir to take it in, so that the running server's next request sees it.
+writes imported files beside the server's, where nobody looks, and asks the server over the socket
+in the data dir to take them in, so that the running server's next request sees them.
 
 Left out on purpose: waiting for a lock that another command holds; its owner may take hours.
 """
@@ -36,20 +36,20 @@ from gatherd_server.types import (
 # A change that a server makes may copy a table, and have every worker map it.
 CHANGE_SECONDS_MAX = 3600.0
 ANSWER_SECONDS_MAX = 5.0
-# A server that starts sweeps staging, which takes as long as it takes to delete files.
+# A starting server sweeps staging, which takes as long as deleting its files.
 SWEEP_SECONDS_MAX = 30.0
 _PAUSE_SECONDS = 0.05
 
 
 class ServedDataDir(DataDir):
-    """A data dir that a server on this machine has; got from `open_data_dir`."""
+    """A data dir that a server on this machine has; made by `open_data_dir`."""
 
     def __init__(self, files: Files, path: Path, client: Client) -> None:
         super().__init__(files, path)
         self.client = client
 
     def change(self, change: TableChange) -> ChangeResult:
-        """Have the server make a change. Durable, and seen by its next request, on return."""
+        """Have the server make a change. On return it is durable, and its next request sees it."""
         return ask(self.client, change)
 
 
@@ -59,9 +59,9 @@ def open_data_dir(
 ) -> Iterator[DataDir]:
     """The data dir `path`, to be changed inside the `with` block; see `own_data_dir`.
 
-    `keep_versions` is how many superseded versions stay; None for as many as a server keeps by
-    default, or for what the server that has the data dir was told. DataDirInUse when another
-    process that is no server has it, FailedPrecondition when one has and this is given.
+    `keep_versions` is how many superseded versions stay; None for a server's default, or for the
+    setting of the server that has the data dir. DataDirInUse when a process other than a server has
+    it, FailedPrecondition when a server has it and `keep_versions` is given.
     """
     keep = WriterLimits().keep_versions if keep_versions is None else keep_versions
     with ExitStack() as stack:
@@ -93,7 +93,7 @@ def _served(path: Path) -> Iterator[ServedDataDir]:
 
 
 def _has_server(path: Path) -> bool:
-    """Whether somebody listens on the data dir's socket."""
+    """Whether a server listens on the data dir's socket."""
     folder, address = open_beside(path, SERVER_SOCKET_NAME)
     try:
         with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as probe:
@@ -108,7 +108,7 @@ def _has_server(path: Path) -> bool:
 
 @contextmanager
 def _unswept(files: Files, staging: Path) -> Iterator[None]:
-    """Keep a server that starts meanwhile from sweeping away what is being staged."""
+    """Keep a server that starts meanwhile from sweeping away the files being staged."""
     deadline = time.monotonic() + SWEEP_SECONDS_MAX
     while True:
         with files.shared_folder(staging, exclusive=False) as is_held:
@@ -123,7 +123,7 @@ def _unswept(files: Files, staging: Path) -> Iterator[None]:
 
 
 def ask(client: Client, change: TableChange) -> ChangeResult:
-    """Have a server make a change; it raises what the client does."""
+    """Have a server make a change. Raises the client's errors."""
     seconds = CHANGE_SECONDS_MAX
     match change:
         case AddStaged(table, staged):

@@ -6,12 +6,12 @@
     .vec, .txt     word2vec text: a line "ROWS DIM", then a line a row: key and decimals, the
                    shortest that give the same float32
 
-The first two have no place for keys. These go to OUT.keys, a line each, or, integers, to
-OUT.keys.npy: either is what `gatherd import --keys` reads.
+The first two have no place for keys. Keys go to OUT.keys, a line each, or, if they are integers, to
+OUT.keys.npy; `gatherd import --keys` reads either.
 
-Rows are asked for in chunks, all of one version, so that memory stays bounded. Those of a trainable
-version that is live move meanwhile: each row is whole, but the rows needn't be of one LSN. What has
-to be is exported from a snapshot, or from a version that was superseded.
+Rows are asked for in chunks, all of one version, so that memory stays bounded. The rows of a live,
+trainable version change meanwhile: each row is whole, but the rows may be of several LSNs. For rows
+of one LSN, export from a snapshot or a superseded version.
 """
 
 import json
@@ -42,12 +42,12 @@ KEYS_SUFFIX = ".keys"
 PARTIAL_SUFFIX = ".partial"
 
 _TENSOR_DTYPES = {DType.FLOAT32: "F32", DType.FLOAT16: "F16", DType.BFLOAT16: "BF16"}
-# What separates keys from numbers in word2vec's files, or ends a line.
+# The bytes that separate keys from numbers in word2vec's files, or end a line.
 _BLANKS = b" \t\n\r\v\f"
 
 
 class Format(Enum):
-    """What a file is."""
+    """The format of a file."""
 
     NPY = "npy"
     SAFETENSORS = "safetensors"
@@ -145,7 +145,7 @@ class _Source:
                 )
             dtype = stored
         self.dtype = dtype or DType.FLOAT32
-        # What is told of a table is about its live version, but how many rows others have differs.
+        # A table's description is of its live version; the row counts of others may differ.
         self.row_count = info.rows if is_live else self._find_row_count()
         self.chunk_rows = max(1, CHUNK_BYTES // (self.dim * 4))
 
@@ -155,7 +155,7 @@ class _Source:
         return self.dim * self.dtype.itemsize
 
     def chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """Ids, (n,), and rows, (n, dim) in the dtype's storage, in order; shows how far it is."""
+        """Ids, (n,), and rows, (n, dim) in the dtype's storage, in order; shows the progress."""
         with click.progressbar(
             length=max(1, self.row_count),
             label=f"exporting {self.name}",
@@ -183,12 +183,12 @@ class _Source:
     def _rows(self, ids: NDArray[np.int64]) -> NDArray[Any]:
         rows = self._client.lookup(self.name, ids, dtype=self.dtype.value, version=self.version)
         if self.dtype is DType.BFLOAT16:
-            # Widened on the way, which nothing was lost by.
+            # Widened on the way, without loss.
             return (rows.view(np.uint32) >> 16).astype(np.uint16)
         return rows
 
     def _find_row_count(self) -> int:
-        """By asking: the smallest id that has no row."""
+        """The smallest id without a row, found by asking."""
         low, high = 0, 1
         while self._has(high - 1):
             low, high = high, high * 2
@@ -233,7 +233,7 @@ def _write(
     writer: Callable[["_Source", BinaryIO], None],
     source: "_Source",
 ) -> Path:
-    """Write to a file beside `path`, durably; unless it is renamed, it goes when `stack` closes."""
+    """Write to a file beside `path`, durably; `stack` removes it unless it is renamed."""
     if path.exists() and not overwrite:
         raise AlreadyExists(f"{path} is there already; --overwrite replaces it")
     partial = _partial(path)
@@ -312,7 +312,7 @@ def _write_word2vec_text(source: "_Source", file: BinaryIO) -> None:
 def _decimals(row: NDArray[np.float32]) -> bytes:
     if not np.isfinite(row).all():
         return " ".join(map(str, row)).encode()
-    # The shortest decimals that read as the same float32, as repr() has them for float64.
+    # The shortest decimals that read as the same float32, as repr() gives for float64.
     listed = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
     return listed[1:-1].replace(b",", b" ")
 

@@ -56,7 +56,7 @@ def _choice(policy: type[OnDuplicate] | type[OnNonfinite] | type[OnBadRow]) -> c
 
 
 def _source_options(command: Callable[..., None]) -> Callable[..., None]:
-    """How a source is read, for import and publish; `_Reading` takes them."""
+    """Options for reading a source, for import and publish; `_Reading` takes them."""
     for option in reversed(_SOURCE_OPTIONS):
         command = option(command)
     return command
@@ -172,7 +172,7 @@ class _Reading:
     def options(
         self, default_vector: NDArray[np.float32] | None, trained: Optimizer | None
     ) -> ImportOptions:
-        """How they become a table."""
+        """How the rows become a table."""
         return ImportOptions(
             DType(self.dtype) if self.dtype is not None else None,
             OnDuplicate(self.on_duplicate),
@@ -287,7 +287,7 @@ def publish(
 
 
 def _check_only_copied() -> None:
-    """InvalidArgument when an option was given that is about a source."""
+    """InvalidArgument when an option about a source was given."""
     context = click.get_current_context()
     for option in context.command.params:
         name = option.name or ""
@@ -326,7 +326,7 @@ def _imported(
 
 
 def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
-    """What the manifest says of where the rows came from."""
+    """The manifest's entry about the origin of the rows."""
     locations = []
     for source in sources:
         location, hash_sign, part = source.partition("#")

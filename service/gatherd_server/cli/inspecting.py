@@ -1,4 +1,4 @@
-"""`gatherd verify` and `gatherd plan`: what is in a data dir, and what would be."""
+"""`gatherd verify` and `gatherd plan`: checks a data dir, and sizes a table to come."""
 
 import json
 import sys
@@ -66,7 +66,7 @@ def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
 
 
 def _verify(data_dir: Path, name: str, version: int, *, repair: bool) -> bool:
-    """Whether a version is sound, or was made so; says so."""
+    """Whether a version is sound, or was repaired; prints the result."""
     what = f"{name} v{version}"
     coverage = Coverage()
     problem = _problem(what, verify_version(data_dir, name, version, coverage))
@@ -101,7 +101,7 @@ def _verify_snapshot(snapshot: Path) -> bool:
 
 
 def _problem(what: str, steps: Iterator[int]) -> str | None:
-    """What is wrong by a check that tells how many bytes it has checked, or None."""
+    """The problem that a check finds, or None; `steps` yields the bytes checked so far."""
     checked_bytes = 0
     try:
         for checked_bytes in steps:

@@ -1,4 +1,4 @@
-"""`gatherd tables` and `gatherd lookup`: what a server has, and vectors of it."""
+"""`gatherd tables` and `gatherd lookup`: a server's tables, and vectors of them."""
 
 import json
 from dataclasses import asdict
@@ -44,7 +44,8 @@ def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
         )
 
 
-# Unknown options are taken as ids, or `-1` would be told off as an option instead of as an id.
+# Unknown options are taken as ids, so that `-1` is rejected as an id out of range and not as an
+# unknown option.
 @click.command(context_settings={"ignore_unknown_options": True})
 @click.argument("table")
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")

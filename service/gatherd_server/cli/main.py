@@ -31,7 +31,7 @@ from gatherd_server.settings import ServeSettings, load_settings
 
 
 class _Group(click.Group):
-    """Tells every GatherdError as one line, and keeps the commands in the order written here."""
+    """Prints every GatherdError as one line, and keeps the commands in the order written here."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -62,7 +62,7 @@ def cli() -> None:
 
 
 def _setting_options(command: Callable[..., None]) -> Callable[..., None]:
-    """An option for every field of ServeSettings but `tables`, which are arguments."""
+    """An option for every field of ServeSettings except `tables`, which are arguments."""
     for name, field in reversed(ServeSettings.model_fields.items()):
         if name == "tables":
             continue
@@ -118,12 +118,12 @@ def serve(config: Path | None, **options: Any) -> None:
 
 
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:
-    """Print where the server answers. It serves whether or not anybody reads that."""
+    """Print the server's addresses. It serves whether or not anybody reads them."""
     try:
         _print_addresses(settings, addresses)
     except OSError as error:
         logging.getLogger("gatherd").warning("the addresses can't be printed: %s", error.strerror)
-        # What is still in the buffer would fail again at the end.
+        # The rest of the buffer would fail again at the exit.
         with open(os.devnull, "w") as nowhere:
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
 
@@ -137,7 +137,7 @@ def _print_addresses(settings: ServeSettings, addresses: Addresses) -> None:
     click.echo(f"  grpc  grpc{tls}://{addresses.grpc}")
     if addresses.unix is not None:
         click.echo(f"  unix  unix://{addresses.unix}")
-    if sys.stdout is not None:  # as when it was closed at the start
+    if sys.stdout is not None:  # None when it was closed at the start
         sys.stdout.flush()
 
 

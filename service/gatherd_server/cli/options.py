@@ -1,4 +1,4 @@
-"""Options that several commands have, and how what is given by them is read."""
+"""Options that several commands share, and the functions that read their values."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -37,7 +37,7 @@ def optimizer_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def optimizer_values(command: Callable[..., None]) -> Callable[..., None]:
-    """--lr and --optimizer-option, of an optimizer that is given otherwise."""
+    """--lr and --optimizer-option, for an optimizer that is given in another way."""
     command = click.option(
         "--optimizer-option",
         multiple=True,
@@ -54,7 +54,11 @@ def optimizer_values(command: Callable[..., None]) -> Callable[..., None]:
 def read_optimizer(
     name: str | None, lr: float | None, optimizer_option: Iterable[str]
 ) -> Optimizer | None:
-    """What the three options ask for; InvalidArgument for what no or this optimizer hasn't."""
+    """The optimizer of the three options, None without one.
+
+    InvalidArgument for an option given without an optimizer, or one that this optimizer doesn't
+    have.
+    """
     options: dict[str, float] = {} if lr is None else {"lr": lr}
     for text in optimizer_option:
         option, value = _option(text)

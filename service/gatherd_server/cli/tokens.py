@@ -74,7 +74,7 @@ def token(
         click.echo(add_token(tokens, grant))
         return
     try:
-        # Before the token is made: one that can't be written would be lost.
+        # Before the token is made: a token that can't be written would be lost.
         fd = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o400)
     except FileExistsError:
         raise AlreadyExists(f"{out} is there already; tokens go to new files") from None

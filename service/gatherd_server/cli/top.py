@@ -1,7 +1,7 @@
-"""`gatherd top`: what a server does at the moment, in a terminal, from its /metrics.
+"""`gatherd top`: a server's present activity, in a terminal, from its /metrics.
 
-Plain ANSI, and no more than what stands on one screen. Left out on purpose: history, which
-Prometheus keeps, and servers behind one another, which it adds up.
+Plain ANSI, and no more than fits on one screen. Left out on purpose: history, which Prometheus
+keeps, and several servers, which Prometheus adds up.
 """
 
 import re
@@ -55,7 +55,7 @@ class Scrape:
         return sum(value for key, value in series.items() if wanted <= set(key))
 
     def has(self, metric: Metric) -> bool:
-        """Whether the server tells it."""
+        """Whether the server reports the metric."""
         return metric.name in self.values
 
     def label_values(self, name: str, label: str) -> list[str]:
@@ -66,18 +66,18 @@ class Scrape:
 
 @dataclass(frozen=True, slots=True)
 class Between:
-    """What happened between two scrapes."""
+    """The changes between two scrapes."""
 
     before: Scrape
     after: Scrape
 
     def rate(self, name: str, **labels: str) -> float:
-        """How fast a counter rose, by second; 0 when the server was started anew meanwhile."""
+        """A counter's rise per second; 0 when the server was restarted meanwhile."""
         rose = self.after.total(name, **labels) - self.before.total(name, **labels)
         return max(0.0, rose) / max(1e-9, self.after.at - self.before.at)
 
     def quantile(self, metric: Metric, part: float, **labels: str) -> float | None:
-        """An upper bound of a histogram's quantile, in its told unit; None when nothing came."""
+        """An upper bound of a histogram's quantile, in its shown unit; None without values."""
         name = f"{metric.name}_bucket"
         bounds = sorted(self.after.label_values(name, "le"), key=float)
         counts = [

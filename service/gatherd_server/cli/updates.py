@@ -1,4 +1,4 @@
-"""`gatherd scatter-add`, `apply-gradients` and `assign`: what a trainer does, by hand.
+"""`gatherd scatter-add`, `apply-gradients` and `assign`: a trainer's updates, by hand.
 
 Each update is one push, for scripts and for trying things out; a trainer uses the SDK.
 """
@@ -18,7 +18,7 @@ from gatherd.store.dtypes import bfloat16_to_float32
 from gatherd_server.cli.connect import connect, url_option
 from gatherd_server.cli.options import integer
 
-# What .npy files have for bfloat16, as ml_dtypes saves it.
+# The dtype of bfloat16 in .npy files, as ml_dtypes saves it.
 _BFLOAT16 = np.dtype("V2")
 
 _UPDATE_PARAMETERS = (
@@ -50,12 +50,13 @@ _UPDATE_PARAMETERS = (
 
 
 def _update(name: str) -> Callable[[Callable[..., None]], click.Command]:
-    """An update command: the parameters they all have, and those of the function itself."""
+    """An update command, with the parameters that all have and those of the function itself."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
         for parameter in reversed(_UPDATE_PARAMETERS):
             function = parameter(function)
-        # Unknown options are taken as ids, or `-1` would be told off as an option.
+        # Unknown options are taken as ids, so that `-1` is rejected as an id out of range and not
+        # as an unknown option.
         return click.command(name, context_settings={"ignore_unknown_options": True})(function)
 
     return decorate
@@ -112,7 +113,7 @@ def _read(
     if_version: int | None,
     idempotency_key: str | None,
 ) -> tuple[dict[str, Any], NDArray[Any], dict[str, Any]]:
-    """The rows, as keyword `ids` or `keys`; their vectors; and what else the client is given."""
+    """The rows, as keyword `ids` or `keys`; their vectors; and the client's other arguments."""
     if bool(ids) == (ids_file is not None):
         raise InvalidArgument("give the ids either as arguments or by --ids FILE")
     asked: Any

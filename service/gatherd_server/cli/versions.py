@@ -1,7 +1,7 @@
 """`gatherd versions`, `rollback`, `set-optimizer`, `delete` and `snapshot`.
 
-Each that changes a table does it in a data dir (--data-dir), whether or not a server has it, or
-asks a server (--url). `publish` stands beside `import`, whose options it shares.
+Those that change a table do it in a data dir (--data-dir), whether or not a server has it, or ask a
+server (--url). `publish` is in importing.py beside `import`, whose options it shares.
 """
 
 import json
@@ -42,7 +42,7 @@ keep_versions_option = click.option(
 
 
 def place_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--data-dir and --url, one of which `Place` makes its own."""
+    """--data-dir and --url, one of which `chosen_place` chooses."""
     command = credential_options(command)
     command = click.option(
         "--url",
@@ -59,10 +59,10 @@ def place_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def chosen_place(data_dir: Path | None, url: str | None) -> tuple[Path | None, str | None]:
-    """The data dir, or else the URL. What is given on the command line wins over the environment.
+    """The data dir, or else the URL. The command line takes precedence over the environment.
 
-    InvalidArgument when both are on the command line; of two in the environment the URL wins, as
-    for every command that asks a server.
+    InvalidArgument when both are on the command line; when both are in the environment the URL
+    takes precedence, as for every command that asks a server.
     """
     if data_dir is None or url is None:
         return (data_dir, None) if data_dir is not None else (None, url or DEFAULT_URL)
@@ -81,7 +81,7 @@ def chosen_place(data_dir: Path | None, url: str | None) -> tuple[Path | None, s
 def changing(
     data_dir: Path | None, url: str | None, keep_versions: int | None = None
 ) -> Iterator[Callable[[TableChange], ChangeResult]]:
-    """What makes a change in the data dir or at the server that was chosen."""
+    """A function that makes a change in the data dir or at the server that was chosen."""
     data_dir, url = chosen_place(data_dir, url)
     if data_dir is not None:
         with open_data_dir(data_dir, keep_versions=keep_versions) as opened:
@@ -237,7 +237,7 @@ def publish_copy(
     data_dir: Path | None,
     url: str | None,
 ) -> None:
-    """What `gatherd publish` does without a source."""
+    """Do what `gatherd publish` does without a source."""
     with changing(data_dir, url, keep_versions) as make:
         tell_live(table, make(Publish(table, if_version=if_version or LIVE_VERSION)))
 

@@ -1,7 +1,7 @@
 """Changes of the catalog: create, publish, rollback, delete, another optimizer.
 
-What takes long (copying, mapping in every worker) happens before the switch; the switch itself is
-one record of the log, between two batches. What nobody sees any more is deleted after it.
+Long work (copying, mapping in every worker) happens before the switch. The switch itself is one
+record of the log, between two batches. Files that readers no longer see are deleted after it.
 """
 
 import secrets
@@ -59,17 +59,17 @@ from gatherd_server.writer.versions import check_whole
 from gatherd_server.writer.writer import Writer
 
 FIRST_VERSION = 1
-# How long every worker together may take to map a new version.
+# All workers together may take this long to map a new version.
 PREPARE_SECONDS_MAX = 600.0
 
 PrepareReaders = Callable[[str, int], "list[Future[None]]"]
 
 
 class CatalogChanges:
-    """Makes changes of the catalog through a writer. One at a time: the caller sees to that."""
+    """Makes changes of the catalog through a writer. The caller makes them one at a time."""
 
     def __init__(self, writer: Writer, limits: WriterLimits, prepare: PrepareReaders) -> None:
-        """`prepare` has every reader map a version, and gives one future a reader."""
+        """`prepare` has every reader map a version, and returns one future for each reader."""
         self._writer = writer
         self._data_dir = writer.data_dir
         self._files = writer.files
@@ -77,7 +77,7 @@ class CatalogChanges:
         self._prepare = prepare
 
     def make(self, change: TableChange) -> ChangeResult:
-        """Make a change. Durable, and seen by every reader's next request, on return."""
+        """Make a change. On return it is durable, and every reader's next request sees it."""
         if not isinstance(change, CreateTable | AddStaged):
             self._check_is_no_file(change.table)
         match change:
@@ -190,7 +190,7 @@ class CatalogChanges:
         return self._make_live(name, entry, version, target, lambda: None)
 
     def _copied(self, name: str, if_version: int, optimizer: Optimizer | None) -> ChangeResult:
-        """Publish a copy of the live version, trained by `optimizer` (None: as it is)."""
+        """Publish a copy of the live version, trained by `optimizer` (None: by the same as now)."""
         entry = self._entry(name, if_version)
         check_whole(name, entry, entry.live)
         version = max(entry.versions) + 1
@@ -221,13 +221,13 @@ class CatalogChanges:
             thaw(self._files, target)
             return self._make_live(name, entry, version, None, lambda: None)
         except GatherdError:
-            # Once updates are stopped it may be live after the next start.
+            # Once updates are stopped, the version may be live after the next start.
             if self._writer.stopped is None:
                 self.freeze()
             raise
 
     def _mend(self, name: str, entry: CatalogEntry, version: int) -> None:
-        """Bring a damaged version whose files are back up to the log; TableRefused if they aren't.
+        """Store the log's images into a damaged version whose files are back; else TableRefused.
 
         Nobody reads or writes it before the change that follows.
         """
@@ -253,9 +253,9 @@ class CatalogChanges:
         fresh: Path | None,
         catch_up: Callable[[], None],
     ) -> ChangeResult:
-        """Switch from `entry`'s live version to `version`, which every worker maps before.
+        """Switch from `entry`'s live version to `version`, after every worker mapped that.
 
-        `fresh` is its folder when it is new: gone again when the switch fails.
+        `fresh` is its folder when it is new; the folder is deleted when the switch fails.
         """
         versions = kept_versions(
             {*entry.versions, version}, version, entry.live, self._limits.keep_versions
@@ -288,7 +288,7 @@ class CatalogChanges:
         return ChangeResult(version, lsn)
 
     def _switched(self, switch: Callable[[], int], fresh: Path | None) -> int:
-        """What `switch` gives, between two batches; `fresh` goes when it changed nothing."""
+        """Run `switch` between two batches; delete `fresh` if that changed nothing."""
         try:
             return self._writer.between(switch)
         except GatherdError:
@@ -314,7 +314,7 @@ class CatalogChanges:
         return entry
 
     def _place(self, folder: Path, target: Path, name: str, version: int, live: int | None) -> None:
-        """Move a staged folder to where versions are, and see that it can be served from there."""
+        """Move a staged folder to its version's place, and check that it can be served there."""
         try:
             self._files.make_dirs(target.parent)
             self._files.rename(folder, target)
@@ -326,9 +326,9 @@ class CatalogChanges:
             raise
 
     def _check_is_alike(self, name: str, table: Table, live: int) -> None:
-        """FailedPrecondition unless `table` can follow a live version, by its manifest.
+        """FailedPrecondition unless `table` can follow a live version, by that one's manifest.
 
-        One whose manifest can't be read any more may be followed by anything.
+        A version whose manifest is unreadable may be followed by any table.
         """
         try:
             now = read_manifest(version_dir(self._data_dir, name, live))
@@ -343,20 +343,20 @@ class CatalogChanges:
             )
 
     def sweep(self) -> None:
-        """Delete what the catalog doesn't name."""
+        """Delete the folders that the catalog doesn't name."""
         sweep(self._files, self._data_dir, self._catalog())
 
     def freeze(self) -> None:
-        """Take the checksums of what is superseded."""
+        """Take the checksums of superseded versions."""
         freeze_superseded(self._files, self._data_dir, self._catalog())
 
 
 def kept_versions(versions: set[int], live: int, superseded: int, keep: int) -> tuple[int, ...]:
     """Those of `versions` that stay: the live one and `keep` others.
 
-    Of these the one that was live until now comes first, then the newest: after a rollback and a
-    publish it is an older one, and the one that was rolled back from isn't what to go back to. The
-    highest number stays as well, so that none is ever given twice.
+    The first of the others is the version that was live before, then come the newest ones. After a
+    rollback and a publish it is an older version; the one that was rolled back from is no version
+    to return to. The highest number stays too, so that no number is ever given twice.
     """
     others = sorted(versions - {live}, key=lambda number: (number == superseded, number))
     return tuple(sorted({live, max(versions), *others[len(others) - min(keep, len(others)) :]}))

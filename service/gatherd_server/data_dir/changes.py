@@ -1,7 +1,7 @@
 """The thread that changes tables and takes snapshots, one after the other, beside the pushes.
 
-A snapshot copies a catalog that mustn't change meanwhile, so it waits its turn like a change.
-`catalog_changes.py` has what each change does.
+A snapshot copies a catalog that must not change meanwhile, so it waits its turn like a change.
+`catalog_changes.py` makes each change.
 """
 
 import logging
@@ -45,10 +45,10 @@ class Changes:
         self._keeper: Keeper | None = None
         self._tables = CatalogChanges(writer, limits, self._prepare)
         self.prepare: PrepareReaders = lambda _table, _version: []
-        """Has every reader map a version that is about to be live; one future a reader."""
+        """Has every reader map a version before it becomes live; one future for each reader."""
 
     def begin(self) -> None:
-        """Finish what a crash left half done, and take snapshots when they are due."""
+        """Finish what a crash interrupted, and take snapshots when they are due."""
         self._executor.submit(self._tables.sweep)
         self._executor.submit(self._tables.freeze)
         self._executor.submit(self._sweep_snapshots)
@@ -92,7 +92,7 @@ class Changes:
         return self._submit(take)
 
     def close(self) -> None:
-        """Wait for the change that is under way; those that wait get Unavailable."""
+        """Wait for the change that is under way; changes that wait get Unavailable."""
         if self._schedule is not None:
             self._schedule.close()
         if self._keeper is not None:
@@ -125,7 +125,7 @@ class Changes:
             ) from None
 
     def _sweep_snapshots(self) -> None:
-        """Delete what is left of a snapshot that a kill cut short."""
+        """Delete the remains of a snapshot that a kill cut short."""
         if self._limits.snapshot_dir is not None:
             try:
                 drop_partials(self._writer.files, self._limits.snapshot_dir)

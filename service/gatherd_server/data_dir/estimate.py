@@ -1,8 +1,8 @@
-"""What a table will take, told before it is imported: disk, mapped and private memory, start time.
+"""Predicts a table before its import: disk, mapped and private memory, start time.
 
 Bytes are exact: they follow from the layouts of .npy files and of the key index. The private
-memory and the start time of a worker are measured constants, the same for every table, because
-rows and keys are mapped and never copied into a process.
+memory and the start time of a worker are measured constants. They are the same for every table,
+because rows and keys are mapped and never copied into a process.
 """
 
 import mmap
@@ -26,7 +26,7 @@ POPULATE_BYTES_PER_SECOND = 10_000_000_000
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
-    """What one table takes. `key_bytes` is what string keys add up to."""
+    """What one table will take. `key_bytes` is the sum of its string keys' lengths."""
 
     row_count: int
     dim: int
@@ -53,18 +53,18 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of the version's .npy files; two small .json files come on top."""
+        """Bytes of the version's .npy files, without its two small .json files."""
         return self.rows_bytes + self.keys_bytes + self.slots_bytes
 
     @property
     def mapped_bytes(self) -> int:
-        """Bytes mapped, in whole pages; once for all workers."""
+        """Bytes mapped, in whole pages; all workers share them."""
         files = [self.rows_bytes if self._data_bytes else 0, *self._key_files()]
         return sum(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in files)
 
     @property
     def start_seconds(self) -> float:
-        """From the command until the server is ready, the files being in the page cache."""
+        """From the command until the server is ready, with the files in the page cache."""
         return START_SECONDS + self.mapped_bytes / POPULATE_BYTES_PER_SECOND
 
     @property
@@ -82,10 +82,10 @@ class Estimate:
 def estimate_source(
     source: RowSource, dtype: DType | None, optimizer: Optimizer | None = None
 ) -> Estimate:
-    """The estimate of a table that is imported from `source`, in `dtype` or its own.
+    """The estimate of a table imported from `source`, in `dtype` or the source's own.
 
-    Reads the source to its end when only that tells how many rows it has or how long its keys
-    are; rows that the import would leave out as duplicates are counted.
+    Reads the source to its end if only that shows its row count or the lengths of its keys. Counts
+    the rows that the import would leave out as duplicates.
     """
     target = dtype or source.stored_dtype
     if source.row_count is not None and source.key_kind is None:

@@ -1,4 +1,4 @@
-"""Makes a table of a source's rows: conversion and the policies for what is wrong with some."""
+"""Makes a table from a source's rows: conversion, and the policies for bad rows."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from gatherd_server.training.optimizer import Optimizer
 
 
 class OnDuplicate(Enum):
-    """What is done about a key that the table has already."""
+    """What to do with a key that the table has already."""
 
     ERROR = "error"
     FIRST = "first"
@@ -26,7 +26,7 @@ class OnDuplicate(Enum):
 
 
 class OnNonfinite(Enum):
-    """What is done about a row with NaN or infinity in it, also by conversion."""
+    """What to do with a row that has NaN or infinity, also after conversion."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -35,7 +35,7 @@ class OnNonfinite(Enum):
 
 @dataclass(frozen=True, slots=True)
 class ImportOptions:
-    """How a source becomes a table; `dtype` None keeps the source's own."""
+    """How to make a table from a source; `dtype` None keeps the source's own."""
 
     dtype: DType | None = None
     on_duplicate: OnDuplicate = OnDuplicate.ERROR
@@ -46,14 +46,14 @@ class ImportOptions:
 
 @dataclass(frozen=True, slots=True)
 class NewVersion:
-    """That rows become a version of a table that is there, if `if_version` is live then."""
+    """Asks for a new version of an existing table, provided that `if_version` is live then."""
 
     if_version: int = LIVE_VERSION
 
 
 @dataclass(slots=True)
 class ImportSummary:
-    """What became of a source's rows."""
+    """What happened to a source's rows."""
 
     format: str
     dtype: DType
@@ -74,11 +74,11 @@ def import_rows(
     on_progress: Callable[[int], None],
     new_version: NewVersion | None = None,
 ) -> ImportSummary:
-    """Make the table `name` of `source`'s rows and publish it, durable on return.
+    """Make the table `name` from `source`'s rows and publish it, durable on return.
 
-    With `new_version` the table is there, and gets them as its live version. `on_progress` is told
-    how far the source is read, in the unit of its `total`. Whatever is raised, nothing of what was
-    written is left.
+    With `new_version` the table exists, and the rows become its live version. `on_progress` is
+    called with the position in the source, in the unit of its `total`. Whatever is raised, nothing
+    of what was written is left.
     """
     if options.on_nonfinite is OnNonfinite.SKIP and source.key_kind is None:
         raise InvalidArgument(
@@ -118,7 +118,7 @@ class _Importer:
         self.summary = ImportSummary(source.format, self._dtype, source.dim)
 
     def blocks(self) -> Iterator[Block]:
-        """The rows in the table's dtype, without those that are left out."""
+        """The rows in the table's dtype, without those that the policies leave out."""
         for batch in self._source.read():
             self.summary.bad_rows += batch.bad_count
             rows = self._converted(batch.rows)
@@ -140,7 +140,7 @@ class _Importer:
         return converted
 
     def _check_nonfinite(self, batch: RowBatch, is_finite: NDArray[np.bool_]) -> None:
-        """Count the rows that aren't finite; BadFile naming the first when that is an error."""
+        """Count the non-finite rows; BadFile, naming the first, if the policy is an error."""
         wrong = np.flatnonzero(~is_finite)
         if self._options.on_nonfinite is OnNonfinite.SKIP:
             self.summary.nonfinite_rows += int(wrong.size)
@@ -176,7 +176,7 @@ class _Importer:
 
 
 def _finite_rows(rows: NDArray[Any], dtype: DType) -> NDArray[np.bool_]:
-    """Which of `rows`, (n, dim), hold neither NaN nor infinity; bool (n,)."""
+    """Which of `rows`, (n, dim), have neither NaN nor infinity; bool (n,)."""
     if dtype is DType.BFLOAT16:
         return np.asarray(((rows & 0x7F80) != 0x7F80).all(axis=1))
     return np.asarray(np.isfinite(rows).all(axis=1))

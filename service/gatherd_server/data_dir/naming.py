@@ -1,4 +1,4 @@
-"""What a folder in staging is called: `gatherd import` draws 32 hex digits."""
+"""The names of folders in staging: `gatherd import` draws 32 hex digits."""
 
 import re
 from typing import Final
@@ -9,7 +9,7 @@ _STAGED: Final = re.compile(r"[0-9a-f]{32}")
 
 
 def check_staged(name: str) -> str:
-    """`name` when it can be a folder in staging, else InvalidArgument: so it is no path."""
+    """`name` when it can name a folder in staging, and so is no path; else InvalidArgument."""
     if not _STAGED.fullmatch(name):
         raise InvalidArgument(f"{name[:128]!r} isn't the name of a staged folder: 32 hex digits")
     return name

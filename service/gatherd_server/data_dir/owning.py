@@ -1,4 +1,4 @@
-"""Owning a data dir: what a process that holds its lock can do with it."""
+"""Owning a data dir: what the process that holds its lock can do with it."""
 
 import os
 import uuid
@@ -34,12 +34,12 @@ from gatherd_server.types import (
 )
 from gatherd_server.writer.writer import Writer
 
-# Without a server the log holds a change or two before it is cut again.
+# Without a server the log holds only a few changes before it is cut again.
 SEGMENT_BYTES = 1 << 20
 
 
 class DataDir(ABC):
-    """A data dir to put tables into: one that this process owns, or one that a server has."""
+    """A data dir to put tables into: this process owns it, or a server does."""
 
     def __init__(self, files: Files, path: Path) -> None:
         self.path = path
@@ -51,16 +51,16 @@ class DataDir(ABC):
         return read_catalog(self.path)
 
     def check_is_new(self, name: str) -> None:
-        """AlreadyExists when a table is called `name`, InvalidArgument when none can be."""
+        """AlreadyExists when there is a table `name`, InvalidArgument when `name` is impossible."""
         if check_table_name(name) in self.catalog.tables:
             raise AlreadyExists(
                 f"data dir {self.path} has a table {name!r} already", {"table": name}
             )
 
     def add_table(self, table: TableFiles) -> int:
-        """Write a new table and publish it as version 1, durable on return; how many rows it has.
+        """Write a new table and publish it as version 1, durable on return; its row count.
 
-        Atomic: until the log has it nobody sees any of it, and a crash before that leaves only
+        Atomic: nobody sees any of it before the log has it, and a crash before that leaves only
         files that the next owner sweeps away.
         """
         self.check_is_new(table.name)
@@ -69,7 +69,7 @@ class DataDir(ABC):
         return staged.row_count
 
     def publish(self, table: TableFiles, if_version: int = LIVE_VERSION) -> int:
-        """Write a new version of a table and make it live, as `add_table` does a new one.
+        """Write a new version of a table and make it live; its row count. Atomic as `add_table`.
 
         VersionMismatch unless `if_version` is live then.
         """
@@ -80,13 +80,13 @@ class DataDir(ABC):
         return staged.row_count
 
     def stage(self, table: TableFiles) -> StagedTable:
-        """Write a version's files where nobody looks; see `stage_table`."""
+        """Write a version's files in staging; see `stage_table`."""
         return stage_table(self._files, self.path / STAGING_NAME, table)
 
     def restore_table(self, snapshot: Path, name: str) -> tuple[ChangeResult, int]:
-        """Make a snapshot's table live here, as a new version of it; the LSN that it is as of.
+        """Make a snapshot's table live here, as a new version; the result, and its contents' LSN.
 
-        What the log keeps of a damaged version above that LSN is in it. Raises what
+        It includes what the log keeps of a damaged version above the snapshot's LSN. Raises what
         `stage_from_snapshot` and a publish do.
         """
         staged, lsn = stage_from_snapshot(self._files, self.path, snapshot, name)
@@ -97,7 +97,7 @@ class DataDir(ABC):
         except GatherdError as error:
             self._unstage(self.path / STAGING_NAME / staged, error)
             raise
-        # Without a server the damage is found by the change; it may be dropped by it as well.
+        # Without a server the change itself finds the damage, and may drop it too.
         known = (entry, self.catalog.tables.get(name))
         return done, max(restored_lsn(one, snapshot, name, lsn) for one in known)
 
@@ -113,16 +113,16 @@ class DataDir(ABC):
             raise
 
     def _unstage(self, folder: Path, error: GatherdError) -> None:
-        # Whoever may still be at it must not lose the files under its hands.
+        # Another process may still be using the files: then they must stay.
         if error.metadata.get("outcome") != "unknown" and folder.exists():
             with suppress(StorageError):
                 self._files.remove_tree(folder)
 
     @contextmanager
     def scratch(self) -> Iterator[Callable[[str, Iterable[bytes]], Path]]:
-        """What writes a named stream of bytes to a temporary file, gone when the block ends.
+        """A function that saves a named stream of bytes to a temporary file in the block.
 
-        Not durable, and in staging: what a kill leaves of it the next owner sweeps away.
+        The file is not durable, and in staging: the next owner sweeps away what a kill leaves.
         """
         folder = self.path / STAGING_NAME / f"scratch-{uuid.uuid4().hex}"
         self._files.make_dirs(folder, durable=False)
@@ -149,7 +149,7 @@ class OwnedDataDir(DataDir):
     def __init__(self, files: Files, path: Path, lock_fd: int, keep_versions: int) -> None:
         super().__init__(files, path)
         self.lock_fd = lock_fd
-        """A process that inherits it shares the lock."""
+        """A process that inherits this descriptor shares the lock."""
         self._limits = WriterLimits(segment_bytes=SEGMENT_BYTES, keep_versions=keep_versions)
         self._writer: tuple[Writer, Changes] | None = None
 
@@ -164,11 +164,11 @@ class OwnedDataDir(DataDir):
         return take_snapshot(writer, folder, name)
 
     def recover(self) -> None:
-        """Bring tables and catalog up to the log, as any change does first."""
+        """Store the log into tables and catalog, as any change does first."""
         self._open()
 
     def close(self) -> None:
-        """Let go of the writer, if one was needed."""
+        """Close the writer, if one was needed."""
         if self._writer is not None:
             writer, changes = self._writer
             changes.close()
@@ -193,10 +193,10 @@ def own_data_dir(
 ) -> Iterator[OwnedDataDir]:
     """Hold the lock of data dir `path` for the length of a `with` block.
 
-    With `create`, an absent or empty folder is made one. `keep_versions` is how many superseded
+    With `create`, an absent or empty folder becomes one. `keep_versions` is how many superseded
     versions a change keeps. DataDirInUse when another process holds the lock, BadFile when `path`
-    is no data dir, DataDirVersion when it is of another format, FailedPrecondition when it is a
-    snapshot, which has to stay as it is.
+    is no data dir, DataDirVersion when it has another format, FailedPrecondition when it is a
+    snapshot, which must not change.
     """
     files = files or Files()
     if create:
@@ -225,7 +225,7 @@ def own_data_dir(
 
 
 def sweep_staging(files: Files, data_dir: Path) -> None:
-    """Delete what a killed import or create left behind, unless one is under way beside us."""
+    """Delete what a killed import or create left behind, unless one is running now."""
     staging = data_dir / STAGING_NAME
     if not staging.is_dir():
         return
@@ -236,7 +236,7 @@ def sweep_staging(files: Files, data_dir: Path) -> None:
 
 
 def _is_blank(path: Path) -> bool:
-    """Whether `path` holds nothing but what a first start that was cut short leaves."""
+    """Whether `path` contains only what an interrupted first start leaves."""
     try:
         return {entry.name for entry in path.iterdir()} <= {
             LOCK_NAME,

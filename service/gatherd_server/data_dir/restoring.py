@@ -1,7 +1,8 @@
-"""One table out of a snapshot, into a data dir that goes on: as a new version of it, or as a table.
+"""Restores one table from a snapshot into a data dir in use, as a new table or a new version.
 
-The version that was live in the snapshot is staged like an import. Its manifest says what it is of,
-so that whoever takes it in stores what the log keeps of a damaged one above the snapshot's LSN:
+The version that was live in the snapshot is staged like an import. Its manifest names the origin.
+So the owner of the data dir can store what the log keeps of that version, if it is damaged, above
+the snapshot's LSN:
 
     "origin": {"restored": {"uid", "version", "lsn"}}
 """
@@ -30,7 +31,7 @@ from gatherd_server.writer.logged import store_logged
 
 
 def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str) -> tuple[str, int]:
-    """Copy a snapshot's live version of `name` to staging; its folder's name, and the LSN.
+    """Copy a snapshot's live version of `name` to staging; return its folder's name, and the LSN.
 
     Every byte of it is verified first. TableNotFound, or BadFile where the snapshot is damaged.
     """
@@ -66,9 +67,9 @@ def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str)
 
 
 def catch_up_restored(files: Files, data_dir: Path, entry: CatalogEntry, folder: Path) -> None:
-    """Store what the log keeps of the damaged version that `folder` was restored of, durably.
+    """Store what the log keeps of the damaged version that `folder` was restored from, durably.
 
-    Nothing where there is none, or where the snapshot is older than what is kept.
+    Does nothing if there is none, or if the snapshot is older than the log's part.
     """
     origin = read_document(folder / MANIFEST_NAME).get("origin")
     restored: Any = origin.get("restored") if isinstance(origin, dict) else None
@@ -87,7 +88,7 @@ def catch_up_restored(files: Files, data_dir: Path, entry: CatalogEntry, folder:
 
 
 def restored_lsn(entry: CatalogEntry | None, snapshot: Path, name: str, lsn: int) -> int:
-    """The LSN that a restored table is as of, once `catch_up_restored` is done with it."""
+    """The LSN of a restored table's contents, after `catch_up_restored`."""
     path = snapshot / CATALOG_NAME
     source = decode_catalog(read_file(path), path).tables[name]
     damage = entry.damage_of(source.live) if entry and entry.uid == source.uid else None
@@ -95,5 +96,5 @@ def restored_lsn(entry: CatalogEntry | None, snapshot: Path, name: str, lsn: int
 
 
 def _reaches(damage: Damage, lsn: int) -> bool:
-    """Whether what the log keeps begins at `lsn` or before, and has more."""
+    """Whether the log's part for the version begins at or below `lsn` and ends above it."""
     return damage.after_lsn <= lsn < damage.until_lsn

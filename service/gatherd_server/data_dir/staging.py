@@ -1,4 +1,4 @@
-"""Folders in staging that are about to become versions."""
+"""Folders in staging that will become versions."""
 
 import uuid
 from collections.abc import Callable, Iterator
@@ -22,7 +22,7 @@ from gatherd_server.writer.writer import Writer
 
 
 def staged_folder(data_dir: Path, staged: str) -> Path:
-    """Staging's folder `staged`; InvalidArgument for a name that is none, NotFound if absent."""
+    """Staging's folder `staged`; InvalidArgument for an impossible name, NotFound if absent."""
     folder = data_dir / STAGING_NAME / check_staged(staged)
     if not (folder / MANIFEST_NAME).is_file():
         raise NotFound(f"staging has no folder {staged!r}")
@@ -30,7 +30,7 @@ def staged_folder(data_dir: Path, staged: str) -> Path:
 
 
 def finish_manifest(files: Files, folder: Path, name: str, version: int) -> str:
-    """Enter which version of which table a staged folder becomes; its uid. Durable on return."""
+    """Write into a staged folder's manifest its table and version; its uid. Durable on return."""
     manifest = read_manifest(folder)
     manifest |= {"name": name, "version": version}
     _write_manifest(files, folder, manifest)
@@ -47,9 +47,9 @@ def copy_live(
 ) -> Iterator[tuple[Path, Callable[[], None]]]:
     """Copy a table's live version to the new version `version`, while updates go on.
 
-    Yields its folder, and what brings it up to the last LSN that is applied, durably: to be called
-    between two batches. With `optimizer` it is trained by that one; slots that both have, of the
-    same shapes, keep their state, others begin anew.
+    Yields the folder and a function, to be called between two batches, that stores the log into the
+    copy up to the last applied LSN, durably. With `optimizer` that one trains the copy: slots of
+    both optimizers with the same shape keep their state, others start anew.
     """
     files, data_dir = writer.files, writer.data_dir
     source = version_dir(data_dir, name, entry.live)
@@ -120,7 +120,7 @@ def _copied_manifest(
     checksums = manifest[CHECKSUMS]
     trained = manifest.get("optimizer") if optimizer is None else optimizer.to_json()
     if trained is not None:
-        # They move from the first update on; what stays is still held to its checksums.
+        # These change from the first update on; the others are still checked by checksum.
         checksums = {file: c for file, c in checksums.items() if not file.startswith(moving)}
     return {
         **manifest,

@@ -1,6 +1,6 @@
-"""What follows a change, and a start: what no catalog names is deleted, what is superseded frozen.
+"""The work after a change, and after a start: delete what no catalog names, freeze the superseded.
 
-It is done again by the next start, so an error of the disk here is logged and fails no change.
+The next start does it again, so a disk error here is logged and fails no change.
 """
 
 import logging
@@ -15,7 +15,7 @@ logger = logging.getLogger("gatherd.writer")
 
 
 def forget(files: Files, folder: Path) -> None:
-    """Delete what no catalog names. Readers that map it keep it until they let go."""
+    """Delete a folder that no catalog names. Readers that have it mapped keep their mappings."""
     try:
         files.remove_tree(folder)
     except StorageError as error:
@@ -36,7 +36,7 @@ def sweep(files: Files, data_dir: Path, catalog: Catalog) -> None:
 
 
 def freeze_superseded(files: Files, data_dir: Path, catalog: Catalog) -> None:
-    """Take the checksums of versions that were superseded; they don't change any more."""
+    """Take the checksums of superseded versions, which don't change any more."""
     for name, entry in catalog.tables.items():
         for version in entry.versions:
             folder = version_dir(data_dir, name, version)

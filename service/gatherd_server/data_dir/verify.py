@@ -1,13 +1,14 @@
-"""Holds what is in a data dir against what was written, and mends what can be mended.
+"""Compares a data dir's contents with what was written, and mends what can be mended.
 
-What doesn't change any more has checksums: a read-only version's files in its manifest, the weights
-and slots of a superseded one in frozen.json (snapshots/freezing.py). Those of a trainable version
-that is live move with every update: their blocks are held against the last checkpoint's sums, but
-for those that moved since (verify_live.py), and every frame of the log carries a checksum.
+Files that don't change any more have checksums: a read-only version's in its manifest, the weights
+and slots of a superseded one in frozen.json (snapshots/freezing.py). Weights and slots of a
+trainable live version change with every update. Their blocks are compared with the last
+checkpoint's sums, except for blocks that moved since (verify_live.py). Every frame of the log has a
+checksum.
 
-A server may be at work meanwhile, so what looks like damage is believed only while the catalog, the
-checkpoint and the log stood still. Left out on purpose: to hold live rows against the log's images,
-which would take the server's pages to stand still too.
+A server may be running meanwhile. So apparent damage is believed only if the catalog, the
+checkpoint and the log did not change. Left out on purpose: comparing live rows with the log's
+images, for which the server's pages would have to stand still too.
 """
 
 import os
@@ -36,7 +37,7 @@ from gatherd_server.writer.checkpoint import read_checkpoint
 
 @dataclass(frozen=True, slots=True)
 class LogFound:
-    """What was read of the log: the LSN of the checkpoint, and the last one after it."""
+    """How far the log was read: the checkpoint's LSN, and the last one after it."""
 
     checkpoint_lsn: int
     last_lsn: int
@@ -47,10 +48,9 @@ def verify_version(
 ) -> Iterator[int]:
     """Check a table's version, yielding how many bytes were checked so far.
 
-    `coverage` is told how much of what training changes was held against sums.
-
-    BadFile naming the first file, and the range of bytes, that isn't what was written, or what in
-    its structure contradicts itself. A version that is gone by then is no error.
+    `coverage` gets how much of what training changes was compared with sums.
+    BadFile naming the first file, and the range of bytes, that differs from what was written, or
+    the contradiction in its structure. It is no error if the version disappears meanwhile.
     """
     for _ in range(TRIES_MAX):
         before = _state(data_dir, name)
@@ -67,7 +67,7 @@ def verify_version(
 
 
 def _state(data_dir: Path, name: str) -> tuple[CatalogEntry, list[int]] | None:
-    """What a change of the table would change: its entry, and which versions are frozen."""
+    """The state that a change of the table would change: its entry, and its frozen versions."""
     entry = read_catalog(data_dir).tables.get(name)
     if entry is None:
         return None
@@ -127,7 +127,7 @@ def _check_slots(folder: Path, table: Table, optimizer: Optimizer | None) -> Non
             )
         expected = slot.file_bytes(table.row_count, table.dim)
         if found != expected:
-            raise BadFile(f"{path} has {found} bytes; it takes {expected}")
+            raise BadFile(f"{path} has {found} bytes; it must have {expected}")
     strays = {path.name for path in folder.glob("slot_*")} - {slot.file_name for slot in slots}
     if strays:
         raise BadFile(f"{folder / min(strays)} is no slot of its manifest's optimizer")
@@ -150,7 +150,7 @@ def verify_log(data_dir: Path) -> LogFound:
                 for frame in reader:
                     last_lsn = frame.last_lsn
                     if is_busy and last_lsn >= committed_lsn:
-                        # What is being appended can't be told from damage.
+                        # A frame that is being appended looks like damage.
                         break
                 return LogFound(checkpoint_lsn, last_lsn)
             except BadFile:
@@ -166,6 +166,6 @@ def verify_log(data_dir: Path) -> LogFound:
 def repair_keys(data_dir: Path, name: str, version: int, files: Files | None = None) -> None:
     """Build a key index's hash slots anew from its keys; the caller holds the data dir's lock.
 
-    BadFile when the keys themselves are damaged, or there are none.
+    BadFile when the keys themselves are damaged or missing.
     """
     rebuild_slots(files or Files(), version_dir(data_dir, name, version))

@@ -1,8 +1,8 @@
-"""Holds a live version's weights and slots against the sums of the last checkpoint.
+"""Compares a live version's weights and slots with the sums of the last checkpoint.
 
-A server may store into them meanwhile. Whatever is stored was logged before, so what differs is
-believed to be damage only when the log, read afterwards, has no row of that block above the
-checkpoint, and the checkpoint is still the same.
+A server may store into them meanwhile. It logs before it stores. So a difference is damage only if
+the log, read afterwards, has no row of that block above the checkpoint, and the checkpoint is still
+the same.
 """
 
 import os
@@ -32,26 +32,26 @@ from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.checkpoint import read_checkpoint
 from gatherd_server.writer.commit import LoggedImages, logged_images
 
-# How often a check begins again because a server changed what it looked at.
+# How often a check starts again because a server changed the files under it.
 TRIES_MAX = 10
 
 
 @dataclass(slots=True)
 class Coverage:
-    """How much of a live version's weights and slots was held against sums."""
+    """How much of a live version's weights and slots was compared with sums."""
 
     byte_count: int = 0
     held_bytes: int = 0
 
     @property
     def is_whole(self) -> bool:
-        """Whether it was all of it."""
+        """Whether all of it was compared."""
         return self.held_bytes == self.byte_count
 
 
 @dataclass(frozen=True, slots=True)
 class _File:
-    """A file whose rows begin at `begin`, each of `row_bytes`."""
+    """A file with rows of `row_bytes`, the first at `begin`."""
 
     path: Path
     begin: int
@@ -62,10 +62,10 @@ class _File:
 def verify_live(
     data_dir: Path, folder: Path, of: tuple[str, int], table: Table, optimizer: Optimizer
 ) -> Iterator[int]:
-    """Check the version `of`, uid and number, in `folder`, yielding how many bytes were held.
+    """Check the version `of`, uid and number, in `folder`, yielding how many bytes were compared.
 
-    Its structure was checked before. BadFile naming the first range of bytes that isn't what was
-    written. What has no sum, or moved since, is left out.
+    Its structure was checked before. BadFile naming the first range of bytes that differs from what
+    was written. Blocks that have no sum, or moved since, are left out.
     """
     files = _files(folder, table, optimizer)
     for _ in range(TRIES_MAX):
@@ -96,7 +96,7 @@ def moving_bytes(folder: Path, table: Table, optimizer: Optimizer) -> int:
 
 
 def _files(folder: Path, table: Table, optimizer: Optimizer) -> dict[str, _File]:
-    """By the names that the log has: "" for the weights, and each slot's."""
+    """By their names in the log: "" for the weights, and each slot's name."""
     path = folder / WEIGHTS_NAME
     size = path.stat().st_size
     found = {"": _File(path, size - table.nbytes, table.row_bytes, size)}
@@ -112,11 +112,11 @@ def _files(folder: Path, table: Table, optimizer: Optimizer) -> dict[str, _File]
 def _moved(
     data_dir: Path, of: tuple[str, int], lsn: int, files: dict[str, _File]
 ) -> dict[str, NDArray[np.bool_]]:
-    """The blocks of each file that the log has rows of above `lsn`."""
+    """The blocks of each file in which the log has rows above `lsn`."""
     moved = {name: np.zeros(block_count(one.byte_count), np.bool_) for name, one in files.items()}
     control = ControlPage(data_dir)
     try:
-        # Read first: what was stored until now is in the log up to there.
+        # Read first: every row stored before now is in the log up to this LSN.
         committed_lsn, last_lsn = control.committed_lsn, lsn
         try:
             for frame in LogReader(data_dir / WAL_NAME, lsn):
@@ -127,7 +127,7 @@ def _moved(
                             _mark(images, files, moved)
         except BadFile:
             if last_lsn < committed_lsn:
-                raise  # else it is what is being appended
+                raise  # above that LSN it is a frame that is being appended
     finally:
         control.close()
     return moved
@@ -147,7 +147,7 @@ def _mark(
 def _compare(
     files: dict[str, _File], sums: VersionSums, moved: dict[str, NDArray[np.bool_]], lsn: int
 ) -> tuple[list[tuple[str, int, BadFile]], int]:
-    """The blocks that differ from their sums, and how many bytes were held against any."""
+    """The blocks that differ from their sums, and how many bytes were compared."""
     bad: list[tuple[str, int, BadFile]] = []
     held_bytes = 0
     for name, one in files.items():

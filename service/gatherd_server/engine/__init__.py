@@ -1,1 +1,1 @@
-"""What requests meet behind every wire: the live tables and the lookups on them."""
+"""The part behind every wire: the live tables and the lookups on them."""

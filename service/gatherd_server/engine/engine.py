@@ -41,15 +41,15 @@ from gatherd_server.types import (
 )
 from gatherd_server.writer.versions import read_only
 
-# Up to this many bytes a gather is done sooner than a hop to another thread and back (about 60 µs).
+# Up to this many bytes a gather takes less than a hop to another thread and back (about 60 µs).
 SHORT_BYTES = 256 << 10
-# Up to so many keys are found, or read back, as soon.
+# Up to so many keys are found, or read back, as quickly.
 KEYS_SHORT = 4096
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedLookup:
-    """A lookup whose tables are found and whose size is known, but that hasn't touched a row."""
+    """A lookup whose tables are found and whose size is known, before any row is read."""
 
     run: Callable[[], list[Gathered]]
     is_long: bool
@@ -66,7 +66,7 @@ class Engine:
         link: Link | None = None,
         telemetry: Telemetry | None = None,
     ) -> None:
-        """Without `link` nothing can be changed: there is no data dir."""
+        """Without `link` there is no data dir, and nothing can be changed."""
         self._telemetry = telemetry or Telemetry()
         self.limits = limits
         self._tables = tables
@@ -77,7 +77,7 @@ class Engine:
         """Check a request's tables, versions and size.
 
         TableNotFound, TableRefused, VersionNotFound or LimitExceeded when it can't be answered;
-        Unavailable or FailedPrecondition for want of a default vector, see Means.
+        Unavailable or FailedPrecondition when a default vector is missing, see Means.
         """
         tables = resolve(lookups, self._tables, self.limits)
         self._means.check(lookups, tables)
@@ -100,8 +100,8 @@ class Engine:
     def rows_of(self, lookup: Lookup) -> Rows | None:
         """The rows of a lookup without bags whose `missing` is ERROR, to be read in pieces.
 
-        None when they are `prepare`'s to read, on a thread: they may have to come from a disk. Only
-        on the event loop. Raises what `prepare` does, and KeyNotFound or NoKeys.
+        None when they may have to come from a disk: then `prepare` is to read them, on a thread.
+        Only on the event loop. Raises the errors of `prepare`, KeyNotFound and NoKeys.
         """
         asked, dtype, limits = lookup.asked, lookup.dtype, self.limits
         if asked.size > limits.ids_max:
@@ -115,21 +115,21 @@ class Engine:
         return Rows(table, asked, dtype, self._telemetry.table(lookup.table))
 
     def mapped(self, wanted: tuple[str, int]) -> Table | None:
-        """The table of a name and version if it can be read at once; None says nothing more.
+        """The table of a name and version if it can be read at once, else None for any reason.
 
-        Who reads it counts that (`gathered`). BadFile when the data dir can't be read.
+        The caller counts its reads with `gathered`. BadFile when the data dir can't be read.
         """
         return self._tables.mapped(wanted)
 
     def gathered(self, table: str, row_count: int, byte_count: int) -> None:
-        """Count a gather from what `mapped` gave, on any thread."""
+        """Count a gather from a table that `mapped` gave, on any thread."""
         self._telemetry.gathered(table, row_count, byte_count)
 
     def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
         """Answer `lookups` in order, all or nothing.
 
-        Raises what `prepare` does, IdOutOfRange or KeyNotFound when an id or key has no row and
-        its lookup's `missing` is ERROR, and NoKeys when keys are asked of a table without.
+        Raises the errors of `prepare`, IdOutOfRange or KeyNotFound when an id or key has no row and
+        its lookup's `missing` is ERROR, and NoKeys for keys in a table without any.
         """
         return self.prepare(lookups).run()
 
@@ -142,7 +142,7 @@ class Engine:
     ) -> tuple[Keys, int]:
         """The keys of `ids`, of the same shape, and the version that answered.
 
-        Raises what `lookup_many` does for one table.
+        Raises the errors of `lookup_many` for one table.
         """
         lookup = Lookup(name, ids, version=version)
         (table,) = resolve([lookup], self._tables, self.limits)
@@ -163,13 +163,13 @@ class Engine:
         Raises at once, with nothing changed, when the push is wrong in itself: LimitExceeded,
         InvalidArgument, NonfiniteValues; TableReadOnly for a table that is served from a file. The
         future can raise TableNotFound, TableRefused, TableReadOnly, VersionMismatch,
-        InvalidArgument for shapes, IdOutOfRange, KeyNotFound, NonfiniteValues for what a row would
-        become, RequestIdReused, RequestIdStale, Overloaded, Unavailable, DiskFull or
+        InvalidArgument for shapes, IdOutOfRange, KeyNotFound, NonfiniteValues for a row's new
+        values, RequestIdReused, RequestIdStale, Overloaded, Unavailable, DiskFull or
         UpdatesStopped.
         """
         check_push(push, self.limits)
         for update in push.updates:
-            # The writer knows no files; without one there is nothing else.
+            # The writer has none of the files; without a writer there are only files.
             if self._link is None or self._tables.is_file(update.table):
                 raise read_only(self._tables.get(update.table).name)
         request = trail.current()
@@ -181,12 +181,12 @@ class Engine:
         """Hand a change of the catalog to the writer; the future ends when all readers see it.
 
         It raises TableNotFound, AlreadyExists, VersionNotFound, VersionMismatch, InvalidArgument,
-        BadFile, DiskFull, Unavailable or UpdatesStopped; FailedPrecondition where no data dir is.
+        BadFile, DiskFull, Unavailable or UpdatesStopped; FailedPrecondition without a data dir.
         """
         return self._writer().change(change)
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
-        """Have the writer copy the data dir, under `name` ("" for one made of time and LSN).
+        """Have the writer copy the data dir, under `name` ("" for a name of time and LSN).
 
         The future raises FailedPrecondition when the server has no folder for snapshots,
         AlreadyExists, DiskFull, Unavailable or UpdatesStopped.
@@ -194,7 +194,7 @@ class Engine:
         return self._writer().snapshot(name)
 
     def updates_state(self) -> UpdatesState:
-        """Whether updates are taken at the moment, and if not, why."""
+        """Whether updates are taken at present, and if not, why."""
         if self._link is None:
             return UpdatesState.NONE
         state = self._link.state()
@@ -212,13 +212,13 @@ class Engine:
     def prepare_version(self, table: str, version: int) -> None:
         """Map and preload a version that is about to become live, so that the switch costs nothing.
 
-        A GatherdError when it can't be served: then it mustn't become live. Takes as long as
-        reading the version's files does; it is let go at the next change if it isn't live by then.
+        GatherdError when it can't be served: then it mustn't become live. Takes as long as reading
+        the version's files. It is released at the next change if it isn't live by then.
         """
         self._tables.prepare_version(table, version)
 
     def table(self, name: str) -> TableInfo:
-        """What is told about `name`. TableNotFound when it isn't there."""
+        """A description of `name`. TableNotFound when it isn't there."""
         return self._tables.info(name)
 
     def table_states(self) -> dict[str, str]:
@@ -226,5 +226,5 @@ class Engine:
         return self._tables.states()
 
     def tables(self) -> list[TableInfo]:
-        """Every table, by name, the refused ones too. Asks the kernel what is resident."""
+        """Every table, by name, the refused ones too. Asks the kernel how much is resident."""
         return self._tables.infos()

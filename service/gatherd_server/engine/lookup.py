@@ -12,7 +12,7 @@ def resolve(lookups: Sequence[Lookup], tables: ServedTables, limits: Limits) -> 
     """The table of each lookup, once the whole request is known to stay within the limits.
 
     Nothing is allocated before that, so a small request can't ask for a huge reply. All tables are
-    of one catalog: a request never mixes what was published together with what was before.
+    of one catalog: if versions were published together, a request never mixes them with older ones.
     """
     limits.check("tables_max", "the request asks for", len(lookups))
     limits.check("ids_max", "the request has", sum(lookup.asked.size for lookup in lookups))
@@ -31,7 +31,7 @@ def reply_bytes(lookups: Sequence[Lookup], tables: Sequence[Table]) -> int:
 
 
 def touched_bytes(lookups: Sequence[Lookup], tables: Sequence[Table]) -> int:
-    """Bytes of rows that are read to answer `lookups`: for bags, many times those of the reply."""
+    """Bytes of rows read to answer `lookups`: with bags, many times the bytes of the reply."""
     return sum(
         lookup.asked.size * table.row_bytes for lookup, table in zip(lookups, tables, strict=True)
     )

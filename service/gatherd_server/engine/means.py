@@ -1,8 +1,9 @@
-"""The means of tables that have no default vector, computed once and off the requests' way.
+"""The means of tables without a default vector, each computed once, aside from the requests.
 
-A lookup with missing="default" of such a table needs the mean of all its rows. Of a small table a
-thread computes it while the request waits. Of a larger one a thread of its own does, one table at a
-time, while requests are told to come again. One beyond `default_mean_bytes_max` isn't averaged.
+A lookup with missing="default" of such a table needs the mean of all its rows. For a small table a
+thread computes it while the request waits. For a larger one a separate thread does, one table at a
+time, while requests are refused with a time to retry after. A table above `default_mean_bytes_max`
+isn't averaged.
 """
 
 import logging
@@ -17,15 +18,15 @@ from gatherd_server.types import Lookup
 
 logger = logging.getLogger("gatherd")
 
-# Averaged in 30 ms where the rows are in memory, and a few times that where they aren't.
+# Averaged in 30 ms when the rows are in memory, in a few times that when they aren't.
 AT_ONCE_BYTES = 32 << 20
-# What a core averages a second of rows in memory; a disk may be slower.
+# A core's rate of averaging rows in memory; a disk may be slower.
 _BYTES_PER_SECOND = 1 << 30
 _RETRY_SECONDS = (0.2, 5.0)
 
 
 class Means:
-    """Sees to it that default vectors become known. Safe to use from many threads."""
+    """Has default vectors computed. Safe to use from many threads."""
 
     def __init__(self, bytes_max: int) -> None:
         """Tables of more than `bytes_max` bytes aren't averaged."""
@@ -35,7 +36,7 @@ class Means:
         self._thread: threading.Thread | None = None
 
     def check(self, lookups: Sequence[Lookup], tables: Sequence[Table]) -> None:
-        """Unavailable while a mean that they need is computed, FailedPrecondition if none is."""
+        """Unavailable while a needed mean is computed, FailedPrecondition if it never is."""
         for lookup, table in zip(lookups, tables, strict=True):
             if lookup.missing is Missing.DEFAULT and not table.default_vector_is_known:
                 self._check(table)

@@ -1,4 +1,4 @@
-"""A lookup that was answered before, when it is asked again with other ids."""
+"""A repeat, with other ids, of a lookup that was answered before."""
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,15 +12,15 @@ _INT64 = np.dtype(np.int64)
 
 
 class Repeated:
-    """What a request means that is as long as one before, and has the same bytes but for its ids.
+    """The meaning of a request that repeats an earlier one with different ids.
 
-    It holds no table: nobody who waits for a next request keeps a replaced version mapped.
+    It holds no table, so that waiting for a next request keeps no replaced version mapped.
     """
 
     __slots__ = ("_after", "_before", "_engine", "_key", "_lookup", "_shape", "_start", "_stop")
 
     def __init__(self, engine: Engine, lookup: Lookup, before: bytes, after: bytes) -> None:
-        """Of a lookup with int64 ids, whose request had `before` and `after` around their bytes."""
+        """For a lookup with int64 ids; its request has `before` and `after` around their bytes."""
         assert isinstance(lookup.asked, np.ndarray)
         self._engine = engine
         self._lookup = lookup._replace(asked=np.empty(0, _INT64))
@@ -31,7 +31,7 @@ class Repeated:
         self._stop = len(before) + lookup.asked.nbytes
 
     def read(self, request: bytes) -> tuple[Table, NDArray[np.int64]] | None:
-        """The table and the ids, (n,), of a request; None when it is another, or not for here.
+        """The table and the ids, (n,), of a request; None when it differs or isn't mapped.
 
         BadFile when the data dir can't be read.
         """
@@ -43,5 +43,5 @@ class Repeated:
         return table, np.frombuffer(request[self._start : self._stop], _INT64)
 
     def rows(self, ids: NDArray[np.int64]) -> Rows | None:
-        """What a reply is made of: its dtype, shape and limits; None and raises as `rows_of`."""
+        """The rows of the reply, with its dtype, shape and limits; None and errors as `rows_of`."""
         return self._engine.rows_of(self._lookup._replace(asked=ids.reshape(self._shape)))

@@ -1,8 +1,8 @@
 """A lookup's rows, to be copied into a reply piece by piece.
 
-A transport that writes each piece before it asks for the next one holds little memory for a large
-reply, lets others have their turn in between, and hands over what is still in the cache. All pieces
-are of one version of the table; each row is whole.
+A transport that writes each piece before it reads the next one holds little memory for a large
+reply, lets other work run in between, and sends bytes that are still in the cache. All pieces are
+of one version of the table; each row is whole.
 """
 
 from typing import Any
@@ -18,12 +18,12 @@ from gatherd_server.observe.metrics.telemetry import TableSeries
 
 
 class Rows:
-    """The rows that `asked`, ids or keys of shape S, stand for; every one has to be there."""
+    """The rows of `asked`, ids or keys of shape S; every one has to exist."""
 
     __slots__ = ("_asked", "_ids", "_table", "count", "counted", "dtype", "nbytes", "row_bytes")
 
     def __init__(self, table: Table, asked: Asked, dtype: DType, counted: TableSeries) -> None:
-        """Touches no row. KeyNotFound for a key that isn't there, NoKeys in a table without."""
+        """Reads no row. KeyNotFound for a key without a row, NoKeys in a table without keys."""
         self._table = table
         self.counted = counted
         self._asked = asked
@@ -37,7 +37,7 @@ class Rows:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """The reply's, S + (dim,)."""
+        """The shape of the reply, S + (dim,)."""
         return (*self._asked.shape, self._table.dim)
 
     @property
@@ -47,7 +47,7 @@ class Rows:
 
     @property
     def is_as_stored(self) -> bool:
-        """Whether the reply has the rows' own dtype, so that they are copied and no more."""
+        """Whether the reply has the rows' own dtype, so that they are only copied."""
         return self.dtype is self._table.dtype
 
     @property
@@ -56,7 +56,7 @@ class Rows:
         return self._table.is_populated
 
     def check(self) -> None:
-        """IdOutOfRange when an id has no row; `read` looks at those it copies, too."""
+        """IdOutOfRange when an id has no row; `read` checks the ids that it copies, too."""
         if not all_in_range(self._ids, self._table.row_count):
             self._raise_out_of_range()
 

@@ -1,10 +1,9 @@
 """The tables that can be looked up: files served where they lie, and a data dir's as they change.
 
-gatherd.store.live has how a request gets one set of versions. Here is what a server adds: versions
-are mapped when they become live, not when they are first asked for, and their pages are brought in.
-A version that was prepared costs the requests at the switch nothing. One that wasn't, in a worker
-that came back between the two, is mapped by the first request after it; its pages are brought in by
-that request only when they are few.
+gatherd.store.live gives each request one set of versions. A server adds this: versions are mapped
+when they become live, not at their first lookup, and their pages are brought in. A prepared version
+costs the requests at the switch nothing. In a worker that restarted between the two a version isn't
+prepared: the first request after the switch maps it, and brings its pages in only if they are few.
 """
 
 import logging
@@ -25,15 +24,15 @@ from gatherd.store.table import Preload, Table
 from gatherd_server.types import TableInfo, TableSource
 
 # Up to this many bytes are populated by the request that sees a version first: about 1 ms when they
-# are in the page cache. Above, another thread does it, and requests fault in what they read.
+# are in the page cache. Above, another thread does it, and requests fault in their pages.
 POPULATE_AT_REQUEST_BYTES_MAX = 64 << 20
-# Unmapping takes 4 ms a GB. What the catalog dropped is held until the requests that read it have
-# ended, most likely, so that none of them waits for that.
+# Unmapping takes 4 ms a GB. Dropped tables are held until the requests that read them have most
+# likely ended, so that none of them waits for that.
 RETIRE_SECONDS = 5.0
 
-# So many page faults that waited for a disk, between two looks, and tables may have been evicted.
+# With so many page faults that waited for a disk, between two looks, tables may be evicted.
 FAULTS_MIN = 16
-# Tables that are looked at then: a millisecond each.
+# Tables looked at then, in a millisecond each.
 LOOKED_AT_MAX = 32
 
 logger = logging.getLogger("gatherd")
@@ -42,7 +41,7 @@ logger = logging.getLogger("gatherd")
 class ServedTables:
     """Names to tables, and to the reason for those that had to be refused.
 
-    Safe to use from many threads. `tables` and `refused` are those that aren't the data dir's.
+    Safe to use from many threads. `tables` and `refused` are those outside the data dir.
     """
 
     def __init__(
@@ -52,7 +51,7 @@ class ServedTables:
         data_dir: Path | None = None,
         preload: Preload = Preload.NONE,
     ) -> None:
-        """Touches no file; the first call that asks for a table does."""
+        """Opens no file; the first call that needs a table does."""
         self._preload = preload
         self._is_serving = False
         self._looks = self._faults = 0
@@ -64,7 +63,7 @@ class ServedTables:
             refused=refused,
             at_open=self._at_open,
             at_drop=self._at_drop,
-            # Locked pages are let go with the mapping.
+            # Locked pages are released with the mapping.
             keep_superseded=preload is not Preload.LOCK,
         )
         self.take = self._live.take
@@ -84,7 +83,7 @@ class ServedTables:
         return control is not None and control.writer_has_failed
 
     def is_file(self, name: str) -> bool:
-        """Whether `name` is a file's, served where it lies, rather than the data dir's."""
+        """Whether `name` is a file served where it lies, and not a table of the data dir."""
         return name in self._files
 
     def get(self, name: str, version: int = LIVE_VERSION) -> Table:
@@ -96,19 +95,19 @@ class ServedTables:
         self._live.prepare(name, version, self._bring_in)
 
     def info(self, name: str) -> TableInfo:
-        """What is told about `name`, refused or not. TableNotFound when it isn't there."""
+        """A description of `name`, refused or not. TableNotFound when it isn't there."""
         return self._live.read(lambda view: self._info(view, name))
 
     def look_at_residency(self) -> None:
         """Find out which tables are in memory, when there is reason to; not on an event loop.
 
-        Those thought to be are looked at when the process had to wait for pages, of the others one
-        at a time.
+        Tables thought to be in memory are looked at when the process had to wait for pages. Of the
+        others one is looked at each time.
         """
         self._looks += 1
         faults = resource.getrusage(resource.RUSAGE_SELF).ru_majflt
         is_evicted, self._faults = faults - self._faults >= FAULTS_MIN, faults
-        with suppress(GatherdError):  # who asks for a table is told
+        with suppress(GatherdError):  # a request for a table gets the error
             tables = list({*self._live.current().mapped.copy().values()})
             warm = [table for table in tables if table.is_populated]
             cold = [table for table in tables if not table.is_populated]
@@ -149,7 +148,7 @@ class ServedTables:
         )
 
     def _at_open(self, table: Table) -> None:
-        """Preload a version that wasn't prepared. A GatherdError when it can't be, at the start."""
+        """Preload a version that wasn't prepared. At the start, GatherdError when that fails."""
         if not self._is_serving:
             self._bring_in(table)
             return
@@ -160,7 +159,7 @@ class ServedTables:
         threading.Thread(target=self._preload_later, args=(table,), daemon=True).start()
 
     def _bring_in(self, table: Table) -> None:
-        """Preload a table, in what the others leave of the memory."""
+        """Preload a table into the memory that the others leave."""
         others = [one for one in self._brought_in if one.is_populated and one is not table]
         table.preload(self._preload, sum(one.nbytes for one in others))
         self._brought_in.add(table)
@@ -178,13 +177,13 @@ class ServedTables:
 
 
 def _let_go(*_tables: Table) -> None:
-    """The timer's references were the last ones."""
+    """Does nothing: the timer's references were the last ones."""
 
 
 def open_sources(
     sources: Mapping[int, TableSource], data_dir: Path | None, preload: Preload
 ) -> ServedTables:
-    """Open what a worker serves: files by their descriptors, and the data dir's live versions.
+    """Open a worker's tables: files by their descriptors, and the data dir's live versions.
 
     A table that can't be opened is refused with the reason, and the others are served: a worker
     that comes back after a file was truncated has to answer for the rest.
@@ -196,7 +195,7 @@ def open_sources(
             table = open_source(source, fd)
             table.preload(preload, sum(one.nbytes for one in tables.values() if one.is_populated))
         except TooManyFiles:
-            raise  # the file is sound
+            raise  # the file itself is sound
         except GatherdError as error:
             refused[source.name] = error.message
         else:

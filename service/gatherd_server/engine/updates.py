@@ -1,8 +1,8 @@
-"""Updates, as far as a worker can check them before the writer sees them.
+"""The checks of updates that a worker can make before the writer sees them.
 
-The pass over the values for NaN and infinity is made by every worker rather than by the one writer.
-What depends on the state that tables are in is the writer's alone to check, after it has looked
-whether the push was done already: a retry gets its first answer, whatever was published meanwhile.
+Every worker looks for NaN and infinity in the values, so that the one writer needn't. Only the
+writer checks what depends on the state of tables, after it has looked whether the push was done
+already: a retry gets its first answer, whatever was published meanwhile.
 """
 
 import numpy as np

@@ -1,7 +1,7 @@
-"""Who asks over HTTP, for everything that isn't the fast path: found before anything is routed.
+"""Finds the caller of every HTTP request outside the fast path, before it is routed.
 
-So a route that somebody adds is closed until it is open on purpose (admission.OPEN_PATHS), and
-whoever has no token doesn't learn which paths there are.
+So a new route is closed until it is opened on purpose (OPEN_PATHS in access/admission.py), and a
+client without a token doesn't learn which paths exist.
 """
 
 from collections.abc import Iterator
@@ -21,9 +21,9 @@ from gatherd_server.access.callers import Scope as Need
 from gatherd_server.http.connection_limit import Standing
 from gatherd_server.http.errors import connect_error, problem
 
-# Where a connection notes in the scope's state that it came over a Unix socket.
+# Key in a scope's state: whether the connection came over a Unix socket.
 IS_LOCAL: Final = "gatherd.is_local"
-# And how it stands when there are too many; see connection_limit.py.
+# Key in a scope's state: the connection's Standing, see connection_limit.py.
 STANDING: Final = "gatherd.standing"
 _CALLER: Final = "gatherd.caller"
 _HELD: Final = "gatherd.held"
@@ -32,20 +32,20 @@ _READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 
 
 def caller_of(scope: Scope) -> Caller:
-    """Who asks, as `Authenticate` found."""
+    """The caller that `Authenticate` found."""
     caller: Caller = scope[_CALLER]
     return caller
 
 
 def held_of(scope: Scope) -> Held:
-    """What the request holds of its body, once `placed` has it a place."""
+    """The bytes that the request holds of its body, once `placed` has given it a place."""
     held: Held = scope[_HELD]
     return held
 
 
 @contextmanager
 def placed(scope: Scope, place: Place, needed: Need) -> Iterator[None]:
-    """One of `place`'s places, for a caller who is for `needed`.
+    """Hold one of `place`'s places for a caller with the permission `needed`.
 
     PermissionDenied or Overloaded, before the body is read.
     """
@@ -64,7 +64,7 @@ class Authenticate:
         self._admission = admission
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Call the app for who may ask it something."""
+        """Call the app if the caller is allowed to."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
@@ -100,10 +100,10 @@ class Authenticate:
 
 
 def _check_origin(scope: Scope) -> None:
-    """PermissionDenied for what a page of another site has a browser send.
+    """PermissionDenied for a request that a page of another site made a browser send.
 
-    A browser on the server's machine reaches a server without tokens, and may send what has no body
-    (a rollback) without asking first. It says where the page is from.
+    A browser on the server's machine reaches a server without tokens, and sends a request without a
+    body (a rollback) without a preflight. Its Origin header names the page's site.
     """
     if scope["method"] in _READING:
         return

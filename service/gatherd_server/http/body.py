@@ -1,4 +1,4 @@
-"""What REST and Connect share: bounded bodies in, buffers out."""
+"""Shared by REST and Connect: bounded bodies in, buffers out."""
 
 import asyncio
 import contextlib
@@ -17,12 +17,12 @@ from gatherd_server.access.body_room import Held
 from gatherd_server.http.media import content_encoding
 from gatherd_server.wire.lookups import Part, byte_count
 
-# Up to this the parts of a reply are joined: the copy costs less than the ASGI messages and socket
+# Replies up to this are joined: the copy costs less than the ASGI messages and socket
 # writes that it saves. p50 in µs through uvicorn over loopback, joined against one by one: 1 id
 # 106-156 against 135-182, 0.5 MB 460-550 against 710-750, 8 MB 5,000-5,400 against 4,100-4,600.
 JOIN_BYTES_MAX: Final = 1 << 20
 
-# Some 3 ms.
+# About 3 ms.
 INFLATED_AT_ONCE_BYTES: Final = 1 << 20
 
 T = TypeVar("T")
@@ -31,11 +31,11 @@ T = TypeVar("T")
 async def read_body(
     headers: Mapping[bytes, bytes], receive: Receive, admission: Admission, held: Held
 ) -> bytes:
-    """The request's whole body, inflated if it is compressed; `held` has counted all of both.
+    """The request's whole body, inflated if it is compressed; `held` counts both forms.
 
-    LimitExceeded as soon as it is, or by its Content-Length will be, longer than the server takes,
-    compressed or not; Overloaded when the worker holds too much already; ClientDisconnect when the
-    client goes away before it has sent all of it.
+    LimitExceeded as soon as either form, or its Content-Length, is longer than the server takes;
+    Overloaded when the worker holds too much already; ClientDisconnect when the client leaves
+    before it has sent all of it.
     """
     body = await _read_all(headers, receive, admission, held)
     if content_encoding(headers) == "identity":
@@ -44,7 +44,7 @@ async def read_body(
 
 
 async def _inflated(body: bytes, admission: Admission, held: Held) -> bytes:
-    # 31: gzip's own header.
+    # 31 stands for gzip's header.
     inflater = zlib.decompressobj(wbits=31)
     pieces: list[bytes] = []
     inflated_bytes = 0
@@ -60,7 +60,7 @@ async def _inflated(body: bytes, admission: Admission, held: Held) -> bytes:
         admission.check_request_bytes(inflated_bytes)
         held.grow(len(piece))
         pieces.append(piece)
-        # Others have their turn: small bodies can inflate to a thousand times their size.
+        # Let other tasks run: a small body can inflate to a thousand times its size.
         await asyncio.sleep(0)
     if not inflater.eof or inflater.unused_data:
         raise MalformedRequest("the body isn't one whole gzip stream")
@@ -91,10 +91,10 @@ async def _read_all(
 
 
 async def outcome(future: Future[T]) -> T:
-    """What became of work that another thread does, awaited.
+    """Await the outcome of another thread's work.
 
-    Whoever stops waiting doesn't stop the work; asyncio.wrap_future would cancel it. An update that
-    was handed to the writer is done or not, whether its client is still there or not.
+    Cancelling the wait doesn't cancel the work, as it would with asyncio.wrap_future. An update
+    that was handed to the writer is done or not, whether its client is still there or not.
     """
     loop = asyncio.get_running_loop()
     woken = loop.create_future()
@@ -104,7 +104,7 @@ async def outcome(future: Future[T]) -> T:
             woken.set_result(None)
 
     def tell(_future: Future[T]) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits for it
             loop.call_soon_threadsafe(wake)
 
     future.add_done_callback(tell)

@@ -1,8 +1,8 @@
 """The Connect protocol, unary: gatherd.v1 over HTTP/1.1 as protobuf or JSON.
 
-https://connectrpc.com/docs/protocol says what is done here, in its section on unary RPCs. Plain
-ASGI, for this is the HTTP port's hot path. Left out on purpose: compressed replies, GET requests (a
-body of ids doesn't belong in a URL), and streams, which gRPC has.
+This follows the section on unary RPCs of https://connectrpc.com/docs/protocol. Plain ASGI, because
+this is the HTTP port's hot path. Left out on purpose: compressed replies, GET requests (a body of
+ids doesn't belong in a URL), and streams, which gRPC has.
 """
 
 import asyncio
@@ -136,8 +136,8 @@ class _Endpoint:
             raise
         except TimeoutError:
             raise _too_late(seconds, self._answered) from None
-        # A gather on the event loop isn't interrupted, but its answer comes too late all the same.
-        # That an update was done is worth telling even then.
+        # A gather on the event loop isn't interrupted, so its answer may come too late. An update
+        # that was done is confirmed even then.
         if clock.time() >= deadline and not is_update:
             raise _too_late(seconds, self._answered)
         return response
@@ -180,7 +180,7 @@ class _Endpoint:
 
 
 class _UnknownProcedure:
-    """What a path of our services is answered that isn't one of their unary procedures."""
+    """The answer to a path of our services that isn't one of their unary procedures."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         path = scope["path"]

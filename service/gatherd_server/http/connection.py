@@ -1,12 +1,12 @@
-"""A connection that can't be held open, or filled, by a peer that means no good.
+"""A connection that a malicious peer can neither hold open nor fill.
 
-uvicorn bounds neither a request's head nor how long one may take to come, and counts connections
-only when they ask something. Here a head is bounded in bytes and headers; a head, a body and the
-reading of a reply each have to make progress; connection_limit.py has which connections are kept.
-What waits isn't timed one by one, which every request would pay for: a sweep looks at all
-connections once a second, and so each limit is kept to about a second.
+uvicorn bounds neither the size of a request's head nor the time it takes to arrive, and counts
+connections only when they send a request. Here a head is bounded in bytes and headers; a head, a
+body and the reading of a reply must each make progress; connection_limit.py decides which
+connections are kept. Waits have no timers of their own, which would cost every request: a sweep
+looks at all connections once a second, so each limit is kept to about a second.
 
-Left out on purpose: a bound on how many connections one address has; a proxy has one for all its
+Left out on purpose: a bound on the connections of one address; a proxy has one address for all its
 clients.
 """
 
@@ -22,10 +22,10 @@ from gatherd_server.http.stream import Refused, StreamProtocol
 from gatherd_server.observe.metrics.telemetry import Telemetry
 
 SWEEP_SECONDS: Final = 1.0
-# Of the url and all headers of a request, and how many headers.
+# A request's url and headers: their bytes, and the count of headers.
 HEAD_BYTES_MAX: Final = 32 << 10
 HEADERS_MAX: Final = 100
-# A body gets a second for as many bytes, on top of `receive_seconds`.
+# A body gets one second per so many bytes, on top of `receive_seconds`.
 BODY_BYTES_PER_SECOND: Final = 16 << 10
 
 
@@ -45,7 +45,7 @@ class Sweeper:
             self._timer = connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
 
     def forget(self, connection: "GuardedProtocol") -> None:
-        """It is closed."""
+        """The connection is closed."""
         self._watched.discard(connection)
         if not self._watched and self._timer is not None:
             self._timer.cancel()
@@ -62,7 +62,7 @@ class Sweeper:
 
 @dataclass(slots=True)
 class _Progress:
-    """Of what a connection waits for: since when, and how much of it came or went meanwhile."""
+    """A connection's present wait: since when, and how many bytes came or went meanwhile."""
 
     since: float
     body_bytes: int = 0
@@ -77,18 +77,18 @@ class GuardedProtocol(StreamProtocol):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Ours to hold it to, not uvicorn's: it would refuse those who were here before.
+        # We apply the limit: uvicorn would refuse requests on connections that were here before.
         self._connections_max, self.limit_concurrency = self.limit_concurrency, None
         self._body_bytes = 0
         self._uncounted_bytes = self._fed_bytes = 0
-        # uvicorn copies it into each request's scope; ours tells what kind of socket it is.
+        # uvicorn copies it into each request's scope; our copy has the kind of socket.
         self.app_state = dict(self.app_state)
         self.is_local = False
         self._receiving: _Progress | None = None
         self._unread_bytes = self._unread_since = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Of asyncio."""
+        """Called by asyncio."""
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         self.is_local = sock is not None and sock.family == socket.AF_UNIX
@@ -99,7 +99,7 @@ class GuardedProtocol(StreamProtocol):
         self.sweeper.watch(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Of asyncio."""
+        """Called by asyncio."""
         self.sweeper.forget(self)
         self.limit.leave(self)
         super().connection_lost(exc)
@@ -120,7 +120,7 @@ class GuardedProtocol(StreamProtocol):
         self.transport.abort()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, as long as its head or what surrounds its body isn't too long."""
+        """Parse the data, unless its head, or the framing around its body, is too long."""
         begun, ended = self._begun, self._ended
         was_in_head, body_bytes = self._is_in_head, self._body_bytes
         self._fed_bytes = len(data)
@@ -139,16 +139,16 @@ class GuardedProtocol(StreamProtocol):
             self._receiving.body_bytes += self._body_bytes - body_bytes
             self._uncounted_bytes = 0
             return
-        # Of one head, or between two parts of a body: the parser keeps it, or throws it away.
+        # Bytes of one head, or between parts of a body: the parser keeps them, or drops them.
         self._uncounted_bytes += len(data)
         if self._uncounted_bytes > HEAD_BYTES_MAX:
             self.refuse(_too_large())
 
     def _check_head(self) -> None:
-        """Refused for a head that is too long, too."""
+        """Raise Refused for a head that is too long, too."""
         headers = self.headers
         count = 0
-        # What came in one short piece needn't be added up.
+        # A head that came in one short piece needn't be added up.
         if self._receiving is not None or self._fed_bytes > HEAD_BYTES_MAX:
             count = len(self.url) + sum(len(name) + len(value) for name, value in headers)
         if count > HEAD_BYTES_MAX or len(headers) > HEADERS_MAX:
@@ -156,16 +156,16 @@ class GuardedProtocol(StreamProtocol):
         super()._check_head()
 
     def on_body(self, body: bytes) -> None:
-        """Of the parser."""
+        """Called by the parser."""
         self._body_bytes += len(body)
         super().on_body(body)
 
     def is_stuck(self, now: float, receive_seconds: float) -> bool:
-        """Whether the peer has been awaited for too long. Asked once in a while."""
+        """Whether the peer has kept us waiting for too long. Called by the sweep."""
         return self._is_mute(now, receive_seconds) or self._is_deaf(now, receive_seconds)
 
     def _is_mute(self, now: float, seconds: float) -> bool:
-        """Whether it doesn't send what it began, or nothing at all, or too slowly."""
+        """Whether it sends nothing, stops in the middle, or sends too slowly."""
         receiving = self._receiving
         if receiving is None:
             return False
@@ -175,7 +175,7 @@ class GuardedProtocol(StreamProtocol):
         return now - receiving.since > seconds + receiving.body_bytes / BODY_BYTES_PER_SECOND
 
     def _is_deaf(self, now: float, seconds: float) -> bool:
-        """Whether it doesn't read what it is answered."""
+        """Whether it doesn't read its replies."""
         unread = self.transport.get_write_buffer_size()
         if not unread or unread != self._unread_bytes:
             self._unread_bytes, self._unread_since = unread, now

@@ -1,13 +1,13 @@
 """Which connections a worker keeps when there are more than it takes.
 
-A connection is known once a request on it came from somebody who may ask something; until then it
-is a stranger's. Known ones are never closed for others, and there are at most connections_max. At
-the limit the stranger that has been quiet for longest makes room, whatever it waits in: nothing,
+A connection is known once a request on it came from a caller with any permission; until then it is
+a stranger. Known connections are never closed for others, and there are at most connections_max. At
+the limit the stranger that has been quiet for longest is closed, whatever state it is in: idle,
 half a head, half a body, a reply that it doesn't read. Over the limit there is room for some
-strangers, so that health and metrics can always be asked for.
+strangers, so that health and metrics can always be read.
 
-Left out on purpose: a bound on how many known connections one caller has; see `concurrency` of a
-token, which bounds what they ask.
+Left out on purpose: a bound on the known connections of one caller; a token's `concurrency` bounds
+their requests.
 """
 
 import logging
@@ -20,25 +20,25 @@ from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import SPARE_CONNECTIONS
 
 RETRY_AFTER_SECONDS: Final = 1.0
-# Strangers that are being answered just now are passed over, and no more than so many looked at.
+# Strangers that are being answered are passed over; at most so many are looked at.
 STRANGERS_LOOKED_AT: Final = 64
 
 logger = logging.getLogger("gatherd")
 
 
 class LimitedConnection(Protocol):
-    """What the limit asks of a connection."""
+    """The part of a connection that the limit uses."""
 
     @property
     def is_working(self) -> bool:
-        """Whether a request is being answered at this moment, by us."""
+        """Whether we are answering a request at this moment."""
 
     def close_for_room(self) -> None:
         """Close it at once."""
 
 
 class Standing:
-    """How one connection stands. It is in the scope of its requests, which can change it."""
+    """Whether one connection is known. The scope of each request has it, and can change it."""
 
     __slots__ = ("_connection", "_limit", "is_known")
 
@@ -46,16 +46,16 @@ class Standing:
         self._limit = limit
         self._connection = connection
         self.is_known = False
-        """Whether somebody who may ask something has asked."""
+        """Whether a caller with any permission has sent a request."""
 
     def know(self) -> bool:
-        """Somebody who may ask something asks; False when there is no room for one more."""
+        """Note a request by a caller with any permission; False when there is no room."""
         if not self.is_known:
             self.is_known = self._limit.know(self._connection)
         return self.is_known
 
     def refusal(self) -> Unavailable:
-        """What one for whom there is no room is answered."""
+        """The answer to a connection for which there is no room."""
         return self._limit.refusal()
 
     def heard(self) -> None:
@@ -69,7 +69,7 @@ class ConnectionLimit:
 
     def __init__(self, telemetry: Telemetry | None = None) -> None:
         self._telemetry = telemetry or Telemetry()
-        # The one that was quiet for longest comes first.
+        # In order of their last request, the earliest first.
         self._strangers: OrderedDict[LimitedConnection, None] = OrderedDict()
         self._known: set[LimitedConnection] = set()
         self._connections_max: int | None = None
@@ -78,9 +78,9 @@ class ConnectionLimit:
     def enter(
         self, connection: LimitedConnection, connections_max: int | None, *, is_local: bool
     ) -> Standing:
-        """Take a new connection in, in the place of a stranger if need be. None is no limit.
+        """Add a new connection, and close a stranger for it if need be. None is no limit.
 
-        One over a Unix socket is known, as far as there is room.
+        One over a Unix socket is known at once, if there is room.
         """
         self._connections_max = connections_max
         standing = Standing(self, connection)
@@ -90,7 +90,7 @@ class ConnectionLimit:
         return standing
 
     def leave(self, connection: LimitedConnection) -> None:
-        """A connection has gone."""
+        """Forget a connection that was lost."""
         self._strangers.pop(connection, None)
         self._known.discard(connection)
 
@@ -98,14 +98,14 @@ class ConnectionLimit:
         """See Standing.know."""
         if self._connections_max is not None and len(self._known) >= self._connections_max:
             return False
-        # Not one that was closed meanwhile.
+        # It may have been closed meanwhile.
         if connection in self._strangers:
             del self._strangers[connection]
             self._known.add(connection)
         return True
 
     def heard(self, connection: LimitedConnection) -> None:
-        """A stranger asked something."""
+        """A stranger sent a request."""
         if connection in self._strangers:
             self._strangers.move_to_end(connection)
 
@@ -121,7 +121,7 @@ class ConnectionLimit:
         )
 
     def tell(self) -> None:
-        """Log what was closed and refused since the last time; asked for once a second."""
+        """Log how many were closed and refused since the last call; called once a second."""
         if self._untold:
             logger.warning(
                 "as many HTTP connections are open as connections_max says (%d known, %d "

@@ -1,8 +1,8 @@
-"""What every gatherd error is on the HTTP port, in REST and in Connect.
+"""The answer to every gatherd error on the HTTP port, in REST and in Connect.
 
 REST answers with RFC 9457 problem bodies; `error` repeats `detail`, because clients of the Open
 Inference Protocol read that member. Connect answers with its own error JSON, under the status that
-follows from the code by the protocol's table; REST's is the same where it says enough.
+the protocol's table gives the code; REST uses the same status where that is precise enough.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from gatherd_server.observe import trail
 from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
 from gatherd_server.wire.codes import CODES, class_of, code_of
 
-# A message quotes what was sent, and that can be as long as a body.
+# A message quotes the request, and the quoted part can be as long as a body.
 MESSAGE_CHARS_MAX: Final = 4096
 
 
@@ -53,8 +53,8 @@ CONNECT_STATUS: Final[Mapping[str, int]] = {
     "unauthenticated": 401,
 }
 
-# REST tells apart what Connect's statuses don't: a body that can't be read from one that is wrong,
-# and a conflict from both.
+# REST has statuses of its own for three errors that share one in Connect: a body that can't be
+# read, a body that is wrong, and a conflict.
 _REST_STATUS: Final[Mapping[str, int]] = {"invalid_argument": 422, "failed_precondition": 409}
 _REST_STATUS_OF_CLASS: Final[Mapping[type[errors.GatherdError], int]] = {
     errors.MalformedRequest: 400,
@@ -64,7 +64,7 @@ _REST_STATUS_OF_CLASS: Final[Mapping[type[errors.GatherdError], int]] = {
     errors.UpdatesStopped: 503,
 }
 
-# Errors of HTTP itself, which have no class of their own: the reason of the nearest one.
+# Errors of HTTP itself have no class of their own, and get the reason of the nearest one.
 _STATUS_REASONS: Final[Mapping[int, str]] = {
     400: errors.MalformedRequest.reason,
     404: errors.NotFound.reason,
@@ -78,12 +78,12 @@ _STATUS_REASONS: Final[Mapping[int, str]] = {
 }
 
 
-# A full server refuses many requests alike, and mustn't be kept busy by that.
+# Error bodies kept, so that a full server refuses many requests alike at little cost.
 BODIES_MAX: Final = 64
 
 
 def rest_status(cls: type[errors.GatherdError]) -> int:
-    """The status of a class that has a code: its own, its code's in REST, or that in Connect."""
+    """The REST status of a class with a code: its own, else its code's in REST, else in Connect."""
     code = CODES[cls]
     return _REST_STATUS_OF_CLASS.get(cls) or _REST_STATUS.get(code) or CONNECT_STATUS[code]
 
@@ -157,7 +157,7 @@ def _connect_body(
 
 
 def _headers_of(error: errors.GatherdError) -> dict[str, str]:
-    """The headers that go with a class: when to come again, or what token it takes (RFC 6750)."""
+    """The headers for a class: when to retry, or which token is needed (RFC 6750)."""
     if isinstance(error, errors.Unauthenticated):
         challenge = 'Bearer realm="gatherd"'
         if "error" in error.metadata:
@@ -175,7 +175,7 @@ def _headers_of(error: errors.GatherdError) -> dict[str, str]:
 
 
 def _cut(text: str) -> str:
-    # A lone surrogate, which JSON can bring in, would not go out again as UTF-8.
+    # A lone surrogate, which JSON can contain, can't be written as UTF-8.
     text = text.encode("utf-8", "replace").decode()
     return text if len(text) <= MESSAGE_CHARS_MAX else text[: MESSAGE_CHARS_MAX - 1] + "…"
 
@@ -185,10 +185,10 @@ def _cut_values(metadata: Mapping[str, str]) -> dict[str, str]:
 
 
 class CatchUnexpected:
-    """ASGI middleware: what no handler caught is logged once and answered with a fixed text.
+    """ASGI middleware: an exception that no handler caught is logged once, and a fixed text sent.
 
     Starlette's own handler for this answers and raises again, so that the web server logs it a
-    second time. What outlasts a stop is cancelled by the web server, and is no error of the server.
+    second time. The web server cancels requests that outlast a stop, which is no error of ours.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -225,5 +225,5 @@ def stopping() -> errors.Unavailable:
 
 
 def allow_header(methods: Iterable[str]) -> dict[str, str]:
-    """The header that a 405 has to carry."""
+    """The header that a 405 must carry."""
     return {"Allow": ", ".join(sorted(methods))}

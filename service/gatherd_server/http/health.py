@@ -1,4 +1,4 @@
-"""Whether the server is alive, ready and taking updates, and what it counted."""
+"""Whether the server is alive, ready and taking updates; its metrics."""
 
 from collections.abc import Iterator
 from importlib.metadata import version
@@ -21,7 +21,7 @@ from gatherd_server.types import TableInfo, UpdatesState
 
 
 def health_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
-    """The routes that operators' tools ask; /metrics is one unless it is switched off."""
+    """The routes for operators' tools; /metrics is one unless it is switched off."""
     router = APIRouter(default_response_class=Response)
 
     @router.get("/healthz", **openapi.HEALTHZ)
@@ -30,7 +30,7 @@ def health_routes(engine: Engine, admission: Admission, offload: Offload) -> API
 
     @router.get("/readyz", **openapi.READYZ)
     async def readyz(request: Request) -> Response:
-        # Who has no token learns no table's name.
+        # A caller without a token learns no table's name.
         guarded = caller_of(request.scope).guard(engine)
         states = guarded.table_states()
         refused = [name for name, reason in states.items() if reason]
@@ -48,7 +48,7 @@ def health_routes(engine: Engine, admission: Admission, offload: Offload) -> API
 
     @router.get("/metrics", **openapi.METRICS)
     async def metrics() -> Response:
-        # What is in memory of a large table takes the kernel some milliseconds to tell.
+        # The kernel takes some milliseconds to find how much of a large table is in memory.
         text = await offload.run(
             lambda: admission.telemetry.document(_samples(engine)), is_long=True
         )
@@ -62,7 +62,7 @@ def _json(value: dict[str, Any]) -> Response:
 
 
 def _samples(engine: Engine) -> Iterator[Sample]:
-    """What is known at a scrape: of tables, which all processes share, and of the writer."""
+    """The samples made at a scrape: tables, which all processes share, and the writer."""
     yield Sample(names.BUILD, (version("gatherd"),), 1)
     state = engine.updates_state()
     if state is not UpdatesState.NONE:

@@ -1,10 +1,10 @@
-"""What a JSON body may hold, counted in its text before a parser reads it.
+"""Bounds the values in a JSON body, counted in its text before a parser reads it.
 
 `{}` is a thousandth of the object that a parser makes of it, and parsers hold the GIL until the
 last one is made: a short body, or a shorter one that is gzipped, could stop a worker for seconds.
-The characters that begin or separate values are counted at memory speed, first wherever they are;
-only when that is too many are those inside of strings, such as keys, left out. How deep a body is
-nested the parsers bound themselves.
+The characters that begin or separate values are counted at memory speed. The first count takes them
+wherever they are; only when it is too high does another leave out those inside strings, such as
+keys. The parsers themselves bound the depth of nesting.
 """
 
 from typing import Final, NamedTuple
@@ -14,18 +14,18 @@ import numpy as np
 from gatherd.errors import InvalidArgument, LimitExceeded, MalformedRequest
 from gatherd_server.types import Limits
 
-# Members of one table's part of a request: ids, dtype and so on; twice them, and some, are read, so
-# that a body that is a little too long is told so exactly.
+# Members of one table's part of a request: ids, dtype and so on. Twice as many, and some spare, are
+# let through, so that a body that is a little too long gets the exact error.
 _MEMBERS: Final = 12
 _SLACK: Final = 2
 _SPARE: Final = 16
-# In Connect's JSON, where tensors are objects, and with the elements of their shapes.
+# The same in Connect's JSON, where tensors are objects; with the elements of their shapes.
 _CONNECT_MEMBERS: Final = 160
 _CONNECT_OBJECTS: Final = 8
 
 
 class JsonCounts(NamedTuple):
-    """How many of each a body has, or may have."""
+    """How many of each kind a body has, or may have."""
 
     objects: int
     lists: int
@@ -41,10 +41,10 @@ _CHANGE: Final = JsonCounts(16, 16, 64, 128, 64)
 def check_rest(
     body: bytes, limits: Limits, tables: int, values_per_id: int = 1, value_bytes: int = 0
 ) -> None:
-    """LimitExceeded for a REST body with more than `tables` tables and `ids_max` ids can have.
+    """LimitExceeded for a REST body with more values than `tables` tables and `ids_max` ids have.
 
-    Beside an id there may be so many other values; or, with `value_bytes`, as many values as have
-    `request_bytes_max` bytes in all.
+    Each id makes up to `values_per_id` values; or, with `value_bytes` bytes each, the values have
+    at most `request_bytes_max` bytes in all.
     """
     members = _MEMBERS * tables
     if value_bytes:
@@ -78,7 +78,7 @@ def check_rest(
 
 
 def check_connect(body: bytes, limits: Limits) -> None:
-    """LimitExceeded for a message in Connect's JSON with more than `tables_max` tables can have."""
+    """LimitExceeded for Connect's JSON with more values than `tables_max` tables can have."""
     tables = limits.tables_max + 1
     members = _CONNECT_MEMBERS * tables
     most = JsonCounts(_CONNECT_OBJECTS * tables, members, members, 2 * members, members)
@@ -89,7 +89,7 @@ def check_connect(body: bytes, limits: Limits) -> None:
 
 
 def check_change(body: bytes) -> None:
-    """InvalidArgument for a REST body with more than any change of a table can have."""
+    """InvalidArgument for a REST body with more values than any change of a table can have."""
     found = _counts(body, _CHANGE)
     for what, count, most in zip(JsonCounts._fields, found, _CHANGE, strict=True):
         if count > most:
@@ -114,9 +114,9 @@ def _too_many(what: str, found: int, most: int, tables: int) -> LimitExceeded:
 
 
 def _counts(body: bytes, most: JsonCounts) -> JsonCounts:
-    """What is in `body`: no less than that, or exactly, when it would be more than `most`.
+    """The counts of `body`: upper bounds if these are within `most`, else exact.
 
-    MalformedRequest when it is too much, and can't be JSON.
+    MalformedRequest when a bound is over `most` and the body can't be JSON.
     """
     counts = JsonCounts(
         body.count(b"{"),
@@ -127,7 +127,7 @@ def _counts(body: bytes, most: JsonCounts) -> JsonCounts:
     )
     if all(found <= bound for found, bound in zip(counts, most, strict=True)):
         return counts
-    # Pairs first, from the left: what then still is before a quote escapes it.
+    # Pairs go first, from the left: a backslash left before a quote then escapes it.
     text = body.replace(rb"\\", b"").replace(rb"\"", b"")
     codes = np.frombuffer(text, np.uint8)
     quotes = codes == ord('"')

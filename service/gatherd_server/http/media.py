@@ -1,4 +1,4 @@
-"""Content negotiation: what a request's body is, and what its answer may be."""
+"""Content negotiation: the media types of a request's body and of its answer."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -26,8 +26,8 @@ def content_encoding(headers: Mapping[bytes, bytes]) -> str:
 def content_type(headers: Mapping[bytes, bytes], accepted: Sequence[str]) -> str:
     """The body's media type, one of `accepted`.
 
-    HTTPException 415 when it is another, isn't said, is in another charset than UTF-8, or the body
-    is compressed otherwise than by gzip.
+    HTTPException 415 when it is another one or missing, for a charset other than UTF-8, and for a
+    compression other than gzip.
     """
     encoding = content_encoding(headers)
     if encoding not in ENCODINGS:
@@ -57,9 +57,9 @@ def split(value: str) -> tuple[str, str]:
 
 
 def best_answer(accept: Sequence[str], offered: Sequence[str]) -> str:
-    """The media type of `offered` that the request's Accept headers like best, else the first.
+    """The media type of `offered` that the Accept headers prefer; the first when they don't say.
 
-    HTTPException 406 when they take none; MalformedRequest when a weight can't be read.
+    HTTPException 406 when they accept none; MalformedRequest when a weight can't be read.
     """
     ranges = [_range(item) for value in accept for item in value.split(",") if item.strip()]
     if not ranges:

@@ -1,8 +1,7 @@
-"""What is observed of every HTTP request: its count, its time, its id, its trace.
+"""Observes every HTTP request: its count, its time, its id, its trace.
 
-An ASGI middleware does it for the application; the fast path, which is no application, calls the
-same pieces. An error's answer carries the request's id in X-Request-Id, and so does what is logged
-of it.
+An ASGI middleware does it for the application; the fast path, which is outside of that, calls the
+same pieces. An error's answer carries the request's id in X-Request-Id; its log lines have it too.
 """
 
 import logging
@@ -25,7 +24,7 @@ _VERB: Final = re.compile(r"/v1/(?:tables/[^/:]+:)?([A-Za-z]{1,32})")
 _TABLE: Final = re.compile(r"/v1/tables/[^/:]+(/versions)?")
 OPERATIONS_WIRE: Final = "http"
 _UNKNOWN: Final = "unknown"
-# That it isn't ready is an answer, and no failure.
+# "Not ready" is an answer, not a failure.
 _READYZ: Final = "readyz"
 _BY_VERB: Final = {
     procedure.name[0].lower() + procedure.name[1:]: procedure.name
@@ -40,7 +39,7 @@ _BY_PATH: Final = {
     procedure.path: procedure.name for procedure in proto.PROCEDURES if not procedure.is_stream
 }
 _OPERATIONS: Final = frozenset({"/metrics", "/healthz", "/readyz", "/docs", "/openapi.json"})
-# Of answers that no error of ours is behind.
+# For answers that come from no error of ours.
 _CODE_OF_STATUS: Final[Mapping[int, str]] = {
     401: "unauthenticated",
     403: "permission_denied",
@@ -52,7 +51,7 @@ _CODE_OF_STATUS: Final[Mapping[int, str]] = {
 
 
 def procedure_of(method: str, path: str) -> tuple[str, str]:
-    """The wire and procedure that a request is counted under; never more than there are.
+    """The wire and procedure that a request is counted under, out of a fixed set.
 
     Updates of one and of many tables are the same procedure, as they are in gatherd.v1.
     """
@@ -81,13 +80,13 @@ def _rest_procedure(method: str, path: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class HeadTrail:
-    """What a request's head says of who asked: X-Request-Id and traceparent, b"" without."""
+    """A request's X-Request-Id and traceparent headers; b"" for a missing one."""
 
     request_id: bytes
     traceparent: bytes
 
     def get(self, name: str) -> str | None:
-        """The one of that name."""
+        """The header called `name`; None when it is missing."""
         value = self.request_id if name == REQUEST_ID_HEADER else self.traceparent
         return value.decode("latin-1") or None
 
@@ -96,7 +95,7 @@ NO_TRAIL: Final = HeadTrail(b"", b"")
 
 
 def head_trail(headers: Mapping[bytes, bytes]) -> HeadTrail | None:
-    """What there is of it in a fast request's headers."""
+    """The trail in a fast request's headers; None without one."""
     request_id = headers.get(b"x-request-id")
     traceparent = headers.get(b"traceparent")
     if request_id is None and traceparent is None:
@@ -105,7 +104,7 @@ def head_trail(headers: Mapping[bytes, bytes]) -> HeadTrail | None:
 
 
 def note_failure(counted: RequestSeries, code: str, why: str, request_id: str) -> None:
-    """Log, for who debugs, a request that was answered with an error."""
+    """Log a request that was answered with an error, at debug level."""
     if logger.isEnabledFor(logging.DEBUG):
         fields = {"wire": counted.wire, "procedure": counted.procedure, "code": code}
         logger.debug(
@@ -119,7 +118,7 @@ def note_failure(counted: RequestSeries, code: str, why: str, request_id: str) -
 
 
 class Observed:
-    """ASGI middleware around everything else: counts requests and names them."""
+    """ASGI middleware around everything else: counts requests and gives them ids."""
 
     def __init__(self, app: ASGIApp, telemetry: Telemetry) -> None:
         self._app = app

@@ -12,9 +12,9 @@ import anyio.to_thread
 THREADS_A_CORE: Final = 2
 # A body up to this is parsed where it is: a hop to another thread takes as long.
 PARSED_AT_ONCE_BYTES: Final = 32 << 10
-# Longer ones at a time: parsers hold the GIL, and more of them would only take the event loop's
-# turns. With eight bodies of a million ids waiting, its longest wait was 0.47 s with 2, 0.18 s with
-# 1, and all took as long.
+# Longer bodies parsed at a time: parsers hold the GIL, and more of them would only delay the event
+# loop. With eight bodies of a million ids, its longest wait was 0.47 s with 2 and 0.18 s with 1;
+# all eight took as long either way.
 PARSING_MAX: Final = 1
 
 T = TypeVar("T")
@@ -23,7 +23,7 @@ T = TypeVar("T")
 class Offload:
     """One worker's bounds on threads, shared by everything that its HTTP port answers.
 
-    There are two: work takes one of `threads`, a long body the one thread that parses. What parses
+    There are two: work takes one of `threads`, a long body the one thread that parses. Parsing
     takes none of `threads`, so that gathers don't wait behind bodies.
     """
 
@@ -34,13 +34,13 @@ class Offload:
         self._uncollected_count = 0
 
     async def run(self, work: Callable[[], T], is_long: bool) -> T:
-        """The result of `work`, from a thread when it takes long and from here when not."""
+        """The result of `work`, run on a thread if `is_long`, else here."""
         if not is_long:
             return work()
         return await anyio.to_thread.run_sync(work, limiter=self._working)
 
     async def parse(self, read: Callable[[], T], body: bytes) -> T:
-        """What `read` makes of `body`, from a thread when it is long and from here when not."""
+        """The result of `read`, run on a thread if `body` is long, else here."""
         if len(body) <= PARSED_AT_ONCE_BYTES:
             return read()
         return await anyio.to_thread.run_sync(
@@ -48,8 +48,8 @@ class Offload:
         )
 
     def _uncollected(self, read: Callable[[], T]) -> T:
-        # A million lists make the collector look at all objects there are again and again, for ten
-        # times as long as they take to make; and what is parsed has no cycles.
+        # While a million lists are made, the collector would scan all objects again and again,
+        # which takes ten times as long; and parsed values have no cycles.
         with self._lock:
             self._uncollected_count += 1
             gc.disable()

@@ -1,18 +1,19 @@
-"""One reading of a connection's bytes: where each request ends, and what isn't a request at all.
+"""One reading of a connection's bytes: where each request ends, and which bytes are no request.
 
-Whoever stands before this server (a proxy that keeps its connections) splits the same bytes into
-requests. If the two disagree, one client's bytes become another one's request. So whatever can be
-read in two ways is refused, and nothing behind a refused request is read as another.
+A proxy before this server that keeps its connections splits the same bytes into requests. If the
+two disagree, one client's bytes become another client's request. So bytes that can be read in two
+ways are refused, and nothing behind a refused request is read as another.
 
-llhttp, in strict mode, does the splitting; this adds what it, httptools or uvicorn leave open:
+llhttp, in strict mode, does the splitting. This module adds the rules that llhttp, httptools and
+uvicorn leave out:
 
-- An `Upgrade` is never taken, so it is ignored (RFC 9110, 7.8). httptools ends such a request with
-  its head and leaves its body to be read as the next request; here the head is parsed again without
-  that header, by a parser that then goes on with the body.
+- An `Upgrade` is ignored (RFC 9110, 7.8). httptools ends such a request after its head, and would
+  read its body as the next request; here the head is parsed again without that header, by a parser
+  that then goes on with the body.
 - A request has one `Host` (RFC 9112, 3.2), HTTP/1.0 or 1.1, and no transfer coding but `chunked`.
-- Trailers are no headers, and don't keep a connection open or close it.
+- Trailers don't count as headers, and neither keep a connection open nor close it.
 - A refusal waits for the answers before it, says why as every error does, and ends the connection
-  in such a way that the peer can read it.
+  in a way that lets the peer read it.
 """
 
 import re
@@ -31,14 +32,14 @@ from gatherd_server.http.observed import logger
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail
 from gatherd_server.wire.codes import code_of
 
-# For so long, and so much of it, what a peer still sends is thrown away after a refusal. If it were
-# closed at once, the kernel would answer unread bytes with a reset, which can destroy the refusal
-# before it is read.
+# After a refusal the peer's further data is dropped, for so long and up to so many bytes. If the
+# connection were closed at once, the kernel would answer unread bytes with a reset, which can
+# destroy the refusal before it is read.
 LINGER_SECONDS: Final = 2.0
 LINGER_BYTES_MAX: Final = 8 << 20
 VERSIONS: Final = ("1.1", "1.0")
-# CONNECT has no body and asks for a tunnel. The others are of protocols that llhttp knows (RTSP,
-# Icecast), whose requests would pass for HTTP/1.0.
+# CONNECT has no body and asks for a tunnel. The others belong to protocols that llhttp knows (RTSP,
+# Icecast) and whose requests would pass for HTTP/1.0.
 METHODS_REFUSED: Final = frozenset(
     b"ANNOUNCE CONNECT DESCRIBE FLUSH GET_PARAMETER PAUSE PLAY RECORD REDIRECT SETUP SET_PARAMETER"
     b" SOURCE TEARDOWN".split()
@@ -56,7 +57,7 @@ class Refused(Exception):
         self.error = error
 
     def response(self, url: bytes) -> Response:
-        """The answer, as the wire that `url` belongs to says errors."""
+        """The answer, in the error format of the wire that `url` belongs to."""
         if url.startswith(PATH_PREFIX.encode()):
             response = connect_problem(self.error, self.status, code_of(self.error), {})
         else:
@@ -99,7 +100,7 @@ class _Refusal:
         self._response = response
 
     async def run_asgi(self, _app: Any) -> None:
-        """Answer. uvicorn's name for it, called when all requests before are answered."""
+        """Answer. uvicorn calls it, by this name, when all requests before are answered."""
         self.answer()
 
     def answer(self) -> None:
@@ -120,22 +121,22 @@ class _Refusal:
 class StreamProtocol(HttpToolsProtocol):
     """uvicorn's connection, with one reading of its bytes."""
 
-    # uvicorn's cycles, refusals, and before the first None.
+    # One of uvicorn's cycles or a refusal; None before the first request.
     cycle: Any
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
-        # Requests that began and those that were received whole: between the two a peer is awaited.
+        # Counts of requests begun and of those received whole; unless equal, we wait for the peer.
         self._begun = self._ended = 0
         self._is_in_head = False
-        # From the end of a head with an Upgrade until the same head without it was parsed.
+        # True from the end of a head with an Upgrade until the head is parsed again without it.
         self._is_upgrade = False
         self._is_refused = False
         self._thrown_away_bytes_left = LINGER_BYTES_MAX
         self._why: Refused | None = None
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came. Blank lines between two requests don't count as activity."""
+        """Parse the data. Blank lines between two requests don't count as activity."""
         if self._is_refused:
             self._thrown_away_bytes_left -= len(data)
             if self._thrown_away_bytes_left < 0:
@@ -166,19 +167,19 @@ class StreamProtocol(HttpToolsProtocol):
             self._parse_without_upgrade()
 
     def _parse_without_upgrade(self) -> None:
-        """Parse the head that has just ended once more, as if it asked for no upgrade."""
+        """Parse the head that has just ended once more, without its Upgrade."""
         before = self.parser
         lines = [
             b"%b %b HTTP/%b" % (before.get_method(), self.url, before.get_http_version().encode())
         ]
         lines += [b"%b: %b" % header for header in self.headers if header[0] != b"upgrade"]
         self.parser = httptools.HttpRequestParser(self)
-        # As uvicorn has it: what follows a last request is thrown away, and is no error.
+        # As in uvicorn: bytes after a last request are dropped, without an error.
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self.parser.feed_data(b"\r\n".join(lines) + b"\r\n\r\n")
 
     def on_message_begin(self) -> None:
-        """Of the parser."""
+        """Called by the parser."""
         self._begin()
         super().on_message_begin()
 
@@ -189,12 +190,12 @@ class StreamProtocol(HttpToolsProtocol):
             self._begun += 1
 
     def on_headers_complete(self) -> None:
-        """Of the parser."""
+        """Called by the parser."""
         if self._is_head_taken():
             self._to_application()
 
     def _is_head_taken(self) -> bool:
-        """Whether the head that ends here is a request's; it isn't if it comes again."""
+        """Whether the head that ends here begins a request; not if it is to be parsed again."""
         if self.parser.should_upgrade() and self.parser.get_method() not in METHODS_REFUSED:
             self._is_upgrade = True
             return False
@@ -207,7 +208,7 @@ class StreamProtocol(HttpToolsProtocol):
         return not self.transport.is_closing()
 
     def _check_head(self) -> None:
-        """Refused for a head that HTTP/1.1 forbids, or that others may read otherwise."""
+        """Raise Refused for a head that HTTP/1.1 forbids, or that others may read differently."""
         parser = self.parser
         version = parser.get_http_version()
         if version not in VERSIONS:
@@ -234,21 +235,21 @@ class StreamProtocol(HttpToolsProtocol):
             self.expect_100_continue = False  # RFC 9110, 10.1.1
 
     def _to_application(self) -> None:
-        """Go on with a head that is complete and right, through ASGI."""
-        # The parser leaves the blanks behind a value, which aren't part of it (RFC 9112, 5.1).
+        """Pass a complete and valid head on to ASGI."""
+        # The parser keeps the blanks behind a value, which aren't part of it (RFC 9112, 5.1).
         self.headers[:] = [(name, value.rstrip(b" \t")) for name, value in self.headers]
         HttpToolsProtocol.on_headers_complete(self)
-        # The application has the list; trailers go into one that nobody reads.
+        # The application owns the list; trailers go into a new one that nobody reads.
         self.headers = []
         self._is_in_head = False
 
     def on_body(self, body: bytes) -> None:
-        """Of the parser."""
+        """Called by the parser."""
         if self.cycle is not None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """Of the parser."""
+        """Called by the parser."""
         if self._is_upgrade:
             return
         self._ended += 1
@@ -265,7 +266,7 @@ class StreamProtocol(HttpToolsProtocol):
     def refuse(self, refused: Refused) -> None:
         """Answer `refused` when it is its turn, and read nothing more.
 
-        Of a request whose body turns out to be none, that is its only answer, and the application
+        A request whose body turns out to be malformed gets no other answer, and the application
         sees its client leave.
         """
         if self._is_refused or self.transport.is_closing():
@@ -274,7 +275,7 @@ class StreamProtocol(HttpToolsProtocol):
         before = self.cycle
         is_in_body = self._begun > self._ended and not self._is_in_head
         is_answered = before is None or before.response_complete
-        # What has its answer already gets no second one.
+        # A request that has its answer already gets no second one.
         response = None if is_in_body and is_answered else refused.response(self.url)
         self.cycle = refusal = _Refusal(self, response)
         self._begun = self._ended + 1  # never again between two requests
@@ -285,7 +286,7 @@ class StreamProtocol(HttpToolsProtocol):
         elif self.pipeline and self.pipeline[0][0] is before:
             self.pipeline[0] = (refusal, None)  # type: ignore[assignment]
         elif getattr(before, "response_started", True):
-            self.transport.abort()  # too late: the client sees that this answer isn't whole
+            self.transport.abort()  # too late: the client sees an incomplete answer
         else:
             before.disconnected = True
             before.message_event.set()
@@ -302,7 +303,7 @@ class StreamProtocol(HttpToolsProtocol):
 
 
 def _has_path(url: bytes) -> bool:
-    """Whether an absolute URL has a path that can be looked for."""
+    """Whether an absolute URL has a path that can be routed."""
     try:
         return bool(httptools.parse_url(url).path)
     except httptools.HttpParserInvalidURLError:

@@ -1,1 +1,1 @@
-"""The engine's way to the writer, in the same process or another."""
+"""The engine's link to the writer, in the same process or another."""

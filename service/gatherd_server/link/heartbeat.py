@@ -1,12 +1,12 @@
-"""Whether the writer gives signs of life: it waits for work, or gets on with what it has.
+"""Whether the writer gives signs of life: it waits for work, or makes progress with its work.
 
-The committer counts its steps. One that stays at the same step for long hangs in its disk; a
-writer process that doesn't answer at all was stopped, or hangs altogether. What is counted is the
-time that this process was awake, so neither a busy event loop nor a suspended machine looks like
-a dead writer.
+The committer counts its steps. If it stays at the same step for long, it hangs in its disk. A
+writer process that doesn't answer at all was stopped, or hangs altogether. Only the time that this
+process was awake counts, so neither a busy event loop nor a suspended machine looks like a dead
+writer.
 
-A writer that hangs isn't killed: a process that waits for a disk can't be, and a new one would wait
-for the same disk.
+A hung writer isn't killed: a process that waits for a disk can't be, and a new one would wait for
+the same disk.
 """
 
 import asyncio
@@ -27,10 +27,10 @@ OUTCOME_NOT_SENT: Final = {OUTCOME: NOT_SENT}
 
 
 class Heartbeat:
-    """What is known of the writer's signs of life. Any thread reads it, the event loop writes."""
+    """Tracks the writer's signs of life. The event loop writes; any thread may read."""
 
     def __init__(self, hung_seconds: float) -> None:
-        """`hung_seconds` without a sign make it hung."""
+        """The writer counts as hung after `hung_seconds` without a sign."""
         self._hung_seconds = hung_seconds
         self._silent_seconds = 0.0
         self._step: int | None = None
@@ -41,17 +41,17 @@ class Heartbeat:
         return self._silent_seconds >= self._hung_seconds
 
     def heard(self, step: int | None) -> None:
-        """The writer is in this step, None for none: it waits for work."""
+        """Note that the writer is in this step, None if it waits for work."""
         if step is None or step != self._step:
             self._silent_seconds = 0.0
         self._step = step
 
     def waited(self, seconds: float) -> None:
-        """So long nothing was heard, or nothing new; at most two beats are believed."""
+        """Note that nothing new was heard for `seconds`; at most two beats of it count."""
         self._silent_seconds += min(seconds, 2 * BEAT_SECONDS)
 
     def check(self) -> None:
-        """Unavailable when the writer is hung: what would be handed to it now isn't."""
+        """Unavailable when the writer is hung, so that nothing is handed to it."""
         if self.is_hung:
             raise Unavailable(
                 "the writer gives no sign of life, its disk may be stalled: this update was not "
@@ -61,7 +61,7 @@ class Heartbeat:
             )
 
     async def watch(self, ask: Callable[[], None], on_hung: Callable[[], None]) -> None:
-        """Have `ask` asked for a sign at each beat, for ever; `on_hung` is called at its end."""
+        """At each beat, for ever, `ask` for a sign; if the writer hangs, call `on_hung`."""
         loop = asyncio.get_running_loop()
         was_hung, since = False, 0.0
         while True:
@@ -87,7 +87,7 @@ class Heartbeat:
 
 
 def lost() -> Unavailable:
-    """What is answered to a push that the writer had when it hung."""
+    """The answer to a push that the writer had when it hung."""
     return Unavailable(
         "the writer gives no sign of life, its disk may be stalled: the update was handed to it "
         "and may still be done; sent again with the same request id, it is done once",

@@ -1,6 +1,6 @@
 """How the engine reaches the writer: in its own process, over a Unix socket, or not at all.
 
-The socket's ends are `worker_end.py` and `writer_end.py`; `messages.py` has what they exchange.
+The socket's ends are `worker_end.py` and `writer_end.py`; `messages.py` has their messages.
 """
 
 import asyncio
@@ -24,11 +24,11 @@ from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import Writer
 
 Prepare = Callable[[str, int], None]
-"""Map a version of a table that is about to be live; raises a GatherdError when it can't be."""
+"""Map a version of a table before it becomes live; raises a GatherdError if that fails."""
 
 
 class Link(Protocol):
-    """What the engine hands updates and changes to."""
+    """Takes the engine's updates and changes to the writer."""
 
     def push(self, push: Push) -> "Future[PushResult]":
         """See Engine.push."""
@@ -40,16 +40,16 @@ class Link(Protocol):
         """See Engine.snapshot."""
 
     def state(self) -> UpdatesState:
-        """As far as this process knows by itself."""
+        """The state of updates, as far as this process knows it."""
 
 
 class DirectLink:
-    """To the writer in this very process."""
+    """The link to the writer in this process."""
 
     def __init__(
         self, writer: Writer, changes: Changes, hung_seconds: float = HUNG_SECONDS
     ) -> None:
-        """Whether the writer hangs is only known from `watch` on."""
+        """A hung writer is noticed only after `watch`."""
         self._writer = writer
         self._changes = changes
         self._heartbeat = Heartbeat(hung_seconds)
@@ -64,7 +64,7 @@ class DirectLink:
         )
 
     async def close(self) -> None:
-        """Watch no longer."""
+        """Stop watching."""
         if self._watching is not None:
             self._watching.cancel()
 
@@ -107,7 +107,7 @@ class DirectLink:
 
 
 class RefusingLink:
-    """To no writer: it couldn't be started again, or the data dir is read-only. Lookups go on."""
+    """The link to no writer: it failed to restart, or the data dir is read-only. Lookups go on."""
 
     def __init__(self, why: GatherdError, state: UpdatesState) -> None:
         self._why = why
@@ -131,7 +131,7 @@ class RefusingLink:
 
 
 def in_process(prepare: Prepare) -> Callable[[str, int], "list[Future[None]]"]:
-    """What `Changes.prepare` has to be where the only reader is in the writer's process."""
+    """`Changes.prepare` for a server whose only reader is in the writer's process."""
 
     def prepare_here(table: str, version: int) -> "list[Future[None]]":
         prepare(table, version)

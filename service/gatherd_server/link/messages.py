@@ -1,15 +1,15 @@
-"""What workers and the writer tell each other over their Unix socket.
+"""The messages between workers and the writer, over their Unix socket.
 
     offset  bytes  field
-    0       4      bytes of what follows, little-endian
+    0       4      bytes after this field, little-endian
     4       1      kind: see MessageKind
     5       8      number: a request's, repeated by its answer
     13      n      a record (storage/records.py)
 
 A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version],
-…]} with two or three arrays an update: its ids, integer keys, or the data and offsets of string
-keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its class's name and its
-fields. An answer has "result", or "error" with what a GatherdError holds.
+…]}, with two or three arrays for each update: its ids, integer keys, or the data and offsets of
+string keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its class's name and
+its fields. An answer has "result", or "error" with the fields of a GatherdError.
 """
 
 from dataclasses import asdict
@@ -57,12 +57,12 @@ _RESULTS: dict[str, type[Any]] = {
 
 
 class MessageKind(IntEnum):
-    """What a message is."""
+    """The kind of a message."""
 
     PUSH = 1  # worker to writer
     CHANGE = 2  # worker to writer
     SNAPSHOT = 3  # worker to writer
-    PREPARE = 4  # writer to worker: map a version that is about to be live
+    PREPARE = 4  # writer to worker: map a version before it becomes live
     ANSWER = 5  # either way, to the message of the same number
     PING = 6  # worker to writer, and back with {"step": the committer's or null, "is_full"}
 
@@ -77,13 +77,13 @@ def message_parts(
 
 
 class MessageReader:
-    """Messages out of the bytes of a stream, whatever the pieces that they come in."""
+    """Reads messages from the bytes of a stream, in whatever pieces they come."""
 
     def __init__(self) -> None:
         self._buffer = bytearray()
 
     def feed(self, data: bytes) -> list[tuple[MessageKind, int, Record]]:
-        """The messages that `data` completes. BadFile or ValueError for what is none."""
+        """The messages that `data` completes. BadFile or ValueError for any other bytes."""
         self._buffer += data
         messages = []
         while len(self._buffer) >= HEAD_BYTES:
@@ -96,7 +96,7 @@ class MessageReader:
                 MessageKind(self._buffer[4]),
                 int.from_bytes(self._buffer[5:13], "little"),
             )
-            # A copy begins at a multiple of 8 bytes, so that the arrays are aligned.
+            # The copy begins at a multiple of 8 bytes, so that the arrays are aligned.
             body = bytes(memoryview(self._buffer)[HEAD_BYTES:end])
             del self._buffer[:end]
             messages.append((kind, number, unpack(memoryview(body), "a message")))
@@ -133,7 +133,7 @@ def _rows(asked: Asked) -> tuple[str, list[NDArray[Any]]]:
 
 
 def unpack_push(record: Record) -> Submitted:
-    """What `pack_push` gave."""
+    """The push that `pack_push` packed."""
     directory = record.directory
     arrays = iter(record.arrays)
     updates = []
@@ -162,7 +162,7 @@ def pack_change(change: TableChange) -> list[bytes | memoryview]:
 
 
 def unpack_change(record: Record) -> TableChange:
-    """What `pack_change` gave."""
+    """The change that `pack_change` packed."""
     fields = dict(record.directory["fields"])
     if fields.get("optimizer") is not None:
         fields["optimizer"] = OptimizerSpec(**fields["optimizer"])
@@ -179,7 +179,7 @@ def pack_result(result: Result) -> list[bytes | memoryview]:
 
 
 def pack_error(error: GatherdError) -> list[bytes | memoryview]:
-    """An answer that is an error."""
+    """An error as the record of an answer."""
     retry_after = error.retry_after_seconds if isinstance(error, RetryableError) else None
     return pack(
         {"error": [error.reason, error.message, error.metadata, retry_after]},
@@ -188,7 +188,7 @@ def pack_error(error: GatherdError) -> list[bytes | memoryview]:
 
 
 def unpack_answer(record: Record) -> Any:
-    """The result, or the error to be raised."""
+    """The result, or the error to raise."""
     if "error" not in record.directory:
         cls = _RESULTS.get(record.directory["result"])
         if cls is None:

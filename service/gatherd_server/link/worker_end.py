@@ -1,8 +1,7 @@
 """A worker's end of the socket to the writer: a protocol on the worker's event loop.
 
-It connects again by itself when the writer was restarted. What it had under way then gets
-Unavailable, because nobody knows whether it was done: the caller's retry, by the same request id,
-finds out.
+It reconnects by itself after the writer was restarted. Its pending requests then get Unavailable,
+because nobody knows whether they were done; the caller's retry, by the same request id, finds out.
 """
 
 import asyncio
@@ -32,15 +31,15 @@ from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS
 
 RECONNECT_SECONDS = 0.05
-# What may wait to be sent to the writer: more is refused.
+# At most this much may wait to be sent to the writer: more is refused.
 UNSENT_BYTES_MAX = 64 << 20
 
 
 class SocketLink(asyncio.Protocol):
-    """To the writer process. Made on the event loop; its methods may be called on any thread."""
+    """The link to the writer process. Made on the event loop; any thread may call its methods."""
 
     def __init__(self, path: Path, prepare: Prepare, hung_seconds: float = HUNG_SECONDS) -> None:
-        """Nothing is connected yet; see `connect`, and then `watch`."""
+        """Nothing is connected yet; call `connect`, and then `watch`."""
         self._path = path
         self._prepare = prepare
         self._loop = asyncio.get_running_loop()
@@ -49,7 +48,7 @@ class SocketLink(asyncio.Protocol):
         self._waiting: dict[int, tuple[MessageKind, Future[Any]]] = {}
         self._next_number = 0
         self._closed = False
-        # Maps what the writer asks for, one after the other, beside the event loop.
+        # Maps the versions that the writer asks for, one by one, off the event loop.
         self._preparer = ThreadPoolExecutor(1, "prepare")
         self._connecting: asyncio.Task[None] | None = None
         self._heartbeat = Heartbeat(hung_seconds)
@@ -63,7 +62,7 @@ class SocketLink(asyncio.Protocol):
         )
 
     async def connect(self) -> None:
-        """Connect, for as long as that takes; after a loss this happens by itself."""
+        """Connect, however long that takes; after a loss this happens by itself."""
         while not self._closed:
             try:
                 await self._loop.create_unix_connection(lambda: self, str(self._path))
@@ -102,7 +101,7 @@ class SocketLink(asyncio.Protocol):
         if self._transport is None:
             return UpdatesState.UNREACHABLE
         if self._heartbeat.is_hung:
-            # One that was never heard is still recovering the data dir.
+            # A writer that was never heard is still recovering the data dir.
             return UpdatesState.HUNG if self._has_heard else UpdatesState.UNREACHABLE
         return UpdatesState.DISK_FULL if self._is_full else UpdatesState.RUNNING
 
@@ -114,14 +113,14 @@ class SocketLink(asyncio.Protocol):
 
     def _ask_for_sign(self) -> None:
         if self._transport is None:
-            # That is another state, and known already.
+            # This is another state, which `state` knows already.
             self._heartbeat.heard(None)
         elif not self._is_asked:
             self._is_asked = True
             self._transport.writelines(messages.message_parts(MessageKind.PING, 0, pack({}, [])))
 
     def _give_up(self) -> None:
-        """Answer the pushes that the writer has. Changes may take their time: they wait on."""
+        """Answer the pushes that the writer has. Changes may take long, so they wait on."""
         error = lost() if self._has_heard else _restarting(OUTCOME_UNKNOWN)
         for number, (kind, future) in tuple(self._waiting.items()):
             if kind is MessageKind.PUSH:
@@ -157,13 +156,13 @@ class SocketLink(asyncio.Protocol):
         transport.writelines(messages.message_parts(kind, self._next_number, parts))
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio."""
+        """See asyncio.Protocol."""
         self._transport = cast("asyncio.WriteTransport", transport)
         self._reader = MessageReader()
         self._has_heard = self._is_asked = False
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio."""
+        """See asyncio.Protocol."""
         for kind, number, record in self._reader.feed(data):
             if kind is MessageKind.PREPARE:
                 self._preparer.submit(self._on_prepare, number, record.directory)
@@ -184,7 +183,7 @@ class SocketLink(asyncio.Protocol):
                 future.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Of asyncio."""
+        """See asyncio.Protocol."""
         self._transport = None
         waiting, self._waiting = self._waiting, {}
         for _, future in waiting.values():
@@ -198,7 +197,7 @@ class SocketLink(asyncio.Protocol):
             answer = messages.pack_result(None)
         except GatherdError as error:
             answer = messages.pack_error(error)
-        except Exception as error:  # noqa: BLE001 - logged, and told to the writer
+        except Exception as error:  # noqa: BLE001 - logged, and answered to the writer
             answer = messages.pack_error(unexpected(error))
         with suppress(RuntimeError):  # the loop has ended: the writer sees the connection close
             self._loop.call_soon_threadsafe(self._answer, number, answer)

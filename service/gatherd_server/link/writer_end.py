@@ -1,6 +1,6 @@
-"""The writer's end of the socket to the workers: a protocol a worker, on the writer's event loop.
+"""The writer's end of the socket: one protocol for each worker, on the writer's event loop.
 
-Answers are sent in the order in which things are done.
+Answers are sent in the order in which the work is done.
 """
 
 import asyncio
@@ -22,7 +22,7 @@ logger = logging.getLogger("gatherd.writer")
 
 
 class LinkServer:
-    """The writer's end: one connection a worker. Everything but `prepare` is on the event loop."""
+    """The writer's end, with one connection per worker. Only `prepare` runs off the event loop."""
 
     def __init__(self, writer: Writer, changes: Changes) -> None:
         self.writer = writer
@@ -31,11 +31,11 @@ class LinkServer:
         self.connections: set[_WorkerConnection] = set()
 
     def connection(self) -> "_WorkerConnection":
-        """A protocol for a worker that connects."""
+        """A protocol for a worker's new connection."""
         return _WorkerConnection(self)
 
     def prepare(self, table: str, version: int) -> "list[Future[None]]":
-        """Have every worker map a version; one future each."""
+        """Have every worker map a version; one future for each."""
 
         async def ask_all() -> "list[Future[None]]":
             return [one.prepare(table, version) for one in self.connections]
@@ -54,12 +54,12 @@ class _WorkerConnection(asyncio.Protocol):
         self._next_number = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Of asyncio."""
+        """See asyncio.Protocol."""
         self._transport = cast("asyncio.Transport", transport)
         self._server.connections.add(self)
 
     def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - asyncio's signature
-        """Of asyncio. A worker that is gone maps what is live when it comes back."""
+        """See asyncio.Protocol. When a lost worker comes back, it maps the live versions."""
         self._transport = None
         self._server.connections.discard(self)
         preparing, self._preparing = self._preparing, {}
@@ -67,7 +67,7 @@ class _WorkerConnection(asyncio.Protocol):
             future.set_result(None)
 
     def data_received(self, data: bytes) -> None:
-        """Of asyncio."""
+        """See asyncio.Protocol."""
         try:
             received = self._reader.feed(data)
         except (ValueError, BadFile) as error:

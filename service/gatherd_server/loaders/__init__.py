@@ -1,1 +1,1 @@
-"""Where new tables get their rows from: one module a source."""
+"""The sources of new tables' rows: one module per format or place."""

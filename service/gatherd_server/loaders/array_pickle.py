@@ -1,8 +1,8 @@
 """Reads the arrays of a pickle, and the attributes of gensim's objects in it, and runs nothing.
 
-As in torch_pickle.py: the names that NumPy and gensim write stand for inert objects of ours, and
-any other is refused. Each of these classes has a `__setstate__`, so that a pickle that sets state
-on the class itself, rather than on one of its objects, is refused too.
+As in torch_pickle.py, the names that NumPy and gensim write resolve to inert objects of ours, and
+any other name is refused. Each of our classes has a `__setstate__`, so a pickle that sets state on
+a class itself, rather than on one of its objects, is refused too.
 """
 
 import io
@@ -17,12 +17,12 @@ from gatherd_server.loaders.restricted_pickle import Copies, run_restricted
 
 
 class Holder:
-    """An object of gensim's: its attributes, which nothing was done with."""
+    """An object of gensim's: only its attributes, as the pickle has them."""
 
     __slots__ = ("attributes",)
 
     def __new__(cls, *_: Any) -> Self:
-        """One without attributes, whatever its own class would be called with."""
+        """A Holder without attributes; the arguments for the original class are ignored."""
         made = super().__new__(cls)
         made.attributes = {}
         return made
@@ -48,7 +48,7 @@ class PickledDtype:
 
 
 class PickledArray:
-    """An array that lies in a pickle; its `state` is checked where it is used."""
+    """An array inside a pickle; its `state` is checked where it is used."""
 
     __slots__ = ("state",)
 
@@ -60,14 +60,14 @@ class PickledArray:
 
 
 class _Mapping(dict[Any, Any]):
-    """A defaultdict's place."""
+    """Takes a defaultdict's place."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _Function(NamedTuple):
-    """A function that a pickle may call, by name. An object that nothing can be set on."""
+    """A function that a pickle may call, by name. A pickle can set nothing on this object."""
 
     name: str
     encoded: Copies
@@ -122,11 +122,11 @@ _CLASSES = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """pickle's machine with every door shut that leads to code."""
+    """pickle's machine, without any way to run code."""
 
     def __init__(self, data: bytes) -> None:
         super().__init__(io.BytesIO(data))
-        # Text that stands for bytes is in the file once for each time that it is honestly asked.
+        # An honest pickle holds a text that encodes bytes as often as it converts it.
         self._encoded = Copies(len(data))
 
     def find_class(self, module_name: str, global_name: str) -> Any:
@@ -146,10 +146,10 @@ class _Unpickler(pickle.Unpickler):
 
 @dataclass(slots=True)
 class Found:
-    """What a pickle has by path, the attributes' names joined by dots.
+    """A pickle's contents by path, the attributes' names joined by dots.
 
-    `arrays` are those in it, and None for those in a file beside it; `keys` are gensim's lists, by
-    the path of the object that they are of.
+    `arrays` has the arrays, or None for those in a file beside the pickle; `keys` has gensim's
+    lists, by the path of the object that they belong to.
     """
 
     arrays: dict[str, PickledArray | None] = field(default_factory=dict)
@@ -164,7 +164,7 @@ def read_arrays(data: bytes, name: str) -> Found:
 
 
 def _collect(value: object, path: str, found: Found, depth: int) -> None:
-    """Look through objects and dicts; lists of them are none of gensim's, nor NumPy's."""
+    """Search objects and dicts, but not lists: neither gensim nor NumPy makes lists of them."""
     if depth > PICKLE_DEPTH_MAX:
         return
     match value:
@@ -187,6 +187,6 @@ def _collect(value: object, path: str, found: Found, depth: int) -> None:
 
 
 def _names(value: object) -> list[str]:
-    """Attributes by name; nothing that a path could be made of."""
+    """A list of attributes' names; entries that look like paths are left out."""
     names = value if isinstance(value, list) else []
     return [name for name in names if isinstance(name, str) and name.isidentifier()]

@@ -1,7 +1,7 @@
 """Rows from arrays: .npy, the members of an .npz, and the tensors of a safetensors file.
 
 They are read with plain reads into one buffer, not through a mapping: a mapping's pages would count
-as this process's memory, and a file that is cut while it is mapped would end it.
+as this process's memory, and truncating a mapped file would end the process.
 """
 
 import os
@@ -36,7 +36,7 @@ def array_source(
     layout: RowLayout,
     is_big_endian: bool = False,
 ) -> RowSource:
-    """The rows of `layout`, whose offset is from where `stream` stands now."""
+    """The rows of `layout`, whose offset counts from the present position of `stream`."""
     shape = (layout.row_count, layout.dim)
     return array_rows(
         name,
@@ -64,7 +64,7 @@ def _read_rows(
         if is_big_endian:
             rows = rows.byteswap()
         yield RowBatch(rows, None, np.arange(start, start + wanted), start + wanted)
-    # Read to the end, if it is near: where a stream carries a checksum it is checked there.
+    # Read on: a stream that ends here may have a checksum, which is checked at its end.
     stream.read(1)
 
 
@@ -99,7 +99,7 @@ def npy_source(opened: Opened, format_name: str = ".npy") -> RowSource:
 def read_npy_header(
     name: str, stream: ByteStream
 ) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
-    """Shape, Fortran order, dtype and header length of the .npy file that `stream` begins with."""
+    """Shape, Fortran order, dtype and header length of the .npy file in `stream`."""
     return parse_npy_header(stream.peek(NPY_HEADER_BYTES_MAX), name)
 
 
@@ -123,7 +123,7 @@ def npz_source(
 
 
 def safetensors_shape(entry: dict[str, Any]) -> str:
-    """Type and shape of an entry in a safetensors header, to show."""
+    """Type and shape of an entry in a safetensors header, as text."""
     return f"{entry['dtype']} {tuple(entry['shape'])}"
 
 

@@ -1,8 +1,8 @@
-"""Rows and keys from the columns of Arrow record batches. Needs pyarrow, which is handed in.
+"""Rows and keys from the columns of Arrow record batches. Callers pass in pyarrow.
 
-Vectors are a column of lists (of fixed size, of one length, views of them, or the fixed-shape
-tensors that Arrow has as an extension), or several columns with a number each. Keys are strings,
-bytes, integers, or decimals without a fraction.
+Vectors are a column of lists (of fixed size, of one length, list views, or Arrow's extension type
+of fixed-shape tensors), or several columns of numbers. Keys are strings, bytes, integers, or
+decimals without a fraction.
 """
 
 from typing import Any
@@ -21,7 +21,7 @@ _KNOWN = "float16, float32, float64"
 
 
 def stored_type(pa: Any, kind: Any) -> Any:
-    """What an extension type's values are stored as; any other type itself."""
+    """The storage type of an extension type; any other type itself."""
     return kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind
 
 
@@ -41,12 +41,12 @@ class ListColumn:
 
     @property
     def title(self) -> str:
-        """What it is called in errors."""
+        """Its name in errors."""
         return str(self._name)
 
     @property
     def dim(self) -> int | None:
-        """The dim that the type has, or None for lists of any length."""
+        """The type's dim, or None for lists of any length."""
         is_fixed = self._pa.types.is_fixed_size_list(self._type)
         return int(self._type.list_size) if is_fixed else None
 
@@ -56,7 +56,7 @@ class ListColumn:
         return int(lengths[0].as_py()) if len(lengths) else None
 
     def rows(self, batch: Any, dim: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The rows, (n, dim), and which of them are whole; the others hold anything."""
+        """The rows, (n, dim), and which of them are whole; the others' values mean nothing."""
         column = self._column(batch)
         if _is_view(self._pa, column.type):
             return _rows_of_views(column, dim, self.dtype)
@@ -67,7 +67,7 @@ class ListColumn:
 
 
 class NumberColumns:
-    """Several columns with a number each, as rows."""
+    """Several columns of numbers, as rows."""
 
     def __init__(self, name: str, schema: Any, names: list[str]) -> None:
         kinds = {column: str(schema.field(column).type) for column in names}
@@ -78,13 +78,13 @@ class NumberColumns:
                     f"{_KNOWN}"
                 )
         self.names = names
-        # The widest: from its bytes none of the others loses any.
+        # The widest dtype: no column's numbers lose precision in it.
         self.dtype = max((_DTYPES[kind] for kind in kinds.values()), key=lambda each: each.itemsize)
         self.dim = len(names)
         self.title = names[0] if len(names) == 1 else f"{names[0]}…{names[-1]}"
 
     def rows(self, batch: Any, dim: int) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """The rows, (n, dim), and which of them have no null."""
+        """The rows, (n, dim), and which of them are free of nulls."""
         rows = np.empty((len(batch), dim), self.dtype.storage)
         is_good = np.ones(len(batch), np.bool_)
         for index, name in enumerate(self.names):
@@ -100,7 +100,7 @@ def find_vectors(
 ) -> ListColumn | NumberColumns:
     """The vectors' column: the one named `lists`, the only one, or those that `numbers` names.
 
-    InvalidArgument, with each column and why it doesn't do, when there is none.
+    InvalidArgument, with the reason against each column, when none is suitable.
     """
     names = list(schema.names)
     if len(set(names)) != len(names):
@@ -122,7 +122,7 @@ def find_vectors(
 
 
 def _unfit(pa: Any, kind: Any) -> str:
-    """Why a column is no column of vectors; empty when it is one."""
+    """Why a column isn't one of vectors; empty when it is."""
     types, stored = pa.types, stored_type(pa, kind)
     if str(stored) in _DTYPES:
         return "a number each"
@@ -152,8 +152,8 @@ def _rows_of_lists(
     else:
         lengths = np.asarray(column.value_lengths().fill_null(-1))
     is_good = np.asarray(column.is_valid()) & (lengths == dim)
-    # Null rows of fixed size keep their room in `values`; flatten() drops them, and adjusts to
-    # a slice.
+    # Null rows of fixed size keep their room in `values`; flatten() drops them, and heeds
+    # slices.
     flat = column.flatten()
     whole = np.asarray(column.is_valid()) & (lengths >= 0)
     ends = np.cumsum(np.where(whole, lengths, 0))
@@ -171,7 +171,7 @@ def _rows_of_lists(
 
 
 def _rows_of_views(column: Any, dim: int, dtype: DType) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-    # Not by a cast to lists, which loses what comes after a null (pyarrow 26).
+    # Not by a cast to lists, which loses the rows after a null (pyarrow 26).
     begins, lengths = np.asarray(column.offsets), np.asarray(column.sizes)
     is_good = np.asarray(column.is_valid()) & (lengths == dim)
     rows = np.zeros((len(column), dim), dtype.storage)
@@ -193,7 +193,7 @@ def _numbers(values: Any, dtype: DType) -> tuple[NDArray[Any], NDArray[np.bool_]
 
 
 def find_keys(pa: Any, name: str, schema: Any, column: str) -> KeyKind:
-    """Which kind of keys the key column has; InvalidArgument when it isn't one."""
+    """The kind of the key column's keys; InvalidArgument when it has none."""
     usable = {field.name: str(field.type) for field in schema if key_kind(pa, field.type)}
     kind = key_kind(pa, schema.field(pick(name, column, usable, "key column")).type)
     assert kind is not None
@@ -201,7 +201,7 @@ def find_keys(pa: Any, name: str, schema: Any, column: str) -> KeyKind:
 
 
 def key_kind(pa: Any, kind: Any) -> KeyKind | None:
-    """Which keys a column of this type has; None when it has none."""
+    """The kind of the keys in a column of this type; None when they can't be keys."""
     types, kind = pa.types, stored_type(pa, kind)
     if types.is_dictionary(kind):
         kind = kind.value_type
@@ -237,7 +237,7 @@ def keys_of(pa: Any, batch: Any, name: str, kind: KeyKind) -> tuple[Keys, NDArra
 
 
 def _integers(pa: Any, column: Any) -> Any:
-    """Decimals without a fraction as int64; null for those that are too large."""
+    """Decimals without a fraction as int64; null for too large ones."""
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid:
@@ -264,6 +264,6 @@ def _is_bytes(pa: Any, kind: Any) -> bool:
 
 
 def _is(pa: Any, name: str, kind: Any) -> bool:
-    """Whether `kind` is of a type that not every release of pyarrow has."""
+    """Whether `kind` is of a type that some releases of pyarrow lack."""
     check = getattr(pa.types, f"is_{name}", None)
     return check is not None and bool(check(kind))

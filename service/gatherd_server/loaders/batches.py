@@ -1,4 +1,4 @@
-"""What every loader gives: a source's shape, and its rows in batches."""
+"""The result of every loader: a source's shape, and its rows in batches."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
@@ -16,7 +16,7 @@ from gatherd_server.loaders.limits import BATCH_BYTES, TENSORS_SHOWN_MAX
 
 
 class OnBadRow(Enum):
-    """What is done about a row that isn't `dim` numbers."""
+    """The policies for a row that isn't `dim` numbers."""
 
     ERROR = "error"
     SKIP = "skip"
@@ -26,8 +26,8 @@ class OnBadRow(Enum):
 class RowBatch:
     """Rows that follow one another in a source.
 
-    `rows` is (n, dim) in the source dtype's storage, and only good until the next batch is asked
-    for. `numbers`, int64 (n,), says where each was: lines and records count from 1, rows of
+    `rows` is (n, dim) in the source dtype's storage, and valid only until the next batch is
+    requested. `numbers`, int64 (n,), has their places: lines and records count from 1, rows of
     arrays from 0. `bad_count` rows between them were left out; `done` is how far the source is
     read, in the unit of its `total`.
     """
@@ -43,9 +43,9 @@ class RowBatch:
 class RowSource:
     """Rows that can be read once.
 
-    `dtype` is the batches', `stored_dtype` the table's when nothing else is asked for: decimals
-    are read as float64 and kept as float32. `row_count` is None when it shows only at the end.
-    `place` is what a row's number counts: "line", "record" or "row".
+    `dtype` is that of the batches, `stored_dtype` the table's default: decimals are read as float64
+    and kept as float32. `row_count` is None when it is unknown until the end.
+    `place` is the unit of a row's number: "line", "record" or "row".
     """
 
     name: str
@@ -71,13 +71,13 @@ def array_rows(
     shape: tuple[int, int],
     read: Callable[[], Iterator[RowBatch]],
 ) -> RowSource:
-    """An array of `shape`, (row_count, dim), whose rows have no keys and are kept as they are."""
+    """An array of `shape`, (row_count, dim), whose rows have no keys and keep their dtype."""
     rows, dim = shape
     return RowSource(name, format_name, dtype, dtype, dim, rows, None, "row", rows, read)
 
 
 def limited(source: RowSource, row_count: int) -> RowSource:
-    """The first `row_count` rows of `source`; no more of it is read."""
+    """The first `row_count` rows of `source`; the rest isn't read."""
 
     def read() -> Iterator[RowBatch]:
         left = row_count
@@ -95,7 +95,7 @@ def limited(source: RowSource, row_count: int) -> RowSource:
 
 
 def rows_per_batch(dim: int, itemsize: int) -> int:
-    """How many rows of `dim` elements make a batch."""
+    """The number of rows of `dim` elements in a batch."""
     return max(1, BATCH_BYTES // (dim * itemsize))
 
 
@@ -112,7 +112,7 @@ def keys_of_spans(
     """The strings `data[begins[i]:ends[i]]` as keys; the spans follow one another."""
     offsets = np.zeros(begins.size + 1, np.int64)
     np.cumsum(ends - begins, out=offsets[1:])
-    # Each byte's place in `data`: its place in the result, moved by its key's distance.
+    # Each byte's position in `data`: its position in the result, plus its key's shift.
     moved = np.repeat(begins - offsets[:-1], ends - begins)
     return StringKeys(data[np.arange(offsets[-1]) + moved], offsets, (begins.size,))
 
@@ -128,7 +128,7 @@ def slice_keys(keys: Keys, begin: int, end: int) -> Keys:
 
 
 def join_keys(parts: list[Keys]) -> Keys:
-    """The keys of all parts, which are of one kind, as one batch."""
+    """Join parts, all of one kind, into one batch."""
     if len(parts) == 1:
         return parts[0]
     strings = [part for part in parts if isinstance(part, StringKeys)]
@@ -152,7 +152,7 @@ def show_key(keys: Keys, index: int) -> str:
 
 
 def list_parts(shapes: dict[str, str]) -> str:
-    """The first of them, a line each, and how many more there are."""
+    """The first of `shapes`, one per line, and the number of the others."""
     shown = list(shapes.items())[:TENSORS_SHOWN_MAX]
     listed = "".join(f"\n  {key}  {shape}" for key, shape in shown)
     more = len(shapes) - TENSORS_SHOWN_MAX
@@ -160,9 +160,9 @@ def list_parts(shapes: dict[str, str]) -> str:
 
 
 def pick(name: str, wanted: str | None, shapes: dict[str, str], what: str = "tensor") -> str:
-    """The entry `wanted` of file `name`, or its only one; `shapes` is what each is, as text.
+    """The entry `wanted` of file `name`, or its only one; `shapes` describes each, as text.
 
-    InvalidArgument, listing them, when it isn't there or none is named and there are several.
+    InvalidArgument, listing them, when `wanted` doesn't exist, or is None and there are several.
     """
     if wanted is None and len(shapes) == 1:
         return next(iter(shapes))

@@ -1,6 +1,6 @@
 """Vectors and keys from Parquet and Arrow IPC (Feather) files. Needs pyarrow.
 
-What is read of a file and how it is bounded; arrow_columns.py has which columns do, and how.
+This module reads files, within bounds; arrow_columns.py chooses and converts the columns.
 """
 
 from collections.abc import Callable, Iterator
@@ -31,15 +31,15 @@ from gatherd_server.loaders.parquet_footer import Footer, read_footer
 
 PARQUET_MAGIC = b"PAR1"
 ARROW_MAGIC = b"ARROW1"
-# By parquet.thrift's Type: float, double, and the fixed bytes that float16 is.
+# By parquet.thrift's Type: float, double, and the fixed-length bytes that hold float16.
 _PARQUET_BYTES = {4: 4, 5: 8, 7: 2}
-# Of each column that is read at once.
+# For each column that is read.
 BUFFER_BYTES_MIN = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """Which columns: of lists (None to find the only one), of keys, or several of numbers."""
+    """The columns to read: of lists (None to find the only one), of keys, or several of numbers."""
 
     vectors: str | None
     keys: str | None
@@ -112,7 +112,7 @@ def _open_parquet(_: Any, name: str, path: Path, limits: UnpackLimits) -> tuple[
 
     def batches(wanted: list[str], rows: int) -> Iterator[Any]:
         _check_size(name, path, footer, wanted, limits)
-        # Opened as late as this, as a table may be of more parts than a process may have files.
+        # Opened only now: a table may have more parts than a process may have open files.
         buffer_size = max(BUFFER_BYTES_MIN, BATCH_BYTES // len(wanted))
         with pq.ParquetFile(path, buffer_size=buffer_size, pre_buffer=False) as file:
             yield from file.iter_batches(batch_size=rows, columns=wanted, use_threads=False)
@@ -123,7 +123,7 @@ def _open_parquet(_: Any, name: str, path: Path, limits: UnpackLimits) -> tuple[
 def _check_size(
     name: str, path: Path, footer: Footer, wanted: list[str], limits: UnpackLimits
 ) -> None:
-    """BadFile when the columns are far more than the file: a repeated value takes no room in it."""
+    """BadFile when the columns are much larger than the file, as repeated values make them."""
     unpacked = 0
     for chunk in footer.chunks:
         if chunk.name in wanted:
@@ -140,7 +140,7 @@ def _check_size(
 def _open_arrow(
     pa: Any, name: str, path: Path, limits: UnpackLimits
 ) -> tuple[Any, int | None, _Batches]:
-    # An option of the reader, so that columns that nobody asked for aren't unpacked.
+    # The reader takes the columns as an option, so that it doesn't unpack the others.
     def reader(wanted: list[str] | None) -> Any:
         source = pa.memory_map(str(path))
         options = pa.ipc.IpcReadOptions(use_threads=False)
@@ -187,7 +187,7 @@ class _Reader:
                 self.wanted.append(columns.keys)
 
     def dim(self, batches: _Batches) -> int:
-        """The dim that the columns have, or the length of the first row that isn't null."""
+        """The columns' dim, or else the length of the first row that isn't null."""
         vectors = self.vectors
         if vectors.dim is not None:
             return vectors.dim
@@ -198,7 +198,7 @@ class _Reader:
         raise BadFile(f"{self.where} has no rows to know its dim by; write a fixed-size list")
 
     def batches(self, batches: Iterator[Any], dim: int) -> Iterator[RowBatch]:
-        """The batches as rows; rows that aren't `dim` floats are errors, or left out."""
+        """The batches as rows; a row that isn't `dim` floats is an error, or left out."""
         start = 0
         for batch in batches:
             rows, is_good = self.vectors.rows(batch, dim)
@@ -239,5 +239,5 @@ def _told(name: str) -> Iterator[None]:
         yield
     except GatherdError:
         raise
-    except Exception as error:  # noqa: BLE001  # damage shows as any of Arrow's errors
+    except Exception as error:  # noqa: BLE001  # damage can raise any of Arrow's errors
         raise BadFile(f"{name} can't be read: {type(error).__name__}: {error}") from None

@@ -1,8 +1,8 @@
-"""Vectors as CSV or TSV (RFC 4180, by Python's csv): records with commas, tabs, ";" or "|" between.
+"""Vectors as CSV or TSV (RFC 4180, by Python's csv): fields separated by commas, tabs, ";" or "|".
 
-The first record names the columns, unless it has numbers where the others have them: then they are
-called 1, 2, …. A vector is one column of lists ("[0.1, 0.2]", "0.1 0.2"), or a column for each
-dimension. Keys are text, as it is written.
+The first record names the columns, unless it has numbers where the others have numbers: then the
+columns are called 1, 2, …. A vector is one column of lists ("[0.1, 0.2]", "0.1 0.2"), or a column
+for each dimension. Keys are text, as written.
 """
 
 import csv
@@ -34,7 +34,7 @@ _LIST_MARKS = str.maketrans("[](){},;|\t\r\n", " " * 12)
 
 @dataclass(frozen=True, slots=True)
 class _Shape:
-    """How a file's records are written: what is between fields, and the columns' names."""
+    """The format of a file's records: the delimiter, and the columns' names."""
 
     delimiter: str
     names: list[str]
@@ -47,7 +47,7 @@ def delimited_source(
     on_bad_row: OnBadRow,
     first_field: FirstField | None = None,
 ) -> RowSource | None:
-    """The rows of `stream`; None when its first records haven't fields, and as many in each."""
+    """The rows of `stream`; None unless its first records have fields, mostly equally many."""
     # A vector as a list is one field.
     csv.field_size_limit(LINE_BYTES_MAX)
     found = _sample(stream)
@@ -79,7 +79,7 @@ def delimited_source(
 def _without_names(
     names: list[str], kinds: list[str], first_field: FirstField | None
 ) -> ColumnOptions:
-    """What the columns of a file without a header are: text and then numbers, as in GloVe's."""
+    """The columns of a file without a header: text and then numbers, as in GloVe's."""
     is_keyed = not kinds[0] or first_field is FirstField.KEY
     if len(names) > 1 and is_keyed and all(kind == "number" for kind in kinds[1:]):
         return ColumnOptions(key=names[0])
@@ -87,7 +87,7 @@ def _without_names(
 
 
 def _sample(stream: ByteStream) -> tuple[str, list[list[str]]] | None:
-    """The delimiter and the first records; None when there is no delimiter that fits them."""
+    """The delimiter and the first records; None when no delimiter fits them."""
     head = stream.peek(SAMPLE_BYTES)
     is_whole = len(head) < SAMPLE_BYTES
     while not is_whole and b"\n" not in head and len(head) < LINE_BYTES_MAX:
@@ -106,7 +106,7 @@ def _sample(stream: ByteStream) -> tuple[str, list[list[str]]] | None:
             reader = csv.reader(lines, delimiter=delimiter, strict=True)
             records.extend(filter(None, islice(reader, SAMPLE_LINES_MAX)))
         width = len(records[0]) if records else 0
-        # A wrong line among them is for the reader to tell of.
+        # The reader will report a wrong line among them.
         fitting = [record for record in records if len(record) == width]
         if width > 1 and len(fitting) * 2 > len(records) and (
             best is None or width > len(best[1][0])
@@ -132,7 +132,7 @@ def _elements(field: str) -> list[float] | None:
 
 
 def _kind_of(fields: list[str]) -> str:
-    """What most of a column's fields are."""
+    """The kind of most of a column's fields."""
     for kind, read in (("number", _number), ("list", _elements)):
         if fields and 2 * sum(read(field) is not None for field in fields) >= len(fields):
             return kind
@@ -140,7 +140,7 @@ def _kind_of(fields: list[str]) -> str:
 
 
 class _Places:
-    """Where the fields of a record are."""
+    """The positions of a record's fields."""
 
     def __init__(self, shape: _Shape, chosen: Chosen) -> None:
         place = {name: index for index, name in enumerate(shape.names)}
@@ -150,7 +150,7 @@ class _Places:
         self.key = place[chosen.key] if chosen.key is not None else None
 
     def vector(self, record: Sequence[str]) -> list[float] | str:
-        """The vector of a record, or what is wrong with it."""
+        """The vector of a record, or what is wrong with the record."""
         if self._is_list:
             elements = _elements(record[self._vectors[0]])
             return elements or f"its {self._names[0]!r} isn't a list of numbers"
@@ -193,7 +193,7 @@ def _records(stream: ByteStream, shape: _Shape, chosen: Chosen) -> Iterator[Reco
 
 
 class _Lines:
-    """The lines of a stream as csv's reader takes them, and no more of them than make a record."""
+    """A stream's lines for csv's reader. BadFile when a record takes more than LINE_BYTES_MAX."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._name = stream.name
@@ -202,7 +202,7 @@ class _Lines:
         self._record_bytes = 0
 
     def begin(self) -> int:
-        """Begin a record; the number of its first line."""
+        """Begin a record; return the number of its first line."""
         self._record_bytes = 0
         return self._number + 1
 

@@ -1,6 +1,6 @@
-"""Marks at the front of a text that say how it is encoded: UTF-8's is passed over, others refused.
+"""Byte order marks at the front of a text: UTF-8's is skipped, others are refused.
 
-Only their bytes are looked at: what is no UTF-8 is taken as it is, token by token.
+Only the marks are checked: tokens that aren't UTF-8 are taken as they are.
 """
 
 from gatherd.errors import BadFile
@@ -17,14 +17,14 @@ _OTHERS = {
 
 
 def skip_byte_order_mark(stream: ByteStream) -> None:
-    """Pass over UTF-8's byte order mark; BadFile for a text of UTF-16 or UTF-32."""
+    """Skip UTF-8's byte order mark; BadFile for a text in UTF-16 or UTF-32."""
     head = stream.peek(_HEAD_BYTES)
     if head.startswith(BYTE_ORDER_MARK):
         stream.skip(len(BYTE_ORDER_MARK))
         return
     encoding = next((name for mark, name in _OTHERS.items() if head.startswith(mark)), None)
     if encoding is not None and 0 not in head:
-        # A token of those bytes: a blank or line feed of UTF-16 has a zero.
+        # It is a token of those bytes: in UTF-16 a blank or line feed has a zero.
         encoding = None
     elif _is_latin_utf16(head[:64]):
         encoding = "UTF-16"
@@ -35,7 +35,7 @@ def skip_byte_order_mark(stream: ByteStream) -> None:
 
 
 def _is_latin_utf16(head: bytes) -> bool:
-    """Whether each second byte is zero, and no other is, as in Latin text without a mark."""
+    """Whether every second byte is zero, and only those, as in Latin text without a mark."""
     first, second = head[::2], head[1::2]
     return len(second) >= 4 and (
         (not first.strip(b"\0") and 0 not in second) or (not second.strip(b"\0") and 0 not in first)

@@ -1,4 +1,4 @@
-"""fastText's models, .bin: a vector for each word, composed as the program itself composes it.
+"""fastText's models, .bin: a vector for each word, composed as fastText itself does it.
 
     int32        magic 793712314, version 11 or 12
     int32 x 12   dim, ws, epoch, minCount, neg, wordNgrams, loss, model, bucket, minn, maxn,
@@ -8,14 +8,14 @@
     int64 x 2    tokens, pruned buckets (-1: not pruned)
     entries      bytes up to a zero, int64 count, int8 type; words first, then labels
     uint8        whether the matrix is quantised
-    int64 x 2    rows, dim; then the input matrix, float32: a row a word, then a row a bucket
+    int64 x 2    rows, dim; then the input matrix, float32: a row per word, then one per bucket
 
-and the output matrix, which nobody asks for. All is little-endian. A word's vector is the mean of
-its own row and of the rows of its n-grams' buckets; a word that the model doesn't know has only
-the latter. "</s>", which ends a sentence, has no n-grams.
+and the output matrix, which isn't read. All is little-endian. A word's vector is the mean of its
+own row and of the rows of its n-grams' buckets; a word that the model doesn't know has only the
+latter. "</s>", which ends a sentence, has no n-grams.
 
-`#ngrams` picks the buckets' rows themselves: a table without keys, whose row is an n-gram's bucket,
-so that a client can compose any word as the mean of a lookup. Quantised models (.ftz) are refused.
+`#ngrams` picks the buckets' rows themselves: a table without keys, with a row per bucket, so that a
+client can compose any word as the mean of a lookup. Quantised models (.ftz) are refused.
 """
 
 import os
@@ -43,7 +43,7 @@ _HEAD = struct.Struct("<ii12id3iqq")
 _MATRIX = struct.Struct("<?qq")
 _ENTRY_TAIL_BYTES = 9
 _READ_BYTES = 1 << 20
-# A word of the dictionary; the program reads no longer ones than a line.
+# A word of the dictionary; fastText itself reads no word longer than a line.
 _WORD_BYTES_MAX = 64 << 10
 _NGRAM_MAX = 64
 _SUPERVISED = 3
@@ -53,7 +53,7 @@ _WORDS_PER_BATCH = 1024
 
 @dataclass(frozen=True, slots=True)
 class _Model:
-    """What the front of a model says, and where its parts lie."""
+    """A model's parameters, and the places of its parts."""
 
     name: str
     fd: int
@@ -76,9 +76,9 @@ class _Model:
 def fasttext_source(
     opened: Opened, part: str | None, extra_words: ByteStream | None, on_bad_row: OnBadRow
 ) -> RowSource:
-    """The words of a model, and after them those of `extra_words` that it doesn't know.
+    """The words of a model, followed by those of `extra_words` that it doesn't know.
 
-    `extra_words` is a text with one a line. BadFile when the model is damaged or quantised.
+    `extra_words` is a text with one per line. BadFile when the model is damaged or quantised.
     """
     path: Path = opened.as_file()
     file = opened.closing.enter_context(os.fdopen(open_readonly(path), "rb", 0))
@@ -115,7 +115,7 @@ def fasttext_source(
 
 
 def _read_words(stream: ByteStream) -> dict[bytes, None]:
-    """The words of a text with one a line; blank lines count for nothing."""
+    """The words of a text with one per line; blank lines are ignored."""
     skip_byte_order_mark(stream)
     data = stream.read(WORDS_BYTES_MAX + 1)
     if len(data) > WORDS_BYTES_MAX:
@@ -133,7 +133,7 @@ def _read_words(stream: ByteStream) -> dict[bytes, None]:
 
 
 def _read_model(name: str, fd: int, wanted: dict[bytes, None]) -> _Model:
-    """The front of a model, checked; words that it knows are removed from `wanted`."""
+    """The model's parameters, checked; words that it knows are removed from `wanted`."""
     head = read_at(fd, _HEAD.size, 0, name)
     if len(head) < _HEAD.size:
         raise BadFile(f"{name} is truncated: a fastText model's front has {_HEAD.size} bytes")
@@ -169,7 +169,7 @@ def _read_model(name: str, fd: int, wanted: dict[bytes, None]) -> _Model:
 def _end_of_entries(
     name: str, fd: int, entry_count: int, word_count: int, wanted: dict[bytes, None]
 ) -> int:
-    """Where the dictionary ends; words in it are removed from `wanted`."""
+    """The end of the dictionary; words in it are removed from `wanted`."""
     offset = _HEAD.size
     for index, (word, is_label, end) in enumerate(_entries(name, fd, entry_count)):
         if is_label is not (index >= word_count):
@@ -181,7 +181,7 @@ def _end_of_entries(
 
 
 def _read_matrix(name: str, fd: int, offset: int) -> tuple[int, int, int]:
-    """Rows, columns and place of the matrix whose head is at `offset`."""
+    """Rows, columns and position of the matrix whose header is at `offset`."""
     head = read_at(fd, _MATRIX.size, offset, name)
     if len(head) < _MATRIX.size:
         raise BadFile(f"{name} is truncated: it ends before its matrix")
@@ -199,7 +199,7 @@ _TO_DO = "import the model it was made of, or its vectors as text (.vec)"
 
 
 def _entries(name: str, fd: int, count: int) -> Iterator[tuple[bytes, bool, int]]:
-    """The dictionary's entries: the word, whether it is a label, and where the next one begins."""
+    """The dictionary's entries: the word, whether it is a label, and the next one's position."""
     data, at, position = b"", 0, _HEAD.size
     for index in range(count):
         end = data.find(b"\0", at)
@@ -237,7 +237,7 @@ def _read(model: _Model, extra: list[bytes], on_bad_row: OnBadRow) -> Iterator[R
 def _batch(
     model: _Model, words: list[bytes], first_row: int | None, done: int, on_bad_row: OnBadRow
 ) -> RowBatch:
-    """The vectors of `words`; `first_row` is the first one's row, None for words without one."""
+    """The vectors of `words`; `first_row` is the row of the first, None for words without rows."""
     counts, buckets = _ngrams_of(model, words)
     is_good = np.array([1 <= len(word) <= KEY_BYTES_MAX for word in words])
     own = 0
@@ -259,7 +259,7 @@ def _batch(
     if first_row is not None:
         _read_rows(model, np.arange(first_row, first_row + len(words)), sums)
     owners = np.repeat(np.arange(len(words)), counts)
-    # What isn't finite is for the import's policy.
+    # The import's policy decides about values that aren't finite.
     with np.errstate(all="ignore"):
         _add_rows(model, buckets + model.word_count, owners, sums)
         sums /= np.maximum(counts + own, 1)[:, None].astype(np.float32)
@@ -272,7 +272,7 @@ def _batch(
 def _ngrams_of(
     model: _Model, words: Iterable[bytes]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """How many n-grams each of `words` has, int64 (n,), and their buckets, int64 (m,)."""
+    """The number of n-grams of each of `words`, int64 (n,), and their buckets, int64 (m,)."""
     # Numba takes half a second to load.
     from gatherd_server.loaders.fasttext_kernel import find_ngrams
 
@@ -306,7 +306,7 @@ def _add_rows(
 
 
 def _read_rows(model: _Model, rows: NDArray[np.int64], target: NDArray[np.float32]) -> None:
-    """Read the matrix's `rows`, ascending, into `target`: those that lie together at once."""
+    """Read the matrix's `rows`, ascending, into `target`; adjacent ones in one read."""
     breaks = np.flatnonzero(np.diff(rows) != 1) + 1
     bounds = np.concatenate([[0], breaks, [rows.size]]).tolist()
     view = target.reshape(-1).view(np.uint8).data

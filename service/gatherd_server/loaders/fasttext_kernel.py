@@ -1,4 +1,4 @@
-"""The compiled loop that finds n-grams of words. Imported by fasttext.py when it is needed."""
+"""The compiled loop that finds n-grams of words. fasttext.py imports it when it needs it."""
 
 from typing import Any
 
@@ -26,12 +26,12 @@ _READONLY = types.Array(types.int64, 1, "C", readonly=True)
 def find_ngrams(
     text: Any, offsets: Any, minn: int, maxn: int, bucket_count: int, buckets: Any, counts: Any
 ) -> int:
-    """The buckets of the n-grams of `minn` to `maxn` characters of each word, as fastText has them.
+    """Find the buckets of each word's n-grams of `minn` to `maxn` characters, as fastText does.
 
     Word i is `text[offsets[i]:offsets[i + 1]]`, UTF-8, with "<" before and ">" after it. Fills
-    `buckets`, int64 (m,), with those of one word after the other, and `counts`, int64 (n,), with
-    how many a word has; returns how many in all. Dictionary::computeSubwords and Dictionary::hash
-    of fastText: FNV-1a over the bytes as signed ones.
+    `buckets`, int64 (m,), with the buckets of one word after the other, and `counts`, int64 (n,),
+    with their number for each word; returns their total. fastText's Dictionary::computeSubwords
+    and Dictionary::hash do the same: FNV-1a over bytes that are signed.
     """
     total = 0
     for word in range(offsets.size - 1):

@@ -1,7 +1,7 @@
 """Folders and indexes as sources: parts of a Parquet table, and models in Hugging Face's layout.
 
-A model's folder has its weights in one file, or in shards with an index. Which of the tensors is
-the embedding table shows in its name, when it has one of the usual.
+A model's folder has its weights in one file, or in shards with an index. The embedding table is
+recognised by its name, if that is a usual one.
 """
 
 import json
@@ -23,7 +23,7 @@ from gatherd_server.loaders.torch_pickle import read_tensors
 from gatherd_server.loaders.torch_zip import PICKLE_ENTRY, shown_tensor, torch_root
 
 Recognise = Callable[[str, str | None], RowSource]
-"""Opens the file at a location, with the part of it that is meant."""
+"""Opens the file at a location, given the part of it that is meant."""
 
 _WEIGHTS = (
     "model.safetensors.index.json",
@@ -31,24 +31,24 @@ _WEIGHTS = (
     "pytorch_model.bin.index.json",
     "pytorch_model.bin",
 )
-# sentence-transformers names here the folders of a model's parts.
+# sentence-transformers lists the folders of a model's parts in this file.
 _MODULES = "modules.json"
 _CONFIG = "config.json"
 _DOCUMENT_BYTES_MAX = 16 << 20
-# The last two words of the names that models of all kinds give their tables of tokens.
+# The last two words of the usual names of models' token tables.
 _TABLES = {
     *("word_embeddings.weight", "embed_tokens.weight", "wte.weight", "embed_in.weight"),
     *("token_embedding.weight", "tok_embeddings.weight", "word_embedding.weight"),
     *("shared.weight", "embedding.weight", "emb_layer.weight", "embeddings.weight"),
     *("token_embeddings.weight", "tokens_embed.weight", "embeddings", "embedding", TOKEN_TABLE),
 }
-# The output layers that share the table's weights where config.json says so.
+# Output layers, which share the table's weights if config.json says so.
 _TIED = {"lm_head.weight", "embed_out.weight", "cls.predictions.decoder.weight",
          "lm_head.decoder.weight", "output.weight"}  # fmt: skip
 
 
 def index_source(opened: Opened, part: str | None, recognise: Recognise) -> RowSource:
-    """One tensor by the index of a model's safetensors or torch shards."""
+    """One tensor, found by the index of a model's safetensors or torch shards."""
     files = read_weight_map(opened.stream.read(INDEX_BYTES_MAX + 1), opened.name)
     tensor = pick(opened.name, part, {key: f"in {file}" for key, file in files.items()})
     if is_uri(opened.name):
@@ -76,7 +76,7 @@ def folder_sources(location: str, part: str | None, recognise: Recognise) -> lis
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files below a folder, in order, but for hidden ones and those like _SUCCESS."""
+    """The files below a folder, in order, except hidden ones and those like _SUCCESS."""
 
     def below(inner: Path) -> Iterator[Path]:
         for path in sorted(inner.iterdir()):
@@ -97,7 +97,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _weights(folder: Path) -> Path | None:
-    """The file with a model's weights, or their index, in its folder or that of a module."""
+    """The file of a model's weights, or their index, in its folder or a module's."""
     modules = _document(folder / _MODULES)
     paths = [
         str(module["path"])
@@ -115,7 +115,7 @@ def _weights(folder: Path) -> Path | None:
 
 
 def _table(folder: Path, weights: Path, part: str | None) -> str:
-    """The tensor that is meant; InvalidArgument, listing them, when no one name tells the table."""
+    """The tensor that is meant; InvalidArgument, listing them, when names don't decide it."""
     shapes = _tensors(weights)
     if part is not None and part in shapes:
         return part
@@ -130,7 +130,7 @@ def _table(folder: Path, weights: Path, part: str | None) -> str:
 
 
 def _tensors(weights: Path) -> dict[str, str]:
-    """Every tensor of a model's weights, and what it is."""
+    """Every tensor of a model's weights, with type and shape as text."""
     name = str(weights)
     fd = open_readonly(weights)
     with os.fdopen(fd, "rb", 0) as file:
@@ -155,7 +155,7 @@ def _tensors(weights: Path) -> dict[str, str]:
 
 
 def _document(path: Path) -> object:
-    """A small JSON file's content; None when it isn't there or isn't JSON."""
+    """A small JSON file's content; None when it is absent or isn't JSON."""
     if not path.is_file():
         return None
     with reading(str(path)), open(path, "rb") as file:

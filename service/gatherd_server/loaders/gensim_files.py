@@ -1,7 +1,7 @@
 """gensim's own files (KeyedVectors.save, Word2Vec.save), and arrays that were pickled alone.
 
-Such a file is a pickle, whose large arrays lie beside it as FILE.ATTRIBUTE.npy (or .npz). The words
-are read whole, as no pickle can be read in parts; the rows in batches.
+Such a file is a pickle; its large arrays are beside it as FILE.ATTRIBUTE.npy (or .npz). The words
+are read all at once, because a pickle can't be read in parts; the rows are read in batches.
 """
 
 import math
@@ -32,9 +32,9 @@ _COMPOSED = ("vectors_ngrams", "wv.vectors_ngrams")
 def pickle_source(
     opened: Opened, part: str | None, location: str, recognise: Recognise
 ) -> RowSource:
-    """One array of a pickle of gensim's or NumPy's, by default the words' vectors.
+    """One array of a pickle by gensim or NumPy, by default the words' vectors.
 
-    `location` is that of the file which has the pickle, and maybe has it packed.
+    `location` is that of the file with the pickle, which may be packed.
     """
     data = opened.stream.read(ARRAY_PICKLE_BYTES_MAX + 1)
     if len(data) > ARRAY_PICKLE_BYTES_MAX:
@@ -61,7 +61,7 @@ def pickle_source(
 
 
 def _beside(name: str, location: str, array: str) -> str:
-    """The file that gensim puts an array in: an .npz beside what it packs, else a .npy."""
+    """The file that gensim puts an array in: an .npz beside a packed pickle, else a .npy."""
     packed, plain = f"{location}.{array}.npz", f"{name}.{array}.npy"
     is_packed = location.endswith((".gz", ".bz2"))
     return packed if is_packed and not Path(plain).exists() else plain
@@ -108,7 +108,7 @@ def _dtype(where: str, stored: PickledDtype) -> tuple[DType, np.dtype[Any]]:
 
 
 def _with_keys(where: str, source: RowSource, found: Found, chosen: str) -> RowSource:
-    """The rows with the words of the object that has the array, when there is one for each."""
+    """The rows, with the words of the array's object as keys if there is one per row."""
     owner, _, _ = chosen.rpartition(".")
     keys = found.keys.get(owner)
     if keys is None or source.row_count != len(keys):

@@ -1,8 +1,8 @@
 """Datasets of HDF5 files, Keras' .weights.h5 among them. Needs h5py (gatherd[formats]).
 
-Only what lies in the file itself is read: no external or soft links, no external storage, no
-virtual datasets, and no filters but HDF5's own, so that no file and no plugin is opened on a file's
-word. The parser itself is the HDF5 library, in C.
+Only data in the file itself is read: no external or soft links, no external storage, no virtual
+datasets, and no filters but HDF5's own, so that a file can't make us open other files or plugins.
+The parser itself is the HDF5 library, in C.
 """
 
 import os
@@ -48,7 +48,7 @@ def hdf5_source(
         shape, dtype = file[chosen].shape, file[chosen].dtype
         chunks = file[chosen].chunks
     kept = _DTYPES[dtype.str[1:]]
-    # Whole chunks at a time, or each would be unpacked for every batch it has rows in.
+    # Whole chunks at a time, or a chunk would be unpacked for every batch that has rows of it.
     step = rows_per_batch(shape[1], kept.itemsize)
     if chunks is not None:
         step = max(1, step // chunks[0]) * chunks[0]
@@ -68,7 +68,7 @@ def hdf5_source(
 
 
 def _h5py(name: str) -> Any:
-    # The library reads it when it loads; this value keeps it from looking for plugins.
+    # The library reads this when it loads; the value stops it from looking for plugins.
     os.environ["HDF5_PLUGIN_PRELOAD"] = "::"
     try:
         import h5py
@@ -82,7 +82,7 @@ def _h5py(name: str) -> Any:
 def _collect(
     h5py: Any, group: Any, prefix: str, shapes: dict[str, str], groups: set[int], name: str
 ) -> None:
-    """List what hard links lead to, each group once: a group can be linked into itself."""
+    """List the targets of hard links, each group once: a group can contain itself."""
     if prefix.count("/") > HDF5_DEPTH_MAX:
         raise BadFile(f"{name} has groups nested deeper than {HDF5_DEPTH_MAX}")
     for key in group:
@@ -138,5 +138,5 @@ def _told(name: str) -> Iterator[None]:
         yield
     except GatherdError:
         raise
-    except Exception as error:  # noqa: BLE001  # h5py raises every class there is for damage
+    except Exception as error:  # noqa: BLE001  # damage makes h5py raise errors of any class
         raise BadFile(f"{name} can't be read as HDF5: {type(error).__name__}: {error}") from None

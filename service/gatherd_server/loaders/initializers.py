@@ -17,7 +17,7 @@ NORMAL_STDDEV = 0.05
 
 
 class Initializer(Enum):
-    """How a new table's rows are drawn."""
+    """The distributions of a new table's rows."""
 
     ZEROS = "zeros"
     UNIFORM = "uniform"
@@ -38,8 +38,8 @@ def initial_blocks(
     ZEROS; UNIFORM in [-0.05, 0.05); NORMAL with standard deviation 0.05; GLOROT uniform in
     [-l, l) with l = sqrt(6 / (rows + dim)) (Glorot and Bengio 2010, eq. 16). Drawn in float32
     from one PCG64 stream in row order: the same seed gives the same table, whatever the block.
-    The row `padding_id` is zeros, as `padding_idx` in torch.nn.Embedding; the others are as
-    without it.
+    The row `padding_id` is zeros, like `padding_idx` in torch.nn.Embedding; the other rows don't
+    depend on it.
     """
     rng = np.random.default_rng(seed)
     rows_per_block = max(1, BLOCK_BYTES // (dim * 4))

@@ -1,6 +1,6 @@
-"""Vectors as JSON Lines: an object a line, one member of which is a list of numbers.
+"""Vectors as JSON Lines: an object per line, with a list of numbers as one member.
 
-Or several members are a number each (`--vector-columns`). Keys are strings or integers.
+Or several members are numbers (`--vector-columns`). Keys are strings or integers.
 """
 
 import json
@@ -67,7 +67,7 @@ def _is_number(value: Any) -> bool:
 
 
 def _kind_of(values: list[Any]) -> str:
-    """What most of a member's values are."""
+    """The kind of most of a member's values."""
     lists = [value for value in values if isinstance(value, list) and value]
     if lists and 2 * sum(all(map(_is_number, value)) for value in lists) >= len(values):
         return "list"
@@ -75,7 +75,7 @@ def _kind_of(values: list[Any]) -> str:
 
 
 def _vector(entry: dict[str, Any], chosen: Chosen) -> list[float] | str:
-    """The vector of an object, or what is wrong with it."""
+    """The vector of an object, or what is wrong with the object."""
     values = entry.get(chosen.vectors[0]) if chosen.is_list else list(
         map(entry.get, chosen.vectors)
     )  # fmt: skip
@@ -132,7 +132,7 @@ def numbered_lines(stream: ByteStream) -> Iterator[tuple[int, bytes]]:
 
 
 def _split(data: bytes) -> list[bytes]:
-    r"""Lines that end in "\n" alone: a "\r" within is none of our business."""
+    r"""Split at "\n" alone; a "\r" stays in its line."""
     lines = [line + b"\n" for line in data.split(b"\n")]
     lines[-1] = lines[-1][:-1]
     return lines if lines[-1] else lines[:-1]

@@ -1,10 +1,10 @@
-r"""Keys from a file of their own, for sources that have none: `gatherd import --keys FILE`.
+r"""Keys from a file of their own, for sources without keys: `gatherd import --keys FILE`.
 
 It has a key for each row, in the rows' order, and is one of
 
-- a text file with one key a line: the bytes up to its line feed (a "\r" before that isn't part of
-  it, nor is a UTF-8 byte order mark at the front);
-- a text file whose first line names columns with tabs between them, as the TensorFlow projector's
+- a text file with one key per line: the bytes up to its line feed (a "\r" before that isn't part of
+  the key, nor is a UTF-8 byte order mark at the front);
+- a text file whose first line names columns separated by tabs, like the TensorFlow projector's
   metadata.tsv; the first column has the keys, or the one that `--key-column` names;
 - a .npy file of integers, of str or of bytes;
 - JSON, see vocabulary.py.
@@ -51,10 +51,10 @@ def with_keys(
 ) -> RowSource:
     """`source` with the keys that `stream` has for its rows, in the same order.
 
-    `column` names the one that has them. With `on_bad_row` SKIP a row whose key is empty is left
-    out; `may_have_more` than there are rows is for sources that are cut short. InvalidArgument when
-    the source has keys already, or there is no such column; BadFile, while it is read, when the
-    keys are more or fewer than the rows.
+    `column` names the column of the keys. With `on_bad_row` SKIP a row with an empty key is left
+    out. `may_have_more` allows more keys than rows, for a source that is cut short. InvalidArgument
+    when the source has keys already, or there is no such column; BadFile, while it is read, when
+    the keys are more or fewer than the rows.
     """
     if source.key_kind is not None:
         raise InvalidArgument(f"{source.name} has keys of its own; leave --keys out")
@@ -105,7 +105,7 @@ def _zip(
 
 
 def _without_empty_keys(batch: RowBatch, keys: Keys) -> RowBatch:
-    """`batch`, whose keys are `keys`, without the rows that have an empty one."""
+    """`batch`, whose keys are `keys`, without the rows with empty keys."""
     if not isinstance(keys, StringKeys):
         return batch
     is_good = np.diff(keys.offsets) > 0
@@ -147,7 +147,7 @@ def _kind(keys: NDArray[Any]) -> KeyKind:
 def _checked(
     name: str, place: str, first: int, keys: StringKeys, skips: bool
 ) -> Iterator[StringKeys]:
-    """`keys`, if they can be keys; `place` is what is counted from `first`. BadFile otherwise."""
+    """`keys` if they are valid, else BadFile; errors count `place`s ("line", …) from `first` on."""
     lengths = np.diff(keys.offsets)
     wrong = np.flatnonzero((lengths > KEY_BYTES_MAX) | ((lengths < 1) & (not skips)))
     if wrong.size:
@@ -164,7 +164,7 @@ def _checked(
 
 
 def _array(stream: ByteStream, skips: bool) -> tuple[KeyKind, Iterator[Keys]]:
-    """Keys of a .npy file: integers, or strings as NumPy keeps them, of a fixed width."""
+    """Keys of a .npy file: integers, or NumPy's strings of a fixed width."""
     shape, _, dtype, offset = read_npy_header(stream.name, stream)
     count = shape[0] if shape else 0
     if dtype.hasobject:
@@ -218,7 +218,7 @@ def _fixed_strings(name: str, parts: Iterator[NDArray[Any]], skips: bool) -> Ite
 
 
 def _header(stream: ByteStream) -> list[bytes]:
-    """The fields of the first line, which isn't passed over."""
+    """The fields of the first line; the stream stays before it."""
     line = stream.peek(KEY_BYTES_MAX * 8).partition(b"\n")[0]
     return line.removesuffix(b"\r").split(b"\t")
 
@@ -256,7 +256,7 @@ def _lines(stream: ByteStream, skips: bool) -> Iterator[Keys]:
 
 
 def _blocks(stream: ByteStream, line_bytes_max: int) -> Iterator[tuple[int, bytes]]:
-    """Whole lines, each with its line feed, and how many lines came before them."""
+    """Whole lines, each with its line feed, and the number of lines before them."""
     rest = b""
     line = 0
     while data := stream.read(BATCH_BYTES):

@@ -1,48 +1,48 @@
-"""What an import takes at most. Going over one of these is an error that names it."""
+"""The limits of an import. Exceeding one of them is an error that names it."""
 
 from dataclasses import dataclass
 
-# Rows are handed on in blocks of about this many bytes, and files read in pieces of it.
+# Rows are passed on in blocks of about this many bytes, and files are read in such pieces.
 BATCH_BYTES = 4 << 20
 # A line of text, and so a vector written out in decimals.
 LINE_BYTES_MAX = 32 << 20
-# A packed file may hold a packed file, and no deeper.
+# A packed file may contain a packed file, but no third one in that.
 PACKING_DEPTH_MAX = 2
-# An archive of any ratio is let grow to this before the ratio counts.
+# Up to this size an archive may have any ratio.
 RATIO_FREE_BYTES = 16 << 20
 ARCHIVE_ENTRIES_MAX = 100_000
 # A pax header of a tar archive, which is read whole.
 TAR_HEADER_BYTES_MAX = 1 << 20
 # `xz -9` takes 65 MiB to unpack.
 XZ_MEMORY_BYTES_MAX = 256 << 20
-# data.pkl of a torch file: a few hundred bytes a tensor.
+# data.pkl of a torch file: a few hundred bytes per tensor.
 PICKLE_BYTES_MAX = 16 << 20
 PICKLE_DEPTH_MAX = 32
-# A pickle of gensim's: it has every word, each twice, and arrays of up to 10 MiB.
+# A pickle by gensim: it has every word twice, and arrays of up to 10 MiB.
 ARRAY_PICKLE_BYTES_MAX = 512 << 20
-# Containers that a pickle makes: each a byte or two there, and some hundred in memory.
+# Containers that a pickle makes: each takes a byte or two there, and some hundred in memory.
 OBJECTS_MAX = 2_000_000
 TENSORS_MAX = 100_000
 TENSORS_SHOWN_MAX = 20
-# HDF5 unpacks a chunk whole.
+# HDF5 unpacks whole chunks.
 HDF5_CHUNK_BYTES_MAX = 256 << 20
 HDF5_DEPTH_MAX = 64
-# A record batch of an Arrow file is unpacked whole.
+# Arrow unpacks whole record batches of a file.
 ARROW_BATCH_BYTES_MAX = 1 << 30
-# Parts of a table in a folder, or whatever else is in it.
+# Parts of a table in a folder, and all other files in it.
 FOLDER_FILES_MAX = 10_000
-# Keys in JSON (a vocabulary), which is read whole.
+# Keys in JSON (a vocabulary); the whole file is read.
 VOCABULARY_BYTES_MAX = 64 << 20
-# `--words` of a fastText model, which are held against its vocabulary.
+# `--words` of a fastText model, which are looked up in its vocabulary.
 WORDS_BYTES_MAX = 64 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class UnpackLimits:
-    """How far a packed or fetched source may go.
+    """The limits of a packed or fetched source.
 
-    `bytes_max` bounds what is unpacked of one file, and what of a remote one is kept on disk;
-    `ratio_max` what is unpacked per byte read.
+    `bytes_max` bounds the unpacked bytes of one file, and the bytes of a remote one that are kept
+    on disk; `ratio_max` bounds the unpacked bytes per byte read.
     """
 
     bytes_max: int = 256 << 30

@@ -1,4 +1,4 @@
-"""From what a person names to a stream: a path, a URI, or standard input."""
+"""Opens a user's path, URI or standard input as a stream."""
 
 import os
 from contextlib import ExitStack
@@ -21,13 +21,13 @@ def _open_standard_input(spool: Spool, limits: UnpackLimits, closing: ExitStack)
                 "standard input is a terminal; pipe a file into it, as in: zcat vectors.gz | "
                 "gatherd import NAME -"
             )
-        # A copy, for closing it mustn't close descriptor 0.
+        # A copy, so that closing it doesn't close descriptor 0.
         file = closing.enter_context(os.fdopen(os.dup(0), "rb", 0))
     return Opened(name, ByteStream(name, file, None), None, spool, limits, closing)
 
 
 def without_password(uri: str) -> str:
-    """`uri` as others may see it: without a user and password before its host."""
+    """`uri` without the user and password before its host, safe to show to others."""
     scheme, separator, rest = uri.partition("://")
     host, slash, path = rest.partition("/")
     return scheme + separator + host.rpartition("@")[2] + slash + path
@@ -40,7 +40,7 @@ def is_uri(location: str) -> bool:
 
 
 def open_location(location: str, spool: Spool, limits: UnpackLimits, closing: ExitStack) -> Opened:
-    """Open a path, or by fsspec a URI; `closing` will close it.
+    """Open a path or a URI; `closing` will close it.
 
     BadFile when it can't be opened, InvalidArgument when a package for its scheme is missing.
     """
@@ -52,7 +52,7 @@ def open_location(location: str, spool: Spool, limits: UnpackLimits, closing: Ex
         return Opened(stream.name, stream, None, spool, limits, closing)
     path = Path(location)
     if path.is_fifo():
-        # What another program writes, as `<(zcat …)` of a shell: it comes once, and has no size.
+        # Another program's output, such as `<(zcat …)` in a shell: it comes once, without a size.
         with reading(location):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         stream = ByteStream(location, closing.enter_context(os.fdopen(fd, "rb", 0)), None)

@@ -1,7 +1,7 @@
-"""From what a person types to rows: finds a source, unpacks it, and tells its format by content.
+"""Opens a user's source: finds it, unpacks it, and recognises its format by its content.
 
-A SOURCE is a path or URI, and after a "#" the part of it: a tensor, array, dataset or column, or an
-archive's member and then, after another "#", the part of that.
+A SOURCE is a path or URI, then after a "#" a part of it: a tensor, array, dataset or column, or an
+archive's member and then, after another "#", a part of that.
 """
 
 import json
@@ -52,7 +52,7 @@ KERAS_ENTRY = "model.weights.h5"
 _COLUMN_FORMATS = {"CSV", "TSV", "JSON Lines", "Parquet", "Arrow"}
 _KEY_COLUMN_FORMATS = _COLUMN_FORMATS | {"GGUF"}
 _TEXT_FORMATS = {"CSV", "TSV", "GloVe text", "word2vec text", "text of numbers"}
-# What we know but don't read, and what to do with it.
+# Formats that we recognise but don't read, and what to do with them.
 _REFUSED = {
     b"\x04\x22\x4d\x18": "is packed by lz4; unpack it first (lz4 -d)",
     b"\x1f\x9d": "is packed by compress; unpack it first (uncompress)",
@@ -63,7 +63,7 @@ _REFUSED = {
 
 @dataclass(frozen=True, slots=True)
 class OpenOptions:
-    """How sources are read. `spool` writes a temporary file where one has to be."""
+    """How sources are read. `spool` writes a temporary file when one is needed."""
 
     spool: Spool
     key_column: str | None = None
@@ -78,13 +78,13 @@ class OpenOptions:
 
     @property
     def own_key_column(self) -> str | None:
-        """The key column of the source itself; with `keys` it is that file's."""
+        """The key column of the source itself; with `keys` the option names that file's."""
         return self.key_column if self.keys is None else None
 
 
 @dataclass(frozen=True, slots=True)
 class _Way:
-    """What led to a file: where it lies, the packings, and the file that names it, if one does."""
+    """The way to a file: its location, the packings, and the file that names it, if one does."""
 
     location: str
     named_by: str | None = None
@@ -96,10 +96,10 @@ class _Way:
 
 @contextmanager
 def open_sources(sources: Sequence[str], options: OpenOptions) -> Iterator[RowSource]:
-    """The rows of all `sources`, one after the other, as one, within a `with` block.
+    """The rows of all `sources`, one after the other, as one source, within a `with` block.
 
-    BadFile when one is damaged or of no known format, InvalidArgument when what is asked of it
-    doesn't fit it, or several don't fit each other.
+    BadFile when one is damaged or of no known format, InvalidArgument when its part or the options
+    don't fit it, or several don't fit each other.
     """
     with options.closing:
         yield _together(sources, options)
@@ -129,7 +129,7 @@ def _together(sources: Sequence[str], options: OpenOptions) -> RowSource:
 
 
 def _check_used(sources: list[RowSource], options: OpenOptions) -> None:
-    """InvalidArgument for an option that no source's format has a use for."""
+    """InvalidArgument for an option that no source's format uses."""
     formats = {source.format for source in sources}
     for option, value, its_formats in (
         ("--key-column", options.own_key_column, _KEY_COLUMN_FORMATS),
@@ -145,13 +145,13 @@ def _check_used(sources: list[RowSource], options: OpenOptions) -> None:
 
 
 def _check_standard_input(locations: Sequence[str | None]) -> None:
-    """InvalidArgument when more than one thing is to be read from standard input."""
+    """InvalidArgument when more than one location is standard input."""
     if sum(location is not None and _split(location)[0] == "-" for location in locations) > 1:
         raise InvalidArgument("standard input (-) can be read only once")
 
 
 def _stream_of(location: str, options: OpenOptions) -> ByteStream:
-    """What is at `location`, unpacked: for files that come beside a source."""
+    """The unpacked stream of a file that accompanies a source."""
     opened = open_location(location, options.spool, options.limits, options.closing)
     stream = opened.stream
     for _ in range(PACKING_DEPTH_MAX):
@@ -169,7 +169,7 @@ def _open(source: str, options: OpenOptions) -> list[RowSource]:
 def _opener(
     options: OpenOptions, named_by: str | None = None
 ) -> Callable[[str, str | None], RowSource]:
-    """Opens a location, which the file `named_by` names if it isn't what the user names."""
+    """A function that opens a location; `named_by` is the file that names it, None for the user."""
 
     def open_(location: str, part: str | None) -> RowSource:
         if named_by is not None and not is_uri(location) and not Path(location).exists():
@@ -181,7 +181,7 @@ def _opener(
 
 
 def _split(source: str) -> tuple[str, str | None]:
-    """Location and part of a source; a "#" in the name of a file that is there is just that."""
+    """Location and part of a source; a "#" in an existing file's name belongs to the name."""
     if "#" not in source or (not is_uri(source) and Path(source).exists()):
         return source, None
     location, _, part = source.partition("#")
@@ -189,7 +189,7 @@ def _split(source: str) -> tuple[str, str | None]:
 
 
 def _recognise(opened: Opened, part: str | None, options: OpenOptions, way: _Way) -> RowSource:
-    """The rows of a file, by what it begins with."""
+    """The rows of a file, recognised by its first bytes."""
     head = opened.stream.peek(64)
     _refuse(opened.name, head)
     stream = unpack(opened.stream, options.limits)
@@ -210,7 +210,7 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, way: _Way
     if head.startswith((PARQUET_MAGIC, ARROW_MAGIC)):
         columns = Columns(part, options.own_key_column, options.vector_columns)
         path = opened.as_file()
-        # A table may have more parts than a process may have files open.
+        # A table may have more parts than a process may have open files.
         opened.stream.close()
         return columnar_source(opened.name, path, columns, options.on_bad_row, options.limits)
     if head.startswith(PICKLE_MAGICS):
@@ -227,7 +227,7 @@ def _recognise(opened: Opened, part: str | None, options: OpenOptions, way: _Way
 
 
 def _plain_source(opened: Opened, head: bytes, part: str | None, options: OpenOptions) -> RowSource:
-    """A .npy array or text: what has no parts but columns."""
+    """A .npy array or text, which have no parts but columns."""
     if not head.startswith(NPY_MAGIC):
         named = ColumnOptions(part, options.vector_columns, options.own_key_column)
         has_keys = options.keys is not None
@@ -239,7 +239,7 @@ def _plain_source(opened: Opened, head: bytes, part: str | None, options: OpenOp
 
 
 def _refuse(name: str, head: bytes) -> None:
-    """BadFile for what begins like something that we know and don't read."""
+    """BadFile for a file that begins like a format that we recognise but don't read."""
     if not head:
         raise BadFile(f"{name} is empty")
     for magic, problem in _REFUSED.items():
@@ -258,7 +258,7 @@ def _check_depth(opened: Opened, way: _Way) -> None:
 
 
 def _check_leads(opened: Opened, way: _Way) -> None:
-    """A file may name another that has the rows, but that one no third: it could go round."""
+    """BadFile for a third file: one file may name another, but there could be a circle."""
     if way.named_by is not None:
         raise BadFile(
             f"{way.named_by} names {opened.name}, which has no rows but names another file"
@@ -276,12 +276,12 @@ def _is_json_lines(stream: ByteStream) -> bool:
 
 
 def _zip_source(opened: Opened, part: str | None, options: OpenOptions, way: _Way) -> RowSource:
-    """What a zip archive is: torch's, Keras', NumPy's, or something packed."""
+    """The rows of a zip archive: torch's, Keras', NumPy's, or another packed file."""
     limits = options.limits
     path = opened.as_file()
     with reading(opened.name):
         archive = options.closing.enter_context(zipfile.ZipFile(path))
-    # Not is_dir(), which takes a name of no letters for an index error.
+    # Not is_dir(), which raises IndexError for an empty name.
     infos = [info for info in archive.infolist() if not info.filename.endswith("/")]
     names = [info.filename for info in infos]
     if len(names) > ARCHIVE_ENTRIES_MAX or len(set(names)) != len(names):
@@ -309,19 +309,19 @@ def _zip_source(opened: Opened, part: str | None, options: OpenOptions, way: _Wa
 
 
 def _pick_member(name: str, part: str | None, sizes: dict[str, int]) -> tuple[str, str | None]:
-    """The member of an archive that `part` names, or its only one, and the part of that."""
+    """The member of an archive that `part` names, or the only one, and the part of that member."""
     shapes = {member: f"{byte_count} bytes" for member, byte_count in sizes.items()}
     if part is None or part in sizes:
         return pick(name, part, shapes, "member"), None
     first, _, rest = part.partition("#")
     if first in sizes:
         return first, rest or None
-    # The part of the only member.
+    # `part` is a part of the only member.
     return pick(name, None if len(sizes) == 1 else part, shapes, "member"), part
 
 
 def _tar_source(opened: Opened, part: str | None, options: OpenOptions, way: _Way) -> RowSource:
-    # An archive isn't packed more than what is in it, but may be the member of another.
+    # An archive adds no depth of packing itself, but may be the member of another.
     _check_depth(opened, way)
     file = options.closing.enter_context(os.fdopen(open_readonly(opened.as_file()), "rb", 0))
     members = tar_members(file.fileno(), opened.name)

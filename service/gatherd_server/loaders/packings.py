@@ -1,7 +1,7 @@
-"""Streams that are packed: gzip, bzip2, xz and zstd, told by their first bytes.
+"""Packed streams: gzip, bzip2, xz and zstd, recognised by their first bytes.
 
-What is unpacked is handed on in pieces and never kept, so that a bomb is stopped by its limits and
-not by memory. xz and zstd keep a window of what they unpacked: how large that may be is bounded.
+Unpacked bytes are passed on in pieces and never kept, so that the limits stop a bomb, not a lack of
+memory. xz and zstd keep a window of the unpacked bytes; its size is bounded.
 """
 
 import bz2
@@ -18,16 +18,16 @@ from gatherd_server.loaders.limits import XZ_MEMORY_BYTES_MAX, UnpackLimits
 from gatherd_server.loaders.streams import Bounded, ByteStream
 
 _READ_BYTES = 256 << 10
-# Longer than the magic alone where that can also be a text file's first token.
+# Longer than the magic alone if a text file's first token can look like it.
 _GZIP = re.compile(rb"\x1f\x8b\x08")
 _BZIP2 = re.compile(rb"BZh[1-9](1AY&SY|\x17rE8P\x90)")
 _XZ = re.compile(rb"\xfd7zXZ\x00")
-# A frame, or one to be skipped, which pzstd begins with.
+# A frame, or a skippable one, with which pzstd begins.
 _ZSTD = re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18")
 
 
 def unpack(stream: ByteStream, limits: UnpackLimits) -> ByteStream | None:
-    """What the packed `stream` holds; None when it isn't packed in a way we know."""
+    """The unpacked `stream`; None when it isn't packed in a known way."""
     head = stream.peek(16)
     if _GZIP.match(head):
         source: Any = _Source(stream)
@@ -45,7 +45,7 @@ def _bounded(stream: ByteStream, file: Any, suffix: str, limits: UnpackLimits) -
 
 
 class _Source:
-    """A stream as the file that gzip reads."""
+    """A stream as a file for gzip."""
 
     def __init__(self, stream: ByteStream) -> None:
         self._stream = stream
@@ -55,9 +55,9 @@ class _Source:
 
 
 class _Unpacked:
-    """What a stream of one or more frames unpacks to, as a file.
+    """The unpacked bytes of a stream of one or more frames, as a file.
 
-    A decoder is like bz2.BZ2Decompressor; each frame has its own.
+    A decoder is like bz2.BZ2Decompressor; each frame gets a new one.
     """
 
     def __init__(self, stream: ByteStream, new_decoder: Callable[[], Any]) -> None:
@@ -94,7 +94,7 @@ class _Unpacked:
                 return data
 
     def _next_frame(self) -> bytes:
-        """What follows a frame; xz pads the last one with zeros."""
+        """The bytes after a frame; xz pads the last one with zeros."""
         packed: bytes = self._decoder.unused_data
         while True:
             if isinstance(self._decoder, lzma.LZMADecompressor):
@@ -118,7 +118,7 @@ def _new_xz(_: str) -> Callable[[], Any]:
 
 
 def _new_zstd(name: str) -> Callable[[], Any]:
-    # The default window is bounded by 128 MiB; a frame of a larger one (zstd --long=28) is refused.
+    # By default a window is at most 128 MiB; frames with larger ones (zstd --long=28) are refused.
     module = "compression.zstd" if sys.version_info >= (3, 14) else "backports.zstd"
     try:
         decoder: Callable[[], Any] = importlib.import_module(module).ZstdDecompressor

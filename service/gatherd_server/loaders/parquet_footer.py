@@ -1,11 +1,10 @@
-"""What a Parquet file's footer says of its columns' sizes, read without Arrow.
+"""The columns' sizes from a Parquet file's footer, read without Arrow.
 
-Arrow's own view of a column's metadata ends the process when some of its fields contradict each
-other, instead of raising; so the bounds that have to be checked before anything is unpacked are
-read here. The footer is a FileMetaData in Thrift's compact protocol, followed by its length in 4
-bytes, little-endian, and "PAR1"
-(https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift). Left out on
-purpose: everything else in it, and encrypted footers, which Arrow refuses without their key.
+If some fields of a column's metadata contradict each other, Arrow's own view of it ends the process
+instead of raising. So the sizes that must be checked before unpacking are read here. The footer is
+a FileMetaData in Thrift's compact protocol, followed by its length in 4 bytes, little-endian, and
+"PAR1" (https://github.com/apache/parquet-format/blob/master/src/main/thrift/parquet.thrift). Left
+out on purpose: everything else in it, and encrypted footers, which Arrow refuses without their key.
 """
 
 import os
@@ -23,7 +22,7 @@ _END_BYTES: Final = 8
 # Types of the compact protocol.
 _TRUE, _FALSE, _BYTE, _DOUBLE, _BINARY, _LIST, _SET, _MAP, _STRUCT = 1, 2, 3, 7, 8, 9, 10, 11, 12
 _INTEGERS: Final = (4, 5, 6)
-# Fields, by their structs.
+# Numbers of fields, one line for each struct.
 _NUM_ROWS, _ROW_GROUPS = 3, 4
 _COLUMNS, _GROUP_ROWS = 1, 3
 _META_DATA = 3
@@ -42,7 +41,7 @@ class ColumnChunk:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """Rows that the file claims, and those that its groups claim, with every group's columns."""
+    """The rows that the file claims, those that its groups claim, and every group's columns."""
 
     row_count: int
     group_rows: int
@@ -79,7 +78,7 @@ def _chunk(column: dict[int, Any]) -> ColumnChunk:
 
 
 def _struct(data: bytes, at: int, depth: int) -> tuple[dict[int, Any], int]:
-    """The fields of the struct that begins at `at`, by their numbers, and where it ends."""
+    """The fields of the struct that begins at `at`, by their numbers, and its end."""
     if depth > _DEPTH_MAX:
         raise ValueError(f"structs in structs, more than {_DEPTH_MAX}")
     fields: dict[int, Any] = {}

@@ -1,7 +1,7 @@
-"""Rows out of records with named fields, CSV's and JSON Lines': which fields, and in batches.
+"""Rows from records with named fields (CSV, JSON Lines): chooses the fields and makes batches.
 
-The vector is one column that holds a list, or several columns with a number each. Nothing is taken
-for the key unless it is named, and nothing for the vector where something else could be.
+The vector is one column of lists, or several columns of numbers. A column is the key only if an
+option names it. A column is taken for the vector only if no other could be.
 """
 
 import csv
@@ -23,7 +23,7 @@ from gatherd_server.loaders.streams import ByteStream
 
 @dataclass(frozen=True, slots=True)
 class ColumnOptions:
-    """Which columns are asked for: a list's (`vector`), several (`vectors`), the keys' (`key`)."""
+    """The columns the user names: of lists (`vector`), of numbers (`vectors`), of keys (`key`)."""
 
     vector: str | None = None
     vectors: str | None = None
@@ -31,13 +31,13 @@ class ColumnOptions:
 
     @property
     def is_given(self) -> bool:
-        """Whether any is."""
+        """Whether any is named."""
         return not (self.vector is None and self.vectors is None and self.key is None)
 
 
 @dataclass(frozen=True, slots=True)
 class Chosen:
-    """The columns of a file's rows: the vectors' names, and whether it is one that has lists."""
+    """The columns of a file's rows: the vectors' names, and whether it is one column of lists."""
 
     vectors: list[str]
     is_list: bool
@@ -45,10 +45,10 @@ class Chosen:
 
 
 def select_columns(where: str, names: Sequence[str], spec: str) -> list[str]:
-    """Those of `names` that `spec` asks for: names and patterns (`emb_*`), with commas between.
+    """Those of `names` that `spec` selects: names and patterns (`emb_*`), separated by commas.
 
-    They come in `spec`'s order, those of a pattern in the file's. InvalidArgument when one of them
-    fits no column, or one is asked for twice.
+    They are in `spec`'s order, those of one pattern in the file's. InvalidArgument when a name or
+    pattern fits no column, or a column is selected twice.
     """
     found: list[str] = []
     for wanted in next(csv.reader([spec]), []):
@@ -71,7 +71,7 @@ def _listed(names: Sequence[str]) -> str:
 def choose(where: str, names: list[str], kinds: dict[str, str], options: ColumnOptions) -> Chosen:
     """The columns to read; `kinds` says which have a "number" or "list" in most of the first rows.
 
-    InvalidArgument when what is asked for isn't there, or it takes an option to tell.
+    InvalidArgument when a named column doesn't exist, or only an option can decide.
     """
     if len(set(names)) != len(names):
         raise BadFile(f"{where} has two columns of one name; {_listed(names)}")
@@ -101,7 +101,7 @@ def choose(where: str, names: list[str], kinds: dict[str, str], options: ColumnO
 
 
 def usual_dim(where: str, vectors: Iterable[list[float] | str]) -> int:
-    """How many elements most of the first vectors have; BadFile when none is one."""
+    """The number of elements of most of the first vectors; BadFile when none is valid."""
     wrong = "there are none"
     lengths: Counter[int] = Counter()
     for vector in vectors:
@@ -116,7 +116,7 @@ def usual_dim(where: str, vectors: Iterable[list[float] | str]) -> int:
 
 Key = bytes | int | None
 Record = tuple[int, Key, list[float] | str]
-"""A line's number, its key, and its vector, or in words what is wrong with it."""
+"""A line's number, its key, and its vector or a text that says what is wrong with it."""
 
 
 def record_source(
@@ -148,7 +148,7 @@ def record_source(
 
 
 class _Batch:
-    """Rows until they are enough."""
+    """Collects rows until a batch is full."""
 
     def __init__(
         self, stream: ByteStream, dim: int, key_kind: KeyKind | None, on_bad_row: OnBadRow
@@ -166,7 +166,7 @@ class _Batch:
         self._numbers: list[int] = []
 
     def add(self, record: Record) -> None:
-        """Take a record; BadFile when it is wrong and that is an error."""
+        """Take a record; BadFile for a wrong one, unless such records are skipped."""
         number, key, vector = record
         wrong = vector if isinstance(vector, str) else self._wrong_key(key)
         if wrong is None and len(vector) != self._dim:
@@ -198,7 +198,7 @@ class _Batch:
         return None
 
     def finish(self) -> RowBatch:
-        """What was taken since the last time."""
+        """The rows taken since the last call."""
         rows = np.array(self.rows, np.float64).reshape(-1, self._dim)
         numbers = np.array(self._numbers, np.int64)
         made = RowBatch(rows, self._joined(), numbers, self._stream.done(), self.bad_count)

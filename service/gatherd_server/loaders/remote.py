@@ -1,7 +1,7 @@
-"""Where the bytes of a URI come from: http and https by the standard library, others by fsspec.
+"""Reads the bytes of a URI: http and https with the standard library, others with fsspec.
 
-http and https take the proxies that `http_proxy`, `https_proxy` and `no_proxy` name, as curl does,
-and follow redirects, though never from https to http. What fails says what happened and what to do.
+http and https use the proxies that `http_proxy`, `https_proxy` and `no_proxy` name, as curl does,
+and follow redirects, though never from https to http. Errors say what happened and what to do.
 """
 
 import base64
@@ -16,7 +16,7 @@ from typing import Any, Final
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd_server.loaders.streams import ByteStream
 
-# A server that sends nothing for so long is given up.
+# The wait for a server that sends nothing.
 SILENCE_SECONDS: Final = 60
 _TO_DO = {
     400: "the server takes the request for wrong; is the address whole?",
@@ -32,7 +32,7 @@ _TO_DO = {
 
 
 def open_uri(uri: str) -> ByteStream:
-    """The bytes of `uri`, as they come.
+    """A stream of the bytes of `uri`.
 
     BadFile when it can't be opened, InvalidArgument when a package for its scheme is missing.
     """
@@ -41,7 +41,7 @@ def open_uri(uri: str) -> ByteStream:
 
 
 class _Redirects(urllib.request.HTTPRedirectHandler):
-    """Follows redirects to http and https, but none that gives up encryption."""
+    """Follows redirects to http and https, but never from https to http."""
 
     def redirect_request(
         self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str
@@ -69,7 +69,7 @@ def _open_http(uri: str) -> ByteStream:
 
 
 def _request(uri: str) -> tuple[str, urllib.request.Request]:
-    """The request for `uri`, and the address as errors may show it: without its password."""
+    """The address for errors, without its password, and the request for `uri`."""
     try:
         parts = urllib.parse.urlsplit(uri)
         user, password = parts.username, parts.password
@@ -91,7 +91,7 @@ def _request(uri: str) -> tuple[str, urllib.request.Request]:
 
 
 def _what_happened(error: Exception, request: urllib.request.Request) -> str:
-    """What an error of a request means, and what to do about it."""
+    """Explain an error of a request, and say what to do about it."""
     if isinstance(error, urllib.error.HTTPError):
         error.close()
         to_do = _TO_DO.get(error.code, "")
@@ -99,7 +99,7 @@ def _what_happened(error: Exception, request: urllib.request.Request) -> str:
             to_do = "the server, or a proxy before it, fails; try again later"
         return f"{error.code} {error.reason}" + (f"; {to_do}" if to_do else "")
     reason = getattr(error, "reason", error)
-    # urllib gives a request that goes by a proxy the proxy's host.
+    # urllib replaces the host of a request through a proxy by the proxy's.
     target = urllib.parse.urlsplit(request.full_url).netloc
     tunnel = getattr(request, "_tunnel_host", None)
     proxy = request.host if tunnel or request.host != target else None
@@ -129,7 +129,7 @@ def _what_happened(error: Exception, request: urllib.request.Request) -> str:
 
 
 class _Reply:
-    """The body of an answer, whose errors are told as ours, and whose length is checked."""
+    """The body of a reply; turns errors into ours, and checks the length."""
 
     def __init__(self, name: str, reply: Any, size: int | None) -> None:
         self._name = name
@@ -175,7 +175,7 @@ def _open_by_fsspec(uri: str, scheme: str) -> ByteStream:
             "(pip install 'gatherd[remote]' and the package for the scheme)"
         ) from None
     except FileNotFoundError as error:
-        # Some packages say so of whatever went wrong, and what that was is the cause.
+        # Some packages raise it for any failure, with the real one as the cause.
         cause = error.__cause__
         if cause is None or isinstance(cause, FileNotFoundError) or _status_of(cause) == 404:
             raise BadFile(f"{uri} isn't there") from None
@@ -202,7 +202,7 @@ def _status_of(error: BaseException) -> int | None:
 
 
 class _Remote:
-    """A file of fsspec's whose errors are told as ours."""
+    """A file of fsspec's; turns its errors into ours."""
 
     def __init__(self, uri: str, file: Any) -> None:
         self._uri = uri

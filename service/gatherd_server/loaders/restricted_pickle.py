@@ -1,9 +1,9 @@
-"""What holds for each pickle that is read here without being run: which opcodes, and how many.
+"""The rules for every pickle that the loaders read without running it: which opcodes, and how many.
 
-Whoever reads one gives an Unpickler whose `find_class` knows a fixed list of names. The opcodes are
-looked through before: only those that the formats' writers use are let pass, no memo slot beyond
-what so short a program can fill (unpickling one reserves memory for it), and no more objects than
-OBJECTS_MAX for all that is made without any bytes in the file, as an empty dict is.
+The caller passes an Unpickler whose `find_class` knows a fixed list of names. The opcodes are
+checked before: only those that the formats' writers use are allowed, no memo slot beyond those that
+a program of this length can fill (unpickling one reserves memory for it), and at most OBJECTS_MAX
+objects that take no bytes in the file, such as an empty dict.
 """
 
 import pickle
@@ -23,29 +23,29 @@ _OBJECT_OPCODES = {
 
 
 class Copies:
-    """How many elements a pickle may still have copied. Out of its reach, as a tuple's member."""
+    """The number of elements that a pickle may still copy. Kept in a tuple, out of its reach."""
 
     def __init__(self, count_max: int = OBJECTS_MAX) -> None:
         self.left = self._count_max = count_max
 
     def take(self, count: int) -> None:
-        """BadFile when `count` elements more are too many."""
+        """Count `count` more elements; BadFile when they are too many."""
         self.left -= count
         if self.left < 0:
             raise BadFile(f"it copies more than {self._count_max} elements")
 
 
 def run_restricted(unpickler: pickle.Unpickler, data: bytes, name: str) -> Any:
-    """The object that `unpickler` makes of `data`, the pickle of file `name`, which is checked.
+    """Check `data`, the pickle of file `name`, and return the object that `unpickler` makes of it.
 
-    BadFile when it is damaged or does what these formats never do.
+    BadFile when it is damaged or does anything that these formats never do.
     """
     try:
         _check_opcodes(data)
         return unpickler.load()
     except BadFile as error:
         raise BadFile(f"{name}: {error.message}") from None
-    except Exception as error:  # noqa: BLE001  # a damaged pickle raises whatever it likes
+    except Exception as error:  # noqa: BLE001  # a damaged pickle can raise any error
         raise BadFile(f"{name} has a damaged pickle: {type(error).__name__}: {error}") from None
 
 

@@ -1,4 +1,4 @@
-"""A source's bytes as they come: streams with a look ahead, held to limits; members of a .zip."""
+"""A source's bytes in order: streams with lookahead and limits; members of a .zip."""
 
 import gzip
 import os
@@ -18,10 +18,10 @@ Spool = Callable[[str, Iterable[bytes]], Path]
 
 
 class ByteStream:
-    """Bytes that come one after the other, with a look ahead. BadFile when they can't be read.
+    """A sequence of bytes, with lookahead. BadFile when they can't be read.
 
-    `done` says how many bytes of the outermost file were read: those of the .gz, not of what is in
-    it; `total` is that file's size, or None when nobody knows.
+    `done` counts the bytes read of the outermost file: of the .gz, not of its contents; `total` is
+    that file's size, or None when unknown.
     """
 
     def __init__(
@@ -35,11 +35,11 @@ class ByteStream:
         self._ahead = b""
 
     def done(self) -> int:
-        """Bytes of the outermost file that were read."""
+        """The number of bytes read of the outermost file."""
         return self._done() if self._done is not None else self.position + len(self._ahead)
 
     def peek(self, byte_count: int) -> bytes:
-        """The next `byte_count` bytes, which `read` will give; fewer where the stream ends."""
+        """The next `byte_count` bytes, without moving; fewer only at the stream's end."""
         while len(self._ahead) < byte_count:
             more = self._raw(byte_count - len(self._ahead))
             if not more:
@@ -48,7 +48,7 @@ class ByteStream:
         return self._ahead[:byte_count]
 
     def read(self, byte_count: int) -> bytes:
-        """The next `byte_count` bytes; fewer only where the stream ends."""
+        """The next `byte_count` bytes; fewer only at the stream's end."""
         parts = [self._ahead[:byte_count]]
         self._ahead = self._ahead[byte_count:]
         missing = byte_count - len(parts[0])
@@ -62,7 +62,7 @@ class ByteStream:
         return b"".join(parts) if len(parts) > 1 else parts[0]
 
     def skip(self, byte_count: int) -> None:
-        """Read on by `byte_count` bytes; BadFile when there are fewer."""
+        """Skip `byte_count` bytes; BadFile when there are fewer."""
         while byte_count:
             part = self.read(min(byte_count, BATCH_BYTES))
             if not part:
@@ -70,12 +70,12 @@ class ByteStream:
             byte_count -= len(part)
 
     def chunks(self) -> Iterator[bytes]:
-        """All the rest, in pieces."""
+        """The whole rest, in pieces."""
         while part := self.read(BATCH_BYTES):
             yield part
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
     def _raw(self, byte_count: int) -> bytes:
@@ -85,7 +85,7 @@ class ByteStream:
 
 @contextmanager
 def reading(name: str) -> Iterator[None]:
-    """Turn what a decoder or file system raises over `name` into BadFile."""
+    """Turn errors of a decoder or file system into BadFile, naming `name`."""
     try:
         yield
     except GatherdError:
@@ -93,7 +93,7 @@ def reading(name: str) -> Iterator[None]:
     except EOFError:
         raise BadFile(f"{name} is truncated: its compressed data ends too early") from None
     except RuntimeError as error:
-        # What zipfile says of an encrypted entry.
+        # zipfile raises it for an encrypted entry.
         raise BadFile(f"{name} can't be read: {error}") from None
     except (
         zlib.error,
@@ -108,13 +108,13 @@ def reading(name: str) -> Iterator[None]:
 
 
 def read_at(fd: int, byte_count: int, offset: int, name: str) -> bytes:
-    """At most `byte_count` bytes of the file `fd`, from `offset` on; BadFile when it can't be."""
+    """At most `byte_count` bytes of the file `fd`, from `offset` on; BadFile when reading fails."""
     with reading(name):
         return os.pread(fd, byte_count, offset)
 
 
 class Bounded:
-    """A file of unpacked bytes that is held to the limits."""
+    """A file of unpacked bytes that enforces the limits."""
 
     def __init__(
         self, name: str, file: IO[bytes], packed_bytes: Callable[[], int], limits: UnpackLimits
@@ -126,7 +126,7 @@ class Bounded:
         self._byte_count = 0
 
     def read(self, byte_count: int) -> bytes:
-        """At most `byte_count` bytes; BadFile when they are more than the limits allow."""
+        """At most `byte_count` bytes; BadFile when the total exceeds the limits."""
         data = self._file.read(byte_count)
         self._byte_count += len(data)
         if self._byte_count > self._limits.bytes_max:
@@ -142,14 +142,14 @@ class Bounded:
         return data
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         self._file.close()
 
 
 def unpack_member(
     archive: zipfile.ZipFile, info: zipfile.ZipInfo, name: str, limits: UnpackLimits
 ) -> ByteStream:
-    """What the zip member `info` holds. Its checksum is held against it at its end."""
+    """The contents of the zip member `info`; its checksum is verified at its end."""
     with reading(name):
         file: Any = archive.open(info)
     packed = max(1, info.compress_size)
@@ -159,7 +159,7 @@ def unpack_member(
 
 @dataclass(slots=True)
 class Opened:
-    """A source with its bytes at the beginning: to be read as they come, or as a local file."""
+    """A source of which nothing is read yet: read it as a stream, or as a local file."""
 
     name: str
     stream: ByteStream

@@ -1,7 +1,7 @@
 """Rows of an array that isn't row-major: transposed, sliced, repeated, in Fortran order.
 
-They are gathered a batch at a time with plain reads of a batch's bytes at most: a mapping is
-avoided for the reasons in arrays.py.
+They are gathered in batches, with plain reads of at most a batch's bytes; arrays.py says why not
+through a mapping.
 """
 
 import os
@@ -19,7 +19,7 @@ from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, rows
 from gatherd_server.loaders.limits import BATCH_BYTES, RATIO_FREE_BYTES, UnpackLimits
 from gatherd_server.loaders.streams import Opened, reading
 
-# What lies between two pieces is read with them up to this size, rather than each by a read.
+# Up to this size, a gap between two pieces is read with them, instead of two reads.
 GAP_BYTES_MAX = 32 << 10
 
 
@@ -27,8 +27,7 @@ GAP_BYTES_MAX = 32 << 10
 class StridedLayout:
     """A (row_count, dim) array in a file.
 
-    Element [i, j] lies `i * strides[0] + j * strides[1]` elements, never less than 0, after byte
-    `offset`.
+    Element [i, j] is `i * strides[0] + j * strides[1]` elements after byte `offset`, never before.
     """
 
     dtype: DType
@@ -40,19 +39,19 @@ class StridedLayout:
 
     @property
     def storage(self) -> np.dtype[Any]:
-        """The elements' dtype as they lie in the file."""
+        """The elements' dtype in the file."""
         storage = np.dtype(self.dtype.storage)
         return storage.newbyteorder(">") if self.is_big_endian else storage
 
     @property
     def is_row_major(self) -> bool:
-        """Whether the rows lie one after the other, each in one piece."""
+        """Whether the rows are contiguous, one after the other."""
         by_row = self.row_count < 2 or self.strides[0] == self.dim
         return by_row and (self.dim < 2 or self.row_count < 1 or self.strides[1] == 1)
 
     @property
     def end(self) -> int:
-        """Where the last element ends, in bytes from the beginning of the file."""
+        """The end of the last element, in bytes from the beginning of the file."""
         if not self.row_count:
             return self.offset
         last = (self.row_count - 1) * self.strides[0] + (self.dim - 1) * self.strides[1]
@@ -65,7 +64,7 @@ def strided_source(
     """The rows of `layout` in `opened`, which is copied to a local file if it isn't one.
 
     BadFile when they reach past the file's end, or are many more bytes than it has: a stride of 0
-    repeats a row for nothing.
+    repeats a row without storing it again.
     """
     file = opened.closing.enter_context(os.fdopen(open_readonly(opened.as_file()), "rb", 0))
     size = file_bytes(file.fileno())
@@ -100,7 +99,7 @@ def _gather(
     begin = layout.offset + start * layout.strides[0] * itemsize
     out, strides = rows, layout.strides
     if strides[0] < strides[1]:
-        # The outer axis is the one with the longer stride: fewer and longer reads.
+        # The outer axis gets the longer stride: fewer and longer reads.
         out, strides = rows.T, (strides[1], strides[0])
     _fill(name, fd, layout.storage, begin, strides, out)
 

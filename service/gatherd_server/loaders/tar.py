@@ -1,8 +1,8 @@
-"""The members of a tar archive: where each lies in the file.
+"""The members of a tar archive: where each is in the file.
 
-A member is a header of 512 bytes, then its data, filled up to 512; two blocks of zeros end the
-archive (POSIX.1-1988 ustar, its pax extension of 2001, and GNU's long names). Links, folders and
-devices have no data and are passed over, as are the "._" files that macOS puts beside the others.
+A member is a header of 512 bytes, then its data, padded to a multiple of 512; two blocks of zeros
+end the archive (POSIX.1-1988 ustar, its pax extension of 2001, and GNU's long names). Links,
+folders and devices have no data and are skipped, as are the "._" files that macOS adds.
 
 Not tarfile: it reads an extended header of any length into memory.
 """
@@ -37,7 +37,7 @@ def is_tar(block: bytes) -> bool:
 
 
 def _has_checksum(block: bytes) -> bool:
-    """Whether a header's checksum is right: the sum of its bytes, with blanks for itself."""
+    """Whether a header's checksum, the sum of its bytes with its own field blank, is right."""
     try:
         stated = _number(block[148:156])
     except ValueError:
@@ -58,7 +58,7 @@ def _number(field: bytes) -> int:
 
 
 def tar_members(fd: int, name: str) -> dict[str, TarMember]:
-    """The regular files of the archive `fd`, called `name` in errors; of two of a name the last.
+    """The regular files of the archive `fd`, called `name` in errors; the last one of each name.
 
     BadFile when it is damaged or truncated, or holds too many.
     """
@@ -116,7 +116,7 @@ def _name(block: bytes, extended: dict[str, bytes]) -> str:
 
 
 def _extended(fd: int, name: str, kind: bytes, begin: int, byte_count: int) -> dict[str, bytes]:
-    """What a header of headers says of the member after it: pax' records, or GNU's long name."""
+    """The data of an extended header, about the next member: pax' records, or GNU's long name."""
     if byte_count > TAR_HEADER_BYTES_MAX:
         raise BadFile(
             f"{name} has a header of {byte_count} bytes; {TAR_HEADER_BYTES_MAX} are read at most"
@@ -126,7 +126,7 @@ def _extended(fd: int, name: str, kind: bytes, begin: int, byte_count: int) -> d
         return {"path": data.split(b"\0")[0]}
     records: dict[str, bytes] = {}
     while kind == b"x" and data:
-        # "LENGTH KEY=VALUE\n", and the length is of all of it.
+        # "LENGTH KEY=VALUE\n", where LENGTH counts all of it.
         length = data.partition(b" ")[0]
         if not length.isdigit() or not len(length) + 2 < int(length) <= len(data):
             raise BadFile(f"{name} is damaged: its pax header at byte {begin}")

@@ -1,10 +1,9 @@
 r"""Vectors as text: GloVe (no header), word2vec and fastText .vec (a first line "ROWS DIM").
 
-A line is a token, then dim decimals, separated by blanks or tabs. Tokens are bytes, whatever they
-mean, and may have blanks in them: the last dim fields are the vector. Blanks around a token, "\r"
-at a line's end and blank lines count for nothing. A line that begins with two blanks or more and
-has dim numbers has a token of blanks, one fewer. text_shape.py finds out dim, and whether there is
-a token at all.
+A line is a token, then dim decimals, separated by blanks or tabs. Tokens are any bytes and may
+contain blanks: the last dim fields are the vector. Blanks around a token, "\r" at a line's end and
+blank lines are ignored. If a line begins with two blanks or more and has only dim numbers, its
+token is those blanks but one. text_shape.py finds out dim, and whether lines have tokens at all.
 """
 
 import math
@@ -33,7 +32,7 @@ def text_source(stream: ByteStream, shape: TextShape, on_bad_row: OnBadRow) -> R
         DType.FLOAT64,
         DType.FLOAT32,
         shape.dim,
-        # What a header promises isn't taken for granted: nothing is reserved by it.
+        # A header's row count isn't trusted: nothing is reserved by it.
         None,
         KeyKind.BYTES if shape.has_keys else None,
         "line",
@@ -50,7 +49,7 @@ class _Reader:
         self._name = stream.name
         self._shape = shape
         self._on_bad_row = on_bad_row
-        # Lines that came before the block at hand, and those of them that weren't blank.
+        # Lines before the present block, and those of them that weren't blank.
         self._lines = 0
         self._vectors = 0
 
@@ -106,7 +105,7 @@ class _Reader:
         values = np.empty((ends.size, dim))
         tokens = np.empty((ends.size, 3), np.int64)
         fields = np.empty(ends.size, np.int64)
-        # At least two bytes a number; pages that aren't written to are no memory.
+        # A number takes at least two bytes; pages that aren't written take no memory.
         left = np.empty((min(ends.size * dim, len(block) // 2 + 1), 4), np.int64)
         left_count = kernel.parse_lines(text, ends, dim, values, tokens, fields, left)
         if self._shape.has_keys:
@@ -155,7 +154,7 @@ class _Reader:
         )
 
     def _check_promise(self, numbers: NDArray[np.int64], is_blank: NDArray[np.bool_]) -> None:
-        """Count the lines that aren't blank, and hold them against the header."""
+        """Count the lines that aren't blank, and compare their number with the header's."""
         before, promised = self._vectors, self._shape.row_count
         self._vectors += int(is_blank.size - np.count_nonzero(is_blank))
         skips = self._on_bad_row is OnBadRow.SKIP
@@ -169,7 +168,7 @@ class _Reader:
     def _read_left(
         self, block: bytes, left: NDArray[np.int64], values: NDArray[np.float64]
     ) -> dict[int, bytes]:
-        """Read what the kernel left; the lines with a field that is no number, and that field."""
+        """Read the numbers that the kernel left; return lines with a bad field, and that field."""
         wrong: dict[int, bytes] = {}
         for line, column, begin, end in left.tolist():
             field = block[begin:end]
@@ -182,7 +181,7 @@ class _Reader:
 
 
 def load_kernel() -> ModuleType:
-    """The compiled loop; numba takes half a second to load, which only text needs."""
+    """The compiled loop. Loading numba takes half a second, and only text needs it."""
     from gatherd_server.loaders import text_kernel
 
     return text_kernel
@@ -191,7 +190,7 @@ def load_kernel() -> ModuleType:
 def _find_blank_tokens(
     block: bytes, tokens: NDArray[np.int64], is_empty: NDArray[np.bool_]
 ) -> None:
-    """Give the lines that begin with two blanks or more and have no other token one of blanks."""
+    """Give a token of blanks to lines that begin with two or more and have no other token."""
     for line in np.flatnonzero(is_empty).tolist():
         begin = int(tokens[line, 0])
         end = begin
@@ -207,7 +206,7 @@ def _are_comments(text: NDArray[np.uint8], ends: NDArray[np.int64]) -> NDArray[n
 
 
 def _numbers_too_many(block: bytes, tokens: NDArray[np.int64]) -> dict[int, bytes]:
-    """The lines whose token ends in what must be one more number of the vector."""
+    """The lines whose token ends in a decimal, which must be one number too many."""
     found = {}
     for line in np.flatnonzero(tokens[:, 2]).tolist():
         last = block[tokens[line, 0] : tokens[line, 1]].split()[-1]
@@ -217,7 +216,7 @@ def _numbers_too_many(block: bytes, tokens: NDArray[np.int64]) -> dict[int, byte
 
 
 def _found(token: NDArray[np.int64], fields: int, wrong: bytes | None, dim: int) -> str:
-    """What a bad line has instead."""
+    """The actual contents of a bad line."""
     length = int(token[1] - token[0])
     if length == 0:
         return f"found {fields} fields"

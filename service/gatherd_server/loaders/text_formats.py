@@ -1,4 +1,4 @@
-"""Which of the formats of text, and word2vec's binary form, a stream is in, by its content."""
+"""Recognises the text formats, and word2vec's binary form, by a stream's content."""
 
 from dataclasses import dataclass
 
@@ -25,9 +25,9 @@ class TextOptions:
 
 
 def source_of_text(stream: ByteStream, options: TextOptions) -> RowSource:
-    """The rows of `stream`; BadFile when it is of no format we know.
+    """The rows of `stream`; BadFile when it is of no known format.
 
-    InvalidArgument when what is asked for doesn't fit it, or an option has to tell how it is meant.
+    InvalidArgument when the options don't fit it, or one of them has to decide its meaning.
     """
     skip_byte_order_mark(stream)
     columns, on_bad_row = options.columns, options.on_bad_row

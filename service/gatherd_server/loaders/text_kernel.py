@@ -1,11 +1,11 @@
-"""The compiled loop that reads decimals out of text. Imported by text.py when it is first needed.
+"""The compiled loop that reads decimals from text. text.py imports it when it first needs it.
 
-A number of at most 19 digits whose digits make an integer of at most 2**53, and whose power of ten
-is at most 22, is that integer times or over the power: both are exact in float64, so that the one
-rounding of the operation is the right one (Clinger 1990). That holds of nearly every number in a
-file of vectors; the others are left to Python's float(), which is as exact.
+Take a number of at most 19 digits that make an integer of at most 2**53, with a power of ten of at
+most 22. It is that integer times or divided by the power. Both are exact in float64, so the
+operation's single rounding is the right one (Clinger 1990). Nearly every number in a file of
+vectors is such a number; the others are left to Python's float(), which is as exact.
 
-Lines are read from their end: the last fields are the vector, what is before is the token.
+Lines are read from their end: the last fields are the vector, the rest is the token.
 """
 
 from collections.abc import Callable
@@ -27,13 +27,13 @@ _INT64 = types.Array(types.int64, 1, "C")
 
 
 def compiled(signature: Any) -> Callable[[_F], _F]:
-    """Compile for `signature`, and keep that for the next process where there is room for it."""
+    """Compile for `signature`, and cache the code for the next process if possible."""
 
     def decorate(function: _F) -> _F:
         try:
             made: _F = numba.njit(signature, nogil=True, cache=True)(function)
         except Exception:  # noqa: BLE001  # numba's cache fails in every way a file system can
-            # No folder to write to, a full disk, a damaged file: slower to start, and no worse.
+            # No folder to write to, a full disk, a damaged file: only the start is slower.
             made = numba.njit(signature, nogil=True)(function)
         return made
 
@@ -51,15 +51,15 @@ def compiled(signature: Any) -> Callable[[_F], _F]:
         types.Array(types.int64, 2, "C"),
     )
 )
-def parse_lines(  # noqa: C901  # one loop: it is 0.3 s of an import as one
+def parse_lines(  # noqa: C901  # one loop: as one it takes 0.3 s of an import
     text: Any, line_ends: Any, dim: Any, values: Any, tokens: Any, fields: Any, left: Any
 ) -> int:
     """Read the lines of `text`, uint8, that end before `line_ends`, int64 (n,).
 
-    Fills `values`, float64 (n, dim); `tokens`, int64 (n, 3), where each token begins and ends and
-    how many blanks it has; and `fields`, int64 (n,), how many numbers a line has, at most `dim`.
+    Fills `values`, float64 (n, dim); `tokens`, int64 (n, 3), each token's begin, end and number of
+    blanks; and `fields`, int64 (n,), the number of a line's numbers, at most `dim`.
     A number that isn't read here is put into `left`, int64 (m, 4), as line, column, begin and end;
-    returns how many. m is at least as many numbers as there can be.
+    returns the number of those. m must be enough for all numbers that the text can have.
     """
     left_count = 0
     start = np.uint64(0)
@@ -75,7 +75,7 @@ def parse_lines(  # noqa: C901  # one loop: it is 0.3 s of an import as one
             if at == start:
                 break
             end = at
-            # From the back: the digits so far as an integer, and what the next one counts.
+            # From the back: the digits so far as an integer, and the next digit's weight.
             mantissa = np.uint64(0)
             place = _ONE
             digits = 0

@@ -1,14 +1,14 @@
-r"""What the front of a text of vectors says: GloVe, word2vec and fastText .vec, or numbers alone.
+r"""The shape of a text of vectors from its first lines: GloVe, word2vec, fastText .vec, or numbers.
 
-Without a header, dim is what most of the first lines have: how many fields at the end of a line
-are numbers, but not the whole of it. With one it has to agree with that too, or a wrong header
-would make numbers part of the tokens. For the same reason a token with blanks whose last word is a
-decimal ("word 0.25") is taken for a line with a number too many; "catch 22" is a token.
+Without a header, dim is the count that most of the first lines share: the numbers at the end of a
+line, its first field excluded. A header must agree with this count, or a wrong one would make
+numbers part of the tokens. For the same reason a token with blanks whose last word is a decimal
+("word 0.25") is taken for a line with a number too many; "catch 22" is a token.
 
-Where the first lines hold nothing but numbers, as numpy.savetxt and the projector's tensors.tsv
-have them, the first of each is part of the vector if it has a point or exponent anywhere. If they
-all are integers nobody can tell, and `FirstField` has to. Such files may have commas or semicolons
-between the numbers, and comments, lines that begin with "#".
+If the first lines have only numbers, as numpy.savetxt and the projector's tensors.tsv write them,
+the first of each is part of the vector if it has a point or exponent in any line. If these are all
+integers, only `FirstField` can decide. Such files may have commas or semicolons between the
+numbers, and comments, which are lines that begin with "#".
 """
 
 from collections import Counter
@@ -26,7 +26,7 @@ _SEPARATORS = (b",", b";")
 
 
 class FirstField(Enum):
-    """What the first field of a line is: the row's key, or a number of its vector."""
+    """The meaning of a line's first field: the row's key, or a number of its vector."""
 
     KEY = "key"
     NUMBER = "number"
@@ -34,10 +34,10 @@ class FirstField(Enum):
 
 @dataclass(frozen=True, slots=True)
 class TextShape:
-    """What the front of a text file says.
+    """The shape of a text file, from its first lines.
 
     `row_count` is None and `header` False without a header. Without keys (`has_keys`) a line is
-    all vector; `separator` is what stands between its numbers other than blanks.
+    only its vector; `separator` is the character between its numbers, if not a blank.
     """
 
     dim: int
@@ -48,7 +48,7 @@ class TextShape:
 
     @property
     def format(self) -> str:
-        """What such a file is called."""
+        """The name of the file's format."""
         if not self.has_keys:
             return "text of numbers"
         return "word2vec text" if self.header else "GloVe text"
@@ -59,10 +59,10 @@ def text_shape(
 ) -> TextShape | None:
     """The shape of the vectors in `stream`, which isn't moved; None when it isn't such text.
 
-    Where its rows have keys from elsewhere (`has_other_keys`), numbers alone are numbers.
+    If its rows get keys from elsewhere (`has_other_keys`), lines of only numbers have no tokens.
 
-    BadFile when the header is wrong; InvalidArgument when only `first_field` can say what the first
-    numbers are, or says what can't be.
+    BadFile when the header is wrong; InvalidArgument when only `first_field` can decide what the
+    first numbers mean, or doesn't fit the lines.
     """
     lines = first_lines(stream)
     header = header_of(lines[0]) if lines else None
@@ -76,16 +76,16 @@ def text_shape(
     rows = lines if header is None else lines[1:]
     lengths = Counter(map(_trailing_decimals, rows))
     lengths.pop(0, None)
-    # A log or an archive has lines with numbers at their end too; skipping the others is no import.
+    # Some lines of a log or an archive end in numbers too; importing only those would be wrong.
     if 2 * sum(lengths.values()) < len(rows) or not lengths or _have_commas(lines):
         return None
     most = max(lengths.values())
-    # Of as many, the longest: too large a dim is an error soon, too small a one makes odd tokens.
+    # On a tie the largest: too large a dim is an error soon, too small a one makes odd tokens.
     dim = max(length for length, count in lengths.items() if count == most)
     if header is None:
         return TextShape(dim, None, False)
     if header[1] != dim:
-        # "5 3" can be the token 5 and its vector: only what follows tells.
+        # "5 3" can be the token 5 and its vector; only the next lines show it.
         if dim == 1:
             return TextShape(1, None, False)
         raise BadFile(
@@ -95,7 +95,7 @@ def text_shape(
 
 
 def _have_commas(lines: list[bytes]) -> bool:
-    """Whether most lines have something other than blanks between their fields."""
+    """Whether most lines separate their fields by another character than blanks."""
     fields = [line.split() for line in lines[1:] or lines]
     count = sum(any(field.endswith(_SEPARATORS) for field in line[:-1]) for line in fields)
     return 2 * count > len(fields)
@@ -104,7 +104,7 @@ def _have_commas(lines: list[bytes]) -> bool:
 def _shape_of_numbers(
     name: str, lines: list[bytes], first_field: FirstField | None, has_other_keys: bool
 ) -> TextShape | None:
-    """The shape of lines that have nothing but numbers in them; else None."""
+    """The shape of lines that have only numbers in them; else None."""
     rows = [line for line in lines if not line.startswith(COMMENT)]
     separator = next((mark for mark in _SEPARATORS if rows and mark in rows[0]), b" ")
     split = [line.replace(separator, b" ").split() for line in rows]
@@ -113,11 +113,11 @@ def _shape_of_numbers(
         and all(split)
         and all(decimal(field) is not None for line in split for field in line)
     )
-    # A line that has more or fewer is for the reader to tell of.
+    # The reader will report a line that has more or fewer.
     dim = Counter(map(len, split)).most_common(1)[0][0] if split else 0
     header = header_of(rows[0]) if rows else None
     if header is not None and header[1] == dim - 1 and first_field is None:
-        # "ROWS DIM" before lines of a key and DIM numbers; "5 1" can be numbers itself.
+        # "ROWS DIM" before lines of a key and DIM numbers; but "5 1" may itself be numbers.
         is_plain = is_plain and dim == 2 and header[0] < len(split) - 1
     if not is_plain:
         if first_field is FirstField.NUMBER:
@@ -148,11 +148,11 @@ def header_of(line: bytes) -> tuple[int, int] | None:
 
 
 def _is_binary(lines: list[bytes], dim: int) -> bool:
-    """Whether what follows the header "ROWS DIM" is word2vec's binary form.
+    """Whether word2vec's binary form follows the header "ROWS DIM".
 
-    Then the first token isn't followed by decimals: 4 * dim bytes that all look like them are as
-    good as impossible. Tokens with blanks in them are text that this takes for binary, but for
-    their line's end.
+    There decimals don't follow the first token: 4 * dim bytes that all look like decimals are as
+    good as impossible. In text whose first token has a blank they don't either, so enough numbers
+    at the line's end mean text as well.
     """
     after_token = lines[1].partition(b" ")[2][: 4 * dim]
     decimals = not after_token.strip(b"0123456789+-.eE \t\r")
@@ -160,7 +160,7 @@ def _is_binary(lines: list[bytes], dim: int) -> bool:
 
 
 def first_lines(stream: ByteStream) -> list[bytes]:
-    """The first lines that aren't blank; of a cut one only what is whole."""
+    """The first lines that aren't blank, without one that the sample cuts off."""
     size = SAMPLE_BYTES
     while True:
         head = stream.peek(size)
@@ -175,7 +175,7 @@ def first_lines(stream: ByteStream) -> list[bytes]:
 
 
 def _trailing_decimals(line: bytes) -> int:
-    """How many fields at the end of `line` are numbers, without the first field."""
+    """The number of fields at the end of `line` that are numbers, the first field excluded."""
     count = 0
     for field in reversed(line.split()[1:]):
         if decimal(field) is None:
@@ -185,8 +185,8 @@ def _trailing_decimals(line: bytes) -> int:
 
 
 def decimal(field: bytes) -> float | None:
-    """The number that `field` is, as Python reads it; None when it is none."""
-    # float() takes 1_0 for 10, which no other program writes or reads.
+    """The number in `field`, as Python reads it; None when it isn't one."""
+    # float() reads 1_0 as 10; no other program writes or reads that.
     if b"_" in field:
         return None
     try:

@@ -1,13 +1,13 @@
-"""Reads what a torch pickle says of its tensors, and runs nothing of it.
+"""Reads a torch pickle's description of its tensors, and runs nothing of it.
 
-Pickle is a program that may call whatever it names. Here a name is looked up in one fixed list,
-that of torch.load(weights_only=True), and stands for an inert object of ours; any other name is
-refused. What is built are dicts, lists, numbers, strings and `TensorRef`s. Before that the opcodes
-are looked through (restricted_pickle.py).
+A pickle is a program that may call anything it names. Here a name is looked up in one fixed list,
+that of torch.load(weights_only=True), and resolves to an inert object of ours; any other name is
+refused. The result has only dicts, lists, numbers, strings and `TensorRef`s. The opcodes are
+checked before (restricted_pickle.py).
 
-What stands for a name is a tuple, or a class with a `__setstate__`: a pickle can set attributes and
-state on what it has got hold of, also on a frozen dataclass, but on these there is nothing to set.
-Nothing is copied on a pickle's word, or a short one would copy its longest list a million times.
+A name resolves to a tuple, or a class with a `__setstate__`: a pickle can set attributes and state
+on any object it reaches, even on a frozen dataclass, but on these there is nothing to set.
+Copies that a pickle orders are bounded, or a short one could copy its longest list a million times.
 """
 
 import io
@@ -44,7 +44,7 @@ STORAGES = {
     "QUInt4x2Storage": "quint4x2",
     "QUInt2x4Storage": "quint2x4",
 }
-# Which of them there are depends on torch's version; to name one of them does no harm.
+# Which of them exist depends on torch's version; naming any does no harm.
 _DTYPES = {
     *STORAGES.values(),
     *("uint16", "uint32", "uint64", "complex32"),
@@ -57,12 +57,12 @@ _TENSOR_CLASSES = ("Float", "Half", "BFloat16", "Double", "Long", "Int", "Short"
                    "Bool")  # fmt: skip
 _QUANTISERS = ("per_tensor_affine", "per_tensor_symmetric", "per_channel_affine",
                "per_channel_symmetric", "per_channel_affine_float_qparams")  # fmt: skip
-# Bytes that are spelt as text are kept up to this length, as keys are short.
+# Bytes that are written as text are kept up to this length, because keys are short.
 _ENCODED_CHARACTERS_MAX = 64
 
 
 class StorageRef(NamedTuple):
-    """A storage: `key` names the archive's entry with its bytes, `dtype` is its elements'."""
+    """A storage: `key` names the archive's entry with its bytes, `dtype` its elements' type."""
 
     dtype: str
     key: str
@@ -70,7 +70,7 @@ class StorageRef(NamedTuple):
 
 
 class TensorRef(NamedTuple):
-    """A tensor: where in its storage it lies, in elements."""
+    """A tensor: its place in its storage, in elements."""
 
     storage: StorageRef
     offset: int
@@ -80,28 +80,28 @@ class TensorRef(NamedTuple):
 
 
 class OtherTensor(NamedTuple):
-    """A tensor that isn't a piece of a storage: `kind` is what it is, `advice` what to do."""
+    """A tensor that isn't a part of a storage: its `kind`, and `advice` on what to do."""
 
     kind: str
     advice: str
 
 
 class _Mapping(dict[Any, Any]):
-    """An OrderedDict's place: takes the attributes torch hangs on one, and forgets them."""
+    """Takes an OrderedDict's place; ignores the attributes that torch sets on one."""
 
     def __setstate__(self, state: object) -> None:
         pass
 
 
 class _Named(NamedTuple):
-    """What a name stands for that is only mentioned: a storage class or dtype."""
+    """A name that is only mentioned, never called: a storage class or dtype."""
 
     kind: str
     value: str
 
 
 class _Builder(NamedTuple):
-    """A function that a pickle may call, by name. An object that nothing can be set on."""
+    """A function that a pickle may call, by name. A pickle can set nothing on this object."""
 
     name: str
     copies: Copies
@@ -181,7 +181,7 @@ _REBUILDERS = {
     "_rebuild_wrapper_subclass": "subclass",
     "_rebuild_device_tensor_from_numpy": "subclass",
 }
-# Names of functions, and what `_Builder` knows each as.
+# Names of functions, and `_Builder`'s name for each.
 _FUNCTIONS = {
     "collections.OrderedDict": "ordered dict",
     "collections.Counter": "inert",
@@ -196,7 +196,7 @@ _FUNCTIONS = {
        for builtins in ("builtins", "__builtin__")
        for name in ("set", "frozenset", "bytearray", "complex")},
 }  # fmt: skip
-# Names of things that are only mentioned.
+# Names that are only mentioned.
 _GLOBALS: dict[str, Any] = {
     **{f"{module}.{name}": _Named("storage", dtype)
        for module in ("torch", "torch.cuda", "torch.storage")
@@ -211,7 +211,7 @@ _GLOBALS: dict[str, Any] = {
 
 
 class _Unpickler(pickle.Unpickler):
-    """pickle's machine with every door shut that leads to code."""
+    """pickle's machine, without any way to run code."""
 
     def __init__(self, file: io.BytesIO) -> None:
         super().__init__(file)
@@ -249,8 +249,8 @@ def _refuse(name: str) -> NoReturn:
 def read_tensors(data: bytes, name: str) -> dict[str, TensorRef | OtherTensor]:
     """The tensors that the pickle `data` of file `name` describes, by their path.
 
-    A path is the keys on the way to the tensor, joined by dots; "tensor" for one that is alone.
-    BadFile when the pickle is damaged or asks for anything but tensors and plain containers.
+    A path is the keys on the way to the tensor, joined by dots; "tensor" for a single tensor.
+    BadFile when the pickle is damaged or has anything but tensors and plain containers.
     """
     if len(data) > PICKLE_BYTES_MAX:
         raise BadFile(f"{name}: its pickle has {len(data)} bytes; {PICKLE_BYTES_MAX} are read")

@@ -18,12 +18,12 @@ from gatherd_server.loaders.strided import StridedLayout, strided_source
 from gatherd_server.loaders.torch_pickle import OtherTensor, TensorRef, read_tensors
 
 PICKLE_ENTRY = "data.pkl"
-# What the format before the zip archives begins with: a pickled magic number.
+# The beginning of the format before the zip archives: a pickled magic number.
 LEGACY_MAGIC = b"\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19"
 
 
 def torch_root(names: list[str]) -> str | None:
-    """The folder that a torch archive with these entries has its own in, or None for another."""
+    """The folder of a torch archive's entries, or None when `names` are another archive's."""
     for name in names:
         root, _, entry = name.rpartition("/")
         if entry == PICKLE_ENTRY and "/" not in root:
@@ -66,7 +66,7 @@ def torch_source(
 
 
 def shown_tensor(tensor: TensorRef | OtherTensor) -> str:
-    """Type and shape of a tensor, to show."""
+    """Type and shape of a tensor, as text."""
     if isinstance(tensor, OtherTensor):
         return tensor.kind
     return f"{tensor.dtype} {tensor.shape}"

@@ -1,8 +1,8 @@
-"""Keys out of JSON: a list of tokens, a dict of token to row, or Hugging Face's tokenizer.json.
+"""Keys from JSON: a list of tokens, a dict of token to row, or Hugging Face's tokenizer.json.
 
 tokenizer.json keeps a model's vocabulary under "model": WordPiece, BPE and WordLevel as a dict of
-token to id, Unigram as a list of [token, score], whose places are the ids; "added_tokens" have ids
-of their own. Tokens are taken as they are spelt there ("##ing", "Ġking", "▁the"), never decoded.
+token to id, Unigram as a list of [token, score] in the order of the ids; "added_tokens" have ids of
+their own. Tokens are taken as they are written there ("##ing", "Ġking", "▁the"), never decoded.
 """
 
 import json
@@ -17,9 +17,9 @@ from gatherd_server.loaders.streams import ByteStream
 
 
 def vocabulary_keys(stream: ByteStream) -> Keys:
-    """The keys in the JSON that `stream` holds, by row; BadFile when it has no such keys.
+    """The keys in the JSON of `stream`, by row; BadFile when it has none.
 
-    An empty token is an empty key, for the caller to refuse or to leave out.
+    An empty token becomes an empty key; the caller refuses it or leaves it out.
     """
     name = stream.name
     data = stream.read(VOCABULARY_BYTES_MAX + 1)

@@ -1,11 +1,11 @@
 r"""word2vec's binary form: a line "ROWS DIM", then for each row its token, a blank, dim float32.
 
-The original program writes "\n" after each vector, gensim none; line feeds before a token count for
-nothing. Nothing marks a record: a token with a blank in it moves its vector by what follows the
-blank, and leaves as many of the vector's bytes to the next token. So a token that isn't UTF-8, or
-has control characters, is taken for damage, and where the first record has its "\n", a record
-without one is. The original program cuts long tokens in the midst of a character; behind a "\n"
-such a token is taken as it is.
+The original program writes "\n" after each vector, gensim doesn't; line feeds before a token are
+ignored. Nothing marks a record's beginning: if a token contains a blank, the rest of the token is
+taken for the vector's first bytes, and the vector's last bytes for the next token's. So a token
+that isn't UTF-8, or has control characters, counts as damage; if the first record has its "\n", so
+does a record without one. The original program cuts long tokens even inside a character; after a
+"\n" such a token is taken as it is.
 """
 
 from collections.abc import Iterator
@@ -30,7 +30,7 @@ _SKIP = "(--on-bad-row skip leaves such records out)"
 
 
 def word2vec_binary_source(stream: ByteStream, on_bad_row: OnBadRow) -> RowSource | None:
-    """The rows of `stream`, or None when it doesn't begin as such a file does."""
+    """The rows of `stream`, or None when it doesn't begin like such a file."""
     line, newline, _ = stream.peek(HEADER_BYTES_MAX).partition(b"\n")
     header = header_of(line) if newline else None
     if header is None or not 1 <= header[1] <= DIM_MAX:
@@ -57,7 +57,7 @@ def word2vec_binary_source(stream: ByteStream, on_bad_row: OnBadRow) -> RowSourc
 
 @dataclass(slots=True)
 class _Record:
-    """Where a record's token begins and ends, and what is wrong with the record, if anything."""
+    """The begin and end of a record's token, and what is wrong with the record, if anything."""
 
     begin: int
     end: int
@@ -74,7 +74,7 @@ class _Reader:
         self._row_bytes = dim * 4
         self._skips = on_bad_row is OnBadRow.SKIP
         self._done = 0
-        # Whether records end in a line feed, which the first one tells.
+        # Whether records end in a line feed; the first one decides.
         self._has_ends: bool | None = None
 
     def batches(self) -> Iterator[RowBatch]:
@@ -112,7 +112,7 @@ class _Reader:
             )
 
     def _left_out(self) -> RowBatch:
-        """No rows, and one that the file ends in."""
+        """A batch without rows, which counts the record that the file's end cuts off."""
         nothing = np.empty((0, self._row_bytes // 4), np.float32)
         none = np.empty(0, np.int64)
         keys = keys_of_spans(np.empty(0, np.uint8), none, none)
@@ -128,7 +128,7 @@ class _Reader:
         bounds = np.array([(records[i].begin, records[i].end) for i in good], np.int64)
         bounds = bounds.reshape(-1, 2)
         whole = np.frombuffer(data, np.uint8)
-        # Every window of a row's length, as a view; only those picked are copied.
+        # Every window of a row's length, as a view; only the selected ones are copied.
         windows = np.lib.stride_tricks.sliding_window_view(whole, self._row_bytes)
         rows = windows[bounds[:, 1] + 1].view("<f4")
         keys = keys_of_spans(whole, bounds[:, 0], bounds[:, 1])
@@ -136,10 +136,10 @@ class _Reader:
         return RowBatch(rows, keys, numbers, self._stream.done(), len(records) - len(good))
 
     def _records(self, data: bytes, is_last: bool) -> tuple[list[_Record], int]:
-        """The whole records in `data`, and where the rest begins.
+        """The whole records in `data`, and the beginning of the rest.
 
-        The last of them is left to the next call, where there is one: the token after it shows
-        whether its vector is its own.
+        If more records follow, the last one is left to the next call: only the token after it shows
+        whether its vector is right.
         """
         records: list[_Record] = []
         at = begin = 0
@@ -153,17 +153,17 @@ class _Reader:
                     f"token of at most {KEY_BYTES_MAX} bytes and a blank; is its first line right?"
                 )
             end = blank + 1 + self._row_bytes
-            # Two bytes more, to see whether one is the line feed.
+            # Two more bytes, to see whether a line feed follows.
             if blank < 0 or end > len(data) or (end + 2 > len(data) and not is_last):
                 break
             if self._has_ends is None and data[end : end + 2] not in (b"\n ", b"\n\n"):
-                # Else it may be the next token, of a line feed or none.
+                # Otherwise the "\n" may be the next token, or come before an empty one.
                 self._has_ends = data[end : end + 1] == b"\n"
             self._judge(data, records, at, blank)
             begin, at = at, end
         left = data[at:].strip(b"\n")
         if records and is_last and left and b" " not in left:
-            # No record that is cut off, but the end of one that was moved.
+            # These bytes aren't a truncated record, but the end of a shifted one.
             records[-1].wrong = records[-1].wrong or _MOVED
         is_next = self._skips or len(records) + self._done < self._row_count
         if records and not is_last and is_next:
@@ -196,7 +196,7 @@ class _Reader:
 
 
 def _is_text(token: bytes, has_ends: bool) -> bool:
-    """Whether a token is one, and not the end of the vector before it."""
+    """Whether a token is real, and not the end of the vector before it."""
     if token.translate(None, _CONTROL) != token:
         return False
     if has_ends:

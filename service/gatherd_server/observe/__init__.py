@@ -1,1 +1,1 @@
-"""What a server reports: logs, traces, metrics, and the request they belong to."""
+"""A server's reports: logs, traces, metrics, and the request they belong to."""

@@ -1,7 +1,7 @@
 """The server's log: to standard error, a line a record, for people or as JSON for machines.
 
 A line that is written for a request has its id. Left out on purpose: a line for each request, which
-metrics count and traces show; those that failed are told at level debug.
+metrics count and traces show; failed requests are logged at level debug.
 """
 
 import json
@@ -17,7 +17,7 @@ _TEXT = "%(asctime)s %(levelname)-7s %(process)d %(name)s: %(message)s%(request)
 
 
 class LogFormat(Enum):
-    """What a line of the log is."""
+    """The format of a log line."""
 
     TEXT = "text"
     JSON = "json"
@@ -65,9 +65,9 @@ def configure_logging(level: str, log_format: LogFormat = LogFormat.TEXT) -> Non
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(_Json() if log_format is LogFormat.JSON else _Text())
     logging.basicConfig(handlers=[handler], level=level.upper())
-    # Says of each start and stop what the supervisor says better.
+    # It reports each start and stop, which the supervisor reports better.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)
-    # At debug it tells of every step of every compilation, by the megabyte.
+    # At debug it logs every step of every compilation, megabytes of it.
     logging.getLogger("numba").setLevel(logging.WARNING)
 
 

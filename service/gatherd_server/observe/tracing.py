@@ -1,10 +1,10 @@
 """OpenTelemetry spans, by the extra `gatherd[otel]`; nothing of it is imported while they are off.
 
-A span is made when what it tells of has ended: so a lookup that isn't sampled costs one call, and
-no context has to be carried through the server. What a commit is a part of is told by links to the
-requests' own traces. Where spans go is OpenTelemetry's own configuration (OTEL_EXPORTER_OTLP_…,
-OTEL_TRACES_SAMPLER, OTEL_RESOURCE_ATTRIBUTES). Left out on purpose: spans inside a lookup, which is
-one gather; its metrics, which Prometheus has.
+A span is made when its work has ended. So a lookup that isn't sampled costs one call, and no
+context has to be carried through the server. A commit's span links to the traces of its requests.
+OpenTelemetry's own configuration decides where spans go (OTEL_EXPORTER_OTLP_…, OTEL_TRACES_SAMPLER,
+OTEL_RESOURCE_ATTRIBUTES). Left out on purpose: spans inside a lookup, which is one gather; and
+OpenTelemetry's metrics, because Prometheus has them.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor
     from opentelemetry.trace import Link
 
-# Traces that a commit's span links to; a batch can have a thousand pushes.
+# Traces that a commit's span links to at most; a batch can have a thousand pushes.
 LINKS_MAX: Final = 32
 
 
@@ -38,12 +38,12 @@ class Spans:
     """Makes spans. Safe to use from many threads."""
 
     def __init__(self, processor: SpanProcessor, process: str) -> None:
-        """Of `process`; what is made goes to `processor`."""
+        """The spans of `process` go to `processor`."""
         from opentelemetry.sdk.resources import Resource
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES win.
+        # OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES take precedence.
         own = Resource({"service.name": "gatherd", "gatherd.process": process})
         provider = TracerProvider(resource=own.merge(Resource.create()), shutdown_on_exit=False)
         provider.add_span_processor(processor)
@@ -54,7 +54,7 @@ class Spans:
     def request(
         self, wire: str, procedure: str, code: str, elapsed_ns: int, traceparent: str | None
     ) -> None:
-        """A request that was answered now, after `elapsed_ns`, in the trace of its client."""
+        """Record a request that is answered now, after `elapsed_ns`, in its client's trace."""
         from opentelemetry.trace import SpanKind
 
         self._span(
@@ -73,7 +73,7 @@ class Spans:
         attributes: Mapping[str, int],
         traceparents: Sequence[str] = (),
     ) -> None:
-        """Work of the server itself that ended now, for the requests of those traces."""
+        """Record work of the server itself that ends now, for the requests of those traces."""
         from opentelemetry.trace import Link, SpanKind, get_current_span
 
         links = [
@@ -83,13 +83,13 @@ class Spans:
         self._span(name, SpanKind.INTERNAL, elapsed_ns, dict(attributes), links=links)
 
     def close(self) -> None:
-        """Send what wasn't sent yet."""
+        """Send the spans that wait."""
         self._provider.shutdown()
 
     def _context(self, traceparent: str | None) -> Context:
         from opentelemetry.context import Context
 
-        # An empty context of its own: a new trace, whatever the thread is in.
+        # An empty context starts a new trace, whatever context the thread has.
         if traceparent is None:
             return Context()
         return self._propagator.extract({"traceparent": traceparent}, Context())
@@ -123,9 +123,9 @@ class Spans:
 
 
 def open_spans(export: TraceExport, process: str) -> Spans | None:
-    """What `process` makes spans with, or None when they are off.
+    """The maker of `process`'s spans, or None when they are off.
 
-    ConfigError when OpenTelemetry's packages aren't there.
+    ConfigError when OpenTelemetry's packages aren't installed.
     """
     if export is TraceExport.OFF:
         return None

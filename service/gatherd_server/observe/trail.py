@@ -1,7 +1,7 @@
-"""Which request the code at hand works for: so that log lines and errors can name it.
+"""The request that the running code works for, so that log lines and errors can name it.
 
-A request's id is the client's X-Request-Id if it is one, else the trace id of its traceparent, else
-one that is drawn when it is first asked for, which most requests never are.
+A request's id is the client's X-Request-Id if that is valid, else the trace id of its traceparent,
+else an id that is drawn when it is first needed; most requests never need it.
 """
 
 import random
@@ -17,14 +17,14 @@ REQUEST_ID_HEADER: Final = "x-request-id"
 TRACEPARENT_HEADER: Final = "traceparent"
 
 _REQUEST_ID: Final = re.compile(r"[\x21-\x7e]{1,128}")
-# https://www.w3.org/TR/trace-context/#traceparent-header; later versions may have more behind it.
+# https://www.w3.org/TR/trace-context/#traceparent-header; later versions may append to it.
 _TRACEPARENT: Final = re.compile(
     r"(?!ff)[0-9a-f]{2}-(?!0{32})([0-9a-f]{32})-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}(?:-.*)?"
 )
 
 
 class Trail:
-    """One request under way. `code` and `error` are what it failed with, "" and None before."""
+    """One request under way. `code` and `error` are those of its failure, "" and None before."""
 
     __slots__ = ("_header", "_id", "code", "error")
 
@@ -48,12 +48,12 @@ class Trail:
 
     @property
     def traceparent(self) -> str | None:
-        """The W3C trace context that came with the request, when it is one."""
+        """The W3C trace context that came with the request, if it is valid."""
         given = self._header(TRACEPARENT_HEADER) or ""
         return given if _TRACEPARENT.fullmatch(given) else None
 
 
-# Of our own: whoever seeds the module's, as tests do, must not get the same ids twice.
+# Our own generator: seeding the module's, as tests do, must not repeat ids.
 _ids: Final = random.Random()  # noqa: S311 - no secret, and a refusal mustn't wait for the kernel
 
 
@@ -80,7 +80,7 @@ def following(trail: Trail) -> Iterator[None]:
 
 
 def failed(code: str, error: GatherdError) -> None:
-    """Note what the current request, if there is one, is answered with."""
+    """Note the error that the current request, if there is one, is answered with."""
     trail = _current.get()
     if trail is not None:
         trail.code, trail.error = code, error

@@ -1,6 +1,7 @@
-"""What the supervisor tells a worker, in a module of its own: it imports nothing of the wires.
+"""What the supervisor tells a worker.
 
-Importing those takes a second, which neither the supervisor nor a command has to spend.
+A module of its own, which imports nothing of the wires: that would take the supervisor, and every
+command, a second.
 """
 
 import json
@@ -14,11 +15,11 @@ from gatherd_server.settings import ServeSettings
 class WorkerBrief:
     """What the supervisor tells a worker.
 
-    `listeners` are descriptors of listening sockets, `sources` descriptors of the files in
-    `settings.tables`, in their order: a worker that comes back maps the very file that the others
-    have mapped, also when its name has gone or means another file by now. `is_restart` says that
-    another worker was in this place, `number`, before. `metrics_fd` is the page that all count in.
-    Without `has_writer` nobody of this server changes the data dir: there is none, or it is
+    `listeners` are descriptors of listening sockets. `sources` are descriptors of the files in
+    `settings.tables`, in their order: a restarted worker maps the very file that the others have
+    mapped, even if its name is gone or means another file by now. `is_restart` says that another
+    worker had this place, `number`, before. `metrics_fd` is the page in which all count. Without
+    `has_writer` this server doesn't change the data dir: there is none, or it is read-only.
     read-only.
     """
 
@@ -32,7 +33,7 @@ class WorkerBrief:
     has_writer: bool
 
     def encode(self) -> bytes:
-        """As one line."""
+        """Encode it as one line."""
         settings = self.settings.model_dump(mode="json")
         document = {
             "settings": settings,
@@ -48,7 +49,7 @@ class WorkerBrief:
 
     @classmethod
     def decode(cls, line: bytes) -> "WorkerBrief":
-        """From what `encode` gave."""
+        """The brief that `encode` gave."""
         document: dict[str, Any] = json.loads(line)
         return cls(
             ServeSettings(**document["settings"]),

@@ -4,12 +4,12 @@ A folder of them has `built.json` beside numba's own files:
 
     {"cpu": "x86-64-v3", "features": "+avx2,+fma,+f16c", "needs": ["avx2", "fma", …]}
 
-`needs` are flags of /proc/cpuinfo. Where the processor has them all, this process and those that it
-starts load the kernels from there and compile nothing; the folder may be read-only. Where one is
-missing, the kernels are compiled for the processor at hand, as if the folder weren't there: once
-where a cache can be kept (kernel_cache.py), else in every process.
+`needs` are flags of /proc/cpuinfo. If the processor has them all, this process and its children
+load the kernels from there and compile nothing; the folder may be read-only. If one is missing, the
+kernels are compiled for the actual processor, as if the folder didn't exist: once if a cache can be
+kept (kernel_cache.py), else in every process.
 
-Imports nothing of numba: it reads its environment when it is first imported, so this comes before.
+Imports nothing of numba, which reads its environment at its first import: this must come before.
 """
 
 import json
@@ -27,9 +27,9 @@ _LOCATOR: Final = "gatherd_server.processes.sealed_cache.SealedCache"
 def use_built_kernels(
     environment: MutableMapping[str, str] | None = None, cpuinfo: str = "/proc/cpuinfo"
 ) -> None:
-    """Point numba to the folder that GATHERD_BUILT_KERNELS names, if they are for this processor.
+    """Point numba to the folder that GATHERD_BUILT_KERNELS names, if its kernels fit the processor.
 
-    A line on standard error says so when they aren't. NUMBA_CACHE_DIR, where somebody set it, wins.
+    If they don't, a line on standard error says so. A NUMBA_CACHE_DIR that is set wins.
     """
     environment = os.environ if environment is None else environment
     folder = environment.get(ENVIRONMENT)
@@ -52,7 +52,7 @@ def use_built_kernels(
 
 
 def cpu_flags(cpuinfo: str) -> frozenset[str]:
-    """What the first processor can do, in the kernel's words; nothing where it doesn't tell."""
+    """The first processor's features, in the kernel's words; empty if the kernel lists none."""
     try:
         with open(cpuinfo, encoding="utf-8", errors="replace") as lines:
             for line in lines:

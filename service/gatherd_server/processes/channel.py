@@ -1,10 +1,10 @@
-"""The supervisor's channel, as its children see it: a socket that lines come in on.
+"""The supervisor's channel, as its children see it: a socket on which lines arrive.
 
 A child is `python -P -m MODULE FD`, FD being its end. The first line is its brief; it answers with
 one line, ready or failed. Each later line has settings that changed. When the channel closes, for
-whatever reason, the child ends: at once while it starts, in good order once it serves, and by force
-when that takes longer than its supervisor would have waited. A thread watches for it, because a
-start can wait for what never comes, the other children included.
+any reason, the child ends: at once while it starts, in good order once it serves, and by force if
+that takes longer than its supervisor would have waited. A thread watches the channel, because a
+start can wait for something that never comes, such as the other children.
 """
 
 import asyncio
@@ -40,52 +40,52 @@ class Channel:
 
     @classmethod
     def from_arguments(cls) -> Self:
-        """The one that argv names."""
+        """The channel that argv names."""
         return cls(socket.socket(fileno=int(sys.argv[1])))
 
     def read_line(self) -> bytes:
         """The brief; empty when the supervisor is gone."""
-        # Unbuffered: a second line, if there is one already, is for `closed` to read.
+        # Unbuffered: `closed` must read a second line that is there already.
         with self._socket.makefile("rb", buffering=0) as lines:
             return lines.readline()
 
     def watch(self) -> None:
-        """From here on this process ends when the supervisor has gone, whatever else it does."""
+        """From here on this process ends when the supervisor is gone, whatever else it does."""
         threading.Thread(target=self._end_with_supervisor, name="channel", daemon=True).start()
 
     def _end_with_supervisor(self) -> None:
-        # Nothing is logged here: whoever reads the log may have gone too, or have stopped reading.
+        # Nothing is logged here: the reader of the log may be gone too, or have stopped reading.
         changes = select.poll()
         changes.register(self._socket, select.POLLRDHUP)
-        changes.poll()  # until it asks for the end, or is gone
+        changes.poll()  # until the supervisor asks for the end, or is gone
         with self._lock:
             if self._stop_seconds is None:
                 os._exit(ORPHANED_STATUS)
         changes.modify(self._socket, 0)
-        changes.poll()  # until it is gone
+        changes.poll()  # until the supervisor is gone
         time.sleep(self._stop_seconds)
         os._exit(ORPHANED_STATUS)
 
     def tell_ready(self) -> None:
-        """Say that all is up."""
+        """Say that everything is up."""
         self._tell({"event": "ready"})
 
     def tell_failed(self, message: str) -> None:
-        """Say why nothing will be."""
+        """Say why the start failed."""
         self._tell({"event": "failed", "message": message})
 
     def _tell(self, event: dict[str, str]) -> None:
-        # A supervisor that is gone is for the watching thread.
+        # The watching thread notices a supervisor that is gone.
         with suppress(OSError):
             self._socket.sendall(json.dumps(event).encode() + b"\n")
 
     def closed(
         self, on_change: Callable[[dict[str, Any]], None], stop_seconds: float
     ) -> asyncio.Event:
-        """Set when the supervisor closes the channel or dies, or SIGTERM comes; on a loop.
+        """An event, set when the supervisor closes the channel or dies, or at SIGTERM.
 
-        To be called before anything is accepted: until then the process ends at once instead, and
-        afterwards it has `stop_seconds` when the supervisor is gone. `on_change` is called with
+        Call it on the event loop, before anything is accepted. Until then the process ends at once
+        if the supervisor is gone; afterwards it has `stop_seconds`. `on_change` is called with
         settings that changed.
         """
         with self._lock:
@@ -113,10 +113,10 @@ class Channel:
 
 
 def run_child(main: Callable[[Channel, bytes], Coroutine[Any, Any, None]]) -> None:
-    """Run a child: `main` is given the channel and the brief."""
-    # Ctrl-C reaches the whole process group; stopping is the supervisor's to order.
+    """Run a child: `main` gets the channel and the brief."""
+    # Ctrl-C reaches the whole process group, but only the supervisor orders a stop.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # So is reloading; a terminal that closes sends it to all of us.
+    # Only the supervisor reloads, too; a closing terminal sends SIGHUP to all of us.
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     channel = Channel.from_arguments()
     line = channel.read_line()

@@ -1,6 +1,6 @@
-"""A process of the server as its supervisor has it: spawned, told things, listened to, restarted.
+"""A process of the server, as its supervisor handles it: start, messages, restart.
 
-The other end of its channel is processes/channel.py's.
+channel.py is the other end of its channel.
 """
 
 import json
@@ -18,9 +18,9 @@ from typing import Any, Final
 
 RESTART_SECONDS_MIN: Final = 0.1
 RESTART_SECONDS_MAX: Final = 5.0
-# A child that served this long before it died is restarted without a growing pause.
+# A child that served this long before it died is restarted without a longer pause.
 STEADY_SECONDS: Final = 10.0
-# grpc's newer engine of events takes a fifth more of a small call's time than the older one; see
+# grpc's newer event engine makes a small call take a fifth longer than the older one; see
 # docs/performance.md. grpc reads this when it is imported, and logs a name that it doesn't know.
 ENVIRONMENT: Final = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
 _LINE_BYTES_MAX: Final = 64 << 10
@@ -28,16 +28,16 @@ _LINE_BYTES_MAX: Final = 64 << 10
 
 @dataclass(slots=True)
 class Child:
-    """One place to be filled, and the process that fills it at the moment."""
+    """A place for a process, and the process that has it at the moment."""
 
     name: str
     module: str
     brief: Callable[[bool], bytes]
-    """What it is told, given whether another was in its place before."""
+    """Makes its brief, given whether another process had its place before."""
     inherits: Callable[[], tuple[int, ...]]
-    """Descriptors that it gets."""
+    """The descriptors that it inherits."""
     selector: selectors.BaseSelector
-    """Is told of its channel, with the child as `data`."""
+    """Its channel is registered here, with the child as `data`."""
     process: subprocess.Popen[bytes] | None = None
     channel: socket.socket | None = None
     received: bytes = b""
@@ -48,7 +48,7 @@ class Child:
     restart_seconds: float = field(default=RESTART_SECONDS_MIN)
 
     def start(self) -> None:
-        """Spawn a process and tell it what it is for."""
+        """Spawn a process and send it its brief."""
         ours, theirs = socket.socketpair()
         with theirs:
             os.set_inheritable(theirs.fileno(), True)
@@ -70,13 +70,13 @@ class Child:
         self.selector.register(ours, selectors.EVENT_READ, self)
 
     def tell(self, lines: bytes) -> None:
-        """Send whole lines; one that is ending isn't told, and its successor is told all."""
+        """Send whole lines, unless the process is ending; its successor gets a full brief."""
         if self.channel is not None:
             with suppress(OSError):
                 self.channel.sendall(lines)
 
     def read(self) -> list[dict[str, Any]]:
-        """What it has said since; the channel is closed when that was all."""
+        """Its events since the last call; the channel is closed after the last one."""
         if self.channel is None:
             return []
         try:
@@ -86,35 +86,35 @@ class Child:
         except OSError:
             data = b""
         if not data:
-            # The process is ending; SIGCHLD tells when it has.
+            # The process is ending; SIGCHLD comes when it has ended.
             self.close_channel()
             return []
         *lines, self.received = (self.received + data).split(b"\n")
         return [json.loads(line) for line in lines]
 
     def ask_to_end(self) -> None:
-        """Have it answer what it took, and end; it isn't restarted."""
+        """Have it answer its pending requests and end; it isn't restarted."""
         self.restart_at = None
         if self.channel is not None:
             with suppress(OSError):
                 self.channel.shutdown(socket.SHUT_WR)
 
     def kill(self) -> None:
-        """End it now, if it is there."""
+        """End it now, if it runs."""
         self.close_channel()
         if self.process is not None:
             self.process.kill()
             self.process.wait()
 
     def close_channel(self) -> None:
-        """Hear no more of it."""
+        """Close the channel; nothing more is read from it."""
         if self.channel is not None:
             self.selector.unregister(self.channel)
             self.channel.close()
             self.channel = None
 
     def restart_later(self) -> None:
-        """Set `restart_at`: soon after it had served a while, ever later while it dies young."""
+        """Set `restart_at`: soon if it had served a while, later each time it dies young."""
         is_steady = self.is_ready and time.monotonic() - self.started >= STEADY_SECONDS
         self.restart_seconds = (
             RESTART_SECONDS_MIN if is_steady else min(self.restart_seconds * 2, RESTART_SECONDS_MAX)

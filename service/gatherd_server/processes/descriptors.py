@@ -1,6 +1,6 @@
-"""How many files this process may have open: raised at the start, and checked against its needs.
+"""The limit of open files of this process: raised at the start, and compared with its needs.
 
-Tables take none (gatherd.store.mapping); connections do, and files that are served where they lie.
+Tables need none (gatherd.store.mapping); connections and files that are served in place do.
 """
 
 import resource
@@ -11,25 +11,25 @@ from gatherd_server.errors import StartError
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import SPARE_CONNECTIONS
 
-# Of a process itself: the log, sockets, event loops, and what a change or a snapshot opens at once.
+# For the process itself: the log, sockets, event loops, and the files of a change or a snapshot.
 OWN_DESCRIPTORS: Final = 128
 
 
 def raise_limit() -> int:
-    """Raise the limit of open files to what this process may raise it to; how many that is.
+    """Raise the limit of open files as far as this process may; return the new limit.
 
     Processes that it starts have it too.
     """
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
-        # Some systems have a maximum below what they tell as the hard limit.
+        # Some systems have a maximum below the hard limit that they report.
         with suppress(ValueError, OSError):
             resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 def check_limit(settings: ServeSettings, limit: int) -> None:
-    """StartError unless a process of the server may open all that `settings` let it need."""
+    """StartError unless a process of the server may open all files that `settings` allow."""
     needed = needed_descriptors(settings)
     if limit in (resource.RLIM_INFINITY, -1) or needed <= limit:
         return

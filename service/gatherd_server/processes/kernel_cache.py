@@ -1,7 +1,7 @@
-"""Where the compiled kernels are kept from one start to the next: a folder for each release's own.
+"""The folder that keeps compiled kernels from one start to the next, one for each release.
 
 The server's kernels are in the files that match `KERNEL_FILES`, the store's in its folder
-`kernels`. No file is listed by name. A kernel in a file that doesn't match would change unseen.
+`kernels`. No file is listed by name, but a kernel in a file that doesn't match would change unseen.
 """
 
 import logging
@@ -13,22 +13,23 @@ from gatherd.store.kernels import compiled
 
 logger = logging.getLogger("gatherd.supervisor")
 
-# Below the data dir; nobody but numba reads it.
+# Below the data dir; only numba reads it.
 KERNELS_NAME = "kernels"
 KERNEL_FILES = "*/compiled_*.py"
 _ROOMS = Path(__file__).parent.parent
 
 
 def fingerprint() -> str:
-    """What tells the kernels of a server and of its store from another release's."""
+    """A hash that tells the kernels of this server and its store from another release's."""
     return compiled.fingerprint(sorted(_ROOMS.glob(KERNEL_FILES)))
 
 
 def use_kernel_cache(data_dir: Path | None) -> None:
-    """Tell numba, here and in the workers, where compiled kernels are kept; NUMBA_CACHE_DIR wins.
+    """Tell numba, here and in the workers, where to keep compiled kernels; NUMBA_CACHE_DIR wins.
 
-    The user's cache folder, or else the data dir's: never one that others can write to, because
-    what lies in it is run. Where neither can be written, every worker compiles anew (10 s or so).
+    It is the user's cache folder, or else the data dir's; never one that others can write to,
+    because its contents are run. If neither can be written, every worker compiles anew (about 10
+    s).
     """
     if "NUMBA_CACHE_DIR" in os.environ:
         return

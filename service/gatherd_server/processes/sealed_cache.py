@@ -1,14 +1,14 @@
-"""Where numba looks for kernels that were compiled beforehand, in a folder that may be read-only.
+"""Lets numba load kernels that were compiled beforehand, from a folder that may be read-only.
 
-Named in NUMBA_CACHE_LOCATOR_CLASSES by processes/built_kernels.py, and imported by numba. Its own
-locator for NUMBA_CACHE_DIR passes over a folder that it can't write to.
+built_kernels.py names it in NUMBA_CACHE_LOCATOR_CLASSES, and numba imports it. Numba's own locator
+for NUMBA_CACHE_DIR skips a folder that it can't write to.
 """
 
 from numba.core.caching import UserProvidedCacheLocator
 
 
 class SealedCache(UserProvidedCacheLocator):
-    """The folder NUMBA_CACHE_DIR as it is."""
+    """Locates the folder NUMBA_CACHE_DIR without a test that it can be written to."""
 
     def ensure_cache_path(self) -> None:
-        """Nothing: it is read, and a kernel that isn't in it isn't kept either."""
+        """Does nothing: the folder is only read, and a kernel that it lacks isn't kept either."""

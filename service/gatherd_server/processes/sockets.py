@@ -1,4 +1,4 @@
-"""Addresses to listening sockets, bound once by the supervisor for all its workers."""
+"""Turns addresses into listening sockets, bound once by the supervisor for all its workers."""
 
 import errno
 import ipaddress
@@ -12,11 +12,11 @@ from gatherd_server.errors import AddressInUse, ConfigError, StartError
 
 logger = logging.getLogger("gatherd.supervisor")
 
-# Who may open a Unix socket may do everything there: its owner and its group.
+# A Unix socket's owner and group may open it, and may then do everything there.
 UNIX_SOCKET_MODE = 0o660
-# The workers' way to the writer, who believes them.
+# The writer trusts its workers, so only the owner may open their socket.
 WRITER_SOCKET_MODE = 0o600
-# In the data dir: where the server answers HTTP, and where its workers reach the writer.
+# Sockets in the data dir: the server answers HTTP on one, workers reach the writer by the other.
 SERVER_SOCKET_NAME = "server.sock"
 WRITER_SOCKET_NAME = "writer.sock"
 
@@ -24,7 +24,7 @@ WRITER_SOCKET_NAME = "writer.sock"
 def open_beside(folder: Path, name: str) -> tuple[int, Path]:
     """A descriptor of `folder`, and a path to `name` in it that is short while that is open.
 
-    A socket's path has at most 107 bytes; a data dir's can have more.
+    A socket's path has at most 107 bytes; a data dir's can be longer.
     """
     fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     return fd, Path(f"/proc/self/fd/{fd}") / name
@@ -47,8 +47,8 @@ def join_address(host: str, port: int) -> str:
 def bind_http(address: str, backlog: int) -> socket.socket:
     """A listening TCP socket, to be shared by all workers.
 
-    One socket, not one a worker with SO_REUSEPORT: closing one of several such listeners resets
-    the connections that wait in its queue. AddressInUse when the port is taken.
+    It is one socket, not one for each worker with SO_REUSEPORT: closing one of several such
+    listeners resets the connections in its queue. AddressInUse when the port is taken.
     """
     sock = _bound("--http", address, reuse_port=False)
     sock.listen(backlog)
@@ -58,21 +58,21 @@ def bind_http(address: str, backlog: int) -> socket.socket:
 def reserve_grpc(address: str) -> tuple[socket.socket, str]:
     """Hold a port for the workers' gRPC servers; returns the holder and HOST:PORT.
 
-    grpcio takes no socket, so every worker binds the port itself with SO_REUSEPORT, under which a
-    second server would share it silently. Therefore the port is first bound exclusively, and then
-    held by a socket that never listens (and so gets no connections) for as long as we run.
+    grpcio takes no socket, so every worker binds the port itself with SO_REUSEPORT. A second server
+    would then share it silently. So the port is first bound exclusively. Afterwards a socket that
+    never listens, and so gets no connections, holds it for as long as we run.
     """
     probe = _bound("--grpc", address, reuse_port=False)
     host, port = probe.getsockname()[:2]
     probe.close()
     holder = _bound("--grpc", join_address(host, port), reuse_port=True)
-    # From here on nobody's exclusive bind succeeds, also while no worker listens yet.
+    # From here on every exclusive bind fails, even while no worker listens yet.
     holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 0)
     return holder, join_address(host, port)
 
 
 def check_loopback(setting: str, host: str) -> None:
-    """ConfigError unless `host`, which is bound, is reached from this machine alone."""
+    """ConfigError unless the bound `host` can be reached only from this machine."""
     if not ipaddress.ip_address(host.partition("%")[0]).is_loopback:
         raise ConfigError(
             f"--{setting} {host} is reached from other machines, and anybody there could change "
@@ -82,15 +82,15 @@ def check_loopback(setting: str, host: str) -> None:
 
 
 def bind_unix(path: Path, backlog: int, mode: int = UNIX_SOCKET_MODE) -> socket.socket:
-    """A listening Unix socket at `path`, in place of one that nobody answers any more.
+    """A listening Unix socket at `path`, replacing one that nobody answers any more.
 
-    AddressInUse when somebody does, StartError when `path` is something else.
+    AddressInUse when somebody answers there, StartError when `path` is something else.
     """
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         _clear(path)
         sock.bind(str(path))
-        path.chmod(mode)  # before it listens, so that nobody comes earlier
+        path.chmod(mode)  # before it listens, so that nobody connects earlier
         sock.listen(backlog)
     except StartError:
         sock.close()
@@ -111,9 +111,9 @@ def _clear(path: Path) -> None:
 
 
 def remove_socket(path: Path) -> None:
-    """Delete the socket `path`, at the end of a server. One that has to stay does no harm.
+    """Delete the socket `path`, at the end of a server. A socket that is left does no harm.
 
-    Its file system may be read-only by now; nobody answers there, and the next start sees that.
+    Its file system may be read-only by now. Nobody answers there, which the next start notices.
     """
     try:
         path.unlink(missing_ok=True)
@@ -131,7 +131,7 @@ def _bound(option: str, address: str, *, reuse_port: bool) -> socket.socket:
         raise ConfigError(f"{option} {address}: host {host!r} can't be resolved: {error}") from None
     sock = socket.socket(family, kind, proto)
     try:
-        # Lets a restarted server bind past connections in TIME_WAIT, but not past a listener.
+        # Lets a restarted server bind despite old connections in TIME_WAIT, but not a listener.
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if reuse_port:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)

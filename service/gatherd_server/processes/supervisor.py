@@ -1,8 +1,7 @@
-"""The process that `gatherd serve` is: it binds the sockets, starts the workers and keeps them.
+"""The process of `gatherd serve`: it binds the sockets, starts the workers and restarts them.
 
-It serves nothing itself. Workers are spawned, never forked, so that no thread or gRPC state is
-carried over. They exit when their channel closes, also when the supervisor is killed; see
-processes/channel.py.
+It serves nothing itself. Workers are spawned, never forked, so that they inherit no thread or gRPC
+state. They exit when their channel closes, also when the supervisor is killed; see channel.py.
 """
 
 import json
@@ -56,7 +55,7 @@ logger = logging.getLogger("gatherd.supervisor")
 
 @dataclass(frozen=True, slots=True)
 class Addresses:
-    """Where a running server answers."""
+    """The addresses at which a running server answers."""
 
     http: str
     grpc: str
@@ -72,9 +71,9 @@ class Supervisor:
         on_ready: Callable[[Addresses], None],
         read_settings: Callable[[], ServeSettings],
     ) -> None:
-        """`on_ready` is called once, when every worker answers for the first time.
+        """`on_ready` is called once, when all workers answer for the first time.
 
-        `read_settings` reads them anew, at SIGHUP.
+        `read_settings` reads the settings anew, at SIGHUP.
         """
         self._settings = settings
         self._on_ready = on_ready
@@ -93,7 +92,7 @@ class Supervisor:
             for number in range(settings.workers)
         ]
         self._owned_dir = settings.data_dir
-        """The data dir, when it is this server that changes it."""
+        """The data dir, if this server changes it."""
         if settings.data_dir is not None and is_read_only(settings.data_dir):
             self._owned_dir = None
         self._writer: Child | None = None
@@ -134,7 +133,7 @@ class Supervisor:
             raise StartError(self._failure)
 
     def _open(self, stack: ExitStack) -> Addresses:
-        """Check everything and take every resource that there is one of, before the first spawn."""
+        """Before the first spawn, check everything and take every resource that exists once."""
         settings = self._settings
         check_limit(settings, raise_limit())
         self._metrics_fd = make_server_page(settings.workers)
@@ -146,7 +145,7 @@ class Supervisor:
         is_authenticated = check_secrets(settings)
         if self._owned_dir is not None:
             owned = stack.enter_context(
-                # An empty volume is a data dir without tables; one that isn't there, a mistake.
+                # An empty volume is a data dir without tables; a missing one is a mistake.
                 own_data_dir(self._owned_dir, create=self._owned_dir.is_dir())
             )
             self._lock_fd = owned.lock_fd
@@ -185,7 +184,7 @@ class Supervisor:
     def _open_data_dir_sockets(self, data_dir: Path, stack: ExitStack) -> None:
         """Listen in the data dir: for clients on this machine, and for our workers.
 
-        We hold its lock: whatever answered there before is gone.
+        We hold its lock, so any earlier server there is gone.
         """
         names = [SERVER_SOCKET_NAME] + [WRITER_SOCKET_NAME] * (self._writer is not None)
         for name in names:
@@ -235,7 +234,7 @@ class Supervisor:
         ).encode()
 
     def _start_children(self) -> None:
-        """The writer first, and when it has recovered the data dir the workers."""
+        """Start the writer first; when it has recovered the data dir, start the workers."""
         if self._writer is not None:
             self._start(self._writer)
             while not (self._writer.is_ready or self._stop_signals or self._failure is not None):
@@ -266,7 +265,7 @@ class Supervisor:
             self._stop_signals += 1
 
     def _reload(self) -> None:
-        """Take what can change of the settings, and tell the children."""
+        """Use the reloaded settings that may change, and tell the children."""
         assert self._metrics is not None
         self._is_reload_due = False
         try:
@@ -326,10 +325,10 @@ class Supervisor:
             self._metrics.is_up(child.name, is_up)
 
     def _on_exit(self, worker: Child, status: int) -> None:
-        """Note the end of a worker; restart it unless the server never came up or is stopping."""
+        """Note the end of a child; restart it unless the server never came up or is stopping."""
         assert worker.process is not None
         pid = worker.process.pid
-        # What it said last, if anything, is still to be read.
+        # Its last lines, if any, are still unread.
         self._listen(worker)
         worker.close_channel()
         worker.process = None
@@ -350,21 +349,21 @@ class Supervisor:
         )
 
     def _drain(self) -> None:
-        """Let the workers answer what they have, for a bounded time; another signal ends it."""
+        """Let the workers answer their requests, for a bounded time; another signal ends it."""
         settings = self._settings
         if self._was_ready:
             logger.info("stopping: requests under way get %.0f s", settings.drain_seconds)
-        # Ours goes first: connections that came later than this would wait for nobody.
+        # Our listeners close first: no worker would answer connections that arrive later.
         for listener in self._listeners:
             listener.close()
         deadline = time.monotonic() + settings.stop_seconds
-        # The writer goes on until the workers have answered the updates that they took.
+        # The writer goes on until the workers have answered their pending updates.
         for some in (self._workers, [self._writer] if self._writer is not None else []):
             if not self._drain_some(some, deadline):
                 return
 
     def _drain_some(self, children: list[Child], deadline: float) -> bool:
-        """Have `children` end, and wait for that; False when they have to be killed."""
+        """Have `children` end, and wait for it; False when they have to be killed."""
         for child in children:
             child.ask_to_end()
         signals = self._stop_signals
@@ -382,7 +381,7 @@ class Supervisor:
 
 
 def check_secrets(settings: ServeSettings) -> bool:
-    """Whether the server asks who its clients are, or was told that it needn't.
+    """Whether the server authenticates its clients, or may do without.
 
     ConfigError for tokens and certificates that the workers couldn't use.
     """

@@ -2,10 +2,10 @@
 
 Start: the writer recovers the data dir, tables mapped and populated, kernels compiled or loaded,
 gRPC, HTTP, readiness. Stop: readiness off, both transports drain, the log is checkpointed, tables
-are let go.
+are closed.
 
-A server of one worker has its writer in it; of several, a process of its own (processes/writer.py),
-which the workers reach over a Unix socket.
+With one worker the writer is in the worker's process. With several it is a process of its own
+(writer.py), which the workers reach over a Unix socket.
 """
 
 import asyncio
@@ -56,19 +56,19 @@ from gatherd_server.writer.writer import Writer
 
 logger = logging.getLogger("gatherd")
 
-# Passes of the event loop in which nothing came, before listeners close: one to accept what waits
-# in the queue, one to build its transport, one to start reading, one to read, and as many again.
+# Listeners close after so many quiet passes of the event loop: one to accept what waits in the
+# queue, one to build its transport, one to start reading, one to read, and as many again.
 SETTLE_PASSES = 8
-# However many come: they are turned away then.
+# Passes at most, however many connections arrive: the rest is turned away.
 SETTLE_PASSES_MAX = 20_000
-# How often the files of tokens and certificates are looked at.
+# How often the files of tokens and certificates are checked for changes.
 WATCH_SECONDS = 1.0
-# For a TLS handshake, after which a connection has to send a request.
+# The time for a TLS handshake; after it a connection has to send a request.
 HANDSHAKE_SECONDS = 20.0
 
 
 class DrainingServer(uvicorn.Server):
-    """A uvicorn server that leaves signals to its owner and answers what it was sent before."""
+    """A uvicorn server that leaves signals to its owner and answers requests sent before."""
 
     def __init__(self, config: uvicorn.Config, tls: ssl.SSLContext | None) -> None:
         super().__init__(config)
@@ -80,7 +80,7 @@ class DrainingServer(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Listen as uvicorn does on Unix sockets, and by TLS, if there is any, on the others."""
+        """Listen as uvicorn does on Unix sockets, and with TLS, if it is on, on the others."""
         listeners = sockets or []
         plain = [one for one in listeners if not self._tls or one.family == socket.AF_UNIX]
         await super().startup(plain)
@@ -107,7 +107,7 @@ class DrainingServer(uvicorn.Server):
         return protocol
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Take what already waits on the listeners, then stop as uvicorn does."""
+        """Accept what already waits on the listeners, then stop as uvicorn does."""
         state = self.server_state
         quiet, before = 0, (0, 0, 0)
         for _ in range(SETTLE_PASSES_MAX):
@@ -146,7 +146,7 @@ class Worker:
         self._tls = Tls(files) if files is not None else None
 
     async def run(self, channel: Channel) -> None:
-        """Serve until the channel closes or SIGTERM comes; returns when all is answered."""
+        """Serve until the channel closes or SIGTERM comes; returns when everything is answered."""
         settings = self._brief.settings
         async with AsyncExitStack() as stack:
             stack.push_async_callback(asyncio.to_thread, self._telemetry.close)
@@ -192,7 +192,7 @@ class Worker:
         serving = asyncio.ensure_future(http.serve(sockets=listeners))
         while not http.started and not serving.done():
             await asyncio.sleep(0.005)
-        # What was made up to here stays; collections needn't look at it each time.
+        # Objects made until here stay; the garbage collector needn't look at them each time.
         gc.freeze()
         self._admission.is_ready = True
         rpc.set_serving(True)
@@ -220,26 +220,26 @@ class Worker:
         recorder.set(TOKENS_REFUSED, value=int(refused))
 
     def _change(self, changed: dict[str, Any]) -> None:
-        """Take settings that were reloaded; settings.RELOADABLE has which there can be."""
+        """Apply settings that were reloaded; settings.RELOADABLE lists the possible ones."""
         set_level(changed["log_level"])
-        # A request that is admitted under the old one isn't held to the new one.
+        # The new limit doesn't apply to requests that were admitted under the old one.
         self._admission.limits = replace(
             self._admission.limits, requests_in_flight_max=changed["requests_in_flight_max"]
         )
 
     async def _watch_files(self) -> None:
-        """Take in tokens and certificates that changed, for ever."""
+        """Load tokens and certificates again when their files change, for ever."""
         watched = [one for one in (self._tokens, self._tls) if one is not None]
         while watched:
             await asyncio.sleep(WATCH_SECONDS)
             for one in watched:
-                # On a thread: the file may be on a disk that has died.
+                # On a thread: the file may be on a dead disk.
                 await asyncio.to_thread(one.refresh)
 
     def _open_writer(self, stack: AsyncExitStack) -> tuple[Writer, Changes] | UpdatesStopped | None:
-        """The writer, when it is this process that is to have it; why there is none, if it failed.
+        """The writer, if this process has it; UpdatesStopped if it can't be started.
 
-        The first start fails with it. Later lookups have to go on.
+        At the first start that error is raised. Later it isn't, because lookups have to go on.
         """
         settings = self._brief.settings
         if settings.data_dir is None or not self._brief.has_writer or settings.workers > 1:

@@ -1,8 +1,8 @@
 """The writer as a process of its own, for a server of several workers.
 
-It recovers the data dir, listens on the Unix socket that the supervisor made, and commits what the
-workers hand it. The supervisor holds the data dir's lock, by a descriptor that this process
-inherits too: nobody else gets it before both have ended.
+It recovers the data dir, listens on the Unix socket that the supervisor made, and commits the
+workers' updates. The supervisor holds the data dir's lock by a descriptor that this process
+inherits too: nobody else gets the lock before both have ended.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from gatherd_server.writer.writer import Writer
 
 @dataclass(frozen=True, slots=True)
 class WriterBrief:
-    """What the supervisor tells the writer process; descriptors and what to write."""
+    """What the supervisor tells the writer process; descriptors, and what to write."""
 
     data_dir: Path
     limits: WriterLimits
@@ -43,14 +43,14 @@ class WriterBrief:
     stop_seconds: float
 
     def encode(self) -> bytes:
-        """As one line."""
+        """Encode it as one line."""
         enums = {"log_format": self.log_format.value, "traces": self.traces.value}
         document = {**asdict(self), **enums}
         return json.dumps(document, default=str).encode() + b"\n"
 
     @classmethod
     def decode(cls, line: bytes) -> "WriterBrief":
-        """From what `encode` gave."""
+        """The brief that `encode` gave."""
         document: dict[str, Any] = json.loads(line)
         return cls(
             Path(document["data_dir"]),
@@ -69,7 +69,7 @@ class WriterBrief:
 def open_writer(
     data_dir: Path, limits: WriterLimits, telemetry: Telemetry, *, is_restart: bool
 ) -> tuple[Writer, Changes]:
-    """Recover a data dir and begin to commit, with every kernel compiled that takes part."""
+    """Recover a data dir and start to commit, after all kernels that take part were compiled."""
     compiled.warm()
     mapped_rows.warm()
     update_kernels.warm()

@@ -1,7 +1,7 @@
-"""Who asks over gRPC.
+"""Finds the caller of each gRPC call.
 
-Every method, of health and reflection too, and those that there aren't, is refused to who has no
-token before its message is read.
+Without a valid token every method is refused before its message is read: health, reflection and
+unknown methods included.
 """
 
 from collections.abc import Callable
@@ -20,19 +20,19 @@ from gatherd_server.rpc.errors import abort
 from gatherd_server.rpc.observed import note, trail_of
 from gatherd_server.wire.codes import code_of
 
-# What refusals are counted under.
+# The procedures that refusals are counted under.
 _PROCEDURES: Final = frozenset(procedure.name for procedure in PROCEDURES)
 
 
 def caller_of(admission: Admission, context: grpc.ServicerContext) -> Caller:
-    """Who makes the call. Unauthenticated when its metadata has no good token."""
+    """The caller of a call. Unauthenticated when its metadata has no valid token."""
     if not admission.has_tokens:
         return admission.caller(())
     return admission.caller(_given(context.invocation_metadata()))
 
 
 def check_table(admission: Admission, context: grpc.ServicerContext, table: str) -> None:
-    """End a call whose caller mayn't know of `table`."""
+    """End the call if its caller may not know of `table`."""
     try:
         caller_of(admission, context).check_table(table)
     except GatherdError as error:
@@ -40,7 +40,7 @@ def check_table(admission: Admission, context: grpc.ServicerContext, table: str)
 
 
 class Authenticator(grpc.ServerInterceptor):
-    """Refuses calls by who has no token."""
+    """Refuses calls without a valid token."""
 
     def __init__(self, admission: Admission) -> None:
         self._admission = admission
@@ -48,7 +48,7 @@ class Authenticator(grpc.ServerInterceptor):
     def intercept_service(
         self, continuation: Callable[[Any], Any], handler_call_details: Any
     ) -> Any:
-        """Of grpc."""
+        """Called by grpc."""
         try:
             self._admission.caller(_given(handler_call_details.invocation_metadata))
         except GatherdError as error:
@@ -67,7 +67,7 @@ class Authenticator(grpc.ServerInterceptor):
             with following(trail):
                 abort(context, error)
 
-        # As a stream's: its handler is called before a message came.
+        # A stream's handler, because grpc calls it before a message arrives.
         return grpc.stream_stream_rpc_method_handler(refuse)
 
 

@@ -1,8 +1,8 @@
-"""What every gatherd error is over gRPC.
+"""The status of every gatherd error over gRPC.
 
 A status carries its details as a gatherd.v1.Status in the trailer grpc-status-details-bin, as
-google.rpc does, and when a retry may help the trailer retry-after, in seconds. Trailers are
-metadata, of which a peer takes 8 KiB, so what is quoted in them is cut.
+google.rpc does, and, when a retry may help, the trailer retry-after, in seconds. Trailers are
+metadata, of which a peer takes 8 KiB, so quoted text in them is cut.
 """
 
 from collections.abc import Mapping
@@ -24,8 +24,8 @@ from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.observe import trail
 from gatherd_server.wire.codes import code_of
 
-# The message goes out twice, once percent-encoded at three bytes for one and once in base64 with
-# the metadata: 3 * 1024 + (1024 + 1024) * 4 / 3 bytes and the names stay under 8 KiB.
+# The message is sent twice: percent-encoded, at three bytes for one, and in base64 with the
+# metadata. 3 * 1024 + (1024 + 1024) * 4 / 3 bytes and the names stay under 8 KiB.
 MESSAGE_BYTES_MAX: Final = 1024
 METADATA_BYTES_MAX: Final = 1024
 METADATA_VALUE_BYTES_MAX: Final = 200
@@ -67,7 +67,7 @@ def _cut(text: str, bytes_max: int) -> str:
     raw = text.encode("utf-8", "replace")
     if len(raw) <= bytes_max:
         return raw.decode()
-    # Cutting may split a character, whose bytes are then left away too.
+    # Cutting may split a character; the rest of its bytes is dropped too.
     return raw[: bytes_max - 3].decode(errors="ignore") + "…"
 
 

@@ -1,12 +1,12 @@
-"""Calls whose message hasn't come yet: they wait without a place among those that are answered.
+"""Waits of calls for their message, without a place among the calls that are being answered.
 
-grpc's sync server begins a call when its headers are there, and waits for the message on the thread
+grpc's sync server begins a call when its headers arrive, and waits for the message on the thread
 that is to answer it, for as long as the client likes. So a unary method is registered here as one
-that takes a stream, whose only message is read by us: the wait can be ended, and one of `places` is
-taken only then. The pool has a thread for every call that the server takes at all.
+that takes a stream, and we read its only message ourselves: we can end the wait, and take one of
+`places` only after it. The pool has a thread for every call that the server accepts.
 
-Left out on purpose: LookupStream, which may be idle for as long as it likes (streams_max bounds how
-many there are); health's Watch and reflection, which grpc's own packages answer.
+Left out on purpose: LookupStream, which may be idle for as long as it likes (streams_max bounds the
+number of streams); health's Watch and reflection, which grpc's own packages answer.
 """
 
 import threading
@@ -23,13 +23,13 @@ _Unary = Callable[[Any, grpc.ServicerContext], Any]
 
 
 class MessageWaits:
-    """Those of one server. Safe to use from many threads."""
+    """The waits of one server. Safe to use from many threads."""
 
     def __init__(self, seconds: float, places: int) -> None:
-        """A message has to come whole within about `seconds`."""
+        """A message must arrive whole within about `seconds`."""
         self._seconds = seconds
         self._since: dict[grpc.ServicerContext, float] = {}
-        # In C, and so cheaper than a semaphore.
+        # Written in C, so cheaper than a semaphore.
         self._places: SimpleQueue[None] = SimpleQueue()
         for _ in range(places):
             self._places.put(None)
@@ -41,7 +41,7 @@ class MessageWaits:
         self._sweeper.start()
 
     def close(self) -> None:
-        """End no more of them."""
+        """Stop ending waits."""
         self._closing.set()
         self._sweeper.join()
 
@@ -82,7 +82,7 @@ class MessageWaits:
                 return body
         finally:
             del self._since[context]
-        # What grpc itself says of a unary call without a message.
+        # The same answer as grpc's own to a unary call without a message.
         return context.abort(
             grpc.StatusCode.UNIMPLEMENTED, "the call takes exactly one request message"
         )
@@ -96,17 +96,17 @@ class MessageWaits:
 
 
 class BoundedServer:
-    """Stands for a grpc server where a package registers its handlers, and bounds their waits."""
+    """Passed to a package in place of a grpc server, to bound the waits of its handlers."""
 
     def __init__(self, server: grpc.Server, waits: MessageWaits) -> None:
         self._server = server
         self._waits = waits
 
     def add_generic_rpc_handlers(self, _handlers: object) -> None:
-        """The same that are registered by name."""
+        """Does nothing: the same handlers are registered by name too."""
 
     def add_registered_method_handlers(self, service: str, handlers: Mapping[str, Any]) -> None:
-        """Of grpc."""
+        """Called by grpc's packages."""
         bounded = {
             name: self._waits.bounded(handler, takes_place=False)
             for name, handler in handlers.items()

@@ -1,4 +1,4 @@
-"""What is observed of every gRPC call: its count, its time, its id."""
+"""Observes every gRPC call: its count, its time, its id."""
 
 import logging
 from collections.abc import Callable
@@ -19,7 +19,7 @@ _Unary: TypeAlias = "Callable[[bytes, grpc.ServicerContext], bytes]"
 
 
 def observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Handler:
-    """The handler of the unary procedure `name` that counts; a stream counts by itself."""
+    """The handler of the unary procedure `name`, with counting; a stream counts by itself."""
 
     def call(body: bytes, context: grpc.ServicerContext) -> bytes:
         begun_ns = now_ns()
@@ -31,7 +31,7 @@ def observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Handler:
             code = "ok"
             return reply
         except Exception:
-            # grpc's abort raises one; what a handler didn't foresee is no other to the client.
+            # From grpc's abort, which sets a code; to the client any other exception is UNKNOWN.
             status = context.code() or grpc.StatusCode.UNKNOWN  # type: ignore[attr-defined]  # the stubs lack it
             code = code_name(status.name)
             raise
@@ -42,14 +42,14 @@ def observed(name: str, answer: _Unary, telemetry: Telemetry) -> _Handler:
 
 
 def trail_of(context: grpc.ServicerContext) -> Trail:
-    """The request that a call is."""
+    """The trail of a call."""
     return Trail(lambda name: _metadata(context, name))
 
 
 def note(telemetry: Telemetry, procedure: str, code: str, begun_ns: int, trail: Trail) -> None:
-    """Count and trace a call that was begun at `begun_ns`, and log it, for who debugs, if failed.
+    """Count and trace a call that was begun at `begun_ns`; log it at debug level if it failed.
 
-    One that was cancelled counts as such, and isn't logged.
+    A cancelled call counts as cancelled, and isn't logged.
     """
     count(telemetry, procedure, code, begun_ns)
     if trail.error is not None:

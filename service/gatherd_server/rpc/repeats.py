@@ -1,7 +1,7 @@
-"""Lookups that differ from earlier ones in nothing but their ids, answered with little Python.
+"""Answers lookups that differ from an earlier one only in their ids, with little Python.
 
 A call over gRPC wakes several threads, one after the other, and finds no line of Python in the
-caches: so each line costs some twenty times what it does in a loop.
+caches. So each line costs about twenty times as much as in a loop.
 """
 
 import weakref
@@ -19,7 +19,7 @@ from gatherd_server.engine.repeated import Repeated
 from gatherd_server.types import Lookup
 from gatherd_server.wire import lookups
 
-# Larger ones are looked at for their deadline, and what is done once costs less beside them.
+# Larger replies have their deadline checked; the fixed cost of a call matters less for them.
 REPLY_BYTES_MAX: Final = 1 << 20
 
 
@@ -33,17 +33,16 @@ class _Known:
 
 
 class Repeats:
-    """What was seen, by the length of its request. Safe to use from many threads."""
+    """Lookups seen before, by their request's length. Safe to use from many threads."""
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
         self._known: dict[int, _Known] = {}
 
     def answer(self, body: bytes, caller: Caller) -> bytes | None:
-        """The reply to a LookupRequest, unless more than the ids of an earlier one is other.
+        """The reply, if the request differs from an earlier one only in its ids; else None.
 
-        Who asked the earlier one may have been another caller, so this one is held against the
-        table anew.
+        The earlier caller may have been another one, so this caller's permission is checked.
         """
         known = self._known.get(len(body))
         if known is None or not caller.reads(known.name):
@@ -64,7 +63,7 @@ class Repeats:
         return reply.tobytes()
 
     def learn(self, body: bytes, lookup: Lookup) -> None:
-        """Take from a request that was answered what the next one may be like."""
+        """Remember an answered request, because the next one may be like it."""
         if lookup.missing is not Missing.ERROR or isinstance(lookup.asked, ByKey):
             return
         table = self._engine.mapped((lookup.table, lookup.version))

@@ -11,7 +11,7 @@ from typing import Final
 
 import grpc
 
-# Neither package has type stubs that are kept up.
+# Neither package has maintained type stubs.
 from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
 from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignore[import-untyped]
 
@@ -24,18 +24,18 @@ from gatherd_server.rpc.message_waits import BoundedServer, MessageWaits
 from gatherd_server.rpc.servicer import Servicer
 from gatherd_server.rpc.table_health import TableHealth
 
-# What a LookupRequest is longer than its ids, with the longest table name and shape.
+# A LookupRequest's bytes beside its ids, with the longest table name and shape.
 MESSAGE_OVERHEAD_BYTES: Final = 4096
-# Of one call's headers.
+# Bytes of one call's headers.
 METADATA_BYTES_MAX: Final = 16 << 10
 HANDSHAKE_SECONDS: Final = 20
-# Streams get this part of the grace to answer what they received; the rest is for the answers' way.
+# Streams get this part of the grace to answer what they received; the rest is for sending.
 STREAM_GRACE_PART: Final = 0.8
 
 
 @dataclass(frozen=True, slots=True)
 class ConnectionBounds:
-    """How many gRPC connections there may be, and what one of them may hold."""
+    """How many gRPC connections there may be, and how much one of them may hold."""
 
     connections_max: int = 4096
     calls_max: int = 100
@@ -58,9 +58,9 @@ class RpcServer:
         reflection: bool,
         credentials: grpc.ServerCredentials | None = None,
     ) -> None:
-        """`threads` unary calls are answered at once; updates and streams beside them.
+        """Answers `threads` unary calls at once, and updates and streams beside them.
 
-        Without `credentials` nothing is encrypted.
+        Without `credentials` connections aren't encrypted.
         """
         self._engine = engine
         self._admission = admission
@@ -77,12 +77,12 @@ class RpcServer:
         self._waits: MessageWaits | None = None
 
     def start(self) -> int:
-        """Bind and serve; the port. Health says NOT_SERVING until `set_serving`.
+        """Bind, serve and return the port. Health says NOT_SERVING until `set_serving`.
 
-        The socket has SO_REUSEPORT, so that every worker can bind it; another server that has it
-        too isn't noticed. AddressInUse or StartError when the address can't be bound.
+        The socket has SO_REUSEPORT, so that every worker can bind it; another server with
+        SO_REUSEPORT goes unnoticed. AddressInUse or StartError when the address can't be bound.
         """
-        # Made as they are needed; most of them only ever wait for a message.
+        # Threads start as they are needed; most of them only ever wait for a message.
         pool = futures.ThreadPoolExecutor(self._calls_max(), thread_name_prefix="gatherd-rpc")
         waits = MessageWaits(self._bounds.message_seconds, self._threads)
         server = grpc.server(
@@ -116,22 +116,22 @@ class RpcServer:
         return port
 
     def _calls_max(self) -> int:
-        # More than this would only wait for a thread; grpc turns them away itself.
+        # More calls would only wait for a thread; grpc itself turns them away.
         limits = self._admission.limits
         return limits.requests_in_flight_max + limits.updates_in_flight_max + self._streams_max
 
     def set_serving(self, serving: bool) -> None:
-        """What health tells of the server, its services, and every table that isn't refused."""
+        """Set the health of the server, its services, and every table that isn't refused."""
         if self._health is not None:
             self._health.set_serving(serving)
 
     def stop(self, grace_seconds: float) -> None:
         """Turn new calls away, answer those under way for `grace_seconds`, cancel the rest.
 
-        Returns when all of that is done. Streams answer what they received and end, with
-        UNAVAILABLE unless the client had sent everything. A call that reaches the process in the
-        very moment of the stop, before a thread has it, is cancelled by grpc's core: its client
-        reads CANCELLED (https://github.com/grpc/grpc/issues/41785), and nothing was done.
+        Returns when all of that is done. Streams answer the requests that they received and end,
+        with UNAVAILABLE unless the client had sent everything. grpc's core cancels a call that
+        arrives at the very moment of the stop, before a thread has it: its client reads CANCELLED
+        (https://github.com/grpc/grpc/issues/41785), and nothing was done.
         """
         if self._server is None or self._pool is None or self._health is None:
             return
@@ -150,23 +150,23 @@ def _options(admission: Admission, bounds: ConnectionBounds) -> list[tuple[str, 
     limits = admission.limits
     return [
         ("grpc.so_reuseport", 1),
-        # Each takes a descriptor; beyond them the connection is closed.
+        # Each takes a descriptor; further connections are closed.
         ("grpc.max_allowed_incoming_connections", bounds.connections_max),
         ("grpc.max_receive_message_length", limits.request_bytes_max + MESSAGE_OVERHEAD_BYTES),
-        # Of one connection; a client lets more of its calls wait.
+        # Calls on one connection; a client makes further calls wait.
         ("grpc.max_concurrent_streams", bounds.calls_max),
-        # Headers: grpc refuses a call at random from the first on, and always from the second.
+        # Headers: above the first size grpc refuses calls at random, above the second always.
         ("grpc.max_metadata_size", METADATA_BYTES_MAX // 2),
         ("grpc.absolute_max_metadata_size", METADATA_BYTES_MAX),
-        # A connection that never gets as far as HTTP/2 is closed.
+        # A connection that never reaches HTTP/2 is closed.
         ("grpc.server_handshake_timeout_ms", HANDSHAKE_SECONDS * 1000),
         # The engine bounds replies by reply_bytes_max; grpc's own limit would be 4 MiB.
         ("grpc.max_send_message_length", -1),
         # Larger reads and frames: fewer wake-ups for messages of 0.5 MB and up.
         ("grpc.http2.lookahead_bytes", 4 << 20),
         ("grpc.http2.max_frame_size", 1 << 20),
-        # A peer that vanished is noticed within 80 s. Clients may ping once a second: the SDK does
-        # it every 4 s while a call waits.
+        # A vanished peer is noticed within 80 s. Clients may ping once a second; the SDK pings
+        # every 4 s while a call waits.
         ("grpc.keepalive_time_ms", 60_000),
         ("grpc.keepalive_timeout_ms", 20_000),
         ("grpc.keepalive_permit_without_calls", 1),
@@ -176,7 +176,7 @@ def _options(admission: Admission, bounds: ConnectionBounds) -> list[tuple[str, 
 
 
 def _why_not_bound(address: str) -> StartError:
-    """Grpc doesn't say what was wrong, so the bind is tried once more."""
+    """The reason of a failed bind: grpc doesn't give it, so the bind is tried once more."""
     host, _, port = address.rpartition(":")
     if not port.isdigit():
         return StartError(f"gRPC can't listen on {address!r}; give it as HOST:PORT")

@@ -1,11 +1,11 @@
 """The gRPC services, as handlers from bytes to bytes.
 
-Requests are parsed and replies framed in wire/, so grpc's serializers are left out. A handler
-must return real bytes (with a memoryview the call never ends), so a reply costs one copy more here
-than over HTTP: the join of its parts.
+wire/ parses requests and frames replies, so grpc's serializers are left out. A handler must return
+real bytes (with a memoryview the call never ends), so a reply costs one copy more here than over
+HTTP: the join of its parts.
 
-An update holds its thread until the writer has answered: grpc's sync server has no other way to
-wait. So updates have threads of their own, as many as `updates_in_flight_max`.
+An update holds its thread until the writer has answered, because grpc's sync server has no other
+way to wait. So updates have threads of their own, as many as `updates_in_flight_max`.
 """
 
 import threading
@@ -60,14 +60,14 @@ class Servicer:
         self._lock = threading.Lock()
 
     def drain(self, seconds: float) -> None:
-        """Let every stream end once what it received is answered, after `seconds` at the latest."""
+        """Let each stream end once its received requests are answered, within `seconds`."""
         with self._lock:
             self._drain_deadline = time.monotonic() + seconds
             for reader in self._streams:
                 reader.drain(self._drain_deadline)
 
     def handlers(self, waits: MessageWaits) -> list[grpc.GenericRpcHandler]:
-        """What a grpc server has to be given."""
+        """The handlers to register with a grpc server."""
         handlers: dict[Procedure, _Handler] = {
             answered.procedure: waits.bounded(
                 self._counted(answered), takes_place=isinstance(answered, ReadProcedure)
@@ -94,7 +94,7 @@ class Servicer:
         return observed(answered.procedure.name, handle, self._admission.telemetry)
 
     def _repeating(self, whole: _Unary) -> _Unary:
-        """`whole`, but for lookups that differ from an earlier one in their ids alone."""
+        """`whole`, with a shortcut for lookups that repeat an earlier one with other ids."""
 
         def handle(body: bytes, context: grpc.ServicerContext) -> bytes:
             return self._repeated(body, context) or whole(body, context)
@@ -102,10 +102,9 @@ class Servicer:
         return handle
 
     def _repeated(self, body: bytes, context: grpc.ServicerContext) -> bytes | None:
-        """The answer to one that is short enough to be done before it could count as under way.
+        """The answer to a short repeat, which is done before it could count as under way.
 
-        Whoever mayn't have it, for want of a token or a place, gets none from here, and hears why
-        from `_unary`.
+        None otherwise: `_unary` answers then, and refuses a caller without a token or a place.
         """
         admission = self._admission
         if admission.is_full:
@@ -121,7 +120,7 @@ class Servicer:
         return self._repeats.answer(body, caller)
 
     def _unary(self, answered: ReadProcedure | UpdateProcedure) -> _Unary:
-        """A handler that answers a caller who is for it, with the engine as the caller has it."""
+        """A handler that answers permitted callers, each from the engine guarded for it."""
         scope, hold = answered.scope, answered.place(self._admission)
         answer = self._answer_of(answered)
 
@@ -171,7 +170,7 @@ class Servicer:
         finally:
             self._close_stream(reader)
         if not reader.has_ended:
-            # Every lookup that came was answered, but the client may be about to send another.
+            # Every received lookup was answered, but the client may be about to send another.
             abort(context, Unavailable("the server is stopping; open another stream"))
 
     def _open_stream(self, bodies: Iterator[bytes], peer: str) -> RequestReader:
@@ -250,7 +249,7 @@ def _updated(answered: UpdateProcedure) -> _Answer:
 
 
 def _asked_anew(admission: Admission, context: grpc.ServicerContext) -> Caller:
-    """Who asks on a stream whose token's line has changed; ends the stream when it is gone."""
+    """The new caller of a stream whose token's line changed; ends the stream when it is gone."""
     try:
         return caller_of(admission, context)
     except GatherdError as error:
@@ -269,7 +268,7 @@ def _answer(context: grpc.ServicerContext, work: Callable[[], bytes]) -> bytes:
 
 
 def _outcome(future: Future[T], context: grpc.ServicerContext, may_be_done: str) -> T:
-    """What became of an update. It is done or not, whether anybody still waits or not."""
+    """The outcome of an update, which is done or not whether anybody still waits or not."""
     # Without a deadline grpc gives more seconds than a lock can wait for.
     seconds = min(context.time_remaining(), threading.TIMEOUT_MAX)
     done, _ = futures.wait([future], seconds)
@@ -279,6 +278,6 @@ def _outcome(future: Future[T], context: grpc.ServicerContext, may_be_done: str)
 
 
 def _check_deadline(context: grpc.ServicerContext) -> None:
-    # A call may have waited for a thread until nobody wants its answer any more.
+    # A call may have waited for a thread until its answer is of no use any more.
     if not context.is_active() or context.time_remaining() <= 0:
         raise DeadlineExceeded("the call's deadline passed before it was begun")

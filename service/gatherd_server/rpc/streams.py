@@ -1,8 +1,8 @@
-"""How a stream of requests is read: ahead of the answers, and so that it can end at any time.
+"""Reads a stream of requests ahead of the answers, and so that it can end at any time.
 
-grpc gives a stream's requests as an iterator that blocks until the client sends or hangs up, and
-nothing else wakes it. So a thread of its own reads each stream into a bounded queue, and the
-handler, which waits on the queue, can end the call while the client is silent.
+grpc gives a stream's requests as an iterator that blocks until the client sends or hangs up;
+nothing else wakes it. So each stream has a thread that reads it into a bounded queue. The handler
+waits on the queue, and can end the call while the client is silent.
 """
 
 import contextlib
@@ -13,11 +13,11 @@ from collections.abc import Iterator
 from enum import Enum, auto
 from typing import Final
 
-# Requests of one stream that were read and not yet answered; the rest waits in HTTP/2's window.
+# Requests of one stream that are read and not yet answered; more wait in HTTP/2's window.
 QUEUE_MAX: Final = 16
-# Bytes of those, unless one alone has more.
+# Bytes of these requests, unless a single one has more.
 QUEUE_BYTES_MAX: Final = 4 << 20
-# While draining, a stream that brings nothing for so long has been answered in full.
+# While draining, a stream that is silent for so long has been answered in full.
 DRAIN_IDLE_SECONDS: Final = 0.05
 
 
@@ -27,7 +27,7 @@ class _Signal(Enum):
 
 
 class RequestReader:
-    """Reads one stream's requests on a thread. One handler iterates it, any thread may drain it."""
+    """Reads one stream's requests on a thread. One handler iterates it; any thread may drain it."""
 
     def __init__(self, bodies: Iterator[bytes]) -> None:
         self.has_ended = False
@@ -45,7 +45,7 @@ class RequestReader:
         self._thread.start()
 
     def drain(self, deadline: float) -> None:
-        """Let the iteration end once what was received is given, or at a monotonic `deadline`."""
+        """End the iteration once all received requests are given, or at a monotonic `deadline`."""
         self._drain_deadline = deadline
         with contextlib.suppress(queue.Full):  # a full queue wakes its reader anyway
             self._queue.put_nowait(_Signal.WAKE)
@@ -56,7 +56,7 @@ class RequestReader:
         with self._room:
             self._room.notify()
         with contextlib.suppress(queue.Empty):
-            while True:  # a put that waits for room goes on
+            while True:  # lets a put that waits for room go on
                 self._queue.get_nowait()
 
     def __iter__(self) -> Iterator[bytes]:

@@ -1,8 +1,8 @@
-"""gRPC's health service, that follows the tables as they come and go.
+"""gRPC's health service, which follows the tables as they come and go.
 
 The server, its two services and every table (as "tables/NAME") have a status. A check is answered
-by the tables of that moment. Whoever watches is told of a change within POLL_SECONDS: readers learn
-of a new catalog when they look at it, and nobody tells them.
+from the tables of that moment. A watcher gets a change within POLL_SECONDS: readers find a new
+catalog only when they look at it.
 """
 
 import threading
@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import grpc
 
-# It has no type stubs that are kept up.
+# Without maintained type stubs.
 from grpc_health.v1 import health, health_pb2  # type: ignore[import-untyped]
 
 from gatherd.errors import GatherdError
@@ -23,12 +23,12 @@ POLL_SECONDS: Final = 1.0
 
 _SERVING: Final = health_pb2.HealthCheckResponse.SERVING
 _NOT_SERVING: Final = health_pb2.HealthCheckResponse.NOT_SERVING
-# What watchers are told of a service that isn't there; a check gets NOT_FOUND.
+# A watcher's status for an unknown service; a check gets NOT_FOUND.
 _UNKNOWN: Final = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 
 
 class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
-    """Tells of `services` and of the tables; safe to use from many threads."""
+    """The health of `services` and of the tables; safe to use from many threads."""
 
     def __init__(
         self,
@@ -39,8 +39,8 @@ class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
     ) -> None:
         """`table_states` is Engine.table_states. Nothing is serving before `set_serving`.
 
-        `check_table` is given a call's context and a table's name, and ends the call when its
-        caller mayn't know of the table.
+        `check_table` takes a call's context and a table's name, and ends the call when its caller
+        may not know of the table.
         """
         super().__init__(experimental_non_blocking=True, experimental_thread_pool=pool)
         self._services = services
@@ -55,17 +55,17 @@ class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
         self._poller.start()
 
     def set_serving(self, serving: bool) -> None:
-        """What is told of the server, its services, and every table that isn't refused."""
+        """Set the status of the server, its services, and every table that isn't refused."""
         self._is_serving = serving
         self._refresh()
 
     def close(self) -> None:
-        """Follow the tables no longer."""
+        """Stop following the tables."""
         self._closing.set()
         self._poller.join()
 
     def Check(self, request: Any, context: Any) -> Any:  # noqa: N802 - gRPC's name
-        """Of gRPC."""
+        """Called by grpc."""
         self._check(request, context)
         self._refresh()
         response = super().Check(request, context)
@@ -74,7 +74,7 @@ class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
         return response
 
     def Watch(self, request: Any, context: Any, send: Any = None) -> Any:  # noqa: N802 - as above
-        """Of gRPC."""
+        """Called by grpc."""
         self._check(request, context)
         return super().Watch(request, context, send)
 
@@ -87,7 +87,7 @@ class TableHealth(health.HealthServicer):  # type: ignore[misc]  # has no types
             status = _SERVING if self._is_serving else _NOT_SERVING
             now = dict.fromkeys(self._services, status)
             states: Mapping[str, str] = {}
-            # Without a catalog that can be read no table is served; lookups say why.
+            # Without a readable catalog no table is served; lookups say why.
             with suppress(GatherdError):
                 states = self._table_states()
             for name, refused in states.items():

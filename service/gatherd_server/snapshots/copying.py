@@ -1,8 +1,8 @@
-"""Copies of versions, taken while updates go on, that are of one LSN in the end.
+"""Copies of versions, taken while updates go on, that end at one LSN.
 
 The log is pinned at L0 and the files are copied as they change. A row that was changed meanwhile
 may be torn in the copy, or old, or new; but then its image is in the log above L0. So the images up
-to an L1 are stored into the copy, over whatever it has of them, and all of it is as it was at L1.
+to an L1 are stored over the copy's rows, and the whole copy has its contents at L1.
 """
 
 from collections.abc import Sequence
@@ -24,14 +24,14 @@ def copy_files(files: Files, source: Path, target: Path, without: Sequence[str] 
         if path.name in without or path.name == FROZEN_NAME:
             continue
         if path.name == SEQ_NAME:
-            # Nobody is writing to the copy: all even.
+            # Nobody is writing to the copy, so all counters are even.
             files.write_new(target / path.name, bytes(path.stat().st_size), durable=False)
         else:
             files.copy(path, target / path.name)
 
 
 class CatchUp:
-    """A copied version that is brought from one LSN to a later one."""
+    """A copied version that catches up from one LSN to a later one."""
 
     def __init__(
         self,
@@ -55,7 +55,7 @@ class CatchUp:
         self._lsn = lsn
 
     def to(self, lsn: int) -> None:
-        """Store what the log has up to `lsn`, which is applied."""
+        """Store the log's images up to `lsn`, which is applied."""
         if lsn <= self._lsn:
             return
         wal = self._data_dir / WAL_NAME
@@ -63,7 +63,7 @@ class CatchUp:
         self._lsn = lsn
 
     def sync(self) -> None:
-        """Make what was stored durable."""
+        """Make the stored images durable."""
         self._mapped.sync()
 
     def close(self) -> None:
@@ -72,10 +72,10 @@ class CatchUp:
 
 
 def sync_files(files: Files, folder: Path, *, but_moving: bool) -> None:
-    """Make durable what the files of a copy hold, but for slots and counters; not their names.
+    """Make the contents of a copy's files durable, but not slots, counters and the files' names.
 
-    `but_moving` leaves the weights too: for when a `CatchUp` follows, which syncs what moves.
-    Slots and counters that it doesn't sync were written durably.
+    `but_moving` skips the weights too: then a `CatchUp` follows and syncs the files that move. The
+    slots and counters that it doesn't sync were written durably.
     """
     for path in sorted(folder.iterdir()):
         is_moving = path.name == WEIGHTS_NAME and but_moving

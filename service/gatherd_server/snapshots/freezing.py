@@ -1,7 +1,7 @@
 """Checksums of a version whose contents don't change any more.
 
-While a trainable version is live its weights and slots move. When another version takes its place
-their checksums are taken, into frozen.json beside them, and `gatherd verify` holds them to it:
+While a trainable version is live its weights and slots change. When another version replaces it,
+their checksums go into frozen.json beside them, and `gatherd verify` checks them against it:
 
     {"checksums": as in manifest.json, "crc32": of the rest}
 """
@@ -23,8 +23,8 @@ def unfrozen(folder: Path) -> bool:
 def freeze(files: Files, folder: Path) -> None:
     """Take the checksums of a version that nobody stores into any more.
 
-    Whole after a crash or not there; then the next start takes them again. The files themselves
-    needn't be durable: what the disk lacks of them the log still has.
+    After a crash frozen.json is complete or missing; if missing, the next start makes it. The files
+    themselves needn't be durable: the log still has what the disk lacks of them.
     """
     found = {}
     for path in moving_files(folder):
@@ -33,6 +33,6 @@ def freeze(files: Files, folder: Path) -> None:
 
 
 def thaw(files: Files, folder: Path) -> None:
-    """Take a frozen version's checksums away, before it is live again; durable on return."""
+    """Delete a frozen version's checksums, before it is live again; durable on return."""
     files.unlink(folder / FROZEN_NAME)
     files.sync_dir(folder)

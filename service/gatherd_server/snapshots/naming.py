@@ -1,4 +1,4 @@
-"""What a snapshot or a backup may be called."""
+"""The names that a snapshot or a backup may have."""
 
 import re
 from typing import Final
@@ -7,12 +7,12 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.catalog import TABLE_NAME_PATTERN
 
 PARTIAL_SUFFIX: Final = ".partial"
-# As a table's: neither a path nor a hidden file.
+# As for a table's name: neither a path nor a hidden file.
 _NAME: Final = re.compile(TABLE_NAME_PATTERN)
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` has the characters that a snapshot's takes."""
+    """Whether `name` has only characters that a snapshot's name may have."""
     return _NAME.fullmatch(name) is not None
 
 
@@ -31,5 +31,5 @@ def check_name(name: str) -> str:
 
 
 def optional_name(name: str) -> str:
-    """`name` when it can be a snapshot's, or is empty: the server then makes one."""
+    """`name` when it can be a snapshot's, or is empty: then the server makes one."""
     return check_name(name) if name else name

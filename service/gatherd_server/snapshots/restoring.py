@@ -1,4 +1,4 @@
-"""A data dir out of a snapshot's files: whole, or not there."""
+"""Makes a data dir from a snapshot's files: the whole of it, or nothing."""
 
 from collections.abc import Callable
 from contextlib import suppress
@@ -14,15 +14,15 @@ from gatherd_server.snapshots.snapshot import (
 )
 from gatherd_server.storage.files import Files
 
-# What mkfs leaves in the root of a volume: a folder that has only this is empty.
+# mkfs leaves these in the root of a volume: a folder with nothing else is empty.
 VOLUME_NAMES = frozenset({"lost+found"})
 
 
 def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
-    """Make the new or empty folder `data_dir` what the snapshot was of; its LSN.
+    """Make the new or empty folder `data_dir` a copy of the snapshot's data dir; its LSN.
 
-    The snapshot is verified first. The catalog comes last: without it the folder is no data dir,
-    so that a kill leaves none. An error leaves the folder as it was. AlreadyExists when it holds
+    The snapshot is verified first. The catalog comes last: without it the folder is no data dir, so
+    a kill leaves none. An error leaves the folder as it was. AlreadyExists when it contains
     anything.
     """
     contents = read_snapshot(snapshot)
@@ -40,7 +40,7 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
 
 
 def check_is_empty(data_dir: Path) -> None:
-    """AlreadyExists unless `data_dir` is a folder that can be restored to, or isn't there."""
+    """AlreadyExists unless `data_dir` is an empty folder, or doesn't exist."""
     if data_dir.exists() and not data_dir.is_dir():
         raise AlreadyExists(f"{data_dir} is there and no folder; restore to a new one")
     if data_dir.exists() and (held := _held(data_dir)):
@@ -57,7 +57,7 @@ def fill_data_dir(
     catalog: bytes,
     place: Callable[[str, Path], None],
 ) -> None:
-    """Make the folder `data_dir` one of a snapshot's files, which `place` puts where it is told to.
+    """Make the folder `data_dir` a data dir of a snapshot's files, each of which `place` writes.
 
     Durable on return. `catalog`, the contents of that file, comes last. Whatever is raised, the
     folder is empty again.
@@ -95,5 +95,5 @@ def _copy_contents(
 
 
 def _held(folder: Path) -> list[Path]:
-    """What is in the folder, but for what a volume has of itself."""
+    """The contents of the folder, without what every volume has."""
     return sorted(path for path in folder.iterdir() if path.name not in VOLUME_NAMES)

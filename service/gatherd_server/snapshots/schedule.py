@@ -1,7 +1,7 @@
 """Snapshots by schedule: one whenever the newest is old enough.
 
-The newest says by its name when it was taken, so that a server that is restarted more often than a
-snapshot is due takes them all the same.
+The newest snapshot's name says when it was taken. So a server that is restarted more often than a
+snapshot is due still takes them.
 """
 
 import logging
@@ -16,12 +16,12 @@ from gatherd_server.types import SnapshotResult
 
 logger = logging.getLogger("gatherd.writer")
 
-# When one failed the next try comes after this, unless the next is due sooner.
+# After a failure the next try comes after this pause, unless the next snapshot is due sooner.
 RETRY_SECONDS = 300.0
 
 
 class Schedule:
-    """Has a snapshot taken in `folder` every `interval_seconds`."""
+    """Has a snapshot taken to `folder` every `interval_seconds`."""
 
     def __init__(
         self,
@@ -29,7 +29,7 @@ class Schedule:
         interval_seconds: float,
         take: Callable[[], "Future[SnapshotResult]"],
     ) -> None:
-        """`take` begins one whose name is made of the time. Nothing happens before `begin`."""
+        """`take` begins a snapshot that is named by the time. Nothing happens before `begin`."""
         self._folder = folder
         self._interval_seconds = interval_seconds
         self._take = take
@@ -37,11 +37,11 @@ class Schedule:
         self._thread = threading.Thread(target=self._run, name="snapshots", daemon=True)
 
     def begin(self) -> None:
-        """Take the first at once if there is none, or the newest is old enough."""
+        """Take the first one at once if there is none, or the newest is old enough."""
         self._thread.start()
 
     def close(self) -> None:
-        """Wait for the one that is under way; no more are taken."""
+        """Wait for the snapshot that is under way; no more are taken."""
         self._closing.set()
         self._thread.join()
 
@@ -58,7 +58,7 @@ class Schedule:
                 wait_seconds = min(self._interval_seconds, RETRY_SECONDS)
 
     def _due_in_seconds(self) -> float:
-        """Bounded by the interval: a clock that was set back does no harm."""
+        """At most the interval, so that a clock that was set back does no harm."""
         age = snapshot_age_seconds(self._folder)
         if age is None:
             return 0.0

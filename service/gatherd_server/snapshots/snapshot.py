@@ -1,16 +1,16 @@
-"""Snapshots: a copy of a data dir that is of one LSN, taken while updates go on.
+"""Snapshots: copies of a data dir at one LSN, taken while updates go on.
 
-A snapshot has the files of a data dir with an empty log: `local:` reads it as it is, and to restore
-it is to copy it. It stays what it was, so no writer opens it: serving it would change it. Beside
-the files of a data dir it has snapshot.json, written last but for the folder's name:
+A snapshot has the files of a data dir with an empty log. `local:` reads it as it is, and copying it
+restores it. No writer opens it, because serving it would change it. Besides the files of a data dir
+it has snapshot.json, written last except for the folder's name:
 
     {"format", "lsn", "created", "files": {PATH: checksums as in manifest.json}, "crc32"}
 
-Superseded versions have no frozen.json in it, as those checksums say all; whoever first writes to
-what was restored takes them anew.
+Its superseded versions have no frozen.json, because those checksums cover all files. The first
+writer of a restored data dir makes frozen.json anew.
 
-A folder of snapshots is one data dir's: whoever owns that deletes there what a kill left
-unfinished, and by schedule the oldest.
+A folder of snapshots belongs to one data dir. Its owner deletes there what a kill left unfinished,
+and by schedule the oldest snapshots.
 """
 
 import re
@@ -57,7 +57,7 @@ from gatherd_server.writer.writer import Writer
 
 SNAPSHOT_NAME = "snapshot.json"
 SNAPSHOT_FORMAT = 1
-# A snapshot is a folder's name, as a table is.
+# A snapshot's name is a folder's, as a table's is.
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _TIMED = re.compile(r"(\d{8}T\d{6}Z)-(\d+)")
 _CONTENTS = frozenset(
@@ -69,10 +69,10 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
     """Copy the writer's data dir to `folder`/`name`, durable on return.
 
     The caller keeps the catalog from changing. InvalidArgument for a folder in the data dir, and
-    for a name that can't be one; BadFile when a file isn't what its own checksums say: a copy of it
-    would only look sound. Whatever is raised, as AlreadyExists, DiskFull or StorageError, nothing
-    is left of it; a kill leaves a folder that ends in PARTIAL_SUFFIX, which the next
-    snapshot deletes, and the next start.
+    for an impossible name. BadFile when a file differs from its own checksums: a copy of it would
+    only look sound. After any error, such as AlreadyExists, DiskFull or StorageError, nothing is
+    left of the snapshot. A kill leaves a folder that ends in PARTIAL_SUFFIX; the next snapshot, or
+    the next start, deletes it.
     """
     files, data_dir = writer.files, writer.data_dir
     target = _target(data_dir, folder, name or _timed_name(writer.applied_lsn))
@@ -111,7 +111,7 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         is_whole = True
         files.rename(partial, target)
     except BaseException:
-        # Renamed, but perhaps not durably so.
+        # The folder may be renamed already, but perhaps not durably.
         left = target if is_whole and not partial.exists() else partial
         with suppress(StorageError):
             if left.exists():
@@ -127,7 +127,7 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
 def _check_is_whole(table: str, entry: CatalogEntry) -> None:
     """BadFile when a version is refused as damaged.
 
-    Those that are kept by schedule would be replaced by ones that lack the table.
+    Otherwise new snapshots without the table would replace the scheduled ones that have it.
     """
     for damage in entry.damaged:
         raise BadFile(
@@ -141,7 +141,7 @@ def _timed_name(lsn: int) -> str:
 
 
 def _target(data_dir: Path, folder: Path, name: str) -> Path:
-    """Where the snapshot `name` is to be; it isn't there yet."""
+    """The folder of the new snapshot `name`, which doesn't exist yet."""
     check_name(name)
     if folder.resolve().is_relative_to(data_dir.resolve()):
         raise InvalidArgument(
@@ -155,7 +155,7 @@ def _target(data_dir: Path, folder: Path, name: str) -> Path:
 
 
 def _write_rest(files: Files, partial: Path, catalog: bytes, control: bytes, window: bytes) -> None:
-    """Everything that isn't a version, but for the checksums."""
+    """Write everything but the versions and the checksums."""
     files.make_dirs(partial / STAGING_NAME, durable=False)
     files.make_dirs(checkpoint_path(partial).parent, durable=False)
     files.write_new(checkpoint_path(partial), window, durable=False)
@@ -164,7 +164,7 @@ def _write_rest(files: Files, partial: Path, catalog: bytes, control: bytes, win
 
 
 def sync_tree(files: Files, path: Path) -> None:
-    """Make a file, or a folder with everything in it, durable, but for its own name."""
+    """Make a file, or a folder and everything in it, durable; but not its own name."""
     if not path.is_dir():
         files.sync_path(path)
         return
@@ -178,7 +178,7 @@ def sync_tree(files: Files, path: Path) -> None:
 def _check_published(
     data_dir: Path, partial: Path, catalog: Catalog, listed: dict[str, FileChecksums]
 ) -> None:
-    """BadFile when what was copied isn't what was published, or frozen."""
+    """BadFile when a copied file differs from what was published, or frozen."""
     for table, entry in catalog.tables.items():
         for version in entry.versions:
             source, copy = (version_dir(root, table, version) for root in (data_dir, partial))
@@ -213,7 +213,7 @@ def _write_checksums(
 
 
 def drop_partials(files: Files, folder: Path) -> None:
-    """Delete what kills left of snapshots in `folder`, which may not be there."""
+    """Delete what kills left of snapshots in `folder`, if that exists."""
     if not folder.is_dir():
         return
     for path in sorted(folder.glob("*" + PARTIAL_SUFFIX)):
@@ -223,20 +223,20 @@ def drop_partials(files: Files, folder: Path) -> None:
 
 
 def drop_snapshots(files: Files, folder: Path, keep: int) -> None:
-    """Delete all but the newest `keep` of the snapshots that got their names from the time."""
+    """Delete the snapshots that are named by the time, except for the newest `keep`."""
     named = _timed_snapshots(folder)
     for path in named[: max(0, len(named) - keep)]:
-        # A kill on the way mustn't leave half of one under its name.
+        # A kill on the way mustn't leave half a snapshot under its name.
         partial = path.with_name(path.name + PARTIAL_SUFFIX)
         with files.shared_folder(path, exclusive=True) as is_free:
             if not is_free:
-                continue  # somebody copies it away; it goes the next time
+                continue  # somebody is copying it; the next call deletes it
             files.rename(path, partial)
         files.remove_tree(partial)
 
 
 def snapshot_age_seconds(folder: Path) -> float | None:
-    """How old the newest is of those that got their names from the time; None when none did."""
+    """The age of the newest snapshot that is named by the time; None when there is none."""
     if not folder.is_dir() or not (named := _timed_snapshots(folder)):
         return None
     made = datetime.strptime(named[-1].name.partition("-")[0], _TIME_FORMAT).replace(tzinfo=UTC)
@@ -244,13 +244,13 @@ def snapshot_age_seconds(folder: Path) -> float | None:
 
 
 def timed_names(names: Iterable[str]) -> list[str]:
-    """Those of `names` that were made of the time and the LSN, oldest first."""
+    """Those of `names` that were made from the time and the LSN, oldest first."""
     matches = [match for name in names if (match := _TIMED.fullmatch(name))]
     return [match[0] for match in sorted(matches, key=lambda match: (match[1], int(match[2])))]
 
 
 def snapshots_in(folder: Path) -> list[Path]:
-    """The snapshots in `folder`, by name; none when it isn't there."""
+    """The snapshots in `folder`, by name; none when it doesn't exist."""
     if not folder.is_dir():
         return []
     return sorted(
@@ -261,13 +261,13 @@ def snapshots_in(folder: Path) -> list[Path]:
 
 
 def _timed_snapshots(folder: Path) -> list[Path]:
-    """Those of the snapshots in `folder` that got their names from the time, oldest first."""
+    """The snapshots in `folder` that are named by the time, oldest first."""
     return [folder / name for name in timed_names(path.name for path in snapshots_in(folder))]
 
 
 @dataclass(frozen=True, slots=True)
 class SnapshotFiles:
-    """What snapshot.json says: LSN, time, and the checksums of every file by its path within."""
+    """The contents of snapshot.json: LSN, time, and every file's checksums by relative path."""
 
     lsn: int
     created: datetime
@@ -275,12 +275,12 @@ class SnapshotFiles:
 
     @property
     def byte_count(self) -> int:
-        """Bytes of all its files."""
+        """Bytes of all files."""
         return sum(one.byte_count for one in self.files.values())
 
 
 def read_snapshot(folder: Path) -> SnapshotFiles:
-    """What the snapshot in `folder` consists of. BadFile when that can't be told."""
+    """The contents of the snapshot in `folder`. BadFile when snapshot.json is unusable."""
     path = folder / SNAPSHOT_NAME
     if folder.name.endswith(PARTIAL_SUFFIX):
         raise BadFile(f"{folder} is a snapshot that was never finished; take another one")
@@ -294,7 +294,7 @@ def read_snapshot(folder: Path) -> SnapshotFiles:
 
 
 def decode_snapshot(encoded: bytes, where: str) -> SnapshotFiles:
-    """What a snapshot.json says. BadFile, naming `where` it is from, when it isn't one."""
+    """The contents of a snapshot.json. BadFile, naming `where` it is from, when it isn't one."""
     document = decode_document(encoded, where)
     try:
         found = (int(document["format"]), int(document["lsn"]), dict(document["files"]))
@@ -313,9 +313,9 @@ def decode_snapshot(encoded: bytes, where: str) -> SnapshotFiles:
 
 
 def verify_snapshot(folder: Path) -> Iterator[int]:
-    """Hold a snapshot against its checksums, yielding how many bytes are verified so far.
+    """Check a snapshot by its checksums, yielding how many bytes are verified so far.
 
-    BadFile naming the first file and range that isn't what was written.
+    BadFile naming the first file and range that differs from what was written.
     """
     done = 0
     for name, recorded in read_snapshot(folder).files.items():

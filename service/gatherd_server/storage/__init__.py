@@ -1,1 +1,1 @@
-"""What is written to a data dir, byte by byte."""
+"""Writes the files of a data dir, byte by byte."""

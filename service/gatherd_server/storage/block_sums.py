@@ -1,13 +1,13 @@
-"""Checksums of files that training changes, block by block, while it goes on.
+"""Checksums, block by block, of files that training changes, taken while it goes on.
 
-A file of a live version falls into blocks of BLOCK_BYTES, the header in the first. Whoever stores a
-row notes its blocks as moved before. At a checkpoint, when what was stored is durable, those that
-moved are summed up anew; one that moves again meanwhile is left for the next time. What was summed
-up goes into the checkpoint. So a checkpoint of LSN L with a sum of a block says: that is what the
-block holds, unless the log has a row of it above L.
+A file of a live version consists of blocks of BLOCK_BYTES, the header in the first. Before a row is
+stored, its blocks are noted as moved. At a checkpoint, when the stored rows are durable, the blocks
+that moved are summed up anew; a block that moves again meanwhile is left for the next checkpoint.
+The sums go into the checkpoint. So a sum in a checkpoint of LSN L says what the block holds, unless
+the log has one of its rows above L.
 
-Left out on purpose: to hold a block against its sum before a row of it is stored. Damage that comes
-before the block moves again, and isn't looked for until then, is summed up with it.
+Left out on purpose: comparing a block with its sum before a row of it is stored. If a block is
+damaged and moves again before anyone checks it, the damage becomes part of its new sum.
 """
 
 import zlib
@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile
 
-# Rows that are picked at random move a block each: larger ones would be read for a few rows.
+# Each row at a random place moves a block: larger blocks would be read for a few rows.
 BLOCK_BYTES = 64 << 10
 
 
@@ -35,7 +35,7 @@ class FileSums:
 
 
 VersionSums: TypeAlias = Mapping[str, FileSums]
-"""Those of a version's weights and slots, by the names of their files."""
+"""The sums of a version's weights and slots, by file name."""
 
 
 def block_count(byte_count: int) -> int:
@@ -46,7 +46,7 @@ def block_count(byte_count: int) -> int:
 def blocks_of(
     rows: NDArray[np.int64], begin: int, row_bytes: int
 ) -> Iterator[NDArray[np.signedinteger]]:
-    """The blocks that `rows`, (n,), lie in, each a few times; the first row begins at `begin`."""
+    """The blocks that hold `rows`, (n,), each a few times; the first row begins at `begin`."""
     first = begin + rows * row_bytes
     for offset in (*range(0, row_bytes, BLOCK_BYTES), max(0, row_bytes - 1)):
         yield (first + offset) // BLOCK_BYTES
@@ -63,9 +63,9 @@ class BlockSums:
         row_bytes: int,
         before: FileSums | None,
     ) -> None:
-        """Of the whole file as `data`, (bytes,), whose rows begin at `begin`.
+        """`data`, (bytes,), is the whole file, whose rows begin at `begin`.
 
-        `before` are the sums of the last checkpoint, None when there are none of this file.
+        `before` are the file's sums in the last checkpoint, None when it has none.
         """
         count = block_count(data.size)
         self._path = path
@@ -83,21 +83,21 @@ class BlockSums:
             self._moved[blocks] = True
 
     def begin(self) -> None:
-        """Begin anew to note, at the LSN of a checkpoint: what moved has no sum any more."""
+        """Start a new round of notes, at a checkpoint's LSN; blocks that moved lose their sums."""
         self._known &= ~self._moved
         self._moved = np.zeros_like(self._moved)
 
     def sum_up(self, byte_count: int) -> int:
-        """Sum up what has no sum, up to so many bytes; returns how many.
+        """Sum up blocks that have no sum, up to `byte_count` bytes; return how many bytes.
 
-        What was stored before `begin` is in the file.
+        The file has every row that was stored before `begin`.
         """
         summed = 0
         for block in np.flatnonzero(~(self._known | self._moved)):
             if summed >= byte_count:
                 break
             crc = self._crc(int(block))
-            # Noted before it is stored: if it isn't now, nothing was stored under our hands.
+            # A store notes its block first: a block without a note didn't change under the sum.
             if not self._moved[block]:
                 self._crcs[block] = crc
                 self._known[block] = True
@@ -110,11 +110,11 @@ class BlockSums:
         return bool(self._known.all())
 
     def sums(self) -> FileSums:
-        """What is known, as of the last `begin`."""
+        """The known sums, as of the last `begin`."""
         return FileSums(self._data.size, self._crcs.copy(), self._known.copy())
 
     def check(self, sums: FileSums, lsn: int) -> None:
-        """BadFile when a block that didn't move isn't what it was at `lsn`."""
+        """BadFile when a block that didn't move differs from its sum at `lsn`."""
         if sums.byte_count != self._data.size:
             raise BadFile(
                 f"{self._path} has {self._data.size} bytes; at LSN {lsn} it had {sums.byte_count}"
@@ -131,10 +131,10 @@ class BlockSums:
 def moved_block(
     path: Path, block: int, byte_count: int, lsn: int, crcs: tuple[int, int]
 ) -> BadFile:
-    """The error for a block that isn't what it was; `crcs` are what was found, and wanted."""
+    """The error for a block that differs from its sum; `crcs` are the actual and the expected."""
     begin = block * BLOCK_BYTES
     end = min(begin + BLOCK_BYTES, byte_count)
     return BadFile(
-        f"{path}: bytes {begin} to {end} aren't what they were at LSN {lsn}, and no update was of "
+        f"{path}: bytes {begin} to {end} aren't what they were at LSN {lsn}, and no update changed "
         f"them since (crc32 {crcs[0]:08x} instead of {crcs[1]:08x})"
     )

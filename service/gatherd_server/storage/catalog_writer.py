@@ -1,4 +1,4 @@
-"""Changes what readers of a data dir see: its first files, and the catalog."""
+"""Changes the files that readers of a data dir see: its first files, and the catalog."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ def is_data_dir(path: Path) -> bool:
 def init_data_dir(files: Files, path: Path) -> None:
     """Make the folder `path` an empty data dir; the caller holds its lock.
 
-    The catalog comes last: a folder that has one is whole.
+    The catalog comes last: a folder with a catalog is complete.
     """
     if not (path / CONTROL_NAME).exists():
         files.replace(path / CONTROL_NAME, initial_page())
@@ -23,21 +23,21 @@ def init_data_dir(files: Files, path: Path) -> None:
 
 
 def put_catalog(files: Files, data_dir: Path, catalog: Catalog) -> None:
-    """Replace the catalog by this very one, durable on return; nobody is told of it."""
+    """Replace the catalog by this one, durable on return; readers are not notified."""
     prepare_catalog(files, data_dir, catalog)
     put_prepared(files, data_dir)
 
 
 def prepare_catalog(files: Files, data_dir: Path, catalog: Catalog) -> None:
-    """Write the catalog that `put_prepared` puts. DiskFull: nothing was changed."""
+    """Write the catalog that `put_prepared` will put. After DiskFull nothing has changed."""
     files.prepare(data_dir / CATALOG_NAME, encode_catalog(catalog))
 
 
 def discard_prepared(files: Files, data_dir: Path) -> None:
-    """Delete a catalog that was prepared and isn't to be put, if there is one."""
+    """Delete a prepared catalog that won't be put, if there is one."""
     files.discard(data_dir / CATALOG_NAME)
 
 
 def put_prepared(files: Files, data_dir: Path) -> None:
-    """Replace the catalog by the one that was prepared, durable on return."""
+    """Replace the catalog by the prepared one, durable on return."""
     files.put(data_dir / CATALOG_NAME)

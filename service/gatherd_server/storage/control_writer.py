@@ -23,9 +23,9 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 
 class ControlWriter:
-    """The control page, mapped to be written. One process has it, the holder of the lock.
+    """The control page, mapped to be written. Only the process that holds the lock has it.
 
-    Its LSNs are never ahead of what is durable, so whatever of it survives a power cut is true.
+    Its LSNs are never ahead of the durable ones, so any part that survives a power cut is true.
     """
 
     def __init__(self, files: Files, data_dir: Path) -> None:
@@ -43,7 +43,7 @@ class ControlWriter:
 
     @property
     def committed_lsn(self) -> int:
-        """What the log is known to hold durably."""
+        """The LSN up to which the log is known to be durable."""
         return self._get(COMMITTED_LSN_OFFSET)
 
     @committed_lsn.setter
@@ -52,7 +52,7 @@ class ControlWriter:
 
     @property
     def applied_lsn(self) -> int:
-        """What every lookup sees."""
+        """The LSN up to which every lookup sees the updates."""
         return self._get(APPLIED_LSN_OFFSET)
 
     @applied_lsn.setter
@@ -61,11 +61,11 @@ class ControlWriter:
 
     @property
     def has_failed(self) -> bool:
-        """Whether the disk failed under the writer that was here before."""
+        """Whether the disk failed under the previous writer."""
         return bool(self._get(FAILED_OFFSET))
 
     def set_failed(self) -> None:
-        """Note that the disk failed: the next start must not believe what is in memory."""
+        """Record that the disk failed: the next start must not trust the pages in memory."""
         self._set(FAILED_OFFSET, 1)
 
     def set_generation(self, generation: int) -> None:
@@ -74,13 +74,13 @@ class ControlWriter:
 
     @property
     def lost_power(self) -> bool:
-        """Whether the machine went down under a writer that acknowledged before it synced."""
+        """Whether the machine went down under a writer that acknowledges before it syncs."""
         was_open = bool(self._get(UNSYNCED_OFFSET)) and not self._get(CLEAN_OFFSET)
         boot_id = self._page[BOOT_ID_OFFSET : BOOT_ID_OFFSET + BOOT_ID_BYTES]
         return was_open and boot_id != _boot_id()
 
     def open(self, *, is_unsynced: bool) -> None:
-        """Note that a writer works here, and how; durable on return."""
+        """Record that a writer works here, and whether it syncs; durable on return."""
         self._set(UNSYNCED_OFFSET, int(is_unsynced))
         self._set(CLEAN_OFFSET, 0)
         self._set(FAILED_OFFSET, 0)
@@ -96,7 +96,7 @@ class ControlWriter:
 
 
 def page_at(generation: int, lsn: int) -> bytes:
-    """A control page of that generation whose log is applied up to `lsn`."""
+    """A control page of `generation` whose log is applied up to `lsn`."""
     page = bytearray(initial_page())
     _WORD.pack_into(page, GENERATION_OFFSET, generation)
     _WORD.pack_into(page, COMMITTED_LSN_OFFSET, lsn)

@@ -1,4 +1,4 @@
-"""The fault seam: everything of ours that syncs, renames, locks or allocates goes through here."""
+"""The fault seam: each of our syncs, renames, locks and allocations goes through here."""
 
 import errno
 import fcntl
@@ -30,15 +30,15 @@ def is_read_only(folder: Path) -> bool:
 
 
 class Files:
-    """The file operations that durability hangs on. Each raises StorageError naming the path."""
+    """The file operations that durability depends on. Each raises StorageError naming the path."""
 
     def write_new(
         self, path: Path, data: bytes, *, durable: bool = True, mode: int | None = None
     ) -> None:
         """Make the file `path` with `data`, durable on return but for its name: see `sync_dir`.
 
-        Without `durable`, whoever writes more to it syncs later. With `mode` it has these
-        permission bits, whatever the umask, and only its owner can read it before.
+        Without `durable`, the caller syncs later, after more writes. With `mode` the file has these
+        permission bits, whatever the umask; until it has them, only its owner can read it.
         """
         with _told(path), open(path, "xb", opener=None if mode is None else _private) as file:
             if mode is not None:
@@ -60,9 +60,9 @@ class Files:
         self.put(path, durable=durable)
 
     def prepare(self, path: Path, data: bytes, *, mode: int | None = None) -> None:
-        """Write what `put` will give `path`, durably, beside it: that takes the room.
+        """Write the contents that `put` will give `path`, durably, to a file beside it.
 
-        Nothing of it is left when it fails. `mode` as in `write_new`.
+        The disk space is taken here. A failure leaves nothing behind. `mode` as in `write_new`.
         """
         fresh = _beside(path)
         with suppress(FileNotFoundError):
@@ -82,7 +82,7 @@ class Files:
             self.sync_dir(path.parent, path)
 
     def discard(self, path: Path) -> None:
-        """Delete what was prepared for `path` and never put, if there is any."""
+        """Delete the contents that were prepared for `path` and never put, if there are any."""
         if _beside(path).exists():
             self.unlink(_beside(path))
 
@@ -95,10 +95,10 @@ class Files:
             self.sync_dir(source.parent, source)
 
     def make_dirs(self, path: Path, *, durable: bool = True) -> None:
-        """Make `path` and what is missing above it, durable on return; or else not yet.
+        """Make `path` and the missing folders above it, durable on return if `durable`.
 
-        The name of `path` is synced also where it is there already: who made it may have been
-        killed before it was durable.
+        The name of an existing `path` is synced too: the process that made it may have been killed
+        before the name was durable.
         """
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
         with _told(path):
@@ -115,7 +115,7 @@ class Files:
             shutil.copyfileobj(old, new, COPY_BYTES)
 
     def sync_path(self, path: Path) -> None:
-        """Make the data of the file `path` durable, also what was stored through mappings."""
+        """Make the data of the file `path` durable, stores through mappings included."""
         with _told(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
@@ -131,9 +131,9 @@ class Files:
     def sync_dir(
         self,
         path: Path,
-        of: Path | None = None,  # noqa: ARG002  # tells a subclass
+        of: Path | None = None,  # noqa: ARG002  # for subclasses
     ) -> None:
-        """Make the names in folder `path` durable; `of` is the one that it is done for."""
+        """Make the names in folder `path` durable; `of` is the name that this sync is for."""
         with _told(path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
@@ -167,7 +167,7 @@ class Files:
         return fd
 
     def sync_data(self, fd: int, path: Path) -> None:
-        """Make data durable that was written inside the file's size."""
+        """Make the data durable that was written within the file's size."""
         with _told(path):
             os.fdatasync(fd)
 
@@ -177,9 +177,9 @@ class Files:
             path.unlink(missing_ok=True)
 
     def map_writable(self, path: Path) -> MappedFile:
-        """Map the whole of the file `path`, to be changed by stores; it isn't empty.
+        """Map the whole of the file `path`, which isn't empty, so that stores change it.
 
-        Its blocks are reserved already: a store into a hole on a full disk would be SIGBUS.
+        Its blocks must be reserved: a store into a hole on a full disk would be SIGBUS.
         """
         with _told(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -190,12 +190,12 @@ class Files:
                 os.close(fd)
 
     def msync(self, mapping: MappedFile, path: Path) -> None:
-        """Make durable what was stored into `mapping` before this began."""
+        """Make every store into `mapping` durable that was done before this call."""
         with _told(path):
             memory.sync(mapping)
 
     def reserve(self, path: Path, byte_count: int) -> None:
-        """Reserve the blocks of a file that is there, as `allocate` does."""
+        """Reserve the blocks of an existing file, as `allocate` does."""
         with _told(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
@@ -209,12 +209,12 @@ class Files:
         counters: NDArray[np.uint32],
         rows: NDArray[np.int64],
         images: NDArray[np.uint8],
-        path: Path,  # noqa: ARG002  # tells a subclass what is stored into
+        path: Path,  # noqa: ARG002  # for subclasses: the file that is stored into
     ) -> None:
         """Store `images`, (n, row_bytes), as `rows`, (n,), of `target`, a view of mapped `path`.
 
-        Each row's counter, in its stripe of `counters`, is odd meanwhile; without counters no
-        reader looks. The rows are within `target`, (row_count, row_bytes). Releases the GIL.
+        Each row's counter, in its stripe of `counters`, is odd meanwhile. Without counters no
+        reader may look. The rows are within `target`, (row_count, row_bytes). Releases the GIL.
         """
         from gatherd_server.storage import compiled_rows  # loads numba
 
@@ -225,7 +225,7 @@ class Files:
         counters: NDArray[np.uint32],
         path: Path,  # noqa: ARG002  # as above
     ) -> int:
-        """Make the odd ones of `counters`, mapped from `path`, even; how many they were."""
+        """Make the odd ones of `counters`, mapped from `path`, even; return how many there were."""
         from gatherd_server.storage import compiled_rows  # loads numba
 
         return int(compiled_rows.make_even(counters))
@@ -247,7 +247,7 @@ class Files:
     def write_all_at(
         self, fd: int, parts: Sequence[bytes | memoryview], position: int, path: Path
     ) -> int:
-        """Write `parts`, of single bytes, one after the other; returns the position after them."""
+        """Write `parts`, of single bytes, one after another; returns the position after them."""
         end = position + sum(len(part) for part in parts)
         for start in range(0, len(parts), IOV_MAX):
             some = parts[start : start + IOV_MAX]
@@ -267,9 +267,9 @@ class Files:
 
     @contextmanager
     def shared_folder(self, path: Path, *, exclusive: bool, waits: bool = False) -> Iterator[bool]:
-        """Whether nobody else holds the folder exclusively, or at all; held inside the block.
+        """Hold the folder inside the block, shared or `exclusive`; yield whether that worked.
 
-        With `waits` it is held in any case, once the others have let it go.
+        It fails when another holder is in the way. With `waits` it waits for the others instead.
         """
         with _told(path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -287,8 +287,8 @@ class Files:
     def lock(self, path: Path) -> int:
         """Take the exclusive lock `path` and return the descriptor that holds it.
 
-        DataDirInUse, naming the process, when another holds it. Closing the descriptor, or the
-        holder's end, releases it.
+        DataDirInUse, naming the process, when another one holds it. Closing the descriptor, or the
+        end of the process, releases the lock.
         """
         with _told(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -316,11 +316,11 @@ def _beside(path: Path) -> Path:
 
 @contextmanager
 def _told(path: Path) -> Iterator[None]:
-    """Say of an OSError which path it was about, and of a full disk, or a limit, that it is one."""
+    """Turn an OSError into a StorageError that names the path, and a full disk or limit as such."""
     try:
         yield
     except StorageError:
-        raise  # told already
+        raise  # names its path already
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{path}: the disk is full") from error

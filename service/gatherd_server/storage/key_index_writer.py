@@ -1,10 +1,10 @@
 """Writes a key index; gatherd.store.key_index has the layout.
 
-The files grow while keys are added and are mapped shared: their pages are the kernel's to write
-back, so private memory stays that of a batch, however many keys there are. A growing file doubles;
-its blocks are allocated first, so that a full disk is an error and never a SIGBUS. When the slots
-double they are cleared and filled again from the keys, in row order. So the slots of given keys,
-seed and size are always the same bytes, which is what lets `rebuild_slots` mend them alone.
+The files grow while keys are added and are mapped shared: the kernel writes their pages back, so
+private memory stays that of one batch, however many keys there are. A growing file doubles; its
+blocks are allocated first, so that a full disk is an error and never a SIGBUS. When the slots
+double they are cleared and filled again from the keys, in row order. So the same keys, seed and
+size always give the same slot bytes, and `rebuild_slots` can mend the slots alone.
 """
 
 import mmap
@@ -41,17 +41,17 @@ from gatherd.store.key_index import (
 from gatherd.store.keys import KEY_BYTES_MAX, Keys, StringKeys
 from gatherd_server.storage.files import Files
 
-# Keys are added in parts, so that room is made for no more than this many at once.
+# Keys are added in parts, so that room for no more than this many is made at once.
 ADD_KEYS_MAX: Final = 64 << 10
 FIRST_LENGTH: Final = 1024
-# Of 10 random seeds for a table that is two thirds full, none can fail but by a mistake of ours.
+# If 10 random seeds fail for a table that is two thirds full, the cause is a bug of ours.
 SEEDS_MAX: Final = 10
-# Rebuilt slots lie beside the old ones until they are whole.
+# Rebuilt slots are written beside the old ones until they are whole.
 FRESH_SUFFIX: Final = ".new"
 
 
 class _GrowingArray:
-    """A 1-D .npy file that is being written, mapped shared. Its header comes last."""
+    """A 1-D .npy file, mapped shared, while it is written. Its header is written last."""
 
     def __init__(self, files: Files, path: Path, descr: str, length: int) -> None:
         self._files = files
@@ -69,7 +69,7 @@ class _GrowingArray:
         size = NPY_HEADER_BYTES + length * np.dtype(self._descr).itemsize
         self._files.allocate(self._fd, size, self._path)
         try:
-            # The old mapping goes when the last array of it does.
+            # The old mapping ends with the last array that views it.
             mapping = mmap.mmap(self._fd, size)
         except (OSError, ValueError) as error:
             raise StorageError(f"{self._path} can't be mapped: {error}") from None
@@ -90,7 +90,7 @@ class _GrowingArray:
         self._files.sync(self._fd, self._path)
 
     def close(self) -> None:
-        """Give the file back; it stays as it is."""
+        """Close the file and leave it as it is."""
         self.array = np.empty(0, np.uint8)
         os.close(self._fd)
 
@@ -98,7 +98,7 @@ class _GrowingArray:
 class KeyIndexBuilder:
     """Builds a key index in a staging folder, where no reader looks; a context manager.
 
-    What is left in the folder without `finish` is no index; the caller removes the folder.
+    Without `finish` the files in the folder are no index; the caller removes the folder.
     StorageError from any method when the disk is full or fails, Unimplemented without numba.
     """
 
@@ -138,11 +138,11 @@ class KeyIndexBuilder:
         self._stack.close()
 
     def add(self, keys: Keys) -> NDArray[np.bool_]:
-        """Give the next rows to those of `keys` that are new, in order; which ones, flat, (n,).
+        """Give the next rows to the new ones of `keys`, in order; return their mask, (n,).
 
-        A key that was added before, or stands earlier in the batch, isn't added again.
-        InvalidArgument when the keys are of another kind than the index, or an integer can't be
-        held; nothing is added then.
+        A key that was added before, or occurs earlier in the batch, isn't added again.
+        InvalidArgument when the keys are of another kind than the index, or an integer is out of
+        range; nothing is added then.
         """
         self._check_kind(keys)
         is_new = np.zeros(keys.size, np.bool_)
@@ -202,7 +202,7 @@ class KeyIndexBuilder:
             self._place(secrets.randbits(64))
 
     def rows_of(self, keys: Keys) -> NDArray[np.int64]:
-        """The rows of `keys`, flat, (n,), all of which were added; int64 (n,)."""
+        """The rows of `keys`, flat, int64 (n,). All of the keys were added before."""
         rows = np.empty(keys.size, np.int64)
         slots, count = self._slots.array, self.count
         if isinstance(keys, StringKeys):
@@ -221,7 +221,7 @@ class KeyIndexBuilder:
             self._place(self._seed)
 
     def _place(self, seed: int) -> None:
-        """Fill the slots anew from the keys, with another seed where `seed` won't do."""
+        """Fill the slots anew from the keys, with another seed if `seed` fails."""
         offsets, data = None, None
         if self.kind is KeyKind.BYTES:
             offsets, data = self._offsets.array, self._data.array
@@ -229,7 +229,7 @@ class KeyIndexBuilder:
         self._seed = _place(self._slots.array, ints, offsets, data, self.count, seed)
 
     def finish(self) -> None:
-        """Write what makes the files an index; all of it durable on return but for the names."""
+        """Complete the files to an index; everything but the names is durable on return."""
         assert not self._finished
         self._finished = True
         slot_count = self._slots.array.size
@@ -258,7 +258,7 @@ def _place(
     count: int,
     seed: int,
 ) -> int:
-    """Fill `slots` with rows 0 to `count`; returns the seed that did it, `seed` if it can be."""
+    """Fill `slots` with rows 0 to `count`; returns the seed that worked, if possible `seed`."""
     for _ in range(SEEDS_MAX):
         slots[:] = 0
         if ints is not None:
@@ -279,11 +279,11 @@ def _with_checksums(folder: Path, info: KeysInfo) -> KeysInfo:
 
 
 def rebuild_slots(files: Files, folder: Path) -> None:
-    """Write the slots, and keys.json if need be, anew from the keys. Durable on return.
+    """Write the slots, and keys.json if it is damaged, anew from the keys. Durable on return.
 
-    With a sound keys.json the keys are held against its checksums first, and the new slots are the
-    very bytes of the old. Without one the keys are taken as they are, if they can be keys at all.
-    BadFile when the keys themselves are damaged, or there are none; nothing is changed then.
+    With a sound keys.json the keys are compared with its checksums first, and the new slots have
+    the same bytes as the old ones had. Without one, any possible keys are accepted.
+    BadFile when the keys themselves are damaged or missing; nothing is changed then.
     Readers that have the old slots mapped keep them.
     """
     fresh = folder / (KEYS_SLOTS + FRESH_SUFFIX)
@@ -318,7 +318,7 @@ def rebuild_slots(files: Files, folder: Path) -> None:
 
 
 def _info_from_keys(folder: Path) -> KeysInfo:
-    """What keys.json would say, told from the key files' sizes and headers."""
+    """The contents of keys.json, derived from the key files' sizes and headers."""
     seed = secrets.randbits(64)
     if (folder / KEYS_OFFSETS).exists():
         data_bytes = _array_bytes(folder / KEYS_DATA)
@@ -352,7 +352,7 @@ def _check_offsets(path: Path, count: int, data_bytes: int) -> None:
     sound = offsets[0] == 0 and offsets[-1] == data_bytes
     for start in range(0, count, ADD_KEYS_MAX):
         part = offsets[start : start + ADD_KEYS_MAX + 1]
-        # Unsigned: where they fall, the difference is a huge length.
+        # Unsigned: where the offsets fall, the difference is a huge length.
         lengths = np.diff(part)
         if not sound or lengths.min() < 1 or lengths.max() > KEY_BYTES_MAX:
             raise BadFile(f"{path} is damaged in rows {start} to {start + part.size - 2}")

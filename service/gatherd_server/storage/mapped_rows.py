@@ -1,12 +1,12 @@
 """One version of a table as its writer has it: weights, slots and counters, mapped to be changed.
 
-A store into a mapping is visible to every reader at once, and durable when it was synced, or when
-the kernel thought fit. What makes it safe stands elsewhere: the log has every image before it is
-stored here. Weights are stored row by row under their stripes' counters (the store's stripes.py);
-nobody but the writer reads slots, so they are stored plainly.
+A store into a mapping is visible to every reader at once. It is durable after a sync, or when the
+kernel happened to write it back. The log makes this safe: it has every image before the image is
+stored here. Weights are stored row by row under their stripes' counters (the store's stripes.py).
+Only the writer reads slots, so they are stored plainly.
 
-Everything goes through the fault seam, so that a test can see each map, store and sync, and take a
-store apart.
+Everything goes through the fault seam, so that a test can see each map, store and sync, and split a
+store into parts.
 """
 
 import os
@@ -30,7 +30,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.training.optimizer import Optimizer, SlotSpec
 
 NO_COUNTERS = np.empty(0, COUNTER)
-"""The counters of what no reader looks at."""
+"""The counters of files that no reader looks at."""
 
 _FIRST = np.zeros(1, np.int64)
 
@@ -43,7 +43,7 @@ def warm() -> None:
 
 
 def write_counters(files: Files, folder: Path, row_count: int) -> None:
-    """Make the counters of a version that is to be trained, durable but for the file's name."""
+    """Make the counters of a version that will be trained, durable but for the file's name."""
     files.write_new(folder / SEQ_NAME, bytes(seq_bytes(row_count)))
 
 
@@ -66,7 +66,7 @@ class MappedVersion:
         slots: Mapping[str, tuple[Path, NDArray[Any]]],
         sums: Mapping[Path, BlockSums],
     ) -> None:
-        """Each array comes with the path of the file that it is a view of."""
+        """Each array comes with the path of the file that it views."""
         self._sums = dict(sums)
         self.dtype = dtype
         self.optimizer = optimizer
@@ -84,9 +84,9 @@ class MappedVersion:
     def open(cls, files: Files, folder: Path, sums: VersionSums | None = None) -> Self:
         """Map the files of the version in `folder`.
 
-        `sums` are what the last checkpoint has of it.
-        BadFile when one is missing, not what the manifest says or the version can't be trained;
-        DiskFull when one has holes and there is no room to fill them.
+        `sums` are the version's sums in the last checkpoint.
+        BadFile when a file is missing or differs from the manifest, or the version can't be
+        trained; DiskFull when a file has holes and there is no room to fill them.
         """
         dtype, optimizer, row_count, dim = _read_manifest(folder / MANIFEST_NAME)
         path = folder / WEIGHTS_NAME
@@ -125,9 +125,9 @@ class MappedVersion:
     ) -> None:
         """Make images the contents of `rows`, (n,), each of which occurs once.
 
-        `weights` is (n, row_bytes), a slot (n, its width), a scalar (1,); slots that aren't named
-        stay. All are C-contiguous. No reader takes a row half old and half new. Nothing is durable
-        before `sync`. BadFile when the images aren't of such a version.
+        `weights` is (n, row_bytes), a slot (n, its width), a scalar (1,). Slots that aren't named
+        keep their contents. All arrays are C-contiguous. No reader gets a row half old and half
+        new. Nothing is durable before `sync`. BadFile when the images don't fit the version.
         """
         row_bytes = self.weights.shape[1]
         if not all_in_range(rows, self.row_count) or weights.shape != (rows.size, row_bytes):
@@ -153,12 +153,12 @@ class MappedVersion:
             self._sums[self._slot_paths[name]].note(_FIRST)
 
     def begin_sums(self) -> None:
-        """Begin anew to note, at a checkpoint's LSN; see BlockSums."""
+        """Start a new round of notes, at a checkpoint's LSN; see BlockSums."""
         for one in self._sums.values():
             one.begin()
 
     def sum_up(self, byte_count: int) -> int:
-        """Sum up blocks that have no sum, of up to so many bytes; returns how many."""
+        """Sum up blocks that have no sum, up to `byte_count` bytes; return how many bytes."""
         summed = 0
         for one in list(self._sums.values()):
             summed += one.sum_up(byte_count - summed)
@@ -170,11 +170,11 @@ class MappedVersion:
         return all(one.is_whole for one in list(self._sums.values()))
 
     def sums(self) -> VersionSums:
-        """What is known of weights and slots, as of the last `begin_sums`."""
+        """The known sums of weights and slots, as of the last `begin_sums`."""
         return {path.name: one.sums() for path, one in list(self._sums.items())}
 
     def check(self, sums: VersionSums, lsn: int) -> None:
-        """BadFile when what wasn't noted isn't what it was at `lsn`."""
+        """BadFile when a block that wasn't noted differs from its sum at `lsn`."""
         for path, one in self._sums.items():
             if path.name in sums:
                 one.check(sums[path.name], lsn)
@@ -187,9 +187,9 @@ class MappedVersion:
         self._files.store_rows(_bytes_of(target), NO_COUNTERS, rows, _bytes_of(images), path)
 
     def make_even(self) -> int:
-        """Let readers have the rows inside which a writer died; how many stripes.
+        """Release to readers the rows that a writer was storing when it died; how many stripes.
 
-        For after what the log has was stored again, so that no row is torn.
+        Call it after the log's images were stored again, so that no row is torn.
         """
         return self._files.make_even(self._counters, self._counters_path)
 
@@ -199,7 +199,7 @@ class MappedVersion:
             self._files.msync(mapping, path)
 
     def close(self) -> None:
-        """Let go of the mappings; the last array that is a view of one ends it."""
+        """Drop the mappings; each ends with the last array that views it."""
         self.weights = self.weights[:0].copy()
         self.slots = {}
         self._counters = NO_COUNTERS
@@ -226,16 +226,16 @@ def _read_manifest(path: Path) -> tuple[DType, Optimizer, int, int]:
 def _map(
     files: Files, path: Path, byte_count: int, mappings: dict[Path, MappedFile]
 ) -> NDArray[np.uint8]:
-    """Map the file, which has to have `byte_count` bytes, and note its mapping."""
+    """Map the file, which must have `byte_count` bytes, and add its mapping to `mappings`."""
     fd = open_readonly(path)
     try:
         found = file_bytes(fd)
-        # A copy may have lost what was reserved.
+        # A copy of the file may have lost its reserved blocks.
         has_holes = found > 0 and os.lseek(fd, 0, os.SEEK_HOLE) < found
     finally:
         os.close(fd)
     if found != byte_count:
-        raise BadFile(f"{path} has {found} bytes; it takes {byte_count}")
+        raise BadFile(f"{path} has {found} bytes; it must have {byte_count}")
     if has_holes:
         files.reserve(path, byte_count)
     mapping = files.map_writable(path)

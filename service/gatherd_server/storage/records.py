@@ -1,4 +1,4 @@
-"""A record: a small JSON directory and the arrays that it speaks of.
+"""A record: a small JSON directory and the arrays that it lists.
 
     offset  bytes  field
     0       4      bytes of the directory, little-endian
@@ -8,8 +8,8 @@
 
 The directory's member "arrays" lists them: [[dtype, [shape]], …], dtype as NumPy's
 `dtype.str`, little-endian numbers only.
-Frames of the log, messages between worker and writer, and the checkpoint are records. Whoever keeps
-one adds a checksum.
+Frames of the log, messages between worker and writer, and the checkpoint are records. A record has
+no checksum: the code that stores one adds it.
 """
 
 import math
@@ -71,7 +71,7 @@ def unpack(data: memoryview, what: str) -> Record:
         arrays: list[NDArray[Any]] = []
         for name, shape in directory["arrays"]:
             if not all(type(extent) is int and extent >= 0 for extent in shape):
-                raise ValueError(f"it has the shape {shape}")  # noqa: TRY301 - told as the others
+                raise ValueError(f"it has the shape {shape}")  # noqa: TRY301 - as the others
             # NumPy refuses an array that reaches past the end of its bytes.
             array = np.frombuffer(data, _DTYPES[name], math.prod(shape), position).reshape(shape)
             arrays.append(array)

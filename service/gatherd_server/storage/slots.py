@@ -1,4 +1,4 @@
-"""The files of a table's slots, in their first state; training/optimizer.py has their layout."""
+"""Writes a table's slots in their first state; training/optimizer.py has the layout."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ FILL_BYTES = 4 << 20
 def write_slots(
     files: Files, folder: Path, optimizer: Optimizer, row_count: int, dim: int
 ) -> dict[str, FileChecksums]:
-    """Write the first state of every slot, durable but for the files' names; their checksums.
+    """Write every slot's first state, durable but for the files' names; return the checksums.
 
     StorageError when the disk is full or fails.
     """
@@ -33,7 +33,7 @@ def _write_slot(files: Files, path: Path, slot: SlotSpec, row_count: int, dim: i
     files.write_new(path, header, durable=False)
     with open(path, "r+b", buffering=0) as file:
         end = slot.file_bytes(row_count, dim)
-        # What is allocated and never written reads as zeros.
+        # Allocated bytes that were never written read as zeros.
         files.allocate(file.fileno(), end, path)
         if slot.initial:
             block = np.full(FILL_BYTES // dtype.itemsize, slot.initial, dtype).view(np.uint8).data

@@ -1,8 +1,8 @@
-"""Writes a table version's files where no reader looks yet; the store's catalog.py has the layout.
+"""Writes a table version's files in staging; the store's catalog.py has the layout.
 
-The rows come in blocks, and how many there are may show only at their end: weights.npy is begun
-with a header of a length that every row count fits, its blocks are reserved in steps ahead of the
-writing, and at the end the header is made right and the file cut to its size.
+The rows come in blocks, and their number may be known only at the end. So weights.npy begins with a
+header whose length fits every row count, and its blocks are reserved in steps ahead of the writing.
+At the end the header is corrected and the file cut to its size.
 """
 
 import io
@@ -36,10 +36,10 @@ from gatherd_server.storage.mapped_rows import write_counters
 from gatherd_server.storage.slots import write_slots
 from gatherd_server.training.optimizer import Optimizer
 
-# A file of unknown length is reserved in steps of this, or an eighth of what it has already.
+# A file of unknown length is reserved in steps of this size, or of an eighth of its size so far.
 RESERVE_BYTES = 16 << 20
 
-# ml_dtypes saves bfloat16 as V2; the other types are what NumPy calls them.
+# ml_dtypes saves bfloat16 as V2; the other names are NumPy's.
 NPY_DESCR = {
     DType.FLOAT32: "<f4",
     DType.FLOAT16: "<f2",
@@ -53,7 +53,7 @@ class Block:
     """Rows that follow one another: (n, dim) in the table dtype's storage, and their n keys.
 
     `at_duplicates` is called with a mask, (n,), of the rows whose keys the table has already. It
-    raises, or returns whether they take the place of the rows before; else they are left out.
+    raises, or returns whether they replace the earlier rows; if not, they are left out.
     """
 
     rows: NDArray[Any]
@@ -63,10 +63,10 @@ class Block:
 
 @dataclass(frozen=True, slots=True)
 class TableFiles:
-    """What a new table version is to hold.
+    """The contents of a new table version.
 
-    `blocks` yields its rows in order. `row_count` is how many there are at most, None when that
-    shows at their end. `origin` is kept in the manifest: where the rows came from.
+    `blocks` yields its rows in order. `row_count` is their maximal number, None when it is known
+    only at the end. `origin`, where the rows came from, is kept in the manifest.
     """
 
     name: str
@@ -82,7 +82,7 @@ class TableFiles:
 
 @dataclass(frozen=True, slots=True)
 class StagedTable:
-    """A table version on disk that nobody sees yet."""
+    """A table version on disk that is not visible yet."""
 
     folder: Path
     uid: str
@@ -92,9 +92,10 @@ class StagedTable:
 def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
     """Write `table` to a new folder in `staging`.
 
-    What its files hold is durable; their names and the manifest are when the folder is made a
-    version (`finish_manifest`): nobody misses it before. StorageError when the disk is full or
-    fails, InvalidArgument when such a table can't be trained as it asks; the folder is gone then.
+    The contents of its files are durable on return. Their names and the manifest become durable
+    when the folder is made a version (`finish_manifest`); nothing needs them before. StorageError
+    when the disk is full or fails, InvalidArgument when `table` can't be trained as it asks; the
+    folder is removed then.
     """
     if table.optimizer is not None:
         table.optimizer.check_table(table.dtype, table.row_count)
@@ -136,7 +137,7 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
 def _write_rows(
     files: Files, folder: Path, table: TableFiles
 ) -> tuple[int, dict[str, FileChecksums]]:
-    """Write the weights, and the key index if there are keys; how many rows, and checksums."""
+    """Write the weights, and the key index if there are keys; return row count and checksums."""
     with ExitStack() as stack:
         weights = stack.enter_context(_WeightsFile(files, folder / WEIGHTS_NAME, table))
         index = None
@@ -153,7 +154,7 @@ def _write_rows(
 
 
 def _append_keyed(weights: "_WeightsFile", index: KeyIndexBuilder, block: Block) -> None:
-    """Write the rows of `block` whose keys are new, and see to those of the others."""
+    """Write the rows of `block` whose keys are new, and treat the others as it asks."""
     assert block.keys is not None
     is_new = index.add(block.keys)
     if is_new.all():
@@ -178,7 +179,7 @@ class _WeightsFile:
         self._row_bytes = table.dim * table.dtype.itemsize
         self._position = weights_header_bytes(table.dtype, table.dim)
         self._checksums = BlockChecksums()
-        # Blocks whose checksums have to be made again: the first has zeros for the header.
+        # Blocks to checksum again: the first has zeros instead of the header.
         self._changed = {0}
         self._checksums.update(memoryview(bytes(self._position)))
         self._reserved = 0
@@ -213,7 +214,7 @@ class _WeightsFile:
         self.row_count += len(rows)
 
     def replace(self, rows: NDArray[np.int64], values: NDArray[Any]) -> None:
-        """Write `values`, (n, dim), over `rows`, (n,), that were written; of one twice the last."""
+        """Write `values`, (n, dim), over earlier `rows`, (n,); the last one counts for a repeat."""
         start = weights_header_bytes(self._dtype, self._dim)
         for row, value in zip(rows.tolist(), np.ascontiguousarray(values), strict=True):
             begin = start + row * self._row_bytes
@@ -222,7 +223,7 @@ class _WeightsFile:
             self._changed.update(range(begin // BLOCK_BYTES, (end - 1) // BLOCK_BYTES + 1))
 
     def finish(self) -> FileChecksums:
-        """Make the header and the size right, durable but for the file's name."""
+        """Correct the header and the size; durable but for the file's name."""
         fd = self._file.fileno()
         header = _npy_header(self._dtype, self.row_count, self._dim)
         self._files.write_at(fd, memoryview(header), 0, self._path)
@@ -236,7 +237,7 @@ class _WeightsFile:
         return FileChecksums(found.byte_count, found.block_bytes, tuple(crcs))
 
     def _reserve(self, byte_count: int) -> None:
-        """Reserve room for `byte_count` more bytes than were written."""
+        """Reserve room for `byte_count` bytes after the written ones."""
         self._reserved = self._position + byte_count
         self._files.allocate(self._file.fileno(), self._reserved, self._path)
 
@@ -247,5 +248,5 @@ def weights_header_bytes(dtype: DType, dim: int) -> int:
 
 
 def _npy_header(dtype: DType, row_count: int, dim: int) -> bytes:
-    """The header, of a length that depends on `dim` alone: NumPy leaves room for a growing axis."""
+    """The header. Its length depends on `dim` alone: NumPy leaves room for a growing axis."""
     return npy_header(NPY_DESCR[dtype], (row_count, dim))

@@ -1,4 +1,4 @@
-"""Whether a version can be trained, as its manifest says, and which of its files then move."""
+"""Whether a version's manifest says that it can be trained, and which of its files then change."""
 
 from pathlib import Path
 
@@ -17,10 +17,10 @@ def moving_files(folder: Path) -> list[Path]:
 
 
 def read_manifest(folder: Path) -> dict[str, object]:
-    """A version's manifest. BadFile when it isn't there or damaged."""
+    """A version's manifest. BadFile when it is missing or damaged."""
     return read_document(folder / MANIFEST_NAME)
 
 
 def is_trainable(folder: Path) -> bool:
-    """Whether a version's contents move while it is live."""
+    """Whether a version's contents change while it is live."""
     return read_manifest(folder).get("optimizer") is not None

@@ -1,14 +1,14 @@
 """The layout of the update log; the reader and the writer share it.
 
 The log is segments, data/wal/<first LSN, 20 digits>.log, whose blocks are reserved when they are
-made. A segment is a header and frames, one a commit, each at a multiple of 8 bytes:
+created. A segment is a header and frames, one for each commit, each at a multiple of 8 bytes:
 
     offset  bytes  segment header                    all integers little-endian
     0       8      magic "gatherdL"
     8       4      format version (1)
     12      4      crc32 of the bytes 0 to 12 and 16 to 64
     16      16     salt, random
-    32      8      LSN that its first frame begins with
+    32      8      LSN of its first frame
     40      24     zeros
 
     offset  bytes  frame header
@@ -23,20 +23,21 @@ made. A segment is a header and frames, one a commit, each at a multiple of 8 by
     48      n      payload, a record (records.py)
 
 The salt makes sure that bytes which somebody stored in a table are never taken for a frame. LSNs
-have no gaps: a frame begins where the one before it ended, plus one. After the last frame there are
-zeros, or the file ends.
+have no gaps: a frame's first LSN is the last one of the frame before it, plus one. After the last
+frame there are zeros, or the file ends.
 
 Payload of kind 1, pushes:
-    {"pushes": [[request id, digest, [version, …]], …],     one an LSN, null, "" where there is none
+    {"pushes": [[request id, digest, [version, …]], …],     one for each LSN
      "images": [[table uid, version, [slot, …], [scalar, …]], …]}
     arrays of each image: rows int64 (n,), weights uint8 (n, row bytes), each slot float32
     (n, width), each scalar int64 (1,)
 
-    A request id is [session in hex, sequence] or an idempotency key. The images are what the rows
-    hold after the last push of the frame: to apply them twice, or over pages that had some of them
-    already, changes nothing. Sums would not have that property.
+    A request id is [session in hex, sequence] or an idempotency key; [session, sequence, owner] or
+    {"key", "owner"} if it has an owner; or null, with the digest "". The images are the rows'
+    contents after the last push of the frame. Applying them twice, or over pages that had some of
+    them already, changes nothing. Sums would not have that property.
 
-Payload of kind 2, catalog: {"catalog": what catalog.json is to hold}. It takes one LSN.
+Payload of kind 2, catalog: {"catalog": the new contents of catalog.json}. It takes one LSN.
 """
 
 import struct
@@ -67,7 +68,7 @@ class FrameKind(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class SegmentHeader:
-    """What a segment begins with."""
+    """The first bytes of a segment."""
 
     salt: bytes
     first_lsn: int
@@ -80,7 +81,7 @@ class SegmentHeader:
 
     @classmethod
     def decode(cls, data: bytes) -> "SegmentHeader | None":
-        """From what `encode` gave; None for anything else."""
+        """The header that `encode` gave; None for any other bytes."""
         if len(data) < SEGMENT_HEADER_BYTES:
             return None
         magic, version, crc, salt, first_lsn = _SEGMENT.unpack_from(data)
@@ -94,7 +95,7 @@ class SegmentHeader:
 
 @dataclass(frozen=True, slots=True)
 class FrameHeader:
-    """What a frame begins with."""
+    """The first bytes of a frame."""
 
     first_lsn: int
     last_lsn: int
@@ -104,7 +105,7 @@ class FrameHeader:
     time_us: int
 
     def encode(self, salt: bytes) -> bytes:
-        """Its bytes, in a segment of that salt."""
+        """Its bytes, in a segment with that salt."""
         rest = _FRAME.pack(FRAME_MAGIC, 0, *self._fields())[8:]
         crc = zlib.crc32(rest, zlib.crc32(salt))
         return _FRAME.pack(FRAME_MAGIC, crc, *self._fields())
@@ -121,7 +122,7 @@ class FrameHeader:
 
     @classmethod
     def decode(cls, data: bytes, salt: bytes) -> "FrameHeader | None":
-        """From what `encode` gave, with the same salt; None for anything else."""
+        """The header that `encode` gave, with the same salt; None for any other bytes."""
         if len(data) < FRAME_HEADER_BYTES:
             return None
         magic, crc, *fields = _FRAME.unpack_from(data)

@@ -1,9 +1,9 @@
 """Reads the update log; wal_format.py has the layout.
 
-Where a frame isn't whole, either the log ends there, or it is damaged. It ends there when no later
-frame is whole, in that segment or a later one, and nothing above was ever acknowledged: that is
-what a crash in the middle of an append leaves. Anything else is damage, and an error that names the
-byte: to go on without the frame would lose updates that were acknowledged.
+Where a frame isn't whole, the log either ends or is damaged. It ends there when no later frame is
+whole, in that segment or a later one, and nothing above was ever acknowledged: a crash in the
+middle of an append leaves that. Anything else is damage, and an error that names the byte: going on
+without the frame would lose updates that were acknowledged.
 """
 
 import mmap
@@ -42,8 +42,8 @@ class Frame:
 class Tail:
     """Where the log ends: `position` of `path` is the first byte after its last frame.
 
-    `path` is None for a log without segments. `torn_bytes` are those, up to the last that isn't
-    zero, of a frame that was never whole; `is_blank` says that the segment has no header even.
+    `path` is None for a log without segments. `torn_bytes` are the bytes of a frame that was never
+    whole, up to its last nonzero byte. `is_blank` says that the segment has not even a header.
     """
 
     last_lsn: int
@@ -54,9 +54,9 @@ class Tail:
 
 
 class LogReader:
-    """The frames above `after_lsn`, in order. `tail` is there when they were all read.
+    """The frames above `after_lsn`, in order. `tail` is set when they were all read.
 
-    BadFile, naming the byte, where the log is damaged, or doesn't reach `committed_lsn`, which is
+    BadFile, naming the byte, where the log is damaged, or ends before `committed_lsn`, which is
     known to have been durable.
     """
 
@@ -68,7 +68,7 @@ class LogReader:
 
     def __iter__(self) -> Iterator[Frame]:
         segments = segment_paths(self._wal)
-        # What lies wholly at or below the LSN isn't looked at.
+        # A segment that ends at or below the LSN isn't read.
         while len(segments) > 1 and segments[1][0] <= self._lsn + 1:
             del segments[0]
         if segments and segments[0][0] > self._lsn + 1:
@@ -89,7 +89,7 @@ class LogReader:
         data = _map(path)
         header = SegmentHeader.decode(bytes(data[:SEGMENT_HEADER_BYTES]))
         if header is None or header.first_lsn != first_lsn:
-            # A segment is durable before its first frame: one that isn't has none.
+            # A segment is durable before its first frame is: a segment without a header is empty.
             if not is_last or _last_nonzero(data, SEGMENT_HEADER_BYTES) > SEGMENT_HEADER_BYTES:
                 raise BadFile(f"{path}, byte 0: the header of the log's segment is damaged")
             self.tail = Tail(self._lsn, path, 0, 0, is_blank=True)
@@ -110,8 +110,8 @@ class LogReader:
         self, path: Path, data: memoryview, position: int, salt: bytes, *, is_last: bool
     ) -> None:
         if not is_last:
-            # The next segment begins where this one ended, or some of this one is lost. What lies
-            # between doesn't matter: an append that met a full disk, say.
+            # The next segment begins where this one ended, or a part of this one is lost. Bytes in
+            # between don't matter; an append that met a full disk may have left them.
             following = next(
                 first for first, other in segment_paths(self._wal) if other.name > path.name
             )
@@ -150,7 +150,7 @@ def _frame_at(data: memoryview, position: int, salt: bytes) -> FrameHeader | Non
 
 
 def _has_frame(data: memoryview, start: int, salt: bytes) -> bool:
-    """Whether a whole frame begins anywhere from `start` on."""
+    """Whether a whole frame begins anywhere at or after `start`."""
     rest = bytes(data[start:])
     offset = rest.find(FRAME_MAGIC)
     while offset >= 0:
@@ -161,7 +161,7 @@ def _has_frame(data: memoryview, start: int, salt: bytes) -> bool:
 
 
 def _last_nonzero(data: memoryview, start: int) -> int:
-    """The end of what isn't zeros from `start` on; `start` when there is nothing else."""
+    """The position after the last nonzero byte at or after `start`; `start` if there is none."""
     block = 1 << 20
     for begin in range(start + (max(0, len(data) - start - 1) // block) * block, start - 1, -block):
         stripped = bytes(data[begin : begin + block]).rstrip(b"\0")

@@ -29,7 +29,7 @@ class LogWriter:
     ) -> None:
         """The first append makes a new segment: the tail of an older one is never written to.
 
-        Without `syncs`, appends survive the process, but not the machine.
+        Without `syncs`, appends survive the process but not the machine.
         """
         self._syncs = syncs
         self._files = files
@@ -42,11 +42,11 @@ class LogWriter:
         self._position = 0
         self._end = 0
         self.held: Sequence[tuple[int, int]] = ()
-        """First and last LSN of what is kept, however old it is."""
+        """First and last LSN of each range that is kept, however old it is."""
 
     @property
     def next_lsn(self) -> int:
-        """What the next frame has to begin with."""
+        """The LSN that the next frame must begin with."""
         return self._next_lsn
 
     def append(
@@ -58,8 +58,8 @@ class LogWriter:
     ) -> None:
         """Write one frame; durable on return, with `syncs`.
 
-        DiskFull or TooManyFiles when there is no room: the log is as it was. Any other StorageError
-        leaves it unknown whether the frame is in the log, and nothing may be appended after it.
+        DiskFull or TooManyFiles when there is no room; the log is unchanged. After any other
+        StorageError the frame may or may not be in the log, and nothing may be appended after it.
         """
         assert first_lsn == self._next_lsn
         payload_bytes = sum(len(part) for part in payload)
@@ -82,9 +82,10 @@ class LogWriter:
         self._next_lsn = last_lsn + 1
 
     def _blank(self, fd: int) -> None:
-        """Take the header of a frame away for which there was no room, durably.
+        """Erase, durably, the header of a frame that did not fit.
 
-        If all that is missing of it are zeros, then on the disk it is whole, though refused.
+        If the missing tail would have been zeros, the refused frame would otherwise read as
+        complete.
         """
         blank = memoryview(bytes(FRAME_HEADER_BYTES))
         try:
@@ -95,7 +96,7 @@ class LogWriter:
             self._files.sync_data(fd, self._path)
 
     def size(self) -> tuple[int, int]:
-        """Bytes of all segments, reserved ones included, and how many there are."""
+        """Bytes of all segments, reserved ones included, and the number of segments."""
         total = 0
         segments = segment_paths(self._wal)
         for _, path in segments:
@@ -104,7 +105,7 @@ class LogWriter:
         return total, len(segments)
 
     def byte_count(self) -> int:
-        """Bytes of the segments that can be dropped one day, reserved ones included."""
+        """Bytes of the segments that aren't held, reserved ones included."""
         total = 0
         for _, _, path in self._droppable():
             with suppress(FileNotFoundError):
@@ -112,9 +113,9 @@ class LogWriter:
         return total
 
     def drop_until(self, lsn: int) -> int:
-        """Delete the segments that hold nothing above `lsn`, but for those held; how many.
+        """Delete the segments that hold nothing above `lsn` and aren't held; return how many.
 
-        The last one stays: it may be written to.
+        The last segment stays: it may still be written to.
         """
         dropped = 0
         last = segment_paths(self._wal)[-1:]
@@ -126,16 +127,16 @@ class LogWriter:
         return dropped
 
     def drop_all(self) -> None:
-        """Delete every segment that isn't held, durably: the checkpoint has all that they hold.
+        """Delete every segment that isn't held, durably: the checkpoint has all their contents.
 
-        One that came back, of a writer that doesn't sync, would be damage to the next start.
+        Without sync, a deleted segment could come back, and the next start would call it damage.
         """
         for _, _, path in self._droppable():
             self._files.unlink(path)
         self._files.sync_dir(self._wal)
 
     def _droppable(self) -> list[tuple[int, int, Path]]:
-        """First and last LSN and path of each segment that holds nothing which is held."""
+        """First and last LSN and path of each segment without a held LSN."""
         segments = segment_paths(self._wal)
         ends = [*(first_lsn - 1 for first_lsn, _ in segments), self._next_lsn - 1][1:]
         held = self.held
@@ -146,7 +147,7 @@ class LogWriter:
         ]
 
     def close(self) -> None:
-        """Close the segment; what was appended is durable already."""
+        """Close the segment; the appended frames are durable already."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -157,7 +158,7 @@ class LogWriter:
         end = max(self._segment_bytes, SEGMENT_HEADER_BYTES + frame_bytes)
         header = SegmentHeader(os.urandom(SALT_BYTES), self._next_lsn)
         path = segment_path(self._wal, self._next_lsn)
-        # One without a frame, of a start that came no further.
+        # An earlier start may have left this segment, without a frame.
         self._files.unlink(path)
         fd = self._files.create_allocated(path, end, header.encode())
         self._seal()
@@ -165,7 +166,7 @@ class LogWriter:
         self._position, self._end = SEGMENT_HEADER_BYTES, end
 
     def _seal(self) -> None:
-        """Give back what the full segment didn't use; a crash may undo that, to no harm."""
+        """Free the unused end of the full segment; it does no harm if a crash undoes that."""
         if self._fd is None:
             return
         with suppress(StorageError):

@@ -1,11 +1,11 @@
-"""The kernel of optimizer steps, for numba, like those of compiled_updates.py.
+"""The numba kernel of optimizer steps, like those of compiled_updates.py.
 
 The formulas are in images.py.
 
-Each row is read, changed and written once, in one loop that takes the row, its slots and its
-gradient from where they are and puts the results where they belong. What has to be brought into
-float32 first, clipped or summed is brought to scratch, and the loop takes it from there; a row that
-is taken from its own image too, so that the loop never reads what it writes.
+Each row is read, changed and written once, in one loop. The loop reads the row, its slots and its
+gradient in place and writes the results in place. Values that must first be converted to float32,
+clipped or summed are copied to scratch, and the loop reads them there. So is a row that is read
+from its own image: the loop never reads what it writes.
 """
 
 from typing import Any
@@ -48,7 +48,7 @@ from gatherd_server.training.compiled_updates import (
 )
 
 SGD, MOMENTUM, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL = range(6)
-# The `hyper` of a step; each optimizer has its own meaning of A to D.
+# The `hyper` of a step; A to D have their own meaning for each optimizer.
 LR, CLIP_VALUE, CLIP_ROW_NORM, MAX_NORM, A, B, C, D = range(8)
 HYPERS = 8
 ZERO = np.float32(0)
@@ -89,10 +89,10 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
     hyper: Any,
     nonfinite: Any,
 ) -> Any:
-    """Do one step of each row's image and its slots; how many rows aren't finite then.
+    """Do one step of each row's image and its slots; return how many rows became non-finite.
 
-    `base_1` and `base_2` are the mapped slots, `slot_1` and `slot_2` their images, of width dim,
-    1 or, for none, 0.
+    `base_1` and `base_2` are the mapped slots, `slot_1` and `slot_2` their images. Their width is
+    dim, 1, or 0 for no slot.
     """
     row_bytes, dim = base.shape[1], grads.shape[1]
     width_1, width_2 = base_1.shape[1], base_2.shape[1]
@@ -120,7 +120,7 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
                     prefetch(base_2, 4 * row * width_2 + line)
         position = np.intp(links[TOUCHED, t])
         row = rows[position]
-        # The gradient: the sum of its duplicates, clipped.
+        # The gradient: the sum over the row's ids, clipped.
         i = np.intp(links[FIRST, t])
         g = address(grads, 4 * i * dim)
         following = np.intp(links[FOLLOWING, i])
@@ -132,7 +132,7 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
                     sums[d] += grads[following, d]
                 following = np.intp(links[FOLLOWING, following])
             g = address(sums, 0)
-        # Of the gradient and the slots; what isn't finite in a gradient could be clipped away.
+        # Of gradient and slots; clipping could hide what isn't finite in a gradient.
         worst = NO_SIZE
         if clip_value > ZERO:
             for d in range(dim):
@@ -150,7 +150,7 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
                 for d in range(dim):
                     sums[d] = peek(g, 4 * d) * scale
                 g = address(sums, 0)
-        # The row and its slots as they were, and where they go.
+        # The row and its slots before the step, and where the results go.
         to = position * row_bytes
         w = address(wide, 0)
         if position >= known:
@@ -284,7 +284,7 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
 
 
 def warm() -> None:
-    """Run the kernel once: what is left to load of it is loaded."""
+    """Run the kernel once, so that nothing of it is left to load."""
     rows, nonfinite, links = (
         np.zeros(1, np.int64),
         np.zeros(5, np.int64),
@@ -296,4 +296,4 @@ def warm() -> None:
     apply_gradients(
         SGD, FLOAT32, base, images, none, none, none, none,
         rows, 0, links, 1, grads, hyper, nonfinite,
-    )  # fmt: skip  # by their meaning
+    )  # fmt: skip  # grouped by meaning

@@ -1,15 +1,15 @@
-"""The kernels of updates, for numba; kernels.py is the door, images.py has the formulas.
+"""The numba kernels of updates; kernels.py is the door, images.py has the formulas.
 
-A push is done in two passes. `place` finds the position of each id's image, making one for a row
-that has none, and links the ids of a row in the order of their appearance. Then each row is read,
-changed and written once, whatever its duplicates, while it is in a core's cache.
+A push takes two passes. `place` finds the position of each id's image, makes one for a row that has
+none, and links the ids of a row in their order. Then each row is read, changed and written once,
+whatever its duplicates, while it is in a core's cache.
 
 Rows are bytes here, and elements are loaded and stored by position: one signature serves every
 dtype and alignment, so that nothing is left to compile when a push is running. A row is computed in
 float32, and rounded back once. The steps of optimizers are in compiled_optimizers.py.
 
-The long functions stay in one piece because numba counts references around every call that is
-given arrays.
+The long functions stay in one piece because numba counts references around every call that gets
+arrays.
 """
 
 from typing import Any
@@ -33,15 +33,15 @@ from gatherd.store.kernels.intrinsics import (
 )
 
 FLOAT32, FLOAT16, BFLOAT16 = range(3)
-# What `place` leaves of a push, rows of its `links`: for each row the push changes, its position
-# among the images, its first and its last id; for each id, the next one of the same row, or −1.
+# The rows of `links`, which `place` fills. For each row that the push changes: its position among
+# the images, its first and its last id. For each id: the next one of the same row, or −1.
 TOUCHED, FIRST, LAST, FOLLOWING = range(4)
 LINKS = 4
-# How many rows are named that aren't finite.
+# At most this many non-finite rows are named.
 NAMED_MAX = 5
 
-# How many rows ahead of their turn the lines of a mapped row are asked for, up to so many bytes:
-# the processor sees by itself how a longer one goes on.
+# The lines of a mapped row are prefetched this many rows ahead, up to so many bytes: the processor
+# foresees the rest of a longer row by itself.
 ROWS_AHEAD = 8
 AHEAD_BYTES_MAX = 1 << 10
 LINE_BYTES = 64
@@ -50,8 +50,8 @@ ONE = np.uint64(1)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
 NO_SIZE = np.uint32(0)
-# Sizes, as larger_size has them, from which on a value is infinity or NaN when it is stored:
-# infinity itself, and the halfway points between the largest finite half and the power above it.
+# Sizes (see larger_size) from which on a stored value becomes infinity or NaN: infinity itself, and
+# the halfway points between the largest finite half and the power above it.
 INFINITE_32 = np.uint32(0x7F800000)
 INFINITE_16 = np.uint32(0x477FF000)
 INFINITE_BF = np.uint32(0x7F7F8000)
@@ -87,10 +87,10 @@ def place(
     marks: Any,
     links: Any,
 ) -> Any:
-    """Link the ids of each row; how many rows the push touches, and how many have images now.
+    """Link the ids of each row; return how many rows the push touches, and how many have images.
 
     `table` maps a row's hash to its position plus one, 0 when empty. `marks` may hold anything: a
-    position's mark counts only when the touched row it points to is that position.
+    position's mark counts only when the touched row it points to has that position.
     """
     mask = np.uint64(table.size - 1)
     touched = 0
@@ -145,7 +145,7 @@ def scatter_add(  # noqa: C901  # one function, see the module's docstring
     deltas: Any,
     nonfinite: Any,
 ) -> Any:
-    """Add each delta to its row's image; how many rows aren't finite then."""
+    """Add each delta to its row's image; return how many rows became non-finite."""
     row_bytes, dim = base.shape[1], deltas.shape[1]
     ahead_bytes = min(row_bytes, AHEAD_BYTES_MAX)
     infinite = INFINITE_16 if kind == FLOAT16 else INFINITE_BF if kind == BFLOAT16 else INFINITE_32
@@ -164,7 +164,7 @@ def scatter_add(  # noqa: C901  # one function, see the module's docstring
         begin, to = rows[position] * row_bytes, position * row_bytes
         worst = NO_SIZE
         if following < 0:
-            # Most rows have one id: no scratch.
+            # Most rows have one id and need no scratch.
             if kind == FLOAT32:
                 if is_new:
                     for d in range(dim):
@@ -253,7 +253,7 @@ def scatter_add(  # noqa: C901  # one function, see the module's docstring
 def assign(
     kind: Any, images: Any, rows: Any, links: Any, touched: Any, values: Any, nonfinite: Any
 ) -> Any:
-    """Round the last values of each row to its image; how many rows aren't finite then."""
+    """Round the last values of each row to its image; return how many rows became non-finite."""
     dim = values.shape[1]
     row_bytes = images.shape[1]
     wrong = 0
@@ -284,7 +284,7 @@ def assign(
 
 
 def warm() -> None:
-    """Run each kernel once: what is left to load of them is loaded."""
+    """Run each kernel once, so that nothing of it is left to load."""
     ids, rows, nonfinite = np.zeros(1, np.int64), np.zeros(1, np.int64), np.zeros(5, np.int64)
     table, marks, links = np.zeros(2, np.int32), np.zeros(1, np.int32), np.zeros((4, 1), np.int32)
     place(ids, -1, np.uint64(0), table, rows, 0, marks, links)

@@ -1,10 +1,10 @@
-"""What a batch of pushes makes of a table's rows: their after-images, before anything is changed.
+"""A batch of pushes computed: a table's after-images, before anything is changed.
 
 A push changes each of its rows in this order, in float32, and rounds the row once at the end:
 
-    scatter_add      w += delta, for each of the row's deltas in the order of their appearance
+    scatter_add      w += delta, for each of the row's deltas in their order
     assign           w = the last of the row's values
-    apply_gradients  g = the sum of the row's gradients, in the order of their appearance
+    apply_gradients  g = the sum of the row's gradients, in their order
                      clip_value      g = min(max(g, −v), v), element by element
                      clip_row_norm   g *= v / ‖g‖ where ‖g‖ > v                 (Keras clip_by_norm)
                      the step, below
@@ -21,10 +21,10 @@ A push changes each of its rows in this order, in float32, and rounds the row on
                      w = (min(max(l, −l1), l1) − l) / (aᵖ / lr + 2 · l2 + beta / lr)
                                         p = −learning_rate_power (keras.optimizers.Ftrl)
 
-Only the rows of a gradient move: momentum, moments and weight decay of the others stand still. The
-step t of adam counts the pushes that changed a row, for the whole table.
+Only the rows of a gradient change: momentum, moments and weight decay do nothing to the other rows.
+The step t of adam counts the pushes that changed a row, for the whole table.
 
-How the images get to the log and to the mapped rows is writer/commit.py's.
+writer/commit.py brings the images to the log and to the mapped rows.
 """
 
 import math
@@ -54,7 +54,7 @@ _NO_SLOT = np.empty((1, 0), np.float32)
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TrainedRows:
-    """A live version's arrays, as they are mapped.
+    """The mapped arrays of a live version.
 
     `weights` are the rows as bytes, (row_count, row_bytes). `slots`, by name, are float32 (rows,
     dim) or (rows, 1), or int64 (1,).
@@ -70,16 +70,16 @@ class RowImages:
     """The after-images of the rows of one version that a batch of pushes changes.
 
     A push builds on those before it. The mapped rows are only read, and must not change meanwhile.
-    After an error the images are in no particular state: throw them away.
+    After an error the images are in no defined state: discard them.
     """
 
     def __init__(
         self, base: TrainedRows, optimizer: Optimizer, capacity: int, with_slots: bool = True
     ) -> None:
-        """Make room for `capacity` ids, of all pushes together.
+        """Make room for `capacity` ids, all pushes together.
 
-        `with_slots` says whether any push is to apply gradients. Without, there are no images of
-        slots, and `apply_gradients` isn't for this batch.
+        `with_slots` says whether any push will apply gradients. Without it there are no images of
+        slots, and `apply_gradients` must not be called.
         """
         assert 0 <= capacity <= IDS_MAX
         row_count, row_bytes = base.weights.shape
@@ -129,10 +129,10 @@ class RowImages:
         return {"step": np.array([self._step], np.int64)}
 
     def scatter_add(self, ids: NDArray[np.int64], deltas: NDArray[np.float32]) -> None:
-        """Add `deltas`, (n, dim), to the rows of `ids`, (n,), every duplicate.
+        """Add `deltas`, (n, dim), to the rows of `ids`, (n,), duplicates included.
 
-        Like for the other two: `ids` are within the table, and the values C-contiguous; the
-        padding id's are ignored. NonfiniteValues naming the rows that would have NaN or infinity.
+        For all three operations `ids` are within the table, the values are C-contiguous, and those
+        of the padding id are ignored. NonfiniteValues, naming rows, when NaN or infinity results.
         """
         known, links, touched = self._place(ids)
         nonfinite = np.empty(NAMED_MAX, np.int64)
@@ -151,7 +151,7 @@ class RowImages:
         self._take_slots(known)
 
     def assign(self, ids: NDArray[np.int64], rows: NDArray[np.float32]) -> None:
-        """Put `rows`, (n, dim), in place of those of `ids`; the last of a row's duplicates wins."""
+        """Replace the rows of `ids` by `rows`, (n, dim); the last of a row's duplicates wins."""
         known, links, touched = self._place(ids)
         nonfinite = np.empty(NAMED_MAX, np.int64)
         wrong = kernels.assign(
@@ -165,7 +165,7 @@ class RowImages:
     ) -> None:
         """Do one step of the optimizer with `grads`, (n, dim), by `lr` or the table's own rate.
 
-        A push that changes no row, for want of ids or for the padding id's only, is no step.
+        A push that changes no row, without ids or with the padding id only, is no step.
         InvalidArgument for a rate that `check_lr` refuses.
         """
         assert self._with_slots, "made without slots"
@@ -197,7 +197,7 @@ class RowImages:
         self._check(wrong, nonfinite)
 
     def _place(self, ids: NDArray[np.int64]) -> tuple[int, NDArray[np.int32], int]:
-        """Give each row of a push its position; where new ones begin, the links, rows touched."""
+        """Position each row of a push; return the first new position, links, and touched rows."""
         known = self.row_count
         links = np.empty((LINKS, ids.size), np.int32)
         touched, self.row_count = kernels.place(
@@ -206,7 +206,7 @@ class RowImages:
         return known, links, touched
 
     def _take_slots(self, known: int) -> None:
-        """Take over the slots, as they are, of rows whose images are new."""
+        """Copy the mapped slots of the rows whose images are new."""
         new = self._rows[known : self.row_count]
         if new.size:
             for name, images in self._slots.items():
@@ -226,9 +226,9 @@ class RowImages:
 
 
 def _aligned(count: int, row_bytes: int) -> NDArray[np.uint8]:
-    """Rows that begin where a cache line does, as those of a mapped .npy file do.
+    """Rows whose first byte begins a cache line, as in a mapped .npy file.
 
-    Where they don't, every vector that is copied between the two crosses lines: up to three times
+    Otherwise every vector that is copied between the two crosses lines, which is up to three times
     slower.
     """
     memory = np.empty(count * row_bytes + LINE_BYTES, np.uint8)

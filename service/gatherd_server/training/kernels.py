@@ -1,7 +1,7 @@
 """The compiled loops of updates: the typed door to compiled_updates.py and compiled_optimizers.py.
 
-As with gatherd/store/kernels/compiled.py, numba is loaded at the first call or by `warm()`, and
-everything is then compiled, or loaded from numba's cache, at once.
+As in gatherd/store/kernels/compiled.py, numba is loaded by the first call or by `warm()`. That
+compiles everything at once, or loads it from numba's cache.
 """
 
 import secrets
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gatherd.store.dtypes import DType
 from gatherd.store.kernels.compiled import RowKind
 
-# How a push's ids are hashed; drawn, so that nobody can send ids that all collide.
+# The seed of the hash of a push's ids: random, so that nobody can send ids that all collide.
 _SEED = np.uint64(secrets.randbits(64))
 
 NAMED_MAX = 5
@@ -68,12 +68,12 @@ def place(
     marks: NDArray[np.int32],
     links: NDArray[np.int32],
 ) -> tuple[int, int]:
-    """Find or make each id's position in `rows`, and link the ids of each.
+    """Find or make each id's position in `rows`, and link the ids of each row.
 
-    `table`, its length a power of two above that of `rows`, holds positions plus one, or 0; `rows`
-    has `row_count` entries so far. `marks`, as long as `rows`, may hold anything. `links`, (LINKS,
-    n), is filled. `padding_id`, −1 for none, is left out. Returns how many rows are touched, and
-    the new row count.
+    `table`, whose length is a power of two above that of `rows`, holds positions plus one, or 0.
+    `rows` has `row_count` entries so far. `marks`, as long as `rows`, may hold anything. `links`,
+    (LINKS, n), is filled. `padding_id`, −1 for none, is left out. Returns how many rows are
+    touched, and the new row count.
     """
     touched, count = _updates().place(ids, padding_id, _SEED, table, rows, row_count, marks, links)
     return touched, count
@@ -92,8 +92,8 @@ def scatter_add(
 ) -> int:
     """Add `deltas`, (n, dim), to the touched images, each rounded once.
 
-    Images from position `known` on aren't there yet: their rows are taken from `base`. Returns how
-    many rows aren't finite now, the first NAMED_MAX of which are put into `nonfinite`.
+    Images from position `known` on don't exist yet: their rows are read from `base`. Returns how
+    many rows became non-finite; the first NAMED_MAX of them are put into `nonfinite`.
     """
     wrong: int = _updates().scatter_add(
         int(kind), base, images, rows, known, links, touched, deltas, nonfinite
@@ -129,9 +129,9 @@ def apply_gradients(
     hyper: NDArray[np.float32],
     nonfinite: NDArray[np.int64],
 ) -> int:
-    """Do one step of every touched image and of its slots, each rounded once; as scatter_add.
+    """Do one step of each touched image and its slots, each rounded once; else as scatter_add.
 
-    `slots` are two pairs of mapped slots and their images, of width 0 where there is none. `hyper`,
+    `slots` are two pairs of mapped slots and their images, of width 0 for no slot. `hyper`,
     (HYPERS,), has the options in the order of compiled_optimizers.py.
     """
     (base_1, slot_1), (base_2, slot_2) = slots

@@ -1,4 +1,4 @@
-"""How a table is trained: optimizers, their options, and the slots of state that each keeps.
+"""How a table is trained: the optimizers, their options, and the slots of state that each keeps.
 
 A slot is slot_<name>.npy in a version's folder: float32 (rows, dim) when every element has a value,
 float32 (rows, 1) when every row has one, and int64 (1,) for a count of the whole table. A manifest
@@ -7,8 +7,8 @@ has every option of its table's optimizer, with its value:
     "optimizer": {"name", "lr", …}
 
 Names, defaults and first values are those of torch.optim (SGD, Adagrad, SparseAdam), of Keras'
-Ftrl, and of FBGEMM's row-wise Adagrad; docs/optimizers.md has the formulas. images.py says
-what is done to a row, and storage/slots.py writes the first state.
+Ftrl, and of FBGEMM's row-wise Adagrad; docs/optimizers.md has the formulas. images.py computes the
+rows, and storage/slots.py writes the first state.
 """
 
 import math
@@ -28,7 +28,7 @@ LR_DEFAULT = 0.01
 
 
 class SlotShape(Enum):
-    """What has a value of its own in a slot."""
+    """The unit that has its own value in a slot: an element, a row or the table."""
 
     ELEMENT = "element"
     ROW = "row"
@@ -76,7 +76,7 @@ class OptimizerName(Enum):
 
 
 class _Bounds(Enum):
-    """Which values an option takes, all of them finite in float32; the value is for people."""
+    """The values that an option allows, all finite in float32; the enum's value is for messages."""
 
     POSITIVE = "larger than 0"
     NOT_NEGATIVE = "0 or larger"
@@ -85,7 +85,7 @@ class _Bounds(Enum):
     ROW = "a row's id: an integer, 0 or larger"
 
     def holds(self, value: float) -> bool:
-        """Whether `value` is within them, also once it is rounded to float32."""
+        """Whether `value` is within the bounds, also once it is rounded to float32."""
         if self is _Bounds.ROW:
             return 0 <= value < 2**53 and value == math.floor(value)
         with np.errstate(over="ignore"):
@@ -128,7 +128,7 @@ _DEFAULTS: dict[OptimizerName, dict[str, float]] = {
     OptimizerName.ADAGRAD: {"eps": 1e-10, "initial_accumulator": 0.0},
     OptimizerName.ROWWISE_ADAGRAD: {"eps": 1e-8, "initial_accumulator": 0.0},
     OptimizerName.ADAM: {"beta1": 0.9, "beta2": 0.999, "eps": 1e-8},
-    # Keras begins the accumulator at 0.1, so that a first gradient of 0 divides by no zero.
+    # Keras starts the accumulator at 0.1, so that a first gradient of 0 doesn't divide by zero.
     OptimizerName.FTRL: {
         "l1": 0.0,
         "l2": 0.0,
@@ -157,17 +157,17 @@ def _checked(owner: str, option: str, value: Any) -> float:
 
 
 def check_lr(lr: float, optimizer: OptimizerName | None = None) -> float:
-    """A push's own learning rate, for a table with `optimizer` where that is known.
+    """A push's own learning rate, checked; for a table with `optimizer` where that is known.
 
-    InvalidArgument unless it is finite in float32 and 0 or larger; `ftrl` divides by it, so there
-    it is larger than 0.
+    InvalidArgument unless it is finite in float32 and not negative. `ftrl` divides by it, so there
+    it must be positive.
     """
     return _checked("a push" if optimizer is None else optimizer.value, "lr", lr)
 
 
 @dataclass(frozen=True, slots=True)
 class Optimizer:
-    """What a table is trained with; made by `parse`, which knows each one's options and defaults.
+    """An optimizer with its options; made by `parse`, which knows the options and defaults.
 
     Options that this optimizer doesn't have are at their neutral values and do nothing.
     """
@@ -192,10 +192,10 @@ class Optimizer:
 
     @classmethod
     def parse(cls, name: str, options: Mapping[str, float]) -> Self:
-        """The optimizer called `name`, with `options` in place of its defaults.
+        """The optimizer called `name`; `options` override its defaults.
 
-        InvalidArgument for a name or option that doesn't exist, naming those that do, and for a
-        value that is out of bounds.
+        InvalidArgument for an unknown name or option, naming the known ones, and for a value that
+        is out of bounds.
         """
         try:
             found = OptimizerName(name)
@@ -216,14 +216,14 @@ class Optimizer:
 
     @classmethod
     def from_spec(cls, spec: OptimizerSpec) -> Self:
-        """What was asked for over a wire; raises as `parse` does."""
+        """The optimizer that a request specifies; raises as `parse` does."""
         return cls.parse(spec.name, spec.options)
 
     @classmethod
     def from_json(cls, document: object) -> Self:
-        """What a manifest holds; options that an older release didn't write have their defaults.
+        """The optimizer of a manifest; options that an older release didn't write have defaults.
 
-        BadFile when it isn't what `to_json` makes.
+        BadFile when `to_json` didn't make `document`.
         """
         if not isinstance(document, dict) or not isinstance(document.get("name"), str):
             raise BadFile(f"the manifest's optimizer is damaged: {document!r}")
@@ -234,16 +234,16 @@ class Optimizer:
             raise BadFile(f"the manifest's optimizer can't be used: {error}") from None
 
     def options(self) -> dict[str, float]:
-        """Every option that it has and that isn't off, with its value."""
+        """Every option that the optimizer has and that isn't off, with its value."""
         named = ((option, getattr(self, option)) for option in option_names(self.name))
         return {option: value for option, value in named if value is not None}
 
     def to_json(self) -> dict[str, object]:
-        """What a manifest holds of it."""
+        """Its entry in a manifest."""
         return {"name": self.name.value, **self.options()}
 
     def check_table(self, dtype: DType, row_count: int | None = None) -> None:
-        """InvalidArgument when a table of this type and, where known, length can't be trained."""
+        """InvalidArgument when a table of this type, and length if known, can't be trained."""
         if dtype is DType.FLOAT64:
             trainable = ", ".join(kind.value for kind in DType if kind is not DType.FLOAT64)
             raise InvalidArgument(

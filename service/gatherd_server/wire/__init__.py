@@ -1,1 +1,1 @@
-"""Messages to and from what the engine takes; HTTP and gRPC share it."""
+"""Translates messages for the engine, and its results to messages; HTTP and gRPC share it."""

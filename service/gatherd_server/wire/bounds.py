@@ -1,10 +1,10 @@
-"""What a protobuf message may hold, counted in its bytes before the generated classes read them.
+"""Bounds the fields of a protobuf message, before the generated classes read it.
 
-Two bytes make a submessage or an unknown field, of which the parser builds an object each and the
-GIL is held until it is done: 16 MB of them stop a worker for seconds. So messages of more than
-SMALL_BYTES are walked first, as far as their bounds go: each field counts, those that no message of
-ours has too, and bytes and strings are stepped over. A whole message is at most some thousand
-fields, whatever the rows that it is about.
+Two bytes make a submessage or an unknown field. The parser builds an object for each, and holds the
+GIL until it is done: 16 MB of them stop a worker for seconds. So messages of more than SMALL_BYTES
+are walked first, until a bound is exceeded. Every field counts, also one that no message of ours
+has; bytes and strings are stepped over. A whole message has at most a few thousand fields, however
+many rows it is about.
 """
 
 from typing import Any, Final
@@ -17,20 +17,20 @@ from gatherd.store.given import NESTING_MAX
 from gatherd_proto.framing import BYTES, FIXED32, FIXED64, VARINT
 from gatherd_server.types import Limits
 
-# However it is filled, a message as short as this is read in 3 ms.
+# Whatever its contents, a message as short as this is read in 3 ms.
 SMALL_BYTES: Final = 64 << 10
-# One table's part of a request has some 25; each dimension of a shape may be a field of its own.
+# One table's part of a request has about 25; each dimension of a shape may be a field.
 FIELDS_PER_TABLE: Final = 128
-# A dimension is a varint of at most ten bytes. Twice what is taken, for the exact answer.
+# A dimension is a varint of at most ten bytes. Twice the limit, so that the error is exact.
 SHAPE_BYTES_MAX: Final = 2 * 10 * NESTING_MAX
 
 _FIXED_BYTES: Final = {FIXED64: 8, FIXED32: 4}
-# Groups are none of our fields: what is in them is counted, and not looked into. The kinds 6 and 7
-# that there are not are an IndexError.
+# None of our fields is a group: fields in a group are counted, and not looked into. The wire types
+# 6 and 7 don't exist, and raise IndexError.
 _GROUPS: Final = (0, 0, 0, 1, -1, 0)
 _VARINT_BYTES_MAX: Final = 10
 _SHAPE: Final[dict[int, Any]] = {}
-"""Stands for a packed field among the submessages of a schema."""
+"""Marks a packed field among the submessages of a schema."""
 _SCHEMAS: Final[dict[str, dict[int, Any]]] = {}
 
 
@@ -38,7 +38,7 @@ def check_fields(message: type[Message], body: bytes, limits: Limits) -> None:
     """Check a body that is to become a `message`.
 
     LimitExceeded for more fields than `tables_max` tables can have, InvalidArgument for a shape of
-    too many dimensions, MalformedRequest when it isn't protobuf as far as it was read.
+    too many dimensions, MalformedRequest when the part that was read isn't protobuf.
     """
     if len(body) <= SMALL_BYTES:
         return
@@ -85,7 +85,7 @@ class _Walk:
             raise ValueError
 
     def _bytes(self, position: int, end: int, schema: dict[int, Any] | None) -> int:
-        """Step over a length and so many bytes, or over what they hold; where they end."""
+        """Step over a length and its bytes, or walk their fields; returns their end."""
         length = self._body[position]
         position += 1
         if length >= 0x80:
@@ -109,7 +109,7 @@ class _Walk:
             )
 
     def _varint(self, position: int) -> tuple[int, int]:
-        """The number there, and where the next field begins."""
+        """The varint at `position`, and the position after it."""
         value = 0
         for index, byte in enumerate(self._body[position : position + _VARINT_BYTES_MAX]):
             value |= (byte & 0x7F) << (7 * index)

@@ -1,8 +1,8 @@
-"""What every wire checks of an update before the engine sees it, in the same words.
+"""The checks that every wire makes of an update before the engine sees it, in the same words.
 
-Only what needs no table: a wire has its own types for bytes and JSON, but values that don't fit
-their ids, a request id that can't be one, or a table named twice are wrong on all of them. Whether
-rows are there, the dim, NaN and limits are the engine's to check.
+Only those that need no table. Each wire has its own types for bytes and JSON, but values that don't
+fit their ids, an invalid request id and a table named twice are wrong on all of them. The engine
+checks whether rows exist, the dim, NaN and limits.
 """
 
 import math
@@ -33,14 +33,14 @@ INIT_DEFAULT: Final = "uniform"
 UPDATE_MAY_BE_DONE: Final = (
     "the update may still be done; sent again with the same request id, it is done once"
 )
-# Of what has no request id.
+# For changes, which have no request id.
 CHANGE_MAY_BE_DONE: Final = "the change may still be made; look whether it was before you repeat it"
 
 _VISIBLE = re.compile(rf"[!-~]{{1,{KEY_CHARS_MAX}}}")
 
 
 def in_table(error: InvalidArgument, table: str) -> InvalidArgument:
-    """`error` with the table it is about, for a request of many."""
+    """`error` with the table it is about, for a request with several."""
     return type(error)(f"table {table!r}: {error.message}", {**error.metadata, "table": table})
 
 
@@ -75,9 +75,9 @@ def idempotency_key(key: str) -> str:
 
 
 def learning_rate(lr: float, op: UpdateOp) -> float:
-    """`lr` as float32 has it, when an update by `op` can be told it, else InvalidArgument.
+    """`lr` rounded to float32; InvalidArgument when an update by `op` takes none.
 
-    Messages have no more of it, and the same update has to be the same over JSON.
+    Messages carry a float32, and an update must mean the same over JSON.
     """
     if op is not UpdateOp.APPLY_GRADIENTS:
         raise InvalidArgument(f"a learning rate is of apply_gradients, not of {op.value}")
@@ -102,7 +102,7 @@ def values_of(asked: Asked, values: NDArray[Any], dtype: DType) -> NDArray[np.fl
 
 
 def push(op: UpdateOp, updates: Sequence[TableUpdate], request_id: RequestId) -> Push:
-    """The push of `updates`. InvalidArgument when there is none, or a table stands in it twice."""
+    """The push of `updates`. InvalidArgument when it is empty or has a table twice."""
     if not updates:
         raise InvalidArgument("the request has no updates; it needs at least one table")
     seen: set[str] = set()
@@ -127,7 +127,7 @@ def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
 
 
 def drawn_table(change: CreateTable) -> CreateTable:
-    """`change` when its size can be a table's, else InvalidArgument."""
+    """`change` if a table can have its size, else InvalidArgument."""
     if not 0 <= change.row_count <= ROWS_MAX:
         raise InvalidArgument(f"rows is {change.row_count}; it must be 0 to {ROWS_MAX}")
     if not 1 <= change.dim <= DIM_MAX:

@@ -1,7 +1,7 @@
 """The code of every error class, once for both wires.
 
-gRPC's status codes and Connect's are the same; the names here are Connect's. What else a wire makes
-of a class is its own: REST's statuses are in http/errors.py.
+gRPC's status codes and Connect's are the same; the names here are Connect's. All else is a wire's
+own: REST's statuses are in http/errors.py.
 """
 
 from collections.abc import Mapping

@@ -1,10 +1,10 @@
 """The protobuf messages of lookups, on gRPC and Connect alike.
 
-Requests are parsed by the generated classes. Replies are framed by hand around the vectors, which
-so are never copied into a message: each reply is a list of parts, headers and buffers in turn, to
-be written one after another. Every field but the vectors' data comes first, so a reader knows
-shape and dtype before the first row arrives. Field numbers are those of embedding.proto and
-tensor.proto; a test compares every frame with what the generated classes make of it.
+The generated classes parse requests. Replies are framed by hand around the vectors, so that vectors
+are never copied into a message: each reply is a list of parts, headers and buffers in turn, to be
+written one after another. Every field but the vectors' data comes first, so a reader knows shape
+and dtype before the first row arrives. Field numbers are those of embedding.proto and tensor.proto
+in gatherd_proto/v1; a test compares every frame with that of the generated classes.
 """
 
 from collections.abc import Sequence
@@ -40,9 +40,9 @@ from gatherd_server.wire.bounds import check_fields
 
 Part = bytes | memoryview
 
-# Batches come in a few sizes: their heads are kept, some 200 bytes each.
+# Batches come in a few sizes: their heads are kept, about 200 bytes each.
 HEADS_MAX: Final = 1024
-# Requests whose like was read before; reading a larger one is a small part of its cost.
+# Requests kept to recognize their like; for larger ones parsing is a small part of the cost.
 SEEN_MAX: Final = 1024
 SEEN_BYTES_MAX: Final = 16 << 10
 
@@ -70,9 +70,9 @@ M = TypeVar("M", bound=Message)
 
 
 def parse(message: M, body: bytes, limits: Limits) -> M:
-    """Fill `message` from `body`, once it is known to hold no more than a request can.
+    """Fill `message` from `body`, after `check_fields`, whose errors it raises.
 
-    MalformedRequest when it isn't one; what `check_fields` raises.
+    MalformedRequest when `body` isn't such a message.
     """
     check_fields(type(message), body, limits)
     try:
@@ -84,7 +84,7 @@ def parse(message: M, body: bytes, limits: Limits) -> M:
 
 
 def lookups_of(request: embedding_pb2.LookupManyRequest, limits: Limits) -> list[Lookup]:
-    """Lookups of many tables. LimitExceeded, InvalidArgument for what can't be one."""
+    """Lookups of many tables. LimitExceeded; InvalidArgument for an invalid one."""
     limits.check("tables_max", "the request asks for", len(request.lookups))
     return [*map(lookup_of, request.lookups)]
 
@@ -96,7 +96,7 @@ def bag_lookups_of(request: embedding_pb2.LookupBagsManyRequest, limits: Limits)
 
 
 def lookup_of(request: embedding_pb2.LookupRequest) -> Lookup:
-    """One lookup as the engine takes it. InvalidArgument for what can't be one."""
+    """One lookup as the engine takes it. InvalidArgument for an invalid one."""
     return Lookup(
         request.table,
         asked_rows(request),
@@ -108,14 +108,14 @@ def lookup_of(request: embedding_pb2.LookupRequest) -> Lookup:
 
 @dataclass(frozen=True, slots=True)
 class SeenLookup:
-    """All of a LookupRequest but its ids, which differ from one request to the next."""
+    """A LookupRequest without its ids, which differ from one request to the next."""
 
     before: bytes
     after: bytes
     lookup: Lookup
 
     def lookup_of(self, body: bytes) -> Lookup | None:
-        """The lookup of a request as long as the one that was seen, if it has other ids at most."""
+        """The lookup of an equally long request; None if more than the ids differs."""
         if not (body.startswith(self.before) and body.endswith(self.after)):
             return None
         ids = np.frombuffer(body[len(self.before) : len(body) - len(self.after)], _INT64)
@@ -124,10 +124,10 @@ class SeenLookup:
 
 
 def seen_lookup(body: bytes, lookup: Lookup) -> SeenLookup | None:
-    """What a short request has around its ids, flat and of int64; None when it isn't that plain.
+    """The parts of a short request around its ids, flat and of int64; None for any other request.
 
-    Where the ids stand is tried: with two other fillings the request still has to mean the same, so
-    every byte of the ids is among those that were filled.
+    The place of the ids is tested: with two other fillings there the request must still mean the
+    same, so every byte of the ids is among those that were filled.
     """
     ids = lookup.asked
     if len(body) > SEEN_BYTES_MAX:
@@ -153,19 +153,19 @@ def seen_lookup(body: bytes, lookup: Lookup) -> SeenLookup | None:
 
 
 class SeenLookups:
-    """Requests whose like was read before, by length. Safe to use from many threads."""
+    """Requests read before, by length, to recognize their like. Safe to use from many threads."""
 
     def __init__(self) -> None:
         self._seen: dict[int, SeenLookup] = {}
 
     def find(self, body: bytes) -> tuple[SeenLookup, Lookup] | None:
-        """What a request is like and its lookup, when one with other ids at most was learnt."""
+        """The seen lookup that a request repeats with other ids, and the request's own lookup."""
         seen = self._seen.get(len(body))
         lookup = None if seen is None else seen.lookup_of(body)
         return None if seen is None or lookup is None else (seen, lookup)
 
     def learn(self, body: bytes, lookup: Lookup) -> None:
-        """Take from a request what it is like, if it is that plain."""
+        """Remember a request, if it is plain enough for `seen_lookup`."""
         seen = seen_lookup(body, lookup)
         if seen is not None:
             if len(self._seen) >= SEEN_MAX:
@@ -174,7 +174,7 @@ class SeenLookups:
 
 
 def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
-    """Bags of one table as the engine takes them. InvalidArgument for what can't be."""
+    """Bags of one table as the engine takes them. InvalidArgument for invalid ones."""
     lookup = request.lookup
     asked = asked_rows(lookup)
     if len(asked.shape) != 1:
@@ -201,7 +201,7 @@ def keys_of_request(
 
 
 def asked_rows(request: embedding_pb2.LookupRequest | embedding_pb2.TableUpdate) -> Asked:
-    """The ids or keys of one table's part. InvalidArgument for what can't be any."""
+    """The ids or keys of one table's part. InvalidArgument for invalid ones."""
     if request.WhichOneof("rows") != "keys":
         return _integers("ids", request.ids)
     keys = request.keys
@@ -295,7 +295,7 @@ def byte_count(parts: Sequence[Part]) -> int:
 def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     data = gathered.vectors.reshape(-1).view(np.uint8).data
     status = b"" if gathered.status is None else gathered.status.tobytes()
-    make = lookup_head.__wrapped__ if status else lookup_head  # a status is seldom met again
+    make = lookup_head.__wrapped__ if status else lookup_head  # a status seldom repeats
     head = make(gathered.version, gathered.dtype, gathered.vectors.shape, len(data), status)
     return (head, data) if len(data) else (head,)
 
@@ -304,7 +304,7 @@ def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
 def lookup_head(
     version: int, dtype: DType, shape: tuple[int, ...], data_bytes: int, status: bytes = b""
 ) -> bytes:
-    """All of a LookupResponse but the vectors' `data_bytes` bytes, which come after it."""
+    """A LookupResponse without the vectors' `data_bytes` bytes, which come after it."""
     return framing.lookup_head(version, DTYPE_CODES[dtype], shape, data_bytes, status)
 
 

@@ -1,7 +1,7 @@
 """How each procedure of gatherd.v1 is answered; the Connect endpoint and gRPC are built from it.
 
-A lookup is work of this process. An update or a change is handed to the writer, and its answer is
-waited for. Left out on purpose: LookupStream, which only gRPC has, and answers by itself.
+This process does lookups itself. It hands an update or a change to the writer, and waits for the
+answer. Left out on purpose: LookupStream, which only gRPC has, and answers by itself.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -24,7 +24,7 @@ from gatherd_server.wire.lookups import Part
 
 @dataclass(frozen=True, slots=True)
 class PreparedReply:
-    """A reply that is known to be possible and still has to be made."""
+    """A reply that can be given, and still has to be made."""
 
     make: Callable[[], list[Part]]
     is_long: bool = False
@@ -32,45 +32,45 @@ class PreparedReply:
 
 @dataclass(frozen=True, slots=True)
 class ReadProcedure:
-    """One that this process answers by itself."""
+    """A procedure that this process answers by itself."""
 
     procedure: Procedure
     prepare: Callable[[AnyEngine, Any], PreparedReply]
     is_admitted: bool = True
     """Whether it holds a place among the requests in flight."""
     scope: Scope | None = Scope.READ
-    """What a caller has to be for; None for any scope that is for tables."""
+    """The scope that a caller needs; None for any scope that concerns tables."""
 
     def place(self, admission: Admission) -> Place:
-        """Where its requests are held while they are answered."""
+        """The place that its requests hold while they are answered."""
         return admission.request if self.is_admitted else admission.unplaced
 
 
 @dataclass(frozen=True, slots=True)
 class UpdateProcedure:
-    """One that the writer does. `begin` hands it over, and `encode` gives the reply's bytes."""
+    """A procedure of the writer. `begin` hands it over; `encode` gives the reply's bytes."""
 
     procedure: Procedure
     begin: Callable[[AnyEngine, Any], Future[Any]]
     encode: Callable[[Any], bytes]
     scope: Scope = Scope.ADMIN
     may_be_done: str = CHANGE_MAY_BE_DONE
-    """What a caller is told when the time is up before the writer's answer."""
+    """The text for a caller whose time is up before the writer's answer."""
 
     def place(self, admission: Admission) -> Place:
-        """Where its requests are held: it waits for a disk, and lookups mustn't wait for it."""
+        """The place that its requests hold: they wait for a disk; lookups mustn't wait for them."""
         return admission.update
 
 
 @dataclass(frozen=True, slots=True)
 class Lookups:
-    """How a request is read as lookups, and how what they gathered is written."""
+    """Reads a request as lookups, and writes their gathered rows."""
 
     read: Callable[[Any, Limits], list[Lookup]]
     encode: Callable[[Sequence[Gathered]], list[Part]]
 
     def prepare(self, engine: AnyEngine, request: Any) -> PreparedReply:
-        """The reply to `request`. Raises what `read` and the engine do."""
+        """The reply to `request`. Raises the errors of `read` and of the engine."""
         prepared = engine.prepare(self.read(request, engine.limits))
         return PreparedReply(lambda: self.encode(prepared.run()), prepared.is_long)
 
@@ -146,4 +146,4 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     _change(proto.SET_OPTIMIZER, updates.set_optimizer),
     UpdateProcedure(proto.SNAPSHOT, _snapshot, updates.snapshot_reply),
 )
-"""Every unary procedure; each is given the engine as its caller has it."""
+"""Every unary procedure; each gets the engine that its caller may use."""

@@ -1,7 +1,7 @@
 """The protobuf messages of updates and of changes to tables, as gRPC and Connect both carry them.
 
-Requests become what the engine takes; answers are small, so protobuf itself writes them. Field
-numbers are those of embedding.proto and table.proto.
+Requests become the engine's types; answers are small, so protobuf itself writes them. Field numbers
+are those of embedding.proto and table.proto in gatherd_proto/v1.
 """
 
 from typing import Final
@@ -43,7 +43,7 @@ _DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer")
 def push(op: UpdateOp, request: embedding_pb2.UpdateRequest, limits: Limits) -> Push:
     """The push that `request` asks for.
 
-    InvalidArgument, naming the table, for what can't be one; LimitExceeded for too many tables.
+    InvalidArgument, naming the table, for an invalid one; LimitExceeded for too many tables.
 
     Float32 values stay in the message's own bytes and are read-only.
     """
@@ -90,7 +90,7 @@ def _table_update(op: UpdateOp, update: embedding_pb2.TableUpdate) -> TableUpdat
 
 
 def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTable:
-    """The new table that `request` asks for. InvalidArgument for what can't be one."""
+    """The new table that `request` asks for. InvalidArgument for an invalid one."""
     if request.staged:
         beside = [name for name in _DRAWN_FIELDS if _is_set(request, name)]
         if beside:
@@ -119,7 +119,7 @@ def _is_set(request: table_pb2.CreateTableRequest, name: str) -> bool:
 
 
 def delete_table(request: table_pb2.DeleteTableRequest) -> DeleteTable:
-    """The end of the table that `request` names."""
+    """The removal of the table that `request` names."""
     return DeleteTable(request.table)
 
 
@@ -130,7 +130,7 @@ def publish(request: table_pb2.PublishRequest) -> Publish:
 
 
 def rollback(request: table_pb2.RollbackRequest) -> Rollback:
-    """The way back that `request` asks for."""
+    """The rollback that `request` asks for."""
     return Rollback(request.table, request.version, request.if_version)
 
 
@@ -146,7 +146,7 @@ def _optimizer(message: table_pb2.Optimizer) -> OptimizerSpec:
 
 
 def snapshot_name(request: table_pb2.SnapshotRequest) -> str:
-    """The name that a snapshot is asked to have; "" for one of the server's choosing."""
+    """The name for a snapshot; "" lets the server choose one."""
     return optional_name(request.name)
 
 

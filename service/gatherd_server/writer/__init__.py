@@ -1,1 +1,1 @@
-"""How pushes change a data dir: queued, computed, logged, stored, and recovered at a start."""
+"""How pushes change a data dir: they are queued, computed, logged, stored, and recovered."""

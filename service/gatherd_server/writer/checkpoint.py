@@ -1,16 +1,16 @@
 """The checkpoint: up to which LSN the tables' files are durable, and the window at that LSN.
 
-data/wal/checkpoint is two records (storage/records.py) behind 24 bytes: the magic "gatherdK", the
-LSN, the crc32 of magic, LSN and records, and 4 zeros. The first record is the window, the second
-the sums of live tables' blocks (storage/block_sums.py), which a snapshot's and one of an older
-release don't have:
+data/wal/checkpoint is two records (storage/records.py) after 24 bytes: the magic "gatherdK", the
+LSN, the crc32 of magic, LSN and records, and 4 zeros. The first record is the window. The second
+has the sums of live tables' blocks (storage/block_sums.py); a snapshot's checkpoint, and one of an
+older release, has only the first:
 
     {"block_bytes", "versions": [[UID, VERSION, [[FILE, bytes], …]], …]}
 
 and for each file two arrays: the blocks' crc32, uint32, and a bit for each that is known.
 
-It is replaced atomically, after every page that the
-log up to its LSN changed is on the disk, and before the log's segments up to there are deleted.
+The checkpoint is replaced atomically: after every page that the log up to its LSN changed is on the
+disk, and before the log's segments up to that LSN are deleted.
 """
 
 import struct
@@ -46,26 +46,26 @@ _HEAD = struct.Struct("<8sQI4x")
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """Up to `lsn` the log isn't needed any more."""
+    """The state at `lsn`, up to which the log isn't needed any more."""
 
     lsn: int
     window: Window
     sums: Mapping[tuple[str, int], VersionSums] = field(default_factory=dict)
-    """By uid and version, those of weights and slots as they were at `lsn`."""
+    """By uid and version, the sums of weights and slots at `lsn`."""
 
 
 def checkpoint_path(data_dir: Path) -> Path:
-    """Where it is."""
+    """The path of a data dir's checkpoint."""
     return data_dir / WAL_NAME / CHECKPOINT_NAME
 
 
 def encode_checkpoint(lsn: int, window: Window) -> bytes:
-    """What the file holds."""
+    """The bytes of the file, without sums."""
     return _sealed(lsn, b"".join(pack(*window.to_record())))
 
 
 def with_sums(encoded: bytes, sums: Mapping[tuple[str, int], VersionSums]) -> bytes:
-    """What `encode_checkpoint` gave, with the sums of its LSN behind."""
+    """The bytes that `encode_checkpoint` gave, followed by the sums at its LSN."""
     listed: list[object] = []
     arrays: list[NDArray[Any]] = []
     for (uid, version), by_file in sums.items():
@@ -83,7 +83,7 @@ def _sealed(lsn: int, body: bytes) -> bytes:
 
 
 def _read_sums(record: Record) -> dict[tuple[str, int], VersionSums]:
-    """Those that `with_sums` wrote; none where a release had blocks of another size."""
+    """The sums that `with_sums` wrote; none if its release had blocks of another size."""
     if record.directory["block_bytes"] != BLOCK_BYTES:
         return {}
     arrays = iter(record.arrays)
@@ -106,7 +106,7 @@ def write_checkpoint(files: Files, data_dir: Path, encoded: bytes) -> None:
 
 
 def read_checkpoint(data_dir: Path) -> Checkpoint:
-    """The checkpoint; one of LSN 0 where there is none. BadFile when it is damaged."""
+    """The checkpoint; one of LSN 0 if there is none. BadFile when it is damaged."""
     path = checkpoint_path(data_dir)
     try:
         data = path.read_bytes()

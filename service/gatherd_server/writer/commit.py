@@ -1,8 +1,8 @@
 """From a batch of pushes to one frame of the log, and from a frame to the mapped rows.
 
-A batch is computed in the order of its LSNs on images of the rows that it changes: a later push of
-the batch builds on an earlier one. Nothing is written before the batch is computed whole, so a push
-that turns out to be impossible is left out and the rest computed anew.
+A batch is computed in the order of its LSNs, on images of the rows that it changes: a later push of
+the batch builds on an earlier one. Nothing is written before the whole batch is computed. If a push
+turns out to be impossible, it is left out and the rest is computed anew.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ from gatherd_server.writer.window import Window, request_id_from_json, request_i
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Submitted:
-    """A push that waits to be committed, and the digest of what it is."""
+    """A push that waits to be committed, and the digest of its contents."""
 
     push: Push
     digest: bytes
@@ -42,7 +42,7 @@ class Submitted:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Step:
-    """One table's part of a push, with its ids found."""
+    """One table's part of a push, its keys and ids resolved to rows."""
 
     live: LiveVersion
     ids: NDArray[np.int64]
@@ -52,7 +52,7 @@ class _Step:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Commit:
-    """A computed batch: what each push is answered, the frame's record, and the images."""
+    """A computed batch: the answer to each push, the frame's record, and the images."""
 
     outcomes: list[PushResult | GatherdError]
     first_lsn: int
@@ -96,7 +96,7 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
 
 
 def _step(update: TableUpdate, versions: Versions) -> _Step:
-    """Hold an update against the version that is live now."""
+    """Check an update against the version that is live now."""
     live = versions.live(update.table)
     if update.if_version not in (LIVE_VERSION, live.version):
         raise VersionMismatch(
@@ -159,7 +159,7 @@ def _run(
     refused: dict[int, GatherdError],
     images: dict[str, tuple[LiveVersion, RowImages]],
 ) -> tuple[int, GatherdError] | None:
-    """Compute every push that isn't refused; the first that can't be done, and why."""
+    """Compute the pushes that aren't refused; return the first that fails, and its error."""
     for number, (submitted, some) in enumerate(zip(batch, steps, strict=True)):
         if number in refused:
             continue
@@ -184,7 +184,7 @@ def _record(
     outcomes: Sequence[PushResult | GatherdError],
     images: Sequence[tuple[LiveVersion, RowImages]],
 ) -> list[bytes | memoryview]:
-    """The frame's payload; storage/wal_format.py says what is in it."""
+    """The frame's payload; storage/wal_format.py has the layout."""
     pushes = [
         [
             request_id_to_json(submitted.push.request_id),
@@ -204,7 +204,7 @@ def _record(
 
 
 def store(commit: Commit, versions: Versions) -> None:
-    """Make a commit that is in the log visible."""
+    """Make a logged commit visible."""
     for live, image in commit.images:
         live.mapped.store(image.rows, image.weights, image.slots, image.scalars)
         versions.changed(live.uid, live.version)
@@ -212,7 +212,7 @@ def store(commit: Commit, versions: Versions) -> None:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoggedImages:
-    """One version's images, as a frame holds them."""
+    """One version's images, as read from a frame."""
 
     uid: str
     version: int

@@ -1,14 +1,14 @@
-"""Versions that can't be used: refused alone at a start, and mended when their files are back.
+"""Unusable versions: a start refuses only these, and mends them when their files are back.
 
-A start stores what the log has into tables. Where one of these can't take it, the others go on, and
-the catalog says what is wrong with that one and which part of the log it still needs (`Damage` in
-the store's catalog.py): every reader refuses it by that, and the log keeps those segments. They are
-no more than what the log was at that start, as no update is taken for such a table.
+A start stores the log's images into tables. If a table can't take them, the others go on. The
+catalog then says what is wrong with that version and which part of the log it still needs
+(`Damage` in the store's catalog.py): every reader therefore refuses it, and the log keeps those
+segments. Their size is bounded by the log at that start, because such a table takes no updates.
 
-Each start, and a rollback to the version, looks whether its files are sound again and as they were
-at the LSN from which the log is kept. Then what the log has is stored, and the table is like any
-other. Left out on purpose: to look for damage in files that can be mapped, which would read every
-table at every start; that is what `gatherd verify` is for.
+Each start, and a rollback to the version, checks whether its files are sound again and have their
+contents of the LSN from which the log is kept. Then the log's images are stored, and the table is
+an ordinary one again. Left out on purpose: a search for damage in files that can be mapped, which
+would read every table at every start. `gatherd verify` does that.
 """
 
 import logging
@@ -35,7 +35,7 @@ class Replay:
     """Stores a log's images into versions, and notes those that can't take them."""
 
     def __init__(self, files: Files, data_dir: Path, versions: Versions, from_lsn: int) -> None:
-        """`from_lsn` is the checkpoint's: what the tables' files are known to hold."""
+        """`from_lsn` is the checkpoint's: the tables' files are known to be durable up to it."""
         self._files = files
         self._data_dir = data_dir
         self._versions = versions
@@ -44,7 +44,7 @@ class Replay:
         self._last_lsn: dict[tuple[str, int], int] = {}
 
     def take(self, frame: Frame, *, is_applied: bool) -> None:
-        """Store a frame of pushes; when it `is_applied`, only note what isn't durable yet."""
+        """Store a frame of pushes; if it `is_applied`, only note its rows as not yet durable."""
         for images in logged_images(frame.record):
             key = (images.uid, images.version)
             self._last_lsn[key] = frame.last_lsn
@@ -71,9 +71,9 @@ class Replay:
             return None
 
     def settle(self, sums: Mapping[tuple[str, int], VersionSums]) -> Catalog:
-        """The catalog with what was found, once the whole log was taken; the same if nothing was.
+        """The catalog with the damage found, after the whole log was taken; unchanged without any.
 
-        Versions that were damaged before, and whose files are back, are brought up to the log.
+        Versions that were damaged before, and whose files are back, get the log's images.
         """
         catalog = self._versions.catalog
         tables = {
@@ -109,11 +109,11 @@ class Replay:
         return tuple(found)
 
     def _try(self, name: str, entry: CatalogEntry) -> None:
-        """Map the live version if it can be trained, though the log may have nothing of it."""
+        """Map the live version if it can be trained, even if the log has nothing of it."""
         try:
             is_needed = is_trainable(version_dir(self._data_dir, name, entry.live))
         except BadFile:
-            return  # the log has nothing that it lacks; who asks for it is told
+            return  # the log has nothing for it; readers of the table report the damage
         if is_needed:
             self._mapped(entry.uid, entry.live)
 
@@ -126,9 +126,9 @@ def mend(
     damage: Damage,
     sums: VersionSums | None,
 ) -> None:
-    """Bring a version whose files are back up to the log; durable on return.
+    """Store the log's images into a version whose files are back; durable on return.
 
-    `sums` are those of the files at `damage.after_lsn`. A StorageError says what is wrong still.
+    `sums` are those of the files at `damage.after_lsn`. A StorageError says what is still wrong.
     Idempotent: after a crash inside it, it can be done again.
     """
     folder = version_dir(data_dir, name, damage.version)

@@ -1,7 +1,7 @@
-"""What the log has of one version between two LSNs, and storing it into that version's files.
+"""The log's images of one version between two LSNs, and storing them into that version's files.
 
-A copy is brought to a later LSN this way, and so is a version whose files are back. Storing is
-idempotent: the log has whole rows, not changes to them.
+This brings a copy to a later LSN, and also a version whose files are back. Storing is idempotent:
+the log has whole rows, not changes to them.
 """
 
 from collections.abc import Iterator
@@ -16,7 +16,7 @@ from gatherd_server.writer.commit import LoggedImages, logged_images
 def logged_images_of(
     wal: Path, of: tuple[str, int], after_lsn: int, until_lsn: int
 ) -> Iterator[LoggedImages]:
-    """What the log has of the uid and version `of` above one LSN, up to another that it reaches."""
+    """The log's images of the uid and version `of`, above one LSN and up to another in the log."""
     if until_lsn <= after_lsn:
         return
     for frame in LogReader(wal, after_lsn):
@@ -25,7 +25,7 @@ def logged_images_of(
                 if (images.uid, images.version) == of:
                     yield images
         if frame.last_lsn >= until_lsn:
-            # Not a frame further: behind what is kept for a damaged version there may be a gap.
+            # Stop here: after the frames that are kept for a damaged version there may be a gap.
             break
 
 
@@ -38,7 +38,7 @@ def store_logged(
     *,
     with_slots: bool = True,
 ) -> None:
-    """Store into `mapped` what `logged_images_of` gives; without slots, if it has others."""
+    """Store the images of `logged_images_of`; without slots if `mapped` has another optimizer."""
     for images in logged_images_of(wal, of, after_lsn, until_lsn):
         slots, scalars = (images.slots, images.scalars) if with_slots else ({}, {})
         mapped.store(images.rows, images.weights, slots, scalars)

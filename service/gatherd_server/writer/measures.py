@@ -1,4 +1,4 @@
-"""What the writer counts of itself: commits, checkpoints, snapshots, and how far it is."""
+"""The writer's counters of commits, checkpoints and snapshots, and the gauges of its progress."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -28,10 +28,10 @@ class Measures:
     """The writer's counters. Safe to use from many threads."""
 
     def __init__(self, recorder: Recorder | None = None, spans: Spans | None = None) -> None:
-        """Counts into `recorder`, or for nobody; traces with `spans`."""
+        """Counts into `recorder`, or into one that nobody reads; traces with `spans`."""
         self._spans = spans
         self._recorder = recorder or Recorder()
-        # From zero on: an alert has to see the first one.
+        # The counters start at zero, so that an alert sees the first failure.
         self._recorder.first(names.CHECKPOINT_FAILURES)
         self._recorder.first(names.SNAPSHOTS, "failed")
         self._recorder.first(names.BACKUPS, "failed")
@@ -64,7 +64,7 @@ class Measures:
         self._recorder.add(names.LOG_WRITTEN_BYTES, value=byte_count)
 
     def shed(self) -> None:
-        """Count a push that there was no room for."""
+        """Count a push that was refused because the queue is full."""
         self._recorder.add(names.SHED_REQUESTS, "queued_pushes_max")
 
     def checkpointed(self, lsn: int, seconds: float) -> None:
@@ -75,15 +75,15 @@ class Measures:
         self._recorder.observe(names.CHECKPOINT_DURATION, value=int(1e9 * seconds))
 
     def checkpoint_failed(self) -> None:
-        """Count one that failed."""
+        """Count a checkpoint that failed."""
         self._recorder.add(names.CHECKPOINT_FAILURES)
 
     def newest_snapshot(self, age_seconds: float | None) -> None:
-        """Tell from here on how old the newest is; None when there is none yet."""
+        """Start to report the newest snapshot's age; None when there is no snapshot yet."""
         self._snapshot_ns = 0 if age_seconds is None else time.time_ns() - int(1e9 * age_seconds)
 
     def snapshot(self, take: Callable[[], SnapshotResult]) -> SnapshotResult:
-        """Take one, and count it."""
+        """Take a snapshot, and count it."""
         outcome = "failed"
         try:
             taken = take()
@@ -94,11 +94,11 @@ class Measures:
             self._recorder.add(names.SNAPSHOTS, outcome)
 
     def newest_backup(self, taken: float | None) -> None:
-        """Tell from here on when what could be restored was taken, in Unix time; None: nothing."""
+        """Start to report when the newest backup was taken, in Unix time; None: there is none."""
         self._backup_ns = int(1e9 * taken) if taken is not None else 0
 
     def backed_up(self) -> None:
-        """Count a snapshot that was copied away."""
+        """Count a snapshot that was copied to the backups."""
         self._recorder.add(names.BACKUPS, "copied")
 
     def backup_failed(self) -> None:

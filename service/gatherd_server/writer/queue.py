@@ -1,4 +1,4 @@
-"""The pushes that wait to be committed, and which of them are committed together."""
+"""The queue of pushes, and which of them are committed together."""
 
 import threading
 import time
@@ -11,13 +11,13 @@ from gatherd_server.types import Push, PushResult, RequestId, WriterLimits
 from gatherd_server.writer.commit import Submitted
 from gatherd_server.writer.window import reused
 
-# How much of a commit's time the next one may wait for more pushes.
+# The next commit may wait for more pushes for this part of the last one's time.
 GATHER_PART = 0.25
 
 
 @dataclass(slots=True, eq=False)
 class Waiting:
-    """A push in the queue, and everybody who waits for its answer."""
+    """A push in the queue, and the futures of everybody who waits for its answer."""
 
     submitted: Submitted
     byte_count: int
@@ -25,28 +25,28 @@ class Waiting:
 
 
 class PushQueue:
-    """First in, first out. Callers hold the writer's lock, which is that of `wake`."""
+    """First in, first out. Callers hold the writer's lock, which is also `wake`'s."""
 
     def __init__(self, limits: WriterLimits, wake: threading.Condition) -> None:
-        """`wake` is notified of whatever the committer has to do."""
+        """`wake` is notified when the committer has something to do."""
         self._limits = limits
         self._wake = wake
         self._queue: deque[Waiting] = deque()
-        # Those under way too, until they are answered.
+        # Includes the pushes of the current batch, until they are answered.
         self._by_id: dict[RequestId, Waiting] = {}
         self._commit_seconds = 0.0
         self._expected = 1
         self.byte_count = 0
-        """Of all that wait."""
+        """Bytes of all waiting pushes."""
 
     def __len__(self) -> int:
-        """How many wait."""
+        """How many pushes wait."""
         return len(self._queue)
 
     def join(self, request_id: RequestId, digest: bytes, future: "Future[PushResult]") -> bool:
-        """Have `future` answered with the push of this id, if that isn't answered yet.
+        """Answer `future` too when the pending push of this id is answered; False if there is none.
 
-        RequestIdReused when the id is another push's.
+        RequestIdReused when the id belongs to another push.
         """
         waiting = self._by_id.get(request_id) if request_id is not None else None
         if waiting is None:
@@ -57,7 +57,7 @@ class PushQueue:
         return True
 
     def has_room(self, byte_count: int) -> bool:
-        """Whether a push of so many bytes may wait. It may if no other does."""
+        """Whether a push of `byte_count` bytes may wait. It always may if no other does."""
         limits = self._limits
         return len(self._queue) < limits.queued_pushes_max and (
             not self._queue or self.byte_count + byte_count <= limits.queued_bytes_max
@@ -73,11 +73,11 @@ class PushQueue:
         self._wake.notify()
 
     def gather(self, has_more_to_do: Callable[[], bool]) -> None:
-        """Wait a little for those who were answered just now: they are likely to push again.
+        """Wait a little longer: the clients just answered will probably push again.
 
-        Otherwise pushers fall into two halves that commit in turns. Bounded by a part of what a
-        commit takes, so that waiting never costs more than it can win; one pusher waits for nobody.
-        Not while the committer `has_more_to_do`.
+        Otherwise pushers fall into two halves that commit in turns. The wait is bounded by a part
+        of one commit's time, so that it never costs more than it can win. It ends at once if there
+        is only one pusher, or the committer `has_more_to_do`.
         """
         deadline = time.monotonic() + GATHER_PART * self._commit_seconds
         while len(self._queue) < self._expected and not has_more_to_do():
@@ -86,7 +86,7 @@ class PushQueue:
                 return
 
     def take_batch(self) -> list[Waiting]:
-        """Take out what is committed next."""
+        """Remove and return the pushes to commit next."""
         batch: list[Waiting] = []
         byte_count = 0
         while self._queue and len(batch) < self._limits.batch_pushes_max:
@@ -98,7 +98,7 @@ class PushQueue:
         return batch
 
     def settle(self, batch: Sequence[Waiting], seconds: float) -> None:
-        """Note that a batch is about to be answered, and how long its commit took."""
+        """Note that a batch will now be answered, and how long its commit took."""
         self._commit_seconds = seconds
         self._expected = len(batch) + len(self._queue)
         for waiting in batch:

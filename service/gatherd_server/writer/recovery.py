@@ -1,9 +1,9 @@
-"""From the files of a data dir to the state that its writer goes on from.
+"""From the files of a data dir to the state in which its writer goes on.
 
 Start: everything above the checkpoint is stored into the tables, and into the window. Restart of
-the writer while the machine stayed up: the pages are what they were, so only what was committed and
-not yet applied is stored. Either way rows that a killed writer left half-stored are healed by that,
-and only then their stripes made even.
+the writer while the machine stayed up: the pages kept their contents, so only what was committed
+and not yet applied is stored. Both also heal rows that a killed writer left half-stored. Only then
+their stripes are made even.
 """
 
 import logging
@@ -30,7 +30,7 @@ logger = logging.getLogger("gatherd.writer")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Recovered:
-    """What a writer goes on from. `lsn` is the last of the log, and applied."""
+    """The state in which a writer goes on. `lsn` is the log's last LSN, and is applied."""
 
     versions: Versions
     window: Window
@@ -41,12 +41,12 @@ class Recovered:
 def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart: bool) -> Recovered:
     """Bring the data dir's tables up to its log, and cut the log where it was torn.
 
-    The caller holds the lock. BadFile where the log, the checkpoint or the catalog is damaged, with
-    nothing changed by this but rows that the log vouches for. A damaged table is no error: the
-    catalog says so from then on (damage.py).
+    The caller holds the lock. BadFile where the log, the checkpoint or the catalog is damaged; then
+    only rows that the log vouches for were changed. A damaged table is no error: from then on the
+    catalog lists it as damaged (damage.py).
     """
     wal = data_dir / WAL_NAME
-    # Its own name is durable when that of the catalog is, below.
+    # The sync of the catalog's name, below, makes this name durable too.
     files.make_dirs(wal, durable=False)
     if control.lost_power:
         raise BadFile(
@@ -58,7 +58,7 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     window = checkpoint.window
     generation = versions.catalog.generation
     _make_durable(files, wal, was_failure=control.has_failed)
-    # After a failed sync the page cache isn't what the disk has: then nothing is believed applied.
+    # After a failed sync the page cache differs from the disk: then nothing counts as applied.
     is_believed = is_restart and not control.has_failed
     applied = control.applied_lsn if is_believed else checkpoint.lsn
     reader = LogReader(wal, checkpoint.lsn, control.committed_lsn)
@@ -67,7 +67,7 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
         if frame.kind is FrameKind.CATALOG:
             _replay_catalog(data_dir, versions, frame.record.directory["catalog"])
             continue
-        # What was applied before the writer was killed may not be on the disk yet.
+        # Frames that were applied before the writer was killed may not be on the disk yet.
         replay.take(frame, is_applied=frame.last_lsn <= applied)
         remember(frame, window)
     _cut(files, reader.tail)
@@ -78,12 +78,12 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
         put_catalog(files, data_dir, versions.catalog)
     else:
         discard_prepared(files, data_dir)
-        # A writer that was killed inside a change may have left its name to the page cache alone.
+        # A writer that was killed inside a change may have left the name in the page cache only.
         files.sync_dir(data_dir)
     for mapped in versions.trainable():
         if healed := mapped.make_even():
             logger.info("made %d stripes readable that a killed writer held", healed)
-    # A writer that was killed between the two had replaced the catalog and told nobody.
+    # A writer may have been killed after it replaced the catalog and before it notified readers.
     control.set_generation(versions.catalog.generation)
     lsn = reader.tail.last_lsn
     control.committed_lsn = lsn
@@ -94,9 +94,9 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
 def _make_durable(files: Files, wal: Path, *, was_failure: bool) -> None:
     """Make sure that the disk has the log as it can be read now.
 
-    A writer that was killed between write and sync leaves frames that the page cache alone has.
-    Once they are believed, rows are stored and retries answered by them. After a failed sync the
-    kernel takes what the disk lacks for written: the segment it was about is written anew.
+    A writer that was killed between write and sync leaves frames in the page cache only. Recovery
+    stores rows and answers retries by them, so they must be on the disk first. After a failed sync
+    the kernel takes unwritten pages for written, so the last segment is written anew.
     """
     segments = [path for _, path in segment_paths(wal)]
     if was_failure and segments:
@@ -118,7 +118,7 @@ def _replay_catalog(data_dir: Path, versions: Versions, document: object) -> Non
 
 
 def _cut(files: Files, tail: Tail) -> None:
-    """Cut off a frame that was never whole. Should a crash undo that, the next start does it."""
+    """Cut off a frame that was never whole. If a crash undoes that, the next start repeats it."""
     if tail.path is None:
         return
     if tail.is_blank:

@@ -1,4 +1,4 @@
-"""The versions that the writer stores into, mapped as they are first needed."""
+"""The versions that the writer stores into; each is mapped when it is first needed."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -26,14 +26,14 @@ class LiveVersion:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Summed:
-    """What a checkpoint's sums are made of, by uid and version."""
+    """The sources of a checkpoint's sums, by uid and version."""
 
     mapped: Mapping[tuple[str, int], MappedVersion]
     kept: Mapping[tuple[str, int], VersionSums]
-    """Those of versions that can't be mapped, as they were."""
+    """The unchanged sums of versions that can't be mapped."""
 
     def sum_up(self, byte_count: int) -> dict[tuple[str, int], VersionSums]:
-        """Sum up blocks of up to so many bytes; the sums of all. On any thread."""
+        """Sum up blocks, up to `byte_count` bytes; return all known sums. On any thread."""
         for mapped in self.mapped.values():
             byte_count -= mapped.sum_up(byte_count)
         return {**{key: one.sums() for key, one in self.mapped.items()}, **self.kept}
@@ -45,7 +45,7 @@ class Summed:
 
 
 class Versions:
-    """What the catalog names, as far as the writer has touched it. One thread uses it."""
+    """The catalog, and those of its versions that the writer has mapped. One thread uses it."""
 
     def __init__(
         self,
@@ -95,8 +95,8 @@ class Versions:
     def mapped(self, uid: str, version: int) -> MappedVersion | None:
         """A version's files, mapped to be changed.
 
-        None when the catalog has it no longer, or as damaged. A StorageError when they can't be
-        mapped.
+        None when the catalog no longer has it, or lists it as damaged. StorageError when its files
+        can't be mapped.
         """
         found = self._mapped.get((uid, version))
         if found is None:
@@ -119,14 +119,14 @@ class Versions:
             except TooManyFiles:
                 raise  # the table is sound
             except (TableReadOnly, TableRefused, StorageError):
-                continue  # nothing to be written, or refused by the readers, who say why
+                continue  # either read-only, or refused by the readers, who give the reason
 
     def changed(self, uid: str, version: int) -> None:
         """Note that a version was stored into since the last checkpoint."""
         self._dirty.add((uid, version))
 
     def take_dirty(self) -> list[MappedVersion]:
-        """The versions that were stored into, which so become clean, and begin anew to note."""
+        """The versions stored into since the last call; they become clean and start new notes."""
         dirty = [self._mapped[key] for key in sorted(self._dirty) if key in self._mapped]
         self._dirty.clear()
         for mapped in dirty:
@@ -134,7 +134,7 @@ class Versions:
         return dirty
 
     def summed(self) -> Summed:
-        """Those whose sums a checkpoint is to have."""
+        """The versions whose sums go into a checkpoint."""
         live = {(entry.uid, entry.live) for entry in self.catalog.tables.values()}
         mapped = {key: self._mapped[key] for key in sorted(live) if key in self._mapped}
         damaged = {
@@ -146,12 +146,12 @@ class Versions:
         return Summed(mapped, {key: self._sums[key] for key in rest if key in self._sums})
 
     def switch(self, catalog: Catalog) -> None:
-        """Go by another catalog from here on."""
+        """Use another catalog from here on."""
         for name, entry in self.catalog.tables.items():
             for damage in entry.damaged:
                 now = catalog.tables.get(name)
                 if now is None or now.uid != entry.uid or now.damage_of(damage.version) is None:
-                    # It was mended: it isn't what it was at the last checkpoint.
+                    # It was mended, so the last checkpoint's sums don't hold any more.
                     self._sums.pop((entry.uid, damage.version), None)
         was_live = {(entry.uid, entry.live) for entry in self.catalog.tables.values()}
         self.catalog = catalog
@@ -163,12 +163,12 @@ class Versions:
             if entry.damage_of(version) is None
         }
         for key in self._mapped.keys() - kept:
-            # Its pages are let go when the last who syncs or copies them is done.
+            # Its pages are released when the last thread that syncs or copies them is done.
             del self._mapped[key]
             self._dirty.discard(key)
         for entry in catalog.tables.values():
             if (entry.uid, entry.live) not in was_live:
-                # So that a checkpoint sums it up before the first update, too.
+                # Map it now, so that a checkpoint sums it up before its first update.
                 with suppress(StorageError):
                     self.mapped(entry.uid, entry.live)
 
@@ -181,7 +181,7 @@ class Versions:
 
 
 def held_lsns(catalog: Catalog) -> list[tuple[int, int]]:
-    """First and last of the LSNs that the log keeps for versions that are damaged."""
+    """First and last LSN of each range that the log keeps for a damaged version."""
     return [
         (damage.after_lsn + 1, damage.until_lsn)
         for entry in catalog.tables.values()
@@ -191,7 +191,7 @@ def held_lsns(catalog: Catalog) -> list[tuple[int, int]]:
 
 
 def check_whole(name: str, entry: CatalogEntry, version: int) -> None:
-    """TableRefused when the catalog has the version as damaged."""
+    """TableRefused when the catalog lists the version as damaged."""
     damage = entry.damage_of(version)
     if damage is not None:
         raise TableRefused(

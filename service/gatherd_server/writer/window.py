@@ -1,16 +1,16 @@
-"""Which pushes were done: what makes a retry get the first answer instead of a second update.
+"""The pushes that were done, so that a retry gets the first answer instead of a second update.
 
-The window is bounded. Of each session it keeps the newest SEQUENCES_MAX sequences, of sessions the
-SESSIONS_MAX that were used last, of idempotency keys the newest KEYS_MAX. Inside, a push that comes
-again gets its first answer, also after a restart: the window is in every frame of the log and in
-every checkpoint. A sequence below the window is refused, for nobody can tell any more whether it
-was done; so is one above SEQUENCES_MAX of a session that isn't known, or no longer.
+The window is bounded. It keeps the newest SEQUENCES_MAX sequences of each session, the SESSIONS_MAX
+sessions that were used last, and the newest KEYS_MAX idempotency keys. Within it a repeated push
+gets its first answer, also after a restart: the window is in every frame of the log and in every
+checkpoint. A sequence below the window is refused, because it is no longer known whether it was
+done. So is a sequence above SEQUENCES_MAX of a session that isn't in the window.
 
-Keys and sessions belong to the token that pushed (by its name; "" for pushes without a token):
-another token's are others. What has to be forgotten is that of the token that has most, so nobody
-makes the server forget the others' pushes. What was remembered without a token, as every push was
-before they belonged to one, is anybody's who sends the very same push again; a session of that time
-becomes that of the token that goes on with it.
+Keys and sessions belong to the token that pushed (by its name; "" for pushes without a token). The
+same key of another token is another key. When the window is full, the token with the most entries
+loses its oldest, so nobody makes the server forget the others' pushes. Pushes remembered without a
+token (at one time all of them) answer anyone who sends the very same push again. A session without
+a token becomes that of the token that continues it.
 """
 
 import hashlib
@@ -39,7 +39,7 @@ _ENTRY = np.dtype(
 
 
 def push_digest(push: Push) -> bytes:
-    """What tells one push from another: DIGEST_BYTES of the SHA-256 of everything in it."""
+    """Tells one push from another: DIGEST_BYTES of the SHA-256 of all its contents."""
     digest = hashlib.sha256(push.op.value.encode())
     for update in push.updates:
         asked = update.asked
@@ -67,7 +67,7 @@ class Done:
 
 @dataclass(slots=True)
 class _Session:
-    """The pushes of one session that are kept, and its newest sequence."""
+    """The kept pushes of one session, and its newest sequence."""
 
     ring: NDArray[Any]
     newest: int = 0
@@ -78,7 +78,7 @@ V = TypeVar("V")
 
 
 class _ByOwner(Generic[K, V]):
-    """At most `most` values, each an owner's, those put last of each owner."""
+    """At most `most` values, each with an owner; an owner's oldest is dropped first."""
 
     def __init__(self, most: int) -> None:
         self._most = most
@@ -91,7 +91,7 @@ class _ByOwner(Generic[K, V]):
         return None if own is None else own.get(key)
 
     def put(self, owner: str, key: K, value: V) -> None:
-        """Keep `value` as the owner's newest; forget the oldest of who has most, if need be."""
+        """Keep `value` as the owner's newest; if full, drop the oldest of the largest owner."""
         own = self._owners.setdefault(owner, OrderedDict())
         self._count += key not in own
         own[key] = value
@@ -101,7 +101,7 @@ class _ByOwner(Generic[K, V]):
             self.drop(largest, next(iter(self._owners[largest])))
 
     def drop(self, owner: str, key: K) -> None:
-        """Forget one, if it is kept."""
+        """Forget one value, if it is kept."""
         own = self._owners.get(owner, OrderedDict())
         if own.pop(key, None) is not None:
             self._count -= 1
@@ -116,10 +116,10 @@ class _ByOwner(Generic[K, V]):
 
 
 class Window:
-    """The pushes that were done lately. Not thread-safe: its owner holds a lock."""
+    """The latest pushes that were done. Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:
-        # A session's entries lie in a ring, sequence modulo SEQUENCES_MAX: 37 kB at most each.
+        # A session's entries form a ring, at sequence modulo SEQUENCES_MAX: at most 37 kB each.
         self._sessions: _ByOwner[bytes, _Session] = _ByOwner(SESSIONS_MAX)
         self._keys: _ByOwner[str, Done] = _ByOwner(KEYS_MAX)
         # Nearly all pushes have the same few versions; entries refer to them by number.
@@ -127,9 +127,9 @@ class Window:
         self._version_numbers: dict[tuple[int, ...], int] = {}
 
     def find(self, request_id: RequestId, digest: bytes) -> PushResult | None:
-        """The answer that the push was given, None when it is to be done.
+        """The answer that the push got, None when it is still to be done.
 
-        RequestIdReused when the id is another push's, RequestIdStale when nobody knows any more.
+        RequestIdReused when the id belongs to another push, RequestIdStale when it is too old.
         """
         if request_id is None:
             return None
@@ -147,7 +147,7 @@ class Window:
         return done.result
 
     def add(self, request_id: RequestId, digest: bytes, result: PushResult) -> None:
-        """Remember that a push was done, and forget what then is too old."""
+        """Remember that a push was done, and forget the entries that are now too old."""
         if isinstance(request_id, SessionSequence):
             self._add_sequence(request_id, digest, result)
         elif request_id is not None:
@@ -199,7 +199,7 @@ class Window:
     def to_record(self) -> tuple[dict[str, Any], list[NDArray[Any]]]:
         """The directory and the arrays of a record that `from_record` reads.
 
-        They hold every push that was done when this was begun, and may hold later ones.
+        They hold every push that was done before this call, and may hold later ones.
         """
         sessions, counts, entries, owners = [], [], [np.zeros(0, _ENTRY)], []
         for owner, session, known in self._sessions.items():
@@ -226,7 +226,7 @@ class Window:
 
     @classmethod
     def from_record(cls, record: Record) -> "Window":
-        """What `to_record` gave."""
+        """The window that `to_record` recorded."""
         window = cls()
         directory = record.directory
         for some in directory["versions"]:
@@ -234,7 +234,7 @@ class Window:
         entries = record.arrays[0].copy().view(_ENTRY)
         position = 0
         names, keys = directory["sessions"], directory["keys"]
-        # Those of before have no owners.
+        # Older records have no owners.
         owners = directory.get("session_owners") or [""] * len(names)
         for name, count, owner in zip(names, directory["counts"], owners, strict=True):
             own = entries[position : position + count]
@@ -250,7 +250,7 @@ class Window:
 
 
 def _key_of(request_id: OwnedKey | str) -> tuple[str, str]:
-    """An idempotency key and whose it is."""
+    """An idempotency key and its owner."""
     return (request_id, "") if isinstance(request_id, str) else (request_id.key, request_id.owner)
 
 
@@ -268,9 +268,10 @@ def reused(request_id: RequestId) -> RequestIdReused:
 
 
 def request_id_to_json(request_id: RequestId) -> object:
-    """A request id as the log and the link have it.
+    """A request id as the log and the link write it.
 
-    Without an owner as it always was; and what reads no owners takes a session's for such a one.
+    Without an owner the form is that of older releases. A release that knows no owners reads a
+    session with an owner as one without.
     """
     if isinstance(request_id, SessionSequence):
         listed = [request_id.session.hex(), request_id.sequence]
@@ -281,7 +282,7 @@ def request_id_to_json(request_id: RequestId) -> object:
 
 
 def request_id_from_json(value: Any) -> RequestId:
-    """What `request_id_to_json` gave."""
+    """The request id that `request_id_to_json` gave."""
     if isinstance(value, list):
         session, sequence, *owner = value
         return SessionSequence(bytes.fromhex(session), int(sequence), *owner)

@@ -1,12 +1,12 @@
 """The writer: the one owner of a data dir's updates.
 
-One thread, the committer, changes anything: it takes all pushes that wait as one batch, computes
+Only one thread, the committer, changes anything. It takes all waiting pushes as one batch, computes
 it, appends it to the log, syncs, stores it into the mapped rows and only then answers. While it
-syncs, the next batch gathers. What else must not fall between two batches (a publish, the instant
-of a snapshot) it runs as a job between them.
+syncs, the next batch gathers. It also runs jobs between two batches, for work that must not overlap
+one: a publish, or the instant of a snapshot.
 
-A disk that fails under it stops it: updates are refused, lookups go on, the log stays as it is, and
-the next start sorts out what was durable.
+A disk failure stops the writer: updates are refused, lookups go on, the log stays as it is, and the
+next start finds out what was durable.
 """
 
 import logging
@@ -49,14 +49,14 @@ from gatherd_server.writer.versions import Summed, Versions, held_lsns
 logger = logging.getLogger("gatherd.writer")
 
 RETRY_AFTER_SECONDS = 0.2
-# How often it is looked whether a checkpoint is due.
+# How often the housekeeper checks whether a checkpoint is due.
 HOUSEKEEPING_SECONDS = 0.25
-# A full disk is told of for so long after it refused an update, unless one was done since.
+# A full disk is reported for this long after it refused an update, unless one was done since.
 FULL_SECONDS = 60.0
-# How much a checkpoint reads to sum it up; the next one goes on. A tenth of a second in memory.
+# A checkpoint reads this much to sum it up; the next one goes on. It takes 0.1 s from memory.
 SUMMED_BYTES_MAX = 128 << 20
 
-# Errors at which nothing was changed: what takes room, or a descriptor, is done first.
+# Errors after which nothing was changed: steps that need space or a descriptor are done first.
 NO_ROOM = (DiskFull, TooManyFiles)
 
 T = TypeVar("T")
@@ -64,7 +64,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Collected:
-    """What a checkpoint is of, taken between two batches."""
+    """The state that a checkpoint records, taken between two batches."""
 
     lsn: int
     encoded: bytes
@@ -90,7 +90,7 @@ class Writer:
         and readers went on. BadFile when the data dir is damaged.
         """
         self.measures = measures or Measures()
-        """What it counts with."""
+        """Its counters."""
         self._data_dir = data_dir
         self._files = files
         self._limits = limits
@@ -120,8 +120,8 @@ class Writer:
         self._is_summed_up = False
         self._house_closes = threading.Event()
         if self._control.has_failed:
-            # What a failed sync left in memory isn't on the disk, whatever the kernel says of it.
-            # On a full disk the log stays instead, which recovery has written anew.
+            # The disk may lack what a failed sync left in memory, whatever the kernel says of it.
+            # On a full disk the log, which recovery wrote anew, stays instead.
             with suppress(DiskFull):
                 self._checkpoint(lambda collect: collect())
         self._control.open(is_unsynced=not limits.syncs)
@@ -134,12 +134,12 @@ class Writer:
 
     @property
     def data_dir(self) -> Path:
-        """What it owns."""
+        """The data dir that it owns."""
         return self._data_dir
 
     @property
     def files(self) -> Files:
-        """What it writes with."""
+        """The fault seam through which it writes."""
         return self._files
 
     @property
@@ -149,27 +149,27 @@ class Writer:
 
     @property
     def stopped(self) -> UpdatesStopped | None:
-        """Why no update is taken any more, or None."""
+        """Why no more updates are taken, or None."""
         return self._stopped
 
     @property
     def step(self) -> int | None:
-        """The number of what the committer is doing, None while it waits for work."""
+        """The number of the committer's current step, None while it waits for work."""
         return self._steps if self._is_busy else None
 
     @property
     def is_full(self) -> bool:
-        """Whether there was no room for the last update, a short time ago."""
+        """Whether an update found no room a short time ago, and none succeeded since."""
         full_at = self._full_at
         return full_at is not None and time.monotonic() - full_at < FULL_SECONDS
 
     def measure(self) -> None:
-        """Set the gauges that tell how far it is. On any thread, as often as they are read."""
+        """Set the gauges of its progress. On any thread, as often as they are read."""
         with self._lock:
             queued, queued_bytes = len(self._queue), self._queue.byte_count
         step = self.step
         if step is None or step != self._measured_step:
-            # A step that lasts may hang in the disk, and asking for sizes would hang there too.
+            # A long step may hang in the disk, and asking for sizes would hang there too.
             self._log_size = self._log.size()
         self._measured_step = step
         control = self._control
@@ -189,9 +189,9 @@ class Writer:
     ) -> "Future[PushResult]":
         """Commit a push; the future ends when it is durable and visible, or refused.
 
-        It is the caller's own, if one is given, and may be ended by the caller before. A push that
-        was done already gets its first answer, one that is under way joins. Overloaded at once when
-        too many wait, UpdatesStopped when none is taken.
+        `future` is the caller's own, if given, and the caller may end it before. A push that was
+        done already gets its first answer; one under way is joined. Raises Overloaded at once when
+        too many wait, UpdatesStopped when no updates are taken.
         """
         if future is None:
             future = Future()
@@ -209,13 +209,13 @@ class Writer:
         return future
 
     def between(self, job: Callable[[], T]) -> T:
-        """Run `job` on the committer, between two batches, and return what it does."""
+        """Run `job` on the committer, between two batches, and return its result."""
         future: Future[T] = Future()
 
         def run() -> None:
             try:
                 future.set_result(job())
-            except BaseException as error:  # noqa: BLE001 - told to who waits
+            except BaseException as error:  # noqa: BLE001 - passed on to the caller
                 future.set_exception(error)
 
         with self._lock:
@@ -225,7 +225,7 @@ class Writer:
         return future.result()
 
     def pin_log(self, owner: object) -> int:
-        """Keep the log above what is applied now, until `unpin_log`; returns that LSN."""
+        """Keep the log above the applied LSN until `unpin_log`; returns that LSN."""
 
         def pin() -> int:
             lsn = self._control.applied_lsn
@@ -236,18 +236,18 @@ class Writer:
         return self.between(pin)
 
     def unpin_log(self, owner: object) -> None:
-        """Let the log go again."""
+        """Release the log for `owner`."""
         with self._lock:
             self._pins.pop(owner, None)
 
     def versions(self) -> Versions:
-        """The versions by the catalog; only jobs given to `between` may use it."""
+        """The catalog's versions; only jobs given to `between` may use them."""
         return self._versions
 
     def change_catalog(self, catalog: Catalog) -> int:
-        """Log a new catalog and make it what readers see; its LSN. Only in `between`'s jobs.
+        """Log a new catalog and show it to readers; returns its LSN. Only in `between`'s jobs.
 
-        Durable on return. DiskFull leaves everything as it was: what takes room is done first.
+        Durable on return. After DiskFull nothing has changed: steps that need space come first.
         """
         catalog = replace(catalog, generation=self._versions.catalog.generation + 1)
         lsn = self._log.next_lsn
@@ -266,12 +266,12 @@ class Writer:
         return lsn
 
     def encoded_window(self) -> bytes:
-        """The checkpoint of this moment, encoded. Only in `between`'s jobs."""
+        """The checkpoint of this moment, encoded, without sums. Only in `between`'s jobs."""
         with self._lock:
             return encode_checkpoint(self._control.applied_lsn, self._window)
 
     def checkpoint(self) -> int:
-        """Make every table durable as it is now, and delete the log up to there; its LSN.
+        """Make every table durable in its present state, and delete the log up to the LSN returned.
 
         Pushes go on meanwhile. DiskFull when the checkpoint itself finds no room: the log stays.
         """
@@ -292,7 +292,7 @@ class Writer:
                 mapped.sync()
         encoded = with_sums(collected.encoded, collected.summed.sum_up(SUMMED_BYTES_MAX))
         self._is_summed_up = collected.summed.is_whole
-        # The pages are durable: should the disk be full now, only the log is kept for longer.
+        # The pages are durable: if the disk is full now, only the log is kept longer.
         with self._stopping(but=(DiskFull,)):
             write_checkpoint(self._files, self._data_dir, encoded)
         self._checkpoint_lsn = collected.lsn
@@ -303,7 +303,7 @@ class Writer:
         return collected.lsn
 
     def close(self) -> None:
-        """Commit what waits, make it all durable in the tables, and let go of them."""
+        """Commit the waiting pushes, make everything durable in the tables, and release them."""
         with self._lock:
             if self._closing:
                 return
@@ -362,7 +362,7 @@ class Writer:
             outcomes = self._committed([waiting.submitted for waiting in batch])
         except GatherdError as error:
             outcomes = [error] * len(batch)
-        except Exception as error:  # noqa: BLE001 - logged, and told to who waits
+        except Exception as error:  # noqa: BLE001 - logged, and answered to each caller
             outcomes = [unexpected(error)] * len(batch)
         with self._lock:
             seconds = time.monotonic() - begin
@@ -373,12 +373,12 @@ class Writer:
                     self._window.add(submitted.push.request_id, submitted.digest, outcome)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             for future in waiting.futures:
-                with suppress(InvalidStateError):  # its caller waits no longer
+                with suppress(InvalidStateError):  # its caller has ended it
                     if isinstance(outcome, PushResult):
                         future.set_result(outcome)
                     else:
                         future.set_exception(outcome)
-        # After the answers: nobody waits for it.
+        # After the answers, so that nobody waits for the counting.
         pushes = [waiting.submitted.push for waiting in batch]
         self.measures.committed(pushes, outcomes, seconds)
 
@@ -413,13 +413,13 @@ class Writer:
 
     @contextmanager
     def _stopping(self, but: tuple[type[GatherdError], ...] = ()) -> Iterator[None]:
-        """Take no more updates when what is done inside fails: the files may have half of it."""
+        """Take no more updates if the block fails: the files may have half of its work."""
         try:
             yield
         except but:
             raise
         except BaseException as error:
-            # What a disk does says all by its message.
+            # A disk's error says everything in its message.
             unforeseen = None if isinstance(error, StorageError) else error
             logger.critical("updates are stopped: %s", error, exc_info=unforeseen)
             self._control.set_failed()
@@ -429,7 +429,7 @@ class Writer:
             raise self._stopped from error
 
     def _keep_house(self) -> None:
-        """Checkpoint when it is time, or the log has grown."""
+        """Checkpoint when it is due, or the log has grown."""
         limits = self._limits
         last = time.monotonic()
         while not self._house_closes.wait(HOUSEKEEPING_SECONDS):

@@ -1,6 +1,6 @@
-"""A disk that stalls, for a process that has this folder in PYTHONPATH.
+"""A disk that stalls, for a process with this folder in PYTHONPATH.
 
-fdatasync doesn't return while the file named by STALL_FILE is there.
+fdatasync doesn't return while the file named by STALL_FILE exists.
 """
 
 import os

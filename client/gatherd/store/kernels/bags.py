@@ -1,11 +1,11 @@
-"""The kernels of pooled bags, for numba; compiled.py is the door to them.
+"""The numba kernels of pooled bags; other modules call them through compiled.py.
 
 store/bags.py has the formulas.
 
 Rows are bytes here and elements are loaded by position: one signature serves every dtype, alignment
-and writability, so that nothing is left to compile when a request is running. What depends on the
-dtype are the innermost loops only: to have them a second time is cheap to compile, and to have all
-around them is not.
+and writability, so that nothing is left to compile when a request is running. Only the innermost
+loops depend on the dtype: a second copy of them is cheap to compile, and one of all the code around
+them isn't.
 """
 
 from typing import Any
@@ -35,17 +35,17 @@ FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = range(4)
 SUM, MEAN, MAX, SQRTN = range(4)
 SKIP, FILL = -1, -2
 
-# How many ids ahead the start of a bag's row is asked for. The processor sees by itself how a row
-# goes on; asking for all of its lines was slower.
+# How many ids ahead the start of a row is prefetched. The processor foresees the rest of the row by
+# itself; prefetching all of its lines was slower.
 ROWS_AHEAD = 12
 LINE_BYTES = 64
 # How many rows wait to be added in one pass over the sums.
 AT_ONCE = 8
-# How often a torn row is copied before the caller is asked to sleep instead: tens of microseconds.
+# How often a torn row is copied before the caller has to sleep instead: tens of microseconds.
 SPINS_MAX = 1000
 DONE = -1
 ODD = np.uint32(1)
-# The bag that was come to, and DONE, the position of a bad index or −2 − the row that stays torn.
+# The bag reached, and: DONE, the position of a bad index, or −2 − the row that stays torn.
 RESULT = types.containers.UniTuple(types.intp, 2)  # type: ignore[no-untyped-call]  # numba's gap
 
 
@@ -79,14 +79,14 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
 ) -> Any:
     """Sum each bag from `begin` on and divide as `mode` says; returns a RESULT.
 
-    `kind` and `changes`, whether there are counters, are constants to one of the callers.
+    `kind` and `changes`, whether there are counters, are constants in one of the callers.
 
     Rows wait in `at` and `by` to be added several at once, so that the sums stay in registers.
-    Where there are counters they are looked at before and after; when a row was torn the sums are
-    taken back, and each row copied to scratch until it is whole, and added from there.
+    Counters, if there are any, are read before and after. If a row was torn, the sums are undone,
+    and each row is copied to scratch until it is whole, and added from there.
 
-    One function, because numba counts references, atomically, around every call that is given
-    arrays: that was a quarter of the time.
+    One function, because numba counts references, atomically, around every call that takes arrays:
+    that was a quarter of the time.
     """
     at, by = np.empty(AT_ONCE, np.intp), np.empty(AT_ONCE, np.float32)
     stripes, before = np.empty(AT_ONCE, np.intp), np.empty(AT_ONCE, np.uint32)
@@ -104,7 +104,7 @@ def _sum_bags(  # noqa: C901  # one function, see its docstring
             if row >= row_count or row < FILL:
                 return bag, i
             if i + ROWS_AHEAD < index.size:
-                # Not checked yet; asking for a place that doesn't exist is harmless.
+                # Not checked yet; a prefetch of a place that doesn't exist is harmless.
                 prefetch(rows, index[i + ROWS_AHEAD] * row_bytes)
                 prefetch(rows, index[i + ROWS_AHEAD] * row_bytes + LINE_BYTES)
             if row != SKIP:
@@ -197,7 +197,7 @@ def sum_float32(
     out: Any,
     begin: Any,
 ) -> Any:
-    """Sum bags of float32 rows that never change: the commonest, and a tenth faster on its own."""
+    """Sum bags of float32 rows that never change: the commonest case, 10% faster on its own."""
     return _sum_bags(
         rows, FLOAT32, False, counters, index, offsets, weights, mode, filler, out, begin
     )
@@ -243,9 +243,9 @@ def max_bags(  # noqa: C901  # as above
     out: Any,
     begin: Any,
 ) -> Any:
-    """Put each bag's largest elements into `out`; takes and returns what _sum_bags does.
+    """Put each bag's largest elements into `out`; takes and returns the same as _sum_bags.
 
-    What may be torn is put into `fresh` first.
+    Rows that may be torn go into `fresh` first.
     """
     row_count, row_bytes = rows.shape
     bags, dim = out.shape
@@ -260,7 +260,7 @@ def max_bags(  # noqa: C901  # as above
                 return bag, i
             if row == SKIP:
                 continue
-            # The first row itself, not the larger of it and something: it may hold NaN.
+            # The first row itself, not a maximum with another value: it may hold NaN.
             start = row * row_bytes
             if row == FILL:
                 for d in range(dim):
@@ -324,7 +324,7 @@ def pool(
     out: Any,
     begin: int,
 ) -> Any:
-    """Pool each bag from `begin` on into its row of `out`; compiled.py has the rest."""
+    """Pool each bag from `begin` on into its row of `out`; compiled.py explains the rest."""
     if mode == MAX:
         return max_bags(rows, kind, counters, index, offsets, filler, out, begin)
     sum_bags = sum_float32 if kind == FLOAT32 and not counters.size else sum_any
@@ -332,7 +332,7 @@ def pool(
 
 
 def warm() -> None:
-    """Run each kernel once: what is left to load of them is loaded."""
+    """Run each kernel once, so that it is loaded completely."""
     one = np.zeros(1, np.int64)
     table, weights = np.zeros((1, 8), np.uint8), np.ones(1, np.float32)
     counters, out = np.empty(0, np.uint32), np.zeros((1, 1), np.float32)

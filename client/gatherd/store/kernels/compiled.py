@@ -1,13 +1,13 @@
 """The compiled loops: key lookups and pooled bags.
 
-This module is the typed door to the modules beside it, which need numba and are imported at the
+This module is the typed entrance to the modules beside it. They need numba and are imported at the
 first call: `import gatherd` never loads numba, and a client without it can do everything but keys
 and bags.
 
-Everything is compiled when these are imported, with explicit signatures that cover every
-table's dtype and alignment, or loaded from numba's cache: NUMBA_CACHE_DIR if it is set before, else
-`__pycache__` beside the module, else the user's cache folder. Where none of them can be written,
-the kernels are compiled anew in every process. `warm()` does that ahead of the first request.
+Importing them compiles all kernels, with explicit signatures that cover every table's dtype and
+alignment, or loads them from numba's cache: NUMBA_CACHE_DIR if it is set before, else `__pycache__`
+beside the module, else the user's cache folder. If none of these can be written, every process
+compiles the kernels anew. `warm()` does that ahead of the first request.
 """
 
 import zlib
@@ -69,10 +69,10 @@ def _gather() -> ModuleType:
 
 
 def fingerprint(others: Iterable[Path] = ()) -> str:
-    """What tells one release's kernels from another's, for the name of a folder that keeps them.
+    """A hash that differs between releases' kernels, for the name of a folder that keeps them.
 
-    numba looks only at the file that a kernel stands in to tell whether it has changed; parts of
-    ours stand in others. `others` are sources of kernels that aren't the store's.
+    numba checks only a kernel's own file for changes; parts of ours are in other files. `others`
+    are sources of kernels outside the store.
     """
     own = sorted(Path(__file__).parent.glob("*.py"))
     crc = 0
@@ -101,7 +101,7 @@ def find_ints(
 ) -> None:
     """Fill `rows`, (n,), with the rows of `keys`, (n,), or −1; store/key_index.py has the layout.
 
-    `slots` may hold anything, but has a power of two as its length.
+    `slots` may hold anything, but its length must be a power of two.
     """
     _keys().find_ints(slots, stored, keys, np.uint64(seed), rows)
 
@@ -115,7 +115,7 @@ def find_strings(
     seed: int,
     rows: NDArray[np.int64],
 ) -> None:
-    """As `find_ints`, for strings; the stored offsets may hold anything too."""
+    """The same as `find_ints`, for strings; the stored offsets may hold anything too."""
     _keys().find_strings(slots, stored_offsets, stored_data, offsets, data, np.uint64(seed), rows)
 
 
@@ -128,10 +128,10 @@ def insert_ints(
     seed: int,
     is_new: NDArray[np.bool_],
 ) -> tuple[int, int]:
-    """Append those of `keys[start:]` that aren't stored yet, and say which in `is_new`.
+    """Append those of `keys[start:]` that aren't stored yet, and mark them in `is_new`.
 
-    Returns how far it came and the new count; it stops early at a key that finds no slot within
-    PROBES_MAX. `slots` and `stored` have room for every key.
+    Returns the position reached and the new count; it stops early at a key that finds no slot
+    within PROBES_MAX. `slots` and `stored` must have room for every key.
     """
     done, count = _keys().insert_ints(slots, stored, count, keys, start, np.uint64(seed), is_new)
     return int(done), int(count)
@@ -148,7 +148,7 @@ def insert_strings(
     seed: int,
     is_new: NDArray[np.bool_],
 ) -> tuple[int, int]:
-    """As `insert_ints`, for strings."""
+    """The same as `insert_ints`, for strings."""
     done, count = _keys().insert_strings(
         slots, stored_offsets, stored_data, count, offsets, data, start, np.uint64(seed), is_new
     )
@@ -160,7 +160,7 @@ def place_ints(
 ) -> int:
     """Enter the rows from `start` up to `count` into `slots`; distinct keys, so none is compared.
 
-    Returns how far it came: less than `count` when PROBES_MAX was met.
+    Returns the row reached: less than `count` when PROBES_MAX was met.
     """
     return int(_keys().place_ints(slots, stored, start, count, np.uint64(seed)))
 
@@ -173,7 +173,7 @@ def place_strings(
     count: int,
     seed: int,
 ) -> int:
-    """As `place_ints`, for strings; the stored offsets are sound."""
+    """The same as `place_ints`, for strings; the stored offsets must be sound."""
     return int(
         _keys().place_strings(slots, stored_offsets, stored_data, start, count, np.uint64(seed))
     )
@@ -183,14 +183,14 @@ DONE = -1
 
 
 def torn_row(found: int) -> int:
-    """What `pool` (the row) or a `Gather` (its position) says was torn, by what it returned."""
+    """The torn row (from `pool`'s result) or its position (from a `Gather`'s)."""
     return -2 - found
 
 
 Gather: TypeAlias = Callable[
     [NDArray[np.uint8], NDArray[np.uint32], NDArray[np.int64], NDArray[np.uint8], int], int
 ]
-"""gather.gather: of rows, counters, ids, out and the byte to begin at."""
+"""gather.gather: takes rows, counters, ids, out and the byte to begin at."""
 
 
 class _Loaded:
@@ -198,7 +198,7 @@ class _Loaded:
 
 
 def compiled_gather() -> Gather | None:
-    """The compiled gather of a process that called `warm`; None in one that may not want numba.
+    """The compiled gather, if this process called `warm`; else None: it may not want numba.
 
     It returns DONE, the position of an id without a row, or a number below DONE.
     """
@@ -220,9 +220,9 @@ def pool(
     """Pool rows, (row_count, row_bytes), into `out`, float32 (bags, dim), from bag `begin` on.
 
     store/bags.py has the meaning. `weights` is empty for none; `counters`, of the rows' stripes, is
-    empty when the rows never change. Returns the bag it came to and DONE, or the position (≥ 0) of
-    an index that has no row, or a number below DONE of which `torn_row` makes the row that stays
-    torn: to be called again from that bag.
+    empty when the rows never change. Returns the bag reached and DONE, or the position (≥ 0) of an
+    index that has no row, or a number below DONE, from which `torn_row` gets the row that stays
+    torn: then call it again from that bag.
     """
     bag, found = _bags().pool(
         rows, int(kind), counters, index, offsets, weights, mode, filler, out, begin

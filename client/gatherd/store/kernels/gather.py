@@ -1,8 +1,8 @@
-"""The kernel that copies rows by id, for numba; compiled.py is the door to it.
+"""The numba kernel that copies rows by id; other modules call it through compiled.py.
 
-One call checks the ids, copies the rows and, where they may change, looks at their counters: for a
-few ids the calls into NumPy that it saves are most of a lookup. For many it is as fast as np.take,
-for then memory decides.
+One call checks the ids, copies the rows and, if they may change, reads their counters. For a few
+ids it saves calls into NumPy that are most of a lookup. For many it is as fast as np.take, because
+then memory decides.
 """
 
 from typing import Any
@@ -13,9 +13,9 @@ from numba import types
 from gatherd.store.kernels.intrinsics import kernel, prefetch, read, write
 from gatherd.store.kernels.row_intrinsics import copy_bytes, copy_whole
 
-# How many ids ahead the start of a row is asked for.
+# How many ids ahead the start of a row is prefetched.
 ROWS_AHEAD = 8
-# How often a torn row is copied before the caller is asked to sleep instead: tens of microseconds.
+# How often a torn row is copied before the caller has to sleep instead: tens of microseconds.
 SPINS_MAX = 1000
 DONE = -1
 
@@ -32,13 +32,13 @@ def gather(rows: Any, counters: Any, ids: Any, out: Any, begin: Any) -> Any:
     """Copy the rows of `ids` to `out` from byte `begin` on, one after the other.
 
     Returns DONE; the position of an id without a row, with nothing copied; or −2 − the position
-    of a row that stays torn, with what is before it copied. `counters` is empty for rows that never
-    change.
+    of a row that stays torn, with the rows before it copied. `counters` is empty for rows that
+    never change.
     """
     row_count, row_bytes = rows.shape
     count = ids.size
     for i in range(count):
-        # A negative id is a huge one when seen as unsigned.
+        # A negative id, seen as unsigned, is a huge one.
         if np.uint64(ids[i]) >= np.uint64(row_count):
             return i
     mask = counters.size - 1

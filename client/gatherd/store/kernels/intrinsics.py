@@ -1,11 +1,11 @@
-"""What the compiled kernels are made with: numba, and its gaps.
+"""Intrinsics and types for the compiled kernels, where numba has gaps.
 
 numba knows neither float16 nor bfloat16 on a CPU, and assumes that arrays are aligned. So elements
 are loaded by intrinsics, from a byte position, with an alignment of 1. row_intrinsics.py has those
-that copy whole rows, and the counters of rows that change.
+that copy whole rows or use the counters of rows that change.
 
-numba's cache looks at the file a kernel stands in and at no other: who changes this file touches
-those of the kernels, or removes their cached ones.
+numba's cache checks only a kernel's own file for changes: after a change of this file, touch the
+kernels' files or remove the cached ones.
 """
 
 from collections.abc import Callable
@@ -18,7 +18,7 @@ from numba.core import cgutils
 from numba.core.errors import NumbaError
 from numba.extending import intrinsic as _untyped_intrinsic
 
-# Floats that a span adder adds at once, and how many of them are one vector.
+# Floats that a span adder adds at once, and floats in one vector.
 SPAN = 64
 LANES = 16
 
@@ -48,7 +48,7 @@ def kernel(*arguments: Any, returns: Any = types.void) -> Callable[[_F], _F]:
         except NumbaError:
             raise
         except Exception:  # noqa: BLE001  # numba's cache fails in every way a file system can
-            # No folder to write to, a full disk, a damaged file: slower to start, and no worse.
+            # No folder to write to, a full disk, a damaged file: only the start is slower.
             compiled = numba.njit(signature, **options)(function)
         return compiled
 
@@ -56,14 +56,14 @@ def kernel(*arguments: Any, returns: Any = types.void) -> Callable[[_F], _F]:
 
 
 def inlined(function: _F) -> _F:
-    """A part of kernels, compiled into each of them."""
+    """Mark a function that is compiled into each kernel that calls it."""
     part: Any = numba.njit(fastmath={"contract"}, nogil=True, forceinline=True)(function)
     return cast(_F, part)
 
 
 def intrinsic(function: Callable[..., Any]) -> Any:
-    """An operation whose LLVM code the decorated function returns the generator of."""
-    # The typing context is numba's to give.
+    """An operation; the decorated function returns the generator of its LLVM code."""
+    # numba passes the typing context.
     made: Any = _untyped_intrinsic(function)
     return made
 
@@ -120,9 +120,9 @@ def _float16(context: Any, builder: Any, value: Any) -> Any:
     result = _like(value, ir.FloatType())
     if triple.startswith("aarch64") or "+f16c" in features:
         return builder.fpext(builder.bitcast(value, _like(value, ir.HalfType())), result)
-    # Without an instruction for it LLVM calls a C function that isn't there, and aborts. By hand,
-    # after Giesen, "Half to float done quick" (2012): the exponent is moved by 127 − 15, once more
-    # for infinity and NaN; subnormals are made normal by a subtraction.
+    # On a processor without the instruction LLVM calls a C function that doesn't exist, and aborts.
+    # So by hand, after Giesen, "Half to float done quick" (2012): the exponent is moved by
+    # 127 − 15, once more for infinity and NaN; a subtraction makes subnormals normal.
     kind = _like(value, ir.IntType(32))
     wide = builder.zext(value, kind)
     moved = builder.shl(builder.and_(wide, _number(kind, 0x7FFF)), _number(kind, 13))
@@ -151,11 +151,11 @@ def _local(builder: Any, kind: Any) -> Any:
 
 
 def _span_adder(bits: Any, widen: Callable[[Any, Any, Any], Any]) -> Any:
-    """An intrinsic: add weighted rows to SPAN floats that stay in registers meanwhile.
+    """An intrinsic: add weighted rows to SPAN floats, which stay in registers meanwhile.
 
-    It takes (rows, begins, weights, count, skip, out, begin): to the floats of `out` from element
-    `begin` it adds weights[i] × the elements of LLVM type `bits` from byte begins[i] + skip, for
-    i = 0 … count − 1. LLVM's own vectorizer gives up on a loop over several rows at once.
+    It takes (rows, begins, weights, count, skip, out, begin). To the floats of `out` from element
+    `begin` on it adds weights[i] × the elements of LLVM type `bits` from byte begins[i] + skip on,
+    for i = 0 … count − 1. LLVM's own vectorizer gives up on a loop over several rows at once.
     """
     lanes, many = ir.VectorType(ir.FloatType(), LANES), ir.VectorType(bits, LANES)
     stride = LANES * (bits.width if isinstance(bits, ir.IntType) else _FLOAT_BITS[str(bits)]) // 8
@@ -220,7 +220,7 @@ add_float64 = _span_adder(ir.DoubleType(), _narrow)
 
 @intrinsic
 def prefetch(_context: Any, array: Any, _position: Any) -> Any:
-    """Ask for the cache line at a byte position; harmless anywhere."""
+    """Prefetch the cache line at a byte position; harmless anywhere."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = byte_pointer(context, builder, signature.args[0], args[0], args[1])
@@ -254,7 +254,7 @@ def _to_bfloat16(_: Any, builder: Any, value: Any) -> Any:
     bits = builder.bitcast(value, _I32)
     odd = builder.and_(builder.lshr(bits, _I32(16)), _I32(1))
     rounded = builder.lshr(builder.add(bits, builder.add(odd, _I32(0x7FFF))), _I32(16))
-    # Rounding could carry a NaN's mantissa away, so its quiet bit is set instead.
+    # Rounding could clear a NaN's mantissa, so its quiet bit is set instead.
     quiet = builder.or_(builder.lshr(bits, _I32(16)), _I32(0x40))
     is_nan = builder.fcmp_unordered("uno", value, value)
     return builder.trunc(builder.select(is_nan, quiet, rounded), ir.IntType(16))
@@ -264,8 +264,8 @@ def _to_float16(context: Any, builder: Any, value: Any) -> Any:
     triple, _, features = context.codegen().magic_tuple()
     if triple.startswith("aarch64") or "+f16c" in features:
         return builder.bitcast(builder.fptrunc(value, ir.HalfType()), ir.IntType(16))
-    # By hand, as in _float16. What is under 2**-14 gets its mantissa shifted and rounded by an
-    # addition: one unit in the last place of 0.5 is the smallest half.
+    # By hand, as in _float16. For values under 2**-14 an addition shifts and rounds the mantissa:
+    # one unit in the last place of 0.5 is the smallest half.
     bits = builder.bitcast(value, _I32)
     size = builder.and_(bits, _I32(0x7FFFFFFF))
     magic = builder.bitcast(_I32(126 << 23), ir.FloatType())
@@ -274,7 +274,7 @@ def _to_float16(context: Any, builder: Any, value: Any) -> Any:
     odd = builder.and_(builder.lshr(size, _I32(13)), _I32(1))
     moved = builder.sub(size, _I32(112 << 23))
     normal = builder.lshr(builder.add(moved, builder.add(odd, _I32(0xFFF))), _I32(13))
-    # 65,520 is the first that rounds to 65,536, which is infinity.
+    # 65,520 is the first value that rounds to 65,536, which is infinity.
     is_large = builder.icmp_unsigned(">=", size, _I32(0x477FF000))
     is_nan = builder.icmp_unsigned(">", size, _I32(0xFF << 23))
     half = builder.select(builder.icmp_unsigned("<", size, _I32(113 << 23)), small, normal)
@@ -284,7 +284,7 @@ def _to_float16(context: Any, builder: Any, value: Any) -> Any:
     return builder.trunc(builder.or_(half, sign), ir.IntType(16))
 
 
-# Round to nearest, ties to even; too large a value becomes infinity.
+# They round to nearest, ties to even; a value that is too large becomes infinity.
 store_float32 = _storer(ir.FloatType(), _as_is)
 store_float16 = _storer(ir.IntType(16), _to_float16)
 store_bfloat16 = _storer(ir.IntType(16), _to_bfloat16)
@@ -292,7 +292,7 @@ store_bfloat16 = _storer(ir.IntType(16), _to_bfloat16)
 
 @intrinsic
 def divide(_context: Any, a: Any, b: Any) -> Any:
-    """The quotient of IEEE 754; numba's own raises at zero, which keeps a loop from vectors."""
+    """The quotient of IEEE 754; numba's own raises at zero, which prevents vectorization."""
 
     def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.fdiv(args[0], args[1])
@@ -306,7 +306,7 @@ def divide(_context: Any, a: Any, b: Any) -> Any:
 def larger_size(_context: Any, _bits: Any, _value: Any) -> Any:
     """The larger of `bits` and the bits of a float32 without its sign, as uint32.
 
-    Kept over a row, this tells whether it has a value of some size: NaN is above infinity.
+    Accumulated over a row, it shows whether a value reaches some size; NaN is above infinity.
     """
 
     def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -318,7 +318,7 @@ def larger_size(_context: Any, _bits: Any, _value: Any) -> Any:
 
 @intrinsic
 def add_square(_context: Any, _total: Any, _value: Any) -> Any:
-    """A float64 total plus the square of a float32, in whatever order suits a vector's lanes."""
+    """A float64 total plus the square of a float32; vectorization may change the order."""
 
     def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
         wide = builder.fpext(args[1], ir.DoubleType())
@@ -328,13 +328,13 @@ def add_square(_context: Any, _total: Any, _value: Any) -> Any:
     return types.float64(types.float64, types.float32), generate
 
 
-# By address, where one loop is to do for a row of either of two arrays. An array has to be named
-# again in the loop around such a use, or numba could free it before.
+# Access by address lets one loop serve a row of either of two arrays. The loop around such a use
+# must name the array again, or numba could free it before.
 
 
 @intrinsic
 def address(_context: Any, array: Any, _position: Any) -> Any:
-    """Where in memory the byte at a position is."""
+    """The memory address of the byte at a position."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = byte_pointer(context, builder, signature.args[0], args[0], args[1])
@@ -344,14 +344,14 @@ def address(_context: Any, array: Any, _position: Any) -> Any:
 
 
 def _float_at(builder: Any, start: Any, offset: Any) -> Any:
-    # The sum of two integers would hide from LLVM's vectorizer what a loop runs over.
+    # The sum of two integers would hide the loop's memory from LLVM's vectorizer.
     begin = builder.inttoptr(start, cgutils.voidptr_t)
     return builder.bitcast(builder.gep(begin, [offset]), ir.FloatType().as_pointer())
 
 
 @intrinsic
 def peek(_context: Any, _address: Any, _offset: Any) -> Any:
-    """The float32 so many bytes after an address."""
+    """The float32 at an offset in bytes from an address."""
 
     def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.load(_float_at(builder, args[0], args[1]), align=1)
@@ -361,7 +361,7 @@ def peek(_context: Any, _address: Any, _offset: Any) -> Any:
 
 @intrinsic
 def poke(_context: Any, _address: Any, _offset: Any, _value: Any) -> Any:
-    """Store a float32 so many bytes after an address."""
+    """Store a float32 at an offset in bytes from an address."""
 
     def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
         builder.store(args[2], _float_at(builder, args[0], args[1]), align=1)

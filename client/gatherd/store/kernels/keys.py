@@ -1,11 +1,11 @@
-"""The kernels of key lookups, for numba; compiled.py is the door to them.
+"""The numba kernels of key lookups; other modules call them through compiled.py.
 
 store/key_index.py has the layout.
 
-One explicit signature each, so that nothing is left to compile when a request is running. Whatever
-the mapped files hold is checked before it is used as a position.
+Each has one explicit signature, so that nothing is left to compile when a request is running. A
+number from the mapped files is checked before it is used as a position.
 
-Unsigned and signed integers must not meet in an expression: numba makes float64 of them.
+Unsigned and signed integers must not meet in an expression: numba turns them into float64.
 """
 
 from typing import Any
@@ -23,9 +23,9 @@ ROW_MASK = np.uint64((1 << 40) - 1)
 FINGERPRINT_MASK = np.uint64(((1 << 24) - 1) << 40)
 MIX_1 = np.uint64(0xBF58476D1CE4E5B9)
 MIX_2 = np.uint64(0x94D049BB133111EB)
-# How far an insertion came, and the count then.
+# The position that an insertion reached, and the count then.
 PROGRESS = types.containers.UniTuple(types.intp, 2)  # type: ignore[no-untyped-call]  # numba's gap
-# How many keys are hashed, and their slots asked for, before the first slot is looked at.
+# How many keys are hashed, and their slots prefetched, before the first slot is read.
 AHEAD = 32
 
 
@@ -67,10 +67,10 @@ def _equal(a: Any, a_begin: Any, b: Any, b_begin: Any, length: Any) -> bool:
 
 @inlined
 def _is_string(offsets: Any, stored: Any, row: Any, data: Any, begin: Any, length: Any) -> bool:
-    """Whether the stored key of `row`, which may be any number, is the one given."""
+    """Whether the stored key of `row`, which may be any number, equals the given one."""
     if row >= offsets.size - 1:
         return False
-    # A span that passes these holds `length` bytes of `stored`, whatever the offsets are.
+    # A span that passes these checks is `length` bytes of `stored`, whatever the offsets are.
     first, last = offsets[row], offsets[row + 1]
     if last > np.uint64(stored.size) or first > last or last - first != np.uint64(length):
         return False
@@ -79,7 +79,7 @@ def _is_string(offsets: Any, stored: Any, row: Any, data: Any, begin: Any, lengt
 
 @inlined
 def _row_at(slot: Any) -> Any:
-    """The row in a slot; 2**40 − 1 and so never one that exists when the slot has none."""
+    """The row in a slot; for an empty slot 2**40 − 1, which never exists."""
     return np.intp((slot - ONE) & ROW_MASK)
 
 
@@ -150,7 +150,7 @@ def _find_string(
 def find_strings(
     slots: Any, stored_offsets: Any, stored: Any, offsets: Any, data: Any, seed: Any, rows: Any
 ) -> None:
-    """As find_ints, for strings."""
+    """The same as find_ints, for strings."""
     mask = np.uint64(slots.size - 1)
     hashes = np.empty(AHEAD, np.uint64)
     for block in range(0, rows.size, AHEAD):
@@ -179,7 +179,7 @@ def find_strings(
 
 @inlined
 def _free_slot(slots: Any, mask: Any, hashed: Any) -> Any:
-    """The first empty slot for a hash, or −1 past PROBES_MAX."""
+    """The first empty slot for a hash, or −1 if none is within PROBES_MAX."""
     h = hashed
     for _ in range(PROBES_MAX):
         position = np.intp(h & mask)
@@ -207,7 +207,7 @@ def _slot(hashed: Any, row: Any) -> Any:
 def insert_ints(
     slots: Any, stored: Any, count: Any, keys: Any, start: Any, seed: Any, is_new: Any
 ) -> Any:
-    """Append the keys that are new; how far it came, and the count."""
+    """Append the new keys; return the position reached, and the count."""
     mask = np.uint64(slots.size - 1)
     for i in range(start, keys.size):
         hashed = _mix(keys[i] ^ seed)
@@ -256,7 +256,7 @@ def insert_strings(
     seed: Any,
     is_new: Any,
 ) -> Any:
-    """As insert_ints, for strings."""
+    """The same as insert_ints, for strings."""
     mask = np.uint64(slots.size - 1)
     for i in range(start, is_new.size):
         begin, end = offsets[i], offsets[i + 1]
@@ -287,7 +287,7 @@ def insert_strings(
     returns=types.intp,
 )
 def place_ints(slots: Any, stored: Any, start: Any, count: Any, seed: Any) -> Any:
-    """Enter rows into empty slots; how far it came."""
+    """Enter rows into empty slots; return the row reached."""
     mask = np.uint64(slots.size - 1)
     for row in range(start, count):
         if row + AHEAD < count:
@@ -312,7 +312,7 @@ def place_ints(slots: Any, stored: Any, start: Any, count: Any, seed: Any) -> An
 def place_strings(
     slots: Any, stored_offsets: Any, stored: Any, start: Any, count: Any, seed: Any
 ) -> Any:
-    """As place_ints, for strings."""
+    """The same as place_ints, for strings."""
     mask = np.uint64(slots.size - 1)
     for row in range(start, count):
         begin, end = np.intp(stored_offsets[row]), np.intp(stored_offsets[row + 1])
@@ -325,7 +325,7 @@ def place_strings(
 
 
 def warm() -> None:
-    """Run every kernel once: what is left to load of them is loaded."""
+    """Run every kernel once, so that it is loaded completely."""
     slots, stored = np.zeros(8, np.uint64), np.zeros(8, np.uint64)
     data, one = np.ones(8, np.uint8), np.array([0, 1])
     keys, seed = np.arange(1, 2, dtype=np.uint64), np.uint64(1)

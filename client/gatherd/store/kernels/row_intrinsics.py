@@ -1,7 +1,7 @@
-"""What kernels copy whole rows with, and the counters of rows that change, in stripes.py's terms.
+"""Intrinsics that copy whole rows, and those for the counters of rows that change.
 
-A fence keeps LLVM from moving any access to memory across it; on x86 it costs nothing more, on ARM
-it is a barrier.
+store/stripes.py explains the counters. A fence keeps LLVM from moving any memory access across it;
+on x86 it costs nothing more, on ARM it is a barrier.
 """
 
 from typing import Any
@@ -26,7 +26,7 @@ def _copy(builder: Any, target: Any, source: Any, byte_count: Any) -> None:
 
 @intrinsic
 def load_counter(_context: Any, counters: Any, _stripe: Any) -> Any:
-    """The counter of a stripe, by one load that LLVM neither repeats nor leaves out."""
+    """The counter of a stripe, from one load that LLVM neither repeats nor omits."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = _word_pointer(context, builder, signature.args[0], args[0], args[1])
@@ -83,7 +83,7 @@ def copy_whole(
     scratch: Any,
     _to: Any,
 ) -> Any:
-    """Copy a row to scratch; whether it is whole: its counter was even and stayed the same."""
+    """Copy a row to scratch; return whether it is whole: its counter was even and didn't change."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         kinds = signature.args
@@ -103,11 +103,11 @@ def copy_whole(
 
 @intrinsic
 def touch(_context: Any, array: Any, _position: Any) -> Any:
-    """Store the byte at a position again, so that its page is there and writable."""
+    """Store the byte at a position again, so that its page is in memory and writable."""
 
     def generate(context: Any, builder: Any, signature: Any, args: Any) -> Any:
         pointer = byte_pointer(context, builder, signature.args[0], args[0], args[1])
-        # Atomic, because LLVM drops a plain store of what was just loaded.
+        # Atomic, because LLVM drops a plain store of a value just loaded.
         value = builder.load_atomic(
             builder.bitcast(pointer, ir.IntType(8).as_pointer()), "monotonic", 1
         )
@@ -121,7 +121,7 @@ def touch(_context: Any, array: Any, _position: Any) -> Any:
 
 @intrinsic
 def fence_loads(_context: Any) -> Any:
-    """No load comes from one side of this to the other, and no later store before it."""
+    """No load moves across this fence, and no later store moves before it."""
 
     def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
         builder.fence("acquire")

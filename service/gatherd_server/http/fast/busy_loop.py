@@ -1,7 +1,7 @@
 """Keeps an event loop awake for a moment after an answer, while clients ask again that soon.
 
-See gatherd/busy_poll.py. It costs nothing while requests come faster than they are answered, nor
-while none come.
+See client/gatherd/busy_poll.py. It costs nothing while requests come faster than they are answered,
+nor while none come.
 """
 
 import asyncio
@@ -11,16 +11,16 @@ from gatherd.busy_poll import BusyPoll
 
 
 class BusyLoop:
-    """Of one event loop."""
+    """Busy polling on one event loop."""
 
     def __init__(self, microseconds: int) -> None:
-        """For at most so long after an answer; 0 for not at all."""
+        """Polls for at most so long after an answer; with 0 never."""
         self._poll = BusyPoll(microseconds)
         self._until = 0.0
         self._is_awake = False
 
     def answered(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Stay awake, unless that has been in vain of late."""
+        """Stay awake for a moment, unless that was in vain lately."""
         poll = self._poll
         if self._is_awake:
             poll.came()
@@ -31,7 +31,7 @@ class BusyLoop:
             loop.call_soon(self._look, loop)
 
     def _look(self, loop: asyncio.AbstractEventLoop) -> None:
-        # A callback that is ready keeps the loop from sleeping when it looks for what came.
+        # A ready callback keeps the loop from sleeping when it polls its sockets.
         if perf_counter() < self._until:
             loop.call_soon(self._look, loop)
         else:

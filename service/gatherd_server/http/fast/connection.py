@@ -1,17 +1,17 @@
 """Lookups and updates answered inside uvicorn's own protocol class, without ASGI between.
 
-Requests that routes.py has a route for are answered from `data_received` itself: a task, a
-scope and three messages are most of what a small lookup costs. Every other request, and whatever
-isn't plain about one (chunked or compressed bodies, `Expect`, repeated headers),
-goes on to the application. A client can't tell the two apart but by the clock.
+Requests that routes.py has a route for are answered from `data_received` itself: a task, a scope
+and three messages are most of a small lookup's cost. Every other request, and every one that isn't
+plain (chunked or compressed bodies, `Expect`, repeated headers), goes on to the application. A
+client can tell the two apart only by the time they take.
 
-To uvicorn a fast request is a cycle like its own: it stands in `self.cycle`, waits in
+To uvicorn a fast request is a cycle like its own: `self.cycle` refers to it, it waits in
 `self.pipeline` behind those before it, and ends with `on_response_complete()`. So replies keep the
-order of the requests, idle connections expire and a drain waits. What that needs of uvicorn's class
-is listed in tests/http/test_fast_path.py, which fails when uvicorn changes it.
+order of the requests, idle connections expire and a drain waits. tests/http/test_fast_path.py lists
+the parts of uvicorn's class that this needs, and fails when uvicorn changes them.
 
-cycle.py has what becomes of a lookup then, and push_cycle.py of an update. Left out on purpose:
-changes of tables, which are rare.
+cycle.py does the rest of a lookup, push_cycle.py that of an update. Left out on purpose: changes
+of tables, which are rare.
 """
 
 import asyncio
@@ -43,7 +43,7 @@ HEAD_END: Final = b"\r\n\r\n"
 LENGTH_DIGITS_MAX: Final = 18
 _TIMEOUT: Final = CONNECT_TIMEOUT.encode()
 _AUTHORIZATION: Final = AUTHORIZATION.encode()
-# What has less time than this may miss it while it is answered, and is looked at more closely.
+# A request with less time may miss its deadline meanwhile, so a cycle watches it.
 REPEAT_SECONDS_MIN: Final = 0.05
 
 
@@ -78,7 +78,7 @@ def fast_protocol(
 class _SeenHead:
     """The head of a connection's last request, when it came in one piece with its body.
 
-    A client's next request most often has the same, byte for byte.
+    A client's next request most often has the same head, byte for byte.
     """
 
     head: bytes
@@ -102,7 +102,7 @@ class _FastPath(GuardedProtocol):
     answers: Answers
     scratch: Scratch
     busy_loop: BusyLoop
-    # uvicorn's cycles and fast ones, which it treats alike.
+    # uvicorn's own cycles and fast ones, which it treats alike.
     cycle: Any
     pipeline: deque[tuple[Any, Any]]
 
@@ -113,14 +113,14 @@ class _FastPath(GuardedProtocol):
         self._answered_at = 0.0
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Of asyncio."""
+        """Called by asyncio."""
         super().connection_made(transport)
         sock = transport.get_extra_info("socket")
         if sock is not None and transport.get_extra_info("sslcontext") is None:
             self._fd = sock.fileno()
 
     def data_received(self, data: bytes) -> None:
-        """Parse what came, which answers whatever is complete."""
+        """Parse the data, which answers every request that is complete."""
         seen = self._seen
         if (
             seen is not None
@@ -130,7 +130,7 @@ class _FastPath(GuardedProtocol):
             and self._begun == self._ended
             and not seen.caller.is_revoked
         ):
-            # The parser has nothing to tell that it hasn't told of the same bytes before.
+            # Same head bytes: parsing them again would yield nothing new.
             if seen.repeat is not None and self._is_answered(seen.repeat, data[len(seen.head) :]):
                 return
             self._unset_keepalive_if_required()
@@ -153,15 +153,15 @@ class _FastPath(GuardedProtocol):
             cycle.wait()
 
     def _learn(self, cycle: FastCycle, data: bytes) -> None:
-        """Keep what a request that came in one piece was found to be."""
+        """Remember how a request that arrived in one read was routed."""
         size = len(data) - cycle.body_bytes
         if data.find(HEAD_END) + len(HEAD_END) != size:
-            return  # the body isn't all that follows the head: blank lines stand around the request
+            return  # more than the body follows the head: there are blank lines around
         route, repeat = cycle.route, None
         if (
             cycle.is_repeatable
             and (cycle.seconds is None or cycle.seconds >= REPEAT_SECONDS_MIN)
-            # Those of a token with limits are counted one by one, and spans are made one by one.
+            # A token's limits count requests one by one, and spans are made one by one.
             and cycle.caller.limiter is None
             and self.spans is None
         ):
@@ -179,21 +179,21 @@ class _FastPath(GuardedProtocol):
         )
 
     def _is_answered(self, repeat: Repeat, body: bytes) -> bool:
-        """Answer without a cycle, unless that can't be."""
+        """Answer without a cycle; return whether that was possible."""
         if (
             self.transport.get_write_buffer_size()
             or self.admission.is_full
             or not repeat.answer(self, body)
         ):
             return False
-        # The timer that runs since the last cycle looks at this when it ends.
+        # The timer started after the last cycle looks at this when it fires.
         self._answered_at = self.loop.time()
         self.server_state.total_requests += 1
         self.busy_loop.answered(self.loop)
         return True
 
     def timeout_keep_alive_handler(self) -> None:
-        """Close the connection, if it is idle for so long."""
+        """Close the connection if it has been idle for the whole time."""
         left = self._answered_at + self.timeout_keep_alive - self.loop.time()
         if left <= 0:
             super().timeout_keep_alive_handler()
@@ -201,7 +201,7 @@ class _FastPath(GuardedProtocol):
         self.timeout_keep_alive_task = self.loop.call_later(left, self.timeout_keep_alive_handler)
 
     def reply_head(self, rows: Rows) -> bytes:
-        """Of a connection that is kept."""
+        """See repeat.AskingConnection. The connection is kept open."""
         assert self._seen is not None
         ok = self.prefixes.ok(self.server_state.default_headers)
         assert not isinstance(self._seen.route, PushRoute)
@@ -212,22 +212,22 @@ class _FastPath(GuardedProtocol):
         return self.server_state.default_headers
 
     def write(self, data: memoryview) -> None:
-        """Write what isn't changed any more."""
+        """Write `data`, which nobody changes any more."""
         sent = self._sent_now(data)
         if sent < len(data):
             self.transport.write(data[sent:])
 
     def write_now(self, data: memoryview) -> None:
-        """Write what can be changed afterwards."""
+        """Write `data`, which may be changed afterwards."""
         sent = self._sent_now(data)
         if sent < len(data):
             self.transport.write(bytes(data[sent:]))
 
     def _sent_now(self, data: memoryview) -> int:
-        """How much the socket took at once, or all when nobody is there to take it.
+        """How many bytes the socket took at once; all of them if the connection is gone.
 
-        The event loop would write when its pass ends, after whatever comes before. A client that
-        waits shouldn't.
+        The event loop would write only when its pass ends, after other work. A waiting client
+        shouldn't have to wait for that.
         """
         transport = self.transport
         if transport.is_closing():
@@ -260,7 +260,7 @@ class _FastPath(GuardedProtocol):
         cycle = self._fast_cycle()
         if cycle is None:
             url, headers, expect = self.url, self.headers, self.expect_100_continue
-            # Past StreamProtocol, which has counted this request.
+            # Not StreamProtocol's method, which has counted this request already.
             HttpToolsProtocol.on_message_begin(self)
             self.url, self.expect_100_continue = url, expect
             self.headers.extend(headers)
@@ -338,7 +338,7 @@ class _FastPath(GuardedProtocol):
             super().on_message_complete()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Nobody is left to be answered."""
+        """Abandon the requests: nobody is left to be answered."""
         super().connection_lost(exc)
         if isinstance(self.cycle, FastCycle):
             self.cycle.abandon()
@@ -348,8 +348,8 @@ class _FastPath(GuardedProtocol):
 
     def _start_asgi_task(self, cycle: Any, app: Any) -> None:
         if isinstance(cycle, FastCycle):
-            # Not from here, where the request before it has just ended: a thousand pipelined ones
-            # would be as many calls deep.
+            # Not called from here, where the request before has just ended: a thousand pipelined
+            # requests would make a thousand nested calls.
             self.loop.call_soon(cycle.start)
         else:
             super()._start_asgi_task(cycle, app)

@@ -1,7 +1,7 @@
 """One request of the fast path and its reply.
 
 Large replies are gathered and written piece by piece, with the loop's other work between two
-pieces; no more of one is held than the peer has room for.
+pieces; no more of a reply is held than the peer has room for.
 """
 
 import asyncio
@@ -39,7 +39,7 @@ ALIGN_BYTES: Final = 64
 
 
 class Prefixes:
-    """The begin of a reply's head, kept while uvicorn's default headers, the date, are the same."""
+    """The start of a reply's head, kept while uvicorn's default headers (the date) are the same."""
 
     def __init__(self) -> None:
         self._defaults: list[tuple[bytes, bytes]] | None = None
@@ -54,7 +54,7 @@ class Prefixes:
 
 
 class FastConnection(Protocol):
-    """What a request needs of its connection; uvicorn's protocol class has most of it."""
+    """The part of a connection that a request uses; uvicorn's protocol class has most of it."""
 
     loop: asyncio.AbstractEventLoop
     transport: asyncio.Transport
@@ -72,7 +72,7 @@ class FastConnection(Protocol):
         """Go on with the next request."""
 
     def write(self, data: memoryview) -> None:
-        """Write what is kept until it is sent."""
+        """Write `data`, which is kept until it is sent."""
 
 
 class _NoEvent:
@@ -83,7 +83,7 @@ class _NoEvent:
 
 
 class FastCycle:
-    """One request and its reply, all on the event loop but a `PendingAnswer` that is long."""
+    """One request and its reply, all on the event loop except a long `PendingAnswer`."""
 
     __slots__ = (
         "_begun_ns",
@@ -140,12 +140,12 @@ class FastCycle:
         self._holds_place = self._is_read = self._is_started = False
         self.keep_alive = keep_alive
         self.is_repeatable = False
-        """Whether one like it can be answered by a Repeat."""
+        """Whether a request like it can be answered by a Repeat."""
         self.disconnected = False
         self.response_complete = False
 
     def take(self, body: bytes) -> None:
-        """A piece of the body; the parser sees to it that there is no more than was announced."""
+        """Take a piece of the body; the parser passes on no more than was announced."""
         self.body_bytes += len(body)
         if self.response_complete or self._refusal is not None:
             return
@@ -154,7 +154,7 @@ class FastCycle:
             self._hold(len(body))
 
     def _hold(self, nbytes: int) -> None:
-        """Count what came of a body that isn't small; answer if there is no room for it."""
+        """Count the received bytes of a body that isn't small; answer if there is no room."""
         if self._held is None:
             self._held = self._connection.admission.held_by(self.caller)
             nbytes = self.body_bytes
@@ -206,7 +206,7 @@ class FastCycle:
 
     @property
     def _is_gone(self) -> bool:
-        # uvicorn tells only the last of several pipelined requests that nobody waits any more.
+        # uvicorn marks only the last of several pipelined requests as disconnected.
         return self.disconnected or self._connection.transport.is_closing()
 
     def _track(self, work: Coroutine[Any, Any, None]) -> None:
@@ -272,7 +272,7 @@ class FastCycle:
         buffer, begin = _buffer_for(head, rows.nbytes)
         rows.read(0, rows.count, buffer, begin)
         self._check_time()
-        # Before the write: who has read the reply may ask at once, and finds the place free.
+        # Before the write: a client that has the reply may ask at once, and finds the place free.
         self._let_go()
         self._connection.write(buffer.data[begin - len(head) :])
         self._complete()
@@ -291,14 +291,14 @@ class FastCycle:
                 if start == 0:
                     self._fail(error)
                 else:
-                    # Too late for another answer: the client sees that this one isn't whole.
+                    # Too late for another answer: the client sees that this one is incomplete.
                     self._code = code_of(error)
                     connection.admission.telemetry.failures.note(error)
                     connection.transport.abort()
                 return
             connection.write(buffer.data[begin - len(head) :])
             head = b""
-            # The write goes out, and others have their turn.
+            # Let the write go out and other tasks run.
             await asyncio.sleep(0)
             if connection.flow.write_paused:
                 await connection.flow.drain()
@@ -354,7 +354,7 @@ class FastCycle:
 
     def _fail_unexpected(self, error: Exception) -> None:
         trail = Trail((self.trail or NO_TRAIL).get)
-        # Its id, if it has to be drawn, is to be the same in the log and in the answer.
+        # An id that is drawn now must be the same in the log and in the answer.
         self.trail = HeadTrail(trail.request_id.encode(), b"")
         with following(trail):
             failure = unexpected(error)
@@ -408,7 +408,7 @@ class FastCycle:
 
 
 def reply_head(ok: bytes, route: LookupRoute, rows: Rows, *, keep_alive: bool) -> bytes:
-    """What comes before a reply's rows; `ok` is its begin, see Prefixes."""
+    """The bytes before a reply's rows; `ok` is their start, see Prefixes."""
     lines, begin = route.head(rows)
     return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (
         ok,
@@ -424,7 +424,7 @@ def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
 
 
 def _buffer_for(head: bytes, nbytes: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
-    """Room for `head`, which is put in, and `nbytes` behind it, and where those begin."""
+    """A buffer with `head` and room for `nbytes` behind it; also the offset of that room."""
     begin = len(head) + -len(head) % ALIGN_BYTES
     buffer = np.empty(begin + nbytes, np.uint8)
     buffer.data[begin - len(head) : begin] = head

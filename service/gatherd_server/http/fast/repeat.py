@@ -1,14 +1,14 @@
-"""A connection's next lookup, when it is its last one with other ids.
+"""A connection's next lookup, when it repeats the last one with other ids.
 
-Most requests of a client are: of the same table, dtype and number of ids, under the same headers.
-What the last one was found to mean still holds then, and its reply begins as that one's did. So
-nothing is left to do but to compare the bytes, gather the rows and write them. Such a request is no
-cycle of its own, and takes no place among those in flight: it would give it back before anybody
-could see it. It was found already that its caller may ask this of this table; a token whose line
-changes has other callers from then on.
+Most requests of a client do: they have the same table, dtype, number of ids and headers. The
+meaning found for the last one still holds then, and the reply begins with the same bytes. So the
+server only compares the bytes, gathers the rows and writes them. Such a request has no cycle of its
+own and takes no place among those in flight: it would give it back before anybody could see it. The
+caller's permission was checked on the first request. Changing a token's line creates a new Caller,
+so a remembered one never outlives its permissions.
 
-Whenever anything is otherwise (an id without a row, another version, a torn row) nothing was
-written, and the request goes the way that its forerunner went, which also knows how to refuse it.
+If anything differs (an id without a row, another version, a torn row), nothing was written, and the
+request goes the way of the first one, which also knows how to refuse it.
 """
 
 import weakref
@@ -26,22 +26,22 @@ from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import RepeatSeries, now_ns
 from gatherd_server.wire.codes import code_of
 
-# What is gathered and written at a time: small enough to stay in a core's cache in between and not
-# to keep others waiting, about 40 µs.
+# Bytes gathered and written at a time: few enough to stay in a core's cache in between and to delay
+# others by only about 40 µs.
 PIECE_BYTES: Final = 256 << 10
-# What has more rows leaves others their turn in between; see FastCycle.
+# Longer replies let other tasks run in between; see FastCycle.
 ROWS_BYTES_MAX: Final = 1 << 20
 # Room for a reply's head, before rows that begin at a cache line.
 HEAD_BYTES_MAX: Final = 4 << 10
 
 
 def is_repeatable(rows: Rows) -> bool:
-    """Whether a lookup of such rows can be answered from here when it comes again."""
+    """Whether a repeat of a lookup of such rows can be answered here."""
     return rows.nbytes <= ROWS_BYTES_MAX and rows.is_as_stored and rows.is_in_memory
 
 
 class AskingConnection(Protocol):
-    """What is needed of the connection that asks."""
+    """The part of a connection that a repeat uses."""
 
     scratch: "Scratch"
 
@@ -49,7 +49,7 @@ class AskingConnection(Protocol):
         """Everything before a reply's rows."""
 
     def reply_changes(self) -> object:
-        """Another object when heads have changed, by the second that they tell."""
+        """An object that is replaced when heads change: every second, with the date in them."""
 
     def write_now(self, data: memoryview) -> None:
         """Write; `data` can be changed afterwards."""
@@ -59,30 +59,30 @@ class AskingConnection(Protocol):
 
 
 class Scratch:
-    """Where an event loop puts replies together, each to be written before the next."""
+    """An event loop's buffer for replies; each is written before the next is put together."""
 
     def __init__(self) -> None:
         self.buffer: NDArray[np.uint8] = np.zeros(HEAD_BYTES_MAX + PIECE_BYTES, np.uint8)
         self._view = memoryview(self.buffer.data)
 
     def after(self, head: bytes, nbytes: int) -> memoryview:
-        """`head`, put before the `nbytes` of rows that are in the buffer."""
+        """`head`, copied in, and behind it the `nbytes` of rows in the buffer."""
         begin = HEAD_BYTES_MAX - len(head)
         self._view[begin:HEAD_BYTES_MAX] = head
         return self._view[begin : HEAD_BYTES_MAX + nbytes]
 
 
 class Repeat:
-    """What a connection's last request was, but for its ids, and how its reply began."""
+    """A connection's last request without its ids, and the start of its reply."""
 
     __slots__ = (
         *("_changes", "_counted", "_head", "_lookup", "_requests", "_row_bytes", "_table"),
     )
 
     def __init__(self, lookup: Repeated, requests: RequestSeries) -> None:
-        """Touches nothing. Counted under `requests`."""
+        """Has no side effects. Repeats are counted under `requests`."""
         self._lookup = lookup
-        # Weak, as an idle connection holds it.
+        # Weak, because an idle connection holds it.
         self._table: weakref.ref[Table] | None = None
         self._changes: object = None
         self._head = b""
@@ -91,7 +91,7 @@ class Repeat:
         self._counted: RepeatSeries | None = None
 
     def answer(self, connection: AskingConnection, request: bytes) -> bool:
-        """Answer a request as long as the one before, unless more than the ids is other."""
+        """Answer if the request equals the previous one but for its ids; return whether it did."""
         begun_ns = now_ns()
         try:
             found = self._lookup.read(request)
@@ -118,7 +118,7 @@ class Repeat:
         return True
 
     def _prepare(self, connection: AskingConnection, table: Table, ids: NDArray[np.int64]) -> bool:
-        """Find what the reply begins with; whether it is one to be given from here."""
+        """Find the start of the reply; return whether it can be answered here."""
         rows = self._lookup.rows(ids)
         if rows is None or not is_repeatable(rows):
             return False
@@ -143,7 +143,7 @@ class Repeat:
                 table.read_rows(piece, scratch.buffer, HEAD_BYTES_MAX)
             except GatherdError as error:
                 if start:
-                    connection.abort()  # the client sees that the reply isn't whole
+                    connection.abort()  # the client sees an incomplete reply
                     self._requests.done(code_of(error), now_ns() - begun_ns)
                 return bool(start)
             connection.write_now(scratch.after(head, piece.size * row_bytes))

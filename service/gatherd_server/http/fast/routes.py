@@ -1,7 +1,7 @@
 """The lookups and updates that the fast path answers, each wire's in its own encoding.
 
-A route says by a request's headers whether it is one of the plain ones; what isn't goes the way of
-every other request, through ASGI, which also knows how to refuse it.
+A route decides by a request's headers whether it is plain. Any other request goes through ASGI,
+which also knows how to refuse it.
 """
 
 import re
@@ -45,32 +45,32 @@ _REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:
 
 @dataclass(frozen=True, slots=True)
 class PendingAnswer:
-    """An answer that isn't made of rows alone, and still has to be made."""
+    """An answer that isn't only rows, and still has to be made."""
 
     run: Callable[[], Response]
     is_long: bool
 
 
 class Route(Protocol):
-    """Where the requests of one path are counted, and which of them are plain."""
+    """Decides which requests of one path are plain; `counted` counts them."""
 
     counted: RequestSeries
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
-        """Whether a request with these headers is one that every default applies to."""
+        """Whether every default applies to a request with these headers."""
 
     def error(self, error: GatherdError) -> Response:
-        """`error` as this wire tells it."""
+        """`error` in this wire's format."""
 
 
 class LookupRoute(Route, Protocol):
-    """What a fast lookup of one path is answered with."""
+    """Answers the fast lookups of one path."""
 
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
-        """Read the request and find its tables. A GatherdError when `caller` can't be answered."""
+        """Read the request and find its tables. GatherdError when `caller` can't be answered."""
 
     def repeated(self, body: bytes) -> Repeated | None:
-        """What a request like `body`, which was answered by rows, is but for its ids, if known."""
+        """The meaning of `body`, which was answered with rows, without its ids; None if unknown."""
 
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         """The reply's own header lines, and the bytes of its body that come before the rows."""
@@ -80,7 +80,7 @@ class FastRoutes:
     """Finds the route of a URL."""
 
     def __init__(self, engine: Engine, telemetry: Telemetry | None = None) -> None:
-        """Counts into `telemetry`, or for nobody."""
+        """Counts into `telemetry`; without it, the counts are lost."""
         self._engine = engine
         telemetry = telemetry or Telemetry()
         self._octets = telemetry.requests("rest", LOOKUP.name)
@@ -107,7 +107,7 @@ class FastRoutes:
 
 
 def _has_rows_alone(asked: Sequence[Lookup]) -> bool:
-    """Whether a reply is a head, known beforehand, and then nothing but rows, which are near."""
+    """Whether a reply is only a head, known beforehand, and rows that are found at once."""
     if len(asked) != 1 or asked[0].bags is not None or asked[0].missing is not Missing.ERROR:
         return False
     rows = asked[0].asked

@@ -1,8 +1,7 @@
 """Ids and vectors as REST carries them: JSON, raw bytes and .npy.
 
-Nothing is computed here; the only conversion is that of JSON, which has no 16-bit floats, so those
-are written as the float32 values they stand for. NaN and infinity aren't JSON either: they are
-written as null.
+Nothing is computed here. The only conversion is to JSON, which lacks 16-bit floats: they are
+written as the equal float32 values. It lacks NaN and infinity too: they are written as null.
 """
 
 import base64
@@ -33,11 +32,11 @@ from gatherd_server.wire.lookups import Part
 Ids = NDArray[np.integer[Any]]
 T = TypeVar("T")
 
-# Some 5 ms.
+# About 5 ms.
 JSON_NUMBERS_AT_ONCE: Final = 1 << 17
-# As many as there are ids in a request, by default.
+# The default limit of ids in a request.
 JSON_EMPTY_LISTS_MAX: Final = 1 << 20
-# A longer body isn't read twice, to tell an integer that is too large from a float.
+# Longer bodies aren't parsed again to tell a too large integer from a float.
 REREAD_BYTES_MAX: Final = 256 << 10
 NPY_HEADER_BYTES_MAX: Final = 64 << 10
 ID_DTYPES: Final = {
@@ -63,8 +62,8 @@ def from_json(
 ) -> T:
     """`read(value)`, for ids or keys as the JSON body gives them; it raises InvalidArgument.
 
-    orjson reads an integer past 64 bits as a float, so before ids are called floats a body that
-    isn't long is read again, slowly and exactly; `reread` finds the value in it.
+    orjson reads an integer past 64 bits as a float. So, before ids are refused as floats, a short
+    body is parsed again, slowly and exactly; `reread` finds the value in it.
     """
     try:
         return read(value)
@@ -74,7 +73,7 @@ def from_json(
         try:
             exact = json.loads(body)
         except (ValueError, RecursionError):
-            exact = None  # an integer of thousands of digits; the first error stands
+            exact = None  # an integer of thousands of digits; the first error holds
         if exact is not None:
             read(reread(exact))
         raise
@@ -104,8 +103,8 @@ def parse_shape(shape: str) -> tuple[int, ...]:
 def ids_from_npy(body: bytes) -> Ids:
     """The ids in a .npy file: little-endian integers in C order.
 
-    MalformedRequest when it isn't a .npy file or not a whole one, InvalidArgument when it is one of
-    something else.
+    MalformedRequest when it isn't a complete .npy file, InvalidArgument when it holds another kind
+    of array.
     """
     descr, fortran_order, shape, start = _npy_header(body)
     if not all(type(length) is int and length >= 0 for length in shape):
@@ -125,7 +124,7 @@ def ids_from_npy(body: bytes) -> Ids:
 
 
 def _npy_header(body: bytes) -> tuple[object, bool, tuple[Any, ...], int]:
-    """Descr, order and shape as the header has them, unchecked, and where the array begins."""
+    """The header's descr, order and shape, unchecked, and the offset of the array."""
     if plain := plain_npy_header(body):
         return plain.descr, plain.is_fortran, plain.shape, plain.offset
     header, start = _evaluated_header(body)
@@ -189,7 +188,7 @@ def json_lookup_parts(gathered: Gathered) -> list[Part]:
 
 
 def _check_empty_lists(shape: tuple[int, ...]) -> None:
-    """No byte of a reply is behind them, so that none of its other limits counts them."""
+    """Empty lists hold no bytes of vectors, so no other limit on replies counts them."""
     if 0 in shape and math.prod(shape[: shape.index(0)]) > JSON_EMPTY_LISTS_MAX:
         raise InvalidArgument(
             f"a reply of shape {shape} would be more than {JSON_EMPTY_LISTS_MAX} empty lists in "
@@ -207,7 +206,7 @@ def json_lookups_parts(tables: Sequence[str], gathered: Sequence[Gathered]) -> l
 
 
 def _json_array(array: NDArray[Any]) -> Iterator[bytes]:
-    """A C-contiguous array as nested lists, in pieces: none lets go of the GIL while it is made."""
+    """A C-contiguous array as nested lists, in pieces, since making one holds the GIL."""
     if array.size <= JSON_NUMBERS_AT_ONCE:
         yield orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
         return
@@ -237,15 +236,15 @@ def json_keys(keys: Keys) -> dict[str, Any]:
 
 
 def keys_from_json(keys: object, encoding: str) -> Keys:
-    """A batch of keys as a JSON body gives them; with `encoding` base64, strings are that."""
+    """A batch of keys from a JSON body; with `encoding` base64, its strings are base64."""
     return as_keys(from_base64(keys) if encoding == "base64" else keys)
 
 
 def typed_keys(asked: Asked, kind: Callable[[], str]) -> Asked:
-    """What a JSON body asks for, with decimal strings as integers if the table's keys are some.
+    """`asked` of a JSON body, with decimal strings as integers if the table's keys are integers.
 
-    JavaScript has no integers above 2**53, so 64-bit keys may be written as strings. `kind` tells
-    the table's kind of keys, and is asked only when all strings are decimal.
+    JavaScript has no integers above 2**53, so 64-bit keys may be written as strings. `kind` gives
+    the table's kind of keys, and is called only when all strings are decimal.
     """
     if not isinstance(asked, ByKey) or not isinstance(asked.keys, StringKeys):
         return asked
@@ -259,7 +258,7 @@ def typed_keys(asked: Asked, kind: Callable[[], str]) -> Asked:
 
 
 def from_base64(keys: object, depth: int = 0) -> object:
-    """Nested lists of base64 as nested lists of bytes; what isn't a string stays as it is."""
+    """Nested lists of base64 as nested lists of bytes; other values stay as they are."""
     if isinstance(keys, list) and depth <= NESTING_MAX:
         return [from_base64(key, depth + 1) for key in keys]
     if not isinstance(keys, str):
@@ -293,7 +292,7 @@ def octet_parts(gathered: Gathered) -> list[Part]:
 
 def npy_parts(gathered: Gathered) -> list[Part]:
     """A .npy of the vectors, then another of the status if there is any."""
-    # ml_dtypes saves bfloat16 as two bytes of void, and views it so again.
+    # ml_dtypes saves bfloat16 as two void bytes, which a view turns into bfloat16 again.
     descr = "<V2" if gathered.dtype is DType.BFLOAT16 else gathered.vectors.dtype.str
     parts: list[Part] = [npy_header(descr, gathered.vectors.shape), _raw(gathered.vectors)]
     if gathered.status is not None:
@@ -304,7 +303,7 @@ def npy_parts(gathered: Gathered) -> list[Part]:
 def array_headers(
     shape: tuple[int, ...], dtype: DType, version: int, status_bytes: int
 ) -> dict[str, str]:
-    """The headers that say what the bytes of `octet_parts` and `npy_parts` are."""
+    """The headers that describe the bytes of `octet_parts` and `npy_parts`."""
     return {
         "Gatherd-Shape": ",".join(map(str, shape)),
         "Gatherd-Dtype": dtype.value,

@@ -39,7 +39,7 @@ from gatherd_server.wire.checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
-# Itself, a weight and an offset.
+# The id itself, a weight and an offset.
 _BAG_VALUES_MAX: Final = 3
 
 Body = TypeVar("Body", LookupBody, LookupBagsBody)
@@ -90,7 +90,7 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
 
 
 def no_options(query: QueryParams) -> None:
-    """InvalidArgument unless there are no query parameters, as beside a JSON body."""
+    """InvalidArgument if there are query parameters: a JSON body takes none."""
     query_options(query, (), "with a JSON body the options stand in the body")
 
 
@@ -193,7 +193,7 @@ def _jagged(asked: LookupBagsBody) -> tuple[Asked, Any]:
 
 
 def _flat(weights: Any, offsets: NDArray[np.int64], id_count: int) -> Any:
-    """Weights as a flat list, also when they are nested; then as the bags are."""
+    """Weights as a flat list; nested ones must be nested as the bags are."""
     if not (isinstance(weights, list) and any(isinstance(part, list) for part in weights)):
         return weights
     lists = [part if isinstance(part, list) else None for part in weights]

@@ -1,4 +1,4 @@
-"""What /openapi.json tells of the REST handlers, which take their requests raw."""
+"""The part of /openapi.json on the REST handlers, which take their requests raw."""
 
 from typing import Any, Final
 
@@ -299,7 +299,7 @@ _MODELS: Final = (
 def describe(app: FastAPI, *, has_tokens: bool) -> None:
     """Make `app.openapi()` the description of the handlers with the schemas they refer to.
 
-    With `has_tokens` also of what every operation answers to who has none, or a wrong one.
+    With `has_tokens` it has every operation's answers to a missing and to a wrong token.
     """
 
     def document() -> dict[str, Any]:
@@ -314,7 +314,7 @@ def describe(app: FastAPI, *, has_tokens: bool) -> None:
             _, schemas = models_json_schema(
                 [(model, "validation") for model in _MODELS], ref_template=REF + "{model}"
             )
-            # FastAPI's own schemas are those of its validation errors, which are never answered.
+            # FastAPI's own schemas describe its validation errors, which are never sent.
             described["components"] = {"schemas": schemas["$defs"]}
             for path in described["paths"].values():
                 for operation in path.values():

@@ -1,4 +1,4 @@
-"""The pieces that /openapi.json is put together from."""
+"""The pieces of /openapi.json."""
 
 from typing import Any, Final
 
@@ -78,7 +78,7 @@ _TITLES: Final = {406: "Not Acceptable", 415: "Unsupported Media Type"}
 
 
 def error(status: int) -> dict[str, Any]:
-    """What is said of a status that isn't 200."""
+    """The description of a status other than 200."""
     description, reason, detail = _ERRORS[status]
     urn = "urn:gatherd:error:" + reason.lower().replace("_", "-")
     example = {
@@ -110,7 +110,7 @@ def json_content(model: type[Any], example: Any = None) -> dict[str, Any]:
 
 
 def responses(success: dict[str, Any], *statuses: int) -> dict[int | str, dict[str, Any]]:
-    """What 200 is, and which errors there are."""
+    """The description of the 200 reply and of the possible errors."""
     return {200: success, **{status: error(status) for status in statuses}}
 
 

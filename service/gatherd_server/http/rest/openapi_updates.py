@@ -1,4 +1,4 @@
-"""What /openapi.json tells of updates and changes."""
+"""The part of /openapi.json on updates and changes."""
 
 from typing import Any, Final
 

@@ -49,7 +49,7 @@ _STATUS_SCHEMA: dict[str, Any] = {
 
 
 class _Asking(BaseModel):
-    """What lookups of rows and of bags have in common."""
+    """The members that lookups of rows and of bags share."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 

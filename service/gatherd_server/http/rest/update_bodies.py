@@ -54,19 +54,19 @@ from gatherd_server.types import (
 from gatherd_server.wire import checks
 
 DimOf = Callable[[str], int]
-"""A table's dim: nested lists and raw bytes without a single value don't tell it."""
+"""Finds a table's dim, which nested lists and raw bytes without values don't give."""
 KindOf = Callable[[str], str]
-"""A table's kind of keys: JSON's strings may be integers."""
+"""Finds a table's kind of keys: strings in JSON may be integers."""
 
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", "values_dtype", "by", "if_version")
 _NUMBER: Final = re.compile(r"([0-9]{1,20}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
-# What each number of an update counts as at least: most have more digits, and a parser makes an
-# object of each.
+# The fewest bytes that a number of an update counts as: most have more digits, and a parser makes
+# an object of each.
 _NUMBER_BYTES: Final = 8
 
 
 class UpdateReader:
-    """Reads the updates by one operation. Tables are asked of only what a request leaves open."""
+    """Reads the updates by one operation. Tables are asked only for what a request leaves out."""
 
     def __init__(self, op: UpdateOp, limits: Limits, dim_of: DimOf, kind_of: KindOf) -> None:
         self._op = op
@@ -161,7 +161,7 @@ def _number(text: str) -> float:
 
 
 def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
-    """A new table, from JSON. InvalidArgument for what can't be one."""
+    """A new table, from JSON. InvalidArgument for a body that can't be one."""
     given = _body(CreateBody, body, query)
     if given.staged is not None:
         beside = sorted(given.model_fields_set - {"name", "staged"})
@@ -193,19 +193,19 @@ def publish(table: str, body: bytes, query: QueryParams) -> Publish:
 
 
 def rollback(table: str, body: bytes, query: QueryParams) -> Rollback:
-    """The way back to an older version, from JSON."""
+    """A rollback to an older version, from JSON."""
     given = _body(RollbackBody, body, query)
     return Rollback(table, given.version, given.if_version)
 
 
 def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:
-    """Another optimizer, from JSON."""
+    """A change of optimizer, from JSON."""
     given = _body(SetOptimizerBody, body, query)
     return SetOptimizer(table, _optimizer(given.optimizer), given.if_version)
 
 
 def snapshot_name(body: bytes, query: QueryParams) -> str:
-    """The name that a snapshot is asked to have, from JSON; "" for one of the server's choosing."""
+    """The name for a snapshot, from JSON; "" lets the server choose one."""
     return optional_name(_body(SnapshotBody, body, query).name)
 
 

@@ -1,6 +1,6 @@
 """The JSON bodies of REST's updates and changes, for validation at the edge and for OpenAPI.
 
-Ids and values are `Any` here: what reads them names the element that is wrong.
+Ids and values are `Any` here: their readers name the element that is wrong.
 """
 
 from typing import Annotated, Any, Literal

@@ -1,7 +1,7 @@
 """The values of updates as REST carries them: nested JSON numbers, or raw bytes behind the ids.
 
-Checked, never coerced: NumPy would take true for 1, null for NaN and "1" for a number, and what is
-too large for float32 for infinity. Here each of those is an error that says where it stands.
+Checked, never coerced: NumPy would take true for 1, null for NaN, "1" for a number, and a number
+too large for float32 for infinity. Here each of those is an error that names the element.
 """
 
 import math
@@ -18,15 +18,15 @@ from gatherd_server.http.rest.arrays import Ids, id_dtype, parse_shape
 
 _FLOAT32_MAX: Final = float(np.finfo(np.float32).max)
 _NUMBERS: Final = frozenset((int, float))
-# With rows of some hundred numbers, some 20 ms.
+# About 20 ms, with rows of about a hundred numbers.
 LISTS_AT_ONCE: Final = 4096
 
 
 def values_from_json(values: object) -> NDArray[np.float32]:
     """Nested lists of numbers, as orjson reads them, as an array of the same shape.
 
-    InvalidArgument, naming values[i][j], for anything else, ragged lists, and numbers that float32
-    doesn't reach.
+    InvalidArgument, naming values[i][j], for anything else, for ragged lists, and for numbers
+    beyond float32's range.
     """
     if not _plain_numbers(values, 0):
         _check_leaves(values)
@@ -45,7 +45,7 @@ def values_from_json(values: object) -> NDArray[np.float32]:
 
 
 def _plain_numbers(value: Any, depth: int) -> bool:
-    """Whether `value` is a number or lists of nothing but numbers, at the speed of C for lists."""
+    """Whether `value` is a number or nested lists of only numbers; lists are checked in C."""
     if depth > NESTING_MAX + 1:
         raise InvalidArgument(f"values are nested deeper than {NESTING_MAX + 1} levels")
     if type(value) is not list:
@@ -57,7 +57,7 @@ def _plain_numbers(value: Any, depth: int) -> bool:
 
 
 def _as_float32(values: Any) -> NDArray[np.float32]:
-    """As np.asarray, in pieces, between which others have the GIL. ValueError for ragged lists."""
+    """np.asarray in pieces, so that others get the GIL in between. ValueError for ragged lists."""
     if type(values) is not list or len(values) <= LISTS_AT_ONCE:
         return np.asarray(values, np.float32)
     pieces = [
@@ -82,7 +82,7 @@ def _check_leaves(values: Any) -> None:
 
 
 def _first_ragged(values: Any) -> str:
-    """What stands first where its neighbours' shape doesn't."""
+    """Describe the first element whose shape isn't its neighbours'."""
     shape = []
     first = values
     while type(first) is list and first:
@@ -116,8 +116,8 @@ def update_from_octets(
 ) -> tuple[Ids, NDArray[Any], DType]:
     """The ids, values and values' dtype of a body of raw ids, directly followed by raw values.
 
-    Ids have `shape`, S, and values S + (dim,), in their dtype's storage. The bytes after the ids
-    tell the dim; without ids there are none, and it is 0.
+    Ids have `shape`, S, and values S + (dim,), in their dtype's storage. The dim follows from the
+    number of bytes after the ids; without ids it is 0.
     """
     if shape is None:
         raise InvalidArgument("shape is required beside raw bytes: it says where the ids end")

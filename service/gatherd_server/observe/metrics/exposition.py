@@ -1,7 +1,7 @@
-"""Prometheus' text format, version 0.0.4: what `GET /metrics` answers.
+"""Prometheus' text format, version 0.0.4, in which `GET /metrics` answers.
 
-A counter or histogram without labels is always told, so that a rate of it never lacks data. A gauge
-is when it was set: a server without a data dir has no checkpoint to be late with.
+A counter or histogram without labels is always shown, so that a rate of it never lacks data. A
+gauge is shown once it is set: a server without a data dir has no checkpoint to be late with.
 """
 
 from collections.abc import Iterable

@@ -1,8 +1,8 @@
-"""What is told of an error that a request is answered with: a count by class, a line in the log.
+"""Counts the errors of requests by class, and logs some.
 
-Every class is counted under its reason. Those that somebody who runs the server has to act on are
-logged too, once a second at most for each class: a full disk refuses thousands of updates a second,
-and one line says it. docs/operations.md has the list, with the alerts.
+Every class is counted under its reason. Errors that the operator has to act on are logged too, at
+most once a second for each class: a full disk refuses thousands of updates a second, and one line
+says it. docs/operations.md has the list, with the alerts.
 """
 
 import logging
@@ -23,7 +23,7 @@ SECONDS_BETWEEN_LINES: Final = 1.0
 MESSAGE_CHARS_MAX: Final = 500
 
 SILENT: Final = 0
-"""The asker's to mend, who is told: counted, and logged at level debug only."""
+"""The client gets the error and can mend it: counted, and logged only at level debug."""
 
 LEVELS: Final[Mapping[type[errors.GatherdError], int]] = {
     errors.GatherdError: logging.ERROR,
@@ -41,20 +41,20 @@ LEVELS: Final[Mapping[type[errors.GatherdError], int]] = {
     # `unexpected` logs each, with its traceback.
     errors.InternalError: SILENT,
     errors.StorageError: logging.ERROR,
-    # These end a command or a start, which prints them; no request meets them.
+    # These end a command or a start, which prints them; no request gets them.
     errors.ClientError: SILENT,
     StartError: SILENT,
 }
 
 
 def level_of(cls: type[errors.GatherdError]) -> int:
-    """At which level errors of a class are logged: its own, or the nearest class's above it."""
+    """The level at which a class is logged: its own, or that of the nearest class above it."""
     return next(LEVELS[one] for one in cls.__mro__ if one in LEVELS)
 
 
 @dataclass(slots=True)
 class _Line:
-    """The lines of one reason: when the last was written, and what came since."""
+    """The lines of one reason: when the last was written, and the errors since."""
 
     level: int
     written_at: float = -SECONDS_BETWEEN_LINES
@@ -66,7 +66,7 @@ class Failures:
     """Counts and logs errors. Safe to use from many threads."""
 
     def __init__(self, recorder: Recorder, clock: Callable[[], float] = time.monotonic) -> None:
-        """Counts into `recorder`, every class from zero on: an alert has to see the first rise."""
+        """Counts into `recorder`, each class from zero on: an alert has to see the first rise."""
         self._recorder = recorder
         self._clock = clock
         self._lines: dict[str, _Line] = {}
@@ -90,12 +90,12 @@ class Failures:
             self._write(error.reason, line, request_id)
 
     def flush(self) -> None:
-        """Write what was held back, where a second has passed. To be called now and then."""
+        """Write the lines held back for a second or more. To be called now and then."""
         with self._lock:
             for reason, line in self._lines.items():
                 is_due = self._clock() - line.written_at >= SECONDS_BETWEEN_LINES
                 if line.suppressed and is_due:
-                    # The last of them has the line.
+                    # The line itself shows the last of them.
                     line.suppressed -= 1
                     self._write(reason, line, "")
 

@@ -1,6 +1,6 @@
-"""Every metric: its name, type, labels and meaning. docs/operations.md is held to this list.
+"""Every metric: its name, type, labels and meaning. A test compares docs/operations.md with it.
 
-Counts are whole numbers everywhere; times are counted in nanoseconds and told in seconds.
+Counts are whole numbers everywhere; times are counted in nanoseconds and shown in seconds.
 """
 
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ class MetricKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """One metric. A value times `scale` is what is told; `bounds` are a histogram's, unscaled."""
+    """One metric. It shows values times `scale`; `bounds` are a histogram's, unscaled."""
 
     name: str
     kind: MetricKind
@@ -31,7 +31,7 @@ class Metric:
 
     @property
     def cell_count(self) -> int:
-        """Numbers that one series takes: a histogram's buckets, the one above them, and the sum."""
+        """Numbers in one series: a histogram has its buckets, the one above them, and the sum."""
         return len(self.bounds) + 2 if self.kind is MetricKind.HISTOGRAM else 1
 
 

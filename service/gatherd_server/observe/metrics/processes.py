@@ -1,6 +1,6 @@
-"""What the kernel counts of the server's processes: page faults, processor time, memory.
+"""The kernel's counters of the server's processes: page faults, processor time, memory.
 
-Read at a scrape, for every process by whichever is asked: nothing has to be published.
+The process that answers a scrape reads them for all processes: nothing has to be published.
 """
 
 import os
@@ -19,12 +19,12 @@ from gatherd_server.observe.metrics.names import (
 
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
 _PAGE_BYTES: Final = os.sysconf("SC_PAGE_SIZE")
-# Where /proc/PID/stat has its fields, counted from the state, which follows the name.
+# The positions of fields in /proc/PID/stat, counted from the state, which follows the name.
 _MINOR, _MAJOR, _USER, _SYSTEM, _START, _RESIDENT = 7, 9, 11, 12, 19, 21
 
 
 def process_samples(pids: Mapping[str, int]) -> Iterator[Sample]:
-    """By name, the samples of every process that is there."""
+    """The samples of every process that exists, with its name."""
     try:
         booted = _boot_time()
     except OSError:

@@ -1,13 +1,13 @@
 """A process's counters, and the memory that all processes of a server publish them in.
 
-Counters are plain integers in a list: an addition costs some 30 ns, in shared memory twice that and
-in prometheus_client fifty times. Each process copies its list to its place in the shared page every
-half second; whoever is scraped adds up all places. A process that comes back in a place goes on
-with the counters that it finds there, so that none ever falls; what its predecessor counted in its
-last half second is lost when it was killed.
+Counters are plain integers in a list: an addition costs about 30 ns, in shared memory twice that
+and in prometheus_client fifty times. Each process copies its list to its place in the shared page
+every half second; the process that is scraped adds up all places. A restarted process continues the
+counters in its place, so that none ever falls; if the process before it was killed, the counts of
+its last half second are lost.
 
-The page is a memfd that the supervisor makes: it has no name, nothing to clear, and goes when the
-last process goes. Layout of a place, all numbers 8 bytes in native order:
+The page is a memfd that the supervisor makes: it has no name, needs no clearing, and disappears
+with the last process. Layout of a place, all numbers 8 bytes in native order:
 
     offset   bytes    what
     0        8        bytes of the directory that are valid
@@ -59,7 +59,7 @@ class MetricsPage:
     """The places of a server's processes, mapped. `place_count` of them, numbered from 0."""
 
     def __init__(self, fd: int, place_count: int) -> None:
-        """Map the file `fd`, which may be closed then."""
+        """Map the file `fd`, which may then be closed."""
         self.place_count = place_count
         self._map = mmap.mmap(fd, place_count * PLACE_BYTES)
 
@@ -68,12 +68,12 @@ class MetricsPage:
         return memoryview(self._map)[number * PLACE_BYTES : (number + 1) * PLACE_BYTES]
 
     def series(self) -> Iterator[Series]:
-        """What all places hold, as it was published last."""
+        """The series of all places, as last published."""
         for number in range(self.place_count):
             yield from _read(self.place(number))
 
     def pids(self) -> dict[int, int]:
-        """By place, the process that has it."""
+        """The process id in each place, by the place's number."""
         pids = {n: self.place(n).cast("q")[1] for n in range(self.place_count)}
         return {number: pid for number, pid in pids.items() if pid}
 
@@ -102,12 +102,12 @@ def _read(place: memoryview) -> list[Series]:
 class Recorder:
     """Counters, published in one place.
 
-    `add`, `set` and `observe` may be called on any thread. `cells` may be added to directly, but
-    then by one thread alone, and by no other way.
+    `add`, `set` and `observe` may be called on any thread. Or a single thread may add to `cells`
+    directly, but then nothing else may.
     """
 
     def __init__(self, place: memoryview | None = None) -> None:
-        """Go on with what `place` holds; without one nothing is published."""
+        """Continue the counters in `place`; without a place nothing is published."""
         self._place = place if place is not None else memoryview(bytearray(PLACE_BYTES))
         self._words = self._place.cast("q")
         self._first: dict[tuple[str, ...], int] = {}
@@ -116,12 +116,12 @@ class Recorder:
         self.cells: list[int] = []
         for metric, labels, cells in _read(self._place):
             self._first[metric.name, *labels] = len(self.cells)
-            # A gauge is of the process that set it.
+            # A gauge belongs to the process that set it.
             self.cells += cells if metric.kind is not MetricKind.GAUGE else [0]
         self._words[1] = os.getpid()
 
     def first(self, metric: Metric, *labels: str) -> int:
-        """Where the cells of a series begin; it is there from now on, with zeros."""
+        """The index of a series' first cell; a new series is shown from now on, with zeros."""
         with self._lock:
             return self._series(metric, labels)
 
@@ -166,23 +166,23 @@ class Recorder:
             self.cells[first + len(metric.bounds) + 1] += value
 
     def publish(self) -> None:
-        """Make what was counted until now visible to every process."""
+        """Make the counts until now visible to every process."""
         values = array("q", self.cells[:CELLS_MAX])
         start = CELLS_OFFSET // 8
         self._words[start : start + len(values)] = memoryview(values)
 
     def series(self) -> list[Series]:
-        """What was published."""
+        """The series as last published."""
         return _read(self._place)
 
     def leave(self) -> None:
-        """Publish once more, and give the place up."""
+        """Publish a last time, and give up the place."""
         self.publish()
         self._words[1] = 0
 
 
 class RequestSeries:
-    """The counters of one procedure on one wire, for one thread alone. `done` takes 0.3 µs."""
+    """The counters of one procedure on one wire, for a single thread. `done` takes 0.3 µs."""
 
     __slots__ = ("_recorder", "cells", "first", "ok", "procedure", "wire")
 
@@ -208,10 +208,10 @@ class RequestSeries:
 
 
 class Pulse:
-    """A thread that publishes every half second, after `updates` have brought gauges up to date."""
+    """A thread that publishes every half second, after bringing gauges up to date."""
 
     def __init__(self, recorders: Sequence[Recorder]) -> None:
-        """Nothing happens before `start`."""
+        """Does nothing before `start`."""
         self._recorders = recorders
         self._updates: list[Callable[[], None]] = []
         self._closing = threading.Event()

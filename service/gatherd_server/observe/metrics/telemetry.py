@@ -1,4 +1,4 @@
-"""What a process counts with: its own recorders, and a view of everybody's."""
+"""A process's own recorders, and a view of those of all processes."""
 
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping
@@ -38,7 +38,7 @@ _PLACES_A_WORKER: Final = 2
 
 
 def make_server_page(workers: int) -> int:
-    """A descriptor of the page of a server with `workers`."""
+    """Make the page of a server with so many `workers`; returns its descriptor."""
     return make_page(_place_count(workers))
 
 
@@ -49,8 +49,8 @@ def _place_count(workers: int) -> int:
 class Telemetry:
     """The metrics of one process of a server.
 
-    `loop` is for the event loop's thread alone, `threads` for all; `writer` is for the writer, in
-    whichever process that is.
+    `loop` is only for the event loop's thread, `threads` for all threads; `writer` is for the
+    writer, in whichever process it runs.
     """
 
     def __init__(
@@ -62,14 +62,14 @@ class Telemetry:
         is_told: bool = True,
         spans: Spans | None = None,
     ) -> None:
-        """As worker number `worker`, with the writer in it or as the writer alone.
+        """For worker number `worker`, with or without the writer, or for a writer process.
 
-        `is_told` says whether anybody may read it over HTTP.
+        `is_told` says whether anybody may read the metrics over HTTP.
         """
         self._page = page
         self.is_told = is_told
         self.spans = spans
-        """What traces are made with; None when they are off."""
+        """The maker of traces; None when they are off."""
         self.writer = Recorder(_place(page, _WRITER) if has_writer else None)
         first = None if worker is None else _WORKERS + _PLACES_A_WORKER * worker
         self.loop = Recorder(_place(page, first))
@@ -91,22 +91,22 @@ class Telemetry:
         is_told: bool = False,
         traces: TraceExport = TraceExport.OFF,
     ) -> "Telemetry":
-        """Of a child that the supervisor gave the page's descriptor.
+        """For a child process that got the page's descriptor from the supervisor.
 
-        ConfigError when the packages that traces need aren't there.
+        ConfigError when the packages that traces need aren't installed.
         """
         spans = open_spans(traces, "writer" if worker is None else f"worker-{worker}")
         page = MetricsPage(fd, _place_count(workers))
         return cls(page, worker=worker, has_writer=has_writer, is_told=is_told, spans=spans)
 
     def close(self) -> None:
-        """Publish a last time, and send the spans that are left."""
+        """Publish a last time, and send the spans that wait."""
         self.pulse.close()
         if self.spans is not None:
             self.spans.close()
 
     def requests(self, wire: str, procedure: str) -> RequestSeries:
-        """The counters of a procedure on a wire, for the loop's thread alone."""
+        """The counters of a procedure on a wire, only for the loop's thread."""
         key = (wire, procedure)
         series = self._requests.get(key)
         if series is None:
@@ -114,20 +114,20 @@ class Telemetry:
         return series
 
     def table(self, name: str) -> "TableSeries":
-        """The counters of a table that is there, for the loop's thread alone."""
+        """The counters of an existing table, only for the loop's thread."""
         series = self._tables.get(name)
         if series is None:
             series = self._tables[name] = TableSeries(self.loop, name)
         return series
 
     def gathered(self, name: str, rows: int, byte_count: int) -> None:
-        """Count a gather from a table that is there, on any thread."""
+        """Count a gather from an existing table, on any thread."""
         self.threads.add(TABLE_LOOKUPS, name)
         self.threads.add(TABLE_LOOKUP_ROWS, name, value=rows)
         self.threads.add(TABLE_LOOKUP_BYTES, name, value=byte_count)
 
     def document(self, samples: Iterable[Sample]) -> str:
-        """What all processes counted, with `samples`, as Prometheus reads it."""
+        """The counts of all processes, with `samples`, in Prometheus' format."""
         self.pulse.beat()
         return exposition(self._series(), [*samples, *process_samples(self._pids())])
 
@@ -146,13 +146,13 @@ class Telemetry:
             if place >= _WORKERS:
                 names[pid] = f"worker-{(place - _WORKERS) // _PLACES_A_WORKER}"
             else:
-                # The writer in a worker's process is told under the worker's name.
+                # A writer in a worker's process is shown under the worker's name.
                 names.setdefault(pid, "writer" if place == _WRITER else "supervisor")
         return {name: pid for pid, name in names.items()}
 
 
 class TableSeries:
-    """The lookups of a table, for one thread alone."""
+    """The counters of a table's lookups, for a single thread."""
 
     __slots__ = ("cells", "first")
 
@@ -165,7 +165,7 @@ class TableSeries:
         )
 
     def gathered(self, is_first: bool, rows: int, byte_count: int) -> None:
-        """Count a piece of what a lookup gathered."""
+        """Count a piece of a lookup's rows."""
         cells, first = self.cells, self.first
         cells[first[0]] += is_first
         cells[first[1]] += rows
@@ -173,9 +173,9 @@ class TableSeries:
 
 
 class RepeatSeries:
-    """Requests that are all alike and answered, and their lookups, for one thread alone.
+    """Counts equal requests that were answered, and their lookups, for a single thread.
 
-    `done` takes as long as one of the two would.
+    `done` takes as long as counting one of the two would.
     """
 
     __slots__ = (
@@ -186,7 +186,7 @@ class RepeatSeries:
     def __init__(
         self, requests: RequestSeries, table: TableSeries, row_count: int, byte_count: int
     ) -> None:
-        """Each gathers `row_count` rows of `byte_count` bytes together."""
+        """Each request gathers `row_count` rows, of `byte_count` bytes in all."""
         self._cells, self._table_cells = requests.cells, table.cells
         self._ok, self._duration = requests.ok, requests.first
         self._seconds = requests.first + len(REQUEST_DURATION.bounds) + 1
@@ -194,7 +194,7 @@ class RepeatSeries:
         self._row_count, self._byte_count = row_count, byte_count
 
     def done(self, nanoseconds: int) -> None:
-        """Count one that took so long."""
+        """Count a request that took so long."""
         cells = self._cells
         cells[self._ok] += 1
         cells[self._duration + bisect_left(_BOUNDS, nanoseconds)] += 1
@@ -206,12 +206,12 @@ class RepeatSeries:
 
 
 class SupervisorMetrics:
-    """The supervisor's counters: told at once, for they change seldom."""
+    """The supervisor's counters, published at once, because they change seldom."""
 
     def __init__(self, fd: int, workers: int) -> None:
-        """In the page of the descriptor `fd`."""
+        """Uses the page with the descriptor `fd`."""
         self._recorder = Recorder(_place(MetricsPage(fd, _place_count(workers)), _SUPERVISOR))
-        # From zero on: an alert has to see the first one.
+        # From zero on, because an alert has to see the first one.
         self._recorder.first(RELOADS, "refused")
         self._told()
 

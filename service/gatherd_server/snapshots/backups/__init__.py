@@ -1,11 +1,11 @@
-"""Backups: snapshots copied to where the data dir's disk doesn't take them along when it dies.
+"""Backups: snapshots copied to a place that survives the death of the data dir's disk.
 
-`store.py` is a place that they are copied to, `contents.py` what is in it, `copying.py` copies one
-there and `fetching.py` back, `child.py` is the process that a server has do it and `keeper.py` has
-that process done its work whenever there is a new snapshot.
+`store.py` is the place that they are copied to, and `contents.py` its contents. `copying.py` copies
+one there, `fetching.py` back. `child.py` is the process that copies for a server. `keeper.py` runs
+that process whenever there is a new snapshot.
 
-A backup is a snapshot's files under its name, as they are; snapshot.json, which names them all
-with their checksums, comes last, and what hasn't it is no backup. Left out on purpose: what two
-backups have in common is stored twice, so that each stands alone; and encryption, which object
-stores do themselves.
+A backup is a snapshot's unchanged files under its name. snapshot.json, which lists them all with
+their checksums, comes last; without it there is no backup. Left out on purpose: sharing what two
+backups have in common, so that each is complete by itself; and encryption, which object stores do
+themselves.
 """

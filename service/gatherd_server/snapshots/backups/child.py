@@ -1,9 +1,9 @@
 """The process that copies snapshots for a server: `python -P -m …backups.child`.
 
-A process, and not a thread of the writer, because whatever a scheme's package does there, be it to
-hang or to take memory, it is killed and the writer is none the wiser; and because checksums would
-take the interpreter from commits. It is told on standard input what to do, in one line, and ends
-when that closes; on standard output it tells, a line of JSON each:
+It is a process, and not a thread of the writer, for two reasons. A scheme's package may hang or
+take memory: then the process is killed, and the writer is not affected. And checksums would take
+the interpreter from commits. It reads its task from standard input, in one line, and ends when that
+closes. On standard output it reports its events, each as a line of JSON:
 
     {"event": "progress", "bytes": n}          at most one each half second
     {"event": "copied", "name", "lsn", "bytes", "error"}
@@ -27,17 +27,17 @@ from gatherd_server.snapshots.backups.copying import copy_snapshots
 from gatherd_server.snapshots.backups.store import open_store
 
 PROGRESS_SECONDS = 0.5
-# Pushes and lookups come first.
+# Pushes and lookups have priority.
 NICENESS = 10
 
 
 def main() -> int:
-    """Copy once; 0 when it went through, which a failed snapshot doesn't change."""
+    """Copy once; return 0 when the round went through, even if a single snapshot failed."""
     line = sys.stdin.readline()
     if not line.endswith("\n"):
         return 1  # the writer has gone
     brief: dict[str, Any] = json.loads(line)
-    # What a scheme's package prints isn't for the keeper.
+    # A scheme's package may print to standard output, which belongs to the keeper.
     told = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     os.nice(NICENESS)

@@ -1,4 +1,4 @@
-"""What is in a store: backups, what was never finished, and what is too old to stay."""
+"""The contents of a store: backups, unfinished ones, and the ones that are too old to stay."""
 
 import json
 import logging
@@ -17,13 +17,13 @@ from gatherd_server.snapshots.snapshot import (
 
 logger = logging.getLogger("gatherd.writer")
 
-# No copying of one backup goes on for longer: what began before that was given up.
+# Copying one backup takes no longer than this: an upload that began earlier was given up.
 UPLOAD_SECONDS_MAX: Final = 86_400.0
 
 
 @dataclass(frozen=True, slots=True)
 class Backup:
-    """A backup: its snapshot.json, as it is and as it is read."""
+    """A backup: its snapshot.json, as bytes and decoded."""
 
     name: str
     document: bytes
@@ -32,7 +32,7 @@ class Backup:
 
 @dataclass(frozen=True, slots=True)
 class StoreContents:
-    """A store by its names. `unfinished` have no snapshot.json, `damaged` a bad one."""
+    """A store's contents by name. `unfinished` have no snapshot.json, `damaged` a bad one."""
 
     backups: dict[str, Backup]
     unfinished: list[str]
@@ -40,7 +40,7 @@ class StoreContents:
 
     @property
     def newest(self) -> Backup | None:
-        """The one taken last, named or not."""
+        """The backup whose snapshot was taken last, whatever its name."""
         ordered = sorted(
             self.backups.values(), key=lambda one: (one.snapshot.created, one.snapshot.lsn)
         )
@@ -48,7 +48,7 @@ class StoreContents:
 
 
 def list_store(store: Store) -> StoreContents:
-    """What is in `store`; reads every snapshot.json."""
+    """The contents of `store`; reads every snapshot.json."""
     backups: dict[str, Backup] = {}
     unfinished: list[str] = []
     damaged: dict[str, str] = {}
@@ -66,7 +66,7 @@ def list_store(store: Store) -> StoreContents:
 
 
 def read_backup(store: Store, name: str) -> Backup:
-    """The backup `name`. BadFile when there is none, or it was never finished."""
+    """The backup `name`. BadFile when it doesn't exist, or was never finished."""
     found = _read(store, name)
     if found is None:
         raise BadFile(
@@ -86,15 +86,15 @@ def _read(store: Store, name: str) -> Backup | None:
 
 
 def upload_document() -> bytes:
-    """What upload.json holds from now on."""
+    """The bytes of an upload.json that is written now."""
     return json.dumps({"begun": time.time()}).encode()
 
 
 def drop_old(store: Store, contents: StoreContents, keep: int, spare: str) -> list[str]:
-    """Delete all but the newest `keep` of those named by the time, and what was given up.
+    """Delete the backups named by the time but for the newest `keep`, and uploads given up.
 
-    `spare` stays in any case. Returns the names that went. A failure is for the next time: what
-    matters is that the new one is there.
+    `spare` stays in any case. Returns the deleted names. What can't be deleted is left to the next
+    call, because only the new backup matters.
     """
     named = timed_names(contents.backups)
     doomed = named[: max(0, len(named) - keep)]
@@ -112,7 +112,7 @@ def drop_old(store: Store, contents: StoreContents, keep: int, spare: str) -> li
 
 
 def _is_given_up(store: Store, name: str) -> bool:
-    """Whether `name` is an upload of ours that began too long ago to be under way."""
+    """Whether `name` is an upload of ours that began too long ago to be still under way."""
     try:
         document = json.loads(read_document(store, f"{name}/{UPLOAD_NAME}"))
         begun = float(document["begun"])

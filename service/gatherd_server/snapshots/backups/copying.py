@@ -1,4 +1,4 @@
-"""Copying snapshots to a store: those that aren't there yet, each whole or not at all."""
+"""Copies snapshots to a store: those that it lacks, each as a whole or not at all."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -26,7 +26,7 @@ from gatherd_server.snapshots.snapshot import (
 from gatherd_server.storage.files import Files
 
 Progress = Callable[[int], None]
-"""Told the bytes of each piece that went."""
+"""Called with the byte count of each piece that was copied."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,7 +41,7 @@ class Copied:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one round did. `newest` is the newest backup in the store after it, or None."""
+    """The result of one round. `newest` is the newest backup in the store after it, or None."""
 
     copied: list[Copied]
     removed: list[str]
@@ -51,10 +51,10 @@ class Outcome:
 def copy_snapshots(
     folder: Path, store: Store, keep: int | None, progress: Progress = lambda _count: None
 ) -> Outcome:
-    """Copy what `folder` has to `store`, unless it is there: the newest unnamed, and all named.
+    """Copy the snapshots in `folder` that `store` lacks: the newest unnamed one, all named ones.
 
-    `folder` may also be one snapshot itself. `keep` unnamed ones stay, all for None. One that
-    fails doesn't keep the others; StorageError when the store itself can't be listed.
+    `folder` may also be one snapshot itself. `keep` unnamed ones stay, or all if it is None. A
+    snapshot that fails doesn't stop the others. StorageError when the store can't be listed.
     """
     _check_apart(folder, store)
     contents = list_store(store)
@@ -87,8 +87,8 @@ def _check_apart(folder: Path, store: Store) -> None:
 def _chosen(folder: Path) -> list[Path]:
     """The newest unnamed snapshot, and then the named ones.
 
-    Older unnamed ones that never were copied stay behind: after a long failure it is the newest
-    that counts.
+    Older unnamed ones that were never copied are skipped: after a long failure only the newest
+    counts.
     """
     if (folder / SNAPSHOT_NAME).is_file():
         return [folder]
@@ -101,7 +101,7 @@ def _chosen(folder: Path) -> list[Path]:
 def _copy_if_new(
     snapshot: Path, store: Store, contents: StoreContents, progress: Progress
 ) -> Copied | None:
-    # Nobody deletes it meanwhile; a kill lets it go.
+    # The lock keeps it from being deleted meanwhile; a kill releases it.
     with Files().shared_folder(snapshot, exclusive=False) as is_held:
         if not is_held:
             raise StorageError(f"{snapshot} is being deleted")
@@ -118,7 +118,7 @@ def _copy_if_new(
                 "delete it there, or take a snapshot of another name"
             )
         if snapshot.name in contents.damaged:
-            # A snapshot.json that isn't whole; it is replaced like any other file.
+            # Its snapshot.json is damaged; it is replaced like any other file.
             store.remove(snapshot.name)
         return _copy(snapshot, document, store, progress)
 
@@ -154,7 +154,7 @@ def _read(path: Path) -> Iterator[bytes]:
 
 
 def checked_pieces(pieces: Iterator[bytes], recorded: FileChecksums, where: str) -> Iterator[bytes]:
-    """The pieces. BadFile, at the latest after the last, when they aren't what was recorded."""
+    """The pieces. BadFile, at the latest after the last, if they differ from what was recorded."""
     blocks = BlockChecksums()
     byte_count = 0
     for piece in pieces:

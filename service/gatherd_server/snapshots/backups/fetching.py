@@ -1,4 +1,4 @@
-"""Getting a backup back: onto an empty volume, or only read and held against its checksums."""
+"""Reads a backup: to restore it to an empty volume, or only to verify it."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,11 +13,11 @@ from gatherd_server.storage.files import Files
 
 
 def fetch(files: Files, store: Store, backup: Backup, data_dir: Path) -> int:
-    """Make the new or empty folder `data_dir` what the backup was of, durably; its LSN.
+    """Make the new or empty folder `data_dir` a copy of the backup's data dir, durably; its LSN.
 
-    Every byte is held against its checksum on the way; BadFile leaves the folder empty, as does any
-    other error. The catalog comes last, so that a kill leaves no data dir. AlreadyExists when the
-    folder holds anything.
+    Every byte is checked against its checksum on the way. BadFile leaves the folder empty, as does
+    any other error. The catalog comes last, so that a kill leaves no data dir. AlreadyExists when
+    the folder contains anything.
     """
     check_is_empty(data_dir)
     if CATALOG_NAME not in backup.snapshot.files:
@@ -38,7 +38,7 @@ def fetch(files: Files, store: Store, backup: Backup, data_dir: Path) -> int:
 
 
 def verify_backup(store: Store, backup: Backup) -> int:
-    """Read all of a backup; its bytes. BadFile naming the first file and range that is damaged."""
+    """Read the whole backup; its bytes. BadFile naming the first damaged file and range."""
     return sum(
         len(piece) for name in backup.snapshot.files for piece in _pieces(store, backup, name)
     )

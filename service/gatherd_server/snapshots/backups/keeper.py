@@ -1,7 +1,7 @@
-"""Keeps a store up to date with a server's snapshots, beside everything else that it does.
+"""Keeps a store up to date with a server's snapshots, in the background.
 
-Nothing here waits for the store but a thread of its own. The process that copies is killed when it
-gets no further, and tried again later, ever more seldom, for as long as the server runs.
+Only a thread of its own waits here for the store. The copying process is killed when it makes no
+progress, and tried again later, with growing pauses, for as long as the server runs.
 """
 
 import json
@@ -19,9 +19,9 @@ from gatherd_server.writer.measures import Measures
 
 logger = logging.getLogger("gatherd.writer")
 
-# Longer than the slowest of a store's own tries; then the copying has come to a halt.
+# Longer than the slowest of a store's own retries; after that the copying is stalled.
 STALL_SECONDS: Final = 300.0
-# After a failure: the first pause, and what it doubles up to.
+# After a failure: the first pause, and the limit up to which it doubles.
 RETRY_SECONDS_MIN: Final = 15.0
 RETRY_SECONDS_MAX: Final = 900.0
 _END_SECONDS: Final = 5.0
@@ -51,16 +51,16 @@ class Keeper:
         self._thread = threading.Thread(target=self._run, name="backups", daemon=True)
 
     def begin(self) -> None:
-        """Copy what was left before this start, and then whatever comes."""
+        """Copy what was left before this start, and then every new snapshot."""
         self._measures.newest_backup(None)
         self._thread.start()
 
     def wake(self) -> None:
-        """There is a new snapshot."""
+        """Say that there is a new snapshot."""
         self._wake.set()
 
     def close(self) -> None:
-        """Stop at once, also in the middle of a copy: the next start goes on with it."""
+        """Stop at once, also in the middle of a copy: the next start continues it."""
         with self._lock:
             self._closing.set()
             if self._child is not None:
@@ -89,7 +89,7 @@ class Keeper:
                 return
 
     def _round(self) -> str:
-        """Copy once; why that failed, or ""."""
+        """Copy once; return why that failed, or ""."""
         begun = time.monotonic()
         command = [sys.executable, "-P", "-m", "gatherd_server.snapshots.backups.child"]
         with self._lock:
@@ -112,7 +112,7 @@ class Keeper:
                 self._child = None
 
     def _follow(self, child: "subprocess.Popen[bytes]", begun: float) -> str:
-        """Hear what the child tells until its end; why it failed, or ""."""
+        """Read the child's events until its end; return why it failed, or ""."""
         assert child.stdin is not None
         assert child.stdout is not None
         try:
@@ -143,7 +143,7 @@ class Keeper:
         return "; ".join(errors)
 
     def _hear(self, event: dict[str, Any], begun: float) -> str:
-        """Count and log one event; the error that it tells of, or ""."""
+        """Count and log one event; return its error, or ""."""
         match event:
             case {"event": "copied", "error": str(error), "name": name} if error:
                 return f"{name}: {error}"

@@ -1,12 +1,12 @@
-"""A place that backups are copied to: a folder, or whatever fsspec has a package for.
+"""A place that backups are copied to: a folder, or anything that fsspec has a package for.
 
-Both are given and give files as pieces, so that the size of a table is no matter; a file that
-breaks off is tried again, a few times. A folder is synced before a backup in it counts; what an
-object store answered for is taken to be durable.
+Both read and write files in pieces, so a table may have any size. An interrupted file is tried
+again, a few times. A folder is synced before a backup in it counts. An object store's answer is
+taken to mean that the file is durable.
 
     ROOT/NAME/upload.json       when the copying of backup NAME began
     ROOT/NAME/…                 the snapshot's files by their paths
-    ROOT/NAME/snapshot.json     last; first to go when it is deleted
+    ROOT/NAME/snapshot.json     written last, deleted first
 """
 
 import importlib.util
@@ -28,15 +28,15 @@ FILE_PIECE_BYTES: Final = 4 << 20
 UPLOAD_NAME: Final = "upload.json"
 # snapshot.json has ten bytes for each 4 MiB.
 DOCUMENT_BYTES_MAX: Final = 256 << 20
-# Before the second and the later tries of a file.
+# The pauses before the second and the later tries of a file.
 PAUSES_SECONDS: Final = (1.0, 5.0)
-# S3 takes a file as at most 10,000 parts; parts are held in memory, so as small as will do.
+# S3 takes a file as at most 10,000 parts; parts are held in memory, so they are kept small.
 _PARTS_MAX: Final = 9_000
 _PART_BYTES_MIN: Final = 8 << 20
 FILE_SCHEME: Final = "file://"
 
 Pieces = Callable[[], Iterator[bytes]]
-"""Begins a file anew at each call."""
+"""Begins the file anew at each call."""
 
 
 class Store(Protocol):
@@ -47,19 +47,19 @@ class Store(Protocol):
         """Its URL, without secrets."""
 
     def names(self) -> list[str]:
-        """The names under which there is something, sorted; not all of them need be backups."""
+        """The names in use, sorted; not all of them need be backups."""
 
     def put(self, path: str, pieces: Pieces, byte_count: int) -> None:
         """Make the file `path`, or replace it; its length is checked afterwards."""
 
     def seal(self, name: str, document: bytes) -> None:
-        """Make what was put under `name` a backup, whose snapshot.json is `document`. Durable."""
+        """Make the files under `name` a backup, with `document` as its snapshot.json. Durable."""
 
     def read(self, path: str) -> Iterator[bytes]:
-        """The file's bytes in pieces. FileNotFoundError when it isn't there."""
+        """The file's bytes in pieces. FileNotFoundError when it doesn't exist."""
 
     def remove(self, name: str) -> None:
-        """Delete what is under `name`, its snapshot.json first."""
+        """Delete everything under `name`, its snapshot.json first."""
 
 
 def open_store(url: str, files: Files | None = None) -> Store:
@@ -74,17 +74,17 @@ def open_store(url: str, files: Files | None = None) -> Store:
 
 
 def is_remote(url: str) -> bool:
-    """Whether it takes fsspec to reach `url`; else it is a folder."""
+    """Whether `url` needs fsspec; if not, it is a folder."""
     return "://" in url and not url.startswith(FILE_SCHEME)
 
 
 def join_url(root: str, name: str) -> str:
-    """How messages name what is called `name` below `root`."""
+    """The name that messages give to `name` below `root`."""
     return f"{root}/{name}" if is_remote(root) else str(Path(root) / name)
 
 
 def check_location(url: str) -> None:
-    """InvalidArgument when there can't be a store at `url`, as far as that is seen from here."""
+    """InvalidArgument when no store can be at `url`, as far as this machine can tell."""
     if not url:
         raise InvalidArgument("a place for backups is a folder or a URL; this one is empty")
     if "://" not in url:
@@ -92,11 +92,11 @@ def check_location(url: str) -> None:
     if not url.partition("://")[2].strip("/"):
         raise InvalidArgument(f"{url} names no place: it ends with its scheme")
     if is_remote(url) and importlib.util.find_spec("fsspec") is None:
-        raise InvalidArgument(f"{url}: it takes fsspec: pip install 'gatherd[remote]'")
+        raise InvalidArgument(f"{url} needs fsspec: pip install 'gatherd[remote]'")
 
 
 def read_document(store: Store, path: str) -> bytes:
-    """A small file as a whole. FileNotFoundError without it, BadFile when it isn't small."""
+    """The whole of a small file. FileNotFoundError if missing, BadFile when it isn't small."""
     parts: list[bytes] = []
     byte_count = 0
     for piece in store.read(path):
@@ -175,7 +175,7 @@ class FolderStore:
 
 
 class RemoteStore:
-    """What fsspec reaches. Its packages have settings of their own, in the environment."""
+    """A place that fsspec reaches. Its packages have their own settings, in the environment."""
 
     def __init__(self, url: str) -> None:
         """Opens no connection. InvalidArgument when the scheme's package is missing."""
@@ -183,7 +183,7 @@ class RemoteStore:
 
         self._shown = shown_url(url)
         try:
-            # A listing that was kept would hide what others did.
+            # A cached listing would hide what others changed.
             file_system, root = fsspec.core.url_to_fs(url, use_listings_cache=False)
         except (ImportError, ValueError) as error:
             raise InvalidArgument(
@@ -245,7 +245,7 @@ class RemoteStore:
         self.put(f"{name}/{SNAPSHOT_NAME}", lambda: iter((document,)), len(document))
 
     def read(self, path: str) -> Iterator[bytes]:
-        """See Store. What breaks off is gone on with where it was, a few times."""
+        """See Store. An interrupted read continues where it was, a few times."""
         position, pauses = 0, list(PAUSES_SECONDS)
         while True:
             try:
@@ -286,7 +286,7 @@ class RemoteStore:
 
 
 def shown_url(url: str) -> str:
-    """A URL as messages may have it: without who logs in, and with what password."""
+    """A URL as messages may show it: without user name and password."""
     scheme, separator, rest = url.rstrip("/").partition("://")
     authority, slash, path = rest.partition("/")
     if not separator or "@" not in authority:
@@ -296,7 +296,7 @@ def shown_url(url: str) -> str:
 
 @contextmanager
 def _told(where: str, but: type[Exception] = GatherdError) -> Iterator[None]:
-    """Turn what a file system raises into StorageError, `but` for those."""
+    """Turn what a file system raises into StorageError, except for `but`."""
     try:
         yield
     except (GatherdError, but):
