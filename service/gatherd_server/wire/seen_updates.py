@@ -20,7 +20,7 @@ from gatherd_server.types import Limits, Push, SessionSequence, TableUpdate, Upd
 from gatherd_server.wire import updates
 
 SEEN_BYTES_MAX: Final = 64 << 10
-SEEN_MAX: Final = 64
+SEEN_MAX: Final = 1024
 # An update of a length that is known and unlike is learnt after so many in a row.
 UNLIKE_MAX: Final = 16
 
@@ -58,7 +58,7 @@ class SeenUpdates:
     def __init__(self, op: UpdateOp) -> None:
         self._op = op
         # By the length of all that follows the id.
-        self._seen: dict[int, _Seen] = {}
+        self._seen: dict[int, _Seen | None] = {}
 
     def find(self, body: bytes) -> Push | None:
         """The push in `body`, when one like it was learnt."""
@@ -95,10 +95,7 @@ class SeenUpdates:
         if isinstance(ids, ByKey) or not update.values.size:
             return
         rest = body[found[1] :]
-        known = self._seen.get(len(rest))
-        if known is not None and known.unlike_count < UNLIKE_MAX:
-            # As where each has another learning rate: to learn takes longer than to read.
-            known.unlike_count += 1
+        if not self._is_worth_learning(len(rest)):
             return
         ids_begin, values_begin = rest.find(ids.tobytes()), len(rest) - update.values.nbytes
         before, between = rest[:ids_begin], rest[ids_begin + ids.nbytes : values_begin]
@@ -106,8 +103,6 @@ class SeenUpdates:
             filled = before + filling * ids.nbytes + between + filling * update.values.nbytes
             if len(filled) != len(rest) or not self._means(filled, filling, update, limits):
                 return
-        if len(self._seen) >= SEEN_MAX:
-            self._seen.clear()
         self._seen[len(rest)] = _Seen(
             before,
             between,
@@ -119,6 +114,21 @@ class SeenUpdates:
             update.lr,
             update.if_version,
         )
+
+    def _is_worth_learning(self, nbytes: int) -> bool:
+        """Whether an update of this length, which wasn't found, is to be learnt."""
+        if nbytes not in self._seen:
+            # At the second one: a trainer may send each length once.
+            if len(self._seen) >= SEEN_MAX:
+                self._seen.clear()
+            self._seen[nbytes] = None
+            return False
+        known = self._seen[nbytes]
+        if known is not None and known.unlike_count < UNLIKE_MAX:
+            # As where each has another learning rate: to learn takes longer than to read.
+            known.unlike_count += 1
+            return False
+        return True
 
     def _means(self, body: bytes, filling: bytes, like: Any, limits: Limits) -> bool:
         """Whether `body` is the update `like`, filled so, and has no request id."""
