@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -185,13 +185,17 @@ class Writer:
             )
         )
 
-    def submit(self, push: Push, digest: bytes) -> "Future[PushResult]":
+    def submit(
+        self, push: Push, digest: bytes, future: "Future[PushResult] | None" = None
+    ) -> "Future[PushResult]":
         """Commit a push; the future ends when it is durable and visible, or refused.
 
-        A push that was done already gets its first answer; one under way is joined. Raises
-        Overloaded at once when too many wait, UpdatesStopped when no updates are taken.
+        `future` is the caller's own, if given, and the caller may end it before. A push that was
+        done already gets its first answer; one under way is joined. Raises Overloaded at once when
+        too many wait, UpdatesStopped when no updates are taken.
         """
-        future: Future[PushResult] = Future()
+        if future is None:
+            future = Future()
         request_id = push.request_id
         byte_count = sum(update.values.nbytes + 8 * update.asked.size for update in push.updates)
         with self._lock:
@@ -371,10 +375,11 @@ class Writer:
                     self._window.add(submitted.push.request_id, submitted.digest, outcome)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             for future in waiting.futures:
-                if isinstance(outcome, PushResult):
-                    future.set_result(outcome)
-                else:
-                    future.set_exception(outcome)
+                with suppress(InvalidStateError):  # its caller has ended it
+                    if isinstance(outcome, PushResult):
+                        future.set_result(outcome)
+                    else:
+                        future.set_exception(outcome)
         # After the answers, so that nobody waits for the counting.
         pushes = [waiting.submitted.push for waiting in batch]
         self.measures.committed(pushes, outcomes, seconds)
