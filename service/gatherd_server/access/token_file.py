@@ -73,7 +73,7 @@ class TokenFile:
         return None
 
     def refresh(self) -> None:
-        """Read the file again if it changed. An unreadable one changes nothing but the log.
+        """Read the file again if it changed. A wrong or unreadable one changes only the log.
 
         Nor does one without a token, which would revoke all tokens: a file is seldom emptied for
         that, and rather because a disk is full or a secret isn't mounted yet.

@@ -31,7 +31,7 @@ class Repeated:
         self._stop = len(before) + lookup.asked.nbytes
 
     def read(self, request: bytes) -> tuple[Table, NDArray[np.int64]] | None:
-        """The table and the ids, (n,), of a request; None when it isn't a repeat or not ready.
+        """The table and the ids, (n,), of a request; None when it differs or isn't mapped.
 
         BadFile when the data dir can't be read.
         """

@@ -1,12 +1,8 @@
-"""REST's updates of rows and changes of tables.
+"""REST's updates of rows."""
 
-A snapshot copies the whole data dir, so it is made at /v1/snapshots and not by a table's verb.
-"""
+from collections.abc import Callable
 
-from collections.abc import AsyncIterator, Callable
-from typing import Any
-
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from starlette.datastructures import Headers
 from starlette.responses import Response
 
@@ -16,14 +12,14 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import AnyEngine
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import SHORT_BYTES, Engine
-from gatherd_server.http.access import caller_of, held_of, placed
-from gatherd_server.http.body import outcome, read_body
+from gatherd_server.http.access import caller_of
+from gatherd_server.http.body import outcome
 from gatherd_server.http.media import OCTETS, best_answer, content_type
 from gatherd_server.http.offload import Offload
-from gatherd_server.http.rest import arrays, openapi_updates, update_bodies
-from gatherd_server.http.rest.lookup_bodies import no_options
+from gatherd_server.http.rest import openapi_updates
+from gatherd_server.http.rest.exchange import body_of, json_reply, placed_router
 from gatherd_server.http.rest.update_bodies import UpdateReader
-from gatherd_server.types import DeleteTable, Push, RequestId, TableChange, UpdateOp
+from gatherd_server.types import Push, RequestId, UpdateOp
 from gatherd_server.wire import checks
 
 IDEMPOTENCY_KEY = "idempotency-key"
@@ -36,7 +32,7 @@ _VERBS = {
 
 def update_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
     """Updates of one table and of many, each by the three operations."""
-    router = _router(admission, Need.UPDATE)
+    router = placed_router(admission.update, Need.UPDATE)
 
     async def push(
         guarded: AnyEngine, read: Callable[[], Push], body: bytes, is_json: bool
@@ -61,7 +57,8 @@ def update_routes(engine: Engine, admission: Admission, offload: Offload) -> API
         async def one(table: str, request: Request) -> Response:
             media_type = content_type(dict(request.scope["headers"]), (JSON, OCTETS))
             request_id = _request_id(request.headers)
-            body = await _body(request, admission)
+            best_answer(request.headers.getlist("accept"), (JSON,))
+            body = await body_of(request, admission)
             guarded, reader = opened(request)
             _, lsn, (version,) = await push(
                 guarded,
@@ -69,77 +66,24 @@ def update_routes(engine: Engine, admission: Admission, offload: Offload) -> API
                 body,
                 media_type == JSON,
             )
-            return _json({"lsn": lsn, "version": version})
+            return json_reply({"lsn": lsn, "version": version})
 
         @router.post(f"/v1/{verb}", **openapi_updates.many(verb, op))
         async def many(request: Request) -> Response:
             content_type(dict(request.scope["headers"]), (JSON,))
             request_id = _request_id(request.headers)
-            body = await _body(request, admission)
+            best_answer(request.headers.getlist("accept"), (JSON,))
+            body = await body_of(request, admission)
             guarded, reader = opened(request)
             asked, lsn, versions = await push(
                 guarded, lambda: reader.many(body, request.query_params, request_id), body, True
             )
             names = (update.table for update in asked.updates)
-            return _json({"lsn": lsn, "versions": dict(zip(names, versions, strict=True))})
+            return json_reply({"lsn": lsn, "versions": dict(zip(names, versions, strict=True))})
 
     for verb, op in _VERBS.items():
         add(verb, op)
     return router
-
-
-def change_routes(engine: Engine, admission: Admission) -> APIRouter:
-    """Creating, removing, publishing and rolling back tables; snapshots."""
-    router = _router(admission, Need.ADMIN)
-
-    async def changed(request: Request, change: TableChange) -> Response:
-        result = await outcome(caller_of(request.scope).guard(engine).change(change))
-        return _json({"version": result.version, "lsn": result.lsn})
-
-    @router.post("/v1/tables", **openapi_updates.CREATE_TABLE)
-    async def create_table(request: Request) -> Response:
-        body = await _json_body(request, admission)
-        return await changed(request, update_bodies.create_table(body, request.query_params))
-
-    @router.delete("/v1/tables/{table:table}", **openapi_updates.DELETE_TABLE)
-    async def delete_table(table: str, request: Request) -> Response:
-        no_options(request.query_params)
-        return await changed(request, DeleteTable(table))
-
-    @router.post("/v1/tables/{table:table}:publish", **openapi_updates.PUBLISH)
-    async def publish(table: str, request: Request) -> Response:
-        body = await _json_body(request, admission, may_be_absent=True)
-        return await changed(request, update_bodies.publish(table, body, request.query_params))
-
-    @router.post("/v1/tables/{table:table}:rollback", **openapi_updates.ROLLBACK)
-    async def rollback(table: str, request: Request) -> Response:
-        body = await _json_body(request, admission, may_be_absent=True)
-        return await changed(request, update_bodies.rollback(table, body, request.query_params))
-
-    @router.post("/v1/tables/{table:table}:setOptimizer", **openapi_updates.SET_OPTIMIZER)
-    async def set_optimizer(table: str, request: Request) -> Response:
-        body = await _json_body(request, admission)
-        return await changed(
-            request, update_bodies.set_optimizer(table, body, request.query_params)
-        )
-
-    @router.post("/v1/snapshots", **openapi_updates.SNAPSHOT)
-    async def snapshot(request: Request) -> Response:
-        body = await _json_body(request, admission, may_be_absent=True)
-        name = update_bodies.snapshot_name(body, request.query_params)
-        result = await outcome(caller_of(request.scope).guard(engine).snapshot(name))
-        return _json({"path": result.path, "lsn": result.lsn})
-
-    return router
-
-
-def _router(admission: Admission, needed: Need) -> APIRouter:
-    async def place(request: Request) -> AsyncIterator[None]:
-        # FastAPI ends this once the reply is sent, so the place is held until then.
-        with placed(request.scope, admission.update, needed):
-            yield
-
-    return APIRouter(dependencies=[Depends(place)], default_response_class=Response)
 
 
 def _request_id(headers: Headers) -> RequestId:
@@ -149,24 +93,3 @@ def _request_id(headers: Headers) -> RequestId:
     if len(given) > 1:
         raise InvalidArgument("the Idempotency-Key header is given twice")
     return checks.idempotency_key(given[0])
-
-
-async def _body(request: Request, admission: Admission) -> bytes:
-    best_answer(request.headers.getlist("accept"), (JSON,))
-    scope = request.scope
-    return await read_body(dict(scope["headers"]), request.receive, admission, held_of(scope))
-
-
-async def _json_body(
-    request: Request, admission: Admission, *, may_be_absent: bool = False
-) -> bytes:
-    headers = request.headers
-    is_absent = headers.get("content-length", "0") == "0" and "transfer-encoding" not in headers
-    if may_be_absent and is_absent and "content-type" not in headers:
-        return b"{}"
-    content_type(dict(request.scope["headers"]), (JSON,))
-    return await _body(request, admission)
-
-
-def _json(value: dict[str, Any]) -> Response:
-    return Response(arrays.json_bytes(value), media_type=JSON)

@@ -1,0 +1,108 @@
+"""REST's lookups."""
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gatherd.store.table import Gathered
+from gatherd_proto.headers import JSON
+from gatherd_server.access.admission import Admission
+from gatherd_server.access.callers import Scope as Need
+from gatherd_server.engine.engine import KEYS_SHORT, Engine
+from gatherd_server.http.access import caller_of
+from gatherd_server.http.body import PartsResponse
+from gatherd_server.http.media import NPY, OCTETS, best_answer, content_type
+from gatherd_server.http.offload import Offload
+from gatherd_server.http.rest import arrays, lookup_bodies, openapi
+from gatherd_server.http.rest.exchange import body_of, json_body_of, json_reply, placed_router
+from gatherd_server.types import Lookup
+
+
+def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
+    """Lookups of one table and of many, by id and by key, row by row and in bags."""
+    limits = admission.limits
+
+    router = placed_router(admission.request, Need.READ)
+
+    async def answer(
+        request: Request,
+        asked: Sequence[Lookup],
+        encode: Callable[[list[Gathered]], Response],
+    ) -> Response:
+        guarded = caller_of(request.scope).guard(engine)
+        typed = [lookup_bodies.typed(lookup, guarded.key_kind) for lookup in asked]
+        prepared = guarded.prepare(typed)
+        return await offload.run(lambda: encode(prepared.run()), prepared.is_long)
+
+    @router.post("/v1/tables/{table:table}:lookup", **openapi.LOOKUP)
+    async def lookup(table: str, request: Request) -> Response:
+        headers = dict(request.scope["headers"])
+        media_type = content_type(headers, (JSON, OCTETS, NPY))
+        answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
+        body = await body_of(request, admission)
+        lookup = await offload.parse(
+            lambda: lookup_bodies.lookup_of(media_type, table, body, request.query_params, limits),
+            body if media_type == JSON else b"",
+        )
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+
+    @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
+    async def lookup_many(request: Request) -> Response:
+        body = await json_body_of(request, admission)
+        asked = await offload.parse(
+            lambda: lookup_bodies.lookups_of(body, request.query_params, limits), body
+        )
+        return await answer(request, asked, _by_table(asked))
+
+    @router.post("/v1/tables/{table:table}:lookupBags", **openapi.LOOKUP_BAGS)
+    async def lookup_bags(table: str, request: Request) -> Response:
+        headers = dict(request.scope["headers"])
+        content_type(headers, (JSON,))
+        answer_type = best_answer(request.headers.getlist("accept"), (JSON, OCTETS, NPY))
+        body = await body_of(request, admission)
+        lookup = await offload.parse(
+            lambda: lookup_bodies.bag_lookup_of(table, body, request.query_params, limits), body
+        )
+        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+
+    @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
+    async def lookup_bags_many(request: Request) -> Response:
+        body = await json_body_of(request, admission)
+        asked = await offload.parse(
+            lambda: lookup_bodies.bag_lookups_of(body, request.query_params, limits), body
+        )
+        return await answer(request, asked, _by_table(asked))
+
+    @router.post("/v1/tables/{table:table}:keysOf", **openapi.KEYS_OF)
+    async def keys_of(table: str, request: Request) -> Response:
+        body = await json_body_of(request, admission)
+        ids, version = await offload.parse(
+            lambda: lookup_bodies.keys_of_request(body, request.query_params, limits), body
+        )
+        guarded = caller_of(request.scope).guard(engine)
+
+        def found() -> Response:
+            keys, answered = guarded.keys_of(table, ids, version)
+            return json_reply({**arrays.json_keys(keys), "version": answered})
+
+        return await offload.run(found, ids.size > KEYS_SHORT)
+
+    return router
+
+
+def _by_table(asked: Sequence[Lookup]) -> Callable[[list[Gathered]], Response]:
+    def encode(gathered: list[Gathered]) -> Response:
+        names = [lookup.table for lookup in asked]
+        return PartsResponse(arrays.json_lookups_parts(names, gathered), _JSON_HEADERS)
+
+    return encode
+
+
+_JSON_HEADERS: Final = {"Content-Type": JSON}
+_ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
+    JSON: lambda gathered: PartsResponse(arrays.json_lookup_parts(gathered), _JSON_HEADERS),
+    OCTETS: lambda gathered: arrays.array_response(OCTETS, arrays.octet_parts(gathered), gathered),
+    NPY: lambda gathered: arrays.array_response(NPY, arrays.npy_parts(gathered), gathered),
+}

@@ -1,0 +1,115 @@
+"""REST's description of tables, and the changes of them.
+
+A snapshot copies the whole data dir, so it is made at /v1/snapshots and not by a table's verb.
+"""
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from starlette.responses import Response
+
+from gatherd_server.access.admission import Admission
+from gatherd_server.access.callers import Scope as Need
+from gatherd_server.engine.engine import Engine
+from gatherd_server.http.access import caller_of
+from gatherd_server.http.body import outcome
+from gatherd_server.http.rest import openapi, openapi_updates, update_bodies
+from gatherd_server.http.rest.exchange import json_body_of, json_reply, placed_router
+from gatherd_server.http.rest.lookup_bodies import no_options
+from gatherd_server.types import DeleteTable, TableChange, TableInfo
+
+
+def table_routes(engine: Engine, admission: Admission) -> APIRouter:
+    """Which tables and versions there are. These hold no place among the requests in flight."""
+    router = APIRouter(default_response_class=Response)
+
+    @router.get("/v1/tables", **openapi.LIST_TABLES)
+    async def list_tables(request: Request) -> Response:
+        infos = caller_of(request.scope).guard(engine).tables()
+        limits = admission.limits
+        return json_reply(
+            {
+                "tables": [_table(info) for info in infos],
+                "limits": {
+                    "request_bytes_max": limits.request_bytes_max,
+                    "reply_bytes_max": limits.reply_bytes_max,
+                    "ids_max": limits.ids_max,
+                    "tables_max": limits.tables_max,
+                },
+            }
+        )
+
+    @router.get("/v1/tables/{table:table}", **openapi.GET_TABLE)
+    async def get_table(table: str, request: Request) -> Response:
+        return json_reply(_table(caller_of(request.scope).guard(engine).table(table)))
+
+    @router.get("/v1/tables/{table:table}/versions", **openapi.GET_VERSIONS)
+    async def get_versions(table: str, request: Request) -> Response:
+        info = caller_of(request.scope).guard(engine).table(table)
+        return json_reply({"name": table, "version": info.version, "versions": info.versions})
+
+    return router
+
+
+def change_routes(engine: Engine, admission: Admission) -> APIRouter:
+    """Creating, removing, publishing and rolling back tables; snapshots."""
+    router = placed_router(admission.update, Need.ADMIN)
+
+    async def changed(request: Request, change: TableChange) -> Response:
+        result = await outcome(caller_of(request.scope).guard(engine).change(change))
+        return json_reply({"version": result.version, "lsn": result.lsn})
+
+    @router.post("/v1/tables", **openapi_updates.CREATE_TABLE)
+    async def create_table(request: Request) -> Response:
+        body = await json_body_of(request, admission)
+        return await changed(request, update_bodies.create_table(body, request.query_params))
+
+    @router.delete("/v1/tables/{table:table}", **openapi_updates.DELETE_TABLE)
+    async def delete_table(table: str, request: Request) -> Response:
+        no_options(request.query_params)
+        return await changed(request, DeleteTable(table))
+
+    @router.post("/v1/tables/{table:table}:publish", **openapi_updates.PUBLISH)
+    async def publish(table: str, request: Request) -> Response:
+        body = await json_body_of(request, admission, may_be_absent=True)
+        return await changed(request, update_bodies.publish(table, body, request.query_params))
+
+    @router.post("/v1/tables/{table:table}:rollback", **openapi_updates.ROLLBACK)
+    async def rollback(table: str, request: Request) -> Response:
+        body = await json_body_of(request, admission, may_be_absent=True)
+        return await changed(request, update_bodies.rollback(table, body, request.query_params))
+
+    @router.post("/v1/tables/{table:table}:setOptimizer", **openapi_updates.SET_OPTIMIZER)
+    async def set_optimizer(table: str, request: Request) -> Response:
+        body = await json_body_of(request, admission)
+        return await changed(
+            request, update_bodies.set_optimizer(table, body, request.query_params)
+        )
+
+    @router.post("/v1/snapshots", **openapi_updates.SNAPSHOT)
+    async def snapshot(request: Request) -> Response:
+        body = await json_body_of(request, admission, may_be_absent=True)
+        name = update_bodies.snapshot_name(body, request.query_params)
+        result = await outcome(caller_of(request.scope).guard(engine).snapshot(name))
+        return json_reply({"path": result.path, "lsn": result.lsn})
+
+    return router
+
+
+def _table(info: TableInfo) -> dict[str, Any]:
+    return {
+        "name": info.name,
+        "rows": info.row_count,
+        "dim": info.dim,
+        "dtype": info.dtype and info.dtype.value,
+        "version": info.version,
+        "trainable": info.trainable,
+        "refused": info.refused,
+        "key_kind": info.key_kind,
+        "rows_bytes": info.rows_bytes,
+        "keys_bytes": info.keys_bytes,
+        "resident_bytes": info.resident_bytes,
+        "versions": info.versions,
+        "optimizer": info.optimizer,
+        "lsn": info.lsn,
+    }
