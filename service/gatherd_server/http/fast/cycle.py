@@ -241,6 +241,9 @@ class FastCycle:
             # The peer hasn't read the replies before this one: nothing is gathered until it does.
             self._track(self._run_later())
             return
+        self._answer()
+
+    def _answer(self) -> None:
         try:
             found = self.route.begin(self._whole_body(), self.caller)
             if isinstance(found, PendingAnswer):

@@ -29,14 +29,8 @@ class PushCycle(FastCycle):
         super().__init__(*args, **options)
         self._is_handed = False
 
-    def _run(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def _answer(self) -> None:
         connection = self._connection
-        if connection.flow.write_paused:
-            # The peer hasn't read the replies before this one.
-            self._track(self._run_later())
-            return
         try:
             future = self.route.begin(self._whole_body(), self.caller)
         except GatherdError as error:
