@@ -56,7 +56,7 @@ def pack(directory: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> list[b
     parts: list[bytes | memoryview] = [head + _ZEROS[: padding(len(head))]]
     for array in arrays:
         if array.nbytes:
-            parts.append(array.reshape(-1).view(np.uint8).data)
+            parts.append(array.data.cast("B"))
         if short := padding(array.nbytes):
             parts.append(_ZEROS[:short])
     return parts

@@ -395,8 +395,10 @@ class Writer:
             self._append(FrameKind.PUSHES, commit.first_lsn, commit.last_lsn, commit.record)
         except NO_ROOM as full:
             return [full if isinstance(one, PushResult) else one for one in commit.outcomes]
-        with self._stopping():
+        try:
             store(commit, self._versions)
+        except BaseException as error:
+            raise self._stop(error) from error
         self._control.applied_lsn = commit.last_lsn
         return commit.outcomes
 
@@ -404,11 +406,13 @@ class Writer:
         self, kind: FrameKind, first_lsn: int, last_lsn: int, payload: list[bytes | memoryview]
     ) -> None:
         try:
-            with self._stopping(but=NO_ROOM):
-                self._log.append(kind, first_lsn, last_lsn, payload)
-        except DiskFull:
-            self._full_at = time.monotonic()
+            self._log.append(kind, first_lsn, last_lsn, payload)
+        except NO_ROOM as full:
+            if isinstance(full, DiskFull):
+                self._full_at = time.monotonic()
             raise
+        except BaseException as error:
+            raise self._stop(error) from error
         self._full_at = None
         self.measures.logged(sum(map(len, payload)))
         self._control.committed_lsn = last_lsn
@@ -421,14 +425,18 @@ class Writer:
         except but:
             raise
         except BaseException as error:
-            # A disk's error says everything in its message.
-            unforeseen = None if isinstance(error, StorageError) else error
-            logger.critical("updates are stopped: %s", error, exc_info=unforeseen)
-            self._control.set_failed()
-            self._stopped = UpdatesStopped(
-                f"updates are stopped until the server is restarted: {error}; lookups go on"
-            )
-            raise self._stopped from error
+            raise self._stop(error) from error
+
+    def _stop(self, error: BaseException) -> UpdatesStopped:
+        """Take no more updates after `error`; the answer to them."""
+        # A disk's error says everything in its message.
+        unforeseen = None if isinstance(error, StorageError) else error
+        logger.critical("updates are stopped: %s", error, exc_info=unforeseen)
+        self._control.set_failed()
+        self._stopped = UpdatesStopped(
+            f"updates are stopped until the server is restarted: {error}; lookups go on"
+        )
+        return self._stopped
 
     def _keep_house(self) -> None:
         """Checkpoint when it is due, or the log has grown."""

@@ -32,11 +32,12 @@ from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
-from gatherd_server.http.fast.push_cycle import Answers, PushCycle
+from gatherd_server.http.fast.push_cycle import PushCycle
 from gatherd_server.http.fast.repeat import Repeat, Scratch
 from gatherd_server.http.fast.routes import FastRoutes, LookupRoute, PushRoute
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.http.offload import Offload
+from gatherd_server.link.inbox import Inbox
 from gatherd_server.observe.tracing import Spans
 
 HEAD_END: Final = b"\r\n\r\n"
@@ -64,7 +65,7 @@ def fast_protocol(
             "admission": admission,
             "offload": offload,
             "prefixes": Prefixes(),
-            "answers": Answers(),
+            "answers": Inbox(),
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds, limit),
             "limit": limit,
@@ -99,7 +100,7 @@ class _FastPath(GuardedProtocol):
     offload: Offload
     prefixes: Prefixes
     spans: Spans | None
-    answers: Answers
+    answers: Inbox
     scratch: Scratch
     busy_loop: BusyLoop
     # uvicorn's own cycles and fast ones, which it treats alike.

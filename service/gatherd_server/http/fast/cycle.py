@@ -28,6 +28,7 @@ from gatherd_server.http.fast.repeat import PIECE_BYTES, is_repeatable
 from gatherd_server.http.fast.routes import LookupRoute, PendingAnswer
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
+from gatherd_server.link.inbox import Inbox
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
@@ -65,7 +66,7 @@ class FastConnection(Protocol):
     offload: Offload
     prefixes: Prefixes
     spans: Spans | None
-    answers: Any
+    answers: Inbox
     busy_loop: BusyLoop
 
     def on_response_complete(self) -> None:
@@ -240,6 +241,9 @@ class FastCycle:
             # The peer hasn't read the replies before this one: nothing is gathered until it does.
             self._track(self._run_later())
             return
+        self._answer()
+
+    def _answer(self) -> None:
         try:
             found = self.route.begin(self._whole_body(), self.caller)
             if isinstance(found, PendingAnswer):

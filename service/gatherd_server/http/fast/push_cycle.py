@@ -1,14 +1,11 @@
 """One update of the fast path: handed to the writer in one hop, and answered in another.
 
 The loop waits for the writer neither by a task nor by a future of its own. The writer's thread puts
-what it has answered into the loop's `Answers`, and wakes the loop once for all of a commit.
+its answers into the loop's inbox, and wakes the loop once for all of a commit.
 """
 
-import asyncio
 import time
-from collections import deque
 from concurrent.futures import Future
-from contextlib import suppress
 from typing import Any
 
 from gatherd.errors import DeadlineExceeded, GatherdError
@@ -18,31 +15,6 @@ from gatherd_server.http.fast.cycle import FastCycle
 from gatherd_server.http.fast.routes import PushRoute
 from gatherd_server.types import PushResult
 from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
-
-
-class Answers:
-    """What other threads have answered to the requests of one event loop."""
-
-    def __init__(self) -> None:
-        self._put: deque[tuple[PushCycle, Future[PushResult]]] = deque()
-        self._is_woken = False
-
-    def put(
-        self, loop: asyncio.AbstractEventLoop, cycle: "PushCycle", future: "Future[PushResult]"
-    ) -> None:
-        """Answer `cycle` on its loop. On any thread."""
-        self._put.append((cycle, future))
-        if not self._is_woken:
-            self._is_woken = True
-            with suppress(RuntimeError):  # the loop is closed: nobody waits
-                loop.call_soon_threadsafe(self._take)
-
-    def _take(self) -> None:
-        # Before the queue is looked at: what is put in after that wakes the loop again.
-        self._is_woken = False
-        for _ in range(len(self._put)):
-            cycle, future = self._put.popleft()
-            cycle.answer(future)
 
 
 class PushCycle(FastCycle):
@@ -57,14 +29,8 @@ class PushCycle(FastCycle):
         super().__init__(*args, **options)
         self._is_handed = False
 
-    def _run(self) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
+    def _answer(self) -> None:
         connection = self._connection
-        if connection.flow.write_paused:
-            # The peer hasn't read the replies before this one.
-            self._track(self._run_later())
-            return
         try:
             future = self.route.begin(self._whole_body(), self.caller)
         except GatherdError as error:
@@ -83,7 +49,7 @@ class PushCycle(FastCycle):
 
     def _on_done(self, future: "Future[PushResult]") -> None:
         connection = self._connection
-        connection.answers.put(connection.loop, self, future)
+        connection.answers.put(connection.loop, self.answer, future)
 
     def answer(self, future: "Future[PushResult]") -> None:
         """Tell what became of the update, if anybody still waits for it."""
