@@ -46,6 +46,8 @@ class FakeService:
     keys: dict[str, list[Any]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     version: int = 7
+    # Of tables with another one.
+    versions: dict[str, int] = field(default_factory=dict)
     failures: list[GatherdError] = field(default_factory=list)
     calls: list[tuple[str, int]] = field(default_factory=list)
     versions_asked: list[int] = field(default_factory=list)
@@ -163,7 +165,8 @@ class FakeService:
             data = (vectors.view(np.uint32) >> 16).astype(np.uint16)
         status = b"" if request.missing in (0, 1) else bad.astype(np.uint8).tobytes()
         tensor = tensor_pb2.Tensor(dtype=code, shape=vectors.shape, data=data.tobytes())
-        return embedding_pb2.LookupResponse(version=self.version, status=status, vectors=tensor)
+        version = self.versions.get(request.table, self.version)
+        return embedding_pb2.LookupResponse(version=version, status=status, vectors=tensor)
 
     def _bags(self, requests: list[Any]) -> list[embedding_pb2.LookupResponse]:
         self._check_limits([request.lookup for request in requests])

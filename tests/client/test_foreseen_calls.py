@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from client.clients import ITEMS, WORDS, Awaited, bags_of, word
 from client.fakes import FakeService, grpc_server
 from client.replies import KEYS, Reply, replies, serving
-from gatherd import Client, GatherdError, InvalidArgument, request_headers
+from gatherd import Client, GatherdError, InternalError, InvalidArgument, request_headers
 
 TABLES = {"words": WORDS, "items": ITEMS}
 ASIDE = {"x-judge": "1"}  # calls with headers of their own are never foreseen
@@ -33,6 +33,9 @@ calls = st.tuples(
 )
 
 
+versions = st.sampled_from([7, 7, 8])
+
+
 def arguments(call: Any, step: int) -> tuple[str, tuple[Any, ...], dict[str, Any]]:
     """A method, and what it is called with."""
     kind, size, id_dtype, chosen, version, highest = call
@@ -42,7 +45,7 @@ def arguments(call: Any, step: int) -> tuple[str, tuple[Any, ...], dict[str, Any
     offsets = np.array([0, size // 2, size])
     keywords = dict(chosen)
     if version is not None:
-        keywords["version"] = version if kind in ("rows", "keys", "bags") else {"words": version}
+        keywords["version"] = version if kind in ("rows", "keys", "bags") else {"items": version}
     if kind == "rows":
         return "lookup", ("items", ids), keywords
     if kind == "keys":
@@ -92,10 +95,13 @@ def flat(found: Any) -> Any:
 
 @pytest.mark.parametrize("make", [Client, Awaited])
 @settings(max_examples=100, deadline=None)
-@given(steps=st.lists(st.tuples(calls, replies, st.integers(1, 3)), min_size=2, max_size=6))
+@given(
+    steps=st.lists(st.tuples(calls, replies, versions, st.integers(1, 3)), min_size=2, max_size=6)
+)
 def test_a_call_is_the_same_whether_it_was_foreseen_or_not(make: Any, steps: Any) -> None:
     with serving() as server, make(server.url, retries=2, timeout=5) as client:
-        for step, (call, reply, times) in enumerate(steps):
+        for step, (call, reply, of_items, times) in enumerate(steps):
+            server.service.versions["items"] = of_items
             for _ in range(times):
                 asked = arguments(call, step)
                 server.replies[:], server.requests[:] = [reply], []
@@ -111,13 +117,13 @@ def test_a_call_is_the_same_whether_it_was_foreseen_or_not(make: Any, steps: Any
 
 
 @settings(max_examples=60, deadline=None)
-@given(steps=st.lists(st.tuples(calls, st.sampled_from([7, 7, 8])), min_size=2, max_size=6))
+@given(steps=st.lists(st.tuples(calls, versions, versions), min_size=2, max_size=6))
 def test_over_grpc_as_well(steps: Any) -> None:
     with ExitStack() as stack:
         service = FakeService(TABLES, KEYS)
         client = stack.enter_context(Client(stack.enter_context(grpc_server(service))))
-        for step, (call, version) in enumerate(steps):
-            service.version = version
+        for step, (call, of_words, of_items) in enumerate(steps):
+            service.versions = {"words": of_words, "items": of_items}
             asked = arguments(call, step)
             found = [outcome(client, *asked) for _ in range(3)]
             with request_headers(ASIDE):
@@ -170,3 +176,14 @@ def test_true_is_no_version_and_no_padding_id(make: Any) -> None:
             client.lookup_many({"items": ids, "words": ids}, version={"items": True})
         with pytest.raises(InvalidArgument, match="padding_id"):
             client.lookup_bags("items", ids, offsets, padding_id=True)
+
+
+@pytest.mark.parametrize("make", [Client, Awaited])
+def test_each_table_is_answered_by_the_version_that_was_asked_for(make: Any) -> None:
+    ids = np.array([1, 2])
+    with serving() as server, make(server.url) as client:
+        for _ in range(3):
+            client.lookup_many({"words": ids, "items": ids}, version={"items": 7})
+        server.service.versions["items"] = 8
+        with pytest.raises(InternalError, match="version 8 answered, 7 was asked"):
+            client.lookup_many({"words": ids, "items": ids}, version={"items": 7})
