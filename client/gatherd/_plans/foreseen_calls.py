@@ -34,7 +34,6 @@ TABLES_UNASKED_MAX = 64
 KINDS_MAX = 4_096
 MEMBERS_MAX = 16_384
 
-_FLOAT32, _INT64 = np.dtype(np.float32), np.dtype(np.int64)
 Specs: TypeAlias = Callable[[], list[LookupSpec]]
 
 
@@ -181,14 +180,11 @@ class ForeseenCalls:
         given = _bag_arrays(_given(ids, keys), offsets, pooled[1])
         if given is None:
             return None
-        strings = given[0].__class__ is SentStrings
         key = (
             "bags",
             table,
             keys is None,
-            None if strings else given[0].dtype,
-            given[0].shape,
-            offsets.shape,
+            tuple(map(_form, given)),
             dtype,
             missing,
             version,
@@ -238,6 +234,9 @@ class ForeseenCalls:
         for i, (name, pair) in enumerate(zip(names, values, strict=True)):
             if pair.__class__ is not tuple or len(pair) != 2:
                 return None
+            if not weights and _is_ordinary(pair[0]) and _is_ordinary(pair[1]):
+                given += pair
+                continue
             flat = _given(pair[0], None) if i < by_id else _given(None, pair[0])
             arrays = _bag_arrays(flat, pair[1], weights.get(name))
             if arrays is None or arrays[0].__class__ is SentStrings:
@@ -330,10 +329,15 @@ class ForeseenCalls:
         around: tuple[bytes, ...] = ()
         if not strings:
             around, arrays = lookups.around_arrays(found, many=many)
-            if [one.dtype for one in arrays] != [one.dtype for one in given]:
-                return None
-        elif not found[0].asked.size or not found[0].vector_count:
+        else:
+            bags = found[0].bags
+            arrays = [] if bags is None else [bags.offsets]
+            arrays += [] if bags is None or bags.weights is None else [bags.weights]
+        # What the plan would send otherwise, such as offsets of another dtype, is left to it.
+        if list(map(_form, arrays)) != list(map(_form, given[int(strings) :])):
             return None
+        if not many and not (found[0].asked.size and found[0].vector_count):
+            return None  # there is no reply to foresee
         if len(self._sources) >= MEMBERS_MAX:
             self._sources.clear()
         members = tuple(
@@ -346,7 +350,7 @@ class ForeseenCalls:
             for spec in found
         )
         nbytes = sum(map(len, around)) + sum(one.nbytes for one in given) if around else 0
-        like = replace(found[0], asked=np.empty(0, np.int64))
+        like = replace(found[0], asked=np.empty(0, np.int64), bags=None)
         method = lookups.method_of(found, many=many)
         by_strings = AroundStrings.of(found[0]) if strings else None
         return Foreseen(method, members, many, like, by_strings, around, nbytes, found[0].reply)
@@ -412,23 +416,21 @@ def _mapped(
 
 
 def _bag_arrays(flat: Any, offsets: Any, weights: Any) -> tuple[Any, ...] | None:
-    """What varies in a lookup of bags, or None if they aren't flat arrays."""
-    if flat is None or len(flat.shape) != 1 or not _is_flat(offsets, _INT64):
+    """What varies in a lookup of bags, or None if it isn't ordinary arrays."""
+    if flat is None or not _is_ordinary(offsets):
         return None
     if weights is None:
         return flat, offsets
-    if not _is_flat(weights, _FLOAT32) or weights.shape != flat.shape:
-        return None
-    return flat, offsets, weights
+    return (flat, offsets, weights) if _is_ordinary(weights) else None
 
 
-def _is_flat(array: Any, dtype: np.dtype[Any]) -> bool:
-    return (
-        array.__class__ is np.ndarray
-        and array.dtype is dtype
-        and array.ndim == 1
-        and array.flags.c_contiguous
-    )
+def _is_ordinary(array: Any) -> bool:
+    """Whether it can be sent as it lies, if the plan would send its dtype and shape."""
+    return array.__class__ is np.ndarray and array.flags.c_contiguous
+
+
+def _form(given: NDArray[Any] | SentStrings) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
+    return None if isinstance(given, SentStrings) else given.dtype, given.shape
 
 
 def _bags_kind(mode: Any, weights: Any, padding_id: Any) -> tuple[Any, ...]:
