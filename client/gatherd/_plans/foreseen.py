@@ -31,6 +31,10 @@ Varying: TypeAlias = Sequence[Any]
 Known: TypeAlias = tuple[int, int]
 """The version of a table that answers, and its dim."""
 
+# Arrays that have more bytes in all are parts of one: the allocator would give the pages of each
+# back to the kernel, and have to ask for them again, at every call.
+SEPARATE_BYTES_MAX = 64 << 10
+_ALIGN_BYTES = 64
 _UINT8 = np.dtype(np.uint8)
 
 
@@ -66,8 +70,9 @@ class Foreseen:
     members: tuple[Member, ...]
     many: bool
     like: LookupSpec  # the first table's lookup, but for its ids
+    strings: lookups.AroundStrings | None  # if rows are asked for by string keys
     # What stands before each part that varies, and after the last one. Empty when their lengths
-    # vary as well: then what varies is the whole request.
+    # vary as well, as of strings: then what varies is the whole request.
     around: tuple[bytes, ...]
     nbytes: int  # of the whole request, if that is always the same
     reply: ReplyType
@@ -79,6 +84,7 @@ class Foreseen:
     parts: tuple[tuple[tuple[int, ...], np.dtype[Any]], ...] = ()
     prefix: bytes = b""  # the first head
     later_heads: bytes = b""  # the others
+    places: tuple[slice, ...] = ()  # and of each of them, in that
     later_bytes: int = 0  # of the reply, after the prefix
     # What a transport makes of all this, for itself.
     wire: Any = field(default=None)
@@ -104,6 +110,8 @@ class Foreseen:
 
     def targets(self, out: NDArray[Any] | None) -> list[NDArray[Any]]:
         """Where to receive statuses and vectors, as bits: an array for each of `parts`."""
+        if self.later_bytes > SEPARATE_BYTES_MAX and len(self.parts) > 2:
+            return _carved(self.parts)
         if out is None or self.reply.widened:
             return [np.empty(shape, dtype) for shape, dtype in self.parts]
         made = [np.empty(shape, dtype) for shape, dtype in self.parts[:-1]]
@@ -111,15 +119,14 @@ class Foreseen:
         made.append(out if out.dtype is storage else out.view(storage))
         return made
 
-    def landing(self, targets: list[NDArray[Any]]) -> tuple[Sequence[Any], bytearray]:
+    def landing(self, targets: list[NDArray[Any]]) -> tuple[Sequence[Any], bytes | bytearray]:
         """Buffers for all that follows the prefix, and the memory that the later heads come to."""
+        if not self.later_heads:
+            return targets, b""
         heads = bytearray(self.later_heads)
-        if not heads:
-            return targets, heads
         buffers: list[Any] = [None] * (2 * len(targets) - 1)
         buffers[0::2] = targets
-        view, ends = memoryview(heads), list(accumulate(map(len, self.heads[1:])))
-        buffers[1::2] = map(view.__getitem__, map(slice, [0, *ends], ends))
+        buffers[1::2] = map(memoryview(heads).__getitem__, self.places)
         return buffers, heads
 
     def split(self, later: memoryview, out: NDArray[Any] | None) -> list[NDArray[Any]] | None:
@@ -140,12 +147,12 @@ class Foreseen:
         """What the caller gets, a table each, once `targets` were filled."""
         reply = self.reply
         bits = targets[1::2] if self.members[0].has_status else targets
+        if out is None and reply.array is reply.wire.storage:
+            return bits
         if reply.widened:
             return [_widened(one, out) for one in bits]
         if out is not None:
             return [out]
-        if reply.array is reply.wire.storage:
-            return bits
         return [one.view(reply.array) for one in bits]
 
     def statuses(self, targets: list[NDArray[Any]]) -> list[NDArray[np.uint8]]:
@@ -169,6 +176,7 @@ class Foreseen:
             heads += of_member
             parts += kinds
         later = b"".join(heads[1:])
+        ends = list(accumulate(map(len, heads[1:])))
         return replace(
             self,
             known=known,
@@ -177,6 +185,7 @@ class Foreseen:
             parts=tuple(parts),
             prefix=heads[0],
             later_heads=later,
+            places=tuple(map(slice, [0, *ends], ends)),
             later_bytes=len(later) + sum(map(_nbytes, parts)),
             wire=None,
         )
@@ -200,6 +209,18 @@ def _reply_of(
 
 def _nbytes(part: tuple[tuple[int, ...], np.dtype[Any]]) -> int:
     return math.prod(part[0]) * part[1].itemsize
+
+
+def _carved(parts: Sequence[tuple[tuple[int, ...], np.dtype[Any]]]) -> list[NDArray[Any]]:
+    """An array for each of `parts`, aligned, all in one piece of memory."""
+    *begins, end = accumulate(
+        (-(-_nbytes(part) // _ALIGN_BYTES) * _ALIGN_BYTES for part in parts), initial=0
+    )
+    memory = np.empty(end, np.uint8)
+    return [
+        np.ndarray(shape, dtype, memory, begin)
+        for (shape, dtype), begin in zip(parts, begins, strict=True)
+    ]
 
 
 def _widened(bits: NDArray[Any], out: NDArray[Any] | None) -> NDArray[Any]:

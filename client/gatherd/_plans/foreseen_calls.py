@@ -7,6 +7,7 @@ wrong with an argument. The server finds offsets that aren't in order, and then 
 Left out on purpose: jagged bags, `dedup`, many tables by string keys, and the keys of rows.
 """
 
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -20,10 +21,11 @@ from gatherd._plans.foreseen import Foreseen, Member, Source, Varying
 from gatherd._requests.bags import prepare_bags
 from gatherd._requests.lookups import LookupSpec, parse_reply_type, prepare
 from gatherd._wire import lookups
+from gatherd._wire.lookups import AroundStrings, SentStrings
 from gatherd.errors import GatherdError
 from gatherd.store.ids import as_id_array
-from gatherd.store.keys import StringKeys, as_keys
-from gatherd.store.query import ByKey, Missing
+from gatherd.store.keys import KEY_BYTES_MAX, StringKeys, as_keys
+from gatherd.store.query import Missing
 
 # Up to this many ids, or tables, a lookup is sent without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -32,7 +34,6 @@ TABLES_UNASKED_MAX = 64
 KINDS_MAX = 4_096
 MEMBERS_MAX = 16_384
 
-_FLOAT32, _INT64 = np.dtype(np.float32), np.dtype(np.int64)
 Specs: TypeAlias = Callable[[], list[LookupSpec]]
 
 
@@ -109,7 +110,7 @@ class ForeseenCalls:
         given = _given(ids, keys)
         if given is None or not _are_plain(missing, version):
             return None
-        dtype_given = None if given.__class__ is StringKeys else given.dtype
+        dtype_given = None if given.__class__ is SentStrings else given.dtype
         key = ("rows", table, keys is None, dtype_given, given.shape, dtype, missing, version)
         found = self._find(
             key,
@@ -130,7 +131,7 @@ class ForeseenCalls:
             one = value
             if one.__class__ is not np.ndarray or not one.flags.c_contiguous:
                 one = _given(value, None) if i < by_id else _given(None, value)
-                if one is None or one.__class__ is StringKeys:
+                if one is None or one.__class__ is SentStrings:
                     return None
             given.append(one)
         key = (
@@ -179,14 +180,11 @@ class ForeseenCalls:
         given = _bag_arrays(_given(ids, keys), offsets, pooled[1])
         if given is None:
             return None
-        strings = given[0].__class__ is StringKeys
         key = (
             "bags",
             table,
             keys is None,
-            None if strings else given[0].dtype,
-            given[0].shape,
-            offsets.shape,
+            tuple(map(_form, given)),
             dtype,
             missing,
             version,
@@ -236,9 +234,12 @@ class ForeseenCalls:
         for i, (name, pair) in enumerate(zip(names, values, strict=True)):
             if pair.__class__ is not tuple or len(pair) != 2:
                 return None
+            if not weights and _is_ordinary(pair[0]) and _is_ordinary(pair[1]):
+                given += pair
+                continue
             flat = _given(pair[0], None) if i < by_id else _given(None, pair[0])
             arrays = _bag_arrays(flat, pair[1], weights.get(name))
-            if arrays is None or arrays[0].__class__ is StringKeys:
+            if arrays is None or arrays[0].__class__ is SentStrings:
                 return None
             given += arrays
         key = (
@@ -324,14 +325,19 @@ class ForeseenCalls:
         size = sum(max(spec.asked.size, spec.vector_count) for spec in found)
         if not 0 < size <= IDS_UNASKED_MAX or not all(type(spec.table) is str for spec in found):
             return None
-        strings, many = given[0].__class__ is StringKeys, len(found) > 1
+        strings, many = given[0].__class__ is SentStrings, len(found) > 1
         around: tuple[bytes, ...] = ()
         if not strings:
             around, arrays = lookups.around_arrays(found, many=many)
-            if [one.dtype for one in arrays] != [one.dtype for one in given]:
-                return None
-        elif not found[0].asked.size or not found[0].vector_count:
+        else:
+            bags = found[0].bags
+            arrays = [] if bags is None else [bags.offsets]
+            arrays += [] if bags is None or bags.weights is None else [bags.weights]
+        # What the plan would send otherwise, such as offsets of another dtype, is left to it.
+        if list(map(_form, arrays)) != list(map(_form, given[int(strings) :])):
             return None
+        if not many and not (found[0].asked.size and found[0].vector_count):
+            return None  # there is no reply to foresee
         if len(self._sources) >= MEMBERS_MAX:
             self._sources.clear()
         members = tuple(
@@ -344,9 +350,10 @@ class ForeseenCalls:
             for spec in found
         )
         nbytes = sum(map(len, around)) + sum(one.nbytes for one in given) if around else 0
-        like = replace(found[0], asked=np.empty(0, np.int64))
+        like = replace(found[0], asked=np.empty(0, np.int64), bags=None)
         method = lookups.method_of(found, many=many)
-        return Foreseen(method, members, many, like, around, nbytes, found[0].reply)
+        by_strings = AroundStrings.of(found[0]) if strings else None
+        return Foreseen(method, members, many, like, by_strings, around, nbytes, found[0].reply)
 
 
 def foreseen_plan(
@@ -363,16 +370,21 @@ def foreseen_plan(
 
 
 def _given(ids: Any, keys: Any) -> Any:
-    """Ids, or keys, as a C-contiguous array or StringKeys; None for what can't be foreseen."""
+    """Ids, or keys, as a C-contiguous array or SentStrings; None for what can't be foreseen."""
     given = ids if keys is None else keys
     if given is None or (ids is not None and keys is not None):
         return None
     if given.__class__ is np.ndarray and given.dtype.kind in "iu" and given.flags.c_contiguous:
         return given
+    if keys.__class__ is list and keys:
+        sent = _sent_strings(keys)
+        if sent is not None:
+            return sent
     try:
-        return as_id_array(ids) if keys is None else as_keys(keys)
+        found = as_id_array(ids) if keys is None else as_keys(keys)
     except GatherdError:
         return None
+    return lookups.sent_strings(found) if isinstance(found, StringKeys) else found
 
 
 def _are_plain(name: Any, *integers: Any) -> bool:
@@ -404,23 +416,21 @@ def _mapped(
 
 
 def _bag_arrays(flat: Any, offsets: Any, weights: Any) -> tuple[Any, ...] | None:
-    """What varies in a lookup of bags, or None if they aren't flat arrays."""
-    if flat is None or len(flat.shape) != 1 or not _is_flat(offsets, _INT64):
+    """What varies in a lookup of bags, or None if it isn't ordinary arrays."""
+    if flat is None or not _is_ordinary(offsets):
         return None
     if weights is None:
         return flat, offsets
-    if not _is_flat(weights, _FLOAT32) or weights.shape != flat.shape:
-        return None
-    return flat, offsets, weights
+    return (flat, offsets, weights) if _is_ordinary(weights) else None
 
 
-def _is_flat(array: Any, dtype: np.dtype[Any]) -> bool:
-    return (
-        array.__class__ is np.ndarray
-        and array.dtype is dtype
-        and array.ndim == 1
-        and array.flags.c_contiguous
-    )
+def _is_ordinary(array: Any) -> bool:
+    """Whether it can be sent as it lies, if the plan would send its dtype and shape."""
+    return array.__class__ is np.ndarray and array.flags.c_contiguous
+
+
+def _form(given: NDArray[Any] | SentStrings) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
+    return None if isinstance(given, SentStrings) else given.dtype, given.shape
 
 
 def _bags_kind(mode: Any, weights: Any, padding_id: Any) -> tuple[Any, ...]:
@@ -437,12 +447,20 @@ def _asking(foreseen: Foreseen, given: Sequence[Any], out: Any) -> Asking | None
     ):
         return None
     varying: Varying = given
-    if given[0].__class__ is StringKeys:
+    if foreseen.strings is not None:
         keys, *pooled = given
-        like = foreseen.like
-        bags = like.bags
-        if bags is not None:
-            bags = replace(bags, offsets=pooled[0], weights=(*pooled, None)[1])
-        spec = replace(like, asked=ByKey(keys), bags=bags)
-        varying = (lookups.encode_lookups(((spec, spec.version),), many=False)[1],)
+        varying = (foreseen.strings.request(keys, pooled),)
     return Asking(foreseen, varying, out=out)
+
+
+def _sent_strings(keys: Any) -> SentStrings | None:
+    """A flat list of str, all of ASCII, as the plan would send it; None for any other keys."""
+    try:
+        joined = "".join(keys)
+    except TypeError:
+        return None
+    lengths = list(map(len, keys))
+    if not joined.isascii() or not 1 <= min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
+        return None
+    packed = struct.pack(f"<{len(lengths)}I", *lengths)
+    return SentStrings((len(lengths),), packed, joined.encode("ascii"))
