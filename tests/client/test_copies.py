@@ -16,7 +16,7 @@ import pytest
 from client.clients import WORDS
 from client.fakes import FakeService, connect_server, grpc_server
 from gatherd import AsyncClient, Batching, Client, ClientError, GatherdError
-from gatherd.errors import subclasses
+from support.error_classes import CLIENT_CLASSES
 
 
 def ask(client: Any, answers: Any) -> None:
@@ -110,7 +110,7 @@ def test_one_event_loop_after_another(wire: str, batching: Batching | None, tmp_
         gc.collect()
 
 
-@pytest.mark.parametrize("cls", list(subclasses()))
+@pytest.mark.parametrize("cls", CLIENT_CLASSES)
 def test_errors_come_back_from_other_processes(cls: type[GatherdError]) -> None:
     error = pickle.loads(pickle.dumps(cls("said", {"k": "v"})))
     assert type(error) is cls

@@ -15,17 +15,15 @@ from gatherd.errors import (
     IdOutOfRange,
     InternalError,
     StorageError,
-    subclasses,
 )
 from gatherd_server.errors import StartError
 from gatherd_server.observe.metrics.failures import MESSAGE_CHARS_MAX, SILENT, Failures, level_of
 from gatherd_server.observe.metrics.names import BY_NAME, ERRORS, MetricKind
 from gatherd_server.observe.metrics.recorder import Recorder
 from support import alerts
+from support.error_classes import ERROR_CLASSES
 
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/operations.md"
-MODULES = ("gatherd.errors", "gatherd_server.errors")  # tests have errors of their own
-CLASSES = [cls for cls in subclasses() if cls.__module__ in MODULES]
 # What ends a command or a start; no request is answered with it.
 LOCAL = (ClientError, StartError)
 
@@ -70,7 +68,7 @@ def test_prometheus_finds_each_case_as_it_is_expected() -> None:
 
 
 def test_reasons_in_rules_are_reasons_of_errors() -> None:
-    reasons = {cls.reason for cls in CLASSES if not issubclass(cls, LOCAL)}
+    reasons = {cls.reason for cls in ERROR_CLASSES if not issubclass(cls, LOCAL)}
     named = [
         reason
         for expression in rules().values()
@@ -93,10 +91,10 @@ def documented() -> dict[str, tuple[str, str, str]]:
 
 
 def test_every_error_class_has_its_row() -> None:
-    assert list(documented()) == [cls.__name__ for cls in CLASSES]
+    assert list(documented()) == [cls.__name__ for cls in ERROR_CLASSES]
 
 
-@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+@pytest.mark.parametrize("cls", ERROR_CLASSES, ids=lambda cls: cls.__name__)
 def test_a_row_says_what_is_so(cls: type[GatherdError]) -> None:
     reason, level, told = documented()[cls.__name__]
     assert reason == cls.reason
@@ -173,7 +171,7 @@ def test_all_are_counted_and_each_from_zero_on() -> None:
     failures = Failures(recorder)
     recorder.publish()
     told = {labels[0]: cells[0] for metric, labels, cells in recorder.series() if metric is ERRORS}
-    assert told == {cls.reason: 0 for cls in CLASSES if not issubclass(cls, LOCAL)}
+    assert told == {cls.reason: 0 for cls in ERROR_CLASSES if not issubclass(cls, LOCAL)}
     for _ in range(3):
         failures.note(IdOutOfRange("id 7 has no row"))
     recorder.publish()

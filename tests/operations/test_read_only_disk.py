@@ -47,7 +47,7 @@ def disk(tmp_path: Path) -> Iterator[Disk]:
             pytest.skip("this kernel's ext4 can't be made to fail")
         yield Disk(folder, lambda: trigger.write_text("read only"))
     finally:
-        subprocess.run(["umount", folder], check=True)
+        subprocess.run(["umount", "--lazy", folder], check=True)
 
 
 def test_lookups_go_on_and_a_stop_is_no_traceback(disk: Disk, tmp_path: Path) -> None:
