@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES
-from gatherd_server.http.fast.routes import Route
+from gatherd_server.http.fast.routes import LookupRoute
 from gatherd_server.wire.compiled.answers import NOT_MINE, room_of
 from gatherd_server.wire.compiled.serving import CompiledAnswers, ThreadAnswers
 
@@ -44,7 +44,7 @@ class LoopAnswers:
         self._buffers: list[NDArray[np.uint8]] = []
 
     def reply(
-        self, route: Route, body: bytes, caller: Caller, begin: bytes, end: bytes
+        self, route: LookupRoute, body: bytes, caller: Caller, begin: bytes, end: bytes
     ) -> memoryview | int:
         """A reply, to be written before the next one is asked for; TOO_LONG or NOT_MINE.
 
@@ -60,7 +60,7 @@ class LoopAnswers:
             return NOT_MINE if length == NOT_MINE else TOO_LONG
         return framed(route, self._view, HEAD_BYTES_MAX + length, begin, end)
 
-    def long_reply(self, route: Route, body: bytes, caller: Caller) -> memoryview | None:
+    def long_reply(self, route: LookupRoute, body: bytes, caller: Caller) -> memoryview | None:
         """A reply of whatever length, to be `framed`; None for the general way. On any thread."""
         message = route.message_of(body)
         if message is None:
@@ -76,7 +76,7 @@ class LoopAnswers:
             self._idle.append(answers)
 
     def _long_reply(
-        self, answers: ThreadAnswers, route: Route, message: bytes, caller: Caller
+        self, answers: ThreadAnswers, route: LookupRoute, message: bytes, caller: Caller
     ) -> memoryview | None:
         try:
             buffer = self._buffers.pop()
@@ -98,7 +98,9 @@ class LoopAnswers:
             self._buffers.append(buffer)
 
 
-def framed(route: Route, buffer: memoryview, stop: int, begin: bytes, end: bytes) -> memoryview:
+def framed(
+    route: LookupRoute, buffer: memoryview, stop: int, begin: bytes, end: bytes
+) -> memoryview:
     """The reply whose body is in `buffer` up to `stop`, with its head put before."""
     lines, start = route.head_of(buffer, HEAD_BYTES_MAX, stop)
     head = b"%b%bcontent-length: %d\r\n%b" % (begin, lines, stop - start, end)

@@ -1,4 +1,4 @@
-"""Lookups answered inside uvicorn's own protocol class, without ASGI between.
+"""Lookups and updates answered inside uvicorn's own protocol class, without ASGI between.
 
 Requests that routes.py has a route for are answered from `data_received` itself: a task, a scope
 and three messages are most of a small lookup's cost. Every other request, and every one that isn't
@@ -10,7 +10,8 @@ To uvicorn a fast request is a cycle like its own: `self.cycle` refers to it, it
 order of the requests, idle connections expire and a drain waits. tests/http/test_fast_path.py lists
 the parts of uvicorn's class that this needs, and fails when uvicorn changes them.
 
-cycle.py does the rest of a request. Left out on purpose: updates, which wait for the disk anyway.
+cycle.py does the rest of a lookup, push_cycle.py that of an update. Left out on purpose: changes
+of tables, which are rare.
 """
 
 import asyncio
@@ -31,9 +32,11 @@ from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.answers import LoopAnswers
 from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.cycle import HEAD_END, FastCycle, Prefixes
-from gatherd_server.http.fast.routes import FastRoutes, Route
+from gatherd_server.http.fast.push_cycle import PushCycle
+from gatherd_server.http.fast.routes import FastRoutes, LookupRoute, PushRoute
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.http.offload import Offload
+from gatherd_server.link.inbox import Inbox
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.wire.compiled.serving import CompiledAnswers
@@ -66,10 +69,11 @@ def fast_protocol(
             "admission": admission,
             "offload": offload,
             "prefixes": Prefixes(),
+            "answers": Inbox(),
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds, limit),
             "limit": limit,
-            "answers": LoopAnswers(answers),
+            "compiled": LoopAnswers(answers),
             "busy_loop": BusyLoop(busy_poll_us),
         },
     )
@@ -83,7 +87,8 @@ class _SeenHead:
     """
 
     head: bytes
-    route: Route
+    kind: type[FastCycle]
+    route: LookupRoute | PushRoute
     seconds: float | None
     caller: Caller
     trail: HeadTrail | None
@@ -99,7 +104,8 @@ class _FastPath(GuardedProtocol):
     offload: Offload
     prefixes: Prefixes
     spans: Spans | None
-    answers: LoopAnswers
+    compiled: LoopAnswers
+    answers: Inbox
     busy_loop: BusyLoop
     # uvicorn's own cycles and fast ones, which it treats alike.
     cycle: Any
@@ -133,7 +139,7 @@ class _FastPath(GuardedProtocol):
             if seen.is_plain and self._is_answered(seen, body):
                 return
             self._unset_keepalive_if_required()
-            self.cycle = cycle = FastCycle(
+            self.cycle = cycle = seen.kind(
                 self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
             )
             cycle.take(body)
@@ -157,7 +163,8 @@ class _FastPath(GuardedProtocol):
         if data.find(_BLANK_LINE) + len(_BLANK_LINE) != size:
             return  # more than the body follows the head: there are blank lines around
         is_plain = (
-            (cycle.seconds is None or cycle.seconds >= PLAIN_SECONDS_MIN)
+            not isinstance(cycle, PushCycle)
+            and (cycle.seconds is None or cycle.seconds >= PLAIN_SECONDS_MIN)
             # A token's limits count requests one by one, and spans are made one by one.
             and cycle.caller.limiter is None
             and self.spans is None
@@ -165,7 +172,13 @@ class _FastPath(GuardedProtocol):
         if len(self._seen) >= SEEN_MAX:
             self._seen.clear()
         self._seen[len(data)] = _SeenHead(
-            data[:size], cycle.route, cycle.seconds, cycle.caller, cycle.trail, is_plain
+            data[:size],
+            type(cycle),
+            cycle.route,
+            cycle.seconds,
+            cycle.caller,
+            cycle.trail,
+            is_plain,
         )
 
     def _is_answered(self, seen: _SeenHead, body: bytes) -> bool:
@@ -178,7 +191,8 @@ class _FastPath(GuardedProtocol):
             return False
         begun_ns = now_ns()
         route, begin = seen.route, self.prefixes.ok(self.server_state.default_headers)
-        reply = self.answers.reply(route, body, seen.caller, begin, HEAD_END)
+        assert not isinstance(route, PushRoute)
+        reply = self.compiled.reply(route, body, seen.caller, begin, HEAD_END)
         if not isinstance(reply, memoryview):
             return False
         self.write_now(reply)
@@ -287,8 +301,14 @@ class _FastPath(GuardedProtocol):
             return None
         if not self.standing.know():
             return None
+        kind = FastCycle
+        if isinstance(route, PushRoute):
+            # Spans of a commit are linked to those of requests, which ASGI's way notes.
+            if self.spans is not None or not route.admits(caller, int(length)):
+                return None
+            kind = PushCycle
         seconds = int(timeout) / 1000 if timeout else None
-        return FastCycle(
+        return kind(
             self,
             route,
             seconds,

@@ -24,9 +24,11 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
 from gatherd_server.http.fast.answers import TOO_LONG, LoopAnswers, framed
-from gatherd_server.http.fast.routes import PendingAnswer, Route
+from gatherd_server.http.fast.busy_loop import BusyLoop
+from gatherd_server.http.fast.routes import LookupRoute, PendingAnswer
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
+from gatherd_server.link.inbox import Inbox
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
@@ -71,8 +73,10 @@ class FastConnection(Protocol):
     admission: Admission
     offload: Offload
     prefixes: Prefixes
-    answers: LoopAnswers
+    compiled: LoopAnswers
     spans: Spans | None
+    answers: Inbox
+    busy_loop: BusyLoop
 
     def on_response_complete(self) -> None:
         """Go on with the next request."""
@@ -117,11 +121,14 @@ class FastCycle:
         "trail",
     )
     message_event: Final = _NoEvent()
+    _enter = staticmethod(Admission.enter)
+    _leave = staticmethod(Admission.leave)
+    route: LookupRoute
 
     def __init__(
         self,
         connection: FastConnection,
-        route: Route,
+        route: Any,
         seconds: float | None,
         caller: Caller,
         trail: HeadTrail | None,
@@ -183,7 +190,7 @@ class FastCycle:
         try:
             if self.caller.limiter is not None:
                 self._connection.admission.count(self.caller)
-            self._connection.admission.enter(self.caller)
+            self._enter(self._connection.admission, self.caller)
         except GatherdError as error:
             self._fail(error)
             return
@@ -243,17 +250,20 @@ class FastCycle:
             # The peer hasn't read the replies before this one: nothing is gathered until it does.
             self._track(self._run_later())
             return
+        self._answer()
+
+    def _answer(self) -> None:
         try:
-            self._answer(self._whole_body())
+            self._answer_body(self._whole_body())
         except GatherdError as error:
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
             self._fail_unexpected(error)
 
-    def _answer(self, body: bytes) -> None:
+    def _answer_body(self, body: bytes) -> None:
         """Answer by the compiled answer, here or on a thread, or else the general way."""
         begin, end = self._around()
-        reply = self._connection.answers.reply(self.route, body, self.caller, begin, end)
+        reply = self._connection.compiled.reply(self.route, body, self.caller, begin, end)
         if isinstance(reply, memoryview):
             self._check_time()
             # Before the write: who has read the reply may ask at once, and finds the place free.
@@ -271,7 +281,7 @@ class FastCycle:
         Of rows no more is held than the peer has room for, and they take a fifth less of the
         processors than by way of a thread.
         """
-        answers, route, caller = self._connection.answers, self.route, self.caller
+        compiled, route, caller = self._connection.compiled, self.route, self.caller
         if route.message == LOOKUP:
             found = route.begin(body, caller)
             if isinstance(found, Rows) and found.is_as_stored:
@@ -279,7 +289,7 @@ class FastCycle:
                 return
         self._track(
             self._elsewhere(
-                lambda: answers.long_reply(route, body, caller),
+                lambda: compiled.long_reply(route, body, caller),
                 lambda reply: self._take_long(reply, body),
             )
         )
@@ -302,7 +312,7 @@ class FastCycle:
             if self._is_gone:
                 return
         if not connection.transport.get_write_buffer_size():
-            connection.answers.give_back(reply)
+            connection.compiled.give_back(reply)
         self._complete()
 
     def _answer_in_general(self, body: bytes) -> None:
@@ -475,7 +485,7 @@ class FastCycle:
             self._held.release()
         if self._holds_place:
             self._holds_place = False
-            self._connection.admission.leave(self.caller)
+            self._leave(self._connection.admission, self.caller)
 
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
