@@ -3,6 +3,9 @@
 What it leaves to the general way costs a look, from under a microsecond to a few.
 """
 
+import weakref
+from collections.abc import Callable
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -20,7 +23,7 @@ _NO_LIMIT = (1 << 62) - 1
 class Answers:
     """Answers lookups into a buffer. For one thread at a time; nothing is kept of a request."""
 
-    __slots__ = ("_allowed", "_at", "_call", "_counts", "_out")
+    __slots__ = ("_allowed", "_at", "_call", "_counts", "_directory", "_out")
 
     def __init__(
         self,
@@ -37,6 +40,7 @@ class Answers:
         """
         call = self._call = np.zeros(words.CALL_WORDS, np.int64)
         self._at = call.ctypes.data
+        self._directory: Callable[[], Directory | None] = _none
         self._counts: Counts | None = None
         self._allowed: NDArray[np.uint8] | None = None
         self._out: NDArray[np.uint8] | None = None
@@ -50,9 +54,10 @@ class Answers:
     def use(self, directory: Directory) -> Counts:
         """Answer from `directory` from now on; what is counted of its tables.
 
-        It isn't kept here, where it would keep replaced versions mapped: who calls `answer` does.
+        It has to be kept elsewhere, for a thread with nothing to do would keep old versions mapped.
         """
         call = self._call
+        self._directory = weakref.ref(directory)
         self._counts = counts = Counts(directory)
         call[words.CALL_TABLES_AT] = directory.columns.ctypes.data
         call[words.CALL_SLOTS_AT] = directory.slots.ctypes.data
@@ -60,6 +65,10 @@ class Answers:
         call[words.CALL_COUNTED_AT] = counts.cells.ctypes.data
         self._allowed, call[words.CALL_ALLOWED_AT] = None, 0
         return counts
+
+    def uses(self, directory: Directory) -> bool:
+        """Whether `directory` is the one that is answered from."""
+        return self._directory() is directory
 
     def allow(self, allowed: NDArray[np.uint8] | None) -> None:
         """Answer of the tables with a bit in `allowed`, in the directory's order; None for all."""
@@ -80,7 +89,14 @@ class Answers:
         that counts. A number below it for an answer that takes longer than the turn or more room:
         `room_of` says how much. The general way, or other Answers on a thread, have to give it.
         """
+        directory = self._directory()  # held here until the kernel has returned
+        if directory is None:
+            return NOT_MINE
         return kernels.answer(request, message, self._at)
+
+
+def _none() -> None:
+    """In place of a directory that there isn't yet."""
 
 
 def room_of(answered: int) -> int:

@@ -6,7 +6,6 @@ no thread that has nothing to do keeps a replaced version mapped.
 """
 
 import threading
-import weakref
 
 import numpy as np
 from numpy.typing import NDArray
@@ -80,7 +79,7 @@ class CompiledAnswers:
 class ThreadAnswers:
     """Answers to lookups of any caller, for one thread at a time."""
 
-    __slots__ = ("_answers", "_counts", "_directory", "_shared")
+    __slots__ = ("_answers", "_counts", "_shared")
 
     def __init__(
         self,
@@ -95,7 +94,6 @@ class ThreadAnswers:
         self._answers = Answers(
             shared.limits, work_bytes_max=work_bytes_max, keys_max=keys_max, takes_far=takes_far
         )
-        self._directory: weakref.ref[Directory] | None = None
         self._counts: Counts | None = None
 
     def write_to(self, out: NDArray[np.uint8]) -> None:
@@ -108,9 +106,9 @@ class ThreadAnswers:
         if directory is None or not caller.is_reader:
             return NOT_MINE
         answers = self._answers
-        if self._directory is None or self._directory() is not directory:
+        if not answers.uses(directory):
             counts = answers.use(directory)
             self._shared.replace(self._counts, counts)
-            self._counts, self._directory = counts, weakref.ref(directory)
+            self._counts = counts
         answers.allow(caller.reads_of(directory.names))
         return answers.answer(message, request)
