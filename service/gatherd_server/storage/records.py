@@ -62,6 +62,11 @@ def pack(directory: Mapping[str, Any], arrays: Sequence[NDArray[Any]]) -> list[b
     return parts
 
 
+def pack_json(members: Mapping[str, bytes]) -> list[bytes | memoryview]:
+    """The parts of a record without arrays, whose directory has these members, JSON already."""
+    return pack({name: orjson.Fragment(text) for name, text in members.items()}, [])
+
+
 def unpack(data: memoryview, what: str) -> Record:
     """The record in `data`. BadFile, naming `what`, when it isn't one."""
     try:

@@ -30,12 +30,13 @@ from gatherd.errors import (
     UpdatesStopped,
 )
 from gatherd.store.catalog import Catalog
+from gatherd.store.catalog_text import compact_catalog
 from gatherd_server.errors import unexpected
 from gatherd_server.storage.catalog_writer import discard_prepared, prepare_catalog, put_prepared
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
-from gatherd_server.storage.records import pack
+from gatherd_server.storage.records import pack_json
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, WriterLimits
@@ -253,7 +254,8 @@ class Writer:
         lsn = self._log.next_lsn
         prepare_catalog(self._files, self._data_dir, catalog)
         try:
-            self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
+            record = pack_json({"catalog": compact_catalog(catalog)})
+            self._append(FrameKind.CATALOG, lsn, lsn, record)
         except NO_ROOM:
             discard_prepared(self._files, self._data_dir)
             raise
