@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto calls clean
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -26,8 +26,10 @@ demo: $(VENV)/.dev  ## serve a real pre-trained table, look it up over every wir
 serve: $(VENV)/.dev  ## serve the demo's table without the tour
 	@$(BIN)/python deploy/demo/demo.py --serve-only
 
+# With bytecode, also where the environment forbids to write it: without, each of some 250 servers and
+# commands that the tests start compiles 180 modules, half a second of CPU time.
 test: $(VENV)/.dev  ## run the test suite
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+	env -u PYTHONDONTWRITEBYTECODE $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent updates (eight minutes; make test does it 20 times)
 	CRASH_KILLS=200 CRASH_ROWS=10000000 $(BIN)/python -m pytest tests/crash -v -s
@@ -102,8 +104,11 @@ bench-tools:
 e2e: $(VENV)/.dev  ## build the images and see the whole deployment work, with COMPOSE="docker compose" or another (ten minutes)
 	$(BIN)/python deploy/e2e/run.py
 
-bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (12 minutes, 8 GB)
+bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (20 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py
+
+bench-mixes: $(BENCH)/.ready bench-tools  ## many tables and keys beside Redis and Flight, in a minute (BEFORE=TREE asks another checkout, too)
+	$(BENCH)/bin/python tests/bench/bench.py mixes --quick $(if $(BEFORE),--before $(BEFORE))
 
 overload: $(VENV)/.dev  ## load a server with three times what it can take (a minute)
 	PYTHONPATH=tests $(BIN)/python -m bench.overload

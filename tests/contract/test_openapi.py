@@ -46,7 +46,7 @@ parameters = { "path.table" = "gone" }
 HARD_TO_DRAW = {
     f"POST /v1/tables/{{table}}:{verb}" for verb in ("scatterAdd", "applyGradients", "assign")
 }
-EXAMPLES = 15
+EXAMPLES = 5
 SECONDS_MAX = 150
 
 

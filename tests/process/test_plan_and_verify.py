@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from support.server import RunningServer, pss_bytes, run_cli
+from support.cli import invoke
+from support.server import RunningServer, pss_bytes
 
 ROWS = np.random.default_rng(4).normal(size=(60_000, 40)).astype(np.float32)
 
@@ -26,7 +27,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def planned(*arguments: str | Path) -> dict[str, Any]:
-    document: dict[str, Any] = json.loads(run_cli("plan", *arguments, "--json").stdout)
+    document: dict[str, Any] = json.loads(invoke("plan", *arguments, "--json").stdout)
     return document
 
 
@@ -51,7 +52,7 @@ def test_the_disk_that_a_plan_tells_is_what_the_import_takes(
 ) -> None:
     placed = [folder / a if a.endswith((".npy", ".txt")) else a for a in arguments]
     plan = planned(*placed)
-    run_cli("import", "t", *placed, "--data-dir", tmp_path / "data")
+    invoke("import", "t", *placed, "--data-dir", tmp_path / "data")
     version = tmp_path / "data/tables/t/v000001"
     assert plan["disk_bytes"] == npy_bytes(version)
     manifest = json.loads((version / "manifest.json").read_text())
@@ -61,7 +62,7 @@ def test_the_disk_that_a_plan_tells_is_what_the_import_takes(
 
 def test_a_plan_without_a_file_is_that_of_create(tmp_path: Path) -> None:
     shape = ("--rows", "1234", "--dim", "56", "--dtype", "float64")
-    run_cli("create", "t", *shape, "--data-dir", tmp_path)
+    invoke("create", "t", *shape, "--data-dir", tmp_path)
     assert planned(*shape)["disk_bytes"] == npy_bytes(tmp_path / "tables/t/v000001")
 
 
@@ -70,7 +71,7 @@ def test_the_memory_and_start_that_a_plan_tells_are_what_a_server_takes(
 ) -> None:
     sources = (folder / "rows.npy", "--keys", folder / "keys.npy")
     plan = planned(*sources)
-    run_cli("import", "t", *sources, "--data-dir", tmp_path / "data")
+    invoke("import", "t", *sources, "--data-dir", tmp_path / "data")
     with RunningServer("--data-dir", tmp_path / "data"):
         pass  # compiles the kernels, where that wasn't done before
     begin = time.monotonic()
@@ -94,15 +95,15 @@ def private_bytes(pid: int) -> int:
 
 
 def test_a_plan_needs_a_source_or_a_shape() -> None:
-    assert run_cli("plan", check=False).returncode == 1
-    assert "mapped" in run_cli("plan", "--rows", "10", "--dim", "3").stdout
+    assert invoke("plan", check=False).returncode == 1
+    assert "mapped" in invoke("plan", "--rows", "10", "--dim", "3").stdout
 
 
 @pytest.fixture(scope="module")
 def imported(folder: Path) -> Path:
     keys = ("--keys", folder / "keys.npy")
-    run_cli("import", "rows", folder / "rows.npy", *keys, "--data-dir", folder / "data")
-    run_cli("import", "words", folder / "words.txt", "--data-dir", folder / "data")
+    invoke("import", "rows", folder / "rows.npy", *keys, "--data-dir", folder / "data")
+    invoke("import", "words", folder / "words.txt", "--data-dir", folder / "data")
     return folder / "data"
 
 
@@ -120,7 +121,7 @@ def flip(path: Path, position: int) -> None:
 
 def test_sound_tables_are_ok_also_while_they_are_served(data_dir: Path) -> None:
     with RunningServer("--data-dir", data_dir):
-        shown = run_cli("verify", "--data-dir", data_dir).stdout
+        shown = invoke("verify", "--data-dir", data_dir).stdout
     tables, log = shown.splitlines()[:-1], shown.splitlines()[-1]
     assert tables == ["rows v1: ok", "words v1: ok"]
     # Nothing came after the two imports, so nothing is above the checkpoint.
@@ -142,11 +143,11 @@ def test_a_flipped_bit_is_found_and_placed(
     data_dir: Path, name: str, position: int, where: str
 ) -> None:
     flip(data_dir / "tables/rows/v000001" / name, position)
-    done = run_cli("verify", "--data-dir", data_dir, check=False)
+    done = invoke("verify", "--data-dir", data_dir, check=False)
     assert done.returncode == 1
     assert where in done.stderr
     assert "words v1: ok" in done.stdout
-    only = run_cli("verify", "words", "--data-dir", data_dir)
+    only = invoke("verify", "words", "--data-dir", data_dir)
     assert only.returncode == 0
 
 
@@ -154,19 +155,19 @@ def test_a_damaged_key_index_is_repaired_from_its_keys(data_dir: Path) -> None:
     slots = data_dir / "tables/words/v000001/keys.slots.npy"
     sound = slots.read_bytes()
     flip(slots, 500)
-    done = run_cli("verify", "--repair", "--data-dir", data_dir)
+    done = invoke("verify", "--repair", "--data-dir", data_dir)
     assert "its key index was built anew" in done.stdout
     assert slots.read_bytes() == sound
 
 
 def test_weights_cannot_be_repaired(data_dir: Path) -> None:
     flip(data_dir / "tables/words/v000001/weights.npy", 500)
-    done = run_cli("verify", "--repair", "--data-dir", data_dir, check=False)
+    done = invoke("verify", "--repair", "--data-dir", data_dir, check=False)
     assert done.returncode == 1
     assert "weights.npy" in done.stderr
 
 
 def test_a_table_that_is_not_there_is_named(data_dir: Path) -> None:
-    done = run_cli("verify", "word", "--data-dir", data_dir, check=False)
+    done = invoke("verify", "word", "--data-dir", data_dir, check=False)
     assert done.returncode == 1
     assert "no table 'word'; did you mean 'words'?" in done.stderr

@@ -6,6 +6,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
+from http.client import HTTPResponse
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -50,7 +51,10 @@ class Served:
         body = lookup_request("words", np.array([1])).SerializeToString()
         head = POST + f"Authorization: Bearer {self.token}\r\n".encode()
         sock.sendall(head + b"Content-Length: %d\r\n\r\n" % len(body) + body)
-        return int(sock.recv(1 << 16).split(b" ", 2)[1])
+        reply = HTTPResponse(sock)
+        reply.begin()
+        reply.read()  # it comes in two segments, and the next answer mustn't begin with the second
+        return reply.status
 
     def counted(self, name: str) -> int:
         recorder = self.admission.telemetry.threads

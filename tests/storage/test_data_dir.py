@@ -31,7 +31,8 @@ from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.types import DeleteTable
-from support.server import clean_environment, run_cli
+from support.cli import invoke
+from support.server import clean_environment
 
 ROWS = np.random.default_rng(2).normal(size=(50, 8)).astype(np.float32)
 
@@ -247,8 +248,8 @@ def test_initializers_have_the_spread_they_promise() -> None:
 def test_import_converts_and_create_draws_from_the_command_line(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ROWS)
     data_dir = tmp_path / "data"
-    run_cli("import", "half", tmp_path / "a.npy", "--dtype", "float16", "--data-dir", data_dir)
-    run_cli("create", "new", "--rows", "10", "--dim", "4", "--seed", "3", "--data-dir", data_dir)
+    invoke("import", "half", tmp_path / "a.npy", "--dtype", "float16", "--data-dir", data_dir)
+    invoke("create", "new", "--rows", "10", "--dim", "4", "--seed", "3", "--data-dir", data_dir)
     half = open_table(data_dir, "half", 1)
     assert half.dtype is DType.FLOAT16
     np.testing.assert_array_equal(
@@ -258,7 +259,7 @@ def test_import_converts_and_create_draws_from_the_command_line(tmp_path: Path) 
     np.testing.assert_array_equal(
         open_table(data_dir, "new", 1).lookup(np.arange(10)).vectors, wanted
     )
-    again = run_cli(
+    again = invoke(
         "create", "new", "--rows", "1", "--dim", "1", "--data-dir", data_dir, check=False
     )
     assert again.returncode == 1

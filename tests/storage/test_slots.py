@@ -8,7 +8,7 @@ import pytest
 
 from gatherd.store.catalog import open_table
 from gatherd_server.training.optimizer import Optimizer
-from support.server import run_cli
+from support.cli import invoke
 
 CREATE = ("create", "t", "--rows", "2000", "--dim", "1000")
 
@@ -33,7 +33,7 @@ CREATE = ("create", "t", "--rows", "2000", "--dim", "1000")
 def test_an_optimizer_brings_its_slots(
     tmp_path: Path, optimizer: str, slots: dict[str, tuple[tuple[int, ...], float]]
 ) -> None:
-    run_cli(*CREATE, "--optimizer", optimizer, "--lr", "0.5", "--data-dir", tmp_path)
+    invoke(*CREATE, "--optimizer", optimizer, "--lr", "0.5", "--data-dir", tmp_path)
     version = tmp_path / "tables/t/v000001"
     names = {path.stem.removeprefix("slot_") for path in version.glob("slot_*.npy")}
     assert names == set(slots)
@@ -44,15 +44,15 @@ def test_an_optimizer_brings_its_slots(
     manifest = json.loads((version / "manifest.json").read_text())
     assert manifest["optimizer"] == Optimizer.parse(optimizer, {"lr": 0.5}).to_json()
     assert open_table(tmp_path, "t", 1).is_trainable
-    assert run_cli("verify", "--data-dir", tmp_path).stdout.startswith("t v1: ok\n")
+    assert invoke("verify", "--data-dir", tmp_path).stdout.startswith("t v1: ok\n")
 
 
 @pytest.mark.parametrize("init", ["normal", "uniform", "glorot"])
 def test_a_new_tables_padding_row_is_zeros(tmp_path: Path, init: str) -> None:
     drawn = ("--rows", "3000", "--dim", "1000", "--init", init, "--seed", "7")
     padded = ("--optimizer", "sgd", "--optimizer-option", "padding_id=2500")
-    run_cli("create", "plain", *drawn, "--data-dir", tmp_path)
-    run_cli("create", "padded", *drawn, *padded, "--data-dir", tmp_path)
+    invoke("create", "plain", *drawn, "--data-dir", tmp_path)
+    invoke("create", "padded", *drawn, *padded, "--data-dir", tmp_path)
     expected = np.load(tmp_path / "tables/plain/v000001/weights.npy")
     assert expected[2500].any()
     expected[2500] = 0
@@ -61,12 +61,12 @@ def test_a_new_tables_padding_row_is_zeros(tmp_path: Path, init: str) -> None:
 
 
 def test_a_table_without_an_optimizer_cannot_be_trained(tmp_path: Path) -> None:
-    run_cli(*CREATE, "--data-dir", tmp_path)
+    invoke(*CREATE, "--data-dir", tmp_path)
     assert not open_table(tmp_path, "t", 1).is_trainable
 
 
 def test_a_rate_without_an_optimizer_is_refused_and_changes_nothing(tmp_path: Path) -> None:
-    done = run_cli(*CREATE, "--lr", "0.5", "--data-dir", tmp_path / "data", check=False)
+    done = invoke(*CREATE, "--lr", "0.5", "--data-dir", tmp_path / "data", check=False)
     assert done.returncode == 1
     assert "give --optimizer too" in done.stderr
     assert not (tmp_path / "data").exists()
@@ -74,7 +74,7 @@ def test_a_rate_without_an_optimizer_is_refused_and_changes_nothing(tmp_path: Pa
 
 def test_options_are_kept_and_slots_follow_them(tmp_path: Path) -> None:
     options = ("--optimizer-option", "momentum=0.9", "--optimizer-option", "padding_id=3")
-    run_cli(*CREATE, "--optimizer", "sgd", *options, "--data-dir", tmp_path)
+    invoke(*CREATE, "--optimizer", "sgd", *options, "--data-dir", tmp_path)
     version = tmp_path / "tables/t/v000001"
     assert np.load(version / "slot_momentum.npy").shape == (2000, 1000)
     manifest = json.loads((version / "manifest.json").read_text())
@@ -89,7 +89,7 @@ def test_options_are_kept_and_slots_follow_them(tmp_path: Path) -> None:
 
 def test_a_slot_begins_at_the_value_asked_for(tmp_path: Path) -> None:
     option = ("--optimizer-option", "initial_accumulator=0.25")
-    run_cli(*CREATE, "--optimizer", "rowwise-adagrad", *option, "--data-dir", tmp_path)
+    invoke(*CREATE, "--optimizer", "rowwise-adagrad", *option, "--data-dir", tmp_path)
     stored = np.load(tmp_path / "tables/t/v000001/slot_sum.npy")
     np.testing.assert_array_equal(stored, np.full((2000, 1), 0.25, np.float32))
 
@@ -112,11 +112,11 @@ def test_what_an_optimizer_has_not_is_refused_and_changes_nothing(
 ) -> None:
     shape = ("--rows", "2000", "--dim", "10")
     if command == "create":
-        done = run_cli(
+        done = invoke(
             "create", "t", *shape, *arguments, "--data-dir", tmp_path / "data", check=False
         )
     else:
-        done = run_cli("plan", *shape, *arguments, check=False)
+        done = invoke("plan", *shape, *arguments, check=False)
     assert done.returncode == 1
     assert message in done.stderr
     assert not (tmp_path / "data").exists()
@@ -124,8 +124,8 @@ def test_what_an_optimizer_has_not_is_refused_and_changes_nothing(
 
 def test_a_plan_counts_the_slots_that_options_bring(tmp_path: Path) -> None:
     momentum = ("--optimizer", "sgd", "--optimizer-option", "momentum=0.9")
-    run_cli(*CREATE, *momentum, "--data-dir", tmp_path)
-    plan = json.loads(run_cli("plan", *CREATE[2:], *momentum, "--json").stdout)
+    invoke(*CREATE, *momentum, "--data-dir", tmp_path)
+    plan = json.loads(invoke("plan", *CREATE[2:], *momentum, "--json").stdout)
     slot = tmp_path / "tables/t/v000001/slot_momentum.npy"
     assert plan["slots_bytes"] == slot.stat().st_size
 
@@ -133,7 +133,7 @@ def test_a_plan_counts_the_slots_that_options_bring(tmp_path: Path) -> None:
 def test_an_import_of_doubles_that_are_to_be_trained_leaves_nothing(tmp_path: Path) -> None:
     np.save(tmp_path / "rows.npy", np.ones((3, 2)))
     arguments = ("import", "t", tmp_path / "rows.npy", "--optimizer", "sgd")
-    done = run_cli(*arguments, "--data-dir", tmp_path / "data", check=False)
+    done = invoke(*arguments, "--data-dir", tmp_path / "data", check=False)
     assert done.returncode == 1
     assert "float64 table can't be trained" in done.stderr
-    run_cli(*arguments, "--dtype", "float32", "--data-dir", tmp_path / "data")
+    invoke(*arguments, "--dtype", "float32", "--data-dir", tmp_path / "data")

@@ -213,7 +213,7 @@ class BlockingConnection:
 
     def is_alive(self) -> bool:
         """Whether an idle connection is still open, and silent as it should be."""
-        return self._sock is not None and _connect.is_silent(self._sock.fileno())
+        return self._sock is not None and not self._is_readable()
 
     def check_alive(self) -> None:
         """Stale unless `is_alive`."""
