@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-tools overload check check-install format lock proto calls clean
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -104,8 +104,11 @@ bench-tools:
 e2e: $(VENV)/.dev  ## build the images and see the whole deployment work, with COMPOSE="docker compose" or another (ten minutes)
 	$(BIN)/python deploy/e2e/run.py
 
-bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (12 minutes, 8 GB)
+bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (20 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py
+
+bench-mixes: $(BENCH)/.ready bench-tools  ## many tables and keys beside Redis and Flight, in a minute (BEFORE=TREE asks another checkout, too)
+	$(BENCH)/bin/python tests/bench/bench.py mixes --quick $(if $(BEFORE),--before $(BEFORE))
 
 overload: $(VENV)/.dev  ## load a server with three times what it can take (a minute)
 	PYTHONPATH=tests $(BIN)/python -m bench.overload

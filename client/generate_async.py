@@ -18,7 +18,7 @@ from typing import Final
 PACKAGE: Final = Path(__file__).parent / "gatherd"
 SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py", "_calls/tables.py")
 # The shell's own methods, which wait: every call of one is awaited.
-AWAITED: Final = ("_run", "_batched", "_quick")
+AWAITED: Final = ("_run", "_batched", "_carried", "_quick")
 # Names that are different in the awaited client.
 NAMES: Final = {
     "Batcher": "AsyncBatcher",

@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Self
 
@@ -17,7 +17,8 @@ from gatherd._calls.tables_aio import AsyncTableCalls
 from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
-from gatherd._plans.foreseen import Foreseen, ForeseenLookups, foreseen_plan
+from gatherd._plans.foreseen import Foreseen, Varying
+from gatherd._plans.foreseen_calls import Asking, ForeseenCalls, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
 from gatherd._requests.lookups import Answer
@@ -32,7 +33,6 @@ from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
 from gatherd.transports.target import parse_target
-from gatherd_proto.procedures import LOOKUP
 
 if TYPE_CHECKING:
     from gatherd.transports import local
@@ -88,7 +88,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
         )
         self._answering: Answering
         self._pushes = Pushes(timeout=timeout, retries=retries)
-        self._foreseen = ForeseenLookups()
+        self._foreseen = ForeseenCalls()
         self._local: local.LocalAnswering | None = None
         self._closed = False
         self._pid = os.getpid()
@@ -170,31 +170,62 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
                 return None
         if self._local is not None:
             return self._local.quick(table, ids, dtype, out, version, timeout, INLINE_BYTES_MAX)
-        foreseen = self._foreseen.find(table, ids, dtype, version, out)
+        foreseen = self._foreseen.plain(table, ids, dtype, version, out)
         if foreseen is None:
             return None
         deadline = self._answering.deadline(timeout)
         return await self._send_foreseen(foreseen, ids, out, deadline)
 
+    async def _carried(
+        self,
+        find: Callable[[ForeseenCalls], Asking | None],
+        plan: Callable[[float | Deadline | None], Plan[Any]],
+        return_status: object,
+        timeout: float | None,
+    ) -> Any:
+        if self._closed or self._local is not None or of_block():
+            return await self._run(plan(timeout))
+        self._check_loop()
+        asking = find(self._foreseen)
+        if asking is None:
+            return await self._run(plan(timeout))
+        foreseen, deadline = asking.foreseen, self._answering.deadline(timeout)
+        reply = await self._ask(foreseen, asking.varying, asking.out, deadline)
+        if isinstance(reply, list):
+            return asking.result(reply, return_status)
+        return await self._go_on(foreseen, plan(deadline), reply)
+
     async def _send_foreseen(
         self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
     ) -> NDArray[Any]:
-        reply: NDArray[Any] | memoryview | GatherdError
-        try:
-            reply = await self._transport.ask_foreseen(foreseen, ids, out, deadline)
-        except Unauthenticated as error:
-            reply = error
-            if self._credentials.renew():
-                reply = await self._resent(Send(LOOKUP.path, foreseen.request(ids), deadline))
-        except GatherdError as error:
-            reply = error
-        if isinstance(reply, np.ndarray):
-            return reply
+        reply = await self._ask(foreseen, (ids,), out, deadline)
+        if isinstance(reply, list):
+            return foreseen.vectors(reply, out)[0]
         plan = foreseen_plan(self._answering, foreseen, ids, out, deadline)
-        vectors: NDArray[Any] = await self._run(plan, reply)
-        if isinstance(reply, memoryview):
-            foreseen.learn(reply)
+        vectors: NDArray[Any] = await self._go_on(foreseen, plan, reply)
         return vectors
+
+    async def _ask(
+        self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
+    ) -> list[NDArray[Any]] | memoryview | GatherdError:
+        try:
+            return await self._transport.ask_foreseen(foreseen, varying, out, deadline)
+        except Unauthenticated as error:
+            if self._credentials.renew():
+                send = Send(foreseen.method, foreseen.request(varying), deadline)
+                return await self._resent(send)
+            return error
+        except GatherdError as error:
+            return error
+
+    async def _go_on(
+        self, foreseen: Foreseen, plan: Plan[T], reply: memoryview | GatherdError
+    ) -> T:
+        """The result of `plan`, whose first request was sent already, and got `reply`."""
+        found = await self._run(plan, reply)
+        if isinstance(reply, memoryview):
+            self._foreseen.learn(foreseen, reply)
+        return found
 
     async def _batched(
         self, table: str, ids: Any, dtype: Any, missing: Any, out: Any, version: Any, timeout: Any
@@ -213,7 +244,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
     ) -> list[Answer]:
         if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]
-            foreseen = self._foreseen.find(kind.like.table, ids, kind.dtype, kind.version, None)
+            foreseen = self._foreseen.plain(kind.like.table, ids, kind.dtype, kind.version, None)
             if foreseen is not None and not self._closed:
                 return [Answer(await self._send_foreseen(foreseen, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]

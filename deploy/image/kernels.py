@@ -16,16 +16,8 @@ import time
 from pathlib import Path
 
 from gatherd_server.processes.built_kernels import MANIFEST_NAME, use_built_kernels
+from gatherd_server.processes.compiling import MODULES
 
-MODULES = (
-    "gatherd.store.kernels.bags",
-    "gatherd.store.kernels.gather",
-    "gatherd.store.kernels.keys",
-    "gatherd_server.loaders.text_kernel",
-    "gatherd_server.storage.compiled_rows",
-    "gatherd_server.training.compiled_optimizers",
-    "gatherd_server.training.compiled_updates",
-)
 # The features that each level adds, as /proc/cpuinfo names them (x86-64 psABI, table 3.1).
 X86_64_V2 = ("cx16", "lahf_lm", "popcnt", "sse4_1", "sse4_2", "ssse3")
 X86_64_V3 = (*X86_64_V2, "abm", "avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "xsave")

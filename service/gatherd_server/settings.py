@@ -245,6 +245,9 @@ class ServeSettings(BaseSettings):
         LogFormat.TEXT, description="A line of the log: text for people, json for machines."
     )
     metrics: bool = Field(True, description="Answer GET /metrics on the HTTP port.")
+    metrics_per_table: bool = Field(
+        True, description="Count tables each by its name; else all of them as one, for very many."
+    )
     traces: TraceExport = Field(
         TraceExport.OFF,
         description="Where OpenTelemetry spans go: off, otlp (by OTEL_EXPORTER_OTLP_…), console.",

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,6 +31,8 @@ BATCH_COUNT: Final = 64
 
 Ids = NDArray[np.int64]
 Call = Callable[[Ids], object]
+B = TypeVar("B")
+"""What a call is given: ids, or whatever its request is made of."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,10 @@ class Plan:
     dim: int = 128
     round_seconds: float = 0.12
     rounds: int = 5
+    groups: tuple[str, ...] = ()
+    """Of a part that has groups, those that are measured; all when empty."""
+    before: Path | None = None
+    """Another tree of this repository, whose SDK and server are asked beside this one's."""
 
     @property
     def data_dir(self) -> Path:
@@ -133,6 +139,14 @@ class Timing:
         return f"{number(self.p50)} ({number(self.p99)})"
 
 
+def costs(ours: Timing, other: Timing, whose: str = "the floor's") -> str:
+    """Where the time goes: CPU a call at both ends."""
+    return (
+        f"CPU a call {number(ours.server_cpu)} µs in the server, {number(ours.client_cpu)} in the "
+        f"client; {whose} {number(other.server_cpu)} and {number(other.client_cpu)}"
+    )
+
+
 def number(value: float) -> str:
     """A figure with about three digits that count."""
     if value == 0 or abs(value) >= 100:
@@ -158,8 +172,8 @@ def process_tree(pid: int) -> list[int]:
 
 
 def interleave(
-    calls: Mapping[str, Call],
-    batches: Sequence[Ids],
+    calls: Mapping[str, Callable[[B], object]],
+    batches: Sequence[B],
     plan: Plan,
     pids: Mapping[str, Sequence[int]] | None = None,
 ) -> dict[str, Timing]:
@@ -191,14 +205,20 @@ def interleave(
     }
 
 
-def timed(call: Call, batches: Sequence[Ids], seconds: float) -> list[float]:
-    """µs of each call, over the batches one after the other, for about so many seconds."""
+def timed(call: Callable[[B], object], batches: Sequence[B], seconds: float) -> list[float]:
+    """µs of each call, over the batches one after the other, for about so many seconds.
+
+    A call with a method `timed` of its own is asked for them; see mixes/elsewhere.py.
+    """
+    elsewhere: Callable[[Sequence[B], float], list[float]] | None = getattr(call, "timed", None)
+    if elsewhere is not None:
+        return elsewhere(batches, seconds)
     taken: list[float] = []
     end = time.perf_counter() + seconds
     while len(taken) < CALLS_MIN or (len(taken) < CALLS_MAX and time.perf_counter() < end):
-        ids = batches[len(taken) % len(batches)]
+        batch = batches[len(taken) % len(batches)]
         begin = time.perf_counter()
-        call(ids)
+        call(batch)
         taken.append((time.perf_counter() - begin) * 1e6)
     return taken
 
@@ -258,11 +278,12 @@ class Mark:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Figures, as text; the first column says what a row is."""
+    """Figures, as text; the first columns, as many as `labels`, say what a row is."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    labels: int = 1
 
     def text(self) -> str:
         """For a terminal."""
@@ -270,7 +291,7 @@ class Table:
         widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
         aligned = (
             "   ".join(
-                cell.ljust(width) if i == 0 else cell.rjust(width)
+                cell.ljust(width) if i < self.labels else cell.rjust(width)
                 for i, (cell, width) in enumerate(zip(line, widths, strict=True))
             ).rstrip()
             for line in lines
@@ -331,7 +352,7 @@ class Report:
         """What `save` wrote."""
         document = json.loads(path.read_text())
         document["tables"] = [
-            Table(t["title"], tuple(t["header"]), tuple(map(tuple, t["rows"])))
+            Table(t["title"], tuple(t["header"]), tuple(map(tuple, t["rows"])), t["labels"])
             for t in document["tables"]
         ]
         document["charts"] = [Chart(**chart) for chart in document["charts"]]

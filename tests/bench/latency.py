@@ -24,8 +24,8 @@ from bench.harness import (
     Report,
     Timing,
     check,
+    costs,
     interleave,
-    number,
     process_tree,
     timing_table,
 )
@@ -109,7 +109,7 @@ def _marks(where: str, by_size: Mapping[int, Mapping[str, Timing]]) -> list[Mark
     for size, timings in by_size.items():
         ours, grpc, floor = timings[HTTP], timings[GRPC], timings[FLOOR]
         at = f"{size:,} ids, {where}"
-        why = _costs(ours, floor)
+        why = costs(ours, floor)
         by_floor = ours.p50 / floor.p50
         rivals = {name: timings[name].p50 for name in PEERS if name in timings}
         best = min(rivals, key=rivals.__getitem__)
@@ -125,15 +125,7 @@ def _marks(where: str, by_size: Mapping[int, Mapping[str, Timing]]) -> list[Mark
         marks.append(Mark(f"http:// beside the floor, {at}", by_floor, 1.3, True, limited_by=why))
         plain = timings[GRPCIO]
         bound = 1.5 if size >= 1024 else 1.0
-        gained, costs = plain.p50 / grpc.p50, _costs(grpc, plain, "plain grpcio's")
+        gained, why = plain.p50 / grpc.p50, costs(grpc, plain, "plain grpcio's")
         what = f"grpc:// faster than plain grpcio, {at}"
-        marks.append(Mark(what, gained, bound, limited_by=costs))
+        marks.append(Mark(what, gained, bound, limited_by=why))
     return marks
-
-
-def _costs(ours: Timing, other: Timing, whose: str = "the floor's") -> str:
-    """Where the time goes: CPU a call at both ends."""
-    return (
-        f"CPU a call {number(ours.server_cpu)} µs in the server, {number(ours.client_cpu)} in the "
-        f"client; {whose} {number(other.server_cpu)} and {number(other.client_cpu)}"
-    )

@@ -59,11 +59,11 @@ def missing() -> dict[str, str]:
 
 
 @contextmanager
-def serving(kind: str, plan: Plan) -> Iterator[Peer]:
-    """One of peer_servers.py, over the big table."""
+def serving(kind: str, weights: Path) -> Iterator[Peer]:
+    """One of peer_servers.py, over the rows of a .npy."""
     script = Path(__file__).with_name("peer_servers.py")
     with subprocess.Popen(
-        [sys.executable, script, kind, plan.weights],
+        [sys.executable, script, kind, weights],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -109,13 +109,17 @@ def wait_for_port(port: int) -> None:
 
 @contextmanager
 def loaded_redis(plan: Plan) -> Iterator[Peer]:
-    """A redis-server with every row, under keys of 12 digits, as redis-benchmark draws them."""
+    """A redis-server with every row of the big table; see `load_rows`."""
     with redis(plan.folder, "--appendonly", "no") as peer:
-        rows = plan.rows_array()
-        with socket.create_connection(("127.0.0.1", peer.port)) as connection:
-            for start in range(0, len(rows), _REDIS_BLOCK):
-                _set_rows(connection, start, rows[start : start + _REDIS_BLOCK])
+        load_rows(peer.port, plan.rows_array())
         yield peer
+
+
+def load_rows(port: int, rows: NDArray[np.float32]) -> None:
+    """Set every row in Redis, under keys of 12 digits, as redis-benchmark draws them."""
+    with socket.create_connection(("127.0.0.1", port)) as connection:
+        for start in range(0, len(rows), _REDIS_BLOCK):
+            _set_rows(connection, start, rows[start : start + _REDIS_BLOCK])
 
 
 def _set_rows(connection: socket.socket, start: int, rows: NDArray[np.float32]) -> None:
@@ -146,7 +150,7 @@ def all_serving(plan: Plan) -> Iterator[tuple[dict[str, Peer], list[str]]]:
     reasons = missing()
     with ExitStack() as stack:
         kinds = [kind for kind in ("flight", "grpcio", "floor") if kind not in reasons]
-        peers = {kind: stack.enter_context(serving(kind, plan)) for kind in kinds}
+        peers = {kind: stack.enter_context(serving(kind, plan.weights)) for kind in kinds}
         if "redis" not in reasons:
             peers["redis"] = stack.enter_context(loaded_redis(plan))
         yield peers, list(reasons.values())
@@ -159,7 +163,7 @@ def calls(ports: Mapping[str, int], dim: int, stack: ExitStack) -> dict[str, Cal
     """A call for each peer that is there; `stack` closes what they open."""
     made: dict[str, Call] = {}
     if "redis" in ports:
-        made[REDIS] = _redis_call(ports["redis"], dim, stack)
+        made[REDIS] = _redis_call(redis_client(ports["redis"], stack), dim)
     if "flight" in ports:
         made |= _flight_calls(ports["flight"], dim, stack)
     if "grpcio" in ports:
@@ -186,12 +190,16 @@ def redis_keys(ids: Ids) -> list[bytes]:
     return [b"%012d" % one for one in ids.tolist()]
 
 
-def _redis_call(port: int, dim: int, stack: ExitStack) -> Call:
+def redis_client(port: int, stack: ExitStack) -> Any:
+    """redis-py's client with one connection, its fastest."""
     import redis as redis_py
 
     client: Any = redis_py.Redis(port=port, single_connection_client=True)
     stack.callback(client.close)
+    return client
 
+
+def _redis_call(client: Any, dim: int) -> Call:
     def call(ids: Ids) -> NDArray[np.float32]:
         values = client.mget(redis_keys(ids))
         return np.frombuffer(b"".join(values), np.float32).reshape(-1, dim)

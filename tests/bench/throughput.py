@@ -14,9 +14,10 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
+from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -60,26 +61,51 @@ def message(ids: Ids) -> bytes:
     return request.SerializeToString()
 
 
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """Requests a second of a load, and the latencies of one, in µs."""
+
+    requests: float
+    p50: float
+    p99: float
+
+
 class WrkLoad:
-    """Asks one address with bodies of one kind."""
+    """Asks one address with bodies of one kind.
+
+    `bodies` has them for a size; `kind` is their name, for they are written to files once. `core`
+    is where wrk runs, None for anywhere.
+    """
 
     def __init__(
-        self, plan: Plan, core: int, url: str, path: str, headers: tuple[str, ...], proto: bool
+        self,
+        plan: Plan,
+        core: int | None,
+        url: str,
+        path: str,
+        headers: tuple[str, ...],
+        bodies: Callable[[int], Iterable[bytes]],
+        kind: str,
+        connections: int = CONNECTIONS,
     ) -> None:
-        self._command = ("taskset", "-c", str(core), "wrk", "-t1", f"-c{CONNECTIONS}")
-        self._url, self._path, self._headers, self._proto = url, path, headers, proto
-        self._plan = plan
-        self._source = IdSource(plan.rows, seed=2)
+        pinned_to = () if core is None else ("taskset", "-c", str(core))
+        self._command = (*pinned_to, "wrk", "-t1", f"-c{connections}")
+        self._url, self._path, self._headers = url, path, headers
+        self._plan, self._bodies, self._kind = plan, bodies, kind
 
     def __call__(self, size: int) -> float:
         """Requests a second; AssertionError when one wasn't answered with 200."""
+        return self.rate(size).requests
+
+    def rate(self, size: int) -> Rate:
+        """As a call, with latencies."""
         seconds = max(1, round(self._plan.round_seconds * 10))
         script = Path(__file__).with_name("wrk_bodies.lua")
         done = subprocess.run(
             [
                 *self._command,
                 f"-d{seconds}s",
-                *("-s", script, self._url, "--", self._bodies(size), self._path),
+                *("-s", script, self._url, "--", self._written(size), self._path),
                 *self._headers,
             ],
             capture_output=True,
@@ -91,33 +117,40 @@ class WrkLoad:
         counted = json.loads(done.stdout.splitlines()[-1])
         if counted["errors"] or not counted["requests"]:
             raise AssertionError(f"{self._url}{self._path} didn't answer all: {done.stdout}")
-        rate: float = counted["requests"] / counted["seconds"]
-        return rate
+        return Rate(counted["requests"] / counted["seconds"], counted["p50"], counted["p99"])
 
-    def _bodies(self, size: int) -> Path:
-        kind = "proto" if self._proto else "raw"
-        path = self._plan.folder / f"bodies-{kind}-{size}"
+    def _written(self, size: int) -> Path:
+        path = self._plan.folder / f"bodies-{self._kind}-{size}"
         if not path.exists():
-            count = max(BODIES_MIN, min(BODIES_MAX, BODY_IDS // size))
             with open(path, "wb") as file:
-                for ids in self._source.batches("uniform", size, count):
-                    body = message(ids) if self._proto else ids.tobytes()
-                    file.write(struct.pack("<I", len(body)) + body)
+                file.writelines(struct.pack("<I", len(body)) + body for body in self._bodies(size))
         return path
 
 
-class RedisLoad:
-    """redis-benchmark with one command, its keys drawn anew for each request."""
+def batches(plan: Plan, size: int) -> list[Ids]:
+    """The ids that wrk asks for."""
+    count = max(BODIES_MIN, min(BODIES_MAX, BODY_IDS // size))
+    return IdSource(plan.rows, seed=2).batches("uniform", size, count)
 
-    def __init__(self, plan: Plan, core: int, port: int, command: str) -> None:
+
+class RedisLoad:
+    """redis-benchmark with one command, its keys drawn anew for each request from `rows`."""
+
+    def __init__(
+        self, plan: Plan, core: int, port: int, command: str, rows: int, rates: Mapping[int, int]
+    ) -> None:
         self._start = ("taskset", "-c", str(core), "redis-benchmark", "-p", str(port))
-        self._plan, self._command = plan, command
+        self._plan, self._command, self._rows, self._rates = plan, command, rows, rates
 
     def __call__(self, size: int) -> float:
         """Requests a second."""
+        return self.rate(size).requests
+
+    def rate(self, size: int, connections: int = CONNECTIONS) -> Rate:
+        """As a call, with latencies."""
         seconds = max(0.5, self._plan.round_seconds * 10)
-        count = max(CONNECTIONS, int(REDIS_RATES[size] * seconds))
-        options = ("-c", str(CONNECTIONS), "-n", str(count), "-r", str(self._plan.rows), "--csv")
+        count = max(connections, int(self._rates[size] * seconds))
+        options = ("-c", str(connections), "-n", str(count), "-r", str(self._rows), "--csv")
         keys = ["__rand_int__"] * size
         done = subprocess.run(
             [*self._start, *options, self._command, *keys],
@@ -126,8 +159,10 @@ class RedisLoad:
             check=True,
             timeout=120,
         )
-        # "test","rps","avg_latency_ms",…: the test's name is the whole command.
-        return float(done.stdout.splitlines()[-1].split('","')[1])
+        # "test","rps","avg_latency_ms","min_…","p50_…","p95_…","p99_…","max_…": the test's name is
+        # the whole command.
+        rps, _, _, p50, _, p99, _ = done.stdout.splitlines()[-1].strip('"').split('","')[1:]
+        return Rate(float(rps), float(p50) * 1e3, float(p99) * 1e3)
 
 
 def grpc_rate(address: str, core: int, rows: int, size: int, seconds: float) -> float:
@@ -190,13 +225,17 @@ def run(plan: Plan) -> Report:
     with ExitStack() as stack:
         with pinned(server_core):
             server = stack.enter_context(plan.serve())
-            floor = stack.enter_context(peers.serving("floor-http", plan))
+            floor = stack.enter_context(peers.serving("floor-http", plan.weights))
             if "redis" in peers.missing():
                 report.skipped.append(peers.missing()["redis"])
                 redis = None
             else:
                 redis = stack.enter_context(peers.loaded_redis(plan))
         octets = "application/octet-stream"
+
+        def raw(size: int) -> Iterator[bytes]:
+            return (ids.tobytes() for ids in batches(plan, size))
+
         loads: dict[str, Load] = {
             CONNECT: WrkLoad(
                 plan,
@@ -204,7 +243,8 @@ def run(plan: Plan) -> Report:
                 server.http,
                 "/gatherd.v1.EmbeddingService/Lookup",
                 ("Content-Type=application/proto",),
-                proto=True,
+                lambda size: map(message, batches(plan, size)),
+                "proto",
             ),
             REST: WrkLoad(
                 plan,
@@ -212,16 +252,18 @@ def run(plan: Plan) -> Report:
                 server.http,
                 f"/v1/tables/{TABLE}:lookup",
                 (f"Content-Type={octets}", f"Accept={octets}"),
-                proto=False,
+                raw,
+                "raw",
             ),
             FLOOR: WrkLoad(
-                plan, client_core, f"http://127.0.0.1:{floor.port}", "/", (), proto=False
+                plan, client_core, f"http://127.0.0.1:{floor.port}", "/", (), raw, "raw"
             ),
             GRPC: GrpcLoad(plan, client_core, server.grpc),
         }
         if redis is not None:
-            loads[MGET] = RedisLoad(plan, client_core, redis.port, "MGET")
-            loads[GET] = RedisLoad(plan, client_core, redis.port, "GET")
+            asked = plan, client_core, redis.port
+            loads[MGET] = RedisLoad(*asked, "MGET", plan.rows, REDIS_RATES)
+            loads[GET] = RedisLoad(*asked, "GET", plan.rows, REDIS_RATES)
         rates = _measure(loads, min(plan.rounds, ROUNDS_MAX))
     report.tables += _tables(rates)
     report.marks += _marks(rates)

@@ -81,55 +81,75 @@ def run(plan: Plan) -> Report:
 
 
 def _gatherd_calls(folder: Path, rows: int, dim: int, stack: ExitStack) -> dict[str, Call]:
-    clients = {}
-    for durability in ("fsync", "os"):
-        data_dir = folder / durability
-        run_cli(
-            *("create", TABLE, "--rows", str(rows), "--dim", str(dim)),
-            *("--optimizer", "sgd", "--data-dir", data_dir),
-        )
-        server = RunningServer(
-            *("--data-dir", data_dir, "--durability", durability),
-            log_path=folder / f"{durability}.log",
-        )
-        stack.enter_context(server)
-        clients[durability] = stack.enter_context(Client(server.http, timeout=60))
-        if durability == "fsync":
-            clients["grpc"] = stack.enter_context(Client(server.grpc, timeout=60))
+    servers = {one: push_server(folder, one, rows, dim, stack) for one in ("fsync", "os")}
+    durable = stack.enter_context(Client(servers["fsync"].http, timeout=60))
+    grpc = stack.enter_context(Client(servers["fsync"].grpc, timeout=60))
+    unsynced = stack.enter_context(Client(servers["os"].http, timeout=60))
     return {
-        ADD: _push(clients["fsync"].scatter_add, dim),
-        ASSIGN: _push(clients["fsync"].assign, dim),
-        ADD_GRPC: _push(clients["grpc"].scatter_add, dim),
-        ADD_OS: _push(clients["os"].scatter_add, dim),
+        ADD: push(durable.scatter_add, dim),
+        ASSIGN: push(durable.assign, dim),
+        ADD_GRPC: push(grpc.scatter_add, dim),
+        ADD_OS: push(unsynced.scatter_add, dim),
     }
 
 
-def _push(method: Callable[..., object], dim: int) -> Call:
+def push_server(
+    folder: Path, durability: str, rows: int, dim: int, stack: ExitStack, *options: str
+) -> RunningServer:
+    """A server of a trainable table, in a data dir of its own."""
+    data_dir = folder / "-".join((durability, *options)).replace("--", "")
+    run_cli(
+        *("create", TABLE, "--rows", str(rows), "--dim", str(dim)),
+        *("--optimizer", "sgd", "--data-dir", data_dir),
+    )
+    log = data_dir.with_suffix(".log")
+    server = RunningServer(
+        "--data-dir", data_dir, "--durability", durability, *options, log_path=log
+    )
+    return stack.enter_context(server)
+
+
+def push(method: Callable[..., object], dim: int) -> Call:
+    """Pushes drawn values to ids by a client's method."""
     values = np.random.default_rng(8).random((max(SIZES), dim), np.float32)
     return lambda ids: method(TABLE, ids, values[: ids.size])
 
 
 def _redis_calls(folder: Path, dim: int, stack: ExitStack) -> dict[str, Call]:
-    import redis
+    return {
+        name: redis_set(peers.redis_client(peer.port, stack), dim)
+        for name, peer in redis_servers(folder, stack).items()
+    }
 
-    values = np.random.default_rng(8).random((max(SIZES), dim), np.float32)
-    raw = [values[i].tobytes() for i in range(len(values))]
-    made: dict[str, Call] = {}
+
+def redis_servers(folder: Path, stack: ExitStack) -> dict[str, peers.Peer]:
+    """One that syncs each write, and one that writes none."""
+    started = {}
     for name, options in (
         (REDIS_DURABLE, ("--appendonly", "yes", "--appendfsync", "always")),
         (REDIS_MEMORY, ("--appendonly", "no")),
     ):
         own = folder / name.partition(",")[2].strip().replace(" ", "-")
         own.mkdir()
-        peer = stack.enter_context(peers.redis(own, *options))
-        client: Any = redis.Redis(port=peer.port, single_connection_client=True)
-        stack.callback(client.close)
+        started[name] = stack.enter_context(peers.redis(own, *options))
+    return started
 
-        def call(ids: Ids, client: Any = client) -> None:
-            client.mset(dict(zip(peers.redis_keys(ids), raw, strict=False)))
 
-        made[name] = call
-    return made
+def redis_set(client: Any, dim: int, pipelined: bool = False) -> Call:
+    """Sets drawn values by one MSET, or by a pipeline of SETs."""
+    values = np.random.default_rng(8).random((max(SIZES), dim), np.float32)
+    raw = [values[i].tobytes() for i in range(len(values))]
+
+    def mset(ids: Ids) -> None:
+        client.mset(dict(zip(peers.redis_keys(ids), raw, strict=False)))
+
+    def sets(ids: Ids) -> None:
+        pipeline = client.pipeline(transaction=False)
+        for key, value in zip(peers.redis_keys(ids), raw, strict=False):
+            pipeline.set(key, value)
+        pipeline.execute()
+
+    return sets if pipelined else mset
 
 
 def _script(name: str, plan: Plan) -> str:

@@ -23,12 +23,14 @@ from numpy.typing import NDArray
 from gatherd import (
     GatherdError,
     IdOutOfRange,
+    InvalidArgument,
     KeyNotFound,
     LimitExceeded,
     NoKeys,
     RetryableError,
     TableNotFound,
 )
+from gatherd.store.bags import check_offsets
 from gatherd.store.keys import Keys, StringKeys, key_not_found_error
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 
@@ -44,6 +46,8 @@ class FakeService:
     keys: dict[str, list[Any]] = field(default_factory=dict)
     limits: dict[str, int] = field(default_factory=dict)
     version: int = 7
+    # Of tables with another one.
+    versions: dict[str, int] = field(default_factory=dict)
     failures: list[GatherdError] = field(default_factory=list)
     calls: list[tuple[str, int]] = field(default_factory=list)
     versions_asked: list[int] = field(default_factory=list)
@@ -161,7 +165,8 @@ class FakeService:
             data = (vectors.view(np.uint32) >> 16).astype(np.uint16)
         status = b"" if request.missing in (0, 1) else bad.astype(np.uint8).tobytes()
         tensor = tensor_pb2.Tensor(dtype=code, shape=vectors.shape, data=data.tobytes())
-        return embedding_pb2.LookupResponse(version=self.version, status=status, vectors=tensor)
+        version = self.versions.get(request.table, self.version)
+        return embedding_pb2.LookupResponse(version=version, status=status, vectors=tensor)
 
     def _bags(self, requests: list[Any]) -> list[embedding_pb2.LookupResponse]:
         self._check_limits([request.lookup for request in requests])
@@ -172,7 +177,10 @@ class FakeService:
         vectors, ids, bad = self._gather(request.lookup, padding_id)
         offsets = wire_array(request.offsets)
         assert ids.ndim == offsets.ndim == 1
-        assert not offsets[:1].any()
+        try:
+            check_offsets(offsets, len(ids))
+        except InvalidArgument as error:
+            raise InvalidArgument(f"the server says: {error.message}") from None
         weights = np.ones(len(ids), np.float32)
         if request.HasField("weights"):
             weights = wire_array(request.weights)
@@ -247,6 +255,7 @@ def _shape(request: Any) -> tuple[int, ...]:
 CODES = {
     TableNotFound: ("not_found", 404),
     IdOutOfRange: ("invalid_argument", 400),
+    InvalidArgument: ("invalid_argument", 400),
     KeyNotFound: ("invalid_argument", 400),
     NoKeys: ("invalid_argument", 400),
     LimitExceeded: ("resource_exhausted", 413),
@@ -255,6 +264,18 @@ CODES = {
 
 def error_info(error: GatherdError) -> status_pb2.ErrorInfo:
     return status_pb2.ErrorInfo(reason=error.reason, domain="gatherd", metadata=error.metadata)
+
+
+def error_document(error: GatherdError) -> tuple[int, bytes]:
+    """The status and the body of an error over Connect."""
+    code, status = CODES.get(type(error), ("unavailable", 503))
+    info = base64.b64encode(error_info(error).SerializeToString()).decode()
+    document = {
+        "code": code,
+        "message": error.message,
+        "details": [{"type": "google.rpc.ErrorInfo", "value": info.rstrip("=")}],
+    }
+    return status, json.dumps(document).encode()
 
 
 def _handler(service: FakeService, tcp: bool) -> type[BaseHTTPRequestHandler]:
@@ -270,15 +291,9 @@ def _handler(service: FakeService, tcp: bool) -> type[BaseHTTPRequestHandler]:
             try:
                 self._answer(200, "application/proto", service.handle(self.path, body), None)
             except GatherdError as error:
-                code, status = CODES.get(type(error), ("unavailable", 503))
-                info = base64.b64encode(error_info(error).SerializeToString()).decode()
-                document = {
-                    "code": code,
-                    "message": error.message,
-                    "details": [{"type": "google.rpc.ErrorInfo", "value": info.rstrip("=")}],
-                }
+                status, document = error_document(error)
                 hint = getattr(error, "retry_after_seconds", None)
-                self._answer(status, "application/json", json.dumps(document).encode(), hint)
+                self._answer(status, "application/json", document, hint)
 
         def _answer(self, status: int, content_type: str, body: bytes, hint: float | None) -> None:
             self.send_response(status)

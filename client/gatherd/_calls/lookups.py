@@ -4,7 +4,7 @@ Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -18,7 +18,8 @@ from gatherd._calls.options import (
     LookupOptions,
 )
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import Plan, T
+from gatherd._plans.effects import Deadline, Plan, T
+from gatherd._plans.foreseen_calls import Asking, ForeseenCalls
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
 from gatherd._requests.names import MissingOfBag, MissingRow, Mode, ReplyDType
@@ -46,6 +47,16 @@ class LookupCalls(ABC):
         self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
     ) -> NDArray[Any] | None:
         """The answer to a lookup in which no id may be missing, or None to make a plan of it."""
+
+    @abstractmethod
+    def _carried(
+        self,
+        find: Callable[[ForeseenCalls], Asking | None],
+        plan: Callable[[float | Deadline | None], Plan[Any]],
+        return_status: object,
+        timeout: float | None,
+    ) -> Any:
+        """The result of a call that may be foreseen, or else of its plan, given its timeout."""
 
     @overload
     def lookup(
@@ -112,8 +123,9 @@ class LookupCalls(ABC):
             vectors = self._quick(table, ids, dtype, out, version, timeout)
             if vectors is not None:
                 return Answer(vectors, None).with_status() if return_status else vectors
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = self._run(
-            self._answering.lookup(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup(
                 table,
                 ids,
                 keys=keys,
@@ -125,6 +137,14 @@ class LookupCalls(ABC):
                 dedup=dedup,
                 timeout=timeout,
             )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            if dedup is not False:
+                return None
+            return foreseen.rows(table, ids, keys, dtype, missing, version, out)
+
+        result: NDArray[Any] | tuple[NDArray[Any], Status] = self._carried(
+            find, plan, return_status, timeout
         )
         return result
 
@@ -168,8 +188,9 @@ class LookupCalls(ABC):
         What is over the server's limits is sent in several requests; each table is then answered
         by one version of it.
         """
-        result: dict[str, Any] = self._run(
-            self._answering.lookup_many(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup_many(
                 ids,
                 keys=keys,
                 dtype=dtype,
@@ -179,7 +200,11 @@ class LookupCalls(ABC):
                 dedup=dedup,
                 timeout=timeout,
             )
-        )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            return foreseen.many(ids, keys, dtype, missing, version) if dedup is False else None
+
+        result: dict[str, Any] = self._carried(find, plan, return_status, timeout)
         return result
 
     @overload
@@ -243,8 +268,9 @@ class LookupCalls(ABC):
         over the server's limits are sent in several requests, all answered by one version; a
         single bag that is over them is LimitExceeded.
         """
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = self._run(
-            self._answering.lookup_bags(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup_bags(
                 table,
                 ids,
                 offsets,
@@ -259,6 +285,13 @@ class LookupCalls(ABC):
                 version=version,
                 timeout=timeout,
             )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            pooled = (mode, weights, padding_id)
+            return foreseen.bags(table, (ids, offsets), keys, pooled, dtype, missing, version, out)
+
+        result: NDArray[Any] | tuple[NDArray[Any], Status] = self._carried(
+            find, plan, return_status, timeout
         )
         return result
 
@@ -303,8 +336,9 @@ class LookupCalls(ABC):
         The other arguments hold for every table. With return_status, {table: (vectors, status)}.
         All or nothing, as `lookup_many`.
         """
-        result: dict[str, Any] = self._run(
-            self._answering.lookup_bags_many(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup_bags_many(
                 ids,
                 keys=keys,
                 mode=mode,
@@ -316,7 +350,12 @@ class LookupCalls(ABC):
                 version=version,
                 timeout=timeout,
             )
-        )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            pooled = (mode, weights, padding_id)
+            return foreseen.bags_many(ids, keys, pooled, dtype, missing, version)
+
+        result: dict[str, Any] = self._carried(find, plan, return_status, timeout)
         return result
 
     def keys_of(

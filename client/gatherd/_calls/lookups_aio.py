@@ -5,7 +5,7 @@ Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -19,7 +19,8 @@ from gatherd._calls.options import (
     LookupOptions,
 )
 from gatherd._plans.answering import Answering
-from gatherd._plans.effects import Plan, T
+from gatherd._plans.effects import Deadline, Plan, T
+from gatherd._plans.foreseen_calls import Asking, ForeseenCalls
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
 from gatherd._requests.names import MissingOfBag, MissingRow, Mode, ReplyDType
@@ -47,6 +48,16 @@ class AsyncLookupCalls(ABC):
         self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
     ) -> NDArray[Any] | None:
         """The answer to a lookup in which no id may be missing, or None to make a plan of it."""
+
+    @abstractmethod
+    async def _carried(
+        self,
+        find: Callable[[ForeseenCalls], Asking | None],
+        plan: Callable[[float | Deadline | None], Plan[Any]],
+        return_status: object,
+        timeout: float | None,
+    ) -> Any:
+        """The result of a call that may be foreseen, or else of its plan, given its timeout."""
 
     @overload
     async def lookup(
@@ -113,8 +124,9 @@ class AsyncLookupCalls(ABC):
             vectors = await self._quick(table, ids, dtype, out, version, timeout)
             if vectors is not None:
                 return Answer(vectors, None).with_status() if return_status else vectors
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
-            self._answering.lookup(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup(
                 table,
                 ids,
                 keys=keys,
@@ -126,6 +138,14 @@ class AsyncLookupCalls(ABC):
                 dedup=dedup,
                 timeout=timeout,
             )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            if dedup is not False:
+                return None
+            return foreseen.rows(table, ids, keys, dtype, missing, version, out)
+
+        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._carried(
+            find, plan, return_status, timeout
         )
         return result
 
@@ -169,8 +189,9 @@ class AsyncLookupCalls(ABC):
         What is over the server's limits is sent in several requests; each table is then answered
         by one version of it.
         """
-        result: dict[str, Any] = await self._run(
-            self._answering.lookup_many(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup_many(
                 ids,
                 keys=keys,
                 dtype=dtype,
@@ -180,7 +201,11 @@ class AsyncLookupCalls(ABC):
                 dedup=dedup,
                 timeout=timeout,
             )
-        )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            return foreseen.many(ids, keys, dtype, missing, version) if dedup is False else None
+
+        result: dict[str, Any] = await self._carried(find, plan, return_status, timeout)
         return result
 
     @overload
@@ -244,8 +269,9 @@ class AsyncLookupCalls(ABC):
         over the server's limits are sent in several requests, all answered by one version; a
         single bag that is over them is LimitExceeded.
         """
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._run(
-            self._answering.lookup_bags(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup_bags(
                 table,
                 ids,
                 offsets,
@@ -260,6 +286,13 @@ class AsyncLookupCalls(ABC):
                 version=version,
                 timeout=timeout,
             )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            pooled = (mode, weights, padding_id)
+            return foreseen.bags(table, (ids, offsets), keys, pooled, dtype, missing, version, out)
+
+        result: NDArray[Any] | tuple[NDArray[Any], Status] = await self._carried(
+            find, plan, return_status, timeout
         )
         return result
 
@@ -304,8 +337,9 @@ class AsyncLookupCalls(ABC):
         The other arguments hold for every table. With return_status, {table: (vectors, status)}.
         All or nothing, as `lookup_many`.
         """
-        result: dict[str, Any] = await self._run(
-            self._answering.lookup_bags_many(
+
+        def plan(timeout: float | Deadline | None) -> Plan[Any]:
+            return self._answering.lookup_bags_many(
                 ids,
                 keys=keys,
                 mode=mode,
@@ -317,7 +351,12 @@ class AsyncLookupCalls(ABC):
                 version=version,
                 timeout=timeout,
             )
-        )
+
+        def find(foreseen: ForeseenCalls) -> Asking | None:
+            pooled = (mode, weights, padding_id)
+            return foreseen.bags_many(ids, keys, pooled, dtype, missing, version)
+
+        result: dict[str, Any] = await self._carried(find, plan, return_status, timeout)
         return result
 
     async def keys_of(

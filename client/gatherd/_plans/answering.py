@@ -60,7 +60,7 @@ class Answering(ABC):
         return_status: bool,
         version: int | None = None,
         dedup: bool = False,
-        timeout: float | None,
+        timeout: float | Deadline | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup."""
         deadline = self.deadline(timeout)
@@ -78,7 +78,7 @@ class Answering(ABC):
         return_status: bool,
         version: Mapping[str, int] | None = None,
         dedup: bool = False,
-        timeout: float | None,
+        timeout: float | Deadline | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup_many."""
         deadline = self.deadline(timeout)
@@ -110,7 +110,7 @@ class Answering(ABC):
         out: NDArray[Any] | None,
         return_status: bool,
         version: int | None = None,
-        timeout: float | None,
+        timeout: float | Deadline | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup_bags."""
         deadline = self.deadline(timeout)
@@ -142,7 +142,7 @@ class Answering(ABC):
         missing: str,
         return_status: bool,
         version: Mapping[str, int] | None = None,
-        timeout: float | None,
+        timeout: float | Deadline | None,
     ) -> Plan[Any]:
         """The plan of Client.lookup_bags_many."""
         deadline = self.deadline(timeout)
@@ -220,8 +220,10 @@ class Answering(ABC):
             for spec, answer in zip(specs, answers, strict=True)
         }
 
-    def deadline(self, timeout: float | None) -> Deadline:
-        """The deadline of a call that begins now."""
+    def deadline(self, timeout: float | Deadline | None) -> Deadline:
+        """The deadline of a call that begins now; a Deadline is that of one that began already."""
+        if isinstance(timeout, Deadline):
+            return timeout
         return self._tries.deadline(timeout)
 
     @abstractmethod

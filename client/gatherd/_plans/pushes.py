@@ -14,6 +14,7 @@ from numpy.typing import ArrayLike
 from gatherd._outcome import OUTCOME, UNKNOWN
 from gatherd._plans.answering import extras, mappings
 from gatherd._plans.effects import Deadline, Plan, Send
+from gatherd._plans.foreseen_pushes import ForeseenPush, ForeseenPushes
 from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import Tried, Tries
 from gatherd._requests.tables import ChangeResult, SnapshotResult
@@ -33,6 +34,7 @@ from gatherd._wire.updates import (
     decode_change,
     decode_snapshot,
     decode_update,
+    encode_request_id,
     encode_update,
 )
 from gatherd.errors import (
@@ -68,6 +70,7 @@ class Pushes:
     ) -> None:
         self._tries = Tries(timeout=timeout, retries=retries, clock=clock, uniform=uniform)
         self._ids = RequestIds()
+        self._foreseen = ForeseenPushes()
 
     def push(
         self,
@@ -84,7 +87,13 @@ class Pushes:
     ) -> Plan[UpdateResult]:
         """The plan of Client.scatter_add, apply_gradients and assign."""
         deadline = self._tries.deadline(timeout)
+        given = table, ids, values, lr, if_version
+        foreseen = None if keys is not None else self._foreseen.find(*given)
+        if foreseen is not None:
+            return (yield from self._push(op, [foreseen.spec], idempotency_key, deadline, foreseen))
         spec = prepare_update(op, table, ids, keys, values, lr=lr, if_version=if_version)
+        if keys is None:
+            self._foreseen.learn(spec, *given)
         return (yield from self._push(op, [spec], idempotency_key, deadline))
 
     def push_many(
@@ -123,11 +132,16 @@ class Pushes:
         return SnapshotResult(reply.path, reply.lsn)
 
     def _push(
-        self, op: UpdateOp, specs: Sequence[UpdateSpec], key: str | None, deadline: Deadline
+        self,
+        op: UpdateOp,
+        specs: Sequence[UpdateSpec],
+        key: str | None,
+        deadline: Deadline,
+        foreseen: ForeseenPush | None = None,
     ) -> Plan[UpdateResult]:
         """Send it until it is answered, each time with the same bytes and the same id."""
         request_id = self._ids.draw() if key is None else check_idempotency_key(key)
-        send = _push_of(op, specs, request_id, deadline)
+        send = _push_of(op, specs, request_id, deadline, foreseen)
         tried = Tried()
         while True:
             try:
@@ -139,7 +153,7 @@ class Pushes:
                 if tried.was_sent or not isinstance(request_id, SessionSequence):
                     raise _told(error, tried.is_lost) from None
                 request_id, tried.was_sent = self._ids.draw_anew(request_id), True
-                send = _push_of(op, specs, request_id, deadline)
+                send = _push_of(op, specs, request_id, deadline, foreseen)
             except LimitExceeded as error:
                 error.message += "; a push isn't split by the client: send it as several"
                 raise
@@ -155,9 +169,16 @@ class Pushes:
 
 
 def _push_of(
-    op: UpdateOp, specs: Sequence[UpdateSpec], request_id: RequestId, deadline: Deadline
+    op: UpdateOp,
+    specs: Sequence[UpdateSpec],
+    request_id: RequestId,
+    deadline: Deadline,
+    foreseen: ForeseenPush | None,
 ) -> Send:
-    body = encode_update(specs, request_id)
+    if foreseen is None:
+        body = encode_update(specs, request_id)
+    else:
+        body = foreseen.body(encode_request_id(request_id))
     return Send(op.method, body.head, deadline, body.rest, once=True)
 
 

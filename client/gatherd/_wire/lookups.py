@@ -9,6 +9,7 @@ through the generated classes.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -73,23 +74,43 @@ def encode_lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> tu
 
     All of them are bags, or none is; without `many` there is one.
     """
-    bags = parts[0][0].bags is not None
+    method = method_of([spec for spec, _ in parts], many=many)
+    return method, b"".join(_lookups(parts, many=many))
+
+
+def method_of(specs: Sequence[LookupSpec], *, many: bool) -> str:
+    """The path of the method that lookups are sent to."""
+    bags = specs[0].bags is not None
+    if many:
+        return LOOKUP_BAGS_MANY.path if bags else LOOKUP_MANY.path
+    return LOOKUP_BAGS.path if bags else LOOKUP.path
+
+
+def around_arrays(
+    specs: Sequence[LookupSpec], *, many: bool
+) -> tuple[tuple[bytes, ...], list[NDArray[Any]]]:
+    """A request without string keys: the bytes around its arrays, and the arrays, in order.
+
+    With other arrays of the same dtypes and shapes it is the request for those.
+    """
+    around: list[list[bytes]] = [[]]
+    arrays: list[NDArray[Any]] = []
+    for part in _lookups([(spec, spec.version) for spec in specs], many=many):
+        if isinstance(part, memoryview):
+            around.append([])
+            arrays.append(np.asarray(part))
+        else:
+            around[-1].append(part)
+    return tuple(map(b"".join, around)), arrays
+
+
+def _lookups(parts: Sequence[tuple[LookupSpec, int]], *, many: bool) -> Parts:
     if not many:
-        return LOOKUP_BAGS.path if bags else LOOKUP.path, b"".join(_lookup(*parts[0]))
+        return _lookup(*parts[0])
     out: Parts = []
     for spec, version in parts:
         out += nested(_MEMBER, _lookup(spec, version))
-    return LOOKUP_BAGS_MANY.path if bags else LOOKUP_MANY.path, b"".join(out)
-
-
-def around_ids(spec: LookupSpec) -> tuple[bytes, bytes]:
-    """A LookupRequest of ids without pooling, in two parts: before the ids, and after them.
-
-    Between them go the bytes of any ids, as many as `spec` has.
-    """
-    parts = _lookup(spec, spec.version)
-    data = next(i for i, part in enumerate(parts) if isinstance(part, memoryview))
-    return b"".join(parts[:data]), b"".join(parts[data + 1 :])
+    return out
 
 
 def _lookup(spec: LookupSpec, version: int) -> Parts:
@@ -98,20 +119,25 @@ def _lookup(spec: LookupSpec, version: int) -> Parts:
         rows = nested(_KEYS, keys_parts(spec.asked.keys))
     else:
         rows = nested(_IDS, tensor_parts(spec.asked))
-    parts: Parts = [
-        _TABLE + varint(len(spec.table_bytes)) + spec.table_bytes,
-        *rows,
-        _REPLY_DTYPE + varint(DTYPE_CODES[spec.reply.wire]),
-        _MISSING + varint(_MISSING_CODES[spec.missing]),
-    ]
+    parts = _plain_lookup(spec, rows, version)
+    return parts if spec.bags is None else nested(_BAGS_LOOKUP, parts) + _pooled(spec.bags)
+
+
+def _plain_lookup(spec: LookupSpec, rows: Parts, version: int) -> Parts:
+    after = (
+        _REPLY_DTYPE
+        + varint(DTYPE_CODES[spec.reply.wire])
+        + _MISSING
+        + varint(_MISSING_CODES[spec.missing])
+    )
     if version:
-        parts.append(_VERSION + varint(version))
-    return parts if spec.bags is None else _bags(parts, spec.bags)
+        after += _VERSION + varint(version)
+    return [_TABLE + varint(len(spec.table_bytes)) + spec.table_bytes, *rows, after]
 
 
-def _bags(lookup: Parts, bags: BagsQuery) -> Parts:
-    parts = nested(_BAGS_LOOKUP, lookup)
-    parts += nested(_BAGS_OFFSETS, tensor_parts(bags.offsets))
+def _pooled(bags: BagsQuery) -> Parts:
+    """What a LookupBagsRequest has beside its lookup."""
+    parts = nested(_BAGS_OFFSETS, tensor_parts(bags.offsets))
     parts.append(_BAGS_POOLING + varint(_POOLING_CODES[bags.pooling]))
     if bags.weights is not None:
         parts += nested(_BAGS_WEIGHTS, tensor_parts(bags.weights))
@@ -124,17 +150,69 @@ def keys_parts(keys: Keys) -> Parts:
     """A Keys message."""
     if not isinstance(keys, StringKeys):
         return nested(_INTEGERS, tensor_parts(keys))
-    dims = b"".join(map(varint, keys.shape))
+    return _strings(sent_strings(keys))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class SentStrings:
+    """String keys of shape S as they are sent: `lengths` are uint32 each, `data` all the keys."""
+
+    shape: tuple[int, ...]
+    lengths: bytes
+    data: bytes
+
+
+def sent_strings(keys: StringKeys) -> SentStrings:
+    """`keys` as they are sent."""
     lengths = np.diff(keys.offsets).astype("<u4")
     data = keys.data[int(keys.offsets[0]) : int(keys.offsets[-1])]
-    strings: Parts = [
-        _STRINGS_SHAPE + varint(len(dims)) + dims,
-        _STRINGS_LENGTHS + varint(lengths.nbytes),
-        lengths.data,
-        _STRINGS_DATA + varint(data.nbytes),
-        data.data,
-    ]
-    return nested(_STRINGS, strings)
+    return SentStrings(keys.shape, lengths.tobytes(), data.tobytes())
+
+
+def _strings(keys: SentStrings) -> Parts:
+    """A Keys message of strings."""
+    dims = b"".join(map(varint, keys.shape))
+    head = _STRINGS_SHAPE + varint(len(dims)) + dims + _STRINGS_LENGTHS + varint(len(keys.lengths))
+    tail = _STRINGS_DATA + varint(len(keys.data))
+    size = len(head) + len(keys.lengths) + len(tail) + len(keys.data)
+    return [_STRINGS + varint(size) + head, keys.lengths, tail, keys.data]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AroundStrings:
+    """A request by string keys but for them: `before` and `after` them in its LookupRequest.
+
+    `pooled` are the bytes around offsets and weights, which follow that where rows are pooled.
+    """
+
+    before: bytes
+    after: bytes
+    pooled: tuple[bytes, ...]
+
+    @classmethod
+    def of(cls, spec: LookupSpec) -> "AroundStrings":
+        """That of a lookup by string keys."""
+        before, *_, after = _plain_lookup(spec, [b""], spec.version)
+        pooled: list[list[bytes]] = [[]]
+        for part in _pooled(spec.bags) if spec.bags is not None else ():
+            if isinstance(part, memoryview):
+                pooled.append([])
+            else:
+                pooled[-1].append(part)
+        return cls(bytes(before), bytes(after), tuple(map(b"".join, pooled)))
+
+    def request(self, keys: SentStrings, arrays: Sequence[NDArray[Any]]) -> bytes:
+        """The request for `keys`, with offsets and weights in `arrays` if rows are pooled."""
+        strings = _strings(keys)
+        size = sum(map(len, strings))
+        field = _KEYS + varint(size)
+        if not arrays:
+            return b"".join((self.before, field, *strings, self.after))
+        size += len(self.before) + len(field) + len(self.after)
+        first, *others = self.pooled
+        parts: list[Any] = [_BAGS_LOOKUP + varint(size), self.before, field, *strings, self.after]
+        parts += [first, *chain.from_iterable(zip(arrays, others, strict=True))]
+        return b"".join(parts)
 
 
 def tensor_parts(array: NDArray[Any], code: int | None = None) -> Parts:

@@ -7,9 +7,10 @@ doesn't copy them. Everything else is small and goes through the generated class
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final, TypeAlias, TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+from numpy.typing import NDArray
 
 from gatherd._requests.updates import UpdateResult, UpdateSpec
 from gatherd._wire.lookups import DTYPE_CODES, keys_parts, tensor_parts
@@ -58,16 +59,48 @@ class Body:
 
 def encode_update(specs: Sequence[UpdateSpec], request_id: RequestId) -> Body:
     """An UpdateRequest. The id comes first, so that the values are the last bytes."""
-    parts: Parts = []
-    if isinstance(request_id, str):
-        text = request_id.encode("ascii")
-        parts.append(_IDEMPOTENCY_KEY + varint(len(text)) + text)
-    else:
-        session = _SESSION + varint(len(request_id.session)) + request_id.session
-        parts += nested(_SEQUENCE, [session, _NUMBER + varint(request_id.sequence)])
+    parts: Parts = [encode_request_id(request_id)]
     for spec in specs:
         parts += nested(_UPDATE, _table_update(spec))
     return _pieces(parts)
+
+
+def encode_request_id(request_id: RequestId) -> bytes:
+    """A push's id, as it stands in an UpdateRequest."""
+    if isinstance(request_id, str):
+        text = request_id.encode("ascii")
+        return _IDEMPOTENCY_KEY + varint(len(text)) + text
+    session = request_id.session
+    content = b"%b%b%b%b%b" % (
+        *(_SESSION, varint(len(session)), session),
+        *(_NUMBER, varint(request_id.sequence)),
+    )
+    return b"%b%b%b" % (_SEQUENCE, varint(len(content)), content)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Framing:
+    """The bytes of an UpdateRequest of one table around its id, its ids and its values."""
+
+    before: bytes
+    between: bytes
+
+    def body(self, request_id: bytes, ids: NDArray[Any], values: NDArray[Any]) -> Body:
+        """What `encode_update` makes of such arrays, which are C-contiguous and not empty."""
+        if ids.nbytes < PIECE_BYTES_MIN and values.nbytes < PIECE_BYTES_MIN:
+            return Body(
+                b"".join((request_id, self.before, ids.data, self.between, values.data)), ()
+            )
+        return _pieces([request_id + self.before, ids.data, self.between, values.data])
+
+
+def framing_of(spec: UpdateSpec) -> Framing:
+    """The framing of updates like `spec`, which has ids."""
+    assert not isinstance(spec.asked, ByKey)
+    parts = nested(_UPDATE, _table_update(spec))
+    at = next(i for i, part in enumerate(parts) if not isinstance(part, bytes))
+    # The values are the last part.
+    return Framing(b"".join(parts[:at]), b"".join(parts[at + 1 : -1]))
 
 
 def _table_update(spec: UpdateSpec) -> Parts:

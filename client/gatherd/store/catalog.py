@@ -18,12 +18,14 @@ unnoticed. The first change of a table writes one with "crc32".
 """
 
 import difflib
+import json
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,7 +34,6 @@ from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFou
 from gatherd.store.checksums import (
     decode_document,
     decode_object,
-    encode_document,
     read_document,
     read_file,
 )
@@ -120,7 +121,14 @@ class Damage:
         }
 
 
-@dataclass(frozen=True, slots=True)
+class EntryText(NamedTuple):
+    """An entry as catalog.json writes it: `lines` there, `compact` for its checksum."""
+
+    lines: str
+    compact: str
+
+
+@dataclass(frozen=True)
 class CatalogEntry:
     """One table in the catalog.
 
@@ -137,6 +145,22 @@ class CatalogEntry:
     def damage_of(self, version: int) -> Damage | None:
         """The damage of a version, or None."""
         return next((one for one in self.damaged if one.version == version), None)
+
+    @cached_property
+    def text(self) -> EntryText:
+        """See catalog_text.py; made once, because each change of any table writes it again."""
+        if self.damaged or not self.versions:
+            document = self.to_json()
+            lines = json.dumps(document, indent=CATALOG_INDENT).replace("\n", "\n    ")
+            return EntryText(lines, json.dumps(document, sort_keys=True, separators=(",", ":")))
+        # The same for what most entries are, ten times as fast: a start needs it of every table.
+        uid, numbers = json.dumps(self.uid), [str(version) for version in self.versions]
+        listed = ",\n        ".join(numbers)
+        return EntryText(
+            f'{{\n      "uid": {uid},\n      "live": {self.live},\n'
+            f'      "versions": [\n        {listed}\n      ]\n    }}',
+            f'{{"live":{self.live},"uid":{uid},"versions":[{",".join(numbers)}]}}',
+        )
 
     def to_json(self) -> dict[str, Any]:
         """Its JSON in the catalog."""
@@ -227,13 +251,8 @@ def read_catalog(data_dir: Path) -> Catalog:
     return decode_catalog(read_file(path), path)
 
 
-def encode_catalog(catalog: Catalog) -> bytes:
-    """The contents of catalog.json."""
-    return encode_document(catalog.to_json(), indent=CATALOG_INDENT)
-
-
 def decode_catalog(encoded: bytes, where: Path) -> Catalog:
-    """The reverse of `encode_catalog`; raises what `read_catalog` does, naming `where`."""
+    """The catalog in the bytes of catalog.json; raises what `read_catalog` does, naming `where`."""
     document = decode_object(encoded, str(where))
     if "crc32" in document:
         document = decode_document(encoded, str(where), CATALOG_INDENT)

@@ -19,6 +19,7 @@ import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from json.encoder import encode_basestring_ascii as _text
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ CHECKSUMS = "checksums"
 BLOCK_BYTES = 4 << 20
 # A block is read in pieces that stay in a core's cache.
 READ_BYTES = 256 << 10
+_compact = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,13 +67,29 @@ class FileChecksums:
 def document_crc(document: Mapping[str, Any]) -> int:
     """The crc32 of a JSON object without its own member "crc32": compact, its keys sorted."""
     rest = {key: value for key, value in document.items() if key != "crc32"}
-    return zlib.crc32(json.dumps(rest, sort_keys=True, separators=(",", ":")).encode())
+    return zlib.crc32(_compact(rest).encode())
 
 
 def encode_document(document: Mapping[str, Any], indent: int = 1) -> bytes:
     """A JSON object as a file, with its own checksum as the last member, "crc32"."""
     rest = {key: value for key, value in document.items() if key != "crc32"}
-    return json.dumps({**rest, "crc32": document_crc(rest)}, indent=indent).encode()
+    return _indented({**rest, "crc32": document_crc(rest)}, " " * indent, "\n").encode()
+
+
+def _indented(value: Any, step: str, line: str) -> str:
+    """The text that `json.dumps` gives with an indent, for which it has no compiled code."""
+    if isinstance(value, str):
+        return _text(value)
+    if type(value) is int:
+        return str(value)
+    inner = line + step
+    if isinstance(value, dict) and value:
+        shown = [f"{_text(name)}: {_indented(one, step, inner)}" for name, one in value.items()]
+        return f"{{{inner}{(',' + inner).join(shown)}{line}}}"
+    if isinstance(value, list) and value:
+        shown = [_indented(one, step, inner) for one in value]
+        return f"[{inner}{(',' + inner).join(shown)}{line}]"
+    return json.dumps(value)
 
 
 def read_document(path: Path) -> dict[str, Any]:
@@ -97,7 +115,7 @@ def decode_document(encoded: bytes, where: str, indent: int = 1) -> dict[str, An
     # Compare the bytes themselves too: "\\u00e9" and "\\u00E9" are the same to JSON.
     if (
         document["crc32"] != document_crc(document)
-        or json.dumps(document, indent=indent).encode() != encoded
+        or _indented(document, " " * indent, "\n").encode() != encoded
     ):
         raise BadFile(f"{where} isn't what was written (crc32): it is damaged")
     return document

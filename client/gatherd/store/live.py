@@ -46,6 +46,7 @@ from gatherd.store.catalog import (
     table_not_found,
     version_dir,
 )
+from gatherd.store.catalog_text import CatalogReader
 from gatherd.store.control import ControlPage
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.table import Table
@@ -240,6 +241,7 @@ class LiveTables:
         self._at_drop = at_drop
         self._keep_superseded = keep_superseded
         self._control: ControlPage | None = None
+        self._reader = CatalogReader(data_dir) if data_dir is not None else None
         self._prepared: dict[tuple[str, int], _Prepared] = {}
         # The generation that the page showed and the view that was built then: one reference, so
         # that no thread sees one without the other.
@@ -309,21 +311,22 @@ class LiveTables:
 
     def _refreshed(self) -> View:
         """The view of the present catalog, whatever the page shows."""
-        if self._data_dir is None:
+        reader = self._reader
+        if reader is None:
             return self._state[1]
         for _ in range(VIEWS_MAX):
             try:
-                return self._read_anew(self._data_dir)
+                return self._read_anew(reader)
             except DroppedMeanwhile as error:
                 dropped = error
         raise _too_fast(dropped)
 
-    def _read_anew(self, data_dir: Path) -> View:
+    def _read_anew(self, reader: CatalogReader) -> View:
         control = self._control
         if control is None:
-            control = self._control = ControlPage(data_dir)
+            control = self._control = ControlPage(reader.data_dir)
         generation = control.generation
-        catalog = read_catalog(data_dir)
+        catalog = reader.read()
         before = self._state[1]
         view = before if before.catalog == catalog else self._built(catalog, control, before)
         if self._state[1].catalog.generation > catalog.generation:
@@ -358,7 +361,15 @@ class LiveTables:
         """The view of `catalog`, with the tables prepared for it and those mapped in `before`."""
         refused = self._refused.copy()
         view = self._view_of(catalog, control, refused)
+        # The reader gives the same object for an entry that is the same: most are.
+        other = {name for name, old in before.entries.items() if view.entries.get(name) is not old}
+        for key, table in before.mapped.copy().items():
+            if key[0] not in other:
+                view.mapped.setdefault(key, table)
         for name, entry in view.entries.items():
+            is_mapped = self._at_open is None or (name, LIVE_VERSION) in view.mapped
+            if is_mapped and before.entries.get(name) is entry:
+                continue
             now = self._state[1]
             if now is not before and now.catalog == catalog:
                 return now  # another thread was faster

@@ -158,16 +158,20 @@ class Table:
         rows = rows.reshape(layout.row_count, layout.row_bytes)
         return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
 
-    def preload(self, policy: Preload, taken_bytes: int = 0) -> None:
+    def preload(
+        self, policy: Preload, taken_bytes: int = 0, available_bytes: int | None = None
+    ) -> None:
         """Bring the pages in as `policy` says. BadFile when they can't be read or locked.
 
-        Other tables take `taken_bytes` of the available memory. A table that doesn't fit into the
-        rest isn't populated, and the kernel doesn't read ahead in it.
+        Other tables take `taken_bytes` of the available memory, which is asked for if None is
+        given. A table that doesn't fit into the rest isn't populated, and the kernel doesn't read
+        ahead in it.
         """
         if self._mapping is None:
             return
         if policy is not Preload.LOCK:
-            available_bytes = memory.available_bytes()
+            if available_bytes is None:
+                available_bytes = memory.available_bytes()
             room = max(0, available_bytes - taken_bytes)
             if self.nbytes > room // 2:
                 memory.advise_random(self._mapping)

@@ -11,11 +11,9 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from numpy.typing import NDArray
-
 from gatherd._outcome import NOT_SENT, OUTCOME, UNKNOWN
 from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
-from gatherd._plans.foreseen import Foreseen
+from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_http
 from gatherd.errors import (
@@ -42,7 +40,6 @@ from gatherd.transports.http1 import (
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
 from gatherd_proto.headers import CONNECT_VERSION, PROTO, RETRY_AFTER, TIMEOUT_DIGITS_MAX
-from gatherd_proto.procedures import LOOKUP
 
 REQUEST_ID_HEADER = "x-request-id"
 # How many connections a client opens at most; a further call waits for one.
@@ -76,16 +73,17 @@ class TimeIsUp(Exception):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Wire:
-    """The bytes to send for a `Foreseen`: `before`, milliseconds, `between`, ids, `after`.
+    """The bytes to send for a `Foreseen`: what varies has its place among `pieces`.
 
-    `expected` is the beginning of the response, up to the vectors; empty if it can't be foreseen.
+    `expected` is the beginning of the response, up to what its `later_bytes` are; empty if it can't
+    be foreseen.
     """
 
     template: tuple[bytes, bytes] | None
-    before: bytes
-    between: bytes
-    after: bytes
+    pieces: list[Any]  # 1 is for the milliseconds, then 3, 5, … for what varies
+    nbytes: int  # of the request's body; 0 if that varies, and then its digits are at 3
     expected: bytes
+    later_bytes: int
 
 
 class Heads:
@@ -94,14 +92,15 @@ class Heads:
     def __init__(self, target: Target, credentials: Credentials) -> None:
         self._target = target
         self._credentials = credentials
-        self._template: tuple[bytes, bytes] | None = None
+        # By method: a server may answer each of them in its own way.
+        self._templates: dict[str, tuple[bytes, bytes] | None] = {}
         # By path, with the current token.
         self._prefixes: dict[str, bytes] = {}
         credentials.on_renewal(self._forget)
 
     def _forget(self) -> None:
         """Drop everything made with the old token."""
-        self._template = None
+        self._templates = {}
         self._prefixes = {}
 
     def request(self, send: Send, now: float) -> bytes:
@@ -127,39 +126,53 @@ class Heads:
     def wire(self, foreseen: Foreseen) -> Wire:
         """The Wire of `foreseen`."""
         found: Wire | None = foreseen.wire
-        if found is not None and found.template is self._template:
+        template = self._templates.get(foreseen.method)
+        if found is not None and found.template is template:
             return found
-        template = self._template
-        prefix = self._prefix(_path(self._target, LOOKUP.path))
-        before, between = request_parts(prefix, foreseen.nbytes)
+        prefix = self._prefix(_path(self._target, foreseen.method))
+        before, after = request_parts(prefix, foreseen.nbytes)
+        if foreseen.around:
+            pieces: list[Any] = [None] * (2 * len(foreseen.around) + 1)
+            pieces[2::2] = foreseen.around
+            pieces[2] = after + pieces[2]
+        else:
+            start, end = after.split(b"0")
+            pieces = [None, None, start, None, end, None]
+        pieces[0] = before
         expected = b""
         if template is not None and foreseen.prefix:
-            length = len(foreseen.prefix) + foreseen.data_bytes
+            length = len(foreseen.prefix) + foreseen.later_bytes
             expected = b"%b%d%b%b" % (template[0], length, template[1], foreseen.prefix)
             if len(expected) > EXPECTED_BYTES_MAX or length > REPLY_BYTES_MAX:
                 expected = b""
-        made = Wire(template, before, between + foreseen.before, foreseen.after, expected)
+        made = Wire(template, pieces, foreseen.nbytes, expected, foreseen.later_bytes)
         foreseen.wire = made
         return made
 
-    def learn(self, reader: ResponseReader) -> None:
-        """Learn the head of a response that was a reply and left the connection open."""
+    def learn(self, method: str, reader: ResponseReader) -> None:
+        """Learn the head of a reply to `method` that left the connection open."""
         found = around_length(reader.raw_head)
-        if found != self._template:
-            self._template = found
+        if found != self._templates.get(method):
+            self._templates[method] = found
 
 
-def foreseen_pieces(wire: Wire, ids: NDArray[Any], left_seconds: float) -> tuple[Any, ...]:
-    """The pieces to write for a foreseen lookup of `ids`, in order: few, no large one copied."""
-    head = (wire.before, b"%d" % timeout_ms(left_seconds), wire.between)
-    if ids.nbytes <= JOINED_BYTES_MAX:
-        return (b"".join((*head, ids.data, wire.after)),)
-    return b"".join(head), bytes_of(ids), wire.after
+def foreseen_pieces(wire: Wire, varying: Varying, left_seconds: float) -> tuple[Any, ...]:
+    """The pieces to write for a foreseen call, in order: few, no large one copied."""
+    pieces = wire.pieces.copy()
+    pieces[1] = b"%d" % timeout_ms(left_seconds)
+    if not wire.nbytes:
+        (body,) = varying
+        pieces[3], pieces[5] = b"%d" % len(body), body
+    else:
+        pieces[3::2] = varying
+        if wire.nbytes > JOINED_BYTES_MAX and len(varying) == 1:
+            return b"".join(pieces[:3]), bytes_of(pieces[3]), pieces[4]
+    return (b"".join(pieces),)
 
 
-def bytes_of(array: NDArray[Any]) -> memoryview:
-    """The bytes of a C-contiguous array, in place."""
-    return array.data.cast("B")
+def bytes_of(buffer: Any) -> memoryview:
+    """The bytes of a C-contiguous array that isn't empty, or of another buffer, in place."""
+    return memoryview(buffer).cast("B")
 
 
 def timeout_ms(left_seconds: float) -> int:

@@ -8,11 +8,11 @@ interrupted receive begins anew with its whole time.
 import errno
 import socket
 import time
+from collections.abc import Sequence
 from typing import Any
 
-from numpy.typing import NDArray
-
 from gatherd._plans.effects import Send
+from gatherd._plans.foreseen import Varying
 from gatherd.busy_poll import BusyPoll
 from gatherd.transports import connect as _connect
 from gatherd.transports.http1 import ConnectionEnded, HttpError, ResponseReader, feed
@@ -78,28 +78,28 @@ class BlockingConnection:
     def ask(
         self,
         wire: _connect.Wire,
-        ids: NDArray[Any],
-        target: NDArray[Any],
+        varying: Varying,
+        buffers: Sequence[Any],
         ends_at: float,
         *,
         stay_awake: bool,
     ) -> bool:
-        """Send a foreseen lookup and receive its vectors into `target`.
+        """Send a foreseen call and receive what its reply holds after the prefix into `buffers`.
 
         `stay_awake` says whether the wait may busy-poll; see BusyPoll.
 
         False if the response isn't the foreseen one: then it is complete in `reader`, and the
-        content of `target` is undefined. Raises what `exchange` does. `reader.reusable` says
+        content of `buffers` is undefined. Raises what `exchange` does. `reader.reusable` says
         whether the connection can be used again.
         """
         reader = self.reader
         reader.started = False  # it is reset only when it has something to read
         try:
             left = self._arm(ends_at)
-            self._send(_connect.foreseen_pieces(wire, ids, left), ends_at)
+            self._send(_connect.foreseen_pieces(wire, varying, left), ends_at)
             if stay_awake:
                 self._await(self._first)
-            return self._take(wire.expected, target, ends_at, stay_awake)
+            return self._take(wire, buffers, ends_at, stay_awake)
         except TimeoutError:
             raise
         except (OSError, HttpError) as error:
@@ -148,51 +148,56 @@ class BlockingConnection:
         busy.came()
 
     def _take(
-        self, expected: bytes, target: NDArray[Any], ends_at: float, stay_awake: bool
+        self, wire: _connect.Wire, buffers: Sequence[Any], ends_at: float, stay_awake: bool
     ) -> bool:
         """Receive the response, as `ask` says."""
+        expected, end = wire.expected, wire.later_bytes
         size, reader, count = len(expected), self.reader, 0
         sock = self._open()
         while True:
             self._arm(ends_at)
-            buffers = (self._start_view[count:size], target.data, self._surplus)
-            received = sock.recvmsg_into(buffers)[0]
+            received = sock.recvmsg_into((self._start_view[count:size], *buffers, self._surplus))[0]
             count += received
             if received:
                 reader.started = True
             if count >= size and self._start.startswith(expected):
                 break
             if not received or count >= size or self._start[:count] != expected[:count]:
-                self._take_otherwise(size, target, count, ends_at)
+                self._take_otherwise(size, buffers, end, count, ends_at)
                 return False
-        at, end = count - size, target.nbytes
-        if at < end:
-            rest = _connect.bytes_of(target)
-            while at < end:
-                if stay_awake:
-                    self._await(self._more)
-                self._arm(ends_at)
-                received = sock.recv_into(rest[at:])
-                if not received:
-                    raise ConnectionEnded("it was closed in the middle of the response")
-                at += received
+        at = count - size
+        left = _behind(buffers, at) if at < end else []
+        while at < end:
+            if stay_awake:
+                self._await(self._more)
+            self._arm(ends_at)
+            received = sock.recv_into(left[0]) if len(left) == 1 else sock.recvmsg_into(left)[0]
+            if not received:
+                raise ConnectionEnded("it was closed in the middle of the response")
+            at += received
+            left = _behind(left, received)
         # Bytes beyond the response answer nothing.
         reader.reusable = at == end
         return True
 
-    def _take_otherwise(self, size: int, target: NDArray[Any], count: int, ends_at: float) -> None:
+    def _take_otherwise(
+        self, size: int, buffers: Sequence[Any], end: int, count: int, ends_at: float
+    ) -> None:
         """Give the reader the `count` bytes that were received, and receive the rest."""
         reader = self.reader
         reader.reset()
         feed(reader, self._start_view[: min(count, size)])
-        if count > size:
-            feed(reader, _connect.bytes_of(target)[: count - size])
-        if count > size + target.nbytes:
+        left = min(count - size, end)
+        for buffer in buffers:
+            if left > 0 and buffer.nbytes:
+                feed(reader, _connect.bytes_of(buffer)[:left])
+                left -= buffer.nbytes
+        if count > size + end:
             feed(reader, memoryview(self._surplus))
         if not count:
             reader.eof()
         self._receive(ends_at, stay_awake=False)
-        if count > size + target.nbytes and not self.is_alive():
+        if count > size + end and not self.is_alive():
             # The buffers are full, so more bytes beyond the response may still be unread.
             reader.reusable = False
 
@@ -208,7 +213,7 @@ class BlockingConnection:
 
     def is_alive(self) -> bool:
         """Whether an idle connection is still open, and silent as it should be."""
-        return self._sock is not None and _connect.is_silent(self._sock.fileno())
+        return self._sock is not None and not self._is_readable()
 
     def check_alive(self) -> None:
         """Stale unless `is_alive`."""
@@ -219,3 +224,12 @@ class BlockingConnection:
         """Close it for good, whatever is under way."""
         self.closed = True
         self.disconnect()
+
+
+def _behind(buffers: Sequence[Any], count: int) -> list[Any]:
+    """What is left of `buffers` after their first `count` bytes."""
+    for i, buffer in enumerate(buffers):
+        if count < buffer.nbytes:
+            return [_connect.bytes_of(buffer)[count:], *buffers[i + 1 :]]
+        count -= buffer.nbytes
+    return []

@@ -24,13 +24,12 @@ import grpc.aio
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
-from gatherd._plans.foreseen import Foreseen
+from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
 from gatherd.transports.connect import (
     REQUEST_ID_HEADER,
-    bytes_of,
     no_answer,
     remaining_seconds,
     with_request_id,
@@ -40,7 +39,6 @@ from gatherd.transports.headers import USER_AGENT
 from gatherd.transports.target import Target
 from gatherd_proto.errors import DETAILS_TRAILER, code_name
 from gatherd_proto.headers import RETRY_AFTER
-from gatherd_proto.procedures import LOOKUP
 
 OPTIONS: list[tuple[str, int]] = [
     # The limit is checked below: grpc's own error for it reads like an overload.
@@ -151,16 +149,15 @@ def _text(value: str | bytes | None) -> str | None:
     return value.decode("latin-1") if isinstance(value, bytes) else value
 
 
-def _vectors(
+def _targets(
     foreseen: Foreseen, body: memoryview, out: NDArray[Any] | None
-) -> NDArray[Any] | memoryview:
-    """The vectors of a foreseen reply, copied out of grpc's bytes; `body` if it is another one."""
+) -> list[NDArray[Any]] | memoryview:
+    """What a foreseen reply holds, copied out of grpc's bytes; `body` if it is another one."""
     start = len(foreseen.prefix)
-    if not start or len(body) != start + foreseen.data_bytes or body[:start] != foreseen.prefix:
+    if not start or body[:start] != foreseen.prefix:
         return body
-    target = foreseen.target(out)
-    bytes_of(target)[:] = body[start:]
-    return foreseen.result(target, out)
+    found = foreseen.split(body[start:], out)
+    return body if found is None else found
 
 
 @dataclass(slots=True, eq=False)
@@ -256,28 +253,27 @@ class GrpcTransport:
         return _checked(self._url, reply)
 
     def ask_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
+        self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
+    ) -> list[NDArray[Any]] | memoryview:
         """See Transport. This runs few lines: the processor's caches are cold after a call."""
         channel, left = self._channels.current, deadline.at - time.monotonic()
-        method = None if channel is None else channel.methods.get(LOOKUP.path)
+        method = None if channel is None else channel.methods.get(foreseen.method)
         if channel is None or method is None or channel.forks != _forks.count or left <= 0:
-            return _vectors(
-                foreseen, self.call(Send(LOOKUP.path, foreseen.request(ids), deadline)), out
-            )
+            send = Send(foreseen.method, foreseen.request(varying), deadline)
+            return _targets(foreseen, self.call(send), out)
         if deadline.at > channel.ends_at:
             channel.ends_at = deadline.at
         thread = threading.get_ident()
         try:
             _forks.calling.add(thread)
             metadata = self._credentials.metadata
-            reply = method(foreseen.request(ids), timeout=left, metadata=metadata)
+            reply = method(foreseen.request(varying), timeout=left, metadata=metadata)
         except (grpc.RpcError, ValueError) as error:
-            raise self._explained(Send(LOOKUP.path, b"", deadline), error, channel) from None
+            raise self._explained(Send(foreseen.method, b"", deadline), error, channel) from None
         finally:
             _forks.calling.discard(thread)
         channel.heard_at = time.monotonic()
-        return _vectors(foreseen, _checked(self._url, reply), out)
+        return _targets(foreseen, _checked(self._url, reply), out)
 
     def _explained(self, send: Send, error: Exception, channel: _Open) -> Exception:
         """The error to raise for a call that failed."""
@@ -332,11 +328,11 @@ class AsyncGrpcTransport:
         return _checked(self._url, reply)
 
     async def ask_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
+        self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
+    ) -> list[NDArray[Any]] | memoryview:
         """See AsyncTransport."""
-        reply = await self.call(Send(LOOKUP.path, foreseen.request(ids), deadline))
-        return _vectors(foreseen, reply, out)
+        reply = await self.call(Send(foreseen.method, foreseen.request(varying), deadline))
+        return _targets(foreseen, reply, out)
 
     def _make(self) -> grpc.aio.Channel:
         _forks.awaited = True

@@ -19,7 +19,7 @@ from weakref import ref
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import Deadline, Send
-from gatherd._plans.foreseen import Foreseen
+from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
 from gatherd.transports import connect
@@ -28,7 +28,6 @@ from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
-from gatherd_proto.procedures import LOOKUP
 
 _FAILURES = (OSError, HttpError)
 # How often a waiting call looks for a connection, in case no other call has woken it.
@@ -167,8 +166,8 @@ class HttpTransport:
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
 
     def ask_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
+        self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
+    ) -> list[NDArray[Any]] | memoryview:
         """See Transport."""
         pool = self._pools.get(os.getpid())
         wire = self._heads.wire(foreseen)
@@ -176,17 +175,20 @@ class HttpTransport:
         if pool is not None and wire.expected and self._takes_foreseen:
             connection = pool.idle_unless_awaited()
         if pool is None or connection is None:
-            return self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
+            return self._send_whole(foreseen, varying, deadline)
         try:
             idle_seconds = time.monotonic() - connection.idle_since
             if idle_seconds > connect.IDLE_UNCHECKED_SECONDS:
                 connection.check_alive()
-            target = foreseen.target(out)
-            is_foreseen = connection.ask(wire, ids, target, deadline.at, stay_awake=pool.is_alone)
+            targets = foreseen.targets(out)
+            buffers, heads = foreseen.landing(targets)
+            is_foreseen = connection.ask(
+                wire, varying, buffers, deadline.at, stay_awake=pool.is_alone
+            )
         except connect.Stale:
             # The server closed an idle connection just now, which isn't a failure of the call.
             pool.discard(connection)
-            return self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
+            return self._send_whole(foreseen, varying, deadline)
         except _FAILURES as error:
             pool.discard(connection)
             raise self._explained(error, deadline) from None
@@ -194,18 +196,24 @@ class HttpTransport:
             pool.discard(connection)
             raise
         if not is_foreseen:
-            return self._finish(pool, connection, learn=True)
+            return self._finish(pool, connection, learn=foreseen.method)
         if connection.reader.reusable:
             pool.release(connection)
         else:
             pool.discard(connection)
-        return foreseen.result(target, out)
+        if heads != foreseen.later_heads:
+            return memoryview(b"".join((foreseen.prefix, *buffers)))
+        return targets
+
+    def _send_whole(self, foreseen: Foreseen, varying: Varying, deadline: Deadline) -> memoryview:
+        send = Send(foreseen.method, foreseen.request(varying), deadline)
+        return self._call(send, learn=foreseen.method)
 
     def call(self, send: Send) -> memoryview:
         """See Transport."""
-        return self._call(send, learn=False)
+        return self._call(send)
 
-    def _call(self, send: Send, *, learn: bool) -> memoryview:
+    def _call(self, send: Send, *, learn: str | None = None) -> memoryview:
         pool = self._pool()
         connection = pool.acquire(self._target.url, send.deadline, self._busy_poll_us)
         try:
@@ -232,13 +240,15 @@ class HttpTransport:
             raise
         return self._finish(pool, connection, learn=learn)
 
-    def _finish(self, pool: _Pool, connection: BlockingConnection, *, learn: bool) -> memoryview:
+    def _finish(
+        self, pool: _Pool, connection: BlockingConnection, *, learn: str | None
+    ) -> memoryview:
         reader = connection.reader
         try:
             # The reader belongs to the connection, so it is read before the connection goes back.
             body = connect.reply_body(self._target.url, reader)
-            if learn and reader.reusable:
-                self._heads.learn(reader)
+            if learn is not None and reader.reusable:
+                self._heads.learn(learn, reader)
             return body
         finally:
             if reader.reusable:

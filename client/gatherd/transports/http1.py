@@ -144,6 +144,7 @@ class ResponseReader:
         self._body_bytes_max = body_bytes_max
         self._scratch = bytearray(RECEIVE_BYTES)
         self._scratch_view = memoryview(self._scratch)
+        self._parsed = b"", ResponseHead(0, 1, {})
         self.reset()
 
     def reset(self) -> None:
@@ -213,8 +214,11 @@ class ResponseReader:
             if end < 0:
                 self._searched = self._filled
                 return
-            self.raw_head = bytes(self._scratch_view[: end + 4])
-            head = parse_head(self.raw_head)
+            raw = bytes(self._scratch_view[: end + 4])
+            # A server's next head most often has the same bytes, for a second.
+            if raw != self._parsed[0]:
+                self._parsed = raw, parse_head(raw)
+            self.raw_head, head = self._parsed
             if head.status >= 200:
                 break
             self._interim += 1

@@ -12,10 +12,11 @@ import time
 from collections import deque
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import Deadline, Send
-from gatherd._plans.foreseen import Foreseen
+from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
 from gatherd.transports import connect
 from gatherd.transports.connection_aio import EventLoopConnection
@@ -23,7 +24,6 @@ from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
 from gatherd.transports.proxy import ANSWER_BYTES_MAX
 from gatherd.transports.target import Target
-from gatherd_proto.procedures import LOOKUP
 
 _FAILURES = (connect.TimeIsUp, HttpError, OSError)
 
@@ -79,23 +79,25 @@ class AsyncHttpTransport:
         self._closed = False
 
     async def ask_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
+        self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
+    ) -> list[NDArray[Any]] | memoryview:
         """See AsyncTransport."""
         wire = self._heads.wire(foreseen)
         if not wire.expected or not self._idle or not self._places.take_now():
-            return await self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
+            return await self._send_whole(foreseen, varying, deadline)
         connection = self._idle.pop()
-        target = foreseen.target(out)
+        targets = foreseen.targets(out) if len(foreseen.parts) == 1 else None
+        later = np.empty(wire.later_bytes, np.uint8) if targets is None else targets[0]
         usable = False
         try:
-            pieces = connect.foreseen_pieces(wire, ids, deadline.at - time.monotonic())
-            into = connect.bytes_of(target)
+            pieces = connect.foreseen_pieces(wire, varying, deadline.at - time.monotonic())
+            into = connect.bytes_of(later)
             is_foreseen = await connection.begin(pieces, deadline.at, wire.expected, into)
             usable = connection.reader.reusable
-            if is_foreseen:
-                return foreseen.result(target, out)
-            return self._body(connection, learn=True)
+            if not is_foreseen:
+                return self._body(connection, learn=foreseen.method)
+            found = foreseen.split(into, out) if targets is None else targets
+            return memoryview(foreseen.prefix + into) if found is None else found
         except connect.Stale:
             pass  # the server closed an idle connection just now: not a failure of the call
         except _FAILURES as error:
@@ -103,13 +105,19 @@ class AsyncHttpTransport:
         finally:
             self._put_back(connection, usable=usable)
             self._places.give()
-        return await self._call(Send(LOOKUP.path, foreseen.request(ids), deadline), learn=True)
+        return await self._send_whole(foreseen, varying, deadline)
+
+    async def _send_whole(
+        self, foreseen: Foreseen, varying: Varying, deadline: Deadline
+    ) -> memoryview:
+        send = Send(foreseen.method, foreseen.request(varying), deadline)
+        return await self._call(send, learn=foreseen.method)
 
     async def call(self, send: Send) -> memoryview:
         """See AsyncTransport."""
-        return await self._call(send, learn=False)
+        return await self._call(send)
 
-    async def _call(self, send: Send, *, learn: bool) -> memoryview:
+    async def _call(self, send: Send, *, learn: str | None = None) -> memoryview:
         if self._closed:
             raise ClientClosed("the client was closed")
         if not self._places.take_now():
@@ -132,7 +140,7 @@ class AsyncHttpTransport:
             self._places.give()
 
     async def _exchange(
-        self, connection: EventLoopConnection, send: Send, *, learn: bool
+        self, connection: EventLoopConnection, send: Send, *, learn: str | None
     ) -> memoryview:
         head = self._heads.request(send, time.monotonic())
         usable = False
@@ -145,11 +153,11 @@ class AsyncHttpTransport:
         finally:
             self._put_back(connection, usable=usable)
 
-    def _body(self, connection: EventLoopConnection, *, learn: bool) -> memoryview:
+    def _body(self, connection: EventLoopConnection, *, learn: str | None) -> memoryview:
         reader = connection.reader
         body = connect.reply_body(self._target.url, reader)
-        if learn and reader.reusable:
-            self._heads.learn(reader)
+        if learn is not None and reader.reusable:
+            self._heads.learn(learn, reader)
         return body
 
     def _put_back(self, connection: EventLoopConnection, *, usable: bool) -> None:

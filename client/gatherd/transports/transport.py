@@ -5,7 +5,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from gatherd._plans.effects import Deadline, Send
-from gatherd._plans.foreseen import Foreseen
+from gatherd._plans.foreseen import Foreseen, Varying
 
 
 class Transport(Protocol):
@@ -15,9 +15,9 @@ class Transport(Protocol):
         """The reply's body; a GatherdError for everything that goes wrong."""
 
     def ask_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
-        """Carry a lookup of `ids`: its result if the reply is the foreseen one, else its body.
+        self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
+    ) -> list[NDArray[Any]] | memoryview:
+        """Carry a foreseen call: its targets, filled, if the reply is as foreseen, else its body.
 
         Raises what `call` does; the content of `out` is undefined then.
         """
@@ -33,8 +33,8 @@ class AsyncTransport(Protocol):
         """The reply's body; a GatherdError for everything that goes wrong."""
 
     async def ask_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any] | memoryview:
+        self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
+    ) -> list[NDArray[Any]] | memoryview:
         """As Transport.ask_foreseen."""
 
     def abandon(self) -> None:

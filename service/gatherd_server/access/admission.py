@@ -128,9 +128,8 @@ class Admission:
             limiter.leave()
         raise self._shed("requests_in_flight_max", f"{self._in_flight} requests")
 
-    @contextmanager
-    def update(self, caller: Caller = ANYBODY) -> Iterator[Held]:
-        """Hold a place for one update or change, as `request` does.
+    def enter_update(self, caller: Caller = ANYBODY) -> None:
+        """Take a place for one update or change, as `enter` does; `leave_update` gives it back.
 
         These places are separate: an update waits for a disk; lookups mustn't wait behind it.
         """
@@ -138,21 +137,31 @@ class Admission:
         if limiter is not None:
             with self._counting_shed():
                 limiter.enter()
-        try:
-            with self._lock:
-                if self._updates_in_flight >= self.limits.updates_in_flight_max:
-                    raise self._shed("updates_in_flight_max", f"{self._updates_in_flight} updates")
+        with self._lock:
+            if self._updates_in_flight < self.limits.updates_in_flight_max:
                 self._updates_in_flight += 1
-            held = self.held_by(caller)
-            try:
-                yield held
-            finally:
-                held.release()
-                with self._lock:
-                    self._updates_in_flight -= 1
+                return
+        if limiter is not None:
+            limiter.leave()
+        raise self._shed("updates_in_flight_max", f"{self._updates_in_flight} updates")
+
+    def leave_update(self, caller: Caller = ANYBODY) -> None:
+        """Give a place back, once its update is answered."""
+        with self._lock:
+            self._updates_in_flight -= 1
+        if caller.limiter is not None:
+            caller.limiter.leave()
+
+    @contextmanager
+    def update(self, caller: Caller = ANYBODY) -> Iterator[Held]:
+        """Hold a place for one update or change, see `enter_update`, as `request` does."""
+        self.enter_update(caller)
+        held = self.held_by(caller)
+        try:
+            yield held
         finally:
-            if limiter is not None:
-                limiter.leave()
+            held.release()
+            self.leave_update(caller)
 
     def _shed(self, limit: str, what: str) -> Overloaded:
         self.telemetry.threads.add(SHED_REQUESTS, limit)

@@ -2,44 +2,50 @@
 
 One process asks, with a given number of threads; each waits for its answer before it asks again.
 Finding a server's full capacity takes several such processes, on machines of their own. Left out on
-purpose: updates that change the results of lookups. The only update is a scatter-add of zeros.
+purpose: pushes that change the results of lookups. bench_requests.py has the requests.
 """
 
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, Final
 
 import click
 import numpy as np
-from numpy.typing import NDArray
 
 from gatherd import Client, TableInfo
-from gatherd.errors import FailedPrecondition, InvalidArgument
+from gatherd.busy_poll import BUSY_POLL_US, BUSY_POLL_US_MAX
 from gatherd.store.dtypes import REPLY_DTYPES
-from gatherd.store.query import Pooling
+from gatherd.store.query import ROW_POLICIES, Missing, Pooling
+from gatherd_server.cli.bench_requests import (
+    PUSHES,
+    SCATTER_ADD,
+    ZIPF_EXPONENT,
+    Batch,
+    Call,
+    Requests,
+    check_pushes,
+    name_of,
+    tables_of,
+    together,
+)
 from gatherd_server.cli.connect import connect, credential_options
 
-ZIPF_EXPONENT: Final = 1.05
-# Ranks of Zipf's law to draw from, 8 bytes each. Rarer rows are hardly ever asked for.
-ZIPF_RANKS_MAX: Final = 4_000_000
 BATCHES: Final = (1, 64, 1024)
-# The most batches, and ids in all of them, that a thread asks for in turn.
-DRAWN_BATCHES: Final = 32
-DRAWN_IDS_MAX: Final = 1 << 20
 WARM_UP_CALLS: Final = 3
 COUNT_MAX: Final = 10_000_000
-
-Ids = NDArray[np.int64]
-Call = Callable[[Ids], object]
+TABLES_MAX: Final = 10_000
 
 
 @dataclass(frozen=True, slots=True)
 class Cell:
-    """The measurements of one kind of request. Times are in µs, of one request."""
+    """The measurements of one kind of request. Times are in µs, of one request.
+
+    `batch` counts the ids or keys of each table.
+    """
 
     table: str
     operation: str
@@ -55,7 +61,7 @@ class Cell:
 
 @dataclass(frozen=True, slots=True)
 class _Bounds:
-    """The bounds of a cell, which ends at the first one reached."""
+    """When a cell is done: at whichever comes first."""
 
     seconds: float
     count: int
@@ -69,14 +75,24 @@ class _Bounds:
     "--table", "names", multiple=True, help="Table to look up; may be repeated. All, by default."
 )
 @click.option(
+    "--tables",
+    "table_counts",
+    type=click.IntRange(1, TABLES_MAX),
+    multiple=True,
+    default=(1,),
+    show_default=True,
+    help="Tables in a request: the first so many of them at once; may be repeated.",
+)
+@click.option(
     "--batch",
     "batches",
     type=click.IntRange(1),
     multiple=True,
     default=BATCHES,
     show_default=True,
-    help="Ids in a request; may be repeated.",
+    help="Ids of each table in a request; may be repeated.",
 )
+@click.option("--keys", "by_key", is_flag=True, help="Look up by key, in tables with keys.")
 @click.option(
     "--skew",
     "skews",
@@ -106,11 +122,28 @@ class _Bounds:
     "--bag", type=click.IntRange(1), default=20, show_default=True, help="Ids in a bag, at most."
 )
 @click.option(
-    "--updates",
-    is_flag=True,
-    help="Also measure scatter-add of zeros to tables that take updates: their rows keep their "
-    "values, and the log grows.",
+    "--bags",
+    type=click.IntRange(1),
+    multiple=True,
+    help="Bags of each table in a request that pools, of --bag ids each, instead of as many as "
+    "--batch ids make; may be repeated.",
 )
+@click.option(
+    "--missing",
+    type=click.Choice([policy.value for policy in ROW_POLICIES]),
+    default=Missing.ERROR.value,
+    show_default=True,
+    help="What a lookup does with an id that has no row. All but error add a status for each id.",
+)
+@click.option(
+    "--push",
+    "kinds",
+    type=click.Choice(PUSHES),
+    multiple=True,
+    help="Also measure pushes of zeros to tables that take updates: their rows keep their values, "
+    "and the log grows. May be repeated.",
+)
+@click.option("--updates", is_flag=True, help="The same as --push scatter-add.")
 @click.option(
     "--seconds",
     type=click.FloatRange(0.01, 3600),
@@ -132,20 +165,33 @@ class _Bounds:
     show_default=True,
     help="Requests in flight.",
 )
+@click.option(
+    "--busy-poll-us",
+    type=click.IntRange(0, BUSY_POLL_US_MAX),
+    default=BUSY_POLL_US,
+    show_default=True,
+    help="µs to wait awake for a reply over HTTP, as the SDK does; 0 to sleep at once.",
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the ids.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def bench(
     url: str,
     names: tuple[str, ...],
+    table_counts: tuple[int, ...],
     batches: tuple[int, ...],
+    by_key: bool,
     skews: tuple[str, ...],
     dtypes: tuple[str, ...],
     modes: tuple[str, ...],
     bag: int,
+    bags: tuple[int, ...],
+    missing: str,
+    kinds: tuple[str, ...],
     updates: bool,
     seconds: float,
     count: int,
     threads: int,
+    busy_poll_us: int,
     seed: int,
     as_json: bool,
 ) -> None:
@@ -154,100 +200,54 @@ def bench(
     \b
         gatherd bench http://127.0.0.1:8000
         gatherd bench grpc://10.0.0.5:8001 --table items --batch 1 --batch 16384 --threads 8
+        gatherd bench http://127.0.0.1:8000 --tables 26 --batch 1 --batch 16
+        gatherd bench http://127.0.0.1:8000 --table words --keys --pool mean --bags 32
+        gatherd bench http://127.0.0.1:8000 --table items --push apply-gradients --batch 64
         gatherd bench local:./data --skew zipf --dtype float16 --pool sum
 
-    Without --updates nothing is changed. p50, p95 and p99 are of a request's time in µs, with the
-    SDK's share of it; rows/s counts the rows of all threads, in bags too.
+    Without --push nothing is changed. p50, p95 and p99 are of a request's time in µs, with the
+    SDK's share of it; rows/s counts the rows of all threads, in bags too, and of all tables.
     """
-    rng = np.random.default_rng(seed)
-    bounds = _Bounds(seconds, count, threads)
-    cells = []
-    with connect(url) as client:
-        tables = _tables(client, names)
-        if updates and not any(table.trainable for table in tables):
-            raise FailedPrecondition(
-                f"none of {', '.join(table.name for table in tables)} takes updates; "
-                "`gatherd set-optimizer NAME sgd` makes a table trainable"
-            )
+    pushed = tuple(dict.fromkeys((*kinds, *([SCATTER_ADD] if updates else []))))
+    requests = Requests(batches, bags, bag, dtypes, modes, pushed, by_key, missing)
+    with connect(url, busy_poll_us=busy_poll_us) as client:
+        tables = tables_of(client, names, by_key)
+        check_pushes(tables, pushed)
+        asked = together(tables, table_counts)
+        width = max(5, *(len(name_of(one)) for one in asked))
         if not as_json:
-            click.echo(_line(_HEADER, _width(tables)))
-        for table, skew, batch in product(tables, skews, batches):
-            ids = _draw(rng, table, skew, batch)
-            for operation, dtype, call in _calls(client, table, batch, dtypes, modes, bag, updates):
-                times, rate = _measure(call, ids, bounds)
-                p50, p95, p99 = (float(x) for x in np.percentile(times, (50, 95, 99)))
-                cells.append(
-                    Cell(
-                        *(table.name, operation, batch, skew, dtype, len(times)),
-                        *(p50, p95, p99, rate * batch),
-                    )
-                )
-                if not as_json:
-                    click.echo(_line(_shown(cells[-1]), _width(tables)))
+            click.echo(_line(_HEADER, width))
+        cells = []
+        rng, bounds = np.random.default_rng(seed), _Bounds(seconds, count, threads)
+        for cell in _cells(client, asked, skews, requests, rng, bounds):
+            cells.append(cell)
+            if not as_json:
+                click.echo(_line(_shown(cell), width))
     if as_json:
         click.echo(json.dumps([asdict(cell) for cell in cells]))
 
 
-def _tables(client: Client, names: tuple[str, ...]) -> list[TableInfo]:
-    """The tables to measure. InvalidArgument when there is nothing to look up."""
-    if names:
-        tables = [client.table(name) for name in dict.fromkeys(names)]
-        empty = [table.name for table in tables if not table.rows]
-        if empty:
-            raise InvalidArgument(f"table {empty[0]!r} has no rows to look up")
-        return tables
-    tables = [table for table in client.tables() if table.rows and not table.refused]
-    if not tables:
-        raise InvalidArgument("there is no table with rows to look up")
-    return tables
-
-
-def _draw(rng: np.random.Generator, table: TableInfo, skew: str, batch: int) -> list[Ids]:
-    """Batches of ids. With Zipf's law the frequent rows are scattered over the table."""
-    shape = (max(1, min(DRAWN_BATCHES, DRAWN_IDS_MAX // batch)), batch)
-    if skew == "uniform":
-        return list(rng.integers(0, table.rows, shape))
-    ranks = min(table.rows, ZIPF_RANKS_MAX)
-    sums = np.cumsum(np.arange(1, ranks + 1, dtype=np.float64) ** -ZIPF_EXPONENT)
-    drawn = np.searchsorted(sums / sums[-1], rng.random(shape)).clip(max=ranks - 1)
-    # Python's integers, because the product may be more than 64 bits.
-    rows = [[rank * 2_654_435_761 % table.rows for rank in line] for line in drawn.tolist()]
-    return list(np.array(rows, np.int64))
-
-
-def _calls(
+def _cells(
     client: Client,
-    table: TableInfo,
-    batch: int,
-    dtypes: tuple[Any, ...],
-    modes: tuple[Any, ...],
-    bag: int,
-    updates: bool,
-) -> Iterator[tuple[str, str, Call]]:
-    """Each kind of request: its name, the dtype on the wire, and how to send it."""
-    offsets = np.arange(0, batch, bag)
-    for dtype in dtypes:
-
-        def lookup(ids: Ids, dtype: Any = dtype) -> object:
-            return client.lookup(table.name, ids, dtype=dtype)
-
-        yield "lookup", dtype, lookup
-        for mode in modes:
-
-            def pooled(ids: Ids, dtype: Any = dtype, mode: Any = mode) -> object:
-                return client.lookup_bags(table.name, ids, offsets, mode=mode, dtype=dtype)
-
-            yield f"bags {mode}", dtype, pooled
-    if updates and table.trainable:
-        zeros = np.zeros((batch, table.dim), np.float32)
-
-        def add(ids: Ids) -> object:
-            return client.scatter_add(table.name, ids, zeros)
-
-        yield "scatter-add", "float32", add
+    asked: list[tuple[TableInfo, ...]],
+    skews: tuple[str, ...],
+    requests: Requests,
+    rng: np.random.Generator,
+    bounds: _Bounds,
+) -> Iterator[Cell]:
+    """Each as soon as it is measured."""
+    for tables, skew, size in product(asked, skews, requests.sizes):
+        drawn = requests.draw(client, rng, tables, skew, size)
+        for operation, dtype, table_count, call in requests.calls(client, tables, size):
+            times, rate = _measure(call, drawn, bounds)
+            p50, p95, p99 = (float(x) for x in np.percentile(times, (50, 95, 99)))
+            yield Cell(
+                *(name_of(tables), operation, size, skew, dtype, len(times)),
+                *(p50, p95, p99, rate * size * table_count),
+            )
 
 
-def _measure(call: Call, batches: list[Ids], bounds: _Bounds) -> tuple[list[float], float]:
+def _measure(call: Call, batches: Sequence[Batch], bounds: _Bounds) -> tuple[list[float], float]:
     """µs of each request, of all threads, and requests a second."""
     for number in range(min(WARM_UP_CALLS, bounds.count)):
         call(batches[number % len(batches)])
@@ -262,7 +262,7 @@ def _measure(call: Call, batches: list[Ids], bounds: _Bounds) -> tuple[list[floa
         try:
             while len(own) < share and not errors:
                 start = time.perf_counter()
-                # At least one request each, however short the time.
+                # At least one each, however short the time.
                 if own and start >= end:
                     return
                 call(batches[(number + len(own)) % len(batches)])
@@ -294,13 +294,9 @@ def _shown(cell: Cell) -> tuple[Any, ...]:
     return (*first, *times, f"{cell.rows_per_second:.0f}")
 
 
-def _width(tables: list[TableInfo]) -> int:
-    return max(5, *(len(table.name) for table in tables))
-
-
 def _line(cells: tuple[Any, ...], width: int) -> str:
     table, operation, batch, skew, dtype, requests, p50, p95, p99, rows = cells
     return (
-        f"{table:{width}}  {operation:11}  {batch:>8}  {skew:7}  {dtype:8}  {requests:>8}  "
+        f"{table:{width}}  {operation:23}  {batch:>8}  {skew:7}  {dtype:8}  {requests:>8}  "
         f"{p50:>9}  {p95:>9}  {p99:>9}  {rows:>11}"
     )

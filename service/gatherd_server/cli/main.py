@@ -19,6 +19,7 @@ from gatherd_server.cli.creating import create
 from gatherd_server.cli.exporting import export
 from gatherd_server.cli.importing import import_table, publish
 from gatherd_server.cli.inspecting import plan, verify
+from gatherd_server.cli.kernels import kernels
 from gatherd_server.cli.looking_up import lookup, tables
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
@@ -147,7 +148,7 @@ for command in (tables, lookup, scatter_add, apply_gradients, assign):
     cli.add_command(command)
 for command in (versions, rollback, set_optimizer, delete, snapshot, token, bench, top):
     cli.add_command(command)
-for command in (backup, backups, restore):
+for command in (backup, backups, restore, kernels):
     cli.add_command(command)
 
 

@@ -156,13 +156,13 @@ def _tables(seen: Between) -> Iterator[str]:
         f"{'SIZE':>10} {'RESIDENT':>9} {'VERSION':>8}"
     )
     for table in seen.after.label_values(names.TABLE_REFUSED.name, "table"):
-        if seen.after.total(names.TABLE_REFUSED.name, table=table):
+        if table and seen.after.total(names.TABLE_REFUSED.name, table=table):
             yield f"{table:24} refused"
             continue
         size = seen.after.total(names.TABLE_BYTES.name, table=table)
         resident = seen.after.total(names.TABLE_RESIDENT_BYTES.name, table=table)
         yield (
-            f"{table:24} {seen.rate(names.TABLE_LOOKUP_ROWS.name, table=table):>12,.0f} "
+            f"{table or '(all)':24} {seen.rate(names.TABLE_LOOKUP_ROWS.name, table=table):>12,.0f} "
             f"{_bytes(seen.rate(names.TABLE_LOOKUP_BYTES.name, table=table)):>10} "
             f"{seen.rate(names.TABLE_UPDATED_ROWS.name, table=table):>10,.0f} "
             f"{_bytes(size):>10} {_bytes(resident):>9} "

@@ -7,15 +7,18 @@ prepared: the first request after the switch maps it, and brings its pages in on
 """
 
 import logging
+import math
 import random
 import resource
 import threading
+import time
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
 from gatherd.errors import GatherdError, TooManyFiles
+from gatherd.store import memory
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.format import read_layout
 from gatherd.store.limits import LIVE_VERSION
@@ -29,6 +32,8 @@ POPULATE_AT_REQUEST_BYTES_MAX = 64 << 20
 # Unmapping takes 4 ms a GB. Dropped tables are held until the requests that read them have most
 # likely ended, so that none of them waits for that.
 RETIRE_SECONDS = 5.0
+# Asking for the memory's state, and adding up a thousand tables, takes a millisecond.
+ROOM_SECONDS = 0.1
 
 # With so many page faults that waited for a disk, between two looks, tables may be evicted.
 FAULTS_MIN = 16
@@ -36,6 +41,31 @@ FAULTS_MIN = 16
 LOOKED_AT_MAX = 32
 
 logger = logging.getLogger("gatherd")
+
+
+class _Room:
+    """The memory that tables are brought into. Safe to use from many threads."""
+
+    def __init__(self, tables: Iterable[Table]) -> None:
+        """Holds `tables` that were brought in already."""
+        self._tables = weakref.WeakSet(tables)
+        self._lock = threading.Lock()
+        self._asked_at = -math.inf
+        self._available_bytes = self._taken_bytes = 0
+
+    def bring_in(self, table: Table, preload: Preload) -> None:
+        """Preload a table into what the others leave. BadFile when it can't be."""
+        with self._lock:
+            if time.monotonic() - self._asked_at > ROOM_SECONDS:
+                self._asked_at = time.monotonic()
+                self._available_bytes = memory.available_bytes()
+                others = [one for one in self._tables if one.is_populated and one is not table]
+                self._taken_bytes = sum(one.nbytes for one in others)
+            available_bytes, taken_bytes = self._available_bytes, self._taken_bytes
+        table.preload(preload, taken_bytes, available_bytes)
+        with self._lock:
+            self._tables.add(table)
+            self._taken_bytes += table.nbytes * table.is_populated
 
 
 class ServedTables:
@@ -56,7 +86,7 @@ class ServedTables:
         self._is_serving = False
         self._looks = self._faults = 0
         self._files = frozenset((*tables, *refused))
-        self._brought_in = weakref.WeakSet(tables.values())
+        self._room = _Room(tables.values())
         self._live = LiveTables(
             data_dir,
             fixed=tables,
@@ -160,9 +190,7 @@ class ServedTables:
 
     def _bring_in(self, table: Table) -> None:
         """Preload a table into the memory that the others leave."""
-        others = [one for one in self._brought_in if one.is_populated and one is not table]
-        table.preload(self._preload, sum(one.nbytes for one in others))
-        self._brought_in.add(table)
+        self._room.bring_in(table, self._preload)
 
     def _preload_later(self, table: Table) -> None:
         try:

@@ -209,14 +209,15 @@ class CatchUnexpected:
             if started or scope["type"] != "http":
                 raise
             answer = connect_error if scope["path"].startswith(PATH_PREFIX) else problem
-            await answer(_stopping())(scope, receive, send)
+            await answer(stopping())(scope, receive, send)
         except Exception as error:
             if started or scope["type"] != "http":
                 raise  # too late for an answer; the web server logs it and drops the connection
             await problem(unexpected(error))(scope, receive, send)
 
 
-def _stopping() -> errors.Unavailable:
+def stopping() -> errors.Unavailable:
+    """The answer to what outlasts a stop."""
     return errors.Unavailable(
         f"the server is stopping and waits no longer for this request; {UPDATE_MAY_BE_DONE}",
         {OUTCOME: UNKNOWN},

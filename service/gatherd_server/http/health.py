@@ -49,9 +49,9 @@ def health_routes(engine: Engine, admission: Admission, offload: Offload) -> API
     @router.get("/metrics", **openapi.METRICS)
     async def metrics() -> Response:
         # The kernel takes some milliseconds to find how much of a large table is in memory.
-        text = await offload.run(
-            lambda: admission.telemetry.document(_samples(engine)), is_long=True
-        )
+        telemetry = admission.telemetry
+        samples = _samples(engine, is_per_table=telemetry.is_per_table)
+        text = await offload.run(lambda: telemetry.document(samples), is_long=True)
         return Response(text, media_type=CONTENT_TYPE)
 
     return router
@@ -61,21 +61,25 @@ def _json(value: dict[str, Any]) -> Response:
     return Response(arrays.json_bytes(value), media_type=JSON)
 
 
-def _samples(engine: Engine) -> Iterator[Sample]:
+def _samples(engine: Engine, *, is_per_table: bool) -> Iterator[Sample]:
     """The samples made at a scrape: tables, which all processes share, and the writer."""
     yield Sample(names.BUILD, (version("gatherd"),), 1)
     state = engine.updates_state()
     if state is not UpdatesState.NONE:
         yield Sample(names.UPDATES_UP, (), int(state is UpdatesState.RUNNING))
         yield Sample(names.WRITER_HUNG, (), int(state is UpdatesState.HUNG))
-    for info in engine.tables():
-        yield from _table_samples(info)
+    infos = engine.tables()
+    yield Sample(names.TABLES, (), len(infos))
+    for info in infos:
+        yield from _table_samples(info, is_per_table=is_per_table)
 
 
-def _table_samples(info: TableInfo) -> Iterator[Sample]:
-    table = (info.name,)
+def _table_samples(info: TableInfo, *, is_per_table: bool) -> Iterator[Sample]:
+    """The samples of a table; samples of the same labels are added up."""
+    table = (info.name if is_per_table else "",)
     yield Sample(names.TABLE_REFUSED, table, int(bool(info.refused)))
-    yield Sample(names.TABLE_VERSION, table, info.version)
+    if is_per_table:
+        yield Sample(names.TABLE_VERSION, table, info.version)
     if not info.refused:
         yield Sample(names.TABLE_ROWS, table, info.row_count)
         yield Sample(names.TABLE_BYTES, table, info.rows_bytes + info.keys_bytes)

@@ -5,8 +5,8 @@ The socket's ends are `worker_end.py` and `writer_end.py`; `messages.py` has the
 
 import asyncio
 from collections.abc import Callable
-from concurrent.futures import Future
-from functools import partial
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import Protocol
 
 from gatherd.errors import GatherdError
@@ -72,15 +72,14 @@ class DirectLink:
         """See Link."""
         self._heartbeat.check()
         digest = push_digest(push) if push.request_id is not None else b""
-        # This caller's own: the writer's is shared, and ends later if the writer hangs.
         future: Future[PushResult] = Future()
         self._pushes.add(future)
+        future.add_done_callback(self._pushes.discard)
         try:
-            submitted = self._writer.submit(push, digest)
+            self._writer.submit(push, digest, future)
         except BaseException:
             self._pushes.discard(future)
             raise
-        submitted.add_done_callback(partial(self._on_done, future))
         return future
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
@@ -101,28 +100,10 @@ class DirectLink:
             return UpdatesState.HUNG
         return UpdatesState.DISK_FULL if self._writer.is_full else UpdatesState.RUNNING
 
-    def _on_done(self, future: "Future[PushResult]", done: "Future[PushResult]") -> None:
-        if not _taken(self._pushes, future):
-            return
-        error = done.exception()
-        if error is None:
-            future.set_result(done.result())
-        else:
-            future.set_exception(error)
-
     def _give_up(self) -> None:
         for future in tuple(self._pushes):
-            if _taken(self._pushes, future):
+            with suppress(InvalidStateError):  # it was answered just now
                 future.set_exception(lost())
-
-
-def _taken(futures: "set[Future[PushResult]]", future: "Future[PushResult]") -> bool:
-    """Remove `future`; False when another thread did, which then answers it."""
-    try:
-        futures.remove(future)
-    except KeyError:
-        return False
-    return True
 
 
 class RefusingLink:

@@ -6,7 +6,6 @@ Answers are sent in the order in which the work is done.
 import asyncio
 import logging
 from concurrent.futures import Future
-from contextlib import suppress
 from functools import partial
 from typing import Any, cast
 
@@ -14,6 +13,7 @@ from gatherd.errors import BadFile, GatherdError
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.errors import unexpected
 from gatherd_server.link import messages
+from gatherd_server.link.inbox import Inbox
 from gatherd_server.link.messages import MessageKind, MessageReader
 from gatherd_server.storage.records import Record, pack
 from gatherd_server.writer.writer import Writer
@@ -28,6 +28,7 @@ class LinkServer:
         self.writer = writer
         self.changes = changes
         self.loop = asyncio.get_running_loop()
+        self.inbox = Inbox()
         self.connections: set[_WorkerConnection] = set()
 
     def connection(self) -> "_WorkerConnection":
@@ -114,8 +115,10 @@ class _WorkerConnection(asyncio.Protocol):
         else:
             assert isinstance(error, Exception)
             answer = messages.pack_error(unexpected(error))
-        with suppress(RuntimeError):  # the loop has ended, and the workers with it
-            self._server.loop.call_soon_threadsafe(self._answer, number, answer)
+        self._server.inbox.put(self._server.loop, self._on_answer, (number, answer))
+
+    def _on_answer(self, answer: tuple[int, list[bytes | memoryview]]) -> None:
+        self._answer(*answer)
 
     def _answer(self, number: int, parts: list[bytes | memoryview]) -> None:
         self._send(MessageKind.ANSWER, number, parts)

@@ -31,6 +31,7 @@ from gatherd_server.observe.logs import set_level
 from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_server_page
 from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.child import Child, describe_exit
+from gatherd_server.processes.compiling import are_compiled, compile_kernels
 from gatherd_server.processes.descriptors import check_limit, raise_limit
 from gatherd_server.processes.kernel_cache import use_kernel_cache
 from gatherd_server.processes.sockets import (
@@ -120,6 +121,7 @@ class Supervisor:
             use_kernel_cache(self._settings.data_dir)
             self._watch_signals(stack)
             stack.callback(self._kill_children)
+            self._compile_kernels()
             self._start_children()
             while not self._stop_signals and self._failure is None:
                 self._step(self._next_restart())
@@ -131,6 +133,19 @@ class Supervisor:
             self._drain()
         if self._failure is not None:
             raise StartError(self._failure)
+
+    def _compile_kernels(self) -> None:
+        """Compile the kernels that aren't there yet, on all cores, and log how far that is."""
+        if are_compiled():
+            return
+        begin = time.monotonic()
+        for progress in compile_kernels(lambda: not self._stop_signals):
+            logger.info(
+                "compiling kernels (once): %d of %d modules, %.0f s",
+                progress.done,
+                progress.total,
+                time.monotonic() - begin,
+            )
 
     def _open(self, stack: ExitStack) -> Addresses:
         """Before the first spawn, check everything and take every resource that exists once."""
@@ -231,6 +246,7 @@ class Supervisor:
             settings.workers,
             settings.traces,
             settings.stop_seconds,
+            settings.metrics_per_table,
         ).encode()
 
     def _start_children(self) -> None:

@@ -132,6 +132,7 @@ class Worker:
             worker=brief.number,
             has_writer=brief.has_writer and settings.workers == 1,
             is_told=settings.metrics,
+            is_per_table=settings.metrics_per_table,
             traces=settings.traces,
         )
         self._tokens = TokenFile(settings.tokens) if settings.tokens is not None else None

@@ -41,6 +41,7 @@ class WriterBrief:
     workers: int
     traces: TraceExport
     stop_seconds: float
+    metrics_per_table: bool
 
     def encode(self) -> bytes:
         """Encode it as one line."""
@@ -63,6 +64,7 @@ class WriterBrief:
             document["workers"],
             TraceExport(document["traces"]),
             document["stop_seconds"],
+            document["metrics_per_table"],
         )
 
 
@@ -78,7 +80,7 @@ def open_writer(
         Files(),
         limits,
         is_restart=is_restart,
-        measures=Measures(telemetry.writer, telemetry.spans),
+        measures=Measures(telemetry.writer, telemetry.spans, is_per_table=telemetry.is_per_table),
     )
     changes = Changes(writer, limits)
     changes.begin()
@@ -90,7 +92,11 @@ async def _run(channel: Channel, line: bytes) -> None:
     brief = WriterBrief.decode(line)
     configure_logging(brief.log_level, brief.log_format)
     telemetry = Telemetry.inherited(
-        brief.metrics_fd, brief.workers, has_writer=True, traces=brief.traces
+        brief.metrics_fd,
+        brief.workers,
+        has_writer=True,
+        is_per_table=brief.metrics_per_table,
+        traces=brief.traces,
     )
     writer, changes = open_writer(
         brief.data_dir, brief.limits, telemetry, is_restart=brief.is_restart

@@ -30,9 +30,9 @@ from gatherd.store.catalog import (
     TABLES_NAME,
     Catalog,
     CatalogEntry,
-    encode_catalog,
     version_dir,
 )
+from gatherd.store.catalog_text import encode_catalog
 from gatherd.store.checksums import (
     CHECKSUMS,
     FileChecksums,

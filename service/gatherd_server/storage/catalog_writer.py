@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from gatherd.store.catalog import CATALOG_NAME, Catalog, encode_catalog
+from gatherd.store.catalog import CATALOG_NAME, Catalog
+from gatherd.store.catalog_text import encode_catalog
 from gatherd.store.control import CONTROL_NAME, initial_page
 from gatherd_server.storage.files import Files
 

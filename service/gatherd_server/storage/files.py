@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +41,7 @@ class Files:
         Without `durable`, the caller syncs later, after more writes. With `mode` the file has these
         permission bits, whatever the umask; until it has them, only its owner can read it.
         """
-        with _told(path), open(path, "xb", opener=None if mode is None else _private) as file:
+        with _Told(path), open(path, "xb", opener=None if mode is None else _private) as file:
             if mode is not None:
                 os.fchmod(file.fileno(), mode)
             file.write(data)
@@ -76,7 +77,7 @@ class Files:
 
     def put(self, path: Path, *, durable: bool = True) -> None:
         """Give `path` the contents that were prepared; see `replace`."""
-        with _told(path):
+        with _Told(path):
             _beside(path).replace(path)
         if durable:
             self.sync_dir(path.parent, path)
@@ -88,7 +89,7 @@ class Files:
 
     def rename(self, source: Path, target: Path) -> None:
         """Move `source` to `target`, durable on return."""
-        with _told(target):
+        with _Told(target):
             source.rename(target)
         self.sync_dir(target.parent, target)
         if source.parent != target.parent:
@@ -101,7 +102,7 @@ class Files:
         before the name was durable.
         """
         missing = [folder for folder in (path, *path.parents) if not folder.exists()]
-        with _told(path):
+        with _Told(path):
             path.mkdir(parents=True, exist_ok=True)
         if durable:
             for folder in reversed(missing or [path]):
@@ -109,14 +110,14 @@ class Files:
 
     def copy(self, source: Path, target: Path) -> None:
         """Copy a file to the new file `target`, its blocks reserved; not durable yet."""
-        with _told(target), open(source, "rb") as old, open(target, "xb") as new:
+        with _Told(target), open(source, "rb") as old, open(target, "xb") as new:
             byte_count = os.fstat(old.fileno()).st_size
             self.allocate(new.fileno(), byte_count, target)
             shutil.copyfileobj(old, new, COPY_BYTES)
 
     def sync_path(self, path: Path) -> None:
         """Make the data of the file `path` durable, stores through mappings included."""
-        with _told(path):
+        with _Told(path):
             fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         try:
             self.sync(fd, path)
@@ -125,7 +126,7 @@ class Files:
 
     def sync(self, fd: int, path: Path) -> None:
         """Make the open file's data and size durable."""
-        with _told(path):
+        with _Told(path):
             os.fsync(fd)
 
     def sync_dir(
@@ -134,7 +135,7 @@ class Files:
         of: Path | None = None,  # noqa: ARG002  # for subclasses
     ) -> None:
         """Make the names in folder `path` durable; `of` is the name that this sync is for."""
-        with _told(path):
+        with _Told(path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
             try:
                 os.fsync(fd)
@@ -144,7 +145,7 @@ class Files:
     def allocate(self, fd: int, byte_count: int, path: Path) -> None:
         """Reserve the file's blocks, so that a full disk is an error now and no SIGBUS later."""
         if byte_count:
-            with _told(path):
+            with _Told(path):
                 os.posix_fallocate(fd, 0, byte_count)
 
     def create_allocated(self, path: Path, byte_count: int, head: bytes) -> int:
@@ -152,7 +153,7 @@ class Files:
 
         Its blocks are reserved. Durable on return, its name too. DiskFull leaves nothing behind.
         """
-        with _told(path):
+        with _Told(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
         try:
             self.allocate(fd, byte_count, path)
@@ -168,12 +169,12 @@ class Files:
 
     def sync_data(self, fd: int, path: Path) -> None:
         """Make the data durable that was written within the file's size."""
-        with _told(path):
+        with _Told(path):
             os.fdatasync(fd)
 
     def unlink(self, path: Path) -> None:
         """Delete the file `path`, if it is there; a crash may bring it back."""
-        with _told(path):
+        with _Told(path):
             path.unlink(missing_ok=True)
 
     def map_writable(self, path: Path) -> MappedFile:
@@ -181,7 +182,7 @@ class Files:
 
         Its blocks must be reserved: a store into a hole on a full disk would be SIGBUS.
         """
-        with _told(path):
+        with _Told(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
             try:
                 with naming(path):
@@ -191,12 +192,12 @@ class Files:
 
     def msync(self, mapping: MappedFile, path: Path) -> None:
         """Make every store into `mapping` durable that was done before this call."""
-        with _told(path):
+        with _Told(path):
             memory.sync(mapping)
 
     def reserve(self, path: Path, byte_count: int) -> None:
         """Reserve the blocks of an existing file, as `allocate` does."""
-        with _told(path):
+        with _Told(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
             self.allocate(fd, byte_count, path)
@@ -232,12 +233,12 @@ class Files:
 
     def truncate(self, fd: int, byte_count: int, path: Path) -> None:
         """Cut the file to `byte_count`, or lengthen it."""
-        with _told(path):
+        with _Told(path):
             os.ftruncate(fd, byte_count)
 
     def write_at(self, fd: int, data: memoryview, position: int, path: Path) -> int:
         """Write all of `data` at `position`; returns the position after it."""
-        with _told(path):
+        with _Told(path):
             while data.nbytes:
                 written = os.pwrite(fd, data, position)
                 data = data[written:]
@@ -252,7 +253,7 @@ class Files:
         for start in range(0, len(parts), IOV_MAX):
             some = parts[start : start + IOV_MAX]
             byte_count = sum(len(part) for part in some)
-            with _told(path):
+            with _Told(path):
                 written = os.pwritev(fd, some, position)
             if written < byte_count:
                 rest = memoryview(b"".join(some))[written:]
@@ -262,7 +263,7 @@ class Files:
 
     def remove_tree(self, path: Path) -> None:
         """Delete folder `path` and what is in it."""
-        with _told(path):
+        with _Told(path):
             shutil.rmtree(path)
 
     @contextmanager
@@ -271,7 +272,7 @@ class Files:
 
         It fails when another holder is in the way. With `waits` it waits for the others instead.
         """
-        with _told(path):
+        with _Told(path):
             fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             try:
@@ -290,7 +291,7 @@ class Files:
         DataDirInUse, naming the process, when another one holds it. Closing the descriptor, or the
         end of the process, releases the lock.
         """
-        with _told(path):
+        with _Told(path):
             fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -314,14 +315,30 @@ def _beside(path: Path) -> Path:
     return path.with_name(path.name + ".new")
 
 
-@contextmanager
-def _told(path: Path) -> Iterator[None]:
-    """Turn an OSError into a StorageError that names the path, and a full disk or limit as such."""
-    try:
-        yield
-    except StorageError:
-        raise  # names its path already
-    except OSError as error:
+class _Told:
+    """Turns an OSError into a StorageError that names the path, and a full disk or limit as such.
+
+    No generator makes it: each commit enters it several times.
+    """
+
+    __slots__ = ("_path",)
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(
+        self,
+        exc_type: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        # A StorageError names its path already.
+        if not isinstance(error, OSError) or isinstance(error, StorageError):
+            return
+        path = self._path
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             raise DiskFull(f"{path}: the disk is full") from error
         if error.errno == errno.EFBIG:

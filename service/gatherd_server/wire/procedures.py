@@ -127,14 +127,18 @@ def _snapshot(engine: AnyEngine, request: table_pb2.SnapshotRequest) -> Future[A
     return engine.snapshot(updates.snapshot_name(request))
 
 
+PUSHES: Final[Mapping[Procedure, UpdateOp]] = {
+    proto.SCATTER_ADD: UpdateOp.SCATTER_ADD,
+    proto.APPLY_GRADIENTS: UpdateOp.APPLY_GRADIENTS,
+    proto.ASSIGN: UpdateOp.ASSIGN,
+}
+
 ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     *(ReadProcedure(procedure, way.prepare) for procedure, way in LOOKUPS.items()),
     ReadProcedure(proto.KEYS_OF, _keys_of),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
-    _push(proto.SCATTER_ADD, UpdateOp.SCATTER_ADD),
-    _push(proto.APPLY_GRADIENTS, UpdateOp.APPLY_GRADIENTS),
-    _push(proto.ASSIGN, UpdateOp.ASSIGN),
+    *(_push(procedure, op) for procedure, op in PUSHES.items()),
     _change(proto.CREATE_TABLE, updates.create_table),
     _change(proto.DELETE_TABLE, updates.delete_table),
     _change(proto.PUBLISH, updates.publish),

@@ -76,10 +76,11 @@ class Replay:
         Versions that were damaged before, and whose files are back, get the log's images.
         """
         catalog = self._versions.catalog
-        tables = {
-            name: replace(entry, damaged=self._damaged(name, entry, sums))
-            for name, entry in catalog.tables.items()
-        }
+        tables = catalog.tables.copy()
+        for name, entry in catalog.tables.items():
+            damaged = self._damaged(name, entry, sums)
+            if damaged != entry.damaged:
+                tables[name] = replace(entry, damaged=damaged)
         if tables == catalog.tables:
             return catalog
         return Catalog(catalog.generation + 1, tables)

@@ -27,8 +27,18 @@ class Progress:
 class Measures:
     """The writer's counters. Safe to use from many threads."""
 
-    def __init__(self, recorder: Recorder | None = None, spans: Spans | None = None) -> None:
-        """Counts into `recorder`, or into one that nobody reads; traces with `spans`."""
+    def __init__(
+        self,
+        recorder: Recorder | None = None,
+        spans: Spans | None = None,
+        *,
+        is_per_table: bool = True,
+    ) -> None:
+        """Counts into `recorder`, or into one that nobody reads; traces with `spans`.
+
+        `is_per_table` as in Telemetry.
+        """
+        self._is_per_table = is_per_table
         self._spans = spans
         self._recorder = recorder or Recorder()
         # The counters start at zero, so that an alert sees the first failure.
@@ -52,7 +62,8 @@ class Measures:
                 continue
             recorder.add(names.PUSHES, "committed")
             for update in push.updates:
-                recorder.add(names.TABLE_UPDATED_ROWS, update.table, value=update.asked.size)
+                table = update.table if self._is_per_table else ""
+                recorder.add(names.TABLE_UPDATED_ROWS, table, value=update.asked.size)
         if self._spans is not None:
             lsns = [outcome.lsn for outcome in outcomes if isinstance(outcome, PushResult)]
             told = {"gatherd.pushes": len(pushes), "gatherd.lsn": max(lsns, default=0)}

@@ -10,6 +10,7 @@ import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from gatherd.errors import BadFile
 from gatherd.store.catalog import Catalog, read_catalog
@@ -111,10 +112,15 @@ def _make_durable(files: Files, wal: Path, *, was_failure: bool) -> None:
         files.sync_path(path)
 
 
-def _replay_catalog(data_dir: Path, versions: Versions, document: object) -> None:
-    catalog = Catalog.from_json(document, data_dir / WAL_NAME)
-    if catalog.generation > versions.catalog.generation:
-        versions.switch(catalog)
+def _replay_catalog(data_dir: Path, versions: Versions, document: Any) -> None:
+    """Go by the catalog that a frame holds, unless it is older; all but the last frame's are."""
+    wal = data_dir / WAL_NAME
+    try:
+        is_newer = int(document["generation"]) > versions.catalog.generation
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadFile(f"{wal} is damaged: a catalog without a generation ({error!r})") from None
+    if is_newer:
+        versions.switch(Catalog.from_json(document, wal))
 
 
 def _cut(files: Files, tail: Tail) -> None:

@@ -62,6 +62,7 @@ class Versions:
         self._live: dict[str, LiveVersion] = {}
         self._mapped: dict[tuple[str, int], MappedVersion] = {}
         self._dirty: set[tuple[str, int]] = set()
+        self._names = {entry.uid: name for name, entry in catalog.tables.items()}
 
     def live(self, name: str) -> LiveVersion:
         """The live version of table `name`, mapped.
@@ -76,14 +77,14 @@ class Versions:
     def _open(self, name: str, entry: CatalogEntry) -> LiveVersion:
         check_whole(name, entry, entry.live)
         try:
-            if not open_table(self._data_dir, name, entry.live).is_trainable:
+            table = open_table(self._data_dir, name, entry.live)
+            if not table.is_trainable:
                 raise read_only(name)
             mapped = self.mapped(entry.uid, entry.live)
             assert mapped is not None
-            keys = KeyIndex.open(version_dir(self._data_dir, name, entry.live))
         except BadFile as error:
             raise TableRefused(f"table {name!r} can't be updated: {error.message}") from None
-        return LiveVersion(name, entry.uid, entry.live, mapped, keys)
+        return LiveVersion(name, entry.uid, entry.live, mapped, table.keys)
 
     def entry(self, name: str) -> CatalogEntry:
         """The catalog's entry of `name`; TableNotFound when there is none."""
@@ -100,7 +101,7 @@ class Versions:
         """
         found = self._mapped.get((uid, version))
         if found is None:
-            name = next((n for n, entry in self.catalog.tables.items() if entry.uid == uid), None)
+            name = self._names.get(uid)
             if name is None or version not in self.catalog.tables[name].versions:
                 return None
             if self.catalog.tables[name].damage_of(version) is not None:
@@ -147,30 +148,40 @@ class Versions:
 
     def switch(self, catalog: Catalog) -> None:
         """Use another catalog from here on."""
-        for name, entry in self.catalog.tables.items():
-            for damage in entry.damaged:
-                now = catalog.tables.get(name)
-                if now is None or now.uid != entry.uid or now.damage_of(damage.version) is None:
-                    # It was mended, so the last checkpoint's sums don't hold any more.
-                    self._sums.pop((entry.uid, damage.version), None)
-        was_live = {(entry.uid, entry.live) for entry in self.catalog.tables.values()}
+        before, tables = self.catalog.tables, catalog.tables
         self.catalog = catalog
-        self._live.clear()
-        kept = {
-            (entry.uid, version)
-            for entry in catalog.tables.values()
-            for version in entry.versions
-            if entry.damage_of(version) is None
-        }
-        for key in self._mapped.keys() - kept:
-            # Its pages are released when the last thread that syncs or copies them is done.
-            del self._mapped[key]
-            self._dirty.discard(key)
-        for entry in catalog.tables.values():
-            if (entry.uid, entry.live) not in was_live:
-                # Map it now, so that a checkpoint sums it up before its first update.
-                with suppress(StorageError):
-                    self.mapped(entry.uid, entry.live)
+        changed: list[tuple[str, CatalogEntry | None, CatalogEntry | None]] = [
+            (name, old, new)
+            for name, old in before.items()
+            if (new := tables.get(name)) is not old and new != old
+        ]
+        changed += [(name, None, new) for name, new in tables.items() if name not in before]
+        for name, old, new in changed:
+            self._live.pop(name, None)
+            if old is not None:
+                self._leave(old, new)
+        for name, old, new in changed:
+            if new is not None:
+                self._names[new.uid] = name
+                if old is None or (old.uid, old.live) != (new.uid, new.live):
+                    # So that a checkpoint sums it up before the first update, too.
+                    with suppress(StorageError):
+                        self.mapped(new.uid, new.live)
+
+    def _leave(self, old: CatalogEntry, new: CatalogEntry | None) -> None:
+        """Let go of what `old` named and the entry in its place doesn't."""
+        if new is None or new.uid != old.uid:
+            self._names.pop(old.uid, None)
+            new = None
+        for damage in old.damaged:
+            if new is None or new.damage_of(damage.version) is None:
+                # It was mended, so the last checkpoint's sums don't hold any more.
+                self._sums.pop((old.uid, damage.version), None)
+        kept = set() if new is None else _whole(new)
+        for version in {*old.versions} - kept:
+            # Its pages are let go when the last who syncs or copies them is done.
+            self._mapped.pop((old.uid, version), None)
+            self._dirty.discard((old.uid, version))
 
     def close(self) -> None:
         """Unmap everything."""
@@ -178,6 +189,11 @@ class Versions:
             mapped.close()
         self._mapped.clear()
         self._live.clear()
+
+
+def _whole(entry: CatalogEntry) -> set[int]:
+    """The versions that an entry keeps and that aren't damaged."""
+    return {version for version in entry.versions if entry.damage_of(version) is None}
 
 
 def held_lsns(catalog: Catalog) -> list[tuple[int, int]]:

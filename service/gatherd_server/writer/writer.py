@@ -14,7 +14,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -30,12 +30,13 @@ from gatherd.errors import (
     UpdatesStopped,
 )
 from gatherd.store.catalog import Catalog
+from gatherd.store.catalog_text import compact_catalog
 from gatherd_server.errors import unexpected
 from gatherd_server.storage.catalog_writer import discard_prepared, prepare_catalog, put_prepared
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
-from gatherd_server.storage.records import pack
+from gatherd_server.storage.records import pack_json
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, WriterLimits
@@ -184,13 +185,17 @@ class Writer:
             )
         )
 
-    def submit(self, push: Push, digest: bytes) -> "Future[PushResult]":
+    def submit(
+        self, push: Push, digest: bytes, future: "Future[PushResult] | None" = None
+    ) -> "Future[PushResult]":
         """Commit a push; the future ends when it is durable and visible, or refused.
 
-        A push that was done already gets its first answer; one under way is joined. Raises
-        Overloaded at once when too many wait, UpdatesStopped when no updates are taken.
+        `future` is the caller's own, if given, and the caller may end it before. A push that was
+        done already gets its first answer; one under way is joined. Raises Overloaded at once when
+        too many wait, UpdatesStopped when no updates are taken.
         """
-        future: Future[PushResult] = Future()
+        if future is None:
+            future = Future()
         request_id = push.request_id
         byte_count = sum(update.values.nbytes + 8 * update.asked.size for update in push.updates)
         with self._lock:
@@ -249,7 +254,8 @@ class Writer:
         lsn = self._log.next_lsn
         prepare_catalog(self._files, self._data_dir, catalog)
         try:
-            self._append(FrameKind.CATALOG, lsn, lsn, pack({"catalog": catalog.to_json()}, []))
+            record = pack_json({"catalog": compact_catalog(catalog)})
+            self._append(FrameKind.CATALOG, lsn, lsn, record)
         except NO_ROOM:
             discard_prepared(self._files, self._data_dir)
             raise
@@ -369,10 +375,11 @@ class Writer:
                     self._window.add(submitted.push.request_id, submitted.digest, outcome)
         for waiting, outcome in zip(batch, outcomes, strict=True):
             for future in waiting.futures:
-                if isinstance(outcome, PushResult):
-                    future.set_result(outcome)
-                else:
-                    future.set_exception(outcome)
+                with suppress(InvalidStateError):  # its caller has ended it
+                    if isinstance(outcome, PushResult):
+                        future.set_result(outcome)
+                    else:
+                        future.set_exception(outcome)
         # After the answers, so that nobody waits for the counting.
         pushes = [waiting.submitted.push for waiting in batch]
         self.measures.committed(pushes, outcomes, seconds)
@@ -388,8 +395,10 @@ class Writer:
             self._append(FrameKind.PUSHES, commit.first_lsn, commit.last_lsn, commit.record)
         except NO_ROOM as full:
             return [full if isinstance(one, PushResult) else one for one in commit.outcomes]
-        with self._stopping():
+        try:
             store(commit, self._versions)
+        except BaseException as error:
+            raise self._stop(error) from error
         self._control.applied_lsn = commit.last_lsn
         return commit.outcomes
 
@@ -397,11 +406,13 @@ class Writer:
         self, kind: FrameKind, first_lsn: int, last_lsn: int, payload: list[bytes | memoryview]
     ) -> None:
         try:
-            with self._stopping(but=NO_ROOM):
-                self._log.append(kind, first_lsn, last_lsn, payload)
-        except DiskFull:
-            self._full_at = time.monotonic()
+            self._log.append(kind, first_lsn, last_lsn, payload)
+        except NO_ROOM as full:
+            if isinstance(full, DiskFull):
+                self._full_at = time.monotonic()
             raise
+        except BaseException as error:
+            raise self._stop(error) from error
         self._full_at = None
         self.measures.logged(sum(map(len, payload)))
         self._control.committed_lsn = last_lsn
@@ -414,14 +425,18 @@ class Writer:
         except but:
             raise
         except BaseException as error:
-            # A disk's error says everything in its message.
-            unforeseen = None if isinstance(error, StorageError) else error
-            logger.critical("updates are stopped: %s", error, exc_info=unforeseen)
-            self._control.set_failed()
-            self._stopped = UpdatesStopped(
-                f"updates are stopped until the server is restarted: {error}; lookups go on"
-            )
-            raise self._stopped from error
+            raise self._stop(error) from error
+
+    def _stop(self, error: BaseException) -> UpdatesStopped:
+        """Take no more updates after `error`; the answer to them."""
+        # A disk's error says everything in its message.
+        unforeseen = None if isinstance(error, StorageError) else error
+        logger.critical("updates are stopped: %s", error, exc_info=unforeseen)
+        self._control.set_failed()
+        self._stopped = UpdatesStopped(
+            f"updates are stopped until the server is restarted: {error}; lookups go on"
+        )
+        return self._stopped
 
     def _keep_house(self) -> None:
         """Checkpoint when it is due, or the log has grown."""

@@ -1,4 +1,4 @@
-"""Lookups answered inside uvicorn's own protocol class, without ASGI between.
+"""Lookups and updates answered inside uvicorn's own protocol class, without ASGI between.
 
 Requests that routes.py has a route for are answered from `data_received` itself: a task, a scope
 and three messages are most of a small lookup's cost. Every other request, and every one that isn't
@@ -10,7 +10,8 @@ To uvicorn a fast request is a cycle like its own: `self.cycle` refers to it, it
 order of the requests, idle connections expire and a drain waits. tests/http/test_fast_path.py lists
 the parts of uvicorn's class that this needs, and fails when uvicorn changes them.
 
-cycle.py does the rest of a request. Left out on purpose: updates, which wait for the disk anyway.
+cycle.py does the rest of a lookup, push_cycle.py that of an update. Left out on purpose: changes
+of tables, which are rare.
 """
 
 import asyncio
@@ -31,10 +32,12 @@ from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.cycle import FastCycle, Prefixes, reply_head
+from gatherd_server.http.fast.push_cycle import PushCycle
 from gatherd_server.http.fast.repeat import Repeat, Scratch
-from gatherd_server.http.fast.routes import FastRoutes, Route
+from gatherd_server.http.fast.routes import FastRoutes, LookupRoute, PushRoute
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.http.offload import Offload
+from gatherd_server.link.inbox import Inbox
 from gatherd_server.observe.tracing import Spans
 
 HEAD_END: Final = b"\r\n\r\n"
@@ -62,6 +65,7 @@ def fast_protocol(
             "admission": admission,
             "offload": offload,
             "prefixes": Prefixes(),
+            "answers": Inbox(),
             "spans": admission.telemetry.spans,
             "sweeper": Sweeper(receive_seconds, limit),
             "limit": limit,
@@ -80,7 +84,8 @@ class _SeenHead:
 
     head: bytes
     total: int
-    route: Route
+    kind: type[FastCycle]
+    route: LookupRoute | PushRoute
     seconds: float | None
     caller: Caller
     trail: HeadTrail | None
@@ -95,6 +100,7 @@ class _FastPath(GuardedProtocol):
     offload: Offload
     prefixes: Prefixes
     spans: Spans | None
+    answers: Inbox
     scratch: Scratch
     busy_loop: BusyLoop
     # uvicorn's own cycles and fast ones, which it treats alike.
@@ -129,7 +135,7 @@ class _FastPath(GuardedProtocol):
             if seen.repeat is not None and self._is_answered(seen.repeat, data[len(seen.head) :]):
                 return
             self._unset_keepalive_if_required()
-            self.cycle = cycle = FastCycle(
+            self.cycle = cycle = seen.kind(
                 self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
             )
             cycle.take(data[len(seen.head) :])
@@ -163,7 +169,14 @@ class _FastPath(GuardedProtocol):
             lookup = route.repeated(data[size:])
             repeat = None if lookup is None else Repeat(lookup, route.counted)
         self._seen = _SeenHead(
-            data[:size], len(data), route, cycle.seconds, cycle.caller, cycle.trail, repeat
+            data[:size],
+            len(data),
+            type(cycle),
+            route,
+            cycle.seconds,
+            cycle.caller,
+            cycle.trail,
+            repeat,
         )
 
     def _is_answered(self, repeat: Repeat, body: bytes) -> bool:
@@ -192,6 +205,7 @@ class _FastPath(GuardedProtocol):
         """See repeat.AskingConnection. The connection is kept open."""
         assert self._seen is not None
         ok = self.prefixes.ok(self.server_state.default_headers)
+        assert not isinstance(self._seen.route, PushRoute)
         return reply_head(ok, self._seen.route, rows, keep_alive=True)
 
     def reply_changes(self) -> object:
@@ -292,8 +306,14 @@ class _FastPath(GuardedProtocol):
             return None
         if not self.standing.know():
             return None
+        kind = FastCycle
+        if isinstance(route, PushRoute):
+            # Spans of a commit are linked to those of requests, which ASGI's way notes.
+            if self.spans is not None or not route.admits(caller, int(length)):
+                return None
+            kind = PushCycle
         seconds = int(timeout) / 1000 if timeout else None
-        return FastCycle(
+        return kind(
             self,
             route,
             seconds,

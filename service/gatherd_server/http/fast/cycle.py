@@ -23,10 +23,12 @@ from gatherd_server.access.callers import Caller
 from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
+from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.repeat import PIECE_BYTES, is_repeatable
-from gatherd_server.http.fast.routes import PendingAnswer, Route
+from gatherd_server.http.fast.routes import LookupRoute, PendingAnswer
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
+from gatherd_server.link.inbox import Inbox
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
@@ -64,6 +66,8 @@ class FastConnection(Protocol):
     offload: Offload
     prefixes: Prefixes
     spans: Spans | None
+    answers: Inbox
+    busy_loop: BusyLoop
 
     def on_response_complete(self) -> None:
         """Go on with the next request."""
@@ -106,11 +110,14 @@ class FastCycle:
         "trail",
     )
     message_event: Final = _NoEvent()
+    _enter = staticmethod(Admission.enter)
+    _leave = staticmethod(Admission.leave)
+    route: LookupRoute
 
     def __init__(
         self,
         connection: FastConnection,
-        route: Route,
+        route: Any,
         seconds: float | None,
         caller: Caller,
         trail: HeadTrail | None,
@@ -174,7 +181,7 @@ class FastCycle:
         try:
             if self.caller.limiter is not None:
                 self._connection.admission.count(self.caller)
-            self._connection.admission.enter(self.caller)
+            self._enter(self._connection.admission, self.caller)
         except GatherdError as error:
             self._fail(error)
             return
@@ -234,6 +241,9 @@ class FastCycle:
             # The peer hasn't read the replies before this one: nothing is gathered until it does.
             self._track(self._run_later())
             return
+        self._answer()
+
+    def _answer(self) -> None:
         try:
             found = self.route.begin(self._whole_body(), self.caller)
             if isinstance(found, PendingAnswer):
@@ -398,10 +408,10 @@ class FastCycle:
             self._held.release()
         if self._holds_place:
             self._holds_place = False
-            self._connection.admission.leave(self.caller)
+            self._leave(self._connection.admission, self.caller)
 
 
-def reply_head(ok: bytes, route: Route, rows: Rows, *, keep_alive: bool) -> bytes:
+def reply_head(ok: bytes, route: LookupRoute, rows: Rows, *, keep_alive: bool) -> bytes:
     """The bytes before a reply's rows; `ok` is their start, see Prefixes."""
     lines, begin = route.head(rows)
     return b"%b%bcontent-length: %d\r\n%b\r\n%b" % (

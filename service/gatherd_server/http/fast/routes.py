@@ -1,4 +1,4 @@
-"""The lookups that the fast path answers, each wire's in its own encoding.
+"""The lookups and updates that the fast path answers, each wire's in its own encoding.
 
 A route decides by a request's headers whether it is plain. Any other request goes through ASGI,
 which also knows how to refuse it.
@@ -6,6 +6,7 @@ which also knows how to refuse it.
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
 
@@ -17,8 +18,9 @@ from gatherd.errors import GatherdError
 from gatherd.store.query import ByKey, Missing
 from gatherd_proto.headers import CONNECT_VERSION, PROTO
 from gatherd_proto.procedures import LOOKUP, Procedure
+from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.access.callers import Caller, Scope
-from gatherd_server.engine.engine import KEYS_SHORT, Engine
+from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES, Engine
 from gatherd_server.engine.repeated import Repeated
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import PartsResponse
@@ -28,9 +30,10 @@ from gatherd_server.http.rest import arrays, lookup_bodies
 from gatherd_server.http.rest.arrays import array_response
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
-from gatherd_server.types import Lookup
-from gatherd_server.wire import lookups
-from gatherd_server.wire.procedures import LOOKUPS, Lookups
+from gatherd_server.types import Lookup, PushResult, UpdateOp
+from gatherd_server.wire import lookups, updates
+from gatherd_server.wire.procedures import LOOKUPS, PUSHES, Lookups
+from gatherd_server.wire.seen_updates import SeenUpdates
 
 _VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
@@ -49,12 +52,19 @@ class PendingAnswer:
 
 
 class Route(Protocol):
-    """Answers the fast requests of one path; `counted` counts them."""
+    """Decides which requests of one path are plain; `counted` counts them."""
 
     counted: RequestSeries
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether every default applies to a request with these headers."""
+
+    def error(self, error: GatherdError) -> Response:
+        """`error` in this wire's format."""
+
+
+class LookupRoute(Route, Protocol):
+    """Answers the fast lookups of one path."""
 
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         """Read the request and find its tables. GatherdError when `caller` can't be answered."""
@@ -65,9 +75,6 @@ class Route(Protocol):
     def head(self, rows: Rows) -> tuple[bytes, bytes]:
         """The reply's own header lines, and the bytes of its body that come before the rows."""
 
-    def error(self, error: GatherdError) -> Response:
-        """`error` in this wire's format."""
-
 
 class FastRoutes:
     """Finds the route of a URL."""
@@ -77,14 +84,17 @@ class FastRoutes:
         self._engine = engine
         telemetry = telemetry or Telemetry()
         self._octets = telemetry.requests("rest", LOOKUP.name)
-        self._connect: dict[bytes, Route] = {
+        self._connect: dict[bytes, LookupRoute | PushRoute] = {
             procedure.path.encode(): _Connect(
                 engine, procedure, way, telemetry.requests("connect", procedure.name)
             )
             for procedure, way in LOOKUPS.items()
         }
+        for procedure, op in PUSHES.items():
+            counted = telemetry.requests("connect", procedure.name)
+            self._connect[procedure.path.encode()] = PushRoute(engine, op, counted)
 
-    def find(self, url: bytes) -> Route | None:
+    def find(self, url: bytes) -> "LookupRoute | PushRoute | None":
         """The route of a POST to `url`; None when the fast path has none."""
         route = self._connect.get(url)
         if route is not None:
@@ -123,7 +133,7 @@ class _Connect:
         self._seen = lookups.SeenLookups()
 
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
-        return headers.get(b"content-type") == _PROTO and headers.get(_VERSION, b"1") == b"1"
+        return _is_connect(headers)
 
     def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
         caller.check(Scope.READ)
@@ -159,6 +169,52 @@ class _Connect:
 
     def error(self, error: GatherdError) -> Response:
         return connect_error(error)
+
+
+class PushRoute:
+    """An update over Connect, in protobuf."""
+
+    def __init__(self, engine: Engine, op: UpdateOp, counted: RequestSeries) -> None:
+        self.counted = counted
+        self._engine = engine
+        self._op = op
+        self._seen = SeenUpdates(op)
+
+    def takes(self, headers: Mapping[bytes, bytes]) -> bool:
+        """See Route."""
+        return _is_connect(headers)
+
+    def admits(self, caller: Caller, nbytes: int) -> bool:
+        """Whether an update of `caller` with a body of so many bytes is answered from here.
+
+        A longer one is checked on a thread. A caller that may not push is refused before the body
+        is read. ASGI's way does both.
+        """
+        is_for = caller.grant is None or Scope.UPDATE in caller.grant.scopes
+        return is_for and nbytes <= SHORT_BYTES
+
+    def begin(self, body: bytes, caller: Caller) -> "Future[PushResult]":
+        """Read the update and hand it to the writer. A GatherdError when it is refused at once."""
+        engine, limits = self._engine, self._engine.limits
+        push = self._seen.find(body)
+        if push is None:
+            message = embedding_pb2.UpdateRequest()
+            lookups.parse(message, body, limits)
+            push = updates.push(self._op, message, limits)
+            self._seen.learn(body, push, limits)
+        return caller.guard(engine).push(push)
+
+    def reply(self, result: PushResult) -> tuple[bytes, bytes]:
+        """The reply's own header lines, and its body."""
+        return _PROTO_LINE, updates.push_reply(result)
+
+    def error(self, error: GatherdError) -> Response:
+        """See Route."""
+        return connect_error(error)
+
+
+def _is_connect(headers: Mapping[bytes, bytes]) -> bool:
+    return headers.get(b"content-type") == _PROTO and headers.get(_VERSION, b"1") == b"1"
 
 
 class _Octets:

@@ -1,7 +1,8 @@
 """Prometheus' text format, version 0.0.4, in which `GET /metrics` answers.
 
-A counter or histogram without labels is always shown, so that a rate of it never lacks data. A
-gauge is shown once it is set: a server without a data dir has no checkpoint to be late with.
+A label without a value is left out, as Prometheus takes the two for the same. A counter or
+histogram without labels is always shown, so that a rate of it never lacks data. A gauge is shown
+once it is set: a server without a data dir has no checkpoint to be late with.
 """
 
 from collections.abc import Iterable
@@ -41,7 +42,8 @@ def exposition(series: Iterable[Series], samples: Iterable[Sample]) -> str:
         lines.append(f"# HELP {metric.name} {_escape_help(metric.help)}")
         lines.append(f"# TYPE {metric.name} {metric.kind.value}")
         for labels, added in sorted(by_labels.items()):
-            pairs = [_pair(*pair) for pair in zip(metric.labels, labels, strict=True)]
+            named = zip(metric.labels, labels, strict=True)
+            pairs = [_pair(name, value) for name, value in named if value]
             if metric.kind is MetricKind.HISTOGRAM:
                 lines += _histogram(metric, pairs, added)
             else:

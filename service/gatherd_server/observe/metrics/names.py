@@ -81,6 +81,7 @@ CLOSED_CONNECTIONS = Metric(
     "HTTP connections without a valid request, closed for others at connections_max.",
 )
 
+TABLES = Metric("gatherd_tables", _G, "Tables, refused ones included.")
 TABLE_LOOKUPS = Metric(
     "gatherd_table_lookups_total", _C, "Gathers from a table; a request can have many.", ("table",)
 )

@@ -60,14 +60,17 @@ class Telemetry:
         worker: int | None = None,
         has_writer: bool = False,
         is_told: bool = True,
+        is_per_table: bool = True,
         spans: Spans | None = None,
     ) -> None:
         """For worker number `worker`, with or without the writer, or for a writer process.
 
-        `is_told` says whether anybody may read the metrics over HTTP.
+        `is_told` says whether anybody may read the metrics over HTTP, and `is_per_table` whether
+        tables are told apart: otherwise all count as the one without a name.
         """
         self._page = page
         self.is_told = is_told
+        self.is_per_table = is_per_table
         self.spans = spans
         """The maker of traces; None when they are off."""
         self.writer = Recorder(_place(page, _WRITER) if has_writer else None)
@@ -89,6 +92,7 @@ class Telemetry:
         worker: int | None = None,
         has_writer: bool,
         is_told: bool = False,
+        is_per_table: bool = True,
         traces: TraceExport = TraceExport.OFF,
     ) -> "Telemetry":
         """For a child process that got the page's descriptor from the supervisor.
@@ -97,7 +101,14 @@ class Telemetry:
         """
         spans = open_spans(traces, "writer" if worker is None else f"worker-{worker}")
         page = MetricsPage(fd, _place_count(workers))
-        return cls(page, worker=worker, has_writer=has_writer, is_told=is_told, spans=spans)
+        return cls(
+            page,
+            worker=worker,
+            has_writer=has_writer,
+            is_told=is_told,
+            is_per_table=is_per_table,
+            spans=spans,
+        )
 
     def close(self) -> None:
         """Publish a last time, and send the spans that wait."""
@@ -115,6 +126,7 @@ class Telemetry:
 
     def table(self, name: str) -> "TableSeries":
         """The counters of an existing table, only for the loop's thread."""
+        name = name if self.is_per_table else ""
         series = self._tables.get(name)
         if series is None:
             series = self._tables[name] = TableSeries(self.loop, name)
@@ -122,6 +134,7 @@ class Telemetry:
 
     def gathered(self, name: str, rows: int, byte_count: int) -> None:
         """Count a gather from an existing table, on any thread."""
+        name = name if self.is_per_table else ""
         self.threads.add(TABLE_LOOKUPS, name)
         self.threads.add(TABLE_LOOKUP_ROWS, name, value=rows)
         self.threads.add(TABLE_LOOKUP_BYTES, name, value=byte_count)
