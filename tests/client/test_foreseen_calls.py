@@ -187,3 +187,43 @@ def test_each_table_is_answered_by_the_version_that_was_asked_for(make: Any) -> 
         server.service.versions["items"] = 8
         with pytest.raises(InternalError, match="version 8 answered, 7 was asked"):
             client.lookup_many({"words": ids, "items": ids}, version={"items": 7})
+
+
+IDS, STARTS = np.array([1, 2, 3]), np.array([0, 1])
+UNUSUAL: list[tuple[str, tuple[Any, ...], dict[str, Any]]] = [
+    ("lookup_many", (IDS,), {}),
+    ("lookup_many", (), {"keys": IDS}),
+    ("lookup_many", ({"words": IDS, "items": [1.5]},), {}),
+    ("lookup_many", ({"words": IDS, "items": []},), {}),
+    ("lookup_many", ({"words": IDS[::2], "items": range(3)},), {"return_status": True}),
+    ("lookup_many", ({"words": IDS, "items": IDS.astype(">i8")},), {"missing": "zero"}),
+    ("lookup_many", ({"words": IDS},), {"version": [7]}),
+    ("lookup_many", ({"words": IDS},), {"keys": {"words": ["word1"]}}),
+    ("lookup_many", ({"words": IDS},), {"keys": {"items": ["word1"]}}),
+    ("lookup", ("words",), {"keys": ["word1", 2]}),
+    ("lookup", ("words",), {"keys": ["word1", "w\u00f6rd", ""]}),
+    ("lookup", ("words",), {"keys": [["word1"], [b"word2"]]}),
+    ("lookup", ("words",), {"keys": ["no such word"], "missing": "default"}),
+    ("lookup", ("words", IDS), {"missing": ["zero"]}),
+    ("lookup", ("words", IDS), {"missing": "zero", "out": np.empty((3, 7), np.float32)}),
+    ("lookup_bags", ("words", IDS), {"offsets": STARTS[None]}),
+    ("lookup_bags", ("words", IDS), {"offsets": STARTS.astype(np.int32)}),
+    ("lookup_bags", ("words", IDS[None], STARTS), {}),
+    ("lookup_bags", ("words", [[1], [2, 3]]), {}),
+    ("lookup_bags", ("words", IDS, STARTS), {"weights": [1, 2, 3.5]}),
+    ("lookup_bags", ("words", IDS, STARTS), {"weights": np.ones(2, np.float32)}),
+    ("lookup_bags", ("words", IDS, STARTS), {"mode": "max", "weights": np.ones(3, np.float32)}),
+    ("lookup_bags_many", ({"words": (IDS, STARTS), "items": [[1], [2]]},), {}),
+    ("lookup_bags_many", ({"words": (IDS, STARTS)},), {"weights": {"items": IDS}}),
+    ("lookup_bags_many", ({"words": (IDS, STARTS, IDS)},), {}),
+]
+
+
+@pytest.mark.parametrize("make", [Client, Awaited])
+def test_what_is_unusual_or_wrong_is_as_the_plan_has_it(make: Any) -> None:
+    with serving() as server, make(server.url) as client:
+        for asked in UNUSUAL:
+            found = [outcome(client, *asked) for _ in range(3)]
+            with request_headers(ASIDE):
+                judged = outcome(client, *asked)
+            assert found == [judged] * 3, asked

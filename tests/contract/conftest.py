@@ -15,7 +15,8 @@ from safetensors.numpy import save_file
 from contract.messages import Connect, Grpc, GrpcStream
 from contract.rest import Rest
 from contract.surfaces import AsyncSdk, MergedSdk, Surface, SyncSdk
-from support.server import RunningServer, run_cli
+from support.cli import invoke
+from support.server import RunningServer
 
 REQUEST_BYTES_MAX = 1 << 20
 REPLY_BYTES_MAX = 1 << 20
@@ -67,14 +68,14 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTables]:
         path = folder / f"{name}.safetensors"
         # A second tensor before ours, of odd length, so that ours lies misaligned in the file.
         save_file({"a": np.zeros(3, np.int8), "rows": rows}, path)
-        run_cli("import", name, f"{path}#rows", "--data-dir", data_dir)
+        invoke("import", name, f"{path}#rows", "--data-dir", data_dir)
     defaults = {
         name: _mean(rows) if len(rows) else np.zeros(4, np.float32) for name, rows in arrays.items()
     }
     stored = rng.normal(size=24).astype(np.float32)
     np.save(folder / "default.npy", stored)
     np.save(folder / "float32.npy", arrays["float32"])
-    run_cli(
+    invoke(
         "import", "stored-default", folder / "float32.npy",
         "--default-vector", folder / "default.npy", "--data-dir", data_dir,
     )  # fmt: skip
@@ -90,13 +91,13 @@ def served(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ServedTables]:
         for word, row in zip(WORDS, words.astype(float), strict=True)
     ]
     (folder / "words.txt").write_bytes(b"\n".join(lines) + b"\n")
-    run_cli("import", "words", folder / "words.txt", "--data-dir", data_dir)
+    invoke("import", "words", folder / "words.txt", "--data-dir", data_dir)
     items = rng.normal(size=(500, 4)).astype(np.float32)
     item_keys = rng.permutation(np.arange(-250, 250)) * 2**53 + 7
     item_keys[1] = 2**62
     np.save(folder / "items.npy", items)
     np.save(folder / "item_keys.npy", item_keys)
-    run_cli(
+    invoke(
         "import", "items", folder / "items.npy", "--keys", folder / "item_keys.npy",
         "--data-dir", data_dir,
     )  # fmt: skip

@@ -13,7 +13,8 @@ import httpx
 import pytest
 
 from gatherd_server.types import CreateTable
-from support.server import RunningServer, clean_environment, run_cli
+from support.cli import invoke
+from support.server import RunningServer, clean_environment
 from support.tables import drawn_table, make_data_dir
 
 # As the document's examples have them.
@@ -60,7 +61,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     make_data_dir(folder / "data", *map(_table, ("user", "item", "gone")))
     lines = (f"{word} 0.5 1.5\n" for word in ("king", "queen", *map(str, range(ROWS))))
     (folder / "words.txt").write_text("".join(lines))
-    run_cli("import", "words", folder / "words.txt", "--data-dir", folder / "data")
+    invoke("import", "words", folder / "words.txt", "--data-dir", folder / "data")
     with RunningServer(
         *("--data-dir", folder / "data", "--snapshot-dir", folder / "snapshots"),
         log_path=folder / "log",

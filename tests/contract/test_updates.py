@@ -36,7 +36,8 @@ from gatherd.errors import (
     TableReadOnly,
     VersionMismatch,
 )
-from support.server import RunningServer, run_cli
+from support.cli import invoke
+from support.server import RunningServer
 
 ROWS, DIM, IDS_MAX, LR = 40, 3, 2_000, 0.5
 WORDS = ["king", "queen", "Zürich", "🌊"]
@@ -77,14 +78,14 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     sgd = ("--optimizer", "sgd", "--lr", str(LR), "--data-dir", data_dir)
     shape = ("--rows", str(ROWS), "--dim", str(DIM), "--init", "zeros")
     for dtype in STORED:
-        run_cli("create", dtype, *shape, "--dtype", dtype, *sgd)
-    run_cli("create", "frozen", *shape, "--data-dir", data_dir)
+        invoke("create", dtype, *shape, "--dtype", dtype, *sgd)
+    invoke("create", "frozen", *shape, "--data-dir", data_dir)
     lines = [f"{word} {i} {i + 0.5} -{i}" for i, word in enumerate(WORDS)]
     (folder / "words.txt").write_text("\n".join(lines) + "\n")
-    run_cli("import", "words", folder / "words.txt", *sgd)
+    invoke("import", "words", folder / "words.txt", *sgd)
     np.save(folder / "items.npy", np.zeros((len(ITEMS), DIM), np.float32))
     np.save(folder / "keys.npy", np.array(ITEMS))
-    run_cli("import", "items", folder / "items.npy", "--keys", folder / "keys.npy", *sgd)
+    invoke("import", "items", folder / "items.npy", "--keys", folder / "keys.npy", *sgd)
     socket = folder / "gatherd.sock"
     limits = ("--ids-max", str(IDS_MAX), "--tables-max", "4")
     arguments = ("--data-dir", data_dir, "--unix", socket, "--workers", "2", *limits)

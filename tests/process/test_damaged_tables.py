@@ -19,7 +19,8 @@ from gatherd_server.storage.files import Files
 from gatherd_server.storage.wal_format import WAL_NAME, segment_paths
 from gatherd_server.types import Push, TableUpdate, UpdateOp, WriterLimits
 from gatherd_server.writer.writer import Writer
-from support.server import RunningServer, run_cli
+from support.cli import invoke
+from support.server import RunningServer
 from support.tables import drawn_table, make_data_dir
 
 ROWS, DIM = 600, 8
@@ -43,7 +44,7 @@ def crashed(tmp_path_factory: pytest.TempPathFactory) -> Crashed:
     data = root / "data"
     items = drawn_table("items", ROWS, DIM, init="normal", optimizer="adagrad")
     make_data_dir(data, items, drawn_table("other", ROWS, DIM))
-    run_cli("publish", "items", "--data-dir", data)
+    invoke("publish", "items", "--data-dir", data)
     with RunningServer("--data-dir", data, *SERVE) as server, Client(server.http) as client:
         client.scatter_add("items", IDS, ONES)
         client.scatter_add("other", IDS, ONES)
@@ -164,7 +165,7 @@ def test_a_damaged_table_is_refused_alone_and_mended_by_its_file(
             np.testing.assert_array_equal(client.lookup("items", np.arange(ROWS)), crashed.values)
             client.scatter_add("items", IDS, ONES)
             np.testing.assert_array_equal(client.lookup("items", IDS), crashed.values[IDS] + ONES)
-    assert run_cli("verify", "--data-dir", mine.path).returncode == 0
+    assert invoke("verify", "--data-dir", mine.path).returncode == 0
 
 
 def test_the_log_is_kept_over_stops_and_checkpoints_until_the_file_is_back(
@@ -180,7 +181,7 @@ def test_the_log_is_kept_over_stops_and_checkpoints_until_the_file_is_back(
                     client.scatter_add("other", np.arange(ROWS), np.ones((ROWS, DIM), np.float32))
         # All that is left after a stop is what was there at the crash.
         assert [path.name for _, path in segment_paths(mine.path / WAL_NAME)] == held
-    refused = run_cli("verify", "--data-dir", mine.path, check=False)
+    refused = invoke("verify", "--data-dir", mine.path, check=False)
     assert refused.returncode == 1
     assert "items v2: it is refused: " in refused.stderr
     mine.put_back()
@@ -188,7 +189,7 @@ def test_the_log_is_kept_over_stops_and_checkpoints_until_the_file_is_back(
         np.testing.assert_array_equal(client.lookup("items", np.arange(ROWS)), crashed.values)
         np.testing.assert_array_equal(client.lookup("other", IDS)[:, 0], [102, 102, 102])
     assert segment_paths(mine.path / WAL_NAME) == []
-    assert run_cli("verify", "--data-dir", mine.path).returncode == 0
+    assert invoke("verify", "--data-dir", mine.path).returncode == 0
 
 
 def test_a_file_of_another_time_is_no_repair(tmp_path: Path) -> None:
@@ -232,13 +233,13 @@ def test_one_table_is_restored_from_a_snapshot_while_the_others_go_on(
 ) -> None:
     sound = tmp_path / "sound"
     shutil.copytree(crashed.path, sound, ignore=shutil.ignore_patterns("*.sock"))
-    run_cli("snapshot", "s", "--data-dir", sound, "--to", tmp_path / "snaps")
+    invoke("snapshot", "s", "--data-dir", sound, "--to", tmp_path / "snaps")
     mine = damaged(crashed, tmp_path, "short weights")
     restore = ("restore", tmp_path / "snaps" / "s", "--table", "items", "--data-dir", mine.path)
     with ExitStack() as stack:
         if is_served:
             stack.enter_context(RunningServer("--data-dir", mine.path, *SERVE))
-        done = run_cli(*restore)
+        done = invoke(*restore)
         assert f"items: version 3 is live, restored as of LSN {crashed.lsn}" in done.stdout
         with Client(f"local:{mine.path}") as client:
             np.testing.assert_array_equal(client.lookup("items", np.arange(ROWS)), crashed.values)
@@ -279,9 +280,9 @@ def test_a_damaged_table_can_be_rolled_back_and_deleted(
 ) -> None:
     mine = damaged(crashed, tmp_path, what)
     if wire == "command without a server":
-        run_cli("rollback", "items", "--data-dir", mine.path)
-        run_cli("publish", "items", "--data-dir", mine.path)
-        run_cli("delete", "items", "--yes", "--data-dir", mine.path)
+        invoke("rollback", "items", "--data-dir", mine.path)
+        invoke("publish", "items", "--data-dir", mine.path)
+        invoke("delete", "items", "--yes", "--data-dir", mine.path)
         assert read_catalog(mine.path).tables.keys() == {"other"}
         assert segment_paths(mine.path / WAL_NAME) == []
         return
@@ -292,7 +293,7 @@ def test_a_damaged_table_can_be_rolled_back_and_deleted(
             with pytest.raises(TableRefused, match=mine.file.name):
                 client.set_optimizer("items", {"name": "sgd"})
             if wire == "command":
-                run_cli("rollback", "items", "--data-dir", mine.path)
+                invoke("rollback", "items", "--data-dir", mine.path)
             else:
                 client.rollback("items")
             assert client.table("items").version == 1
@@ -301,7 +302,7 @@ def test_a_damaged_table_can_be_rolled_back_and_deleted(
             with pytest.raises(TableRefused, match=mine.file.name):
                 client.lookup("items", IDS, version=2)
             if wire == "command":
-                run_cli("delete", "items", "--yes", "--data-dir", mine.path)
+                invoke("delete", "items", "--yes", "--data-dir", mine.path)
             else:
                 client.delete_table("items")
             assert [one.name for one in client.tables()] == ["other"]

@@ -13,14 +13,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from support.server import children, clean_environment, run_cli, wait_until
+from support.cli import invoke
+from support.server import children, clean_environment, wait_until
 
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("readers")
     np.save(folder / "rows.npy", np.zeros((5000, 8), np.float32))
-    run_cli("import", "t", folder / "rows.npy", "--optimizer", "sgd", "--data-dir", folder / "data")
+    invoke("import", "t", folder / "rows.npy", "--optimizer", "sgd", "--data-dir", folder / "data")
     return folder / "data"
 
 

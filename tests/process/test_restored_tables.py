@@ -10,7 +10,8 @@ import pytest
 from gatherd import Client
 from gatherd.errors import TableRefused
 from gatherd.store.catalog import read_catalog, version_dir
-from support.server import RunningServer, run_cli
+from support.cli import invoke
+from support.server import RunningServer
 from support.tables import drawn_table, make_data_dir
 
 ROWS, DIM = 600, 8
@@ -59,7 +60,7 @@ def damaged(crashed: Crashed, root: Path, name: str) -> Path:
 
 
 def restore(crashed: Crashed, data: Path, *, check: bool = True) -> str:
-    done = run_cli("restore", crashed.snapshot, "--table", "items", "--data-dir", data, check=check)
+    done = invoke("restore", crashed.snapshot, "--table", "items", "--data-dir", data, check=check)
     return done.stdout if check else done.stderr
 
 
@@ -111,10 +112,10 @@ def test_a_sound_table_becomes_the_snapshots_and_can_be_rolled_back(
         np.testing.assert_array_equal(client.lookup("items", np.arange(ROWS)), crashed.at_snapshot)
         found = client.lookup("items", np.arange(ROWS), version=1)
         np.testing.assert_array_equal(found, crashed.at_end)
-    run_cli("delete", "items", "--yes", "--data-dir", data)
+    invoke("delete", "items", "--yes", "--data-dir", data)
     restore(crashed, data)
     assert read_catalog(data).tables["items"].versions == (1,)
-    assert run_cli("verify", "--data-dir", data).returncode == 0
+    assert invoke("verify", "--data-dir", data).returncode == 0
 
 
 def test_what_cannot_be_restored_changes_nothing(crashed: Crashed, tmp_path: Path) -> None:
@@ -127,7 +128,7 @@ def test_what_cannot_be_restored_changes_nothing(crashed: Crashed, tmp_path: Pat
     weights.write_bytes(flipped)
     before = read_catalog(data)
     for table, why in (("items", "weights.npy"), ("nothing", "no table 'nothing'")):
-        done = run_cli("restore", snapshot, "--table", table, "--data-dir", data, check=False)
+        done = invoke("restore", snapshot, "--table", table, "--data-dir", data, check=False)
         assert done.returncode == 1
         assert why in done.stderr
     assert read_catalog(data) == before

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gatherd import Client
 from support.cli import invoke
-from support.server import RunningServer, clean_environment, run_cli, wait_until
+from support.server import RunningServer, clean_environment, wait_until
 
 ROWS = np.random.default_rng(3).normal(size=(300, 8)).astype(np.float32)
 OTHER = np.random.default_rng(4).normal(size=(200, 8)).astype(np.float32)
@@ -155,11 +155,11 @@ def test_a_running_server_sees_an_import_of_another_process_at_its_next_request(
     data = tmp_path / "data"
     invoke("create", "items", "--rows", "3", "--dim", "2", "--data-dir", data)
     with RunningServer("--data-dir", data, "--workers", "2", "--keep-versions", "1") as server:
-        run_cli("import", "k", sources / "other.npy", "--data-dir", data)
+        invoke("import", "k", sources / "other.npy", "--data-dir", data)
         for url in [server.http, server.grpc] * 4:
             with Client(url) as client:
                 np.testing.assert_array_equal(client.lookup("k", np.arange(200)), OTHER)
-        run_cli("publish", "k", sources / "rows.npy", "--data-dir", data)
+        invoke("publish", "k", sources / "rows.npy", "--data-dir", data)
         for url in [server.http, server.grpc] * 4:
             with Client(url) as client:
                 np.testing.assert_array_equal(client.lookup("k", np.arange(300)), ROWS)

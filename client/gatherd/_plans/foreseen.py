@@ -86,6 +86,8 @@ class Foreseen:
     later_heads: bytes = b""  # the others
     places: tuple[slice, ...] = ()  # and of each of them, in that
     later_bytes: int = 0  # of the reply, after the prefix
+    is_carved: bool = False  # whether its arrays are parts of one
+    is_as_sent: bool = False  # whether its arrays are the vectors, and nothing else
     # What a transport makes of all this, for itself.
     wire: Any = field(default=None)
 
@@ -110,7 +112,7 @@ class Foreseen:
 
     def targets(self, out: NDArray[Any] | None) -> list[NDArray[Any]]:
         """Where to receive statuses and vectors, as bits: an array for each of `parts`."""
-        if self.later_bytes > SEPARATE_BYTES_MAX and len(self.parts) > 2:
+        if self.is_carved:
             return _carved(self.parts)
         if out is None or self.reply.widened:
             return [np.empty(shape, dtype) for shape, dtype in self.parts]
@@ -145,15 +147,15 @@ class Foreseen:
 
     def vectors(self, targets: list[NDArray[Any]], out: NDArray[Any] | None) -> list[NDArray[Any]]:
         """What the caller gets, a table each, once `targets` were filled."""
+        if self.is_as_sent and out is None:
+            return targets
         reply = self.reply
         bits = targets[1::2] if self.members[0].has_status else targets
-        if out is None and reply.array is reply.wire.storage:
-            return bits
         if reply.widened:
             return [_widened(one, out) for one in bits]
         if out is not None:
             return [out]
-        return [one.view(reply.array) for one in bits]
+        return [one if one.dtype is reply.array else one.view(reply.array) for one in bits]
 
     def statuses(self, targets: list[NDArray[Any]]) -> list[NDArray[np.uint8]]:
         """A table's each, all 0 where no id may be missing."""
@@ -176,6 +178,7 @@ class Foreseen:
             heads += of_member
             parts += kinds
         later = b"".join(heads[1:])
+        later_bytes = len(later) + sum(map(_nbytes, parts))
         ends = list(accumulate(map(len, heads[1:])))
         return replace(
             self,
@@ -186,7 +189,9 @@ class Foreseen:
             prefix=heads[0],
             later_heads=later,
             places=tuple(map(slice, [0, *ends], ends)),
-            later_bytes=len(later) + sum(map(_nbytes, parts)),
+            later_bytes=later_bytes,
+            is_carved=later_bytes > SEPARATE_BYTES_MAX and len(parts) > 2,
+            is_as_sent=self.reply.array is self.reply.wire.storage and len(parts) == len(known),
             wire=None,
         )
 

@@ -7,7 +7,6 @@ wrong with an argument. The server finds offsets that aren't in order, and then 
 Left out on purpose: jagged bags, `dedup`, many tables by string keys, and the keys of rows.
 """
 
-import struct
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
@@ -18,13 +17,20 @@ from numpy.typing import NDArray
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.foreseen import Foreseen, Member, Source, Varying
+from gatherd._plans.ordinary import (
+    are_plain,
+    bag_arrays,
+    by_table,
+    form,
+    is_ordinary,
+    pooling_key,
+    rows_given,
+)
 from gatherd._requests.bags import prepare_bags
 from gatherd._requests.lookups import LookupSpec, parse_reply_type, prepare
 from gatherd._wire import lookups
 from gatherd._wire.lookups import AroundStrings, SentStrings
 from gatherd.errors import GatherdError
-from gatherd.store.ids import as_id_array
-from gatherd.store.keys import KEY_BYTES_MAX, StringKeys, as_keys
 from gatherd.store.query import Missing
 
 # Up to this many ids, or tables, a lookup is sent without asking for the limits first.
@@ -107,8 +113,8 @@ class ForeseenCalls:
         self, table: str, ids: Any, keys: Any, dtype: Any, missing: Any, version: Any, out: Any
     ) -> Asking | None:
         """A lookup of one table, by ids or by keys."""
-        given = _given(ids, keys)
-        if given is None or not _are_plain(missing, version):
+        given = rows_given(ids, keys)
+        if given is None or not are_plain(missing, version):
             return None
         dtype_given = None if given.__class__ is SentStrings else given.dtype
         key = ("rows", table, keys is None, dtype_given, given.shape, dtype, missing, version)
@@ -121,7 +127,7 @@ class ForeseenCalls:
 
     def many(self, ids: Any, keys: Any, dtype: Any, missing: Any, version: Any) -> Asking | None:
         """A lookup of many tables."""
-        tables = _mapped(ids, keys, version)
+        tables = by_table(ids, keys, version)
         if tables is None or missing.__class__ is not str:
             return None
         names, values, versions = tables
@@ -130,7 +136,7 @@ class ForeseenCalls:
         for i, value in enumerate(values):
             one = value
             if one.__class__ is not np.ndarray or not one.flags.c_contiguous:
-                one = _given(value, None) if i < by_id else _given(None, value)
+                one = rows_given(value, None) if i < by_id else rows_given(None, value)
                 if one is None or one.__class__ is SentStrings:
                     return None
             given.append(one)
@@ -173,22 +179,22 @@ class ForeseenCalls:
         version: Any,
         out: Any,
     ) -> Asking | None:
-        """A lookup of bags, which are ids or keys, and offsets; `pooled` is as in `_bags_kind`."""
+        """A lookup of bags, which are ids or keys, and offsets; `pooled` is as in `pooling_key`."""
         ids, offsets = bags
-        if not _are_plain(missing, version):
+        if not are_plain(missing, version):
             return None
-        given = _bag_arrays(_given(ids, keys), offsets, pooled[1])
+        given = bag_arrays(rows_given(ids, keys), offsets, pooled[1])
         if given is None:
             return None
         key = (
             "bags",
             table,
             keys is None,
-            tuple(map(_form, given)),
+            tuple(map(form, given)),
             dtype,
             missing,
             version,
-            *_bags_kind(*pooled),
+            *pooling_key(*pooled),
         )
         mode, weights, padding_id = pooled
         found = self._find(
@@ -220,8 +226,8 @@ class ForeseenCalls:
         missing: Any,
         version: Any,
     ) -> Asking | None:
-        """Bags of many tables; `pooled` is as in `_bags_kind`, with weights by table."""
-        tables = _mapped(bags, keys, version)
+        """Bags of many tables; `pooled` is as in `pooling_key`, with weights by table."""
+        tables = by_table(bags, keys, version)
         mode, weights, padding_id = pooled
         if tables is None or missing.__class__ is not str:
             return None
@@ -234,11 +240,11 @@ class ForeseenCalls:
         for i, (name, pair) in enumerate(zip(names, values, strict=True)):
             if pair.__class__ is not tuple or len(pair) != 2:
                 return None
-            if not weights and _is_ordinary(pair[0]) and _is_ordinary(pair[1]):
+            if not weights and is_ordinary(pair[0]) and is_ordinary(pair[1]):
                 given += pair
                 continue
-            flat = _given(pair[0], None) if i < by_id else _given(None, pair[0])
-            arrays = _bag_arrays(flat, pair[1], weights.get(name))
+            flat = rows_given(pair[0], None) if i < by_id else rows_given(None, pair[0])
+            arrays = bag_arrays(flat, pair[1], weights.get(name))
             if arrays is None or arrays[0].__class__ is SentStrings:
                 return None
             given += arrays
@@ -252,7 +258,7 @@ class ForeseenCalls:
             missing,
             tuple(versions.items()),
             tuple(weights),
-            *_bags_kind(mode, None, padding_id),
+            *pooling_key(mode, None, padding_id),
         )
 
         def specs() -> list[LookupSpec]:
@@ -334,7 +340,7 @@ class ForeseenCalls:
             arrays = [] if bags is None else [bags.offsets]
             arrays += [] if bags is None or bags.weights is None else [bags.weights]
         # What the plan would send otherwise, such as offsets of another dtype, is left to it.
-        if list(map(_form, arrays)) != list(map(_form, given[int(strings) :])):
+        if list(map(form, arrays)) != list(map(form, given[int(strings) :])):
             return None
         if not many and not (found[0].asked.size and found[0].vector_count):
             return None  # there is no reply to foresee
@@ -369,75 +375,6 @@ def foreseen_plan(
     return answers[0].vectors
 
 
-def _given(ids: Any, keys: Any) -> Any:
-    """Ids, or keys, as a C-contiguous array or SentStrings; None for what can't be foreseen."""
-    given = ids if keys is None else keys
-    if given is None or (ids is not None and keys is not None):
-        return None
-    if given.__class__ is np.ndarray and given.dtype.kind in "iu" and given.flags.c_contiguous:
-        return given
-    if keys.__class__ is list and keys:
-        sent = _sent_strings(keys)
-        if sent is not None:
-            return sent
-    try:
-        found = as_id_array(ids) if keys is None else as_keys(keys)
-    except GatherdError:
-        return None
-    return lookups.sent_strings(found) if isinstance(found, StringKeys) else found
-
-
-def _are_plain(name: Any, *integers: Any) -> bool:
-    """Whether they are a str, and int or None. True equals 1, and has its hash."""
-    return name.__class__ is str and all(one is None or one.__class__ is int for one in integers)
-
-
-def _mapped(
-    ids: Any, keys: Any, version: Any
-) -> tuple[list[str], list[Any], dict[str, int]] | None:
-    """Tables, what is asked of each, and versions; None unless they are ordinary dicts."""
-    if version is not None and version.__class__ is not dict:
-        return None
-    versions = version or {}
-    if versions and not all(one.__class__ is int for one in versions.values()):
-        return None
-    if not keys:
-        if ids.__class__ is not dict or keys not in (None, {}):
-            return None
-        names, values = list(ids), list(ids.values())
-    else:
-        ids = {} if ids is None else ids
-        if ids.__class__ is not dict or keys.__class__ is not dict or ids.keys() & keys.keys():
-            return None
-        names, values = [*ids, *keys], [*ids.values(), *keys.values()]
-    if not versions.keys() <= set(names):
-        return None
-    return names, values, versions
-
-
-def _bag_arrays(flat: Any, offsets: Any, weights: Any) -> tuple[Any, ...] | None:
-    """What varies in a lookup of bags, or None if it isn't ordinary arrays."""
-    if flat is None or not _is_ordinary(offsets):
-        return None
-    if weights is None:
-        return flat, offsets
-    return (flat, offsets, weights) if _is_ordinary(weights) else None
-
-
-def _is_ordinary(array: Any) -> bool:
-    """Whether it can be sent as it lies, if the plan would send its dtype and shape."""
-    return array.__class__ is np.ndarray and array.flags.c_contiguous
-
-
-def _form(given: NDArray[Any] | SentStrings) -> tuple[np.dtype[Any] | None, tuple[int, ...]]:
-    return None if isinstance(given, SentStrings) else given.dtype, given.shape
-
-
-def _bags_kind(mode: Any, weights: Any, padding_id: Any) -> tuple[Any, ...]:
-    """How bags are pooled, as a part of a key: equal only for what is the same to the plan."""
-    return mode.__class__, mode, weights is None, padding_id.__class__, padding_id
-
-
 def _asking(foreseen: Foreseen, given: Sequence[Any], out: Any) -> Asking | None:
     """The Asking of one table; None if `out` can't be received into."""
     if out is not None and not (
@@ -451,16 +388,3 @@ def _asking(foreseen: Foreseen, given: Sequence[Any], out: Any) -> Asking | None
         keys, *pooled = given
         varying = (foreseen.strings.request(keys, pooled),)
     return Asking(foreseen, varying, out=out)
-
-
-def _sent_strings(keys: Any) -> SentStrings | None:
-    """A flat list of str, all of ASCII, as the plan would send it; None for any other keys."""
-    try:
-        joined = "".join(keys)
-    except TypeError:
-        return None
-    lengths = list(map(len, keys))
-    if not joined.isascii() or not 1 <= min(lengths) <= max(lengths) <= KEY_BYTES_MAX:
-        return None
-    packed = struct.pack(f"<{len(lengths)}I", *lengths)
-    return SentStrings((len(lengths),), packed, joined.encode("ascii"))

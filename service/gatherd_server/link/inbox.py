@@ -10,6 +10,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from gatherd_server.errors import unexpected
+
 T = TypeVar("T")
 
 
@@ -35,4 +37,7 @@ class Inbox:
         self._is_woken = False
         for _ in range(len(self._waiting)):
             call, argument = self._waiting.popleft()
-            call(argument)
+            try:
+                call(argument)
+            except Exception as error:  # noqa: BLE001 - logged; the others wait for theirs
+                unexpected(error)

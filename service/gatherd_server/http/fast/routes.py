@@ -242,9 +242,8 @@ class _Octets:
         self._engine = engine
         self._table = table
         self._query = query
-        # The last request but for its ids, and the last reply's head.
-        self._request: embedding_pb2.LookupRequest | None = None
-        self._body_bytes = 0
+        # The last body's length with what stands before its ids in a message; the last reply's head.
+        self._before: tuple[int, bytes | None] = (-1, None)
         self._known = b""
         self._lines = b""
 
@@ -267,17 +266,15 @@ class _Octets:
         return PendingAnswer(answer, prepared.is_long)
 
     def message_of(self, body: bytes) -> bytes | None:
-        request = self._request
-        if request is None or len(body) != self._body_bytes:
-            request = self._request = self._request_of(body)
-            self._body_bytes = len(body)
-            if request is None:
-                return None
-        request.ids.data = body
-        return request.SerializeToString()
+        # Also asked on a thread, while the loop may have a next request: one reference, read once.
+        length, before = self._before
+        if length != len(body):
+            before = self._before_ids(body)
+            self._before = (len(body), before)
+        return None if before is None else before + body
 
-    def _request_of(self, body: bytes) -> embedding_pb2.LookupRequest | None:
-        """The request, when its answer is nothing but rows."""
+    def _before_ids(self, body: bytes) -> bytes | None:
+        """A LookupRequest up to the bytes of its ids, when its answer is nothing but rows."""
         limits = self._engine.limits
         try:
             lookup = lookup_bodies.lookup_of(OCTETS, self._table, body, self._query, limits)
@@ -286,13 +283,17 @@ class _Octets:
         asked = lookup.asked
         if isinstance(asked, ByKey) or lookup.missing is not Missing.ERROR or not body:
             return None
-        ids = tensor_pb2.Tensor(dtype=dtype_code(asked.dtype.name), shape=asked.shape)
         dtype, version = lookups.DTYPE_CODES[lookup.dtype], lookup.version
-        return embedding_pb2.LookupRequest(table=self._table, ids=ids, dtype=dtype, version=version)
+        rest = embedding_pb2.LookupRequest(table=self._table, dtype=dtype, version=version)
+        code = dtype_code(asked.dtype.name)
+        ids = tensor_pb2.Tensor(dtype=code, shape=asked.shape, data=body)
+        # Messages behind each other are one; a tensor's data is its last field.
+        whole = rest.SerializeToString() + embedding_pb2.LookupRequest(ids=ids).SerializeToString()
+        return whole.removesuffix(body)
 
     def head_of(self, reply: memoryview, start: int, stop: int) -> tuple[bytes, int]:
         known = self._known
-        if not known or reply[start : start + len(known)] != known:
+        if not known or bytes(reply[start : start + len(known)]) != known:
             head = lookups.read_lookup_head(reply[start:stop])
             self._known = known = bytes(reply[start : start + head.nbytes])
             self._lines = _array_lines(head.shape, head.dtype, head.version)
