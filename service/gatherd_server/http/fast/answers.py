@@ -4,6 +4,7 @@ What takes longer than a turn is answered on a thread, into a buffer of its own 
 compiled answer doesn't take, errors among it, is the general way's: routes.py has both.
 """
 
+import math
 from typing import Final
 
 import numpy as np
@@ -40,6 +41,8 @@ class LoopAnswers:
         answers = ThreadAnswers(shared, work_bytes_max=SHORT_BYTES, keys_max=KEYS_SHORT)
         answers.write_to(self._buffer[HEAD_BYTES_MAX:])
         self._answer = answers.answer
+        self.answered_at = -math.inf
+        """When a reply was last given within a turn, by the loop's clock."""
         self._idle: list[ThreadAnswers] = []
         self._buffers: list[NDArray[np.uint8]] = []
 

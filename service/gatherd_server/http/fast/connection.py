@@ -198,7 +198,7 @@ class _FastPath(GuardedProtocol):
         self.write_now(reply)
         route.counted.done("ok", now_ns() - begun_ns)
         # The timer started after the last cycle looks at this when it fires.
-        self._answered_at = self.loop.time()
+        self._answered_at = self.compiled.answered_at = self.loop.time()
         self.server_state.total_requests += 1
         self.busy_loop.answered(self.loop)
         return True

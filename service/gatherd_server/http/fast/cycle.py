@@ -39,6 +39,11 @@ from gatherd_server.wire.lookups import Part, byte_count
 # What is gathered or written at a time: small enough to stay in a core's cache in between and not
 # to keep others waiting, about 40 µs.
 PIECE_BYTES: Final = 256 << 10
+# While short requests come too. Beside four clients of 4 MB replies, a lookup of 1 id took 95 µs
+# (median) instead of 350. Where no such requests come, a reply of 4 MB would take a tenth longer.
+SHARED_PIECE_BYTES: Final = 64 << 10
+# So long after a short one.
+SHARED_SECONDS: Final = 0.02
 # Where a reply's rows begin in their buffer.
 ALIGN_BYTES: Final = 64
 HEAD_END: Final = b"\r\n"
@@ -269,6 +274,7 @@ class FastCycle:
             # Before the write: who has read the reply may ask at once, and finds the place free.
             self._let_go()
             self._connection.write_now(reply)
+            self._connection.compiled.answered_at = self._connection.loop.time()
             self._complete()
         elif reply == TOO_LONG:
             self._answer_long(body)
@@ -304,8 +310,11 @@ class FastCycle:
     async def _write_pieces(self, reply: memoryview) -> None:
         """Write a long reply; others have their turn between two pieces."""
         connection = self._connection
-        for start in range(0, len(reply), PIECE_BYTES):
-            connection.write(reply[start : start + PIECE_BYTES])
+        start = 0
+        while start < len(reply):
+            stop = start + self._piece_bytes()
+            connection.write(reply[start:stop])
+            start = stop
             await asyncio.sleep(0)
             if connection.flow.write_paused:
                 await connection.flow.drain()
@@ -354,8 +363,9 @@ class FastCycle:
         """Answer piece by piece; all ids are known to have rows."""
         connection = self._connection
         head = self._head(rows)
-        step = max(1, PIECE_BYTES // max(1, rows.row_bytes))
-        for start in range(0, rows.count, step):
+        start = 0
+        while start < rows.count:
+            step = max(1, self._piece_bytes() // max(1, rows.row_bytes))
             stop = min(start + step, rows.count)
             buffer, begin = _buffer_for(head, (stop - start) * rows.row_bytes)
             try:
@@ -370,7 +380,7 @@ class FastCycle:
                     connection.transport.abort()
                 return
             connection.write(buffer.data[begin - len(head) :])
-            head = b""
+            head, start = b"", stop
             # Let the write go out and other tasks run.
             await asyncio.sleep(0)
             if connection.flow.write_paused:
@@ -378,6 +388,11 @@ class FastCycle:
             if self._is_gone:
                 return
         self._complete()
+
+    def _piece_bytes(self) -> int:
+        connection = self._connection
+        is_shared = connection.loop.time() - connection.compiled.answered_at < SHARED_SECONDS
+        return SHARED_PIECE_BYTES if is_shared else PIECE_BYTES
 
     def _work(self, work: PendingAnswer) -> None:
         if work.is_long:

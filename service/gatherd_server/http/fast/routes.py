@@ -242,7 +242,7 @@ class _Octets:
         self._engine = engine
         self._table = table
         self._query = query
-        # The last body's length with what stands before its ids in a message; the last reply's head.
+        # The last body's length with what its message has before the ids; the last reply's head.
         self._before: tuple[int, bytes | None] = (-1, None)
         self._known = b""
         self._lines = b""
