@@ -10,8 +10,8 @@ To uvicorn a fast request is a cycle like its own: `self.cycle` refers to it, it
 order of the requests, idle connections expire and a drain waits. tests/http/test_fast_path.py lists
 the parts of uvicorn's class that this needs, and fails when uvicorn changes them.
 
-cycle.py does the rest of a lookup, push_cycle.py that of an update. Left out on purpose: changes
-of tables, which are rare.
+cycle.py has what becomes of a request, lookup_cycle.py and push_cycle.py how it is answered. Left
+out on purpose: changes of tables, which are rare.
 """
 
 import asyncio
@@ -32,8 +32,9 @@ from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.answers import LoopAnswers
 from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.cycle import HEAD_END, FastCycle, Prefixes
+from gatherd_server.http.fast.lookup_cycle import LookupCycle
 from gatherd_server.http.fast.push_cycle import PushCycle
-from gatherd_server.http.fast.routes import FastRoutes, LookupRoute, PushRoute
+from gatherd_server.http.fast.routes import FastRoutes, LookupRoute, PushRoute, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.http.offload import Offload
 from gatherd_server.link.inbox import Inbox
@@ -88,12 +89,12 @@ class _SeenHead:
 
     head: bytes
     kind: type[FastCycle]
-    route: LookupRoute | PushRoute
+    route: Route
     seconds: float | None
     caller: Caller
     trail: HeadTrail | None
-    is_plain: bool
-    """Whether a request like it needs no cycle: see `_is_answered`."""
+    plain: LookupRoute | None
+    """The route again, if a request like it needs no cycle: see `_is_answered`."""
 
 
 class _FastPath(GuardedProtocol):
@@ -136,7 +137,7 @@ class _FastPath(GuardedProtocol):
         ):
             # Same head bytes: parsing them again would yield nothing new.
             body = data[len(seen.head) :]
-            if seen.is_plain and self._is_answered(seen, body):
+            if seen.plain is not None and self._is_answered(seen.plain, seen.caller, body):
                 return
             self._unset_keepalive_if_required()
             self.cycle = cycle = seen.kind(
@@ -162,13 +163,15 @@ class _FastPath(GuardedProtocol):
         size = len(data) - cycle.body_bytes
         if data.find(_BLANK_LINE) + len(_BLANK_LINE) != size:
             return  # more than the body follows the head: there are blank lines around
-        is_plain = (
-            not isinstance(cycle, PushCycle)
+        plain = None
+        if (
+            isinstance(cycle, LookupCycle)
             and (cycle.seconds is None or cycle.seconds >= PLAIN_SECONDS_MIN)
             # A token's limits count requests one by one, and spans are made one by one.
             and cycle.caller.limiter is None
             and self.spans is None
-        )
+        ):
+            plain = cycle.route
         if len(self._seen) >= SEEN_MAX:
             self._seen.clear()
         self._seen[len(data)] = _SeenHead(
@@ -178,10 +181,10 @@ class _FastPath(GuardedProtocol):
             cycle.seconds,
             cycle.caller,
             cycle.trail,
-            is_plain,
+            plain,
         )
 
-    def _is_answered(self, seen: _SeenHead, body: bytes) -> bool:
+    def _is_answered(self, route: LookupRoute, caller: Caller, body: bytes) -> bool:
         """Answer without a cycle, from the compiled answer; return whether that was possible.
 
         Such a request takes no place among those in flight: it would give it back before anybody
@@ -190,9 +193,8 @@ class _FastPath(GuardedProtocol):
         if self.transport.get_write_buffer_size() or self.admission.is_full:
             return False
         begun_ns = now_ns()
-        route, begin = seen.route, self.prefixes.ok(self.server_state.default_headers)
-        assert not isinstance(route, PushRoute)
-        reply = self.compiled.reply(route, body, seen.caller, begin, HEAD_END)
+        begin = self.prefixes.ok(self.server_state.default_headers)
+        reply = self.compiled.reply(route, body, caller, begin, HEAD_END)
         if not isinstance(reply, memoryview):
             return False
         self.write_now(reply)
@@ -301,7 +303,7 @@ class _FastPath(GuardedProtocol):
             return None
         if not self.standing.know():
             return None
-        kind = FastCycle
+        kind: type[FastCycle] = LookupCycle
         if isinstance(route, PushRoute):
             # Spans of a commit are linked to those of requests, which ASGI's way notes.
             if self.spans is not None or not route.admits(caller, int(length)):

@@ -1,15 +1,13 @@
-"""One request of the fast path and its reply.
+"""One request of the fast path: its place, its body, its time, and how it is answered and counted.
 
-Large replies are gathered and written piece by piece, with the loop's other work between two
-pieces; no more of a reply is held than the peer has room for.
+How the answer is found is lookup_cycle.py's and push_cycle.py's.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Coroutine
-from typing import Any, Final, Protocol, TypeVar
+from collections.abc import Coroutine
+from typing import Any, Final, Protocol
 
-import numpy as np
 from starlette.responses import Response
 from uvicorn.protocols.http.flow_control import FlowControl
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE
@@ -20,12 +18,11 @@ from gatherd_proto.errors import CANCELED
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.body_room import SMALL_BYTES, Held
 from gatherd_server.access.callers import Caller
-from gatherd_server.engine.rows import Rows
 from gatherd_server.errors import unexpected
 from gatherd_server.http.body import JOIN_BYTES_MAX, PartsResponse
-from gatherd_server.http.fast.answers import TOO_LONG, LoopAnswers, framed
+from gatherd_server.http.fast.answers import LoopAnswers
 from gatherd_server.http.fast.busy_loop import BusyLoop
-from gatherd_server.http.fast.routes import LookupRoute, PendingAnswer
+from gatherd_server.http.fast.routes import Route
 from gatherd_server.http.observed import NO_TRAIL, HeadTrail, note_failure
 from gatherd_server.http.offload import Offload
 from gatherd_server.link.inbox import Inbox
@@ -33,23 +30,10 @@ from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.tracing import Spans
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 from gatherd_server.wire.codes import code_of
-from gatherd_server.wire.compiled.answers import LOOKUP
 from gatherd_server.wire.lookups import Part, byte_count
 
-# What is gathered or written at a time: small enough to stay in a core's cache in between and not
-# to keep others waiting, about 40 µs.
-PIECE_BYTES: Final = 256 << 10
-# While short requests come too. Beside four clients of 4 MB replies, a lookup of 1 id took 95 µs
-# (median) instead of 350. Where no such requests come, a reply of 4 MB would take a tenth longer.
-SHARED_PIECE_BYTES: Final = 64 << 10
-# So long after a short one.
-SHARED_SECONDS: Final = 0.02
-# Where a reply's rows begin in their buffer.
-ALIGN_BYTES: Final = 64
 HEAD_END: Final = b"\r\n"
 """Of a connection that is kept, behind the last line."""
-
-T = TypeVar("T")
 
 
 class Prefixes:
@@ -101,7 +85,7 @@ class _NoEvent:
 
 
 class FastCycle:
-    """One request and its reply, all on the event loop except a long `PendingAnswer`."""
+    """One request and its reply; a subclass has `_answer`, called when its body is there."""
 
     __slots__ = (
         "_begun_ns",
@@ -128,7 +112,7 @@ class FastCycle:
     message_event: Final = _NoEvent()
     _enter = staticmethod(Admission.enter)
     _leave = staticmethod(Admission.leave)
-    route: LookupRoute
+    route: Route
 
     def __init__(
         self,
@@ -258,86 +242,7 @@ class FastCycle:
         self._answer()
 
     def _answer(self) -> None:
-        try:
-            self._answer_body(self._whole_body())
-        except GatherdError as error:
-            self._fail(error)
-        except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
-            self._fail_unexpected(error)
-
-    def _answer_body(self, body: bytes) -> None:
-        """Answer by the compiled answer, here or on a thread, or else the general way."""
-        begin, end = self._around()
-        reply = self._connection.compiled.reply(self.route, body, self.caller, begin, end)
-        if isinstance(reply, memoryview):
-            self._check_time()
-            # Before the write: who has read the reply may ask at once, and finds the place free.
-            self._let_go()
-            self._connection.write_now(reply)
-            self._connection.compiled.answered_at = self._connection.loop.time()
-            self._complete()
-        elif reply == TOO_LONG:
-            self._answer_long(body)
-        else:
-            self._answer_in_general(body)
-
-    def _answer_long(self, body: bytes) -> None:
-        """Piece by piece what is nothing but rows as they are stored; else from a thread.
-
-        Of rows no more is held than the peer has room for, and they take a fifth less of the
-        processors than by way of a thread.
-        """
-        compiled, route, caller = self._connection.compiled, self.route, self.caller
-        if route.message == LOOKUP:
-            found = route.begin(body, caller)
-            if isinstance(found, Rows) and found.is_as_stored:
-                self._answer_rows(found)
-                return
-        self._track(
-            self._elsewhere(
-                lambda: compiled.long_reply(route, body, caller),
-                lambda reply: self._take_long(reply, body),
-            )
-        )
-
-    def _take_long(self, reply: memoryview | None, body: bytes) -> None:
-        if reply is None:
-            self._answer_in_general(body)
-            return
-        begin, end = self._around()
-        self._track(self._write_pieces(framed(self.route, reply, len(reply), begin, end)))
-
-    async def _write_pieces(self, reply: memoryview) -> None:
-        """Write a long reply; others have their turn between two pieces."""
-        connection = self._connection
-        start = 0
-        while start < len(reply):
-            stop = start + self._piece_bytes()
-            connection.write(reply[start:stop])
-            start = stop
-            await asyncio.sleep(0)
-            if connection.flow.write_paused:
-                await connection.flow.drain()
-            if self._is_gone:
-                return
-        if not connection.transport.get_write_buffer_size():
-            connection.compiled.give_back(reply)
-        self._complete()
-
-    def _answer_in_general(self, body: bytes) -> None:
-        found = self.route.begin(body, self.caller)
-        if isinstance(found, Rows):
-            self._answer_rows(found)
-        else:
-            self._work(found)
-
-    def _answer_rows(self, rows: Rows) -> None:
-        if rows.nbytes <= PIECE_BYTES:
-            self._write_whole(rows)
-            return
-        rows.check()
-        self._check_time()
-        self._track(self._stream(rows))
+        raise NotImplementedError
 
     async def _run_later(self) -> None:
         await self._connection.flow.drain()
@@ -348,88 +253,12 @@ class FastCycle:
         pieces, self._body = self._body, []
         return pieces[0] if len(pieces) == 1 else b"".join(pieces)
 
-    def _write_whole(self, rows: Rows) -> None:
-        """Answer with one buffer: the head, and the rows gathered behind it."""
-        head = self._head(rows)
-        buffer, begin = _buffer_for(head, rows.nbytes)
-        rows.read(0, rows.count, buffer, begin)
-        self._check_time()
-        # Before the write: a client that has the reply may ask at once, and finds the place free.
-        self._let_go()
-        self._connection.write(buffer.data[begin - len(head) :])
-        self._complete()
-
-    async def _stream(self, rows: Rows) -> None:
-        """Answer piece by piece; all ids are known to have rows."""
-        connection = self._connection
-        head = self._head(rows)
-        start = 0
-        while start < rows.count:
-            step = max(1, self._piece_bytes() // max(1, rows.row_bytes))
-            stop = min(start + step, rows.count)
-            buffer, begin = _buffer_for(head, (stop - start) * rows.row_bytes)
-            try:
-                rows.read(start, stop, buffer, begin)
-            except GatherdError as error:
-                if start == 0:
-                    self._fail(error)
-                else:
-                    # Too late for another answer: the client sees that this one is incomplete.
-                    self._code = code_of(error)
-                    connection.admission.telemetry.failures.note(error)
-                    connection.transport.abort()
-                return
-            connection.write(buffer.data[begin - len(head) :])
-            head, start = b"", stop
-            # Let the write go out and other tasks run.
-            await asyncio.sleep(0)
-            if connection.flow.write_paused:
-                await connection.flow.drain()
-            if self._is_gone:
-                return
-        self._complete()
-
-    def _piece_bytes(self) -> int:
-        connection = self._connection
-        is_shared = connection.loop.time() - connection.compiled.answered_at < SHARED_SECONDS
-        return SHARED_PIECE_BYTES if is_shared else PIECE_BYTES
-
-    def _work(self, work: PendingAnswer) -> None:
-        if work.is_long:
-            self._track(self._elsewhere(work.run, self._respond))
-            return
-        response = work.run()
-        self._check_time()
-        self._respond(response)
-
-    async def _elsewhere(self, work: Callable[[], T], take: Callable[[T], None]) -> None:
-        """Have a thread do `work`, and `take` what it gives."""
-        try:
-            async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
-                given = await self._connection.offload.run(work, is_long=True)
-            self._check_time()
-            if not self._is_gone:
-                take(given)
-        except GatherdError as error:
-            self._fail(error)
-        except TimeoutError:
-            self._fail(self._too_late())
-        except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
-            self._fail_unexpected(error)
-
     def _check_time(self) -> None:
         if self.seconds is not None and time.monotonic() >= self._deadline:
             raise self._too_late()
 
     def _too_late(self) -> DeadlineExceeded:
         return DeadlineExceeded(f"the request wasn't answered within its {self.seconds:g} s")
-
-    def _head(self, rows: Rows) -> bytes:
-        """What comes before a reply's rows."""
-        begin, end = self._around()
-        lines, rows_head = self.route.head(rows)
-        length = len(rows_head) + rows.nbytes
-        return b"%b%bcontent-length: %d\r\n%b%b" % (begin, lines, length, end, rows_head)
 
     def _around(self) -> tuple[bytes, bytes]:
         """What a 200's head has before and behind the route's own lines."""
@@ -505,11 +334,3 @@ class FastCycle:
 
 def _lines(headers: list[tuple[bytes, bytes]]) -> bytes:
     return b"".join(b"%b: %b\r\n" % header for header in headers)
-
-
-def _buffer_for(head: bytes, nbytes: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
-    """A buffer with `head` and room for `nbytes` behind it; also the offset of that room."""
-    begin = len(head) + -len(head) % ALIGN_BYTES
-    buffer = np.empty(begin + nbytes, np.uint8)
-    buffer.data[begin - len(head) : begin] = head
-    return buffer, begin

@@ -23,7 +23,7 @@ class PushCycle(FastCycle):
     __slots__ = ("_is_handed",)
     _enter = staticmethod(Admission.enter_update)
     _leave = staticmethod(Admission.leave_update)
-    route: PushRoute  # type: ignore[assignment]  # its route is of the same kind
+    route: PushRoute
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
