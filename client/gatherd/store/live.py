@@ -267,10 +267,6 @@ class LiveTables:
         except KeyError:
             return self.read(lambda view: [view.table(*name_version) for name_version in wanted])
 
-    def mapped(self, wanted: tuple[str, int]) -> Table | None:
-        """The table of a name and version if it is mapped already, in the current view."""
-        return self.current().mapped.get(wanted)
-
     def read(self, ask: Callable[[View], T]) -> T:
         """The result of `ask` for the current view; repeated if a version was deleted meanwhile.
 
