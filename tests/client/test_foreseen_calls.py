@@ -227,3 +227,15 @@ def test_what_is_unusual_or_wrong_is_as_the_plan_has_it(make: Any) -> None:
             with request_headers(ASIDE):
                 judged = outcome(client, *asked)
             assert found == [judged] * 3, asked
+
+
+@pytest.mark.parametrize("make", [Client, Awaited])
+def test_a_dim_of_0_is_no_special_case(make: Any) -> None:
+    with serving() as server, make(server.url) as client:
+        server.service.tables = {"words": WORDS, "items": np.empty((9, 0), np.float32)}
+        for _ in range(3):
+            assert client.lookup("items", IDS).shape == (3, 0)
+            assert client.lookup_bags("items", IDS, STARTS).shape == (2, 0)
+            found = client.lookup_many({"items": IDS, "words": IDS}, return_status=True)
+            assert found["items"][0].shape == (3, 0)
+            np.testing.assert_array_equal(found["words"][0], WORDS[IDS])

@@ -179,6 +179,8 @@ class Foreseen:
             parts += kinds
         later = b"".join(heads[1:])
         later_bytes = len(later) + sum(map(_nbytes, parts))
+        if not later_bytes:  # a dim of 0: nothing would be received
+            return replace(self, known=known, checked=checked)
         ends = list(accumulate(map(len, heads[1:])))
         return replace(
             self,

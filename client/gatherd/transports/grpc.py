@@ -30,6 +30,7 @@ from gatherd._wire.errors import from_grpc
 from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
 from gatherd.transports.connect import (
     REQUEST_ID_HEADER,
+    bytes_of,
     no_answer,
     remaining_seconds,
     with_request_id,
@@ -154,8 +155,13 @@ def _targets(
 ) -> list[NDArray[Any]] | memoryview:
     """What a foreseen reply holds, copied out of grpc's bytes; `body` if it is another one."""
     start = len(foreseen.prefix)
-    if not start or body[:start] != foreseen.prefix:
+    size = start + foreseen.later_bytes
+    if not start or len(body) != size or body[:start] != foreseen.prefix:
         return body
+    if not foreseen.later_heads:
+        targets = foreseen.targets(out)
+        bytes_of(targets[0])[:] = body[start:]
+        return targets
     found = foreseen.split(body[start:], out)
     return body if found is None else found
 
