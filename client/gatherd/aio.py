@@ -21,6 +21,7 @@ from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd._plans.foreseen_calls import Asking, ForeseenCalls, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
+from gatherd._plans.retry import Tries
 from gatherd._requests.lookups import Answer
 from gatherd.errors import (
     ClientClosed,
@@ -87,7 +88,8 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
             target, token=token, token_file=token_file, ca=ca, cert=cert, headers=headers
         )
         self._answering: Answering
-        self._pushes = Pushes(timeout=timeout, retries=retries)
+        tries = Tries(timeout=timeout, retries=retries)
+        self._pushes = Pushes(tries)
         self._foreseen = ForeseenCalls()
         self._local: local.LocalAnswering | None = None
         self._closed = False
@@ -99,10 +101,10 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
                 raise InvalidArgument("a local: client sends no lookups, so there is no batching")
             from gatherd.transports.local import LocalAnswering
 
-            self._local = LocalAnswering(target.path, timeout=timeout, retries=retries)
+            self._local = LocalAnswering(target.path, tries)
             self._answering = self._local
         else:
-            self._answering = RemoteAnswering(timeout=timeout, retries=retries)
+            self._answering = RemoteAnswering(tries)
         self._begin()
 
     def _begin(self) -> None:

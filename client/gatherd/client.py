@@ -21,6 +21,7 @@ from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd._plans.foreseen_calls import Asking, ForeseenCalls, foreseen_plan
 from gatherd._plans.pushes import Pushes
 from gatherd._plans.remote import RemoteAnswering
+from gatherd._plans.retry import Tries
 from gatherd._requests.lookups import Answer
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
@@ -105,7 +106,8 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
         )
         self._transport: Transport
         self._answering: Answering
-        self._pushes = Pushes(timeout=timeout, retries=retries)
+        tries = Tries(timeout=timeout, retries=retries)
+        self._pushes = Pushes(tries)
         self._foreseen = ForeseenCalls()
         self._local: local.LocalAnswering | None = None
         self._closed = False
@@ -118,10 +120,10 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
         if target.scheme == "local":
             from gatherd.transports.local import LocalAnswering
 
-            self._local = LocalAnswering(target.path, timeout=timeout, retries=retries)
+            self._local = LocalAnswering(target.path, tries)
             self._answering = self._local
         else:
-            self._answering = RemoteAnswering(timeout=timeout, retries=retries)
+            self._answering = RemoteAnswering(tries)
         # Imported when needed: grpc takes longer to import than all the rest.
         if target.scheme in ("grpc", "grpcs"):
             from gatherd.transports.grpc import GrpcTransport

@@ -13,14 +13,15 @@ from client.fakes import FakeService
 from gatherd import GatherdError, InternalError, VersionNotFound
 from gatherd._plans.effects import Plan, Send, T
 from gatherd._plans.remote import RemoteAnswering
+from gatherd._plans.retry import Tries
 
 
 class Direct:
-    """Runs a session's plans against a FakeService, with no wire between."""
+    """Runs plans against a FakeService, with no wire between."""
 
     def __init__(self, service: FakeService) -> None:
         self._service = service
-        self.session = RemoteAnswering(timeout=10, retries=0)
+        self.answering = RemoteAnswering(Tries(timeout=10, retries=0))
 
     def run(self, plan: Plan[T]) -> T:
         try:
@@ -42,7 +43,7 @@ class Direct:
             "keys": None, "mode": "mean", "weights": None, "padding_id": None, "dtype": "float32",
             "missing": "error", "return_status": False, "timeout": None,
         }  # fmt: skip
-        return self.run(self.session.lookup_bags_many(bags, **(asked | options)))
+        return self.run(self.answering.lookup_bags_many(bags, **(asked | options)))
 
 
 JAGGED = st.lists(st.lists(st.integers(-2, 42), max_size=6), max_size=25)
@@ -115,7 +116,7 @@ def test_a_piece_of_another_version_is_an_error(pooled: bool) -> None:
     def ask() -> Any:
         if pooled:
             return direct.bags_many({"words": [[0], [1]]})
-        return direct.run(direct.session.keys_of("words", [0, 1], timeout=None))
+        return direct.run(direct.answering.keys_of("words", [0, 1], timeout=None))
 
     with pytest.raises(InternalError, match=r"version \d+ answered"):
         ask()

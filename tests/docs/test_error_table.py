@@ -2,13 +2,13 @@
 
 from pathlib import Path
 
-from gatherd.errors import ClientError, GatherdError, subclasses
+from gatherd.errors import ClientError, GatherdError
 from gatherd_server.errors import StartError
 from gatherd_server.http.errors import rest_status
 from gatherd_server.rpc.errors import status_code
 from gatherd_server.wire.codes import CODES
+from support.error_classes import ERROR_CLASSES
 
-MODULES = ("gatherd.errors", "gatherd_server.errors")  # other tests have errors of their own
 DOCUMENT = Path(__file__).parent.parent.parent / "docs/protocol.md"
 
 
@@ -18,8 +18,8 @@ def rows() -> list[str]:
     return [
         f"| `{cls.reason}` | `{cls.__name__}` | {status_code(cls('')).name} "
         f"| {CODES[cls]} | {rest_status(cls)} |"
-        for cls in subclasses()
-        if cls is not GatherdError and not issubclass(cls, local) and cls.__module__ in MODULES
+        for cls in ERROR_CLASSES
+        if cls is not GatherdError and not issubclass(cls, local)
     ]
 
 

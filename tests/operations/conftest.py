@@ -54,7 +54,8 @@ class Operated:
         return [record for record in self.records() if "context" in record]
 
 
-@pytest.fixture(scope="session")
+# One server for each module: another module's last lookups may be published late, and counted here.
+@pytest.fixture(scope="module")
 def operated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Operated]:
     folder = tmp_path_factory.mktemp("operated")
     data_dir, config = folder / "data", folder / "gatherd.toml"

@@ -4,10 +4,8 @@
 server, transports/local.py reads the files itself.
 """
 
-import random
-import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, TypeAlias
 
@@ -37,16 +35,8 @@ LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 class Answering(ABC):
     """The calls of a client, as plans; see _plans/effects.py."""
 
-    def __init__(
-        self,
-        *,
-        timeout: float,
-        retries: int | None,
-        clock: Callable[[], float] = time.monotonic,
-        uniform: Callable[[], float] = random.random,
-    ) -> None:
-        self._tries = Tries(timeout=timeout, retries=retries, clock=clock, uniform=uniform)
-        self._clock = clock
+    def __init__(self, tries: Tries) -> None:
+        self._tries = tries
 
     def lookup(
         self,

@@ -5,9 +5,7 @@ same bytes, and the server remembers what it did. Changes have no id, so they ar
 when they can't have been made.
 """
 
-import random
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from numpy.typing import ArrayLike
 
@@ -60,15 +58,8 @@ _UNDECIDED = (
 class Pushes:
     """The calls that change something."""
 
-    def __init__(
-        self,
-        *,
-        timeout: float,
-        retries: int | None,
-        clock: Callable[[], float] = time.monotonic,
-        uniform: Callable[[], float] = random.random,
-    ) -> None:
-        self._tries = Tries(timeout=timeout, retries=retries, clock=clock, uniform=uniform)
+    def __init__(self, tries: Tries) -> None:
+        self._tries = tries
         self._ids = RequestIds()
         self._foreseen = ForeseenPushes()
 

@@ -1,7 +1,5 @@
 """Answers from a server, in as many requests as its limits demand."""
 
-import random
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
@@ -14,6 +12,7 @@ from gatherd._plans.assemble import Assembler
 from gatherd._plans.chunks import Cost, Piece
 from gatherd._plans.effects import Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
+from gatherd._plans.retry import Tries
 from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._wire import lookups
 from gatherd._wire.protobuf import unreadable
@@ -48,15 +47,8 @@ Requests: TypeAlias = Sequence[tuple[Piece, ...]]
 class RemoteAnswering(Answering):
     """Asks a server."""
 
-    def __init__(
-        self,
-        *,
-        timeout: float,
-        retries: int | None,
-        clock: Callable[[], float] = time.monotonic,
-        uniform: Callable[[], float] = random.random,
-    ) -> None:
-        super().__init__(timeout=timeout, retries=retries, clock=clock, uniform=uniform)
+    def __init__(self, tries: Tries) -> None:
+        super().__init__(tries)
         self._limits: Limits | None = None
         self._infos: dict[str, TableInfo] = {}
 

@@ -44,23 +44,14 @@ class Tried:
 class Tries:
     """Bounds how long a client's calls take, and how often each is tried."""
 
-    def __init__(
-        self,
-        *,
-        timeout: float,
-        retries: int | None,
-        clock: Callable[[], float] = time.monotonic,
-        uniform: Callable[[], float] = random.random,
-    ) -> None:
+    def __init__(self, *, timeout: float, retries: int | None) -> None:
         self._timeout = check_timeout(timeout)
         self._retries = check_retries(retries)
-        self._clock = clock
-        self._uniform = uniform
 
     def deadline(self, timeout: float | None) -> Deadline:
         """The deadline of a call that begins now, `timeout` None for the client's own."""
         seconds = self._timeout if timeout is None else check_timeout(timeout)
-        return Deadline(self._clock() + seconds, seconds)
+        return Deadline(time.monotonic() + seconds, seconds)
 
     def send(
         self, send: Send, tried: Tried | None = None, *, may_repeat: bool = True
@@ -89,7 +80,7 @@ class Tries:
         """The pause after try number `attempt` (from 0) failed by `error`; None to give up."""
         if self._retries is not None and attempt >= self._retries:
             return None
-        return pause_seconds(attempt, error, deadline.at - self._clock(), self._uniform)
+        return pause_seconds(attempt, error, deadline.at - time.monotonic(), random.random)
 
 
 def pause_seconds(

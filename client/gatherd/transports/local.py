@@ -8,6 +8,7 @@ A deadline is checked before each table's gather; a gather itself can't be inter
 """
 
 import sys
+import time
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ from numpy.typing import NDArray
 
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Computation, Deadline, Plan
+from gatherd._plans.retry import Tries
 from gatherd._requests.lookups import (
     REPLY_TYPES,
     Answer,
@@ -44,8 +46,8 @@ KEY_BYTES_GUESS = 64
 class LocalAnswering(Answering):
     """Answers from the files of a data dir."""
 
-    def __init__(self, path: str, *, timeout: float, retries: int | None) -> None:
-        super().__init__(timeout=timeout, retries=retries)
+    def __init__(self, path: str, tries: Tries) -> None:
+        super().__init__(tries)
         self._data_dir = Path(path)
         self._live: LiveTables | None = LiveTables(self._data_dir)
         # Those of "keys" and "bags" that were used, and so are compiled.
@@ -145,7 +147,7 @@ class LocalAnswering(Answering):
         return spec.asked.size * table.dim * spec.reply.array.itemsize
 
     def _check(self, deadline: Deadline) -> None:
-        if self._clock() >= deadline.at:
+        if time.monotonic() >= deadline.at:
             raise DeadlineExceeded(
                 f"reading {self._data_dir} took longer than the call's timeout "
                 f"of {deadline.timeout_seconds:g} seconds"

@@ -20,7 +20,7 @@ import os
 import re
 import secrets
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
@@ -283,16 +283,7 @@ def _rewritten(path: Path, files: Files) -> Iterator[list[str]]:
             lines = path.read_text().splitlines() if is_there else []
             mode = path.stat().st_mode & 0o777 if is_there else 0o600
             yield lines
-            _write(path, "".join(f"{line}\n" for line in lines), mode, files)
-
-
-def _write(path: Path, text: str, mode: int, files: Files) -> None:
-    try:
-        files.replace(path, text.encode(), mode=mode)
-    except StorageError:
-        with suppress(StorageError):
-            files.discard(path)
-        raise
+            files.replace(path, "".join(f"{line}\n" for line in lines).encode(), mode=mode)
 
 
 @contextmanager

@@ -54,11 +54,16 @@ class Files:
     ) -> None:
         """Give `path` new contents at once: readers and a crash see the old file or the new one.
 
-        Durable on return; without `durable`, a crash may still bring the old one back. `mode` as in
-        `write_new`.
+        Durable on return; without `durable`, a crash may still bring the old one back. A failure
+        leaves nothing behind. `mode` as in `write_new`.
         """
         self.prepare(path, data, mode=mode)
-        self.put(path, durable=durable)
+        try:
+            self.put(path, durable=durable)
+        except BaseException:
+            with suppress(StorageError):
+                self.discard(path)
+            raise
 
     def prepare(self, path: Path, data: bytes, *, mode: int | None = None) -> None:
         """Write the contents that `put` will give `path`, durably, to a file beside it.
