@@ -1,4 +1,4 @@
-"""What `make docs` does beside MkDocs: the pages of the project's top, links, and no foreign hosts.
+"""What `make docs` adds to MkDocs: pages that are made, links, and no foreign hosts.
 
 The documents link to each other and to the code as they lie in the repository, so that they read
 well there too. For the site a link to a file that is a page becomes one to that page, and a link
@@ -15,6 +15,9 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+from gatherd_server.cli.main import cli
+from site_commands import commands_page
+
 ROOT: Final = Path(__file__).parents[1]
 # Files at the top of the project, and the pages that they are.
 PROJECT: Final = {
@@ -23,6 +26,7 @@ PROJECT: Final = {
     "CHANGELOG.md": "project/changelog.md",
     "LICENSE": "project/license.md",
 }
+COMMANDS: Final = "reference/commands.md"
 _SOURCES: Final = {page: name for name, page in PROJECT.items()}
 
 _LINK: Final = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
@@ -36,12 +40,13 @@ _LOADED: Final = re.compile(
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the project's top."""
+    """Add the pages of the project's top, and that of the commands."""
     for name, page in PROJECT.items():
         text = (ROOT / name).read_text("utf-8")
         if name == "LICENSE":
             text = f"# Licence\n\n```text\n{text}```\n"
         files.append(File.generated(config, page, content=text))
+    files.append(File.generated(config, COMMANDS, content=commands_page(cli)))
     return files
 
 
