@@ -98,7 +98,7 @@ docs-serve: $(DOCS)/.ready  ## show the site at http://127.0.0.1:8100, built ane
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve --dev-addr 127.0.0.1:8100
 
 docs-picture: docs  ## take docs/images/site.png anew (takes Debian's chromium)
-	$(DOCS)/bin/python docs/take_picture.py
+	$(DOCS)/bin/python docs/site_picture.py
 
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.

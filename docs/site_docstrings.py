@@ -7,13 +7,19 @@ lines after it. In Markdown these would be one paragraph.
 import re
 from typing import Any
 
-from griffe import Class, Extension, Function
+from griffe import Class, Extension, Function, Module
 
+_TREE = re.compile(r"^.*\n(?:[│├└ ].*(?:\n|$))+", re.MULTILINE)
 _ARGUMENT = re.compile(r"(?P<names>[a-z]\w*(?:, [a-z]\w*)*): ")
 
 
 class Arguments(Extension):  # type: ignore[misc]  # griffe isn't where mypy runs
-    """Rewrites the docstrings of functions and methods."""
+    """Rewrites docstrings."""
+
+    def on_module(self, *, mod: Module, **_: Any) -> None:
+        """A drawn tree keeps its lines."""
+        if mod.docstring is not None:
+            mod.docstring.value = _TREE.sub(r"```text\n\g<0>```\n", mod.docstring.value)
 
     def on_function(self, *, func: Function, **_: Any) -> None:
         """Only names of the function's own parameters begin an argument."""

@@ -131,7 +131,7 @@ def test_sentences_are_compared_by_the_means_of_their_words(served: Served, run:
 
     def mean(*words: str) -> NDArray[Any]:
         vector = np.mean([WORDS[word] for word in words], axis=0)
-        return vector / np.linalg.norm(vector)
+        return np.asarray(vector / np.linalg.norm(vector))
 
     alike = mean("red", "car") @ mean("blue", "automobile")
     other = mean("red", "car") @ mean("soup")
@@ -173,5 +173,5 @@ def test_green_stays_live_only_if_it_is_like_blue(
         assert "version 2 stays live" in run("blue_green.py", *arguments)
     with Client(served.url) as client:
         assert client.table(table).version == live
-        expected = np.float32(WORDS["red"]) * (1 if turned else np.float32(1.1))
+        expected = np.array(WORDS["red"]) * (1 if turned else 1.1)
         np.testing.assert_allclose(client.lookup(table, keys=["red"])[0], expected, rtol=1e-6)
