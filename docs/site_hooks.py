@@ -1,14 +1,11 @@
 """What `make docs` adds to MkDocs: pages that are made, links, and no foreign hosts.
 
 The documents link to each other and to the code as they lie in the repository, so that they read
-well there too. For the site a link to a file that is a page becomes one to that page, and a link
-to any other file becomes the file's name.
+well there too; site_text.py makes links of the site of these.
 """
 
-import posixpath
-import re
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.exceptions import PluginError
@@ -17,26 +14,10 @@ from mkdocs.structure.pages import Page
 
 from gatherd_server.cli.main import cli
 from site_commands import commands_page
+from site_text import PROJECT, linked, loaded
 
 ROOT: Final = Path(__file__).parents[1]
-# Files at the top of the project, and the pages that they are.
-PROJECT: Final = {
-    "README.md": "project/overview.md",
-    "CONTRIBUTING.md": "project/contributing.md",
-    "CHANGELOG.md": "project/changelog.md",
-    "LICENSE": "project/license.md",
-}
 COMMANDS: Final = "reference/commands.md"
-_SOURCES: Final = {page: name for name, page in PROJECT.items()}
-
-_LINK: Final = re.compile(r"(?P<text>!?\[[^\]]*\])\((?P<target>[^)\s]+)\)")
-_FENCE: Final = re.compile(r"^(?:```|~~~).*?^(?:```|~~~)\s*$", re.MULTILINE | re.DOTALL)
-_LOADED: Final = re.compile(
-    r"<(?:script|img|iframe|source|embed)\b[^>]*?\bsrc=[\"']?(?P<src>(?:https?:)?//[^\"'\s>]+)"
-    r"|<link\b(?=[^>]*\brel=[\"']?(?:stylesheet|preload|preconnect|icon|modulepreload))"
-    r"[^>]*?\bhref=[\"']?(?P<href>(?:https?:)?//[^\"'\s>]+)"
-    r"|url\([\"']?(?P<url>(?:https?:)?//[^\"')\s]+)"
-)
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -51,48 +32,20 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:  # noqa: ARG001  # the signature is MkDocs'
-    """Turn links of the repository into links of the site, outside blocks of code."""
-    uri = page.file.src_uri
-    written: list[str] = []
-    end = 0
-    for fence in _FENCE.finditer(markdown):
-        written += [_linked(markdown[end : fence.start()], uri), fence.group()]
-        end = fence.end()
-    return "".join([*written, _linked(markdown[end:], uri)])
-
-
-def _linked(text: str, uri: str) -> str:
-    source = _SOURCES.get(uri, f"docs/{uri}")
-
-    def linked(found: re.Match[str]) -> str:
-        path, hash_, anchor = found["target"].partition("#")
-        if not path or re.match(r"[a-z]+:", path):
-            return found.group()
-        there = posixpath.normpath(posixpath.join(posixpath.dirname(source), path))
-        page = PROJECT.get(there) or (there.startswith("docs/") and there.removeprefix("docs/"))
-        if page:
-            relative = posixpath.relpath(page, posixpath.dirname(uri) or ".")
-            return f"{found['text']}({relative}{hash_}{anchor})"
-        if not (ROOT / there).exists():
-            raise PluginError(f"{source} links to {found['target']}, which isn't there")
-        name = found["text"][1:-1]
-        return name if there in name else f"{name} (`{there}`)"
-
-    return _LINK.sub(linked, text)
+    """Make the repository's links the site's."""
+    try:
+        return linked(markdown, page.file.src_uri, lambda path: (ROOT / path).exists())
+    except FileNotFoundError as error:
+        raise PluginError(str(error)) from None
 
 
 def on_post_build(config: MkDocsConfig) -> None:
     """PluginError naming what a page or a style sheet would load from another host."""
-    found = []
     site = Path(config.site_dir)
-    for path in sorted([*site.rglob("*.html"), *site.rglob("*.css")]):
-        found += [(path.relative_to(site), address) for address in loaded(path.read_text("utf-8"))]
+    found = [
+        f"  {path.relative_to(site)}: {address}"
+        for path in sorted([*site.rglob("*.html"), *site.rglob("*.css")])
+        for address in loaded(path.read_text("utf-8"))
+    ]
     if found:
-        lines = "\n".join(f"  {path}: {address}" for path, address in found[:20])
-        raise PluginError(f"the site loads from other hosts:\n{lines}")
-
-
-def loaded(text: str) -> list[str]:
-    """The addresses of other hosts from which a page or a style sheet loads something."""
-    parts: list[dict[str, Any]] = [found.groupdict() for found in _LOADED.finditer(text)]
-    return [address for part in parts for address in part.values() if address]
+        raise PluginError("\n".join(["the site loads from other hosts:", *found[:20]]))
