@@ -51,6 +51,13 @@ def test_every_path_of_the_code_is_there(document: Path) -> None:
         assert any((room / path).exists() for room in ROOMS), path
 
 
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_target_of_make_is_there(document: Path) -> None:
+    targets = set(re.findall(r"^([\w./$()-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for named in re.findall(r"`(?:[A-Z_]+=\S+ )*make ([\w-]+)`", document.read_text()):
+        assert named in targets, named
+
+
 def named_paths(document: Path) -> list[str]:
     """Files, folders, patterns and modules that a document has in backticks."""
     spans = re.findall(r"`([^`\s]+)`", document.read_text())
