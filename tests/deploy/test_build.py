@@ -14,6 +14,8 @@ from zipfile import ZipFile
 import pytest
 from hatchling.build import build_sdist, build_wheel
 
+from gatherd_server.build import commit_of_checkout
+
 ROOT = Path(__file__).parents[2]
 PACKED = (
     "pyproject.toml",
@@ -105,6 +107,12 @@ def test_a_wheel_of_a_repository_names_its_commit(tree: Path, tmp_path: Path) ->
 def test_a_checkout_names_the_commit_that_is_checked_out(tree: Path) -> None:
     commit = committed(tree)
     assert told([tree / "service"], "-c", BUILD) == f"gatherd {VERSION} (commit {commit})\n"
+
+
+def test_without_git_a_checkout_says_unknown(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed(tree)
+    monkeypatch.setenv("PATH", "")
+    assert commit_of_checkout(tree) == "unknown"
 
 
 @pytest.mark.parametrize("name", ["service/gatherd_server/types.py", "client/gatherd/new.py"])
