@@ -12,22 +12,26 @@ from mkdocs.exceptions import PluginError
 from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
+import gatherd
 from gatherd_server.cli.main import cli
 from site_commands import commands_page
-from site_text import PROJECT, linked, loaded
+from site_text import PROJECT, linked, loaded, other_names_page
 
 ROOT: Final = Path(__file__).parents[1]
 COMMANDS: Final = "reference/commands.md"
+VALUES: Final = "reference/values.md"
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
-    """Add the pages of the project's top, and that of the commands."""
+    """Add the pages of the project's top, and those of the commands and of all other names."""
     for name, page in PROJECT.items():
         text = (ROOT / name).read_text("utf-8")
         if name == "LICENSE":
             text = f"# Licence\n\n```text\n{text}```\n"
         files.append(File.generated(config, page, content=text))
     files.append(File.generated(config, COMMANDS, content=commands_page(cli)))
+    written = "".join(path.read_text("utf-8") for path in (ROOT / "docs/reference").glob("*.md"))
+    files.append(File.generated(config, VALUES, content=other_names_page(gatherd, written)))
     return files
 
 

@@ -3,6 +3,7 @@
 import posixpath
 import re
 from collections.abc import Callable
+from types import ModuleType
 from typing import Final
 
 # Files at the top of the project, and the pages that they are.
@@ -60,6 +61,17 @@ def loaded(text: str) -> list[str]:
     """The addresses of other hosts from which a page or a style sheet loads something."""
     parts = [found.groupdict() for found in _LOADED.finditer(text)]
     return [address for part in parts for address in part.values() if address]
+
+
+def other_names_page(package: ModuleType, written: str) -> str:
+    """The page of the reference with every public name that `written`, its other pages, lack."""
+    lines = ["# Other names", "", "What calls take and return, besides arrays."]
+    for name in package.__all__:
+        is_error = getattr(getattr(package, name), "__module__", "") == f"{package.__name__}.errors"
+        if not is_error and not name.startswith("__"):
+            directive = f"::: {package.__name__}.{name}"
+            lines += [] if f"{directive}\n" in written else ["", directive]
+    return "\n".join([*lines, ""])
 
 
 def drawn(docstring: str) -> str:
