@@ -18,13 +18,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.query import ByKey, Missing
 from gatherd_proto.framing import dtype_code
 from gatherd_proto.headers import CONNECT_VERSION, PROTO
-from gatherd_proto.procedures import (
-    LOOKUP,
-    LOOKUP_BAGS,
-    LOOKUP_BAGS_MANY,
-    LOOKUP_MANY,
-    Procedure,
-)
+from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.callers import Caller, Scope
 from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES, Engine
@@ -38,20 +32,13 @@ from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import Lookup, PushResult, UpdateOp
 from gatherd_server.wire import lookups, updates
-from gatherd_server.wire.compiled import answers as compiled
-from gatherd_server.wire.procedures import LOOKUPS, PUSHES, Lookups
+from gatherd_server.wire.procedures import COMPILED, LOOKUPS, PUSHES, Lookups
 from gatherd_server.wire.seen_updates import SeenUpdates
 
 _VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
 _PROTO_LINE: Final = b"content-type: %b\r\n" % _PROTO
 _OCTETS: Final = OCTETS.encode()
-_MESSAGES: Final = {
-    LOOKUP: compiled.LOOKUP,
-    LOOKUP_MANY: compiled.LOOKUP_MANY,
-    LOOKUP_BAGS: compiled.LOOKUP_BAGS,
-    LOOKUP_BAGS_MANY: compiled.LOOKUP_BAGS_MANY,
-}
 _NO_QUERY: Final = QueryParams()
 _REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?")
 
@@ -147,7 +134,7 @@ class _Connect:
     ) -> None:
         self.counted = counted
         self._engine = engine
-        self.message = _MESSAGES[procedure]
+        self.message = COMPILED[procedure]
         self._request = procedure.request
         self._read = way.read
         self._encode = way.encode
@@ -233,7 +220,7 @@ def _is_connect(headers: Mapping[bytes, bytes]) -> bool:
 class _Octets:
     """REST's lookup of one table, raw ids for raw vectors."""
 
-    message = compiled.LOOKUP
+    message = COMPILED[LOOKUP]
 
     def __init__(
         self, engine: Engine, table: str, query: QueryParams, counted: RequestSeries
