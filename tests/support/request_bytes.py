@@ -162,6 +162,8 @@ class Asking:
         bags = random.choice([1, 2, 5, 20])
         cuts = sorted(random.choices(range(count + 1), k=bags - 1))
         offsets = np.array([0, *cuts], random.choice(ID_DTYPES[2:]))
+        if not is_sound and random.random() < 0.3:
+            offsets = self._wrong(offsets, count)
         request = embedding_pb2.LookupBagsRequest(
             lookup=lookup,
             offsets=tensor(offsets),
@@ -173,6 +175,15 @@ class Asking:
         if random.random() < 0.4:
             request.padding_id = random.choice([0, 1, -1, 2, 10**12, -(2**63)])
         return request
+
+    def _wrong(self, offsets: NDArray[Any], count: int) -> NDArray[Any]:
+        """Offsets that don't begin at 0, go down, or are past the end of `count` ids; or 2-D."""
+        wrong = offsets.copy()
+        i = self.random.randrange(wrong.size)
+        if self.random.random() < 0.2:
+            return wrong[:, None]
+        wrong[i] = self.random.choice([count + 1, np.iinfo(wrong.dtype).max, 1, 0])
+        return wrong
 
     def _shape(self, is_flat: bool) -> tuple[int, ...]:
         random = self.random
