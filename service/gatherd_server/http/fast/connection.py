@@ -306,7 +306,7 @@ class _FastPath(GuardedProtocol):
         kind: type[FastCycle] = LookupCycle
         if isinstance(route, PushRoute):
             # Spans of a commit are linked to those of requests, which ASGI's way notes.
-            if self.spans is not None or not route.admits(caller, int(length)):
+            if self.spans is not None or not route.admits(caller):
                 return None
             kind = PushCycle
         seconds = int(timeout) / 1000 if timeout else None
