@@ -46,6 +46,7 @@ from gatherd_server.writer.measures import Measures, Progress
 from gatherd_server.writer.queue import PushQueue, Waiting
 from gatherd_server.writer.recovery import recover
 from gatherd_server.writer.versions import Summed, Versions, held_lsns
+from gatherd_server.writer.wake import Wake
 
 logger = logging.getLogger("gatherd.writer")
 
@@ -54,6 +55,8 @@ RETRY_AFTER_SECONDS = 0.2
 HOUSEKEEPING_SECONDS = 0.25
 # A full disk is reported for this long after it refused an update, unless one was done since.
 FULL_SECONDS = 60.0
+# The next segment of the log is made ahead this fast, so that pushes keep the disk.
+SPARE_BYTES = 4 << 20
 # A checkpoint reads this much to sum it up; the next one goes on. It takes 0.1 s from memory.
 SUMMED_BYTES_MAX = 128 << 20
 
@@ -106,7 +109,7 @@ class Writer:
         )
         self._log.held = held_lsns(self._versions.catalog)
         self._lock = threading.Lock()
-        self._wake = threading.Condition(self._lock)
+        self._wake = Wake(self._lock)
         self._queue = PushQueue(limits, self._wake)
         self._jobs: deque[Callable[[], None]] = deque()
         self._pins: dict[object, int] = {}
@@ -119,6 +122,7 @@ class Writer:
         self._log_size = (0, 0)
         self._checkpointing = threading.Lock()
         self._is_summed_up = False
+        self._no_spare_until = 0.0
         self._house_closes = threading.Event()
         if self._control.has_failed:
             # The disk may lack what a failed sync left in memory, whatever the kernel says of it.
@@ -304,13 +308,20 @@ class Writer:
         self.measures.checkpointed(collected.lsn, time.monotonic() - begin)
         return collected.lsn
 
+    def prepare_segment(self, byte_count: int) -> None:
+        """Go on making the log's next segment ahead, by up to `byte_count` bytes.
+
+        DiskFull when there is no room for it; nothing has changed. Not from two threads at once.
+        """
+        self._log.prepare(byte_count)
+
     def close(self) -> None:
         """Commit the waiting pushes, make everything durable in the tables, and release them."""
         with self._lock:
             if self._closing:
                 return
             self._closing = True
-            self._wake.notify_all()
+            self._wake.notify()
         self._house_closes.set()
         self._housekeeper.join()
         self._committer.join()
@@ -438,11 +449,22 @@ class Writer:
         )
         return self._stopped
 
+    def _prepare_in_time(self) -> None:
+        """Go on making the log's next segment, unless there was no room for it lately."""
+        is_over = time.monotonic() >= self._no_spare_until
+        if is_over and self._stopped is None and self._log.wants_spare:
+            try:
+                self.prepare_segment(SPARE_BYTES)
+            except StorageError as error:
+                logger.warning("the log's next segment isn't made ahead: %s", error)
+                self._no_spare_until = time.monotonic() + FULL_SECONDS
+
     def _keep_house(self) -> None:
-        """Checkpoint when it is due, or the log has grown."""
+        """Checkpoint when it is due, or the log has grown; prepare the log's next segment."""
         limits = self._limits
         last = time.monotonic()
         while not self._house_closes.wait(HOUSEKEEPING_SECONDS):
+            self._prepare_in_time()
             is_new = self._control.applied_lsn != self._checkpoint_lsn
             if self._stopped is not None or not (is_new or not self._is_summed_up):
                 continue
