@@ -40,6 +40,10 @@ class SpareSegment:
         """Whether it is complete. On any thread."""
         return self._fd is not None and self._filled == self._byte_count
 
+    def size(self) -> int:
+        """The file's bytes, 0 if there is none. On any thread."""
+        return self._byte_count if self._fd is not None else 0
+
     def fill(self, byte_count: int) -> None:
         """Go on by up to `byte_count` bytes. After a StorageError, as DiskFull, nothing is left."""
         with self._lock:

@@ -126,13 +126,13 @@ class LogWriter:
             self._files.sync_data(fd, self._path)
 
     def size(self) -> tuple[int, int]:
-        """Bytes of all segments, reserved ones included, and the number of segments."""
+        """Bytes of all segments and the one made ahead, and the number of segments."""
         total = 0
         segments = segment_paths(self._wal)
         for _, path in segments:
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
-        return total, len(segments)
+        return total + self._spare.size(), len(segments)
 
     def byte_count(self) -> int:
         """Bytes of the segments that aren't held, reserved ones included."""

@@ -1,5 +1,6 @@
 """The queue of pushes, and which of them are committed together."""
 
+import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -8,7 +9,6 @@ from dataclasses import dataclass
 
 from gatherd_server.types import Push, PushResult, RequestId, WriterLimits
 from gatherd_server.writer.commit import Submitted
-from gatherd_server.writer.wake import Wake
 from gatherd_server.writer.window import reused
 
 # The next commit may wait for more pushes for this part of the last one's time.
@@ -25,9 +25,9 @@ class Waiting:
 
 
 class PushQueue:
-    """First in, first out. Callers hold the writer's lock, which is `wake`'s too."""
+    """First in, first out. Callers hold the writer's lock, which is also `wake`'s."""
 
-    def __init__(self, limits: WriterLimits, wake: Wake) -> None:
+    def __init__(self, limits: WriterLimits, wake: threading.Condition) -> None:
         """`wake` is notified when the committer has something to do."""
         self._limits = limits
         self._wake = wake

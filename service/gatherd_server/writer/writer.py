@@ -46,7 +46,6 @@ from gatherd_server.writer.measures import Measures, Progress
 from gatherd_server.writer.queue import PushQueue, Waiting
 from gatherd_server.writer.recovery import recover
 from gatherd_server.writer.versions import Summed, Versions, held_lsns
-from gatherd_server.writer.wake import Wake
 
 logger = logging.getLogger("gatherd.writer")
 
@@ -109,7 +108,7 @@ class Writer:
         )
         self._log.held = held_lsns(self._versions.catalog)
         self._lock = threading.Lock()
-        self._wake = Wake(self._lock)
+        self._wake = threading.Condition(self._lock)
         self._queue = PushQueue(limits, self._wake)
         self._jobs: deque[Callable[[], None]] = deque()
         self._pins: dict[object, int] = {}
@@ -321,7 +320,7 @@ class Writer:
             if self._closing:
                 return
             self._closing = True
-            self._wake.notify()
+            self._wake.notify_all()
         self._house_closes.set()
         self._housekeeper.join()
         self._committer.join()

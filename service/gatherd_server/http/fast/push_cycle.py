@@ -1,8 +1,8 @@
 """One update of the fast path: handed to the writer in one hop, and answered in another.
 
 The loop waits for the writer neither by a task nor by a future of its own. The writer's thread puts
-its answers into the loop's inbox, and wakes the loop once for all of a commit. A long update is read
-and checked on a thread before.
+its answers into the loop's inbox, and wakes the loop once for all of a commit. A long update is
+read and checked on a thread before.
 """
 
 import asyncio
