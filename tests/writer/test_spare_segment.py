@@ -1,7 +1,7 @@
 """The log's next segment is made ahead, taken, given up and deleted; every push is there after."""
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,7 +12,9 @@ import pytest
 from gatherd.errors import DiskFull
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.records import pack
 from gatherd_server.storage.wal_format import FrameKind, segment_paths
+from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, TableUpdate, UpdateOp, WriterLimits
 from gatherd_server.writer.writer import Writer
@@ -24,11 +26,18 @@ LIMITS = WriterLimits(segment_bytes=SEGMENT_BYTES, checkpoint_seconds=3600.0)
 
 
 class Full(Files):
-    """A disk without room for one more file; counts how often it is asked for one."""
+    """A disk without room for one more file, or frame; counts how often it is asked for a file."""
 
     def __init__(self) -> None:
-        self.is_full = False
+        self.is_full = self.takes_no_frame = False
         self.asked = 0
+
+    def write_all_at(
+        self, fd: int, parts: Sequence[bytes | memoryview], position: int, path: Path
+    ) -> int:
+        if self.takes_no_frame:
+            raise DiskFull(f"{path}: the disk is full")
+        return super().write_all_at(fd, parts, position, path)
 
     def create_reserved(self, path: Path, byte_count: int) -> int:
         self.asked += 1
@@ -151,3 +160,19 @@ def test_without_room_for_it_pushes_go_on(data: Path, caplog: pytest.LogCaptureF
         assert files.asked == asked, "not again so soon"
         assert not spare(data).exists()
         assert not writer.is_full
+
+
+def test_nothing_is_appended_to_a_segment_that_was_given_up(tmp_path: Path) -> None:
+    files = Full()
+    log = LogWriter(files, tmp_path, 1, 1 << 20)
+    payload = b"".join(map(bytes, pack({}, [np.zeros(1_000, np.uint8)])))
+    files.takes_no_frame = True
+    with pytest.raises(DiskFull):
+        log.append(FrameKind.PUSHES, 1, 1, [payload])
+    files.takes_no_frame, files.is_full = False, True
+    with pytest.raises(DiskFull):
+        log.append(FrameKind.PUSHES, 1, 1, [bytes(2 << 20)])
+    files.is_full = False
+    log.append(FrameKind.PUSHES, 1, 1, [payload])
+    log.close()
+    assert [frame.last_lsn for frame in LogReader(tmp_path, 0)] == [1]

@@ -179,6 +179,9 @@ class LogWriter:
     def close(self) -> None:
         """Close the segment; the appended frames are durable already."""
         self._spare.close()
+        self._leave()
+
+    def _leave(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
@@ -195,15 +198,18 @@ class LogWriter:
             return
         header = SegmentHeader(os.urandom(SALT_BYTES), self._next_lsn)
         path = segment_path(self._wal, self._next_lsn)
+        if path == self._path:
+            self._leave()  # it has no frame; if no other can be made, nothing may be appended to it
         # An earlier start may have left this segment, without a frame.
         self._files.unlink(path)
-        fd = self._spare.take() if is_spare else None
-        if fd is None:
+        spare = self._spare.take() if is_spare else None
+        if spare is None:
             fd = self._files.create_allocated(path, end, header.encode())
         else:
+            fd = spare
             self._files.put_reserved(fd, self._spare.path, path, header.encode())
         self._seal()
-        self._is_spare, self._frame_count = is_spare, 0
+        self._is_spare, self._frame_count = spare is not None, 0
         self._fd, self._path, self._salt = fd, path, header.salt
         self._position, self._end = SEGMENT_HEADER_BYTES, end
 
@@ -213,5 +219,4 @@ class LogWriter:
             return
         with suppress(StorageError):
             self._files.truncate(self._fd, self._position, self._path)
-        os.close(self._fd)
-        self._fd = None
+        self._leave()
