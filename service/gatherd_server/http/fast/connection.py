@@ -308,7 +308,7 @@ class _FastPath(GuardedProtocol):
             kind = JsonCycle
         elif isinstance(route, PushRoute):
             # Spans of a commit are linked to those of requests, which ASGI's way notes.
-            if self.spans is not None or not route.admits(caller, int(length)):
+            if self.spans is not None or not route.admits(caller):
                 return None
             kind = PushCycle
         seconds = int(timeout) / 1000 if timeout else None

@@ -21,7 +21,7 @@ from gatherd_proto.headers import CONNECT_VERSION, JSON, PROTO
 from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.callers import Caller, Scope
-from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES, Engine
+from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.errors import connect_error, problem
@@ -215,17 +215,18 @@ class PushRoute:
         """See Route."""
         return _is_connect(headers)
 
-    def admits(self, caller: Caller, nbytes: int) -> bool:
-        """Whether an update of `caller` with a body of so many bytes is answered from here.
+    def admits(self, caller: Caller) -> bool:
+        """Whether updates of `caller` are answered from here.
 
-        A longer one is checked on a thread. A caller that may not push is refused before the body
-        is read. ASGI's way does both.
+        A caller that may not push is refused by ASGI's way, before the body is read.
         """
-        is_for = caller.grant is None or Scope.UPDATE in caller.grant.scopes
-        return is_for and nbytes <= SHORT_BYTES
+        return caller.grant is None or Scope.UPDATE in caller.grant.scopes
 
     def begin(self, body: bytes, caller: Caller) -> "Future[PushResult]":
-        """Read the update and hand it to the writer. A GatherdError when it is refused at once."""
+        """Read the update and hand it to the writer. A GatherdError when it is refused at once.
+
+        On the event loop; on any thread for a body that is too long to be learnt.
+        """
         engine, limits = self._engine, self._engine.limits
         push = self._seen.find(body)
         if push is None:
