@@ -250,9 +250,9 @@ def test_health_and_reflection_by(caller: str, guarded: Guarded, channel: grpc.C
     given = metadata(guarded, caller)
     check_health: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
     watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
-    reflect: Any = channel.stream_stream(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    )
+    method = "ServerReflection/ServerReflectionInfo"
+    reflect: Any = channel.stream_stream(f"/grpc.reflection.v1.{method}")
+    reflect_alpha: Any = channel.stream_stream(f"/grpc.reflection.v1alpha.{method}")
     unknown: Any = channel.unary_unary("/gatherd.v1.TableService/Nothing")
     whole = health_pb2.HealthCheckRequest().SerializeToString()
     one = health_pb2.HealthCheckRequest(service="tables/items").SerializeToString()
@@ -263,6 +263,7 @@ def test_health_and_reflection_by(caller: str, guarded: Guarded, channel: grpc.C
         (lambda: next(watch(whole, metadata=given)), ANY_TOKEN),
         (lambda: next(watch(one, metadata=given)), OF_A_TABLE),
         (lambda: list(reflect(iter([listing]), metadata=given)), ANY_TOKEN),
+        (lambda: list(reflect_alpha(iter([listing]), metadata=given)), ANY_TOKEN),
         (lambda: unknown(b"", metadata=given), ANY_TOKEN),
     ):
         check_code(failure(call), caller, allowed)
