@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+, := ,
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -82,6 +83,44 @@ proxy-tools:
 
 test-proxies: $(VENV)/.dev proxy-tools  ## nginx and HAProxy in front of a server, and clients in Java and curl
 	TEST_PROXIES=1 $(BIN)/python -m pytest tests/proxies -rs
+
+# Compilers and libraries of other languages; the programs in tests/clients are built with them.
+CLIENT_TOOLS := curl g++ pkg-config protobuf-compiler \
+  libgrpc++-dev protobuf-compiler-grpc \
+  golang-go golang-google-grpc-dev golang-google-genproto-dev golang-github-golang-protobuf-1-5-dev \
+  protoc-gen-go-1-5 protoc-gen-go-grpc \
+  default-jdk-headless libgrpc-java libnetty-java libperfmark-java libprotobuf-java \
+  protobuf-compiler-grpc-java-plugin
+client-tools:
+	@missing=; for package in $(CLIENT_TOOLS); do \
+	  dpkg -s $$package > /dev/null 2>&1 || missing="$$missing $$package"; \
+	done; \
+	command -v npm > /dev/null || missing="$$missing nodejs npm"; \
+	test -z "$$missing" || \
+	  { $(APT) install -qq -y --no-install-recommends $$missing || \
+	    { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $$missing; }; \
+	  } > /dev/null 2>&1 || \
+	  for package in $$missing; do \
+	    $(APT) install -qq -y --no-install-recommends $$package > /dev/null 2>&1 || \
+	      echo "no $$package: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"; \
+	  done
+
+# buf, Connect and gRPC for Node, as tests/clients/node/package-lock.json pins them.
+NODE := tests/clients/node
+$(NODE)/node_modules/.ready: $(NODE)/package-lock.json
+	@npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null
+	@touch $@
+
+client-packages:
+	@if command -v npm > /dev/null; then $(MAKE) -s $(NODE)/node_modules/.ready; else \
+	  echo "no npm: what needs it is skipped"; fi
+
+test-clients: $(VENV)/.dev client-tools client-packages  ## clients in Node, Go, Java, C++ and curl; buf lints the .proto files and reflects (three minutes)
+	TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients -rs
+
+proto-lint: $(NODE)/node_modules/.ready  ## have buf lint the .proto files (takes npm), and with AGAINST=TAG say what breaks clients
+	$(NODE)/node_modules/.bin/buf lint proto
+	$(if $(AGAINST),$(NODE)/node_modules/.bin/buf breaking proto --against '.git#tag=$(AGAINST)$(,)subdir=proto')
 
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.
