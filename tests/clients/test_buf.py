@@ -42,7 +42,7 @@ def looked_up(
     )
 
 
-@pytest.mark.parametrize("options", REFLECTED, ids=lambda options: " ".join(options))
+@pytest.mark.parametrize("options", REFLECTED, ids=" ".join)
 def test_reflection_tells_enough_for_a_lookup(served: Served, options: Sequence[str]) -> None:
     done = looked_up(served, ID_4, options)
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ import base64
 import json
 from typing import Any
 
+import numpy as np
 import pytest
 from google.protobuf.any_pb2 import Any as AnyMessage
 from google.protobuf.json_format import ParseDict
@@ -12,9 +13,19 @@ from google.rpc import error_details_pb2, status_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gatherd.errors import GatherdError, IdOutOfRange, InternalError, Overloaded, Unavailable
+from gatherd.errors import (
+    GatherdError,
+    IdOutOfRange,
+    InternalError,
+    NonfiniteValues,
+    Overloaded,
+    Unavailable,
+)
+from gatherd_server.engine.updates import check_push
 from gatherd_server.http.errors import connect_error
 from gatherd_server.rpc.errors import status_message
+from gatherd_server.types import Push, TableUpdate, UpdateOp
+from support.small_engine import LIMITS
 
 # What grpc and others take of a call's trailers together.
 TRAILERS_BYTES_MAX = 8192
@@ -120,3 +131,17 @@ def test_the_places_of_a_large_error_are_cut() -> None:
     wrong: Any = over_grpc(IdOutOfRange("long", places))[1]
     assert 0 < len(wrong.field_violations) < len(places)
     assert wrong.ByteSize() <= 512
+
+
+def test_values_that_are_not_finite_are_places(details: Any) -> None:
+    values = np.zeros((2, 2, 3), np.float32)
+    values[0, 1, 2], values[1, 0, 0], values[1, 0, 1] = np.nan, -np.inf, np.inf
+    push = Push(UpdateOp.ASSIGN, (TableUpdate("items", np.arange(4).reshape(2, 2), values),))
+    with pytest.raises(NonfiniteValues) as raised:
+        check_push(push, LIMITS)
+    _, wrong = details(raised.value)
+    told = {one.field: one.description for one in wrong.field_violations}
+    assert told == {
+        "values[0][1][2]": "nan: nonfinite values",
+        "values[1][0][0]": "-inf: nonfinite values",
+    }
