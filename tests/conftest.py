@@ -1,7 +1,8 @@
 """What `make test` leaves out.
 
 tests/peers runs where torch, keras and gensim are, by `make test-peers`; tests/proxies, which
-starts nginx, HAProxy and Java, by `make test-proxies`.
+starts nginx, HAProxy and Java, by `make test-proxies`; tests/browser, where playwright is, by
+`make test-browser`.
 """
 
 import importlib.util
@@ -10,3 +11,5 @@ import os
 collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]
 if "TEST_PROXIES" not in os.environ:
     collect_ignore.append("proxies")
+if not importlib.util.find_spec("playwright"):
+    collect_ignore.append("browser")

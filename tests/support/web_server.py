@@ -38,11 +38,13 @@ def web_server(
     app: Any = None,
     http: Any = None,
     busy_poll_us: int = 0,
+    has_cors: bool = False,
     **options: Any,
 ) -> Iterator[str]:
     """Run a web server, with or without the fast path and with uvicorn's `options`.
 
-    `app` stands in for the application, `http` for the protocol class.
+    `app` stands in for the application, `http` for the protocol class; `has_cors` says that the app
+    answers pages of other origins.
     """
     # Connections are accepted from here on; those that come before the app is up wait in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
@@ -54,6 +56,7 @@ def web_server(
             served.admission,
             served.offload,
             busy_poll_us=busy_poll_us,
+            has_cors=has_cors,
         )
     elif http is None:
         http = guarded_protocol(RECEIVE_SECONDS)

@@ -24,6 +24,7 @@ from gatherd.store.catalog import read_catalog
 from gatherd.store.shards import open_rows
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
+from gatherd_server.access.web import ANY_ORIGIN
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
@@ -408,4 +409,10 @@ def check_secrets(settings: ServeSettings) -> bool:
         Tls(files)
     if settings.tokens is not None and settings.insecure:
         raise ConfigError("insecure means without tokens, and tokens are given; leave one out")
+    web = settings.web()
+    if ANY_ORIGIN in web.cors_origins and settings.tokens is None and not settings.insecure:
+        raise ConfigError(
+            "cors_origins * lets a page of any site change and delete tables by the browser of "
+            "whoever looks at it: give --tokens FILE too, or name the origins, or give --insecure"
+        )
     return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure

@@ -301,21 +301,23 @@ class Worker:
 
     def _protocol(self, engine: Engine, answers: CompiledAnswers | None) -> type[asyncio.Protocol]:
         settings = self._brief.settings
+        web = settings.web()
         if answers is None:
             return guarded_protocol(settings.receive_seconds, self._telemetry)
         return fast_protocol(
-            FastRoutes(engine, self._telemetry),
+            FastRoutes(engine, self._telemetry, web.root_path),
             answers,
             self._admission,
             self._offload,
             settings.receive_seconds,
             settings.busy_poll_us,
+            has_cors=bool(web.cors_origins),
         )
 
     def _http_config(self, engine: Engine, answers: CompiledAnswers | None) -> uvicorn.Config:
         settings = self._brief.settings
         return uvicorn.Config(
-            create_app(engine, self._admission, self._offload),
+            create_app(engine, self._admission, self._offload, settings.web()),
             http=self._protocol(engine, answers),
             ws="none",
             lifespan="off",

@@ -53,7 +53,7 @@ _MESSAGES: Final = {
     LOOKUP_BAGS_MANY: compiled.LOOKUP_BAGS_MANY,
 }
 _NO_QUERY: Final = QueryParams()
-_REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?")
+_REST_LOOKUP: Final = rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +100,13 @@ class LookupRoute(Route, Protocol):
 class FastRoutes:
     """Finds the route of a URL."""
 
-    def __init__(self, engine: Engine, telemetry: Telemetry | None = None) -> None:
-        """Counts into `telemetry`; without it, the counts are lost."""
+    def __init__(
+        self, engine: Engine, telemetry: Telemetry | None = None, root_path: str = ""
+    ) -> None:
+        """Counts into `telemetry`; without it, the counts are lost.
+
+        URLs may begin with `root_path`, which a proxy may have removed.
+        """
         self._engine = engine
         telemetry = telemetry or Telemetry()
         self._octets = telemetry.requests("rest", LOOKUP.name)
@@ -114,13 +119,16 @@ class FastRoutes:
         for procedure, op in PUSHES.items():
             counted = telemetry.requests("connect", procedure.name)
             self._connect[procedure.path.encode()] = PushRoute(engine, op, counted)
+        prefix = root_path.encode()
+        self._connect |= {prefix + path: route for path, route in self._connect.items()}
+        self._rest = re.compile(b"(?:%b)?%b" % (re.escape(prefix), _REST_LOOKUP))
 
     def find(self, url: bytes) -> "LookupRoute | PushRoute | None":
         """The route of a POST to `url`; None when the fast path has none."""
         route = self._connect.get(url)
         if route is not None:
             return route
-        match = _REST_LOOKUP.fullmatch(url)
+        match = self._rest.fullmatch(url)
         if match is None:
             return None
         query = QueryParams(match[2].decode("latin-1")) if match[2] else _NO_QUERY
