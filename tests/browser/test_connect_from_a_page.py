@@ -85,17 +85,18 @@ def asked(watched: Watched, server: str, kind: str, body: bytes, token: str = ""
 def test_a_page_of_a_named_origin_asks_over_connect(
     tables: Path, watched: Watched, tmp_path: Path, has_tokens: bool
 ) -> None:
-    token, options = "", ()
+    token, options = "", list[str]()
     if has_tokens:
         file = tmp_path / "tokens"
         token = invoke(
             "token", "page", "--tokens", file, "--scope", "read", "--table", "*"
         ).stdout.strip()
-        options = ("--tokens", str(file))
+        options = ["--tokens", str(file)]
     expected = np.load(tables / "data" / "tables" / "items" / "v000001" / "weights.npy")[IDS]
     with site() as origin:
         with RunningServer(
-            *("--data-dir", tables / "data", "--cors-origins", origin, *options),
+            *("--data-dir", tables / "data", "--cors-origins", origin),
+            *options,
             log_path=tmp_path / "log",
         ) as server:
             watched.page.goto(origin)

@@ -32,7 +32,7 @@ def sent_as_filled_in(page: Page, operation: str) -> str:
     block.locator(".btn.execute").click()
     shown = block.locator(".live-responses-table .response-col_status").last
     expect(shown).to_have_text("200")
-    text = shown.inner_text()
+    text: str = shown.inner_text()
     block.locator(".opblock-summary-control").click()
     return text
 

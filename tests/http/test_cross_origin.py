@@ -9,7 +9,6 @@ import pytest
 
 from gatherd_server.access.web import Web, check_web
 from gatherd_server.errors import ConfigError
-from gatherd_server.http.app import create_app
 from support.small_engine import SmallEngine, lookup_request
 from support.web_server import web_server
 
@@ -23,9 +22,7 @@ ALLOWED = "access-control-allow-origin"
 
 @contextlib.contextmanager
 def serving(small: SmallEngine, *origins: str) -> Iterator[httpx.Client]:
-    web = Web(cors_origins=origins)
-    app = create_app(small.engine, small.admission, small.offload, web)
-    with web_server(small, app=app, has_cors=bool(origins)) as url:
+    with web_server(small, web=Web(cors_origins=origins)) as url:
         with httpx.Client(base_url=url) as client:
             yield client
 

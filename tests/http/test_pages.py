@@ -5,18 +5,21 @@ from collections.abc import Callable
 from typing import Any
 
 import httpx
+import numpy as np
 import pytest
 
+from gatherd import Client
+from gatherd.errors import TableNotFound
 from gatherd_server.access.web import Web, check_web
 from gatherd_server.errors import ConfigError
 from gatherd_server.http.app import create_app
 from support.small_engine import SmallEngine
+from support.web_server import web_server
 
 HTML = "text/html"
 BROWSER = {"Accept": "text/html,application/xhtml+xml,application/xml;q=0.9,*/*;q=0.8"}
 PAGES = ("/docs", "/docs/docs.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
 PREFIX = "/tables"
-OCTETS = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
 
 
 @pytest.mark.parametrize("path", [*PAGES, "/"])
@@ -98,6 +101,24 @@ def test_a_proxy_may_keep_the_prefix_or_remove_it(
     assert below("GET", f"{prefix}/docs").status_code == 200
     assert f'href="{PREFIX}/docs"' in below("GET", f"{prefix}/", headers=BROWSER).text
     assert below("POST", f"{prefix}/nothing").status_code == 404
+
+
+@pytest.mark.parametrize("prefix", [PREFIX, ""], ids=["kept", "removed"])
+def test_the_sdk_and_the_fast_path_know_the_prefix(small: SmallEngine, prefix: str) -> None:
+    octets = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
+    ids = np.array([3, 1])
+    with web_server(small, web=Web(root_path=PREFIX)) as url:
+        with Client(url + prefix) as client:
+            for _ in range(3):
+                np.testing.assert_array_equal(client.lookup("words", ids), small.rows["words"][ids])
+            assert client.table("words").rows == len(small.rows["words"])
+            with pytest.raises(TableNotFound):
+                client.lookup("nope", ids)
+        reply = httpx.post(
+            f"{url}{prefix}/v1/tables/words:lookup", content=ids.tobytes(), headers=octets
+        )
+    rows = np.frombuffer(reply.content, np.float32).reshape(2, -1)
+    np.testing.assert_array_equal(rows, small.rows["words"][ids])
 
 
 def test_the_prefix_alone_is_the_root(below: Callable[..., httpx.Response]) -> None:
