@@ -43,9 +43,10 @@ include-name = "DELETE /v1/tables/{table}"
 parameters = { "path.table" = "gone" }
 """
 # With options in the query, as schemathesis always gives them, the body has to be as many raw ids
-# and values as they say.
+# and values as they say. test_every_operation_succeeds_as_its_form_is_filled_in sends them right.
 HARD_TO_DRAW = {
-    f"POST /v1/tables/{{table}}:{verb}" for verb in ("scatterAdd", "applyGradients", "assign")
+    f"POST /v1/tables/{{table}}:{verb}"
+    for verb in ("lookup", "scatterAdd", "applyGradients", "assign")
 }
 EXAMPLES = 5
 SECONDS_MAX = 150

@@ -67,6 +67,24 @@ def test_redoc_is_the_same_page(ask: Any) -> None:
     assert (reply.status_code, reply.headers["location"]) == (308, "docs")
 
 
+def test_a_server_of_files_alone_says_which_forms_it_refuses(ask: Any) -> None:
+    document = ask("GET", "/openapi.json").json()
+    asked = {
+        operation["operationId"]: (path, operation)
+        for path, methods in document["paths"].items()
+        for operation in methods.values()
+    }
+    for name in ("lookup", "lookupMany", "lookupBags", "lookupBagsMany", "keysOf"):
+        path, operation = asked.pop(name)
+        tables = [p["example"] for p in operation.get("parameters", ()) if p["in"] == "path"]
+        body = operation["requestBody"]["content"]["application/json"]["example"]
+        reply = ask("POST", path.replace("{table}", "".join(tables)), json=body)
+        assert reply.status_code == 200 or "has keys" in operation["description"], name
+    for name, (_, operation) in asked.items():
+        is_refused = "no data dir" in operation.get("description", "")
+        assert is_refused is ("507" in operation["responses"]), name
+
+
 # A prefix
 
 

@@ -193,6 +193,9 @@ def test_the_documents_examples_are_of_the_callers_tables_alone(
             for table in http.get("/v1/tables", headers=header(guarded, "all")).json()["tables"]
         }
         assert not named & (every - own), caller
+        changed = document["paths"]["/v1/tables/{table}"]["delete"]["parameters"]
+        sandbox = "docs-example" if caller in ("all", "other", "metrics") else "itemsdocs-example"
+        assert [one["example"] for one in changed] == [sandbox], "no form deletes a user's table"
 
 
 def paths() -> dict[str, tuple[Any, set[str]]]:

@@ -8,7 +8,7 @@ what removes or replaces is filled in for a table that the form of createTable m
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -19,7 +19,8 @@ from gatherd_proto.headers import JSON
 from gatherd_server.access.callers import TABLE_CHARS_MAX, AnyEngine, Caller
 from gatherd_server.types import Lookup, TableInfo, UpdatesState
 
-SANDBOX: Final = "example"
+# No name that somebody gives a table: the form of deleteTable is filled in with it.
+SANDBOX: Final = "docs-example"
 # Looking at a table costs up to some milliseconds: the kernel counts its pages in memory.
 LOOKED_AT_MAX: Final = 16
 # A row of more elements makes no readable example.
@@ -91,7 +92,7 @@ def _of_first(found: _Found) -> _Made:
 
 
 def _lookup(found: _Found) -> _Made:
-    return _Made(found.first.name, {"ids": _ids(found.first)}) if found.first else _Made()
+    return _Made(found.first.name, {"ids": _ids(found.first)}) if found.first else _of_first(found)
 
 
 def _lookup_many(found: _Found) -> _Made:
@@ -100,7 +101,7 @@ def _lookup_many(found: _Found) -> _Made:
 
 
 def _bags(found: _Found) -> _Made:
-    return _Made(found.first.name, _bags_of(found.first)) if found.first else _Made()
+    return _Made(found.first.name, _bags_of(found.first)) if found.first else _of_first(found)
 
 
 def _bags_many(found: _Found) -> _Made:
@@ -111,7 +112,8 @@ def _bags_many(found: _Found) -> _Made:
 
 def _keys_of(found: _Found) -> _Made:
     if found.keyed is None:
-        return _Made(note="**None of the tables that were looked at has keys.**")
+        note = "**None of the tables that were looked at has keys.**"
+        return replace(_of_first(found), note=note)
     return _Made(found.keyed.name, {"ids": [0]})
 
 
@@ -231,11 +233,11 @@ def _first_row(engine: AnyEngine, info: TableInfo | None) -> list[float] | None:
 
 
 def _sandbox_of(caller: Caller) -> str:
-    """A name that the caller's patterns match: SANDBOX, unless they match only others."""
+    """A name with SANDBOX in it that the caller's patterns match, if there is one."""
     patterns = ("*",) if caller.grant is None else caller.grant.tables
     for pattern in patterns:
-        name = pattern.replace("*", SANDBOX).replace("?", "x")
-        if _is_name(name):
+        name = pattern.replace("*", SANDBOX, 1).replace("*", "").replace("?", "x")
+        if "*" in pattern and _is_name(name):
             return name
     return SANDBOX
 
