@@ -105,8 +105,12 @@ class Replacements:
     def _look_at(self, place: int, file: ServedFile, pending: _Pending) -> None:
         """Note a new file at the path of `file`. GatherdError when it can't be served."""
         source = file.source
-        if not source.path.exists():
+        try:
+            source.path.stat()
+        except FileNotFoundError:
             return  # deleted files are served on
+        except OSError:
+            pass  # opening it says what is wrong
         fd = open_rows(source.path, source.tensor)
         if os.path.sameopenfile(fd, file.fd):
             os.close(fd)
