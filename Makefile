@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean test-browser browser-tools
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -121,6 +121,24 @@ test-clients: $(VENV)/.dev client-tools client-packages  ## clients in Node, Go,
 proto-lint: $(NODE)/node_modules/.ready  ## have buf lint the .proto files (takes npm), and with AGAINST=TAG say what breaks clients
 	$(NODE)/node_modules/.bin/buf lint proto
 	$(if $(AGAINST),$(NODE)/node_modules/.bin/buf breaking proto --against '.git#tag=$(AGAINST)$(,)subdir=proto')
+BROWSER := .venv-browser
+$(BROWSER)/.ready: requirements-browser.lock pyproject.toml
+	@test -x $(BROWSER)/bin/python || $(PYTHON) -m venv $(BROWSER)
+	@echo "setting up $(BROWSER) (once, a minute: playwright)"
+	@$(BROWSER)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-browser.lock
+	@$(BROWSER)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Debian's, which playwright drives: its own builds come from elsewhere.
+browser-tools:
+	@command -v chromium > /dev/null || \
+	  { $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core || \
+	    { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core; }; \
+	  } > /dev/null 2>&1 || \
+	    echo "no chromium: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"
+
+test-browser: $(BROWSER)/.ready browser-tools  ## the pages in headless Chromium, and Connect from a page (two minutes; SCREENSHOTS=docs/images writes the docs' pictures)
+	$(BROWSER)/bin/python -m pytest tests/browser -rs
 
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.
@@ -178,8 +196,9 @@ lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(UV_COMPILE) --extra server --extra formats --extra remote --extra otel --group dev pyproject.toml -o requirements-dev.lock
 	$(UV_COMPILE) --extra server --extra remote --extra otel --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
+	$(UV_COMPILE) --extra server --group build --group browser -c requirements-dev.lock pyproject.toml -o requirements-browser.lock
 	$(UV_COMPILE) --extra formats -c requirements-dev.lock pyproject.toml -o requirements-formats.lock
 	$(UV_COMPILE) -c requirements-dev.lock pyproject.toml deploy/model_server/requirements.in -o deploy/model_server/requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(PEERS) $(BENCH) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(BROWSER) $(BENCH) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -2,7 +2,7 @@
 
 tests/peers runs where torch, keras and gensim are, by `make test-peers`; tests/proxies, which
 starts nginx, HAProxy and Java, by `make test-proxies`; tests/clients, which builds programs in
-other languages, by `make test-clients`.
+other languages, by `make test-clients`; tests/browser, where playwright is, by `make test-browser`.
 """
 
 import importlib.util
@@ -13,3 +13,5 @@ if "TEST_PROXIES" not in os.environ:
     collect_ignore.append("proxies")
 if "TEST_CLIENTS" not in os.environ:
     collect_ignore.append("clients")
+if not importlib.util.find_spec("playwright"):
+    collect_ignore.append("browser")

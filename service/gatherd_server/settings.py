@@ -22,6 +22,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd.store.table import Preload
 from gatherd_server.access.tls import TlsFiles
+from gatherd_server.access.web import Web, check_web
 from gatherd_server.errors import ConfigError
 from gatherd_server.link.heartbeat import HUNG_SECONDS
 from gatherd_server.observe.logs import LogFormat
@@ -81,6 +82,14 @@ class ServeSettings(BaseSettings):
     tls_client_ca: Path | None = Field(
         None,
         description="PEM file of authorities: only clients with a certificate of theirs connect.",
+    )
+    cors_origins: Annotated[tuple[str, ...], NoDecode] = Field(
+        (),
+        description="Origins whose pages may ask by a browser, as https://notebook.example; "
+        "* for all.",
+    )
+    root_path: str = Field(
+        "", description="Path prefix at which a proxy serves the HTTP port, as /tables."
     )
     insecure: bool = Field(
         False,
@@ -292,6 +301,10 @@ class ServeSettings(BaseSettings):
         if self.tls_cert is None or self.tls_key is None:
             raise ConfigError("TLS takes both tls_cert and tls_key")
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    def web(self) -> Web:
+        """How pages and proxies reach the HTTP port. ConfigError for a wrong origin or prefix."""
+        return check_web(self.cors_origins, self.root_path)
 
     def writer_limits(self) -> WriterLimits:
         """The settings and limits of the writer."""
