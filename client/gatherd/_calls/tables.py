@@ -10,7 +10,7 @@ from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotInfo, SnapshotResult
 from gatherd._wire import changes
 
 
@@ -117,6 +117,18 @@ class TableCalls(ABC):
         request = changes.rollback(name, version, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    def delete_version(
+        self, name: str, version: int, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Remove a superseded version, and free its disk space.
+
+        FailedPrecondition for the live version, for the one with the highest number (no number is
+        given twice, so it stays until another one is published), and for one that was looked up in
+        the last ten seconds. VersionNotFound when there is none. The result has the live version.
+        """
+        request = changes.delete_version(name, version)
+        return self._run(self._pushes.change(request, timeout))
+
     def set_optimizer(
         self,
         name: str,
@@ -143,3 +155,18 @@ class TableCalls(ABC):
         there is such a folder.
         """
         return self._run(self._pushes.snapshot(name, timeout))
+
+    def snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
+        """The snapshots in the server's folder, oldest first; damaged ones come before the others.
+
+        FailedPrecondition when the server has no folder for snapshots.
+        """
+        return self._run(self._pushes.snapshots(timeout))
+
+    def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a snapshot, durably.
+
+        NotFound when there is none. FailedPrecondition for one that is being copied or restored,
+        and for a folder that isn't a snapshot.
+        """
+        return self._run(self._pushes.delete_snapshot(name, timeout))

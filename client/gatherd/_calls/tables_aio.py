@@ -11,7 +11,7 @@ from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotInfo, SnapshotResult
 from gatherd._wire import changes
 
 
@@ -118,6 +118,18 @@ class AsyncTableCalls(ABC):
         request = changes.rollback(name, version, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
+    async def delete_version(
+        self, name: str, version: int, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Remove a superseded version, and free its disk space.
+
+        FailedPrecondition for the live version, for the one with the highest number (no number is
+        given twice, so it stays until another one is published), and for one that was looked up in
+        the last ten seconds. VersionNotFound when there is none. The result has the live version.
+        """
+        request = changes.delete_version(name, version)
+        return await self._run(self._pushes.change(request, timeout))
+
     async def set_optimizer(
         self,
         name: str,
@@ -144,3 +156,18 @@ class AsyncTableCalls(ABC):
         there is such a folder.
         """
         return await self._run(self._pushes.snapshot(name, timeout))
+
+    async def snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
+        """The snapshots in the server's folder, oldest first; damaged ones come before the others.
+
+        FailedPrecondition when the server has no folder for snapshots.
+        """
+        return await self._run(self._pushes.snapshots(timeout))
+
+    async def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a snapshot, durably.
+
+        NotFound when there is none. FailedPrecondition for one that is being copied or restored,
+        and for a folder that isn't a snapshot.
+        """
+        return await self._run(self._pushes.delete_snapshot(name, timeout))

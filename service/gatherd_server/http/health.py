@@ -1,5 +1,6 @@
 """Whether the server is alive, ready and taking updates; its metrics."""
 
+import platform
 from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
@@ -63,7 +64,8 @@ def _json(value: dict[str, Any]) -> Response:
 
 def _samples(engine: Engine, *, is_per_table: bool) -> Iterator[Sample]:
     """The samples made at a scrape: tables, which all processes share, and the writer."""
-    yield Sample(names.BUILD, (version("gatherd"),), 1)
+    build = (version("gatherd"), "unknown", platform.python_version())
+    yield Sample(names.BUILD, build, 1)
     state = engine.updates_state()
     if state is not UpdatesState.NONE:
         yield Sample(names.UPDATES_UP, (), int(state is UpdatesState.RUNNING))

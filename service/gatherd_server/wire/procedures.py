@@ -159,6 +159,17 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     _change(proto.PUBLISH, updates.publish),
     _change(proto.ROLLBACK, updates.rollback),
     _change(proto.SET_OPTIMIZER, updates.set_optimizer),
+    _change(proto.DELETE_VERSION, updates.delete_version),
     UpdateProcedure(proto.SNAPSHOT, _snapshot, updates.snapshot_reply),
+    UpdateProcedure(
+        proto.LIST_SNAPSHOTS,
+        lambda engine, _request: engine.snapshots(),
+        updates.list_snapshots_reply,
+    ),
+    UpdateProcedure(
+        proto.DELETE_SNAPSHOT,
+        lambda engine, request: engine.delete_snapshot(updates.deleted_snapshot(request)),
+        updates.delete_snapshot_reply,
+    ),
 )
 """Every unary procedure; each gets the engine that its caller may use."""
