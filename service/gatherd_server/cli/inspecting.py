@@ -12,6 +12,8 @@ from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.cli.target import data_dir_options
+from gatherd_server.cli.typed import FILE, TABLE
 from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, Estimate, estimate_source
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import repair_keys, verify_log, verify_version
@@ -24,14 +26,8 @@ MB = 1e6
 
 
 @click.command()
-@click.argument("tables", nargs=-1)
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Data dir, or snapshot, to verify. A server may have it open.",
-)
+@click.argument("tables", nargs=-1, type=TABLE)
+@data_dir_options("Data dir, or snapshot, to verify; a server may have it.")
 @click.option(
     "--repair",
     is_flag=True,
@@ -116,7 +112,7 @@ def _problem(what: str, steps: Iterator[int]) -> str | None:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.argument("sources", nargs=-1, type=FILE, metavar="[SOURCE]...")
 @click.option("--rows", type=click.IntRange(0), help="Instead of SOURCE: number of rows.")
 @click.option("--dim", type=click.IntRange(1), help="Instead of SOURCE: elements a row.")
 @click.option(

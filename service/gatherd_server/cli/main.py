@@ -23,6 +23,7 @@ from gatherd_server.cli.kernels import kernels
 from gatherd_server.cli.looking_up import lookup, tables
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
+from gatherd_server.cli.typed import keep_typed
 from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
 from gatherd_server.cli.versions import delete, rollback, set_optimizer, snapshot, versions
 from gatherd_server.observe.logs import configure_logging
@@ -36,6 +37,13 @@ class _Group(click.Group):
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name, command, rest = super().resolve_command(ctx, args)
+        keep_typed(ctx, rest)
+        return name, command, rest
 
     def invoke(self, ctx: click.Context) -> Any:
         try:

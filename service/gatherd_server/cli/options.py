@@ -11,13 +11,6 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.catalog import read_default_vector
 from gatherd_server.training.optimizer import LR_DEFAULT, Optimizer, OptimizerName
 
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Data dir to put the table into; made when it isn't there.",
-)
 default_vector_option = click.option(
     "--default-vector",
     type=click.Path(path_type=Path),
