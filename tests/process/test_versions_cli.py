@@ -127,7 +127,7 @@ def test_what_cannot_be_changed_changes_nothing(data_dir: Path, table: str, sour
     }
     for arguments, message in refused.items():
         done = invoke(*arguments, *place, check=False)
-        assert done.returncode == 1, arguments
+        assert done.returncode > 1, arguments
         assert message in done.stderr, arguments
         assert len(done.stderr.splitlines()) == 1
     assert live_and_kept(data_dir, table) == (1, [1])

@@ -63,7 +63,7 @@ def backup(snapshots: Path, url: str, keep: int | None) -> None:
 @click.option("--verify", is_flag=True, help="Read every byte of each.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def backups(url: str, verify: bool, as_json: bool) -> None:
-    """List the backups at URL, and what is no backup there. Status 1 when one is damaged."""
+    """List the backups at URL, and what is no backup there. Exit status 6 when one is damaged."""
     store = open_store(url)
     contents = list_store(store)
     damaged = dict(contents.damaged)

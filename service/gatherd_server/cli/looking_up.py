@@ -8,7 +8,7 @@ import click
 
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES, Pooling
-from gatherd_server.cli.options import integer
+from gatherd_server.cli.options import read_rows
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
 
@@ -92,8 +92,7 @@ def lookup(
         gatherd lookup words king queen --by-key --pool mean --data-dir ./data --json
     """
     with target.connect() as client:
-        are_strings = by_key and client.table(table).key_kind == "bytes"
-        asked = list(ids) if are_strings else [integer(text) for text in ids]
+        asked = read_rows(client, table, ids, by_key=by_key)
         rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
         options: dict[str, Any] = {"dtype": dtype, "missing": missing, "return_status": True}
         options["version"] = version

@@ -46,7 +46,7 @@ class CommandTarget:
 
 
 def target_options(command: Command) -> Command:
-    """--url, --data-dir and the options for credentials, as the parameter `target: CommandTarget`."""
+    """--url, --data-dir and the options for credentials, as the parameter `target`."""
 
     @functools.wraps(command)
     def placed(*arguments: Any, url: str | None, data_dir: Path | None, **given: Any) -> None:

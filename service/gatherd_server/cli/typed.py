@@ -5,12 +5,13 @@ printed. `Table` also completes the names of tables in a shell.
 """
 
 import shlex
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
 
 import click
 from click.shell_completion import CompletionItem
 
+from gatherd._suggestions import near
 from gatherd.errors import GatherdError
 from gatherd_server.cli.target import choose
 
@@ -25,19 +26,24 @@ def keep_typed(context: click.Context, arguments: list[str]) -> None:
 
 
 def retyped(
-    *, verb: str = "", without: Collection[str] = (), add: Iterable[str] = (), only: str = ""
+    *,
+    without: Collection[str] = (),
+    replace: Mapping[str, list[str]] | None = None,
+    add: Iterable[str] = (),
+    verb: str = "",
 ) -> str:
-    """The command as it was typed, but for `verb`, the parameters `without` and what is added.
+    """The command as it was typed, without some parameters, with others' values replaced or added.
 
-    With `only`, just the parameters that the command of that name has too.
+    `replace` is of arguments. With `verb`, that command, with the parameters that it has too.
     """
+    replaced = replace or {}
     context = click.get_current_context()
     known: Collection[str] | None = None
-    if only:
+    if verb:
         group = context.find_root().command
         assert isinstance(group, click.Group)
-        known = {one.name or "" for one in group.commands[only].params}
-    words = ["gatherd", verb or only or context.info_name or ""]
+        known = {one.name or "" for one in group.commands[verb].params}
+    words = ["gatherd", *([verb] if verb else _path(context))]
     # Options go behind the arguments, as in all examples.
     arguments: list[str] = []
     options: list[str] = []
@@ -52,8 +58,26 @@ def retyped(
         if isinstance(parameter, click.Option):
             options += _option(parameter, value)
         else:
-            arguments += _listed(value)
+            arguments += replaced.get(name) or _listed(value)
     return shlex.join([*words, *arguments, *options, *add])
+
+
+def _path(context: click.Context) -> list[str]:
+    """The names of the command, without the program's."""
+    return context.command_path.split()[1:]
+
+
+def with_target(verb: str, *arguments: str) -> str:
+    """Another command, of the same server or data dir."""
+    context = click.get_current_context()
+    typed = context.command.make_parser(context).parse_args(list(context.meta.get(_META, ())))[0]
+    target = [
+        word
+        for option, name in (("--url", "url"), ("--data-dir", "data_dir"))
+        if isinstance(typed.get(name), str)
+        for word in (option, typed[name])
+    ]
+    return shlex.join(["gatherd", verb, *arguments, *target])
 
 
 def _option(option: click.Option, value: Any) -> list[str]:
@@ -68,12 +92,19 @@ def _listed(value: Any) -> list[str]:
     return [value] if isinstance(value, str) else [one for one in value if isinstance(one, str)]
 
 
+def check_no_option(value: str, context: click.Context) -> None:
+    """NoSuchOption for a misspelled option that was taken for an id, as `-1` has to be."""
+    if value.startswith("--") and "--" not in context.meta.get(_META, ()):
+        known = [opt for one in context.command.params for opt in one.opts if opt[:2] == "--"]
+        raise click.NoSuchOption(value, possibilities=near(value, known), ctx=context)
+
+
 def check_no_url(value: str, context: click.Context | None) -> None:
     """UsageError for a URL where a table's name belongs; it says what to type."""
     if context is None or not value.startswith(URL_SCHEMES):
         return
     typed = [one for one in context.meta.get(_META, ()) if one != value]
-    command = shlex.join(["gatherd", context.info_name or "", *typed, "--url", value])
+    command = shlex.join(["gatherd", *_path(context), *typed, "--url", value])
     raise click.UsageError(f"{value!r} is a URL, and a table's name belongs here; type: {command}")
 
 

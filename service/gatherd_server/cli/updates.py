@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gatherd import Client, UpdateResult
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import bfloat16_to_float32
-from gatherd_server.cli.options import integer
+from gatherd_server.cli.options import read_rows
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
 
@@ -120,10 +120,8 @@ def _read(
     asked: Any
     if ids_file is not None:
         asked = _load(ids_file)
-    elif by_key and client.table(table).key_kind == "bytes":
-        asked = list(ids)
     else:
-        asked = [integer(text) for text in ids]
+        asked = read_rows(client, table, ids, by_key=by_key)
     vectors = _values(values)
     if len(ids) == 1 and vectors.ndim == 1:
         vectors = vectors.reshape(1, -1)
