@@ -12,7 +12,6 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from gatherd.errors import GatherdError
 from gatherd_server.cli.backups import backup, backups, restore
 from gatherd_server.cli.bench import bench
 from gatherd_server.cli.creating import create
@@ -24,6 +23,7 @@ from gatherd_server.cli.looking_up import lookup, tables
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
 from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
+from gatherd_server.cli.verbs import Verbs
 from gatherd_server.cli.versions import delete, rollback, set_optimizer, snapshot, versions
 from gatherd_server.observe.logs import configure_logging
 from gatherd_server.processes.descriptors import raise_limit
@@ -31,20 +31,9 @@ from gatherd_server.processes.supervisor import Addresses, Supervisor
 from gatherd_server.settings import ServeSettings, load_settings
 
 
-class _Group(click.Group):
-    """Prints every GatherdError as one line, and keeps the commands in the order written here."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except GatherdError as error:
-            raise click.ClickException(error.message) from None
-
-
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(
+    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
 @click.version_option(importlib.metadata.version("gatherd"), prog_name="gatherd")
 def cli() -> None:
     """Serve embedding tables over the network as if they were local arrays.
