@@ -1,6 +1,5 @@
 """The `gatherd` command: the group of all commands, and `gatherd serve`."""
 
-import importlib.metadata
 import logging
 import os
 import sys
@@ -12,6 +11,7 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
+from gatherd_server.build import this_build
 from gatherd_server.cli.backups import backup, backups, restore
 from gatherd_server.cli.bench import bench
 from gatherd_server.cli.creating import create
@@ -31,10 +31,24 @@ from gatherd_server.processes.supervisor import Addresses, Supervisor
 from gatherd_server.settings import ServeSettings, load_settings
 
 
+def _print_version(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+    """Asked for only here, because in a checkout it starts git."""
+    if given and not ctx.resilient_parsing:
+        click.echo(str(this_build()))
+        ctx.exit()
+
+
 @click.group(
     cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(importlib.metadata.version("gatherd"), prog_name="gatherd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and the commit, and exit.",
+)
 def cli() -> None:
     """Serve embedding tables over the network as if they were local arrays.
 
