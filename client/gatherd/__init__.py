@@ -5,7 +5,7 @@ from importlib.metadata import version as _version
 from gatherd._batching.rules import Batching
 from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import TableInfo
-from gatherd._requests.tables import ChangeResult, SnapshotInfo, SnapshotResult
+from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
 from gatherd.client import Client
@@ -83,6 +83,7 @@ __all__ = [
     "RequestIdReused",
     "RequestIdStale",
     "RetryableError",
+    "ServerInfo",
     "SnapshotInfo",
     "SnapshotResult",
     "StorageError",

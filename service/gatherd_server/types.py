@@ -282,6 +282,16 @@ class SnapshotResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What answers: the release and its commit, whether it takes traffic, and updates."""
+
+    version: str
+    commit: str
+    is_ready: bool
+    updates: UpdatesState
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotInfo:
     """A snapshot in a folder of them. `damaged` is empty, or why it can't be read.
 

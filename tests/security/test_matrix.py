@@ -59,6 +59,7 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     "SetOptimizer": (T.SetOptimizerRequest(table=TABLE, optimizer={"name": "sgd"}), ADMIN),
     "DeleteVersion": (T.DeleteVersionRequest(table=TABLE, version=1), ADMIN),
     "Snapshot": (T.SnapshotRequest(), EVERY_TABLE),
+    "GetServer": (T.GetServerRequest(), ANY_TOKEN),
     "ListSnapshots": (T.ListSnapshotsRequest(), EVERY_TABLE),
     "DeleteSnapshot": (T.DeleteSnapshotRequest(name="none"), EVERY_TABLE),
 }
@@ -82,6 +83,7 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/tables/{table}:setOptimizer"): ({"optimizer": {"name": "sgd"}}, ADMIN),
     ("delete", "/v1/tables/{table}/versions/{version}"): (None, ADMIN),
     ("post", "/v1/snapshots"): (None, EVERY_TABLE),
+    ("get", "/v1/server"): (None, ANY_TOKEN),
     ("get", "/v1/snapshots"): (None, EVERY_TABLE),
     ("delete", "/v1/snapshots/{name}"): (None, EVERY_TABLE),
     **{

@@ -11,7 +11,13 @@ from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotInfo, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    OptimizerGiven,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+)
 from gatherd._wire import changes
 
 
@@ -117,6 +123,14 @@ class AsyncTableCalls(ABC):
         """
         request = changes.rollback(name, version, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
+
+    async def ping(self, *, timeout: float | None = None) -> ServerInfo:
+        """The server's version and state, and how long a round trip to it takes.
+
+        The first of two requests connects; the second is timed. Unavailable when there is none;
+        over local: too, if no server has the data dir.
+        """
+        return await self._run(self._pushes.ping(timeout))
 
     async def delete_version(
         self, name: str, version: int, *, timeout: float | None = None

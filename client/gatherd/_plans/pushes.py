@@ -5,6 +5,7 @@ same bytes, and the server remembers what it did. Changes have no id, so they ar
 when they can't have been made.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 
@@ -16,7 +17,7 @@ from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.foreseen_pushes import ForeseenPush, ForeseenPushes
 from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import Tried, Tries
-from gatherd._requests.tables import ChangeResult, SnapshotInfo, SnapshotResult
+from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
@@ -29,6 +30,7 @@ from gatherd._requests.updates import (
 from gatherd._wire.changes import (
     ChangeRequest,
     encode_delete_snapshot,
+    encode_get_server,
     encode_list_snapshots,
     encode_snapshot,
 )
@@ -38,6 +40,7 @@ from gatherd._wire.updates import (
     SessionSequence,
     decode_change,
     decode_delete_snapshot,
+    decode_get_server,
     decode_list_snapshots,
     decode_snapshot,
     decode_update,
@@ -55,7 +58,7 @@ from gatherd.errors import (
     RetryableError,
     UpdatesStopped,
 )
-from gatherd_proto.procedures import DELETE_SNAPSHOT, LIST_SNAPSHOTS, SNAPSHOT
+from gatherd_proto.procedures import DELETE_SNAPSHOT, GET_SERVER, LIST_SNAPSHOTS, SNAPSHOT
 from gatherd_proto.v1 import table_pb2
 
 # Errors that a push can end with although an earlier try, whose answer was lost, has done it. An
@@ -66,7 +69,7 @@ _UNDECIDED = (
 
 
 class Pushes:
-    """The calls that change something."""
+    """The calls that change something, or are about the server itself."""
 
     def __init__(self, tries: Tries) -> None:
         self._tries = tries
@@ -131,6 +134,15 @@ class Pushes:
         send = Send(SNAPSHOT.path, encode_snapshot(name), deadline, once=True)
         reply = decode_snapshot((yield from self._send_change(send, "the snapshot was taken")))
         return SnapshotResult(reply.path, reply.lsn)
+
+    def ping(self, timeout: float | None) -> Plan[ServerInfo]:
+        """The plan of Client.ping: the first request connects, the second is timed."""
+        send = Send(GET_SERVER.path, encode_get_server(), self._tries.deadline(timeout))
+        yield from self._tries.send(send)
+        begun = time.monotonic()
+        reply = decode_get_server((yield from self._tries.send(send)))
+        seconds = time.monotonic() - begun
+        return ServerInfo(reply.version, reply.commit, reply.ready, reply.updates, seconds)
 
     def snapshots(self, timeout: float | None) -> Plan[list[SnapshotInfo]]:
         """The plan of Client.snapshots."""

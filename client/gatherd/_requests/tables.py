@@ -42,6 +42,22 @@ class SnapshotResult:
 
 
 @dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The server that answers a ping.
+
+    `version` is its release and `commit` what that was built from, or "unknown". `ready` is False
+    while it is about to stop. `updates` is "running", "none" (nothing can be changed), "stopped",
+    "unreachable", "disk_full" or "hung". `seconds` is how long a round trip took.
+    """
+
+    version: str
+    commit: str
+    ready: bool
+    updates: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class SnapshotInfo:
     """A snapshot in the server's folder of them, `path`, on the server's machine.
 

@@ -118,6 +118,11 @@ def delete_version(name: str, version: int) -> ChangeRequest:
     return ChangeRequest(DELETE_VERSION.path, request.SerializeToString(), "it was deleted")
 
 
+def encode_get_server() -> bytes:
+    """A GetServerRequest."""
+    return table_pb2.GetServerRequest().SerializeToString()
+
+
 def encode_list_snapshots() -> bytes:
     """A ListSnapshotsRequest."""
     return table_pb2.ListSnapshotsRequest().SerializeToString()

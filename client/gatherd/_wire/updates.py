@@ -151,6 +151,11 @@ def decode_snapshot(body: memoryview) -> table_pb2.SnapshotResponse:
     return _read(table_pb2.SnapshotResponse, body)
 
 
+def decode_get_server(body: memoryview) -> table_pb2.GetServerResponse:
+    """Read a GetServerResponse. InternalError when it isn't one."""
+    return _read(table_pb2.GetServerResponse, body)
+
+
 def decode_list_snapshots(body: memoryview) -> table_pb2.ListSnapshotsResponse:
     """Read a ListSnapshotsResponse. InternalError when it isn't one."""
     return _read(table_pb2.ListSnapshotsResponse, body)

@@ -34,6 +34,7 @@ from gatherd_server.types import (
     Lookup,
     Push,
     PushResult,
+    ServerInfo,
     SnapshotList,
     SnapshotResult,
     TableChange,
@@ -353,6 +354,10 @@ class GuardedEngine:
         """As Engine's, but only the caller's tables."""
         states = self._engine.table_states()
         return {name: state for name, state in states.items() if self._sees(name)}
+
+    def server(self) -> ServerInfo:
+        """As Engine's; needs no scope, because it names no table."""
+        return self._engine.server()
 
     def updates_state(self) -> UpdatesState:
         """As Engine's; needs no scope, because it names no table."""

@@ -15,11 +15,14 @@ from gatherd_server.build import this_build
 from gatherd_server.cli.backups import backup, backups, restore
 from gatherd_server.cli.bench import bench
 from gatherd_server.cli.creating import create
+from gatherd_server.cli.describing import info, ping
 from gatherd_server.cli.exporting import export
 from gatherd_server.cli.importing import import_table, publish
 from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.kernels import kernels
+from gatherd_server.cli.keys import keys
 from gatherd_server.cli.looking_up import lookup, tables
+from gatherd_server.cli.snapshots import snapshots
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
 from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
@@ -147,9 +150,11 @@ def _print_addresses(settings: ServeSettings, addresses: Addresses) -> None:
 
 for command in (create, import_table, publish, plan, verify, export):
     cli.add_command(command)
-for command in (tables, lookup, scatter_add, apply_gradients, assign):
+for command in (tables, info, keys, lookup, scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, token, bench, top):
+for command in (versions, rollback, set_optimizer, delete, snapshot, snapshots):
+    cli.add_command(command)
+for command in (token, ping, bench, top):
     cli.add_command(command)
 for command in (backup, backups, restore, kernels):
     cli.add_command(command)

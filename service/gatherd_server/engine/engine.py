@@ -15,6 +15,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
 from gatherd.store.query import ByKey, FoundKeys, KeyQuery
 from gatherd.store.table import Gathered, Table
+from gatherd_server.build import this_build
 from gatherd_server.engine.lookup import (
     gather,
     may_wait,
@@ -36,6 +37,7 @@ from gatherd_server.types import (
     Lookup,
     Push,
     PushResult,
+    ServerInfo,
     SnapshotList,
     SnapshotResult,
     TableChange,
@@ -84,6 +86,8 @@ class Engine:
         self._tables = tables
         self._link = link
         self._means = Means(limits.default_mean_bytes_max)
+        self.is_ready = False
+        """Whether the server takes traffic; the worker sets it."""
 
     def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
         """Check a request's tables, versions and size.
@@ -248,6 +252,11 @@ class Engine:
         isn't a snapshot, for one that is being copied or restored, and without a folder for them.
         """
         return self._writer().delete_snapshot(name)
+
+    def server(self) -> ServerInfo:
+        """What answers. The first call may take a while: in a checkout it starts git."""
+        build = this_build()
+        return ServerInfo(build.version, build.commit, self.is_ready, self.updates_state())
 
     def updates_state(self) -> UpdatesState:
         """Whether updates are taken at present, and if not, why."""

@@ -200,7 +200,7 @@ class Worker:
             await asyncio.sleep(0.005)
         # Objects made until here stay; the garbage collector needn't look at them each time.
         gc.freeze()
-        self._admission.is_ready = True
+        self._admission.is_ready = engine.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()
         watching = asyncio.ensure_future(self._watch_files())
@@ -208,7 +208,7 @@ class Worker:
             (serving, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED
         )
         watching.cancel()
-        self._admission.is_ready = False
+        self._admission.is_ready = engine.is_ready = False
         rpc.set_serving(False)
         if not serving.done():
             await asyncio.sleep(settings.unready_seconds)

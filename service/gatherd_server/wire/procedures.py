@@ -121,6 +121,10 @@ def _get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> Prepare
     return PreparedReply(lambda: [reply])
 
 
+def _get_server(engine: AnyEngine, _request: table_pb2.GetServerRequest) -> PreparedReply:
+    return PreparedReply(lambda: [tables.get_server_reply(engine.server())], is_long=True)
+
+
 def _push(procedure: Procedure, op: UpdateOp) -> UpdateProcedure:
     return UpdateProcedure(
         procedure,
@@ -153,6 +157,7 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     ReadProcedure(proto.LIST_KEYS, _list_keys),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
+    ReadProcedure(proto.GET_SERVER, _get_server, is_admitted=False, scope=None),
     *(_push(procedure, op) for procedure, op in PUSHES.items()),
     _change(proto.CREATE_TABLE, updates.create_table),
     _change(proto.DELETE_TABLE, updates.delete_table),

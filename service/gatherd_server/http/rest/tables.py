@@ -14,6 +14,7 @@ from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import outcome
+from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import openapi, openapi_updates, update_bodies
 from gatherd_server.http.rest.exchange import json_body_of, json_reply, placed_router
 from gatherd_server.http.rest.lookup_bodies import no_options
@@ -21,8 +22,11 @@ from gatherd_server.snapshots.naming import check_name
 from gatherd_server.types import DeleteTable, SnapshotInfo, TableChange, TableInfo
 
 
-def table_routes(engine: Engine, admission: Admission) -> APIRouter:
-    """Which tables and versions there are. These hold no place among the requests in flight."""
+def table_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
+    """Which tables and versions there are, and what serves them.
+
+    These hold no place among the requests in flight.
+    """
     router = APIRouter(default_response_class=Response)
 
     @router.get("/v1/tables", **openapi.LIST_TABLES)
@@ -49,6 +53,18 @@ def table_routes(engine: Engine, admission: Admission) -> APIRouter:
     async def get_versions(table: str, request: Request) -> Response:
         info = caller_of(request.scope).guard(engine).table(table)
         return json_reply({"name": table, "version": info.version, "versions": info.versions})
+
+    @router.get("/v1/server", **openapi.GET_SERVER)
+    async def get_server(request: Request) -> Response:
+        info = await offload.run(caller_of(request.scope).guard(engine).server, is_long=True)
+        return json_reply(
+            {
+                "version": info.version,
+                "commit": info.commit,
+                "ready": info.is_ready,
+                "updates": info.updates.value,
+            }
+        )
 
     return router
 
