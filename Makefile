@@ -5,7 +5,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools docs docs-serve docs-picture e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -83,6 +83,23 @@ proxy-tools:
 test-proxies: $(VENV)/.dev proxy-tools  ## nginx and HAProxy in front of a server, and clients in Java and curl
 	TEST_PROXIES=1 $(BIN)/python -m pytest tests/proxies -rs
 
+DOCS := .venv-docs
+$(DOCS)/.ready: requirements-docs.lock pyproject.toml
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@echo "setting up $(DOCS) (once, a minute: MkDocs, and gatherd for its docstrings and commands)"
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+docs: $(DOCS)/.ready  ## build the documentation site to build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS)/.ready  ## show the site at http://127.0.0.1:8100, built anew at each change
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve --dev-addr 127.0.0.1:8100
+
+docs-picture: docs  ## take docs/images/site.png anew (takes Debian's chromium)
+	$(DOCS)/bin/python docs/site_picture.py
+
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.
 $(BENCH)/.ready: requirements-bench.lock pyproject.toml
@@ -140,7 +157,8 @@ lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	$(UV_COMPILE) --extra server --extra formats --extra remote --extra otel --group dev pyproject.toml -o requirements-dev.lock
 	$(UV_COMPILE) --extra server --extra remote --extra otel --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
 	$(UV_COMPILE) --extra formats -c requirements-dev.lock pyproject.toml -o requirements-formats.lock
+	$(UV_COMPILE) --extra server --group docs -c requirements-dev.lock pyproject.toml -o requirements-docs.lock
 	$(UV_COMPILE) -c requirements-dev.lock pyproject.toml deploy/model_server/requirements.in -o deploy/model_server/requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(PEERS) $(BENCH) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(DOCS) $(BENCH) build .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
