@@ -228,8 +228,8 @@ class ServeSettings(BaseModel):
     )
     access_log: bool = Field(
         False,
-        description="Log a line for each request; takes the fast path's and the compiled answers' "
-        "place for requests over HTTP.",
+        description="Log a line for each request; all are then answered the general way, without "
+        "fast_path.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
