@@ -4,6 +4,8 @@ The server's messages and the SDK's name facts and arguments; here the options o
 known, and what was typed.
 """
 
+import re
+
 import click
 
 from gatherd.errors import (
@@ -18,6 +20,9 @@ from gatherd.errors import (
 from gatherd_server.cli.target import DEFAULT_URL
 from gatherd_server.cli.typed import retyped, with_target
 
+# As gatherd.transports.mismatch has it.
+_URL = re.compile(r"so the URL is (\S+)$")
+
 
 def explained(error: GatherdError, context: click.Context) -> str:
     """The message of an error that ended a command, with the next step."""
@@ -27,6 +32,11 @@ def explained(error: GatherdError, context: click.Context) -> str:
 
 def _step(error: GatherdError, context: click.Context) -> str:
     verb = context.info_name or ""
+    url = _URL.search(error.message)
+    if url is not None:
+        return f"type: {retyped(without=('url', 'data_dir'), add=('--url', url[1]))}"
+    if "by ca=FILE" in error.message:
+        return f"on the command line: {retyped(without=('ca',), add=('--ca', 'FILE'))}"
     if isinstance(error, Unauthenticated) and "certificate" not in error.message:
         return "give the token by --token-file FILE, or in GATHERD_TOKEN; `gatherd token` makes one"
     if isinstance(error, Unauthenticated):
