@@ -15,6 +15,7 @@ import click
 from gatherd.errors import GatherdError
 from gatherd_server.cli.exit_codes import exit_code
 from gatherd_server.cli.next_steps import explained
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.typed import FILE
 from gatherd_server.configuration import (
     Configuration,
@@ -27,6 +28,8 @@ from gatherd_server.configuration import (
 from gatherd_server.errors import ConfigError
 from gatherd_server.observe.logs import LogFormat, configure_logging, line_of, stderr_in
 from gatherd_server.processes.checking import check_start
+from gatherd_server.processes.compiling import COMPILING
+from gatherd_server.processes.compiling import Progress as Compiled
 from gatherd_server.processes.supervisor import Addresses, Supervisor
 from gatherd_server.settings import ServeSettings
 
@@ -106,7 +109,19 @@ def _run(configuration: Configuration, read_settings: Callable[[], ServeSettings
     settings = configuration.settings
     configure_logging(settings.log_level, settings.log_format)
     with stderr_in(settings.log_format):
-        Supervisor(settings, lambda addresses: _announce(settings, addresses), read_settings).run()
+        is_watched = sys.stderr.isatty() and settings.log_format is LogFormat.TEXT
+        Supervisor(
+            settings,
+            lambda addresses: _announce(settings, addresses),
+            read_settings,
+            _show_compiling if is_watched else None,
+        ).run()
+
+
+def _show_compiling(steps: Iterator[Compiled]) -> None:
+    with Progress(COMPILING, unit="modules") as shown:
+        for step in steps:
+            shown.done, shown.total = step.done, step.total
 
 
 @contextmanager
