@@ -10,6 +10,7 @@ import click
 
 from gatherd.errors import (
     AlreadyExists,
+    BadFile,
     GatherdError,
     KeyNotFound,
     TableNotFound,
@@ -22,6 +23,10 @@ from gatherd_server.cli.typed import retyped, with_target
 
 # As gatherd.transports.mismatch has it.
 _URL = re.compile(r"so the URL is (\S+)$")
+
+
+# Commands that read a data dir, and not a file of the user's.
+_READERS = frozenset({"lookup", "tables", "versions", "rollback", "publish", "snapshot", "export"})
 
 
 def explained(error: GatherdError, context: click.Context) -> str:
@@ -47,6 +52,8 @@ def _step(error: GatherdError, context: click.Context) -> str:
         return f"to list versions: {with_target('versions', error.metadata['table'])}"
     if isinstance(error, KeyNotFound) and verb == "lookup":
         return f"to get zeros instead: {retyped(add=('--missing', 'zero'), without=('missing',))}"
+    if isinstance(error, BadFile) and verb in _READERS:
+        return f"to see all that is damaged: {with_target('verify')}"
     if isinstance(error, Unavailable) and "can't connect" in error.message:
         asked = "" if context.params.get("url") else f" ({DEFAULT_URL} is what is asked by default)"
         return (
