@@ -1,7 +1,8 @@
 """Counts the error messages that name the next step: `python tests/support/next_steps.py`.
 
 A message is the first argument of a call of an error class, as it is written, with {} for what is
-computed. It names the next step if it says what to do, what would be right, or what there is instead.
+computed. It names the next step if it says what to do, what would be right, or what there is
+instead.
 Messages about a fault of our own, or of a file's damage, often can't; the list shows which don't.
 """
 
