@@ -22,8 +22,8 @@ SOURCES: Final = (
     "_calls/updates.py",
     "_calls/tables.py",
 )
-# The shell's own methods, which wait: every call of one is awaited.
-AWAITED: Final = ("_run", "_batched", "_carried", "_quick")
+# Methods that wait, most of them the shell's own: every call of one is awaited.
+AWAITED: Final = ("_run", "_batched", "_carried", "_quick", "keys")
 # Names that are different in the awaited client.
 NAMES: Final = {
     "Batcher": "AsyncBatcher",

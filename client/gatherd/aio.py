@@ -14,6 +14,7 @@ from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.keys_aio import AsyncKeyCalls
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.rebuilt import Rebuilt
+from gatherd._calls.short import short
 from gatherd._calls.tables_aio import AsyncTableCalls
 from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
@@ -53,6 +54,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, As
     like Client.
     """
 
+    @short
     def __init__(
         self,
         url: str,

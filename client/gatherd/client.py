@@ -14,6 +14,7 @@ from gatherd._batching.threads import Batcher
 from gatherd._calls.keys import KeyCalls
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
+from gatherd._calls.short import short
 from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
@@ -48,6 +49,7 @@ class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
     Ctrl-C, leaves it usable.
     """
 
+    @short
     def __init__(
         self,
         url: str,

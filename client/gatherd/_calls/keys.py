@@ -7,12 +7,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
-from numpy.typing import NDArray
-
+from gatherd._calls.short import short, trimmed
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.keys import KeyPage
-from gatherd._requests.lookups import Ids
+from gatherd._requests.names import Ids, Vectors
+from gatherd.errors import GatherdError
 from gatherd.store.query import PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX
 
 
@@ -24,9 +24,10 @@ class KeyCalls(ABC):
     @abstractmethod
     def _run(self, plan: Plan[T]) -> T: ...
 
+    @short
     def keys_of(
         self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
-    ) -> NDArray[Any]:
+    ) -> Vectors:
         """The keys of the rows `ids`, integers of any shape S: an array of shape S.
 
         int64 or uint64 for a table of integer keys; for one of strings, objects of str, in which
@@ -35,6 +36,7 @@ class KeyCalls(ABC):
         """
         return self._run(self._answering.keys_of(table, ids, version=version, timeout=timeout))
 
+    @short
     def keys(
         self,
         table: str,
@@ -71,9 +73,18 @@ class KeyCalls(ABC):
         All are of one version: VersionNotFound when that is dropped meanwhile. A key is a str or an
         int. timeout: seconds for each page.
         """
-        start: int | None = 0
-        while start is not None:
-            given = (table, prefix, PAGE_KEYS_MAX, start, version)
-            page = self._run(self._answering.keys(*given, timeout=timeout))
-            yield from page
-            start, version = page.next, page.version
+        try:
+            start: int | None = 0
+            while start is not None:
+                page = self.keys(
+                    table,
+                    prefix=prefix,
+                    limit=PAGE_KEYS_MAX,
+                    start=start,
+                    version=version,
+                    timeout=timeout,
+                )
+                yield from page
+                start, version = page.next, page.version
+        except GatherdError as error:
+            raise trimmed(error)  # noqa: B904 - it is the same error

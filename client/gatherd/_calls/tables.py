@@ -5,6 +5,7 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 
+from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
@@ -29,18 +30,22 @@ class TableCalls(ABC):
     @abstractmethod
     def _run(self, plan: Plan[T]) -> T: ...
 
+    @short
     def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
         return self._run(self._answering.tables(self._answering.deadline(timeout)))
 
+    @short
     def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
         """The table called `name`. TableNotFound when there is none."""
         return self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
+    @short
     def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
         return self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
+    @short
     def create_table(
         self,
         name: str,
@@ -69,6 +74,7 @@ class TableCalls(ABC):
         )
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def add_staged_table(
         self, name: str, staged: str, *, timeout: float | None = None
     ) -> ChangeResult:
@@ -80,11 +86,13 @@ class TableCalls(ABC):
         request = changes.add_staged(name, staged)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
         request = changes.delete_table(name)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def publish(
         self,
         name: str,
@@ -105,6 +113,7 @@ class TableCalls(ABC):
         request = changes.publish(name, staged=staged, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def rollback(
         self,
         name: str,
@@ -123,6 +132,7 @@ class TableCalls(ABC):
         request = changes.rollback(name, version, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def ping(self, *, timeout: float | None = None) -> ServerInfo:
         """The server's version and state, and how long a round trip to it takes.
 
@@ -131,6 +141,7 @@ class TableCalls(ABC):
         """
         return self._run(self._pushes.ping(timeout))
 
+    @short
     def delete_version(
         self, name: str, version: int, *, timeout: float | None = None
     ) -> ChangeResult:
@@ -143,6 +154,7 @@ class TableCalls(ABC):
         request = changes.delete_version(name, version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def set_optimizer(
         self,
         name: str,
@@ -162,6 +174,7 @@ class TableCalls(ABC):
         request = changes.set_optimizer(name, optimizer, options, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
         """Copy the data dir, as it is at one LSN, to a folder on its machine; updates go on.
 
@@ -170,6 +183,7 @@ class TableCalls(ABC):
         """
         return self._run(self._pushes.snapshot(name, timeout))
 
+    @short
     def snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
         """The snapshots in the server's folder, oldest first; damaged ones come before the others.
 
@@ -177,6 +191,7 @@ class TableCalls(ABC):
         """
         return self._run(self._pushes.snapshots(timeout))
 
+    @short
     def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
         """Remove a snapshot, durably.
 

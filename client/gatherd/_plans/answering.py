@@ -10,17 +10,15 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.retry import Tries
-from gatherd._requests.bags import BagsGiven, prepare_bags, split_pair
+from gatherd._requests.bags import prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
 from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_keys
 from gatherd._requests.lookups import (
     Answer,
-    Ids,
-    KeysGiven,
     KeysOfSpec,
     LookupSpec,
     TableInfo,
@@ -28,6 +26,7 @@ from gatherd._requests.lookups import (
     prepare,
     prepare_keys_of,
 )
+from gatherd._requests.names import Bags, Ids, Keys, Values
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 from gatherd.store.query import FoundKeys
 
@@ -45,7 +44,7 @@ class Answering(ABC):
         table: str,
         ids: Ids | None,
         *,
-        keys: KeysGiven | None,
+        keys: Keys | None,
         dtype: DTypeLike,
         missing: str,
         out: NDArray[Any] | None,
@@ -64,7 +63,7 @@ class Answering(ABC):
         self,
         ids: Mapping[str, Ids] | None,
         *,
-        keys: Mapping[str, KeysGiven] | None,
+        keys: Mapping[str, Keys] | None,
         dtype: DTypeLike,
         missing: str,
         return_status: bool,
@@ -90,12 +89,12 @@ class Answering(ABC):
     def lookup_bags(
         self,
         table: str,
-        ids: ArrayLike | None,
-        offsets: ArrayLike | None,
+        ids: Bags | None,
+        offsets: Ids | None,
         *,
-        keys: ArrayLike | None,
+        keys: Bags | None,
         mode: str,
-        weights: ArrayLike | None,
+        weights: Values | None,
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,
@@ -124,11 +123,11 @@ class Answering(ABC):
 
     def lookup_bags_many(
         self,
-        ids: Mapping[str, BagsGiven] | None,
+        ids: Mapping[str, Bags] | None,
         *,
-        keys: Mapping[str, BagsGiven] | None,
+        keys: Mapping[str, Bags] | None,
         mode: str,
-        weights: Mapping[str, ArrayLike] | None,
+        weights: Mapping[str, Values] | None,
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,

@@ -18,6 +18,7 @@ from gatherd.errors import GatherdError, InvalidArgument
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http.access import Authenticate
+from gatherd_server.http.access_log import AccessLog
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import CatchUnexpected, allow_header, http_problem, problem
 from gatherd_server.http.health import health_routes
@@ -61,6 +62,8 @@ def create_app(engine: Engine, admission: Admission, offload: Offload) -> FastAP
     app.add_middleware(AnswerHead)
     app.add_middleware(Authenticate, admission=admission)
     app.add_middleware(CatchUnexpected)
+    if admission.telemetry.is_access_logged:
+        app.add_middleware(AccessLog)
     app.add_middleware(Observed, telemetry=admission.telemetry)
     openapi.describe(app, has_tokens=admission.has_tokens)
     return app

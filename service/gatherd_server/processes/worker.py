@@ -29,6 +29,7 @@ from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.engine.engine import Engine
+from gatherd_server.engine.noting_engine import NotingEngine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.app import create_app
 from gatherd_server.http.connection import guarded_protocol
@@ -134,6 +135,7 @@ class Worker:
             has_writer=brief.has_writer and settings.workers == 1,
             is_told=settings.metrics,
             is_per_table=settings.metrics_per_table,
+            is_access_logged=settings.access_log,
             traces=settings.traces,
         )
         self._tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
@@ -160,11 +162,13 @@ class Worker:
             compiled.warm()
             link = await self._open_link(stack, owner, tables)
             self._telemetry.pulse.before(tables.look_at_residency)
-            engine = Engine(tables, self._limits, link, self._telemetry)
+            made = NotingEngine if settings.access_log else Engine
+            engine = made(tables, self._limits, link, self._telemetry)
             for name, reason in engine.table_states().items():
                 if reason:
                     logger.error("table %r is refused: %s", name, reason)
-            answers = CompiledAnswers(engine, self._telemetry) if settings.fast_path else None
+            is_fast = settings.fast_path and not settings.access_log
+            answers = CompiledAnswers(engine, self._telemetry) if is_fast else None
             await self._serve(engine, answers, channel)
 
     async def _serve(
