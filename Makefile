@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean test-browser browser-tools
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -121,6 +121,7 @@ test-clients: $(VENV)/.dev client-tools client-packages  ## clients in Node, Go,
 proto-lint: $(NODE)/node_modules/.ready  ## have buf lint the .proto files (takes npm), and with AGAINST=TAG say what breaks clients
 	$(NODE)/node_modules/.bin/buf lint proto
 	$(if $(AGAINST),$(NODE)/node_modules/.bin/buf breaking proto --against '.git#tag=$(AGAINST)$(,)subdir=proto')
+
 BROWSER := .venv-browser
 $(BROWSER)/.ready: requirements-browser.lock pyproject.toml
 	@test -x $(BROWSER)/bin/python || $(PYTHON) -m venv $(BROWSER)
@@ -139,6 +140,23 @@ browser-tools:
 
 test-browser: $(BROWSER)/.ready browser-tools  ## the pages in headless Chromium, and Connect from a page (two minutes; SCREENSHOTS=docs/images writes the docs' pictures)
 	$(BROWSER)/bin/python -m pytest tests/browser -rs
+
+DOCS := .venv-docs
+$(DOCS)/.ready: requirements-docs.lock pyproject.toml
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@echo "setting up $(DOCS) (once, a minute: MkDocs, and gatherd for its docstrings and commands)"
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+docs: $(DOCS)/.ready  ## build the documentation site to build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS)/.ready  ## show the site at http://127.0.0.1:8100, built anew at each change
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve --dev-addr 127.0.0.1:8100
+
+docs-picture: docs  ## take docs/images/site.png anew (takes Debian's chromium)
+	$(DOCS)/bin/python docs/site_picture.py
 
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.
@@ -198,7 +216,8 @@ lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	$(UV_COMPILE) --extra server --extra remote --extra otel --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
 	$(UV_COMPILE) --extra server --group build --group browser -c requirements-dev.lock pyproject.toml -o requirements-browser.lock
 	$(UV_COMPILE) --extra formats -c requirements-dev.lock pyproject.toml -o requirements-formats.lock
+	$(UV_COMPILE) --extra server --group docs -c requirements-dev.lock pyproject.toml -o requirements-docs.lock
 	$(UV_COMPILE) -c requirements-dev.lock pyproject.toml deploy/model_server/requirements.in -o deploy/model_server/requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(PEERS) $(BROWSER) $(BENCH) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(BROWSER) $(DOCS) $(BENCH) build .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -39,6 +39,14 @@ include-name = "POST /v1/tables/{table}:keysOf"
 parameters = { "path.table" = "words" }
 
 [[operations]]
+include-name = "GET /v1/tables/{table}/keys"
+parameters = { "path.table" = "words" }
+
+[[operations]]
+include-name = "DELETE /v1/tables/{table}/versions/{version}"
+parameters = { "path.table" = "published", "path.version" = "1" }
+
+[[operations]]
 include-name = "DELETE /v1/tables/{table}"
 parameters = { "path.table" = "gone" }
 """
@@ -59,7 +67,8 @@ def _table(name: str) -> CreateTable:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("described")
-    make_data_dir(folder / "data", *map(_table, ("user", "item", "gone")))
+    make_data_dir(folder / "data", *map(_table, ("user", "item", "gone", "published")))
+    invoke("publish", "published", "--data-dir", folder / "data")
     lines = (f"{word} 0.5 1.5\n" for word in ("king", "queen", *map(str, range(ROWS))))
     (folder / "words.txt").write_text("".join(lines))
     invoke("import", "words", folder / "words.txt", "--data-dir", folder / "data")

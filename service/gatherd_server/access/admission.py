@@ -93,7 +93,8 @@ class Admission:
             return ANYBODY
         if not authorizations:
             raise Unauthenticated(
-                "this server takes a token: send it as `Authorization: Bearer TOKEN`"
+                "this server takes a token: send it as `Authorization: Bearer TOKEN`, as the SDK "
+                "does with token= or token_file="
             )
         scheme, _, token = authorizations[0].strip().partition(b" ")
         token = token.strip()

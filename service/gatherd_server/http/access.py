@@ -38,6 +38,12 @@ def caller_of(scope: Scope) -> Caller:
     return caller
 
 
+def known_caller(scope: Scope) -> Caller | None:
+    """The caller that `Authenticate` found, or None of a request that it refused."""
+    caller: Caller | None = scope.get(_CALLER)
+    return caller
+
+
 def held_of(scope: Scope) -> Held:
     """The bytes that the request holds of its body, once `placed` has given it a place."""
     held: Held = scope[_HELD]

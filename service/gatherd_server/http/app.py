@@ -21,6 +21,7 @@ from gatherd_server.access.web import Web
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http import cross_origin
 from gatherd_server.http.access import Authenticate
+from gatherd_server.http.access_log import AccessLog
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import CatchUnexpected, allow_header, http_problem, problem
 from gatherd_server.http.health import health_routes
@@ -62,7 +63,7 @@ def create_app(
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(lookup_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
-    app.include_router(table_routes(engine, admission))
+    app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))
     app.include_router(health_routes(engine, admission, offload))
     app.include_router(page_routes(app, engine, offload, web))
@@ -72,6 +73,8 @@ def create_app(
     app.add_middleware(CatchUnexpected)
     if web.cors_origins:
         app.add_middleware(CORSMiddleware, **cross_origin.options(web.cors_origins))
+    if admission.telemetry.is_access_logged:
+        app.add_middleware(AccessLog)
     app.add_middleware(Observed, telemetry=admission.telemetry)
     if web.root_path:
         app.add_middleware(StripPrefix, prefix=web.root_path)

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -25,10 +25,10 @@ from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.observe.logs import set_level
 from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_server_page
-from gatherd_server.processes.authentication import check_secrets
 from gatherd_server.processes.brief import WorkerBrief
+from gatherd_server.processes.checking import check_secrets, check_something
 from gatherd_server.processes.child import Child, describe_exit
-from gatherd_server.processes.compiling import are_compiled, compile_kernels
+from gatherd_server.processes.compiling import COMPILING, Progress, are_compiled, compile_kernels
 from gatherd_server.processes.descriptors import check_limit, raise_limit
 from gatherd_server.processes.kernel_cache import use_kernel_cache
 from gatherd_server.processes.replacing import Replacements
@@ -69,11 +69,14 @@ class Supervisor:
         settings: ServeSettings,
         on_ready: Callable[[Addresses], None],
         read_settings: Callable[[], ServeSettings],
+        compiling: Callable[[Iterator[Progress]], None] | None = None,
     ) -> None:
         """`on_ready` is called once, when all workers answer for the first time.
 
-        `read_settings` reads the settings anew, at SIGHUP.
+        `read_settings` reads the settings anew, at SIGHUP. `compiling` shows the progress while the
+        kernels are compiled, which the log tells by default.
         """
+        self._show_compiling = compiling or _log_compiling
         self._settings = settings
         self._on_ready = on_ready
         self._read_settings = read_settings
@@ -134,17 +137,10 @@ class Supervisor:
             raise StartError(self._failure)
 
     def _compile_kernels(self) -> None:
-        """Compile the kernels that aren't there yet, on all cores, and log how far that is."""
+        """Compile the kernels that aren't there yet, on all cores."""
         if are_compiled():
             return
-        begin = time.monotonic()
-        for progress in compile_kernels(lambda: not self._stop_signals):
-            logger.info(
-                "compiling kernels (once): %d of %d modules, %.0f s",
-                progress.done,
-                progress.total,
-                time.monotonic() - begin,
-            )
+        self._show_compiling(compile_kernels(lambda: not self._stop_signals))
 
     def _open(self, stack: ExitStack) -> Addresses:
         """Before the first spawn, check everything and take every resource that exists once."""
@@ -155,8 +151,7 @@ class Supervisor:
         self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
         stack.callback(self._replacements.close)
         sources = settings.sources()
-        if not sources and settings.data_dir is None:
-            raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
+        check_something(settings, sources)
         is_authenticated = check_secrets(settings)
         if self._owned_dir is not None:
             owned = stack.enter_context(
@@ -168,7 +163,9 @@ class Supervisor:
             named = read_catalog(settings.data_dir).tables
             for source in sources:
                 if source.name in named:
-                    raise ConfigError(f"table {source.name!r} is in the data dir already")
+                    raise ConfigError(
+                        f"table {source.name!r} is in the data dir already", {"settings": "tables"}
+                    )
         for source in sources:
             self._replacements.open(source)
         http = stack.enter_context(bind_http(settings.http, settings.backlog))
@@ -403,3 +400,10 @@ class Supervisor:
     def _kill_children(self) -> None:
         for child in self._children():
             child.kill()
+
+
+def _log_compiling(steps: Iterator[Progress]) -> None:
+    begin = time.monotonic()
+    for step in steps:
+        seconds = time.monotonic() - begin
+        logger.info("%s: %d of %d modules, %.0f s", COMPILING, step.done, step.total, seconds)
