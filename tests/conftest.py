@@ -1,4 +1,4 @@
-"""What `make test` leaves out.
+"""What `make test` leaves out, and hypothesis without deadlines: no test is a timed one.
 
 tests/peers runs where torch, keras and gensim are, by `make test-peers`; tests/proxies, which
 starts nginx, HAProxy and Java, by `make test-proxies`; tests/clients, which builds programs in
@@ -7,6 +7,12 @@ other languages, by `make test-clients`; tests/browser, where playwright is, by 
 
 import importlib.util
 import os
+
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
 
 collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]
 if "TEST_PROXIES" not in os.environ:
