@@ -83,7 +83,7 @@ class RunningServer:
         output = self.process.stdout.fileno()
         announced = ""
         deadline = time.monotonic() + START_SECONDS
-        while not re.search(r"^  grpc .*\n", announced, re.MULTILINE):
+        while not re.search(r"^(?:  grpc |\{).*\n", announced, re.MULTILINE):
             ready, _, _ = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(output, 65536) if ready else b""
             if not data:
@@ -92,8 +92,9 @@ class RunningServer:
                 raise AssertionError(f"the server didn't start:\n{announced}{errors}")
             announced += data.decode()
         self.announced = announced
-        self.http = re.findall(r"http  (https?://\S+)", announced)[0]
-        self.grpc = re.findall(r"grpc  (grpcs?://\S+)", announced)[0]
+        # As text, or as JSON with --log-format json.
+        self.http = re.findall(r"\bhttps?://[\w.:\[\]]+", announced)[0]
+        self.grpc = re.findall(r"\bgrpcs?://[\w.:\[\]]+", announced)[0]
         return self
 
     def __exit__(

@@ -5,12 +5,19 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 
+from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    OptimizerGiven,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+)
 from gatherd._wire import changes
 
 
@@ -23,18 +30,22 @@ class TableCalls(ABC):
     @abstractmethod
     def _run(self, plan: Plan[T]) -> T: ...
 
+    @short
     def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
         return self._run(self._answering.tables(self._answering.deadline(timeout)))
 
+    @short
     def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
         """The table called `name`. TableNotFound when there is none."""
         return self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
+    @short
     def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
         return self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
+    @short
     def create_table(
         self,
         name: str,
@@ -63,6 +74,7 @@ class TableCalls(ABC):
         )
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def add_staged_table(
         self, name: str, staged: str, *, timeout: float | None = None
     ) -> ChangeResult:
@@ -74,11 +86,13 @@ class TableCalls(ABC):
         request = changes.add_staged(name, staged)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
         request = changes.delete_table(name)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def publish(
         self,
         name: str,
@@ -99,6 +113,7 @@ class TableCalls(ABC):
         request = changes.publish(name, staged=staged, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def rollback(
         self,
         name: str,
@@ -117,6 +132,29 @@ class TableCalls(ABC):
         request = changes.rollback(name, version, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
+    def ping(self, *, timeout: float | None = None) -> ServerInfo:
+        """The server's version and state, and how long a round trip to it takes.
+
+        The first of two requests connects; the second is timed. Unavailable when there is none;
+        over local: too, if no server has the data dir.
+        """
+        return self._run(self._pushes.ping(timeout))
+
+    @short
+    def delete_version(
+        self, name: str, version: int, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Remove a superseded version, and free its disk space.
+
+        FailedPrecondition for the live version, for the one with the highest number (no number is
+        given twice, so it stays until another one is published), and for one that was looked up in
+        the last ten seconds. VersionNotFound when there is none. The result has the live version.
+        """
+        request = changes.delete_version(name, version)
+        return self._run(self._pushes.change(request, timeout))
+
+    @short
     def set_optimizer(
         self,
         name: str,
@@ -136,6 +174,7 @@ class TableCalls(ABC):
         request = changes.set_optimizer(name, optimizer, options, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
         """Copy the data dir, as it is at one LSN, to a folder on its machine; updates go on.
 
@@ -143,3 +182,20 @@ class TableCalls(ABC):
         there is such a folder.
         """
         return self._run(self._pushes.snapshot(name, timeout))
+
+    @short
+    def snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
+        """The snapshots in the server's folder, oldest first; damaged ones come before the others.
+
+        FailedPrecondition when the server has no folder for snapshots.
+        """
+        return self._run(self._pushes.snapshots(timeout))
+
+    @short
+    def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a snapshot, durably.
+
+        NotFound when there is none. FailedPrecondition for one that is being copied or restored,
+        and for a folder that isn't a snapshot.
+        """
+        return self._run(self._pushes.delete_snapshot(name, timeout))

@@ -6,12 +6,19 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 
+from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    OptimizerGiven,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+)
 from gatherd._wire import changes
 
 
@@ -24,18 +31,22 @@ class AsyncTableCalls(ABC):
     @abstractmethod
     async def _run(self, plan: Plan[T]) -> T: ...
 
+    @short
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
         return await self._run(self._answering.tables(self._answering.deadline(timeout)))
 
+    @short
     async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
         """The table called `name`. TableNotFound when there is none."""
         return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
+    @short
     async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
         return await self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
+    @short
     async def create_table(
         self,
         name: str,
@@ -64,6 +75,7 @@ class AsyncTableCalls(ABC):
         )
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def add_staged_table(
         self, name: str, staged: str, *, timeout: float | None = None
     ) -> ChangeResult:
@@ -75,11 +87,13 @@ class AsyncTableCalls(ABC):
         request = changes.add_staged(name, staged)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
         request = changes.delete_table(name)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def publish(
         self,
         name: str,
@@ -100,6 +114,7 @@ class AsyncTableCalls(ABC):
         request = changes.publish(name, staged=staged, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def rollback(
         self,
         name: str,
@@ -118,6 +133,29 @@ class AsyncTableCalls(ABC):
         request = changes.rollback(name, version, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
+    async def ping(self, *, timeout: float | None = None) -> ServerInfo:
+        """The server's version and state, and how long a round trip to it takes.
+
+        The first of two requests connects; the second is timed. Unavailable when there is none;
+        over local: too, if no server has the data dir.
+        """
+        return await self._run(self._pushes.ping(timeout))
+
+    @short
+    async def delete_version(
+        self, name: str, version: int, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Remove a superseded version, and free its disk space.
+
+        FailedPrecondition for the live version, for the one with the highest number (no number is
+        given twice, so it stays until another one is published), and for one that was looked up in
+        the last ten seconds. VersionNotFound when there is none. The result has the live version.
+        """
+        request = changes.delete_version(name, version)
+        return await self._run(self._pushes.change(request, timeout))
+
+    @short
     async def set_optimizer(
         self,
         name: str,
@@ -137,6 +175,7 @@ class AsyncTableCalls(ABC):
         request = changes.set_optimizer(name, optimizer, options, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
         """Copy the data dir, as it is at one LSN, to a folder on its machine; updates go on.
 
@@ -144,3 +183,20 @@ class AsyncTableCalls(ABC):
         there is such a folder.
         """
         return await self._run(self._pushes.snapshot(name, timeout))
+
+    @short
+    async def snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
+        """The snapshots in the server's folder, oldest first; damaged ones come before the others.
+
+        FailedPrecondition when the server has no folder for snapshots.
+        """
+        return await self._run(self._pushes.snapshots(timeout))
+
+    @short
+    async def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a snapshot, durably.
+
+        NotFound when there is none. FailedPrecondition for one that is being copied or restored,
+        and for a folder that isn't a snapshot.
+        """
+        return await self._run(self._pushes.delete_snapshot(name, timeout))

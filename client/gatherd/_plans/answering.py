@@ -10,16 +10,15 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.retry import Tries
-from gatherd._requests.bags import BagsGiven, prepare_bags, split_pair
+from gatherd._requests.bags import prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
+from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_keys
 from gatherd._requests.lookups import (
     Answer,
-    Ids,
-    KeysGiven,
     KeysOfSpec,
     LookupSpec,
     TableInfo,
@@ -27,7 +26,9 @@ from gatherd._requests.lookups import (
     prepare,
     prepare_keys_of,
 )
+from gatherd._requests.names import Bags, Ids, Keys, Values
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
+from gatherd.store.query import FoundKeys
 
 LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 
@@ -43,7 +44,7 @@ class Answering(ABC):
         table: str,
         ids: Ids | None,
         *,
-        keys: KeysGiven | None,
+        keys: Keys | None,
         dtype: DTypeLike,
         missing: str,
         out: NDArray[Any] | None,
@@ -62,7 +63,7 @@ class Answering(ABC):
         self,
         ids: Mapping[str, Ids] | None,
         *,
-        keys: Mapping[str, KeysGiven] | None,
+        keys: Mapping[str, Keys] | None,
         dtype: DTypeLike,
         missing: str,
         return_status: bool,
@@ -88,12 +89,12 @@ class Answering(ABC):
     def lookup_bags(
         self,
         table: str,
-        ids: ArrayLike | None,
-        offsets: ArrayLike | None,
+        ids: Bags | None,
+        offsets: Ids | None,
         *,
-        keys: ArrayLike | None,
+        keys: Bags | None,
         mode: str,
-        weights: ArrayLike | None,
+        weights: Values | None,
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,
@@ -122,11 +123,11 @@ class Answering(ABC):
 
     def lookup_bags_many(
         self,
-        ids: Mapping[str, BagsGiven] | None,
+        ids: Mapping[str, Bags] | None,
         *,
-        keys: Mapping[str, BagsGiven] | None,
+        keys: Mapping[str, Bags] | None,
         mode: str,
-        weights: Mapping[str, ArrayLike] | None,
+        weights: Mapping[str, Values] | None,
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,
@@ -166,6 +167,26 @@ class Answering(ABC):
         """The plan of Client.keys_of."""
         deadline = self.deadline(timeout)
         return (yield from self.find_keys(prepare_keys_of(table, ids, version), deadline))
+
+    def keys(
+        self,
+        table: str,
+        prefix: str | bytes | None,
+        limit: int,
+        start: int,
+        version: int | None,
+        *,
+        timeout: float | None,
+    ) -> Plan[KeyPage]:
+        """The plan of Client.keys: goes on while pages are empty, all of one version."""
+        deadline = self.deadline(timeout)
+        spec = prepare_keys(table, prefix, limit, start, version)
+        while True:
+            found = yield from self.list_keys(spec, deadline)
+            if found.ids.size or found.next is None:
+                return key_page(found)
+            query = replace(spec.query, start=found.next)
+            spec = replace(spec, query=query, version=found.version)
 
     def versions(self, name: str, deadline: Deadline) -> Plan[tuple[int, ...]]:
         """The plan of Client.versions."""
@@ -223,6 +244,10 @@ class Answering(ABC):
     @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
         """The keys of the ids, in their shape, as `key_array` returns them."""
+
+    @abstractmethod
+    def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
+        """A page of keys, which may be empty."""
 
     @abstractmethod
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:

@@ -5,12 +5,14 @@ The server decides which optimizers, options and initializers exist.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gatherd._requests.names import OptimizerName
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 
@@ -38,6 +40,38 @@ class SnapshotResult:
 
     path: str
     lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """The server that answers a ping.
+
+    `version` is its release and `commit` what that was built from, or "unknown". `ready` is False
+    while it is about to stop. `updates` is "running", "none" (nothing can be changed), "stopped",
+    "unreachable", "disk_full" or "hung". `seconds` is how long a round trip took.
+    """
+
+    version: str
+    commit: str
+    ready: bool
+    updates: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot in the server's folder of them, `path`, on the server's machine.
+
+    `lsn` is the last update that is in it, `created` the time it was taken, in UTC, and `bytes` are
+    those of all its files. `damaged` is empty, or why it can't be read; `created` is None then.
+    """
+
+    name: str
+    path: str
+    lsn: int
+    created: datetime | None
+    bytes: int
+    damaged: str = ""
 
 
 def check_optimizer(
@@ -91,5 +125,8 @@ def check_stored_dtype(name: DTypeLike) -> DType:
     try:
         return DType(np.dtype(name).name)
     except (TypeError, ValueError):
-        known = ", ".join(dtype.value for dtype in DType)
-        raise InvalidArgument(f"a table can't be stored as {name!r}; it can as {known}") from None
+        known = [dtype.value for dtype in DType]
+        raise InvalidArgument(
+            f"a table can't be stored as {name!r}; it can as {', '.join(known)}"
+            f"{did_you_mean(near(name, known, 1))}"
+        ) from None

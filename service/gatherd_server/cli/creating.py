@@ -9,18 +9,20 @@ from gatherd.store.dtypes import DType
 from gatherd.store.limits import DIM_MAX, ROWS_MAX
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
-    data_dir_option,
     default_vector_option,
     optimizer_options,
     read_default,
     read_optimizer,
 )
+from gatherd_server.cli.progress import Progress
+from gatherd_server.cli.target import data_dir_options
+from gatherd_server.cli.typed import TABLE
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.table_writer import Block, TableFiles
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=TABLE)
 @click.option("--rows", type=click.IntRange(0, ROWS_MAX), required=True, help="Number of rows.")
 @click.option("--dim", type=click.IntRange(1, DIM_MAX), required=True, help="Elements a row.")
 @click.option(
@@ -40,7 +42,7 @@ from gatherd_server.storage.table_writer import Block, TableFiles
 )
 @default_vector_option
 @optimizer_options
-@data_dir_option
+@data_dir_options("Data dir to put the table into; made when it isn't there.")
 def create(
     name: str,
     rows: int,
@@ -77,7 +79,7 @@ def create(
         default,
         optimizer=trained,
     )
-    with open_data_dir(data_dir, create=True) as opened:
+    with open_data_dir(data_dir, create=True) as opened, Progress(f"creating {name}"):
         opened.add_table(table)
     byte_count = rows * dim * table.dtype.itemsize
     click.echo(f"{name}: {rows} rows of {dim} {dtype} ({byte_count / 1e6:.1f} MB) in {data_dir}")

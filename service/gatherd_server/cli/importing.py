@@ -1,6 +1,5 @@
 """`gatherd import` and `gatherd publish`: their options, progress bar and summary."""
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -19,19 +18,15 @@ from gatherd.store.key_index import KeyKind
 from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
-    data_dir_option,
     default_vector_option,
     optimizer_options,
     read_default,
     read_optimizer,
 )
-from gatherd_server.cli.versions import (
-    chosen_place,
-    if_version_option,
-    keep_versions_option,
-    place_options,
-    publish_copy,
-)
+from gatherd_server.cli.progress import Progress
+from gatherd_server.cli.target import CommandTarget, data_dir_options, need_data_dir, target_options
+from gatherd_server.cli.typed import FILE, TABLE
+from gatherd_server.cli.versions import if_version_option, keep_versions_option, publish_copy
 from gatherd_server.data_dir.importing import (
     ImportOptions,
     ImportSummary,
@@ -167,7 +162,8 @@ class _Reading:
             words=self.words,
             limit=self.limit,
         )
-        return stack.enter_context(open_sources(sources, opening))
+        with Progress(f"opening {Path(sources[0]).name}"):
+            return stack.enter_context(open_sources(sources, opening))
 
     def options(
         self, default_vector: NDArray[np.float32] | None, trained: Optimizer | None
@@ -183,11 +179,11 @@ class _Reading:
 
 
 @click.command("import")
-@click.argument("name")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE[#PART]...")
+@click.argument("name", type=TABLE)
+@click.argument("sources", nargs=-1, type=FILE, required=True, metavar="SOURCE[#PART]...")
 @_source_options
 @optimizer_options
-@data_dir_option
+@data_dir_options("Data dir to put the table into; made when it isn't there.")
 def import_table(
     name: str,
     sources: tuple[str, ...],
@@ -226,19 +222,18 @@ def import_table(
 
 
 @click.command()
-@click.argument("name")
-@click.argument("sources", nargs=-1, metavar="[SOURCE[#PART]]...")
+@click.argument("name", type=TABLE)
+@click.argument("sources", nargs=-1, type=FILE, metavar="[SOURCE[#PART]]...")
 @_source_options
 @if_version_option
 @keep_versions_option
-@place_options
+@target_options
 def publish(
     name: str,
     sources: tuple[str, ...],
     if_version: int | None,
     keep_versions: int | None,
-    data_dir: Path | None,
-    url: str | None,
+    target: CommandTarget,
     **reading: Any,
 ) -> None:
     """Make the rows of a file, or of several, the live version of a table that is there.
@@ -256,11 +251,9 @@ def publish(
     given = _Reading(**reading)
     if not sources:
         _check_only_copied()
-        publish_copy(name, if_version, keep_versions, data_dir, url)
+        publish_copy(name, if_version, keep_versions, target)
         return
-    data_dir, _ = chosen_place(data_dir, url)
-    if data_dir is None:
-        raise InvalidArgument("a source is published by way of a data dir; give --data-dir")
+    data_dir = need_data_dir(target)
     with ExitStack() as stack:
         opened = stack.enter_context(open_data_dir(data_dir, keep_versions=keep_versions))
         live = opened.catalog.tables.get(name)
@@ -308,21 +301,12 @@ def _imported(
     sources: tuple[str, ...],
     new_version: NewVersion | None = None,
 ) -> ImportSummary:
-    with click.progressbar(
-        length=source.total or 1,
-        label=f"importing {name}",
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-    ) as bar:
-        return import_rows(
-            data_dir,
-            name,
-            source,
-            options,
-            _origin(sources),
-            lambda done: _show(bar, done),
-            new_version,
-        )
+    with Progress(f"importing {name}", source.total or 0, "B") as shown:
+
+        def note(done: int) -> None:
+            shown.done = done
+
+        return import_rows(data_dir, name, source, options, _origin(sources), note, new_version)
 
 
 def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
@@ -336,10 +320,6 @@ def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
             location = str(Path(location).resolve())
         locations.append(location + hash_sign + part)
     return {"imported": locations}
-
-
-def _show(bar: Any, done: int) -> None:
-    bar.update(max(0, min(done, bar.length) - bar.pos))
 
 
 def _tell(name: str, summary: ImportSummary, data_dir: Path) -> None:

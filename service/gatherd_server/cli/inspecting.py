@@ -11,7 +11,11 @@ import click
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
+from gatherd_server.cli.exit_codes import ExitCode
 from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.cli.progress import Progress
+from gatherd_server.cli.target import data_dir_options
+from gatherd_server.cli.typed import FILE, TABLE
 from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, Estimate, estimate_source
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import repair_keys, verify_log, verify_version
@@ -24,14 +28,8 @@ MB = 1e6
 
 
 @click.command()
-@click.argument("tables", nargs=-1)
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Data dir, or snapshot, to verify. A server may have it open.",
-)
+@click.argument("tables", nargs=-1, type=TABLE)
+@data_dir_options("Data dir, or snapshot, to verify; a server may have it.")
 @click.option(
     "--repair",
     is_flag=True,
@@ -45,12 +43,12 @@ def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
     against the sums of the last checkpoint, but for what moved since or has none yet, which is
     said. The log is read up to what was acknowledged last, unless TABLES are given.
 
-    The first damaged range of bytes of each version is named, and the exit status is 1.
+    The first damaged range of bytes of each version is named, and the exit status is 6.
     """
     if (data_dir / SNAPSHOT_NAME).exists():
         if tables or repair:
             raise InvalidArgument(f"{data_dir} is a snapshot, which is verified whole, as it is")
-        sys.exit(0 if _verify_snapshot(data_dir) else 1)
+        sys.exit(ExitCode.DONE if _verify_snapshot(data_dir) else ExitCode.STORAGE)
     catalog = read_catalog(data_dir)
     for name in tables:
         if name not in catalog.tables:
@@ -62,7 +60,7 @@ def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
     if not tables:
         is_sound &= _verify_log(data_dir)
     if not is_sound:
-        sys.exit(1)
+        sys.exit(ExitCode.STORAGE)
 
 
 def _verify(data_dir: Path, name: str, version: int, *, repair: bool) -> bool:
@@ -83,7 +81,8 @@ def _verify(data_dir: Path, name: str, version: int, *, repair: bool) -> bool:
 
 def _verify_log(data_dir: Path) -> bool:
     try:
-        found = verify_log(data_dir)
+        with Progress("verifying log"):
+            found = verify_log(data_dir)
     except GatherdError as error:
         click.echo(f"log: {error.message}", err=True)
         return False
@@ -102,21 +101,17 @@ def _verify_snapshot(snapshot: Path) -> bool:
 
 def _problem(what: str, steps: Iterator[int]) -> str | None:
     """The problem that a check finds, or None; `steps` yields the bytes checked so far."""
-    checked_bytes = 0
-    try:
-        for checked_bytes in steps:
-            if sys.stderr.isatty():
-                click.echo(f"\r{what}: {checked_bytes / MB:.0f} MB", nl=False, err=True)
-    except GatherdError as error:
-        return error.message
-    finally:
-        if checked_bytes and sys.stderr.isatty():
-            click.echo("\r", nl=False, err=True)
+    with Progress(f"verifying {what}", unit="B") as shown:
+        try:
+            for checked_bytes in steps:
+                shown.done = checked_bytes
+        except GatherdError as error:
+            return error.message
     return None
 
 
 @click.command()
-@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.argument("sources", nargs=-1, type=FILE, metavar="[SOURCE]...")
 @click.option("--rows", type=click.IntRange(0), help="Instead of SOURCE: number of rows.")
 @click.option("--dim", type=click.IntRange(1), help="Instead of SOURCE: elements a row.")
 @click.option(
@@ -153,7 +148,7 @@ def plan(
     if sources and rows is None and dim is None:
         with tempfile.TemporaryDirectory() as folder:
             options = OpenOptions(_spool_to(Path(folder)), key_column, keys)
-            with open_sources(sources, options) as source:
+            with open_sources(sources, options) as source, Progress(f"reading {source.name}"):
                 estimate = estimate_source(source, target, trained)
     elif not sources and rows is not None and dim is not None:
         estimate = Estimate(rows, dim, target or DType.FLOAT32, optimizer=trained)
