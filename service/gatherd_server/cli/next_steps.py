@@ -18,13 +18,13 @@ from gatherd.errors import (
     Unavailable,
     VersionNotFound,
 )
-from gatherd_server.cli.target import DEFAULT_URL
 from gatherd_server.cli.typed import retyped, with_target
 
 # As gatherd.transports.mismatch has it.
 _URL = re.compile(r"so the URL is (\S+)$")
 
 
+_DAMAGE = re.compile(r"damaged|truncated|isn't what was")
 # Commands that read a data dir, and not a file of the user's.
 _READERS = frozenset({"lookup", "tables", "versions", "rollback", "publish", "snapshot", "export"})
 
@@ -52,13 +52,16 @@ def _step(error: GatherdError, context: click.Context) -> str:
         return f"to list versions: {with_target('versions', error.metadata['table'])}"
     if isinstance(error, KeyNotFound) and verb == "lookup":
         return f"to get zeros instead: {retyped(add=('--missing', 'zero'), without=('missing',))}"
-    if isinstance(error, BadFile) and verb in _READERS:
+    if isinstance(error, BadFile) and verb in _READERS and _DAMAGE.search(error.message):
         return f"to see all that is damaged: {with_target('verify')}"
     if isinstance(error, Unavailable) and "can't connect" in error.message:
-        asked = "" if context.params.get("url") else f" ({DEFAULT_URL} is what is asked by default)"
+        if context.params.get("data_dir") is not None:
+            return f"start a server: gatherd serve --data-dir {context.params['data_dir']}"
+        if context.params.get("url") is not None:
+            return "start a server there with `gatherd serve`, or give another --url"
         return (
-            f"start a server with `gatherd serve`, or name another by --url URL or a folder by "
-            f"--data-dir DIR{asked}"
+            "that is asked by default: start a server with `gatherd serve`, or give --url URL "
+            "or --data-dir DIR"
         )
     if isinstance(error, AlreadyExists) and verb == "import":
         return f"to replace its rows: {retyped(verb='publish')}"
