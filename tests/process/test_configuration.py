@@ -174,7 +174,7 @@ def test_check_works_beside_the_server_that_runs(folder: Path) -> None:
         ),
         (("w={folder}/none.npy",), 6, "none.npy can't be opened"),
         (("w={folder}/words.txt",), 6, "gatherd import words "),
-        (("{folder}/w.npy",), 2, "give it a name: w={folder}/w.npy"),
+        (("{folder}/w.npy",), 2, "give it a name: gatherd serve w={folder}/w.npy"),
         (("--data-dir", "{folder}/none"), 2, "isn't there; `gatherd import`"),
         (("t={folder}/w.npy", "--data-dir", "{folder}/data"), 2, "is in the data dir already"),
         (("w={folder}/w.npy", "--backup-url", "/b"), 2, "needs data_dir and snapshot_dir"),
