@@ -3,8 +3,9 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
+from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import TableInfo
-from gatherd._requests.tables import ChangeResult, SnapshotResult
+from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
 from gatherd.client import Client
@@ -71,6 +72,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "KeyNotFound",
+    "KeyPage",
     "LimitExceeded",
     "MalformedRequest",
     "NoKeys",
@@ -81,6 +83,8 @@ __all__ = [
     "RequestIdReused",
     "RequestIdStale",
     "RetryableError",
+    "ServerInfo",
+    "SnapshotInfo",
     "SnapshotResult",
     "StorageError",
     "TableInfo",

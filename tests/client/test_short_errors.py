@@ -68,7 +68,7 @@ def test_a_wrong_url_has_one_frame_too(cls: type[Client | AsyncClient]) -> None:
 def test_what_the_caller_was_handling_is_still_shown(make: Any, ids: Any) -> None:
     def failing() -> None:
         try:
-            {}["the caller's own"]
+            dict[str, int]()["the caller's own"]
         except KeyError:
             client.lookup("words", ids)
 

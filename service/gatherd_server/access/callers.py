@@ -24,8 +24,9 @@ from gatherd.errors import Overloaded, PermissionDenied, TableNotFound
 from gatherd.store.catalog import table_not_found
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.query import KeyQuery
 from gatherd.store.table import Gathered
-from gatherd_server.engine.engine import Engine, PreparedLookup
+from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
 from gatherd_server.engine.rows import Rows
 from gatherd_server.types import (
     ChangeResult,
@@ -33,6 +34,8 @@ from gatherd_server.types import (
     Lookup,
     Push,
     PushResult,
+    ServerInfo,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     TableInfo,
@@ -55,7 +58,7 @@ class Scope(Enum):
     UPDATE = "update"
     """Change rows."""
     ADMIN = "admin"
-    """Create, remove, publish and roll back tables; with the pattern *, take snapshots."""
+    """Create, remove, publish and roll back tables; with the pattern *, all about snapshots."""
     METRICS = "metrics"
     """Read /metrics, which covers every table. Nothing else."""
 
@@ -288,6 +291,14 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
+    def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.prepare_keys(name, query, version)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
     def push(self, push: Push) -> "Future[PushResult]":
         """As Engine's; needs scope `update`."""
         self._caller.check(Scope.UPDATE, [update.table for update in push.updates])
@@ -302,13 +313,26 @@ class GuardedEngine:
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.snapshot(name)
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.snapshots()
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.delete_snapshot(name)
+
+    def _check_snapshots(self) -> None:
         self._caller.check(Scope.ADMIN, ())
         if not self._caller.reaches_all:
             raise PermissionDenied(
                 f"a snapshot is of every table, and token {self._grant.name!r} is for "
                 f"{' '.join(self._grant.tables)}; it takes one for '*'"
             )
-        return self._engine.snapshot(name)
 
     def table(self, name: str) -> TableInfo:
         """As Engine's; needs any scope that concerns tables."""
@@ -330,6 +354,10 @@ class GuardedEngine:
         """As Engine's, but only the caller's tables."""
         states = self._engine.table_states()
         return {name: state for name, state in states.items() if self._sees(name)}
+
+    def server(self) -> ServerInfo:
+        """As Engine's; needs no scope, because it names no table."""
+        return self._engine.server()
 
     def updates_state(self) -> UpdatesState:
         """As Engine's; needs no scope, because it names no table."""

@@ -19,11 +19,13 @@ from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimi
 from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
+from gatherd_server.cli.verbs import Subverbs
 from gatherd_server.data_dir.owning import OwnedDataDir
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import (
     ChangeResult,
     DeleteTable,
+    DeleteVersion,
     OptimizerSpec,
     Publish,
     Rollback,
@@ -67,12 +69,25 @@ def _shown(make: Callable[[TableChange], ChangeResult]) -> Callable[[TableChange
     return made
 
 
-@click.command()
+@click.group(cls=Subverbs)
+def versions() -> None:
+    """List a table's versions, or delete one.
+
+    \b
+        gatherd versions words
+        gatherd versions delete words 3
+    """
+
+
+@versions.command("list")
 @click.argument("table", type=TABLE)
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def versions(table: str, target: CommandTarget, as_json: bool) -> None:
-    """List the versions of TABLE that can be looked up or rolled back to."""
+def list_versions(table: str, target: CommandTarget, as_json: bool) -> None:
+    """List the versions of TABLE that can be looked up or rolled back to.
+
+    The word `list` can be left out.
+    """
     with target.connect() as client:
         info = client.table(table)
     if as_json:
@@ -80,6 +95,25 @@ def versions(table: str, target: CommandTarget, as_json: bool) -> None:
         return
     for version in info.versions:
         click.echo(f"{version}{'  (live)' if version == info.version else ''}")
+
+
+@versions.command("delete")
+@click.argument("table", type=TABLE)
+@click.argument("version", type=click.IntRange(1))
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@target_options
+def delete_version(table: str, version: int, yes: bool, target: CommandTarget) -> None:
+    """Remove a superseded VERSION of TABLE, and free its disk space.
+
+    Refused are the live version, the one with the highest number, since no number is given twice,
+    and one that a server's lookups named in the last ten seconds.
+    """
+    if not yes:
+        where = target.data_dir or target.url
+        click.confirm(f"Remove version {version} of table {table!r} from {where}?", abort=True)
+    with changing(target) as make:
+        done = make(DeleteVersion(table, version))
+    click.echo(f"{table}: version {version} is deleted, LSN {done.lsn}")
 
 
 @click.command()

@@ -8,7 +8,8 @@ from numpy.typing import NDArray
 
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
-from gatherd_server.engine.engine import Engine, PreparedLookup
+from gatherd.store.query import KeyQuery
+from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
 from gatherd_server.engine.rows import Rows
 from gatherd_server.observe.access_log import note_tables
 from gatherd_server.types import ChangeResult, Lookup, Push, PushResult, TableChange, TableInfo
@@ -33,6 +34,11 @@ class NotingEngine(Engine):
         """As Engine's."""
         note_tables((name,))
         return super().keys_of(name, ids, version)
+
+    def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
+        """As Engine's."""
+        note_tables((name,))
+        return super().prepare_keys(name, query, version)
 
     def push(self, push: Push) -> "Future[PushResult]":
         """As Engine's."""

@@ -132,6 +132,13 @@ class KeysOfReply(BaseModel):
     version: int
 
 
+class KeyPageReply(KeysOfReply):
+    """A page of a table's keys."""
+
+    ids: list[int] = Field(description="The keys' ids, ascending.")
+    next: int | None = Field(description="Where the next page begins; null after the last one.")
+
+
 class TableReply(BaseModel):
     """What is told about a table."""
 
@@ -180,6 +187,15 @@ class HealthReply(BaseModel):
     """The process is alive."""
 
     status: Literal["alive"]
+
+
+class ServerReply(BaseModel):
+    """What answers."""
+
+    version: str = Field(description="The release.")
+    commit: str = Field(description='The commit that it was built from, or "unknown".')
+    ready: bool = Field(description="False while the server is about to stop.")
+    updates: str = Field(description="As /readyz has it.")
 
 
 class ReadyReply(BaseModel):
