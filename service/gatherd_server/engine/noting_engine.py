@@ -35,9 +35,7 @@ class NotingEngine(Engine):
         note_tables((name,))
         return super().keys_of(name, ids, version)
 
-    def prepare_keys(
-        self, name: str, query: KeyQuery, version: int = LIVE_VERSION
-    ) -> PreparedKeys:
+    def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
         """As Engine's."""
         note_tables((name,))
         return super().prepare_keys(name, query, version)
