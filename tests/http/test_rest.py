@@ -511,7 +511,9 @@ def test_a_wrong_method_is_405_with_allow(ask: Any, method: str, path: str, allo
     assert response.headers["allow"] == allow
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/tables/", "/v1/tables/a:nope", "/v1/tables/a/b"])
+@pytest.mark.parametrize(
+    "path", ["/nope", "/v1", "/v1/tables/", "/v1/tables/a:nope", "/v1/tables/a/b"]
+)
 def test_an_unknown_path_is_404(ask: Any, path: str) -> None:
     problem(ask("POST", path), 404, "NOT_FOUND")
 

@@ -12,6 +12,7 @@ from gatherd.store.catalog import open_table, read_catalog
 from gatherd.store.shards import open_rows
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
+from gatherd_server.access.web import ANY_ORIGIN
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError
 from gatherd_server.processes.descriptors import check_limit, raise_limit
@@ -63,6 +64,13 @@ def check_secrets(settings: ServeSettings) -> bool:
         raise ConfigError(
             "insecure means without tokens, and tokens are given; leave one out",
             {"settings": "insecure tokens"},
+        )
+    web = settings.web()
+    if ANY_ORIGIN in web.cors_origins and settings.tokens is None and not settings.insecure:
+        raise ConfigError(
+            "cors_origins * lets a page of any site change and delete tables by the browser of "
+            "whoever looks at it: give --tokens FILE too, or name the origins, or give --insecure",
+            {"settings": "cors_origins"},
         )
     return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure
 

@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -23,6 +23,8 @@ STEADY_SECONDS: Final = 10.0
 # grpc's newer event engine makes a small call take a fifth longer than the older one; see
 # docs/performance.md. grpc reads this when it is imported, and logs a name that it doesn't know.
 ENVIRONMENT: Final = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
+# Descriptors that go with one line; the kernel takes no more at once.
+FDS_MAX: Final = 253
 _LINE_BYTES_MAX: Final = 64 << 10
 
 
@@ -69,11 +71,15 @@ class Child:
         ours.setblocking(False)
         self.selector.register(ours, selectors.EVENT_READ, self)
 
-    def tell(self, lines: bytes) -> None:
-        """Send whole lines, unless the process is ending; its successor gets a full brief."""
+    def tell(self, lines: bytes, fds: Sequence[int] = ()) -> None:
+        """Send whole lines, unless the process is ending; its successor gets a full brief.
+
+        It gets copies of the descriptors `fds`, at most FDS_MAX, with the lines' first bytes.
+        """
         if self.channel is not None:
             with suppress(OSError):
-                self.channel.sendall(lines)
+                sent = socket.send_fds(self.channel, [lines], fds) if fds else 0
+                self.channel.sendall(lines[sent:])
 
     def read(self) -> list[dict[str, Any]]:
         """Its events since the last call; the channel is closed after the last one."""

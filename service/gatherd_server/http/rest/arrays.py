@@ -43,6 +43,13 @@ ID_DTYPES: Final = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
+ARRAY_HEADERS: Final = (
+    "Gatherd-Shape",
+    "Gatherd-Dtype",
+    "Gatherd-Version",
+    "Gatherd-Status-Bytes",
+)
+"""What describes an answer's raw bytes, see `array_headers`."""
 _NPY_ID_DTYPES: Final = {dtype.str: dtype for dtype in ID_DTYPES.values()}
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,20}")
 _DECIMAL_BYTES: Final = np.frombuffer(b"-0123456789", np.uint8)
@@ -304,12 +311,8 @@ def array_headers(
     shape: tuple[int, ...], dtype: DType, version: int, status_bytes: int
 ) -> dict[str, str]:
     """The headers that describe the bytes of `octet_parts` and `npy_parts`."""
-    return {
-        "Gatherd-Shape": ",".join(map(str, shape)),
-        "Gatherd-Dtype": dtype.value,
-        "Gatherd-Version": str(version),
-        "Gatherd-Status-Bytes": str(status_bytes),
-    }
+    values = (",".join(map(str, shape)), dtype.value, str(version), str(status_bytes))
+    return dict(zip(ARRAY_HEADERS, values, strict=True))
 
 
 def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -> PartsResponse:

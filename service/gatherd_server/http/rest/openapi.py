@@ -17,7 +17,7 @@ from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import openapi_updates
-from gatherd_server.http.rest.arrays import ID_DTYPES
+from gatherd_server.http.rest.arrays import ARRAY_HEADERS, ID_DTYPES
 from gatherd_server.http.rest.openapi_parts import (
     BINARY,
     REF,
@@ -56,12 +56,18 @@ The same service is answered over gRPC and over the Connect protocol
 a problem body of RFC 9457 with the extra members `error`, `reason` and `metadata`.
 """
 
-_ARRAY_HEADERS: Final = {
-    "Gatherd-Shape": ("The vectors' shape, as in 2,1,256.", "string"),
-    "Gatherd-Dtype": ("The vectors' dtype.", "string"),
-    "Gatherd-Version": ("The version that answered.", "integer"),
-    "Gatherd-Status-Bytes": ("Bytes of status after the vectors, one an id; or 0.", "integer"),
-}
+_ARRAY_HEADERS: Final = dict(
+    zip(
+        ARRAY_HEADERS,
+        (
+            ("The vectors' shape, as in 2,1,256.", "string"),
+            ("The vectors' dtype.", "string"),
+            ("The version that answered.", "integer"),
+            ("Bytes of status after the vectors, one an id; or 0.", "integer"),
+        ),
+        strict=True,
+    )
+)
 _EXAMPLE_BODY: Final = {"ids": [[4], [20]]}
 _EXAMPLE_REPLY: Final = {
     "vectors": [[[0.25, 0.1]], [[0.6, -0.2]]],
@@ -371,10 +377,11 @@ _MODELS: Final = (
 )
 
 
-def describe(app: FastAPI, *, has_tokens: bool) -> None:
+def describe(app: FastAPI, *, has_tokens: bool, root_path: str = "") -> None:
     """Make `app.openapi()` the description of the handlers with the schemas they refer to.
 
-    With `has_tokens` it has every operation's answers to a missing and to a wrong token.
+    With `has_tokens` it has every operation's answers to a missing and to a wrong token. With
+    `root_path` it says that the operations are below that prefix.
     """
 
     def document() -> dict[str, Any]:
@@ -385,6 +392,7 @@ def describe(app: FastAPI, *, has_tokens: bool) -> None:
                 summary=app.summary,
                 description=app.description,
                 routes=app.routes,
+                servers=[{"url": root_path}] if root_path else None,
             )
             _, schemas = models_json_schema(
                 [(model, "validation") for model in _MODELS], ref_template=REF + "{model}"
