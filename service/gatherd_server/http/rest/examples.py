@@ -8,7 +8,7 @@ what removes or replaces is filled in for a table that the form of createTable m
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -66,6 +66,8 @@ def _fill(operation: dict[str, Any], found: _Found) -> None:
     for parameter in operation.get("parameters", ()):
         if parameter["name"] == "table" and made.table:
             parameter["example"] = made.table
+        elif parameter["name"] in made.path:
+            parameter["example"] = made.path[parameter["name"]]
     content = operation.get("requestBody", {}).get("content", {}).get(JSON)
     if content is not None and made.body is not None:
         content["example"] = made.body
@@ -85,6 +87,8 @@ class _Made:
     body: Any = None
     note: str = ""
     is_change: bool = False
+    path: Mapping[str, str] = field(default_factory=dict)
+    """Of the path's other parameters."""
 
 
 def _of_first(found: _Found) -> _Made:
@@ -166,8 +170,21 @@ def _of_sandbox(found: _Found) -> _Made:
     return _Made(found.sandbox, note=note, is_change=True)
 
 
+def _delete_version(found: _Found) -> _Made:
+    note = (
+        f"The form is filled in for the first version of the table `{found.sandbox}`, "
+        "which is superseded once the form of setOptimizer was sent."
+    )
+    return _Made(found.sandbox, note=note, is_change=True, path={"version": "1"})
+
+
 def _snapshot(_found: _Found) -> _Made:
     return _Made(body={}, is_change=True)
+
+
+def _delete_snapshot(_found: _Found) -> _Made:
+    note = f"The form is filled in for a snapshot `{SANDBOX}`; listSnapshots names those there are."
+    return _Made(note=note, is_change=True, path={"name": SANDBOX})
 
 
 _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
@@ -176,6 +193,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookupBags": _bags,
     "lookupBagsMany": _bags_many,
     "keysOf": _keys_of,
+    "listKeys": _keys_of,
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
     "assign": _assign,
@@ -187,7 +205,10 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "rollback": _of_sandbox,
     "setOptimizer": _of_sandbox,
     "deleteTable": _of_sandbox,
+    "deleteVersion": _delete_version,
     "snapshot": _snapshot,
+    "listSnapshots": _snapshot,
+    "deleteSnapshot": _delete_snapshot,
 }
 
 
