@@ -8,7 +8,7 @@ what removes or replaces is filled in for a table that the form of createTable m
 import copy
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
@@ -64,8 +64,9 @@ def filled(document: Document, engine: AnyEngine, caller: Caller) -> Document:
 def _fill(operation: dict[str, Any], found: _Found) -> None:
     made = _EXAMPLES.get(operation["operationId"], _of_first)(found)
     for parameter in operation.get("parameters", ()):
-        if parameter["name"] == "table" and made.table:
-            parameter["example"] = made.table
+        example = made.table if parameter["name"] == "table" else made.path.get(parameter["name"])
+        if example:
+            parameter["example"] = example
     content = operation.get("requestBody", {}).get("content", {}).get(JSON)
     if content is not None and made.body is not None:
         content["example"] = made.body
@@ -85,6 +86,8 @@ class _Made:
     body: Any = None
     note: str = ""
     is_change: bool = False
+    path: Mapping[str, str] = field(default_factory=dict)
+    """The path's other parameters."""
 
 
 def _of_first(found: _Found) -> _Made:
@@ -115,6 +118,10 @@ def _keys_of(found: _Found) -> _Made:
         note = "**None of the tables that were looked at has keys.**"
         return replace(_of_first(found), note=note)
     return _Made(found.keyed.name, {"ids": [0]})
+
+
+def _list_keys(found: _Found) -> _Made:
+    return replace(_keys_of(found), body=None)
 
 
 def _update(found: _Found, values: list[float] | None, note: str) -> _Made:
@@ -166,8 +173,25 @@ def _of_sandbox(found: _Found) -> _Made:
     return _Made(found.sandbox, note=note, is_change=True)
 
 
+def _delete_version(found: _Found) -> _Made:
+    note = (
+        f"The form is filled in for the table `{found.sandbox}` as the forms of createTable, "
+        "setOptimizer, rollback and setOptimizer again leave it."
+    )
+    return _Made(found.sandbox, note=note, is_change=True, path={"version": "2"})
+
+
 def _snapshot(_found: _Found) -> _Made:
-    return _Made(body={}, is_change=True)
+    return _Made(body={"name": SANDBOX}, is_change=True)
+
+
+def _list_snapshots(_found: _Found) -> _Made:
+    return _Made(is_change=True)
+
+
+def _delete_snapshot(_found: _Found) -> _Made:
+    note = "The form is filled in for the snapshot that the form of snapshot makes."
+    return _Made(note=note, is_change=True, path={"name": SANDBOX})
 
 
 _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
@@ -176,6 +200,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookupBags": _bags,
     "lookupBagsMany": _bags_many,
     "keysOf": _keys_of,
+    "listKeys": _list_keys,
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
     "assign": _assign,
@@ -187,7 +212,10 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "rollback": _of_sandbox,
     "setOptimizer": _of_sandbox,
     "deleteTable": _of_sandbox,
+    "deleteVersion": _delete_version,
     "snapshot": _snapshot,
+    "listSnapshots": _list_snapshots,
+    "deleteSnapshot": _delete_snapshot,
 }
 
 
