@@ -139,7 +139,7 @@ browser-tools:
 	    echo "no chromium: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"
 
 test-browser: $(BROWSER)/.ready browser-tools  ## the pages in headless Chromium, and Connect from a page (two minutes; SCREENSHOTS=docs/images writes the docs' pictures)
-	$(BROWSER)/bin/python -m pytest tests/browser -rs
+	$(BROWSER)/bin/python -m pytest tests/browser -rs --timeout 600
 
 DOCS := .venv-docs
 $(DOCS)/.ready: requirements-docs.lock pyproject.toml

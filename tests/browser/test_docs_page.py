@@ -12,7 +12,10 @@ from support.cli import invoke
 from support.server import RunningServer
 
 # What needs the table that createTable's form makes comes after it, and what removes it last.
-LAST = ("setOptimizer", "rollback", "deleteTable")
+LAST = (
+    *("snapshot", "deleteSnapshot"),
+    *("setOptimizer", "rollback", "setOptimizer", "deleteVersion", "deleteTable"),
+)
 OPENED_SECONDS = 30
 IMAGES = os.environ.get("SCREENSHOTS")
 """The folder that screenshots are written into."""
@@ -44,7 +47,7 @@ def operations(server: RunningServer, **headers: str) -> list[str]:
         for methods in document["paths"].values()
         for operation in methods.values()
     ]
-    return sorted(names, key=lambda name: LAST.index(name) if name in LAST else -1)
+    return [*(name for name in names if name not in LAST), *LAST]
 
 
 def picture(page: Page, name: str) -> None:

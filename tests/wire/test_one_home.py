@@ -90,9 +90,9 @@ def test_one_table_has_the_codes_of_error_classes() -> None:
 
 
 def says_code(part: ast.AST) -> bool:
-    """Whether it is the name of a code, or one of grpc's members."""
+    """Whether it is the name of a code, or one of grpc's members; exit codes are no codes."""
     if isinstance(part, ast.Attribute):
-        return part.attr.lower() in CODES.values()
+        return part.attr.lower() in CODES.values() and name_of(part.value) != "ExitCode"
     return isinstance(part, ast.Constant) and part.value in CODES.values()
 
 

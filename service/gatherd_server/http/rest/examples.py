@@ -24,7 +24,7 @@ SANDBOX: Final = "docs-example"
 # Looking at a table costs up to some milliseconds: the kernel counts its pages in memory.
 LOOKED_AT_MAX: Final = 16
 # A row of more elements makes no readable example.
-DIM_MAX: Final = 4096
+EXAMPLE_DIM_MAX: Final = 4096
 
 Document: TypeAlias = dict[str, Any]
 
@@ -64,10 +64,9 @@ def filled(document: Document, engine: AnyEngine, caller: Caller) -> Document:
 def _fill(operation: dict[str, Any], found: _Found) -> None:
     made = _EXAMPLES.get(operation["operationId"], _of_first)(found)
     for parameter in operation.get("parameters", ()):
-        if parameter["name"] == "table" and made.table:
-            parameter["example"] = made.table
-        elif parameter["name"] in made.path:
-            parameter["example"] = made.path[parameter["name"]]
+        example = made.table if parameter["name"] == "table" else made.path.get(parameter["name"])
+        if example:
+            parameter["example"] = example
     content = operation.get("requestBody", {}).get("content", {}).get(JSON)
     if content is not None and made.body is not None:
         content["example"] = made.body
@@ -88,7 +87,7 @@ class _Made:
     note: str = ""
     is_change: bool = False
     path: Mapping[str, str] = field(default_factory=dict)
-    """Of the path's other parameters."""
+    """The path's other parameters."""
 
 
 def _of_first(found: _Found) -> _Made:
@@ -119,6 +118,10 @@ def _keys_of(found: _Found) -> _Made:
         note = "**None of the tables that were looked at has keys.**"
         return replace(_of_first(found), note=note)
     return _Made(found.keyed.name, {"ids": [0]})
+
+
+def _list_keys(found: _Found) -> _Made:
+    return replace(_keys_of(found), body=None)
 
 
 def _update(found: _Found, values: list[float] | None, note: str) -> _Made:
@@ -172,18 +175,22 @@ def _of_sandbox(found: _Found) -> _Made:
 
 def _delete_version(found: _Found) -> _Made:
     note = (
-        f"The form is filled in for the first version of the table `{found.sandbox}`, "
-        "which is superseded once the form of setOptimizer was sent."
+        f"The form is filled in for the table `{found.sandbox}` as the forms of createTable, "
+        "setOptimizer, rollback and setOptimizer again leave it."
     )
-    return _Made(found.sandbox, note=note, is_change=True, path={"version": "1"})
+    return _Made(found.sandbox, note=note, is_change=True, path={"version": "2"})
 
 
 def _snapshot(_found: _Found) -> _Made:
-    return _Made(body={}, is_change=True)
+    return _Made(body={"name": SANDBOX}, is_change=True)
+
+
+def _list_snapshots(_found: _Found) -> _Made:
+    return _Made(is_change=True)
 
 
 def _delete_snapshot(_found: _Found) -> _Made:
-    note = f"The form is filled in for a snapshot `{SANDBOX}`; listSnapshots names those there are."
+    note = "The form is filled in for the snapshot that the form of snapshot makes."
     return _Made(note=note, is_change=True, path={"name": SANDBOX})
 
 
@@ -193,7 +200,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookupBags": _bags,
     "lookupBagsMany": _bags_many,
     "keysOf": _keys_of,
-    "listKeys": _keys_of,
+    "listKeys": _list_keys,
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
     "assign": _assign,
@@ -207,7 +214,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "deleteTable": _of_sandbox,
     "deleteVersion": _delete_version,
     "snapshot": _snapshot,
-    "listSnapshots": _snapshot,
+    "listSnapshots": _list_snapshots,
     "deleteSnapshot": _delete_snapshot,
 }
 
@@ -229,7 +236,7 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
         with suppress(GatherdError):  # it was deleted meanwhile
             info = engine.table(name)
             readable += [info] if info.row_count else []
-    trained = next((info for info in readable if info.trainable and info.dim <= DIM_MAX), None)
+    trained = next((info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX), None)
     return _Found(
         first=readable[0] if readable else None,
         second=readable[1] if len(readable) > 1 else None,
