@@ -61,12 +61,12 @@ PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.
 $(PEERS)/.ready: requirements-peers.lock pyproject.toml
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@echo "setting up $(PEERS) (once, a few minutes: torch, keras, gensim)"
+	@echo "setting up $(PEERS) (once, a few minutes: torch, jax, keras, gensim)"
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements-peers.lock
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras, gensim and gguf, in an environment of their own
+test-peers: $(PEERS)/.ready  ## hold gatherd against torch, jax, keras, gensim, gguf and IPython, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
 # Debian starts what it installs, unless the run level says that it's no time for it.

@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import IdOutOfRange, InvalidArgument
-from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
+from gatherd.store.given import (
+    NESTING_MAX,
+    NULLS,
+    OFFENDERS_MAX,
+    as_given_array,
+    has_array,
+    position,
+)
 
 # Without elements, no number of bytes bounds a shape's lengths. NumPy still has to count their
 # product, zeros left out, with a dim of up to 2**20 float32 behind them.
@@ -105,7 +112,8 @@ def _checked_leaves(value: Any, name: str) -> Any:
     wrong = first_leaf(value, _is_no_id)
     if wrong is not None:
         where_wrong = where(name, wrong[0])
-        raise InvalidArgument(f"{where_wrong} is {_kind(wrong[1])}; ids must be integers")
+        what = f"null: {NULLS}" if wrong[1] is None else f"{_kind(wrong[1])}; ids must be integers"
+        raise InvalidArgument(f"{where_wrong} is {what}")
     return _with_arrays(value, name)
 
 
@@ -122,7 +130,7 @@ def _with_arrays(value: Any, name: str) -> Any:
 
 def _is_no_id(value: Any) -> bool:
     """Whether `value` can be neither an integer nor an array of integers."""
-    return type(value) is not int and not hasattr(value, "__array__")
+    return type(value) is not int and not has_array(value)
 
 
 def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int, ...], Any] | None:
