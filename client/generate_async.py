@@ -16,12 +16,19 @@ from pathlib import Path
 from typing import Final
 
 PACKAGE: Final = Path(__file__).parent / "gatherd"
-SOURCES: Final = ("_calls/lookups.py", "_calls/updates.py", "_calls/tables.py")
+SOURCES: Final = (
+    "_calls/lookups.py",
+    "_calls/keys.py",
+    "_calls/updates.py",
+    "_calls/tables.py",
+)
 # The shell's own methods, which wait: every call of one is awaited.
 AWAITED: Final = ("_run", "_batched", "_carried", "_quick")
 # Names that are different in the awaited client.
 NAMES: Final = {
     "Batcher": "AsyncBatcher",
+    "Iterator": "AsyncIterator",
+    "KeyCalls": "AsyncKeyCalls",
     "LookupCalls": "AsyncLookupCalls",
     "TableCalls": "AsyncTableCalls",
     "UpdateCalls": "AsyncUpdateCalls",
@@ -36,6 +43,10 @@ def awaited(source: str, name: str) -> str:
     """The awaited twin of the blocking module `source`, whose file is called `name`."""
     text = re.sub(r"^(    )def ", r"\1async def ", source, flags=re.MULTILINE)
     text = re.sub(rf"(?<!def )\bself\.({'|'.join(AWAITED)})\(", r"await self.\1(", text)
+    # An async generator has no `yield from`.
+    text = re.sub(
+        r"^( +)yield from (.+)$", r"\1for one in \2:\n\1    yield one", text, flags=re.MULTILINE
+    )
     for blocking, twin in NAMES.items():
         text = re.sub(rf"(?<![\w.]){re.escape(blocking)}\b", twin, text)
     text = text.replace("blocking client", "awaited client")

@@ -3,6 +3,7 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
+from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import UpdateResult
@@ -71,6 +72,7 @@ __all__ = [
     "InternalError",
     "InvalidArgument",
     "KeyNotFound",
+    "KeyPage",
     "LimitExceeded",
     "MalformedRequest",
     "NoKeys",

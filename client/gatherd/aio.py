@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.tasks import AsyncBatcher
+from gatherd._calls.keys_aio import AsyncKeyCalls
 from gatherd._calls.lookups_aio import AsyncLookupCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.short import short
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncUpdateCalls, AsyncTableCalls):
+class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, AsyncTableCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
     Belongs to the event loop of its first call. When that loop was closed, as after `asyncio.run`,

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.threads import Batcher
+from gatherd._calls.keys import KeyCalls
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.short import short
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
     from gatherd.transports.transport import Transport
 
 
-class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
+class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
     """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,

@@ -12,6 +12,7 @@ from google.protobuf import json_format
 from contract.surfaces import (
     Answer,
     Bags,
+    Page,
     Surface,
     Update,
     Updated,
@@ -89,7 +90,7 @@ def bags_answer(response: embedding_pb2.LookupResponse, id_count: int) -> Answer
     return vectors, status if status.size else np.zeros(id_count, np.uint8)
 
 
-def keys_answer(response: embedding_pb2.KeysOfResponse) -> Any:
+def keys_answer(response: embedding_pb2.KeysOfResponse | embedding_pb2.ListKeysResponse) -> Any:
     keys = response.keys
     if keys.WhichOneof("kind") == "integers":
         dtype = np.int64 if keys.integers.dtype == tensor_pb2.DTYPE_INT64 else np.uint64
@@ -186,6 +187,14 @@ class Messages(Surface):
     def keys_of(self, table: str, ids: Any) -> Any:
         request = embedding_pb2.KeysOfRequest(table=table, ids=id_tensor(ids))
         return keys_answer(self._call("KeysOf", request, embedding_pb2.KeysOfResponse()))
+
+    def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
+        request = embedding_pb2.ListKeysRequest(
+            table=table, prefix=prefix.encode("utf-8", "surrogateescape"), limit=limit, start=start
+        )
+        reply = self._call("ListKeys", request, embedding_pb2.ListKeysResponse())
+        ids = np.frombuffer(reply.ids.data, "<i8").tolist()
+        return keys_answer(reply), ids, reply.next if reply.HasField("next") else None
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         reply = self._call("LookupBags", bags_request(table, bags), embedding_pb2.LookupResponse())

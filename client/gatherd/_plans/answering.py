@@ -16,6 +16,7 @@ from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.retry import Tries
 from gatherd._requests.bags import prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
+from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_keys
 from gatherd._requests.lookups import (
     Answer,
     KeysOfSpec,
@@ -27,6 +28,7 @@ from gatherd._requests.lookups import (
 )
 from gatherd._requests.names import Bags, Ids, Keys, Values
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
+from gatherd.store.query import FoundKeys
 
 LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 
@@ -166,6 +168,26 @@ class Answering(ABC):
         deadline = self.deadline(timeout)
         return (yield from self.find_keys(prepare_keys_of(table, ids, version), deadline))
 
+    def keys(
+        self,
+        table: str,
+        prefix: str | bytes | None,
+        limit: int,
+        start: int,
+        version: int | None,
+        *,
+        timeout: float | None,
+    ) -> Plan[KeyPage]:
+        """The plan of Client.keys: goes on while pages are empty, all of one version."""
+        deadline = self.deadline(timeout)
+        spec = prepare_keys(table, prefix, limit, start, version)
+        while True:
+            found = yield from self.list_keys(spec, deadline)
+            if found.ids.size or found.next is None:
+                return key_page(found)
+            query = replace(spec.query, start=found.next)
+            spec = replace(spec, query=query, version=found.version)
+
     def versions(self, name: str, deadline: Deadline) -> Plan[tuple[int, ...]]:
         """The plan of Client.versions."""
         return (yield from self.table(name, deadline)).versions
@@ -222,6 +244,10 @@ class Answering(ABC):
     @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
         """The keys of the ids, in their shape, as `key_array` returns them."""
+
+    @abstractmethod
+    def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
+        """A page of keys, which may be empty."""
 
     @abstractmethod
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:

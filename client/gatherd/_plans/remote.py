@@ -13,8 +13,10 @@ from gatherd._plans.chunks import Cost, Piece
 from gatherd._plans.effects import Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
 from gatherd._plans.retry import Tries
+from gatherd._requests.keys import KeysSpec
 from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._wire import lookups
+from gatherd._wire.keys import decode_list_keys, encode_list_keys
 from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (
     IdOutOfRange,
@@ -24,8 +26,8 @@ from gatherd.errors import (
     VersionNotFound,
 )
 from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
-from gatherd.store.query import ByKey, Missing
-from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_TABLES
+from gatherd.store.query import ByKey, FoundKeys, Missing
+from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_KEYS, LIST_TABLES
 
 # Up to these a lookup is sent as it is, without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -67,6 +69,11 @@ class RemoteAnswering(Answering):
             return self._find_keys_once(spec, requests, deadline)
 
         return (yield from self._ask((spec,), once, deadline))
+
+    def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
+        """One request."""
+        body = yield from self._send(LIST_KEYS.path, encode_list_keys(spec), deadline)
+        return decode_list_keys(body, spec)
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """ListTables, whose reply has the limits as well."""

@@ -24,8 +24,9 @@ from gatherd.errors import Overloaded, PermissionDenied, TableNotFound
 from gatherd.store.catalog import table_not_found
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.query import KeyQuery
 from gatherd.store.table import Gathered
-from gatherd_server.engine.engine import Engine, PreparedLookup
+from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
 from gatherd_server.engine.rows import Rows
 from gatherd_server.types import (
     ChangeResult,
@@ -285,6 +286,14 @@ class GuardedEngine:
         self._caller.check(Scope.READ, (name,))
         try:
             return self._engine.keys_of(name, ids, version)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
+    def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.prepare_keys(name, query, version)
         except TableNotFound as error:
             raise self._discreet(error) from None
 

@@ -9,10 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition
+from gatherd.store.key_pages import find_keys
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
-from gatherd.store.query import ByKey
+from gatherd.store.query import ByKey, FoundKeys, KeyQuery
 from gatherd.store.table import Gathered, Table
 from gatherd_server.engine.lookup import (
     gather,
@@ -53,6 +54,15 @@ class PreparedLookup:
     """A lookup whose tables are found and whose size is known, before any row is read."""
 
     run: Callable[[], list[Gathered]]
+    is_long: bool
+    """Whether an event loop should let another thread run it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedKeys:
+    """A page of keys that is still to be read."""
+
+    run: Callable[[], FoundKeys]
     is_long: bool
     """Whether an event loop should let another thread run it."""
 
@@ -145,6 +155,15 @@ class Engine:
             self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
 
         return table.keys_of(ids, check_bytes), table.version
+
+    def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
+        """A page of a table's keys, whose table is found.
+
+        TableNotFound, TableRefused or VersionNotFound. `run` raises what `find_keys` does.
+        """
+        table = self._tables.get(name, version)
+        is_long = query.scanned_max > KEYS_SHORT or not table.is_populated
+        return PreparedKeys(lambda: find_keys(table, query), is_long)
 
     def key_kind(self, name: str) -> str:
         """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""

@@ -27,6 +27,8 @@ from gatherd.store.query import (
     Asked,
     BagsQuery,
     ByKey,
+    FoundKeys,
+    KeyQuery,
     Missing,
     Pooling,
     parse_missing,
@@ -203,18 +205,39 @@ def stream_reply(request_id: int, gathered: Gathered) -> list[Part]:
     return [head, *_nested(framing.STREAM_LOOKUP, _lookup_response(gathered))]
 
 
+def list_keys_request(request: embedding_pb2.ListKeysRequest) -> tuple[str, KeyQuery, int]:
+    """The table, query and version of a ListKeysRequest."""
+    query = KeyQuery(request.prefix, request.limit, request.start)
+    return request.table, query, request.version
+
+
 def keys_reply(keys: Keys, version: int) -> bytes:
     """A KeysOfResponse."""
-    message = embedding_pb2.KeysOfResponse(version=version)
-    if isinstance(keys, StringKeys):
-        message.keys.strings.shape.extend(keys.shape)
-        message.keys.strings.lengths = np.diff(keys.offsets).astype("<u4").tobytes()
-        message.keys.strings.data = keys.data.tobytes()
-    else:
-        message.keys.integers.dtype = _KEY_DTYPES[keys.dtype.kind]
-        message.keys.integers.shape.extend(keys.shape)
-        message.keys.integers.data = keys.astype(f"<{keys.dtype.kind}8").tobytes()
+    message = embedding_pb2.KeysOfResponse(version=version, keys=_keys_message(keys))
     return message.SerializeToString()
+
+
+def list_keys_reply(found: FoundKeys) -> bytes:
+    """A ListKeysResponse."""
+    ids = tensor_pb2.Tensor(
+        dtype=tensor_pb2.DTYPE_INT64, shape=found.ids.shape, data=found.ids.astype("<i8").tobytes()
+    )
+    return embedding_pb2.ListKeysResponse(
+        version=found.version, keys=_keys_message(found.keys), ids=ids, next=found.next
+    ).SerializeToString()
+
+
+def _keys_message(keys: Keys) -> tensor_pb2.Keys:
+    message = tensor_pb2.Keys()
+    if isinstance(keys, StringKeys):
+        message.strings.shape.extend(keys.shape)
+        message.strings.lengths = np.diff(keys.offsets).astype("<u4").tobytes()
+        message.strings.data = keys.data.tobytes()
+    else:
+        message.integers.dtype = _KEY_DTYPES[keys.dtype.kind]
+        message.integers.shape.extend(keys.shape)
+        message.integers.data = keys.astype(f"<{keys.dtype.kind}8").tobytes()
+    return message
 
 
 def byte_count(parts: Sequence[Part]) -> int:

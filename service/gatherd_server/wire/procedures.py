@@ -106,6 +106,11 @@ def _keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Prepare
     return PreparedReply(make, asked[1].size > KEYS_SHORT)
 
 
+def _list_keys(engine: AnyEngine, request: embedding_pb2.ListKeysRequest) -> PreparedReply:
+    page = engine.prepare_keys(*lookups.list_keys_request(request))
+    return PreparedReply(lambda: [lookups.list_keys_reply(page.run())], page.is_long)
+
+
 def _list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> PreparedReply:
     reply = tables.list_tables_reply(engine.tables(), engine.limits)
     return PreparedReply(lambda: [reply])
@@ -145,6 +150,7 @@ PUSHES: Final[Mapping[Procedure, UpdateOp]] = {
 ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     *(ReadProcedure(procedure, way.prepare) for procedure, way in LOOKUPS.items()),
     ReadProcedure(proto.KEYS_OF, _keys_of),
+    ReadProcedure(proto.LIST_KEYS, _list_keys),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
     *(_push(procedure, op) for procedure, op in PUSHES.items()),

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from gatherd.store.query import (
     Asked,
     BagsQuery,
     ByKey,
+    KeyQuery,
     parse_missing,
     parse_pooling,
 )
@@ -38,6 +40,7 @@ from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version")
+_KEYS_OPTIONS: Final = ("prefix", "limit", "start", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
 # The id itself, a weight and an offset.
 _BAG_VALUES_MAX: Final = 3
@@ -87,6 +90,24 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
     asked = parse(KeysOfBody, _json_body(body, query, 1, limits))
     ids = arrays.from_json(as_id_array, asked.ids, lambda value: value["ids"], body)
     return ids, asked.version
+
+
+def list_keys_request(query_string: bytes) -> tuple[KeyQuery, int]:
+    """The query and the version of a request for a page of keys, from the URL's query.
+
+    A prefix that isn't UTF-8 is percent-encoded bytes, and taken as these bytes.
+    """
+    pairs = parse_qsl(
+        query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"
+    )
+    hint = "a page of keys has these: " + ", ".join(_KEYS_OPTIONS)
+    options = query_options(QueryParams(pairs), _KEYS_OPTIONS, hint)
+    query = KeyQuery(
+        options.get("prefix", "").encode("utf-8", "surrogateescape"),
+        _query_number(options, "limit", "the most keys of a page"),
+        _query_number(options, "start", "the id to begin at"),
+    )
+    return query, query_version(options, "version")
 
 
 def no_options(query: QueryParams) -> None:
@@ -223,10 +244,14 @@ def query_rows(ids: arrays.Ids, options: dict[str, str]) -> Asked:
 
 def query_version(options: dict[str, str], name: str) -> int:
     """The version that the query's parameter `name` gives."""
-    version = options.get(name, "0")
-    if not re.fullmatch("[0-9]{1,20}", version) or int(version) > VERSION_MAX:
-        raise InvalidArgument(f"{name} is {version!r}; it must be a number, 0 for the live one")
-    return int(version)
+    return _query_number(options, name, "0 for the live one")
+
+
+def _query_number(options: dict[str, str], name: str, meaning: str) -> int:
+    number = options.get(name, "0")
+    if not re.fullmatch("[0-9]{1,20}", number) or int(number) > VERSION_MAX:
+        raise InvalidArgument(f"{name} is {number!r}; it must be a number, {meaning}")
+    return int(number)
 
 
 def query_options(query: QueryParams, known: Sequence[str], hint: str) -> dict[str, str]:

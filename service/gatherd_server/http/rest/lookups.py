@@ -6,6 +6,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gatherd.store.query import FoundKeys
 from gatherd.store.table import Gathered
 from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
@@ -21,7 +22,7 @@ from gatherd_server.types import Lookup
 
 
 def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
-    """Lookups of one table and of many, by id and by key, row by row and in bags."""
+    """Lookups of one table and of many, by id and by key, row by row and in bags; and keys."""
     limits = admission.limits
 
     router = placed_router(admission.request, Need.READ)
@@ -89,7 +90,19 @@ def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> API
 
         return await offload.run(found, ids.size > KEYS_SHORT)
 
+    @router.get("/v1/tables/{table:table}/keys", **openapi.LIST_KEYS)
+    async def list_keys(table: str, request: Request) -> Response:
+        query, version = lookup_bodies.list_keys_request(request.scope["query_string"])
+        page = caller_of(request.scope).guard(engine).prepare_keys(table, query, version)
+        return await offload.run(lambda: _key_page(page.run()), page.is_long)
+
     return router
+
+
+def _key_page(found: FoundKeys) -> Response:
+    keys = arrays.json_keys(found.keys)
+    ids = found.ids.tolist()
+    return json_reply({**keys, "ids": ids, "next": found.next, "version": found.version})
 
 
 def _by_table(asked: Sequence[Lookup]) -> Callable[[list[Gathered]], Response]:

@@ -7,7 +7,12 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from gatherd.store.dtypes import REPLY_DTYPES
-from gatherd.store.query import ROW_POLICIES
+from gatherd.store.query import (
+    PAGE_KEYS_DEFAULT,
+    PAGE_KEYS_MAX,
+    ROW_POLICIES,
+    SCANNED_KEYS_MAX,
+)
 from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
@@ -24,6 +29,7 @@ from gatherd_server.http.rest.openapi_parts import (
 )
 from gatherd_server.http.rest.schemas import (
     HealthReply,
+    KeyPageReply,
     KeysOfBody,
     KeysOfReply,
     LookupBagsBody,
@@ -223,6 +229,56 @@ KEYS_OF: Final[dict[str, Any]] = {
     "openapi_extra": body(KeysOfBody, {"ids": [6989]}),
 }
 
+_NUMBER: Final = "^[0-9]{1,20}$"
+LIST_KEYS: Final[dict[str, Any]] = {
+    "operation_id": "listKeys",
+    "tags": ["lookup"],
+    "summary": "A page of a table's keys with their ids, in the order of the ids",
+    "description": "There is no index of prefixes: the server reads every key from `start` on, "
+    f"until the page is full or {SCANNED_KEYS_MAX} are read.",
+    "responses": responses(
+        {
+            "description": "The page. It may have fewer keys than `limit`, or none, and not be the "
+            "last: that one's `next` is null.",
+            "content": json_content(
+                KeyPageReply,
+                {
+                    "keys": ["king", "kings"],
+                    "kind": "bytes",
+                    "encoding": "utf-8",
+                    "ids": [6989, 8171],
+                    "next": 8172,
+                    "version": 3,
+                },
+            ),
+        },
+        *(404, 409, 422, 429, 500, 503),
+    ),
+    "openapi_extra": {
+        "parameters": [
+            option(
+                "prefix",
+                None,
+                "Only keys that begin with it. Only for string keys; bytes that aren't UTF-8 are "
+                "percent-encoded as they are.",
+            ),
+            option(
+                "limit",
+                str(PAGE_KEYS_DEFAULT),
+                f"The most keys of the page; at most {PAGE_KEYS_MAX} are given.",
+                pattern=_NUMBER,
+            ),
+            option("start", "0", "The id to begin at: `next` of the page before.", pattern=_NUMBER),
+            option(
+                "version",
+                "0",
+                "The version that must answer, such as the first page's; 0 is the live one.",
+                pattern=_NUMBER,
+            ),
+        ]
+    },
+}
+
 LIST_TABLES: Final[dict[str, Any]] = {
     "operation_id": "listTables",
     "tags": ["tables"],
@@ -279,6 +335,7 @@ METRICS: Final[dict[str, Any]] = {
 
 _MODELS: Final = (
     KeysOfBody,
+    KeyPageReply,
     KeysOfReply,
     LookupBagsBody,
     LookupBagsManyBody,

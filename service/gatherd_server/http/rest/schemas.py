@@ -132,6 +132,13 @@ class KeysOfReply(BaseModel):
     version: int
 
 
+class KeyPageReply(KeysOfReply):
+    """A page of a table's keys."""
+
+    ids: list[int] = Field(description="The keys' ids, ascending.")
+    next: int | None = Field(description="Where the next page begins; null after the last one.")
+
+
 class TableReply(BaseModel):
     """What is told about a table."""
 
