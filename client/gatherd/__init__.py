@@ -3,6 +3,8 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
+from gatherd._calls.handles import TableHandle
+from gatherd._calls.handles_aio import AsyncTableHandle
 from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.tables import ChangeResult, SnapshotResult
@@ -55,6 +57,7 @@ __version__ = _version("gatherd")
 __all__ = [
     "AlreadyExists",
     "AsyncClient",
+    "AsyncTableHandle",
     "BadFile",
     "Batching",
     "ChangeResult",
@@ -85,6 +88,7 @@ __all__ = [
     "RetryableError",
     "SnapshotResult",
     "StorageError",
+    "TableHandle",
     "TableInfo",
     "TableNotFound",
     "TableReadOnly",

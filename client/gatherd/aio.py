@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.tasks import AsyncBatcher
-from gatherd._calls.keys_aio import AsyncKeyCalls
-from gatherd._calls.lookups_aio import AsyncLookupCalls
+from gatherd._calls.handles_aio import AsyncAllCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.short import short
-from gatherd._calls.tables_aio import AsyncTableCalls
-from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, Varying
@@ -45,7 +42,7 @@ if TYPE_CHECKING:
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, AsyncTableCalls):
+class AsyncClient(Rebuilt, AsyncAllCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
     Belongs to the event loop of its first call. When that loop was closed, as after `asyncio.run`,

@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.threads import Batcher
-from gatherd._calls.keys import KeyCalls
-from gatherd._calls.lookups import LookupCalls
+from gatherd._calls.handles import AllCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.short import short
-from gatherd._calls.tables import TableCalls
-from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, Varying
@@ -37,7 +34,7 @@ if TYPE_CHECKING:
     from gatherd.transports.transport import Transport
 
 
-class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
+class Client(Rebuilt, AllCalls):
     """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,

@@ -9,13 +9,14 @@ from numpy.typing import NDArray
 
 from gatherd._requests.lookups import check_table, check_version, key_array
 from gatherd._requests.tables import check_count
+from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import FoundKeys, KeyQuery
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeyPage:
+class KeyPage(Shown):
     """One page of a table's keys, in the order of their ids.
 
     `keys`, (n,), are as `keys_of` returns them, and `ids`, int64 (n,), are their rows. `next` is

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gatherd._requests.names import OptimizerName
+from gatherd._shown import Shown
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
@@ -22,7 +23,7 @@ _UINT64_MAX: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeResult:
+class ChangeResult(Shown):
     """A change that is durable and that every reader sees.
 
     `version` is the one that is live now, 0 for a table that was deleted; `lsn` the change's
@@ -34,7 +35,7 @@ class ChangeResult:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotResult:
+class SnapshotResult(Shown):
     """A snapshot: its folder on the server's machine, and the last update that is in it."""
 
     path: str

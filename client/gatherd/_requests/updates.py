@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.names import Ids, Values
+from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.given import OFFENDERS_MAX, as_given_array, bfloat16_bits
@@ -32,7 +33,7 @@ _EXPONENTS = {DType.FLOAT16: 0x7C00, DType.BFLOAT16: 0x7F80}
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateResult:
+class UpdateResult(Shown):
     """An update that is durable and that every lookup sees.
 
     `lsn` is its position in the log; `versions` has, by table, the version that was changed.

@@ -1,0 +1,62 @@
+"""What a notebook shows of clients, tables and results: small HTML tables, escaped and bounded."""
+
+import html
+import reprlib
+from collections.abc import Iterable
+from dataclasses import fields
+from typing import Any, Final
+
+import numpy as np
+
+ROWS_SHOWN_MAX: Final = 50
+CELL_CHARS_MAX: Final = 200
+ELEMENTS_SHOWN_MAX: Final = 12
+
+_short = reprlib.Repr()
+_short.maxstring = _short.maxother = CELL_CHARS_MAX
+_short.maxdict = _short.maxlist = _short.maxtuple = ELEMENTS_SHOWN_MAX
+
+
+class Shown:
+    """A dataclass that a notebook shows as a table of its fields."""
+
+    __slots__ = ()
+
+    def _repr_html_(self) -> str:
+        """The HTML that IPython displays."""
+        own: Any = self
+        rows = [(one.name, getattr(own, one.name)) for one in fields(own)]
+        return html_table(type(self).__name__, ("", ""), rows)
+
+
+def html_table(caption: str, head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
+    """A table whose first column names the rows; of many rows the first ones."""
+    listed = [list(row) for row in rows]
+    parts = [f"<table><caption>{html.escape(caption)}</caption>"]
+    names = list(head)
+    if any(names):
+        parts.append(_row(map(html.escape, names), "th"))
+    for first, *others in listed[:ROWS_SHOWN_MAX]:
+        cells = "".join(f"<td>{html.escape(_text(cell))}</td>" for cell in others)
+        parts.append(f"<tr><th>{html.escape(_text(first))}</th>{cells}</tr>")
+    if len(listed) > ROWS_SHOWN_MAX:
+        more = f"… {len(listed) - ROWS_SHOWN_MAX} more"
+        parts.append(f'<tr><td colspan="{len(names)}">{more}</td></tr>')
+    return "".join([*parts, "</table>"])
+
+
+def _row(cells: Iterable[str], tag: str) -> str:
+    return "<tr>" + "".join(f"<{tag}>{cell}</{tag}>" for cell in cells) + "</tr>"
+
+
+def _text(value: object) -> str:
+    if isinstance(value, np.ndarray):
+        with np.printoptions(threshold=ELEMENTS_SHOWN_MAX, edgeitems=3):
+            text = f"{value.dtype}, shape {value.shape}: {value}"
+    elif isinstance(value, str):
+        text = value
+    elif isinstance(value, int) and not isinstance(value, bool):
+        text = f"{value:,}"
+    else:
+        text = _short.repr(value)
+    return text if len(text) <= CELL_CHARS_MAX else text[:CELL_CHARS_MAX] + "…"
