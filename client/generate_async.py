@@ -23,8 +23,8 @@ SOURCES: Final = (
     "_calls/tables.py",
     "_calls/handles.py",
 )
-# The shell's own methods, which wait: every call of one is awaited.
-AWAITED: Final = ("_run", "_batched", "_carried", "_quick")
+# Methods that wait, most of them the shell's own: every call of one is awaited.
+AWAITED: Final = ("_run", "_batched", "_carried", "_quick", "keys")
 # In a handle every call of its client's.
 OF_CLIENT: Final = r"self\._client\.\w+\("
 # What follows in a class isn't in its twin.

@@ -49,6 +49,7 @@ from gatherd.errors import (
     VersionMismatch,
     VersionNotFound,
 )
+from gatherd.hooks import Call, Hook
 from gatherd.store.memory import tune_allocator
 from gatherd.transports.headers import request_headers
 
@@ -60,6 +61,7 @@ __all__ = [
     "AsyncTableHandle",
     "BadFile",
     "Batching",
+    "Call",
     "ChangeResult",
     "Client",
     "ClientClosed",
@@ -71,6 +73,7 @@ __all__ = [
     "FailedPrecondition",
     "ForkedClient",
     "GatherdError",
+    "Hook",
     "IdOutOfRange",
     "InternalError",
     "InvalidArgument",

@@ -1,7 +1,5 @@
 """What a notebook shows of clients, tables and results: small HTML tables, escaped and bounded."""
 
-import html
-import reprlib
 from collections.abc import Iterable
 from dataclasses import fields
 from typing import Any, Final
@@ -11,10 +9,6 @@ import numpy as np
 ROWS_SHOWN_MAX: Final = 50
 CELL_CHARS_MAX: Final = 200
 ELEMENTS_SHOWN_MAX: Final = 12
-
-_short = reprlib.Repr()
-_short.maxstring = _short.maxother = CELL_CHARS_MAX
-_short.maxdict = _short.maxlist = _short.maxtuple = ELEMENTS_SHOWN_MAX
 
 
 class Shown:
@@ -31,14 +25,16 @@ class Shown:
 
 def html_table(caption: str, head: Iterable[str], rows: Iterable[Iterable[object]]) -> str:
     """A table whose first column names the rows; of many rows the first ones."""
+    from html import escape  # rarely needed, as is all of this
+
     listed = [list(row) for row in rows]
-    parts = [f"<table><caption>{html.escape(caption)}</caption>"]
+    parts = [f"<table><caption>{escape(caption)}</caption>"]
     names = list(head)
     if any(names):
-        parts.append(_row(map(html.escape, names), "th"))
+        parts.append(_row(map(escape, names), "th"))
     for first, *others in listed[:ROWS_SHOWN_MAX]:
-        cells = "".join(f"<td>{html.escape(_text(cell))}</td>" for cell in others)
-        parts.append(f"<tr><th>{html.escape(_text(first))}</th>{cells}</tr>")
+        cells = "".join(f"<td>{escape(_text(cell))}</td>" for cell in others)
+        parts.append(f"<tr><th>{escape(_text(first))}</th>{cells}</tr>")
     if len(listed) > ROWS_SHOWN_MAX:
         more = f"… {len(listed) - ROWS_SHOWN_MAX} more"
         parts.append(f'<tr><td colspan="{len(names)}">{more}</td></tr>')
@@ -50,6 +46,11 @@ def _row(cells: Iterable[str], tag: str) -> str:
 
 
 def _text(value: object) -> str:
+    import reprlib
+
+    short = reprlib.Repr()
+    short.maxstring = short.maxother = CELL_CHARS_MAX
+    short.maxdict = short.maxlist = short.maxtuple = ELEMENTS_SHOWN_MAX
     if isinstance(value, np.ndarray):
         with np.printoptions(threshold=ELEMENTS_SHOWN_MAX, edgeitems=3):
             text = f"{value.dtype}, shape {value.shape}: {value}"
@@ -58,5 +59,5 @@ def _text(value: object) -> str:
     elif isinstance(value, int) and not isinstance(value, bool):
         text = f"{value:,}"
     else:
-        text = _short.repr(value)
+        text = short.repr(value)
     return text if len(text) <= CELL_CHARS_MAX else text[:CELL_CHARS_MAX] + "…"

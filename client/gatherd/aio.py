@@ -29,6 +29,7 @@ from gatherd.errors import (
     InvalidArgument,
     Unauthenticated,
 )
+from gatherd.hooks import Hook
 from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
@@ -65,11 +66,12 @@ class AsyncClient(Rebuilt, AsyncAllCalls):
         cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         """As Client. Connects later.
 
         url, timeout in seconds for each whole call, retries, batching, token, token_file, ca, cert,
-        headers, proxy.
+        headers, proxy, hooks.
         """
         self._settings = {
             "url": url,
@@ -82,6 +84,7 @@ class AsyncClient(Rebuilt, AsyncAllCalls):
             "cert": cert,
             "headers": dict(headers) if isinstance(headers, Mapping) else headers,
             "proxy": proxy,
+            "hooks": hooks,
         }
         self._target = target = parse_target(url, proxy)
         self._credentials = Credentials(
@@ -105,6 +108,11 @@ class AsyncClient(Rebuilt, AsyncAllCalls):
             self._answering = self._local
         else:
             self._answering = RemoteAnswering(tries)
+        if hooks:
+            from gatherd._calls.observed import checked_hooks, observing
+
+            self._hooks = checked_hooks(hooks)
+            self.__class__ = observing(type(self))
         self._begin()
 
     def _begin(self) -> None:

@@ -24,6 +24,7 @@ from gatherd._plans.retry import Tries
 from gatherd._requests.lookups import Answer
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
+from gatherd.hooks import Hook
 from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
@@ -61,6 +62,7 @@ class Client(Rebuilt, AllCalls):
         cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         """Nothing is connected yet; the first call does that.
 
@@ -86,6 +88,7 @@ class Client(Rebuilt, AllCalls):
         requests of a block of code.
         proxy: http://[USER:PASSWORD@]HOST:PORT of an HTTP proxy to go through, or "environment" to
         take it from http_proxy, https_proxy and no_proxy; without it no proxy is used.
+        hooks: told of every call, for metrics and traces; see `Hook` and `gatherd.otel`.
         """
         self._settings = {
             "url": url,
@@ -99,6 +102,7 @@ class Client(Rebuilt, AllCalls):
             "cert": cert,
             "headers": dict(headers) if isinstance(headers, Mapping) else headers,
             "proxy": proxy,
+            "hooks": hooks,
         }
         target = parse_target(url, proxy)
         self._credentials = Credentials(
@@ -133,6 +137,11 @@ class Client(Rebuilt, AllCalls):
             from gatherd.transports.http import HttpTransport
 
             self._transport = HttpTransport(target, self._credentials, busy_poll_us)
+        if hooks:
+            from gatherd._calls.observed import checked_hooks, observing
+
+            self._hooks = checked_hooks(hooks)
+            self.__class__ = observing(type(self))
 
     def close(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""

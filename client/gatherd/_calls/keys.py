@@ -76,8 +76,14 @@ class KeyCalls(ABC):
         try:
             start: int | None = 0
             while start is not None:
-                given = (table, prefix, PAGE_KEYS_MAX, start, version)
-                page = self._run(self._answering.keys(*given, timeout=timeout))
+                page = self.keys(
+                    table,
+                    prefix=prefix,
+                    limit=PAGE_KEYS_MAX,
+                    start=start,
+                    version=version,
+                    timeout=timeout,
+                )
                 yield from page
                 start, version = page.next, page.version
         except GatherdError as error:

@@ -79,8 +79,14 @@ class AsyncKeyCalls(ABC):
         try:
             start: int | None = 0
             while start is not None:
-                given = (table, prefix, PAGE_KEYS_MAX, start, version)
-                page = await self._run(self._answering.keys(*given, timeout=timeout))
+                page = await self.keys(
+                    table,
+                    prefix=prefix,
+                    limit=PAGE_KEYS_MAX,
+                    start=start,
+                    version=version,
+                    timeout=timeout,
+                )
                 for one in page:
                     yield one
                 start, version = page.next, page.version

@@ -22,7 +22,7 @@ class Rebuilt:
     _settings: dict[str, Any]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made, (type(self), self._settings)
+        return made, (type(self), self._settings)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self._settings['url']!r})"
@@ -34,5 +34,6 @@ class Rebuilt:
         return html_table(type(self).__name__, ("", ""), rows)
 
 
-def _made(cls: type[Rebuilt], settings: dict[str, Any]) -> Rebuilt:
+def made(cls: type[Rebuilt], settings: dict[str, Any]) -> Rebuilt:
+    """The copy that a pickle stands for."""
     return cls(**settings)
