@@ -7,6 +7,7 @@ from gatherd._calls.handles import TableHandle
 from gatherd._calls.handles_aio import AsyncTableHandle
 from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import TableInfo
+from gatherd._requests.names import Bags, Ids, Keys, Status, Values, Vectors
 from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
@@ -60,6 +61,7 @@ __all__ = [
     "AsyncClient",
     "AsyncTableHandle",
     "BadFile",
+    "Bags",
     "Batching",
     "Call",
     "ChangeResult",
@@ -75,10 +77,12 @@ __all__ = [
     "GatherdError",
     "Hook",
     "IdOutOfRange",
+    "Ids",
     "InternalError",
     "InvalidArgument",
     "KeyNotFound",
     "KeyPage",
+    "Keys",
     "LimitExceeded",
     "MalformedRequest",
     "NoKeys",
@@ -90,6 +94,7 @@ __all__ = [
     "RequestIdStale",
     "RetryableError",
     "SnapshotResult",
+    "Status",
     "StorageError",
     "TableHandle",
     "TableInfo",
@@ -102,6 +107,8 @@ __all__ = [
     "Unimplemented",
     "UpdateResult",
     "UpdatesStopped",
+    "Values",
+    "Vectors",
     "VersionMismatch",
     "VersionNotFound",
     "__version__",
