@@ -8,7 +8,7 @@ from gatherd._calls.handles_aio import AsyncTableHandle
 from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Bags, Ids, Keys, Status, Values, Vectors
-from gatherd._requests.tables import ChangeResult, SnapshotResult
+from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
 from gatherd.client import Client
@@ -93,6 +93,8 @@ __all__ = [
     "RequestIdReused",
     "RequestIdStale",
     "RetryableError",
+    "ServerInfo",
+    "SnapshotInfo",
     "SnapshotResult",
     "Status",
     "StorageError",

@@ -71,6 +71,7 @@ ROLLBACK: Final = _table("Rollback", _t.RollbackRequest, _t.ChangeResponse)
 SET_OPTIMIZER: Final = _table("SetOptimizer", _t.SetOptimizerRequest, _t.ChangeResponse)
 SNAPSHOT: Final = _table("Snapshot", _t.SnapshotRequest, _t.SnapshotResponse)
 DELETE_VERSION: Final = _table("DeleteVersion", _t.DeleteVersionRequest, _t.ChangeResponse)
+GET_SERVER: Final = _table("GetServer", _t.GetServerRequest, _t.GetServerResponse)
 LIST_SNAPSHOTS: Final = _table("ListSnapshots", _t.ListSnapshotsRequest, _t.ListSnapshotsResponse)
 DELETE_SNAPSHOT: Final = _table(
     "DeleteSnapshot", _t.DeleteSnapshotRequest, _t.DeleteSnapshotResponse
@@ -80,5 +81,5 @@ PROCEDURES: Final = (
     *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM, KEYS_OF, LIST_KEYS),
     *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
-    *(SNAPSHOT, DELETE_VERSION, LIST_SNAPSHOTS, DELETE_SNAPSHOT),
+    *(SNAPSHOT, DELETE_VERSION, GET_SERVER, LIST_SNAPSHOTS, DELETE_SNAPSHOT),
 )

@@ -46,6 +46,7 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
         READ,
     ),
     "KeysOf": (E.KeysOfRequest(table=TABLE, ids=_LOOKUP.ids), READ),
+    "ListKeys": (E.ListKeysRequest(table=TABLE), READ),
     "ScatterAdd": (_UPDATE, UPDATE),
     "ApplyGradients": (_UPDATE, UPDATE),
     "Assign": (_UPDATE, UPDATE),
@@ -56,7 +57,11 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     "Publish": (T.PublishRequest(table=TABLE), ADMIN),
     "Rollback": (T.RollbackRequest(table=TABLE), ADMIN),
     "SetOptimizer": (T.SetOptimizerRequest(table=TABLE, optimizer={"name": "sgd"}), ADMIN),
+    "DeleteVersion": (T.DeleteVersionRequest(table=TABLE, version=1), ADMIN),
     "Snapshot": (T.SnapshotRequest(), EVERY_TABLE),
+    "GetServer": (T.GetServerRequest(), ANY_TOKEN),
+    "ListSnapshots": (T.ListSnapshotsRequest(), EVERY_TABLE),
+    "DeleteSnapshot": (T.DeleteSnapshotRequest(name="none"), EVERY_TABLE),
 }
 
 _IDS = {"ids": [1]}
@@ -67,6 +72,7 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/tables/{table}:lookupBags"): ({"ids": [[1]]}, READ),
     ("post", "/v1/lookupBags"): ({"tables": {TABLE: {"ids": [[1]]}}}, READ),
     ("post", "/v1/tables/{table}:keysOf"): (_IDS, READ),
+    ("get", "/v1/tables/{table}/keys"): (None, READ),
     ("get", "/v1/tables"): (None, LISTING),
     ("get", "/v1/tables/{table}"): (None, OF_A_TABLE),
     ("get", "/v1/tables/{table}/versions"): (None, OF_A_TABLE),
@@ -75,7 +81,11 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/tables/{table}:publish"): (None, ADMIN),
     ("post", "/v1/tables/{table}:rollback"): (None, ADMIN),
     ("post", "/v1/tables/{table}:setOptimizer"): ({"optimizer": {"name": "sgd"}}, ADMIN),
+    ("delete", "/v1/tables/{table}/versions/{version}"): (None, ADMIN),
     ("post", "/v1/snapshots"): (None, EVERY_TABLE),
+    ("get", "/v1/server"): (None, ANY_TOKEN),
+    ("get", "/v1/snapshots"): (None, EVERY_TABLE),
+    ("delete", "/v1/snapshots/{name}"): (None, EVERY_TABLE),
     **{
         ("post", f"/v1/{where}{verb}"): (body, UPDATE)
         for verb in ("scatterAdd", "applyGradients", "assign")
@@ -127,7 +137,10 @@ def check(response: httpx.Response, caller: str, allowed: set[str]) -> None:
 def test_rest_by(caller: str, guarded: Guarded, http: httpx.Client) -> None:
     for (method, path), (body, allowed) in REST.items():
         response = http.request(
-            method, path.format(table=TABLE), json=body, headers=header(guarded, caller)
+            method,
+            path.format(table=TABLE, version=1, name="none"),
+            json=body,
+            headers=header(guarded, caller),
         )
         check(response, caller, allowed)
 

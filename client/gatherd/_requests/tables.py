@@ -5,6 +5,7 @@ The server decides which optimizers, options and initializers exist.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import numpy as np
@@ -40,6 +41,38 @@ class SnapshotResult(Shown):
 
     path: str
     lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo(Shown):
+    """The server that answers a ping.
+
+    `version` is its release and `commit` what that was built from, or "unknown". `ready` is False
+    while it is about to stop. `updates` is "running", "none" (nothing can be changed), "stopped",
+    "unreachable", "disk_full" or "hung". `seconds` is how long a round trip took.
+    """
+
+    version: str
+    commit: str
+    ready: bool
+    updates: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo(Shown):
+    """A snapshot in the server's folder of them, `path`, on the server's machine.
+
+    `lsn` is the last update that is in it, `created` the time it was taken, in UTC, and `bytes` are
+    those of all its files. `damaged` is empty, or why it can't be read; `created` is None then.
+    """
+
+    name: str
+    path: str
+    lsn: int
+    created: datetime | None
+    bytes: int
+    damaged: str = ""
 
 
 def check_optimizer(

@@ -170,6 +170,22 @@ class SnapshotResponse(_message.Message):
     lsn: int
     def __init__(self, path: _Optional[str] = ..., lsn: _Optional[int] = ...) -> None: ...
 
+class GetServerRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class GetServerResponse(_message.Message):
+    __slots__ = ("version", "commit", "ready", "updates")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    READY_FIELD_NUMBER: _ClassVar[int]
+    UPDATES_FIELD_NUMBER: _ClassVar[int]
+    version: str
+    commit: str
+    ready: bool
+    updates: str
+    def __init__(self, version: _Optional[str] = ..., commit: _Optional[str] = ..., ready: _Optional[bool] = ..., updates: _Optional[str] = ...) -> None: ...
+
 class DeleteVersionRequest(_message.Message):
     __slots__ = ("table", "version")
     TABLE_FIELD_NUMBER: _ClassVar[int]

@@ -79,6 +79,11 @@ class TableServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteVersionRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
                 _registered_method=True)
+        self.GetServer = channel.unary_unary(
+                '/gatherd.v1.TableService/GetServer',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerResponse.FromString,
+                _registered_method=True)
         self.ListSnapshots = channel.unary_unary(
                 '/gatherd.v1.TableService/ListSnapshots',
                 request_serializer=gatherd__proto_dot_v1_dot_table__pb2.ListSnapshotsRequest.SerializeToString,
@@ -156,6 +161,13 @@ class TableServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetServer(self, request, context):
+        """What answers, and whether it takes traffic and updates. Any token may ask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListSnapshots(self, request, context):
         """The snapshots in the server's snapshot folder, oldest first.
         """
@@ -217,6 +229,11 @@ def add_TableServiceServicer_to_server(servicer, server):
                     servicer.DeleteVersion,
                     request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteVersionRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'GetServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServer,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerResponse.SerializeToString,
             ),
             'ListSnapshots': grpc.unary_unary_rpc_method_handler(
                     servicer.ListSnapshots,
@@ -472,6 +489,33 @@ class TableService:
             '/gatherd.v1.TableService/DeleteVersion',
             gatherd__proto_dot_v1_dot_table__pb2.DeleteVersionRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/GetServer',
+            gatherd__proto_dot_v1_dot_table__pb2.GetServerRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.GetServerResponse.FromString,
             options,
             channel_credentials,
             insecure,

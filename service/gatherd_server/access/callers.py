@@ -34,6 +34,8 @@ from gatherd_server.types import (
     Lookup,
     Push,
     PushResult,
+    ServerInfo,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     TableInfo,
@@ -56,7 +58,7 @@ class Scope(Enum):
     UPDATE = "update"
     """Change rows."""
     ADMIN = "admin"
-    """Create, remove, publish and roll back tables; with the pattern *, take snapshots."""
+    """Create, remove, publish and roll back tables; with the pattern *, all about snapshots."""
     METRICS = "metrics"
     """Read /metrics, which covers every table. Nothing else."""
 
@@ -311,13 +313,26 @@ class GuardedEngine:
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.snapshot(name)
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.snapshots()
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.delete_snapshot(name)
+
+    def _check_snapshots(self) -> None:
         self._caller.check(Scope.ADMIN, ())
         if not self._caller.reaches_all:
             raise PermissionDenied(
                 f"a snapshot is of every table, and token {self._grant.name!r} is for "
                 f"{' '.join(self._grant.tables)}; it takes one for '*'"
             )
-        return self._engine.snapshot(name)
 
     def table(self, name: str) -> TableInfo:
         """As Engine's; needs any scope that concerns tables."""
@@ -339,6 +354,10 @@ class GuardedEngine:
         """As Engine's, but only the caller's tables."""
         states = self._engine.table_states()
         return {name: state for name, state in states.items() if self._sees(name)}
+
+    def server(self) -> ServerInfo:
+        """As Engine's; needs no scope, because it names no table."""
+        return self._engine.server()
 
     def updates_state(self) -> UpdatesState:
         """As Engine's; needs no scope, because it names no table."""

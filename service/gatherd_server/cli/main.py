@@ -1,6 +1,5 @@
 """The `gatherd` command: the group of all commands, and `gatherd serve`."""
 
-import importlib.metadata
 import logging
 import os
 import sys
@@ -12,18 +11,22 @@ from typing import Any
 import click
 from click.shell_completion import get_completion_class
 
-from gatherd.errors import GatherdError
+from gatherd_server.build import this_build
 from gatherd_server.cli.backups import backup, backups, restore
 from gatherd_server.cli.bench import bench
 from gatherd_server.cli.creating import create
+from gatherd_server.cli.describing import info, ping
 from gatherd_server.cli.exporting import export
 from gatherd_server.cli.importing import import_table, publish
 from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.kernels import kernels
+from gatherd_server.cli.keys import keys
 from gatherd_server.cli.looking_up import lookup, tables
+from gatherd_server.cli.snapshots import snapshots
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
 from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
+from gatherd_server.cli.verbs import Verbs
 from gatherd_server.cli.versions import delete, rollback, set_optimizer, snapshot, versions
 from gatherd_server.observe.logs import configure_logging
 from gatherd_server.processes.descriptors import raise_limit
@@ -31,21 +34,24 @@ from gatherd_server.processes.supervisor import Addresses, Supervisor
 from gatherd_server.settings import ServeSettings, load_settings
 
 
-class _Group(click.Group):
-    """Prints every GatherdError as one line, and keeps the commands in the order written here."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
-
-    def invoke(self, ctx: click.Context) -> Any:
-        try:
-            return super().invoke(ctx)
-        except GatherdError as error:
-            raise click.ClickException(error.message) from None
+def _print_version(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+    """Asked for only here, because in a checkout it starts git."""
+    if given and not ctx.resilient_parsing:
+        click.echo(str(this_build()))
+        ctx.exit()
 
 
-@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
-@click.version_option(importlib.metadata.version("gatherd"), prog_name="gatherd")
+@click.group(
+    cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
+)
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and the commit, and exit.",
+)
 def cli() -> None:
     """Serve embedding tables over the network as if they were local arrays.
 
@@ -144,9 +150,11 @@ def _print_addresses(settings: ServeSettings, addresses: Addresses) -> None:
 
 for command in (create, import_table, publish, plan, verify, export):
     cli.add_command(command)
-for command in (tables, lookup, scatter_add, apply_gradients, assign):
+for command in (tables, info, keys, lookup, scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, token, bench, top):
+for command in (versions, rollback, set_optimizer, delete, snapshot, snapshots):
+    cli.add_command(command)
+for command in (token, ping, bench, top):
     cli.add_command(command)
 for command in (backup, backups, restore, kernels):
     cli.add_command(command)

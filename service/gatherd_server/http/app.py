@@ -54,7 +54,7 @@ def create_app(engine: Engine, admission: Admission, offload: Offload) -> FastAP
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(lookup_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
-    app.include_router(table_routes(engine, admission))
+    app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))
     app.include_router(health_routes(engine, admission, offload))
     _handle_errors(app)

@@ -32,6 +32,7 @@ from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.app import create_app
 from gatherd_server.http.connection import guarded_protocol
+from gatherd_server.http.connection_limit import HANDSHAKE_SECONDS
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.http.offload import THREADS_A_CORE, Offload
@@ -65,7 +66,6 @@ SETTLE_PASSES_MAX = 20_000
 # How often the files of tokens and certificates are checked for changes.
 WATCH_SECONDS = 1.0
 # The time for a TLS handshake; after it a connection has to send a request.
-HANDSHAKE_SECONDS = 20.0
 
 
 class DrainingServer(uvicorn.Server):
@@ -200,7 +200,7 @@ class Worker:
             await asyncio.sleep(0.005)
         # Objects made until here stay; the garbage collector needn't look at them each time.
         gc.freeze()
-        self._admission.is_ready = True
+        self._admission.is_ready = engine.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()
         watching = asyncio.ensure_future(self._watch_files())
@@ -208,7 +208,7 @@ class Worker:
             (serving, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED
         )
         watching.cancel()
-        self._admission.is_ready = False
+        self._admission.is_ready = engine.is_ready = False
         rpc.set_serving(False)
         if not serving.done():
             await asyncio.sleep(settings.unready_seconds)
@@ -278,11 +278,17 @@ class Worker:
     ) -> Link | None:
         settings = self._brief.settings
         data_dir = settings.data_dir
+
+        def check_unused(table: str, version: int) -> None:
+            self._telemetry.pulse.beat()  # the compiled answer tells then what it answered
+            tables.check_unused(table, version)
+
         if isinstance(owner, UpdatesStopped):
             return RefusingLink(owner, UpdatesState.STOPPED)
         if owner is not None:
             writer, changes = owner
             changes.prepare = in_process(tables.prepare_version)
+            changes.check_unused = in_process(check_unused)
             direct = DirectLink(writer, changes, settings.writer_hung_seconds)
             stack.push_async_callback(direct.close)
             direct.watch()
@@ -293,7 +299,7 @@ class Worker:
             return RefusingLink(_nothing_changes(data_dir), UpdatesState.NONE)
         folder, path = open_beside(data_dir, WRITER_SOCKET_NAME)
         stack.callback(os.close, folder)
-        link = SocketLink(path, tables.prepare_version, settings.writer_hung_seconds)
+        link = SocketLink(path, tables.prepare_version, check_unused, settings.writer_hung_seconds)
         stack.push_async_callback(link.close)
         await link.connect()
         link.watch()

@@ -121,6 +121,10 @@ def _get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> Prepare
     return PreparedReply(lambda: [reply])
 
 
+def _get_server(engine: AnyEngine, _request: table_pb2.GetServerRequest) -> PreparedReply:
+    return PreparedReply(lambda: [tables.get_server_reply(engine.server())], is_long=True)
+
+
 def _push(procedure: Procedure, op: UpdateOp) -> UpdateProcedure:
     return UpdateProcedure(
         procedure,
@@ -153,12 +157,24 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     ReadProcedure(proto.LIST_KEYS, _list_keys),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
+    ReadProcedure(proto.GET_SERVER, _get_server, is_admitted=False, scope=None),
     *(_push(procedure, op) for procedure, op in PUSHES.items()),
     _change(proto.CREATE_TABLE, updates.create_table),
     _change(proto.DELETE_TABLE, updates.delete_table),
     _change(proto.PUBLISH, updates.publish),
     _change(proto.ROLLBACK, updates.rollback),
     _change(proto.SET_OPTIMIZER, updates.set_optimizer),
+    _change(proto.DELETE_VERSION, updates.delete_version),
     UpdateProcedure(proto.SNAPSHOT, _snapshot, updates.snapshot_reply),
+    UpdateProcedure(
+        proto.LIST_SNAPSHOTS,
+        lambda engine, _request: engine.snapshots(),
+        updates.list_snapshots_reply,
+    ),
+    UpdateProcedure(
+        proto.DELETE_SNAPSHOT,
+        lambda engine, request: engine.delete_snapshot(updates.deleted_snapshot(request)),
+        updates.delete_snapshot_reply,
+    ),
 )
 """Every unary procedure; each gets the engine that its caller may use."""

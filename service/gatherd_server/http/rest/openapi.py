@@ -40,6 +40,7 @@ from gatherd_server.http.rest.schemas import (
     LookupReply,
     Problem,
     ReadyReply,
+    ServerReply,
     TableReply,
     TablesReply,
 )
@@ -306,6 +307,22 @@ GET_VERSIONS: Final[dict[str, Any]] = {
     ),
 }
 
+GET_SERVER: Final[dict[str, Any]] = {
+    "operation_id": "getServer",
+    "tags": ["health"],
+    "summary": "What answers, and whether it takes traffic and updates",
+    "responses": responses(
+        {
+            "description": "The server.",
+            "content": json_content(
+                ServerReply,
+                {"version": "0.1.0", "commit": "unknown", "ready": True, "updates": "running"},
+            ),
+        },
+        500,
+    ),
+}
+
 HEALTHZ: Final[dict[str, Any]] = {
     "operation_id": "healthz",
     "tags": ["health"],
@@ -348,6 +365,7 @@ _MODELS: Final = (
     VersionsReply,
     HealthReply,
     ReadyReply,
+    ServerReply,
     Problem,
     *openapi_updates.MODELS,
 )

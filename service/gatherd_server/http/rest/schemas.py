@@ -189,6 +189,15 @@ class HealthReply(BaseModel):
     status: Literal["alive"]
 
 
+class ServerReply(BaseModel):
+    """What answers."""
+
+    version: str = Field(description="The release.")
+    commit: str = Field(description='The commit that it was built from, or "unknown".')
+    ready: bool = Field(description="False while the server is about to stop.")
+    updates: str = Field(description="As /readyz has it.")
+
+
 class ReadyReply(BaseModel):
     """The server takes traffic."""
 

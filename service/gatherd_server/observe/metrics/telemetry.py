@@ -14,6 +14,8 @@ from gatherd_server.observe.metrics.names import (
     TABLE_LOOKUP_BYTES,
     TABLE_LOOKUP_ROWS,
     TABLE_LOOKUPS,
+    TABLE_MISSING,
+    TABLE_SUPERSEDED_LOOKUPS,
 )
 from gatherd_server.observe.metrics.processes import process_samples
 from gatherd_server.observe.metrics.recorder import (
@@ -28,6 +30,9 @@ from gatherd_server.observe.tracing import Spans, TraceExport, open_spans
 
 now_ns: Final = perf_counter_ns
 """The clock that requests are timed by."""
+
+MISSED_IDS: Final = "id"
+MISSED_KEYS: Final = "key"
 
 _BOUNDS: Final = REQUEST_DURATION.bounds
 _SUPERVISOR: Final = 0
@@ -137,6 +142,16 @@ class Telemetry:
         self.threads.add(TABLE_LOOKUPS, name, value=lookups)
         self.threads.add(TABLE_LOOKUP_ROWS, name, value=rows)
         self.threads.add(TABLE_LOOKUP_BYTES, name, value=byte_count)
+
+    def missed(self, name: str, by: str, count: int) -> None:
+        """Count ids or keys (`by` is MISSED_IDS or MISSED_KEYS) without a row, on any thread."""
+        if count:
+            self.threads.add(TABLE_MISSING, name if self.is_per_table else "", by, value=count)
+
+    def superseded(self, name: str, lookups: int = 1) -> None:
+        """Count lookups that named a version that wasn't live, on any thread."""
+        table = name if self.is_per_table else ""
+        self.threads.add(TABLE_SUPERSEDED_LOOKUPS, table, value=lookups)
 
     def document(self, samples: Iterable[Sample]) -> str:
         """The counts of all processes, with `samples`, in Prometheus' format."""
