@@ -54,6 +54,7 @@ def test_vectors_by_key_or_id(url: str) -> None:
         bags = words.lookup_bags([[1, 2]], mode="mean")
         np.testing.assert_allclose(bags, WORDS[[1, 2]].mean(axis=0)[None], rtol=1e-6)
         assert words.keys_of([3]).tolist() == ["word3"]
+        assert words.ids_of(["word3", "nope"], allow_missing=True).tolist() == [3, -1]
         with pytest.raises(KeyNotFound):
             words["nope"]
         with pytest.raises(TableNotFound):

@@ -188,6 +188,12 @@ class Messages(Surface):
         request = embedding_pb2.KeysOfRequest(table=table, ids=id_tensor(ids))
         return keys_answer(self._call("KeysOf", request, embedding_pb2.KeysOfResponse()))
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        asked = keys_request(table, keys, "error").keys
+        request = embedding_pb2.IdsOfRequest(table=table, keys=asked, allow_missing=allow_missing)
+        reply = self._call("IdsOf", request, embedding_pb2.IdsOfResponse())
+        return np.frombuffer(reply.ids.data, "<i8").reshape(tuple(reply.ids.shape)).tolist()
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         request = embedding_pb2.ListKeysRequest(
             table=table, prefix=prefix.encode("utf-8", "surrogateescape"), limit=limit, start=start

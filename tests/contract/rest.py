@@ -141,6 +141,12 @@ class Rest(Surface):
         self._check(reply)
         return np.array(_keys(reply.json()), object).reshape(np.shape(ids)).tolist()
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        body = {"keys": np.asarray(keys).tolist(), "allow_missing": allow_missing}
+        reply = self._http.post(f"/v1/tables/{table}:idsOf", json=body)
+        self._check(reply)
+        return reply.json()["ids"]
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         raw = prefix.encode("utf-8", "surrogateescape")
         query = urlencode({"prefix": raw, "limit": limit, "start": start})

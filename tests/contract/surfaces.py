@@ -89,6 +89,10 @@ class Surface(ABC):
         """Keys nested as the ids are: str (surrogateescape) or int."""
         raise NotImplementedError
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        """Ids nested as the keys are."""
+        raise NotImplementedError
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         raise NotImplementedError
 
@@ -160,6 +164,9 @@ class SyncSdk(Surface):
     def keys_of(self, table: str, ids: Any) -> Any:
         return self._client.keys_of(table, ids).tolist()
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        return self._client.ids_of(table, keys, allow_missing=allow_missing).tolist()
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         page = self._client.keys(table, prefix=prefix, limit=limit, start=start)
         return page.keys.tolist(), page.ids.tolist(), page.next
@@ -206,6 +213,10 @@ class AsyncSdk(Surface):
 
     def keys_of(self, table: str, ids: Any) -> Any:
         return self._runner.run(self._client.keys_of(table, ids)).tolist()
+
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        asked = self._client.ids_of(table, keys, allow_missing=allow_missing)
+        return self._runner.run(asked).tolist()
 
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         page = self._runner.run(self._client.keys(table, prefix=prefix, limit=limit, start=start))

@@ -39,6 +39,10 @@ include-name = "POST /v1/tables/{table}:keysOf"
 parameters = { "path.table" = "words" }
 
 [[operations]]
+include-name = "POST /v1/tables/{table}:idsOf"
+parameters = { "path.table" = "words" }
+
+[[operations]]
 include-name = "DELETE /v1/tables/{table}"
 parameters = { "path.table" = "gone" }
 """

@@ -5,6 +5,9 @@ Client and AsyncClient inherit `AllCalls`.
 
 from typing import Any, Literal, Unpack, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gatherd._calls.described import Described, Tables, like
 from gatherd._calls.keys import KeyCalls
 from gatherd._calls.lookups import LookupCalls
@@ -126,6 +129,20 @@ class TableHandle(Described):
     ) -> Vectors:
         """As `Client.keys_of` of this table."""
         return self._client.keys_of(self.name, ids, version=version, timeout=timeout)
+
+    @short
+    def ids_of(
+        self,
+        keys: Keys,
+        *,
+        allow_missing: bool = False,
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[np.int64]:
+        """As `Client.ids_of` of this table."""
+        return self._client.ids_of(
+            self.name, keys, allow_missing=allow_missing, version=version, timeout=timeout
+        )
 
     @like(KeyCalls.keys)
     @short

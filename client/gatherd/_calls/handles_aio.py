@@ -6,6 +6,9 @@ Client and AsyncClient inherit `AsyncAllCalls`.
 
 from typing import Any, Literal, Unpack, overload
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gatherd._calls.described import Described, Tables, like
 from gatherd._calls.keys_aio import AsyncKeyCalls
 from gatherd._calls.lookups_aio import AsyncLookupCalls
@@ -127,6 +130,20 @@ class AsyncTableHandle(Described):
     ) -> Vectors:
         """As `Client.keys_of` of this table."""
         return await self._client.keys_of(self.name, ids, version=version, timeout=timeout)
+
+    @short
+    async def ids_of(
+        self,
+        keys: Keys,
+        *,
+        allow_missing: bool = False,
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[np.int64]:
+        """As `Client.ids_of` of this table."""
+        return await self._client.ids_of(
+            self.name, keys, allow_missing=allow_missing, version=version, timeout=timeout
+        )
 
     @like(AsyncKeyCalls.keys)
     @short

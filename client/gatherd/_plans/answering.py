@@ -16,7 +16,7 @@ from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.retry import Tries
 from gatherd._requests.bags import prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
-from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_keys
+from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_ids_of, prepare_keys
 from gatherd._requests.lookups import (
     Answer,
     KeysOfSpec,
@@ -188,6 +188,20 @@ class Answering(ABC):
             query = replace(spec.query, start=found.next)
             spec = replace(spec, query=query, version=found.version)
 
+    def ids_of(
+        self,
+        table: str,
+        keys: Keys,
+        *,
+        allow_missing: bool,
+        version: int | None,
+        timeout: float | None,
+    ) -> Plan[NDArray[np.int64]]:
+        """The plan of Client.ids_of."""
+        deadline = self.deadline(timeout)
+        spec = prepare_ids_of(table, keys, allow_missing, version)
+        return (yield from self.find_ids(spec, deadline))
+
     def versions(self, name: str, deadline: Deadline) -> Plan[tuple[int, ...]]:
         """The plan of Client.versions."""
         return (yield from self.table(name, deadline)).versions
@@ -240,6 +254,10 @@ class Answering(ABC):
     @abstractmethod
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
         """The answers to `specs`, in their order. All or nothing. All are bags, or none is."""
+
+    @abstractmethod
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """The ids of the keys, in their shape; −1 for one without a row if `missing` allows it."""
 
     @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:

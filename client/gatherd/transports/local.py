@@ -32,7 +32,7 @@ from gatherd._requests.lookups import (
 )
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType, bfloat16_to_float32
-from gatherd.store.key_pages import find_keys
+from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
 from gatherd.store.query import ByKey, FoundKeys, Missing
@@ -122,6 +122,18 @@ class LocalAnswering(Answering):
         self._check(deadline)
         nbytes = spec.query.scanned_max * KEY_BYTES_GUESS
         found: FoundKeys = yield Computation(partial(find_keys, table, spec.query), nbytes)
+        return found
+
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """Asks the key index."""
+        assert isinstance(spec.asked, ByKey)
+        (table,) = self._open().take([(spec.table, spec.version)])
+        self._check(deadline)
+        allow_missing = spec.missing is not Missing.ERROR
+        run = partial(find_ids, table, spec.asked.keys, allow_missing=allow_missing)
+        nbytes = spec.asked.size * KEY_BYTES_GUESS if "keys" in self._compiled else FIRST_USE_BYTES
+        found: NDArray[np.int64] = yield Computation(run, nbytes)
+        self._compiled.add("keys")
         return found
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:

@@ -26,17 +26,17 @@ from gatherd_proto.v1 import status_pb2 as gatherd__proto_dot_v1_dot_status__pb2
 from gatherd_proto.v1 import tensor_pb2 as gatherd__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n gatherd_proto/v1/embedding.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/status.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\xc4\x01\n\rLookupRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x06 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.gatherd.v1.DType\x12$\n\x07missing\x18\x04 \x01(\x0e\x32\x13.gatherd.v1.Missing\x12\x0f\n\x07version\x18\x05 \x01(\x04\x42\x06\n\x04rows\"V\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12#\n\x07vectors\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.gatherd.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.gatherd.v1.LookupResponse\"\xd6\x01\n\x11LookupBagsRequest\x12)\n\x06lookup\x18\x01 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\x12#\n\x07offsets\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12$\n\x07pooling\x18\x03 \x01(\x0e\x32\x13.gatherd.v1.Pooling\x12#\n\x07weights\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x17\n\npadding_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_padding_id\"D\n\x15LookupBagsManyRequest\x12+\n\x04\x62\x61gs\x18\x01 \x03(\x0b\x32\x1d.gatherd.v1.LookupBagsRequest\"P\n\rKeysOfRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x0f\n\x07version\x18\x03 \x01(\x04\"A\n\x0eKeysOfResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\"_\n\x0fListKeysRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x04\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\x04\"\x80\x01\n\x10ListKeysResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\x12\x1f\n\x03ids\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x11\n\x04next\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_next\"L\n\x13LookupStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06lookup\x18\x02 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\"\x7f\n\x14LookupStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x06lookup\x18\x02 \x01(\x0b\x32\x1a.gatherd.v1.LookupResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.StatusH\x00\x42\x08\n\x06result\"\x93\x01\n\rUpdateRequest\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.gatherd.v1.TableUpdate\x12/\n\x08sequence\x18\x02 \x01(\x0b\x32\x1b.gatherd.v1.SessionSequenceH\x00\x12\x19\n\x0fidempotency_key\x18\x03 \x01(\tH\x00\x42\x0c\n\nrequest_id\"4\n\x0fSessionSequence\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xcf\x01\n\x0bTableUpdate\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x03 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12\"\n\x06values\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\nif_version\x18\x06 \x01(\x04\x42\x06\n\x04rowsB\x10\n\x0e_learning_rate\"/\n\x0eUpdateResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x10\n\x08versions\x18\x02 \x03(\x04*n\n\x07Missing\x12\x17\n\x13MISSING_UNSPECIFIED\x10\x00\x12\x11\n\rMISSING_ERROR\x10\x01\x12\x10\n\x0cMISSING_ZERO\x10\x02\x12\x13\n\x0fMISSING_DEFAULT\x10\x03\x12\x10\n\x0cMISSING_SKIP\x10\x04*i\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_SUM\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x11\n\rPOOLING_SQRTN\x10\x04\x32\xec\x05\n\x10\x45mbeddingService\x12?\n\x06Lookup\x12\x19.gatherd.v1.LookupRequest\x1a\x1a.gatherd.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.gatherd.v1.LookupManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12G\n\nLookupBags\x12\x1d.gatherd.v1.LookupBagsRequest\x1a\x1a.gatherd.v1.LookupResponse\x12S\n\x0eLookupBagsMany\x12!.gatherd.v1.LookupBagsManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12?\n\x06KeysOf\x12\x19.gatherd.v1.KeysOfRequest\x1a\x1a.gatherd.v1.KeysOfResponse\x12\x45\n\x08ListKeys\x12\x1b.gatherd.v1.ListKeysRequest\x1a\x1c.gatherd.v1.ListKeysResponse\x12U\n\x0cLookupStream\x12\x1f.gatherd.v1.LookupStreamRequest\x1a .gatherd.v1.LookupStreamResponse(\x01\x30\x01\x12\x43\n\nScatterAdd\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12G\n\x0e\x41pplyGradients\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12?\n\x06\x41ssign\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n gatherd_proto/v1/embedding.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/status.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\xc4\x01\n\rLookupRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x06 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.gatherd.v1.DType\x12$\n\x07missing\x18\x04 \x01(\x0e\x32\x13.gatherd.v1.Missing\x12\x0f\n\x07version\x18\x05 \x01(\x04\x42\x06\n\x04rows\"V\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12#\n\x07vectors\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.gatherd.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.gatherd.v1.LookupResponse\"\xd6\x01\n\x11LookupBagsRequest\x12)\n\x06lookup\x18\x01 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\x12#\n\x07offsets\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12$\n\x07pooling\x18\x03 \x01(\x0e\x32\x13.gatherd.v1.Pooling\x12#\n\x07weights\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x17\n\npadding_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_padding_id\"D\n\x15LookupBagsManyRequest\x12+\n\x04\x62\x61gs\x18\x01 \x03(\x0b\x32\x1d.gatherd.v1.LookupBagsRequest\"P\n\rKeysOfRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x0f\n\x07version\x18\x03 \x01(\x04\"A\n\x0eKeysOfResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\"e\n\x0cIdsOfRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\x12\x0f\n\x07version\x18\x03 \x01(\x04\x12\x15\n\rallow_missing\x18\x04 \x01(\x08\"A\n\rIdsOfResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\"_\n\x0fListKeysRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x0e\n\x06prefix\x18\x02 \x01(\x0c\x12\r\n\x05limit\x18\x03 \x01(\x04\x12\r\n\x05start\x18\x04 \x01(\x04\x12\x0f\n\x07version\x18\x05 \x01(\x04\"\x80\x01\n\x10ListKeysResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\x12\x1f\n\x03ids\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x11\n\x04next\x18\x04 \x01(\x04H\x00\x88\x01\x01\x42\x07\n\x05_next\"L\n\x13LookupStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06lookup\x18\x02 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\"\x7f\n\x14LookupStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x06lookup\x18\x02 \x01(\x0b\x32\x1a.gatherd.v1.LookupResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.StatusH\x00\x42\x08\n\x06result\"\x93\x01\n\rUpdateRequest\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.gatherd.v1.TableUpdate\x12/\n\x08sequence\x18\x02 \x01(\x0b\x32\x1b.gatherd.v1.SessionSequenceH\x00\x12\x19\n\x0fidempotency_key\x18\x03 \x01(\tH\x00\x42\x0c\n\nrequest_id\"4\n\x0fSessionSequence\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xcf\x01\n\x0bTableUpdate\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x03 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12\"\n\x06values\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\nif_version\x18\x06 \x01(\x04\x42\x06\n\x04rowsB\x10\n\x0e_learning_rate\"/\n\x0eUpdateResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x10\n\x08versions\x18\x02 \x03(\x04*n\n\x07Missing\x12\x17\n\x13MISSING_UNSPECIFIED\x10\x00\x12\x11\n\rMISSING_ERROR\x10\x01\x12\x10\n\x0cMISSING_ZERO\x10\x02\x12\x13\n\x0fMISSING_DEFAULT\x10\x03\x12\x10\n\x0cMISSING_SKIP\x10\x04*i\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_SUM\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x11\n\rPOOLING_SQRTN\x10\x04\x32\xaa\x06\n\x10\x45mbeddingService\x12?\n\x06Lookup\x12\x19.gatherd.v1.LookupRequest\x1a\x1a.gatherd.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.gatherd.v1.LookupManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12G\n\nLookupBags\x12\x1d.gatherd.v1.LookupBagsRequest\x1a\x1a.gatherd.v1.LookupResponse\x12S\n\x0eLookupBagsMany\x12!.gatherd.v1.LookupBagsManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12?\n\x06KeysOf\x12\x19.gatherd.v1.KeysOfRequest\x1a\x1a.gatherd.v1.KeysOfResponse\x12<\n\x05IdsOf\x12\x18.gatherd.v1.IdsOfRequest\x1a\x19.gatherd.v1.IdsOfResponse\x12\x45\n\x08ListKeys\x12\x1b.gatherd.v1.ListKeysRequest\x1a\x1c.gatherd.v1.ListKeysResponse\x12U\n\x0cLookupStream\x12\x1f.gatherd.v1.LookupStreamRequest\x1a .gatherd.v1.LookupStreamResponse(\x01\x30\x01\x12\x43\n\nScatterAdd\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12G\n\x0e\x41pplyGradients\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12?\n\x06\x41ssign\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatherd_proto.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MISSING']._serialized_start=1863
-  _globals['_MISSING']._serialized_end=1973
-  _globals['_POOLING']._serialized_start=1975
-  _globals['_POOLING']._serialized_end=2080
+  _globals['_MISSING']._serialized_start=2033
+  _globals['_MISSING']._serialized_end=2143
+  _globals['_POOLING']._serialized_start=2145
+  _globals['_POOLING']._serialized_end=2250
   _globals['_LOOKUPREQUEST']._serialized_start=111
   _globals['_LOOKUPREQUEST']._serialized_end=307
   _globals['_LOOKUPRESPONSE']._serialized_start=309
@@ -53,22 +53,26 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_KEYSOFREQUEST']._serialized_end=896
   _globals['_KEYSOFRESPONSE']._serialized_start=898
   _globals['_KEYSOFRESPONSE']._serialized_end=963
-  _globals['_LISTKEYSREQUEST']._serialized_start=965
-  _globals['_LISTKEYSREQUEST']._serialized_end=1060
-  _globals['_LISTKEYSRESPONSE']._serialized_start=1063
-  _globals['_LISTKEYSRESPONSE']._serialized_end=1191
-  _globals['_LOOKUPSTREAMREQUEST']._serialized_start=1193
-  _globals['_LOOKUPSTREAMREQUEST']._serialized_end=1269
-  _globals['_LOOKUPSTREAMRESPONSE']._serialized_start=1271
-  _globals['_LOOKUPSTREAMRESPONSE']._serialized_end=1398
-  _globals['_UPDATEREQUEST']._serialized_start=1401
-  _globals['_UPDATEREQUEST']._serialized_end=1548
-  _globals['_SESSIONSEQUENCE']._serialized_start=1550
-  _globals['_SESSIONSEQUENCE']._serialized_end=1602
-  _globals['_TABLEUPDATE']._serialized_start=1605
-  _globals['_TABLEUPDATE']._serialized_end=1812
-  _globals['_UPDATERESPONSE']._serialized_start=1814
-  _globals['_UPDATERESPONSE']._serialized_end=1861
-  _globals['_EMBEDDINGSERVICE']._serialized_start=2083
-  _globals['_EMBEDDINGSERVICE']._serialized_end=2831
+  _globals['_IDSOFREQUEST']._serialized_start=965
+  _globals['_IDSOFREQUEST']._serialized_end=1066
+  _globals['_IDSOFRESPONSE']._serialized_start=1068
+  _globals['_IDSOFRESPONSE']._serialized_end=1133
+  _globals['_LISTKEYSREQUEST']._serialized_start=1135
+  _globals['_LISTKEYSREQUEST']._serialized_end=1230
+  _globals['_LISTKEYSRESPONSE']._serialized_start=1233
+  _globals['_LISTKEYSRESPONSE']._serialized_end=1361
+  _globals['_LOOKUPSTREAMREQUEST']._serialized_start=1363
+  _globals['_LOOKUPSTREAMREQUEST']._serialized_end=1439
+  _globals['_LOOKUPSTREAMRESPONSE']._serialized_start=1441
+  _globals['_LOOKUPSTREAMRESPONSE']._serialized_end=1568
+  _globals['_UPDATEREQUEST']._serialized_start=1571
+  _globals['_UPDATEREQUEST']._serialized_end=1718
+  _globals['_SESSIONSEQUENCE']._serialized_start=1720
+  _globals['_SESSIONSEQUENCE']._serialized_end=1772
+  _globals['_TABLEUPDATE']._serialized_start=1775
+  _globals['_TABLEUPDATE']._serialized_end=1982
+  _globals['_UPDATERESPONSE']._serialized_start=1984
+  _globals['_UPDATERESPONSE']._serialized_end=2031
+  _globals['_EMBEDDINGSERVICE']._serialized_start=2253
+  _globals['_EMBEDDINGSERVICE']._serialized_end=3063
 # @@protoc_insertion_point(module_scope)

@@ -291,6 +291,16 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
+    def ids_of(
+        self, name: str, keys: Keys, version: int = LIVE_VERSION, *, allow_missing: bool = False
+    ) -> tuple[NDArray[np.int64], int]:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.ids_of(name, keys, version, allow_missing=allow_missing)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
     def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
         """As Engine's; needs scope `read`."""
         self._caller.check(Scope.READ, (name,))

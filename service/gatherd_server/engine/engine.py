@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition, IdOutOfRange, KeyNotFound
-from gatherd.store.key_pages import find_keys
+from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
@@ -186,6 +186,18 @@ class Engine:
             self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
 
         return table.keys_of(ids, check_bytes), table.version
+
+    def ids_of(
+        self, name: str, keys: Keys, version: int = LIVE_VERSION, *, allow_missing: bool = False
+    ) -> tuple[NDArray[np.int64], int]:
+        """The ids of `keys`, of the same shape, and the version that answered.
+
+        Raises the errors of `lookup_many` for one table; with `allow_missing` a key without a row
+        has −1.
+        """
+        lookup = Lookup(name, ByKey(keys), version=version)
+        (table,) = resolve([lookup], self._tables, self.limits)
+        return find_ids(table, keys, allow_missing=allow_missing), table.version
 
     def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
         """A page of a table's keys, whose table is found.

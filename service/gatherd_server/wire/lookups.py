@@ -136,14 +136,34 @@ def asked_rows(request: embedding_pb2.LookupRequest | embedding_pb2.TableUpdate)
     """The ids or keys of one table's part. InvalidArgument for invalid ones."""
     if request.WhichOneof("rows") != "keys":
         return _integers("ids", request.ids)
-    keys = request.keys
+    return ByKey(_keys(request.keys))
+
+
+def _keys(keys: tensor_pb2.Keys) -> Keys:
     match keys.WhichOneof("kind"):
         case "strings":
             shape = tuple(keys.strings.shape)
-            return ByKey(string_keys_from_wire(keys.strings.data, keys.strings.lengths, shape))
+            return string_keys_from_wire(keys.strings.data, keys.strings.lengths, shape)
         case "integers":
-            return ByKey(_integers("keys", keys.integers))
+            return _integers("keys", keys.integers)
     raise InvalidArgument("keys are neither strings nor integers")
+
+
+def ids_of_request(request: embedding_pb2.IdsOfRequest) -> tuple[str, Keys, int]:
+    """The table, keys and version of an IdsOfRequest."""
+    return request.table, _keys(request.keys), request.version
+
+
+def ids_reply(ids: NDArray[np.int64], version: int) -> bytes:
+    """An IdsOfResponse."""
+    message = embedding_pb2.IdsOfResponse(version=version, ids=_ids_tensor(ids))
+    return message.SerializeToString()
+
+
+def _ids_tensor(ids: NDArray[np.int64]) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(
+        dtype=tensor_pb2.DTYPE_INT64, shape=ids.shape, data=ids.astype("<i8").tobytes()
+    )
 
 
 def _reply_dtype(number: int) -> DType:
@@ -219,9 +239,7 @@ def keys_reply(keys: Keys, version: int) -> bytes:
 
 def list_keys_reply(found: FoundKeys) -> bytes:
     """A ListKeysResponse."""
-    ids = tensor_pb2.Tensor(
-        dtype=tensor_pb2.DTYPE_INT64, shape=found.ids.shape, data=found.ids.astype("<i8").tobytes()
-    )
+    ids = _ids_tensor(found.ids)
     return embedding_pb2.ListKeysResponse(
         version=found.version, keys=_keys_message(found.keys), ids=ids, next=found.next
     ).SerializeToString()

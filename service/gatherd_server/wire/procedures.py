@@ -106,6 +106,16 @@ def _keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Prepare
     return PreparedReply(make, asked[1].size > KEYS_SHORT)
 
 
+def _ids_of(engine: AnyEngine, request: embedding_pb2.IdsOfRequest) -> PreparedReply:
+    table, keys, version = lookups.ids_of_request(request)
+
+    def make() -> list[Part]:
+        found = engine.ids_of(table, keys, version, allow_missing=request.allow_missing)
+        return [lookups.ids_reply(*found)]
+
+    return PreparedReply(make, keys.size > KEYS_SHORT)
+
+
 def _list_keys(engine: AnyEngine, request: embedding_pb2.ListKeysRequest) -> PreparedReply:
     page = engine.prepare_keys(*lookups.list_keys_request(request))
     return PreparedReply(lambda: [lookups.list_keys_reply(page.run())], page.is_long)
@@ -154,6 +164,7 @@ PUSHES: Final[Mapping[Procedure, UpdateOp]] = {
 ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     *(ReadProcedure(procedure, way.prepare) for procedure, way in LOOKUPS.items()),
     ReadProcedure(proto.KEYS_OF, _keys_of),
+    ReadProcedure(proto.IDS_OF, _ids_of),
     ReadProcedure(proto.LIST_KEYS, _list_keys),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),

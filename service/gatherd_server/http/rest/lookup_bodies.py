@@ -28,6 +28,7 @@ from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import arrays
 from gatherd_server.http.rest.schemas import (
     VERSION_MAX,
+    IdsOfBody,
     KeysOfBody,
     LookupBagsBody,
     LookupBagsManyBody,
@@ -90,6 +91,12 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
     asked = parse(KeysOfBody, _json_body(body, query, 1, limits))
     ids = arrays.from_json(as_id_array, asked.ids, lambda value: value["ids"], body)
     return ids, asked.version
+
+
+def ids_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[IdsOfBody, Asked]:
+    """A request for the ids of keys, and the keys, from JSON."""
+    asked = parse(IdsOfBody, _json_body(body, query, 1, limits))
+    return asked, _keys(asked, body, lambda value: value)
 
 
 def list_keys_request(query_string: bytes) -> tuple[KeyQuery, int]:
@@ -162,6 +169,12 @@ def asked_rows(
         raise InvalidArgument(f"{what} has either ids or keys")
     if asked.keys is None:
         return arrays.from_json(as_id_array, asked.ids, lambda value: find(value)["ids"], body)
+    return _keys(asked, body, find)
+
+
+def _keys(
+    asked: LookupBody | LookupBagsBody | UpdateBody | IdsOfBody, body: bytes, find: Find
+) -> Asked:
     return ByKey(
         arrays.from_json(
             lambda keys: arrays.keys_from_json(keys, asked.encoding),

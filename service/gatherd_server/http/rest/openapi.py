@@ -29,6 +29,8 @@ from gatherd_server.http.rest.openapi_parts import (
 )
 from gatherd_server.http.rest.schemas import (
     HealthReply,
+    IdsOfBody,
+    IdsOfReply,
     KeyPageReply,
     KeysOfBody,
     KeysOfReply,
@@ -228,6 +230,20 @@ KEYS_OF: Final[dict[str, Any]] = {
         *_LOOKUP_STATUSES,
     ),
     "openapi_extra": body(KeysOfBody, {"ids": [6989]}),
+}
+
+IDS_OF: Final[dict[str, Any]] = {
+    "operation_id": "idsOf",
+    "tags": ["lookup"],
+    "summary": "The ids of keys",
+    "responses": responses(
+        {
+            "description": "The ids, nested as the keys are.",
+            "content": json_content(IdsOfReply, {"ids": [6989], "version": 3}),
+        },
+        *_LOOKUP_STATUSES,
+    ),
+    "openapi_extra": body(IdsOfBody, {"keys": ["king"]}),
 }
 
 _NUMBER: Final = "^[0-9]{1,20}$"

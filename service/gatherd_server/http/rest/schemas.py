@@ -99,6 +99,17 @@ class KeysOfBody(BaseModel):
     version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
 
 
+class IdsOfBody(BaseModel):
+    """Keys of one table whose rows' ids are asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
+    allow_missing: bool = Field(False, description="-1 for a key without a row, not an error.")
+
+
 class LookupManyBody(BaseModel):
     """Lookups in several tables, all or nothing."""
 
@@ -129,6 +140,13 @@ class KeysOfReply(BaseModel):
     keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
     kind: Literal["bytes", "int64", "uint64"]
     encoding: ENCODING = Field(description="base64 when one of the strings isn't UTF-8.")
+    version: int
+
+
+class IdsOfReply(BaseModel):
+    """The ids of keys."""
+
+    ids: Annotated[Any, Field(json_schema_extra=IDS_SCHEMA)]
     version: int
 
 
