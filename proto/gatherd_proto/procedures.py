@@ -57,6 +57,7 @@ LOOKUP_STREAM: Final = Procedure(
     EMBEDDING_SERVICE, "LookupStream", _e.LookupStreamRequest, _e.LookupStreamResponse, True
 )
 KEYS_OF: Final = _lookup("KeysOf", _e.KeysOfRequest, _e.KeysOfResponse)
+NEIGHBORS: Final = _lookup("Neighbors", _e.NeighborsRequest, _e.NeighborsResponse)
 SCATTER_ADD: Final = _push("ScatterAdd")
 APPLY_GRADIENTS: Final = _push("ApplyGradients")
 ASSIGN: Final = _push("Assign")
@@ -71,7 +72,7 @@ SET_OPTIMIZER: Final = _table("SetOptimizer", _t.SetOptimizerRequest, _t.ChangeR
 SNAPSHOT: Final = _table("Snapshot", _t.SnapshotRequest, _t.SnapshotResponse)
 
 PROCEDURES: Final = (
-    *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM, KEYS_OF),
+    *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM, KEYS_OF, NEIGHBORS),
     *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
     SNAPSHOT,

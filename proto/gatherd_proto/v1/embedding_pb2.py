@@ -26,45 +26,51 @@ from gatherd_proto.v1 import status_pb2 as gatherd__proto_dot_v1_dot_status__pb2
 from gatherd_proto.v1 import tensor_pb2 as gatherd__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n gatherd_proto/v1/embedding.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/status.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\xc4\x01\n\rLookupRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x06 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.gatherd.v1.DType\x12$\n\x07missing\x18\x04 \x01(\x0e\x32\x13.gatherd.v1.Missing\x12\x0f\n\x07version\x18\x05 \x01(\x04\x42\x06\n\x04rows\"V\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12#\n\x07vectors\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.gatherd.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.gatherd.v1.LookupResponse\"\xd6\x01\n\x11LookupBagsRequest\x12)\n\x06lookup\x18\x01 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\x12#\n\x07offsets\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12$\n\x07pooling\x18\x03 \x01(\x0e\x32\x13.gatherd.v1.Pooling\x12#\n\x07weights\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x17\n\npadding_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_padding_id\"D\n\x15LookupBagsManyRequest\x12+\n\x04\x62\x61gs\x18\x01 \x03(\x0b\x32\x1d.gatherd.v1.LookupBagsRequest\"P\n\rKeysOfRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x0f\n\x07version\x18\x03 \x01(\x04\"A\n\x0eKeysOfResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\"L\n\x13LookupStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06lookup\x18\x02 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\"\x7f\n\x14LookupStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x06lookup\x18\x02 \x01(\x0b\x32\x1a.gatherd.v1.LookupResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.StatusH\x00\x42\x08\n\x06result\"\x93\x01\n\rUpdateRequest\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.gatherd.v1.TableUpdate\x12/\n\x08sequence\x18\x02 \x01(\x0b\x32\x1b.gatherd.v1.SessionSequenceH\x00\x12\x19\n\x0fidempotency_key\x18\x03 \x01(\tH\x00\x42\x0c\n\nrequest_id\"4\n\x0fSessionSequence\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xcf\x01\n\x0bTableUpdate\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x03 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12\"\n\x06values\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\nif_version\x18\x06 \x01(\x04\x42\x06\n\x04rowsB\x10\n\x0e_learning_rate\"/\n\x0eUpdateResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x10\n\x08versions\x18\x02 \x03(\x04*n\n\x07Missing\x12\x17\n\x13MISSING_UNSPECIFIED\x10\x00\x12\x11\n\rMISSING_ERROR\x10\x01\x12\x10\n\x0cMISSING_ZERO\x10\x02\x12\x13\n\x0fMISSING_DEFAULT\x10\x03\x12\x10\n\x0cMISSING_SKIP\x10\x04*i\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_SUM\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x11\n\rPOOLING_SQRTN\x10\x04\x32\xa5\x05\n\x10\x45mbeddingService\x12?\n\x06Lookup\x12\x19.gatherd.v1.LookupRequest\x1a\x1a.gatherd.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.gatherd.v1.LookupManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12G\n\nLookupBags\x12\x1d.gatherd.v1.LookupBagsRequest\x1a\x1a.gatherd.v1.LookupResponse\x12S\n\x0eLookupBagsMany\x12!.gatherd.v1.LookupBagsManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12?\n\x06KeysOf\x12\x19.gatherd.v1.KeysOfRequest\x1a\x1a.gatherd.v1.KeysOfResponse\x12U\n\x0cLookupStream\x12\x1f.gatherd.v1.LookupStreamRequest\x1a .gatherd.v1.LookupStreamResponse(\x01\x30\x01\x12\x43\n\nScatterAdd\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12G\n\x0e\x41pplyGradients\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12?\n\x06\x41ssign\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n gatherd_proto/v1/embedding.proto\x12\ngatherd.v1\x1a\x1dgatherd_proto/v1/status.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\xf7\x01\n\rLookupRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x06 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12 \n\x05\x64type\x18\x03 \x01(\x0e\x32\x11.gatherd.v1.DType\x12$\n\x07missing\x18\x04 \x01(\x0e\x32\x13.gatherd.v1.Missing\x12\x0f\n\x07version\x18\x05 \x01(\x04\x12\x0c\n\x04\x64ims\x18\x07 \x01(\r\x12\x11\n\tnormalize\x18\x08 \x01(\x08\x12\x10\n\x08with_lsn\x18\t \x01(\x08\x42\x06\n\x04rows\"\x84\x01\n\x0eLookupResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0e\n\x06status\x18\x02 \x01(\x0c\x12#\n\x07vectors\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x10\n\x03lsn\x18\x04 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\nnormalized\x18\x05 \x01(\x08\x42\x06\n\x04_lsn\"?\n\x11LookupManyRequest\x12*\n\x07lookups\x18\x01 \x03(\x0b\x32\x19.gatherd.v1.LookupRequest\"A\n\x12LookupManyResponse\x12+\n\x07lookups\x18\x01 \x03(\x0b\x32\x1a.gatherd.v1.LookupResponse\"\xd6\x01\n\x11LookupBagsRequest\x12)\n\x06lookup\x18\x01 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\x12#\n\x07offsets\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12$\n\x07pooling\x18\x03 \x01(\x0e\x32\x13.gatherd.v1.Pooling\x12#\n\x07weights\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x17\n\npadding_id\x18\x05 \x01(\x03H\x00\x88\x01\x01\x42\r\n\x0b_padding_id\"D\n\x15LookupBagsManyRequest\x12+\n\x04\x62\x61gs\x18\x01 \x03(\x0b\x32\x1d.gatherd.v1.LookupBagsRequest\"P\n\rKeysOfRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x0f\n\x07version\x18\x03 \x01(\x04\"A\n\x0eKeysOfResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1e\n\x04keys\x18\x02 \x01(\x0b\x32\x10.gatherd.v1.Keys\"\xee\x01\n\x10NeighborsRequest\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x03 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12%\n\x07vectors\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12\t\n\x01k\x18\x05 \x01(\r\x12\"\n\x06metric\x18\x06 \x01(\x0e\x32\x12.gatherd.v1.Metric\x12\x0f\n\x07version\x18\x07 \x01(\x04\x12\x14\n\x0cinclude_self\x18\x08 \x01(\x08\x42\t\n\x07queries\"\x89\x01\n\x11NeighborsResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x1f\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\"\n\x06scores\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x1e\n\x04keys\x18\x04 \x01(\x0b\x32\x10.gatherd.v1.Keys\"L\n\x13LookupStreamRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12)\n\x06lookup\x18\x02 \x01(\x0b\x32\x19.gatherd.v1.LookupRequest\"\x7f\n\x14LookupStreamResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12,\n\x06lookup\x18\x02 \x01(\x0b\x32\x1a.gatherd.v1.LookupResponseH\x00\x12#\n\x05\x65rror\x18\x03 \x01(\x0b\x32\x12.gatherd.v1.StatusH\x00\x42\x08\n\x06result\"\x93\x01\n\rUpdateRequest\x12(\n\x07updates\x18\x01 \x03(\x0b\x32\x17.gatherd.v1.TableUpdate\x12/\n\x08sequence\x18\x02 \x01(\x0b\x32\x1b.gatherd.v1.SessionSequenceH\x00\x12\x19\n\x0fidempotency_key\x18\x03 \x01(\tH\x00\x42\x0c\n\nrequest_id\"4\n\x0fSessionSequence\x12\x0f\n\x07session\x18\x01 \x01(\x0c\x12\x10\n\x08sequence\x18\x02 \x01(\x04\"\xcf\x01\n\x0bTableUpdate\x12\r\n\x05table\x18\x01 \x01(\t\x12!\n\x03ids\x18\x02 \x01(\x0b\x32\x12.gatherd.v1.TensorH\x00\x12 \n\x04keys\x18\x03 \x01(\x0b\x32\x10.gatherd.v1.KeysH\x00\x12\"\n\x06values\x18\x04 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x1a\n\rlearning_rate\x18\x05 \x01(\x02H\x01\x88\x01\x01\x12\x12\n\nif_version\x18\x06 \x01(\x04\x42\x06\n\x04rowsB\x10\n\x0e_learning_rate\"/\n\x0eUpdateResponse\x12\x0b\n\x03lsn\x18\x01 \x01(\x04\x12\x10\n\x08versions\x18\x02 \x03(\x04*n\n\x07Missing\x12\x17\n\x13MISSING_UNSPECIFIED\x10\x00\x12\x11\n\rMISSING_ERROR\x10\x01\x12\x10\n\x0cMISSING_ZERO\x10\x02\x12\x13\n\x0fMISSING_DEFAULT\x10\x03\x12\x10\n\x0cMISSING_SKIP\x10\x04*i\n\x07Pooling\x12\x17\n\x13POOLING_UNSPECIFIED\x10\x00\x12\x0f\n\x0bPOOLING_SUM\x10\x01\x12\x10\n\x0cPOOLING_MEAN\x10\x02\x12\x0f\n\x0bPOOLING_MAX\x10\x03\x12\x11\n\rPOOLING_SQRTN\x10\x04*R\n\x06Metric\x12\x16\n\x12METRIC_UNSPECIFIED\x10\x00\x12\x11\n\rMETRIC_COSINE\x10\x01\x12\x0e\n\nMETRIC_DOT\x10\x02\x12\r\n\tMETRIC_L2\x10\x03\x32\xef\x05\n\x10\x45mbeddingService\x12?\n\x06Lookup\x12\x19.gatherd.v1.LookupRequest\x1a\x1a.gatherd.v1.LookupResponse\x12K\n\nLookupMany\x12\x1d.gatherd.v1.LookupManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12G\n\nLookupBags\x12\x1d.gatherd.v1.LookupBagsRequest\x1a\x1a.gatherd.v1.LookupResponse\x12S\n\x0eLookupBagsMany\x12!.gatherd.v1.LookupBagsManyRequest\x1a\x1e.gatherd.v1.LookupManyResponse\x12?\n\x06KeysOf\x12\x19.gatherd.v1.KeysOfRequest\x1a\x1a.gatherd.v1.KeysOfResponse\x12H\n\tNeighbors\x12\x1c.gatherd.v1.NeighborsRequest\x1a\x1d.gatherd.v1.NeighborsResponse\x12U\n\x0cLookupStream\x12\x1f.gatherd.v1.LookupStreamRequest\x1a .gatherd.v1.LookupStreamResponse(\x01\x30\x01\x12\x43\n\nScatterAdd\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12G\n\x0e\x41pplyGradients\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponse\x12?\n\x06\x41ssign\x12\x19.gatherd.v1.UpdateRequest\x1a\x1a.gatherd.v1.UpdateResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatherd_proto.v1.embedding_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MISSING']._serialized_start=1635
-  _globals['_MISSING']._serialized_end=1745
-  _globals['_POOLING']._serialized_start=1747
-  _globals['_POOLING']._serialized_end=1852
+  _globals['_MISSING']._serialized_start=2114
+  _globals['_MISSING']._serialized_end=2224
+  _globals['_POOLING']._serialized_start=2226
+  _globals['_POOLING']._serialized_end=2331
+  _globals['_METRIC']._serialized_start=2333
+  _globals['_METRIC']._serialized_end=2415
   _globals['_LOOKUPREQUEST']._serialized_start=111
-  _globals['_LOOKUPREQUEST']._serialized_end=307
-  _globals['_LOOKUPRESPONSE']._serialized_start=309
-  _globals['_LOOKUPRESPONSE']._serialized_end=395
-  _globals['_LOOKUPMANYREQUEST']._serialized_start=397
-  _globals['_LOOKUPMANYREQUEST']._serialized_end=460
-  _globals['_LOOKUPMANYRESPONSE']._serialized_start=462
-  _globals['_LOOKUPMANYRESPONSE']._serialized_end=527
-  _globals['_LOOKUPBAGSREQUEST']._serialized_start=530
-  _globals['_LOOKUPBAGSREQUEST']._serialized_end=744
-  _globals['_LOOKUPBAGSMANYREQUEST']._serialized_start=746
-  _globals['_LOOKUPBAGSMANYREQUEST']._serialized_end=814
-  _globals['_KEYSOFREQUEST']._serialized_start=816
-  _globals['_KEYSOFREQUEST']._serialized_end=896
-  _globals['_KEYSOFRESPONSE']._serialized_start=898
-  _globals['_KEYSOFRESPONSE']._serialized_end=963
-  _globals['_LOOKUPSTREAMREQUEST']._serialized_start=965
-  _globals['_LOOKUPSTREAMREQUEST']._serialized_end=1041
-  _globals['_LOOKUPSTREAMRESPONSE']._serialized_start=1043
-  _globals['_LOOKUPSTREAMRESPONSE']._serialized_end=1170
-  _globals['_UPDATEREQUEST']._serialized_start=1173
-  _globals['_UPDATEREQUEST']._serialized_end=1320
-  _globals['_SESSIONSEQUENCE']._serialized_start=1322
-  _globals['_SESSIONSEQUENCE']._serialized_end=1374
-  _globals['_TABLEUPDATE']._serialized_start=1377
-  _globals['_TABLEUPDATE']._serialized_end=1584
-  _globals['_UPDATERESPONSE']._serialized_start=1586
-  _globals['_UPDATERESPONSE']._serialized_end=1633
-  _globals['_EMBEDDINGSERVICE']._serialized_start=1855
-  _globals['_EMBEDDINGSERVICE']._serialized_end=2532
+  _globals['_LOOKUPREQUEST']._serialized_end=358
+  _globals['_LOOKUPRESPONSE']._serialized_start=361
+  _globals['_LOOKUPRESPONSE']._serialized_end=493
+  _globals['_LOOKUPMANYREQUEST']._serialized_start=495
+  _globals['_LOOKUPMANYREQUEST']._serialized_end=558
+  _globals['_LOOKUPMANYRESPONSE']._serialized_start=560
+  _globals['_LOOKUPMANYRESPONSE']._serialized_end=625
+  _globals['_LOOKUPBAGSREQUEST']._serialized_start=628
+  _globals['_LOOKUPBAGSREQUEST']._serialized_end=842
+  _globals['_LOOKUPBAGSMANYREQUEST']._serialized_start=844
+  _globals['_LOOKUPBAGSMANYREQUEST']._serialized_end=912
+  _globals['_KEYSOFREQUEST']._serialized_start=914
+  _globals['_KEYSOFREQUEST']._serialized_end=994
+  _globals['_KEYSOFRESPONSE']._serialized_start=996
+  _globals['_KEYSOFRESPONSE']._serialized_end=1061
+  _globals['_NEIGHBORSREQUEST']._serialized_start=1064
+  _globals['_NEIGHBORSREQUEST']._serialized_end=1302
+  _globals['_NEIGHBORSRESPONSE']._serialized_start=1305
+  _globals['_NEIGHBORSRESPONSE']._serialized_end=1442
+  _globals['_LOOKUPSTREAMREQUEST']._serialized_start=1444
+  _globals['_LOOKUPSTREAMREQUEST']._serialized_end=1520
+  _globals['_LOOKUPSTREAMRESPONSE']._serialized_start=1522
+  _globals['_LOOKUPSTREAMRESPONSE']._serialized_end=1649
+  _globals['_UPDATEREQUEST']._serialized_start=1652
+  _globals['_UPDATEREQUEST']._serialized_end=1799
+  _globals['_SESSIONSEQUENCE']._serialized_start=1801
+  _globals['_SESSIONSEQUENCE']._serialized_end=1853
+  _globals['_TABLEUPDATE']._serialized_start=1856
+  _globals['_TABLEUPDATE']._serialized_end=2063
+  _globals['_UPDATERESPONSE']._serialized_start=2065
+  _globals['_UPDATERESPONSE']._serialized_end=2112
+  _globals['_EMBEDDINGSERVICE']._serialized_start=2418
+  _globals['_EMBEDDINGSERVICE']._serialized_end=3169
 # @@protoc_insertion_point(module_scope)

@@ -59,6 +59,11 @@ class EmbeddingServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.FromString,
                 _registered_method=True)
+        self.Neighbors = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/Neighbors',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsResponse.FromString,
+                _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/gatherd.v1.EmbeddingService/LookupStream',
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.LookupStreamRequest.SerializeToString,
@@ -115,6 +120,14 @@ class EmbeddingServiceServicer:
 
     def KeysOf(self, request, context):
         """The keys of rows.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Neighbors(self, request, context):
+        """The nearest rows of one table, by comparing the queries with every row. For exploration: an
+        index answers in a thousandth of the time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -178,6 +191,11 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.KeysOf,
                     request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.SerializeToString,
+            ),
+            'Neighbors': grpc.unary_unary_rpc_method_handler(
+                    servicer.Neighbors,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsResponse.SerializeToString,
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
@@ -335,6 +353,33 @@ class EmbeddingService:
             '/gatherd.v1.EmbeddingService/KeysOf',
             gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Neighbors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/Neighbors',
+            gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsResponse.FromString,
             options,
             channel_credentials,
             insecure,
