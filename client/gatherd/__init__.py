@@ -4,6 +4,7 @@ from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
 from gatherd._requests.lookups import TableInfo
+from gatherd._requests.neighbors import Neighbors
 from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
@@ -73,6 +74,7 @@ __all__ = [
     "KeyNotFound",
     "LimitExceeded",
     "MalformedRequest",
+    "Neighbors",
     "NoKeys",
     "NonfiniteValues",
     "NotFound",

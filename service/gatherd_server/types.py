@@ -19,6 +19,18 @@ SPARE_CONNECTIONS = 64
 
 
 @dataclass(frozen=True, slots=True)
+class NeighborsLimits:
+    """Bounds on searches for neighbors; see the settings neighbors_…."""
+
+    in_flight_max: int = 2
+    threads: int = 2
+    k_max: int = 1000
+    queries_max: int = 256
+    work_max: int = 2**38
+    """Rows times dim times queries of one search."""
+
+
+@dataclass(frozen=True, slots=True)
 class Limits:
     """Limits of one request, and of all requests under way in one process."""
 
@@ -30,6 +42,7 @@ class Limits:
     updates_in_flight_max: int = 256
     bodies_bytes_max: int = 256 << 20
     default_mean_bytes_max: int = 8 << 30
+    neighbors: NeighborsLimits = NeighborsLimits()
 
     def check(self, name: str, what: str, value: int) -> None:
         """LimitExceeded, naming the limit, when `value` is over the limit called `name`."""

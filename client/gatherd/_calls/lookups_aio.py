@@ -23,7 +23,8 @@ from gatherd._plans.effects import Deadline, Plan, T
 from gatherd._plans.foreseen_calls import Asking, ForeseenCalls
 from gatherd._requests.bags import BagsGiven
 from gatherd._requests.lookups import Answer, Ids, KeysGiven
-from gatherd._requests.names import MissingOfBag, MissingRow, Mode, ReplyDType
+from gatherd._requests.names import MetricName, MissingOfBag, MissingRow, Mode, ReplyDType
+from gatherd._requests.neighbors import Neighbors, QueryGiven
 
 Status = NDArray[np.uint8]
 
@@ -370,4 +371,45 @@ class AsyncLookupCalls(ABC):
         """
         return await self._run(
             self._answering.keys_of(table, ids, version=version, timeout=timeout)
+        )
+
+    async def neighbors(
+        self,
+        table: str,
+        query: QueryGiven | None = None,
+        *,
+        keys: KeysGiven | None = None,
+        k: int = 10,
+        metric: MetricName = "cosine",
+        include_self: bool = False,
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> Neighbors:
+        """The `k` nearest rows of each query, by comparing it with every row: for exploration.
+
+        query: strings are keys, integers ids, floats vectors of the table's dim; one, or an array
+        of any shape S of them. keys: instead of it, for a table whose keys are integers.
+        metric: "cosine" (0 with a vector of zeros) and "dot", of which higher is nearer, or "l2",
+        the Euclidean distance, of which lower is.
+        include_self: whether a query by id or key may be its own neighbor. For vectors no row is
+        left out.
+        version: as for `lookup`.
+
+        The result is exact, for rows and queries taken as float32. Of equal scores the lower id
+        comes first; rows whose score is NaN come last. Each row is compared as it was at one moment
+        of the search. InvalidArgument for a query with NaN or infinity; LimitExceeded, Overloaded
+        or FailedPrecondition by the server's settings neighbors_…. It takes as long as reading the
+        whole table; docs/neighbors.md says what to use instead for more than a look.
+        """
+        return await self._run(
+            self._answering.neighbors(
+                table,
+                query,
+                keys=keys,
+                k=k,
+                metric=metric,
+                include_self=include_self,
+                version=version,
+                timeout=timeout,
+            )
         )

@@ -27,6 +27,12 @@ from gatherd._requests.lookups import (
     prepare,
     prepare_keys_of,
 )
+from gatherd._requests.neighbors import (
+    Neighbors,
+    NeighborsSpec,
+    QueryGiven,
+    prepare_neighbors,
+)
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 
 LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
@@ -167,6 +173,23 @@ class Answering(ABC):
         deadline = self.deadline(timeout)
         return (yield from self.find_keys(prepare_keys_of(table, ids, version), deadline))
 
+    def neighbors(
+        self,
+        table: str,
+        query: QueryGiven | None,
+        *,
+        keys: KeysGiven | None,
+        k: int,
+        metric: str,
+        include_self: bool,
+        version: int | None,
+        timeout: float | None,
+    ) -> Plan[Neighbors]:
+        """The plan of Client.neighbors."""
+        deadline = self.deadline(timeout)
+        spec = prepare_neighbors(table, query, keys, k, metric, include_self, version)
+        return (yield from self.find_neighbors(spec, deadline))
+
     def versions(self, name: str, deadline: Deadline) -> Plan[tuple[int, ...]]:
         """The plan of Client.versions."""
         return (yield from self.table(name, deadline)).versions
@@ -223,6 +246,10 @@ class Answering(ABC):
     @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
         """The keys of the ids, in their shape, as `key_array` returns them."""
+
+    @abstractmethod
+    def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
+        """The nearest rows of a table."""
 
     @abstractmethod
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:

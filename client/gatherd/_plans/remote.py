@@ -14,7 +14,9 @@ from gatherd._plans.effects import Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
 from gatherd._plans.retry import Tries
 from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
+from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd._wire import lookups
+from gatherd._wire.neighbors import decode_neighbors, encode_neighbors
 from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (
     IdOutOfRange,
@@ -25,7 +27,7 @@ from gatherd.errors import (
 )
 from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
 from gatherd.store.query import ByKey, Missing
-from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_TABLES
+from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_TABLES, NEIGHBORS
 
 # Up to these a lookup is sent as it is, without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -67,6 +69,11 @@ class RemoteAnswering(Answering):
             return self._find_keys_once(spec, requests, deadline)
 
         return (yield from self._ask((spec,), once, deadline))
+
+    def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
+        """One request: the server's limits bound a search, and it is never divided."""
+        body = yield from self._send(NEIGHBORS.path, encode_neighbors(spec), deadline)
+        return decode_neighbors(body, spec)
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """ListTables, whose reply has the limits as well."""

@@ -10,6 +10,7 @@ import numpy as np
 MissingRow: TypeAlias = Literal["error", "zero", "default"]
 MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip"]
 Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
+MetricName: TypeAlias = Literal["cosine", "dot", "l2"]
 Init: TypeAlias = Literal["zeros", "uniform", "normal", "glorot"]
 OptimizerName: TypeAlias = Literal["sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
 

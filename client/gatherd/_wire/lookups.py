@@ -317,24 +317,29 @@ def decode_keys_of(body: memoryview, shape: tuple[int, ...]) -> tuple[Keys, int]
         reply = embedding_pb2.KeysOfResponse.FromString(bytes(body))
     except DecodeError:
         raise unreadable("it isn't a KeysOfResponse") from None
-    kind = reply.keys.WhichOneof("kind")
+    return keys_of_message(reply.keys, shape), reply.version
+
+
+def keys_of_message(keys: tensor_pb2.Keys, shape: tuple[int, ...]) -> Keys:
+    """The keys of ids of `shape`. InternalError when they can't be."""
+    kind = keys.WhichOneof("kind")
     if kind is None:
         raise unreadable("it holds no keys")
-    sent = reply.keys.strings if kind == "strings" else reply.keys.integers
+    sent = keys.strings if kind == "strings" else keys.integers
     if tuple(sent.shape) != shape:
         raise unreadable(f"keys of shape {list(sent.shape)} don't answer ids of shape {shape}")
     if kind == "strings":
-        strings = reply.keys.strings
+        strings = keys.strings
         try:
-            return string_keys_from_wire(strings.data, strings.lengths, shape), reply.version
+            return string_keys_from_wire(strings.data, strings.lengths, shape)
         except InvalidArgument as error:
             raise unreadable(error.message) from None
-    tensor = reply.keys.integers
+    tensor = keys.integers
     dtype = _KEY_DTYPES.get(tensor.dtype)
     if dtype is None or len(tensor.data) != math.prod(shape) * dtype.itemsize:
         raise unreadable(f"{len(tensor.data)} bytes can't be keys of dtype {int(tensor.dtype)}")
     # A copy: the caller owns the array, and may write to it.
-    return np.frombuffer(tensor.data, dtype).reshape(shape).copy(), reply.version
+    return np.frombuffer(tensor.data, dtype).reshape(shape).copy()
 
 
 def decode_list_tables(body: memoryview) -> tuple[list[TableInfo], Limits]:

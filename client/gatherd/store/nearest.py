@@ -6,43 +6,22 @@ rounding of norms, queries and scores adds a few u. The bound used here is (d + 
 """
 
 from dataclasses import dataclass
-from enum import Enum
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import InvalidArgument
+from gatherd.store.query import Metric
 
 # Between them squares of norms are neither too large nor too small for float32.
 _NORM_MIN: Final = 1e-15
 _NORM_MAX: Final = 1e15
 
 
-class Metric(Enum):
-    """How near two vectors are."""
-
-    COSINE = "cosine"
-    """The cosine of the angle between them, 0 if one is zeros; higher is nearer."""
-    DOT = "dot"
-    """The dot product; higher is nearer."""
-    L2 = "l2"
-    """The Euclidean distance; lower is nearer."""
-
-
-def parse_metric(name: object) -> Metric:
-    """The metric called `name`; InvalidArgument for any other name."""
-    for metric in Metric:
-        if metric.value == name:
-            return metric
-    known = ", ".join(metric.value for metric in Metric)
-    raise InvalidArgument(f"unknown metric {name!r}; known are {known}")
-
-
 def norms_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
     """The length of each row; infinity or NaN for a row that has one."""
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        norms = np.sqrt(np.einsum("ij,ij->i", rows, rows))
+        norms: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
         far = np.flatnonzero(~((norms >= _NORM_MIN) & (norms <= _NORM_MAX)))
         if far.size:
             wide = rows[far].astype(np.float64)
@@ -95,9 +74,9 @@ class Best:
     def __init__(self, queries: Queries, neighbor_count: int) -> None:
         self._queries = queries
         self._neighbor_count = neighbor_count
-        self._ids = [np.empty(0, np.int64) for _ in range(queries.count)]
+        self.ids = [np.empty(0, np.int64) for _ in range(queries.count)]
         # Scores, negated for L2: the higher the nearer.
-        self._ranks = [np.empty(0, np.float32) for _ in range(queries.count)]
+        self.ranks = [np.empty(0, np.float32) for _ in range(queries.count)]
         # What a product, as `_products` gives it, has to exceed; −inf until there are enough rows.
         self._bars = np.full(queries.count, -np.inf)
         self._relative_error = (queries.exact.shape[1] + 32) * 2.0**-23
@@ -117,21 +96,22 @@ class Best:
 
     def take(self, other: "Best") -> None:
         """Take the best of another part of the rows."""
-        for i in range(self._queries.count):
-            self._merge(i, other._ids[i], other._ranks[i])
+        for i, (ids, ranks) in enumerate(zip(other.ids, other.ranks, strict=True)):
+            self._merge(i, ids, ranks)
 
     def result(self) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Ids and scores, (queries, neighbors)."""
-        scores = np.stack(self._ranks)
+        scores = np.stack(self.ranks)
         if self._queries.metric is Metric.L2:
             scores = -scores
-        return np.stack(self._ids), scores
+        return np.stack(self.ids), scores
 
     def _products(
         self, rows: NDArray[np.float32], norms: NDArray[np.float32]
     ) -> NDArray[np.float32]:
         """(queries, rows): the higher the nearer; NaN for a row that needs to be scored exactly."""
         queries = self._queries
+        products: NDArray[np.float32]
         if queries.count == 1:
             products = (rows @ queries.factors[0])[None]
         else:
@@ -152,8 +132,8 @@ class Best:
         if self._queries.metric is Metric.COSINE:
             return self._relative_error
         if self._queries.metric is Metric.DOT:
-            return self._relative_error * norms
-        return self._relative_error * np.square(norms + query_norms)
+            return norms * self._relative_error
+        return (norms + query_norms) ** 2 * self._relative_error
 
     def _improve(
         self,
@@ -176,9 +156,11 @@ class Best:
 
     def _ranks_of(self, i: int, rows: NDArray[np.float64]) -> NDArray[np.float32]:
         query = self._queries.exact[i]
+        ranks: NDArray[np.float64]
         if self._queries.metric is Metric.L2:
             apart = rows - query
-            return -np.sqrt(np.einsum("ij,ij->i", apart, apart)).astype(np.float32)
+            ranks = -np.sqrt(np.einsum("ij,ij->i", apart, apart))
+            return ranks.astype(np.float32)
         ranks = np.einsum("ij,j->i", rows, query)
         if self._queries.metric is Metric.COSINE:
             lengths = np.sqrt(np.einsum("ij,ij->i", rows, rows)) * self._queries.norms[i]
@@ -188,12 +170,12 @@ class Best:
     def _merge(self, i: int, ids: NDArray[np.int64], ranks: NDArray[np.float32]) -> None:
         if not ids.size:
             return
-        ids = np.concatenate((self._ids[i], ids))
-        ranks = np.concatenate((self._ranks[i], ranks))
+        ids = np.concatenate((self.ids[i], ids))
+        ranks = np.concatenate((self.ranks[i], ranks))
         order = np.lexsort((ids, -ranks))[: self._neighbor_count]  # it has NaN last
-        self._ids[i], self._ranks[i] = ids[order], ranks[order]
+        self.ids[i], self.ranks[i] = ids[order], ranks[order]
         if order.size == self._neighbor_count:
-            self._bars[i] = self._bar(i, float(self._ranks[i][-1]))
+            self._bars[i] = self._bar(i, float(self.ranks[i][-1]))
 
     def _bar(self, i: int, rank: float) -> float:
         """The product of a row of the rank `rank`, which is the lowest of the best."""

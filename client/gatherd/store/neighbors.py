@@ -1,10 +1,10 @@
 """Exact nearest neighbors: every row of a table is compared with every query.
 
 Rows and queries are taken as float32, as a lookup gives them. A chunk of rows is multiplied with
-all queries at once, in float32 by BLAS. Such a product is off by c * |x| * |q| at most, so only rows
-that may still be among the best are scored again, in float64; nearest.py has both steps. A score is
-rounded to float32, and ranks decide by it and then by id: the result doesn't depend on chunks,
-threads or BLAS.
+all queries at once, in float32 by BLAS. Such a product is off by a known bound at most, so only
+rows that may still be among the best are scored again, in float64; nearest.py has both steps. A
+score is rounded to float32, and rows are ranked by it and then by id: the result doesn't depend on
+chunks, threads or BLAS.
 
 Each row is read whole, as by a lookup, and is compared as it was at one moment of the search. Left
 out on purpose: an index. It would have to be built, kept and updated; what does that well is named
@@ -27,11 +27,10 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.given import position
-from gatherd.store.nearest import Best, Metric, Queries, norms_of
-from gatherd.store.query import Asked, Missing
+from gatherd.store.nearest import Best, Queries, norms_of
+from gatherd.store.query import Missing, NeighborsQuery
 from gatherd.store.table import Table
 
-K_DEFAULT: Final = 10
 # Long enough that NumPy's calls are a small part of a chunk's time, and short enough to be stopped
 # soon; with few queries a product takes less than 0.3 ms.
 CHUNK_BYTES: Final = 4 << 20
@@ -42,36 +41,6 @@ CHUNK_ROWS_MIN: Final = 128
 NORMS_BYTES_MAX: Final = 64 << 20
 # A search's threads let those go first that answer lookups.
 NICENESS: Final = 10
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class NeighborsQuery:
-    """Queries of shape S: rows of the table (`asked`), or `vectors`, float32, of S + (dim,).
-
-    One of the two is None. With `includes_self` a row that is a query may be its own neighbor.
-    """
-
-    asked: Asked | None
-    vectors: NDArray[np.float32] | None
-    k: int = K_DEFAULT
-    metric: Metric = Metric.COSINE
-    includes_self: bool = False
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """S."""
-        if self.asked is not None:
-            return self.asked.shape
-        assert self.vectors is not None
-        return self.vectors.shape[:-1]
-
-    @property
-    def count(self) -> int:
-        """The number of queries."""
-        size = 1
-        for length in self.shape:
-            size *= length
-        return size
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -243,9 +212,7 @@ def _queries(table: Table, query: NeighborsQuery) -> Queries:
     return Queries.of(flat, query.metric, own)
 
 
-def _check_finite(
-    vectors: NDArray[np.float32], shape: Sequence[int], what: str, name: str
-) -> None:
+def _check_finite(vectors: NDArray[np.float32], shape: Sequence[int], what: str, name: str) -> None:
     bad = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if bad.size:
         first = position(name, int(bad[0]), tuple(shape))

@@ -1,5 +1,6 @@
-"""A lookup's parameters: which rows, pooled or not, and the policy for missing ones."""
+"""A lookup's parameters: which rows, pooled or not, and the policy for missing ones; a search's."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -11,6 +12,7 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.keys import Keys
 
 STATUS_MISSING = 1
+K_DEFAULT = 10
 
 
 class Missing(Enum):
@@ -89,3 +91,50 @@ class BagsQuery:
     pooling: Pooling = Pooling.SUM
     weights: NDArray[np.float32] | None = None
     padding_id: int | None = None
+
+
+class Metric(Enum):
+    """How near two vectors are."""
+
+    COSINE = "cosine"
+    """The cosine of the angle between them, 0 if one is zeros; higher is nearer."""
+    DOT = "dot"
+    """The dot product; higher is nearer."""
+    L2 = "l2"
+    """The Euclidean distance; lower is nearer."""
+
+
+def parse_metric(name: object) -> Metric:
+    """The metric called `name`; InvalidArgument for any other name."""
+    for metric in Metric:
+        if metric.value == name:
+            return metric
+    known = ", ".join(metric.value for metric in Metric)
+    raise InvalidArgument(f"unknown metric {name!r}; known are {known}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeighborsQuery:
+    """Queries of shape S: rows of the table (`asked`), or `vectors`, float32, of S + (dim,).
+
+    One of the two is None. With `includes_self` a row that is a query may be its own neighbor.
+    """
+
+    asked: Asked | None
+    vectors: NDArray[np.float32] | None
+    k: int = K_DEFAULT
+    metric: Metric = Metric.COSINE
+    includes_self: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """S."""
+        if self.asked is not None:
+            return self.asked.shape
+        assert self.vectors is not None
+        return self.vectors.shape[:-1]
+
+    @property
+    def count(self) -> int:
+        """The number of queries."""
+        return math.prod(self.shape)

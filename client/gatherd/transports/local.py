@@ -29,10 +29,12 @@ from gatherd._requests.lookups import (
     check_dim,
     key_array,
 )
+from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
+from gatherd.store.neighbors import Norms, search
 from gatherd.store.query import ByKey, Missing
 from gatherd.store.table import Gathered, Table
 
@@ -50,6 +52,7 @@ class LocalAnswering(Answering):
         super().__init__(tries)
         self._data_dir = Path(path)
         self._live: LiveTables | None = LiveTables(self._data_dir)
+        self._norms = Norms()
         # Those of "keys" and "bags" that were used, and so are compiled.
         self._compiled: set[str] = set()
 
@@ -113,6 +116,27 @@ class LocalAnswering(Answering):
 
         found: NDArray[Any] = yield Computation(run, nbytes)
         return found
+
+    def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
+        """Compares on one thread, and NumPy's own; ends when the deadline or the plan does."""
+        (table,) = self._open().take([(spec.table, spec.version)])
+        is_given_up = False
+
+        def check() -> None:
+            if is_given_up:
+                raise ClientClosed("the search was given up")
+            self._check(deadline)
+
+        def run() -> Neighbors:
+            found = search(table, spec.query, self._norms, check)
+            keys = None if table.keys is None else key_array(table.keys_of(found.ids))
+            return Neighbors(found.ids, found.scores, keys, table.version)
+
+        try:
+            neighbors: Neighbors = yield Computation(run, FIRST_USE_BYTES)
+        finally:
+            is_given_up = True
+        return neighbors
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """Maps every table; one that can't be mapped is listed with the reason."""

@@ -12,7 +12,7 @@ from gatherd.errors import FailedPrecondition
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
-from gatherd.store.query import ByKey
+from gatherd.store.query import ByKey, NeighborsQuery
 from gatherd.store.table import Gathered, Table
 from gatherd_server.engine.lookup import (
     gather,
@@ -24,6 +24,7 @@ from gatherd_server.engine.lookup import (
 )
 from gatherd_server.engine.means import Means
 from gatherd_server.engine.rows import Rows
+from gatherd_server.engine.searching import PreparedSearch, Searches
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
 from gatherd_server.link.link import Link
@@ -73,6 +74,7 @@ class Engine:
         self._tables = tables
         self._link = link
         self._means = Means(limits.default_mean_bytes_max)
+        self._searches = Searches(limits.neighbors)
 
     def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
         """Check a request's tables, versions and size.
@@ -140,11 +142,23 @@ class Engine:
         """
         lookup = Lookup(name, ids, version=version)
         (table,) = resolve([lookup], self._tables, self.limits)
+        return table.keys_of(ids, self._check_key_bytes), table.version
 
-        def check_bytes(nbytes: int) -> None:
-            self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
+    def _check_key_bytes(self, nbytes: int) -> None:
+        self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
 
-        return table.keys_of(ids, check_bytes), table.version
+    def prepare_neighbors(
+        self, name: str, query: NeighborsQuery, version: int = LIVE_VERSION
+    ) -> PreparedSearch:
+        """Check a search's table, version and size.
+
+        TableNotFound, TableRefused, VersionNotFound; LimitExceeded; FailedPrecondition on a server
+        that takes no searches. It raises the errors of gatherd.store.neighbors.search when it is
+        run, Overloaded when too many are, and DeadlineExceeded when it is stopped.
+        """
+        self._searches.check_query(query)
+        (table,) = self._tables.take([(name, version)])
+        return self._searches.prepare(table, query, self._check_key_bytes)
 
     def key_kind(self, name: str) -> str:
         """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""

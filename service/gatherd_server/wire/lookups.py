@@ -114,7 +114,7 @@ def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
     pooling = _POOLING[request.pooling]
     weights = _weights(request.weights) if request.HasField("weights") else None
     query = BagsQuery(
-        check_offsets(_integers("offsets", request.offsets), asked.size),
+        check_offsets(integers("offsets", request.offsets), asked.size),
         pooling,
         check_weights(weights, asked.size, pooling),
         request.padding_id if request.HasField("padding_id") else None,
@@ -127,20 +127,24 @@ def keys_of_request(
     request: embedding_pb2.KeysOfRequest,
 ) -> tuple[str, NDArray[np.integer[Any]], int]:
     """The table, ids and version of a KeysOfRequest."""
-    return request.table, _integers("ids", request.ids), request.version
+    return request.table, integers("ids", request.ids), request.version
 
 
 def asked_rows(request: embedding_pb2.LookupRequest | embedding_pb2.TableUpdate) -> Asked:
     """The ids or keys of one table's part. InvalidArgument for invalid ones."""
     if request.WhichOneof("rows") != "keys":
-        return _integers("ids", request.ids)
-    keys = request.keys
+        return integers("ids", request.ids)
+    return asked_keys(request.keys)
+
+
+def asked_keys(keys: tensor_pb2.Keys) -> ByKey:
+    """The keys of a message. InvalidArgument for invalid ones."""
     match keys.WhichOneof("kind"):
         case "strings":
             shape = tuple(keys.strings.shape)
             return ByKey(string_keys_from_wire(keys.strings.data, keys.strings.lengths, shape))
         case "integers":
-            return ByKey(_integers("keys", keys.integers))
+            return ByKey(integers("keys", keys.integers))
     raise InvalidArgument("keys are neither strings nor integers")
 
 
@@ -169,7 +173,8 @@ def _weights(tensor: tensor_pb2.Tensor) -> NDArray[np.float32]:
     return array_from_bytes("weights", tensor.data, np.dtype("<f4"), tuple(tensor.shape))
 
 
-def _integers(name: str, tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
+def integers(name: str, tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
+    """A tensor of integers, uncopied. InvalidArgument, calling it `name`, for another one."""
     dtype = _ID_DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgument(
@@ -206,15 +211,20 @@ def stream_reply(request_id: int, gathered: Gathered) -> list[Part]:
 def keys_reply(keys: Keys, version: int) -> bytes:
     """A KeysOfResponse."""
     message = embedding_pb2.KeysOfResponse(version=version)
-    if isinstance(keys, StringKeys):
-        message.keys.strings.shape.extend(keys.shape)
-        message.keys.strings.lengths = np.diff(keys.offsets).astype("<u4").tobytes()
-        message.keys.strings.data = keys.data.tobytes()
-    else:
-        message.keys.integers.dtype = _KEY_DTYPES[keys.dtype.kind]
-        message.keys.integers.shape.extend(keys.shape)
-        message.keys.integers.data = keys.astype(f"<{keys.dtype.kind}8").tobytes()
+    put_keys(message.keys, keys)
     return message.SerializeToString()
+
+
+def put_keys(message: tensor_pb2.Keys, keys: Keys) -> None:
+    """Fill `message` with `keys`."""
+    if isinstance(keys, StringKeys):
+        message.strings.shape.extend(keys.shape)
+        message.strings.lengths = np.diff(keys.offsets).astype("<u4").tobytes()
+        message.strings.data = keys.data.tobytes()
+    else:
+        message.integers.dtype = _KEY_DTYPES[keys.dtype.kind]
+        message.integers.shape.extend(keys.shape)
+        message.integers.data = keys.astype(f"<{keys.dtype.kind}8").tobytes()
 
 
 def byte_count(parts: Sequence[Part]) -> int:

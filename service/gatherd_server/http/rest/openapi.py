@@ -11,7 +11,7 @@ from gatherd.store.query import ROW_POLICIES
 from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.http.rest import openapi_updates
+from gatherd_server.http.rest import openapi_neighbors, openapi_updates
 from gatherd_server.http.rest.arrays import ID_DTYPES
 from gatherd_server.http.rest.openapi_parts import (
     BINARY,
@@ -292,6 +292,7 @@ _MODELS: Final = (
     HealthReply,
     ReadyReply,
     Problem,
+    *openapi_neighbors.MODELS,
     *openapi_updates.MODELS,
 )
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gatherd.errors import InvalidArgument
+from gatherd.store.query import K_DEFAULT
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -17,6 +18,7 @@ MISSING = Literal["error", "zero", "default"]
 BAG_MISSING = Literal["error", "zero", "default", "skip"]
 MODE = Literal["sum", "mean", "max", "sqrtn"]
 ENCODING = Literal["utf-8", "base64"]
+METRIC = Literal["cosine", "dot", "l2"]
 VERSION_MAX = 2**64 - 1
 
 IDS_SCHEMA: dict[str, Any] = {
@@ -39,6 +41,16 @@ _BAG_IDS_SCHEMA: dict[str, Any] = {
 _NUMBERS_SCHEMA: dict[str, Any] = {"type": "array", "items": {"type": "number"}}
 _VECTORS_SCHEMA: dict[str, Any] = {
     "description": "Lists nested to the shape S + (dim,). NaN and infinity are null.",
+    "type": "array",
+    "items": {},
+}
+_QUERY_VECTORS_SCHEMA: dict[str, Any] = {
+    "description": "A vector, or lists of them nested to any rectangular shape S + (dim,).",
+    "type": "array",
+    "items": {},
+}
+_SCORES_SCHEMA: dict[str, Any] = {
+    "description": "Nested as the ids are. NaN and infinity are null.",
     "type": "array",
     "items": {},
 }
@@ -97,6 +109,39 @@ class KeysOfBody(BaseModel):
 
     ids: Annotated[Any, Field(json_schema_extra=IDS_SCHEMA)]
     version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
+
+
+class NeighborsBody(BaseModel):
+    """Queries of one table: ids, keys or vectors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ids: Annotated[Any, Field(default=None, json_schema_extra=IDS_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
+    vectors: Annotated[Any, Field(default=None, json_schema_extra=_QUERY_VECTORS_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    k: int = Field(K_DEFAULT, ge=1, lt=2**31, description="Neighbors of each query.")
+    metric: METRIC = Field(
+        "cosine", description="cosine and dot: higher is nearer; l2, the distance: lower is."
+    )
+    include_self: bool = Field(
+        False, description="Whether a query by id or key may be its own neighbor."
+    )
+    version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
+
+
+class NeighborsReply(BaseModel):
+    """The nearest rows of each query, nearest first: lists nested to the shape S + (k,)."""
+
+    ids: Annotated[Any, Field(json_schema_extra=IDS_SCHEMA)]
+    scores: Annotated[Any, Field(json_schema_extra=_SCORES_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
+    kind: Literal["bytes", "int64", "uint64"] | None = Field(
+        None, description="What the keys are; it and they are absent for a table without keys."
+    )
+    encoding: ENCODING | None = Field(None, description="base64 when a key isn't UTF-8.")
+    metric: METRIC
+    version: int
 
 
 class LookupManyBody(BaseModel):
