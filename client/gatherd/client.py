@@ -13,6 +13,7 @@ from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.threads import Batcher
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.rebuilt import Rebuilt
+from gatherd._calls.short import short
 from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
@@ -47,6 +48,7 @@ class Client(Rebuilt, LookupCalls, UpdateCalls, TableCalls):
     Ctrl-C, leaves it usable.
     """
 
+    @short
     def __init__(
         self,
         url: str,

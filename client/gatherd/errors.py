@@ -60,6 +60,12 @@ class GatherdError(Exception):
     def __str__(self) -> str:
         return self.message
 
+    def _render_traceback_(self) -> list[str]:
+        """The lines that IPython shows, in a notebook too, instead of a traceback."""
+        from gatherd._tracebacks import rendered
+
+        return rendered(self)
+
 
 class InvalidArgument(GatherdError, ValueError):
     """The request is wrong in itself."""

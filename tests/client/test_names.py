@@ -20,6 +20,7 @@ def _named(client: type, call: str, argument: str) -> set[str]:
 def _strings(hint: Any) -> set[str]:
     if isinstance(hint, str):
         return {hint}
+    hint = getattr(hint, "__value__", hint)  # of an alias
     return set().union(*(_strings(part) for part in get_args(hint)))
 
 

@@ -90,7 +90,7 @@ def test_what_is_wrong_is_told_in_a_line(url: str, service: UpdatedService, tmp_
     for args, said in (
         (["items", "--values", "[[1,2,3]]"], "give the ids"),
         (["items", 1, "--ids", tmp_path / "text.npy", "--values", "[1,2,3]"], "give the ids"),
-        (["items", "x", "--values", "[1,2,3]"], "isn't an integer"),
+        (["items", "x", "--values", "[1,2,3]"], "isn't an id, which is an integer from 0"),
         (["items", 1, "--values", "[1,2"], "can't be read"),
         (["items", 1, 2, "--values", "[[1,2],[3]]"], "can't be read"),
         (["items", 1, "--values", tmp_path / "none.npy"], "No such file"),
@@ -98,7 +98,8 @@ def test_what_is_wrong_is_told_in_a_line(url: str, service: UpdatedService, tmp_
         (["items", 1, "--values", tmp_path / "objects.npy"], "isn't a .npy file"),
         (["items", 1, "--values", "[NaN, 1, 2]"], "rows[0][0]=nan"),
     ):
-        done = run("assign", *args, "--url", url, status=1)
+        status = 6 if args[-1] in (tmp_path / "none.npy", *tmp_path.glob("*.npy")) else 2
+        done = run("assign", *args, "--url", url, status=status)
         assert said in done.output
         assert len(done.output.splitlines()) == 1
     assert not service.pushes
@@ -119,5 +120,5 @@ def test_delete_asks_first(url: str, service: UpdatedService) -> None:
 
 
 def test_a_data_dir_without_a_server_takes_no_update(tmp_path: Path) -> None:
-    done = run("assign", "items", 1, "--values", "[1]", "--url", f"local:{tmp_path}", status=1)
+    done = run("assign", "items", 1, "--values", "[1]", "--url", f"local:{tmp_path}", status=3)
     assert f"gatherd serve --data-dir {tmp_path}" in done.output

@@ -49,7 +49,7 @@ def test_an_error_is_a_line_and_leaves_nothing(tmp_path: Path) -> None:
     (tmp_path / "v.txt").write_bytes(b"a 1 2\nb 3\n")
     data_dir = tmp_path / "data"
     done = run_cli("import", "w", tmp_path / "v.txt", "--data-dir", data_dir, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert re.fullmatch(r"Error: .*: line 2: expected a token and 2 numbers.*\n", done.stderr)
     assert read_catalog(data_dir).tables == {}
     left = {str(path.relative_to(data_dir)) for path in data_dir.rglob("*")}
@@ -78,7 +78,7 @@ def test_standard_input_is_a_source_and_may_have_the_keys(tmp_path: Path) -> Non
     arguments = (tmp_path / "a.npy", "--keys", "-", "--data-dir", tmp_path / "keyed")
     assert pipe_in(b"x\ny\n", *arguments).returncode == 0
     done = pipe_in(b"x\ny\n", "-", "--keys", "-", "--data-dir", tmp_path / "other")
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert b"standard input (-) can be read only once" in done.stderr
 
 
@@ -92,7 +92,7 @@ def test_a_terminal_is_no_source(tmp_path: Path) -> None:
     finally:
         os.close(ours)
         os.close(theirs)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert b"standard input is a terminal; pipe a file into it" in done.stderr
 
 

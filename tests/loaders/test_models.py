@@ -155,7 +155,7 @@ def test_every_order_and_version_of_npy_comes_in(
     np.savez(tmp_path / "a.npz", w=rows)
     np.testing.assert_array_equal(run_import(tmp_path / "d", tmp_path / "a.npz").rows, rows)
     if order == "F" or dtype[0] == ">":
-        with pytest.raises(BadFile, match=r"`gatherd import TABLE .*converts it"):
+        with pytest.raises(BadFile, match=r"`gatherd import .*converts it"):
             open_file_table("t", tmp_path / "a.npy", None)
 
 

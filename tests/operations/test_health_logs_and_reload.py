@@ -195,7 +195,7 @@ def test_top_prints_a_screen_once(operated: Operated) -> None:
 
 def test_top_says_in_a_line_what_it_cannot_read() -> None:
     done = run_cli("top", "http://127.0.0.1:1", "--once", check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert len(done.stderr.splitlines()) == 1
 
 

@@ -70,6 +70,6 @@ def test_lookups_go_on_and_a_stop_is_no_traceback(disk: Disk, tmp_path: Path) ->
     assert "server.sock can't be deleted: Read-only file system" in server.log
     assert "own.sock can't be deleted: Read-only file system" in server.log
     done = run_cli("create", "more", "--rows", "1", "--dim", "1", "--data-dir", data, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "Traceback" not in done.stderr
     assert "Read-only file system" in done.stderr

@@ -170,5 +170,5 @@ def test_settings_that_can_never_copy_anything_are_refused(tmp_path: Path) -> No
         ((*snapshots, "--backup-url", "s3://"), "names no place"),
     ):
         done = invoke("serve", "--data-dir", data, *options, check=False)
-        assert done.returncode == 1
+        assert done.returncode > 1
         assert told in done.stderr

@@ -176,7 +176,7 @@ def test_pushes_are_each_done_and_change_no_row(keyed: RunningServer) -> None:
 def test_steps_that_would_move_rows_at_gradients_of_zeros_are_refused(keyed: RunningServer) -> None:
     asked = ("--table", "shops", "--push", "apply-gradients")
     done = invoke("bench", keyed.http, *asked, *SHORT, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "adam moves rows of 'shops' also at gradients of zeros" in done.stderr
 
 
@@ -196,14 +196,14 @@ def test_what_cannot_be_measured_is_an_error(
     server: RunningServer, arguments: tuple[str, ...], said: str
 ) -> None:
     done = invoke("bench", server.http, *arguments, *SHORT, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert said in done.stderr
     assert not done.stdout
 
 
 def test_a_server_that_is_not_there_is_told_of() -> None:
     done = invoke("bench", "http://127.0.0.1:9", *SHORT, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "127.0.0.1:9" in done.stderr
 
 
@@ -213,5 +213,5 @@ def test_an_error_of_one_thread_ends_all(data_dir: Path) -> None:
     with RunningServer(f"words={rows}", "--ids-max", "8") as server:
         asked = ("--pool", "sum", "--batch", "10", "--bag", "10", "--threads", "3")
         done = invoke("bench", server.http, *asked, "--seconds", "60", "--count", "9", check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "ids" in done.stderr

@@ -60,7 +60,7 @@ def test_lookup_prints_vectors(data_dir: Path) -> None:
 
 def test_lookup_of_a_bad_id_names_it_and_fails(data_dir: Path) -> None:
     done = run_cli("lookup", "words", "-1", "--url", f"local:{data_dir}", check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert done.stderr.startswith("Error: table 'words' has 2 rows; ids[0]=-1 is out of range")
     shown = run_cli(
         "lookup", "words", "2", "--missing", "zero", "--url", f"local:{data_dir}"
@@ -70,7 +70,7 @@ def test_lookup_of_a_bad_id_names_it_and_fails(data_dir: Path) -> None:
 
 def test_a_server_that_is_not_there_is_an_error_in_a_line() -> None:
     done = run_cli("tables", "--url", "http://127.0.0.1:1", check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert len(done.stderr.splitlines()) == 1
 
 
@@ -91,7 +91,7 @@ def test_every_command_has_help_with_an_example_or_its_meaning() -> None:
 
 def test_the_options_of_serve_are_the_settings() -> None:
     options = {parameter.name for parameter in cli.commands["serve"].params}
-    assert options - {"config"} == set(ServeSettings.model_fields)
+    assert options - {"config", "check"} == set(ServeSettings.model_fields)
 
 
 def test_every_setting_and_command_is_documented() -> None:

@@ -182,7 +182,7 @@ def test_the_log_is_kept_over_stops_and_checkpoints_until_the_file_is_back(
         # All that is left after a stop is what was there at the crash.
         assert [path.name for _, path in segment_paths(mine.path / WAL_NAME)] == held
     refused = invoke("verify", "--data-dir", mine.path, check=False)
-    assert refused.returncode == 1
+    assert refused.returncode > 1
     assert "items v2: it is refused: " in refused.stderr
     mine.put_back()
     with RunningServer("--data-dir", mine.path, *SERVE) as server, Client(server.http) as client:

@@ -116,7 +116,7 @@ def test_a_limit_that_is_too_low_is_said_at_the_start(workers: str, tmp_path: Pa
         text=True,
         timeout=60,
     )
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "this process may have 1024 files open, and may need" in done.stderr
     assert "connections_max" in done.stderr
     assert "Traceback" not in done.stderr

@@ -28,7 +28,7 @@ def test_without_syncs_pushes_survive_every_process_but_not_the_machine(tmp_path
     boot_elsewhere(tmp_path)
     refused = run_cli("serve", "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", *arguments,
                       check=False)  # fmt: skip
-    assert refused.returncode == 1
+    assert refused.returncode > 1
     assert "restore the last snapshot" in refused.stderr
     assert "Traceback" not in refused.stderr
 

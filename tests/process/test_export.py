@@ -219,7 +219,7 @@ def test_what_cannot_be_exported_leaves_no_file(url: str, data_dir: Path, tmp_pa
     }
     for (table, out, *options), message in refused.items():
         done = invoke("export", table, tmp_path / out, *options, "--url", url, check=False)
-        assert done.returncode == 1, out
+        assert done.returncode > 1, out
         assert message in done.stderr, out
         assert len(done.stderr.splitlines()) == 1
     assert {path.name for path in tmp_path.iterdir()} == {"there.npy", "k.npy.keys"}

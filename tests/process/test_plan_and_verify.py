@@ -95,7 +95,7 @@ def private_bytes(pid: int) -> int:
 
 
 def test_a_plan_needs_a_source_or_a_shape() -> None:
-    assert invoke("plan", check=False).returncode == 1
+    assert invoke("plan", check=False).returncode == 2
     assert "mapped" in invoke("plan", "--rows", "10", "--dim", "3").stdout
 
 
@@ -144,7 +144,7 @@ def test_a_flipped_bit_is_found_and_placed(
 ) -> None:
     flip(data_dir / "tables/rows/v000001" / name, position)
     done = invoke("verify", "--data-dir", data_dir, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert where in done.stderr
     assert "words v1: ok" in done.stdout
     only = invoke("verify", "words", "--data-dir", data_dir)
@@ -163,11 +163,11 @@ def test_a_damaged_key_index_is_repaired_from_its_keys(data_dir: Path) -> None:
 def test_weights_cannot_be_repaired(data_dir: Path) -> None:
     flip(data_dir / "tables/words/v000001/weights.npy", 500)
     done = invoke("verify", "--repair", "--data-dir", data_dir, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "weights.npy" in done.stderr
 
 
 def test_a_table_that_is_not_there_is_named(data_dir: Path) -> None:
     done = invoke("verify", "word", "--data-dir", data_dir, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "no table 'word'; did you mean 'words'?" in done.stderr

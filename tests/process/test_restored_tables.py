@@ -129,7 +129,7 @@ def test_what_cannot_be_restored_changes_nothing(crashed: Crashed, tmp_path: Pat
     before = read_catalog(data)
     for table, why in (("items", "weights.npy"), ("nothing", "no table 'nothing'")):
         done = invoke("restore", snapshot, "--table", table, "--data-dir", data, check=False)
-        assert done.returncode == 1
+        assert done.returncode > 1
         assert why in done.stderr
     assert read_catalog(data) == before
     assert list((data / "staging").glob("*")) == []

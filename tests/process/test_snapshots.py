@@ -285,7 +285,7 @@ def test_a_damaged_snapshot_is_refused_by_the_name_of_the_file(
             if (place, damage) == ("snapshot.json", Path.unlink) and command[0] == "verify":
                 continue  # without it, it is verified as a data dir
             done = invoke(*command, check=False)
-            assert done.returncode == 1, (command, place)
+            assert done.returncode > 1, (command, place)
             assert place in done.stderr, (command, place)
         assert not (tmp_path / "data").exists()
         (copy / place).write_bytes(whole)
@@ -294,7 +294,7 @@ def test_a_damaged_snapshot_is_refused_by_the_name_of_the_file(
 def test_it_is_restored_to_an_empty_folder_only(taken: Taken, tmp_path: Path) -> None:
     (tmp_path / "note").write_text("mine")
     done = invoke("restore", taken.path, "--data-dir", tmp_path, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert f"{tmp_path} isn't empty (there is 'note')" in done.stderr
     done = invoke("restore", taken.path, "--data-dir", tmp_path / "note", check=False)
     assert "is there and no folder" in done.stderr
@@ -348,7 +348,7 @@ def test_a_damaged_data_dir_gives_no_snapshot_that_looks_sound(small: Path, tmp_
     whole = superseded.read_bytes()
     superseded.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     done = invoke("snapshot", "--to", tmp_path / "s", "--data-dir", data, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert f"{superseded} isn't what was published, so that no snapshot is taken" in done.stderr
     assert not list((tmp_path / "s").iterdir())
 
@@ -386,7 +386,7 @@ def test_a_snapshot_that_was_cut_short_is_told_from_one_and_swept_away(
         invoke("restore", partial, "--data-dir", tmp_path / "data", check=False),
         invoke("verify", "--data-dir", partial, check=False),
     ):
-        assert told.returncode == 1
+        assert told.returncode > 1
     assert not (tmp_path / "data").exists()
     (folder / "mine.partial").mkdir()
     (folder / "mine.partial" / "note").write_text("not a snapshot's")

@@ -127,7 +127,7 @@ def test_what_cannot_be_changed_changes_nothing(data_dir: Path, table: str, sour
     }
     for arguments, message in refused.items():
         done = invoke(*arguments, *place, check=False)
-        assert done.returncode == 1, arguments
+        assert done.returncode > 1, arguments
         assert message in done.stderr, arguments
         assert len(done.stderr.splitlines()) == 1
     assert live_and_kept(data_dir, table) == (1, [1])
@@ -259,7 +259,7 @@ def test_the_command_line_wins_over_the_environment(tmp_path: Path) -> None:
     data = tmp_path / "data"
     invoke("create", "w", "--rows", "3", "--dim", "2", "--data-dir", data)
     both = ("--data-dir", data, "--url", "http://x")
-    assert "either --data-dir or --url" in invoke("versions", "w", *both, check=False).stderr
+    assert "give one of them" in invoke("versions", "w", *both, check=False).stderr
     environment = {**clean_environment(), "GATHERD_URL": "http://127.0.0.1:1"}
     command = [sys.executable, "-m", "gatherd_server", "versions", "w", "--data-dir", str(data)]
     shown = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -230,7 +230,7 @@ def test_an_address_that_others_reach_takes_tokens(option: str, data_dir: Path) 
         "serve", f"words={data_dir.parent}/rows.npy", option, "0.0.0.0:0", other, "127.0.0.1:0",
         check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert f"{option} 0.0.0.0 is reached from other machines" in done.stderr
     assert "--tokens" in done.stderr
     assert "--insecure" in done.stderr
@@ -268,7 +268,7 @@ def test_a_wrong_line_is_named_at_the_start(line: str, why: str, tmp_path: Path)
         "serve", "a=b.npy", "--tokens", tmp_path / "tokens",
         "--http", "127.0.0.1:0", "--grpc", "127.0.0.1:0", check=False,
     )  # fmt: skip
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "line 2" in done.stderr
     assert why in done.stderr
 

@@ -102,7 +102,7 @@ def test_what_comes_back_is_byte_for_byte_the_snapshot(
     with Client(f"local:{tmp_path / 'volume'}") as client:
         assert client.lookup("t", np.arange(ROWS)).shape == (ROWS, DIM)
     refused = restored(url, tmp_path / "volume", "--newest")
-    assert refused.returncode == 1
+    assert refused.returncode > 1
     assert "isn't empty" in refused.stderr
 
 
@@ -115,7 +115,7 @@ def test_one_that_was_never_finished_is_not_restored_and_goes_when_it_is_old(
     cut = f"{root}/20200101T000000Z-9"
     file_system.rm_file(f"{cut}/snapshot.json")
     done = restored(f"{url}/20200101T000000Z-9", tmp_path / "data")
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "snapshot.json" in done.stderr
     assert not (tmp_path / "data").exists()
     assert listed(url)["unfinished"] == ["20200101T000000Z-9"]
@@ -155,7 +155,7 @@ def test_a_copy_that_was_cut_anywhere_is_taken_up_again(
         # The file that was under way then.
         file_system.makedirs(files[count].rpartition("/")[0], exist_ok=True)
         file_system.pipe_file(files[count], whole[files[count]][:-1])
-        assert restored(f"{url}/monday", tmp_path / "data").returncode == 1
+        assert restored(f"{url}/monday", tmp_path / "data").returncode == 6
         assert not (tmp_path / "data").exists() or not list((tmp_path / "data").iterdir())
         invoke("backup", source, url)
         assert listed(url, "--verify")["damaged"] == {}
@@ -179,12 +179,12 @@ def test_damage_in_the_store_is_told_by_the_file_and_leaves_the_volume_empty(
             else:
                 file_system.pipe_file(path, damaged)
             done = restored(f"{url}/monday", tmp_path / "data")
-            assert done.returncode == 1, (name, damaged)
+            assert done.returncode > 1, (name, damaged)
             assert name in done.stderr, (name, done.stderr)
             assert not list((tmp_path / "data").iterdir()), name
             if (name, damaged) != ("snapshot.json", None):
                 checked = invoke("backups", url, "--verify", check=False)
-                assert checked.returncode == 1, name
+                assert checked.returncode > 1, name
                 assert name in checked.stderr, (name, checked.stderr)
         file_system.pipe_file(path, whole)
 
@@ -193,7 +193,7 @@ def test_a_damaged_snapshot_is_not_copied_as_a_sound_one(snapshots: Path, url: s
     path = snapshots / "monday/tables/t/v000001/weights.npy"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     done = invoke("backup", snapshots, url, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert f"monday: {path}: bytes 0 to" in done.stderr
     # The sound one is there.
     backups = listed(url)
@@ -218,7 +218,7 @@ def test_another_snapshot_of_the_same_name_does_not_replace_a_backup(
     other = document.read_bytes() + b"\n"
     document.write_bytes(other)
     done = invoke("backup", snapshots, url, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "has another backup called 'monday'" in done.stderr
     assert len(listed(url, "--verify")["backups"]) == 2
 
@@ -232,7 +232,7 @@ def test_places_that_cannot_be_are_refused(snapshots: Path, tmp_path: Path) -> N
         (str(snapshots / "deeper"), "the snapshots themselves are in"),
     ):
         done = invoke("backup", snapshots, url, check=False)
-        assert done.returncode == 1
+        assert done.returncode > 1
         assert told in done.stderr
     done = invoke("backups", "nosuch://who:secret@bucket/x", check=False)
     assert "nosuch://…@bucket/x" in done.stderr
@@ -283,12 +283,12 @@ def test_a_store_that_breaks_off_is_tried_again_but_not_for_ever(
     assert_same_tree(tmp_path / "data", snapshots / "monday")
     monkeypatch.setattr(Flaky, "failures", 3)
     done = restored(f"{flaky}/monday", tmp_path / "other")
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "ConnectionResetError: the store hung up" in done.stderr
     shutil.copytree(snapshots / "monday", snapshots / "tuesday")
     monkeypatch.setattr(Flaky, "failures", 10**6)
     done = invoke("backup", snapshots / "tuesday", flaky, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     monkeypatch.setattr(Flaky, "failures", 0)
     assert [one["name"] for one in listed(flaky)["backups"]] == ["monday"]
 

@@ -67,7 +67,7 @@ def test_a_table_without_an_optimizer_cannot_be_trained(tmp_path: Path) -> None:
 
 def test_a_rate_without_an_optimizer_is_refused_and_changes_nothing(tmp_path: Path) -> None:
     done = invoke(*CREATE, "--lr", "0.5", "--data-dir", tmp_path / "data", check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "give --optimizer too" in done.stderr
     assert not (tmp_path / "data").exists()
 
@@ -117,7 +117,7 @@ def test_what_an_optimizer_has_not_is_refused_and_changes_nothing(
         )
     else:
         done = invoke("plan", *shape, *arguments, check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert message in done.stderr
     assert not (tmp_path / "data").exists()
 
@@ -134,6 +134,6 @@ def test_an_import_of_doubles_that_are_to_be_trained_leaves_nothing(tmp_path: Pa
     np.save(tmp_path / "rows.npy", np.ones((3, 2)))
     arguments = ("import", "t", tmp_path / "rows.npy", "--optimizer", "sgd")
     done = invoke(*arguments, "--data-dir", tmp_path / "data", check=False)
-    assert done.returncode == 1
+    assert done.returncode > 1
     assert "float64 table can't be trained" in done.stderr
     invoke(*arguments, "--dtype", "float32", "--data-dir", tmp_path / "data")

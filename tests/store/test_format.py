@@ -207,9 +207,11 @@ def test_a_safetensors_header_that_lies_is_refused(
 
 def test_the_tensor_to_serve_has_to_be_named_when_there_are_several(tmp_path: Path) -> None:
     save_file({"a": ROWS, "b": ROWS}, tmp_path / "m.safetensors")
-    with pytest.raises(InvalidArgument, match=r"holds 2 tensors; pick one .*there are: a, b"):
+    with pytest.raises(
+        InvalidArgument, match=r"holds 2 tensors; name one .*:\n  a  F32 \(\d+, \d+\)\n  b "
+    ):
         layout_of(tmp_path / "m.safetensors")
-    with pytest.raises(InvalidArgument, match="has no tensor 'c'; there are: a, b"):
+    with pytest.raises(InvalidArgument, match=r"has no tensor 'c'; there are:\n  a  F32 \("):
         layout_of(tmp_path / "m.safetensors", "c")
     save_file({"only": ROWS}, tmp_path / "one.safetensors")
     assert layout_of(tmp_path / "one.safetensors").row_count == 4

@@ -7,8 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack, overload
 
-import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gatherd._batching.threads import Batcher
 from gatherd._calls.options import (
@@ -17,15 +16,27 @@ from gatherd._calls.options import (
     LookupManyOptions,
     LookupOptions,
 )
+from gatherd._calls.short import short, trimmed
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Plan, T
 from gatherd._plans.foreseen_calls import Asking, ForeseenCalls
-from gatherd._requests.bags import BagsGiven
-from gatherd._requests.lookups import Answer, Ids, KeysGiven
-from gatherd._requests.names import MetricName, MissingOfBag, MissingRow, Mode, ReplyDType
-from gatherd._requests.neighbors import Neighbors, QueryGiven
-
-Status = NDArray[np.uint8]
+from gatherd._requests.lookups import Answer
+from gatherd._requests.names import (
+    Bags,
+    Ids,
+    Keys,
+    MetricName,
+    MissingOfBag,
+    MissingRow,
+    Mode,
+    Query,
+    ReplyDType,
+    Status,
+    Values,
+    Vectors,
+)
+from gatherd._requests.neighbors import Neighbors
+from gatherd.errors import GatherdError
 
 
 class LookupCalls(ABC):
@@ -67,7 +78,7 @@ class LookupCalls(ABC):
         *,
         return_status: Literal[False] = False,
         **options: Unpack[LookupOptions],
-    ) -> NDArray[Any]: ...
+    ) -> Vectors: ...
 
     @overload
     def lookup(
@@ -77,22 +88,22 @@ class LookupCalls(ABC):
         *,
         return_status: Literal[True],
         **options: Unpack[LookupOptions],
-    ) -> tuple[NDArray[Any], Status]: ...
+    ) -> tuple[Vectors, Status]: ...
 
     def lookup(
         self,
         table: str,
         ids: Ids | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         dtype: ReplyDType = "float32",
         missing: MissingRow = "error",
-        out: NDArray[Any] | None = None,
+        out: Vectors | None = None,
         return_status: bool = False,
         version: int | None = None,
         dedup: bool = False,
         timeout: float | None = None,
-    ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
+    ) -> Vectors | tuple[Vectors, Status]:
         """The rows of `ids`, integers of any dtype and shape S, or of `keys`: shape S + (dim,).
 
         keys: instead of ids, for a table that has keys: str, bytes or integers of any shape S; see
@@ -115,39 +126,42 @@ class LookupCalls(ABC):
         that is over the server's limits is sent in several requests, all answered by one version of
         the table.
         """
-        if self._batcher is not None and keys is None and not dedup:
-            answer = self._batched(table, ids, dtype, missing, out, version, timeout)
-            if answer is not None:
-                return answer.with_status() if return_status else answer.vectors
-        policy: Any = missing  # to mypy, no Literal's class is str
-        if keys is None and policy.__class__ is str and policy == "error" and dedup is False:
-            vectors = self._quick(table, ids, dtype, out, version, timeout)
-            if vectors is not None:
-                return Answer(vectors, None).with_status() if return_status else vectors
+        try:
+            if self._batcher is not None and keys is None and not dedup:
+                answer = self._batched(table, ids, dtype, missing, out, version, timeout)
+                if answer is not None:
+                    return answer.with_status() if return_status else answer.vectors
+            policy: Any = missing  # to mypy, no Literal's class is str
+            if keys is None and policy.__class__ is str and policy == "error" and dedup is False:
+                vectors = self._quick(table, ids, dtype, out, version, timeout)
+                if vectors is not None:
+                    return Answer(vectors, None).with_status() if return_status else vectors
 
-        def plan(timeout: float | Deadline | None) -> Plan[Any]:
-            return self._answering.lookup(
-                table,
-                ids,
-                keys=keys,
-                dtype=dtype,
-                missing=missing,
-                out=out,
-                return_status=return_status,
-                version=version,
-                dedup=dedup,
-                timeout=timeout,
+            def plan(timeout: float | Deadline | None) -> Plan[Any]:
+                return self._answering.lookup(
+                    table,
+                    ids,
+                    keys=keys,
+                    dtype=dtype,
+                    missing=missing,
+                    out=out,
+                    return_status=return_status,
+                    version=version,
+                    dedup=dedup,
+                    timeout=timeout,
+                )
+
+            def find(foreseen: ForeseenCalls) -> Asking | None:
+                if dedup is not False:
+                    return None
+                return foreseen.rows(table, ids, keys, dtype, missing, version, out)
+
+            result: Vectors | tuple[Vectors, Status] = self._carried(
+                find, plan, return_status, timeout
             )
-
-        def find(foreseen: ForeseenCalls) -> Asking | None:
-            if dedup is not False:
-                return None
-            return foreseen.rows(table, ids, keys, dtype, missing, version, out)
-
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = self._carried(
-            find, plan, return_status, timeout
-        )
-        return result
+            return result
+        except GatherdError as error:
+            raise trimmed(error)  # noqa: B904 - it is the same error
 
     @overload
     def lookup_many(
@@ -156,7 +170,7 @@ class LookupCalls(ABC):
         *,
         return_status: Literal[False] = False,
         **options: Unpack[LookupManyOptions],
-    ) -> dict[str, NDArray[Any]]: ...
+    ) -> dict[str, Vectors]: ...
 
     @overload
     def lookup_many(
@@ -165,20 +179,20 @@ class LookupCalls(ABC):
         *,
         return_status: Literal[True],
         **options: Unpack[LookupManyOptions],
-    ) -> dict[str, tuple[NDArray[Any], Status]]: ...
+    ) -> dict[str, tuple[Vectors, Status]]: ...
 
     def lookup_many(
         self,
         ids: Mapping[str, Ids] | None = None,
         *,
-        keys: Mapping[str, KeysGiven] | None = None,
+        keys: Mapping[str, Keys] | None = None,
         dtype: ReplyDType = "float32",
         missing: MissingRow = "error",
         return_status: bool = False,
         version: Mapping[str, int] | None = None,
         dedup: bool = False,
         timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
+    ) -> dict[str, Vectors] | dict[str, tuple[Vectors, Status]]:
         """Several tables in one round trip: {table: ids} → {table: vectors}, as `lookup` has them.
 
         keys: {table: keys}, for tables looked up by key; a table has ids or keys, not both. The
@@ -189,64 +203,67 @@ class LookupCalls(ABC):
         What is over the server's limits is sent in several requests; each table is then answered
         by one version of it.
         """
+        try:
 
-        def plan(timeout: float | Deadline | None) -> Plan[Any]:
-            return self._answering.lookup_many(
-                ids,
-                keys=keys,
-                dtype=dtype,
-                missing=missing,
-                return_status=return_status,
-                version=version,
-                dedup=dedup,
-                timeout=timeout,
-            )
+            def plan(timeout: float | Deadline | None) -> Plan[Any]:
+                return self._answering.lookup_many(
+                    ids,
+                    keys=keys,
+                    dtype=dtype,
+                    missing=missing,
+                    return_status=return_status,
+                    version=version,
+                    dedup=dedup,
+                    timeout=timeout,
+                )
 
-        def find(foreseen: ForeseenCalls) -> Asking | None:
-            return foreseen.many(ids, keys, dtype, missing, version) if dedup is False else None
+            def find(foreseen: ForeseenCalls) -> Asking | None:
+                return foreseen.many(ids, keys, dtype, missing, version) if dedup is False else None
 
-        result: dict[str, Any] = self._carried(find, plan, return_status, timeout)
-        return result
+            result: dict[str, Any] = self._carried(find, plan, return_status, timeout)
+            return result
+        except GatherdError as error:
+            raise trimmed(error)  # noqa: B904 - it is the same error
 
     @overload
     def lookup_bags(
         self,
         table: str,
-        ids: ArrayLike | None = None,
-        offsets: ArrayLike | None = None,
+        ids: Bags | None = None,
+        offsets: Ids | None = None,
         *,
         return_status: Literal[False] = False,
         **options: Unpack[BagsOptions],
-    ) -> NDArray[Any]: ...
+    ) -> Vectors: ...
 
     @overload
     def lookup_bags(
         self,
         table: str,
-        ids: ArrayLike | None = None,
-        offsets: ArrayLike | None = None,
+        ids: Bags | None = None,
+        offsets: Ids | None = None,
         *,
         return_status: Literal[True],
         **options: Unpack[BagsOptions],
-    ) -> tuple[NDArray[Any], Status]: ...
+    ) -> tuple[Vectors, Status]: ...
 
     def lookup_bags(
         self,
         table: str,
-        ids: ArrayLike | None = None,
-        offsets: ArrayLike | None = None,
+        ids: Bags | None = None,
+        offsets: Ids | None = None,
         *,
-        keys: ArrayLike | None = None,
+        keys: Bags | None = None,
         mode: Mode = "mean",
-        weights: ArrayLike | None = None,
+        weights: Values | None = None,
         padding_id: int | None = None,
         dtype: ReplyDType = "float32",
         missing: MissingOfBag = "error",
-        out: NDArray[Any] | None = None,
+        out: Vectors | None = None,
         return_status: bool = False,
         version: int | None = None,
         timeout: float | None = None,
-    ) -> NDArray[Any] | tuple[NDArray[Any], Status]:
+    ) -> Vectors | tuple[Vectors, Status]:
         """Bags of rows, each pooled into one vector where the table is: an array (bags, dim).
 
         ids: flat, (n,), with `offsets`, (bags,): bag i is ids[offsets[i]:offsets[i + 1]], the last
@@ -269,65 +286,70 @@ class LookupCalls(ABC):
         over the server's limits are sent in several requests, all answered by one version; a
         single bag that is over them is LimitExceeded.
         """
+        try:
 
-        def plan(timeout: float | Deadline | None) -> Plan[Any]:
-            return self._answering.lookup_bags(
-                table,
-                ids,
-                offsets,
-                keys=keys,
-                mode=mode,
-                weights=weights,
-                padding_id=padding_id,
-                dtype=dtype,
-                missing=missing,
-                out=out,
-                return_status=return_status,
-                version=version,
-                timeout=timeout,
+            def plan(timeout: float | Deadline | None) -> Plan[Any]:
+                return self._answering.lookup_bags(
+                    table,
+                    ids,
+                    offsets,
+                    keys=keys,
+                    mode=mode,
+                    weights=weights,
+                    padding_id=padding_id,
+                    dtype=dtype,
+                    missing=missing,
+                    out=out,
+                    return_status=return_status,
+                    version=version,
+                    timeout=timeout,
+                )
+
+            def find(foreseen: ForeseenCalls) -> Asking | None:
+                pooled = (mode, weights, padding_id)
+                return foreseen.bags(
+                    table, (ids, offsets), keys, pooled, dtype, missing, version, out
+                )
+
+            result: Vectors | tuple[Vectors, Status] = self._carried(
+                find, plan, return_status, timeout
             )
-
-        def find(foreseen: ForeseenCalls) -> Asking | None:
-            pooled = (mode, weights, padding_id)
-            return foreseen.bags(table, (ids, offsets), keys, pooled, dtype, missing, version, out)
-
-        result: NDArray[Any] | tuple[NDArray[Any], Status] = self._carried(
-            find, plan, return_status, timeout
-        )
-        return result
+            return result
+        except GatherdError as error:
+            raise trimmed(error)  # noqa: B904 - it is the same error
 
     @overload
     def lookup_bags_many(
         self,
-        ids: Mapping[str, BagsGiven] | None = None,
+        ids: Mapping[str, Bags] | None = None,
         *,
         return_status: Literal[False] = False,
         **options: Unpack[BagsManyOptions],
-    ) -> dict[str, NDArray[Any]]: ...
+    ) -> dict[str, Vectors]: ...
 
     @overload
     def lookup_bags_many(
         self,
-        ids: Mapping[str, BagsGiven] | None = None,
+        ids: Mapping[str, Bags] | None = None,
         *,
         return_status: Literal[True],
         **options: Unpack[BagsManyOptions],
-    ) -> dict[str, tuple[NDArray[Any], Status]]: ...
+    ) -> dict[str, tuple[Vectors, Status]]: ...
 
     def lookup_bags_many(
         self,
-        ids: Mapping[str, BagsGiven] | None = None,
+        ids: Mapping[str, Bags] | None = None,
         *,
-        keys: Mapping[str, BagsGiven] | None = None,
+        keys: Mapping[str, Bags] | None = None,
         mode: Mode = "mean",
-        weights: Mapping[str, ArrayLike] | None = None,
+        weights: Mapping[str, Values] | None = None,
         padding_id: int | None = None,
         dtype: ReplyDType = "float32",
         missing: MissingOfBag = "error",
         return_status: bool = False,
         version: Mapping[str, int] | None = None,
         timeout: float | None = None,
-    ) -> dict[str, NDArray[Any]] | dict[str, tuple[NDArray[Any], Status]]:
+    ) -> dict[str, Vectors] | dict[str, tuple[Vectors, Status]]:
         """Bags of several tables in one round trip: {table: bags} → {table: (bags, dim) array}.
 
         ids: a value is a tuple (ids, offsets), or a list of lists of ids; see `lookup_bags`.
@@ -337,31 +359,35 @@ class LookupCalls(ABC):
         The other arguments hold for every table. With return_status, {table: (vectors, status)}.
         All or nothing, as `lookup_many`.
         """
+        try:
 
-        def plan(timeout: float | Deadline | None) -> Plan[Any]:
-            return self._answering.lookup_bags_many(
-                ids,
-                keys=keys,
-                mode=mode,
-                weights=weights,
-                padding_id=padding_id,
-                dtype=dtype,
-                missing=missing,
-                return_status=return_status,
-                version=version,
-                timeout=timeout,
-            )
+            def plan(timeout: float | Deadline | None) -> Plan[Any]:
+                return self._answering.lookup_bags_many(
+                    ids,
+                    keys=keys,
+                    mode=mode,
+                    weights=weights,
+                    padding_id=padding_id,
+                    dtype=dtype,
+                    missing=missing,
+                    return_status=return_status,
+                    version=version,
+                    timeout=timeout,
+                )
 
-        def find(foreseen: ForeseenCalls) -> Asking | None:
-            pooled = (mode, weights, padding_id)
-            return foreseen.bags_many(ids, keys, pooled, dtype, missing, version)
+            def find(foreseen: ForeseenCalls) -> Asking | None:
+                pooled = (mode, weights, padding_id)
+                return foreseen.bags_many(ids, keys, pooled, dtype, missing, version)
 
-        result: dict[str, Any] = self._carried(find, plan, return_status, timeout)
-        return result
+            result: dict[str, Any] = self._carried(find, plan, return_status, timeout)
+            return result
+        except GatherdError as error:
+            raise trimmed(error)  # noqa: B904 - it is the same error
 
+    @short
     def keys_of(
         self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
-    ) -> NDArray[Any]:
+    ) -> Vectors:
         """The keys of the rows `ids`, integers of any shape S: an array of shape S.
 
         int64 or uint64 for a table of integer keys; for one of strings, objects of str, in which
@@ -370,12 +396,13 @@ class LookupCalls(ABC):
         """
         return self._run(self._answering.keys_of(table, ids, version=version, timeout=timeout))
 
+    @short
     def neighbors(
         self,
         table: str,
-        query: QueryGiven | None = None,
+        query: Query | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         k: int = 10,
         metric: MetricName = "cosine",
         include_self: bool = False,

@@ -1,22 +1,27 @@
 """The keywords that the overloads of a call have in common, for type checkers."""
 
 from collections.abc import Mapping
-from typing import Any, TypedDict
+from typing import TypedDict
 
-from numpy.typing import ArrayLike, NDArray
-
-from gatherd._requests.bags import BagsGiven
-from gatherd._requests.lookups import KeysGiven
-from gatherd._requests.names import MissingOfBag, MissingRow, Mode, ReplyDType
+from gatherd._requests.names import (
+    Bags,
+    Keys,
+    MissingOfBag,
+    MissingRow,
+    Mode,
+    ReplyDType,
+    Values,
+    Vectors,
+)
 
 
 class LookupOptions(TypedDict, total=False):
     """Keywords of `lookup`."""
 
-    keys: KeysGiven | None
+    keys: Keys | None
     dtype: ReplyDType
     missing: MissingRow
-    out: NDArray[Any] | None
+    out: Vectors | None
     version: int | None
     dedup: bool
     timeout: float | None
@@ -25,7 +30,7 @@ class LookupOptions(TypedDict, total=False):
 class LookupManyOptions(TypedDict, total=False):
     """Keywords of `lookup_many`."""
 
-    keys: Mapping[str, KeysGiven] | None
+    keys: Mapping[str, Keys] | None
     dtype: ReplyDType
     missing: MissingRow
     version: Mapping[str, int] | None
@@ -36,13 +41,13 @@ class LookupManyOptions(TypedDict, total=False):
 class BagsOptions(TypedDict, total=False):
     """Keywords of `lookup_bags`."""
 
-    keys: ArrayLike | None
+    keys: Bags | None
     mode: Mode
-    weights: ArrayLike | None
+    weights: Values | None
     padding_id: int | None
     dtype: ReplyDType
     missing: MissingOfBag
-    out: NDArray[Any] | None
+    out: Vectors | None
     version: int | None
     timeout: float | None
 
@@ -50,9 +55,9 @@ class BagsOptions(TypedDict, total=False):
 class BagsManyOptions(TypedDict, total=False):
     """Keywords of `lookup_bags_many`."""
 
-    keys: Mapping[str, BagsGiven] | None
+    keys: Mapping[str, Bags] | None
     mode: Mode
-    weights: Mapping[str, ArrayLike] | None
+    weights: Mapping[str, Values] | None
     padding_id: int | None
     dtype: ReplyDType
     missing: MissingOfBag

@@ -5,6 +5,7 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 
+from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
@@ -23,18 +24,22 @@ class TableCalls(ABC):
     @abstractmethod
     def _run(self, plan: Plan[T]) -> T: ...
 
+    @short
     def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
         return self._run(self._answering.tables(self._answering.deadline(timeout)))
 
+    @short
     def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
         """The table called `name`. TableNotFound when there is none."""
         return self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
+    @short
     def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
         return self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
+    @short
     def create_table(
         self,
         name: str,
@@ -63,6 +68,7 @@ class TableCalls(ABC):
         )
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def add_staged_table(
         self, name: str, staged: str, *, timeout: float | None = None
     ) -> ChangeResult:
@@ -74,11 +80,13 @@ class TableCalls(ABC):
         request = changes.add_staged(name, staged)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
         request = changes.delete_table(name)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def publish(
         self,
         name: str,
@@ -99,6 +107,7 @@ class TableCalls(ABC):
         request = changes.publish(name, staged=staged, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def rollback(
         self,
         name: str,
@@ -117,6 +126,7 @@ class TableCalls(ABC):
         request = changes.rollback(name, version, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def set_optimizer(
         self,
         name: str,
@@ -136,6 +146,7 @@ class TableCalls(ABC):
         request = changes.set_optimizer(name, optimizer, options, if_version=if_version)
         return self._run(self._pushes.change(request, timeout))
 
+    @short
     def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
         """Copy the data dir, as it is at one LSN, to a folder on its machine; updates go on.
 

@@ -6,6 +6,7 @@ Client and AsyncClient inherit them.
 
 from abc import ABC, abstractmethod
 
+from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
@@ -24,18 +25,22 @@ class AsyncTableCalls(ABC):
     @abstractmethod
     async def _run(self, plan: Plan[T]) -> T: ...
 
+    @short
     async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
         """Every table that is served, also those that can't be looked up; see `refused`."""
         return await self._run(self._answering.tables(self._answering.deadline(timeout)))
 
+    @short
     async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
         """The table called `name`. TableNotFound when there is none."""
         return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
+    @short
     async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
         return await self._run(self._answering.versions(name, self._answering.deadline(timeout)))
 
+    @short
     async def create_table(
         self,
         name: str,
@@ -64,6 +69,7 @@ class AsyncTableCalls(ABC):
         )
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def add_staged_table(
         self, name: str, staged: str, *, timeout: float | None = None
     ) -> ChangeResult:
@@ -75,11 +81,13 @@ class AsyncTableCalls(ABC):
         request = changes.add_staged(name, staged)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
         """Remove a table with all its versions. TableNotFound when there is none."""
         request = changes.delete_table(name)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def publish(
         self,
         name: str,
@@ -100,6 +108,7 @@ class AsyncTableCalls(ABC):
         request = changes.publish(name, staged=staged, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def rollback(
         self,
         name: str,
@@ -118,6 +127,7 @@ class AsyncTableCalls(ABC):
         request = changes.rollback(name, version, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def set_optimizer(
         self,
         name: str,
@@ -137,6 +147,7 @@ class AsyncTableCalls(ABC):
         request = changes.set_optimizer(name, optimizer, options, if_version=if_version)
         return await self._run(self._pushes.change(request, timeout))
 
+    @short
     async def snapshot(self, name: str = "", *, timeout: float | None = None) -> SnapshotResult:
         """Copy the data dir, as it is at one LSN, to a folder on its machine; updates go on.
 

@@ -7,12 +7,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Unpack, overload
 
-from numpy.typing import ArrayLike
-
 from gatherd._calls.options import PushOptions, StepOptions
+from gatherd._calls.short import short
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.lookups import Ids, KeysGiven
+from gatherd._requests.names import Ids, Keys, Values
 from gatherd._requests.updates import RowsGiven, UpdateOp, UpdateResult
 
 
@@ -29,7 +28,7 @@ class UpdateCalls(ABC):
         self,
         table: str,
         ids: Ids,
-        deltas: ArrayLike,
+        deltas: Values,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
@@ -38,19 +37,20 @@ class UpdateCalls(ABC):
         self,
         table: str,
         ids: None = None,
-        deltas: ArrayLike | None = None,
+        deltas: Values | None = None,
         *,
-        keys: KeysGiven,
+        keys: Keys,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
+    @short
     def scatter_add(
         self,
         table: str,
         ids: Ids | None = None,
-        deltas: ArrayLike | None = None,
+        deltas: Values | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -93,6 +93,7 @@ class UpdateCalls(ABC):
             )
         )
 
+    @short
     def scatter_add_many(
         self,
         updates: Mapping[str, RowsGiven] | None = None,
@@ -123,7 +124,7 @@ class UpdateCalls(ABC):
         self,
         table: str,
         ids: Ids,
-        grads: ArrayLike,
+        grads: Values,
         **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
@@ -132,19 +133,20 @@ class UpdateCalls(ABC):
         self,
         table: str,
         ids: None = None,
-        grads: ArrayLike | None = None,
+        grads: Values | None = None,
         *,
-        keys: KeysGiven,
+        keys: Keys,
         **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
+    @short
     def apply_gradients(
         self,
         table: str,
         ids: Ids | None = None,
-        grads: ArrayLike | None = None,
+        grads: Values | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         lr: float | None = None,
         if_version: int | None = None,
         idempotency_key: str | None = None,
@@ -170,6 +172,7 @@ class UpdateCalls(ABC):
             )
         )
 
+    @short
     def apply_gradients_many(
         self,
         updates: Mapping[str, RowsGiven] | None = None,
@@ -202,7 +205,7 @@ class UpdateCalls(ABC):
         self,
         table: str,
         ids: Ids,
-        rows: ArrayLike,
+        rows: Values,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
@@ -211,19 +214,20 @@ class UpdateCalls(ABC):
         self,
         table: str,
         ids: None = None,
-        rows: ArrayLike | None = None,
+        rows: Values | None = None,
         *,
-        keys: KeysGiven,
+        keys: Keys,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
+    @short
     def assign(
         self,
         table: str,
         ids: Ids | None = None,
-        rows: ArrayLike | None = None,
+        rows: Values | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -247,6 +251,7 @@ class UpdateCalls(ABC):
             )
         )
 
+    @short
     def assign_many(
         self,
         updates: Mapping[str, RowsGiven] | None = None,

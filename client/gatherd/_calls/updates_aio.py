@@ -8,12 +8,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import Unpack, overload
 
-from numpy.typing import ArrayLike
-
 from gatherd._calls.options import PushOptions, StepOptions
+from gatherd._calls.short import short
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.lookups import Ids, KeysGiven
+from gatherd._requests.names import Ids, Keys, Values
 from gatherd._requests.updates import RowsGiven, UpdateOp, UpdateResult
 
 
@@ -30,7 +29,7 @@ class AsyncUpdateCalls(ABC):
         self,
         table: str,
         ids: Ids,
-        deltas: ArrayLike,
+        deltas: Values,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
@@ -39,19 +38,20 @@ class AsyncUpdateCalls(ABC):
         self,
         table: str,
         ids: None = None,
-        deltas: ArrayLike | None = None,
+        deltas: Values | None = None,
         *,
-        keys: KeysGiven,
+        keys: Keys,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
+    @short
     async def scatter_add(
         self,
         table: str,
         ids: Ids | None = None,
-        deltas: ArrayLike | None = None,
+        deltas: Values | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -94,6 +94,7 @@ class AsyncUpdateCalls(ABC):
             )
         )
 
+    @short
     async def scatter_add_many(
         self,
         updates: Mapping[str, RowsGiven] | None = None,
@@ -124,7 +125,7 @@ class AsyncUpdateCalls(ABC):
         self,
         table: str,
         ids: Ids,
-        grads: ArrayLike,
+        grads: Values,
         **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
@@ -133,19 +134,20 @@ class AsyncUpdateCalls(ABC):
         self,
         table: str,
         ids: None = None,
-        grads: ArrayLike | None = None,
+        grads: Values | None = None,
         *,
-        keys: KeysGiven,
+        keys: Keys,
         **options: Unpack[StepOptions],
     ) -> UpdateResult: ...
 
+    @short
     async def apply_gradients(
         self,
         table: str,
         ids: Ids | None = None,
-        grads: ArrayLike | None = None,
+        grads: Values | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         lr: float | None = None,
         if_version: int | None = None,
         idempotency_key: str | None = None,
@@ -171,6 +173,7 @@ class AsyncUpdateCalls(ABC):
             )
         )
 
+    @short
     async def apply_gradients_many(
         self,
         updates: Mapping[str, RowsGiven] | None = None,
@@ -203,7 +206,7 @@ class AsyncUpdateCalls(ABC):
         self,
         table: str,
         ids: Ids,
-        rows: ArrayLike,
+        rows: Values,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
@@ -212,19 +215,20 @@ class AsyncUpdateCalls(ABC):
         self,
         table: str,
         ids: None = None,
-        rows: ArrayLike | None = None,
+        rows: Values | None = None,
         *,
-        keys: KeysGiven,
+        keys: Keys,
         **options: Unpack[PushOptions],
     ) -> UpdateResult: ...
 
+    @short
     async def assign(
         self,
         table: str,
         ids: Ids | None = None,
-        rows: ArrayLike | None = None,
+        rows: Values | None = None,
         *,
-        keys: KeysGiven | None = None,
+        keys: Keys | None = None,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -248,6 +252,7 @@ class AsyncUpdateCalls(ABC):
             )
         )
 
+    @short
     async def assign_many(
         self,
         updates: Mapping[str, RowsGiven] | None = None,

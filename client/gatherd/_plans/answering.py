@@ -10,16 +10,14 @@ from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.retry import Tries
-from gatherd._requests.bags import BagsGiven, prepare_bags, split_pair
+from gatherd._requests.bags import prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
 from gatherd._requests.lookups import (
     Answer,
-    Ids,
-    KeysGiven,
     KeysOfSpec,
     LookupSpec,
     TableInfo,
@@ -27,10 +25,10 @@ from gatherd._requests.lookups import (
     prepare,
     prepare_keys_of,
 )
+from gatherd._requests.names import Bags, Ids, Keys, Query, Values
 from gatherd._requests.neighbors import (
     Neighbors,
     NeighborsSpec,
-    QueryGiven,
     prepare_neighbors,
 )
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
@@ -49,7 +47,7 @@ class Answering(ABC):
         table: str,
         ids: Ids | None,
         *,
-        keys: KeysGiven | None,
+        keys: Keys | None,
         dtype: DTypeLike,
         missing: str,
         out: NDArray[Any] | None,
@@ -68,7 +66,7 @@ class Answering(ABC):
         self,
         ids: Mapping[str, Ids] | None,
         *,
-        keys: Mapping[str, KeysGiven] | None,
+        keys: Mapping[str, Keys] | None,
         dtype: DTypeLike,
         missing: str,
         return_status: bool,
@@ -94,12 +92,12 @@ class Answering(ABC):
     def lookup_bags(
         self,
         table: str,
-        ids: ArrayLike | None,
-        offsets: ArrayLike | None,
+        ids: Bags | None,
+        offsets: Ids | None,
         *,
-        keys: ArrayLike | None,
+        keys: Bags | None,
         mode: str,
-        weights: ArrayLike | None,
+        weights: Values | None,
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,
@@ -128,11 +126,11 @@ class Answering(ABC):
 
     def lookup_bags_many(
         self,
-        ids: Mapping[str, BagsGiven] | None,
+        ids: Mapping[str, Bags] | None,
         *,
-        keys: Mapping[str, BagsGiven] | None,
+        keys: Mapping[str, Bags] | None,
         mode: str,
-        weights: Mapping[str, ArrayLike] | None,
+        weights: Mapping[str, Values] | None,
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,
@@ -176,9 +174,9 @@ class Answering(ABC):
     def neighbors(
         self,
         table: str,
-        query: QueryGiven | None,
+        query: Query | None,
         *,
-        keys: KeysGiven | None,
+        keys: Keys | None,
         k: int,
         metric: str,
         include_self: bool,

@@ -9,7 +9,7 @@ from gatherd._plans.chunks import Piece
 from gatherd._requests.lookups import KeysOfSpec, LookupSpec
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 from gatherd.store.ids import in_range, out_of_range_error
-from gatherd.store.keys import key_not_found_error
+from gatherd.store.keys import HINT, key_not_found_error
 from gatherd.store.query import ByKey
 
 _KEY_POSITION = re.compile(r"keys\[(\d{1,18})\]")
@@ -65,4 +65,5 @@ def _keys_in_whole(error: KeyNotFound, spec: LookupSpec | KeysOfSpec, piece: Pie
     rows[places] = -1
     more = max(0, int(count) - len(places))
     rows[places[-1] + 1 : min(end, places[-1] + 1 + more)] = -1
-    return key_not_found_error(spec.table, asked.keys, rows.reshape(asked.shape))
+    hint = error.metadata.get(HINT, "")
+    return key_not_found_error(spec.table, asked.keys, rows.reshape(asked.shape), hint)

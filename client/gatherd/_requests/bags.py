@@ -3,10 +3,10 @@
 A tuple in `lookup_bags_many` is (ids, offsets), everything else is jagged.
 """
 
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gatherd._requests.lookups import (
     LookupSpec,
@@ -29,8 +29,6 @@ from gatherd.store.query import (
     parse_missing,
     parse_pooling,
 )
-
-BagsGiven: TypeAlias = ArrayLike | tuple[ArrayLike, ArrayLike]
 
 _INT64 = np.iinfo(np.int64)
 

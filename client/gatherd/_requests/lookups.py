@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, DTypeLike, NDArray
+from numpy.typing import DTypeLike, NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, parse_reply_dtype
@@ -24,8 +24,6 @@ from gatherd.store.query import (
     parse_missing,
 )
 
-Ids: TypeAlias = ArrayLike
-KeysGiven: TypeAlias = ArrayLike
 IdArray: TypeAlias = NDArray[np.integer[Any]]
 
 _VERSION_MAX: Final = 2**64 - 1

@@ -1,12 +1,12 @@
 """A search for neighbors as the caller asked for it: checked, before anything is sent."""
 
 from dataclasses import dataclass
-from typing import Any, Final, TypeAlias
+from typing import Any, Final
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
-from gatherd._requests.lookups import KeysGiven, check_table, check_version
+from gatherd._requests.lookups import check_table, check_version
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import bfloat16_to_float32
 from gatherd.store.given import as_given_array
@@ -14,7 +14,6 @@ from gatherd.store.ids import as_id_array
 from gatherd.store.keys import as_keys
 from gatherd.store.query import Asked, ByKey, NeighborsQuery, parse_metric
 
-QueryGiven: TypeAlias = ArrayLike
 _K_MAX: Final = 2**31 - 1
 
 
@@ -46,7 +45,7 @@ class NeighborsSpec:
 def prepare_neighbors(
     table: object,
     query: object,
-    keys: KeysGiven | None,
+    keys: object,
     k: object,
     metric: object,
     include_self: object,

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gatherd._requests.names import OptimizerName
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 
@@ -91,5 +92,8 @@ def check_stored_dtype(name: DTypeLike) -> DType:
     try:
         return DType(np.dtype(name).name)
     except (TypeError, ValueError):
-        known = ", ".join(dtype.value for dtype in DType)
-        raise InvalidArgument(f"a table can't be stored as {name!r}; it can as {known}") from None
+        known = [dtype.value for dtype in DType]
+        raise InvalidArgument(
+            f"a table can't be stored as {name!r}; it can as {', '.join(known)}"
+            f"{did_you_mean(near(name, known, 1))}"
+        ) from None

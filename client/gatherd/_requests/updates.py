@@ -11,9 +11,10 @@ from enum import Enum
 from typing import Any, TypeAlias
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import NDArray
 
 from gatherd._requests.lookups import check_table, check_version
+from gatherd._requests.names import Ids, Values
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.given import OFFENDERS_MAX, as_given_array
@@ -23,7 +24,7 @@ from gatherd.store.limits import KEY_CHARS_MAX
 from gatherd.store.query import Asked, ByKey
 from gatherd_proto.procedures import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
 
-RowsGiven: TypeAlias = tuple[ArrayLike, ArrayLike]
+RowsGiven: TypeAlias = tuple[Ids, Values]
 """(ids or keys, values) of one table."""
 
 # The bits that are all ones in infinities and NaNs.

@@ -17,7 +17,6 @@ Releases up to 0.1 wrote a catalog without "crc32". It is read, but flipped bits
 unnoticed. The first change of a table writes one with "crc32".
 """
 
-import difflib
 import json
 import os
 import re
@@ -30,6 +29,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import BadFile, DataDirVersion, InvalidArgument, TableNotFound
 from gatherd.store.checksums import (
     decode_document,
@@ -55,8 +55,6 @@ CATALOG_INDENT = 2
 
 NAMES_SHOWN_MAX = 5
 NAME_SHOWN_MAX = 128
-# Comparing spellings takes time with each name.
-NAMES_COMPARED_MAX = 1000
 
 TABLE_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 _TABLE_NAME = re.compile(TABLE_NAME_PATTERN)
@@ -76,15 +74,11 @@ def table_not_found(name: str, known: Iterable[str]) -> TableNotFound:
     """The error for a table that doesn't exist; it names the most similar tables that do."""
     name = name[:NAME_SHOWN_MAX]
     names = sorted(known)
-    near = difflib.get_close_matches(name, names[:NAMES_COMPARED_MAX], n=3)
-    if near:
-        hint = f"did you mean {' or '.join(map(repr, near))}?"
-    elif names:
+    hint = did_you_mean(near(name, names))
+    if not hint and names:
         more = f" and {len(names) - NAMES_SHOWN_MAX} more" if len(names) > NAMES_SHOWN_MAX else ""
-        hint = f"there are: {', '.join(names[:NAMES_SHOWN_MAX])}{more}"
-    else:
-        hint = "there is none"
-    return TableNotFound(f"no table {name!r}; {hint}", {"table": name})
+        hint = f"; there are: {', '.join(names[:NAMES_SHOWN_MAX])}{more}"
+    return TableNotFound(f"no table {name!r}{hint or '; there is none'}", {"table": name})
 
 
 @dataclass(frozen=True, slots=True)

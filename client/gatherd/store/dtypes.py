@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 
 
@@ -42,8 +43,11 @@ def parse_reply_dtype(name: str) -> DType:
     for dtype in REPLY_DTYPES:
         if dtype.value == name:
             return dtype
-    known = ", ".join(dtype.value for dtype in REPLY_DTYPES)
-    raise InvalidArgument(f"a lookup can't be answered in dtype {name!r}; it can in {known}")
+    known = [dtype.value for dtype in REPLY_DTYPES]
+    raise InvalidArgument(
+        f"a lookup can't be answered in dtype {name!r}; it can in {', '.join(known)}"
+        f"{did_you_mean(near(name, known, 1))}"
+    )
 
 
 def bfloat16_to_float32(bits: NDArray[np.uint16], out: NDArray[np.float32]) -> None:

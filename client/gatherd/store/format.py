@@ -18,8 +18,9 @@ import json
 import math
 import os
 import re
+import shlex
 import threading
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -31,6 +32,7 @@ from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.gguf import GGUF_MAGIC, GgufHeader, read_gguf_header
 from gatherd.store.mapping import not_opened
+from gatherd.store.parts import pick
 
 NPY_MAGIC = b"\x93NUMPY"
 NPY_HEADER_BYTES_MAX = 64 << 10
@@ -45,6 +47,7 @@ _NPY_DTYPES = {
     "<V2": DType.BFLOAT16,
     "|V2": DType.BFLOAT16,
 }
+_NO_TABLE_NAME = re.compile(r"[^A-Za-z0-9._-]")
 _LENGTH = rb"(?:0|[1-9][0-9]{0,18})"
 # The header that NumPy writes for an array of plain numbers, format 1.0, byte for byte.
 _PLAIN_NPY = re.compile(
@@ -122,7 +125,8 @@ def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
         return _read_safetensors(fd, name, tensor)
     if head.startswith(GGUF_MAGIC):
         header = read_gguf_header(fd, name)
-        tensor = _picked(name, tensor or header.token_table, header.tensors)
+        shapes = {key: f"{one.kind} {one.shape}" for key, one in sorted(header.tensors.items())}
+        tensor = pick(name, tensor or header.token_table, shapes)
         return gguf_layout(header, name, tensor, file_bytes(fd))
     raise BadFile(
         f"{name} is neither a .npy nor a safetensors nor a GGUF file (by its content), and no "
@@ -148,9 +152,16 @@ def gguf_layout(header: GgufHeader, name: str, tensor: str, size: int) -> RowLay
     return layout
 
 
+def table_name_of(path: Path) -> str:
+    """A name for a table of the file `path`, as messages propose it."""
+    return _NO_TABLE_NAME.sub("_", path.stem)[:128].lstrip(".-") or "table"
+
+
 def convert_by_import(source: str) -> str:
     """The advice for a sound file whose rows can't be mapped unchanged."""
-    return f"`gatherd import TABLE '{source}' --data-dir DIR` converts it"
+    table = table_name_of(Path(source))
+    command = shlex.join(["gatherd", "import", table, source, "--data-dir", "./data"])
+    return f"`{command}` converts it, and `gatherd serve --data-dir ./data` serves it"
 
 
 def open_readonly(path: Path) -> int:
@@ -273,8 +284,7 @@ def _npy_layout(
 
 def _read_safetensors(fd: int, name: str, tensor: str | None) -> RowLayout:
     header = read_safetensors_header(fd, name)
-    names = header.entries if tensor is None else header.names()
-    tensor = header.resolve(_picked(name, tensor, names))
+    tensor = header.resolve(pick(name, tensor, header.shapes(aliases=tensor is not None)))
     entry = header.entries[tensor]
     where = f"{name}#{tensor}"
     if entry["dtype"] not in _SAFETENSORS_DTYPES:
@@ -286,18 +296,6 @@ def _read_safetensors(fd: int, name: str, tensor: str | None) -> RowLayout:
     begin, _ = entry["data_offsets"]
     offset = header.data_start + begin
     return RowLayout(_SAFETENSORS_DTYPES[entry["dtype"]], shape[0], shape[1], offset)
-
-
-def _picked(name: str, tensor: str | None, names: Collection[str]) -> str:
-    """The tensor that is meant; InvalidArgument, listing `names`, when it isn't clear."""
-    listed = ", ".join(sorted(names)[:10]) or "none"
-    if tensor is None and len(names) != 1:
-        raise InvalidArgument(
-            f"{name} holds {len(names)} tensors; pick one as {name}#TENSOR (there are: {listed})"
-        )
-    if tensor is not None and tensor not in names:
-        raise InvalidArgument(f"{name} has no tensor {tensor!r}; there are: {listed}")
-    return tensor if tensor is not None else next(iter(names))
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +317,15 @@ class SafetensorsHeader:
     def resolve(self, name: str) -> str:
         """The name under which the tensor `name` is stored."""
         return self.aliases.get(name, name)
+
+    def shapes(self, *, aliases: bool) -> dict[str, str]:
+        """The dtype and the shape of each tensor, and what each alias is one of, as text."""
+        shapes = {
+            key: f"{entry['dtype']} {tuple(entry['shape'])}"
+            for key, entry in sorted(self.entries.items())
+        }
+        others = {alias: f"is {stored}" for alias, stored in self.aliases.items()}
+        return shapes | others if aliases else shapes
 
 
 def read_safetensors_header(fd: int, name: str) -> SafetensorsHeader:

@@ -64,7 +64,7 @@ def as_id_array(ids: object) -> NDArray[np.integer[Any]]:
         if array.size == 0 and array.dtype.kind == "f":
             # An empty array made without a dtype is float64; it holds no wrong id.
             return np.empty(array.shape, np.int64)
-        raise InvalidArgument(f"ids must be integers, not {array.dtype}")
+        raise InvalidArgument(f"ids must be integers, not {array.dtype}{_hint(array.dtype.kind)}")
     return np.ascontiguousarray(array, dtype=array.dtype.newbyteorder("=")).reshape(array.shape)
 
 
@@ -105,8 +105,14 @@ def _checked_leaves(value: Any, name: str) -> Any:
     wrong = first_leaf(value, _is_no_id)
     if wrong is not None:
         where_wrong = where(name, wrong[0])
-        raise InvalidArgument(f"{where_wrong} is {_kind(wrong[1])}; ids must be integers")
+        hint = _hint("U" if isinstance(wrong[1], str | bytes) else "")
+        raise InvalidArgument(f"{where_wrong} is {_kind(wrong[1])}; ids must be integers{hint}")
     return _with_arrays(value, name)
+
+
+def _hint(dtype_kind: str) -> str:
+    """The next step for someone who gave strings as ids."""
+    return "; strings are keys, and given as keys=" if dtype_kind in "US" and dtype_kind else ""
 
 
 def _with_arrays(value: Any, name: str) -> Any:

@@ -41,7 +41,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import BadFile, InvalidArgument
+from gatherd._suggestions import did_you_mean
+from gatherd.errors import BadFile, InvalidArgument, KeyNotFound
 from gatherd.store import memory
 from gatherd.store.checksums import BLOCK_BYTES, FileChecksums, document_crc, verify_blocks
 from gatherd.store.format import file_bytes, open_readonly
@@ -52,9 +53,11 @@ from gatherd.store.keys import (
     StringKeys,
     as_keys,
     key_not_found_error,
+    key_text,
     string_keys_from_wire,
 )
 from gatherd.store.mapping import MappedFile, naming, not_opened
+from gatherd.store.near_keys import near_keys
 
 __all__ = [
     "KEY_BYTES_MAX",
@@ -63,7 +66,6 @@ __all__ = [
     "Keys",
     "StringKeys",
     "as_keys",
-    "key_not_found_error",
     "string_keys_from_wire",
 ]
 
@@ -269,6 +271,19 @@ class KeyIndex:
         if fits is not None:
             rows[~fits] = -1
         return rows.reshape(keys.shape)
+
+    def not_found(self, table: str, keys: Keys, rows: NDArray[np.integer[Any]]) -> KeyNotFound:
+        """The error for keys without a row, of which `rows` has −1, with keys like the first one.
+
+        Only with the first, so that it costs the same however many are missing.
+        """
+        hint = ""
+        if isinstance(keys, StringKeys):
+            first = int(np.flatnonzero(rows.reshape(-1) < 0)[0])
+            begin, end = int(keys.offsets[first]), int(keys.offsets[first + 1])
+            text = key_text(keys.data[begin:end].tobytes())
+            hint = did_you_mean(near_keys(text, self.rows_of))
+        return key_not_found_error(table, keys, rows, hint)
 
     def keys_of(
         self,

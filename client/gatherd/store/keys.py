@@ -21,6 +21,8 @@ from gatherd.store.ids import check_shape
 # A longer token is a parser's mistake, not a word. A request's keys need a bound, too.
 KEY_BYTES_MAX = 1024
 KEY_CHARS_SHOWN_MAX = 64
+# What ends a KeyNotFound's message, in its metadata.
+HINT = "hint"
 
 _INT64 = np.iinfo(np.int64)
 _UINT64_MAX = 2**64 - 1
@@ -256,8 +258,13 @@ def string_keys_from_wire(
     return _checked(np.frombuffer(data, np.uint8), each, shape, lambda flat: _where(flat, shape))
 
 
-def key_not_found_error(table: str, keys: Keys, rows: NDArray[np.integer[Any]]) -> KeyNotFound:
-    """The error that names the first keys without a row; `rows` has −1 for each of them."""
+def key_not_found_error(
+    table: str, keys: Keys, rows: NDArray[np.integer[Any]], hint: str = ""
+) -> KeyNotFound:
+    """The error that names the first keys without a row; `rows` has −1 for each of them.
+
+    `hint` ends the message, and is kept in the metadata for whoever restates the error.
+    """
     bad = np.flatnonzero(rows.reshape(-1) < 0)
     shown = [int(flat) for flat in bad[:OFFENDERS_MAX]]
     named = dict(
@@ -265,9 +272,10 @@ def key_not_found_error(table: str, keys: Keys, rows: NDArray[np.integer[Any]]) 
     )
     listed = ", ".join(f"{where}={key}" for where, key in named.items())
     more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""
+    hinted = {HINT: hint} if hint else {}
     return KeyNotFound(
-        f"table {table!r} has no key {listed}{more}",
-        {"table": table, "offenders": str(bad.size), **named},
+        f"table {table!r} has no key {listed}{more}{hint}",
+        {"table": table, "offenders": str(bad.size), **named, **hinted},
     )
 
 

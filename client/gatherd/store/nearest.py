@@ -6,7 +6,7 @@ rounding of norms, queries and scores adds a few u. The bound used here is (d + 
 """
 
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -125,15 +125,13 @@ class Best:
             products[:, is_far] = np.nan
         return products
 
-    def _errors(
-        self, norms: NDArray[np.float64] | float, query_norms: NDArray[np.float64] | float
-    ) -> NDArray[np.float64] | float:
+    def _errors(self, norms: Any, query_norms: Any) -> Any:
         """How far a product of rows and queries with these norms may be off."""
         if self._queries.metric is Metric.COSINE:
             return self._relative_error
         if self._queries.metric is Metric.DOT:
-            return norms * self._relative_error
-        return (norms + query_norms) ** 2 * self._relative_error
+            return self._relative_error * norms
+        return self._relative_error * (norms + query_norms) ** 2
 
     def _improve(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.keys import Keys
 
@@ -35,9 +36,10 @@ def parse_missing(name: str, policies: tuple[Missing, ...] = ROW_POLICIES) -> Mi
     for policy in policies:
         if policy.value == name:
             return policy
-    known = ", ".join(policy.value for policy in policies)
+    known = [policy.value for policy in policies]
     only_bags = "; only bags can skip" if name == Missing.SKIP.value else ""
-    raise InvalidArgument(f"unknown missing policy {name!r}; known are {known}{only_bags}")
+    hint = only_bags or did_you_mean(near(name, known, 1))
+    raise InvalidArgument(f"unknown missing policy {name!r}; known are {', '.join(known)}{hint}")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -75,8 +77,11 @@ def parse_pooling(name: str) -> Pooling:
     try:
         return Pooling(name)
     except ValueError:
-        known = ", ".join(mode.value for mode in Pooling)
-        raise InvalidArgument(f"unknown pooling mode {name!r}; known are {known}") from None
+        known = [mode.value for mode in Pooling]
+        raise InvalidArgument(
+            f"unknown pooling mode {name!r}; known are {', '.join(known)}"
+            f"{did_you_mean(near(name, known, 1))}"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -109,8 +114,10 @@ def parse_metric(name: object) -> Metric:
     for metric in Metric:
         if metric.value == name:
             return metric
-    known = ", ".join(metric.value for metric in Metric)
-    raise InvalidArgument(f"unknown metric {name!r}; known are {known}")
+    known = [metric.value for metric in Metric]
+    raise InvalidArgument(
+        f"unknown metric {name!r}; known are {', '.join(known)}{did_you_mean(near(name, known, 1))}"
+    )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

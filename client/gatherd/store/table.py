@@ -24,7 +24,7 @@ from gatherd.store.format import RowLayout, file_bytes
 from gatherd.store.ids import all_in_range, flat_ids, in_range, out_of_range_error
 from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex
-from gatherd.store.keys import Keys, key_not_found_error
+from gatherd.store.keys import Keys
 from gatherd.store.mapping import MappedFile, naming
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
 from gatherd.store.stripes import RowReader
@@ -334,7 +334,7 @@ class Table:
             if found.all():
                 return rows, None
             if missing is Missing.ERROR:
-                raise key_not_found_error(self.name, asked.keys, rows)
+                raise self._key_index().not_found(self.name, asked.keys, rows)
         else:
             rows = asked
             if all_in_range(rows, self.row_count):
@@ -361,7 +361,7 @@ class Table:
         index, found = bags.bag_index(rows, self.row_count, absent, padding_id)
         if missing is Missing.ERROR and not found.all():
             if isinstance(asked, ByKey):
-                raise key_not_found_error(self.name, asked.keys, rows)
+                raise self._key_index().not_found(self.name, asked.keys, rows)
             raise out_of_range_error(self.name, asked, self.row_count, found)
         return index, found
 

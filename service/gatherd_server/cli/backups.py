@@ -8,6 +8,8 @@ import click
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
 from gatherd_server.cli.data_dir import open_data_dir
+from gatherd_server.cli.target import data_dir_options
+from gatherd_server.cli.typed import FILE
 from gatherd_server.snapshots.backups.contents import Backup, list_store, read_backup
 from gatherd_server.snapshots.backups.copying import copy_snapshots
 from gatherd_server.snapshots.backups.fetching import fetch, verify_backup
@@ -61,7 +63,7 @@ def backup(snapshots: Path, url: str, keep: int | None) -> None:
 @click.option("--verify", is_flag=True, help="Read every byte of each.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def backups(url: str, verify: bool, as_json: bool) -> None:
-    """List the backups at URL, and what is no backup there. Status 1 when one is damaged."""
+    """List the backups at URL, and what is no backup there. Exit status 6 when one is damaged."""
     store = open_store(url)
     contents = list_store(store)
     damaged = dict(contents.damaged)
@@ -101,15 +103,9 @@ def _row(one: Backup) -> dict[str, Any]:
 
 
 @click.command()
-@click.argument("source", metavar="SNAPSHOT")
+@click.argument("source", type=FILE, metavar="SNAPSHOT")
 @click.option("--newest", is_flag=True, help="The newest of those in the folder SNAPSHOT.")
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Folder to become the data dir, a new or an empty one; with --table the data dir.",
-)
+@data_dir_options("Folder to become the data dir, new or empty; with --table the data dir.")
 @click.option(
     "--table",
     help="Only this table, into a data dir that has others: as a new version, which is live then.",

@@ -32,7 +32,8 @@ from gatherd_server.cli.bench_requests import (
     tables_of,
     together,
 )
-from gatherd_server.cli.connect import connect, credential_options
+from gatherd_server.cli.target import CommandTarget, addressed, target_options
+from gatherd_server.cli.typed import TABLE
 
 BATCHES: Final = (1, 64, 1024)
 WARM_UP_CALLS: Final = 3
@@ -69,10 +70,14 @@ class _Bounds:
 
 
 @click.command("bench")
-@click.argument("url")
-@credential_options
+@click.argument("address", required=False, metavar="")
+@target_options
 @click.option(
-    "--table", "names", multiple=True, help="Table to look up; may be repeated. All, by default."
+    "--table",
+    "names",
+    multiple=True,
+    type=TABLE,
+    help="Table to look up; may be repeated. All, by default.",
 )
 @click.option(
     "--tables",
@@ -175,7 +180,8 @@ class _Bounds:
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of the ids.")
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
 def bench(
-    url: str,
+    address: str | None,
+    target: CommandTarget,
     names: tuple[str, ...],
     table_counts: tuple[int, ...],
     batches: tuple[int, ...],
@@ -195,22 +201,22 @@ def bench(
     seed: int,
     as_json: bool,
 ) -> None:
-    """Measure how fast the server at URL answers.
+    """Measure how fast a server, or a data dir, answers.
 
     \b
-        gatherd bench http://127.0.0.1:8000
-        gatherd bench grpc://10.0.0.5:8001 --table items --batch 1 --batch 16384 --threads 8
-        gatherd bench http://127.0.0.1:8000 --tables 26 --batch 1 --batch 16
-        gatherd bench http://127.0.0.1:8000 --table words --keys --pool mean --bags 32
-        gatherd bench http://127.0.0.1:8000 --table items --push apply-gradients --batch 64
-        gatherd bench local:./data --skew zipf --dtype float16 --pool sum
+        gatherd bench
+        gatherd bench --url grpc://10.0.0.5:8001 --table items --batch 1 --batch 16384 --threads 8
+        gatherd bench --tables 26 --batch 1 --batch 16
+        gatherd bench --table words --keys --pool mean --bags 32
+        gatherd bench --table items --push apply-gradients --batch 64
+        gatherd bench --data-dir ./data --skew zipf --dtype float16 --pool sum
 
     Without --push nothing is changed. p50, p95 and p99 are of a request's time in µs, with the
     SDK's share of it; rows/s counts the rows of all threads, in bags too, and of all tables.
     """
     pushed = tuple(dict.fromkeys((*kinds, *([SCATTER_ADD] if updates else []))))
     requests = Requests(batches, bags, bag, dtypes, modes, pushed, by_key, missing)
-    with connect(url, busy_poll_us=busy_poll_us) as client:
+    with addressed(target, address).connect(busy_poll_us=busy_poll_us) as client:
         tables = tables_of(client, names, by_key)
         check_pushes(tables, pushed)
         asked = together(tables, table_counts)

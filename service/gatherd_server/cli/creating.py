@@ -9,18 +9,19 @@ from gatherd.store.dtypes import DType
 from gatherd.store.limits import DIM_MAX, ROWS_MAX
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
-    data_dir_option,
     default_vector_option,
     optimizer_options,
     read_default,
     read_optimizer,
 )
+from gatherd_server.cli.target import data_dir_options
+from gatherd_server.cli.typed import TABLE
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.table_writer import Block, TableFiles
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", type=TABLE)
 @click.option("--rows", type=click.IntRange(0, ROWS_MAX), required=True, help="Number of rows.")
 @click.option("--dim", type=click.IntRange(1, DIM_MAX), required=True, help="Elements a row.")
 @click.option(
@@ -40,7 +41,7 @@ from gatherd_server.storage.table_writer import Block, TableFiles
 )
 @default_vector_option
 @optimizer_options
-@data_dir_option
+@data_dir_options("Data dir to put the table into; made when it isn't there.")
 def create(
     name: str,
     rows: int,

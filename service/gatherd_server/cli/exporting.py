@@ -32,7 +32,8 @@ from gatherd import Client, TableInfo
 from gatherd.errors import AlreadyExists, BadFile, InvalidArgument, StorageError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.format import npy_header
-from gatherd_server.cli.connect import connect, url_option
+from gatherd_server.cli.target import CommandTarget, target_options
+from gatherd_server.cli.typed import TABLE
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import NPY_DESCR
 
@@ -65,9 +66,9 @@ _SUFFIXES = {
 
 
 @click.command()
-@click.argument("table")
+@click.argument("table", type=TABLE)
 @click.argument("out", type=click.Path(path_type=Path))
-@url_option
+@target_options
 @click.option("--version", type=click.IntRange(1), help="Instead of the live one.")
 @click.option(
     "--format",
@@ -84,7 +85,7 @@ _SUFFIXES = {
 def export(
     table: str,
     out: Path,
-    url: str,
+    target: CommandTarget,
     version: int | None,
     file_format: str | None,
     dtype: str | None,
@@ -93,7 +94,7 @@ def export(
     """Write the rows of TABLE, and its keys, to the file OUT.
 
     \b
-        gatherd export words words.npy --url local:./data
+        gatherd export words words.npy --data-dir ./data
         gatherd export words words.vec --version 3
         gatherd export words words.safetensors --dtype float16 --url http://127.0.0.1:8000
 
@@ -101,7 +102,7 @@ def export(
     `gatherd import --keys` reads.
     """
     kind = _format(out, file_format)
-    with connect(url, timeout=EXPORT_SECONDS_MAX) as client:
+    with target.connect(timeout=EXPORT_SECONDS_MAX) as client:
         source = _Source(client, client.table(table), version, _dtype_given(kind, dtype))
         with ExitStack() as stack:
             if kind in (Format.WORD2VEC_BINARY, Format.WORD2VEC_TEXT):

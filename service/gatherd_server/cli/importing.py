@@ -19,19 +19,14 @@ from gatherd.store.key_index import KeyKind
 from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
-    data_dir_option,
     default_vector_option,
     optimizer_options,
     read_default,
     read_optimizer,
 )
-from gatherd_server.cli.versions import (
-    chosen_place,
-    if_version_option,
-    keep_versions_option,
-    place_options,
-    publish_copy,
-)
+from gatherd_server.cli.target import CommandTarget, data_dir_options, need_data_dir, target_options
+from gatherd_server.cli.typed import FILE, TABLE
+from gatherd_server.cli.versions import if_version_option, keep_versions_option, publish_copy
 from gatherd_server.data_dir.importing import (
     ImportOptions,
     ImportSummary,
@@ -183,11 +178,11 @@ class _Reading:
 
 
 @click.command("import")
-@click.argument("name")
-@click.argument("sources", nargs=-1, required=True, metavar="SOURCE[#PART]...")
+@click.argument("name", type=TABLE)
+@click.argument("sources", nargs=-1, type=FILE, required=True, metavar="SOURCE[#PART]...")
 @_source_options
 @optimizer_options
-@data_dir_option
+@data_dir_options("Data dir to put the table into; made when it isn't there.")
 def import_table(
     name: str,
     sources: tuple[str, ...],
@@ -226,19 +221,18 @@ def import_table(
 
 
 @click.command()
-@click.argument("name")
-@click.argument("sources", nargs=-1, metavar="[SOURCE[#PART]]...")
+@click.argument("name", type=TABLE)
+@click.argument("sources", nargs=-1, type=FILE, metavar="[SOURCE[#PART]]...")
 @_source_options
 @if_version_option
 @keep_versions_option
-@place_options
+@target_options
 def publish(
     name: str,
     sources: tuple[str, ...],
     if_version: int | None,
     keep_versions: int | None,
-    data_dir: Path | None,
-    url: str | None,
+    target: CommandTarget,
     **reading: Any,
 ) -> None:
     """Make the rows of a file, or of several, the live version of a table that is there.
@@ -256,11 +250,9 @@ def publish(
     given = _Reading(**reading)
     if not sources:
         _check_only_copied()
-        publish_copy(name, if_version, keep_versions, data_dir, url)
+        publish_copy(name, if_version, keep_versions, target)
         return
-    data_dir, _ = chosen_place(data_dir, url)
-    if data_dir is None:
-        raise InvalidArgument("a source is published by way of a data dir; give --data-dir")
+    data_dir = need_data_dir(target)
     with ExitStack() as stack:
         opened = stack.enter_context(open_data_dir(data_dir, keep_versions=keep_versions))
         live = opened.catalog.tables.get(name)

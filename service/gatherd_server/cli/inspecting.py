@@ -11,7 +11,10 @@ import click
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
+from gatherd_server.cli.exit_codes import ExitCode
 from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.cli.target import data_dir_options
+from gatherd_server.cli.typed import FILE, TABLE
 from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, Estimate, estimate_source
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import repair_keys, verify_log, verify_version
@@ -24,14 +27,8 @@ MB = 1e6
 
 
 @click.command()
-@click.argument("tables", nargs=-1)
-@click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Data dir, or snapshot, to verify. A server may have it open.",
-)
+@click.argument("tables", nargs=-1, type=TABLE)
+@data_dir_options("Data dir, or snapshot, to verify; a server may have it.")
 @click.option(
     "--repair",
     is_flag=True,
@@ -45,12 +42,12 @@ def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
     against the sums of the last checkpoint, but for what moved since or has none yet, which is
     said. The log is read up to what was acknowledged last, unless TABLES are given.
 
-    The first damaged range of bytes of each version is named, and the exit status is 1.
+    The first damaged range of bytes of each version is named, and the exit status is 6.
     """
     if (data_dir / SNAPSHOT_NAME).exists():
         if tables or repair:
             raise InvalidArgument(f"{data_dir} is a snapshot, which is verified whole, as it is")
-        sys.exit(0 if _verify_snapshot(data_dir) else 1)
+        sys.exit(ExitCode.DONE if _verify_snapshot(data_dir) else ExitCode.STORAGE)
     catalog = read_catalog(data_dir)
     for name in tables:
         if name not in catalog.tables:
@@ -62,7 +59,7 @@ def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
     if not tables:
         is_sound &= _verify_log(data_dir)
     if not is_sound:
-        sys.exit(1)
+        sys.exit(ExitCode.STORAGE)
 
 
 def _verify(data_dir: Path, name: str, version: int, *, repair: bool) -> bool:
@@ -116,7 +113,7 @@ def _problem(what: str, steps: Iterator[int]) -> str | None:
 
 
 @click.command()
-@click.argument("sources", nargs=-1, metavar="[SOURCE]...")
+@click.argument("sources", nargs=-1, type=FILE, metavar="[SOURCE]...")
 @click.option("--rows", type=click.IntRange(0), help="Instead of SOURCE: number of rows.")
 @click.option("--dim", type=click.IntRange(1), help="Instead of SOURCE: elements a row.")
 @click.option(

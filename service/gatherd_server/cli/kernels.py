@@ -14,7 +14,8 @@ from gatherd_server.processes.kernel_cache import use_kernel_cache
 @click.command()
 @click.option(
     "--data-dir",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, file_okay=False),
+    envvar="GATHERD_DATA_DIR",
     help="That of the server: it keeps the kernels if the user's cache folder can't.",
 )
 def kernels(data_dir: Path | None) -> None:

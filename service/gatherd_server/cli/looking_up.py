@@ -8,20 +8,21 @@ import click
 
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES, Pooling
-from gatherd_server.cli.connect import connect, url_option
-from gatherd_server.cli.options import integer
+from gatherd_server.cli.options import read_rows
+from gatherd_server.cli.target import CommandTarget, target_options
+from gatherd_server.cli.typed import TABLE
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="[TABLE]...")
-@url_option
+@click.argument("names", nargs=-1, type=TABLE, metavar="[TABLE]...")
+@target_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
-    """List what a server, or a data dir by local:DIR, has, or TABLEs of it.
+def tables(names: tuple[str, ...], target: CommandTarget, as_json: bool) -> None:
+    """List the tables of a server or a data dir, or the TABLEs named.
 
     VERSION is the live one, LSN the last update that every lookup sees.
     """
-    with connect(url) as client:
+    with target.connect() as client:
         infos = [client.table(name) for name in names] if names else client.tables()
     if as_json:
         click.echo(json.dumps([asdict(info) for info in infos]))
@@ -47,9 +48,9 @@ def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
 # Unknown options are taken as ids, so that `-1` is rejected as an id out of range and not as an
 # unknown option.
 @click.command(context_settings={"ignore_unknown_options": True})
-@click.argument("table")
+@click.argument("table", type=TABLE)
 @click.argument("ids", nargs=-1, required=True, metavar="ID...")
-@url_option
+@target_options
 @click.option("--by-key", is_flag=True, help="Take the arguments as keys instead of ids.")
 @click.option(
     "--pool",
@@ -75,7 +76,7 @@ def tables(names: tuple[str, ...], url: str, as_json: bool) -> None:
 def lookup(
     table: str,
     ids: tuple[str, ...],
-    url: str,
+    target: CommandTarget,
     by_key: bool,
     pool: Any,
     dtype: str,
@@ -88,11 +89,10 @@ def lookup(
     \b
         gatherd lookup words 4 20
         gatherd lookup words king queen --by-key
-        gatherd lookup words king queen --by-key --pool mean --url local:./data --json
+        gatherd lookup words king queen --by-key --pool mean --data-dir ./data --json
     """
-    with connect(url) as client:
-        are_strings = by_key and client.table(table).key_kind == "bytes"
-        asked = list(ids) if are_strings else [integer(text) for text in ids]
+    with target.connect() as client:
+        asked = read_rows(client, table, ids, by_key=by_key)
         rows: dict[str, Any] = {"keys" if by_key else "ids": asked}
         options: dict[str, Any] = {"dtype": dtype, "missing": missing, "return_status": True}
         options["version"] = version

@@ -1,5 +1,6 @@
 """Options that several commands share, and the functions that read their values."""
 
+import json
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
@@ -7,17 +8,12 @@ import click
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import InvalidArgument
+from gatherd import Client, TableInfo
+from gatherd.errors import InvalidArgument, NoKeys
 from gatherd.store.catalog import read_default_vector
+from gatherd_server.cli.typed import check_no_option, retyped
 from gatherd_server.training.optimizer import LR_DEFAULT, Optimizer, OptimizerName
 
-data_dir_option = click.option(
-    "--data-dir",
-    type=click.Path(path_type=Path),
-    envvar="GATHERD_DATA_DIR",
-    required=True,
-    help="Data dir to put the table into; made when it isn't there.",
-)
 default_vector_option = click.option(
     "--default-vector",
     type=click.Path(path_type=Path),
@@ -94,9 +90,64 @@ def read_default(path: Path | None, dim: int) -> NDArray[np.float32] | None:
     return vector
 
 
-def integer(text: str) -> int:
-    """An id or key from the command line."""
+def read_rows(
+    client: Client, table: str, typed: tuple[str, ...], *, by_key: bool
+) -> list[int] | list[str]:
+    """The ids, or the keys, that were typed; InvalidArgument, or NoKeys, proposes a command."""
+    context = click.get_current_context()
+    for one in typed:
+        check_no_option(one, context)
+    numbers = _integers(typed)
+    if not by_key and numbers is not None:
+        return numbers
+    if not by_key:
+        raise InvalidArgument(_no_ids(client.table(table), typed))
+    kind = client.table(table).key_kind
+    if not kind:
+        raise NoKeys(_no_keys(client.table(table), numbers))
+    if kind == "bytes":
+        return list(typed)
+    if numbers is None:
+        wrong = next(one for one in typed if _integers((one,)) is None)
+        raise InvalidArgument(f"the keys of table {table!r} are {kind}; {wrong!r} isn't an integer")
+    return numbers
+
+
+def _integers(typed: tuple[str, ...]) -> list[int] | None:
     try:
-        return int(text)
+        return [int(one) for one in typed]
     except ValueError:
-        raise InvalidArgument(f"{text!r} isn't an integer; string keys need --by-key") from None
+        return None
+
+
+def _no_ids(table: TableInfo, typed: tuple[str, ...]) -> str:
+    """The message about ids of which one isn't an integer."""
+    wrong = next(one for one in typed if _integers((one,)) is None)
+    what = f"{wrong!r} isn't an id, which is an integer from 0 to {table.rows - 1}"
+    listed = _listed(wrong)
+    if listed:
+        add = () if _integers(tuple(listed)) is not None else ("--by-key",)
+        return f"{what}; without brackets: {retyped(replace={'ids': listed}, add=add)}"
+    if table.key_kind == "bytes":
+        return f"{what}; to look up by key: {retyped(add=('--by-key',))}"
+    has = "no keys" if not table.key_kind else f"{table.key_kind} keys, which are integers"
+    return f"{what}; table {table.name!r} has {has}: {retyped(replace={'ids': ['0']})}"
+
+
+def _no_keys(table: TableInfo, numbers: list[int] | None) -> str:
+    """The message about keys asked of a table that has none."""
+    by_id = {"ids": ["0"]} if numbers is None else {}
+    return (
+        f"table {table.name!r} has no keys; its rows have the ids 0 to {table.rows - 1}: "
+        f"{retyped(without=('by_key',), replace=by_id)}"
+    )
+
+
+def _listed(text: str) -> list[str]:
+    """The items of a JSON list that was typed as one argument, as arguments; [] if it is none."""
+    try:
+        items = json.loads(text)
+    except (ValueError, RecursionError):
+        return []
+    is_list = isinstance(items, list) and all(isinstance(one, str | int) for one in items)
+    return [str(one) for one in items] if is_list else []

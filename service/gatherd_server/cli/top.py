@@ -16,8 +16,9 @@ from typing import Final
 
 import click
 
-from gatherd.errors import InvalidArgument, Unavailable
-from gatherd_server.cli.connect import credential_options, opener
+from gatherd.errors import Unavailable
+from gatherd_server.cli.connect import opener
+from gatherd_server.cli.target import CommandTarget, addressed, target_options
 from gatherd_server.observe.metrics import names
 from gatherd_server.observe.metrics.names import Metric
 
@@ -90,10 +91,10 @@ class Between:
         return float(reached)
 
 
-def _scrape(url: str, opener: urllib.request.OpenerDirector) -> Scrape:
-    target = url.rstrip("/") + "/metrics"
+def _scrape(url: str, opener: urllib.request.OpenerDirector, root: str) -> Scrape:
+    target = f"{url.rstrip('/')}: /metrics"
     try:
-        with opener.open(target, timeout=TIMEOUT_SECONDS) as reply:
+        with opener.open(f"{root}/metrics", timeout=TIMEOUT_SECONDS) as reply:
             text = reply.read(DOCUMENT_BYTES_MAX).decode()
     except urllib.error.HTTPError as error:
         raise Unavailable(f"{target} answered {error.code} {error.reason}") from None
@@ -203,7 +204,8 @@ def _bytes(count: float) -> str:
 
 
 @click.command()
-@click.argument("url", default="http://127.0.0.1:8000")
+@click.argument("address", required=False, metavar="")
+@target_options
 @click.option(
     "--interval",
     type=click.FloatRange(0.1, 3600),
@@ -212,19 +214,17 @@ def _bytes(count: float) -> str:
     help="Seconds between two looks; rates and quantiles are of that time.",
 )
 @click.option("--once", is_flag=True, help="Print one screen after one interval, and end.")
-@credential_options
-def top(url: str, interval: float, once: bool) -> None:
+def top(address: str | None, target: CommandTarget, interval: float, once: bool) -> None:
     """Show what a server does: requests, latencies, tables, updates, processes.
 
     \b
         gatherd top
-        gatherd top http://embeddings:8000 --interval 5
+        gatherd top --url http://embeddings:8000 --interval 5
         gatherd top --once > now.txt
 
     Quantiles are a histogram bucket's upper bound. Ctrl-C ends it.
     """
-    if not url.startswith(("http://", "https://")):
-        raise InvalidArgument(f"{url!r} isn't http:// or https://; metrics are on the HTTP port")
+    url = addressed(target, address).url
     try:
         for before, after in pairwise(_scrapes(url, interval, once)):
             seen = Between(before, after)
@@ -238,10 +238,10 @@ def top(url: str, interval: float, once: bool) -> None:
 
 
 def _scrapes(url: str, interval: float, once: bool) -> Iterator[Scrape]:
-    opening = opener(url)
-    yield _scrape(url, opening)
+    opening, root = opener(url)
+    yield _scrape(url, opening, root)
     while True:
         time.sleep(interval)
-        yield _scrape(url, opening)
+        yield _scrape(url, opening, root)
         if once:
             return

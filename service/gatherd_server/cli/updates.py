@@ -15,14 +15,15 @@ from numpy.typing import NDArray
 from gatherd import Client, UpdateResult
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import bfloat16_to_float32
-from gatherd_server.cli.connect import connect, url_option
-from gatherd_server.cli.options import integer
+from gatherd_server.cli.options import read_rows
+from gatherd_server.cli.target import CommandTarget, target_options
+from gatherd_server.cli.typed import TABLE
 
 # The dtype of bfloat16 in .npy files, as ml_dtypes saves it.
 _BFLOAT16 = np.dtype("V2")
 
 _UPDATE_PARAMETERS = (
-    click.argument("table"),
+    click.argument("table", type=TABLE),
     click.argument("ids", nargs=-1, metavar="[ID]..."),
     click.option(
         "--values",
@@ -45,7 +46,7 @@ _UPDATE_PARAMETERS = (
         "--idempotency-key",
         help="The update's name: sent again under the same one, it isn't done again.",
     ),
-    url_option,
+    target_options,
 )
 
 
@@ -63,41 +64,41 @@ def _update(name: str) -> Callable[[Callable[..., None]], click.Command]:
 
 
 @_update("scatter-add")
-def scatter_add(table: str, url: str, **given: Any) -> None:
+def scatter_add(table: str, target: CommandTarget, **given: Any) -> None:
     """Add vectors to the rows of IDs; an id that is there twice gets both.
 
     \b
         gatherd scatter-add items 4 20 --values '[[1, 0], [0, 1]]'
         gatherd scatter-add items --ids ids.npy --values deltas.npy
     """
-    with connect(url) as client:
+    with target.connect() as client:
         rows, deltas, options = _read(client, table, **given)
         _tell(client.scatter_add(table, deltas=deltas, **rows, **options))
 
 
 @_update("apply-gradients")
 @click.option("--lr", type=float, help="Instead of the table's learning rate.")
-def apply_gradients(table: str, url: str, lr: float | None, **given: Any) -> None:
+def apply_gradients(table: str, target: CommandTarget, lr: float | None, **given: Any) -> None:
     """Take a step of the table's optimizer by the gradients of IDs' rows.
 
     \b
         gatherd apply-gradients items 4 --values '[0.5, -1]' --lr 0.01
         gatherd apply-gradients words king --by-key --values gradient.npy
     """
-    with connect(url) as client:
+    with target.connect() as client:
         rows, grads, options = _read(client, table, **given)
         _tell(client.apply_gradients(table, grads=grads, lr=lr, **rows, **options))
 
 
 @_update("assign")
-def assign(table: str, url: str, **given: Any) -> None:
+def assign(table: str, target: CommandTarget, **given: Any) -> None:
     """Replace the rows of IDs; of an id that is there twice the last vector stays.
 
     \b
         gatherd assign items 4 --values '[0.25, 0.1]'
-        gatherd assign items --ids ids.npy --values rows.npy --url local:./data
+        gatherd assign items --ids ids.npy --values rows.npy --data-dir ./data
     """
-    with connect(url) as client:
+    with target.connect() as client:
         rows, values, options = _read(client, table, **given)
         _tell(client.assign(table, rows=values, **rows, **options))
 
@@ -119,10 +120,8 @@ def _read(
     asked: Any
     if ids_file is not None:
         asked = _load(ids_file)
-    elif by_key and client.table(table).key_kind == "bytes":
-        asked = list(ids)
     else:
-        asked = [integer(text) for text in ids]
+        asked = read_rows(client, table, ids, by_key=by_key)
     vectors = _values(values)
     if len(ids) == 1 and vectors.ndim == 1:
         vectors = vectors.reshape(1, -1)

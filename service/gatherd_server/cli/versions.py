@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from gatherd import SnapshotResult
 from gatherd.errors import InvalidArgument
 from gatherd.store.limits import LIVE_VERSION
-from gatherd_server.cli.connect import DEFAULT_URL, connect, credential_options
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
+from gatherd_server.cli.target import CommandTarget, target_options
+from gatherd_server.cli.typed import TABLE
 from gatherd_server.data_dir.owning import OwnedDataDir
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import (
@@ -41,67 +41,28 @@ keep_versions_option = click.option(
 )
 
 
-def place_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--data-dir and --url, one of which `chosen_place` chooses."""
-    command = credential_options(command)
-    command = click.option(
-        "--url",
-        envvar="GATHERD_URL",
-        help=f"Server to ask instead: http://, grpc://, unix:// or local:DIR.  "
-        f"[default: {DEFAULT_URL}, without --data-dir]",
-    )(command)
-    return click.option(
-        "--data-dir",
-        type=click.Path(path_type=Path),
-        envvar="GATHERD_DATA_DIR",
-        help="Data dir; a server may have it.",
-    )(command)
-
-
-def chosen_place(data_dir: Path | None, url: str | None) -> tuple[Path | None, str | None]:
-    """The data dir, or else the URL. The command line takes precedence over the environment.
-
-    InvalidArgument when both are on the command line; when both are in the environment the URL
-    takes precedence, as for every command that asks a server.
-    """
-    if data_dir is None or url is None:
-        return (data_dir, None) if data_dir is not None else (None, url or DEFAULT_URL)
-    context = click.get_current_context()
-    given = [
-        name
-        for name in ("data_dir", "url")
-        if context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-    ]
-    if len(given) == 2:
-        raise InvalidArgument("give either --data-dir or --url")
-    return (data_dir, None) if given == ["data_dir"] else (None, url)
-
-
 @contextmanager
 def changing(
-    data_dir: Path | None, url: str | None, keep_versions: int | None = None
+    target: CommandTarget, keep_versions: int | None = None
 ) -> Iterator[Callable[[TableChange], ChangeResult]]:
     """A function that makes a change in the data dir or at the server that was chosen."""
-    data_dir, url = chosen_place(data_dir, url)
-    if data_dir is not None:
-        with open_data_dir(data_dir, keep_versions=keep_versions) as opened:
+    if target.data_dir is not None:
+        with open_data_dir(target.data_dir, keep_versions=keep_versions) as opened:
             yield opened.change
         return
     if keep_versions is not None:
         raise InvalidArgument("--keep-versions is for a data dir; a server has its own setting")
-    assert url is not None
-    with connect(url, timeout=CHANGE_SECONDS_MAX) as client:
+    with target.connect(timeout=CHANGE_SECONDS_MAX) as client:
         yield lambda change: ask(client, change)
 
 
 @click.command()
-@click.argument("table")
-@place_options
+@click.argument("table", type=TABLE)
+@target_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def versions(table: str, data_dir: Path | None, url: str | None, as_json: bool) -> None:
+def versions(table: str, target: CommandTarget, as_json: bool) -> None:
     """List the versions of TABLE that can be looked up or rolled back to."""
-    data_dir, url = chosen_place(data_dir, url)
-    with connect(f"local:{data_dir.resolve()}" if data_dir is not None else str(url)) as client:
+    with target.connect() as client:
         info = client.table(table)
     if as_json:
         click.echo(json.dumps({"table": table, "versions": info.versions, "live": info.version}))
@@ -111,7 +72,7 @@ def versions(table: str, data_dir: Path | None, url: str | None, as_json: bool) 
 
 
 @click.command()
-@click.argument("table")
+@click.argument("table", type=TABLE)
 @click.option(
     "--to",
     "version",
@@ -120,14 +81,13 @@ def versions(table: str, data_dir: Path | None, url: str | None, as_json: bool) 
 )
 @if_version_option
 @keep_versions_option
-@place_options
+@target_options
 def rollback(
     table: str,
     version: int | None,
     if_version: int | None,
     keep_versions: int | None,
-    data_dir: Path | None,
-    url: str | None,
+    target: CommandTarget,
 ) -> None:
     """Make an older version of TABLE live again, as it was when it was superseded.
 
@@ -136,17 +96,17 @@ def rollback(
         gatherd rollback words --to 3 --if-version 5 --url http://127.0.0.1:8000
     """
     change = Rollback(table, version or LIVE_VERSION, if_version or LIVE_VERSION)
-    with changing(data_dir, url, keep_versions) as make:
+    with changing(target, keep_versions) as make:
         tell_live(table, make(change))
 
 
 @click.command("set-optimizer")
-@click.argument("table")
+@click.argument("table", type=TABLE)
 @click.argument("optimizer", type=OPTIMIZERS)
 @optimizer_values
 @if_version_option
 @keep_versions_option
-@place_options
+@target_options
 def set_optimizer(
     table: str,
     optimizer: str,
@@ -154,8 +114,7 @@ def set_optimizer(
     optimizer_option: tuple[str, ...],
     if_version: int | None,
     keep_versions: int | None,
-    data_dir: Path | None,
-    url: str | None,
+    target: CommandTarget,
 ) -> None:
     """Publish a copy of TABLE that is trained by OPTIMIZER.
 
@@ -169,21 +128,20 @@ def set_optimizer(
     trained = read_optimizer(optimizer, lr, optimizer_option)
     assert trained is not None
     spec = OptimizerSpec(trained.name.value, trained.options())
-    with changing(data_dir, url, keep_versions) as make:
+    with changing(target, keep_versions) as make:
         tell_live(table, make(SetOptimizer(table, spec, if_version or LIVE_VERSION)))
 
 
 @click.command()
-@click.argument("table")
+@click.argument("table", type=TABLE)
 @click.option("--yes", is_flag=True, help="Don't ask.")
-@place_options
-def delete(table: str, yes: bool, data_dir: Path | None, url: str | None) -> None:
+@target_options
+def delete(table: str, yes: bool, target: CommandTarget) -> None:
     """Remove TABLE with all its versions."""
-    data_dir, url = chosen_place(data_dir, url)
     if not yes:
-        where = data_dir or url
+        where = target.data_dir or target.url
         click.confirm(f"Remove table {table!r} and all its versions from {where}?", abort=True)
-    with changing(data_dir, url) as make:
+    with changing(target) as make:
         done = make(DeleteTable(table))
     click.echo(f"{table}: deleted, LSN {done.lsn}")
 
@@ -196,8 +154,8 @@ def delete(table: str, yes: bool, data_dir: Path | None, url: str | None) -> Non
     type=click.Path(path_type=Path),
     help="Folder to make it in; a server that has the data dir makes it in its --snapshot-dir.",
 )
-@place_options
-def snapshot(name: str, folder: Path | None, data_dir: Path | None, url: str | None) -> None:
+@target_options
+def snapshot(name: str, folder: Path | None, target: CommandTarget) -> None:
     """Copy a data dir as it is at one LSN; updates go on meanwhile.
 
     NAME is its folder's, by default made of the time and the LSN. Weights, optimizer state and what
@@ -207,11 +165,11 @@ def snapshot(name: str, folder: Path | None, data_dir: Path | None, url: str | N
         gatherd snapshot monday --data-dir ./data --to ./snapshots
         gatherd snapshot --url http://127.0.0.1:8000
     """
-    data_dir, url = chosen_place(data_dir, url)
+    data_dir = target.data_dir
     if data_dir is None:
         if folder is not None:
             raise InvalidArgument("--to is for a data dir; a server has its own --snapshot-dir")
-        with connect(str(url)) as client:
+        with target.connect() as client:
             tell_snapshot(client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
         return
     with open_data_dir(data_dir) as opened:
@@ -234,11 +192,10 @@ def publish_copy(
     table: str,
     if_version: int | None,
     keep_versions: int | None,
-    data_dir: Path | None,
-    url: str | None,
+    target: CommandTarget,
 ) -> None:
     """Do what `gatherd publish` does without a source."""
-    with changing(data_dir, url, keep_versions) as make:
+    with changing(target, keep_versions) as make:
         tell_live(table, make(Publish(table, if_version=if_version or LIVE_VERSION)))
 
 

@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import (
     AlreadyExists,
     BadFile,
@@ -102,8 +103,11 @@ class CatalogChanges:
         try:
             initializer = Initializer(change.init)
         except ValueError:
-            known = ", ".join(member.value for member in Initializer)
-            raise InvalidArgument(f"init is {change.init!r}; it can be {known}") from None
+            known = [member.value for member in Initializer]
+            raise InvalidArgument(
+                f"init is {change.init!r}; it can be {', '.join(known)}"
+                f"{did_you_mean(near(change.init, known, 1))}"
+            ) from None
         seed = secrets.randbits(63) if change.seed is None else change.seed
         optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
         padding_id = None if optimizer is None else optimizer.padding_id

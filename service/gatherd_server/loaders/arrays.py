@@ -23,7 +23,8 @@ from gatherd.store.format import (
     read_layout,
     read_safetensors_header,
 )
-from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, pick, rows_per_batch
+from gatherd.store.parts import pick
+from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, rows_per_batch
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.streams import ByteStream, Opened, unpack_member
 from gatherd_server.loaders.strided import StridedLayout, strided_source
@@ -122,19 +123,11 @@ def npz_source(
     return npy_source(replace(opened, name=name, stream=stream, path=None), ".npz")
 
 
-def safetensors_shape(entry: dict[str, Any]) -> str:
-    """Type and shape of an entry in a safetensors header, as text."""
-    return f"{entry['dtype']} {tuple(entry['shape'])}"
-
-
 def safetensors_source(opened: Opened, tensor: str | None) -> RowSource:
     """One tensor of a safetensors file."""
     file = opened.closing.enter_context(os.fdopen(open_readonly(opened.as_file()), "rb", 0))
     header = read_safetensors_header(file.fileno(), opened.name)
-    shapes = {key: safetensors_shape(entry) for key, entry in sorted(header.entries.items())}
-    if tensor is not None:
-        shapes |= {alias: f"is {stored}" for alias, stored in header.aliases.items()}
-    tensor = pick(opened.name, tensor, shapes)
+    tensor = pick(opened.name, tensor, header.shapes(aliases=tensor is not None))
     layout = read_layout(file.fileno(), opened.name, tensor)
     name = f"{opened.name}#{tensor}"
     return array_source(name, "safetensors", ByteStream(name, file, None), layout)

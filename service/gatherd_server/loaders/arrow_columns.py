@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind, Keys, StringKeys
-from gatherd_server.loaders.batches import list_parts, pick
+from gatherd.store.parts import list_parts, pick
 from gatherd_server.loaders.records import select_columns
 
 _DTYPES = {"halffloat": DType.FLOAT16, "float": DType.FLOAT32, "double": DType.FLOAT64}

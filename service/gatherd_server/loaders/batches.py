@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import BadFile, InvalidArgument
+from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind, Keys, StringKeys
 from gatherd.store.limits import DIM_MAX
-from gatherd_server.loaders.limits import BATCH_BYTES, TENSORS_SHOWN_MAX
+from gatherd_server.loaders.limits import BATCH_BYTES
 
 
 class OnBadRow(Enum):
@@ -149,30 +149,3 @@ def show_key(keys: Keys, index: int) -> str:
         return repr(key[:64].decode())
     except UnicodeDecodeError:
         return repr(key[:64])
-
-
-def list_parts(shapes: dict[str, str]) -> str:
-    """The first of `shapes`, one per line, and the number of the others."""
-    shown = list(shapes.items())[:TENSORS_SHOWN_MAX]
-    listed = "".join(f"\n  {key}  {shape}" for key, shape in shown)
-    more = len(shapes) - TENSORS_SHOWN_MAX
-    return listed + (f"\n  and {more} more" if more > 0 else "")
-
-
-def pick(name: str, wanted: str | None, shapes: dict[str, str], what: str = "tensor") -> str:
-    """The entry `wanted` of file `name`, or its only one; `shapes` describes each, as text.
-
-    InvalidArgument, listing them, when `wanted` doesn't exist, or is None and there are several.
-    """
-    if wanted is None and len(shapes) == 1:
-        return next(iter(shapes))
-    if wanted is not None and wanted in shapes:
-        return wanted
-    listed = list_parts(shapes)
-    if wanted is None:
-        if not shapes:
-            raise BadFile(f"{name} holds no {what}")
-        raise InvalidArgument(
-            f"{name} holds {len(shapes)} {what}s; name one as {name}#{what.upper()}:{listed}"
-        )
-    raise InvalidArgument(f"{name} has no {what} {wanted!r}; there are:{listed or ' none'}")

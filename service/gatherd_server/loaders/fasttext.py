@@ -32,8 +32,9 @@ from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.format import RowLayout, open_readonly
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind, StringKeys
+from gatherd.store.parts import pick
 from gatherd_server.loaders.arrays import array_source
-from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, pick
+from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource
 from gatherd_server.loaders.encoding import skip_byte_order_mark
 from gatherd_server.loaders.limits import BATCH_BYTES, WORDS_BYTES_MAX
 from gatherd_server.loaders.streams import ByteStream, Opened, read_at, reading

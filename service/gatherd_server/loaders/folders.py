@@ -13,9 +13,9 @@ from pathlib import Path
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.format import SafetensorsHeader, open_readonly, read_safetensors_header
 from gatherd.store.gguf import GGUF_MAGIC, TOKEN_TABLE, read_gguf_header
+from gatherd.store.parts import list_parts, pick
 from gatherd.store.shards import INDEX_BYTES_MAX, read_weight_map
-from gatherd_server.loaders.arrays import safetensors_shape
-from gatherd_server.loaders.batches import RowSource, list_parts, pick
+from gatherd_server.loaders.batches import RowSource
 from gatherd_server.loaders.limits import FOLDER_FILES_MAX, PICKLE_BYTES_MAX
 from gatherd_server.loaders.locations import is_uri
 from gatherd_server.loaders.streams import Opened, reading
@@ -143,8 +143,7 @@ def _tensors(weights: Path) -> dict[str, str]:
             return {key: f"{found.kind} {found.shape}" for key, found in tensors.items()}
         if not magic.startswith(b"PK"):
             header: SafetensorsHeader = read_safetensors_header(fd, name)
-            entries = {key: safetensors_shape(entry) for key, entry in header.entries.items()}
-            return entries | {key: f"is {stored}" for key, stored in header.aliases.items()}
+            return header.shapes(aliases=True)
     with reading(name), zipfile.ZipFile(weights) as archive:
         root = torch_root(archive.namelist())
         if root is None:

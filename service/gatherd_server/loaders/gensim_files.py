@@ -17,8 +17,9 @@ from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.format import npy_dtype
 from gatherd.store.key_index import KeyKind, Keys, StringKeys
+from gatherd.store.parts import pick
 from gatherd_server.loaders.array_pickle import Found, PickledArray, PickledDtype, read_arrays
-from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, pick, rows_per_batch
+from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, rows_per_batch
 from gatherd_server.loaders.folders import Recognise
 from gatherd_server.loaders.limits import ARRAY_PICKLE_BYTES_MAX
 from gatherd_server.loaders.streams import Opened

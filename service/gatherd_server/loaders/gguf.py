@@ -10,8 +10,9 @@ from gatherd.errors import BadFile
 from gatherd.store.format import file_bytes, gguf_layout, open_readonly
 from gatherd.store.gguf import GgufArray, GgufCursor, read_gguf_header
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind, Keys, StringKeys
+from gatherd.store.parts import pick
 from gatherd_server.loaders.arrays import array_source
-from gatherd_server.loaders.batches import RowBatch, RowSource, pick
+from gatherd_server.loaders.batches import RowBatch, RowSource
 from gatherd_server.loaders.streams import ByteStream, Opened
 
 # Strings and integers.

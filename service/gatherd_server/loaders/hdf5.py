@@ -15,7 +15,8 @@ import numpy as np
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
 from gatherd.store.dtypes import DType
-from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, pick, rows_per_batch
+from gatherd.store.parts import pick
+from gatherd_server.loaders.batches import RowBatch, RowSource, array_rows, rows_per_batch
 from gatherd_server.loaders.limits import (
     HDF5_CHUNK_BYTES_MAX,
     HDF5_DEPTH_MAX,

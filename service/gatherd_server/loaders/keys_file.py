@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.format import NPY_MAGIC
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind, Keys, StringKeys
+from gatherd.store.parts import pick
 from gatherd_server.loaders.arrays import read_npy_header
 from gatherd_server.loaders.batches import (
     OnBadRow,
@@ -28,7 +29,6 @@ from gatherd_server.loaders.batches import (
     RowSource,
     join_keys,
     keys_of_spans,
-    pick,
     select_keys,
     slice_keys,
 )

@@ -23,7 +23,6 @@ ARRAY_PICKLE_BYTES_MAX = 512 << 20
 # Containers that a pickle makes: each takes a byte or two there, and some hundred in memory.
 OBJECTS_MAX = 2_000_000
 TENSORS_MAX = 100_000
-TENSORS_SHOWN_MAX = 20
 # HDF5 unpacks whole chunks.
 HDF5_CHUNK_BYTES_MAX = 256 << 20
 HDF5_DEPTH_MAX = 64

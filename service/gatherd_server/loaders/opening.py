@@ -16,8 +16,9 @@ from pathlib import Path
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.format import NPY_MAGIC, open_readonly
 from gatherd.store.gguf import GGUF_MAGIC
+from gatherd.store.parts import pick
 from gatherd_server.loaders.arrays import npy_source, npz_source, safetensors_source
-from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, limited, pick
+from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, limited
 from gatherd_server.loaders.columnar import ARROW_MAGIC, PARQUET_MAGIC, Columns, columnar_source
 from gatherd_server.loaders.fasttext import FASTTEXT_MAGIC, fasttext_source
 from gatherd_server.loaders.folders import folder_sources, index_source

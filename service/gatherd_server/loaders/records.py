@@ -16,8 +16,8 @@ import numpy as np
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEY_BYTES_MAX, KeyKind, Keys, StringKeys
+from gatherd.store.parts import PARTS_SHOWN_MAX
 from gatherd_server.loaders.batches import OnBadRow, RowBatch, RowSource, rows_per_batch
-from gatherd_server.loaders.limits import TENSORS_SHOWN_MAX
 from gatherd_server.loaders.streams import ByteStream
 
 
@@ -63,8 +63,8 @@ def select_columns(where: str, names: Sequence[str], spec: str) -> list[str]:
 
 
 def _listed(names: Sequence[str]) -> str:
-    more = len(names) - TENSORS_SHOWN_MAX
-    shown = ", ".join(names[:TENSORS_SHOWN_MAX])
+    more = len(names) - PARTS_SHOWN_MAX
+    shown = ", ".join(names[:PARTS_SHOWN_MAX])
     return f"there are: {shown}" + (f", and {more} more" if more > 0 else "")
 
 

@@ -10,8 +10,9 @@ from dataclasses import replace
 from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.format import RowLayout
+from gatherd.store.parts import pick
 from gatherd_server.loaders.arrays import array_source
-from gatherd_server.loaders.batches import RowSource, pick
+from gatherd_server.loaders.batches import RowSource
 from gatherd_server.loaders.limits import PICKLE_BYTES_MAX
 from gatherd_server.loaders.streams import Opened, reading, unpack_member
 from gatherd_server.loaders.strided import StridedLayout, strided_source

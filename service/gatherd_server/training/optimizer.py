@@ -19,6 +19,7 @@ from typing import Any, Self
 
 import numpy as np
 
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.format import npy_header
@@ -200,12 +201,18 @@ class Optimizer:
         try:
             found = OptimizerName(name)
         except ValueError:
-            known = ", ".join(member.value for member in OptimizerName)
-            raise InvalidArgument(f"there is no optimizer {name!r}; there are {known}") from None
+            known = [member.value for member in OptimizerName]
+            raise InvalidArgument(
+                f"there is no optimizer {name!r}; there are {', '.join(known)}"
+                f"{did_you_mean(near(name, known, 1))}"
+            ) from None
         names = option_names(found)
         for option in options:
             if option not in names:
-                raise InvalidArgument(f"{name} has no option {option!r}; it has {', '.join(names)}")
+                raise InvalidArgument(
+                    f"{name} has no option {option!r}; it has {', '.join(names)}"
+                    f"{did_you_mean(near(option, names, 1))}"
+                )
         values: dict[str, Any] = {
             option: _checked(name, option, value)
             for option, value in (_DEFAULTS[found] | dict(options)).items()
