@@ -13,6 +13,7 @@ from gatherd_server.cli.importing import import_table, publish
 from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.kernels import kernels
 from gatherd_server.cli.looking_up import lookup, tables
+from gatherd_server.cli.neighbors import neighbors
 from gatherd_server.cli.serving import serve, show_config
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
@@ -45,7 +46,7 @@ def cli() -> None:
 cli.add_command(serve)
 for command in (create, import_table, publish, plan, verify, export):
     cli.add_command(command)
-for command in (tables, lookup, scatter_add, apply_gradients, assign):
+for command in (tables, lookup, neighbors, scatter_add, apply_gradients, assign):
     cli.add_command(command)
 for command in (versions, rollback, set_optimizer, delete, snapshot, token, bench, top):
     cli.add_command(command)
