@@ -12,6 +12,8 @@ from google.protobuf import json_format
 from contract.surfaces import (
     Answer,
     Bags,
+    Near,
+    Search,
     Surface,
     Update,
     Updated,
@@ -33,6 +35,11 @@ _MISSING = {
     "zero": embedding_pb2.MISSING_ZERO,
     "default": embedding_pb2.MISSING_DEFAULT,
     "skip": embedding_pb2.MISSING_SKIP,
+}
+_METRICS = {
+    "cosine": embedding_pb2.METRIC_COSINE,
+    "dot": embedding_pb2.METRIC_DOT,
+    "l2": embedding_pb2.METRIC_L2,
 }
 _POOLING = {
     "sum": embedding_pb2.POOLING_SUM,
@@ -201,6 +208,32 @@ class Messages(Surface):
             for one, asked in zip(reply.lookups, bags.values(), strict=True)
         )
         return dict(zip(bags, answers, strict=True))
+
+    def neighbors(self, table: str, search: Search) -> Near:
+        request = embedding_pb2.NeighborsRequest(
+            table=table,
+            k=search.k,
+            metric=_METRICS.get(search.metric, 99),  # type: ignore[arg-type]  # 99: no such metric
+            include_self=search.include_self,
+        )
+        if search.kind == "ids":
+            request.ids.CopyFrom(id_tensor(search.query))
+        elif search.kind == "keys":
+            request.keys.CopyFrom(keys_message(search.query))
+        else:
+            vectors = np.asarray(search.query, "<f4")
+            request.vectors.CopyFrom(
+                tensor_pb2.Tensor(
+                    dtype=tensor_pb2.DTYPE_FLOAT32, shape=vectors.shape, data=vectors.tobytes()
+                )
+            )
+        reply = self._call("Neighbors", request, embedding_pb2.NeighborsResponse())
+        shape = tuple(reply.ids.shape)
+        assert tuple(reply.scores.shape) == shape
+        ids = np.frombuffer(reply.ids.data, "<i8").reshape(shape)
+        scores = np.frombuffer(reply.scores.data, "<f4").reshape(shape)
+        keyed = embedding_pb2.KeysOfResponse(keys=reply.keys)
+        return Near(ids, scores, keys_answer(keyed) if reply.HasField("keys") else None)
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         request = embedding_pb2.UpdateRequest(

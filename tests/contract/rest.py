@@ -11,6 +11,8 @@ import numpy as np
 from contract.surfaces import (
     Answer,
     Bags,
+    Near,
+    Search,
     Surface,
     Update,
     Updated,
@@ -165,6 +167,30 @@ class Rest(Surface):
             table: np.array(answer["vectors"], np.float32).reshape(answer["shape"])
             for table, answer in reply.json()["tables"].items()
         }
+
+    def has(self, method: str) -> bool:
+        """A search is JSON whatever lookups are."""
+        return super().has(method) and (method != "neighbors" or self._media == "json")
+
+    def neighbors(self, table: str, search: Search) -> Near:
+        body: dict[str, Any] = {
+            "k": search.k, "metric": search.metric, "include_self": search.include_self
+        }  # fmt: skip
+        if search.kind == "keys":
+            body["keys"], body["encoding"] = json_keys(search.query)
+        else:
+            body[search.kind] = np.asarray(search.query).tolist()
+        document = self._json(f"/v1/tables/{table}:neighbors", body, {})
+        keys = document.get("keys")
+        if document.get("encoding") == "base64":
+            array = np.array(keys, object)
+            flat = [
+                base64.b64decode(key).decode("utf-8", "surrogateescape")
+                for key in array.reshape(-1)
+            ]
+            keys = np.array(flat, object).reshape(array.shape).tolist()
+        scores = np.array(document["scores"], np.float32)
+        return Near(np.array(document["ids"], np.int64).reshape(scores.shape), scores, keys)
 
     @property
     def updates_many(self) -> bool:

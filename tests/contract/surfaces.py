@@ -13,7 +13,7 @@ from typing import Any, NoReturn
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import AsyncClient, Batching, Client
+from gatherd import AsyncClient, Batching, Client, Neighbors
 from gatherd.errors import IdOutOfRange, TableNotFound, by_reason
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 
@@ -42,6 +42,36 @@ class Bags:
             "padding_id": self.padding_id,
             "missing": self.missing,
         }
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Ids, string keys or vectors, and how their neighbors are found."""
+
+    query: Any
+    kind: str
+    """ids, keys or vectors."""
+    k: int = 10
+    metric: str = "cosine"
+    include_self: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The SDK's arguments beside the table."""
+        return {
+            "keys" if self.kind == "keys" else "query": self.query,
+            "k": self.k,
+            "metric": self.metric,
+            "include_self": self.include_self,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """The answer to a search; keys nested as str (surrogateescape) or int, None without keys."""
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    keys: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,6 +121,9 @@ class Surface(ABC):
         raise NotImplementedError
 
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def neighbors(self, table: str, search: Search) -> Near:
         raise NotImplementedError
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
@@ -161,6 +194,9 @@ class SyncSdk(Surface):
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._client.lookup_bags_many(**sdk_bags_many(bags))
 
+    def neighbors(self, table: str, search: Search) -> Near:
+        return sdk_near(self._client.neighbors(table, **search.options()))
+
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         name, arguments = sdk_update(op, updates, request_id)
         done = getattr(self._client, name)(**arguments)
@@ -205,6 +241,9 @@ class AsyncSdk(Surface):
 
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._runner.run(self._client.lookup_bags_many(**sdk_bags_many(bags)))
+
+    def neighbors(self, table: str, search: Search) -> Near:
+        return sdk_near(self._runner.run(self._client.neighbors(table, **search.options())))
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         name, arguments = sdk_update(op, updates, request_id)
@@ -264,6 +303,10 @@ def sdk_bags_many(bags: dict[str, Bags]) -> dict[str, Any]:
         "mode": one.mode,
         "missing": one.missing,
     }
+
+
+def sdk_near(found: Neighbors) -> Near:
+    return Near(found.ids, found.scores, None if found.keys is None else found.keys.tolist())
 
 
 _VALUES_NAME = {"scatter_add": "deltas", "apply_gradients": "grads", "assign": "rows"}
