@@ -3,7 +3,7 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
-from gatherd._requests.lookups import TableInfo
+from gatherd._requests.lookups import LookupInfo, TableInfo
 from gatherd._requests.neighbors import Neighbors
 from gatherd._requests.tables import ChangeResult, SnapshotResult
 from gatherd._requests.updates import UpdateResult
@@ -73,6 +73,7 @@ __all__ = [
     "InvalidArgument",
     "KeyNotFound",
     "LimitExceeded",
+    "LookupInfo",
     "MalformedRequest",
     "Neighbors",
     "NoKeys",

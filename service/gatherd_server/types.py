@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from gatherd.errors import LimitExceeded
 from gatherd.store.dtypes import DType
 from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.query import Asked, BagsQuery, Missing
+from gatherd.store.query import Asked, BagsQuery, Missing, VectorForm
 
 # HTTP connections above connections_max, for strangers; see http/connection_limit.py.
 SPARE_CONNECTIONS = 64
@@ -108,6 +108,13 @@ class Lookup(NamedTuple):
     missing: Missing = Missing.ERROR
     version: int = LIVE_VERSION
     bags: BagsQuery | None = None
+    form: VectorForm | None = None
+    with_lsn: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the vectors are whole and as stored, and the reply says nothing more of them."""
+        return self.form is None and not self.with_lsn
 
 
 class UpdateOp(Enum):

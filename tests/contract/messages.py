@@ -8,10 +8,12 @@ import grpc
 import httpx
 import numpy as np
 from google.protobuf import json_format
+from numpy.typing import NDArray
 
 from contract.surfaces import (
     Answer,
     Bags,
+    Form,
     Near,
     Search,
     Surface,
@@ -164,6 +166,11 @@ def update_message(table: str, update: Update) -> embedding_pb2.TableUpdate:
     return message
 
 
+def _set_form(request: embedding_pb2.LookupRequest, form: Form) -> None:
+    request.dims = form.dims or 0
+    request.normalize = form.normalize
+
+
 class Messages(Surface):
     """A surface that carries the messages of the generated classes, by `_call`."""
 
@@ -208,6 +215,27 @@ class Messages(Surface):
             for one, asked in zip(reply.lookups, bags.values(), strict=True)
         )
         return dict(zip(bags, answers, strict=True))
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        request = lookup_request(table, ids, form.dtype, form.missing)
+        _set_form(request, form)
+        reply = self._call("Lookup", request, embedding_pb2.LookupResponse())
+        assert reply.normalized is form.normalize
+        return response_answer(reply)
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        request = bags_request(table, bags)
+        request.lookup.dtype = _WIRE_DTYPE[form.dtype]
+        _set_form(request.lookup, form)
+        reply = self._call("LookupBags", request, embedding_pb2.LookupResponse())
+        return bags_answer(reply, len(bags.rows))
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        request = lookup_request(table, ids, "float32", "error")
+        request.with_lsn = True
+        reply = self._call("Lookup", request, embedding_pb2.LookupResponse())
+        assert reply.HasField("lsn")
+        return response_answer(reply)[0], reply.version, reply.lsn
 
     def neighbors(self, table: str, search: Search) -> Near:
         request = embedding_pb2.NeighborsRequest(
@@ -318,7 +346,7 @@ class GrpcStream(Grpc):
 
     def has(self, method: str) -> bool:
         """A stream carries lookups of rows."""
-        return method in ("lookup", "lookup_many", "lookup_keys")
+        return method in ("lookup", "lookup_many", "lookup_keys", "formed", "informed")
 
     def lookup_many(self, requests: dict[str, Any], *, missing: str = "error") -> dict[str, Any]:
         """One stream, a lookup a table, all sent before any answer is read."""

@@ -7,10 +7,12 @@ from typing import Any
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.surfaces import (
     Answer,
     Bags,
+    Form,
     Near,
     Search,
     Surface,
@@ -167,6 +169,41 @@ class Rest(Surface):
             table: np.array(answer["vectors"], np.float32).reshape(answer["shape"])
             for table, answer in reply.json()["tables"].items()
         }
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        if self._media == "json":
+            listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+            document = self._json(
+                f"/v1/tables/{table}:lookup", {"ids": listed, **form.options()}, {}
+            )
+            return self._json_answer(document, form.dtype)
+        query = {name: value for name, value in form.options().items() if value is not None}
+        query["normalize"] = str(form.normalize).lower()
+        return self._array_lookup(table, ids, query, form.missing)
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        body = form.options() | json_bags(bags)
+        document = self._json(f"/v1/tables/{table}:lookupBags", body, {})
+        status = document.pop("status", None)
+        vectors, _ = self._json_answer(document, form.dtype)
+        return vectors, np.array(status or [0] * len(bags.rows), np.uint8)
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        path = f"/v1/tables/{table}:lookup"
+        if self._media == "json":
+            document = self._json(path, {"ids": np.asarray(ids).tolist(), "with_lsn": True}, {})
+            return self._json_answer(document, "float32")[0], document["version"], document["lsn"]
+        array = np.asarray(ids, "<i8")
+        reply = self._http.post(
+            path,
+            params={"with_lsn": "true"},
+            content=array.tobytes(),
+            headers={"Content-Type": OCTETS, "Accept": NPY if self._media == "npy" else OCTETS},
+        )
+        self._check(reply)
+        vectors, _ = self._array_answer(reply, "error", array.shape)
+        headers = reply.headers
+        return vectors, int(headers["gatherd-version"]), int(headers["gatherd-lsn"])
 
     def has(self, method: str) -> bool:
         """A search is JSON whatever lookups are."""

@@ -7,7 +7,7 @@ the gatherd error that came over the wire.
 
 import asyncio
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import numpy as np
@@ -42,6 +42,20 @@ class Bags:
             "padding_id": self.padding_id,
             "missing": self.missing,
         }
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a reply's vectors."""
+
+    dims: int | None = None
+    normalize: bool = False
+    dtype: str = "float32"
+    missing: str = "error"
+
+    def options(self) -> dict[str, Any]:
+        """The SDK's arguments, and REST's members."""
+        return asdict(self)
 
 
 @dataclass(frozen=True, eq=False)
@@ -123,6 +137,17 @@ class Surface(ABC):
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         raise NotImplementedError
 
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        raise NotImplementedError
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        """`bags` have their own `missing`."""
+        raise NotImplementedError
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        """Vectors with the version and the LSN."""
+        raise NotImplementedError
+
     def neighbors(self, table: str, search: Search) -> Near:
         raise NotImplementedError
 
@@ -194,6 +219,19 @@ class SyncSdk(Surface):
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._client.lookup_bags_many(**sdk_bags_many(bags))
 
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        options = form.options()
+        return self._client.lookup(table, ids, return_status=True, dedup=self._dedup, **options)
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        options = form.options() | bags.options()
+        return self._client.lookup_bags(table, return_status=True, **options)
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        vectors, info = self._client.lookup(table, ids, return_info=True, dedup=self._dedup)
+        assert not info.status.any()
+        return vectors, info.version, info.lsn
+
     def neighbors(self, table: str, search: Search) -> Near:
         return sdk_near(self._client.neighbors(table, **search.options()))
 
@@ -241,6 +279,19 @@ class AsyncSdk(Surface):
 
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._runner.run(self._client.lookup_bags_many(**sdk_bags_many(bags)))
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        options = form.options()
+        return self._runner.run(self._client.lookup(table, ids, return_status=True, **options))
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        options = form.options() | bags.options()
+        return self._runner.run(self._client.lookup_bags(table, return_status=True, **options))
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        found = self._runner.run(self._client.lookup_many({table: ids}, return_info=True))
+        vectors, info = found[table]
+        return vectors, info.version, info.lsn
 
     def neighbors(self, table: str, search: Search) -> Near:
         return sdk_near(self._runner.run(self._client.neighbors(table, **search.options())))

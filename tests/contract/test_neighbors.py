@@ -137,7 +137,7 @@ def test_wrong_searches_are_refused(
 def test_a_search_is_bounded(surface: Surface) -> None:
     if "local" in surface.name:
         pytest.skip("the caller's own machine has no limits")
-    with pytest.raises(LimitExceeded, match="at most 1000 .neighbors_k_max.*docs/neighbors.md"):
+    with pytest.raises(LimitExceeded, match=r"at most 1000 .neighbors_k_max.*docs/neighbors.md"):
         surface.neighbors("float32", Search([0], "ids", 1001))
-    with pytest.raises(LimitExceeded, match="at most 256 .neighbors_queries_max"):
+    with pytest.raises(LimitExceeded, match=r"at most 256 .neighbors_queries_max"):
         surface.neighbors("float32", Search(list(range(257)), "ids"))

@@ -7,9 +7,8 @@ server, transports/local.py reads the files itself.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
-import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gatherd._plans.effects import Deadline, Plan
@@ -20,6 +19,7 @@ from gatherd._requests.lookups import (
     Answer,
     KeysOfSpec,
     LookupSpec,
+    Returned,
     TableInfo,
     parse_reply_type,
     prepare,
@@ -32,8 +32,6 @@ from gatherd._requests.neighbors import (
     prepare_neighbors,
 )
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
-
-LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 
 
 class Answering(ABC):
@@ -51,7 +49,7 @@ class Answering(ABC):
         dtype: DTypeLike,
         missing: str,
         out: NDArray[Any] | None,
-        return_status: bool,
+        returned: Returned,
         version: int | None = None,
         dedup: bool = False,
         timeout: float | Deadline | None,
@@ -59,8 +57,9 @@ class Answering(ABC):
         """The plan of Client.lookup."""
         deadline = self.deadline(timeout)
         spec = prepare(table, ids, keys, parse_reply_type(dtype), missing, out, version)
+        spec = returned.applied_to(spec)
         answers = yield from self._gather((spec,), deadline, dedup)
-        return _result(spec, answers[0], return_status)
+        return returned.result(spec, answers[0])
 
     def lookup_many(
         self,
@@ -69,7 +68,7 @@ class Answering(ABC):
         keys: Mapping[str, Keys] | None,
         dtype: DTypeLike,
         missing: str,
-        return_status: bool,
+        returned: Returned,
         version: Mapping[str, int] | None = None,
         dedup: bool = False,
         timeout: float | Deadline | None,
@@ -87,7 +86,7 @@ class Answering(ABC):
             prepare(table, None, given, reply, missing, version=versions.get(table))
             for table, given in by_key.items()
         ]
-        return (yield from self._gather_many(specs, return_status, deadline, dedup=dedup))
+        return (yield from self._gather_many(specs, returned, deadline, dedup=dedup))
 
     def lookup_bags(
         self,
@@ -102,7 +101,7 @@ class Answering(ABC):
         dtype: DTypeLike,
         missing: str,
         out: NDArray[Any] | None,
-        return_status: bool,
+        returned: Returned,
         version: int | None = None,
         timeout: float | Deadline | None,
     ) -> Plan[Any]:
@@ -121,8 +120,9 @@ class Answering(ABC):
             out=out,
             version=version,
         )
+        spec = returned.applied_to(spec)
         answers = yield from self.gather((spec,), deadline)
-        return _result(spec, answers[0], return_status)
+        return returned.result(spec, answers[0])
 
     def lookup_bags_many(
         self,
@@ -134,7 +134,7 @@ class Answering(ABC):
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,
-        return_status: bool,
+        returned: Returned,
         version: Mapping[str, int] | None = None,
         timeout: float | Deadline | None,
     ) -> Plan[Any]:
@@ -162,7 +162,7 @@ class Answering(ABC):
                     version=versions.get(table),
                 )
                 specs.append(spec)
-        return (yield from self._gather_many(specs, return_status, deadline))
+        return (yield from self._gather_many(specs, returned, deadline))
 
     def keys_of(
         self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None
@@ -218,16 +218,17 @@ class Answering(ABC):
     def _gather_many(
         self,
         specs: Sequence[LookupSpec],
-        return_status: bool,
+        returned: Returned,
         deadline: Deadline,
         *,
         dedup: object = False,
-    ) -> Plan[dict[str, LookupResult]]:
+    ) -> Plan[dict[str, Any]]:
         if not specs:
             return {}
+        specs = [*map(returned.applied_to, specs)]
         answers = yield from self._gather(specs, deadline, dedup)
         return {
-            spec.table: _result(spec, answer, return_status)
+            spec.table: returned.result(spec, answer)
             for spec, answer in zip(specs, answers, strict=True)
         }
 
@@ -293,11 +294,3 @@ def _mapping(call: str, name: str, given: object) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise InvalidArgument(f"{call} takes a dict of table to {name}, not {type(given).__name__}")
     return given
-
-
-def _result(spec: LookupSpec, answer: Answer, return_status: bool) -> LookupResult:
-    if not return_status:
-        return answer.vectors
-    if answer.status is None:
-        return answer.vectors, np.zeros(spec.asked.shape, np.uint8)
-    return answer.vectors, answer.status

@@ -210,7 +210,7 @@ def _cost(spec: Spec, info: TableInfo) -> Cost:
         strings = info.key_kind not in ("int64", "uint64")
         key_bytes = LENGTH_BYTES + KEY_BYTES_MAX if strings else INTEGER_KEY_BYTES
         return Cost(spec.asked.size, request, 0, spec.asked.itemsize, reply, 0, key_bytes)
-    row_bytes = info.dim * spec.reply.wire.itemsize
+    row_bytes = (spec.dims or info.dim) * spec.reply.wire.itemsize
     status_bytes = int(spec.missing is not Missing.ERROR)
     id_bytes = _id_bytes(spec)
     if spec.bags is None:

@@ -55,6 +55,9 @@ _REPLY_DTYPE = tag(3, VARINT)
 _MISSING = tag(4, VARINT)
 _VERSION = tag(5, VARINT)
 _KEYS = tag(6, BYTES)
+_DIMS = tag(7, VARINT)
+_NORMALIZE = tag(8, VARINT)
+_WITH_LSN = tag(9, VARINT)
 _KEYS_OF_VERSION = tag(3, VARINT)
 _STRINGS = tag(1, BYTES)
 _INTEGERS = tag(2, BYTES)
@@ -132,6 +135,10 @@ def _plain_lookup(spec: LookupSpec, rows: Parts, version: int) -> Parts:
     )
     if version:
         after += _VERSION + varint(version)
+    if spec.form is not None:
+        after += _DIMS + varint(spec.form.dims) + _NORMALIZE + varint(spec.form.normalize)
+    if spec.with_lsn:
+        after += _WITH_LSN + varint(1)
     return [_TABLE + varint(len(spec.table_bytes)) + spec.table_bytes, *rows, after]
 
 
@@ -257,6 +264,8 @@ class LookupReply:
     dtype: int = 0
     shape: list[int] = field(default_factory=list)
     data: memoryview = field(default_factory=lambda: memoryview(b""))
+    lsn: int | None = None
+    normalized: bool = False
 
 
 def decode_lookups(body: memoryview, *, many: bool) -> list[LookupReply]:
@@ -291,6 +300,10 @@ def _read_lookup(body: memoryview, pos: int, end: int, reply: LookupReply) -> No
         elif number == 3 and wire_type == BYTES:
             # A message may come in parts, which add up in the same object.
             _read_tensor(body, value, stop, reply)
+        elif number == 4 and wire_type == VARINT:
+            reply.lsn = value
+        elif number == 5 and wire_type == VARINT:
+            reply.normalized = bool(value)
 
 
 def _read_tensor(body: memoryview, pos: int, end: int, reply: LookupReply) -> None:

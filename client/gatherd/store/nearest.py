@@ -6,27 +6,13 @@ rounding of norms, queries and scores adds a few u. The bound used here is (d + 
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd.store.norms import NORM_MAX, NORM_MIN, is_far
 from gatherd.store.query import Metric
-
-# Between them squares of norms are neither too large nor too small for float32.
-_NORM_MIN: Final = 1e-15
-_NORM_MAX: Final = 1e15
-
-
-def norms_of(rows: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The length of each row; infinity or NaN for a row that has one."""
-    with np.errstate(over="ignore", invalid="ignore", under="ignore"):
-        norms: NDArray[np.float32] = np.sqrt(np.einsum("ij,ij->i", rows, rows))
-        far = np.flatnonzero(~((norms >= _NORM_MIN) & (norms <= _NORM_MAX)))
-        if far.size:
-            wide = rows[far].astype(np.float64)
-            norms[far] = np.sqrt(np.einsum("ij,ij->i", wide, wide))
-    return norms
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,9 +106,8 @@ class Best:
             products *= np.where(norms > 0, 1 / norms, 0)
         elif queries.metric is Metric.L2:
             products -= norms * norms
-        if not (norms.min() >= _NORM_MIN and norms.max() <= _NORM_MAX):
-            is_far = (norms != 0) & ~((norms >= _NORM_MIN) & (norms <= _NORM_MAX))
-            products[:, is_far] = np.nan
+        if not (norms.min() >= NORM_MIN and norms.max() <= NORM_MAX):
+            products[:, (norms != 0) & is_far(norms)] = np.nan
         return products
 
     def _errors(self, norms: Any, query_norms: Any) -> Any:

@@ -27,7 +27,8 @@ from numpy.typing import NDArray
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.given import position
-from gatherd.store.nearest import Best, Queries, norms_of
+from gatherd.store.nearest import Best, Queries
+from gatherd.store.norms import norms_of
 from gatherd.store.query import Missing, NeighborsQuery
 from gatherd.store.table import Table
 

@@ -63,6 +63,17 @@ Asked = NDArray[np.integer[Any]] | ByKey
 """The rows of a request, of any shape S: ids of any integer dtype, or keys."""
 
 
+@dataclass(frozen=True, slots=True)
+class VectorForm:
+    """The form of the vectors in a reply: their first `dims` elements, 0 for all of them.
+
+    With `normalize` what is left of each is divided by its length (L2), in float32.
+    """
+
+    dims: int = 0
+    normalize: bool = False
+
+
 class Pooling(Enum):
     """How the rows of a bag become one vector; bags.py has the formulas."""
 

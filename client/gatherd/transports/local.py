@@ -10,6 +10,7 @@ A deadline is checked before each table's gather; a gather itself can't be inter
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +32,7 @@ from gatherd._requests.lookups import (
 )
 from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
+from gatherd.store import forms
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
@@ -93,15 +95,19 @@ class LocalAnswering(Answering):
 
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
         """Each table in its turn; after an error the arrays of earlier tables stay filled."""
-        tables = self._open().take([(spec.table, spec.version) for spec in specs])
+        live = self._open()
+        tables = live.take([(spec.table, spec.version) for spec in specs])
         for spec, table in zip(specs, tables, strict=True):
-            check_dim(spec, table.dim)
+            if spec.form is not None:
+                forms.check_form(table, spec.form)
+            check_dim(spec, spec.dims or table.dim)
+        lsn = live.applied_lsn  # before the rows, which may have later updates
         answers = []
         for spec, table in zip(specs, tables, strict=True):
             self._check(deadline)
-            answers.append(
-                (yield Computation(partial(_gather, spec, table), self._nbytes(spec, table)))
-            )
+            run = partial(_gather, spec, table)
+            answer: Answer = yield Computation(run, self._nbytes(spec, table))
+            answers.append(replace(answer, version=table.version, lsn=lsn))
             self._compiled |= _kernels_of(spec)
         return answers
 
@@ -241,6 +247,10 @@ def _gather(spec: LookupSpec, table: Table) -> Answer:
 
 
 def _answer(spec: LookupSpec, table: Table, dtype: DType, out: NDArray[Any] | None) -> Gathered:
+    if spec.form is not None and spec.bags is None:
+        return forms.lookup(table, spec.asked, spec.form, dtype, spec.missing, out)
+    if spec.form is not None and spec.bags is not None:
+        return forms.lookup_bags(table, spec.asked, spec.bags, spec.form, dtype, spec.missing, out)
     if spec.bags is None:
         return table.lookup(spec.asked, dtype, spec.missing, out)
     return table.lookup_bags(spec.asked, spec.bags, dtype, spec.missing, out)
@@ -250,6 +260,7 @@ def _is_exact(spec: LookupSpec, table: Table) -> bool:
     """Whether every vector of the reply is exactly bfloat16; a default vector may not be."""
     return (
         table.dtype is DType.BFLOAT16
+        and (spec.form is None or not spec.form.normalize)
         and spec.asked.size > 0
         and spec.missing is not Missing.DEFAULT
     )

@@ -95,13 +95,17 @@ class Engine:
         return PreparedLookup(lambda: self._gather(lookups, tables), is_long)
 
     def _gather(self, lookups: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
+        lsn = self._tables.lsn  # before the rows, which may have later updates
         gathered = gather(lookups, tables)
+        for i, lookup in enumerate(lookups):
+            if lookup.with_lsn:
+                gathered[i] = replace(gathered[i], lsn=lsn)
         for lookup, one in zip(lookups, gathered, strict=True):
             self._telemetry.gathered(lookup.table, lookup.asked.size, one.vectors.nbytes)
         return gathered
 
     def rows_of(self, lookup: Lookup) -> Rows | None:
-        """The rows of a lookup without bags whose `missing` is ERROR, to be read in pieces.
+        """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
 
         None when they may have to come from a disk: then `prepare` is to read them, on a thread.
         Only on the event loop. Raises the errors of `prepare`, KeyNotFound and NoKeys.

@@ -29,6 +29,7 @@ from gatherd.store.query import (
     ByKey,
     Missing,
     Pooling,
+    VectorForm,
     parse_missing,
 )
 from gatherd.store.table import Gathered
@@ -100,6 +101,9 @@ def lookup_of(request: embedding_pb2.LookupRequest) -> Lookup:
         _reply_dtype(request.dtype),
         _missing(request.missing, ROW_POLICIES),
         request.version,
+        None,
+        _form(request),
+        request.with_lsn,
     )
 
 
@@ -120,7 +124,16 @@ def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
         request.padding_id if request.HasField("padding_id") else None,
     )
     missing = _missing(lookup.missing, BAG_POLICIES)
-    return Lookup(lookup.table, asked, _reply_dtype(lookup.dtype), missing, lookup.version, query)
+    return Lookup(
+        lookup.table,
+        asked,
+        _reply_dtype(lookup.dtype),
+        missing,
+        lookup.version,
+        query,
+        _form(lookup),
+        lookup.with_lsn,
+    )
 
 
 def keys_of_request(
@@ -155,6 +168,12 @@ def _reply_dtype(number: int) -> DType:
             "it can in DTYPE_FLOAT32, DTYPE_FLOAT16 and DTYPE_BFLOAT16"
         )
     return _REPLY_DTYPES[number]
+
+
+def _form(request: embedding_pb2.LookupRequest) -> VectorForm | None:
+    if not request.dims and not request.normalize:
+        return None
+    return VectorForm(request.dims, request.normalize)
 
 
 def _missing(number: int, policies: tuple[Missing, ...]) -> Missing:
@@ -237,6 +256,8 @@ def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     status = b"" if gathered.status is None else gathered.status.tobytes()
     make = lookup_head.__wrapped__ if status else lookup_head  # a status seldom repeats
     head = make(gathered.version, gathered.dtype, gathered.vectors.shape, len(data), status)
+    if gathered.lsn is not None or gathered.is_normalized:
+        head = framing.lookup_notes(gathered.lsn, is_normalized=gathered.is_normalized) + head
     return (head, data) if len(data) else (head,)
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gatherd.errors import InvalidArgument
+from gatherd.store.limits import DIM_MAX
 from gatherd.store.query import K_DEFAULT
 
 Body = TypeVar("Body", bound=BaseModel)
@@ -70,6 +71,13 @@ class _Asking(BaseModel):
     version: int = Field(
         0, ge=0, le=VERSION_MAX, description="The version that must answer; 0 is the live one."
     )
+    dims: int | None = Field(
+        None, ge=1, le=DIM_MAX, description="Only so many elements of each vector, the first ones."
+    )
+    normalize: bool = Field(
+        False, description="Vectors of length 1 (L2), after dims and pooling; zeros stay zeros."
+    )
+    with_lsn: bool = Field(False, description="Whether the reply has lsn.")
 
 
 class LookupBody(_Asking):
@@ -160,6 +168,9 @@ class LookupReply(BaseModel):
     dtype: REPLY_DTYPE
     version: int
     status: Annotated[Any, Field(default=None, json_schema_extra=_STATUS_SCHEMA)]
+    lsn: int | None = Field(
+        None, description="Every update up to it is in the vectors. Absent unless asked for."
+    )
 
 
 class LookupManyReply(BaseModel):
