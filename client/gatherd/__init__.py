@@ -6,8 +6,9 @@ from gatherd._batching.rules import Batching
 from gatherd._calls.handles import TableHandle
 from gatherd._calls.handles_aio import AsyncTableHandle
 from gatherd._requests.keys import KeyPage
-from gatherd._requests.lookups import TableInfo
+from gatherd._requests.lookups import LookupInfo, TableInfo
 from gatherd._requests.names import Bags, Ids, Keys, Status, Values, Vectors
+from gatherd._requests.neighbors import Neighbors
 from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
@@ -84,7 +85,9 @@ __all__ = [
     "KeyPage",
     "Keys",
     "LimitExceeded",
+    "LookupInfo",
     "MalformedRequest",
+    "Neighbors",
     "NoKeys",
     "NonfiniteValues",
     "NotFound",

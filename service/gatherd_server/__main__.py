@@ -14,7 +14,6 @@ SERVER_PACKAGES = {
     "numba",
     "orjson",
     "pydantic",
-    "pydantic_settings",
     "starlette",
     "uvicorn",
     "uvloop",

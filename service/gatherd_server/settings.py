@@ -1,25 +1,18 @@
 """Every setting of `gatherd serve`: its name, default, bounds and purpose.
 
-The command line, the environment (GATHERD_…) and a TOML file set the same fields, in that order of
-precedence; tests compare the options, their help and docs/configuration.md with this class.
+configuration.py reads them from the command line, the environment (GATHERD_…) and a TOML file.
+Tests compare the options, their help and docs/configuration.md with this class.
 """
 
-import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Literal
 
-from pydantic import Field, ValidationError
-from pydantic_settings import (
-    BaseSettings,
-    NoDecode,
-    PydanticBaseSettingsSource,
-    SettingsConfigDict,
-    TomlConfigSettingsSource,
-)
+from pydantic import BaseModel, ConfigDict, Field
 
 from gatherd.busy_poll import BUSY_POLL_US, BUSY_POLL_US_MAX
 from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
+from gatherd.store.format import table_name_of
 from gatherd.store.table import Preload
 from gatherd_server.access.tls import TlsFiles
 from gatherd_server.errors import ConfigError
@@ -27,34 +20,29 @@ from gatherd_server.link.heartbeat import HUNG_SECONDS
 from gatherd_server.observe.logs import LogFormat
 from gatherd_server.observe.tracing import TraceExport
 from gatherd_server.snapshots.backups.store import check_location
-from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
+from gatherd_server.types import Durability, Limits, NeighborsLimits, TableSource, WriterLimits
 
 # The fields that SIGHUP changes in a running server; the rest is read once.
 RELOADABLE = ("log_level", "requests_in_flight_max")
-
-CONFIG_ENVIRONMENT = "GATHERD_CONFIG"
-ENVIRONMENT_PREFIX = "GATHERD_"
 
 MIB = 1 << 20
 # A process gets so long on top of drain_seconds to close, before it is killed.
 STOP_MARGIN_SECONDS = 5.0
 
 
-class ServeSettings(BaseSettings):
+class ServeSettings(BaseModel):
     """The settings of `gatherd serve`."""
 
-    model_config = SettingsConfigDict(
-        env_prefix=ENVIRONMENT_PREFIX, extra="forbid", frozen=True, validate_default=True
-    )
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    tables: Annotated[tuple[str, ...], NoDecode] = Field(
+    tables: tuple[str, ...] = Field(
         (),
         description="Files to serve where they lie: NAME=FILE.npy or NAME=FILE.safetensors#TENSOR.",
     )
     data_dir: Path | None = Field(
         None, description="Data dir whose tables (made by create or import) are served."
     )
-    default_vector: Annotated[tuple[str, ...], NoDecode] = Field(
+    default_vector: tuple[str, ...] = Field(
         (),
         description="NAME=FILE.npy: a file table's vector for missing ids, instead of the mean.",
     )
@@ -125,6 +113,27 @@ class ServeSettings(BaseSettings):
     )
     ids_max: int = Field(1_048_576, ge=1, le=2**31, description="Ids in one request.")
     tables_max: int = Field(256, ge=1, le=65_536, description="Tables in one request.")
+    neighbors_in_flight_max: int = Field(
+        2,
+        ge=0,
+        le=1024,
+        description="Searches for neighbors under way in one worker; more are refused, 0 for none.",
+    )
+    neighbors_threads: int = Field(
+        2, ge=1, le=256, description="Threads of one search for neighbors; lookups go before them."
+    )
+    neighbors_k_max: int = Field(
+        1000, ge=1, le=1_000_000, description="Neighbors of one query that may be asked for."
+    )
+    neighbors_queries_max: int = Field(
+        256, ge=1, le=65_536, description="Queries in one search for neighbors."
+    )
+    neighbors_work_max: int = Field(
+        2**38,
+        ge=1,
+        le=2**60,
+        description="Rows times dim times queries of one search for neighbors.",
+    )
     requests_in_flight_max: int = Field(
         256,
         ge=1,
@@ -238,8 +247,13 @@ class ServeSettings(BaseSettings):
     drain_seconds: float = Field(
         30.0, ge=0, le=3600, description="Seconds that requests under way get when stopping."
     )
-    log_level: str = Field(
-        "info", pattern="^(debug|info|warning|error)$", description="debug, info, warning or error."
+    access_log: bool = Field(
+        False,
+        description="Log a line for each request; takes the fast path's and the compiled answers' "
+        "place for requests over HTTP.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error."
     )
     log_format: LogFormat = Field(
         LogFormat.TEXT, description="A line of the log: text for people, json for machines."
@@ -253,18 +267,6 @@ class ServeSettings(BaseSettings):
         description="Where OpenTelemetry spans go: off, otlp (by OTEL_EXPORTER_OTLP_…), console.",
     )
 
-    @classmethod
-    def settings_customise_sources(
-        cls,
-        settings_cls: type[BaseSettings],
-        init_settings: PydanticBaseSettingsSource,
-        env_settings: PydanticBaseSettingsSource,
-        dotenv_settings: PydanticBaseSettingsSource,
-        file_secret_settings: PydanticBaseSettingsSource,
-    ) -> tuple[PydanticBaseSettingsSource, ...]:
-        """Command line over environment over file; no .env and no secrets folder."""
-        return (init_settings, _ListEnvironment(settings_cls), _toml_source(settings_cls))
-
     def limits(self) -> Limits:
         """The bounds that transports and the engine hold requests to."""
         return Limits(
@@ -276,6 +278,13 @@ class ServeSettings(BaseSettings):
             self.updates_in_flight_max,
             self.bodies_bytes_max,
             self.default_mean_bytes_max,
+            NeighborsLimits(
+                self.neighbors_in_flight_max,
+                self.neighbors_threads,
+                self.neighbors_k_max,
+                self.neighbors_queries_max,
+                self.neighbors_work_max,
+            ),
         )
 
     @property
@@ -287,10 +296,14 @@ class ServeSettings(BaseSettings):
         """The files of TLS, None without it. ConfigError when one is missing."""
         if self.tls_cert is None and self.tls_key is None:
             if self.tls_client_ca is not None:
-                raise ConfigError("tls_client_ca needs tls_cert and tls_key beside it")
+                raise ConfigError(
+                    "tls_client_ca needs tls_cert and tls_key beside it",
+                    {"settings": "tls_client_ca"},
+                )
             return None
         if self.tls_cert is None or self.tls_key is None:
-            raise ConfigError("TLS takes both tls_cert and tls_key")
+            given = "tls_key" if self.tls_cert is None else "tls_cert"
+            raise ConfigError("TLS takes both tls_cert and tls_key", {"settings": given})
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
 
     def writer_limits(self) -> WriterLimits:
@@ -317,14 +330,15 @@ class ServeSettings(BaseSettings):
         """The backup URL, "" for none. ConfigError when nothing can ever be copied there."""
         if self.backup_url is None:
             return ""
+        about = {"settings": "backup_url"}
         if self.snapshot_dir is None or self.data_dir is None:
-            raise ConfigError("backup_url needs data_dir and snapshot_dir beside it")
+            raise ConfigError("backup_url needs data_dir and snapshot_dir beside it", about)
         if self.backup_url.startswith("memory://"):
-            raise ConfigError("backup_url: what is in memory:// is gone with its process")
+            raise ConfigError("backup_url: what is in memory:// is gone with its process", about)
         try:
             check_location(self.backup_url)
         except GatherdError as error:
-            raise ConfigError(f"backup_url: {error.message}") from None
+            raise ConfigError(f"backup_url: {error.message}", about) from None
         return self.backup_url
 
     def sources(self) -> list[TableSource]:
@@ -341,58 +355,13 @@ class ServeSettings(BaseSettings):
         names = [source.name for source in sources]
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise ConfigError(f"table {min(twice)!r} is given twice")
+            raise ConfigError(f"table {min(twice)!r} is given twice", {"settings": "tables"})
         if defaults:
-            raise ConfigError(f"default_vector names {min(defaults)!r}, which is no file table")
+            raise ConfigError(
+                f"default_vector names {min(defaults)!r}, which is no file table",
+                {"settings": "default_vector"},
+            )
         return sources
-
-
-class _ListEnvironment(PydanticBaseSettingsSource):
-    """GATHERD_<FIELD>; a list is separated by blanks, as it would be on the command line."""
-
-    def get_field_value(self, field: Any, field_name: str) -> tuple[Any, str, bool]:
-        text = os.environ.get(ENVIRONMENT_PREFIX + field_name.upper())
-        if text is None:
-            return None, field_name, False
-        return (text.split() if _is_list(field.annotation) else text), field_name, False
-
-    def __call__(self) -> dict[str, Any]:
-        values = {}
-        for name, field in self.settings_cls.model_fields.items():
-            value, _, _ = self.get_field_value(field, name)
-            if value is not None:
-                values[name] = value
-        return values
-
-
-def _is_list(annotation: object) -> bool:
-    return getattr(annotation, "__origin__", None) is tuple
-
-
-def _toml_source(settings_cls: type[BaseSettings]) -> PydanticBaseSettingsSource:
-    path = os.environ.get(CONFIG_ENVIRONMENT)
-    if path and not Path(path).is_file():
-        raise ConfigError(f"{path}, the configuration file, isn't there")
-    return TomlConfigSettingsSource(settings_cls, toml_file=path or None)
-
-
-def load_settings(options: dict[str, Any], config: Path | None = None) -> ServeSettings:
-    """Settings from command-line `options` (those given), environment and TOML file.
-
-    ConfigError names each setting that is wrong, and says why.
-    """
-    if config is not None:
-        os.environ[CONFIG_ENVIRONMENT] = str(config)
-    try:
-        return ServeSettings(**options)
-    except ValidationError as error:
-        problems = "; ".join(
-            f"{'.'.join(map(str, problem['loc'])) or 'settings'}: {problem['msg']}"
-            for problem in error.errors()
-        )
-        raise ConfigError(f"settings: {problems}") from None
-    except ValueError as error:
-        raise ConfigError(f"the configuration file can't be read: {error}") from None
 
 
 def merge_reloaded(
@@ -409,10 +378,13 @@ def merge_reloaded(
 
 
 def _split_spec(spec: str, what: str) -> tuple[str, str]:
+    about = {"settings": "tables" if what == "table" else what}
     name, equals, location = spec.partition("=")
     if not equals or not location:
-        raise ConfigError(f"{what} {spec!r} isn't NAME=FILE")
+        path = Path(spec.partition("#")[0])
+        hint = f"; give it a name: {table_name_of(path)}={spec}" if path.is_file() else ""
+        raise ConfigError(f"{what} {spec!r} isn't NAME=FILE{hint}", about)
     try:
         return check_table_name(name), location
     except GatherdError as error:
-        raise ConfigError(error.message) from None
+        raise ConfigError(error.message, about) from None

@@ -523,6 +523,7 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
         "/v1/tables/{table}:lookupBags",
         "/v1/tables/{table}:keysOf",
         "/v1/tables/{table}:idsOf",
+        "/v1/tables/{table}:neighbors",
         "/v1/lookup",
         "/v1/lookupBags",
         "/v1/tables",

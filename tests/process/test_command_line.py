@@ -91,7 +91,7 @@ def test_every_command_has_help_with_an_example_or_its_meaning() -> None:
 
 def test_the_options_of_serve_are_the_settings() -> None:
     options = {parameter.name for parameter in cli.commands["serve"].params}
-    assert options - {"config"} == set(ServeSettings.model_fields)
+    assert options - {"config", "check"} == set(ServeSettings.model_fields)
 
 
 def test_every_setting_and_command_is_documented() -> None:

@@ -6,7 +6,7 @@ from numpy.typing import NDArray
 
 from gatherd._requests.keys import KeysSpec
 from gatherd._requests.lookups import LookupSpec
-from gatherd._wire.lookups import keys_from, keys_parts
+from gatherd._wire.lookups import keys_of_message, keys_parts
 from gatherd._wire.protobuf import nested, unreadable
 from gatherd.store.query import ByKey, FoundKeys, Missing
 from gatherd_proto.framing import BYTES, tag
@@ -72,4 +72,4 @@ def decode_list_keys(body: memoryview, spec: KeysSpec) -> FoundKeys:
         raise unreadable("its ids aren't ascending from the start that was asked for")
     if spec.version not in (0, reply.version):
         raise unreadable(f"version {reply.version} answered, {spec.version} was asked")
-    return FoundKeys(keys_from(reply.keys, ids.shape), ids, following, reply.version)
+    return FoundKeys(keys_of_message(reply.keys, ids.shape), ids, following, reply.version)

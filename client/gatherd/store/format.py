@@ -47,8 +47,7 @@ _NPY_DTYPES = {
     "<V2": DType.BFLOAT16,
     "|V2": DType.BFLOAT16,
 }
-# What a table's name can't have.
-_NO_NAME = re.compile(r"[^A-Za-z0-9._-]")
+_NO_TABLE_NAME = re.compile(r"[^A-Za-z0-9._-]")
 _LENGTH = rb"(?:0|[1-9][0-9]{0,18})"
 # The header that NumPy writes for an array of plain numbers, format 1.0, byte for byte.
 _PLAIN_NPY = re.compile(
@@ -153,9 +152,14 @@ def gguf_layout(header: GgufHeader, name: str, tensor: str, size: int) -> RowLay
     return layout
 
 
+def table_name_of(path: Path) -> str:
+    """A name for a table of the file `path`, as messages propose it."""
+    return _NO_TABLE_NAME.sub("_", path.stem)[:128].lstrip(".-") or "table"
+
+
 def convert_by_import(source: str) -> str:
     """The advice for a sound file whose rows can't be mapped unchanged."""
-    table = _NO_NAME.sub("_", Path(source).stem)[:128].lstrip(".-") or "table"
+    table = table_name_of(Path(source))
     command = shlex.join(["gatherd", "import", table, source, "--data-dir", "./data"])
     return f"`{command}` converts it, and `gatherd serve --data-dir ./data` serves it"
 

@@ -25,6 +25,7 @@ from gatherd_server.http.observed import Observed
 from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import openapi
 from gatherd_server.http.rest.lookups import lookup_routes
+from gatherd_server.http.rest.neighbors import neighbors_routes
 from gatherd_server.http.rest.tables import change_routes, table_routes
 from gatherd_server.http.rest.updates import update_routes
 
@@ -53,6 +54,7 @@ def create_app(engine: Engine, admission: Admission, offload: Offload) -> FastAP
     # First, because most requests to a busy server are for these.
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(lookup_routes(engine, admission, offload))
+    app.include_router(neighbors_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
     app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))

@@ -7,6 +7,7 @@ metrics count and traces show; failed requests are logged at level debug.
 import json
 import logging
 import sys
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from enum import Enum
 from typing import Any
@@ -58,6 +59,13 @@ def _request_id(record: logging.LogRecord) -> str:
         return str(given)
     request = trail.current()
     return request.request_id if request is not None else ""
+
+
+def line_of(message: str, fields: Mapping[str, Any]) -> str:
+    """A JSON line as the log would have it, for what is printed elsewhere."""
+    record = logging.LogRecord("gatherd", logging.INFO, "", 0, message, None, None)
+    record.fields = dict(fields)
+    return _Json().format(record)
 
 
 def configure_logging(level: str, log_format: LogFormat = LogFormat.TEXT) -> None:

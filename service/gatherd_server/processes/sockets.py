@@ -7,6 +7,7 @@ import os
 import socket
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from gatherd_server.errors import AddressInUse, ConfigError, StartError
 
@@ -35,7 +36,7 @@ def split_address(address: str, option: str) -> tuple[str, int]:
     host, colon, port = address.rpartition(":")
     host = host.removeprefix("[").removesuffix("]")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:
-        raise ConfigError(f"{option} {address!r} isn't HOST:PORT")
+        raise ConfigError(f"{option} {address!r} isn't HOST:PORT", _about(option))
     return host, int(port)
 
 
@@ -77,7 +78,8 @@ def check_loopback(setting: str, host: str) -> None:
         raise ConfigError(
             f"--{setting} {host} is reached from other machines, and anybody there could change "
             "and delete tables: give --tokens FILE (`gatherd token` writes it), or --insecure "
-            "where the network lets in only whom you trust"
+            "where the network lets in only whom you trust",
+            {"settings": setting},
         )
 
 
@@ -121,14 +123,28 @@ def remove_socket(path: Path) -> None:
         logger.warning("the socket %s can't be deleted: %s", path.name, error.strerror)
 
 
-def _bound(option: str, address: str, *, reuse_port: bool) -> socket.socket:
+def resolved(option: str, address: str) -> str:
+    """The numeric host of an address. ConfigError when it has none."""
+    return str(_resolve(option, address)[4][0])
+
+
+def _resolve(option: str, address: str) -> tuple[int, int, int, str, Any]:
     host, port = split_address(address, option)
     try:
-        family, kind, proto, _, target = socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
-        )[0]
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
     except socket.gaierror as error:
-        raise ConfigError(f"{option} {address}: host {host!r} can't be resolved: {error}") from None
+        raise ConfigError(
+            f"{option} {address}: host {host!r} can't be resolved: {error}", _about(option)
+        ) from None
+
+
+def _about(option: str) -> dict[str, str]:
+    return {"settings": option.removeprefix("--")}
+
+
+def _bound(option: str, address: str, *, reuse_port: bool) -> socket.socket:
+    host, port = split_address(address, option)
+    family, kind, proto, _, target = _resolve(option, address)
     sock = socket.socket(family, kind, proto)
     try:
         # Lets a restarted server bind despite old connections in TIME_WAIT, but not a listener.

@@ -168,7 +168,9 @@ class Supervisor:
             named = read_catalog(settings.data_dir).tables
             for source in sources:
                 if source.name in named:
-                    raise ConfigError(f"table {source.name!r} is in the data dir already")
+                    raise ConfigError(
+                        f"table {source.name!r} is in the data dir already", {"settings": "tables"}
+                    )
         for source in sources:
             fd = open_rows(source.path, source.tensor)
             stack.callback(os.close, fd)
@@ -407,5 +409,8 @@ def check_secrets(settings: ServeSettings) -> bool:
     if files is not None:
         Tls(files)
     if settings.tokens is not None and settings.insecure:
-        raise ConfigError("insecure means without tokens, and tokens are given; leave one out")
+        raise ConfigError(
+            "insecure means without tokens, and tokens are given; leave one out",
+            {"settings": "insecure tokens"},
+        )
     return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure

@@ -181,6 +181,8 @@ def json_lookup_parts(gathered: Gathered) -> list[Part]:
         "dtype": gathered.dtype.value,
         "version": gathered.version,
     }
+    if gathered.lsn is not None:
+        described["lsn"] = gathered.lsn
     if gathered.status is not None:
         described["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
     vectors = _json_array(_json_values(gathered))
@@ -317,6 +319,8 @@ def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -
     shape, status = gathered.vectors.shape, gathered.status
     status_bytes = 0 if status is None else status.nbytes
     headers = array_headers(shape, gathered.dtype, gathered.version, status_bytes)
+    if gathered.lsn is not None:
+        headers["Gatherd-Lsn"] = str(gathered.lsn)
     return PartsResponse(parts, {"Content-Type": media_type, **headers})
 
 

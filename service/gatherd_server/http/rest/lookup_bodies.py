@@ -20,6 +20,7 @@ from gatherd.store.query import (
     BagsQuery,
     ByKey,
     KeyQuery,
+    VectorForm,
     parse_missing,
     parse_pooling,
 )
@@ -40,7 +41,7 @@ from gatherd_server.http.rest.update_schemas import UpdateBody
 from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.checks import in_table
 
-_OPTIONS: Final = ("by", "dtype", "missing", "version")
+_OPTIONS: Final = ("by", "dtype", "missing", "version", "dims", "normalize", "with_lsn")
 _KEYS_OPTIONS: Final = ("prefix", "limit", "start", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
 # The id itself, a weight and an offset.
@@ -158,6 +159,9 @@ def _rows_lookup(table: str, asked: LookupBody, body: bytes, find: Find) -> Look
         parse_reply_dtype(asked.dtype),
         parse_missing(asked.missing),
         asked.version,
+        None,
+        _form(asked.dims, normalize=asked.normalize),
+        asked.with_lsn,
     )
 
 
@@ -208,6 +212,8 @@ def _bag_lookup(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> L
         parse_missing(asked.missing, BAG_POLICIES),
         asked.version,
         BagsQuery(offsets, pooling, weights, asked.padding_id),
+        _form(asked.dims, normalize=asked.normalize),
+        asked.with_lsn,
     )
 
 
@@ -244,7 +250,30 @@ def _query_lookup(table: str, ids: arrays.Ids, options: dict[str, str]) -> Looku
         parse_reply_dtype(options.get("dtype", "float32")),
         parse_missing(options.get("missing", "error")),
         query_version(options, "version"),
+        None,
+        _form(_query_dims(options), normalize=_query_flag(options, "normalize")),
+        _query_flag(options, "with_lsn"),
     )
+
+
+def _form(dims: int | None, *, normalize: bool) -> VectorForm | None:
+    return VectorForm(dims or 0, normalize) if dims or normalize else None
+
+
+def _query_dims(options: dict[str, str]) -> int | None:
+    dims = options.get("dims")
+    if dims is None:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", dims) or not int(dims):
+        raise InvalidArgument(f"dims is {dims!r}; it must be a number, 1 or more")
+    return int(dims)
+
+
+def _query_flag(options: dict[str, str], name: str) -> bool:
+    value = options.get(name, "false")
+    if value not in ("false", "true"):
+        raise InvalidArgument(f"{name} is {value!r}; it must be true or false")
+    return value == "true"
 
 
 def query_rows(ids: arrays.Ids, options: dict[str, str]) -> Asked:

@@ -16,7 +16,7 @@ from gatherd.store.query import (
 from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.http.rest import openapi_updates
+from gatherd_server.http.rest import openapi_neighbors, openapi_updates
 from gatherd_server.http.rest.arrays import ID_DTYPES
 from gatherd_server.http.rest.openapi_parts import (
     BINARY,
@@ -62,6 +62,7 @@ _ARRAY_HEADERS: Final = {
     "Gatherd-Shape": ("The vectors' shape, as in 2,1,256.", "string"),
     "Gatherd-Dtype": ("The vectors' dtype.", "string"),
     "Gatherd-Version": ("The version that answered.", "integer"),
+    "Gatherd-Lsn": ("Every update up to it is in the vectors; if asked for.", "integer"),
     "Gatherd-Status-Bytes": ("Bytes of status after the vectors, one an id; or 0.", "integer"),
 }
 _EXAMPLE_BODY: Final = {"ids": [[4], [20]]}
@@ -120,6 +121,24 @@ LOOKUP: Final[dict[str, Any]] = {
                 "0",
                 "The version that must answer; 0 is the live one. Not with JSON.",
                 pattern="^[0-9]{1,20}$",
+            ),
+            option(
+                "dims",
+                None,
+                "Only so many elements of each vector, the first ones. Not with JSON.",
+                pattern="^[0-9]{1,9}$",
+            ),
+            option(
+                "normalize",
+                "false",
+                "Vectors of length 1. Not with JSON.",
+                enum=["true", "false"],
+            ),
+            option(
+                "with_lsn",
+                "false",
+                "Whether the reply has Gatherd-Lsn. Not with JSON.",
+                enum=["true", "false"],
             ),
             option(
                 "by",
@@ -383,6 +402,7 @@ _MODELS: Final = (
     ReadyReply,
     ServerReply,
     Problem,
+    *openapi_neighbors.MODELS,
     *openapi_updates.MODELS,
 )
 
