@@ -9,8 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._requests.lookups import TableInfo
+from gatherd._requests.neighbors import Neighbors
 from gatherd._shown import html_table
-from gatherd.errors import ClientError
+from gatherd.errors import ClientError, InvalidArgument
+from gatherd.store.given import as_given_array
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -136,9 +138,42 @@ def like(call: Callable[..., Any]) -> Callable[[F], F]:
     return decorate
 
 
-def unit_mean(vectors: NDArray[Any], weights: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The weighted sum of `vectors`, (n, dim), each at length 1; a zero vector stays one."""
-    wide = np.asarray(vectors, np.float32)
-    lengths = np.linalg.norm(wide, axis=1, keepdims=True)
-    units = np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0)
-    return np.asarray(weights @ units / max(1, len(units)), np.float32)
+def terms(given: Any, name: str) -> list[Any]:
+    """What `most_similar` is given, one by one: keys, ids, and vectors as float32, (dim,)."""
+    if given is None:
+        return []
+    if isinstance(given, str | bytes | int | np.integer):
+        return [given]
+    if isinstance(given, list | tuple) and not all(isinstance(one, float) for one in given):
+        return [term for i, one in enumerate(given) for term in terms(one, f"{name}[{i}]")]
+    array = as_given_array(given, name)
+    if array.dtype.kind != "f":
+        return array.reshape(-1).tolist()
+    if array.ndim not in (1, 2):
+        raise InvalidArgument(f"{name} has shape {array.shape}; a vector has one dimension")
+    return list(np.atleast_2d(array.astype(np.float32)))
+
+
+def mean_query(plus: list[Any], minus: list[Any], rows: Any) -> NDArray[np.float32]:
+    """The mean of `plus` and of what is opposite to `minus`: vectors, and `rows` at length 1.
+
+    `rows`, (n, dim), are in the place of those that aren't vectors; gensim has it so, too.
+    """
+    wide = np.asarray(rows, np.float32)
+    lengths = np.linalg.norm(wide, axis=-1, keepdims=True)
+    units = iter(np.divide(wide, lengths, out=np.zeros_like(wide), where=lengths > 0))
+    vectors = [one if isinstance(one, np.ndarray) else next(units) for one in (*plus, *minus)]
+    dims = sorted({len(one) for one in vectors})
+    if len(dims) > 1:
+        raise InvalidArgument(f"the vectors have the dims {dims}; they must have that of the table")
+    signs = np.repeat(np.float32([1, -1]), [len(plus), len(minus)])
+    return np.asarray(signs @ np.stack(vectors) / len(vectors), np.float32)
+
+
+def named_scores(found: Neighbors, given: list[Any], topn: int) -> list[tuple[Any, float]]:
+    """The neighbors of one vector as (key or id, score), without those that were given."""
+    names = (found.ids if found.keys is None else found.keys).tolist()
+    known = {one.decode("utf-8", "surrogateescape") if isinstance(one, bytes) else one
+             for one in given}  # fmt: skip
+    pairs = zip(names, found.scores.tolist(), strict=True)
+    return [(name, score) for name, score in pairs if name not in known][:topn]

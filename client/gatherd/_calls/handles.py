@@ -3,12 +3,13 @@
 Client and AsyncClient inherit `AllCalls`.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._calls.described import Described, Tables, like
+from gatherd._calls.described import Described, Tables, like, mean_query, named_scores, terms
 from gatherd._calls.keys import KeyCalls
 from gatherd._calls.lookups import LookupCalls
 from gatherd._calls.options import BagsOptions, LookupOptions, PushOptions, StepOptions
@@ -16,9 +17,11 @@ from gatherd._calls.short import short
 from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
 from gatherd._requests.keys import KeyPage
-from gatherd._requests.lookups import TableInfo
-from gatherd._requests.names import Bags, Ids, Keys, Status, Values, Vectors
+from gatherd._requests.lookups import LookupInfo, TableInfo
+from gatherd._requests.names import Bags, Ids, Keys, Query, Status, Values, Vectors
+from gatherd._requests.neighbors import Neighbors
 from gatherd._requests.updates import UpdateResult
+from gatherd.errors import InvalidArgument
 
 
 class AllCalls(LookupCalls, KeyCalls, UpdateCalls, TableCalls):
@@ -64,6 +67,7 @@ class TableHandle(Described):
         ids: Ids | None = None,
         *,
         return_status: Literal[False] = False,
+        return_info: Literal[False] = False,
         **options: Unpack[LookupOptions],
     ) -> Vectors: ...
 
@@ -75,6 +79,15 @@ class TableHandle(Described):
         return_status: Literal[True],
         **options: Unpack[LookupOptions],
     ) -> tuple[Vectors, Status]: ...
+
+    @overload
+    def lookup(
+        self,
+        ids: Ids | None = None,
+        *,
+        return_info: Literal[True],
+        **options: Unpack[LookupOptions],
+    ) -> tuple[Vectors, LookupInfo]: ...
 
     @like(LookupCalls.lookup)
     @short
@@ -89,6 +102,7 @@ class TableHandle(Described):
         offsets: Ids | None = None,
         *,
         return_status: Literal[False] = False,
+        return_info: Literal[False] = False,
         **options: Unpack[BagsOptions],
     ) -> Vectors: ...
 
@@ -102,11 +116,62 @@ class TableHandle(Described):
         **options: Unpack[BagsOptions],
     ) -> tuple[Vectors, Status]: ...
 
+    @overload
+    def lookup_bags(
+        self,
+        ids: Bags | None = None,
+        offsets: Ids | None = None,
+        *,
+        return_info: Literal[True],
+        **options: Unpack[BagsOptions],
+    ) -> tuple[Vectors, LookupInfo]: ...
+
     @like(LookupCalls.lookup_bags)
     @short
     def lookup_bags(self, *args: Any, **options: Any) -> Any:
         """As `Client.lookup_bags` of this table."""
         return self._client.lookup_bags(self.name, *args, **options)
+
+    @like(LookupCalls.neighbors)
+    @short
+    def neighbors(self, *args: Any, **options: Any) -> Neighbors:
+        """As `Client.neighbors` of this table."""
+        return self._client.neighbors(self.name, *args, **options)
+
+    @short
+    def most_similar(
+        self,
+        positive: Query | Sequence[Any] | None = None,
+        negative: Query | Sequence[Any] | None = None,
+        topn: int = 10,
+        *,
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> list[tuple[Any, float]]:
+        """The keys whose vectors are most like those of `positive`, and least like `negative`.
+
+        As gensim's: [(key, cosine), …], `topn` of them, the nearest first, without the given ones;
+        ids in place of keys for a table that has none. positive, negative: a key or a vector, or a
+        list of them; a key's vector counts at length 1, a given one as it is. In a table without
+        string keys integers are keys, or else ids. Every row is compared, as by `Client.neighbors`,
+        with the same limits and errors. timeout: seconds for each of its requests.
+        """
+        plus, minus = terms(positive, "positive"), terms(negative, "negative")
+        if not plus and not minus:
+            raise InvalidArgument("most_similar takes keys, ids or vectors; none were given")
+        given = [one for one in (*plus, *minus) if not isinstance(one, np.ndarray)]
+        rows: Any = ()
+        if given:
+            by_key = isinstance(given[0], str | bytes)
+            if not by_key:
+                known = self._known if self._known is not None else self.info(timeout=timeout)
+                by_key = known.key_kind in ("int64", "uint64")
+            ids, keys = (None, given) if by_key else (given, None)
+            rows = self._client.lookup(self.name, ids, keys=keys, version=version, timeout=timeout)
+        query = mean_query(plus, minus, rows)
+        k = topn + len(given)
+        near = self._client.neighbors(self.name, query, k=k, version=version, timeout=timeout)
+        return named_scores(near, given, topn)
 
     @short
     def info(self, *, timeout: float | None = None) -> TableInfo:

@@ -67,7 +67,7 @@ class TableInfo(Shown):
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LookupInfo:
+class LookupInfo(Shown):
     """What is known of the vectors of a lookup.
 
     `version` is the table's version that answered. Every update up to `lsn`, a position in the log,
