@@ -54,7 +54,9 @@ async def serve(client: AsyncClient) -> float:
     rows = client.lookup("words", [1, 2])
     rows.sum()  # mistake: it wasn't awaited
     handle = client["words"]
-    vectors = await handle.lookup(keys=["king"])
+    vectors = await handle.lookup(keys=["king"], normalize=True, dims=64)
+    similar = [word for word, score in await handle.most_similar("king", topn=3) if score > 0.5]
+    print(similar, (await handle.ids_of(["king"])).tolist(), (await handle.info()).vector_size)
     return float(vectors.sum()) if await handle.contains("king") else 0.0
 
 

@@ -166,7 +166,7 @@ def mean_query(plus: list[Any], minus: list[Any], rows: Any) -> NDArray[np.float
     dims = sorted({len(one) for one in vectors})
     if len(dims) > 1:
         raise InvalidArgument(f"the vectors have the dims {dims}; they must have that of the table")
-    signs = np.repeat(np.float32([1, -1]), [len(plus), len(minus)])
+    signs = np.repeat(np.array([1, -1], np.float32), [len(plus), len(minus)])
     return np.asarray(signs @ np.stack(vectors) / len(vectors), np.float32)
 
 
