@@ -390,7 +390,7 @@ def raise_grpc_error(error: grpc.RpcError) -> NoReturn:
 
 
 def raise_status(status: status_pb2.Status) -> NoReturn:
-    (detail,) = status.details
+    detail = status.details[0]
     assert detail.type_url == "type.googleapis.com/google.rpc.ErrorInfo"
     info = status_pb2.ErrorInfo.FromString(detail.value)
     raise_wire_error(info.reason, status.message, dict(info.metadata))

@@ -14,6 +14,8 @@ from zipfile import ZipFile
 import pytest
 from hatchling.build import build_sdist, build_wheel
 
+from gatherd_server.build import commit_of_checkout
+
 ROOT = Path(__file__).parents[2]
 PACKED = (
     "pyproject.toml",
@@ -26,6 +28,7 @@ PACKED = (
     "service",
 )
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+BUILD = "from gatherd_server.build import this_build; print(this_build())"
 GIVEN = "0123456789abcdef0123456789abcdef01234567"
 
 
@@ -51,7 +54,7 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def git(tree: Path, *arguments: str) -> str:
     identity = ["-c", "user.name=A", "-c", "user.email=a@example.org"]
-    command = ["git", "-C", tree, *identity, *arguments]
+    command = ["git", "-C", str(tree), *identity, *arguments]
     return subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip()
 
 
@@ -69,17 +72,17 @@ def wheel(folder: Path) -> Path:
     return folder / build_wheel(str(folder))
 
 
-def told_by(wheel: Path, folder: Path) -> str:
-    """What `gatherd --version` of an installed `wheel` prints."""
+def unpacked(wheel: Path, folder: Path) -> Path:
+    """`folder`, with what installing `wheel` puts there."""
     with ZipFile(wheel) as packed:
         packed.extractall(folder)
-    return told_from(folder)
+    return folder
 
 
-def told_from(*folders: Path) -> str:
-    """What `gatherd --version` prints when its packages are in `folders`."""
+def told(folders: list[Path], *program: str) -> str:
+    """What Python prints that runs `program` with the packages in `folders`."""
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "gatherd_server", "--version"],
+        [sys.executable, "-P", *program],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(map(str, folders))},
         check=True,
         capture_output=True,
@@ -96,14 +99,20 @@ def metadata(wheel: Path) -> Message:
 
 def test_a_wheel_of_a_repository_names_its_commit(tree: Path, tmp_path: Path) -> None:
     commit = committed(tree)
-    told = told_by(wheel(tmp_path / "out"), tmp_path / "installed")
-    assert told == f"gatherd {VERSION} (commit {commit})\n"
+    installed = unpacked(wheel(tmp_path / "out"), tmp_path / "installed")
+    printed = told([installed], "-m", "gatherd_server", "--version")
+    assert printed == f"gatherd {VERSION} (commit {commit})\n"
 
 
 def test_a_checkout_names_the_commit_that_is_checked_out(tree: Path) -> None:
     commit = committed(tree)
-    told = told_from(tree / "service", tree / "client", tree / "proto")
-    assert told == f"gatherd {VERSION} (commit {commit})\n"
+    assert told([tree / "service"], "-c", BUILD) == f"gatherd {VERSION} (commit {commit})\n"
+
+
+def test_without_git_a_checkout_says_unknown(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    committed(tree)
+    monkeypatch.setenv("PATH", "")
+    assert commit_of_checkout(tree) == "unknown"
 
 
 @pytest.mark.parametrize("name", ["service/gatherd_server/types.py", "client/gatherd/new.py"])
@@ -118,8 +127,8 @@ def test_a_wheel_of_changed_code_says_so(tree: Path, tmp_path: Path, name: str) 
 def test_a_wheel_of_files_without_a_repository_says_unknown(tree: Path, tmp_path: Path) -> None:
     # One around it says nothing about it.
     git(tmp_path, "init", "--quiet")
-    told = told_by(wheel(tmp_path / "out"), tmp_path / "installed")
-    assert told == f"gatherd {VERSION} (commit unknown)\n"
+    installed = unpacked(wheel(tmp_path / "out"), tmp_path / "installed")
+    assert told([installed], "-c", BUILD) == f"gatherd {VERSION} (commit unknown)\n"
 
 
 def test_a_wheel_of_an_sdist_names_the_sdists_commit(
@@ -152,10 +161,10 @@ def test_what_is_no_commit_fails_the_build(
 
 def test_the_metadata_has_licence_and_addresses(tree: Path, tmp_path: Path) -> None:
     built = wheel(tmp_path / "out")
-    told = metadata(built)
-    assert told["License-Expression"] == "Apache-2.0"
-    assert told.get_all("License-File") == ["LICENSE"]
-    addresses = dict(line.split(", ") for line in told.get_all("Project-URL", []))
+    fields = metadata(built)
+    assert fields["License-Expression"] == "Apache-2.0"
+    assert fields.get_all("License-File") == ["LICENSE"]
+    addresses = dict(line.split(", ") for line in fields.get_all("Project-URL", []))
     assert addresses.keys() == {"Documentation", "Changelog", "Contributing"}
     for path in addresses.values():
         assert (ROOT / path).is_file(), path

@@ -95,9 +95,10 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     },
 }
 OPEN = ("/healthz", "/readyz")
+PAGES = ("/", "/docs", "/docs/docs.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
 # What is no part of gatherd.v1, and what isn't there.
 OTHER_PATHS = {
-    "/docs": ANY_TOKEN,
+    "/docs/nothing": ANY_TOKEN,
     "/openapi.json": ANY_TOKEN,
     "/metrics": {"metrics"},
     "/nothing/here": ANY_TOKEN,
@@ -169,6 +170,47 @@ def test_probes_are_answered_to_everybody(
 ) -> None:
     for path in OPEN:
         assert http.get(path, headers=header(guarded, caller)).status_code == 200
+
+
+def test_pages_are_the_same_for_everybody_with_or_without_a_token(
+    guarded: Guarded, http: httpx.Client
+) -> None:
+    html = {"Accept": "text/html"}
+    for path in PAGES:
+        replies = [
+            http.get(path, headers={**html, **header(guarded, caller)}) for caller in CALLERS
+        ]
+        assert {reply.status_code for reply in replies} == {200}
+        assert len({reply.content for reply in replies}) == 1
+    assert "version" not in http.get("/").json()
+    assert "version" in http.get("/", headers=header(guarded, "reader")).json()
+
+
+def test_the_documents_examples_are_of_the_callers_tables_alone(
+    guarded: Guarded, http: httpx.Client
+) -> None:
+    for caller in ("reader", "updater", "admin", "other", "metrics", "all"):
+        given = header(guarded, caller)
+        own = {
+            table["name"]
+            for table in http.get("/v1/tables", headers=given).json().get("tables", ())
+        }
+        document = http.get("/openapi.json", headers=given).json()
+        named = {
+            parameter["example"]
+            for methods in document["paths"].values()
+            for operation in methods.values()
+            for parameter in operation.get("parameters", ())
+            if parameter["in"] == "path" and "example" in parameter
+        }
+        every = {
+            table["name"]
+            for table in http.get("/v1/tables", headers=header(guarded, "all")).json()["tables"]
+        }
+        assert not named & (every - own), caller
+        changed = document["paths"]["/v1/tables/{table}"]["delete"]["parameters"]
+        sandbox = "docs-example" if caller in ("all", "other", "metrics") else "itemsdocs-example"
+        assert [one["example"] for one in changed] == [sandbox], "no form deletes a user's table"
 
 
 def paths() -> dict[str, tuple[Any, set[str]]]:
@@ -265,9 +307,9 @@ def test_health_and_reflection_by(caller: str, guarded: Guarded, channel: grpc.C
     given = metadata(guarded, caller)
     check_health: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
     watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
-    reflect: Any = channel.stream_stream(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    )
+    method = "ServerReflection/ServerReflectionInfo"
+    reflect: Any = channel.stream_stream(f"/grpc.reflection.v1.{method}")
+    reflect_alpha: Any = channel.stream_stream(f"/grpc.reflection.v1alpha.{method}")
     unknown: Any = channel.unary_unary("/gatherd.v1.TableService/Nothing")
     whole = health_pb2.HealthCheckRequest().SerializeToString()
     one = health_pb2.HealthCheckRequest(service="tables/items").SerializeToString()
@@ -278,6 +320,7 @@ def test_health_and_reflection_by(caller: str, guarded: Guarded, channel: grpc.C
         (lambda: next(watch(whole, metadata=given)), ANY_TOKEN),
         (lambda: next(watch(one, metadata=given)), OF_A_TABLE),
         (lambda: list(reflect(iter([listing]), metadata=given)), ANY_TOKEN),
+        (lambda: list(reflect_alpha(iter([listing]), metadata=given)), ANY_TOKEN),
         (lambda: unknown(b"", metadata=given), ANY_TOKEN),
     ):
         check_code(failure(call), caller, allowed)

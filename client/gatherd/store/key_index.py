@@ -32,7 +32,7 @@ everything. A file that is truncated in place while it is mapped ends the proces
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -321,10 +321,22 @@ class KeyIndex:
 
         The rows must be valid. BadFile when the stored offsets of one are damaged.
         """
-        stored, data = self.arrays[KEYS_OFFSETS], self.arrays[KEYS_DATA]
-        begins, ends = stored[rows], stored[rows + 1]
+        stored = self.arrays[KEYS_OFFSETS]
+        return self._bounds(stored[rows], stored[rows + 1], rows)
+
+    def bounds_between(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `bounds`, of the rows from `first` up to `last`."""
+        stored = self.arrays[KEYS_OFFSETS]
+        return self._bounds(stored[first:last], stored[first + 1 : last + 1], range(first, last))
+
+    def _bounds(
+        self,
+        begins: NDArray[np.uint64],
+        ends: NDArray[np.uint64],
+        rows: Sequence[int] | NDArray[np.intp],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         lengths = (ends - begins).view(np.int64)
-        bad = (begins > ends) | (ends > data.size) | (lengths > KEY_BYTES_MAX)
+        bad = (begins > ends) | (ends > self.arrays[KEYS_DATA].size) | (lengths > KEY_BYTES_MAX)
         if bad.any():
             row = int(rows[np.flatnonzero(bad)[0]])
             raise BadFile(f"{self._folder / KEYS_OFFSETS} is damaged at row {row}")

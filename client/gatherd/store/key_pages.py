@@ -77,17 +77,16 @@ def _check(table: Table, index: KeyIndex, query: KeyQuery) -> None:
 
 def _matching(index: KeyIndex, begin: int, end: int, prefix: bytes) -> NDArray[np.int64]:
     """The ids from `begin` up to `end` whose keys begin with `prefix`."""
-    ids = np.arange(begin, end)
     if not prefix:
-        return ids
-    begins, lengths = index.bounds(ids)
+        return np.arange(begin, end)
+    begins, lengths = index.bounds_between(begin, end)
     data: NDArray[Any] = index.arrays[KEYS_DATA]
     left = np.flatnonzero(lengths >= len(prefix))
     for i, byte in enumerate(prefix):
         if not left.size:
             break
         left = left[data[begins[left] + i] == byte]
-    return ids[left]
+    return left + begin
 
 
 def _room(index: KeyIndex, ids: NDArray[np.int64]) -> int:

@@ -16,6 +16,7 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.cli.verbs import Subverbs
@@ -50,12 +51,22 @@ def changing(
     """A function that makes a change in the data dir or at the server that was chosen."""
     if target.data_dir is not None:
         with open_data_dir(target.data_dir, keep_versions=keep_versions) as opened:
-            yield opened.change
+            yield _shown(opened.change)
         return
     if keep_versions is not None:
         raise InvalidArgument("--keep-versions is for a data dir; a server has its own setting")
     with target.connect(timeout=CHANGE_SECONDS_MAX) as client:
-        yield lambda change: ask(client, change)
+        yield _shown(lambda change: ask(client, change))
+
+
+def _shown(make: Callable[[TableChange], ChangeResult]) -> Callable[[TableChange], ChangeResult]:
+    """`make`, which shows that it takes its time."""
+
+    def made(change: TableChange) -> ChangeResult:
+        with Progress(f"changing {change.table}"):
+            return make(change)
+
+    return made
 
 
 @click.group(cls=Subverbs)
@@ -203,8 +214,9 @@ def snapshot(name: str, folder: Path | None, target: CommandTarget) -> None:
     if data_dir is None:
         if folder is not None:
             raise InvalidArgument("--to is for a data dir; a server has its own --snapshot-dir")
-        with target.connect() as client:
-            tell_snapshot(client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
+        with target.connect() as client, Progress("taking a snapshot"):
+            made = client.snapshot(name, timeout=CHANGE_SECONDS_MAX)
+        tell_snapshot(made)
         return
     with open_data_dir(data_dir) as opened:
         if isinstance(opened, ServedDataDir):
@@ -213,13 +225,16 @@ def snapshot(name: str, folder: Path | None, target: CommandTarget) -> None:
                     f"a server has data dir {data_dir} and makes snapshots in its own "
                     "--snapshot-dir; leave --to out"
                 )
-            tell_snapshot(opened.client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
+            with Progress("taking a snapshot"):
+                made = opened.client.snapshot(name, timeout=CHANGE_SECONDS_MAX)
+            tell_snapshot(made)
             return
         if folder is None:
             raise InvalidArgument("no server has the data dir; say by --to where the snapshot goes")
         assert isinstance(opened, OwnedDataDir)
-        made = opened.snapshot(folder, name)
-        tell_snapshot(SnapshotResult(made.path, made.lsn))
+        with Progress("taking a snapshot"):
+            taken = opened.snapshot(folder, name)
+        tell_snapshot(SnapshotResult(taken.path, taken.lsn))
 
 
 def publish_copy(

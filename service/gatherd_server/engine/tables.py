@@ -136,6 +136,19 @@ class ServedTables:
         """Map and preload a version that is to become live; see LiveTables.prepare."""
         self._live.prepare(name, version, self._bring_in)
 
+    def map_file(self, source: TableSource, fd: int, version: int) -> Table:
+        """Map and preload a file that is to replace the one served as `source.name`.
+
+        BadFile or InvalidArgument when it can't be served. Takes as long as reading it.
+        """
+        table = open_source(source, fd, version)
+        self._bring_in(table)
+        return table
+
+    def replace_files(self, tables: Iterable[Table]) -> None:
+        """Serve `tables` instead of the files of the same names, from the next request on."""
+        self._live.replace_fixed({table.name: table for table in tables})
+
     def note_superseded(self, name: str, version: int) -> None:
         """A lookup was answered by a version that isn't live. On any thread."""
         with self._reads_lock:
@@ -240,18 +253,24 @@ def _let_go(*_tables: Table) -> None:
 
 
 def open_sources(
-    sources: Mapping[int, TableSource], data_dir: Path | None, preload: Preload
+    sources: Mapping[int, TableSource],
+    data_dir: Path | None,
+    preload: Preload,
+    versions: Sequence[int] = (),
 ) -> ServedTables:
     """Open a worker's tables: files by their descriptors, and the data dir's live versions.
+
+    `versions` are those of the files, in their order; without them all have version 1.
 
     A table that can't be opened is refused with the reason, and the others are served: a worker
     that comes back after a file was truncated has to answer for the rest.
     """
     tables: dict[str, Table] = {}
     refused: dict[str, str] = {}
-    for fd, source in sources.items():
+    numbers = versions or [1] * len(sources)
+    for (fd, source), version in zip(sources.items(), numbers, strict=True):
         try:
-            table = open_source(source, fd)
+            table = open_source(source, fd, version)
             table.preload(preload, sum(one.nbytes for one in tables.values() if one.is_populated))
         except TooManyFiles:
             raise  # the file itself is sound
@@ -264,8 +283,8 @@ def open_sources(
     return served
 
 
-def open_source(source: TableSource, fd: int) -> Table:
-    """Map a file where it lies, as version 1. BadFile or InvalidArgument when it can't be."""
+def open_source(source: TableSource, fd: int, version: int = 1) -> Table:
+    """Map a file where it lies. BadFile or InvalidArgument when it can't be."""
     layout = read_layout(fd, str(source.path), source.tensor)
     default = read_default_vector(source.default_vector) if source.default_vector else None
-    return Table.map(source.name, 1, fd, layout, default)
+    return Table.map(source.name, version, fd, layout, default)

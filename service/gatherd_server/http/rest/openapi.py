@@ -17,7 +17,7 @@ from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import openapi_neighbors, openapi_updates
-from gatherd_server.http.rest.arrays import ID_DTYPES
+from gatherd_server.http.rest.arrays import ARRAY_HEADERS, ID_DTYPES, LSN_HEADER
 from gatherd_server.http.rest.openapi_parts import (
     BINARY,
     REF,
@@ -59,11 +59,19 @@ a problem body of RFC 9457 with the extra members `error`, `reason` and `metadat
 """
 
 _ARRAY_HEADERS: Final = {
-    "Gatherd-Shape": ("The vectors' shape, as in 2,1,256.", "string"),
-    "Gatherd-Dtype": ("The vectors' dtype.", "string"),
-    "Gatherd-Version": ("The version that answered.", "integer"),
-    "Gatherd-Lsn": ("Every update up to it is in the vectors; if asked for.", "integer"),
-    "Gatherd-Status-Bytes": ("Bytes of status after the vectors, one an id; or 0.", "integer"),
+    **dict(
+        zip(
+            ARRAY_HEADERS,
+            (
+                ("The vectors' shape, as in 2,1,256.", "string"),
+                ("The vectors' dtype.", "string"),
+                ("The version that answered.", "integer"),
+                ("Bytes of status after the vectors, one an id; or 0.", "integer"),
+            ),
+            strict=True,
+        )
+    ),
+    LSN_HEADER: ("Every update up to it is in the vectors; if asked for.", "integer"),
 }
 _EXAMPLE_BODY: Final = {"ids": [[4], [20]]}
 _EXAMPLE_REPLY: Final = {
@@ -407,10 +415,11 @@ _MODELS: Final = (
 )
 
 
-def describe(app: FastAPI, *, has_tokens: bool) -> None:
+def describe(app: FastAPI, *, has_tokens: bool, root_path: str = "") -> None:
     """Make `app.openapi()` the description of the handlers with the schemas they refer to.
 
-    With `has_tokens` it has every operation's answers to a missing and to a wrong token.
+    With `has_tokens` it has every operation's answers to a missing and to a wrong token. With
+    `root_path` it says that the operations are below that prefix.
     """
 
     def document() -> dict[str, Any]:
@@ -421,6 +430,7 @@ def describe(app: FastAPI, *, has_tokens: bool) -> None:
                 summary=app.summary,
                 description=app.description,
                 routes=app.routes,
+                servers=[{"url": root_path}] if root_path else None,
             )
             _, schemas = models_json_schema(
                 [(model, "validation") for model in _MODELS], ref_template=REF + "{model}"

@@ -221,7 +221,9 @@ TOKENS_REFUSED = Metric(
 HELD_BODY_BYTES = Metric(
     "gatherd_held_body_bytes", _G, "Bytes of request bodies over 64 KiB that are held."
 )
-RELOADS = Metric("gatherd_reloads_total", _C, "Reloads of settings by SIGHUP.", ("outcome",))
+RELOADS = Metric(
+    "gatherd_reloads_total", _C, "Reloads of settings and of served files by SIGHUP.", ("outcome",)
+)
 BUILD = Metric(
     "gatherd_build_info",
     _G,

@@ -65,6 +65,7 @@ class Telemetry:
         has_writer: bool = False,
         is_told: bool = True,
         is_per_table: bool = True,
+        is_access_logged: bool = False,
         spans: Spans | None = None,
     ) -> None:
         """For worker number `worker`, with or without the writer, or for a writer process.
@@ -75,6 +76,7 @@ class Telemetry:
         self._page = page
         self.is_told = is_told
         self.is_per_table = is_per_table
+        self.is_access_logged = is_access_logged
         self.spans = spans
         """The maker of traces; None when they are off."""
         self.writer = Recorder(_place(page, _WRITER) if has_writer else None)
@@ -97,6 +99,7 @@ class Telemetry:
         has_writer: bool,
         is_told: bool = False,
         is_per_table: bool = True,
+        is_access_logged: bool = False,
         traces: TraceExport = TraceExport.OFF,
     ) -> "Telemetry":
         """For a child process that got the page's descriptor from the supervisor.
@@ -111,6 +114,7 @@ class Telemetry:
             has_writer=has_writer,
             is_told=is_told,
             is_per_table=is_per_table,
+            is_access_logged=is_access_logged,
             spans=spans,
         )
 
