@@ -394,6 +394,8 @@ METRICS: Final[dict[str, Any]] = {
 }
 
 _MODELS: Final = (
+    IdsOfBody,
+    IdsOfReply,
     KeysOfBody,
     KeyPageReply,
     KeysOfReply,
