@@ -128,7 +128,7 @@ SURFACES = (
     "sdk-dedup", "async-merged",
     "connect-proto", "connect-json", "grpc-stub", "grpc-stream",
     "rest-json", "rest-octets", "rest-npy",
-    "sdk-http-asgi", "connect-proto-asgi", "rest-octets-asgi", "grpc-stub-asgi",
+    "sdk-http-asgi", "connect-proto-asgi", "rest-json-asgi", "grpc-stub-asgi",
 )  # fmt: skip
 
 

@@ -31,6 +31,7 @@ SYNCING = {
     "rename",
     "make_dirs",
     "create_allocated",
+    "put_reserved",
 }
 """The methods of the seam that sync, unless they are told not to."""
 

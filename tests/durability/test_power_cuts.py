@@ -16,7 +16,7 @@ import pytest
 
 from durability.judge import violation
 from durability.power import Power
-from durability.trainer import Trainer, View, reproducible
+from durability.trainer import LIMITS, Trainer, View, reproducible
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import DType
 from gatherd_server.types import DeleteTable, OptimizerSpec, Publish, Rollback, SetOptimizer
@@ -98,8 +98,8 @@ class History:
             case 8 if some:
                 kind = draw.choice(("sgd", "adam", "rowwise-adagrad"))
                 trainer.change(SetOptimizer(some, OptimizerSpec(kind, {})))
-            case 9 | 10:
-                trainer.writer.checkpoint()
+            case 9 | 10 | 15 | 16:
+                self._keep_house()
             case 11:
                 self._names += 1
                 trainer.snapshot(f"s{self._names}")
@@ -112,6 +112,13 @@ class History:
                 self._kill()
             case _:
                 trainer.push_some(draw.choice((1, 1, 2, 4)))
+
+    def _keep_house(self) -> None:
+        writer, draw = self._trainer.writer, self._random
+        if draw.random() < 0.5:
+            writer.checkpoint()
+        else:
+            writer.prepare_segment(draw.choice((3_000, LIMITS.segment_bytes)))
 
     def _create(self) -> None:
         trainer, draw = self._trainer, self._random

@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from hypothesis import HealthCheck, Phase, given, seed, settings
 
-from fuzz import files, http_server, log, wires
+from fuzz import answers, files, http_server, log, wires
 from fuzz.mutations import mutated
 from fuzz.target import Target
 
@@ -47,7 +47,7 @@ def all_targets(folder: Path) -> Iterator[list[Target]]:
     """Every target, with what they need."""
     found = []
     with ExitStack() as stack:
-        for module in (wires, log, files, http_server):
+        for module in (answers, wires, log, files, http_server):
             own = folder / module.__name__.rpartition(".")[2]
             own.mkdir()
             found += stack.enter_context(module.targets(own))

@@ -94,6 +94,8 @@ def exchanged(url: str, *pieces: bytes) -> bytes:
 
 
 ONE = post(body([1]))
+LONG = post(body(np.arange(20_000) % 100))
+LONG_AGAIN = post(body(np.arange(20_000) % 100, 9))
 EXCHANGES: dict[str, tuple[bytes, ...]] = {
     "one row": (ONE,),
     "each procedure": tuple(
@@ -124,7 +126,16 @@ EXCHANGES: dict[str, tuple[bytes, ...]] = {
     "cut short": (*(post(body([1], n)) for n in (1, 2, 3)), post(body([1], 4)[:-1])),
     "a number that is none": (post(body([1], 3).replace(b"\x10\x03", b"\x10\x00")),),
     "a session too short": (post(body([1], 3).replace(b"\x12\x14\n\x10s", b"\x12\x14\n\x0fs")),),
-    "longer than is read at once": (post(body(np.arange(20_000) % 100)),),
+    "longer than is read at once": (LONG,),
+    "long and short ones": (LONG, ONE, LONG_AGAIN, LONG_AGAIN, ONE),
+    "long and wrong": (
+        post(body(np.arange(20_000) % 100, 1, float("nan"))),
+        post(body(np.arange(20_000), 2)),
+        post(b"\xff" * 300_000),
+        ONE,
+    ),
+    "long, with a timeout": (post(body(np.arange(20_000) % 100), "Connect-Timeout-Ms: 19999"),),
+    "long and pipelined": (ONE + LONG + ONE + LONG,),
     "a timeout": (post(body([1]), "Connect-Timeout-Ms: 9999"),) * 3,
     "no number for a timeout": (post(body([1]), "Connect-Timeout-Ms: soon"),),
     "another protocol version": (post(body([1]), "Connect-Protocol-Version: 2"),),
@@ -165,6 +176,8 @@ def test_plain_updates_never_reach_the_application() -> None:
         for number in range(1, 5):
             sock.sendall(post(body([1, 2], number), "Connect-Timeout-Ms: 9999"))
             assert read_one(sock).startswith(b"HTTP/1.1 200 OK\r\n")
+        sock.sendall(LONG)
+        assert read_one(sock).startswith(b"HTTP/1.1 200 OK\r\n")
 
 
 @pytest.mark.parametrize("error", [DiskFull("no room"), IdOutOfRange("no row"), ValueError("own")])
@@ -172,7 +185,8 @@ def test_what_the_writer_refuses_is_answered_alike(error: Exception) -> None:
     fast, asgi = training(), training()
     fast.engine.fails_with = asgi.engine.fails_with = error
     with web_server(fast) as fast_url, web_server(asgi, is_fast=False) as asgi_url:
-        assert exchanged(fast_url, ONE, ONE) == exchanged(asgi_url, ONE, ONE)
+        pushes = ONE, LONG, ONE
+        assert exchanged(fast_url, *pushes) == exchanged(asgi_url, *pushes)
     assert fast.admission.updates_in_flight == 0
 
 
@@ -227,11 +241,14 @@ def test_a_body_that_doesnt_come_in_time_is_an_error() -> None:
         assert not trained.engine.asked.pushes
 
 
-def test_a_client_that_leaves_keeps_its_place_until_the_writer_answers() -> None:
+@pytest.mark.parametrize(("push", "each"), [(ONE, 1), (LONG, 200)], ids=["short", "long"])
+def test_a_client_that_leaves_keeps_its_place_until_the_writer_answers(
+    push: bytes, each: int
+) -> None:
     with served() as (trained, url):
         trained.engine.waits_for = 2
         with connected(url) as sock:
-            sock.sendall(ONE)
+            sock.sendall(push)
             wait_until(lambda: bool(trained.engine.asked.pushes), "the update arrived")
         with connected(url) as other:
             other.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n\r\n")
@@ -239,16 +256,17 @@ def test_a_client_that_leaves_keeps_its_place_until_the_writer_answers() -> None
         assert trained.admission.updates_in_flight == 1
         trained.engine.let_go()
         wait_until(lambda: trained.admission.in_flight == 0, "the place is free again")
-        np.testing.assert_array_equal(trained.engine.rows["items"][1], [1] * 4)
+        np.testing.assert_array_equal(trained.engine.rows["items"][1], [each] * 4)
 
 
-def test_a_drain_waits_for_the_writer() -> None:
+@pytest.mark.parametrize("push", [ONE, LONG], ids=["short", "long"])
+def test_a_drain_waits_for_the_writer(push: bytes) -> None:
     trained = training()
     trained.engine.waits_for = 2
     stack = ExitStack()
     url = stack.enter_context(web_server(trained))
     with connected(url) as sock:
-        sock.sendall(ONE)
+        sock.sendall(push)
         wait_until(lambda: bool(trained.engine.asked.pushes), "the update arrived")
         stopping = threading.Thread(target=stack.close)
         stopping.start()

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gatherd_proto.framing import varint
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
+from gatherd_server.wire.compiled.answers import LOOKUP, LOOKUP_BAGS, LOOKUP_MANY
 
 ID_DTYPES = ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 _VARINT, _FIXED64, _BYTES, _GROUP, _END_GROUP, _FIXED32 = range(6)
@@ -162,6 +163,8 @@ class Asking:
         bags = random.choice([1, 2, 5, 20])
         cuts = sorted(random.choices(range(count + 1), k=bags - 1))
         offsets = np.array([0, *cuts], random.choice(ID_DTYPES[2:]))
+        if not is_sound and random.random() < 0.3:
+            offsets = self._wrong(offsets, count)
         request = embedding_pb2.LookupBagsRequest(
             lookup=lookup,
             offsets=tensor(offsets),
@@ -173,6 +176,28 @@ class Asking:
         if random.random() < 0.4:
             request.padding_id = random.choice([0, 1, -1, 2, 10**12, -(2**63)])
         return request
+
+    def request(self, message: int, *, is_sound: bool = True) -> Message:
+        """A request of the compiled answer's kind `message`, as `lookup`."""
+        count = self.random.choice([0, 1, 2, 5])
+        if message == LOOKUP:
+            return self.lookup(is_sound=is_sound)
+        if message == LOOKUP_BAGS:
+            return self.bags(is_sound=is_sound)
+        if message == LOOKUP_MANY:
+            many = [self.lookup(is_sound=is_sound) for _ in range(count)]
+            return embedding_pb2.LookupManyRequest(lookups=many)
+        bags = [self.bags(is_sound=is_sound) for _ in range(count)]
+        return embedding_pb2.LookupBagsManyRequest(bags=bags)
+
+    def _wrong(self, offsets: NDArray[Any], count: int) -> NDArray[Any]:
+        """Offsets that don't begin at 0, go down, or are past the end of `count` ids; or 2-D."""
+        wrong = offsets.copy()
+        i = self.random.randrange(wrong.size)
+        if self.random.random() < 0.2:
+            return wrong[:, None]
+        wrong[i] = self.random.choice([count + 1, np.iinfo(wrong.dtype).max, 1, 0])
+        return wrong
 
     def _shape(self, is_flat: bool) -> tuple[int, ...]:
         random = self.random

@@ -61,34 +61,11 @@ def ways(tmp_path_factory: pytest.TempPathFactory) -> TwoWays:
     return two_ways(tmp_path_factory.mktemp("answers"))
 
 
-def request_of(ways: TwoWays, message: int, random: Random, *, is_sound: bool = True) -> Message:
-    asking = Asking(ways.row_counts, ways.keys, random)
-    count = random.choice([0, 1, 2, 5])
-    if message == LOOKUP:
-        return asking.lookup(is_sound=is_sound)
-    if message == LOOKUP_BAGS:
-        return asking.bags(is_sound=is_sound)
-    if message == LOOKUP_MANY:
-        many = [asking.lookup(is_sound=is_sound) for _ in range(count)]
-        return embedding_pb2.LookupManyRequest(lookups=many)
-    bags = [asking.bags(is_sound=is_sound) for _ in range(count)]
-    return embedding_pb2.LookupBagsManyRequest(bags=bags)
-
-
-def same(ways: TwoWays, message: int, body: bytes) -> bool:
-    """Whether the compiled answer gave one, which is the general way's."""
-    given = ways.compiled(message, body)
-    if given is None:
-        return False
-    assert given == ways.general(message, body)
-    return True
-
-
 @pytest.mark.parametrize("message", MESSAGES)
 def test_nearly_every_sound_request_is_answered_and_alike(ways: TwoWays, message: int) -> None:
-    random = Random(message)
-    bodies = [request_of(ways, message, random).SerializeToString() for _ in range(400)]
-    answered = sum(same(ways, message, body) for body in bodies)
+    asking = Asking(ways.row_counts, ways.keys, Random(message))
+    bodies = [asking.request(message).SerializeToString() for _ in range(400)]
+    answered = sum(ways.same(message, body) for body in bodies)
     sound = sum(isinstance(ways.general(message, body), bytes) for body in bodies)
     assert answered >= 0.99 * sound > 300
 
@@ -100,23 +77,23 @@ def test_what_an_odd_encoder_sends_is_answered_alike(
 ) -> None:
     random = Random(seed)
     for oddity in (0.02, 0.1, 0.4):
-        request = request_of(ways, message, random, is_sound=False)
-        same(ways, message, encoded(request, random, oddity))
+        request = Asking(ways.row_counts, ways.keys, random).request(message, is_sound=False)
+        ways.same(message, encoded(request, random, oddity))
 
 
 @settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
 @given(body=mutated(SEEDS), message=st.sampled_from(MESSAGES))
 def test_what_befell_a_request_changes_nothing(ways: TwoWays, body: bytes, message: int) -> None:
-    same(ways, message, body)
+    ways.same(message, body)
 
 
 @pytest.mark.parametrize("message", MESSAGES)
 def test_a_request_cut_anywhere_is_answered_alike(ways: TwoWays, message: int) -> None:
-    random, body = Random(40 + message), b""
+    asking, body = Asking(ways.row_counts, ways.keys, Random(40 + message)), b""
     while not body:  # of no table at all
-        body = request_of(ways, message, random).SerializeToString()
+        body = asking.request(message).SerializeToString()
     for end in range(len(body)):
-        same(ways, message, body[:end])
+        ways.same(message, body[:end])
 
 
 # A third judge: protobuf reads the reply, NumPy knows the vectors
@@ -148,7 +125,7 @@ def test_every_bit_of_strange_numbers_is_the_general_ways(
     ways: TwoWays, table: str, reply: str
 ) -> None:
     body = lookup_request(table, np.arange(40), dtype=reply).SerializeToString()
-    assert same(ways, LOOKUP, body)
+    assert ways.same(LOOKUP, body)
 
 
 def test_a_missing_key_has_a_status_and_the_default_vector(ways: TwoWays) -> None:
@@ -211,8 +188,8 @@ def test_a_row_that_is_being_written_is_waited_for_elsewhere(ways: TwoWays, repl
         assert [ways.compiled(LOOKUP_BAGS, body) for body in bags] == [None, None]
     finally:
         ways.counters[4] += 1
-    assert same(ways, LOOKUP, lookup)
-    assert all(same(ways, LOOKUP_BAGS, body) for body in bags)
+    assert ways.same(LOOKUP, lookup)
+    assert all(ways.same(LOOKUP_BAGS, body) for body in bags)
 
 
 def test_only_tables_that_the_caller_reads_are_answered(ways: TwoWays) -> None:

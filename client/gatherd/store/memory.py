@@ -16,6 +16,7 @@ from gatherd.store.mapping import MappedFile
 # Not in the mmap module before Python 3.14; the number is Linux's (5.14 and later).
 _MADV_POPULATE_READ = 22
 _MS_SYNC = 4
+_SYNC_FILE_RANGE_WRITE = 2
 _M_TRIM_THRESHOLD = -1
 _M_TOP_PAD = -2
 _M_MMAP_THRESHOLD = -3
@@ -85,6 +86,17 @@ def is_resident(mapping: MappedFile, begin: int, byte_count: int) -> bool:
     except OSError:
         return True
     return all(page & 1 for page in pages)
+
+
+def begin_writeback(fd: int, position: int, byte_count: int) -> None:
+    """Have the kernel begin to write a range of a file to the disk, where it can be asked to.
+
+    Nothing is durable by that; a later sync has less to do.
+    """
+    with suppress(OSError, AttributeError):
+        begin = ctypes.CDLL(None).sync_file_range
+        place = ctypes.c_int64(position), ctypes.c_int64(byte_count)
+        begin(ctypes.c_int(fd), *place, ctypes.c_uint(_SYNC_FILE_RANGE_WRITE))
 
 
 def resident(mapping: MappedFile) -> int:

@@ -20,7 +20,7 @@ from gatherd_server.types import (
     TableChange,
     UpdatesState,
 )
-from gatherd_server.writer.window import push_digest
+from gatherd_server.writer.commit import Submitted
 from gatherd_server.writer.writer import Writer
 
 Prepare = Callable[[str, int], None]
@@ -71,12 +71,12 @@ class DirectLink:
     def push(self, push: Push) -> "Future[PushResult]":
         """See Link."""
         self._heartbeat.check()
-        digest = push_digest(push) if push.request_id is not None else b""
+        submitted = Submitted.of(push)
         future: Future[PushResult] = Future()
         self._pushes.add(future)
         future.add_done_callback(self._pushes.discard)
         try:
-            self._writer.submit(push, digest, future)
+            self._writer.submit(push, submitted.digest, future)
         except BaseException:
             self._pushes.discard(future)
             raise

@@ -27,7 +27,6 @@ from gatherd_server.types import (
     UpdatesState,
 )
 from gatherd_server.writer.commit import Submitted
-from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS
 
 RECONNECT_SECONDS = 0.05
@@ -83,8 +82,7 @@ class SocketLink(asyncio.Protocol):
     def push(self, push: Push) -> "Future[PushResult]":
         """See Link."""
         self._check()
-        digest = push_digest(push) if push.request_id is not None else b""
-        return self._ask(MessageKind.PUSH, messages.pack_push(Submitted(push, digest)))
+        return self._ask(MessageKind.PUSH, messages.pack_push(Submitted.of(push)))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Link."""

@@ -20,6 +20,7 @@ from gatherd.store.mapping import MappedFile, naming, too_many_files
 # The most buffers that the kernel takes in one write.
 IOV_MAX = 1024
 COPY_BYTES = 4 << 20
+ZEROS_BYTES = 1 << 20
 
 
 def is_read_only(folder: Path) -> bool:
@@ -158,19 +159,52 @@ class Files:
 
         Its blocks are reserved. Durable on return, its name too. DiskFull leaves nothing behind.
         """
-        with _Told(path):
-            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        try:
-            self.allocate(fd, byte_count, path)
+        fd = self.create_reserved(path, byte_count)
+        with self._unless_failed(fd, path):
             self.write_at(fd, memoryview(head), 0, path)
             self.sync(fd, path)
             self.sync_dir(path.parent, path)
+        return fd
+
+    def create_reserved(self, path: Path, byte_count: int) -> int:
+        """Make the file `path` of zeros, its blocks reserved; its descriptor. Nothing is durable.
+
+        DiskFull leaves nothing behind.
+        """
+        with _Told(path):
+            fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+        with self._unless_failed(fd, path):
+            self.allocate(fd, byte_count, path)
+        return fd
+
+    def put_reserved(self, fd: int, source: Path, path: Path, head: bytes) -> None:
+        """Give the open file `source`, which is reserved and all zeros, a head and the name `path`.
+
+        Durable on return, its name too. A failure closes it, and leaves nothing behind.
+        """
+        with self._unless_failed(fd, source, path):
+            self.write_at(fd, memoryview(head), 0, source)
+            self.rename(source, path)
+            self.sync(fd, path)
+
+    @contextmanager
+    def _unless_failed(self, fd: int, *paths: Path) -> Iterator[None]:
+        """Close a file and delete it, by whichever of the names it has, if the block fails."""
+        try:
+            yield
         except BaseException:
             os.close(fd)
-            with suppress(StorageError):
-                self.unlink(path)
+            for path in paths:
+                with suppress(StorageError):
+                    self.unlink(path)
             raise
-        return fd
+
+    def write_zeros(self, fd: int, byte_count: int, position: int, path: Path) -> None:
+        """Write zeros, and have the kernel begin to bring them to the disk; nothing is durable."""
+        zeros, end = memoryview(bytes(min(byte_count, ZEROS_BYTES))), position + byte_count
+        while position < end:
+            begin, position = position, self.write_at(fd, zeros[: end - position], position, path)
+            memory.begin_writeback(fd, begin, position - begin)
 
     def sync_data(self, fd: int, path: Path) -> None:
         """Make the data durable that was written within the file's size."""

@@ -1,4 +1,7 @@
-"""Appends frames to the update log; wal_format.py has the layout."""
+"""Appends frames to the update log; wal_format.py has the layout.
+
+While small frames are appended, the next segment is made ahead; see wal_spare.py.
+"""
 
 import os
 import time
@@ -19,10 +22,16 @@ from gatherd_server.storage.wal_format import (
     segment_path,
     segment_paths,
 )
+from gatherd_server.storage.wal_spare import SpareSegment
+
+# A log that has grown by so much will probably go on growing.
+SPARE_AFTER_BYTES = 256 << 10
+# The sync of a longer frame takes no less time in a segment made ahead.
+SPARE_FRAME_BYTES_MAX = 128 << 10
 
 
 class LogWriter:
-    """The end of the log. One thread appends; others may ask for its size."""
+    """The end of the log. One thread appends, another prepares; others may ask for its size."""
 
     def __init__(
         self, files: Files, wal: Path, next_lsn: int, segment_bytes: int, *, syncs: bool = True
@@ -41,6 +50,9 @@ class LogWriter:
         self._salt = b""
         self._position = 0
         self._end = 0
+        self._frame_count = 0
+        self._is_spare = False
+        self._spare = SpareSegment(files, wal, segment_bytes)
         self.held: Sequence[tuple[int, int]] = ()
         """First and last LSN of each range that is kept, however old it is."""
 
@@ -79,7 +91,25 @@ class LogWriter:
         if self._syncs:
             self._files.sync_data(self._fd, self._path)
         self._position = end
+        self._frame_count += 1
         self._next_lsn = last_lsn + 1
+
+    @property
+    def wants_spare(self) -> bool:
+        """Whether it pays to prepare the next segment. On any thread."""
+        position = self._position
+        return (
+            self._syncs
+            and not self._spare.is_ready
+            and SPARE_AFTER_BYTES <= position <= self._frame_count * SPARE_FRAME_BYTES_MAX
+        )
+
+    def prepare(self, byte_count: int) -> None:
+        """Go on making the next segment ahead, by up to `byte_count` bytes. On one other thread.
+
+        DiskFull when there is no room for it; nothing has changed.
+        """
+        self._spare.fill(byte_count)
 
     def _blank(self, fd: int) -> None:
         """Erase, durably, the header of a frame that did not fit.
@@ -96,13 +126,13 @@ class LogWriter:
             self._files.sync_data(fd, self._path)
 
     def size(self) -> tuple[int, int]:
-        """Bytes of all segments, reserved ones included, and the number of segments."""
+        """Bytes of all segments and the one made ahead, and the number of segments."""
         total = 0
         segments = segment_paths(self._wal)
         for _, path in segments:
             with suppress(FileNotFoundError):
                 total += path.stat().st_size
-        return total, len(segments)
+        return total + self._spare.size(), len(segments)
 
     def byte_count(self) -> int:
         """Bytes of the segments that aren't held, reserved ones included."""
@@ -148,20 +178,38 @@ class LogWriter:
 
     def close(self) -> None:
         """Close the segment; the appended frames are durable already."""
+        self._spare.close()
+        self._leave()
+
+    def _leave(self) -> None:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
     def _make_room(self, frame_bytes: int) -> None:
-        if self._fd is not None and self._position + frame_bytes <= self._end:
-            return
         end = max(self._segment_bytes, SEGMENT_HEADER_BYTES + frame_bytes)
+        is_spare = self._spare.is_ready and end == self._segment_bytes
+        if (
+            self._fd is not None
+            and self._position + frame_bytes <= self._end
+            # A segment that was only reserved is left for the first one that was made ahead.
+            and (self._is_spare or not is_spare)
+        ):
+            return
         header = SegmentHeader(os.urandom(SALT_BYTES), self._next_lsn)
         path = segment_path(self._wal, self._next_lsn)
+        if path == self._path:
+            self._leave()  # it has no frame; if no other can be made, nothing may be appended to it
         # An earlier start may have left this segment, without a frame.
         self._files.unlink(path)
-        fd = self._files.create_allocated(path, end, header.encode())
+        spare = self._spare.take() if is_spare else None
+        if spare is None:
+            fd = self._files.create_allocated(path, end, header.encode())
+        else:
+            fd = spare
+            self._files.put_reserved(fd, self._spare.path, path, header.encode())
         self._seal()
+        self._is_spare, self._frame_count = spare is not None, 0
         self._fd, self._path, self._salt = fd, path, header.salt
         self._position, self._end = SEGMENT_HEADER_BYTES, end
 
@@ -171,5 +219,4 @@ class LogWriter:
             return
         with suppress(StorageError):
             self._files.truncate(self._fd, self._position, self._path)
-        os.close(self._fd)
-        self._fd = None
+        self._leave()

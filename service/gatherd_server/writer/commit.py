@@ -7,7 +7,7 @@ turns out to be impossible, it is left out and the rest is computed anew.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +29,12 @@ from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import Push, PushResult, RequestId, TableUpdate, UpdateOp
 from gatherd_server.writer.versions import LiveVersion, Versions
-from gatherd_server.writer.window import Window, request_id_from_json, request_id_to_json
+from gatherd_server.writer.window import (
+    Window,
+    push_digest,
+    request_id_from_json,
+    request_id_to_json,
+)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -38,6 +43,11 @@ class Submitted:
 
     push: Push
     digest: bytes
+
+    @classmethod
+    def of(cls, push: Push) -> Self:
+        """A push that was just received; without an id nobody asks for its digest."""
+        return cls(push, push_digest(push) if push.request_id is not None else b"")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

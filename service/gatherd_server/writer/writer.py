@@ -54,6 +54,8 @@ RETRY_AFTER_SECONDS = 0.2
 HOUSEKEEPING_SECONDS = 0.25
 # A full disk is reported for this long after it refused an update, unless one was done since.
 FULL_SECONDS = 60.0
+# The next segment of the log is made ahead this fast, so that pushes keep the disk.
+SPARE_BYTES = 4 << 20
 # A checkpoint reads this much to sum it up; the next one goes on. It takes 0.1 s from memory.
 SUMMED_BYTES_MAX = 128 << 20
 
@@ -119,6 +121,7 @@ class Writer:
         self._log_size = (0, 0)
         self._checkpointing = threading.Lock()
         self._is_summed_up = False
+        self._no_spare_until = 0.0
         self._house_closes = threading.Event()
         if self._control.has_failed:
             # The disk may lack what a failed sync left in memory, whatever the kernel says of it.
@@ -304,6 +307,13 @@ class Writer:
         self.measures.checkpointed(collected.lsn, time.monotonic() - begin)
         return collected.lsn
 
+    def prepare_segment(self, byte_count: int) -> None:
+        """Go on making the log's next segment ahead, by up to `byte_count` bytes.
+
+        DiskFull when there is no room for it; nothing has changed. Not from two threads at once.
+        """
+        self._log.prepare(byte_count)
+
     def close(self) -> None:
         """Commit the waiting pushes, make everything durable in the tables, and release them."""
         with self._lock:
@@ -438,11 +448,22 @@ class Writer:
         )
         return self._stopped
 
+    def _prepare_in_time(self) -> None:
+        """Go on making the log's next segment, unless there was no room for it lately."""
+        is_over = time.monotonic() >= self._no_spare_until
+        if is_over and self._stopped is None and self._log.wants_spare:
+            try:
+                self.prepare_segment(SPARE_BYTES)
+            except StorageError as error:
+                logger.warning("the log's next segment isn't made ahead: %s", error)
+                self._no_spare_until = time.monotonic() + FULL_SECONDS
+
     def _keep_house(self) -> None:
-        """Checkpoint when it is due, or the log has grown."""
+        """Checkpoint when it is due, or the log has grown; prepare the log's next segment."""
         limits = self._limits
         last = time.monotonic()
         while not self._house_closes.wait(HOUSEKEEPING_SECONDS):
+            self._prepare_in_time()
             is_new = self._control.applied_lsn != self._checkpoint_lsn
             if self._stopped is not None or not (is_new or not self._is_summed_up):
                 continue

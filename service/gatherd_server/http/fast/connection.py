@@ -32,9 +32,9 @@ from gatherd_server.http.connection_limit import ConnectionLimit
 from gatherd_server.http.fast.answers import LoopAnswers
 from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.cycle import HEAD_END, FastCycle, Prefixes
-from gatherd_server.http.fast.lookup_cycle import LookupCycle
+from gatherd_server.http.fast.lookup_cycle import CompiledCycle, JsonCycle
 from gatherd_server.http.fast.push_cycle import PushCycle
-from gatherd_server.http.fast.routes import FastRoutes, LookupRoute, PushRoute, Route
+from gatherd_server.http.fast.routes import FastRoutes, JsonRoute, LookupRoute, PushRoute, Route
 from gatherd_server.http.observed import HeadTrail, head_trail
 from gatherd_server.http.offload import Offload
 from gatherd_server.link.inbox import Inbox
@@ -165,7 +165,7 @@ class _FastPath(GuardedProtocol):
             return  # more than the body follows the head: there are blank lines around
         plain = None
         if (
-            isinstance(cycle, LookupCycle)
+            isinstance(cycle, CompiledCycle)
             and (cycle.seconds is None or cycle.seconds >= PLAIN_SECONDS_MIN)
             # A token's limits count requests one by one, and spans are made one by one.
             and cycle.caller.limiter is None
@@ -273,19 +273,19 @@ class _FastPath(GuardedProtocol):
             self.pipeline.appendleft((cycle, None))
 
     def _fast_cycle(self) -> "FastCycle | None":
-        route = self.routes.find(self.url)
         parser = self.parser
-        if route is None or parser.get_method() != b"POST" or self.expect_100_continue:
+        if parser.get_method() != b"POST" or self.expect_100_continue:
             return None
         headers = dict(self.headers)
-        if len(headers) < len(self.headers) or not route.takes(headers):
+        route = self.routes.find(self.url, headers)
+        if route is None or len(headers) < len(self.headers):
             return None
         length = headers.get(b"content-length", b"")
         timeout = headers.get(_TIMEOUT, b"")
         if (
             not length.isdigit()
             or len(length) > LENGTH_DIGITS_MAX
-            or int(length) > self.admission.limits.request_bytes_max
+            or int(length) > route.body_bytes_max
             or (timeout and not (timeout.isdigit() and len(timeout) <= TIMEOUT_DIGITS_MAX))
             or b"transfer-encoding" in headers
             or b"content-encoding" in headers
@@ -303,10 +303,12 @@ class _FastPath(GuardedProtocol):
             return None
         if not self.standing.know():
             return None
-        kind: type[FastCycle] = LookupCycle
-        if isinstance(route, PushRoute):
+        kind: type[FastCycle] = CompiledCycle
+        if isinstance(route, JsonRoute):
+            kind = JsonCycle
+        elif isinstance(route, PushRoute):
             # Spans of a commit are linked to those of requests, which ASGI's way notes.
-            if self.spans is not None or not route.admits(caller, int(length)):
+            if self.spans is not None or not route.admits(caller):
                 return None
             kind = PushCycle
         seconds = int(timeout) / 1000 if timeout else None

@@ -15,7 +15,7 @@ from gatherd.errors import GatherdError
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.fast.answers import TOO_LONG, framed
 from gatherd_server.http.fast.cycle import FastCycle
-from gatherd_server.http.fast.routes import LookupRoute, PendingAnswer
+from gatherd_server.http.fast.routes import JsonRoute, LookupRoute, PendingAnswer
 from gatherd_server.wire.codes import code_of
 from gatherd_server.wire.compiled.answers import LOOKUP
 
@@ -34,10 +34,9 @@ T = TypeVar("T")
 
 
 class LookupCycle(FastCycle):
-    """One lookup and its reply, on the event loop unless it is long."""
+    """One lookup and its reply; a subclass has `_answer_body`, which raises a GatherdError."""
 
     __slots__ = ()
-    route: LookupRoute
 
     def _answer(self) -> None:
         try:
@@ -46,6 +45,49 @@ class LookupCycle(FastCycle):
             self._fail(error)
         except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
             self._fail_unexpected(error)
+
+    def _answer_body(self, body: bytes) -> None:
+        raise NotImplementedError
+
+    def _work(self, work: PendingAnswer) -> None:
+        if work.is_long:
+            self._track(self._elsewhere(work.run, self._respond))
+            return
+        response = work.run()
+        self._check_time()
+        self._respond(response)
+
+    async def _elsewhere(self, work: Callable[[], T], take: Callable[[T], None]) -> None:
+        """Have a thread do `work`, and `take` what it gives."""
+        try:
+            async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
+                given = await self._connection.offload.run(work, is_long=True)
+            self._check_time()
+            if not self._is_gone:
+                take(given)
+        except GatherdError as error:
+            self._fail(error)
+        except TimeoutError:
+            self._fail(self._too_late())
+        except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
+            self._fail_unexpected(error)
+
+
+class JsonCycle(LookupCycle):
+    """One lookup in JSON, by the general way."""
+
+    __slots__ = ()
+    route: JsonRoute
+
+    def _answer_body(self, body: bytes) -> None:
+        self._work(self.route.begin(body, self.caller))
+
+
+class CompiledCycle(LookupCycle):
+    """One lookup and its reply, by the compiled answer, here or on a thread, or the general way."""
+
+    __slots__ = ()
+    route: LookupRoute
 
     def _answer_body(self, body: bytes) -> None:
         """Answer by the compiled answer, here or on a thread, or else the general way."""
@@ -166,29 +208,6 @@ class LookupCycle(FastCycle):
         connection = self._connection
         is_shared = connection.loop.time() - connection.compiled.answered_at < SHARED_SECONDS
         return SHARED_PIECE_BYTES if is_shared else PIECE_BYTES
-
-    def _work(self, work: PendingAnswer) -> None:
-        if work.is_long:
-            self._track(self._elsewhere(work.run, self._respond))
-            return
-        response = work.run()
-        self._check_time()
-        self._respond(response)
-
-    async def _elsewhere(self, work: Callable[[], T], take: Callable[[T], None]) -> None:
-        """Have a thread do `work`, and `take` what it gives."""
-        try:
-            async with asyncio.timeout(self.seconds and self._deadline - time.monotonic()):
-                given = await self._connection.offload.run(work, is_long=True)
-            self._check_time()
-            if not self._is_gone:
-                take(given)
-        except GatherdError as error:
-            self._fail(error)
-        except TimeoutError:
-            self._fail(self._too_late())
-        except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
-            self._fail_unexpected(error)
 
     def _head(self, rows: Rows) -> bytes:
         """What comes before a reply's rows."""

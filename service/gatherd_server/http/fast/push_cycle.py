@@ -1,15 +1,18 @@
 """One update of the fast path: handed to the writer in one hop, and answered in another.
 
 The loop waits for the writer neither by a task nor by a future of its own. The writer's thread puts
-its answers into the loop's inbox, and wakes the loop once for all of a commit.
+its answers into the loop's inbox, and wakes the loop once for all of a commit. A long update is
+read and checked on a thread before.
 """
 
+import asyncio
 import time
 from concurrent.futures import Future
 from typing import Any
 
 from gatherd.errors import DeadlineExceeded, GatherdError
 from gatherd_server.access.admission import Admission
+from gatherd_server.engine.engine import SHORT_BYTES
 from gatherd_server.http.errors import stopping
 from gatherd_server.http.fast.cycle import FastCycle
 from gatherd_server.http.fast.routes import PushRoute
@@ -18,9 +21,12 @@ from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
 
 
 class PushCycle(FastCycle):
-    """One update and its reply, all on the event loop but what the writer does."""
+    """One update and its reply, all on the event loop but what the writer does.
 
-    __slots__ = ("_is_handed",)
+    `_is_handed` says that a thread or the writer has it.
+    """
+
+    __slots__ = ("_is_handed", "_task")
     _enter = staticmethod(Admission.enter_update)
     _leave = staticmethod(Admission.leave_update)
     route: PushRoute
@@ -28,24 +34,43 @@ class PushCycle(FastCycle):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
         self._is_handed = False
+        self._task: asyncio.Task[None] | None = None
 
     def _answer(self) -> None:
-        connection = self._connection
+        body = self._whole_body()
+        if len(body) > SHORT_BYTES:
+            self._hand()
+            self._task = self._connection.loop.create_task(self._begin_on_thread(body))
+            return
         try:
-            future = self.route.begin(self._whole_body(), self.caller)
+            future = self.route.begin(body, self.caller)
         except GatherdError as error:
             self._fail(error)
             return
         except Exception as error:  # noqa: BLE001 - logged, and answered as the wire wants it
             self._fail_unexpected(error)
             return
+        self._hand()
+        future.add_done_callback(self._on_done)
+
+    async def _begin_on_thread(self, body: bytes) -> None:
+        try:
+            future = await self._connection.offload.run(
+                lambda: self.route.begin(body, self.caller), is_long=True
+            )
+        except Exception as error:  # noqa: BLE001 - as below
+            self._answer_error(error)
+            return
+        future.add_done_callback(self._on_done)
+
+    def _hand(self) -> None:
+        connection = self._connection
         self._is_handed = True
         # A drain waits for it as for a task.
         connection.tasks.add(self)  # type: ignore[arg-type]
         if self.seconds is not None:
             left = self._deadline - time.monotonic()
             self._timer = connection.loop.call_later(max(0.0, left), self._expire)
-        future.add_done_callback(self._on_done)
 
     def _on_done(self, future: "Future[PushResult]") -> None:
         connection = self._connection
@@ -53,13 +78,19 @@ class PushCycle(FastCycle):
 
     def answer(self, future: "Future[PushResult]") -> None:
         """Tell what became of the update, if anybody still waits for it."""
+        error = future.exception()
+        if error is not None:
+            self._answer_error(error)
+            return
+        self._is_handed = False
+        if not self.response_complete:  # else its time was up
+            self._reply(future.result())
+
+    def _answer_error(self, error: BaseException) -> None:
         self._is_handed = False
         if self.response_complete:
-            return  # its time was up
-        error = future.exception()
-        if error is None:
-            self._reply(future.result())
-        elif isinstance(error, GatherdError):
+            return
+        if isinstance(error, GatherdError):
             self._refuse(error)
         else:
             assert isinstance(error, Exception)

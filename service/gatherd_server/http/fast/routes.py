@@ -17,43 +17,41 @@ from gatherd.errors import GatherdError
 from gatherd.store.dtypes import DType
 from gatherd.store.query import ByKey, Missing
 from gatherd_proto.framing import dtype_code
-from gatherd_proto.headers import CONNECT_VERSION, PROTO
-from gatherd_proto.procedures import (
-    LOOKUP,
-    LOOKUP_BAGS,
-    LOOKUP_BAGS_MANY,
-    LOOKUP_MANY,
-    Procedure,
-)
+from gatherd_proto.headers import CONNECT_VERSION, JSON, PROTO
+from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.callers import Caller, Scope
-from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES, Engine
+from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.engine.rows import Rows
 from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
+from gatherd_server.http.offload import PARSED_AT_ONCE_BYTES
 from gatherd_server.http.rest import arrays, lookup_bodies
 from gatherd_server.http.rest.arrays import array_response
+from gatherd_server.http.rest.json_lookups import (
+    JSON_LOOKUPS,
+    JSON_LOOKUPS_OF_MANY,
+    JsonLookups,
+    prepared,
+)
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import Lookup, PushResult, UpdateOp
 from gatherd_server.wire import lookups, updates
-from gatherd_server.wire.compiled import answers as compiled
-from gatherd_server.wire.procedures import LOOKUPS, PUSHES, Lookups
+from gatherd_server.wire.procedures import COMPILED, LOOKUPS, PUSHES, Lookups
 from gatherd_server.wire.seen_updates import SeenUpdates
 
 _VERSION: Final = CONNECT_VERSION.encode()
 _PROTO: Final = PROTO.encode()
 _PROTO_LINE: Final = b"content-type: %b\r\n" % _PROTO
 _OCTETS: Final = OCTETS.encode()
-_MESSAGES: Final = {
-    LOOKUP: compiled.LOOKUP,
-    LOOKUP_MANY: compiled.LOOKUP_MANY,
-    LOOKUP_BAGS: compiled.LOOKUP_BAGS,
-    LOOKUP_BAGS_MANY: compiled.LOOKUP_BAGS_MANY,
-}
+_JSON: Final = JSON.encode()
+_ANYTHING: Final = (None, b"*/*", _JSON)
 _NO_QUERY: Final = QueryParams()
-_REST_LOOKUP: Final = re.compile(rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):lookup(?:\?([^#]*))?")
+_REST_LOOKUP: Final = re.compile(
+    rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):(lookup|lookupBags)(?:\?([^#]*))?"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,6 +67,8 @@ class Route(Protocol):
 
     counted: RequestSeries
 
+    body_bytes_max: int
+
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         """Whether every default applies to a request with these headers."""
 
@@ -77,7 +77,7 @@ class Route(Protocol):
 
 
 class LookupRoute(Route, Protocol):
-    """Answers the fast lookups of one path."""
+    """Answers lookups by the compiled answer, or the general way."""
 
     message: int
 
@@ -105,26 +105,42 @@ class FastRoutes:
         self._engine = engine
         telemetry = telemetry or Telemetry()
         self._octets = telemetry.requests("rest", LOOKUP.name)
-        self._connect: dict[bytes, LookupRoute | PushRoute] = {
+        self._connect: dict[bytes, FastRoute] = {
             procedure.path.encode(): _Connect(
                 engine, procedure, way, telemetry.requests("connect", procedure.name)
             )
             for procedure, way in LOOKUPS.items()
         }
+        self._json = {
+            verb.encode(): telemetry.requests("rest", way.procedure.name)
+            for verb, way in JSON_LOOKUPS.items()
+        }
+        self._json_of_many = {
+            f"/v1/{verb}".encode(): JsonRoute(
+                engine, way, telemetry.requests("rest", way.procedure.name)
+            )
+            for verb, way in JSON_LOOKUPS_OF_MANY.items()
+        }
         for procedure, op in PUSHES.items():
             counted = telemetry.requests("connect", procedure.name)
             self._connect[procedure.path.encode()] = PushRoute(engine, op, counted)
 
-    def find(self, url: bytes) -> "LookupRoute | PushRoute | None":
-        """The route of a POST to `url`; None when the fast path has none."""
-        route = self._connect.get(url)
-        if route is not None:
-            return route
+    def find(self, url: bytes, headers: Mapping[bytes, bytes]) -> "FastRoute | None":
+        """The route of a POST to `url` with these headers; None when the fast path has none."""
+        route: FastRoute | None = self._connect.get(url)
+        if route is None:
+            route = self._rest_route(url, headers)
+        return route if route is not None and route.takes(headers) else None
+
+    def _rest_route(self, url: bytes, headers: Mapping[bytes, bytes]) -> "FastRoute | None":
         match = _REST_LOOKUP.fullmatch(url)
         if match is None:
-            return None
-        query = QueryParams(match[2].decode("latin-1")) if match[2] else _NO_QUERY
-        return _Octets(self._engine, match[1].decode("ascii"), query, self._octets)
+            return self._json_of_many.get(url)
+        table, verb, queried = match[1].decode("ascii"), match[2], match[3]
+        query = QueryParams(queried.decode("latin-1")) if queried else _NO_QUERY
+        if verb == b"lookup" and headers.get(b"content-type") == _OCTETS:
+            return _Octets(self._engine, table, query, self._octets)
+        return JsonRoute(self._engine, JSON_LOOKUPS[verb.decode()], self._json[verb], table, query)
 
 
 def _has_rows_alone(asked: Sequence[Lookup]) -> bool:
@@ -149,7 +165,8 @@ class _Connect:
     ) -> None:
         self.counted = counted
         self._engine = engine
-        self.message = _MESSAGES[procedure]
+        self.body_bytes_max = engine.limits.request_bytes_max
+        self.message = COMPILED[procedure]
         self._request = procedure.request
         self._read = way.read
         self._encode = way.encode
@@ -192,6 +209,7 @@ class PushRoute:
     def __init__(self, engine: Engine, op: UpdateOp, counted: RequestSeries) -> None:
         self.counted = counted
         self._engine = engine
+        self.body_bytes_max = engine.limits.request_bytes_max
         self._op = op
         self._seen = SeenUpdates(op)
 
@@ -199,17 +217,18 @@ class PushRoute:
         """See Route."""
         return _is_connect(headers)
 
-    def admits(self, caller: Caller, nbytes: int) -> bool:
-        """Whether an update of `caller` with a body of so many bytes is answered from here.
+    def admits(self, caller: Caller) -> bool:
+        """Whether updates of `caller` are answered from here.
 
-        A longer one is checked on a thread. A caller that may not push is refused before the body
-        is read. ASGI's way does both.
+        A caller that may not push is refused by ASGI's way, before the body is read.
         """
-        is_for = caller.grant is None or Scope.UPDATE in caller.grant.scopes
-        return is_for and nbytes <= SHORT_BYTES
+        return caller.grant is None or Scope.UPDATE in caller.grant.scopes
 
     def begin(self, body: bytes, caller: Caller) -> "Future[PushResult]":
-        """Read the update and hand it to the writer. A GatherdError when it is refused at once."""
+        """Read the update and hand it to the writer. A GatherdError when it is refused at once.
+
+        On the event loop; on any thread for a body that is too long to be learnt.
+        """
         engine, limits = self._engine, self._engine.limits
         push = self._seen.find(body)
         if push is None:
@@ -235,13 +254,14 @@ def _is_connect(headers: Mapping[bytes, bytes]) -> bool:
 class _Octets:
     """REST's lookup of one table, raw ids for raw vectors."""
 
-    message = compiled.LOOKUP
+    message = COMPILED[LOOKUP]
 
     def __init__(
         self, engine: Engine, table: str, query: QueryParams, counted: RequestSeries
     ) -> None:
         self.counted = counted
         self._engine = engine
+        self.body_bytes_max = engine.limits.request_bytes_max
         self._table = table
         self._query = query
         # The last body's length with what its message has before the ids; the last reply's head.
@@ -308,6 +328,45 @@ class _Octets:
 
     def error(self, error: GatherdError) -> Response:
         return problem(error)
+
+
+class JsonRoute:
+    """Lookups of REST in JSON that are parsed at once; longer ones go through ASGI."""
+
+    body_bytes_max = PARSED_AT_ONCE_BYTES
+
+    def __init__(
+        self,
+        engine: Engine,
+        way: JsonLookups,
+        counted: RequestSeries,
+        table: str = "",
+        query: QueryParams = _NO_QUERY,
+    ) -> None:
+        self.counted = counted
+        self._engine = engine
+        self._way = way
+        self._table = table
+        self._query = query
+
+    def takes(self, headers: Mapping[bytes, bytes]) -> bool:
+        """See Route."""
+        return headers.get(b"content-type") == _JSON and headers.get(b"accept") in _ANYTHING
+
+    def begin(self, body: bytes, caller: Caller) -> PendingAnswer:
+        """Read the request and find its tables. GatherdError when `caller` can't be answered."""
+        caller.check(Scope.READ)
+        way, engine = self._way, caller.guard(self._engine)
+        asked = way.read(self._table, body, self._query, engine.limits)
+        run, is_long = prepared(engine, asked, way.encode)
+        return PendingAnswer(run, is_long)
+
+    def error(self, error: GatherdError) -> Response:
+        """See Route."""
+        return problem(error)
+
+
+FastRoute = LookupRoute | PushRoute | JsonRoute
 
 
 def _array_lines(shape: tuple[int, ...], dtype: DType, version: int) -> bytes:

@@ -12,12 +12,19 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Scope as Need
 from gatherd_server.engine.engine import KEYS_SHORT, Engine
 from gatherd_server.http.access import caller_of
-from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.media import NPY, OCTETS, best_answer, content_type
 from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import arrays, lookup_bodies, openapi
 from gatherd_server.http.rest.exchange import body_of, json_body_of, json_reply, placed_router
+from gatherd_server.http.rest.json_lookups import (
+    JSON_LOOKUPS_OF_MANY,
+    Encode,
+    JsonLookups,
+    json_reply_of_one,
+    prepared,
+)
 from gatherd_server.types import Lookup
+from gatherd_server.wire.lookups import Part
 
 
 def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
@@ -26,15 +33,14 @@ def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> API
 
     router = placed_router(admission.request, Need.READ)
 
-    async def answer(
-        request: Request,
-        asked: Sequence[Lookup],
-        encode: Callable[[list[Gathered]], Response],
-    ) -> Response:
-        guarded = caller_of(request.scope).guard(engine)
-        typed = [lookup_bodies.typed(lookup, guarded.key_kind) for lookup in asked]
-        prepared = guarded.prepare(typed)
-        return await offload.run(lambda: encode(prepared.run()), prepared.is_long)
+    async def answer(request: Request, asked: Sequence[Lookup], encode: Encode) -> Response:
+        run, is_long = prepared(caller_of(request.scope).guard(engine), asked, encode)
+        return await offload.run(run, is_long)
+
+    async def answer_many(request: Request, way: JsonLookups) -> Response:
+        body = await json_body_of(request, admission)
+        asked = await offload.parse(lambda: way.read("", body, request.query_params, limits), body)
+        return await answer(request, asked, way.encode)
 
     @router.post("/v1/tables/{table:table}:lookup", **openapi.LOOKUP)
     async def lookup(table: str, request: Request) -> Response:
@@ -46,15 +52,11 @@ def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> API
             lambda: lookup_bodies.lookup_of(media_type, table, body, request.query_params, limits),
             body if media_type == JSON else b"",
         )
-        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], _ENCODERS[answer_type])
 
     @router.post("/v1/lookup", **openapi.LOOKUP_MANY)
     async def lookup_many(request: Request) -> Response:
-        body = await json_body_of(request, admission)
-        asked = await offload.parse(
-            lambda: lookup_bodies.lookups_of(body, request.query_params, limits), body
-        )
-        return await answer(request, asked, _by_table(asked))
+        return await answer_many(request, JSON_LOOKUPS_OF_MANY["lookup"])
 
     @router.post("/v1/tables/{table:table}:lookupBags", **openapi.LOOKUP_BAGS)
     async def lookup_bags(table: str, request: Request) -> Response:
@@ -65,15 +67,11 @@ def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> API
         lookup = await offload.parse(
             lambda: lookup_bodies.bag_lookup_of(table, body, request.query_params, limits), body
         )
-        return await answer(request, [lookup], lambda gathered: _ENCODERS[answer_type](gathered[0]))
+        return await answer(request, [lookup], _ENCODERS[answer_type])
 
     @router.post("/v1/lookupBags", **openapi.LOOKUP_BAGS_MANY)
     async def lookup_bags_many(request: Request) -> Response:
-        body = await json_body_of(request, admission)
-        asked = await offload.parse(
-            lambda: lookup_bodies.bag_lookups_of(body, request.query_params, limits), body
-        )
-        return await answer(request, asked, _by_table(asked))
+        return await answer_many(request, JSON_LOOKUPS_OF_MANY["lookupBags"])
 
     @router.post("/v1/tables/{table:table}:keysOf", **openapi.KEYS_OF)
     async def keys_of(table: str, request: Request) -> Response:
@@ -92,17 +90,12 @@ def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> API
     return router
 
 
-def _by_table(asked: Sequence[Lookup]) -> Callable[[list[Gathered]], Response]:
-    def encode(gathered: list[Gathered]) -> Response:
-        names = [lookup.table for lookup in asked]
-        return PartsResponse(arrays.json_lookups_parts(names, gathered), _JSON_HEADERS)
-
-    return encode
+def _array_reply(media_type: str, parts_of: Callable[[Gathered], list[Part]]) -> Encode:
+    return lambda _, gathered: arrays.array_response(media_type, parts_of(gathered[0]), gathered[0])
 
 
-_JSON_HEADERS: Final = {"Content-Type": JSON}
-_ENCODERS: Final[dict[str, Callable[[Gathered], Response]]] = {
-    JSON: lambda gathered: PartsResponse(arrays.json_lookup_parts(gathered), _JSON_HEADERS),
-    OCTETS: lambda gathered: arrays.array_response(OCTETS, arrays.octet_parts(gathered), gathered),
-    NPY: lambda gathered: arrays.array_response(NPY, arrays.npy_parts(gathered), gathered),
+_ENCODERS: Final[dict[str, Encode]] = {
+    JSON: json_reply_of_one,
+    OCTETS: _array_reply(OCTETS, arrays.octet_parts),
+    NPY: _array_reply(NPY, arrays.npy_parts),
 }
