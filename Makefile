@@ -2,10 +2,11 @@
 SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
+, := ,
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -61,12 +62,12 @@ PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.
 $(PEERS)/.ready: requirements-peers.lock pyproject.toml
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@echo "setting up $(PEERS) (once, a few minutes: torch, keras, gensim)"
+	@echo "setting up $(PEERS) (once, a few minutes: torch, jax, keras, gensim)"
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements-peers.lock
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras, gensim and gguf, in an environment of their own
+test-peers: $(PEERS)/.ready  ## hold gatherd against torch, jax, keras, gensim, gguf and IPython, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
 # Debian starts what it installs, unless the run level says that it's no time for it.
@@ -82,6 +83,80 @@ proxy-tools:
 
 test-proxies: $(VENV)/.dev proxy-tools  ## nginx and HAProxy in front of a server, and clients in Java and curl
 	TEST_PROXIES=1 $(BIN)/python -m pytest tests/proxies -rs
+
+# Compilers and libraries of other languages; the programs in tests/clients are built with them.
+CLIENT_TOOLS := curl g++ pkg-config protobuf-compiler \
+  libgrpc++-dev protobuf-compiler-grpc \
+  golang-go golang-google-grpc-dev golang-google-genproto-dev golang-github-golang-protobuf-1-5-dev \
+  protoc-gen-go-1-5 protoc-gen-go-grpc \
+  default-jdk-headless libgrpc-java libnetty-java libperfmark-java libprotobuf-java \
+  protobuf-compiler-grpc-java-plugin
+client-tools:
+	@missing=; for package in $(CLIENT_TOOLS); do \
+	  dpkg -s $$package > /dev/null 2>&1 || missing="$$missing $$package"; \
+	done; \
+	command -v npm > /dev/null || missing="$$missing nodejs npm"; \
+	test -z "$$missing" || \
+	  { $(APT) install -qq -y --no-install-recommends $$missing || \
+	    { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends $$missing; }; \
+	  } > /dev/null 2>&1 || \
+	  for package in $$missing; do \
+	    $(APT) install -qq -y --no-install-recommends $$package > /dev/null 2>&1 || \
+	      echo "no $$package: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"; \
+	  done
+
+# buf, Connect and gRPC for Node, as tests/clients/node/package-lock.json pins them.
+NODE := tests/clients/node
+$(NODE)/node_modules/.ready: $(NODE)/package-lock.json
+	@npm ci --prefix $(NODE) --ignore-scripts --no-audit --no-fund --loglevel=error > /dev/null
+	@touch $@
+
+client-packages:
+	@if command -v npm > /dev/null; then $(MAKE) -s $(NODE)/node_modules/.ready; else \
+	  echo "no npm: what needs it is skipped"; fi
+
+test-clients: $(VENV)/.dev client-tools client-packages  ## clients in Node, Go, Java, C++ and curl; buf lints the .proto files and reflects (three minutes)
+	TEST_CLIENTS=1 $(BIN)/python -m pytest tests/clients -rs
+
+proto-lint: $(NODE)/node_modules/.ready  ## have buf lint the .proto files (takes npm), and with AGAINST=TAG say what breaks clients
+	$(NODE)/node_modules/.bin/buf lint proto
+	$(if $(AGAINST),$(NODE)/node_modules/.bin/buf breaking proto --against '.git#tag=$(AGAINST)$(,)subdir=proto')
+
+BROWSER := .venv-browser
+$(BROWSER)/.ready: requirements-browser.lock pyproject.toml
+	@test -x $(BROWSER)/bin/python || $(PYTHON) -m venv $(BROWSER)
+	@echo "setting up $(BROWSER) (once, a minute: playwright)"
+	@$(BROWSER)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-browser.lock
+	@$(BROWSER)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+# Debian's, which playwright drives: its own builds come from elsewhere.
+browser-tools:
+	@command -v chromium > /dev/null || \
+	  { $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core || \
+	    { $(APT) update -qq && $(APT) install -qq -y --no-install-recommends chromium fonts-dejavu-core; }; \
+	  } > /dev/null 2>&1 || \
+	    echo "no chromium: apt-get couldn't install it (it takes Debian and root); what needs it is skipped"
+
+test-browser: $(BROWSER)/.ready browser-tools  ## the pages in headless Chromium, and Connect from a page (two minutes; SCREENSHOTS=docs/images writes the docs' pictures)
+	$(BROWSER)/bin/python -m pytest tests/browser -rs
+
+DOCS := .venv-docs
+$(DOCS)/.ready: requirements-docs.lock pyproject.toml
+	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	@echo "setting up $(DOCS) (once, a minute: MkDocs, and gatherd for its docstrings and commands)"
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.lock
+	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+
+docs: $(DOCS)/.ready  ## build the documentation site to build/site; any warning is an error
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+docs-serve: $(DOCS)/.ready  ## show the site at http://127.0.0.1:8100, built anew at each change
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs serve --dev-addr 127.0.0.1:8100
+
+docs-picture: docs  ## take docs/images/site.png anew (takes Debian's chromium)
+	$(DOCS)/bin/python docs/site_picture.py
 
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.
@@ -121,6 +196,17 @@ check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, 
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python client/generate_async.py --check
 
+TYPES := .venv-types
+$(TYPES)/.ready: requirements-types.lock
+	@test -x $(TYPES)/bin/python || $(PYTHON) -m venv $(TYPES)
+	@$(TYPES)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-types.lock
+	@touch $@
+
+# pyright is an npm package, which its PyPI namesake fetches at the first run, for the Node.js that it brings.
+check-types: $(VENV)/.dev $(TYPES)/.ready  ## mypy and pyright, both strict, find the mistakes planted in a user's script
+	PYRIGHT_PYTHON_CACHE_DIR=$(CURDIR)/$(TYPES)/cache PYRIGHT_PYTHON_IGNORE_WARNINGS=1 \
+	  $(BIN)/python tests/typed/judge.py $(TYPES)/bin/pyright
+
 check-install: $(VENV)/.dev  ## a fresh `pip install .` is the client and brings no web framework
 	$(BIN)/python tests/check_base_install.py
 
@@ -139,8 +225,10 @@ lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	@$(BIN)/python -m pip install -q --disable-pip-version-check uv
 	$(UV_COMPILE) --extra server --extra formats --extra remote --extra otel --group dev pyproject.toml -o requirements-dev.lock
 	$(UV_COMPILE) --extra server --extra remote --extra otel --group build -c requirements-dev.lock pyproject.toml -o requirements-server.lock
+	$(UV_COMPILE) --extra server --group build --group browser -c requirements-dev.lock pyproject.toml -o requirements-browser.lock
 	$(UV_COMPILE) --extra formats -c requirements-dev.lock pyproject.toml -o requirements-formats.lock
+	$(UV_COMPILE) --extra server --group docs -c requirements-dev.lock pyproject.toml -o requirements-docs.lock
 	$(UV_COMPILE) -c requirements-dev.lock pyproject.toml deploy/model_server/requirements.in -o deploy/model_server/requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(PEERS) $(BENCH) .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(TYPES) $(BROWSER) $(DOCS) $(BENCH) build .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -1,12 +1,23 @@
-"""What `make test` leaves out.
+"""What `make test` leaves out, and hypothesis without deadlines: no test is a timed one.
 
 tests/peers runs where torch, keras and gensim are, by `make test-peers`; tests/proxies, which
-starts nginx, HAProxy and Java, by `make test-proxies`.
+starts nginx, HAProxy and Java, by `make test-proxies`; tests/clients, which builds programs in
+other languages, by `make test-clients`; tests/browser, where playwright is, by `make test-browser`.
 """
 
 import importlib.util
 import os
 
+if importlib.util.find_spec("hypothesis"):
+    from hypothesis import settings
+
+    settings.register_profile("untimed", deadline=None)
+    settings.load_profile("untimed")
+
 collect_ignore = [] if importlib.util.find_spec("torch") else ["peers"]
 if "TEST_PROXIES" not in os.environ:
     collect_ignore.append("proxies")
+if "TEST_CLIENTS" not in os.environ:
+    collect_ignore.append("clients")
+if not importlib.util.find_spec("playwright"):
+    collect_ignore.append("browser")

@@ -3,9 +3,13 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
+from gatherd._calls.handles import TableHandle
+from gatherd._calls.handles_aio import AsyncTableHandle
+from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import LookupInfo, TableInfo
+from gatherd._requests.names import Bags, Ids, Keys, Status, Values, Vectors
 from gatherd._requests.neighbors import Neighbors
-from gatherd._requests.tables import ChangeResult, SnapshotResult
+from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
 from gatherd.client import Client
@@ -47,6 +51,7 @@ from gatherd.errors import (
     VersionMismatch,
     VersionNotFound,
 )
+from gatherd.hooks import Call, Hook
 from gatherd.store.memory import tune_allocator
 from gatherd.transports.headers import request_headers
 
@@ -55,8 +60,11 @@ __version__ = _version("gatherd")
 __all__ = [
     "AlreadyExists",
     "AsyncClient",
+    "AsyncTableHandle",
     "BadFile",
+    "Bags",
     "Batching",
+    "Call",
     "ChangeResult",
     "Client",
     "ClientClosed",
@@ -68,10 +76,14 @@ __all__ = [
     "FailedPrecondition",
     "ForkedClient",
     "GatherdError",
+    "Hook",
     "IdOutOfRange",
+    "Ids",
     "InternalError",
     "InvalidArgument",
     "KeyNotFound",
+    "KeyPage",
+    "Keys",
     "LimitExceeded",
     "LookupInfo",
     "MalformedRequest",
@@ -84,8 +96,12 @@ __all__ = [
     "RequestIdReused",
     "RequestIdStale",
     "RetryableError",
+    "ServerInfo",
+    "SnapshotInfo",
     "SnapshotResult",
+    "Status",
     "StorageError",
+    "TableHandle",
     "TableInfo",
     "TableNotFound",
     "TableReadOnly",
@@ -96,6 +112,8 @@ __all__ = [
     "Unimplemented",
     "UpdateResult",
     "UpdatesStopped",
+    "Values",
+    "Vectors",
     "VersionMismatch",
     "VersionNotFound",
     "__version__",

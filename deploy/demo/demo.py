@@ -55,6 +55,7 @@ def gatherd(*arguments: str) -> None:
 def start(weights: Path) -> tuple[subprocess.Popen[str], str, str]:
     """Start `gatherd serve`; returns the process and its HTTP and gRPC URLs."""
     arguments = [f"tokens={weights}#{TENSOR}", "--data-dir", str(DATA_DIR)]
+    arguments += ["--snapshot-dir", str(CACHE / "snapshots")]  # for /docs, which tries everything
     print(f"$ gatherd serve {shlex.join(arguments)}", flush=True)
     server = subprocess.Popen(
         [sys.executable, "-m", "gatherd_server", "serve", *arguments],

@@ -5,10 +5,9 @@ from typing import Final
 ERROR_DOMAIN: Final = "gatherd"
 """The domain of our ErrorInfo: its reason is one of gatherd.errors."""
 ERROR_INFO_TYPE: Final = "google.rpc.ErrorInfo"
-ERROR_INFO_TYPE_URL: Final = f"type.googleapis.com/{ERROR_INFO_TYPE}"
 
 DETAILS_TRAILER: Final = "grpc-status-details-bin"
-"""The trailer in which gRPC carries a gatherd.v1.Status."""
+"""The trailer in which gRPC carries a google.rpc.Status."""
 
 CANCELED: Final = "canceled"
 """The only code whose name differs: gRPC spells it with two l."""

@@ -57,6 +57,8 @@ LOOKUP_STREAM: Final = Procedure(
     EMBEDDING_SERVICE, "LookupStream", _e.LookupStreamRequest, _e.LookupStreamResponse, True
 )
 KEYS_OF: Final = _lookup("KeysOf", _e.KeysOfRequest, _e.KeysOfResponse)
+IDS_OF: Final = _lookup("IdsOf", _e.IdsOfRequest, _e.IdsOfResponse)
+LIST_KEYS: Final = _lookup("ListKeys", _e.ListKeysRequest, _e.ListKeysResponse)
 NEIGHBORS: Final = _lookup("Neighbors", _e.NeighborsRequest, _e.NeighborsResponse)
 SCATTER_ADD: Final = _push("ScatterAdd")
 APPLY_GRADIENTS: Final = _push("ApplyGradients")
@@ -70,10 +72,17 @@ PUBLISH: Final = _table("Publish", _t.PublishRequest, _t.ChangeResponse)
 ROLLBACK: Final = _table("Rollback", _t.RollbackRequest, _t.ChangeResponse)
 SET_OPTIMIZER: Final = _table("SetOptimizer", _t.SetOptimizerRequest, _t.ChangeResponse)
 SNAPSHOT: Final = _table("Snapshot", _t.SnapshotRequest, _t.SnapshotResponse)
+DELETE_VERSION: Final = _table("DeleteVersion", _t.DeleteVersionRequest, _t.ChangeResponse)
+GET_SERVER: Final = _table("GetServer", _t.GetServerRequest, _t.GetServerResponse)
+LIST_SNAPSHOTS: Final = _table("ListSnapshots", _t.ListSnapshotsRequest, _t.ListSnapshotsResponse)
+DELETE_SNAPSHOT: Final = _table(
+    "DeleteSnapshot", _t.DeleteSnapshotRequest, _t.DeleteSnapshotResponse
+)
 
 PROCEDURES: Final = (
-    *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM, KEYS_OF, NEIGHBORS),
+    *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM),
+    *(KEYS_OF, IDS_OF, LIST_KEYS, NEIGHBORS),
     *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
-    SNAPSHOT,
+    *(SNAPSHOT, DELETE_VERSION, GET_SERVER, LIST_SNAPSHOTS, DELETE_SNAPSHOT),
 )

@@ -19,6 +19,7 @@ from pydantic_core import ErrorDetails
 
 from gatherd._suggestions import did_you_mean, near
 from gatherd_server.errors import ConfigError
+from gatherd_server.observe.logs import LogFormat
 from gatherd_server.settings import ServeSettings
 
 ENVIRONMENT_PREFIX: Final = "GATHERD_"
@@ -86,9 +87,30 @@ def load_configuration(options: Mapping[str, Any], config: Path | None = None) -
 
     ConfigError names each setting that is wrong, says where it is from, and what is right.
     """
+    problems: list[str] = []
+    values, sources = _read(options, config, problems)
+    try:
+        settings = ServeSettings(**values)
+    except ValidationError as error:
+        problems += [_problem(one, sources) for one in error.errors()]
+    if problems:
+        raise ConfigError("; ".join(problems))
+    return Configuration(settings, sources)
+
+
+def log_format_of(options: Mapping[str, Any], config: Path | None = None) -> LogFormat:
+    """The log's format, also when other settings are wrong: that is to be told in it."""
+    try:
+        return LogFormat(_read(options, config, [])[0].get("log_format", LogFormat.TEXT))
+    except (ConfigError, ValueError):
+        return LogFormat.TEXT
+
+
+def _read(
+    options: Mapping[str, Any], config: Path | None, problems: list[str]
+) -> tuple[dict[str, Any], dict[str, Source]]:
     values: dict[str, Any] = {}
     sources = dict.fromkeys(ServeSettings.model_fields, Source("default", "default"))
-    problems: list[str] = []
     named = config or os.environ.get(CONFIG_ENVIRONMENT)
     layers = [
         *([_from_file(Path(named), problems)] if named else []),
@@ -98,13 +120,7 @@ def load_configuration(options: Mapping[str, Any], config: Path | None = None) -
     for layer in layers:
         for name, value, source in layer:
             values[name], sources[name] = value, source
-    try:
-        settings = ServeSettings(**values)
-    except ValidationError as error:
-        problems += [_problem(one, sources) for one in error.errors()]
-    if problems:
-        raise ConfigError("; ".join(problems))
-    return Configuration(settings, sources)
+    return values, sources
 
 
 def option_of(name: str) -> str:

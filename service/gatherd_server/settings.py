@@ -15,6 +15,7 @@ from gatherd.store.catalog import check_table_name
 from gatherd.store.format import table_name_of
 from gatherd.store.table import Preload
 from gatherd_server.access.tls import TlsFiles
+from gatherd_server.access.web import Web, check_web
 from gatherd_server.errors import ConfigError
 from gatherd_server.link.heartbeat import HUNG_SECONDS
 from gatherd_server.observe.logs import LogFormat
@@ -69,6 +70,14 @@ class ServeSettings(BaseModel):
     tls_client_ca: Path | None = Field(
         None,
         description="PEM file of authorities: only clients with a certificate of theirs connect.",
+    )
+    cors_origins: tuple[str, ...] = Field(
+        (),
+        description="Origins whose pages may ask by a browser, as https://notebook.example; "
+        "* for all.",
+    )
+    root_path: str = Field(
+        "", description="Path prefix at which a proxy serves the HTTP port, as /tables."
     )
     insecure: bool = Field(
         False,
@@ -249,8 +258,8 @@ class ServeSettings(BaseModel):
     )
     access_log: bool = Field(
         False,
-        description="Log a line for each request; takes the fast path's and the compiled answers' "
-        "place for requests over HTTP.",
+        description="Log a line for each request; all are then answered the general way, without "
+        "fast_path.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
@@ -305,6 +314,10 @@ class ServeSettings(BaseModel):
             given = "tls_key" if self.tls_cert is None else "tls_cert"
             raise ConfigError("TLS takes both tls_cert and tls_key", {"settings": given})
         return TlsFiles(self.tls_cert, self.tls_key, self.tls_client_ca)
+
+    def web(self) -> Web:
+        """How pages and proxies reach the HTTP port. ConfigError for a wrong origin or prefix."""
+        return check_web(self.cors_origins, self.root_path)
 
     def writer_limits(self) -> WriterLimits:
         """The settings and limits of the writer."""

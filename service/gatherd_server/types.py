@@ -272,7 +272,17 @@ class SetOptimizer:
     if_version: int = LIVE_VERSION
 
 
-TableChange: TypeAlias = AddStaged | CreateTable | DeleteTable | Publish | Rollback | SetOptimizer
+@dataclass(frozen=True, slots=True)
+class DeleteVersion:
+    """The removal of a superseded version."""
+
+    table: str
+    version: int
+
+
+TableChange: TypeAlias = (
+    AddStaged | CreateTable | DeleteTable | DeleteVersion | Publish | Rollback | SetOptimizer
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,6 +299,39 @@ class SnapshotResult:
 
     path: str
     lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo:
+    """What answers: the release and its commit, whether it takes traffic, and updates."""
+
+    version: str
+    commit: str
+    is_ready: bool
+    updates: UpdatesState
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo:
+    """A snapshot in a folder of them. `damaged` is empty, or why it can't be read.
+
+    `created_seconds` is Unix time; `byte_count` is of all its files. Both are 0 for a damaged one,
+    as is `lsn`.
+    """
+
+    name: str
+    path: str
+    lsn: int = 0
+    created_seconds: int = 0
+    byte_count: int = 0
+    damaged: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotList:
+    """The snapshots in a folder, oldest first, damaged ones before the others."""
+
+    snapshots: tuple[SnapshotInfo, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,7 @@ from contract.surfaces import (
     Bags,
     Form,
     Near,
+    Page,
     Search,
     Surface,
     Update,
@@ -98,7 +99,7 @@ def bags_answer(response: embedding_pb2.LookupResponse, id_count: int) -> Answer
     return vectors, status if status.size else np.zeros(id_count, np.uint8)
 
 
-def keys_answer(response: embedding_pb2.KeysOfResponse) -> Any:
+def keys_answer(response: embedding_pb2.KeysOfResponse | embedding_pb2.ListKeysResponse) -> Any:
     keys = response.keys
     if keys.WhichOneof("kind") == "integers":
         dtype = np.int64 if keys.integers.dtype == tensor_pb2.DTYPE_INT64 else np.uint64
@@ -200,6 +201,20 @@ class Messages(Surface):
     def keys_of(self, table: str, ids: Any) -> Any:
         request = embedding_pb2.KeysOfRequest(table=table, ids=id_tensor(ids))
         return keys_answer(self._call("KeysOf", request, embedding_pb2.KeysOfResponse()))
+
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        asked = keys_request(table, keys, "error").keys
+        request = embedding_pb2.IdsOfRequest(table=table, keys=asked, allow_missing=allow_missing)
+        reply = self._call("IdsOf", request, embedding_pb2.IdsOfResponse())
+        return np.frombuffer(reply.ids.data, "<i8").reshape(tuple(reply.ids.shape)).tolist()
+
+    def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
+        request = embedding_pb2.ListKeysRequest(
+            table=table, prefix=prefix.encode("utf-8", "surrogateescape"), limit=limit, start=start
+        )
+        reply = self._call("ListKeys", request, embedding_pb2.ListKeysResponse())
+        ids = np.frombuffer(reply.ids.data, "<i8").tolist()
+        return keys_answer(reply), ids, reply.next if reply.HasField("next") else None
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         reply = self._call("LookupBags", bags_request(table, bags), embedding_pb2.LookupResponse())
@@ -375,7 +390,7 @@ def raise_grpc_error(error: grpc.RpcError) -> NoReturn:
 
 
 def raise_status(status: status_pb2.Status) -> NoReturn:
-    (detail,) = status.details
+    detail = status.details[0]
     assert detail.type_url == "type.googleapis.com/google.rpc.ErrorInfo"
     info = status_pb2.ErrorInfo.FromString(detail.value)
     raise_wire_error(info.reason, status.message, dict(info.metadata))

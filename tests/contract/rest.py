@@ -4,6 +4,7 @@ import base64
 import io
 import json
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 import numpy as np
@@ -14,6 +15,7 @@ from contract.surfaces import (
     Bags,
     Form,
     Near,
+    Page,
     Search,
     Surface,
     Update,
@@ -141,14 +143,21 @@ class Rest(Surface):
             f"/v1/tables/{table}:keysOf", json={"ids": np.asarray(ids).tolist()}
         )
         self._check(reply)
+        return np.array(_keys(reply.json()), object).reshape(np.shape(ids)).tolist()
+
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        body = {"keys": np.asarray(keys).tolist(), "allow_missing": allow_missing}
+        reply = self._http.post(f"/v1/tables/{table}:idsOf", json=body)
+        self._check(reply)
+        return reply.json()["ids"]
+
+    def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
+        raw = prefix.encode("utf-8", "surrogateescape")
+        query = urlencode({"prefix": raw, "limit": limit, "start": start})
+        reply = self._http.get(f"/v1/tables/{table}/keys?{query}")
+        self._check(reply)
         document = reply.json()
-        if document["encoding"] == "base64":
-            flat = [
-                base64.b64decode(key).decode("utf-8", "surrogateescape")
-                for key in np.array(document["keys"], object).reshape(-1)
-            ]
-            return np.array(flat, object).reshape(np.shape(ids)).tolist()
-        return document["keys"]
+        return _keys(document), document["ids"], document["next"]
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         headers = {"Accept": {"json": JSON, "npy": NPY, "octets": OCTETS}[self._media]}
@@ -317,3 +326,10 @@ class Rest(Surface):
 
     def close(self) -> None:
         self._http.close()
+
+
+def _keys(document: dict[str, Any]) -> list[Any]:
+    flat = np.array(document["keys"], object).reshape(-1).tolist()
+    if document["encoding"] != "base64":
+        return flat
+    return [base64.b64decode(key).decode("utf-8", "surrogateescape") for key in flat]

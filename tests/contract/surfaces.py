@@ -18,6 +18,8 @@ from gatherd.errors import IdOutOfRange, TableNotFound, by_reason
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 
 Answer = tuple[NDArray[Any], NDArray[np.uint8]]
+Page = tuple[list[Any], list[int], int | None]
+"""Keys, str (surrogateescape) or int, their ids, and where the next page begins."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -131,6 +133,13 @@ class Surface(ABC):
         """Keys nested as the ids are: str (surrogateescape) or int."""
         raise NotImplementedError
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        """Ids nested as the keys are."""
+        raise NotImplementedError
+
+    def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
+        raise NotImplementedError
+
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         raise NotImplementedError
 
@@ -213,6 +222,13 @@ class SyncSdk(Surface):
     def keys_of(self, table: str, ids: Any) -> Any:
         return self._client.keys_of(table, ids).tolist()
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        return self._client.ids_of(table, keys, allow_missing=allow_missing).tolist()
+
+    def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
+        page = self._client.keys(table, prefix=prefix, limit=limit, start=start)
+        return page.keys.tolist(), page.ids.tolist(), page.next
+
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         return self._client.lookup_bags(table, **bags.options(), return_status=True)
 
@@ -271,6 +287,14 @@ class AsyncSdk(Surface):
 
     def keys_of(self, table: str, ids: Any) -> Any:
         return self._runner.run(self._client.keys_of(table, ids)).tolist()
+
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        asked = self._client.ids_of(table, keys, allow_missing=allow_missing)
+        return self._runner.run(asked).tolist()
+
+    def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
+        page = self._runner.run(self._client.keys(table, prefix=prefix, limit=limit, start=start))
+        return page.keys.tolist(), page.ids.tolist(), page.next
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         return self._runner.run(

@@ -11,7 +11,14 @@ from numpy.typing import NDArray
 
 from contract.conftest import ServedTables
 from contract.surfaces import Bags, Surface
-from gatherd.errors import GatherdError, IdOutOfRange, InvalidArgument, KeyNotFound, NoKeys
+from gatherd.errors import (
+    GatherdError,
+    IdOutOfRange,
+    InvalidArgument,
+    KeyNotFound,
+    NoKeys,
+    TableNotFound,
+)
 
 EXAMPLES = settings(max_examples=25, deadline=None)
 shapes = hnp.array_shapes(min_dims=0, max_dims=3, min_side=0, max_side=4)
@@ -98,6 +105,20 @@ def test_keys_of_is_the_way_back(surface: Surface, served: ServedTables) -> None
         surface.keys_of("float32", np.array([1]))
 
 
+def test_ids_of_is_the_inverse_of_keys_of(surface: Surface, served: ServedTables) -> None:
+    needs(surface, "ids_of")
+    texts = [["queen", "king"], ["New York", "queen"]]
+    assert surface.ids_of("words", texts) == [[1, 0], [2, 1]]
+    assert surface.ids_of("items", served.items[[7, 3, 7]]) == [7, 3, 7]
+    assert surface.ids_of("words", ["king", "nope"], allow_missing=True) == [0, -1]
+    with pytest.raises(KeyNotFound, match=r"keys\[1\]='qeen'; did you mean 'queen'\?"):
+        surface.ids_of("words", ["king", "qeen"])
+    with pytest.raises(NoKeys, match="table 'float32' has no keys"):
+        surface.ids_of("float32", np.array([1]))
+    with pytest.raises(InvalidArgument, match="keys are integers; the keys of this table are str"):
+        surface.ids_of("words", np.array([1]))
+
+
 def test_a_key_that_is_not_utf8_is_found_and_given_back(
     surface: Surface, served: ServedTables
 ) -> None:
@@ -108,6 +129,49 @@ def test_a_key_that_is_not_utf8_is_found_and_given_back(
     vectors, _ = surface.lookup_keys("words", ["caf\udce9"])
     np.testing.assert_array_equal(vectors, served.oracles["words"].rows[[row]])
     assert surface.keys_of("words", np.array([row])) == ["caf\udce9"]
+
+
+def test_keys_are_listed_page_by_page_in_the_order_of_their_ids(
+    surface: Surface, served: ServedTables
+) -> None:
+    needs(surface, "keys")
+    count = len(served.words)
+    assert surface.keys("words") == (served.words, list(range(count)), None)
+    keys, ids, following = surface.keys("words", limit=3)
+    assert (keys, ids, following) == (served.words[:3], [0, 1, 2], 3)
+    assert surface.keys("words", limit=count, start=3) == (
+        served.words[3:],
+        list(range(3, count)),
+        None,
+    )
+    assert surface.keys("items", limit=2, start=1) == (served.items[1:3].tolist(), [1, 2], 3)
+    assert surface.keys("words", start=count) == ([], [], None)
+
+
+@pytest.mark.parametrize("prefix", ["k", "ki", "caf\udce9", "caf", "\u65e5", "nothing", "king"])
+def test_keys_are_found_by_their_first_bytes(
+    surface: Surface, served: ServedTables, prefix: str
+) -> None:
+    needs(surface, "keys")
+    wanted = [(word, row) for row, word in enumerate(served.words) if word.startswith(prefix)]
+    keys, ids, following = surface.keys("words", prefix)
+    assert (list(zip(keys, ids, strict=True)), following) == (wanted, None)
+
+
+def test_a_page_of_keys_that_cannot_be_given_is_refused(
+    surface: Surface, served: ServedTables
+) -> None:
+    needs(surface, "keys")
+    with pytest.raises(NoKeys, match="table 'float32' has no keys"):
+        surface.keys("float32")
+    with pytest.raises(InvalidArgument, match="'items' are int64; a prefix is for strings"):
+        surface.keys("items", "1")
+    with pytest.raises(InvalidArgument, match="is beyond the"):
+        surface.keys("words", start=len(served.words) + 1)
+    with pytest.raises(InvalidArgument, match="a key has at most 1024"):
+        surface.keys("words", "k" * 1025)
+    with pytest.raises(TableNotFound, match="did you mean 'words'"):
+        surface.keys("word")
 
 
 def test_a_key_that_is_not_there_is_named(surface: Surface) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -183,6 +184,26 @@ def test_the_image_is_built_of_what_is_there_and_locked(dockerfile: Path) -> Non
                 assert parents & let_through, f".dockerignore keeps {source} out"
         for install in re.findall(r"pip install [^&|]*", arguments if name == "RUN" else ""):
             assert "--require-hashes -r" in install or "--no-deps --no-build-isolation ." in install
+
+
+@pytest.mark.parametrize("dockerfile", DOCKERFILES, ids=lambda path: path.parent.name)
+def test_the_image_has_what_a_wheel_is_built_of(dockerfile: Path) -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    targets = project["tool"]["hatch"]["build"]
+    needed = {
+        project["project"]["readme"],
+        *project["project"]["license-files"],
+        *targets["targets"]["wheel"]["packages"],
+        targets["hooks"]["custom"]["path"],
+    }
+    copied = {
+        source
+        for name, arguments in instructions(dockerfile)
+        if name == "COPY" and not arguments.startswith("--from")
+        for source in arguments.split()[:-1]
+    }
+    for path in needed:
+        assert copied & {str(part) for part in (Path(path), *Path(path).parents)}, path
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,23 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+TOP = [ROOT / name for name in ("README.md", "CONTRIBUTING.md", "CHANGELOG.md")]
+DOCUMENTS = [*TOP, *sorted(DOCS.rglob("*.md"))]
+
+
+def name_of(document: Path) -> str:
+    return str(document.relative_to(ROOT))
+
+
 # What is below one of these is named as seen from it.
 ROOMS = [ROOT, ROOT / "service/gatherd_server", ROOT / "client/gatherd", ROOT / "deploy"]
 
 PACKAGES = [ROOT / "service/gatherd_server", ROOT / "client/gatherd", ROOT / "proto/gatherd_proto"]
-GUIDES = [ROOT / "docs" / f"{name}.md" for name in ("architecture", "tour", "glossary", "README")]
+GUIDES = [
+    *(DOCS / f"{name}.md" for name in ("architecture", "tour", "glossary", "README")),
+    ROOT / "CONTRIBUTING.md",
+]
 # Of a data dir, and of a URL.
 NO_CODE = {"staging/", "tables/", "wal/", "http://"}
 
@@ -22,7 +33,7 @@ def anchors(document: Path) -> set[str]:
     return {re.sub(r"[^\w\- ]", "", text.lower()).strip().replace(" ", "-") for text in headings}
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_link_leads_somewhere(document: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", document.read_text()):
         if target.startswith(("http:", "https:", "mailto:")):
@@ -34,10 +45,17 @@ def test_every_link_leads_somewhere(document: Path) -> None:
             assert anchor in anchors(found), target
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
 def test_every_path_of_the_code_is_there(document: Path) -> None:
     for path in re.findall(r"`((?:\w+/)+\w+\.(?:py|proto|yaml|yml|lua))`", document.read_text()):
         assert any((room / path).exists() for room in ROOMS), path
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=name_of)
+def test_every_target_of_make_is_there(document: Path) -> None:
+    targets = set(re.findall(r"^([\w./$()-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    for named in re.findall(r"`(?:[A-Z_]+=\S+ )*make ([\w-]+)`", document.read_text()):
+        assert named in targets, named
 
 
 def named_paths(document: Path) -> list[str]:
@@ -88,10 +106,10 @@ def test_a_path_that_is_gone_is_found_out(path: str, there: bool) -> None:
 
 
 def test_every_document_is_in_the_order_of_reading() -> None:
-    listed = (ROOT / "docs/README.md").read_text()
-    for document in DOCUMENTS[1:]:
+    listed = (DOCS / "README.md").read_text()
+    for document in DOCUMENTS[len(TOP) :]:
         if document.name != "README.md":
-            assert f"]({document.name})" in listed, document.name
+            assert f"]({document.relative_to(DOCS)})" in listed, document.name
 
 
 def named(document: Path) -> list[tuple[str, str]]:

@@ -12,6 +12,7 @@ from connectrpc.code import Code
 from connectrpc.compat import google_protobuf_binary_codec, google_protobuf_json_codec
 from connectrpc.errors import ConnectError
 from connectrpc.method import IdempotencyLevel, MethodInfo, StreamType
+from google.rpc.error_details_pb2 import BadRequest, ErrorInfo
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,7 +40,7 @@ def error(response: Any, status: int, code: str, reason: str) -> str:
     assert response.headers["content-type"] == JSON
     body = response.json()
     assert body["code"] == code
-    (detail,) = body["details"]
+    detail = body["details"][0]
     assert detail["type"] == "google.rpc.ErrorInfo"
     assert "=" not in detail["value"]
     raw = base64.b64decode(detail["value"] + "=" * (-len(detail["value"]) % 4))
@@ -116,10 +117,13 @@ def test_a_connect_client_reads_errors(peer: Any) -> None:
         invoke(peer, "Lookup", request, embedding_pb2.LookupResponse)
     assert raised.value.code is Code.INVALID_ARGUMENT
     assert "ids[1]=5000" in raised.value.message
-    (detail,) = raised.value.details
-    info = status_pb2.ErrorInfo.FromString(detail.message_bytes)
+    info, wrong = [
+        kind.FromString(detail.message_bytes)
+        for kind, detail in zip((ErrorInfo, BadRequest), raised.value.details, strict=True)
+    ]
     assert info.reason == "ID_OUT_OF_RANGE"
     assert info.metadata["table"] == "words"
+    assert [violation.field for violation in wrong.field_violations] == ["ids[1]"]
 
 
 def test_an_unknown_procedure_is_unimplemented_to_a_client(peer: Any) -> None:

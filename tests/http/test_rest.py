@@ -498,7 +498,10 @@ def test_unknown_tables_versions_and_refused_ones(ask: Any) -> None:
         ("POST", "/v1/tables/words", "DELETE, GET, HEAD"),
         ("GET", "/v1/tables/words:scatterAdd", "POST"),
         ("POST", "/v1/tables/words/versions", "GET, HEAD"),
-        ("GET", "/v1/snapshots", "POST"),
+        ("PUT", "/v1/snapshots", "GET, HEAD, POST"),
+        ("GET", "/v1/snapshots/monday", "DELETE"),
+        ("GET", "/v1/tables/words/versions/1", "DELETE"),
+        ("POST", "/v1/tables/words/keys", "GET, HEAD"),
         ("POST", "/healthz", "GET, HEAD"),
     ],
 )
@@ -508,7 +511,9 @@ def test_a_wrong_method_is_405_with_allow(ask: Any, method: str, path: str, allo
     assert response.headers["allow"] == allow
 
 
-@pytest.mark.parametrize("path", ["/", "/v1", "/v1/tables/", "/v1/tables/a:nope", "/v1/tables/a/b"])
+@pytest.mark.parametrize(
+    "path", ["/nope", "/v1", "/v1/tables/", "/v1/tables/a:nope", "/v1/tables/a/b"]
+)
 def test_an_unknown_path_is_404(ask: Any, path: str) -> None:
     problem(ask("POST", path), 404, "NOT_FOUND")
 
@@ -522,6 +527,7 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
         "/v1/tables/{table}:lookup",
         "/v1/tables/{table}:lookupBags",
         "/v1/tables/{table}:keysOf",
+        "/v1/tables/{table}:idsOf",
         "/v1/tables/{table}:neighbors",
         "/v1/lookup",
         "/v1/lookupBags",
@@ -536,7 +542,11 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
         "/v1/tables/{table}:publish",
         "/v1/tables/{table}:rollback",
         "/v1/tables/{table}:setOptimizer",
+        "/v1/tables/{table}/versions/{version}",
+        "/v1/tables/{table}/keys",
+        "/v1/server",
         "/v1/snapshots",
+        "/v1/snapshots/{name}",
         "/healthz",
         "/readyz",
         "/metrics",

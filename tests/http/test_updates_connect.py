@@ -89,7 +89,7 @@ def error(response: Any, status: int, code: str, reason: str) -> str:
     assert response.status_code == status, response.text
     body = response.json()
     assert body["code"] == code
-    (detail,) = body["details"]
+    detail = body["details"][0]
     raw = base64.b64decode(detail["value"] + "=" * (-len(detail["value"]) % 4))
     assert status_pb2.ErrorInfo.FromString(raw).reason == reason
     message: str = body["message"]

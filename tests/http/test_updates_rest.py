@@ -552,7 +552,8 @@ def test_openapi_examples_of_updates_are_taken(train: Any) -> None:
     for verb in VERBS:
         described = document["paths"][f"/v1/tables/{{table}}:{verb}"]["post"]
         example = described["requestBody"]["content"][JSON]["example"]
-        reply = update(train, verb, example, table="users")
+        (table,) = (p["example"] for p in described["parameters"] if p["name"] == "table")
+        reply = update(train, verb, example, table=table)
         assert set(reply.json()) == set(described["responses"]["200"]["content"][JSON]["example"])
         query = {p["name"] for p in described["parameters"] if p["in"] == "query"}
         known = raw(train, verb, "nope=1", b"").json()["detail"].partition("these: ")[2]

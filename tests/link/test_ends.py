@@ -15,6 +15,7 @@ import pytest
 
 from gatherd.errors import (
     DiskFull,
+    FailedPrecondition,
     GatherdError,
     InternalError,
     NonfiniteValues,
@@ -39,6 +40,8 @@ from gatherd_server.types import (
     DeleteTable,
     Push,
     PushResult,
+    SnapshotInfo,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     TableUpdate,
@@ -49,6 +52,12 @@ from gatherd_server.writer.commit import Submitted
 from gatherd_server.writer.window import push_digest
 
 WAIT_SECONDS = 30
+LISTED = SnapshotList(
+    (
+        SnapshotInfo("broken", "/snapshots/broken", damaged="it has no snapshot.json"),
+        SnapshotInfo("monday", "/snapshots/monday", 17, 1_790_000_000, 2048),
+    )
+)
 OUTCOME_UNKNOWN = {"outcome": "unknown"}
 
 
@@ -79,6 +88,13 @@ class Behind:
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         self.names.append(name)
         return ended(SnapshotResult("folder", 18))
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        return ended(LISTED)
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        self.names.append(name)
+        return ended(None)
 
     async def has(self, count: int) -> None:
         """Wait until so many pushes have come."""
@@ -113,7 +129,7 @@ async def until(condition: Callable[[], bool]) -> None:
             await asyncio.sleep(0.005)
 
 
-def prepare_nothing(table: str, version: int) -> None:
+def answer_nothing(table: str, version: int) -> None:
     pass
 
 
@@ -132,9 +148,11 @@ async def writer_end(path: Path) -> "AsyncIterator[tuple[Behind, LinkServer]]":
 
 
 @asynccontextmanager
-async def worker(path: Path, prepare: Any = prepare_nothing, **options: Any) -> Any:
+async def worker(
+    path: Path, prepare: Any = answer_nothing, check_unused: Any = answer_nothing, **options: Any
+) -> Any:
     """A worker's end, connected."""
-    link = SocketLink(path, prepare, **options)
+    link = SocketLink(path, prepare, check_unused, **options)
     await asyncio.wait_for(link.connect(), WAIT_SECONDS)
     try:
         yield link
@@ -254,6 +272,34 @@ def test_every_worker_maps_a_version_before_it_is_live(path: Path) -> None:
             told = [await answer(one) for one in answers]
             assert sorted(type(one).__name__ for one in told) == ["NoneType", "TableRefused"]
             assert mapped == [("items", 4)]
+
+    run(test())
+
+
+def test_every_worker_is_asked_whether_it_uses_a_version(path: Path) -> None:
+    def is_used(table: str, version: int) -> None:
+        raise FailedPrecondition(f"version {version} of table {table!r} is in use")
+
+    async def test() -> None:
+        async with (
+            writer_end(path) as (_, server),
+            worker(path),
+            worker(path, check_unused=is_used),
+        ):
+            await until(lambda: len(server.connections) == 2)
+            answers = await asyncio.to_thread(server.check_unused, "items", 4)
+            told = sorted([str(await answer(one)) for one in answers])
+            assert told == ["None", "version 4 of table 'items' is in use"]
+
+    run(test())
+
+
+def test_snapshots_are_listed_and_deleted_through_the_socket(path: Path) -> None:
+    async def test() -> None:
+        async with writer_end(path) as (behind, _), worker(path) as link:
+            assert await answer(link.snapshots()) == LISTED
+            assert await answer(link.delete_snapshot("monday")) is None
+            assert behind.names == ["monday"]
 
     run(test())
 

@@ -33,6 +33,7 @@ from gatherd_server.types import (
     ChangeResult,
     CreateTable,
     DeleteTable,
+    DeleteVersion,
     OptimizerSpec,
     OwnedKey,
     Publish,
@@ -55,6 +56,7 @@ CHANGES: list[TableChange] = [
     CreateTable("items", 7, 3, DType.BFLOAT16, "normal", None, ADAM),
     CreateTable("items", 7, 3, DType.FLOAT32, "zeros", 1 << 60, None),
     DeleteTable("items"),
+    DeleteVersion("items", 2),
     Publish("items", "0f", 3),
     Rollback("items", 2, 3),
     SetOptimizer("items", ADAM, 4),
@@ -180,7 +182,7 @@ def test_a_length_that_no_message_has_is_refused_by_its_head_alone(byte_count: i
         MessageReader().feed(head)
 
 
-@pytest.mark.parametrize("kind", [0, 7, 255])
+@pytest.mark.parametrize("kind", [0, 10, 255])
 def test_a_kind_that_there_is_not_is_refused(kind: int) -> None:
     data = bytearray(sent(pack({}, [])))
     data[4] = kind

@@ -107,7 +107,7 @@ async def push_http(url: str, number: int) -> Answer:
     if b" 200 " in lines.split(b"\r\n")[0]:
         return Answer("ok")
     document = httpx.Response(500, content=body).json()
-    (detail,) = document["details"]
+    detail = document["details"][0]
     headers = httpx.Headers(
         {name: value for name, _, value in (line.partition(b": ") for line in lines.split(b"\r\n"))}
     )

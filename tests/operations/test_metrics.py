@@ -1,8 +1,11 @@
 """What /metrics tells of a server of several processes, whichever of them is asked."""
 
 import os
+import platform
 import signal
+import socket
 from concurrent.futures import ThreadPoolExecutor
+from importlib.metadata import version
 from typing import Any
 
 import grpc
@@ -11,7 +14,8 @@ import numpy as np
 import pytest
 
 from gatherd import Client
-from gatherd.errors import IdOutOfRange, TableNotFound
+from gatherd.errors import FailedPrecondition, IdOutOfRange, TableNotFound
+from gatherd_server.cli.top import Scrape
 from operations.conftest import DIM, Operated
 from support.server import wait_until
 from support.small_engine import lookup_request
@@ -132,6 +136,65 @@ def test_a_snapshot_moves_its_timestamp(operated: Operated) -> None:
     assert after.total("gatherd_snapshots_total", outcome="taken") == 1
 
 
+def test_missing_ids_are_counted_by_table_however_they_are_answered(operated: Operated) -> None:
+    before = operated.scrape()
+    for url in (operated.server.http, operated.server.grpc):
+        with Client(url) as client:
+            for _ in range(2):  # the second one is foreseen
+                client.lookup("items", [1, -1, 10**6], missing="zero")
+            client.lookup_bags("items", [1, -1], [0], missing="skip")
+            client.lookup("items", [-1] * 5_000, missing="default")
+            with pytest.raises(IdOutOfRange):
+                client.lookup("items", [10**6, 10**6, 1])
+    octets = {"Content-Type": "application/octet-stream", "Accept": "application/octet-stream"}
+    lookup = f"{operated.server.http}/v1/tables/items:lookup"
+    assert httpx.post(lookup, content=np.array([10**6]).tobytes(), headers=octets).is_error
+    json = {"ids": [1, 10**6], "missing": "zero"}
+    assert httpx.post(lookup, json=json).json()["status"] == [0, 1]
+    wanted = 2 * (2 * 2 + 1 + 5_000 + 2) + 1 + 1
+
+    def rose(seen: Scrape, **labels: str) -> float:
+        name = "gatherd_table_missing_total"
+        return seen.total(name, **labels) - before.total(name, **labels)
+
+    after = operated.settled(lambda seen: rose(seen) >= wanted, f"{wanted} ids are counted")
+    assert rose(after, table="items", by="id") == rose(after) == wanted
+
+
+def test_lookups_of_a_superseded_version_are_counted_and_keep_it(operated: Operated) -> None:
+    before = operated.scrape()
+    name = "gatherd_table_superseded_lookups_total"
+    with Client(operated.server.http) as client, Client(operated.server.grpc) as other:
+        old = client.table("items").version
+        live = client.publish("items").version
+        for one in (client, other):
+            one.lookup("items", [1], version=old)
+            one.lookup("items", [1], version=live)
+            one.lookup("items", [1])
+            one.lookup_bags("items", [1], [0], version=old)
+        after = operated.settled(
+            lambda seen: seen.total(name) - before.total(name) >= 4, "4 lookups are counted"
+        )
+        assert after.total(name, table="items") - before.total(name) == 4
+        with pytest.raises(FailedPrecondition, match="is in use: it was looked up"):
+            client.delete_version("items", old)
+        assert client.versions("items") == (old, live)
+
+
+def test_connections_that_are_refused_are_counted_by_reason(operated: Operated) -> None:
+    name = "gatherd_refused_connections_total"
+    before = operated.scrape()
+    host, port = operated.server.http.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as peer:
+        peer.sendall(b"\x16\x03\x01\x02\x00\x01\r\n\r\n")  # as TLS begins
+        assert b" 400 " in peer.recv(1000)
+    after = operated.settled(
+        lambda seen: seen.total(name, reason="malformed") > before.total(name, reason="malformed"),
+        "it is counted",
+    )
+    assert after.total(name) - before.total(name) == 1
+
+
 def test_tables_and_processes_are_told_once_not_once_a_process(operated: Operated) -> None:
     seen = operated.scrape()
     assert seen.total("gatherd_table_rows", table="items") == 1000
@@ -147,6 +210,8 @@ def test_tables_and_processes_are_told_once_not_once_a_process(operated: Operate
         for one in processes
     )
     assert seen.total("gatherd_build_info") == 1
+    assert seen.label_values("gatherd_build_info", "version") == [version("gatherd")]
+    assert seen.label_values("gatherd_build_info", "python") == [platform.python_version()]
 
 
 def test_counters_go_on_after_a_worker_was_killed(operated: Operated) -> None:

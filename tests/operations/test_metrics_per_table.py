@@ -43,6 +43,7 @@ def test_all_tables_count_as_one(tmp_path: Path) -> None:
             wait_until(lambda: total("table_lookups_total") == 6, "the workers have published")
             assert total("table_lookup_rows_total") == 10
             assert total("table_lookup_bytes_total") == 10 * DIM * 4
+            assert total("table_missing_total") == 1
             assert total("tables") == 2
             assert total("table_rows") == 2 * ROWS
             assert total("table_bytes") == 2 * ROWS * DIM * 4

@@ -24,8 +24,9 @@ import pytest
 from numpy.typing import NDArray
 
 from gatherd import Client
-from gatherd.errors import AlreadyExists, FailedPrecondition, InvalidArgument
+from gatherd.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
 from gatherd_server.snapshots.schedule import Schedule
+from gatherd_server.storage.files import Files
 from gatherd_server.types import SnapshotResult
 from support.cli import invoke
 from support.server import RunningServer, clean_environment, wait_until
@@ -316,6 +317,58 @@ def test_what_cannot_be_a_snapshot_is_refused_and_leaves_nothing(
     told = invoke("snapshot", "--to", served.folder, "--data-dir", served.data_dir, check=False)
     assert "makes snapshots in its own --snapshot-dir; leave --to out" in told.stderr
     assert sorted(served.folder.parent.rglob("*")) == before
+
+
+def test_snapshots_are_listed_and_deleted_over_every_wire(served: Served) -> None:
+    server = served.server
+    urls = [server.http, server.grpc, f"local:{served.data_dir}"]
+    for number, url in enumerate(urls):
+        with Client(url, timeout=60) as client:
+            made = client.snapshot(f"listed-{number}")
+            (found,) = [one for one in client.snapshots() if one.path == made.path]
+            assert (found.name, found.lsn, found.damaged) == (f"listed-{number}", made.lsn, "")
+            files = [path for path in Path(made.path).rglob("*") if path.is_file()]
+            listed = sum(path.stat().st_size for path in files if path.name != "snapshot.json")
+            assert found.bytes == listed
+            assert found.created is not None
+            assert abs((datetime.now(UTC) - found.created).total_seconds()) < 120
+            assert client.snapshots()[-1] == found
+            client.delete_snapshot(found.name)
+            assert not Path(made.path).exists()
+            assert found not in client.snapshots()
+            with pytest.raises(NotFound, match=f"no snapshot 'listed-{number}' in"):
+                client.delete_snapshot(found.name)
+
+
+def test_only_whole_snapshots_that_nobody_reads_are_deleted(served: Served) -> None:
+    with Client(served.server.http, timeout=60) as client:
+        made = Path(client.snapshot("kept").path)
+        with Files().shared_folder(made, exclusive=False):
+            with pytest.raises(FailedPrecondition, match="'kept' is being copied or restored"):
+                client.delete_snapshot("kept")
+        others = {"mine": "without snapshot.json", "link": "symbolic link", "more": "'note' in it"}
+        (served.folder / "mine").mkdir()
+        (served.folder / "link").symlink_to(made)
+        shutil.copytree(made, served.folder / "more", copy_function=os.link)
+        (served.folder / "more" / "note").write_text("mine")
+        try:
+            for name, why in others.items():
+                with pytest.raises(FailedPrecondition, match=f"{why}: it is no snapshot"):
+                    client.delete_snapshot(name)
+                assert (served.folder / name).exists()
+            for name in ("../data", "a/b", "..", "kept.partial", ""):
+                with pytest.raises(InvalidArgument, match="can't name a snapshot"):
+                    client.delete_snapshot(name)
+            flip(made / "snapshot.json")
+            (damaged,) = [one for one in client.snapshots() if one.name == "kept"]
+            assert damaged.created is None
+            assert "snapshot.json" in damaged.damaged
+            client.delete_snapshot("kept")
+            assert not made.exists()
+        finally:
+            (served.folder / "link").unlink(missing_ok=True)
+            for name in ("mine", "more"):
+                shutil.rmtree(served.folder / name)
 
 
 @pytest.fixture(scope="module")

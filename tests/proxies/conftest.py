@@ -35,7 +35,7 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Guarded]:
     ).stdout.strip()
     with RunningServer(
         f"items={folder / 'rows.npy'}", "--data-dir", folder / "data", "--tokens", tokens,
-        log_path=folder / "log",
+        "--root-path", "/kept", log_path=folder / "log",
     ) as server:  # fmt: skip
         yield Guarded(server, token, rows)
 

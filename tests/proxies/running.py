@@ -23,9 +23,9 @@ BODY_BYTES_MAX = 1 << 20
 class Proxied:
     """Where a proxy answers for a server.
 
-    `http` keeps its connections to the server. Below it are /prefix, which the server doesn't see,
-    /small with a bound on bodies, /dead with nobody behind it, and /ws, where nginx passes upgrades
-    on by its usual recipe; HAProxy does so everywhere.
+    `http` keeps its connections to the server. Below it are /prefix, which the server doesn't see
+    (it sees its own, /kept), /small with a bound on bodies, /dead with nobody behind it, and /ws,
+    where nginx passes upgrades on by its usual recipe; HAProxy does so everywhere.
     """
 
     name: str

@@ -40,11 +40,14 @@ def test_the_sdk_looks_up_and_pushes_on_kept_connections(proxy: Proxied, guarded
     assert connections_of(port) - before < 20
 
 
-def test_a_prefix_is_the_proxys_affair(proxy: Proxied, guarded: Guarded) -> None:
-    with Client(f"{proxy.http}/prefix", token=guarded.token) as client:
+@pytest.mark.parametrize("prefix", ["prefix", "kept"])
+def test_a_proxy_removes_a_prefix_or_keeps_the_servers_own(
+    proxy: Proxied, guarded: Guarded, prefix: str
+) -> None:
+    with Client(f"{proxy.http}/{prefix}", token=guarded.token) as client:
         np.testing.assert_array_equal(client.lookup("items", [3, 4]), guarded.rows[3:5])
         assert {table.name for table in client.tables()} == {"items", "train"}
-    with Client(f"{proxy.http}/prefix") as client, pytest.raises(Unauthenticated):
+    with Client(f"{proxy.http}/{prefix}") as client, pytest.raises(Unauthenticated):
         client.lookup("items", [3])
 
 

@@ -14,8 +14,10 @@ from gatherd_server.http.connection import (
     HEADERS_MAX,
     guarded_protocol,
 )
+from gatherd_server.http.connection_limit import HANDSHAKE_SECONDS, ConnectionLimit
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
+from gatherd_server.observe.metrics.names import REFUSED_CONNECTIONS as REFUSED
 from gatherd_server.wire.compiled.serving import CompiledAnswers
 from support.small_engine import SmallEngine, lookup_request, small_engine
 from support.web_server import web_server
@@ -41,9 +43,17 @@ def url(request: pytest.FixtureRequest, served: SmallEngine) -> Iterator[str]:
             SECONDS,
         )
     else:
-        http = guarded_protocol(SECONDS)
+        http = guarded_protocol(SECONDS, served.admission.telemetry)
     with web_server(served, http=http, limit_concurrency=20) as url:
         yield url
+
+
+def refused(served: SmallEngine, reason: str) -> int:
+    """How many connections were refused for `reason`."""
+    recorder = served.admission.telemetry.threads
+    recorder.publish()
+    counts = {labels: cells[0] for metric, labels, cells in recorder.series() if metric is REFUSED}
+    return counts.get((reason,), 0)
 
 
 def connected(url: str, read_bytes: int | None = None) -> socket.socket:
@@ -81,10 +91,14 @@ HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/proto\r\n"
         b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\nGET /healthz HTTP/1.1\r\nHo",
     ],
 )
-def test_what_doesnt_come_is_waited_for_so_long_and_no_longer(begin: bytes, url: str) -> None:
+def test_what_doesnt_come_is_waited_for_so_long_and_no_longer(
+    begin: bytes, url: str, served: SmallEngine
+) -> None:
+    before = refused(served, "slow")
     with connected(url) as sock:
         sock.sendall(begin)
         read_all(sock)  # until the server closes, or this fails by its time-out
+    assert refused(served, "slow") == before + 1
 
 
 @pytest.mark.parametrize(
@@ -95,12 +109,34 @@ def test_what_doesnt_come_is_waited_for_so_long_and_no_longer(begin: bytes, url:
         b"GET /healthz HTTP/1.1\r\n" + b"a: b\r\n" * (HEADERS_MAX + 1),
     ],
 )
-def test_a_head_that_is_too_long_is_refused(head: bytes, url: str) -> None:
+def test_a_head_that_is_too_long_is_refused(head: bytes, url: str, served: SmallEngine) -> None:
+    before = refused(served, "malformed")
     if head.startswith(b"GET /a"):
         head += b" HTTP/1.1\r\nX: y"
     with connected(url) as sock:
         sock.sendall(head + b"\r\n\r\n")
         assert read_all(sock).startswith(b"HTTP/1.1 431 ")
+    assert refused(served, "malformed") == before + 1
+
+
+def test_handshakes_that_fail_are_counted_when_they_can_no_longer_succeed(
+    served: SmallEngine,
+) -> None:
+    limit = ConnectionLimit(served.admission.telemetry)
+    before = refused(served, "handshake")
+    for _ in range(3):
+        limit.accepted(100)
+    limit.greeted(100)
+    limit.accepted(130)
+    limit.count_handshakes(int(100 + HANDSHAKE_SECONDS))
+    assert refused(served, "handshake") == before
+    assert limit.has_handshakes
+    limit.count_handshakes(131)
+    assert refused(served, "handshake") == before + 2
+    limit.greeted(130)
+    limit.count_handshakes(200)
+    assert refused(served, "handshake") == before + 2
+    assert not limit.has_handshakes
 
 
 @pytest.mark.parametrize(

@@ -47,6 +47,8 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     ),
     "KeysOf": (E.KeysOfRequest(table=TABLE, ids=_LOOKUP.ids), READ),
     "Neighbors": (E.NeighborsRequest(table=TABLE, ids=_LOOKUP.ids), READ),
+    "IdsOf": (E.IdsOfRequest(table=TABLE, keys={"integers": _LOOKUP.ids}), READ),
+    "ListKeys": (E.ListKeysRequest(table=TABLE), READ),
     "ScatterAdd": (_UPDATE, UPDATE),
     "ApplyGradients": (_UPDATE, UPDATE),
     "Assign": (_UPDATE, UPDATE),
@@ -57,7 +59,11 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     "Publish": (T.PublishRequest(table=TABLE), ADMIN),
     "Rollback": (T.RollbackRequest(table=TABLE), ADMIN),
     "SetOptimizer": (T.SetOptimizerRequest(table=TABLE, optimizer={"name": "sgd"}), ADMIN),
+    "DeleteVersion": (T.DeleteVersionRequest(table=TABLE, version=1), ADMIN),
     "Snapshot": (T.SnapshotRequest(), EVERY_TABLE),
+    "GetServer": (T.GetServerRequest(), ANY_TOKEN),
+    "ListSnapshots": (T.ListSnapshotsRequest(), EVERY_TABLE),
+    "DeleteSnapshot": (T.DeleteSnapshotRequest(name="none"), EVERY_TABLE),
 }
 
 _IDS = {"ids": [1]}
@@ -69,6 +75,8 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/lookupBags"): ({"tables": {TABLE: {"ids": [[1]]}}}, READ),
     ("post", "/v1/tables/{table}:keysOf"): (_IDS, READ),
     ("post", "/v1/tables/{table}:neighbors"): (_IDS, READ),
+    ("post", "/v1/tables/{table}:idsOf"): ({"keys": ["a"]}, READ),
+    ("get", "/v1/tables/{table}/keys"): (None, READ),
     ("get", "/v1/tables"): (None, LISTING),
     ("get", "/v1/tables/{table}"): (None, OF_A_TABLE),
     ("get", "/v1/tables/{table}/versions"): (None, OF_A_TABLE),
@@ -77,7 +85,11 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/tables/{table}:publish"): (None, ADMIN),
     ("post", "/v1/tables/{table}:rollback"): (None, ADMIN),
     ("post", "/v1/tables/{table}:setOptimizer"): ({"optimizer": {"name": "sgd"}}, ADMIN),
+    ("delete", "/v1/tables/{table}/versions/{version}"): (None, ADMIN),
     ("post", "/v1/snapshots"): (None, EVERY_TABLE),
+    ("get", "/v1/server"): (None, ANY_TOKEN),
+    ("get", "/v1/snapshots"): (None, EVERY_TABLE),
+    ("delete", "/v1/snapshots/{name}"): (None, EVERY_TABLE),
     **{
         ("post", f"/v1/{where}{verb}"): (body, UPDATE)
         for verb in ("scatterAdd", "applyGradients", "assign")
@@ -85,9 +97,10 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     },
 }
 OPEN = ("/healthz", "/readyz")
+PAGES = ("/", "/docs", "/docs/docs.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js")
 # What is no part of gatherd.v1, and what isn't there.
 OTHER_PATHS = {
-    "/docs": ANY_TOKEN,
+    "/docs/nothing": ANY_TOKEN,
     "/openapi.json": ANY_TOKEN,
     "/metrics": {"metrics"},
     "/nothing/here": ANY_TOKEN,
@@ -129,7 +142,10 @@ def check(response: httpx.Response, caller: str, allowed: set[str]) -> None:
 def test_rest_by(caller: str, guarded: Guarded, http: httpx.Client) -> None:
     for (method, path), (body, allowed) in REST.items():
         response = http.request(
-            method, path.format(table=TABLE), json=body, headers=header(guarded, caller)
+            method,
+            path.format(table=TABLE, version=1, name="none"),
+            json=body,
+            headers=header(guarded, caller),
         )
         check(response, caller, allowed)
 
@@ -156,6 +172,47 @@ def test_probes_are_answered_to_everybody(
 ) -> None:
     for path in OPEN:
         assert http.get(path, headers=header(guarded, caller)).status_code == 200
+
+
+def test_pages_are_the_same_for_everybody_with_or_without_a_token(
+    guarded: Guarded, http: httpx.Client
+) -> None:
+    html = {"Accept": "text/html"}
+    for path in PAGES:
+        replies = [
+            http.get(path, headers={**html, **header(guarded, caller)}) for caller in CALLERS
+        ]
+        assert {reply.status_code for reply in replies} == {200}
+        assert len({reply.content for reply in replies}) == 1
+    assert "version" not in http.get("/").json()
+    assert "version" in http.get("/", headers=header(guarded, "reader")).json()
+
+
+def test_the_documents_examples_are_of_the_callers_tables_alone(
+    guarded: Guarded, http: httpx.Client
+) -> None:
+    for caller in ("reader", "updater", "admin", "other", "metrics", "all"):
+        given = header(guarded, caller)
+        own = {
+            table["name"]
+            for table in http.get("/v1/tables", headers=given).json().get("tables", ())
+        }
+        document = http.get("/openapi.json", headers=given).json()
+        named = {
+            parameter["example"]
+            for methods in document["paths"].values()
+            for operation in methods.values()
+            for parameter in operation.get("parameters", ())
+            if parameter["in"] == "path" and "example" in parameter
+        }
+        every = {
+            table["name"]
+            for table in http.get("/v1/tables", headers=header(guarded, "all")).json()["tables"]
+        }
+        assert not named & (every - own), caller
+        changed = document["paths"]["/v1/tables/{table}"]["delete"]["parameters"]
+        sandbox = "docs-example" if caller in ("all", "other", "metrics") else "itemsdocs-example"
+        assert [one["example"] for one in changed] == [sandbox], "no form deletes a user's table"
 
 
 def paths() -> dict[str, tuple[Any, set[str]]]:
@@ -252,9 +309,9 @@ def test_health_and_reflection_by(caller: str, guarded: Guarded, channel: grpc.C
     given = metadata(guarded, caller)
     check_health: Any = channel.unary_unary("/grpc.health.v1.Health/Check")
     watch: Any = channel.unary_stream("/grpc.health.v1.Health/Watch")
-    reflect: Any = channel.stream_stream(
-        "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo"
-    )
+    method = "ServerReflection/ServerReflectionInfo"
+    reflect: Any = channel.stream_stream(f"/grpc.reflection.v1.{method}")
+    reflect_alpha: Any = channel.stream_stream(f"/grpc.reflection.v1alpha.{method}")
     unknown: Any = channel.unary_unary("/gatherd.v1.TableService/Nothing")
     whole = health_pb2.HealthCheckRequest().SerializeToString()
     one = health_pb2.HealthCheckRequest(service="tables/items").SerializeToString()
@@ -265,6 +322,7 @@ def test_health_and_reflection_by(caller: str, guarded: Guarded, channel: grpc.C
         (lambda: next(watch(whole, metadata=given)), ANY_TOKEN),
         (lambda: next(watch(one, metadata=given)), OF_A_TABLE),
         (lambda: list(reflect(iter([listing]), metadata=given)), ANY_TOKEN),
+        (lambda: list(reflect_alpha(iter([listing]), metadata=given)), ANY_TOKEN),
         (lambda: unknown(b"", metadata=given), ANY_TOKEN),
     ):
         check_code(failure(call), caller, allowed)

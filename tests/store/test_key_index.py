@@ -27,10 +27,9 @@ from gatherd.store.key_index import (
     KeyKind,
     StringKeys,
     as_keys,
-    key_not_found_error,
     string_keys_from_wire,
 )
-from gatherd.store.keys import Keys
+from gatherd.store.keys import Keys, key_not_found_error
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import KeyIndexBuilder, rebuild_slots
 

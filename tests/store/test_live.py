@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +32,11 @@ from gatherd.errors import (
 )
 from gatherd.store.catalog import version_dir
 from gatherd.store.live import LiveTables, View
+from gatherd.store.shards import open_rows
 from gatherd.store.table import Preload, Table
 from gatherd_server.engine.engine import Engine
-from gatherd_server.engine.tables import ServedTables
-from gatherd_server.types import Lookup
+from gatherd_server.engine.tables import ServedTables, open_source
+from gatherd_server.types import Lookup, TableSource
 from support.file_tables import open_file_table
 from support.publisher import ROWS, Publisher
 from support.small_engine import LIMITS
@@ -202,6 +204,44 @@ def test_tables_of_files_stand_beside_those_of_the_data_dir_and_hide_them(
         live.take([("a", 2)])
     with pytest.raises(TableRefused, match="'c' can't be served: its file is truncated"):
         live.take([("c", 0)])
+
+
+def replacing_file(folder: Path, name: str, version: int, value: float) -> Table:
+    """A file's table, whose path is another file before and after."""
+    new = folder / "new.npy"
+    np.save(new, np.full((ROWS, 8), value, np.float32))
+    new.replace(folder / "file.npy")
+    source = TableSource(name, folder / "file.npy")
+    fd = open_rows(source.path, None)
+    try:
+        return open_source(source, fd, version)
+    finally:
+        os.close(fd)
+
+
+def test_files_are_replaced_together_beside_a_data_dir_that_changes(
+    publisher: Publisher, tmp_path: Path
+) -> None:
+    file = partial(replacing_file, tmp_path)
+    dropped: list[Table] = []
+    first = file("f", 1, 42)
+    live = LiveTables(
+        publisher.path,
+        fixed={"f": first, "g": file("g", 1, 43)},
+        refused={"c": "its file is truncated"},
+        at_drop=dropped.extend,
+    )
+    assert values(live, ("f", 0), ("g", 0), ("a", 0)) == [42, 43, 1]
+    began = live.current()
+    live.replace_fixed({"f": file("f", 2, 52), "c": file("c", 2, 62)})
+    assert values(live, ("f", 0), ("f", 2), ("g", 0), ("c", 0), ("a", 0)) == [52, 52, 43, 62, 1]
+    assert dropped == [first]
+    assert value_of(began.table("f")) == 42, "a request that began before goes on"
+    with pytest.raises(VersionNotFound, match="'f' has no version 1; it has 2"):
+        live.take([("f", 1)])
+    publisher.publish(2, "a", "b")
+    assert values(live, ("f", 0), ("c", 0), ("a", 0)) == [52, 62, 2]
+    assert live.current().names() == ["a", "b", "c", "f", "g"]
 
 
 def test_a_catalog_older_than_the_page_is_read_until_they_agree(publisher: Publisher) -> None:
@@ -444,6 +484,30 @@ def test_readers_never_see_a_mixture_nor_an_old_version_nor_none(
             done.result()
     assert len(seen) > 10
     assert read("a", "b") == [PUBLISHES, PUBLISHES]
+
+
+def test_files_are_replaced_while_readers_meet_new_catalogs(tmp_path: Path) -> None:
+    data_dir, folder = tmp_path / "data", tmp_path / "files"
+    data_dir.mkdir()
+    folder.mkdir()
+    Publisher(data_dir).publish(0, "a", "b")
+    live = LiveTables(data_dir, fixed={"f": replacing_file(folder, "f", 1, 1)})
+
+    def follow(acknowledged: Callable[[], int]) -> None:
+        while acknowledged() < PUBLISHES:
+            (table, of_catalog) = live.take([("f", 0), ("a", 0)])
+            assert value_of(table) == table.version
+            value_of(of_catalog)
+
+    version = 1
+    with publishing(data_dir) as acknowledged, ThreadPoolExecutor(3) as pool:
+        following = [pool.submit(follow, acknowledged) for _ in range(3)]
+        while acknowledged() < PUBLISHES:
+            version += 1
+            live.replace_fixed({"f": replacing_file(folder, "f", version, version)})
+        for done in following:
+            done.result()
+    assert values(live, ("f", 0), ("f", version), ("a", 0)) == [version, version, PUBLISHES]
 
 
 def test_a_request_for_many_tables_has_one_set_of_versions(tmp_path: Path) -> None:

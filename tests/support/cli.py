@@ -18,10 +18,15 @@ class Done:
     stderr: str
 
 
-def invoke(*arguments: str | Path, check: bool = True) -> Done:
-    """Run `gatherd …` here, apart from settings that the environment may hold."""
-    unset = {name: None for name in os.environ if name.startswith("GATHERD_")}
-    result = CliRunner().invoke(cli, [str(one) for one in arguments], env=unset)
+def invoke(
+    *arguments: str | Path, check: bool = True, environment: dict[str, str] | None = None
+) -> Done:
+    """Run `gatherd …` here, apart from settings that this process' environment may hold."""
+    settings: dict[str, str | None] = {
+        name: None for name in os.environ if name.startswith("GATHERD_")
+    }
+    settings |= environment or {}
+    result = CliRunner().invoke(cli, [str(one) for one in arguments], env=settings)
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     if check and result.exit_code != 0:

@@ -51,7 +51,7 @@ class RawUpdates:
         if response.status_code == 200:
             return embedding_pb2.UpdateResponse.FromString(response.content)
         document = response.json()
-        (detail,) = document["details"]
+        detail = document["details"][0]
         raw = base64.b64decode(detail["value"] + "=" * (-len(detail["value"]) % 4))
         return Refused(
             document["code"], status_pb2.ErrorInfo.FromString(raw).reason, document["message"]

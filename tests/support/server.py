@@ -37,7 +37,7 @@ def clean_environment() -> dict[str, str]:
 
 
 class RunningServer:
-    """A server process and its addresses. Use it as a context manager.
+    """A server process, what it announced, and its addresses. Use it as a context manager.
 
     It has a process group of its own. Its log is appended to `log_path`. Without one it goes to a
     pipe, which isn't read before the end: that holds 64 KiB and then stops the server. `under` is a
@@ -76,14 +76,14 @@ class RunningServer:
             )
         self.log = ""
         self._log_path = log_path
-        self.http = self.grpc = ""
+        self.announced = self.http = self.grpc = ""
 
     def __enter__(self) -> Self:
         assert self.process.stdout is not None
         output = self.process.stdout.fileno()
         announced = ""
         deadline = time.monotonic() + START_SECONDS
-        while not re.search(r"^  grpc .*\n", announced, re.MULTILINE):
+        while not re.search(r"^(?:  grpc |\{).*\n", announced, re.MULTILINE):
             ready, _, _ = select.select([output], [], [], max(0.0, deadline - time.monotonic()))
             data = os.read(output, 65536) if ready else b""
             if not data:
@@ -91,8 +91,10 @@ class RunningServer:
                 errors = self._rest_of_log()
                 raise AssertionError(f"the server didn't start:\n{announced}{errors}")
             announced += data.decode()
-        self.http = re.findall(r"http  (https?://\S+)", announced)[0]
-        self.grpc = re.findall(r"grpc  (grpcs?://\S+)", announced)[0]
+        self.announced = announced
+        # As text, or as JSON with --log-format json.
+        self.http = re.findall(r"\bhttps?://[\w.:\[\]]+", announced)[0]
+        self.grpc = re.findall(r"\bgrpcs?://[\w.:\[\]]+", announced)[0]
         return self
 
     def __exit__(

@@ -16,12 +16,14 @@ from numpy.typing import NDArray
 from gatherd.errors import IdOutOfRange, InvalidArgument, NonfiniteValues, VersionMismatch
 from gatherd.store.catalog import table_not_found
 from gatherd.store.dtypes import DType
+from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http.offload import Offload
 from gatherd_server.types import (
     ChangeResult,
     Limits,
+    Lookup,
     Push,
     PushResult,
     SnapshotResult,
@@ -29,6 +31,7 @@ from gatherd_server.types import (
     TableInfo,
     TableUpdate,
     UpdateOp,
+    UpdatesState,
 )
 from support.small_engine import LIMITS, THREADS
 
@@ -87,6 +90,13 @@ class TrainingEngine(Engine):
 
     def table_states(self) -> dict[str, str]:
         return dict.fromkeys(self.rows, "")
+
+    def updates_state(self) -> UpdatesState:
+        return UpdatesState.RUNNING
+
+    def lookup(self, lookup: Lookup) -> Gathered:
+        ids: Any = lookup.asked
+        return Gathered(self.rows[lookup.table][ids], DType.FLOAT32, None, VERSION)
 
     def push(self, push: Push) -> "Future[PushResult]":
         for update in push.updates:

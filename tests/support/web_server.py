@@ -9,6 +9,7 @@ from typing import Any
 
 import uvicorn
 
+from gatherd_server.access.web import Web
 from gatherd_server.http.app import create_app
 from gatherd_server.http.connection import guarded_protocol
 from gatherd_server.http.fast.connection import fast_protocol
@@ -38,6 +39,7 @@ def web_server(
     app: Any = None,
     http: Any = None,
     busy_poll_us: int = 0,
+    web: Web | None = None,
     **options: Any,
 ) -> Iterator[str]:
     """Run a web server, with or without the fast path and with uvicorn's `options`.
@@ -46,14 +48,16 @@ def web_server(
     """
     # Connections are accepted from here on; those that come before the app is up wait in the queue.
     listener = socket.create_server(("127.0.0.1", 0))
-    app = app or create_app(served.engine, served.admission, served.offload)
+    web = web or Web()
+    app = app or create_app(served.engine, served.admission, served.offload, web)
     if http is None and is_fast:
         http = fast_protocol(
-            FastRoutes(served.engine),
+            FastRoutes(served.engine, root_path=web.root_path),
             CompiledAnswers(served.engine),
             served.admission,
             served.offload,
             busy_poll_us=busy_poll_us,
+            has_cors=bool(web.cors_origins),
         )
     elif http is None:
         http = guarded_protocol(RECEIVE_SECONDS)

@@ -30,7 +30,7 @@ from gatherd_server.wire.compiled.answers import (
     Answers,
     room_of,
 )
-from gatherd_server.wire.compiled.directory import Directory
+from gatherd_server.wire.compiled.directory import Counted, Directory
 from support.answering import LIMITS, WORDS, TwoWays, two_ways
 from support.request_bytes import Asking, encoded, string_keys, tensor
 from support.small_engine import lookup_request
@@ -252,9 +252,24 @@ def test_nothing_is_counted_but_what_was_answered(ways: TwoWays) -> None:
     list(ways.counts.since())
     assert ways.compiled(LOOKUP_MANY, many) is not None
     assert ways.compiled(LOOKUP_MANY, wrong) is None
-    counted = {name: cells for name, *cells in ways.counts.since()}
-    assert counted == {"float32": [2, 3, 3 * 280], "float16": [1, 2, 2 * 140]}
+    assert sorted(ways.counts.since(), key=lambda one: one.name) == [
+        Counted("float16", 1, True, 1, 2, 2 * 140, 0, 0),
+        Counted("float32", 1, True, 2, 3, 3 * 280, 0, 0),
+    ]
     assert list(ways.counts.since()) == []
+
+
+def test_ids_and_keys_without_a_row_are_counted_apart(ways: TwoWays) -> None:
+    list(ways.counts.since())
+    ids = lookup_request("float32", [0, -1, 10**9], missing="MISSING_ZERO")
+    assert ways.compiled(LOOKUP, ids.SerializeToString()) is not None
+    bags = embedding_pb2.LookupBagsRequest(lookup=ids, offsets=lookup_request("", [0]).ids)
+    assert ways.compiled(LOOKUP_BAGS, bags.SerializeToString()) is not None
+    keys = embedding_pb2.LookupRequest(table="small", missing="MISSING_ZERO")
+    keys.keys.integers.CopyFrom(lookup_request("", [10**15, 10**16]).ids)
+    assert ways.compiled(LOOKUP, keys.SerializeToString()) is not None
+    counted = {one.name: (one.missing_ids, one.missing_keys) for one in ways.counts.since()}
+    assert counted == {"float32": (4, 0), "small": (0, 2)}
 
 
 # The directory
@@ -283,7 +298,8 @@ def test_each_of_many_names_finds_its_own_table(tmp_path: Path) -> None:
         assert answers.answer(LOOKUP, lookup_request(name, [7]).SerializeToString()) > 0
     for name in ("table-300", "table-00", "table-0000", "able-000"):
         assert answers.answer(LOOKUP, lookup_request(name, [7]).SerializeToString()) == NOT_MINE
-    assert sorted(counts.since()) == [(name, 1, 1, 4) for name in names]
+    counted = sorted(counts.since(), key=lambda one: one.name)
+    assert counted == [Counted(name, 1, True, 1, 1, 4, 0, 0) for name in names]
 
 
 def test_a_retained_version_is_answered_when_it_is_asked_for(tmp_path: Path) -> None:

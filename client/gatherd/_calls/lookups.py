@@ -1,4 +1,4 @@
-"""The blocking client's lookups: of rows, of bags, and of rows' keys.
+"""The blocking client's lookups: of rows and of bags.
 
 Client and AsyncClient inherit them.
 """
@@ -464,18 +464,6 @@ class LookupCalls(ABC):
             return result
         except GatherdError as error:
             raise trimmed(error)  # noqa: B904 - it is the same error
-
-    @short
-    def keys_of(
-        self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
-    ) -> Vectors:
-        """The keys of the rows `ids`, integers of any shape S: an array of shape S.
-
-        int64 or uint64 for a table of integer keys; for one of strings, objects of str, in which
-        bytes that aren't UTF-8 are lone surrogates (`surrogateescape`) and so can be given as keys
-        again. IdOutOfRange for an id without a row, NoKeys for a table without keys.
-        """
-        return self._run(self._answering.keys_of(table, ids, version=version, timeout=timeout))
 
     @short
     def neighbors(

@@ -1,5 +1,5 @@
 # Written by client/generate_async.py from _calls/lookups.py: change that, then `make calls`.
-"""The awaited client's lookups: of rows, of bags, and of rows' keys.
+"""The awaited client's lookups: of rows and of bags.
 
 Client and AsyncClient inherit them.
 """
@@ -465,20 +465,6 @@ class AsyncLookupCalls(ABC):
             return result
         except GatherdError as error:
             raise trimmed(error)  # noqa: B904 - it is the same error
-
-    @short
-    async def keys_of(
-        self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None = None
-    ) -> Vectors:
-        """The keys of the rows `ids`, integers of any shape S: an array of shape S.
-
-        int64 or uint64 for a table of integer keys; for one of strings, objects of str, in which
-        bytes that aren't UTF-8 are lone surrogates (`surrogateescape`) and so can be given as keys
-        again. IdOutOfRange for an id without a row, NoKeys for a table without keys.
-        """
-        return await self._run(
-            self._answering.keys_of(table, ids, version=version, timeout=timeout)
-        )
 
     @short
     async def neighbors(

@@ -9,9 +9,14 @@ from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    OptimizerGiven,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+)
 from gatherd._wire import changes
 
 
@@ -23,16 +28,6 @@ class TableCalls(ABC):
 
     @abstractmethod
     def _run(self, plan: Plan[T]) -> T: ...
-
-    @short
-    def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    @short
-    def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
     @short
     def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
@@ -127,6 +122,28 @@ class TableCalls(ABC):
         return self._run(self._pushes.change(request, timeout))
 
     @short
+    def ping(self, *, timeout: float | None = None) -> ServerInfo:
+        """The server's version and state, and how long a round trip to it takes.
+
+        The first of two requests connects; the second is timed. Unavailable when there is none;
+        over local: too, if no server has the data dir.
+        """
+        return self._run(self._pushes.ping(timeout))
+
+    @short
+    def delete_version(
+        self, name: str, version: int, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Remove a superseded version, and free its disk space.
+
+        FailedPrecondition for the live version, for the one with the highest number (no number is
+        given twice, so it stays until another one is published), and for one that was looked up in
+        the last ten seconds. VersionNotFound when there is none. The result has the live version.
+        """
+        request = changes.delete_version(name, version)
+        return self._run(self._pushes.change(request, timeout))
+
+    @short
     def set_optimizer(
         self,
         name: str,
@@ -154,3 +171,20 @@ class TableCalls(ABC):
         there is such a folder.
         """
         return self._run(self._pushes.snapshot(name, timeout))
+
+    @short
+    def snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
+        """The snapshots in the server's folder, oldest first; damaged ones come before the others.
+
+        FailedPrecondition when the server has no folder for snapshots.
+        """
+        return self._run(self._pushes.snapshots(timeout))
+
+    @short
+    def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a snapshot, durably.
+
+        NotFound when there is none. FailedPrecondition for one that is being copied or restored,
+        and for a folder that isn't a snapshot.
+        """
+        return self._run(self._pushes.delete_snapshot(name, timeout))

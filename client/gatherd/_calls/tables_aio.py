@@ -10,9 +10,14 @@ from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
-from gatherd._requests.tables import ChangeResult, OptimizerGiven, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    OptimizerGiven,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+)
 from gatherd._wire import changes
 
 
@@ -24,16 +29,6 @@ class AsyncTableCalls(ABC):
 
     @abstractmethod
     async def _run(self, plan: Plan[T]) -> T: ...
-
-    @short
-    async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return await self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    @short
-    async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
     @short
     async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
@@ -128,6 +123,28 @@ class AsyncTableCalls(ABC):
         return await self._run(self._pushes.change(request, timeout))
 
     @short
+    async def ping(self, *, timeout: float | None = None) -> ServerInfo:
+        """The server's version and state, and how long a round trip to it takes.
+
+        The first of two requests connects; the second is timed. Unavailable when there is none;
+        over local: too, if no server has the data dir.
+        """
+        return await self._run(self._pushes.ping(timeout))
+
+    @short
+    async def delete_version(
+        self, name: str, version: int, *, timeout: float | None = None
+    ) -> ChangeResult:
+        """Remove a superseded version, and free its disk space.
+
+        FailedPrecondition for the live version, for the one with the highest number (no number is
+        given twice, so it stays until another one is published), and for one that was looked up in
+        the last ten seconds. VersionNotFound when there is none. The result has the live version.
+        """
+        request = changes.delete_version(name, version)
+        return await self._run(self._pushes.change(request, timeout))
+
+    @short
     async def set_optimizer(
         self,
         name: str,
@@ -155,3 +172,20 @@ class AsyncTableCalls(ABC):
         there is such a folder.
         """
         return await self._run(self._pushes.snapshot(name, timeout))
+
+    @short
+    async def snapshots(self, *, timeout: float | None = None) -> list[SnapshotInfo]:
+        """The snapshots in the server's folder, oldest first; damaged ones come before the others.
+
+        FailedPrecondition when the server has no folder for snapshots.
+        """
+        return await self._run(self._pushes.snapshots(timeout))
+
+    @short
+    async def delete_snapshot(self, name: str, *, timeout: float | None = None) -> None:
+        """Remove a snapshot, durably.
+
+        NotFound when there is none. FailedPrecondition for one that is being copied or restored,
+        and for a folder that isn't a snapshot.
+        """
+        return await self._run(self._pushes.delete_snapshot(name, timeout))

@@ -9,12 +9,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.retry import Tries
 from gatherd._requests.bags import prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
+from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_ids_of, prepare_keys
 from gatherd._requests.lookups import (
     Answer,
     KeysOfSpec,
@@ -32,6 +34,7 @@ from gatherd._requests.neighbors import (
     prepare_neighbors,
 )
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
+from gatherd.store.query import FoundKeys
 
 
 class Answering(ABC):
@@ -171,6 +174,40 @@ class Answering(ABC):
         deadline = self.deadline(timeout)
         return (yield from self.find_keys(prepare_keys_of(table, ids, version), deadline))
 
+    def keys(
+        self,
+        table: str,
+        prefix: str | bytes | None,
+        limit: int,
+        start: int,
+        version: int | None,
+        *,
+        timeout: float | None,
+    ) -> Plan[KeyPage]:
+        """The plan of Client.keys: goes on while pages are empty, all of one version."""
+        deadline = self.deadline(timeout)
+        spec = prepare_keys(table, prefix, limit, start, version)
+        while True:
+            found = yield from self.list_keys(spec, deadline)
+            if found.ids.size or found.next is None:
+                return key_page(found)
+            query = replace(spec.query, start=found.next)
+            spec = replace(spec, query=query, version=found.version)
+
+    def ids_of(
+        self,
+        table: str,
+        keys: Keys,
+        *,
+        allow_missing: bool,
+        version: int | None,
+        timeout: float | None,
+    ) -> Plan[NDArray[np.int64]]:
+        """The plan of Client.ids_of."""
+        deadline = self.deadline(timeout)
+        spec = prepare_ids_of(table, keys, allow_missing, version)
+        return (yield from self.find_ids(spec, deadline))
+
     def neighbors(
         self,
         table: str,
@@ -243,8 +280,16 @@ class Answering(ABC):
         """The answers to `specs`, in their order. All or nothing. All are bags, or none is."""
 
     @abstractmethod
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """The ids of the keys, in their shape; −1 for one without a row if `missing` allows it."""
+
+    @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
         """The keys of the ids, in their shape, as `key_array` returns them."""
+
+    @abstractmethod
+    def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
+        """A page of keys, which may be empty."""
 
     @abstractmethod
     def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:

@@ -5,7 +5,9 @@ same bytes, and the server remembers what it did. Changes have no id, so they ar
 when they can't have been made.
 """
 
+import time
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 
 from numpy.typing import ArrayLike
 
@@ -15,7 +17,7 @@ from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.foreseen_pushes import ForeseenPush, ForeseenPushes
 from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import Tried, Tries
-from gatherd._requests.tables import ChangeResult, SnapshotResult
+from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
@@ -25,11 +27,21 @@ from gatherd._requests.updates import (
     prepare_update,
     prepare_updates,
 )
-from gatherd._wire.changes import ChangeRequest, encode_snapshot
+from gatherd._wire.changes import (
+    ChangeRequest,
+    encode_delete_snapshot,
+    encode_get_server,
+    encode_list_snapshots,
+    encode_snapshot,
+)
+from gatherd._wire.protobuf import unreadable
 from gatherd._wire.updates import (
     RequestId,
     SessionSequence,
     decode_change,
+    decode_delete_snapshot,
+    decode_get_server,
+    decode_list_snapshots,
     decode_snapshot,
     decode_update,
     encode_request_id,
@@ -46,7 +58,8 @@ from gatherd.errors import (
     RetryableError,
     UpdatesStopped,
 )
-from gatherd_proto.procedures import SNAPSHOT
+from gatherd_proto.procedures import DELETE_SNAPSHOT, GET_SERVER, LIST_SNAPSHOTS, SNAPSHOT
+from gatherd_proto.v1 import table_pb2
 
 # Errors that a push can end with although an earlier try, whose answer was lost, has done it. An
 # error in the push itself would have ended every try.
@@ -56,7 +69,7 @@ _UNDECIDED = (
 
 
 class Pushes:
-    """The calls that change something."""
+    """The calls that change something, or are about the server itself."""
 
     def __init__(self, tries: Tries) -> None:
         self._tries = tries
@@ -122,6 +135,30 @@ class Pushes:
         reply = decode_snapshot((yield from self._send_change(send, "the snapshot was taken")))
         return SnapshotResult(reply.path, reply.lsn)
 
+    def ping(self, timeout: float | None) -> Plan[ServerInfo]:
+        """The plan of Client.ping: the first request connects, the second is timed."""
+        send = Send(GET_SERVER.path, encode_get_server(), self._tries.deadline(timeout))
+        yield from self._tries.send(send)
+        begun = time.monotonic()
+        reply = decode_get_server((yield from self._tries.send(send)))
+        seconds = time.monotonic() - begun
+        return ServerInfo(reply.version, reply.commit, reply.ready, reply.updates, seconds)
+
+    def snapshots(self, timeout: float | None) -> Plan[list[SnapshotInfo]]:
+        """The plan of Client.snapshots."""
+        send = Send(LIST_SNAPSHOTS.path, encode_list_snapshots(), self._tries.deadline(timeout))
+        reply = decode_list_snapshots((yield from self._tries.send(send)))
+        return [
+            SnapshotInfo(one.name, one.path, one.lsn, _created(one), one.bytes, one.damaged)
+            for one in reply.snapshots
+        ]
+
+    def delete_snapshot(self, name: str, timeout: float | None) -> Plan[None]:
+        """The plan of Client.delete_snapshot."""
+        deadline = self._tries.deadline(timeout)
+        send = Send(DELETE_SNAPSHOT.path, encode_delete_snapshot(name), deadline, once=True)
+        decode_delete_snapshot((yield from self._send_change(send, "the snapshot was deleted")))
+
     def _push(
         self,
         op: UpdateOp,
@@ -157,6 +194,13 @@ class Pushes:
             return (yield from self._tries.send(send, may_repeat=False))
         except GatherdError as error:
             raise _told(error, _is_lost(error), what) from None
+
+
+def _created(info: table_pb2.SnapshotInfo) -> datetime | None:
+    try:
+        return None if info.damaged else datetime.fromtimestamp(info.created_seconds, UTC)
+    except (ValueError, OverflowError, OSError):
+        raise unreadable(f"a snapshot can't be of second {info.created_seconds}") from None
 
 
 def _push_of(

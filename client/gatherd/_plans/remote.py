@@ -13,9 +13,16 @@ from gatherd._plans.chunks import Cost, Piece
 from gatherd._plans.effects import Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
 from gatherd._plans.retry import Tries
+from gatherd._requests.keys import KeysSpec
 from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd._wire import lookups
+from gatherd._wire.keys import (
+    decode_ids_of,
+    decode_list_keys,
+    encode_ids_of,
+    encode_list_keys,
+)
 from gatherd._wire.neighbors import decode_neighbors, encode_neighbors
 from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (
@@ -26,8 +33,15 @@ from gatherd.errors import (
     VersionNotFound,
 )
 from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
-from gatherd.store.query import ByKey, Missing
-from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_TABLES, NEIGHBORS
+from gatherd.store.query import ByKey, FoundKeys, Missing
+from gatherd_proto.procedures import (
+    GET_TABLE,
+    IDS_OF,
+    KEYS_OF,
+    LIST_KEYS,
+    LIST_TABLES,
+    NEIGHBORS,
+)
 
 # Up to these a lookup is sent as it is, without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -69,6 +83,19 @@ class RemoteAnswering(Answering):
             return self._find_keys_once(spec, requests, deadline)
 
         return (yield from self._ask((spec,), once, deadline))
+
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """One request when it fits, several when it doesn't."""
+
+        def once(requests: Requests) -> Plan[NDArray[np.int64]]:
+            return self._find_ids_once(spec, requests, deadline)
+
+        return (yield from self._ask((spec,), once, deadline))
+
+    def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
+        """One request."""
+        body = yield from self._send(LIST_KEYS.path, encode_list_keys(spec), deadline)
+        return decode_list_keys(body, spec)
 
     def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
         """One request: the server's limits bound a search, and it is never divided."""
@@ -180,6 +207,24 @@ class RemoteAnswering(Answering):
         if len({part.dtype for part in found}) > 1:
             raise unreadable(f"table {spec.table!r} changed its kind of keys within one version")
         return found[0] if len(found) == 1 else np.concatenate(found).reshape(spec.asked.shape)
+
+    def _find_ids_once(
+        self, spec: LookupSpec, requests: Requests, deadline: Deadline
+    ) -> Plan[NDArray[np.int64]]:
+        found = np.empty(spec.asked.size, np.int64)
+        version = spec.version
+        for pieces in requests:
+            (piece,) = pieces
+            part = spec.cut(piece.start, piece.stop)
+            try:
+                reply = yield from self._send(IDS_OF.path, encode_ids_of(part, version), deadline)
+            except KeyNotFound as error:
+                raise in_whole(error, (spec,), pieces) from None
+            found[piece.start : piece.stop], answered = decode_ids_of(reply, part)
+            if version and answered != version:
+                raise unreadable(f"version {answered} answered, {version} was asked")
+            version = answered
+        return found.reshape(spec.asked.shape)
 
     def _send(self, method: str, body: bytes, deadline: Deadline) -> Plan[memoryview]:
         return self._tries.send(Send(method, body, deadline))

@@ -10,6 +10,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, parse_reply_dtype
 from gatherd.store.ids import as_id_array
@@ -31,7 +32,7 @@ _VERSION_MAX: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class TableInfo:
+class TableInfo(Shown):
     """A table's description. `refused` is empty, or the reason why it can't be looked up.
 
     `key_kind` is "bytes" (strings), "int64", "uint64", or empty for a table without keys.
@@ -56,9 +57,17 @@ class TableInfo:
     optimizer: dict[str, Any] | None = None
     lsn: int = 0
 
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def vector_size(self) -> int:
+        """`dim`, as gensim calls it."""
+        return self.dim
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LookupInfo:
+class LookupInfo(Shown):
     """What is known of the vectors of a lookup.
 
     `version` is the table's version that answered. Every update up to `lsn`, a position in the log,

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd._requests.lookups import check_table, check_version
+from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import bfloat16_to_float32
 from gatherd.store.given import as_given_array
@@ -18,7 +19,7 @@ _K_MAX: Final = 2**31 - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Neighbors:
+class Neighbors(Shown):
     """The nearest rows of queries of shape S, nearest first: arrays of shape S + (k',).
 
     `ids` are int64. `scores`, float32, are cosines, dot products or, for "l2", distances. `keys`

@@ -5,12 +5,14 @@ The server decides which optimizers, options and initializers exist.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Final, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
 from gatherd._requests.names import OptimizerName
+from gatherd._shown import Shown
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
@@ -22,7 +24,7 @@ _UINT64_MAX: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeResult:
+class ChangeResult(Shown):
     """A change that is durable and that every reader sees.
 
     `version` is the one that is live now, 0 for a table that was deleted; `lsn` the change's
@@ -34,11 +36,43 @@ class ChangeResult:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotResult:
+class SnapshotResult(Shown):
     """A snapshot: its folder on the server's machine, and the last update that is in it."""
 
     path: str
     lsn: int
+
+
+@dataclass(frozen=True, slots=True)
+class ServerInfo(Shown):
+    """The server that answers a ping.
+
+    `version` is its release and `commit` what that was built from, or "unknown". `ready` is False
+    while it is about to stop. `updates` is "running", "none" (nothing can be changed), "stopped",
+    "unreachable", "disk_full" or "hung". `seconds` is how long a round trip took.
+    """
+
+    version: str
+    commit: str
+    ready: bool
+    updates: str
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SnapshotInfo(Shown):
+    """A snapshot in the server's folder of them, `path`, on the server's machine.
+
+    `lsn` is the last update that is in it, `created` the time it was taken, in UTC, and `bytes` are
+    those of all its files. `damaged` is empty, or why it can't be read; `created` is None then.
+    """
+
+    name: str
+    path: str
+    lsn: int
+    created: datetime | None
+    bytes: int
+    damaged: str = ""
 
 
 def check_optimizer(

@@ -14,7 +14,15 @@ from gatherd._requests.tables import (
     check_text,
 )
 from gatherd._wire.lookups import DTYPE_CODES
-from gatherd_proto.procedures import CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER
+from gatherd.errors import InvalidArgument
+from gatherd_proto.procedures import (
+    CREATE_TABLE,
+    DELETE_TABLE,
+    DELETE_VERSION,
+    PUBLISH,
+    ROLLBACK,
+    SET_OPTIMIZER,
+)
 from gatherd_proto.v1 import table_pb2
 
 
@@ -98,6 +106,31 @@ def set_optimizer(
         if_version=check_version("if_version", if_version),
     )
     return ChangeRequest(SET_OPTIMIZER.path, request.SerializeToString(), "the optimizer was set")
+
+
+def delete_version(name: str, version: int) -> ChangeRequest:
+    """The request of Client.delete_version."""
+    if version is None:
+        raise InvalidArgument("version is None; name the superseded version to delete")
+    request = table_pb2.DeleteVersionRequest(
+        table=check_table(name)[0], version=check_version("version", version)
+    )
+    return ChangeRequest(DELETE_VERSION.path, request.SerializeToString(), "it was deleted")
+
+
+def encode_get_server() -> bytes:
+    """A GetServerRequest."""
+    return table_pb2.GetServerRequest().SerializeToString()
+
+
+def encode_list_snapshots() -> bytes:
+    """A ListSnapshotsRequest."""
+    return table_pb2.ListSnapshotsRequest().SerializeToString()
+
+
+def encode_delete_snapshot(name: str) -> bytes:
+    """A DeleteSnapshotRequest."""
+    return table_pb2.DeleteSnapshotRequest(name=check_text("name", name)).SerializeToString()
 
 
 def encode_snapshot(name: str) -> bytes:

@@ -151,6 +151,21 @@ def decode_snapshot(body: memoryview) -> table_pb2.SnapshotResponse:
     return _read(table_pb2.SnapshotResponse, body)
 
 
+def decode_get_server(body: memoryview) -> table_pb2.GetServerResponse:
+    """Read a GetServerResponse. InternalError when it isn't one."""
+    return _read(table_pb2.GetServerResponse, body)
+
+
+def decode_list_snapshots(body: memoryview) -> table_pb2.ListSnapshotsResponse:
+    """Read a ListSnapshotsResponse. InternalError when it isn't one."""
+    return _read(table_pb2.ListSnapshotsResponse, body)
+
+
+def decode_delete_snapshot(body: memoryview) -> table_pb2.DeleteSnapshotResponse:
+    """Read a DeleteSnapshotResponse. InternalError when it isn't one."""
+    return _read(table_pb2.DeleteSnapshotResponse, body)
+
+
 def _read(kind: type[_MessageT], body: memoryview) -> _MessageT:
     try:
         return kind.FromString(bytes(body))

@@ -32,7 +32,7 @@ everything. A file that is truncated in place while it is mapped ends the proces
 
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from pathlib import Path
@@ -301,18 +301,13 @@ class KeyIndex:
         if self.kind is not KeyKind.BYTES:
             found: NDArray[Any] = self.arrays[KEYS_INTS][flat].reshape(rows.shape)
             return found
-        stored, data = self.arrays[KEYS_OFFSETS], self.arrays[KEYS_DATA]
-        begins, ends = stored[flat], stored[flat + 1]
-        lengths = (ends - begins).view(np.int64)
-        bad = (begins > ends) | (ends > data.size) | (lengths > KEY_BYTES_MAX)
-        if bad.any():
-            row = int(flat[np.flatnonzero(bad)[0]])
-            raise BadFile(f"{self._folder / KEYS_OFFSETS} is damaged at row {row}")
+        data = self.arrays[KEYS_DATA]
+        begins, lengths = self.bounds(flat)
         offsets = np.zeros(flat.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         check_bytes(int(offsets[-1]))
         copied = np.empty(int(offsets[-1]), np.uint8)
-        shifts = begins.view(np.int64) - offsets[:-1]
+        shifts = begins - offsets[:-1]
         # In parts, because the positions of all bytes take many times the bytes' memory.
         for first in range(0, flat.size, KEYS_AT_ONCE):
             last = min(first + KEYS_AT_ONCE, flat.size)
@@ -320,6 +315,32 @@ class KeyIndex:
             source = np.arange(begin, end) + np.repeat(shifts[first:last], lengths[first:last])
             copied[begin:end] = data[source]
         return StringKeys(copied, offsets, rows.shape)
+
+    def bounds(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Where the string keys of `rows`, (n,), begin in the data, and their lengths.
+
+        The rows must be valid. BadFile when the stored offsets of one are damaged.
+        """
+        stored = self.arrays[KEYS_OFFSETS]
+        return self._bounds(stored[rows], stored[rows + 1], rows)
+
+    def bounds_between(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """As `bounds`, of the rows from `first` up to `last`."""
+        stored = self.arrays[KEYS_OFFSETS]
+        return self._bounds(stored[first:last], stored[first + 1 : last + 1], range(first, last))
+
+    def _bounds(
+        self,
+        begins: NDArray[np.uint64],
+        ends: NDArray[np.uint64],
+        rows: Sequence[int] | NDArray[np.intp],
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        lengths = (ends - begins).view(np.int64)
+        bad = (begins > ends) | (ends > self.arrays[KEYS_DATA].size) | (lengths > KEY_BYTES_MAX)
+        if bad.any():
+            row = int(rows[np.flatnonzero(bad)[0]])
+            raise BadFile(f"{self._folder / KEYS_OFFSETS} is damaged at row {row}")
+        return begins.view(np.int64), lengths
 
     def verify(self) -> None:
         """Read and checksum every file; BadFile names the first damaged one and its byte range."""

@@ -23,7 +23,7 @@ processes that fork. Two threads may both build the view of a new generation; bo
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -300,6 +300,25 @@ class LiveTables:
         if table.nbytes:  # an empty table isn't mapped, so its inode isn't held
             self._prepared[(name, version)] = _Prepared(table, file, view.catalog.generation)
 
+    def replace_fixed(self, tables: Mapping[str, Table]) -> None:
+        """Let `tables` take the place of fixed tables of the same names, all of them at once.
+
+        Not from two threads at a time. Requests that began before go on with the old ones.
+        """
+        self._refused = {name: why for name, why in self._refused.items() if name not in tables}
+        self._fixed = {**self._fixed, **tables}
+        seen, before = self._state
+        mapped = {key: one for key, one in before.mapped.copy().items() if key[0] not in tables}
+        for name, table in tables.items():
+            mapped[(name, table.version)] = mapped[(name, LIVE_VERSION)] = table
+        refused = {name: why for name, why in before.refused.items() if name not in tables}
+        # A view that another thread has built meanwhile, of a newer catalog, is built once more:
+        # the page then shows another generation than `seen`.
+        self._state = (seen, replace(before, fixed=self._fixed, refused=refused, mapped=mapped))
+        dropped = [table for name, table in before.fixed.items() if name in tables]
+        if self._at_drop is not None and dropped:
+            self._at_drop(dropped)
+
     @property
     def applied_lsn(self) -> int:
         """The last update that every lookup sees; 0 before the first `current`."""
@@ -324,12 +343,15 @@ class LiveTables:
         generation = control.generation
         catalog = reader.read()
         before = self._state[1]
-        view = before if before.catalog == catalog else self._built(catalog, control, before)
+        is_same = before.catalog == catalog and before.fixed is self._fixed
+        view = before if is_same else self._built(catalog, control, before)
         if self._state[1].catalog.generation > catalog.generation:
             return view  # another thread read a newer one meanwhile; this request began before
         # A catalog older than the page, as in a restored data dir, is read again at each request
         # until the two agree.
         self._state = (min(generation, catalog.generation), view)
+        if view.fixed is not self._fixed:
+            return self._read_anew(reader)  # files were replaced while it was built
         if view is not before:
             self._let_go_prepared(catalog)
             dropped = {*before.mapped.copy().values()} - {*view.mapped.copy().values()}
@@ -360,14 +382,14 @@ class LiveTables:
         # The reader gives the same object for an entry that is the same: most are.
         other = {name for name, old in before.entries.items() if view.entries.get(name) is not old}
         for key, table in before.mapped.copy().items():
-            if key[0] not in other:
+            if key[0] not in other and key[0] not in view.fixed:
                 view.mapped.setdefault(key, table)
         for name, entry in view.entries.items():
             is_mapped = self._at_open is None or (name, LIVE_VERSION) in view.mapped
             if is_mapped and before.entries.get(name) is entry:
                 continue
             now = self._state[1]
-            if now is not before and now.catalog == catalog:
+            if now is not before and now.catalog == catalog and now.fixed is view.fixed:
                 return now  # another thread was faster
             is_whole = entry.damage_of(entry.live) is None
             adopted = self._adopted(catalog, name, entry.live) if is_whole else None

@@ -1,4 +1,4 @@
-"""A lookup's parameters: which rows, pooled or not, and the policy for missing ones; a search's."""
+"""What is asked of a table: rows, pooled or not; the policy for missing ones; keys; neighbors."""
 
 import math
 from dataclasses import dataclass
@@ -13,6 +13,10 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.keys import Keys
 
 STATUS_MISSING = 1
+PAGE_KEYS_DEFAULT = 1_000
+PAGE_KEYS_MAX = 65_536
+# About 60 ms, if the keys are in memory.
+SCANNED_KEYS_MAX = 4 << 20
 K_DEFAULT = 10
 
 
@@ -107,6 +111,41 @@ class BagsQuery:
     pooling: Pooling = Pooling.SUM
     weights: NDArray[np.float32] | None = None
     padding_id: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class KeyQuery:
+    """Which keys are asked for: those that begin with `prefix`, from the id `start` on.
+
+    `limit` is the most that are given, 0 for PAGE_KEYS_DEFAULT.
+    """
+
+    prefix: bytes = b""
+    limit: int = 0
+    start: int = 0
+
+    @property
+    def count_max(self) -> int:
+        """The most keys that a page may have."""
+        return min(self.limit or PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX)
+
+    @property
+    def scanned_max(self) -> int:
+        """The most keys that are read for a page."""
+        return SCANNED_KEYS_MAX if self.prefix else self.count_max
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FoundKeys:
+    """One page: keys and their ids, (n,), ascending by id, and where the next page begins.
+
+    `next` is None when no keys are left. Otherwise there may be none, however few the page has.
+    """
+
+    keys: Keys
+    ids: NDArray[np.int64]
+    next: int | None
+    version: int
 
 
 class Metric(Enum):

@@ -296,7 +296,7 @@ class Table:
 
         `check_bytes` is called with their size before they are copied, and may raise.
         """
-        index = self._key_index()
+        index = self.key_index()
         if not all_in_range(ids, self.row_count):
             raise out_of_range_error(self.name, ids, self.row_count)
         return index.keys_of(ids, check_bytes)
@@ -332,12 +332,12 @@ class Table:
         Raises what `lookup` does for missing ids and keys.
         """
         if isinstance(asked, ByKey):
-            rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
+            rows: NDArray[np.integer[Any]] = self.key_index().rows_of(asked.keys)
             found = rows >= 0
             if found.all():
                 return rows, None
             if missing is Missing.ERROR:
-                raise self._key_index().not_found(self.name, asked.keys, rows)
+                raise self.key_index().not_found(self.name, asked.keys, rows)
         else:
             rows = asked
             if all_in_range(rows, self.row_count):
@@ -356,7 +356,7 @@ class Table:
         """
         absent = bags.SKIP if missing is Missing.SKIP else bags.FILL
         if isinstance(asked, ByKey):
-            rows: NDArray[np.integer[Any]] = self._key_index().rows_of(asked.keys)
+            rows: NDArray[np.integer[Any]] = self.key_index().rows_of(asked.keys)
             if padding_id is not None and padding_id < 0:
                 padding_id = None  # here −1 is a key without a row, not padding
         else:
@@ -364,11 +364,12 @@ class Table:
         index, found = bags.bag_index(rows, self.row_count, absent, padding_id)
         if missing is Missing.ERROR and not found.all():
             if isinstance(asked, ByKey):
-                raise self._key_index().not_found(self.name, asked.keys, rows)
+                raise self.key_index().not_found(self.name, asked.keys, rows)
             raise out_of_range_error(self.name, asked, self.row_count, found)
         return index, found
 
-    def _key_index(self) -> KeyIndex:
+    def key_index(self) -> KeyIndex:
+        """The index of its keys; NoKeys when it has none."""
         if self.keys is None:
             raise NoKeys(
                 f"table {self.name!r} has no keys; its rows have the ids 0 to {self.row_count - 1}",

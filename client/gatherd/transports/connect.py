@@ -25,11 +25,13 @@ from gatherd.errors import (
     Unauthenticated,
     Unavailable,
 )
+from gatherd.transports import mismatch
 from gatherd.transports.credentials import Credentials, no_password
 from gatherd.transports.headers import USER_AGENT, Headers, merged, of_block
 from gatherd.transports.http1 import (
     ConnectionEnded,
     HttpError,
+    NotHttp,
     ResponseReader,
     around_length,
     finish_request,
@@ -315,7 +317,8 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
     """The error for a connection that can't be made."""
     if isinstance(error, ssl.SSLCertVerificationError):
         # Trying again won't make the certificate right.
-        return FailedPrecondition(f"{target.url}: {error.verify_message or error}")
+        reason = error.verify_message or str(error)
+        return FailedPrecondition(mismatch.with_authority(target.url, reason))
     refused = _refused(target.url, error)
     if refused is not None:
         return refused
@@ -327,7 +330,9 @@ def unreachable(target: Target, error: OSError) -> GatherdError:
             known,
         )
     through = f" through the proxy {target.proxy.authority}" if target.proxy else ""
-    return Unavailable(f"can't connect to {target.url}{through}: {error.strerror or error}", known)
+    told = str(error.strerror or error)
+    hint = mismatch.without_tls(target, told) if isinstance(error, ssl.SSLError) else ""
+    return Unavailable(f"can't connect to {target.url}{through}: {told}{hint}", known)
 
 
 def _refused(url: str, error: object) -> Unauthenticated | None:
@@ -342,25 +347,27 @@ def _refused(url: str, error: object) -> Unauthenticated | None:
     )
 
 
-def broken(url: str, error: BaseException) -> GatherdError:
-    """The error for a connection that ended before the response did."""
+def broken(url: str, error: BaseException, found: str = "") -> GatherdError:
+    """The error for a connection that ended before the response did; `found` is a Probe's hint."""
     # An error from before the first byte came is inside another exception.
     for cause in (error, error.__cause__, *error.args):
         refused = _refused(url, cause)
         if refused is not None:
             return refused
-    hint = ""
+    hint = found
     if url.startswith("https:"):
         # The server may have sent an alert, which is lost when it closes at once.
         hint = " (as a server does that wants a certificate of this client, or another one: cert=)"
     return Unavailable(f"the connection to {url} broke: {error}{hint}", {OUTCOME: UNKNOWN})
 
 
-def unspoken(url: str, error: HttpError) -> GatherdError:
+def unspoken(target: Target, error: HttpError) -> GatherdError:
     """The error for a response that can't be read."""
+    url = target.url
     if isinstance(error, ConnectionEnded):
         return broken(url, error)
-    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}", {OUTCOME: UNKNOWN})
+    hint = mismatch.answered_otherwise(target, error.data) if isinstance(error, NotHttp) else ""
+    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}{hint}", {OUTCOME: UNKNOWN})
 
 
 def tls_context(credentials: Credentials) -> ssl.SSLContext:

@@ -11,6 +11,7 @@ call, and grpc.aio has a thread that always is. Otherwise the child would hang o
 raises ForkedClient instead.
 """
 
+import asyncio
 import os
 import threading
 import time
@@ -23,11 +24,20 @@ import grpc
 import grpc.aio
 from numpy.typing import NDArray
 
+from gatherd._outcome import NOT_SENT, OUTCOME
 from gatherd._plans.effects import REPLY_BYTES_MAX, Deadline, Send
 from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd._plans.retry import parse_retry_after
 from gatherd._wire.errors import from_grpc
-from gatherd.errors import ClientClosed, ForkedClient, GatherdError, InternalError, InvalidArgument
+from gatherd.errors import (
+    ClientClosed,
+    FailedPrecondition,
+    ForkedClient,
+    GatherdError,
+    InternalError,
+    InvalidArgument,
+)
+from gatherd.transports import mismatch
 from gatherd.transports.connect import (
     REQUEST_ID_HEADER,
     bytes_of,
@@ -129,8 +139,9 @@ def _checked(url: str, reply: bytes) -> memoryview:
     return memoryview(reply)
 
 
-def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
+def _error(target: Target, send: Send, call: Any, closed: bool) -> GatherdError:
     """The error of a failed call: grpc.Call and grpc.aio.AioRpcError describe it alike."""
+    url = target.url
     code = call.code()
     # A proxy's headers come before a body, and so aren't trailers.
     metadata = {**dict(call.initial_metadata() or ()), **dict(call.trailing_metadata() or ())}
@@ -142,7 +153,13 @@ def _error(url: str, send: Send, call: Any, closed: bool) -> GatherdError:
     name = code_name(code.name) if code is not None else "unknown"
     retry_after = parse_retry_after(_text(metadata.get(RETRY_AFTER)))
     details_bytes = details if isinstance(details, bytes) else None
-    error = from_grpc(url, name, call.details() or "", details_bytes, retry_after)
+    told = call.details() or ""
+    reason = mismatch.untrusted(told) if name == "unavailable" and not details else None
+    if reason is not None:
+        # Trying again won't make the certificate right.
+        return FailedPrecondition(mismatch.with_authority(url, reason))
+    told += mismatch.told_by_grpc(target, told) if not details else ""
+    error = from_grpc(url, name, told, details_bytes, retry_after)
     return with_request_id(error, _text(metadata.get(REQUEST_ID_HEADER)))
 
 
@@ -228,6 +245,7 @@ class GrpcTransport:
         self._credentials = credentials
         self._url = target.url
         self._closed = False
+        self._probe = mismatch.Probe(target)
         self._target = target
         self._secure = channel_credentials(credentials) if target.tls else None
         self._channels = _Channels(self._make)
@@ -284,7 +302,10 @@ class GrpcTransport:
     def _explained(self, send: Send, error: Exception, channel: _Open) -> Exception:
         """The error to raise for a call that failed."""
         if isinstance(error, grpc.RpcError):
-            found = _error(self._url, send, error, self._closed)
+            found = _error(self._target, send, error, self._closed)
+            if self._probe.is_due(found.message) and found.metadata.get(OUTCOME) == NOT_SENT:
+                hint = self._probe.hint(send.deadline.at - time.monotonic())
+                found = type(found)(found.message + hint, found.metadata)
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._channels.leave(channel)
             return found
@@ -309,6 +330,7 @@ class AsyncGrpcTransport:
         self._target = target
         self._url = target.url
         self._closed = False
+        self._probe = mismatch.Probe(target)
         # Made at the first call: an aio channel belongs to the loop that runs when it is made.
         self._channels = _Channels(self._make)
 
@@ -325,7 +347,12 @@ class AsyncGrpcTransport:
         except grpc.aio.AioRpcError as error:
             if error.code() is grpc.StatusCode.DEADLINE_EXCEEDED:
                 self._channels.leave(channel)
-            raise _error(self._url, send, error, self._closed) from None
+            found = _error(self._target, send, error, self._closed)
+            if self._probe.is_due(found.message) and found.metadata.get(OUTCOME) == NOT_SENT:
+                left = send.deadline.at - time.monotonic()
+                hint = await asyncio.to_thread(self._probe.hint, left)
+                found = type(found)(found.message + hint, found.metadata)
+            raise found from None
         except grpc.aio.UsageError:
             raise ClientClosed("the client was closed") from None
         channel.heard_at = time.monotonic()

@@ -22,7 +22,7 @@ from gatherd._plans.effects import Deadline, Send
 from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd.busy_poll import BUSY_POLL_US, checked_microseconds
 from gatherd.errors import ClientClosed, GatherdError
-from gatherd.transports import connect
+from gatherd.transports import connect, mismatch
 from gatherd.transports.connection import BlockingConnection
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
@@ -162,6 +162,7 @@ class HttpTransport:
         self._takes_foreseen = self._tls is None and hasattr(socket.socket, "recvmsg_into")
         self._heads = connect.Heads(target, credentials)
         self._closed = False
+        self._probe = mismatch.Probe(target)
         # By process: a dict's setdefault and pop need no lock, which a fork could leave locked.
         self._pools: dict[int, _Pool] = {os.getpid(): _Pool()}
 
@@ -226,7 +227,8 @@ class HttpTransport:
                 self._exchange(pool, connection, send)
             except connect.Stale as error:
                 if fresh or send.once:
-                    raise connect.broken(self._target.url, error) from None
+                    found = self._probed(send.deadline) if fresh else ""
+                    raise connect.broken(self._target.url, error, found) from None
                 # The server closed an idle connection just now, which isn't a failure of the call.
                 connection.disconnect()
                 self._connect(connection, send.deadline)
@@ -239,6 +241,12 @@ class HttpTransport:
             pool.discard(connection)
             raise
         return self._finish(pool, connection, learn=learn)
+
+    def _probed(self, deadline: Deadline) -> str:
+        """What the port speaks, after a first connection that was closed unanswered."""
+        if not self._probe.is_due():
+            return ""
+        return self._probe.hint(deadline.at - time.monotonic())
 
     def _finish(
         self, pool: _Pool, connection: BlockingConnection, *, learn: str | None
@@ -269,7 +277,7 @@ class HttpTransport:
             return connect.no_answer(self._target.url, deadline)
         if isinstance(error, OSError):
             return connect.broken(self._target.url, error)
-        return connect.unspoken(self._target.url, error)
+        return connect.unspoken(self._target, error)
 
     def _is_usable(self, connection: BlockingConnection, send: Send) -> bool:
         idle = time.monotonic() - connection.idle_since

@@ -41,6 +41,14 @@ class HttpError(Exception):
     """The peer doesn't speak HTTP/1.1 as it should."""
 
 
+class NotHttp(HttpError):
+    """The peer's first bytes, `data`, are no HTTP/1.1."""
+
+    def __init__(self, data: bytes) -> None:
+        super().__init__(f"{data!r} isn't HTTP/1.1")
+        self.data = data
+
+
 class ConnectionEnded(HttpError):
     """The peer closed the connection before the response was complete."""
 
@@ -207,7 +215,7 @@ class ResponseReader:
         while True:
             known = min(self._filled, 7)
             if scratch[:known] != b"HTTP/1."[:known]:
-                raise HttpError(f"{bytes(scratch[: min(self._filled, 40)])!r} isn't HTTP/1.1")
+                raise NotHttp(bytes(scratch[: min(self._filled, 40)]))
             end = scratch.find(b"\r\n\r\n", max(0, self._searched - 3), self._filled)
             if end + 4 > HEAD_BYTES_MAX or (end < 0 and self._filled > HEAD_BYTES_MAX):
                 raise HttpError(f"the response's head is longer than {HEAD_BYTES_MAX} bytes")

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from gatherd._plans.effects import Deadline, Send
 from gatherd._plans.foreseen import Foreseen, Varying
 from gatherd.errors import ClientClosed, DeadlineExceeded, GatherdError
-from gatherd.transports import connect
+from gatherd.transports import connect, mismatch
 from gatherd.transports.connection_aio import EventLoopConnection
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.http1 import HttpError
@@ -77,6 +77,7 @@ class AsyncHttpTransport:
         self._idle: list[EventLoopConnection] = []
         self._places = _Places(connect.CONNECTIONS_MAX)
         self._closed = False
+        self._probe = mismatch.Probe(target)
 
     async def ask_foreseen(
         self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
@@ -135,9 +136,16 @@ class AsyncHttpTransport:
             try:
                 return await self._exchange(connection, send, learn=learn)
             except connect.Stale as error:
-                raise connect.broken(self._target.url, error) from None
+                found = await self._probed(send.deadline)
+                raise connect.broken(self._target.url, error, found) from None
         finally:
             self._places.give()
+
+    async def _probed(self, deadline: Deadline) -> str:
+        """What the port speaks, after a first connection that was closed unanswered."""
+        if not self._probe.is_due():
+            return ""
+        return await asyncio.to_thread(self._probe.hint, deadline.at - time.monotonic())
 
     async def _exchange(
         self, connection: EventLoopConnection, send: Send, *, learn: str | None
@@ -176,7 +184,7 @@ class AsyncHttpTransport:
         if isinstance(error, GatherdError):
             return error  # some are OSErrors as well
         if isinstance(error, HttpError):
-            return connect.unspoken(self._target.url, error)
+            return connect.unspoken(self._target, error)
         if isinstance(error, connect.TimeIsUp):
             return connect.no_answer(self._target.url, deadline)
         return connect.broken(self._target.url, error)

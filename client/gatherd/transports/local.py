@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Computation, Deadline, Plan
 from gatherd._plans.retry import Tries
+from gatherd._requests.keys import KeysSpec
 from gatherd._requests.lookups import (
     REPLY_TYPES,
     Answer,
@@ -34,10 +35,11 @@ from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
 from gatherd.store import forms
 from gatherd.store.dtypes import DType, bfloat16_to_float32
+from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
 from gatherd.store.neighbors import Norms, search
-from gatherd.store.query import ByKey, Missing
+from gatherd.store.query import ByKey, FoundKeys, Missing
 from gatherd.store.table import Gathered, Table
 
 # The first keyed lookup and the first bags of a process load numba, or compile: no event loop
@@ -121,6 +123,26 @@ class LocalAnswering(Answering):
             return key_array(table.keys_of(spec.asked))
 
         found: NDArray[Any] = yield Computation(run, nbytes)
+        return found
+
+    def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
+        """Reads the key index."""
+        (table,) = self._open().take([(spec.table, spec.version)])
+        self._check(deadline)
+        nbytes = spec.query.scanned_max * KEY_BYTES_GUESS
+        found: FoundKeys = yield Computation(partial(find_keys, table, spec.query), nbytes)
+        return found
+
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """Asks the key index."""
+        assert isinstance(spec.asked, ByKey)
+        (table,) = self._open().take([(spec.table, spec.version)])
+        self._check(deadline)
+        allow_missing = spec.missing is not Missing.ERROR
+        run = partial(find_ids, table, spec.asked.keys, allow_missing=allow_missing)
+        nbytes = spec.asked.size * KEY_BYTES_GUESS if "keys" in self._compiled else FIRST_USE_BYTES
+        found: NDArray[np.int64] = yield Computation(run, nbytes)
+        self._compiled.add("keys")
         return found
 
     def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:

@@ -132,6 +132,52 @@ class KeysOfResponse(_message.Message):
     keys: _tensor_pb2.Keys
     def __init__(self, version: _Optional[int] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ...) -> None: ...
 
+class IdsOfRequest(_message.Message):
+    __slots__ = ("table", "keys", "version", "allow_missing")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_MISSING_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    keys: _tensor_pb2.Keys
+    version: int
+    allow_missing: bool
+    def __init__(self, table: _Optional[str] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., version: _Optional[int] = ..., allow_missing: _Optional[bool] = ...) -> None: ...
+
+class IdsOfResponse(_message.Message):
+    __slots__ = ("version", "ids")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    ids: _tensor_pb2.Tensor
+    def __init__(self, version: _Optional[int] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class ListKeysRequest(_message.Message):
+    __slots__ = ("table", "prefix", "limit", "start", "version")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    START_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    prefix: bytes
+    limit: int
+    start: int
+    version: int
+    def __init__(self, table: _Optional[str] = ..., prefix: _Optional[bytes] = ..., limit: _Optional[int] = ..., start: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+
+class ListKeysResponse(_message.Message):
+    __slots__ = ("version", "keys", "ids", "next")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    NEXT_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    keys: _tensor_pb2.Keys
+    ids: _tensor_pb2.Tensor
+    next: int
+    def __init__(self, version: _Optional[int] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., next: _Optional[int] = ...) -> None: ...
+
 class NeighborsRequest(_message.Message):
     __slots__ = ("table", "ids", "keys", "vectors", "k", "metric", "version", "include_self")
     TABLE_FIELD_NUMBER: _ClassVar[int]

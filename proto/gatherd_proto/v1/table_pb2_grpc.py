@@ -74,6 +74,26 @@ class TableServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotResponse.FromString,
                 _registered_method=True)
+        self.DeleteVersion = channel.unary_unary(
+                '/gatherd.v1.TableService/DeleteVersion',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteVersionRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.GetServer = channel.unary_unary(
+                '/gatherd.v1.TableService/GetServer',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerResponse.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/gatherd.v1.TableService/ListSnapshots',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/gatherd.v1.TableService/DeleteSnapshot',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotResponse.FromString,
+                _registered_method=True)
 
 
 class TableServiceServicer:
@@ -134,6 +154,34 @@ class TableServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteVersion(self, request, context):
+        """Removes a superseded version. The live version, and the one with the highest number, stay.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetServer(self, request, context):
+        """What answers, and whether it takes traffic and updates. Any token may ask.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """The snapshots in the server's snapshot folder, oldest first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Removes a snapshot, unless somebody is copying it.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TableServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -176,6 +224,26 @@ def add_TableServiceServicer_to_server(servicer, server):
                     servicer.Snapshot,
                     request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_table__pb2.SnapshotResponse.SerializeToString,
+            ),
+            'DeleteVersion': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteVersion,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteVersionRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'GetServer': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetServer,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.GetServerResponse.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +462,114 @@ class TableService:
             '/gatherd.v1.TableService/Snapshot',
             gatherd__proto_dot_v1_dot_table__pb2.SnapshotRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_table__pb2.SnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteVersion(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/DeleteVersion',
+            gatherd__proto_dot_v1_dot_table__pb2.DeleteVersionRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetServer(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/GetServer',
+            gatherd__proto_dot_v1_dot_table__pb2.GetServerRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.GetServerResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/ListSnapshots',
+            gatherd__proto_dot_v1_dot_table__pb2.ListSnapshotsRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/DeleteSnapshot',
+            gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -22,6 +22,14 @@ RETRY_AFTER_SECONDS = 1.0
 METRICS_PATH: Final = "/metrics"
 # For probes, which have no token: whether the process is alive, and takes traffic.
 OPEN_PATHS: Final = frozenset(("/healthz", "/readyz"))
+# For browsers, which have no token when they load a page. The pages are the same on every server;
+# what they show of this one they ask for with a token.
+PAGE_PATHS: Final = frozenset(
+    (
+        *("/", "/redoc", "/docs"),
+        *("/docs/docs.js", "/docs/swagger-ui.css", "/docs/swagger-ui-bundle.js"),
+    )
+)
 
 Place: TypeAlias = Callable[[Caller], AbstractContextManager[Held]]
 """`Admission.request`, `update` or `unplaced`."""
@@ -46,7 +54,9 @@ class Admission:
         self.telemetry = telemetry or Telemetry()
         self.has_tokens = tokens is not None
         self._tokens = tokens
-        self._open_paths = OPEN_PATHS | ({METRICS_PATH} if open_metrics else frozenset())
+        self._open_paths = (
+            OPEN_PATHS | PAGE_PATHS | ({METRICS_PATH} if open_metrics else frozenset())
+        )
         self.is_ready = False
         """Whether new traffic should be sent here: true from start-up's end until draining begins.
         Requests that still arrive are answered."""
@@ -83,7 +93,8 @@ class Admission:
             return ANYBODY
         if not authorizations:
             raise Unauthenticated(
-                "this server takes a token: send it as `Authorization: Bearer TOKEN`"
+                "this server takes a token: send it as `Authorization: Bearer TOKEN`, as the SDK "
+                "does with token= or token_file="
             )
         scheme, _, token = authorizations[0].strip().partition(b" ")
         token = token.strip()

@@ -24,9 +24,9 @@ from gatherd.errors import Overloaded, PermissionDenied, TableNotFound
 from gatherd.store.catalog import table_not_found
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.query import NeighborsQuery
+from gatherd.store.query import KeyQuery, NeighborsQuery
 from gatherd.store.table import Gathered
-from gatherd_server.engine.engine import Engine, PreparedLookup
+from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
 from gatherd_server.types import (
@@ -35,6 +35,8 @@ from gatherd_server.types import (
     Lookup,
     Push,
     PushResult,
+    ServerInfo,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     TableInfo,
@@ -57,7 +59,7 @@ class Scope(Enum):
     UPDATE = "update"
     """Change rows."""
     ADMIN = "admin"
-    """Create, remove, publish and roll back tables; with the pattern *, take snapshots."""
+    """Create, remove, publish and roll back tables; with the pattern *, all about snapshots."""
     METRICS = "metrics"
     """Read /metrics, which covers every table. Nothing else."""
 
@@ -290,6 +292,24 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
+    def ids_of(
+        self, name: str, keys: Keys, version: int = LIVE_VERSION, *, allow_missing: bool = False
+    ) -> tuple[NDArray[np.int64], int]:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.ids_of(name, keys, version, allow_missing=allow_missing)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
+    def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.prepare_keys(name, query, version)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
     def prepare_neighbors(
         self, name: str, query: NeighborsQuery, version: int = LIVE_VERSION
     ) -> PreparedSearch:
@@ -314,13 +334,26 @@ class GuardedEngine:
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.snapshot(name)
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.snapshots()
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """As Engine's; needs scope `admin` for every table."""
+        self._check_snapshots()
+        return self._engine.delete_snapshot(name)
+
+    def _check_snapshots(self) -> None:
         self._caller.check(Scope.ADMIN, ())
         if not self._caller.reaches_all:
             raise PermissionDenied(
                 f"a snapshot is of every table, and token {self._grant.name!r} is for "
                 f"{' '.join(self._grant.tables)}; it takes one for '*'"
             )
-        return self._engine.snapshot(name)
 
     def table(self, name: str) -> TableInfo:
         """As Engine's; needs any scope that concerns tables."""
@@ -342,6 +375,10 @@ class GuardedEngine:
         """As Engine's, but only the caller's tables."""
         states = self._engine.table_states()
         return {name: state for name, state in states.items() if self._sees(name)}
+
+    def server(self) -> ServerInfo:
+        """As Engine's; needs no scope, because it names no table."""
+        return self._engine.server()
 
     def updates_state(self) -> UpdatesState:
         """As Engine's; needs no scope, because it names no table."""

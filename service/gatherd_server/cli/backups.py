@@ -8,6 +8,7 @@ import click
 
 from gatherd.errors import BadFile, GatherdError, InvalidArgument
 from gatherd_server.cli.data_dir import open_data_dir
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import data_dir_options
 from gatherd_server.cli.typed import FILE
 from gatherd_server.snapshots.backups.contents import Backup, list_store, read_backup
@@ -45,7 +46,8 @@ def backup(snapshots: Path, url: str, keep: int | None) -> None:
     """
     if not snapshots.is_dir():
         raise BadFile(f"{snapshots} isn't a folder of snapshots")
-    outcome = copy_snapshots(snapshots, open_store(url), keep)
+    with Progress("copying snapshots"):
+        outcome = copy_snapshots(snapshots, open_store(url), keep)
     failed = [one for one in outcome.copied if one.error]
     for one in outcome.copied:
         if not one.error:
@@ -71,7 +73,8 @@ def backups(url: str, verify: bool, as_json: bool) -> None:
     for one in sorted(contents.backups.values(), key=lambda one: one.snapshot.created):
         try:
             if verify:
-                verify_backup(store, one)
+                with Progress(f"verifying {one.name}"):
+                    verify_backup(store, one)
         except GatherdError as error:
             damaged[one.name] = error.message
             continue
@@ -131,14 +134,15 @@ def restore(source: str, newest: bool, data_dir: Path, table: str | None) -> Non
             raise InvalidArgument(
                 "one table is restored out of a folder; copy the backup to one first"
             )
-        with open_data_dir(data_dir) as opened:
+        with open_data_dir(data_dir) as opened, Progress(f"restoring {table}"):
             done, lsn = opened.restore_table(store.root / name, table)
         click.echo(f"{table}: version {done.version} is live, restored as of LSN {lsn}")
         return
-    if isinstance(store, FolderStore):
-        lsn = restore_snapshot(Files(), store.root / name, data_dir)
-    else:
-        lsn = fetch(Files(), store, read_backup(store, name), data_dir)
+    with Progress(f"restoring {name}"):
+        if isinstance(store, FolderStore):
+            lsn = restore_snapshot(Files(), store.root / name, data_dir)
+        else:
+            lsn = fetch(Files(), store, read_backup(store, name), data_dir)
     click.echo(f"{data_dir}: {join_url(store.shown, name)} as of LSN {lsn}")
 
 

@@ -14,6 +14,7 @@ from gatherd_server.cli.options import (
     read_default,
     read_optimizer,
 )
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import data_dir_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
@@ -78,7 +79,7 @@ def create(
         default,
         optimizer=trained,
     )
-    with open_data_dir(data_dir, create=True) as opened:
+    with open_data_dir(data_dir, create=True) as opened, Progress(f"creating {name}"):
         opened.add_table(table)
     byte_count = rows * dim * table.dtype.itemsize
     click.echo(f"{name}: {rows} rows of {dim} {dtype} ({byte_count / 1e6:.1f} MB) in {data_dir}")

@@ -26,6 +26,7 @@ from gatherd_server.types import (
     ChangeResult,
     CreateTable,
     DeleteTable,
+    DeleteVersion,
     Publish,
     Rollback,
     SetOptimizer,
@@ -70,7 +71,7 @@ def open_data_dir(
                 own_data_dir(path, create=create, keep_versions=keep)
             )
         except DataDirInUse:
-            if not _has_server(path):
+            if not has_server(path):
                 raise
             if keep_versions is not None:
                 raise FailedPrecondition(
@@ -92,7 +93,7 @@ def _served(path: Path) -> Iterator[ServedDataDir]:
         yield ServedDataDir(files, path, client)
 
 
-def _has_server(path: Path) -> bool:
+def has_server(path: Path) -> bool:
     """Whether a server listens on the data dir's socket."""
     folder, address = open_beside(path, SERVER_SOCKET_NAME)
     try:
@@ -130,6 +131,8 @@ def ask(client: Client, change: TableChange) -> ChangeResult:
             done = client.add_staged_table(table, staged, timeout=seconds)
         case DeleteTable(table):
             done = client.delete_table(table, timeout=seconds)
+        case DeleteVersion(table, version):
+            done = client.delete_version(table, version, timeout=seconds)
         case Publish(table, staged, if_version):
             insisted = _given(if_version)
             done = client.publish(table, staged=staged, if_version=insisted, timeout=seconds)

@@ -16,7 +16,6 @@ of one LSN, export from a snapshot or a superseded version.
 
 import json
 import struct
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from enum import Enum
@@ -32,6 +31,7 @@ from gatherd import Client, TableInfo
 from gatherd.errors import AlreadyExists, BadFile, InvalidArgument, StorageError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.format import npy_header
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.storage.files import Files
@@ -157,15 +157,10 @@ class _Source:
 
     def chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
         """Ids, (n,), and rows, (n, dim) in the dtype's storage, in order; shows the progress."""
-        with click.progressbar(
-            length=max(1, self.row_count),
-            label=f"exporting {self.name}",
-            file=sys.stderr,
-            hidden=not sys.stderr.isatty(),
-        ) as bar:
+        with Progress(f"exporting {self.name}", self.row_count, "rows") as shown:
             for ids in self.ids():
                 yield ids, self._rows(ids)
-                bar.update(ids.size)
+                shown.done += ids.size
 
     def ids(self) -> Iterator[NDArray[np.int64]]:
         """All ids, a chunk at a time."""

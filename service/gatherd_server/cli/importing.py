@@ -1,6 +1,5 @@
 """`gatherd import` and `gatherd publish`: their options, progress bar and summary."""
 
-import sys
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from gatherd_server.cli.options import (
     read_default,
     read_optimizer,
 )
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, data_dir_options, need_data_dir, target_options
 from gatherd_server.cli.typed import FILE, TABLE
 from gatherd_server.cli.versions import if_version_option, keep_versions_option, publish_copy
@@ -162,7 +162,8 @@ class _Reading:
             words=self.words,
             limit=self.limit,
         )
-        return stack.enter_context(open_sources(sources, opening))
+        with Progress(f"opening {Path(sources[0]).name}"):
+            return stack.enter_context(open_sources(sources, opening))
 
     def options(
         self, default_vector: NDArray[np.float32] | None, trained: Optimizer | None
@@ -300,21 +301,12 @@ def _imported(
     sources: tuple[str, ...],
     new_version: NewVersion | None = None,
 ) -> ImportSummary:
-    with click.progressbar(
-        length=source.total or 1,
-        label=f"importing {name}",
-        file=sys.stderr,
-        hidden=not sys.stderr.isatty(),
-    ) as bar:
-        return import_rows(
-            data_dir,
-            name,
-            source,
-            options,
-            _origin(sources),
-            lambda done: _show(bar, done),
-            new_version,
-        )
+    with Progress(f"importing {name}", source.total or 0, "B") as shown:
+
+        def note(done: int) -> None:
+            shown.done = done
+
+        return import_rows(data_dir, name, source, options, _origin(sources), note, new_version)
 
 
 def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
@@ -328,10 +320,6 @@ def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
             location = str(Path(location).resolve())
         locations.append(location + hash_sign + part)
     return {"imported": locations}
-
-
-def _show(bar: Any, done: int) -> None:
-    bar.update(max(0, min(done, bar.length) - bar.pos))
 
 
 def _tell(name: str, summary: ImportSummary, data_dir: Path) -> None:

@@ -13,6 +13,7 @@ from gatherd.store.catalog import read_catalog, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd_server.cli.exit_codes import ExitCode
 from gatherd_server.cli.options import optimizer_options, read_optimizer
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import data_dir_options
 from gatherd_server.cli.typed import FILE, TABLE
 from gatherd_server.data_dir.estimate import WORKER_PRIVATE_BYTES, Estimate, estimate_source
@@ -80,7 +81,8 @@ def _verify(data_dir: Path, name: str, version: int, *, repair: bool) -> bool:
 
 def _verify_log(data_dir: Path) -> bool:
     try:
-        found = verify_log(data_dir)
+        with Progress("verifying log"):
+            found = verify_log(data_dir)
     except GatherdError as error:
         click.echo(f"log: {error.message}", err=True)
         return False
@@ -99,16 +101,12 @@ def _verify_snapshot(snapshot: Path) -> bool:
 
 def _problem(what: str, steps: Iterator[int]) -> str | None:
     """The problem that a check finds, or None; `steps` yields the bytes checked so far."""
-    checked_bytes = 0
-    try:
-        for checked_bytes in steps:
-            if sys.stderr.isatty():
-                click.echo(f"\r{what}: {checked_bytes / MB:.0f} MB", nl=False, err=True)
-    except GatherdError as error:
-        return error.message
-    finally:
-        if checked_bytes and sys.stderr.isatty():
-            click.echo("\r", nl=False, err=True)
+    with Progress(f"verifying {what}", unit="B") as shown:
+        try:
+            for checked_bytes in steps:
+                shown.done = checked_bytes
+        except GatherdError as error:
+            return error.message
     return None
 
 
@@ -150,7 +148,7 @@ def plan(
     if sources and rows is None and dim is None:
         with tempfile.TemporaryDirectory() as folder:
             options = OpenOptions(_spool_to(Path(folder)), key_column, keys)
-            with open_sources(sources, options) as source:
+            with open_sources(sources, options) as source, Progress(f"reading {source.name}"):
                 estimate = estimate_source(source, target, trained)
     elif not sources and rows is not None and dim is not None:
         estimate = Estimate(rows, dim, target or DType.FLOAT32, optimizer=trained)

@@ -1,13 +1,20 @@
 """`gatherd kernels`: compiles ahead what the first `gatherd serve` would compile."""
 
 import os
+import sys
 import time
 from pathlib import Path
 
 import click
 
 from gatherd.errors import FailedPrecondition
-from gatherd_server.processes.compiling import are_compiled, cache_folder, compile_kernels
+from gatherd_server.cli.progress import Progress
+from gatherd_server.processes.compiling import (
+    COMPILING,
+    are_compiled,
+    cache_folder,
+    compile_kernels,
+)
 from gatherd_server.processes.kernel_cache import use_kernel_cache
 
 
@@ -38,11 +45,14 @@ def kernels(data_dir: Path | None) -> None:
         click.echo(f"every kernel is compiled already, in {where}")
         return
     begin = time.monotonic()
-    for progress in compile_kernels():
-        seconds = time.monotonic() - begin
-        click.echo(
-            f"compiling kernels: {progress.done} of {progress.total} modules, {seconds:.0f} s"
-        )
+    with Progress(COMPILING, unit="modules") as shown:
+        for progress in compile_kernels():
+            shown.done, shown.total = progress.done, progress.total
+            if not sys.stderr.isatty():
+                seconds = time.monotonic() - begin
+                click.echo(
+                    f"{COMPILING}: {progress.done} of {progress.total} modules, {seconds:.0f} s"
+                )
     if not are_compiled():
         raise FailedPrecondition("not every kernel could be compiled")
     click.echo(f"every kernel is compiled, in {folder}")

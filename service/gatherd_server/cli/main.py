@@ -1,20 +1,22 @@
 """The `gatherd` command: the group of all commands."""
 
-import importlib.metadata
-
 import click
 from click.shell_completion import get_completion_class
 
+from gatherd_server.build import this_build
 from gatherd_server.cli.backups import backup, backups, restore
 from gatherd_server.cli.bench import bench
 from gatherd_server.cli.creating import create
+from gatherd_server.cli.describing import info, ping
 from gatherd_server.cli.exporting import export
 from gatherd_server.cli.importing import import_table, publish
 from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.kernels import kernels
+from gatherd_server.cli.keys import keys
 from gatherd_server.cli.looking_up import lookup, tables
 from gatherd_server.cli.neighbors import neighbors
 from gatherd_server.cli.serving import serve, show_config
+from gatherd_server.cli.snapshots import snapshots
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
 from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
@@ -23,10 +25,24 @@ from gatherd_server.cli.versions import delete, rollback, set_optimizer, snapsho
 from gatherd_server.processes.descriptors import raise_limit
 
 
+def _print_version(ctx: click.Context, _: click.Parameter, given: bool) -> None:
+    """Asked for only here, because in a checkout it starts git."""
+    if given and not ctx.resilient_parsing:
+        click.echo(str(this_build()))
+        ctx.exit()
+
+
 @click.group(
     cls=Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100}
 )
-@click.version_option(importlib.metadata.version("gatherd"), prog_name="gatherd")
+@click.option(
+    "--version",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=_print_version,
+    help="Print the version and the commit, and exit.",
+)
 def cli() -> None:
     """Serve embedding tables over the network as if they were local arrays.
 
@@ -46,9 +62,11 @@ def cli() -> None:
 cli.add_command(serve)
 for command in (create, import_table, publish, plan, verify, export):
     cli.add_command(command)
-for command in (tables, lookup, neighbors, scatter_add, apply_gradients, assign):
+for command in (tables, info, keys, lookup, neighbors, scatter_add, apply_gradients, assign):
     cli.add_command(command)
-for command in (versions, rollback, set_optimizer, delete, snapshot, token, bench, top):
+for command in (versions, rollback, set_optimizer, delete, snapshot, snapshots):
+    cli.add_command(command)
+for command in (token, ping, bench, top):
     cli.add_command(command)
 for command in (backup, backups, restore, kernels, show_config):
     cli.add_command(command)

@@ -4,10 +4,13 @@ The server's messages and the SDK's name facts and arguments; here the options o
 known, and what was typed.
 """
 
+import re
+
 import click
 
 from gatherd.errors import (
     AlreadyExists,
+    BadFile,
     GatherdError,
     KeyNotFound,
     TableNotFound,
@@ -18,6 +21,13 @@ from gatherd.errors import (
 from gatherd_server.cli.target import DEFAULT_URL
 from gatherd_server.cli.typed import retyped, with_target
 
+# As gatherd.transports.mismatch has it.
+_URL = re.compile(r"so the URL is (\S+)$")
+
+
+# Commands that read a data dir, and not a file of the user's.
+_READERS = frozenset({"lookup", "tables", "versions", "rollback", "publish", "snapshot", "export"})
+
 
 def explained(error: GatherdError, context: click.Context) -> str:
     """The message of an error that ended a command, with the next step."""
@@ -27,6 +37,11 @@ def explained(error: GatherdError, context: click.Context) -> str:
 
 def _step(error: GatherdError, context: click.Context) -> str:
     verb = context.info_name or ""
+    url = _URL.search(error.message)
+    if url is not None:
+        return f"type: {retyped(without=('url', 'data_dir'), add=('--url', url[1]))}"
+    if "by ca=FILE" in error.message:
+        return f"on the command line: {retyped(without=('ca',), add=('--ca', 'FILE'))}"
     if isinstance(error, Unauthenticated) and "certificate" not in error.message:
         return "give the token by --token-file FILE, or in GATHERD_TOKEN; `gatherd token` makes one"
     if isinstance(error, Unauthenticated):
@@ -37,6 +52,8 @@ def _step(error: GatherdError, context: click.Context) -> str:
         return f"to list versions: {with_target('versions', error.metadata['table'])}"
     if isinstance(error, KeyNotFound) and verb == "lookup":
         return f"to get zeros instead: {retyped(add=('--missing', 'zero'), without=('missing',))}"
+    if isinstance(error, BadFile) and verb in _READERS:
+        return f"to see all that is damaged: {with_target('verify')}"
     if isinstance(error, Unavailable) and "can't connect" in error.message:
         asked = "" if context.params.get("url") else f" ({DEFAULT_URL} is what is asked by default)"
         return (

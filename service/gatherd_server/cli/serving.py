@@ -4,24 +4,32 @@ import json
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import Enum
 from pathlib import Path
 from typing import Any, get_origin
 
 import click
 
+from gatherd.errors import GatherdError
+from gatherd_server.cli.exit_codes import exit_code
+from gatherd_server.cli.next_steps import explained
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.typed import FILE
 from gatherd_server.configuration import (
     Configuration,
     choices_of,
     load_configuration,
+    log_format_of,
     masked,
     option_of,
 )
 from gatherd_server.errors import ConfigError
-from gatherd_server.observe.logs import LogFormat, configure_logging, line_of
+from gatherd_server.observe.logs import LogFormat, configure_logging, line_of, stderr_in
 from gatherd_server.processes.checking import check_start
+from gatherd_server.processes.compiling import COMPILING
+from gatherd_server.processes.compiling import Progress as Compiled
 from gatherd_server.processes.supervisor import Addresses, Supervisor
 from gatherd_server.settings import ServeSettings
 
@@ -84,21 +92,49 @@ def serve(config: Path | None, check: bool, **options: Any) -> None:
     or in a TOML file (workers = 4). SIGTERM or Ctrl-C drains: what was accepted is answered.
     """
     given = _given(options)
-    configuration = load_configuration(given, config)
+    log_format = log_format_of(given, config)
+    with _errors_in(LogFormat.TEXT if check else log_format):
+        configuration = load_configuration(given, config)
+        try:
+            if check:
+                for line in check_start(configuration.settings):
+                    click.echo(line)
+                return
+            _run(configuration, lambda: load_configuration(given, config).settings)
+        except ConfigError as error:
+            raise configuration.located(error) from None
+
+
+def _run(configuration: Configuration, read_settings: Callable[[], ServeSettings]) -> None:
     settings = configuration.settings
-    try:
-        if check:
-            for line in check_start(settings):
-                click.echo(line)
-            return
-        configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format)
+    with stderr_in(settings.log_format):
+        is_watched = sys.stderr.isatty() and settings.log_format is LogFormat.TEXT
         Supervisor(
             settings,
             lambda addresses: _announce(settings, addresses),
-            lambda: load_configuration(given, config).settings,
+            read_settings,
+            _show_compiling if is_watched else None,
         ).run()
-    except ConfigError as error:
-        raise configuration.located(error) from None
+
+
+def _show_compiling(steps: Iterator[Compiled]) -> None:
+    with Progress(COMPILING, unit="modules") as shown:
+        for step in steps:
+            shown.done, shown.total = step.done, step.total
+
+
+@contextmanager
+def _errors_in(log_format: LogFormat) -> Iterator[None]:
+    """Inside, an error ends the command by a line of JSON, if that is the log's format."""
+    try:
+        yield
+    except GatherdError as error:
+        if log_format is LogFormat.TEXT:
+            raise
+        context = click.get_current_context()
+        click.echo(line_of(explained(error, context), level=logging.CRITICAL), err=True)
+        context.exit(exit_code(type(error)))
 
 
 def _announce(settings: ServeSettings, addresses: Addresses) -> None:

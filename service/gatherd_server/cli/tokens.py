@@ -1,5 +1,6 @@
-"""`gatherd token`: makes and revokes the tokens of a server."""
+"""`gatherd token`: makes, revokes and lists the tokens of a server."""
 
+import json
 import os
 from pathlib import Path
 
@@ -7,11 +8,16 @@ import click
 
 from gatherd.errors import AlreadyExists, InvalidArgument, StorageError
 from gatherd_server.access.callers import Scope
-from gatherd_server.access.token_file import add_token, make_grant, revoke_token
+from gatherd_server.access.token_file import (
+    add_token,
+    make_grant,
+    read_tokens,
+    revoke_token,
+)
 
 
 @click.command()
-@click.argument("name")
+@click.argument("name", required=False)
 @click.option(
     "--tokens",
     type=click.Path(path_type=Path),
@@ -41,8 +47,10 @@ from gatherd_server.access.token_file import add_token, make_grant, revoke_token
     help="A new file for the token, that its owner alone may read, instead of printing it.",
 )
 @click.option("--revoke", is_flag=True, help="Take the token called NAME out of the file.")
+@click.option("--list", "lists", is_flag=True, help="List what each token is for; none is shown.")
+@click.option("--json", "as_json", is_flag=True, help="With --list: as JSON, for programs.")
 def token(
-    name: str,
+    name: str | None,
     tokens: Path,
     scopes: tuple[str, ...],
     tables: tuple[str, ...],
@@ -50,6 +58,8 @@ def token(
     concurrency: int | None,
     out: Path | None,
     revoke: bool,
+    lists: bool,
+    as_json: bool,
 ) -> None:
     """Make a token called NAME, enter its hash into a file, and print it: it is kept nowhere.
 
@@ -59,7 +69,15 @@ def token(
         gatherd token ranker --scope read --table 'items*' --tokens ./tokens
         gatherd token trainer --scope read --scope update --table items --rate 100 --tokens ./tokens
         gatherd token ranker --revoke --tokens ./tokens
+        gatherd token --list --tokens ./tokens
     """
+    if lists or as_json:
+        if not lists or name or revoke or scopes or tables or rate or concurrency or out:
+            raise InvalidArgument("--list takes no other option than --json and --tokens")
+        _list(tokens, as_json)
+        return
+    if name is None:
+        raise click.UsageError("give the token's NAME, or --list")
     if revoke:
         if scopes or tables or rate is not None or concurrency is not None or out is not None:
             raise InvalidArgument("--revoke takes no other option than --tokens")
@@ -87,3 +105,29 @@ def token(
         out.unlink(missing_ok=True)
         raise
     click.echo(f"{name}: its token is in {out}")
+
+
+def _list(tokens: Path, as_json: bool) -> None:
+    grants = sorted(read_tokens(tokens).values(), key=lambda grant: grant.name)
+    if as_json:
+        rows = [
+            {
+                "name": grant.name,
+                "scopes": sorted(scope.value for scope in grant.scopes),
+                "tables": list(grant.tables),
+                "rate": grant.rate,
+                "concurrency": grant.concurrency,
+            }
+            for grant in grants
+        ]
+        click.echo(json.dumps({"tokens": rows}))
+        return
+    width = max(4, *(len(grant.name) for grant in grants))
+    click.echo(f"{'NAME':{width}}  {'SCOPES':26}  {'RATE':>8}  {'AT ONCE':>7}  TABLES")
+    for grant in grants:
+        scopes = ",".join(sorted(scope.value for scope in grant.scopes))
+        rate = "-" if grant.rate is None else f"{grant.rate:g}/s"
+        click.echo(
+            f"{grant.name:{width}}  {scopes:26}  {rate:>8}  {grant.concurrency or '-':>7}  "
+            f"{' '.join(grant.tables) or '-'}"
+        )

@@ -4,6 +4,7 @@ A proposal is what the user typed with something left out or added, so that it c
 printed. `Table` also completes the names of tables in a shell.
 """
 
+import os
 import shlex
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any, Final
@@ -17,6 +18,7 @@ from gatherd_server.cli.target import choose
 
 _META: Final = "gatherd.typed"
 COMPLETION_SECONDS: Final = 2.0
+FILES_MAX: Final = 1000
 URL_SCHEMES: Final = ("http://", "https://", "grpc://", "grpcs://", "unix:", "local:")
 
 
@@ -140,8 +142,20 @@ class File(click.types.StringParamType):
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[CompletionItem]:
-        """Files, by the shell's own rules."""
-        return [CompletionItem(incomplete, type="file")]
+        """Files, by the shell's own rules; behind NAME= by ours, as zsh and fish ask for them."""
+        name, equals, start = incomplete.partition("=")
+        if not equals:
+            return [CompletionItem(incomplete, type="file")]
+        folder, slash, beginning = start.rpartition("/")
+        try:
+            entries = sorted(os.scandir(f"{folder}{slash}" or "."), key=lambda one: one.name)
+        except OSError:
+            return []
+        return [
+            CompletionItem(f"{name}={folder}{slash}{one.name}{'/' * one.is_dir()}")
+            for one in entries
+            if one.name.startswith(beginning)
+        ][:FILES_MAX]
 
 
 TABLE: Final = Table()

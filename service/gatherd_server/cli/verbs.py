@@ -1,4 +1,4 @@
-"""The group of all commands: how each ends by an error, and what help says of it."""
+"""The groups of commands: how each command ends by an error, and what help says of it."""
 
 import functools
 from collections.abc import Callable
@@ -48,6 +48,18 @@ class Verbs(click.Group):
         ]
         with formatter.section("Commands"):
             formatter.write_dl(shown)
+
+
+class Subverbs(Verbs):
+    """Commands below a verb, one of which is meant when none is named: `versions words` lists."""
+
+    default = "list"
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the default's name before arguments that don't begin with a command's."""
+        if not args or (args[0] not in self.commands and args[0] not in ctx.help_option_names):
+            args = [self.default, *args]
+        return super().parse_args(ctx, args)
 
 
 def _ending(callback: Callable[..., Any]) -> Callable[..., Any]:

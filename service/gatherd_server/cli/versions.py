@@ -16,13 +16,16 @@ from gatherd.errors import InvalidArgument
 from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
 from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
+from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
+from gatherd_server.cli.verbs import Subverbs
 from gatherd_server.data_dir.owning import OwnedDataDir
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import (
     ChangeResult,
     DeleteTable,
+    DeleteVersion,
     OptimizerSpec,
     Publish,
     Rollback,
@@ -48,20 +51,43 @@ def changing(
     """A function that makes a change in the data dir or at the server that was chosen."""
     if target.data_dir is not None:
         with open_data_dir(target.data_dir, keep_versions=keep_versions) as opened:
-            yield opened.change
+            yield _shown(opened.change)
         return
     if keep_versions is not None:
         raise InvalidArgument("--keep-versions is for a data dir; a server has its own setting")
     with target.connect(timeout=CHANGE_SECONDS_MAX) as client:
-        yield lambda change: ask(client, change)
+        yield _shown(lambda change: ask(client, change))
 
 
-@click.command()
+def _shown(make: Callable[[TableChange], ChangeResult]) -> Callable[[TableChange], ChangeResult]:
+    """`make`, which shows that it takes its time."""
+
+    def made(change: TableChange) -> ChangeResult:
+        with Progress(f"changing {change.table}"):
+            return make(change)
+
+    return made
+
+
+@click.group(cls=Subverbs)
+def versions() -> None:
+    """List a table's versions, or delete one.
+
+    \b
+        gatherd versions words
+        gatherd versions delete words 3
+    """
+
+
+@versions.command("list")
 @click.argument("table", type=TABLE)
 @target_options
 @click.option("--json", "as_json", is_flag=True, help="As JSON, for programs.")
-def versions(table: str, target: CommandTarget, as_json: bool) -> None:
-    """List the versions of TABLE that can be looked up or rolled back to."""
+def list_versions(table: str, target: CommandTarget, as_json: bool) -> None:
+    """List the versions of TABLE that can be looked up or rolled back to.
+
+    The word `list` can be left out.
+    """
     with target.connect() as client:
         info = client.table(table)
     if as_json:
@@ -69,6 +95,25 @@ def versions(table: str, target: CommandTarget, as_json: bool) -> None:
         return
     for version in info.versions:
         click.echo(f"{version}{'  (live)' if version == info.version else ''}")
+
+
+@versions.command("delete")
+@click.argument("table", type=TABLE)
+@click.argument("version", type=click.IntRange(1))
+@click.option("--yes", is_flag=True, help="Don't ask.")
+@target_options
+def delete_version(table: str, version: int, yes: bool, target: CommandTarget) -> None:
+    """Remove a superseded VERSION of TABLE, and free its disk space.
+
+    Refused are the live version, the one with the highest number, since no number is given twice,
+    and one that a server's lookups named in the last ten seconds.
+    """
+    if not yes:
+        where = target.data_dir or target.url
+        click.confirm(f"Remove version {version} of table {table!r} from {where}?", abort=True)
+    with changing(target) as make:
+        done = make(DeleteVersion(table, version))
+    click.echo(f"{table}: version {version} is deleted, LSN {done.lsn}")
 
 
 @click.command()
@@ -169,8 +214,9 @@ def snapshot(name: str, folder: Path | None, target: CommandTarget) -> None:
     if data_dir is None:
         if folder is not None:
             raise InvalidArgument("--to is for a data dir; a server has its own --snapshot-dir")
-        with target.connect() as client:
-            tell_snapshot(client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
+        with target.connect() as client, Progress("taking a snapshot"):
+            made = client.snapshot(name, timeout=CHANGE_SECONDS_MAX)
+        tell_snapshot(made)
         return
     with open_data_dir(data_dir) as opened:
         if isinstance(opened, ServedDataDir):
@@ -179,13 +225,16 @@ def snapshot(name: str, folder: Path | None, target: CommandTarget) -> None:
                     f"a server has data dir {data_dir} and makes snapshots in its own "
                     "--snapshot-dir; leave --to out"
                 )
-            tell_snapshot(opened.client.snapshot(name, timeout=CHANGE_SECONDS_MAX))
+            with Progress("taking a snapshot"):
+                made = opened.client.snapshot(name, timeout=CHANGE_SECONDS_MAX)
+            tell_snapshot(made)
             return
         if folder is None:
             raise InvalidArgument("no server has the data dir; say by --to where the snapshot goes")
         assert isinstance(opened, OwnedDataDir)
-        made = opened.snapshot(folder, name)
-        tell_snapshot(SnapshotResult(made.path, made.lsn))
+        with Progress("taking a snapshot"):
+            taken = opened.snapshot(folder, name)
+        tell_snapshot(SnapshotResult(taken.path, taken.lsn))
 
 
 def publish_copy(

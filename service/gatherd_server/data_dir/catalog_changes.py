@@ -7,6 +7,7 @@ record of the log, between two batches. Files that readers no longer see are del
 import secrets
 from collections.abc import Callable
 from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,7 @@ from gatherd_server.types import (
     ChangeResult,
     CreateTable,
     DeleteTable,
+    DeleteVersion,
     Publish,
     Rollback,
     SetOptimizer,
@@ -63,19 +65,32 @@ FIRST_VERSION = 1
 # All workers together may take this long to map a new version.
 PREPARE_SECONDS_MAX = 600.0
 
-PrepareReaders = Callable[[str, int], "list[Future[None]]"]
+# A reader only looks up when it answered last.
+UNUSED_SECONDS_MAX = 10.0
+
+AskReaders = Callable[[str, int], "list[Future[None]]"]
 
 
 class CatalogChanges:
     """Makes changes of the catalog through a writer. The caller makes them one at a time."""
 
-    def __init__(self, writer: Writer, limits: WriterLimits, prepare: PrepareReaders) -> None:
-        """`prepare` has every reader map a version, and returns one future for each reader."""
+    def __init__(
+        self,
+        writer: Writer,
+        limits: WriterLimits,
+        prepare: AskReaders,
+        check_unused: AskReaders,
+    ) -> None:
+        """Two questions to every reader about a version, each with one future for each reader.
+
+        `prepare` has them map it; `check_unused` raises FailedPrecondition if lookups name it.
+        """
         self._writer = writer
         self._data_dir = writer.data_dir
         self._files = writer.files
         self._limits = limits
         self._prepare = prepare
+        self._check_unused = check_unused
 
     def make(self, change: TableChange) -> ChangeResult:
         """Make a change. On return it is durable, and every reader's next request sees it."""
@@ -88,6 +103,8 @@ class CatalogChanges:
                 return self._add(table, staged)
             case DeleteTable(table):
                 return self._delete(table)
+            case DeleteVersion(table, version):
+                return self._delete_version(table, version)
             case Publish(table, staged, if_version):
                 return self._publish(table, staged, if_version)
             case Rollback(table, version, if_version):
@@ -211,11 +228,7 @@ class CatalogChanges:
                     {"table": name},
                 )
             version = max(older)
-        if version not in entry.versions:
-            kept = ", ".join(map(str, entry.versions))
-            raise VersionNotFound(
-                f"table {name!r} has no version {version}; it has {kept}", {"table": name}
-            )
+        _check_is_kept(name, entry, version)
         if entry.damage_of(version) is not None:
             self._mend(name, entry, version)
         elif version == entry.live:
@@ -229,6 +242,34 @@ class CatalogChanges:
             if self._writer.stopped is None:
                 self.freeze()
             raise
+
+    def _delete_version(self, name: str, version: int) -> ChangeResult:
+        entry = self._entry(name, LIVE_VERSION)
+        _check_is_kept(name, entry, version)
+        if version == entry.live:
+            raise FailedPrecondition(
+                f"version {version} of table {name!r} is live; publish or roll back to another one "
+                "first",
+                {"table": name},
+            )
+        if version == max(entry.versions):
+            raise FailedPrecondition(
+                f"version {version} of table {name!r} stays, because it has the highest number, "
+                "and no number is given twice; it can be deleted once another one is published",
+                {"table": name},
+            )
+        for future in self._check_unused(name, version):
+            with suppress(TimeoutError):  # lookups that fail are told that there is no such version
+                future.result(UNUSED_SECONDS_MAX)
+        kept = tuple(number for number in entry.versions if number != version)
+        damaged = tuple(one for one in entry.damaged if one.version != version)
+
+        def switch() -> int:
+            return self._replace_entry(name, replace(entry, versions=kept, damaged=damaged))
+
+        lsn = self._writer.between(switch)
+        forget(self._files, version_dir(self._data_dir, name, version))
+        return ChangeResult(entry.live, lsn)
 
     def _mend(self, name: str, entry: CatalogEntry, version: int) -> None:
         """Store the log's images into a damaged version whose files are back; else TableRefused.
@@ -364,6 +405,14 @@ def kept_versions(versions: set[int], live: int, superseded: int, keep: int) -> 
     """
     others = sorted(versions - {live}, key=lambda number: (number == superseded, number))
     return tuple(sorted({live, max(versions), *others[len(others) - min(keep, len(others)) :]}))
+
+
+def _check_is_kept(name: str, entry: CatalogEntry, version: int) -> None:
+    if version not in entry.versions:
+        kept = ", ".join(map(str, entry.versions))
+        raise VersionNotFound(
+            f"table {name!r} has no version {version}; it has {kept}", {"table": name}
+        )
 
 
 def _told(kind: Any) -> str:

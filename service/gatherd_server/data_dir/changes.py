@@ -13,16 +13,24 @@ from pathlib import Path
 from typing import TypeVar
 
 from gatherd.errors import FailedPrecondition, Overloaded, StorageError, Unavailable
-from gatherd_server.data_dir.catalog_changes import CatalogChanges, PrepareReaders
+from gatherd_server.data_dir.catalog_changes import AskReaders, CatalogChanges
 from gatherd_server.snapshots.backups.keeper import Keeper
 from gatherd_server.snapshots.schedule import Schedule
 from gatherd_server.snapshots.snapshot import (
+    delete_snapshot,
     drop_partials,
     drop_snapshots,
+    list_snapshots,
     snapshot_age_seconds,
     take_snapshot,
 )
-from gatherd_server.types import ChangeResult, SnapshotResult, TableChange, WriterLimits
+from gatherd_server.types import (
+    ChangeResult,
+    SnapshotList,
+    SnapshotResult,
+    TableChange,
+    WriterLimits,
+)
 from gatherd_server.writer.writer import RETRY_AFTER_SECONDS, Writer
 
 logger = logging.getLogger("gatherd.writer")
@@ -39,13 +47,16 @@ class Changes:
         self._writer = writer
         self._limits = limits
         self._executor = ThreadPoolExecutor(1, "changes")
+        self._lister = ThreadPoolExecutor(1, "snapshots list")
         self._waiting = 0
         self._lock = threading.Lock()
         self._schedule: Schedule | None = None
         self._keeper: Keeper | None = None
-        self._tables = CatalogChanges(writer, limits, self._prepare)
-        self.prepare: PrepareReaders = lambda _table, _version: []
+        self._tables = CatalogChanges(writer, limits, self._prepare, self._check_unused)
+        self.prepare: AskReaders = lambda _table, _version: []
         """Has every reader map a version before it becomes live; one future for each reader."""
+        self.check_unused: AskReaders = lambda _table, _version: []
+        """Asks every reader whether lookups name a version; FailedPrecondition if so."""
 
     def begin(self) -> None:
         """Finish what a crash interrupted, and take snapshots when they are due."""
@@ -70,12 +81,32 @@ class Changes:
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Engine.snapshot."""
+        folder = self._snapshot_dir()
+        return self._submit(lambda: self._taken(folder, name))
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        """See Engine.snapshots."""
+        folder = self._snapshot_dir()
+        # On a thread of its own: a snapshot that is under way may take minutes.
+        return self._submit(lambda: list_snapshots(folder), self._lister)
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """See Engine.delete_snapshot."""
+        folder = self._snapshot_dir()
+
+        def delete() -> None:
+            delete_snapshot(self._writer.files, folder, name)
+            self._writer.measures.newest_snapshot(snapshot_age_seconds(folder))
+
+        return self._submit(delete)
+
+    def _snapshot_dir(self) -> Path:
         folder = self._limits.snapshot_dir
         if folder is None:
             raise FailedPrecondition(
                 "the server has no folder for snapshots; start it with --snapshot-dir"
             )
-        return self._submit(lambda: self._taken(folder, name))
+        return folder
 
     def _taken(self, folder: Path, name: str) -> SnapshotResult:
         taken = self._writer.measures.snapshot(lambda: take_snapshot(self._writer, folder, name))
@@ -98,11 +129,17 @@ class Changes:
         if self._keeper is not None:
             self._keeper.close()
         self._executor.shutdown(wait=True, cancel_futures=True)
+        self._lister.shutdown(wait=True, cancel_futures=True)
 
     def _prepare(self, table: str, version: int) -> "list[Future[None]]":
         return self.prepare(table, version)
 
-    def _submit(self, work: Callable[[], T]) -> "Future[T]":
+    def _check_unused(self, table: str, version: int) -> "list[Future[None]]":
+        return self.check_unused(table, version)
+
+    def _submit(
+        self, work: Callable[[], T], executor: ThreadPoolExecutor | None = None
+    ) -> "Future[T]":
         with self._lock:
             if self._waiting >= CHANGES_WAITING_MAX:
                 raise Overloaded(
@@ -118,7 +155,7 @@ class Changes:
                     self._waiting -= 1
 
         try:
-            return self._executor.submit(run)
+            return (executor or self._executor).submit(run)
         except RuntimeError:
             raise Unavailable(
                 "the server is stopping", retry_after_seconds=RETRY_AFTER_SECONDS

@@ -23,7 +23,7 @@ from gatherd.store.catalog import (
     version_dir,
 )
 from gatherd.store.checksums import encode_document, read_document, read_file, verify_blocks
-from gatherd_server.snapshots.snapshot import read_snapshot, sync_tree
+from gatherd_server.snapshots.snapshot import SnapshotFiles, read_snapshot, reading, sync_tree
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.wal_format import WAL_NAME
@@ -36,6 +36,13 @@ def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str)
     Every byte of it is verified first. TableNotFound, or BadFile where the snapshot is damaged.
     """
     contents = read_snapshot(snapshot)
+    with reading(files, snapshot):
+        return _staged(files, data_dir, snapshot, contents, name), contents.lsn
+
+
+def _staged(
+    files: Files, data_dir: Path, snapshot: Path, contents: SnapshotFiles, name: str
+) -> str:
     catalog_path = snapshot / CATALOG_NAME
     catalog = decode_catalog(read_file(catalog_path), catalog_path)
     entry = catalog.tables.get(name)
@@ -63,7 +70,7 @@ def stage_from_snapshot(files: Files, data_dir: Path, snapshot: Path, name: str)
     except BaseException:
         files.remove_tree(staged)
         raise
-    return staged.name, contents.lsn
+    return staged.name
 
 
 def catch_up_restored(files: Files, data_dir: Path, entry: CatalogEntry, folder: Path) -> None:

@@ -8,12 +8,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import FailedPrecondition
+from gatherd.errors import FailedPrecondition, IdOutOfRange, KeyNotFound
+from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
-from gatherd.store.query import ByKey, NeighborsQuery
+from gatherd.store.query import ByKey, FoundKeys, KeyQuery, NeighborsQuery
 from gatherd.store.table import Gathered, Table
+from gatherd_server.build import this_build
 from gatherd_server.engine.lookup import (
     gather,
     may_wait,
@@ -29,13 +31,15 @@ from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
 from gatherd_server.link.link import Link
 from gatherd_server.observe import trail
-from gatherd_server.observe.metrics.telemetry import Telemetry
+from gatherd_server.observe.metrics.telemetry import MISSED_IDS, MISSED_KEYS, Telemetry
 from gatherd_server.types import (
     ChangeResult,
     Limits,
     Lookup,
     Push,
     PushResult,
+    ServerInfo,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     TableInfo,
@@ -58,6 +62,15 @@ class PreparedLookup:
     """Whether an event loop should let another thread run it."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedKeys:
+    """A page of keys that is still to be read."""
+
+    run: Callable[[], FoundKeys]
+    is_long: bool
+    """Whether an event loop should let another thread run it."""
+
+
 class Engine:
     """Answers lookups from the live tables. Safe to use from many threads."""
 
@@ -74,6 +87,8 @@ class Engine:
         self._tables = tables
         self._link = link
         self._means = Means(limits.default_mean_bytes_max)
+        self.is_ready = False
+        """Whether the server takes traffic; the worker sets it."""
         self._searches = Searches(limits.neighbors)
 
     def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
@@ -96,13 +111,37 @@ class Engine:
 
     def _gather(self, lookups: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
         lsn = self._tables.lsn  # before the rows, which may have later updates
-        gathered = gather(lookups, tables)
+        try:
+            gathered = gather(lookups, tables)
+        except (IdOutOfRange, KeyNotFound) as error:
+            self._count_refused(error)
+            raise
         for i, lookup in enumerate(lookups):
             if lookup.with_lsn:
                 gathered[i] = replace(gathered[i], lsn=lsn)
         for lookup, one in zip(lookups, gathered, strict=True):
             self._telemetry.gathered(lookup.table, lookup.asked.size, one.vectors.nbytes)
+            if one.status is not None:
+                by = MISSED_KEYS if isinstance(lookup.asked, ByKey) else MISSED_IDS
+                self._telemetry.missed(lookup.table, by, int(np.count_nonzero(one.status)))
+            if lookup.version != LIVE_VERSION:
+                self._count_named(lookup)
         return gathered
+
+    def _count_refused(self, error: IdOutOfRange | KeyNotFound) -> None:
+        """Count the ids or keys that a lookup was refused for."""
+        by = MISSED_KEYS if isinstance(error, KeyNotFound) else MISSED_IDS
+        self._telemetry.missed(error.metadata["table"], by, int(error.metadata["offenders"]))
+
+    def _count_named(self, lookup: Lookup) -> None:
+        """Count a lookup that named its version, if that isn't live."""
+        if self._tables.current().live_version(lookup.table) != lookup.version:
+            self.note_superseded(lookup.table, lookup.version, 1)
+
+    def note_superseded(self, name: str, version: int, lookups: int) -> None:
+        """Count lookups that a version answered that isn't live. On any thread."""
+        self._telemetry.superseded(name, lookups)
+        self._tables.note_superseded(name, version)
 
     def rows_of(self, lookup: Lookup) -> Rows | None:
         """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
@@ -119,7 +158,9 @@ class Engine:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
         if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
             return None
-        return Rows(table, asked, dtype, self._telemetry.table(lookup.table))
+        if lookup.version != LIVE_VERSION:
+            self._count_named(lookup)
+        return Rows(table, asked, dtype, self._telemetry.table(lookup.table), self._count_refused)
 
     def view(self) -> View:
         """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""
@@ -164,6 +205,27 @@ class Engine:
         (table,) = self._tables.take([(name, version)])
         return self._searches.prepare(table, query, self._check_key_bytes)
 
+    def ids_of(
+        self, name: str, keys: Keys, version: int = LIVE_VERSION, *, allow_missing: bool = False
+    ) -> tuple[NDArray[np.int64], int]:
+        """The ids of `keys`, of the same shape, and the version that answered.
+
+        Raises the errors of `lookup_many` for one table; with `allow_missing` a key without a row
+        has −1.
+        """
+        lookup = Lookup(name, ByKey(keys), version=version)
+        (table,) = resolve([lookup], self._tables, self.limits)
+        return find_ids(table, keys, allow_missing=allow_missing), table.version
+
+    def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
+        """A page of a table's keys, whose table is found.
+
+        TableNotFound, TableRefused or VersionNotFound. `run` raises what `find_keys` does.
+        """
+        table = self._tables.get(name, version)
+        is_long = query.scanned_max > KEYS_SHORT or not table.is_populated
+        return PreparedKeys(lambda: find_keys(table, query), is_long)
+
     def key_kind(self, name: str) -> str:
         """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""
         keys = self._tables.get(name).keys
@@ -204,6 +266,27 @@ class Engine:
         AlreadyExists, DiskFull, Unavailable or UpdatesStopped.
         """
         return self._writer().snapshot(name)
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        """Have the writer list the snapshots in the server's folder, oldest first.
+
+        The future raises FailedPrecondition when the server has no such folder, Unavailable or
+        UpdatesStopped.
+        """
+        return self._writer().snapshots()
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """Have the writer delete the snapshot `name`; the future ends when that is durable.
+
+        It raises NotFound, InvalidArgument for an impossible name, and FailedPrecondition for what
+        isn't a snapshot, for one that is being copied or restored, and without a folder for them.
+        """
+        return self._writer().delete_snapshot(name)
+
+    def server(self) -> ServerInfo:
+        """What answers. The first call may take a while: in a checkout it starts git."""
+        build = this_build()
+        return ServerInfo(build.version, build.commit, self.is_ready, self.updates_state())
 
     def updates_state(self) -> UpdatesState:
         """Whether updates are taken at present, and if not, why."""

@@ -5,11 +5,13 @@ reply, lets other work run in between, and sends bytes that are still in the cac
 of one version of the table; each row is whole.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gatherd.errors import IdOutOfRange, KeyNotFound
 from gatherd.store.dtypes import DType
 from gatherd.store.ids import all_in_range, flat_ids, out_of_range_error
 from gatherd.store.query import Asked, ByKey, Missing
@@ -20,15 +22,33 @@ from gatherd_server.observe.metrics.telemetry import TableSeries
 class Rows:
     """The rows of `asked`, ids or keys of shape S; every one has to exist."""
 
-    __slots__ = ("_asked", "_ids", "_table", "count", "counted", "dtype", "nbytes", "row_bytes")
+    __slots__ = (
+        *("_asked", "_ids", "_missed", "_table"),
+        *("count", "counted", "dtype", "nbytes", "row_bytes"),
+    )
 
-    def __init__(self, table: Table, asked: Asked, dtype: DType, counted: TableSeries) -> None:
-        """Reads no row. KeyNotFound for a key without a row, NoKeys in a table without keys."""
+    def __init__(
+        self,
+        table: Table,
+        asked: Asked,
+        dtype: DType,
+        counted: TableSeries,
+        missed: Callable[[IdOutOfRange | KeyNotFound], None],
+    ) -> None:
+        """Reads no row. KeyNotFound for a key without a row, NoKeys in a table without keys.
+
+        `missed` is told of KeyNotFound and IdOutOfRange, to count them.
+        """
         self._table = table
         self.counted = counted
         self._asked = asked
+        self._missed = missed
         found: NDArray[np.integer[Any]]
-        found = table.rows_of(asked, Missing.ERROR)[0] if isinstance(asked, ByKey) else asked
+        try:
+            found = table.rows_of(asked, Missing.ERROR)[0] if isinstance(asked, ByKey) else asked
+        except KeyNotFound as error:
+            missed(error)
+            raise
         self._ids = flat_ids(found)
         self.dtype = dtype
         self.count = self._ids.size
@@ -75,4 +95,6 @@ class Rows:
 
     def _raise_out_of_range(self) -> None:
         assert not isinstance(self._asked, ByKey)
-        raise out_of_range_error(self._table.name, self._asked, self._table.row_count)
+        error = out_of_range_error(self._table.name, self._asked, self._table.row_count)
+        self._missed(error)
+        raise error

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from gatherd.errors import GatherdError, TooManyFiles
+from gatherd.errors import FailedPrecondition, GatherdError, TooManyFiles
 from gatherd.store import memory
 from gatherd.store.catalog import read_default_vector
 from gatherd.store.format import read_layout
@@ -34,6 +34,11 @@ POPULATE_AT_REQUEST_BYTES_MAX = 64 << 20
 RETIRE_SECONDS = 5.0
 # Asking for the memory's state, and adding up a thousand tables, takes a millisecond.
 ROOM_SECONDS = 0.1
+
+# A superseded version that lookups named this recently isn't deleted.
+USED_SECONDS = 10.0
+# Superseded versions whose last lookup is known.
+READS_MAX = 4096
 
 # With so many page faults that waited for a disk, between two looks, tables may be evicted.
 FAULTS_MIN = 16
@@ -87,6 +92,8 @@ class ServedTables:
         self._looks = self._faults = 0
         self._files = frozenset((*tables, *refused))
         self._room = _Room(tables.values())
+        self._reads: dict[tuple[str, int], float] = {}
+        self._reads_lock = threading.Lock()
         self._live = LiveTables(
             data_dir,
             fixed=tables,
@@ -128,6 +135,38 @@ class ServedTables:
     def prepare_version(self, name: str, version: int) -> None:
         """Map and preload a version that is to become live; see LiveTables.prepare."""
         self._live.prepare(name, version, self._bring_in)
+
+    def map_file(self, source: TableSource, fd: int, version: int) -> Table:
+        """Map and preload a file that is to replace the one served as `source.name`.
+
+        BadFile or InvalidArgument when it can't be served. Takes as long as reading it.
+        """
+        table = open_source(source, fd, version)
+        self._bring_in(table)
+        return table
+
+    def replace_files(self, tables: Iterable[Table]) -> None:
+        """Serve `tables` instead of the files of the same names, from the next request on."""
+        self._live.replace_fixed({table.name: table for table in tables})
+
+    def note_superseded(self, name: str, version: int) -> None:
+        """A lookup was answered by a version that isn't live. On any thread."""
+        with self._reads_lock:
+            if len(self._reads) >= READS_MAX:
+                self._reads.clear()
+            self._reads[name, version] = time.monotonic()
+
+    def check_unused(self, name: str, version: int) -> None:
+        """FailedPrecondition when lookups of the last USED_SECONDS named a superseded version."""
+        with self._reads_lock:
+            read_at = self._reads.get((name, version), -math.inf)
+        ago = time.monotonic() - read_at
+        if ago < USED_SECONDS:
+            raise FailedPrecondition(
+                f"version {version} of table {name!r} is in use: it was looked up {ago:.1f} s ago; "
+                f"it can be deleted once it wasn't for {USED_SECONDS:g} s",
+                {"table": name, "version": str(version)},
+            )
 
     def info(self, name: str) -> TableInfo:
         """A description of `name`, refused or not. TableNotFound when it isn't there."""
@@ -214,18 +253,24 @@ def _let_go(*_tables: Table) -> None:
 
 
 def open_sources(
-    sources: Mapping[int, TableSource], data_dir: Path | None, preload: Preload
+    sources: Mapping[int, TableSource],
+    data_dir: Path | None,
+    preload: Preload,
+    versions: Sequence[int] = (),
 ) -> ServedTables:
     """Open a worker's tables: files by their descriptors, and the data dir's live versions.
+
+    `versions` are those of the files, in their order; without them all have version 1.
 
     A table that can't be opened is refused with the reason, and the others are served: a worker
     that comes back after a file was truncated has to answer for the rest.
     """
     tables: dict[str, Table] = {}
     refused: dict[str, str] = {}
-    for fd, source in sources.items():
+    numbers = versions or [1] * len(sources)
+    for (fd, source), version in zip(sources.items(), numbers, strict=True):
         try:
-            table = open_source(source, fd)
+            table = open_source(source, fd, version)
             table.preload(preload, sum(one.nbytes for one in tables.values() if one.is_populated))
         except TooManyFiles:
             raise  # the file itself is sound
@@ -238,8 +283,8 @@ def open_sources(
     return served
 
 
-def open_source(source: TableSource, fd: int) -> Table:
-    """Map a file where it lies, as version 1. BadFile or InvalidArgument when it can't be."""
+def open_source(source: TableSource, fd: int, version: int = 1) -> Table:
+    """Map a file where it lies. BadFile or InvalidArgument when it can't be."""
     layout = read_layout(fd, str(source.path), source.tensor)
     default = read_default_vector(source.default_vector) if source.default_vector else None
-    return Table.map(source.name, 1, fd, layout, default)
+    return Table.map(source.name, version, fd, layout, default)

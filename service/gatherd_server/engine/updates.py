@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import NonfiniteValues
+from gatherd.store.given import position
 from gatherd_server.types import Limits, Push, TableUpdate
 
 ROWS_NAMED_MAX = 5
@@ -24,14 +25,26 @@ def check_push(push: Push, limits: Limits) -> None:
 
 def _check_values(update: TableUpdate) -> None:
     if not np.isfinite(update.values).all():
-        raise _nonfinite(update.table, update.values.reshape(-1, update.values.shape[-1]))
+        raise _nonfinite(update.table, update.values)
 
 
 def _nonfinite(table: str, values: NDArray[np.float32]) -> NonfiniteValues:
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    finite = np.isfinite(values).reshape(-1, values.shape[-1])
+    bad = np.flatnonzero(~finite.all(axis=1))
     named = ", ".join(map(str, bad[:ROWS_NAMED_MAX]))
     more = f" and {bad.size - ROWS_NAMED_MAX} more" if bad.size > ROWS_NAMED_MAX else ""
     return NonfiniteValues(
         f"table {table!r}: the update has NaN or infinity in its values' rows {named}{more}",
-        {"table": table, "rows": named},
+        {"table": table, "rows": named, **_places(values, finite, bad[:ROWS_NAMED_MAX])},
     )
+
+
+def _places(
+    values: NDArray[np.float32], finite: NDArray[np.bool_], rows: NDArray[np.int64]
+) -> dict[str, str]:
+    """The first wrong element of each of `rows`, by its place as in values[3][0]."""
+    places = {}
+    for row in rows.tolist():
+        flat = row * finite.shape[1] + int(np.argmin(finite[row]))
+        places[position("values", flat, values.shape)] = str(values.reshape(-1)[flat])
+    return places

@@ -18,6 +18,7 @@ from gatherd_server.access.admission import METRICS_PATH, Admission, Place
 from gatherd_server.access.body_room import Held
 from gatherd_server.access.callers import NOBODY, Caller
 from gatherd_server.access.callers import Scope as Need
+from gatherd_server.access.web import Web
 from gatherd_server.http.connection_limit import Standing
 from gatherd_server.http.errors import connect_error, problem
 
@@ -34,6 +35,12 @@ _READING: Final = frozenset(("GET", "HEAD", "OPTIONS"))
 def caller_of(scope: Scope) -> Caller:
     """The caller that `Authenticate` found."""
     caller: Caller = scope[_CALLER]
+    return caller
+
+
+def known_caller(scope: Scope) -> Caller | None:
+    """The caller that `Authenticate` found, or None of a request that it refused."""
+    caller: Caller | None = scope.get(_CALLER)
     return caller
 
 
@@ -59,9 +66,10 @@ def placed(scope: Scope, place: Place, needed: Need) -> Iterator[None]:
 class Authenticate:
     """ASGI middleware: puts the caller into the scope, or answers 401, 403 or 429."""
 
-    def __init__(self, app: ASGIApp, admission: Admission) -> None:
+    def __init__(self, app: ASGIApp, admission: Admission, web: Web) -> None:
         self._app = app
         self._admission = admission
+        self._web = web
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Call the app if the caller is allowed to."""
@@ -95,25 +103,25 @@ class Authenticate:
         if standing is not None and not standing.know() and path != METRICS_PATH:
             raise standing.refusal()
         if caller.grant is None:
-            _check_origin(scope)
+            self._check_origin(scope)
         return caller
 
+    def _check_origin(self, scope: Scope) -> None:
+        """PermissionDenied for a request that a page of another site made a browser send.
 
-def _check_origin(scope: Scope) -> None:
-    """PermissionDenied for a request that a page of another site made a browser send.
-
-    A browser on the server's machine reaches a server without tokens, and sends a request without a
-    body (a rollback) without a preflight. Its Origin header names the page's site.
-    """
-    if scope["method"] in _READING:
-        return
-    headers = dict(scope["headers"])
-    origin = headers.get(b"origin")
-    if origin is None:
-        return
-    host = headers.get(b"host", b"").decode("latin-1").lower()
-    if urlsplit(origin.decode("latin-1").lower()).netloc != host:
-        raise PermissionDenied(
-            f"a page of {origin.decode('latin-1')[:128]!r} isn't of this server; "
-            "browsers of other sites aren't answered"
-        )
+        A browser on the server's machine reaches a server without tokens, and sends a request
+        without a body (a rollback) without a preflight. Its Origin header names the page's site.
+        """
+        if scope["method"] in _READING:
+            return
+        headers = dict(scope["headers"])
+        given = headers.get(b"origin")
+        if given is None:
+            return
+        origin = given.decode("latin-1").lower()
+        host = headers.get(b"host", b"").decode("latin-1").lower()
+        if urlsplit(origin).netloc != host and not self._web.allows(origin):
+            raise PermissionDenied(
+                f"a page of {origin[:128]!r} isn't of this server; browsers of other sites aren't "
+                "answered, except of those in cors_origins"
+            )

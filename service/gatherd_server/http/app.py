@@ -9,6 +9,7 @@ from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from starlette.convertors import StringConvertor, register_url_convertor
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 from starlette.routing import Match
@@ -16,13 +17,18 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd.errors import GatherdError, InvalidArgument
 from gatherd_server.access.admission import Admission
+from gatherd_server.access.web import Web
 from gatherd_server.engine.engine import Engine
+from gatherd_server.http import cross_origin
 from gatherd_server.http.access import Authenticate
+from gatherd_server.http.access_log import AccessLog
 from gatherd_server.http.connect import connect_routes
 from gatherd_server.http.errors import CatchUnexpected, allow_header, http_problem, problem
 from gatherd_server.http.health import health_routes
 from gatherd_server.http.observed import Observed
 from gatherd_server.http.offload import Offload
+from gatherd_server.http.pages import page_routes
+from gatherd_server.http.prefix import StripPrefix
 from gatherd_server.http.rest import openapi
 from gatherd_server.http.rest.lookups import lookup_routes
 from gatherd_server.http.rest.neighbors import neighbors_routes
@@ -39,15 +45,18 @@ class _TableName(StringConvertor):
 register_url_convertor("table", _TableName())
 
 
-def create_app(engine: Engine, admission: Admission, offload: Offload) -> FastAPI:
-    """Everything that the HTTP port answers: REST, Connect, health and the API's description."""
+def create_app(
+    engine: Engine, admission: Admission, offload: Offload, web: Web | None = None
+) -> FastAPI:
+    """Everything that the HTTP port answers: REST, Connect, health, and pages that describe it."""
+    web = web or Web()
     app = FastAPI(
         title="gatherd",
         summary="Embedding tables over the network as if they were local arrays.",
         description=openapi.DESCRIPTION,
         version=openapi.API_VERSION,
-        redoc_url=None,
-        swagger_ui_oauth2_redirect_url=None,
+        # pages.py has them: of this server alone, and made for each caller.
+        openapi_url=None,
         # A redirect would answer an unknown path with neither a table nor a problem body.
         redirect_slashes=False,
     )
@@ -56,15 +65,22 @@ def create_app(engine: Engine, admission: Admission, offload: Offload) -> FastAP
     app.include_router(lookup_routes(engine, admission, offload))
     app.include_router(neighbors_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
-    app.include_router(table_routes(engine, admission))
+    app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))
     app.include_router(health_routes(engine, admission, offload))
+    app.include_router(page_routes(app, engine, offload, web))
     _handle_errors(app)
     app.add_middleware(AnswerHead)
-    app.add_middleware(Authenticate, admission=admission)
+    app.add_middleware(Authenticate, admission=admission, web=web)
     app.add_middleware(CatchUnexpected)
+    if web.cors_origins:
+        app.add_middleware(CORSMiddleware, **cross_origin.options(web.cors_origins))
+    if admission.telemetry.is_access_logged:
+        app.add_middleware(AccessLog)
     app.add_middleware(Observed, telemetry=admission.telemetry)
-    openapi.describe(app, has_tokens=admission.has_tokens)
+    if web.root_path:
+        app.add_middleware(StripPrefix, prefix=web.root_path)
+    openapi.describe(app, has_tokens=admission.has_tokens, root_path=web.root_path)
     return app
 
 

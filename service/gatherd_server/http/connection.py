@@ -38,26 +38,33 @@ class Sweeper:
         self._watched: set[GuardedProtocol] = set()
         self._timer: asyncio.TimerHandle | None = None
 
-    def watch(self, connection: "GuardedProtocol") -> None:
-        """Look after a connection from here on."""
-        self._watched.add(connection)
+    def accept(self, loop: asyncio.AbstractEventLoop) -> int:
+        """A connection was accepted; returns the second, for `watch`."""
+        second = int(loop.time())
+        self._limit.accepted(second)
         if self._timer is None:
-            self._timer = connection.loop.call_later(SWEEP_SECONDS, self._sweep, connection.loop)
+            self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
+        return second
+
+    def watch(self, connection: "GuardedProtocol", accepted: int) -> None:
+        """Look after a connection from here on; its handshake, if there is one, is done."""
+        self._limit.greeted(accepted)
+        self._watched.add(connection)
 
     def forget(self, connection: "GuardedProtocol") -> None:
         """The connection is closed."""
         self._watched.discard(connection)
-        if not self._watched and self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
 
     def _sweep(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop)
         self._limit.tell()
         now = loop.time()
+        self._limit.count_handshakes(int(now))
         for connection in list(self._watched):
             if connection.is_stuck(now, self.receive_seconds):
+                self._limit.refused("slow")
                 connection.transport.abort()
+        is_needed = self._watched or self._limit.has_handshakes
+        self._timer = loop.call_later(SWEEP_SECONDS, self._sweep, loop) if is_needed else None
 
 
 @dataclass(slots=True)
@@ -86,6 +93,7 @@ class GuardedProtocol(StreamProtocol):
         self.is_local = False
         self._receiving: _Progress | None = None
         self._unread_bytes = self._unread_since = 0.0
+        self._accepted = self.sweeper.accept(self.loop)
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Called by asyncio."""
@@ -96,7 +104,7 @@ class GuardedProtocol(StreamProtocol):
         self.standing = self.limit.enter(self, self._connections_max, is_local=self.is_local)
         self.app_state[STANDING] = self.standing
         self._receiving = _Progress(self.loop.time())
-        self.sweeper.watch(self)
+        self.sweeper.watch(self, self._accepted)
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Called by asyncio."""
@@ -143,6 +151,12 @@ class GuardedProtocol(StreamProtocol):
         self._uncounted_bytes += len(data)
         if self._uncounted_bytes > HEAD_BYTES_MAX:
             self.refuse(_too_large())
+
+    def refuse(self, refused: Refused) -> None:
+        """Answer with an error, and end the connection."""
+        if not (self._is_refused or self.transport.is_closing()):
+            self.limit.refused("malformed")
+        super().refuse(refused)
 
     def _check_head(self) -> None:
         """Raise Refused for a head that is too long, too."""

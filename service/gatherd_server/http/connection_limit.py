@@ -15,11 +15,17 @@ from collections import OrderedDict
 from typing import Final, Protocol
 
 from gatherd.errors import Unavailable
-from gatherd_server.observe.metrics.names import CLOSED_CONNECTIONS, SHED_REQUESTS
+from gatherd_server.observe.metrics.names import (
+    CLOSED_CONNECTIONS,
+    REFUSED_CONNECTIONS,
+    SHED_REQUESTS,
+)
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.types import SPARE_CONNECTIONS
 
 RETRY_AFTER_SECONDS: Final = 1.0
+# A TLS handshake may take so long.
+HANDSHAKE_SECONDS: Final = 20.0
 # Strangers that are being answered are passed over; at most so many are looked at.
 STRANGERS_LOOKED_AT: Final = 64
 
@@ -74,6 +80,8 @@ class ConnectionLimit:
         self._known: set[LimitedConnection] = set()
         self._connections_max: int | None = None
         self._untold = 0
+        # Connections without a finished handshake, by the second in which they were accepted.
+        self._accepted: dict[int, int] = {}
 
     def enter(
         self, connection: LimitedConnection, connections_max: int | None, *, is_local: bool
@@ -112,6 +120,7 @@ class ConnectionLimit:
     def refusal(self) -> Unavailable:
         """See Standing.refusal."""
         self._telemetry.threads.add(SHED_REQUESTS, "connections_max")
+        self.refused("connections_max")
         self._untold += 1
         return Unavailable(
             f"the server has {len(self._known)} connections open, as many as it takes; "
@@ -119,6 +128,30 @@ class ConnectionLimit:
             {"limit": "connections_max"},
             retry_after_seconds=RETRY_AFTER_SECONDS,
         )
+
+    def refused(self, reason: str) -> None:
+        """Count a connection that was refused, or ended before its peer was done."""
+        self._telemetry.threads.add(REFUSED_CONNECTIONS, reason)
+
+    def accepted(self, second: int) -> None:
+        """A connection was accepted in this second; with TLS its handshake is to come."""
+        self._accepted[second] = self._accepted.get(second, 0) + 1
+
+    def greeted(self, second: int) -> None:
+        """One that was accepted in that second is there, its handshake done."""
+        if second in self._accepted:
+            self._accepted[second] -= 1
+
+    @property
+    def has_handshakes(self) -> bool:
+        """Whether handshakes of the last seconds are still to be counted."""
+        return bool(self._accepted)
+
+    def count_handshakes(self, second: int) -> None:
+        """Count the connections whose handshake must have failed by this second."""
+        for accepted in [one for one in self._accepted if second - one > HANDSHAKE_SECONDS + 1]:
+            for _ in range(self._accepted.pop(accepted)):
+                self.refused("handshake")
 
     def tell(self) -> None:
         """Log how many were closed and refused since the last call; called once a second."""

@@ -14,20 +14,21 @@ from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
+from google.protobuf.json_format import MessageToDict
+from google.protobuf.message import Message
 from starlette.responses import Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import Message as AsgiMessage
 
 from gatherd import errors
 from gatherd._outcome import OUTCOME, UNKNOWN
-from gatherd_proto.errors import ERROR_DOMAIN, ERROR_INFO_TYPE
 from gatherd_proto.headers import JSON, PROBLEM_JSON, RETRY_AFTER
 from gatherd_proto.procedures import PATH_PREFIX
-from gatherd_proto.v1.status_pb2 import ErrorInfo
-from gatherd_server.access.admission import RETRY_AFTER_SECONDS
 from gatherd_server.errors import unexpected
 from gatherd_server.observe import trail
 from gatherd_server.wire.checks import UPDATE_MAY_BE_DONE
 from gatherd_server.wire.codes import CODES, class_of, code_of
+from gatherd_server.wire.error_details import error_details, retry_seconds
 
 # A message quotes the request, and the quoted part can be as long as a body.
 MESSAGE_CHARS_MAX: Final = 4096
@@ -139,21 +140,29 @@ def connect_problem(
     """`error` as Connect's error JSON under another status, as for an unknown procedure."""
     trail.failed(code, error)
     metadata = tuple(_cut_values(error.metadata).items())
-    body = _connect_body(code, _cut(error.message), error.reason, metadata)
+    seconds = retry_seconds(error)
+    body = _connect_body(code, _cut(error.message), error.reason, metadata, seconds)
     return Response(body, status, dict(headers), JSON)
 
 
 @lru_cache(BODIES_MAX)
 def _connect_body(
-    code: str, message: str, reason: str, metadata: tuple[tuple[str, str], ...]
+    code: str,
+    message: str,
+    reason: str,
+    metadata: tuple[tuple[str, str], ...],
+    retry_seconds: float | None,
 ) -> bytes:
-    info = ErrorInfo(reason=reason, domain=ERROR_DOMAIN, metadata=dict(metadata))
-    detail = {
-        "type": ERROR_INFO_TYPE,
-        "value": base64.b64encode(info.SerializeToString()).rstrip(b"=").decode(),
-        "debug": {"reason": reason, "domain": ERROR_DOMAIN, "metadata": dict(metadata)},
+    details = [*map(_detail, error_details(reason, dict(metadata), retry_seconds))]
+    return orjson.dumps({"code": code, "message": message, "details": details})
+
+
+def _detail(detail: Message) -> dict[str, Any]:
+    return {
+        "type": detail.DESCRIPTOR.full_name,
+        "value": base64.b64encode(detail.SerializeToString()).rstrip(b"=").decode(),
+        "debug": MessageToDict(detail, always_print_fields_with_no_presence=True),
     }
-    return orjson.dumps({"code": code, "message": message, "details": [detail]})
 
 
 def _headers_of(error: errors.GatherdError) -> dict[str, str]:
@@ -168,10 +177,8 @@ def _headers_of(error: errors.GatherdError) -> dict[str, str]:
         if "scope" in error.metadata:
             challenge += f', scope="{error.metadata["scope"]}"'
         return {"WWW-Authenticate": challenge}
-    if not isinstance(error, errors.RetryableError):
-        return {}
-    seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS
-    return {RETRY_AFTER.title(): str(math.ceil(seconds))}
+    seconds = retry_seconds(error)
+    return {} if seconds is None else {RETRY_AFTER.title(): str(math.ceil(seconds))}
 
 
 def _cut(text: str) -> str:
@@ -198,7 +205,7 @@ class CatchUnexpected:
         """Call the app; when it raises before it has answered, answer in its place."""
         started = False
 
-        async def watched(message: Message) -> None:
+        async def watched(message: AsgiMessage) -> None:
             nonlocal started
             started = True
             await send(message)

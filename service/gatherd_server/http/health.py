@@ -1,7 +1,7 @@
 """Whether the server is alive, ready and taking updates; its metrics."""
 
+import platform
 from collections.abc import Iterator
-from importlib.metadata import version
 from typing import Any
 
 from fastapi import APIRouter, Request
@@ -10,6 +10,7 @@ from starlette.responses import Response
 from gatherd.errors import Unavailable
 from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
+from gatherd_server.build import this_build
 from gatherd_server.engine.engine import Engine
 from gatherd_server.http.access import caller_of
 from gatherd_server.http.errors import problem
@@ -63,7 +64,8 @@ def _json(value: dict[str, Any]) -> Response:
 
 def _samples(engine: Engine, *, is_per_table: bool) -> Iterator[Sample]:
     """The samples made at a scrape: tables, which all processes share, and the writer."""
-    yield Sample(names.BUILD, (version("gatherd"),), 1)
+    build = this_build()
+    yield Sample(names.BUILD, (build.version, build.commit, platform.python_version()), 1)
     state = engine.updates_state()
     if state is not UpdatesState.NONE:
         yield Sample(names.UPDATES_UP, (), int(state is UpdatesState.RUNNING))

@@ -14,6 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from gatherd_proto import procedures as proto
 from gatherd_proto.errors import CANCELED
+from gatherd_server.access.admission import PAGE_PATHS
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry, now_ns
 from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
@@ -29,7 +30,7 @@ _READYZ: Final = "readyz"
 _BY_VERB: Final = {
     procedure.name[0].lower() + procedure.name[1:]: procedure.name
     for procedure in (
-        *(proto.LOOKUP, proto.LOOKUP_BAGS, proto.KEYS_OF),
+        *(proto.LOOKUP, proto.LOOKUP_BAGS, proto.KEYS_OF, proto.IDS_OF),
         *(proto.SCATTER_ADD, proto.APPLY_GRADIENTS, proto.ASSIGN),
         *(proto.PUBLISH, proto.ROLLBACK, proto.SET_OPTIMIZER),
     )
@@ -38,7 +39,7 @@ _OF_MANY: Final = {"lookup": proto.LOOKUP_MANY.name, "lookupBags": proto.LOOKUP_
 _BY_PATH: Final = {
     procedure.path: procedure.name for procedure in proto.PROCEDURES if not procedure.is_stream
 }
-_OPERATIONS: Final = frozenset({"/metrics", "/healthz", "/readyz", "/docs", "/openapi.json"})
+_OPERATIONS: Final = frozenset({"/metrics", "/healthz", "/readyz", "/openapi.json"})
 # For answers that come from no error of ours.
 _CODE_OF_STATUS: Final[Mapping[int, str]] = {
     401: "unauthenticated",
@@ -59,6 +60,8 @@ def procedure_of(method: str, path: str) -> tuple[str, str]:
         return "connect", _BY_PATH.get(path, _UNKNOWN)
     if path in _OPERATIONS:
         return OPERATIONS_WIRE, path.strip("/")
+    if path in PAGE_PATHS:
+        return OPERATIONS_WIRE, "docs"
     return "rest", _rest_procedure(method, path)
 
 

@@ -58,7 +58,8 @@ class Refused(Exception):
 
     def response(self, url: bytes) -> Response:
         """The answer, in the error format of the wire that `url` belongs to."""
-        if url.startswith(PATH_PREFIX.encode()):
+        # A proxy's prefix may come before it.
+        if PATH_PREFIX.encode() in url.partition(b"?")[0]:
             response = connect_problem(self.error, self.status, code_of(self.error), {})
         else:
             response = http_problem(self.status, self.error.message)

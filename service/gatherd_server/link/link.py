@@ -16,6 +16,7 @@ from gatherd_server.types import (
     ChangeResult,
     Push,
     PushResult,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     UpdatesState,
@@ -23,8 +24,11 @@ from gatherd_server.types import (
 from gatherd_server.writer.commit import Submitted
 from gatherd_server.writer.writer import Writer
 
-Prepare = Callable[[str, int], None]
-"""Map a version of a table before it becomes live; raises a GatherdError if that fails."""
+AboutVersion = Callable[[str, int], None]
+"""The answer to a question about a version of a table: a GatherdError, or nothing.
+
+Either to map it before it becomes live, or whether it can be deleted because no lookup names it.
+"""
 
 
 class Link(Protocol):
@@ -38,6 +42,12 @@ class Link(Protocol):
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Engine.snapshot."""
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        """See Engine.snapshots."""
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """See Engine.delete_snapshot."""
 
     def state(self) -> UpdatesState:
         """The state of updates, as far as this process knows it."""
@@ -92,6 +102,16 @@ class DirectLink:
         self._heartbeat.check()
         return self._changes.snapshot(name)
 
+    def snapshots(self) -> "Future[SnapshotList]":
+        """See Link."""
+        self._heartbeat.check()
+        return self._changes.snapshots()
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """See Link."""
+        self._heartbeat.check()
+        return self._changes.delete_snapshot(name)
+
     def state(self) -> UpdatesState:
         """See Link."""
         if self._writer.stopped:
@@ -125,16 +145,24 @@ class RefusingLink:
         """See Link."""
         raise self._why
 
+    def snapshots(self) -> "Future[SnapshotList]":
+        """See Link."""
+        raise self._why
+
+    def delete_snapshot(self, name: str) -> "Future[None]":  # noqa: ARG002 - Link's signature
+        """See Link."""
+        raise self._why
+
     def state(self) -> UpdatesState:
         """See Link."""
         return self._state
 
 
-def in_process(prepare: Prepare) -> Callable[[str, int], "list[Future[None]]"]:
-    """`Changes.prepare` for a server whose only reader is in the writer's process."""
+def in_process(answer: AboutVersion) -> Callable[[str, int], "list[Future[None]]"]:
+    """A question of Changes to readers, if the only reader is in the writer's process."""
 
-    def prepare_here(table: str, version: int) -> "list[Future[None]]":
-        prepare(table, version)
+    def ask_here(table: str, version: int) -> "list[Future[None]]":
+        answer(table, version)
         return []
 
-    return prepare_here
+    return ask_here

@@ -29,12 +29,15 @@ from gatherd_server.types import (
     ChangeResult,
     CreateTable,
     DeleteTable,
+    DeleteVersion,
     OptimizerSpec,
     Publish,
     Push,
     PushResult,
     Rollback,
     SetOptimizer,
+    SnapshotInfo,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     TableUpdate,
@@ -46,13 +49,16 @@ from gatherd_server.writer.window import request_id_from_json, request_id_to_jso
 HEAD_BYTES = 13
 MESSAGE_BYTES_MAX = 2 << 30
 
-Result = PushResult | ChangeResult | SnapshotResult | None
+Result = PushResult | ChangeResult | SnapshotResult | SnapshotList | None
 _CHANGES: dict[str, type[Any]] = {
     cls.__name__: cls
-    for cls in (AddStaged, CreateTable, DeleteTable, Publish, Rollback, SetOptimizer)
+    for cls in (
+        *(AddStaged, CreateTable, DeleteTable, DeleteVersion),
+        *(Publish, Rollback, SetOptimizer),
+    )
 }
 _RESULTS: dict[str, type[Any]] = {
-    cls.__name__: cls for cls in (PushResult, ChangeResult, SnapshotResult)
+    cls.__name__: cls for cls in (PushResult, ChangeResult, SnapshotResult, SnapshotList)
 }
 
 
@@ -65,6 +71,9 @@ class MessageKind(IntEnum):
     PREPARE = 4  # writer to worker: map a version before it becomes live
     ANSWER = 5  # either way, to the message of the same number
     PING = 6  # worker to writer, and back with {"step": the committer's or null, "is_full"}
+    LIST_SNAPSHOTS = 7  # worker to writer
+    DELETE_SNAPSHOT = 8  # worker to writer
+    UNUSED = 9  # writer to worker: whether no lookup names a version
 
 
 def message_parts(
@@ -196,6 +205,8 @@ def unpack_answer(record: Record) -> Any:
         fields = record.directory["fields"]
         if cls is PushResult:
             return PushResult(fields["lsn"], tuple(fields["versions"]))
+        if cls is SnapshotList:
+            return SnapshotList(tuple(SnapshotInfo(**one) for one in fields["snapshots"]))
         return cls(**fields)
     reason, message, metadata, retry_after = record.directory["error"]
     known = by_reason(reason) or InternalError

@@ -15,13 +15,14 @@ from gatherd.errors import GatherdError, Overloaded, Unavailable
 from gatherd_server.errors import unexpected
 from gatherd_server.link import messages
 from gatherd_server.link.heartbeat import HUNG_SECONDS, OUTCOME_UNKNOWN, Heartbeat, lost
-from gatherd_server.link.link import Prepare
+from gatherd_server.link.link import AboutVersion
 from gatherd_server.link.messages import MessageKind, MessageReader
 from gatherd_server.storage.records import pack
 from gatherd_server.types import (
     ChangeResult,
     Push,
     PushResult,
+    SnapshotList,
     SnapshotResult,
     TableChange,
     UpdatesState,
@@ -37,17 +38,23 @@ UNSENT_BYTES_MAX = 64 << 20
 class SocketLink(asyncio.Protocol):
     """The link to the writer process. Made on the event loop; any thread may call its methods."""
 
-    def __init__(self, path: Path, prepare: Prepare, hung_seconds: float = HUNG_SECONDS) -> None:
+    def __init__(
+        self,
+        path: Path,
+        prepare: AboutVersion,
+        check_unused: AboutVersion,
+        hung_seconds: float = HUNG_SECONDS,
+    ) -> None:
         """Nothing is connected yet; call `connect`, and then `watch`."""
         self._path = path
-        self._prepare = prepare
+        self._answers = {MessageKind.PREPARE: prepare, MessageKind.UNUSED: check_unused}
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.WriteTransport | None = None
         self._reader = MessageReader()
         self._waiting: dict[int, tuple[MessageKind, Future[Any]]] = {}
         self._next_number = 0
         self._closed = False
-        # Maps the versions that the writer asks for, one by one, off the event loop.
+        # Answers the writer's questions about versions, one by one, off the event loop.
         self._preparer = ThreadPoolExecutor(1, "prepare")
         self._connecting: asyncio.Task[None] | None = None
         self._heartbeat = Heartbeat(hung_seconds)
@@ -93,6 +100,16 @@ class SocketLink(asyncio.Protocol):
         """See Link."""
         self._check()
         return self._ask(MessageKind.SNAPSHOT, pack({"name": name}, []))
+
+    def snapshots(self) -> "Future[SnapshotList]":
+        """See Link."""
+        self._check()
+        return self._ask(MessageKind.LIST_SNAPSHOTS, pack({}, []))
+
+    def delete_snapshot(self, name: str) -> "Future[None]":
+        """See Link."""
+        self._check()
+        return self._ask(MessageKind.DELETE_SNAPSHOT, pack({"name": name}, []))
 
     def state(self) -> UpdatesState:
         """See Link."""
@@ -162,8 +179,8 @@ class SocketLink(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         """See asyncio.Protocol."""
         for kind, number, record in self._reader.feed(data):
-            if kind is MessageKind.PREPARE:
-                self._preparer.submit(self._on_prepare, number, record.directory)
+            if kind in self._answers:
+                self._preparer.submit(self._on_question, kind, number, record.directory)
                 continue
             if kind is MessageKind.PING:
                 self._has_heard, self._is_asked = True, False
@@ -189,9 +206,9 @@ class SocketLink(asyncio.Protocol):
         if not self._closed:
             self._connecting = self._loop.create_task(self.connect())
 
-    def _on_prepare(self, number: int, directory: dict[str, Any]) -> None:
+    def _on_question(self, kind: MessageKind, number: int, directory: dict[str, Any]) -> None:
         try:
-            self._prepare(directory["table"], directory["version"])
+            self._answers[kind](directory["table"], directory["version"])
             answer = messages.pack_result(None)
         except GatherdError as error:
             answer = messages.pack_error(error)

@@ -22,7 +22,7 @@ logger = logging.getLogger("gatherd.writer")
 
 
 class LinkServer:
-    """The writer's end, with one connection per worker. Only `prepare` runs off the event loop."""
+    """The writer's end, with one connection for each. Only its questions run off the event loop."""
 
     def __init__(self, writer: Writer, changes: Changes) -> None:
         self.writer = writer
@@ -37,9 +37,15 @@ class LinkServer:
 
     def prepare(self, table: str, version: int) -> "list[Future[None]]":
         """Have every worker map a version; one future for each."""
+        return self._ask(MessageKind.PREPARE, table, version)
 
+    def check_unused(self, table: str, version: int) -> "list[Future[None]]":
+        """Ask every worker whether no lookup names a version; one future for each."""
+        return self._ask(MessageKind.UNUSED, table, version)
+
+    def _ask(self, kind: MessageKind, table: str, version: int) -> "list[Future[None]]":
         async def ask_all() -> "list[Future[None]]":
-            return [one.prepare(table, version) for one in self.connections]
+            return [one.ask(kind, table, version) for one in self.connections]
 
         return asyncio.run_coroutine_threadsafe(ask_all(), self.loop).result()
 
@@ -51,7 +57,7 @@ class _WorkerConnection(asyncio.Protocol):
         self._server = server
         self._reader = MessageReader()
         self._transport: asyncio.Transport | None = None
-        self._preparing: dict[int, Future[None]] = {}
+        self._asked: dict[int, Future[None]] = {}
         self._next_number = 0
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -63,8 +69,8 @@ class _WorkerConnection(asyncio.Protocol):
         """See asyncio.Protocol. When a lost worker comes back, it maps the live versions."""
         self._transport = None
         self._server.connections.discard(self)
-        preparing, self._preparing = self._preparing, {}
-        for future in preparing.values():
+        asked, self._asked = self._asked, {}
+        for future in asked.values():
             future.set_result(None)
 
     def data_received(self, data: bytes) -> None:
@@ -78,7 +84,7 @@ class _WorkerConnection(asyncio.Protocol):
             return
         for kind, number, record in received:
             if kind is MessageKind.ANSWER:
-                self._on_prepared(number, record)
+                self._on_answered(number, record)
                 continue
             if kind is MessageKind.PING:
                 writer = self._server.writer
@@ -104,6 +110,10 @@ class _WorkerConnection(asyncio.Protocol):
                 return self._server.changes.change(messages.unpack_change(record))
             case MessageKind.SNAPSHOT:
                 return self._server.changes.snapshot(record.directory["name"])
+            case MessageKind.LIST_SNAPSHOTS:
+                return self._server.changes.snapshots()
+            case MessageKind.DELETE_SNAPSHOT:
+                return self._server.changes.delete_snapshot(record.directory["name"])
         raise AssertionError(kind)
 
     def _on_done(self, number: int, done: "Future[Any]") -> None:
@@ -127,20 +137,18 @@ class _WorkerConnection(asyncio.Protocol):
         if self._transport is not None:
             self._transport.writelines(messages.message_parts(kind, number, parts))
 
-    def prepare(self, table: str, version: int) -> "Future[None]":
-        """Ask this worker to map a version."""
+    def ask(self, kind: MessageKind, table: str, version: int) -> "Future[None]":
+        """Ask this worker about a version: to map it, or whether it isn't used."""
         future: Future[None] = Future()
         self._next_number += 1
-        self._preparing[self._next_number] = future
+        self._asked[self._next_number] = future
         assert self._transport is not None
         parts = pack({"table": table, "version": version}, [])
-        self._transport.writelines(
-            messages.message_parts(MessageKind.PREPARE, self._next_number, parts)
-        )
+        self._transport.writelines(messages.message_parts(kind, self._next_number, parts))
         return future
 
-    def _on_prepared(self, number: int, record: Record) -> None:
-        future = self._preparing.pop(number)
+    def _on_answered(self, number: int, record: Record) -> None:
+        future = self._asked.pop(number)
         answer = messages.unpack_answer(record)
         if isinstance(answer, GatherdError):
             future.set_exception(answer)

@@ -17,16 +17,17 @@ class WorkerBrief:
 
     `listeners` are descriptors of listening sockets. `sources` are descriptors of the files in
     `settings.tables`, in their order: a restarted worker maps the very file that the others have
-    mapped, even if its name is gone or means another file by now. `is_restart` says that another
-    worker had this place, `number`, before. `metrics_fd` is the page in which all count. Without
-    `has_writer` this server doesn't change the data dir: there is none, or it is read-only.
-    read-only.
+    mapped, even if its name is gone or means another file by now. `versions` are theirs.
+    `is_restart` says that another worker had this place, `number`, before. `metrics_fd` is the page
+    in which all count. Without `has_writer` this server doesn't change the data dir: there is none,
+    or it is read-only.
     """
 
     settings: ServeSettings
     grpc_address: str
     listeners: tuple[int, ...]
     sources: tuple[int, ...]
+    versions: tuple[int, ...]
     is_restart: bool
     number: int
     metrics_fd: int
@@ -40,6 +41,7 @@ class WorkerBrief:
             "grpc_address": self.grpc_address,
             "listeners": self.listeners,
             "sources": self.sources,
+            "versions": self.versions,
             "is_restart": self.is_restart,
             "number": self.number,
             "metrics_fd": self.metrics_fd,
@@ -56,6 +58,7 @@ class WorkerBrief:
             document["grpc_address"],
             tuple(document["listeners"]),
             tuple(document["sources"]),
+            tuple(document["versions"]),
             document["is_restart"],
             document["number"],
             document["metrics_fd"],

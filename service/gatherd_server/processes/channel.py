@@ -1,7 +1,8 @@
 """The supervisor's channel, as its children see it: a socket on which lines arrive.
 
 A child is `python -P -m MODULE FD`, FD being its end. The first line is its brief; it answers with
-one line, ready or failed. Each later line has settings that changed. When the channel closes, for
+one line, ready or failed. Each later line has settings that changed, or a step of replacing files
+(replacing.py), whose descriptors come with it. When the channel closes, for
 any reason, the child ends: at once while it starts, in good order once it serves, and by force if
 that takes longer than its supervisor would have waited. A thread watches the channel, because a
 start can wait for something that never comes, such as the other children.
@@ -24,6 +25,7 @@ import uvloop
 
 from gatherd.errors import GatherdError
 from gatherd.store.memory import tune_allocator
+from gatherd_server.processes.child import FDS_MAX
 
 LINE_BYTES_MAX = 64 << 10
 # The status of a child that ended because its supervisor is gone.
@@ -37,6 +39,7 @@ class Channel:
         self._socket = sock
         self._lock = threading.Lock()
         self._stop_seconds: float | None = None
+        self._fds: list[int] = []
 
     @classmethod
     def from_arguments(cls) -> Self:
@@ -74,7 +77,16 @@ class Channel:
         """Say why the start failed."""
         self._tell({"event": "failed", "message": message})
 
-    def _tell(self, event: dict[str, str]) -> None:
+    def tell_mapped(self, number: int, failure: str) -> None:
+        """Say that the new files of reload `number` are mapped, or why they can't be."""
+        self._tell({"event": "mapped", "number": number, "message": failure})
+
+    def take_fds(self, count: int) -> list[int]:
+        """The descriptors that came with the line at hand, for the caller to close."""
+        taken, self._fds = self._fds[:count], self._fds[count:]
+        return taken
+
+    def _tell(self, event: dict[str, Any]) -> None:
         # The watching thread notices a supervisor that is gone.
         with suppress(OSError):
             self._socket.sendall(json.dumps(event).encode() + b"\n")
@@ -86,7 +98,7 @@ class Channel:
 
         Call it on the event loop, before anything is accepted. Until then the process ends at once
         if the supervisor is gone; afterwards it has `stop_seconds`. `on_change` is called with
-        settings that changed.
+        each line: settings that changed, or a step of replacing files.
         """
         with self._lock:
             self._stop_seconds = stop_seconds
@@ -97,9 +109,12 @@ class Channel:
         def on_channel() -> None:
             nonlocal received
             try:
-                data = self._socket.recv(LINE_BYTES_MAX)
+                data, fds, _, _ = socket.recv_fds(self._socket, LINE_BYTES_MAX, FDS_MAX)
             except OSError:
-                data = b""
+                data, fds = b"", []
+            for fd in fds:
+                os.set_inheritable(fd, False)
+            self._fds += fds
             if not data:
                 loop.remove_reader(self._socket)
                 stop.set()

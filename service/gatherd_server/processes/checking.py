@@ -1,4 +1,4 @@
-"""`gatherd serve --check`: everything that a start would refuse, found without writing anything.
+"""Checks of a start; with `gatherd serve --check` all of them, without writing anything.
 
 Left out on purpose: whether the ports are free, because a running server has them, and a data dir's
 checksums, which `gatherd verify` compares.
@@ -10,11 +10,13 @@ from collections.abc import Iterator
 from gatherd.errors import BadFile, GatherdError
 from gatherd.store.catalog import open_table, read_catalog
 from gatherd.store.shards import open_rows
+from gatherd_server.access.tls import Tls
+from gatherd_server.access.token_file import TokenFile
+from gatherd_server.access.web import ANY_ORIGIN
 from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError
 from gatherd_server.processes.descriptors import check_limit, raise_limit
 from gatherd_server.processes.sockets import check_loopback, resolved
-from gatherd_server.processes.supervisor import check_secrets
 from gatherd_server.settings import ServeSettings
 from gatherd_server.types import TableSource
 
@@ -46,6 +48,31 @@ def check_something(settings: ServeSettings, sources: list[TableSource]) -> None
     """ConfigError when there is nothing to serve."""
     if not sources and settings.data_dir is None:
         raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
+
+
+def check_secrets(settings: ServeSettings) -> bool:
+    """Whether the server authenticates its clients, or may do without.
+
+    ConfigError for tokens and certificates that the workers couldn't use.
+    """
+    if settings.tokens is not None:
+        TokenFile(settings.tokens)
+    files = settings.tls_files()
+    if files is not None:
+        Tls(files)
+    if settings.tokens is not None and settings.insecure:
+        raise ConfigError(
+            "insecure means without tokens, and tokens are given; leave one out",
+            {"settings": "insecure tokens"},
+        )
+    web = settings.web()
+    if ANY_ORIGIN in web.cors_origins and settings.tokens is None and not settings.insecure:
+        raise ConfigError(
+            "cors_origins * lets a page of any site change and delete tables by the browser of "
+            "whoever looks at it: give --tokens FILE too, or name the origins, or give --insecure",
+            {"settings": "cors_origins"},
+        )
+    return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure
 
 
 def _secrets(settings: ServeSettings) -> str:

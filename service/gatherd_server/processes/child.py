@@ -11,7 +11,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -28,6 +28,8 @@ ENVIRONMENT: Final = {
     # cores that others use too, products take ten times as long with them.
     "OPENBLAS_NUM_THREADS": "1",
 }
+# Descriptors that go with one line; the kernel takes no more at once.
+FDS_MAX: Final = 253
 _LINE_BYTES_MAX: Final = 64 << 10
 
 
@@ -74,11 +76,15 @@ class Child:
         ours.setblocking(False)
         self.selector.register(ours, selectors.EVENT_READ, self)
 
-    def tell(self, lines: bytes) -> None:
-        """Send whole lines, unless the process is ending; its successor gets a full brief."""
+    def tell(self, lines: bytes, fds: Sequence[int] = ()) -> None:
+        """Send whole lines, unless the process is ending; its successor gets a full brief.
+
+        It gets copies of the descriptors `fds`, at most FDS_MAX, with the lines' first bytes.
+        """
         if self.channel is not None:
             with suppress(OSError):
-                self.channel.sendall(lines)
+                sent = socket.send_fds(self.channel, [lines], fds) if fds else 0
+                self.channel.sendall(lines[sent:])
 
     def read(self) -> list[dict[str, Any]]:
         """Its events since the last call; the channel is closed after the last one."""

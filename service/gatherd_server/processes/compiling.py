@@ -49,6 +49,8 @@ MODULES: Final = (
 COMPILERS_MAX: Final = 8
 # How often a compilation is asked whether it is wanted still.
 LOOK_SECONDS: Final = 0.1
+# How messages call it.
+COMPILING: Final = "compiling kernels (once)"
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -21,19 +21,17 @@ from typing import Any
 
 from gatherd.errors import GatherdError
 from gatherd.store.catalog import read_catalog
-from gatherd.store.shards import open_rows
-from gatherd_server.access.tls import Tls
-from gatherd_server.access.token_file import TokenFile
 from gatherd_server.data_dir.owning import own_data_dir
-from gatherd_server.engine.tables import open_source
 from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.observe.logs import set_level
 from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_server_page
 from gatherd_server.processes.brief import WorkerBrief
+from gatherd_server.processes.checking import check_secrets, check_something
 from gatherd_server.processes.child import Child, describe_exit
-from gatherd_server.processes.compiling import are_compiled, compile_kernels
+from gatherd_server.processes.compiling import COMPILING, Progress, are_compiled, compile_kernels
 from gatherd_server.processes.descriptors import check_limit, raise_limit
 from gatherd_server.processes.kernel_cache import use_kernel_cache
+from gatherd_server.processes.replacing import Replacements
 from gatherd_server.processes.sockets import (
     SERVER_SOCKET_NAME,
     UNIX_SOCKET_MODE,
@@ -71,11 +69,14 @@ class Supervisor:
         settings: ServeSettings,
         on_ready: Callable[[Addresses], None],
         read_settings: Callable[[], ServeSettings],
+        compiling: Callable[[Iterator[Progress]], None] | None = None,
     ) -> None:
         """`on_ready` is called once, when all workers answer for the first time.
 
-        `read_settings` reads the settings anew, at SIGHUP.
+        `read_settings` reads the settings anew, at SIGHUP. `compiling` shows the progress while the
+        kernels are compiled, which the log tells by default.
         """
+        self._show_compiling = compiling or _log_compiling
         self._settings = settings
         self._on_ready = on_ready
         self._read_settings = read_settings
@@ -108,7 +109,7 @@ class Supervisor:
         self._writer_listener = self._lock_fd = self._metrics_fd = -1
         self._metrics: SupervisorMetrics | None = None
         self._listeners: list[socket.socket] = []
-        self._sources: list[int] = []
+        self._replacements = Replacements(self._count_reload)
         self._grpc_address = ""
         self._was_ready = False
         self._failure: str | None = None
@@ -127,6 +128,7 @@ class Supervisor:
                 self._step(self._next_restart())
                 if self._is_reload_due:
                     self._reload()
+                self._replacements.begin(self._workers)
                 if not self._was_ready and all(worker.is_ready for worker in self._workers):
                     self._was_ready = True
                     self._on_ready(addresses)
@@ -135,17 +137,10 @@ class Supervisor:
             raise StartError(self._failure)
 
     def _compile_kernels(self) -> None:
-        """Compile the kernels that aren't there yet, on all cores, and log how far that is."""
+        """Compile the kernels that aren't there yet, on all cores."""
         if are_compiled():
             return
-        begin = time.monotonic()
-        for progress in compile_kernels(lambda: not self._stop_signals):
-            logger.info(
-                "compiling kernels (once): %d of %d modules, %.0f s",
-                progress.done,
-                progress.total,
-                time.monotonic() - begin,
-            )
+        self._show_compiling(compile_kernels(lambda: not self._stop_signals))
 
     def _open(self, stack: ExitStack) -> Addresses:
         """Before the first spawn, check everything and take every resource that exists once."""
@@ -154,9 +149,9 @@ class Supervisor:
         self._metrics_fd = make_server_page(settings.workers)
         stack.callback(os.close, self._metrics_fd)
         self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
+        stack.callback(self._replacements.close)
         sources = settings.sources()
-        if not sources and settings.data_dir is None:
-            raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
+        check_something(settings, sources)
         is_authenticated = check_secrets(settings)
         if self._owned_dir is not None:
             owned = stack.enter_context(
@@ -172,10 +167,7 @@ class Supervisor:
                         f"table {source.name!r} is in the data dir already", {"settings": "tables"}
                     )
         for source in sources:
-            fd = open_rows(source.path, source.tensor)
-            stack.callback(os.close, fd)
-            open_source(source, fd)
-            self._sources.append(fd)
+            self._replacements.open(source)
         http = stack.enter_context(bind_http(settings.http, settings.backlog))
         if not is_authenticated:
             check_loopback("http", http.getsockname()[0])
@@ -222,7 +214,8 @@ class Supervisor:
             self._settings,
             self._grpc_address,
             listeners,
-            tuple(self._sources),
+            tuple(file.fd for file in self._replacements.files),
+            tuple(file.version for file in self._replacements.files),
             is_restart,
             number,
             self._metrics_fd,
@@ -232,7 +225,8 @@ class Supervisor:
     def _worker_inherits(self) -> tuple[int, ...]:
         own_lock = (self._lock_fd,) if self._lock_fd >= 0 and self._writer is None else ()
         listeners = (sock.fileno() for sock in self._listeners)
-        return (*listeners, *self._sources, *own_lock, self._metrics_fd)
+        files = (file.fd for file in self._replacements.files)
+        return (*listeners, *files, *own_lock, self._metrics_fd)
 
     def _writer_brief(self, is_restart: bool) -> bytes:
         settings = self._settings
@@ -283,16 +277,18 @@ class Supervisor:
             self._stop_signals += 1
 
     def _reload(self) -> None:
-        """Use the reloaded settings that may change, and tell the children."""
-        assert self._metrics is not None
-        self._is_reload_due = False
+        """Use the reloaded settings that may change, and tell the children.
+
+        Served files that were replaced are looked for next, whether or not the settings are right.
+        """
+        self._is_reload_due, self._replacements.is_due = False, True
         try:
             self._settings, ignored = merge_reloaded(self._settings, self._read_settings())
         except GatherdError as error:
-            self._metrics.reloaded("refused")
+            self._count_reload("refused")
             logger.error("the settings stay as they are: %s", error.message)  # noqa: TRY400 - says it all
             return
-        self._metrics.reloaded("done")
+        self._count_reload("done")
         set_level(self._settings.log_level)
         changed = self._settings.model_dump(mode="json", include=set(RELOADABLE))
         told = ", ".join(f"{name} {value}" for name, value in changed.items())
@@ -300,6 +296,10 @@ class Supervisor:
         logger.info("settings reloaded: %s%s", told, rest)
         for child in self._children():
             child.tell(json.dumps(changed).encode() + b"\n")
+
+    def _count_reload(self, outcome: str) -> None:
+        if self._metrics is not None:
+            self._metrics.reloaded(outcome)
 
     def _start(self, child: Child) -> None:
         if self._metrics is not None:
@@ -332,6 +332,8 @@ class Supervisor:
         if event["event"] == "ready":
             self._note_up(worker, is_up=True)
             logger.info("%s is ready", worker.name)
+        elif event["event"] == "mapped":
+            self._replacements.on_answer(event["number"], event["message"], worker, self._workers)
         elif event["event"] == "failed":
             logger.error("%s can't start: %s", worker.name, event["message"])
             if not self._was_ready:
@@ -350,6 +352,8 @@ class Supervisor:
         self._listen(worker)
         worker.close_channel()
         worker.process = None
+        if worker in self._workers:
+            self._replacements.on_exit(worker, self._workers)
         if self._stop_signals or self._failure is not None:
             return
         how = describe_exit(status)
@@ -398,19 +402,8 @@ class Supervisor:
             child.kill()
 
 
-def check_secrets(settings: ServeSettings) -> bool:
-    """Whether the server authenticates its clients, or may do without.
-
-    ConfigError for tokens and certificates that the workers couldn't use.
-    """
-    if settings.tokens is not None:
-        TokenFile(settings.tokens)
-    files = settings.tls_files()
-    if files is not None:
-        Tls(files)
-    if settings.tokens is not None and settings.insecure:
-        raise ConfigError(
-            "insecure means without tokens, and tokens are given; leave one out",
-            {"settings": "insecure tokens"},
-        )
-    return settings.tokens is not None or settings.tls_client_ca is not None or settings.insecure
+def _log_compiling(steps: Iterator[Progress]) -> None:
+    begin = time.monotonic()
+    for step in steps:
+        seconds = time.monotonic() - begin
+        logger.info("%s: %d of %d modules, %.0f s", COMPILING, step.done, step.total, seconds)

@@ -29,9 +29,11 @@ from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.engine.engine import Engine
+from gatherd_server.engine.noting_engine import NotingEngine
 from gatherd_server.engine.tables import ServedTables, open_sources
 from gatherd_server.http.app import create_app
 from gatherd_server.http.connection import guarded_protocol
+from gatherd_server.http.connection_limit import HANDSHAKE_SECONDS
 from gatherd_server.http.fast.connection import fast_protocol
 from gatherd_server.http.fast.routes import FastRoutes
 from gatherd_server.http.offload import THREADS_A_CORE, Offload
@@ -48,6 +50,7 @@ from gatherd_server.observe.metrics.names import (
 from gatherd_server.observe.metrics.telemetry import Telemetry
 from gatherd_server.processes.brief import WorkerBrief
 from gatherd_server.processes.channel import Channel, run_child
+from gatherd_server.processes.new_files import NewFiles
 from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.processes.writer import open_writer
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
@@ -65,7 +68,6 @@ SETTLE_PASSES_MAX = 20_000
 # How often the files of tokens and certificates are checked for changes.
 WATCH_SECONDS = 1.0
 # The time for a TLS handshake; after it a connection has to send a request.
-HANDSHAKE_SECONDS = 20.0
 
 
 class DrainingServer(uvicorn.Server):
@@ -134,6 +136,7 @@ class Worker:
             has_writer=brief.has_writer and settings.workers == 1,
             is_told=settings.metrics,
             is_per_table=settings.metrics_per_table,
+            is_access_logged=settings.access_log,
             traces=settings.traces,
         )
         self._tokens = TokenFile(settings.tokens) if settings.tokens is not None else None
@@ -154,24 +157,33 @@ class Worker:
             stack.push_async_callback(asyncio.to_thread, self._telemetry.close)
             owner = self._open_writer(stack)
             sources = dict(zip(self._brief.sources, settings.sources(), strict=True))
-            tables = open_sources(sources, settings.data_dir, settings.preload)
+            tables = open_sources(
+                sources, settings.data_dir, settings.preload, self._brief.versions
+            )
             for fd in self._brief.sources:
                 os.close(fd)
             compiled.warm()
             link = await self._open_link(stack, owner, tables)
             self._telemetry.pulse.before(tables.look_at_residency)
-            engine = Engine(tables, self._limits, link, self._telemetry)
+            made = NotingEngine if settings.access_log else Engine
+            engine = made(tables, self._limits, link, self._telemetry)
             for name, reason in engine.table_states().items():
                 if reason:
                     logger.error("table %r is refused: %s", name, reason)
-            answers = CompiledAnswers(engine, self._telemetry) if settings.fast_path else None
-            await self._serve(engine, answers, channel)
+            is_fast = settings.fast_path and not settings.access_log
+            answers = CompiledAnswers(engine, self._telemetry) if is_fast else None
+            files = NewFiles(tables, settings.sources(), channel)
+            await self._serve(engine, answers, channel, files)
 
     async def _serve(
-        self, engine: Engine, answers: CompiledAnswers | None, channel: Channel
+        self, engine: Engine, answers: CompiledAnswers | None, channel: Channel, files: NewFiles
     ) -> None:
         settings = self._brief.settings
-        stop = channel.closed(self._change, settings.stop_seconds)
+
+        def change(told: dict[str, Any]) -> None:
+            files.take(told) if "files" in told else self._change(told)
+
+        stop = channel.closed(change, settings.stop_seconds)
         rpc = RpcServer(
             engine,
             self._admission,
@@ -200,7 +212,7 @@ class Worker:
             await asyncio.sleep(0.005)
         # Objects made until here stay; the garbage collector needn't look at them each time.
         gc.freeze()
-        self._admission.is_ready = True
+        self._admission.is_ready = engine.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()
         watching = asyncio.ensure_future(self._watch_files())
@@ -208,7 +220,7 @@ class Worker:
             (serving, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED
         )
         watching.cancel()
-        self._admission.is_ready = False
+        self._admission.is_ready = engine.is_ready = False
         rpc.set_serving(False)
         if not serving.done():
             await asyncio.sleep(settings.unready_seconds)
@@ -278,11 +290,17 @@ class Worker:
     ) -> Link | None:
         settings = self._brief.settings
         data_dir = settings.data_dir
+
+        def check_unused(table: str, version: int) -> None:
+            self._telemetry.pulse.beat()  # the compiled answer tells then what it answered
+            tables.check_unused(table, version)
+
         if isinstance(owner, UpdatesStopped):
             return RefusingLink(owner, UpdatesState.STOPPED)
         if owner is not None:
             writer, changes = owner
             changes.prepare = in_process(tables.prepare_version)
+            changes.check_unused = in_process(check_unused)
             direct = DirectLink(writer, changes, settings.writer_hung_seconds)
             stack.push_async_callback(direct.close)
             direct.watch()
@@ -293,7 +311,7 @@ class Worker:
             return RefusingLink(_nothing_changes(data_dir), UpdatesState.NONE)
         folder, path = open_beside(data_dir, WRITER_SOCKET_NAME)
         stack.callback(os.close, folder)
-        link = SocketLink(path, tables.prepare_version, settings.writer_hung_seconds)
+        link = SocketLink(path, tables.prepare_version, check_unused, settings.writer_hung_seconds)
         stack.push_async_callback(link.close)
         await link.connect()
         link.watch()
@@ -301,21 +319,23 @@ class Worker:
 
     def _protocol(self, engine: Engine, answers: CompiledAnswers | None) -> type[asyncio.Protocol]:
         settings = self._brief.settings
+        web = settings.web()
         if answers is None:
             return guarded_protocol(settings.receive_seconds, self._telemetry)
         return fast_protocol(
-            FastRoutes(engine, self._telemetry),
+            FastRoutes(engine, self._telemetry, web.root_path),
             answers,
             self._admission,
             self._offload,
             settings.receive_seconds,
             settings.busy_poll_us,
+            has_cors=bool(web.cors_origins),
         )
 
     def _http_config(self, engine: Engine, answers: CompiledAnswers | None) -> uvicorn.Config:
         settings = self._brief.settings
         return uvicorn.Config(
-            create_app(engine, self._admission, self._offload),
+            create_app(engine, self._admission, self._offload, settings.web()),
             http=self._protocol(engine, answers),
             ws="none",
             lifespan="off",

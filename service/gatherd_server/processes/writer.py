@@ -104,6 +104,7 @@ async def _run(channel: Channel, line: bytes) -> None:
     telemetry.pulse.start()
     server = LinkServer(writer, changes)
     changes.prepare = server.prepare
+    changes.check_unused = server.check_unused
     loop = asyncio.get_running_loop()
     listener = socket.socket(fileno=brief.listener)
     stop = channel.closed(lambda changed: set_level(changed["log_level"]), brief.stop_seconds)

@@ -14,6 +14,7 @@ from gatherd_proto.headers import AUTHORIZATION
 from gatherd_proto.procedures import PATH_PREFIX, PROCEDURES
 from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
+from gatherd_server.observe.access_log import log_refusal
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.observe.trail import following
 from gatherd_server.rpc.errors import abort
@@ -64,6 +65,8 @@ class Authenticator(grpc.ServerInterceptor):
             code = code_of(error)
             trail.error = error
             note(telemetry, name if name in _PROCEDURES else "unknown", code, begun_ns, trail)
+            if telemetry.is_access_logged:
+                log_refusal(method, code, trail)
             with following(trail):
                 abort(context, error)
 

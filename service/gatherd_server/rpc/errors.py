@@ -1,31 +1,26 @@
 """The status of every gatherd error over gRPC.
 
-A status carries its details as a gatherd.v1.Status in the trailer grpc-status-details-bin, as
-google.rpc does, and, when a retry may help, the trailer retry-after, in seconds. Trailers are
-metadata, of which a peer takes 8 KiB, so quoted text in them is cut.
+The trailer grpc-status-details-bin carries the details, as a google.rpc.Status. When a retry may
+help, the trailer retry-after says after how many seconds. Trailers are metadata, of which a peer
+takes 8 KiB, so quoted text in them is cut.
 """
 
 from collections.abc import Mapping
 from typing import Final, NoReturn
 
 import grpc
-from google.protobuf.any_pb2 import Any as AnyMessage
 
 from gatherd import errors
-from gatherd_proto.errors import (
-    DETAILS_TRAILER,
-    ERROR_DOMAIN,
-    ERROR_INFO_TYPE_URL,
-    code_name,
-)
+from gatherd_proto.errors import DETAILS_TRAILER, code_name
 from gatherd_proto.headers import RETRY_AFTER
-from gatherd_proto.v1.status_pb2 import ErrorInfo, Status
-from gatherd_server.access.admission import RETRY_AFTER_SECONDS
+from gatherd_proto.v1.status_pb2 import Status
 from gatherd_server.observe import trail
 from gatherd_server.wire.codes import code_of
+from gatherd_server.wire.error_details import error_details, request_info, retry_seconds
 
 # The message is sent twice: percent-encoded, at three bytes for one, and in base64 with the
-# metadata. 3 * 1024 + (1024 + 1024) * 4 / 3 bytes and the names stay under 8 KiB.
+# details. 3 * 1024 + (1024 + 1024 + 512) * 4 / 3 bytes, the other details and the names stay under
+# 8 KiB.
 MESSAGE_BYTES_MAX: Final = 1024
 METADATA_BYTES_MAX: Final = 1024
 METADATA_VALUE_BYTES_MAX: Final = 200
@@ -38,27 +33,30 @@ def status_code(error: errors.GatherdError) -> grpc.StatusCode:
     return _BY_NAME[code_of(error)]
 
 
-def status_message(error: errors.GatherdError) -> Status:
-    """`error` as a Status with its ErrorInfo, small enough for a trailer."""
-    info = ErrorInfo(
-        reason=error.reason, domain=ERROR_DOMAIN, metadata=_cut_metadata(error.metadata)
-    )
-    detail = AnyMessage(type_url=ERROR_INFO_TYPE_URL, value=info.SerializeToString())
+def status_message(error: errors.GatherdError, request_id: str = "") -> Status:
+    """`error` as a Status with its details, small enough for a trailer."""
     number: int = status_code(error).value[0]
-    return Status(code=number, message=_cut(error.message, MESSAGE_BYTES_MAX), details=[detail])
+    status = Status(code=number, message=_cut(error.message, MESSAGE_BYTES_MAX))
+    metadata = _cut_metadata(error.metadata)
+    for detail in error_details(error.reason, metadata, retry_seconds(error)):
+        status.details.add().Pack(detail)
+    if request_id:
+        status.details.add().Pack(request_info(request_id))
+    return status
 
 
 def abort(context: grpc.ServicerContext, error: errors.GatherdError) -> NoReturn:
     """End the call with `error`'s status. Raises, as grpc's own abort does."""
-    status = status_message(error)
-    trailers: list[tuple[str, str | bytes]] = [(DETAILS_TRAILER, status.SerializeToString())]
-    if isinstance(error, errors.RetryableError):
-        seconds = error.retry_after_seconds or RETRY_AFTER_SECONDS
-        trailers.append((RETRY_AFTER, f"{seconds:g}"))
     request = trail.current()
+    request_id = "" if request is None else request.request_id
+    status = status_message(error, request_id)
+    trailers: list[tuple[str, str | bytes]] = [(DETAILS_TRAILER, status.SerializeToString())]
+    seconds = retry_seconds(error)
+    if seconds is not None:
+        trailers.append((RETRY_AFTER, f"{seconds:g}"))
     if request is not None:
         request.error = error
-        trailers.append((trail.REQUEST_ID_HEADER, request.request_id))
+        trailers.append((trail.REQUEST_ID_HEADER, request_id))
     context.set_trailing_metadata(tuple(trailers))
     context.abort(status_code(error), status.message)
 

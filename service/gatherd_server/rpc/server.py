@@ -11,9 +11,8 @@ from typing import Final
 
 import grpc
 
-# Neither package has maintained type stubs.
+# The package has no maintained type stubs.
 from grpc_health.v1 import health, health_pb2_grpc  # type: ignore[import-untyped]
-from grpc_reflection.v1alpha import reflection as grpc_reflection  # type: ignore[import-untyped]
 
 from gatherd_proto.procedures import SERVICES
 from gatherd_server.access.admission import Admission
@@ -100,10 +99,11 @@ class RpcServer:
             told, self._engine.table_states, pool, partial(check_table, self._admission)
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, BoundedServer(server, waits))
-        services = [*SERVICES, health.SERVICE_NAME]
         if self._reflection:
-            services.append(grpc_reflection.SERVICE_NAME)
-            grpc_reflection.enable_server_reflection(services, server)
+            # Here, because it is off by default.
+            from gatherd_server.rpc.reflection import add_reflection
+
+            add_reflection(server, [*SERVICES, health.SERVICE_NAME])
         try:
             if self._credentials is None:
                 port = server.add_insecure_port(self._address)

@@ -25,9 +25,11 @@ from gatherd_server.access.admission import RETRY_AFTER_SECONDS, Admission
 from gatherd_server.access.callers import ANYBODY, AnyEngine, Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.errors import unexpected
+from gatherd_server.observe.access_log import GRPC, NOBODY, Noted, noting
 from gatherd_server.observe.metrics.names import SHED_REQUESTS
 from gatherd_server.observe.metrics.telemetry import now_ns
 from gatherd_server.rpc.access import caller_of
+from gatherd_server.rpc.access_log import logged
 from gatherd_server.rpc.answers import CallAnswers
 from gatherd_server.rpc.errors import abort, status_message
 from gatherd_server.rpc.message_waits import MessageWaits
@@ -100,6 +102,8 @@ class Servicer:
         message = COMPILED.get(answered.procedure)
         if self._answers is not None and message is not None:
             handle = self._at_once(message, self._answers, handle)
+        if self._admission.telemetry.is_access_logged:
+            handle = logged(answered.procedure.path, handle, self._admission)
         return observed(answered.procedure.name, handle, self._admission.telemetry)
 
     def _at_once(self, message: int, answers: CallAnswers, whole: _Unary) -> _Unary:
@@ -170,11 +174,13 @@ class Servicer:
         except GatherdError as error:
             self._admission.telemetry.failures.note(error)
             abort(context, error)
+        is_logged = self._admission.telemetry.is_access_logged
+        answer = self._logged_answer if is_logged else self._stream_answer
         try:
             for body in reader:
                 if caller.is_revoked:
                     caller = _asked_anew(self._admission, context)
-                yield self._stream_answer(body, caller)
+                yield answer(body, caller)[0]
         finally:
             self._close_stream(reader)
         if not reader.has_ended:
@@ -211,7 +217,17 @@ class Servicer:
             RETRY_AFTER_SECONDS,
         )
 
-    def _stream_answer(self, body: bytes, caller: Caller) -> bytes:
+    def _logged_answer(self, body: bytes, caller: Caller) -> tuple[bytes, str]:
+        """`_stream_answer`, with a line in the access log."""
+        noted = Noted(GRPC, LOOKUP_STREAM.path, request_bytes=len(body))
+        noted.caller = NOBODY if caller.grant is None else caller.grant.name
+        with noting(noted):
+            reply, noted.status = self._stream_answer(body, caller)
+            noted.reply_bytes = len(reply)
+            return reply, noted.status
+
+    def _stream_answer(self, body: bytes, caller: Caller) -> tuple[bytes, str]:
+        """The reply to a message of a stream, and the code that it counts under."""
         begun_ns = now_ns()
         request = embedding_pb2.LookupStreamRequest()
         failure: GatherdError | None = None
@@ -229,11 +245,10 @@ class Servicer:
         code = "ok" if failure is None else code_of(failure)
         count(self._admission.telemetry, LOOKUP_STREAM.name, code, begun_ns)
         if failure is None:
-            return reply
+            return reply, code
         self._admission.telemetry.failures.note(failure)
-        return embedding_pb2.LookupStreamResponse(
-            id=request.id, error=status_message(failure)
-        ).SerializeToString()
+        refusal = embedding_pb2.LookupStreamResponse(id=request.id, error=status_message(failure))
+        return refusal.SerializeToString(), code
 
 
 def _read(answered: ReadProcedure) -> _General:

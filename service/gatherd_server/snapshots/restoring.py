@@ -9,6 +9,7 @@ from gatherd.store.catalog import CATALOG_NAME, STAGING_NAME
 from gatherd_server.snapshots.snapshot import (
     SnapshotFiles,
     read_snapshot,
+    reading,
     sync_tree,
     verify_snapshot,
 )
@@ -27,15 +28,16 @@ def restore(files: Files, snapshot: Path, data_dir: Path) -> int:
     """
     contents = read_snapshot(snapshot)
     check_is_empty(data_dir)
-    for _ in verify_snapshot(snapshot):
-        pass
 
     def place(name: str, target: Path) -> None:
         files.copy(snapshot / name, target)
 
-    catalog = (snapshot / CATALOG_NAME).read_bytes()
-    files.make_dirs(data_dir)
-    fill_data_dir(files, data_dir, contents, catalog, place)
+    with reading(files, snapshot):
+        for _ in verify_snapshot(snapshot):
+            pass
+        catalog = (snapshot / CATALOG_NAME).read_bytes()
+        files.make_dirs(data_dir)
+        fill_data_dir(files, data_dir, contents, catalog, place)
     return contents.lsn
 
 

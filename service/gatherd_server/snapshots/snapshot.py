@@ -16,13 +16,21 @@ and by schedule the oldest snapshots.
 import re
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from gatherd.errors import AlreadyExists, BadFile, DataDirVersion, InvalidArgument, StorageError
+from gatherd.errors import (
+    AlreadyExists,
+    BadFile,
+    DataDirVersion,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    StorageError,
+)
 from gatherd.store.catalog import (
     CATALOG_NAME,
     MANIFEST_NAME,
@@ -51,12 +59,14 @@ from gatherd_server.storage.control_writer import page_at
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.trainable import is_moving, is_trainable
 from gatherd_server.storage.wal_format import WAL_NAME
-from gatherd_server.types import SnapshotResult
+from gatherd_server.types import SnapshotInfo, SnapshotList, SnapshotResult
 from gatherd_server.writer.checkpoint import checkpoint_path
 from gatherd_server.writer.writer import Writer
 
 SNAPSHOT_NAME = "snapshot.json"
 SNAPSHOT_FORMAT = 1
+# Names of other snapshots that an error shows.
+SHOWN_MAX = 8
 # A snapshot's name is a folder's, as a table's is.
 _TIME_FORMAT = "%Y%m%dT%H%M%SZ"
 _TIMED = re.compile(r"(\d{8}T\d{6}Z)-(\d+)")
@@ -226,13 +236,62 @@ def drop_snapshots(files: Files, folder: Path, keep: int) -> None:
     """Delete the snapshots that are named by the time, except for the newest `keep`."""
     named = _timed_snapshots(folder)
     for path in named[: max(0, len(named) - keep)]:
-        # A kill on the way mustn't leave half a snapshot under its name.
-        partial = path.with_name(path.name + PARTIAL_SUFFIX)
-        with files.shared_folder(path, exclusive=True) as is_free:
-            if not is_free:
-                continue  # somebody is copying it; the next call deletes it
-            files.rename(path, partial)
-        files.remove_tree(partial)
+        _drop(files, path)  # one that is being read is deleted by the next call
+
+
+def _drop(files: Files, path: Path) -> bool:
+    """Delete a snapshot, unless somebody is reading it; whether it was deleted."""
+    # A kill on the way mustn't leave half a snapshot under its name.
+    partial = path.with_name(path.name + PARTIAL_SUFFIX)
+    with files.shared_folder(path, exclusive=True) as is_free:
+        if not is_free:
+            return False
+        files.rename(path, partial)
+    files.remove_tree(partial)
+    return True
+
+
+def delete_snapshot(files: Files, folder: Path, name: str) -> None:
+    """Delete the snapshot `name` in `folder`, durably.
+
+    InvalidArgument for an impossible name, NotFound when there is no such snapshot, with those that
+    there are; FailedPrecondition for a folder that isn't a snapshot, or has anything else in it,
+    and for a snapshot that is being copied or restored. A damaged snapshot can be deleted.
+    """
+    path = folder / check_name(name)
+    if not path.is_dir() and not path.is_symlink():
+        known = [one.name for one in snapshots_in(folder)][-SHOWN_MAX:]
+        told = f"; there is {', '.join(known)}" if known else ""
+        raise NotFound(f"there is no snapshot {name!r} in {folder}{told}", {"snapshot": name})
+    contents = set() if path.is_symlink() else {entry.name for entry in path.iterdir()}
+    if SNAPSHOT_NAME not in contents or not contents <= _CONTENTS:
+        foreign = sorted(contents - _CONTENTS)
+        why = f"has {foreign[0]!r} in it" if foreign else f"is a folder without {SNAPSHOT_NAME}"
+        if path.is_symlink():
+            why = "is a symbolic link"
+        raise FailedPrecondition(f"{path} {why}: it is no snapshot of gatherd's, and stays")
+    if not _drop(files, path):
+        raise FailedPrecondition(
+            f"snapshot {name!r} is being copied or restored; delete it when that is done",
+            {"snapshot": name},
+        )
+
+
+def list_snapshots(folder: Path) -> SnapshotList:
+    """The snapshots in `folder`, oldest first; none when it doesn't exist."""
+    infos = []
+    for path in snapshots_in(folder):
+        try:
+            found = read_snapshot(path)
+        except (BadFile, DataDirVersion) as error:
+            if not path.exists():
+                continue  # it was deleted meanwhile
+            infos.append(SnapshotInfo(path.name, str(path), damaged=error.message))
+            continue
+        created = int(found.created.timestamp())
+        infos.append(SnapshotInfo(path.name, str(path), found.lsn, created, found.byte_count))
+    infos.sort(key=lambda info: (info.created_seconds, info.lsn, info.name))
+    return SnapshotList(tuple(infos))
 
 
 def snapshot_age_seconds(folder: Path) -> float | None:
@@ -310,6 +369,18 @@ def decode_snapshot(encoded: bytes, where: str) -> SnapshotFiles:
             raise BadFile(f"{where} names {name!r}, outside of the snapshot")
         checksums[name] = FileChecksums.from_json(entry, name)
     return SnapshotFiles(lsn, created, checksums)
+
+
+@contextmanager
+def reading(files: Files, folder: Path) -> Iterator[None]:
+    """Keep the snapshot in `folder` from being deleted in the block; a kill ends that.
+
+    FailedPrecondition when it is being deleted.
+    """
+    with files.shared_folder(folder, exclusive=False) as is_held:
+        if not is_held:
+            raise FailedPrecondition(f"{folder} is being deleted")
+        yield
 
 
 def verify_snapshot(folder: Path) -> Iterator[int]:

@@ -15,11 +15,12 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, ROWS_MAX, SESSION_BYTES
+from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, LIVE_VERSION, ROWS_MAX, SESSION_BYTES
 from gatherd.store.query import Asked
 from gatherd_server.training.optimizer import check_lr
 from gatherd_server.types import (
     CreateTable,
+    DeleteVersion,
     OptimizerSpec,
     Push,
     RequestId,
@@ -124,6 +125,13 @@ def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
         if not math.isfinite(value):
             raise InvalidArgument(f"the optimizer's {option} is {value}; it must be finite")
     return OptimizerSpec(name, options)
+
+
+def deleted_version(table: str, version: int) -> DeleteVersion:
+    """The removal of a version; InvalidArgument for 0, which elsewhere means the live one."""
+    if version == LIVE_VERSION:
+        raise InvalidArgument("version is 0; name the superseded version to delete")
+    return DeleteVersion(table, version)
 
 
 def drawn_table(change: CreateTable) -> CreateTable:

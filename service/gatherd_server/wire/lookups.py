@@ -27,6 +27,8 @@ from gatherd.store.query import (
     Asked,
     BagsQuery,
     ByKey,
+    FoundKeys,
+    KeyQuery,
     Missing,
     Pooling,
     VectorForm,
@@ -161,6 +163,23 @@ def asked_keys(keys: tensor_pb2.Keys) -> ByKey:
     raise InvalidArgument("keys are neither strings nor integers")
 
 
+def ids_of_request(request: embedding_pb2.IdsOfRequest) -> tuple[str, Keys, int]:
+    """The table, keys and version of an IdsOfRequest."""
+    return request.table, asked_keys(request.keys).keys, request.version
+
+
+def ids_reply(ids: NDArray[np.int64], version: int) -> bytes:
+    """An IdsOfResponse."""
+    message = embedding_pb2.IdsOfResponse(version=version, ids=_ids_tensor(ids))
+    return message.SerializeToString()
+
+
+def _ids_tensor(ids: NDArray[np.int64]) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(
+        dtype=tensor_pb2.DTYPE_INT64, shape=ids.shape, data=ids.astype("<i8").tobytes()
+    )
+
+
 def _reply_dtype(number: int) -> DType:
     if number not in _REPLY_DTYPES:
         raise InvalidArgument(
@@ -227,10 +246,25 @@ def stream_reply(request_id: int, gathered: Gathered) -> list[Part]:
     return [head, *_nested(framing.STREAM_LOOKUP, _lookup_response(gathered))]
 
 
+def list_keys_request(request: embedding_pb2.ListKeysRequest) -> tuple[str, KeyQuery, int]:
+    """The table, query and version of a ListKeysRequest."""
+    query = KeyQuery(request.prefix, request.limit, request.start)
+    return request.table, query, request.version
+
+
 def keys_reply(keys: Keys, version: int) -> bytes:
     """A KeysOfResponse."""
     message = embedding_pb2.KeysOfResponse(version=version)
     put_keys(message.keys, keys)
+    return message.SerializeToString()
+
+
+def list_keys_reply(found: FoundKeys) -> bytes:
+    """A ListKeysResponse."""
+    message = embedding_pb2.ListKeysResponse(
+        version=found.version, ids=_ids_tensor(found.ids), next=found.next
+    )
+    put_keys(message.keys, found.keys)
     return message.SerializeToString()
 
 

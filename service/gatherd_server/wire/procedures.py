@@ -109,6 +109,21 @@ def _keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Prepare
     return PreparedReply(make, asked[1].size > KEYS_SHORT)
 
 
+def _ids_of(engine: AnyEngine, request: embedding_pb2.IdsOfRequest) -> PreparedReply:
+    table, keys, version = lookups.ids_of_request(request)
+
+    def make() -> list[Part]:
+        found = engine.ids_of(table, keys, version, allow_missing=request.allow_missing)
+        return [lookups.ids_reply(*found)]
+
+    return PreparedReply(make, keys.size > KEYS_SHORT)
+
+
+def _list_keys(engine: AnyEngine, request: embedding_pb2.ListKeysRequest) -> PreparedReply:
+    page = engine.prepare_keys(*lookups.list_keys_request(request))
+    return PreparedReply(lambda: [lookups.list_keys_reply(page.run())], page.is_long)
+
+
 def _neighbors(engine: AnyEngine, request: embedding_pb2.NeighborsRequest) -> PreparedReply:
     query = neighbors.query_of(request)
     prepared = engine.prepare_neighbors(request.table, query, request.version)
@@ -127,6 +142,10 @@ def _list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> Pr
 def _get_table(engine: AnyEngine, request: table_pb2.GetTableRequest) -> PreparedReply:
     reply = tables.get_table_reply(engine.table(request.table), engine.limits)
     return PreparedReply(lambda: [reply])
+
+
+def _get_server(engine: AnyEngine, _request: table_pb2.GetServerRequest) -> PreparedReply:
+    return PreparedReply(lambda: [tables.get_server_reply(engine.server())], is_long=True)
 
 
 def _push(procedure: Procedure, op: UpdateOp) -> UpdateProcedure:
@@ -158,15 +177,29 @@ PUSHES: Final[Mapping[Procedure, UpdateOp]] = {
 ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     *(ReadProcedure(procedure, way.prepare) for procedure, way in LOOKUPS.items()),
     ReadProcedure(proto.KEYS_OF, _keys_of),
+    ReadProcedure(proto.IDS_OF, _ids_of),
+    ReadProcedure(proto.LIST_KEYS, _list_keys),
     ReadProcedure(proto.NEIGHBORS, _neighbors),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
+    ReadProcedure(proto.GET_SERVER, _get_server, is_admitted=False, scope=None),
     *(_push(procedure, op) for procedure, op in PUSHES.items()),
     _change(proto.CREATE_TABLE, updates.create_table),
     _change(proto.DELETE_TABLE, updates.delete_table),
     _change(proto.PUBLISH, updates.publish),
     _change(proto.ROLLBACK, updates.rollback),
     _change(proto.SET_OPTIMIZER, updates.set_optimizer),
+    _change(proto.DELETE_VERSION, updates.delete_version),
     UpdateProcedure(proto.SNAPSHOT, _snapshot, updates.snapshot_reply),
+    UpdateProcedure(
+        proto.LIST_SNAPSHOTS,
+        lambda engine, _request: engine.snapshots(),
+        updates.list_snapshots_reply,
+    ),
+    UpdateProcedure(
+        proto.DELETE_SNAPSHOT,
+        lambda engine, request: engine.delete_snapshot(updates.deleted_snapshot(request)),
+        updates.delete_snapshot_reply,
+    ),
 )
 """Every unary procedure; each gets the engine that its caller may use."""

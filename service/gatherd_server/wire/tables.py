@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from gatherd_proto.v1 import table_pb2, tensor_pb2
-from gatherd_server.types import Limits, TableInfo
+from gatherd_server.types import Limits, ServerInfo, TableInfo
 from gatherd_server.wire.lookups import DTYPE_CODES
 
 
@@ -19,6 +19,13 @@ def get_table_reply(info: TableInfo, limits: Limits) -> bytes:
     """A GetTableResponse."""
     return table_pb2.GetTableResponse(
         table=_table_message(info), limits=_limits_message(limits)
+    ).SerializeToString()
+
+
+def get_server_reply(info: ServerInfo) -> bytes:
+    """A GetServerResponse."""
+    return table_pb2.GetServerResponse(
+        version=info.version, commit=info.commit, ready=info.is_ready, updates=info.updates.value
     ).SerializeToString()
 
 

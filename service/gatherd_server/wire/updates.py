@@ -11,12 +11,13 @@ from gatherd.store.dtypes import REPLY_DTYPES, DType
 from gatherd.store.ids import array_from_bytes
 from gatherd_proto.v1 import embedding_pb2, table_pb2, tensor_pb2
 from gatherd_server.data_dir.naming import check_staged
-from gatherd_server.snapshots.naming import optional_name
+from gatherd_server.snapshots.naming import check_name, optional_name
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
     CreateTable,
     DeleteTable,
+    DeleteVersion,
     Limits,
     OptimizerSpec,
     Publish,
@@ -25,6 +26,7 @@ from gatherd_server.types import (
     RequestId,
     Rollback,
     SetOptimizer,
+    SnapshotList,
     SnapshotResult,
     TableUpdate,
     UpdateOp,
@@ -134,6 +136,11 @@ def rollback(request: table_pb2.RollbackRequest) -> Rollback:
     return Rollback(request.table, request.version, request.if_version)
 
 
+def delete_version(request: table_pb2.DeleteVersionRequest) -> DeleteVersion:
+    """The removal of the version that `request` names."""
+    return checks.deleted_version(request.table, request.version)
+
+
 def set_optimizer(request: table_pb2.SetOptimizerRequest) -> SetOptimizer:
     """The optimizer that `request` asks for."""
     if not request.HasField("optimizer"):
@@ -160,6 +167,33 @@ def push_reply(result: PushResult) -> bytes:
 def change_reply(result: ChangeResult) -> bytes:
     """A ChangeResponse."""
     return table_pb2.ChangeResponse(version=result.version, lsn=result.lsn).SerializeToString()
+
+
+def deleted_snapshot(request: table_pb2.DeleteSnapshotRequest) -> str:
+    """The name of the snapshot to delete."""
+    return check_name(request.name)
+
+
+def list_snapshots_reply(listed: SnapshotList) -> bytes:
+    """A ListSnapshotsResponse."""
+    return table_pb2.ListSnapshotsResponse(
+        snapshots=(
+            table_pb2.SnapshotInfo(
+                name=one.name,
+                path=one.path,
+                lsn=one.lsn,
+                created_seconds=one.created_seconds,
+                bytes=one.byte_count,
+                damaged=one.damaged,
+            )
+            for one in listed.snapshots
+        )
+    ).SerializeToString()
+
+
+def delete_snapshot_reply(_done: None) -> bytes:
+    """A DeleteSnapshotResponse."""
+    return table_pb2.DeleteSnapshotResponse().SerializeToString()
 
 
 def snapshot_reply(result: SnapshotResult) -> bytes:

@@ -59,8 +59,13 @@ def fast_protocol(
     offload: Offload,
     receive_seconds: float = 20.0,
     busy_poll_us: int = BUSY_POLL_US,
+    *,
+    has_cors: bool = False,
 ) -> type[GuardedProtocol]:
-    """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`."""
+    """A protocol class for `uvicorn.Config(http=…)` that answers the lookups of `routes`.
+
+    With `has_cors`, requests of browsers' pages go to the application, which writes the headers.
+    """
     limit = ConnectionLimit(admission.telemetry)
     return type(
         "FastPathProtocol",
@@ -76,6 +81,7 @@ def fast_protocol(
             "limit": limit,
             "compiled": LoopAnswers(answers),
             "busy_loop": BusyLoop(busy_poll_us),
+            "has_cors": has_cors,
         },
     )
 
@@ -108,6 +114,7 @@ class _FastPath(GuardedProtocol):
     compiled: LoopAnswers
     answers: Inbox
     busy_loop: BusyLoop
+    has_cors: bool
     # uvicorn's own cycles and fast ones, which it treats alike.
     cycle: Any
     pipeline: deque[tuple[Any, Any]]
@@ -299,7 +306,7 @@ class _FastPath(GuardedProtocol):
             )
         except Unauthenticated:
             return None
-        if caller.grant is None and b"origin" in headers:
+        if b"origin" in headers and (self.has_cors or caller.grant is None):
             return None
         if not self.standing.know():
             return None

@@ -49,9 +49,7 @@ _OCTETS: Final = OCTETS.encode()
 _JSON: Final = JSON.encode()
 _ANYTHING: Final = (None, b"*/*", _JSON)
 _NO_QUERY: Final = QueryParams()
-_REST_LOOKUP: Final = re.compile(
-    rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):(lookup|lookupBags)(?:\?([^#]*))?"
-)
+_REST_LOOKUP: Final = rb"/v1/tables/([A-Za-z0-9_.-]{1,128}):(lookup|lookupBags)(?:\?([^#]*))?"
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +98,13 @@ class LookupRoute(Route, Protocol):
 class FastRoutes:
     """Finds the route of a URL."""
 
-    def __init__(self, engine: Engine, telemetry: Telemetry | None = None) -> None:
-        """Counts into `telemetry`; without it, the counts are lost."""
+    def __init__(
+        self, engine: Engine, telemetry: Telemetry | None = None, root_path: str = ""
+    ) -> None:
+        """Counts into `telemetry`; without it, the counts are lost.
+
+        URLs may begin with `root_path`, which a proxy may have removed.
+        """
         self._engine = engine
         telemetry = telemetry or Telemetry()
         self._octets = telemetry.requests("rest", LOOKUP.name)
@@ -124,6 +127,10 @@ class FastRoutes:
         for procedure, op in PUSHES.items():
             counted = telemetry.requests("connect", procedure.name)
             self._connect[procedure.path.encode()] = PushRoute(engine, op, counted)
+        prefix = root_path.encode()
+        self._connect |= {prefix + path: route for path, route in self._connect.items()}
+        self._json_of_many |= {prefix + path: route for path, route in self._json_of_many.items()}
+        self._rest = re.compile(b"(?:%b)?%b" % (re.escape(prefix), _REST_LOOKUP))
 
     def find(self, url: bytes, headers: Mapping[bytes, bytes]) -> "FastRoute | None":
         """The route of a POST to `url` with these headers; None when the fast path has none."""
@@ -133,7 +140,7 @@ class FastRoutes:
         return route if route is not None and route.takes(headers) else None
 
     def _rest_route(self, url: bytes, headers: Mapping[bytes, bytes]) -> "FastRoute | None":
-        match = _REST_LOOKUP.fullmatch(url)
+        match = self._rest.fullmatch(url)
         if match is None:
             return self._json_of_many.get(url)
         table, verb, queried = match[1].decode("ascii"), match[2], match[3]

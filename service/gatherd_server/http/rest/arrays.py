@@ -43,6 +43,15 @@ ID_DTYPES: Final = {
     name: np.dtype(name).newbyteorder("<")
     for name in ("int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64")
 }
+ARRAY_HEADERS: Final = (
+    "Gatherd-Shape",
+    "Gatherd-Dtype",
+    "Gatherd-Version",
+    "Gatherd-Status-Bytes",
+)
+"""What describes an answer's raw bytes, see `array_headers`."""
+LSN_HEADER: Final = "Gatherd-Lsn"
+"""Beside them, if it was asked for."""
 _NPY_ID_DTYPES: Final = {dtype.str: dtype for dtype in ID_DTYPES.values()}
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,20}")
 _DECIMAL_BYTES: Final = np.frombuffer(b"-0123456789", np.uint8)
@@ -306,12 +315,8 @@ def array_headers(
     shape: tuple[int, ...], dtype: DType, version: int, status_bytes: int
 ) -> dict[str, str]:
     """The headers that describe the bytes of `octet_parts` and `npy_parts`."""
-    return {
-        "Gatherd-Shape": ",".join(map(str, shape)),
-        "Gatherd-Dtype": dtype.value,
-        "Gatherd-Version": str(version),
-        "Gatherd-Status-Bytes": str(status_bytes),
-    }
+    values = (",".join(map(str, shape)), dtype.value, str(version), str(status_bytes))
+    return dict(zip(ARRAY_HEADERS, values, strict=True))
 
 
 def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -> PartsResponse:
@@ -320,7 +325,7 @@ def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -
     status_bytes = 0 if status is None else status.nbytes
     headers = array_headers(shape, gathered.dtype, gathered.version, status_bytes)
     if gathered.lsn is not None:
-        headers["Gatherd-Lsn"] = str(gathered.lsn)
+        headers[LSN_HEADER] = str(gathered.lsn)
     return PartsResponse(parts, {"Content-Type": media_type, **headers})
 
 

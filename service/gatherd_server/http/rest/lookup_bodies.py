@@ -3,6 +3,7 @@
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
+from urllib.parse import parse_qsl
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +19,7 @@ from gatherd.store.query import (
     Asked,
     BagsQuery,
     ByKey,
+    KeyQuery,
     VectorForm,
     parse_missing,
     parse_pooling,
@@ -27,6 +29,7 @@ from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import arrays
 from gatherd_server.http.rest.schemas import (
     VERSION_MAX,
+    IdsOfBody,
     KeysOfBody,
     LookupBagsBody,
     LookupBagsManyBody,
@@ -39,6 +42,7 @@ from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version", "dims", "normalize", "with_lsn")
+_KEYS_OPTIONS: Final = ("prefix", "limit", "start", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
 # The id itself, a weight and an offset.
 _BAG_VALUES_MAX: Final = 3
@@ -88,6 +92,30 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
     asked = parse(KeysOfBody, _json_body(body, query, 1, limits))
     ids = arrays.from_json(as_id_array, asked.ids, lambda value: value["ids"], body)
     return ids, asked.version
+
+
+def ids_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[IdsOfBody, Asked]:
+    """A request for the ids of keys, and the keys, from JSON."""
+    asked = parse(IdsOfBody, _json_body(body, query, 1, limits))
+    return asked, _keys(asked, body, lambda value: value)
+
+
+def list_keys_request(query_string: bytes) -> tuple[KeyQuery, int]:
+    """The query and the version of a request for a page of keys, from the URL's query.
+
+    A prefix that isn't UTF-8 is percent-encoded bytes, and taken as these bytes.
+    """
+    pairs = parse_qsl(
+        query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"
+    )
+    hint = "a page of keys has these: " + ", ".join(_KEYS_OPTIONS)
+    options = query_options(QueryParams(pairs), _KEYS_OPTIONS, hint)
+    query = KeyQuery(
+        options.get("prefix", "").encode("utf-8", "surrogateescape"),
+        _query_number(options, "limit", "the most keys of a page"),
+        _query_number(options, "start", "the id to begin at"),
+    )
+    return query, query_version(options, "version")
 
 
 def no_options(query: QueryParams) -> None:
@@ -145,6 +173,12 @@ def asked_rows(
         raise InvalidArgument(f"{what} has either ids or keys")
     if asked.keys is None:
         return arrays.from_json(as_id_array, asked.ids, lambda value: find(value)["ids"], body)
+    return _keys(asked, body, find)
+
+
+def _keys(
+    asked: LookupBody | LookupBagsBody | UpdateBody | IdsOfBody, body: bytes, find: Find
+) -> Asked:
     return ByKey(
         arrays.from_json(
             lambda keys: arrays.keys_from_json(keys, asked.encoding),
@@ -252,10 +286,14 @@ def query_rows(ids: arrays.Ids, options: dict[str, str]) -> Asked:
 
 def query_version(options: dict[str, str], name: str) -> int:
     """The version that the query's parameter `name` gives."""
-    version = options.get(name, "0")
-    if not re.fullmatch("[0-9]{1,20}", version) or int(version) > VERSION_MAX:
-        raise InvalidArgument(f"{name} is {version!r}; it must be a number, 0 for the live one")
-    return int(version)
+    return _query_number(options, name, "0 for the live one")
+
+
+def _query_number(options: dict[str, str], name: str, meaning: str) -> int:
+    number = options.get(name, "0")
+    if not re.fullmatch("[0-9]{1,20}", number) or int(number) > VERSION_MAX:
+        raise InvalidArgument(f"{name} is {number!r}; it must be a number, {meaning}")
+    return int(number)
 
 
 def query_options(query: QueryParams, known: Sequence[str], hint: str) -> dict[str, str]:

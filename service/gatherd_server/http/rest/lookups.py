@@ -6,6 +6,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
+from gatherd.store.query import ByKey, FoundKeys
 from gatherd.store.table import Gathered
 from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
@@ -28,7 +29,7 @@ from gatherd_server.wire.lookups import Part
 
 
 def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
-    """Lookups of one table and of many, by id and by key, row by row and in bags."""
+    """Lookups of one table and of many, by id and by key, row by row and in bags; and keys."""
     limits = admission.limits
 
     router = placed_router(admission.request, Need.READ)
@@ -87,7 +88,37 @@ def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> API
 
         return await offload.run(found, ids.size > KEYS_SHORT)
 
+    @router.post("/v1/tables/{table:table}:idsOf", **openapi.IDS_OF)
+    async def ids_of(table: str, request: Request) -> Response:
+        body = await json_body_of(request, admission)
+        asked, rows = await offload.parse(
+            lambda: lookup_bodies.ids_of_request(body, request.query_params, limits), body
+        )
+        guarded = caller_of(request.scope).guard(engine)
+        keys = arrays.typed_keys(rows, lambda: guarded.key_kind(table))
+        assert isinstance(keys, ByKey)
+
+        def found() -> Response:
+            ids, answered = guarded.ids_of(
+                table, keys.keys, asked.version, allow_missing=asked.allow_missing
+            )
+            return json_reply({"ids": ids.tolist(), "version": answered})
+
+        return await offload.run(found, keys.size > KEYS_SHORT)
+
+    @router.get("/v1/tables/{table:table}/keys", **openapi.LIST_KEYS)
+    async def list_keys(table: str, request: Request) -> Response:
+        query, version = lookup_bodies.list_keys_request(request.scope["query_string"])
+        page = caller_of(request.scope).guard(engine).prepare_keys(table, query, version)
+        return await offload.run(lambda: _key_page(page.run()), page.is_long)
+
     return router
+
+
+def _key_page(found: FoundKeys) -> Response:
+    keys = arrays.json_keys(found.keys)
+    ids = found.ids.tolist()
+    return json_reply({**keys, "ids": ids, "next": found.next, "version": found.version})
 
 
 def _array_reply(media_type: str, parts_of: Callable[[Gathered], list[Part]]) -> Encode:

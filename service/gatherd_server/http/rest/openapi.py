@@ -7,12 +7,17 @@ from fastapi.openapi.utils import get_openapi
 from pydantic.json_schema import models_json_schema
 
 from gatherd.store.dtypes import REPLY_DTYPES
-from gatherd.store.query import ROW_POLICIES
+from gatherd.store.query import (
+    PAGE_KEYS_DEFAULT,
+    PAGE_KEYS_MAX,
+    ROW_POLICIES,
+    SCANNED_KEYS_MAX,
+)
 from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import openapi_neighbors, openapi_updates
-from gatherd_server.http.rest.arrays import ID_DTYPES
+from gatherd_server.http.rest.arrays import ARRAY_HEADERS, ID_DTYPES, LSN_HEADER
 from gatherd_server.http.rest.openapi_parts import (
     BINARY,
     REF,
@@ -24,6 +29,9 @@ from gatherd_server.http.rest.openapi_parts import (
 )
 from gatherd_server.http.rest.schemas import (
     HealthReply,
+    IdsOfBody,
+    IdsOfReply,
+    KeyPageReply,
     KeysOfBody,
     KeysOfReply,
     LookupBagsBody,
@@ -34,6 +42,7 @@ from gatherd_server.http.rest.schemas import (
     LookupReply,
     Problem,
     ReadyReply,
+    ServerReply,
     TableReply,
     TablesReply,
 )
@@ -50,11 +59,19 @@ a problem body of RFC 9457 with the extra members `error`, `reason` and `metadat
 """
 
 _ARRAY_HEADERS: Final = {
-    "Gatherd-Shape": ("The vectors' shape, as in 2,1,256.", "string"),
-    "Gatherd-Dtype": ("The vectors' dtype.", "string"),
-    "Gatherd-Version": ("The version that answered.", "integer"),
-    "Gatherd-Lsn": ("Every update up to it is in the vectors; if asked for.", "integer"),
-    "Gatherd-Status-Bytes": ("Bytes of status after the vectors, one an id; or 0.", "integer"),
+    **dict(
+        zip(
+            ARRAY_HEADERS,
+            (
+                ("The vectors' shape, as in 2,1,256.", "string"),
+                ("The vectors' dtype.", "string"),
+                ("The version that answered.", "integer"),
+                ("Bytes of status after the vectors, one an id; or 0.", "integer"),
+            ),
+            strict=True,
+        )
+    ),
+    LSN_HEADER: ("Every update up to it is in the vectors; if asked for.", "integer"),
 }
 _EXAMPLE_BODY: Final = {"ids": [[4], [20]]}
 _EXAMPLE_REPLY: Final = {
@@ -242,6 +259,70 @@ KEYS_OF: Final[dict[str, Any]] = {
     "openapi_extra": body(KeysOfBody, {"ids": [6989]}),
 }
 
+IDS_OF: Final[dict[str, Any]] = {
+    "operation_id": "idsOf",
+    "tags": ["lookup"],
+    "summary": "The ids of keys",
+    "responses": responses(
+        {
+            "description": "The ids, nested as the keys are.",
+            "content": json_content(IdsOfReply, {"ids": [6989], "version": 3}),
+        },
+        *_LOOKUP_STATUSES,
+    ),
+    "openapi_extra": body(IdsOfBody, {"keys": ["king"]}),
+}
+
+_NUMBER: Final = "^[0-9]{1,20}$"
+LIST_KEYS: Final[dict[str, Any]] = {
+    "operation_id": "listKeys",
+    "tags": ["lookup"],
+    "summary": "A page of a table's keys with their ids, in the order of the ids",
+    "description": "There is no index of prefixes: the server reads every key from `start` on, "
+    f"until the page is full or {SCANNED_KEYS_MAX} are read.",
+    "responses": responses(
+        {
+            "description": "The page. It may have fewer keys than `limit`, or none, and not be the "
+            "last: that one's `next` is null.",
+            "content": json_content(
+                KeyPageReply,
+                {
+                    "keys": ["king", "kings"],
+                    "kind": "bytes",
+                    "encoding": "utf-8",
+                    "ids": [6989, 8171],
+                    "next": 8172,
+                    "version": 3,
+                },
+            ),
+        },
+        *(404, 409, 422, 429, 500, 503),
+    ),
+    "openapi_extra": {
+        "parameters": [
+            option(
+                "prefix",
+                None,
+                "Only keys that begin with it. Only for string keys; bytes that aren't UTF-8 are "
+                "percent-encoded as they are.",
+            ),
+            option(
+                "limit",
+                str(PAGE_KEYS_DEFAULT),
+                f"The most keys of the page; at most {PAGE_KEYS_MAX} are given.",
+                pattern=_NUMBER,
+            ),
+            option("start", "0", "The id to begin at: `next` of the page before.", pattern=_NUMBER),
+            option(
+                "version",
+                "0",
+                "The version that must answer, such as the first page's; 0 is the live one.",
+                pattern=_NUMBER,
+            ),
+        ]
+    },
+}
+
 LIST_TABLES: Final[dict[str, Any]] = {
     "operation_id": "listTables",
     "tags": ["tables"],
@@ -266,6 +347,22 @@ GET_VERSIONS: Final[dict[str, Any]] = {
     "summary": "The versions of one table",
     "responses": responses(
         {"description": "Its versions.", "content": json_content(VersionsReply)}, 404, 500
+    ),
+}
+
+GET_SERVER: Final[dict[str, Any]] = {
+    "operation_id": "getServer",
+    "tags": ["health"],
+    "summary": "What answers, and whether it takes traffic and updates",
+    "responses": responses(
+        {
+            "description": "The server.",
+            "content": json_content(
+                ServerReply,
+                {"version": "0.1.0", "commit": "unknown", "ready": True, "updates": "running"},
+            ),
+        },
+        500,
     ),
 }
 
@@ -297,7 +394,10 @@ METRICS: Final[dict[str, Any]] = {
 }
 
 _MODELS: Final = (
+    IdsOfBody,
+    IdsOfReply,
     KeysOfBody,
+    KeyPageReply,
     KeysOfReply,
     LookupBagsBody,
     LookupBagsManyBody,
@@ -310,16 +410,18 @@ _MODELS: Final = (
     VersionsReply,
     HealthReply,
     ReadyReply,
+    ServerReply,
     Problem,
     *openapi_neighbors.MODELS,
     *openapi_updates.MODELS,
 )
 
 
-def describe(app: FastAPI, *, has_tokens: bool) -> None:
+def describe(app: FastAPI, *, has_tokens: bool, root_path: str = "") -> None:
     """Make `app.openapi()` the description of the handlers with the schemas they refer to.
 
-    With `has_tokens` it has every operation's answers to a missing and to a wrong token.
+    With `has_tokens` it has every operation's answers to a missing and to a wrong token. With
+    `root_path` it says that the operations are below that prefix.
     """
 
     def document() -> dict[str, Any]:
@@ -330,6 +432,7 @@ def describe(app: FastAPI, *, has_tokens: bool) -> None:
                 summary=app.summary,
                 description=app.description,
                 routes=app.routes,
+                servers=[{"url": root_path}] if root_path else None,
             )
             _, schemas = models_json_schema(
                 [(model, "validation") for model in _MODELS], ref_template=REF + "{model}"

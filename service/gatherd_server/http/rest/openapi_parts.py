@@ -115,11 +115,14 @@ def responses(success: dict[str, Any], *statuses: int) -> dict[int | str, dict[s
 
 
 def option(name: str, default: str | None, description: str, **schema: Any) -> dict[str, Any]:
-    """A query parameter."""
+    """A query parameter.
+
+    Its default stands in its description. Forms made of the document send a schema's default, and
+    next to a body of JSON no option is taken.
+    """
+    told = description if default is None else f"{description} Absent, it is {default}."
     shown: dict[str, Any] = {"type": "string", **schema}
-    if default is not None:
-        shown["default"] = default
-    return {"name": name, "in": "query", "description": description, "schema": shown}
+    return {"name": name, "in": "query", "description": told, "schema": shown}
 
 
 def body(model: type[Any], example: Any, *, required: bool = True) -> dict[str, Any]:

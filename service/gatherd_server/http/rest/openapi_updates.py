@@ -10,6 +10,7 @@ from gatherd_server.http.rest.update_schemas import (
     KEY_SCHEMA,
     ChangeReply,
     CreateBody,
+    DeletedReply,
     GradientsBody,
     GradientsManyBody,
     OptimizerBody,
@@ -17,7 +18,9 @@ from gatherd_server.http.rest.update_schemas import (
     RollbackBody,
     SetOptimizerBody,
     SnapshotBody,
+    SnapshotInfoReply,
     SnapshotReply,
+    SnapshotsReply,
     UpdateBody,
     UpdateManyBody,
     UpdateManyReply,
@@ -40,6 +43,9 @@ MODELS: Final = (
     ChangeReply,
     SnapshotBody,
     SnapshotReply,
+    SnapshotInfoReply,
+    SnapshotsReply,
+    DeletedReply,
 )
 
 _STATUSES: Final = (400, 404, 406, 409, 413, 415, 422, 429, 500, 503, 507)
@@ -188,6 +194,48 @@ SET_OPTIMIZER: Final = _change(
     "Publish a copy of the live version that is trained by another optimizer",
     openapi_extra=body(SetOptimizerBody, {"optimizer": {"name": "adam", "lr": 0.001}}),
 )
+DELETE_VERSION: Final[dict[str, Any]] = {
+    **_change("deleteVersion", "Remove a superseded version"),
+    "description": "Not the live one, nor the one with the highest number, because no number is "
+    "given twice; nor one that was looked up in the last ten seconds.",
+    "responses": responses(_CHANGED, 404, 409, 422, 429, 500, 503, 507),
+}
+LIST_SNAPSHOTS: Final[dict[str, Any]] = {
+    "operation_id": "listSnapshots",
+    "tags": ["tables"],
+    "summary": "The snapshots in the server's folder, oldest first",
+    "responses": responses(
+        {
+            "description": "The snapshots.",
+            "content": json_content(
+                SnapshotsReply,
+                {
+                    "snapshots": [
+                        {
+                            "name": "monday",
+                            "path": "/snapshots/monday",
+                            "lsn": 117,
+                            "created": "2026-11-23T06:00:00+00:00",
+                            "bytes": 2048,
+                            "damaged": "",
+                        }
+                    ]
+                },
+            ),
+        },
+        *(409, 422, 429, 500, 503),
+    ),
+}
+DELETE_SNAPSHOT: Final[dict[str, Any]] = {
+    "operation_id": "deleteSnapshot",
+    "tags": ["tables"],
+    "summary": "Remove a snapshot",
+    "description": "Not one that is being copied or restored, nor a folder that isn't a snapshot.",
+    "responses": responses(
+        {"description": "It is gone, durably.", "content": json_content(DeletedReply, {})},
+        *(404, 409, 422, 429, 500, 503, 507),
+    ),
+}
 SNAPSHOT: Final[dict[str, Any]] = {
     "operation_id": "snapshot",
     "tags": ["tables"],

@@ -119,6 +119,17 @@ class KeysOfBody(BaseModel):
     version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
 
 
+class IdsOfBody(BaseModel):
+    """Keys of one table whose rows' ids are asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
+    allow_missing: bool = Field(False, description="-1 for a key without a row, not an error.")
+
+
 class NeighborsBody(BaseModel):
     """Queries of one table: ids, keys or vectors."""
 
@@ -188,6 +199,20 @@ class KeysOfReply(BaseModel):
     version: int
 
 
+class IdsOfReply(BaseModel):
+    """The ids of keys."""
+
+    ids: Annotated[Any, Field(json_schema_extra=IDS_SCHEMA)]
+    version: int
+
+
+class KeyPageReply(KeysOfReply):
+    """A page of a table's keys."""
+
+    ids: list[int] = Field(description="The keys' ids, ascending.")
+    next: int | None = Field(description="Where the next page begins; null after the last one.")
+
+
 class TableReply(BaseModel):
     """What is told about a table."""
 
@@ -236,6 +261,15 @@ class HealthReply(BaseModel):
     """The process is alive."""
 
     status: Literal["alive"]
+
+
+class ServerReply(BaseModel):
+    """What answers."""
+
+    version: str = Field(description="The release.")
+    commit: str = Field(description='The commit that it was built from, or "unknown".')
+    ready: bool = Field(description="False while the server is about to stop.")
+    updates: str = Field(description="As /readyz has it.")
 
 
 class ReadyReply(BaseModel):

@@ -41,6 +41,7 @@ from gatherd_server.snapshots.naming import optional_name
 from gatherd_server.types import (
     AddStaged,
     CreateTable,
+    DeleteVersion,
     Limits,
     OptimizerSpec,
     Publish,
@@ -196,6 +197,11 @@ def rollback(table: str, body: bytes, query: QueryParams) -> Rollback:
     """A rollback to an older version, from JSON."""
     given = _body(RollbackBody, body, query)
     return Rollback(table, given.version, given.if_version)
+
+
+def delete_version(table: str, version: str) -> DeleteVersion:
+    """The removal of the version that a URL names."""
+    return checks.deleted_version(table, query_version({"version": version}, "version"))
 
 
 def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:

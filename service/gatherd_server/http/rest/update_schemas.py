@@ -160,6 +160,27 @@ class VersionsReply(BaseModel):
     versions: list[int] = Field(description="All that can be looked up or rolled back to.")
 
 
+class SnapshotInfoReply(BaseModel):
+    """A snapshot."""
+
+    name: str
+    path: str = Field(description="The folder, on the server's machine.")
+    lsn: int = Field(description="The last update that is in it.")
+    created: str | None = Field(description="The time it was taken; null for a damaged one.")
+    bytes: int = Field(description="Bytes of all its files.")
+    damaged: str = Field(description="Empty, or why it can't be read.")
+
+
+class SnapshotsReply(BaseModel):
+    """The snapshots, oldest first."""
+
+    snapshots: list[SnapshotInfoReply]
+
+
+class DeletedReply(BaseModel):
+    """Nothing is left to tell."""
+
+
 class SnapshotReply(BaseModel):
     """A copy of the data dir."""
 

@@ -81,6 +81,10 @@ CLOSED_CONNECTIONS = Metric(
     "HTTP connections without a valid request, closed for others at connections_max.",
 )
 
+REFUSED_CONNECTIONS = Metric(
+    "gatherd_refused_connections_total", _C, "HTTP connections ended by the server.", ("reason",)
+)
+
 TABLES = Metric("gatherd_tables", _G, "Tables, refused ones included.")
 TABLE_LOOKUPS = Metric(
     "gatherd_table_lookups_total", _C, "Gathers from a table; a request can have many.", ("table",)
@@ -90,6 +94,18 @@ TABLE_LOOKUP_ROWS = Metric(
 )
 TABLE_LOOKUP_BYTES = Metric(
     "gatherd_table_lookup_bytes_total", _C, "Bytes of vectors put into replies.", ("table",)
+)
+TABLE_MISSING = Metric(
+    "gatherd_table_missing_total",
+    _C,
+    "Ids and keys of lookups that have no row, refused or not.",
+    ("table", "by"),
+)
+TABLE_SUPERSEDED_LOOKUPS = Metric(
+    "gatherd_table_superseded_lookups_total",
+    _C,
+    "Those of the gathers that named a version that wasn't live.",
+    ("table",),
 )
 TABLE_UPDATED_ROWS = Metric(
     "gatherd_table_updated_rows_total", _C, "Ids in updates that were committed.", ("table",)
@@ -205,8 +221,15 @@ TOKENS_REFUSED = Metric(
 HELD_BODY_BYTES = Metric(
     "gatherd_held_body_bytes", _G, "Bytes of request bodies over 64 KiB that are held."
 )
-RELOADS = Metric("gatherd_reloads_total", _C, "Reloads of settings by SIGHUP.", ("outcome",))
-BUILD = Metric("gatherd_build_info", _G, "1; the label has the release.", ("version",))
+RELOADS = Metric(
+    "gatherd_reloads_total", _C, "Reloads of settings and of served files by SIGHUP.", ("outcome",)
+)
+BUILD = Metric(
+    "gatherd_build_info",
+    _G,
+    "1; the labels have the release, its commit, and Python's version.",
+    ("version", "commit", "python"),
+)
 
 METRICS: Final = tuple(value for value in list(globals().values()) if isinstance(value, Metric))
 BY_NAME: Final = {metric.name: metric for metric in METRICS}

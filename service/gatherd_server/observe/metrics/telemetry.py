@@ -14,6 +14,8 @@ from gatherd_server.observe.metrics.names import (
     TABLE_LOOKUP_BYTES,
     TABLE_LOOKUP_ROWS,
     TABLE_LOOKUPS,
+    TABLE_MISSING,
+    TABLE_SUPERSEDED_LOOKUPS,
 )
 from gatherd_server.observe.metrics.processes import process_samples
 from gatherd_server.observe.metrics.recorder import (
@@ -28,6 +30,9 @@ from gatherd_server.observe.tracing import Spans, TraceExport, open_spans
 
 now_ns: Final = perf_counter_ns
 """The clock that requests are timed by."""
+
+MISSED_IDS: Final = "id"
+MISSED_KEYS: Final = "key"
 
 _BOUNDS: Final = REQUEST_DURATION.bounds
 _SUPERVISOR: Final = 0
@@ -60,6 +65,7 @@ class Telemetry:
         has_writer: bool = False,
         is_told: bool = True,
         is_per_table: bool = True,
+        is_access_logged: bool = False,
         spans: Spans | None = None,
     ) -> None:
         """For worker number `worker`, with or without the writer, or for a writer process.
@@ -70,6 +76,7 @@ class Telemetry:
         self._page = page
         self.is_told = is_told
         self.is_per_table = is_per_table
+        self.is_access_logged = is_access_logged
         self.spans = spans
         """The maker of traces; None when they are off."""
         self.writer = Recorder(_place(page, _WRITER) if has_writer else None)
@@ -92,6 +99,7 @@ class Telemetry:
         has_writer: bool,
         is_told: bool = False,
         is_per_table: bool = True,
+        is_access_logged: bool = False,
         traces: TraceExport = TraceExport.OFF,
     ) -> "Telemetry":
         """For a child process that got the page's descriptor from the supervisor.
@@ -106,6 +114,7 @@ class Telemetry:
             has_writer=has_writer,
             is_told=is_told,
             is_per_table=is_per_table,
+            is_access_logged=is_access_logged,
             spans=spans,
         )
 
@@ -137,6 +146,16 @@ class Telemetry:
         self.threads.add(TABLE_LOOKUPS, name, value=lookups)
         self.threads.add(TABLE_LOOKUP_ROWS, name, value=rows)
         self.threads.add(TABLE_LOOKUP_BYTES, name, value=byte_count)
+
+    def missed(self, name: str, by: str, count: int) -> None:
+        """Count ids or keys (`by` is MISSED_IDS or MISSED_KEYS) without a row, on any thread."""
+        if count:
+            self.threads.add(TABLE_MISSING, name if self.is_per_table else "", by, value=count)
+
+    def superseded(self, name: str, lookups: int = 1) -> None:
+        """Count lookups that named a version that wasn't live, on any thread."""
+        table = name if self.is_per_table else ""
+        self.threads.add(TABLE_SUPERSEDED_LOOKUPS, table, value=lookups)
 
     def document(self, samples: Iterable[Sample]) -> str:
         """The counts of all processes, with `samples`, in Prometheus' format."""

@@ -105,6 +105,9 @@ def _count(call: Any, asked: Any, count: Any) -> None:
             words.COUNTED_BYTES,
             column(cells, words.COUNTED_BYTES) + column(one, words.ASKED_DATA_BYTES),
         )
+        is_by_key = np.intp(column(one, words.ASKED_BY) != words.BY_IDS)
+        missing = words.COUNTED_MISSING_IDS + is_by_key
+        put(cells, missing, column(cells, missing) + column(one, words.ASKED_MISSED))
 
 
 @kernel(read(types.uint8), types.intp, types.intp, returns=types.intp)

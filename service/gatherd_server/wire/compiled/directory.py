@@ -5,6 +5,7 @@ and so all that its addresses are of: who answers from one keeps it until the an
 """
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -123,18 +124,35 @@ def _columns_of(table: MappedTable) -> NDArray[np.int64]:
     return columns
 
 
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """What was answered of one version of a table; the numbers are in the order of COUNTED_…."""
+
+    name: str
+    version: int
+    is_live: bool
+    lookups: int
+    rows: int
+    byte_count: int
+    missing_ids: int
+    missing_keys: int
+
+
 class Counts:
     """What one thread answered of a directory's tables, for another thread to tell."""
 
     def __init__(self, directory: Directory) -> None:
         self._names = directory.names
-        self.cells: NDArray[np.int64] = np.zeros((len(directory.names), 3), np.int64)
+        self._versions = directory.columns[:, words.TABLE_VERSION].tolist()
+        self._are_live = directory.columns[:, words.TABLE_IS_LIVE].astype(bool).tolist()
+        shape = (len(directory.names), words.COUNTED_WORDS)
+        self.cells: NDArray[np.int64] = np.zeros(shape, np.int64)
         self._told = self.cells.copy()
 
-    def since(self) -> Iterator[tuple[str, int, int, int]]:
-        """Name, lookups, rows and bytes of each table that was looked up since the last call."""
+    def since(self) -> Iterator[Counted]:
+        """Each version that was looked up since the last call."""
         now = self.cells.copy()
         for number in np.flatnonzero((now != self._told).any(axis=1)):
-            lookups, rows, byte_count = map(int, now[number] - self._told[number])
-            yield self._names[number], lookups, rows, byte_count
+            of = self._names[number], self._versions[number], self._are_live[number]
+            yield Counted(*of, *map(int, now[number] - self._told[number]))
         self._told = now

@@ -14,7 +14,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.live import View
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import Engine
-from gatherd_server.observe.metrics.telemetry import Telemetry
+from gatherd_server.observe.metrics.telemetry import MISSED_IDS, MISSED_KEYS, Telemetry
 from gatherd_server.wire.compiled import kernels
 from gatherd_server.wire.compiled.answers import NOT_MINE, Answers
 from gatherd_server.wire.compiled.directory import Counts, Directory
@@ -72,8 +72,12 @@ class CompiledAnswers:
             self._counts.add(now)
 
     def _tell(self, counts: Counts) -> None:
-        for name, lookups, rows, byte_count in counts.since():
-            self._telemetry.gathered(name, rows, byte_count, lookups)
+        for one in counts.since():
+            self._telemetry.gathered(one.name, one.rows, one.byte_count, one.lookups)
+            self._telemetry.missed(one.name, MISSED_IDS, one.missing_ids)
+            self._telemetry.missed(one.name, MISSED_KEYS, one.missing_keys)
+            if not one.is_live:
+                self._engine.note_superseded(one.name, one.version, one.lookups)
 
 
 class ThreadAnswers:
