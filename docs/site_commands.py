@@ -18,21 +18,24 @@ common.
 
 def commands_page(group: click.Group) -> str:
     """Markdown: a heading for each command, and the commands inside it below."""
-    context = click.Context(group, info_name="gatherd")
-    return "\n".join([INTRODUCTION, *_described(group, context, 2)])
+    return "\n".join([INTRODUCTION, *_described(group, "gatherd", None, 2)])
 
 
-def _described(command: click.Command, context: click.Context, level: int) -> Iterator[str]:
-    yield f"{'#' * level} {context.command_path}\n"
-    usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
-    yield f"```text\n{usage}\n```\n"
-    yield from _text(command.help or "")
-    yield from _options(command, context)
-    if isinstance(command, click.Group):
-        for name in command.list_commands(context):
-            inner = command.get_command(context, name)
-            if inner is not None and not inner.hidden:
-                yield from _described(inner, click.Context(inner, context, name), level + 1)
+def _described(
+    command: click.Command, name: str, parent: click.Context | None, level: int
+) -> Iterator[str]:
+    # With the command's own settings: it keeps the help option that its first context gives it.
+    with command.make_context(name, [], parent, resilient_parsing=True) as context:
+        yield f"{'#' * level} {context.command_path}\n"
+        usage = " ".join([context.command_path, *command.collect_usage_pieces(context)])
+        yield f"```text\n{usage}\n```\n"
+        yield from _text(command.help or "")
+        yield from _options(command, context)
+        if isinstance(command, click.Group):
+            for inner_name in command.list_commands(context):
+                inner = command.get_command(context, inner_name)
+                if inner is not None and not inner.hidden:
+                    yield from _described(inner, inner_name, context, level + 1)
 
 
 def _text(text: str) -> Iterator[str]:

@@ -39,6 +39,7 @@ OTHER_VARIABLES: Final = frozenset(
         "GATHERD_KEY",
         "GATHERD_BUILT_KERNELS",
         "GATHERD_FULL_TRACEBACKS",
+        "GATHERD_COMMIT",
         "GATHERD_DEMO",
         "GATHERD_MEMORY",
         "GATHERD_HTTP_PORT",

@@ -4,15 +4,16 @@ configuration.py reads them from the command line, the environment (GATHERD_…)
 Tests compare the options, their help and docs/configuration.md with this class.
 """
 
+import os
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 from gatherd.busy_poll import BUSY_POLL_US, BUSY_POLL_US_MAX
-from gatherd.errors import GatherdError
+from gatherd.errors import BadFile, GatherdError
 from gatherd.store.catalog import check_table_name
-from gatherd.store.format import table_name_of
+from gatherd.store.format import open_readonly, read_layout, table_name_of
 from gatherd.store.table import Preload
 from gatherd_server.access.tls import TlsFiles
 from gatherd_server.access.web import Web, check_web
@@ -394,10 +395,26 @@ def _split_spec(spec: str, what: str) -> tuple[str, str]:
     about = {"settings": "tables" if what == "table" else what}
     name, equals, location = spec.partition("=")
     if not equals or not location:
-        path = Path(spec.partition("#")[0])
-        hint = f"; give it a name: {table_name_of(path)}={spec}" if path.is_file() else ""
-        raise ConfigError(f"{what} {spec!r} isn't NAME=FILE{hint}", about)
+        raise ConfigError(f"{what} {spec!r} isn't NAME=FILE{_meant(spec)}", about)
     try:
         return check_table_name(name), location
     except GatherdError as error:
         raise ConfigError(error.message, about) from None
+
+
+def _meant(spec: str) -> str:
+    """What to type for a file without a name: the name before it, or its import."""
+    path = Path(spec.partition("#")[0])
+    if not path.is_file():
+        return ""
+    try:
+        fd = open_readonly(path)
+        try:
+            read_layout(fd, str(path))
+        finally:
+            os.close(fd)
+    except BadFile as error:
+        return f"; {error.message}"
+    except GatherdError:
+        pass  # of its tensors one is to be picked, and the error says so once it has a name
+    return f"; give it a name: gatherd serve {table_name_of(path)}={spec}"

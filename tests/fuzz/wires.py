@@ -13,12 +13,15 @@ from google.protobuf.message import DecodeError
 from starlette.datastructures import QueryParams
 
 from fuzz.target import Target
+from gatherd._requests.keys import KeysSpec
 from gatherd._requests.neighbors import prepare_neighbors
 from gatherd._wire import errors
 from gatherd._wire import lookups as _codec
+from gatherd._wire.keys import decode_list_keys
 from gatherd._wire.neighbors import decode_neighbors
+from gatherd._wire.updates import decode_get_server, decode_list_snapshots
 from gatherd.errors import GatherdError, InternalError
-from gatherd.store.query import ByKey
+from gatherd.store.query import PAGE_KEYS_MAX, ByKey, KeyQuery
 from gatherd.transports.http1 import HttpError, ResponseReader, feed
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server.http.media import NPY, OCTETS
@@ -278,6 +281,12 @@ TABLES = [
     embedding_pb2.KeysOfResponse(
         keys=tensor_pb2.Keys(integers=tensor(np.array([1, -1], np.int64)))
     ).SerializeToString(),
+    embedding_pb2.ListKeysResponse(
+        version=3, keys=keyed("t", b"a", b"bb").keys, ids=tensor(np.array([7, 9])), next=10
+    ).SerializeToString(),
+    table_pb2.ListSnapshotsResponse(
+        snapshots=[table_pb2.SnapshotInfo(name="monday", lsn=7, created_seconds=1_790_000_000)]
+    ).SerializeToString(),
 ]  # fmt: skip
 
 
@@ -324,9 +333,22 @@ def tables_check(data: bytes) -> None:
         lambda: _codec.decode_get_table(memoryview(data)),
         lambda: _codec.decode_keys_of(memoryview(data), (2,)),
         lambda: decode_neighbors(memoryview(data), SEARCH),
+        lambda: _page_check(data),
+        lambda: decode_list_snapshots(memoryview(data)),
+        lambda: decode_get_server(memoryview(data)),
     ):
         with suppress(InternalError):
             read()
+
+
+def _page_check(data: bytes) -> None:
+    """A page of keys leads on, or it is refused."""
+    page = decode_list_keys(memoryview(data), KeysSpec("t", KeyQuery(start=5)))
+    ids = page.ids.tolist()
+    assert page.keys.size == len(ids)
+    assert ids == sorted(set(ids))
+    assert all(row >= 5 for row in ids)
+    assert page.next is None or page.next > max([5, *ids])
 
 
 INFO = "ChBUQUJMRV9OT1RfRk9VTkQSB2dhdGhlcmQaDgoFdGFibGUSBXdvcmRz"
@@ -401,6 +423,16 @@ def http_reply_check(data: bytes) -> None:
     assert (status, body) == (whole[0], whole[2])
 
 
+PAGES = [b"prefix=ki&limit=10&start=3&version=2", b"prefix=caf%E9", b"start=0&prefix="]
+
+
+def pages_check(data: bytes) -> None:
+    with suppress(GatherdError):
+        query, version = lookup_bodies.list_keys_request(data)
+        assert 0 <= query.count_max <= PAGE_KEYS_MAX
+        assert min(query.start, query.limit, version) >= 0
+
+
 @contextmanager
 def targets(folder: Path) -> Iterator[list[Target]]:
     """Those of this file; `folder` holds what they look up."""
@@ -454,6 +486,7 @@ def targets(folder: Path) -> Iterator[list[Target]]:
             ],
             octets_check(served),
         ),
+        Target("rest key pages", PAGES, pages_check),
         Target("sdk http", RESPONSES, http_reply_check),
         Target("sdk lookup replies", REPLIES, reply_check),
         Target("sdk table replies", TABLES, tables_check),

@@ -89,6 +89,15 @@ def test_every_command_has_help_with_an_example_or_its_meaning() -> None:
                 assert getattr(parameter, "help", None), f"{name} {parameter.name} has no help"
 
 
+def test_help_cuts_nothing_off() -> None:
+    shown = invoke("--help").stdout
+    listed = " ".join(shown.partition("Commands:")[2].split())
+    assert "..." not in listed
+    for command in cli.commands.values():
+        paragraph = " ".join((command.help or "").partition("\n\n")[0].split())
+        assert paragraph.partition(". ")[0].rstrip(".") in listed
+
+
 def test_the_options_of_serve_are_the_settings() -> None:
     options = {parameter.name for parameter in cli.commands["serve"].params}
     assert options - {"config", "check"} == set(ServeSettings.model_fields)

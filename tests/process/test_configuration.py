@@ -174,7 +174,7 @@ def test_check_works_beside_the_server_that_runs(folder: Path) -> None:
         ),
         (("w={folder}/none.npy",), 6, "none.npy can't be opened"),
         (("w={folder}/words.txt",), 6, "gatherd import words "),
-        (("{folder}/w.npy",), 2, "give it a name: w={folder}/w.npy"),
+        (("{folder}/w.npy",), 2, "give it a name: gatherd serve w={folder}/w.npy"),
         (("--data-dir", "{folder}/none"), 2, "isn't there; `gatherd import`"),
         (("t={folder}/w.npy", "--data-dir", "{folder}/data"), 2, "is in the data dir already"),
         (("w={folder}/w.npy", "--backup-url", "/b"), 2, "needs data_dir and snapshot_dir"),
@@ -203,5 +203,5 @@ def test_check_names_every_damaged_table(tmp_path: Path) -> None:
 def test_the_other_variables_are_documented() -> None:
     documents = "".join(path.read_text() for path in (ROOT / "docs").glob("*.md"))
     compose = (ROOT / "docker-compose.yml").read_text()
-    for name in OTHER_VARIABLES - {"GATHERD_FULL_TRACEBACKS"}:
+    for name in OTHER_VARIABLES - {"GATHERD_FULL_TRACEBACKS", "GATHERD_COMMIT"}:
         assert name in documents or name in compose, name

@@ -1,5 +1,6 @@
 """`gatherd info`, `keys`, `ping`, `versions delete`, `snapshots` and `token --list`."""
 
+import asyncio
 import json
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gatherd import Client
+from gatherd import AsyncClient, Client
 from support.cli import invoke
 from support.server import RunningServer
 
@@ -147,6 +148,25 @@ def test_snapshots_are_listed_and_deleted(place: Place, tmp_path: Path) -> None:
         assert list(place.folder.iterdir()) == []
         done = invoke("snapshots", "delete", name, "--yes", *target, check=False)
         assert (done.returncode, f"no snapshot '{name}'" in done.stderr) == (4, True)
+
+
+def test_the_awaited_client_has_them_too(place: Place) -> None:
+    async def asked(url: str) -> None:
+        async with AsyncClient(url, timeout=60) as client:
+            assert (await client.ping()).ready
+            name = f"awaited-{url.partition(':')[0]}"
+            await client.create_table(name, 2, 1)
+            await client.publish(name)
+            assert (await client.delete_version(name, 1)).version == 2
+            made = await client.snapshot(name)
+            assert [one.path for one in await client.snapshots()] == [made.path]
+            await client.delete_snapshot(name)
+            assert await client.snapshots() == []
+            found = [key async for key, _ in client.iter_keys("words", prefix="ki")]
+            assert found == ["king", "kings", "kitten"]
+
+    for url in (place.server.http, place.server.grpc, f"local:{place.data_dir}"):
+        asyncio.run(asked(url))
 
 
 def test_without_a_server_snapshots_are_those_in_a_folder(tmp_path: Path) -> None:

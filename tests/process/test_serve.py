@@ -113,7 +113,6 @@ def test_a_data_dir_is_served_by_one_server(tmp_path: Path) -> None:
         (("w={path}", "--http", "8000"), "--http '8000' isn't HOST:PORT"),
         (("w={path}", "--http", "no.such.host.invalid:1"), "can't be resolved"),
         (("w={path}", "--workers", "0"), "--workers is 0, and has to be at least 1"),
-        (("w={path}", "--log-level", "loud"), "Invalid value for '--log-level'"),
     ],
 )
 def test_what_is_wrong_at_the_start_is_said_in_a_line(

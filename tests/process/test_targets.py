@@ -1,6 +1,7 @@
 """Every verb is addressed in one way: --url or --data-dir, by options or by the environment."""
 
 import shlex
+from collections.abc import Iterator
 from pathlib import Path
 
 import click
@@ -30,15 +31,22 @@ def in_environment(*arguments: str, **environment: str | Path) -> str:
     return str(result.stdout)
 
 
+def verbs(group: click.Group, *names: str) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    """Every command, also those of groups."""
+    for name, command in group.commands.items():
+        if isinstance(command, click.Group):
+            yield from verbs(command, *names, name)
+        elif name not in ELSEWHERE:
+            yield (*names, name), command
+
+
 def test_every_verb_has_both_options_and_shows_their_variables() -> None:
-    for name, command in cli.commands.items():
-        if name in ELSEWHERE:
-            continue
+    for names, command in verbs(cli):
         options = {one.name: one for one in command.params if isinstance(one, click.Option)}
-        assert {"url", "data_dir"} <= set(options), name
-        shown = invoke(name, "--help").stdout
-        assert "GATHERD_DATA_DIR" in shown, name
-        assert options["url"].envvar == "GATHERD_URL"
+        assert {"url", "data_dir"} <= set(options), names
+        shown = invoke(*names, "--help").stdout
+        assert "GATHERD_DATA_DIR" in shown, names
+        assert options["url"].envvar == "GATHERD_URL", names
 
 
 @pytest.mark.parametrize(

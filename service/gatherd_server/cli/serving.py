@@ -54,7 +54,7 @@ def setting_options(command: Callable[..., None]) -> Callable[..., None]:
             extra["type"] = click.Path(path_type=Path)
         elif annotation in (int, float):
             extra["type"] = annotation
-        if field.default not in (None, (), False):
+        if field.default not in (None, (), False, ""):
             default = field.default.value if isinstance(field.default, Enum) else field.default
             extra["help"] += f"  [default: {default}]"
         command = click.option(flag, name, **extra)(command)

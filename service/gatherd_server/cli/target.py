@@ -16,6 +16,8 @@ import click
 from click.core import ParameterSource
 
 from gatherd import Client
+from gatherd.errors import NotFound
+from gatherd.store.catalog import CATALOG_NAME
 from gatherd.transports.target import parse_target
 from gatherd_server.cli.connect import connect, credential_options
 
@@ -34,7 +36,12 @@ class CommandTarget:
     data_dir: Path | None = None
 
     def connect(self, **options: Any) -> Client:
-        """A client with the credentials that the command was given; see `connect`."""
+        """A client with the credentials that the command was given; see `connect`.
+
+        NotFound when the data dir isn't one.
+        """
+        if self.data_dir is not None:
+            check_data_dir(self.data_dir)
         return connect(self.url, **options)
 
     @property
@@ -43,6 +50,16 @@ class CommandTarget:
         if self.data_dir is not None:
             return "--data-dir", str(self.data_dir)
         return "--url", self.url
+
+
+def check_data_dir(data_dir: Path) -> None:
+    """NotFound unless there are tables in `data_dir`."""
+    if (data_dir / CATALOG_NAME).exists():
+        return
+    why = "it has no catalog.json" if data_dir.is_dir() else "it isn't there"
+    raise NotFound(
+        f"{data_dir} is no data dir: {why}; `gatherd import` and `gatherd create` make one"
+    )
 
 
 def target_options(command: Command) -> Command:

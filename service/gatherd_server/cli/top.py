@@ -99,7 +99,9 @@ def _scrape(url: str, opener: urllib.request.OpenerDirector, root: str) -> Scrap
     except urllib.error.HTTPError as error:
         raise Unavailable(f"{target} answered {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
-        raise Unavailable(f"{target} can't be read: {error}") from None
+        reason = getattr(error, "reason", error)
+        why = getattr(reason, "strerror", None) or reason
+        raise Unavailable(f"can't connect to {url}: {why}") from None
     return Scrape.parse(text, time.monotonic())
 
 

@@ -17,7 +17,7 @@ from gatherd.errors import GatherdError
 from gatherd_server.cli.target import choose
 
 _META: Final = "gatherd.typed"
-COMPLETION_SECONDS: Final = 2.0
+COMPLETION_SECONDS: Final = 5.0
 FILES_MAX: Final = 1000
 URL_SCHEMES: Final = ("http://", "https://", "grpc://", "grpcs://", "unix:", "local:")
 
