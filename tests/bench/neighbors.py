@@ -16,6 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -101,7 +102,7 @@ def main() -> None:
                 beside(client, server.http, rng)
 
 
-def measure(client: Client, pids: list[int], rows: np.memmap, queries: np.ndarray) -> None:  # type: ignore[type-arg]
+def measure(client: Client, pids: list[int], rows: Any, queries: Any) -> None:
     """A search of each metric beside the product."""
     count = len(queries)
     print(f"{count} queries of {len(rows):,} x {DIM}, k = {K}:")

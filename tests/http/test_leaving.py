@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import grpc
 import numpy as np
@@ -119,7 +120,8 @@ def test_a_grpc_call_that_ends_ends_its_search(
 ) -> None:
     ids = lookup_request("words", 1).ids
     request = embedding_pb2.NeighborsRequest(table="words", ids=ids).SerializeToString()
-    call = rpc.unary_unary(NEIGHBORS.path).future(request, timeout=0.5 if how == "deadline" else 60)
+    ask: Any = rpc.unary_unary(NEIGHBORS.path)
+    call = ask.future(request, timeout=0.5 if how == "deadline" else 60)
     assert endless.begun.wait(SECONDS)
     if how == "cancel":
         call.cancel()

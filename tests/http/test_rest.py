@@ -560,8 +560,8 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
     assert set(operation["requestBody"]["content"]) == {JSON, OCTETS, NPY}
     assert set(operation["responses"]["200"]["content"]) == {JSON, OCTETS, NPY}
     assert {parameter["name"] for parameter in operation["parameters"]} == {
-        "table", "by", "dtype", "missing", "version", "ids_dtype", "shape", "dims", "normalize",
-        "with_lsn",
+        "table", "by", "dtype", "missing", "version", "ids_dtype", "shape",
+        "dims", "normalize", "with_lsn",
     }  # fmt: skip
     for path in document["paths"].values():
         for described in path.values():

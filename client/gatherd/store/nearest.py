@@ -6,7 +6,7 @@ rounding of norms, queries and scores adds a few u. The bound used here is (d + 
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -54,6 +54,10 @@ class Queries:
         return int(self.own is not None)
 
 
+# A little less than float32's largest number.
+_SCORE_MAX: Final = 3.4e38
+
+
 class Best:
     """The best rows of those compared so far; rows have to come in ascending order."""
 
@@ -71,12 +75,13 @@ class Best:
         """Take the rows from id `start` on, with their norms."""
         queries = self._queries
         with np.errstate(all="ignore"):
-            products = self._products(rows, norms)
+            least, most = float(norms.min()), float(norms.max())
+            products = self._products(rows, norms, least, most)
             if queries.own is not None:
                 here = np.flatnonzero((queries.own >= start) & (queries.own < start + len(rows)))
                 products[here, queries.own[here] - start] = -np.inf
             highest = products.max(axis=1).astype(np.float64)
-            errors = self._errors(float(norms.max()), queries.norms)
+            errors = self._errors(most, queries.norms)
             for i in np.flatnonzero(~(highest + errors <= self._bars)):
                 self._improve(int(i), start, rows, norms, products[i])
 
@@ -93,7 +98,7 @@ class Best:
         return np.stack(self.ids), scores
 
     def _products(
-        self, rows: NDArray[np.float32], norms: NDArray[np.float32]
+        self, rows: NDArray[np.float32], norms: NDArray[np.float32], least: float, most: float
     ) -> NDArray[np.float32]:
         """(queries, rows): the higher the nearer; NaN for a row that needs to be scored exactly."""
         queries = self._queries
@@ -103,10 +108,10 @@ class Best:
         else:
             products = queries.factors @ rows.T
         if queries.metric is Metric.COSINE:
-            products *= np.where(norms > 0, 1 / norms, 0)
+            products /= norms if least > 0 else np.where(norms > 0, norms, 1)
         elif queries.metric is Metric.L2:
             products -= norms * norms
-        if not (norms.min() >= NORM_MIN and norms.max() <= NORM_MAX):
+        if not (least >= NORM_MIN and most <= NORM_MAX):
             products[:, (norms != 0) & is_far(norms)] = np.nan
         return products
 
@@ -133,9 +138,19 @@ class Best:
         surplus = places.size - self._neighbor_count
         if surplus > 0:
             sure = np.nan_to_num(below[places], nan=-np.inf, posinf=np.inf, neginf=-np.inf)
-            bar = np.partition(sure, surplus)[surplus]
+            bar = self._within_float32(i, float(np.partition(sure, surplus)[surplus]))
             places = places[~(above[places] < bar)]
         self._merge(i, places + start, self._ranks_of(i, rows[places].astype(np.float64)))
+
+    def _within_float32(self, i: int, bar: float) -> float:
+        """`bar`, lowered if all scores from it on, up or down, are infinity in float32: equal."""
+        norm = float(self._queries.norms[i])
+        if self._queries.metric is Metric.DOT and norm:
+            most = _SCORE_MAX / norm
+            return min(bar, most) if bar > -most else -np.inf
+        if self._queries.metric is Metric.L2 and bar <= norm * norm - _SCORE_MAX**2:
+            return -np.inf
+        return bar
 
     def _ranks_of(self, i: int, rows: NDArray[np.float64]) -> NDArray[np.float32]:
         query = self._queries.exact[i]

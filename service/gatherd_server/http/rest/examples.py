@@ -117,6 +117,10 @@ def _keys_of(found: _Found) -> _Made:
     return _Made(found.keyed.name, {"ids": [0]})
 
 
+def _neighbors(found: _Found) -> _Made:
+    return replace(_of_first(found), body={"ids": [0], "k": 2})
+
+
 def _update(found: _Found, values: list[float] | None, note: str) -> _Made:
     if found.trained is None or values is None:
         return _Made(found.sandbox, is_change=True)
@@ -176,6 +180,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookupBags": _bags,
     "lookupBagsMany": _bags_many,
     "keysOf": _keys_of,
+    "neighbors": _neighbors,
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
     "assign": _assign,
