@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -62,12 +62,12 @@ PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.
 $(PEERS)/.ready: requirements-peers.lock pyproject.toml
 	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@echo "setting up $(PEERS) (once, a few minutes: torch, keras, gensim)"
+	@echo "setting up $(PEERS) (once, a few minutes: torch, jax, keras, gensim)"
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements-peers.lock
 	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
 	@touch $@
 
-test-peers: $(PEERS)/.ready  ## hold gatherd against torch, keras, gensim and gguf, in an environment of their own
+test-peers: $(PEERS)/.ready  ## hold gatherd against torch, jax, keras, gensim, gguf and IPython, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
 
 # Debian starts what it installs, unless the run level says that it's no time for it.
@@ -196,6 +196,17 @@ check: $(VENV)/.dev check-install  ## format, lint, types, import rules, stubs, 
 	$(BIN)/python proto/generate.py --check
 	$(BIN)/python client/generate_async.py --check
 
+TYPES := .venv-types
+$(TYPES)/.ready: requirements-types.lock
+	@test -x $(TYPES)/bin/python || $(PYTHON) -m venv $(TYPES)
+	@$(TYPES)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-types.lock
+	@touch $@
+
+# pyright is an npm package, which its PyPI namesake fetches at the first run, for the Node.js that it brings.
+check-types: $(VENV)/.dev $(TYPES)/.ready  ## mypy and pyright, both strict, find the mistakes planted in a user's script
+	PYRIGHT_PYTHON_CACHE_DIR=$(CURDIR)/$(TYPES)/cache PYRIGHT_PYTHON_IGNORE_WARNINGS=1 \
+	  $(BIN)/python tests/typed/judge.py $(TYPES)/bin/pyright
+
 check-install: $(VENV)/.dev  ## a fresh `pip install .` is the client and brings no web framework
 	$(BIN)/python tests/check_base_install.py
 
@@ -220,4 +231,4 @@ lock: $(VENV)/.dev  ## resolve the lock files anew from pyproject.toml
 	$(UV_COMPILE) -c requirements-dev.lock pyproject.toml deploy/model_server/requirements.in -o deploy/model_server/requirements.lock
 
 clean:  ## remove what the targets made
-	rm -rf $(VENV) $(PEERS) $(BROWSER) $(DOCS) $(BENCH) build .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf $(VENV) $(PEERS) $(TYPES) $(BROWSER) $(DOCS) $(BENCH) build .cache .demo .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -21,18 +21,29 @@ SOURCES: Final = (
     "_calls/keys.py",
     "_calls/updates.py",
     "_calls/tables.py",
+    "_calls/handles.py",
 )
 # Methods that wait, most of them the shell's own: every call of one is awaited.
-AWAITED: Final = ("_run", "_batched", "_carried", "_quick", "keys")
+AWAITED: Final = ("_run", "_batched", "_carried", "_quick", "keys", "info")
+# In a handle every call of its client's.
+OF_CLIENT: Final = r"self\._client\.\w+\("
+# What follows in a class isn't in its twin.
+BLOCKING_ONLY: Final = r"^    # The blocking handle's alone:.*?(?=^\S|\Z)"
 # Names that are different in the awaited client.
 NAMES: Final = {
+    "AllCalls": "AsyncAllCalls",
     "Batcher": "AsyncBatcher",
     "Iterator": "AsyncIterator",
     "KeyCalls": "AsyncKeyCalls",
     "LookupCalls": "AsyncLookupCalls",
     "TableCalls": "AsyncTableCalls",
+    "TableHandle": "AsyncTableHandle",
     "UpdateCalls": "AsyncUpdateCalls",
     "gatherd._batching.threads": "gatherd._batching.tasks",
+    "gatherd._calls.keys": "gatherd._calls.keys_aio",
+    "gatherd._calls.lookups": "gatherd._calls.lookups_aio",
+    "gatherd._calls.tables": "gatherd._calls.tables_aio",
+    "gatherd._calls.updates": "gatherd._calls.updates_aio",
 }
 HEADER: Final = (
     "# Written by client/generate_async.py from {source}: change that, then `make calls`.\n"
@@ -41,7 +52,9 @@ HEADER: Final = (
 
 def awaited(source: str, name: str) -> str:
     """The awaited twin of the blocking module `source`, whose file is called `name`."""
-    text = re.sub(r"^(    )def ", r"\1async def ", source, flags=re.MULTILINE)
+    text = re.sub(BLOCKING_ONLY, "", source, flags=re.MULTILINE | re.DOTALL)
+    text = re.sub(r"^(    )def (?!__)", r"\1async def ", text, flags=re.MULTILINE)
+    text = re.sub(OF_CLIENT, r"await \g<0>", text)
     text = re.sub(rf"(?<!def )\bself\.({'|'.join(AWAITED)})\(", r"await self.\1(", text)
     # An async generator has no `yield from`.
     text = re.sub(

@@ -3,8 +3,12 @@
 from importlib.metadata import version as _version
 
 from gatherd._batching.rules import Batching
+from gatherd._calls.handles import TableHandle
+from gatherd._calls.handles_aio import AsyncTableHandle
 from gatherd._requests.keys import KeyPage
-from gatherd._requests.lookups import TableInfo
+from gatherd._requests.lookups import LookupInfo, TableInfo
+from gatherd._requests.names import Bags, Ids, Keys, Status, Values, Vectors
+from gatherd._requests.neighbors import Neighbors
 from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
@@ -47,6 +51,7 @@ from gatherd.errors import (
     VersionMismatch,
     VersionNotFound,
 )
+from gatherd.hooks import Call, Hook
 from gatherd.store.memory import tune_allocator
 from gatherd.transports.headers import request_headers
 
@@ -55,8 +60,11 @@ __version__ = _version("gatherd")
 __all__ = [
     "AlreadyExists",
     "AsyncClient",
+    "AsyncTableHandle",
     "BadFile",
+    "Bags",
     "Batching",
+    "Call",
     "ChangeResult",
     "Client",
     "ClientClosed",
@@ -68,13 +76,18 @@ __all__ = [
     "FailedPrecondition",
     "ForkedClient",
     "GatherdError",
+    "Hook",
     "IdOutOfRange",
+    "Ids",
     "InternalError",
     "InvalidArgument",
     "KeyNotFound",
     "KeyPage",
+    "Keys",
     "LimitExceeded",
+    "LookupInfo",
     "MalformedRequest",
+    "Neighbors",
     "NoKeys",
     "NonfiniteValues",
     "NotFound",
@@ -86,7 +99,9 @@ __all__ = [
     "ServerInfo",
     "SnapshotInfo",
     "SnapshotResult",
+    "Status",
     "StorageError",
+    "TableHandle",
     "TableInfo",
     "TableNotFound",
     "TableReadOnly",
@@ -97,6 +112,8 @@ __all__ = [
     "Unimplemented",
     "UpdateResult",
     "UpdatesStopped",
+    "Values",
+    "Vectors",
     "VersionMismatch",
     "VersionNotFound",
     "__version__",

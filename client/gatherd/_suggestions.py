@@ -1,6 +1,5 @@
 """“Did you mean …?” for a name that isn't known."""
 
-import difflib
 from collections.abc import Iterable
 from typing import Final
 
@@ -13,6 +12,8 @@ def near(name: object, known: Iterable[str], count: int = 3) -> list[str]:
     """At most `count` of the `known` names that are most like `name`, the nearest first."""
     if not isinstance(name, str) or len(name) > NAME_CHARS_MAX:
         return []
+    import difflib  # rarely needed, as is all of this
+
     compared = [one for one, _ in zip(known, range(NAMES_COMPARED_MAX), strict=False)]
     exact = [one for one in compared if one.casefold() == name.casefold()]
     others = difflib.get_close_matches(name, compared, n=count)

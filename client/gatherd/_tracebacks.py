@@ -14,6 +14,7 @@ from typing import Any, Final, TypeVar
 
 FULL: Final = "GATHERD_FULL_TRACEBACKS"
 FRAMES_SHOWN_MAX: Final = 10
+CONTEXTS_MAX: Final = 100
 LINE_CHARS_MAX: Final = 200
 # The modules whose frames aren't the caller's.
 _NOT_THE_CALLERS: Final = ("gatherd", "IPython", "ipykernel", "asyncio", "concurrent")
@@ -22,8 +23,31 @@ E = TypeVar("E", bound=BaseException)
 
 
 def trimmed(error: E) -> E:
-    """`error` without the frames that it has come through."""
-    return error if is_full() else error.with_traceback(None)
+    """`error` without the frames that it has come through, and the SDK's errors that led to it.
+
+    What the caller was handling meanwhile stays its context.
+    """
+    if is_full():
+        return error
+    if error.__cause__ is None:
+        context = error.__context__
+        for _ in range(CONTEXTS_MAX):
+            if context is None or not _is_ours(context):
+                break
+            context = context.__context__
+        error.__context__, error.__suppress_context__ = context, context is None
+    return error.with_traceback(None)
+
+
+def _is_ours(error: BaseException) -> bool:
+    """Whether it was the SDK that caught it."""
+    caught = error.__traceback__
+    return caught is not None and _room(caught) == "gatherd"
+
+
+def _room(frame: TracebackType) -> str:
+    """The package whose code a frame runs."""
+    return str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
 
 
 def is_full() -> bool:
@@ -46,8 +70,7 @@ def rendered(error: BaseException) -> list[str]:
 def _callers_frames(found: TracebackType | None) -> list[TracebackType]:
     frames = []
     while found is not None:
-        module = str(found.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        if module not in _NOT_THE_CALLERS:
+        if _room(found) not in _NOT_THE_CALLERS:
             frames.append(found)
         found = found.tb_next
     return frames

@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.tasks import AsyncBatcher
-from gatherd._calls.keys_aio import AsyncKeyCalls
-from gatherd._calls.lookups_aio import AsyncLookupCalls
+from gatherd._calls.handles_aio import AsyncAllCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.short import short
-from gatherd._calls.tables_aio import AsyncTableCalls
-from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, Varying
@@ -32,6 +29,7 @@ from gatherd.errors import (
     InvalidArgument,
     Unauthenticated,
 )
+from gatherd.hooks import Hook
 from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
@@ -45,7 +43,7 @@ if TYPE_CHECKING:
 INLINE_BYTES_MAX = 256 << 10
 
 
-class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, AsyncTableCalls):
+class AsyncClient(Rebuilt, AsyncAllCalls):
     """`Client` for asyncio: the same methods, awaited, and the same errors.
 
     Belongs to the event loop of its first call. When that loop was closed, as after `asyncio.run`,
@@ -68,11 +66,12 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, As
         cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         """As Client. Connects later.
 
         url, timeout in seconds for each whole call, retries, batching, token, token_file, ca, cert,
-        headers, proxy.
+        headers, proxy, hooks.
         """
         self._settings = {
             "url": url,
@@ -85,6 +84,7 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, As
             "cert": cert,
             "headers": dict(headers) if isinstance(headers, Mapping) else headers,
             "proxy": proxy,
+            "hooks": hooks,
         }
         self._target = target = parse_target(url, proxy)
         self._credentials = Credentials(
@@ -108,6 +108,11 @@ class AsyncClient(Rebuilt, AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, As
             self._answering = self._local
         else:
             self._answering = RemoteAnswering(tries)
+        if hooks:
+            from gatherd._calls.observed import checked_hooks, observing
+
+            self._hooks = checked_hooks(hooks)
+            self.__class__ = observing(type(self))
         self._begin()
 
     def _begin(self) -> None:

@@ -11,12 +11,9 @@ from numpy.typing import NDArray
 
 from gatherd._batching.rules import Batching, LookupKind
 from gatherd._batching.threads import Batcher
-from gatherd._calls.keys import KeyCalls
-from gatherd._calls.lookups import LookupCalls
+from gatherd._calls.handles import AllCalls
 from gatherd._calls.rebuilt import Rebuilt
 from gatherd._calls.short import short
-from gatherd._calls.tables import TableCalls
-from gatherd._calls.updates import UpdateCalls
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Effect, Plan, Send, Sleep, T
 from gatherd._plans.foreseen import Foreseen, Varying
@@ -27,6 +24,7 @@ from gatherd._plans.retry import Tries
 from gatherd._requests.lookups import Answer
 from gatherd.busy_poll import BUSY_POLL_US
 from gatherd.errors import ClientClosed, GatherdError, InvalidArgument, Unauthenticated
+from gatherd.hooks import Hook
 from gatherd.store.ids import as_id_array
 from gatherd.transports.credentials import Credentials
 from gatherd.transports.headers import of_block
@@ -37,7 +35,7 @@ if TYPE_CHECKING:
     from gatherd.transports.transport import Transport
 
 
-class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
+class Client(Rebuilt, AllCalls):
     """Looks up and updates vectors in embedding tables. Safe to use from many threads.
 
     Every call raises a `gatherd.GatherdError`: `TableNotFound`, `IdOutOfRange`,
@@ -64,6 +62,7 @@ class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
         cert: tuple[str | os.PathLike[str], str | os.PathLike[str]] | None = None,
         headers: Mapping[str, str] | None = None,
         proxy: str | None = None,
+        hooks: Sequence[Hook] = (),
     ) -> None:
         """Nothing is connected yet; the first call does that.
 
@@ -89,6 +88,7 @@ class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
         requests of a block of code.
         proxy: http://[USER:PASSWORD@]HOST:PORT of an HTTP proxy to go through, or "environment" to
         take it from http_proxy, https_proxy and no_proxy; without it no proxy is used.
+        hooks: told of every call, for metrics and traces; see `Hook` and `gatherd.otel`.
         """
         self._settings = {
             "url": url,
@@ -102,6 +102,7 @@ class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
             "cert": cert,
             "headers": dict(headers) if isinstance(headers, Mapping) else headers,
             "proxy": proxy,
+            "hooks": hooks,
         }
         target = parse_target(url, proxy)
         self._credentials = Credentials(
@@ -136,6 +137,11 @@ class Client(Rebuilt, LookupCalls, KeyCalls, UpdateCalls, TableCalls):
             from gatherd.transports.http import HttpTransport
 
             self._transport = HttpTransport(target, self._credentials, busy_poll_us)
+        if hooks:
+            from gatherd._calls.observed import checked_hooks, observing
+
+            self._hooks = checked_hooks(hooks)
+            self.__class__ = observing(type(self))
 
     def close(self) -> None:
         """Close the connections; later calls raise ClientClosed. Closing twice is fine."""

@@ -59,6 +59,8 @@ VERSION: Final = tag(1, VARINT)
 """Begins a LookupResponse, unless its version is 0."""
 _STATUS: Final = tag(2, BYTES)
 _VECTORS: Final = tag(3, BYTES)
+_LSN: Final = tag(4, VARINT)
+_NORMALIZED: Final = tag(5, VARINT)
 
 
 def tensor_head(code: int, shape: Sequence[int]) -> bytes:
@@ -82,3 +84,9 @@ def lookup_head(
     if status:
         head += _STATUS + varint(len(status)) + status
     return head + _VECTORS + varint(len(tensor) + data_bytes) + tensor
+
+
+def lookup_notes(lsn: int | None, *, is_normalized: bool) -> bytes:
+    """What a LookupResponse that was asked for it has before its head."""
+    notes = b"" if lsn is None else _LSN + varint(lsn)
+    return notes + _NORMALIZED + varint(1) if is_normalized else notes

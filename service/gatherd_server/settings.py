@@ -22,7 +22,7 @@ from gatherd_server.link.heartbeat import HUNG_SECONDS
 from gatherd_server.observe.logs import LogFormat
 from gatherd_server.observe.tracing import TraceExport
 from gatherd_server.snapshots.backups.store import check_location
-from gatherd_server.types import Durability, Limits, TableSource, WriterLimits
+from gatherd_server.types import Durability, Limits, NeighborsLimits, TableSource, WriterLimits
 
 # The fields that SIGHUP changes in a running server; the rest is read once.
 RELOADABLE = ("log_level", "requests_in_flight_max")
@@ -123,6 +123,27 @@ class ServeSettings(BaseModel):
     )
     ids_max: int = Field(1_048_576, ge=1, le=2**31, description="Ids in one request.")
     tables_max: int = Field(256, ge=1, le=65_536, description="Tables in one request.")
+    neighbors_in_flight_max: int = Field(
+        2,
+        ge=0,
+        le=1024,
+        description="Searches for neighbors under way in one worker; more are refused, 0 for none.",
+    )
+    neighbors_threads: int = Field(
+        2, ge=1, le=256, description="Threads of one search for neighbors; lookups go before them."
+    )
+    neighbors_k_max: int = Field(
+        1000, ge=1, le=1_000_000, description="Neighbors of one query that may be asked for."
+    )
+    neighbors_queries_max: int = Field(
+        256, ge=1, le=65_536, description="Queries in one search for neighbors."
+    )
+    neighbors_work_max: int = Field(
+        2**38,
+        ge=1,
+        le=2**60,
+        description="Rows times dim times queries of one search for neighbors.",
+    )
     requests_in_flight_max: int = Field(
         256,
         ge=1,
@@ -267,6 +288,13 @@ class ServeSettings(BaseModel):
             self.updates_in_flight_max,
             self.bodies_bytes_max,
             self.default_mean_bytes_max,
+            NeighborsLimits(
+                self.neighbors_in_flight_max,
+                self.neighbors_threads,
+                self.neighbors_k_max,
+                self.neighbors_queries_max,
+                self.neighbors_work_max,
+            ),
         )
 
     @property

@@ -12,10 +12,22 @@ from numpy.typing import NDArray
 from gatherd.errors import LimitExceeded
 from gatherd.store.dtypes import DType
 from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.query import Asked, BagsQuery, Missing
+from gatherd.store.query import Asked, BagsQuery, Missing, VectorForm
 
 # HTTP connections above connections_max, for strangers; see http/connection_limit.py.
 SPARE_CONNECTIONS = 64
+
+
+@dataclass(frozen=True, slots=True)
+class NeighborsLimits:
+    """Bounds on searches for neighbors; see the settings neighbors_…."""
+
+    in_flight_max: int = 2
+    threads: int = 2
+    k_max: int = 1000
+    queries_max: int = 256
+    work_max: int = 2**38
+    """Rows times dim times queries of one search."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +42,7 @@ class Limits:
     updates_in_flight_max: int = 256
     bodies_bytes_max: int = 256 << 20
     default_mean_bytes_max: int = 8 << 30
+    neighbors: NeighborsLimits = NeighborsLimits()
 
     def check(self, name: str, what: str, value: int) -> None:
         """LimitExceeded, naming the limit, when `value` is over the limit called `name`."""
@@ -95,6 +108,13 @@ class Lookup(NamedTuple):
     missing: Missing = Missing.ERROR
     version: int = LIVE_VERSION
     bags: BagsQuery | None = None
+    form: VectorForm | None = None
+    with_lsn: bool = False
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the vectors are whole and as stored, and the reply says nothing more of them."""
+        return self.form is None and not self.with_lsn
 
 
 class UpdateOp(Enum):

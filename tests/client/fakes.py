@@ -80,6 +80,8 @@ class FakeService:
         if method == "LookupBagsMany":
             bags = embedding_pb2.LookupBagsManyRequest.FromString(body)
             return embedding_pb2.LookupManyResponse(lookups=self._bags(list(bags.bags)))
+        if method == "IdsOf":
+            return self._ids_of(embedding_pb2.IdsOfRequest.FromString(body))
         if method == "KeysOf":
             return self._keys_of(embedding_pb2.KeysOfRequest.FromString(body))
         limits = table_pb2.Limits(**self.limits)
@@ -195,6 +197,20 @@ class FakeService:
             if part.size:
                 pooled[bag] = pool(vectors[part], weights[part], mode)
         return self._response(request.lookup, pooled, bad)
+
+    def _ids_of(self, request: Any) -> embedding_pb2.IdsOfResponse:
+        keys = wire_keys(request.keys)
+        index = {key: row for row, key in enumerate(self._own_keys(request.table))}
+        flat = keys.tolist() if isinstance(keys, StringKeys) else keys.reshape(-1).tolist()
+        if self.limits.get("ids_max") and len(flat) > self.limits["ids_max"]:
+            raise LimitExceeded("ids_max")
+        ids = np.array([index.get(key, -1) for key in flat], "<i8").reshape(keys.shape)
+        if (ids < 0).any() and not request.allow_missing:
+            raise key_not_found_error(request.table, keys, ids)
+        tensor = tensor_pb2.Tensor(
+            dtype=tensor_pb2.DTYPE_INT64, shape=ids.shape, data=ids.tobytes()
+        )
+        return embedding_pb2.IdsOfResponse(version=self.version, ids=tensor)
 
     def _keys_of(self, request: Any) -> embedding_pb2.KeysOfResponse:
         keys = self._own_keys(request.table)

@@ -14,6 +14,7 @@ from gatherd import GatherdError, InternalError, VersionNotFound
 from gatherd._plans.effects import Plan, Send, T
 from gatherd._plans.remote import RemoteAnswering
 from gatherd._plans.retry import Tries
+from gatherd._requests.lookups import Returned
 
 
 class Direct:
@@ -41,7 +42,7 @@ class Direct:
     def bags_many(self, bags: Mapping[str, Any], **options: Any) -> Any:
         asked: dict[str, Any] = {
             "keys": None, "mode": "mean", "weights": None, "padding_id": None, "dtype": "float32",
-            "missing": "error", "return_status": False, "timeout": None,
+            "missing": "error", "returned": Returned(), "timeout": None,
         }  # fmt: skip
         return self.run(self.answering.lookup_bags_many(bags, **(asked | options)))
 
@@ -70,7 +71,8 @@ def test_bags_in_pieces_are_the_bags_at_once(
     tables = {"words": WORDS[:40], "items": ITEMS}
     keys: dict[str, list[Any]] = {"words": [b"word%d" % row for row in range(40)]}
     options: dict[str, Any] = {
-        "mode": mode, "missing": missing, "padding_id": padding_id, "return_status": True,
+        "mode": mode, "missing": missing, "padding_id": padding_id,
+        "returned": Returned(status=True),
     }  # fmt: skip
     if weighted and mode != "max":
         options["weights"] = {"words": [[0.5 + id_ % 3 for id_ in bag] for bag in first]}

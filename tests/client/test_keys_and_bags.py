@@ -95,6 +95,22 @@ def test_missing_keys_are_named_by_their_places_in_the_whole(
             client.lookup_many(keys=many)
 
 
+@pytest.mark.parametrize("limits", LIMITS)
+def test_ids_of_keys(make: Any, server: str, service: FakeService, limits: dict[str, int]) -> None:
+    service.limits = limits
+    asked = [[word(row), word(row * 70)] for row in range(12)]
+    rows = np.array([[row, row * 70] for row in range(12)])
+    with make(server) as client:
+        np.testing.assert_array_equal(client.ids_of("words", asked[:7]), rows[:7])
+        found = client.ids_of("words", asked, allow_missing=True)
+        np.testing.assert_array_equal(found, np.where(rows < 500, rows, -1))
+        assert found.dtype == np.int64
+        assert client.ids_of("items", 993).shape == ()
+        assert client.ids_of("words", []).shape == (0,)
+        with pytest.raises(KeyNotFound, match=r"no key keys\[8\]\[1\]='word560'"):
+            client.ids_of("words", asked)
+
+
 def test_keys_that_cannot_be_looked_up(make: Any, server: str, service: FakeService) -> None:
     del service.keys["items"]
     with make(server) as client:

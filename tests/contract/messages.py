@@ -8,11 +8,15 @@ import grpc
 import httpx
 import numpy as np
 from google.protobuf import json_format
+from numpy.typing import NDArray
 
 from contract.surfaces import (
     Answer,
     Bags,
+    Form,
+    Near,
     Page,
+    Search,
     Surface,
     Update,
     Updated,
@@ -34,6 +38,11 @@ _MISSING = {
     "zero": embedding_pb2.MISSING_ZERO,
     "default": embedding_pb2.MISSING_DEFAULT,
     "skip": embedding_pb2.MISSING_SKIP,
+}
+_METRICS = {
+    "cosine": embedding_pb2.METRIC_COSINE,
+    "dot": embedding_pb2.METRIC_DOT,
+    "l2": embedding_pb2.METRIC_L2,
 }
 _POOLING = {
     "sum": embedding_pb2.POOLING_SUM,
@@ -158,6 +167,11 @@ def update_message(table: str, update: Update) -> embedding_pb2.TableUpdate:
     return message
 
 
+def _set_form(request: embedding_pb2.LookupRequest, form: Form) -> None:
+    request.dims = form.dims or 0
+    request.normalize = form.normalize
+
+
 class Messages(Surface):
     """A surface that carries the messages of the generated classes, by `_call`."""
 
@@ -188,6 +202,12 @@ class Messages(Surface):
         request = embedding_pb2.KeysOfRequest(table=table, ids=id_tensor(ids))
         return keys_answer(self._call("KeysOf", request, embedding_pb2.KeysOfResponse()))
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        asked = keys_request(table, keys, "error").keys
+        request = embedding_pb2.IdsOfRequest(table=table, keys=asked, allow_missing=allow_missing)
+        reply = self._call("IdsOf", request, embedding_pb2.IdsOfResponse())
+        return np.frombuffer(reply.ids.data, "<i8").reshape(tuple(reply.ids.shape)).tolist()
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         request = embedding_pb2.ListKeysRequest(
             table=table, prefix=prefix.encode("utf-8", "surrogateescape"), limit=limit, start=start
@@ -210,6 +230,53 @@ class Messages(Surface):
             for one, asked in zip(reply.lookups, bags.values(), strict=True)
         )
         return dict(zip(bags, answers, strict=True))
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        request = lookup_request(table, ids, form.dtype, form.missing)
+        _set_form(request, form)
+        reply = self._call("Lookup", request, embedding_pb2.LookupResponse())
+        assert reply.normalized is form.normalize
+        return response_answer(reply)
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        request = bags_request(table, bags)
+        request.lookup.dtype = _WIRE_DTYPE[form.dtype]
+        _set_form(request.lookup, form)
+        reply = self._call("LookupBags", request, embedding_pb2.LookupResponse())
+        return bags_answer(reply, len(bags.rows))
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        request = lookup_request(table, ids, "float32", "error")
+        request.with_lsn = True
+        reply = self._call("Lookup", request, embedding_pb2.LookupResponse())
+        assert reply.HasField("lsn")
+        return response_answer(reply)[0], reply.version, reply.lsn
+
+    def neighbors(self, table: str, search: Search) -> Near:
+        request = embedding_pb2.NeighborsRequest(
+            table=table,
+            k=search.k,
+            metric=_METRICS.get(search.metric, 99),  # type: ignore[arg-type]  # 99: no such metric
+            include_self=search.include_self,
+        )
+        if search.kind == "ids":
+            request.ids.CopyFrom(id_tensor(search.query))
+        elif search.kind == "keys":
+            request.keys.CopyFrom(keys_message(search.query))
+        else:
+            vectors = np.asarray(search.query, "<f4")
+            request.vectors.CopyFrom(
+                tensor_pb2.Tensor(
+                    dtype=tensor_pb2.DTYPE_FLOAT32, shape=vectors.shape, data=vectors.tobytes()
+                )
+            )
+        reply = self._call("Neighbors", request, embedding_pb2.NeighborsResponse())
+        shape = tuple(reply.ids.shape)
+        assert tuple(reply.scores.shape) == shape
+        ids = np.frombuffer(reply.ids.data, "<i8").reshape(shape)
+        scores = np.frombuffer(reply.scores.data, "<f4").reshape(shape)
+        keyed = embedding_pb2.KeysOfResponse(keys=reply.keys)
+        return Near(ids, scores, keys_answer(keyed) if reply.HasField("keys") else None)
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         request = embedding_pb2.UpdateRequest(
@@ -294,7 +361,7 @@ class GrpcStream(Grpc):
 
     def has(self, method: str) -> bool:
         """A stream carries lookups of rows."""
-        return method in ("lookup", "lookup_many", "lookup_keys")
+        return method in ("lookup", "lookup_many", "lookup_keys", "formed", "informed")
 
     def lookup_many(self, requests: dict[str, Any], *, missing: str = "error") -> dict[str, Any]:
         """One stream, a lookup a table, all sent before any answer is read."""

@@ -8,11 +8,15 @@ from urllib.parse import urlencode
 
 import httpx
 import numpy as np
+from numpy.typing import NDArray
 
 from contract.surfaces import (
     Answer,
     Bags,
+    Form,
+    Near,
     Page,
+    Search,
     Surface,
     Update,
     Updated,
@@ -141,6 +145,12 @@ class Rest(Surface):
         self._check(reply)
         return np.array(_keys(reply.json()), object).reshape(np.shape(ids)).tolist()
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        body = {"keys": np.asarray(keys).tolist(), "allow_missing": allow_missing}
+        reply = self._http.post(f"/v1/tables/{table}:idsOf", json=body)
+        self._check(reply)
+        return reply.json()["ids"]
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         raw = prefix.encode("utf-8", "surrogateescape")
         query = urlencode({"prefix": raw, "limit": limit, "start": start})
@@ -168,6 +178,65 @@ class Rest(Surface):
             table: np.array(answer["vectors"], np.float32).reshape(answer["shape"])
             for table, answer in reply.json()["tables"].items()
         }
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        if self._media == "json":
+            listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
+            document = self._json(
+                f"/v1/tables/{table}:lookup", {"ids": listed, **form.options()}, {}
+            )
+            return self._json_answer(document, form.dtype)
+        query = {name: value for name, value in form.options().items() if value is not None}
+        query["normalize"] = str(form.normalize).lower()
+        return self._array_lookup(table, ids, query, form.missing)
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        body = form.options() | json_bags(bags)
+        document = self._json(f"/v1/tables/{table}:lookupBags", body, {})
+        status = document.pop("status", None)
+        vectors, _ = self._json_answer(document, form.dtype)
+        return vectors, np.array(status or [0] * len(bags.rows), np.uint8)
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        path = f"/v1/tables/{table}:lookup"
+        if self._media == "json":
+            document = self._json(path, {"ids": np.asarray(ids).tolist(), "with_lsn": True}, {})
+            return self._json_answer(document, "float32")[0], document["version"], document["lsn"]
+        array = np.asarray(ids, "<i8")
+        reply = self._http.post(
+            path,
+            params={"with_lsn": "true"},
+            content=array.tobytes(),
+            headers={"Content-Type": OCTETS, "Accept": NPY if self._media == "npy" else OCTETS},
+        )
+        self._check(reply)
+        vectors, _ = self._array_answer(reply, "error", array.shape)
+        headers = reply.headers
+        return vectors, int(headers["gatherd-version"]), int(headers["gatherd-lsn"])
+
+    def has(self, method: str) -> bool:
+        """A search is JSON whatever lookups are."""
+        return super().has(method) and (method != "neighbors" or self._media == "json")
+
+    def neighbors(self, table: str, search: Search) -> Near:
+        body: dict[str, Any] = {
+            "k": search.k, "metric": search.metric, "include_self": search.include_self
+        }  # fmt: skip
+        if search.kind == "keys":
+            body["keys"], body["encoding"] = json_keys(search.query)
+        else:
+            body[search.kind] = np.asarray(search.query).tolist()
+        document = self._json(f"/v1/tables/{table}:neighbors", body, {})
+        keys = document.get("keys")
+        if document.get("encoding") == "base64":
+            array = np.array(keys, object)
+            flat = [
+                base64.b64decode(key).decode("utf-8", "surrogateescape")
+                for key in array.reshape(-1)
+            ]
+            keys = np.array(flat, object).reshape(array.shape).tolist()
+        scores = np.array(document["scores"], np.float32)
+        return Near(np.array(document["ids"], np.int64).reshape(scores.shape), scores, keys)
 
     @property
     def updates_many(self) -> bool:

@@ -7,13 +7,13 @@ the gatherd error that came over the wire.
 
 import asyncio
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import AsyncClient, Batching, Client
+from gatherd import AsyncClient, Batching, Client, Neighbors
 from gatherd.errors import IdOutOfRange, TableNotFound, by_reason
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 
@@ -44,6 +44,50 @@ class Bags:
             "padding_id": self.padding_id,
             "missing": self.missing,
         }
+
+
+@dataclass(frozen=True)
+class Form:
+    """The form of a reply's vectors."""
+
+    dims: int | None = None
+    normalize: bool = False
+    dtype: str = "float32"
+    missing: str = "error"
+
+    def options(self) -> dict[str, Any]:
+        """The SDK's arguments, and REST's members."""
+        return asdict(self)
+
+
+@dataclass(frozen=True, eq=False)
+class Search:
+    """Ids, string keys or vectors, and how their neighbors are found."""
+
+    query: Any
+    kind: str
+    """ids, keys or vectors."""
+    k: int = 10
+    metric: str = "cosine"
+    include_self: bool = False
+
+    def options(self) -> dict[str, Any]:
+        """The SDK's arguments beside the table."""
+        return {
+            "keys" if self.kind == "keys" else "query": self.query,
+            "k": self.k,
+            "metric": self.metric,
+            "include_self": self.include_self,
+        }
+
+
+@dataclass(frozen=True, eq=False)
+class Near:
+    """The answer to a search; keys nested as str (surrogateescape) or int, None without keys."""
+
+    ids: NDArray[np.int64]
+    scores: NDArray[np.float32]
+    keys: Any
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +133,10 @@ class Surface(ABC):
         """Keys nested as the ids are: str (surrogateescape) or int."""
         raise NotImplementedError
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        """Ids nested as the keys are."""
+        raise NotImplementedError
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         raise NotImplementedError
 
@@ -96,6 +144,20 @@ class Surface(ABC):
         raise NotImplementedError
 
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
+        raise NotImplementedError
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        raise NotImplementedError
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        """`bags` have their own `missing`."""
+        raise NotImplementedError
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        """Vectors with the version and the LSN."""
+        raise NotImplementedError
+
+    def neighbors(self, table: str, search: Search) -> Near:
         raise NotImplementedError
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
@@ -160,6 +222,9 @@ class SyncSdk(Surface):
     def keys_of(self, table: str, ids: Any) -> Any:
         return self._client.keys_of(table, ids).tolist()
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        return self._client.ids_of(table, keys, allow_missing=allow_missing).tolist()
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         page = self._client.keys(table, prefix=prefix, limit=limit, start=start)
         return page.keys.tolist(), page.ids.tolist(), page.next
@@ -169,6 +234,22 @@ class SyncSdk(Surface):
 
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._client.lookup_bags_many(**sdk_bags_many(bags))
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        options = form.options()
+        return self._client.lookup(table, ids, return_status=True, dedup=self._dedup, **options)
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        options = form.options() | bags.options()
+        return self._client.lookup_bags(table, return_status=True, **options)
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        vectors, info = self._client.lookup(table, ids, return_info=True, dedup=self._dedup)
+        assert not info.status.any()
+        return vectors, info.version, info.lsn
+
+    def neighbors(self, table: str, search: Search) -> Near:
+        return sdk_near(self._client.neighbors(table, **search.options()))
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         name, arguments = sdk_update(op, updates, request_id)
@@ -207,6 +288,10 @@ class AsyncSdk(Surface):
     def keys_of(self, table: str, ids: Any) -> Any:
         return self._runner.run(self._client.keys_of(table, ids)).tolist()
 
+    def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
+        asked = self._client.ids_of(table, keys, allow_missing=allow_missing)
+        return self._runner.run(asked).tolist()
+
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         page = self._runner.run(self._client.keys(table, prefix=prefix, limit=limit, start=start))
         return page.keys.tolist(), page.ids.tolist(), page.next
@@ -218,6 +303,22 @@ class AsyncSdk(Surface):
 
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         return self._runner.run(self._client.lookup_bags_many(**sdk_bags_many(bags)))
+
+    def formed(self, table: str, ids: Any, form: Form) -> Answer:
+        options = form.options()
+        return self._runner.run(self._client.lookup(table, ids, return_status=True, **options))
+
+    def formed_bags(self, table: str, bags: Bags, form: Form) -> Answer:
+        options = form.options() | bags.options()
+        return self._runner.run(self._client.lookup_bags(table, return_status=True, **options))
+
+    def informed(self, table: str, ids: Any) -> tuple[NDArray[Any], int, int]:
+        found = self._runner.run(self._client.lookup_many({table: ids}, return_info=True))
+        vectors, info = found[table]
+        return vectors, info.version, info.lsn
+
+    def neighbors(self, table: str, search: Search) -> Near:
+        return sdk_near(self._runner.run(self._client.neighbors(table, **search.options())))
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         name, arguments = sdk_update(op, updates, request_id)
@@ -277,6 +378,10 @@ def sdk_bags_many(bags: dict[str, Bags]) -> dict[str, Any]:
         "mode": one.mode,
         "missing": one.missing,
     }
+
+
+def sdk_near(found: Neighbors) -> Near:
+    return Near(found.ids, found.scores, None if found.keys is None else found.keys.tolist())
 
 
 _VALUES_NAME = {"scatter_add": "deltas", "apply_gradients": "grads", "assign": "rows"}

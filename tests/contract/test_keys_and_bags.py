@@ -105,6 +105,20 @@ def test_keys_of_is_the_way_back(surface: Surface, served: ServedTables) -> None
         surface.keys_of("float32", np.array([1]))
 
 
+def test_ids_of_is_the_inverse_of_keys_of(surface: Surface, served: ServedTables) -> None:
+    needs(surface, "ids_of")
+    texts = [["queen", "king"], ["New York", "queen"]]
+    assert surface.ids_of("words", texts) == [[1, 0], [2, 1]]
+    assert surface.ids_of("items", served.items[[7, 3, 7]]) == [7, 3, 7]
+    assert surface.ids_of("words", ["king", "nope"], allow_missing=True) == [0, -1]
+    with pytest.raises(KeyNotFound, match=r"keys\[1\]='qeen'; did you mean 'queen'\?"):
+        surface.ids_of("words", ["king", "qeen"])
+    with pytest.raises(NoKeys, match="table 'float32' has no keys"):
+        surface.ids_of("float32", np.array([1]))
+    with pytest.raises(InvalidArgument, match="keys are integers; the keys of this table are str"):
+        surface.ids_of("words", np.array([1]))
+
+
 def test_a_key_that_is_not_utf8_is_found_and_given_back(
     surface: Surface, served: ServedTables
 ) -> None:

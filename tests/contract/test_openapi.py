@@ -39,6 +39,10 @@ include-name = "POST /v1/tables/{table}:keysOf"
 parameters = { "path.table" = "words" }
 
 [[operations]]
+include-name = "POST /v1/tables/{table}:idsOf"
+parameters = { "path.table" = "words" }
+
+[[operations]]
 include-name = "GET /v1/tables/{table}/keys"
 parameters = { "path.table" = "words" }
 

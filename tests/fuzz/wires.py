@@ -14,9 +14,11 @@ from starlette.datastructures import QueryParams
 
 from fuzz.target import Target
 from gatherd._requests.keys import KeysSpec
+from gatherd._requests.neighbors import prepare_neighbors
 from gatherd._wire import errors
 from gatherd._wire import lookups as _codec
 from gatherd._wire.keys import decode_list_keys
+from gatherd._wire.neighbors import decode_neighbors
 from gatherd._wire.updates import decode_get_server, decode_list_snapshots
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import PAGE_KEYS_MAX, ByKey, KeyQuery
@@ -25,7 +27,7 @@ from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import lookup_bodies, update_bodies
 from gatherd_server.types import Lookup, UpdateOp
-from gatherd_server.wire import lookups, updates
+from gatherd_server.wire import lookups, neighbors, updates
 from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
 
 BODY_BYTES_MAX = 1 << 20
@@ -53,6 +55,15 @@ LOOKUPS = [
     lookup_request("odd", np.array(1, np.int8), dtype="DTYPE_BFLOAT16"),
     lookup_request("empty", np.zeros((0, 3), np.int64)),
     keyed("words", b"king", b"queen"),
+    lookup_request("words", np.arange(3), dims=7, normalize=True, with_lsn=True),
+]
+SEARCHES = [
+    embedding_pb2.NeighborsRequest(table="words", ids=LOOKUPS[0].ids, k=3, include_self=True),
+    embedding_pb2.NeighborsRequest(
+        table="half", vectors=tensor(np.ones((2, 5), np.float16)), metric="METRIC_L2"
+    ),
+    embedding_pb2.NeighborsRequest(table="odd", vectors=tensor(np.ones(2, np.float32)), version=1),
+    embedding_pb2.NeighborsRequest(table="words", keys=keyed("", b"king").keys),
 ]
 BAGS = [
     embedding_pb2.LookupBagsRequest(
@@ -96,8 +107,10 @@ def rows_of(served: SmallEngine, lookup: Lookup) -> None:
     if lookup.bags is not None or gathered.status is not None or isinstance(lookup.asked, ByKey):
         return
     expected = served.rows[lookup.table][lookup.asked.astype(np.int64)]
+    if lookup.form is not None:
+        expected = expected[..., : lookup.form.dims or None]
     assert gathered.vectors.shape == expected.shape
-    if gathered.dtype.value == "float32":
+    if gathered.dtype.value == "float32" and not gathered.is_normalized:
         np.testing.assert_array_equal(gathered.vectors, expected)
 
 
@@ -115,6 +128,22 @@ def bags_check(served: SmallEngine) -> Callable[[bytes], None]:
         with suppress(GatherdError):
             request = lookups.parse(embedding_pb2.LookupBagsRequest(), body, LIMITS)
             rows_of(served, lookups.bag_lookup_of(request))
+
+    return check
+
+
+def search_check(served: SmallEngine) -> Callable[[bytes], None]:
+    def check(body: bytes) -> None:
+        with suppress(GatherdError):
+            request = lookups.parse(embedding_pb2.NeighborsRequest(), body, LIMITS)
+            query = neighbors.query_of(request)
+            run = served.engine.prepare_neighbors(request.table, query, request.version).run
+            found = run().nearest
+            assert found.ids.shape == found.scores.shape
+            assert found.ids.shape[:-1] == query.shape
+            assert found.ids.shape[-1] <= query.k
+            assert (found.ids >= 0).all()
+            assert (found.ids < len(served.rows[request.table])).all()
 
     return check
 
@@ -196,6 +225,7 @@ JSON_LOOKUPS = [
     b'{"ids": [[4], [20]], "dtype": "float16", "missing": "zero", "version": 3}',
     b'{"ids": 7}',
     b'{"keys": ["king", "queen"]}',
+    b'{"ids": [1, 2], "dims": 3, "normalize": true, "with_lsn": true}',
     b'{"keys": ["a2luZw==", "cXVlZW4="], "encoding": "base64"}',
     b'{"ids": [1, 2, 3, 3], "offsets": [0, 2, 2], "mode": "mean", "weights": [1, 2, 0.5, -1]}',
     b'{"ids": [[1, 2], [], [3]], "weights": [[1, 2], [], [3]], "padding_id": 3}',
@@ -231,6 +261,7 @@ def reply(**fields: Any) -> bytes:
 REPLIES = [
     reply(version=3, vectors=tensor(np.ones((2, 3), np.float32))),
     reply(version=2**40, status=b"\0\1", vectors=tensor(np.zeros((2, 1), np.float16))),
+    reply(version=1, lsn=2**40, normalized=True, vectors=tensor(np.ones((1, 3), np.float32))),
     reply(vectors=tensor_pb2.Tensor(shape=[2**63 - 1, -1])),
     embedding_pb2.LookupManyResponse(
         lookups=[embedding_pb2.LookupResponse(version=n, status=b"s") for n in range(3)]
@@ -273,6 +304,8 @@ def reply_check(data: bytes) -> None:
         pass  # invalid in fields that a lookup doesn't read
     else:
         assert ours.version == theirs.version
+        assert ours.lsn == (theirs.lsn if theirs.HasField("lsn") else None)
+        assert ours.normalized == theirs.normalized
         assert bytes(ours.status) == theirs.status
         assert bytes(ours.data) == theirs.vectors.data
         assert ours.shape == list(theirs.vectors.shape)
@@ -283,11 +316,23 @@ def reply_check(data: bytes) -> None:
             assert len(one.data) <= len(data)
 
 
+SEARCH = prepare_neighbors("words", [1, 2], None, 2, "dot", False, None)
+TABLES.append(
+    embedding_pb2.NeighborsResponse(
+        version=2,
+        ids=tensor(np.zeros((2, 2), np.int64)),
+        scores=tensor(np.ones((2, 2), np.float32)),
+        keys=tensor_pb2.Keys(integers=tensor(np.zeros((2, 2), np.int64))),
+    ).SerializeToString()
+)
+
+
 def tables_check(data: bytes) -> None:
     for read in (
         lambda: _codec.decode_list_tables(memoryview(data)),
         lambda: _codec.decode_get_table(memoryview(data)),
         lambda: _codec.decode_keys_of(memoryview(data), (2,)),
+        lambda: decode_neighbors(memoryview(data), SEARCH),
         lambda: _page_check(data),
         lambda: decode_list_snapshots(memoryview(data)),
         lambda: decode_get_server(memoryview(data)),
@@ -415,6 +460,9 @@ def targets(folder: Path) -> Iterator[list[Target]]:
     yield [
         Target("proto lookup", [one.SerializeToString() for one in LOOKUPS], lookup_check(served)),
         Target("proto bags", [one.SerializeToString() for one in BAGS], bags_check(served)),
+        Target(
+            "proto searches", [one.SerializeToString() for one in SEARCHES], search_check(served)
+        ),
         Target("proto updates", [one.SerializeToString() for one in UPDATES], push_check),
         Target("rest json lookups", JSON_LOOKUPS, json_lookups),
         Target("rest json updates", JSON_UPDATES, json_update_check),
@@ -434,6 +482,7 @@ def targets(folder: Path) -> Iterator[list[Target]]:
                 b"dtype=float16&missing=zero&version=1\n" + np.arange(4).tobytes(),
                 b"shape=2&values_dtype=float32&lr=0.5&if_version=2\n" + bytes(16 + 2 * 12),
                 b"by=keys&shape=\n" + bytes(8),
+                b"dims=3&normalize=true&with_lsn=false\n" + bytes(8),
             ],
             octets_check(served),
         ),

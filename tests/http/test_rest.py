@@ -527,6 +527,8 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
         "/v1/tables/{table}:lookup",
         "/v1/tables/{table}:lookupBags",
         "/v1/tables/{table}:keysOf",
+        "/v1/tables/{table}:idsOf",
+        "/v1/tables/{table}:neighbors",
         "/v1/lookup",
         "/v1/lookupBags",
         "/v1/tables",
@@ -559,6 +561,7 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
     assert set(operation["responses"]["200"]["content"]) == {JSON, OCTETS, NPY}
     assert {parameter["name"] for parameter in operation["parameters"]} == {
         "table", "by", "dtype", "missing", "version", "ids_dtype", "shape",
+        "dims", "normalize", "with_lsn",
     }  # fmt: skip
     for path in document["paths"].values():
         for described in path.values():

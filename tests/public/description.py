@@ -19,7 +19,15 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 OPEN = {"missing", "dtype", "mode", "init", "optimizer"}
-MODULES = ("gatherd", "gatherd.aio", "gatherd.busy_poll", "gatherd.client", "gatherd.errors")
+MODULES = (
+    "gatherd",
+    "gatherd.aio",
+    "gatherd.busy_poll",
+    "gatherd.client",
+    "gatherd.errors",
+    "gatherd.hooks",
+    "gatherd.otel",
+)
 TRANSPORTS = ("grpc", "http", "http_aio")
 # Imported for their class alone; their own docstrings say where the code is.
 SHELLS = ("gatherd.aio", "gatherd.client")

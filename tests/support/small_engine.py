@@ -38,7 +38,7 @@ class SmallEngine:
     offload: Offload
 
 
-def small_engine(folder: Path, **limits: int) -> SmallEngine:
+def small_engine(folder: Path, **limits: Any) -> SmallEngine:
     """Tables words (float32), half (float16), odd (NaN and infinity) and empty (no rows)."""
     rng = np.random.default_rng(7)
     tables: dict[str, NDArray[Any]] = {

@@ -187,7 +187,7 @@ class Training:
     offload: Offload
 
 
-def training(**limits: int) -> Training:
+def training(**limits: Any) -> Training:
     """A fresh engine, with the given limits in place of the usual ones."""
     narrowed = replace(LIMITS, **limits)
     return Training(TrainingEngine(narrowed), Admission(narrowed), Offload(THREADS))

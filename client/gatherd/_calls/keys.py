@@ -7,11 +7,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from gatherd._calls.short import short, trimmed
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._requests.keys import KeyPage
-from gatherd._requests.names import Ids, Vectors
+from gatherd._requests.names import Ids, Keys, Vectors
 from gatherd.errors import GatherdError
 from gatherd.store.query import PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX
 
@@ -35,6 +38,26 @@ class KeyCalls(ABC):
         again. IdOutOfRange for an id without a row, NoKeys for a table without keys.
         """
         return self._run(self._answering.keys_of(table, ids, version=version, timeout=timeout))
+
+    @short
+    def ids_of(
+        self,
+        table: str,
+        keys: Keys,
+        *,
+        allow_missing: bool = False,
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> NDArray[np.int64]:
+        """The ids of the rows that have `keys`, strings or integers of any shape S: shape S.
+
+        allow_missing: give −1 for a key without a row, which no lookup takes for an id, instead of
+        KeyNotFound. NoKeys for a table without keys, InvalidArgument for keys of another kind.
+        """
+        plan = self._answering.ids_of(
+            table, keys, allow_missing=allow_missing, version=version, timeout=timeout
+        )
+        return self._run(plan)
 
     @short
     def keys(

@@ -16,23 +16,26 @@ from gatherd._calls.options import (
     LookupManyOptions,
     LookupOptions,
 )
-from gatherd._calls.short import trimmed
+from gatherd._calls.short import short, trimmed
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Deadline, Plan, T
 from gatherd._plans.foreseen_calls import Asking, ForeseenCalls
-from gatherd._requests.lookups import Answer
+from gatherd._requests.lookups import Answer, LookupInfo, Returned
 from gatherd._requests.names import (
     Bags,
     Ids,
     Keys,
+    MetricName,
     MissingOfBag,
     MissingRow,
     Mode,
+    Query,
     ReplyDType,
     Status,
     Values,
     Vectors,
 )
+from gatherd._requests.neighbors import Neighbors
 from gatherd.errors import GatherdError
 
 
@@ -74,6 +77,7 @@ class LookupCalls(ABC):
         ids: Ids | None = None,
         *,
         return_status: Literal[False] = False,
+        return_info: Literal[False] = False,
         **options: Unpack[LookupOptions],
     ) -> Vectors: ...
 
@@ -87,6 +91,16 @@ class LookupCalls(ABC):
         **options: Unpack[LookupOptions],
     ) -> tuple[Vectors, Status]: ...
 
+    @overload
+    def lookup(
+        self,
+        table: str,
+        ids: Ids | None = None,
+        *,
+        return_info: Literal[True],
+        **options: Unpack[LookupOptions],
+    ) -> tuple[Vectors, LookupInfo]: ...
+
     def lookup(
         self,
         table: str,
@@ -96,11 +110,14 @@ class LookupCalls(ABC):
         dtype: ReplyDType = "float32",
         missing: MissingRow = "error",
         out: Vectors | None = None,
+        normalize: bool = False,
+        dims: int | None = None,
         return_status: bool = False,
+        return_info: bool = False,
         version: int | None = None,
         dedup: bool = False,
         timeout: float | None = None,
-    ) -> Vectors | tuple[Vectors, Status]:
+    ) -> Vectors | tuple[Vectors, Status] | tuple[Vectors, LookupInfo]:
         """The rows of `ids`, integers of any dtype and shape S, or of `keys`: shape S + (dim,).
 
         keys: instead of ids, for a table that has keys: str, bytes or integers of any shape S; see
@@ -111,7 +128,11 @@ class LookupCalls(ABC):
         KeyNotFound, "zero" and "default" (the table's default vector) fill its place.
         out: an array to fill and return: C-contiguous, writable, of the result's shape and dtype.
         What it holds after an error is unspecified.
+        normalize: divide each vector by its length (L2), in float32; zeros stay zeros. dims: only
+        the first so many elements of each vector, cut before they are normalized. The server does
+        both, also of default vectors. InvalidArgument unless 1 ≤ dims ≤ the table's dim.
         return_status: return (vectors, status) with status uint8 of shape S, 0 found, 1 missing.
+        return_info: instead, return (vectors, info), a LookupInfo of version, LSN and status.
         version: the version that must answer, VersionNotFound when it isn't there; None for the
         live one.
         dedup: send every id or key once, and copy its row to all its places here. The result is the
@@ -124,12 +145,14 @@ class LookupCalls(ABC):
         the table.
         """
         try:
-            if self._batcher is not None and keys is None and not dedup:
+            is_plain = dims is None and normalize is False and return_info is False
+            if self._batcher is not None and keys is None and not dedup and is_plain:
                 answer = self._batched(table, ids, dtype, missing, out, version, timeout)
                 if answer is not None:
                     return answer.with_status() if return_status else answer.vectors
             policy: Any = missing  # to mypy, no Literal's class is str
-            if keys is None and policy.__class__ is str and policy == "error" and dedup is False:
+            is_quick = is_plain and keys is None and dedup is False
+            if is_quick and policy.__class__ is str and policy == "error":
                 vectors = self._quick(table, ids, dtype, out, version, timeout)
                 if vectors is not None:
                     return Answer(vectors, None).with_status() if return_status else vectors
@@ -142,14 +165,14 @@ class LookupCalls(ABC):
                     dtype=dtype,
                     missing=missing,
                     out=out,
-                    return_status=return_status,
+                    returned=Returned.checked(return_status, return_info, dims, normalize),
                     version=version,
                     dedup=dedup,
                     timeout=timeout,
                 )
 
             def find(foreseen: ForeseenCalls) -> Asking | None:
-                if dedup is not False:
+                if dedup is not False or not is_plain:
                     return None
                 return foreseen.rows(table, ids, keys, dtype, missing, version, out)
 
@@ -166,6 +189,7 @@ class LookupCalls(ABC):
         ids: Mapping[str, Ids] | None = None,
         *,
         return_status: Literal[False] = False,
+        return_info: Literal[False] = False,
         **options: Unpack[LookupManyOptions],
     ) -> dict[str, Vectors]: ...
 
@@ -178,6 +202,15 @@ class LookupCalls(ABC):
         **options: Unpack[LookupManyOptions],
     ) -> dict[str, tuple[Vectors, Status]]: ...
 
+    @overload
+    def lookup_many(
+        self,
+        ids: Mapping[str, Ids] | None = None,
+        *,
+        return_info: Literal[True],
+        **options: Unpack[LookupManyOptions],
+    ) -> dict[str, tuple[Vectors, LookupInfo]]: ...
+
     def lookup_many(
         self,
         ids: Mapping[str, Ids] | None = None,
@@ -185,22 +218,32 @@ class LookupCalls(ABC):
         keys: Mapping[str, Keys] | None = None,
         dtype: ReplyDType = "float32",
         missing: MissingRow = "error",
+        normalize: bool = False,
+        dims: int | None = None,
         return_status: bool = False,
+        return_info: bool = False,
         version: Mapping[str, int] | None = None,
         dedup: bool = False,
         timeout: float | None = None,
-    ) -> dict[str, Vectors] | dict[str, tuple[Vectors, Status]]:
+    ) -> (
+        dict[str, Vectors]
+        | dict[str, tuple[Vectors, Status]]
+        | dict[str, tuple[Vectors, LookupInfo]]
+    ):
         """Several tables in one round trip: {table: ids} → {table: vectors}, as `lookup` has them.
 
         keys: {table: keys}, for tables looked up by key; a table has ids or keys, not both. The
         result has the tables of `ids` first, then those of `keys`.
         version: {table: version}, for some or all.
+        normalize, dims: as for `lookup`, for every table.
         dedup: as for `lookup`, for each table by itself.
-        With return_status, {table: (vectors, status)}. All or nothing: one bad id fails the call.
+        With return_status, {table: (vectors, status)}, with return_info {table: (vectors, info)}.
+        All or nothing: one bad id fails the call.
         What is over the server's limits is sent in several requests; each table is then answered
         by one version of it.
         """
         try:
+            is_plain = dims is None and normalize is False and return_info is False
 
             def plan(timeout: float | Deadline | None) -> Plan[Any]:
                 return self._answering.lookup_many(
@@ -208,14 +251,16 @@ class LookupCalls(ABC):
                     keys=keys,
                     dtype=dtype,
                     missing=missing,
-                    return_status=return_status,
+                    returned=Returned.checked(return_status, return_info, dims, normalize),
                     version=version,
                     dedup=dedup,
                     timeout=timeout,
                 )
 
             def find(foreseen: ForeseenCalls) -> Asking | None:
-                return foreseen.many(ids, keys, dtype, missing, version) if dedup is False else None
+                if dedup is not False or not is_plain:
+                    return None
+                return foreseen.many(ids, keys, dtype, missing, version)
 
             result: dict[str, Any] = self._carried(find, plan, return_status, timeout)
             return result
@@ -230,6 +275,7 @@ class LookupCalls(ABC):
         offsets: Ids | None = None,
         *,
         return_status: Literal[False] = False,
+        return_info: Literal[False] = False,
         **options: Unpack[BagsOptions],
     ) -> Vectors: ...
 
@@ -244,6 +290,17 @@ class LookupCalls(ABC):
         **options: Unpack[BagsOptions],
     ) -> tuple[Vectors, Status]: ...
 
+    @overload
+    def lookup_bags(
+        self,
+        table: str,
+        ids: Bags | None = None,
+        offsets: Ids | None = None,
+        *,
+        return_info: Literal[True],
+        **options: Unpack[BagsOptions],
+    ) -> tuple[Vectors, LookupInfo]: ...
+
     def lookup_bags(
         self,
         table: str,
@@ -257,10 +314,13 @@ class LookupCalls(ABC):
         dtype: ReplyDType = "float32",
         missing: MissingOfBag = "error",
         out: Vectors | None = None,
+        normalize: bool = False,
+        dims: int | None = None,
         return_status: bool = False,
+        return_info: bool = False,
         version: int | None = None,
         timeout: float | None = None,
-    ) -> Vectors | tuple[Vectors, Status]:
+    ) -> Vectors | tuple[Vectors, Status] | tuple[Vectors, LookupInfo]:
         """Bags of rows, each pooled into one vector where the table is: an array (bags, dim).
 
         ids: flat, (n,), with `offsets`, (bags,): bag i is ids[offsets[i]:offsets[i + 1]], the last
@@ -275,7 +335,8 @@ class LookupCalls(ABC):
         weights: a number an id, (n,), or as jagged as the ids; taken as float32.
         padding_id: an id (also with keys: the row) that never takes part.
         missing: as for `lookup`, or "skip": an id without a row doesn't take part.
-        dtype, out (of shape (bags, dim)), version, timeout: as for `lookup`.
+        normalize, dims: as for `lookup`, of the pooled vectors.
+        dtype, out (of shape (bags, dim)), version, return_info, timeout: as for `lookup`.
         return_status: return (vectors, status) with status uint8, one an id, of shape (n,).
 
         InvalidArgument for offsets that don't begin with 0, decrease or go past the end, weights
@@ -284,6 +345,7 @@ class LookupCalls(ABC):
         single bag that is over them is LimitExceeded.
         """
         try:
+            is_plain = dims is None and normalize is False and return_info is False
 
             def plan(timeout: float | Deadline | None) -> Plan[Any]:
                 return self._answering.lookup_bags(
@@ -297,12 +359,14 @@ class LookupCalls(ABC):
                     dtype=dtype,
                     missing=missing,
                     out=out,
-                    return_status=return_status,
+                    returned=Returned.checked(return_status, return_info, dims, normalize),
                     version=version,
                     timeout=timeout,
                 )
 
             def find(foreseen: ForeseenCalls) -> Asking | None:
+                if not is_plain:
+                    return None
                 pooled = (mode, weights, padding_id)
                 return foreseen.bags(
                     table, (ids, offsets), keys, pooled, dtype, missing, version, out
@@ -321,6 +385,7 @@ class LookupCalls(ABC):
         ids: Mapping[str, Bags] | None = None,
         *,
         return_status: Literal[False] = False,
+        return_info: Literal[False] = False,
         **options: Unpack[BagsManyOptions],
     ) -> dict[str, Vectors]: ...
 
@@ -333,6 +398,15 @@ class LookupCalls(ABC):
         **options: Unpack[BagsManyOptions],
     ) -> dict[str, tuple[Vectors, Status]]: ...
 
+    @overload
+    def lookup_bags_many(
+        self,
+        ids: Mapping[str, Bags] | None = None,
+        *,
+        return_info: Literal[True],
+        **options: Unpack[BagsManyOptions],
+    ) -> dict[str, tuple[Vectors, LookupInfo]]: ...
+
     def lookup_bags_many(
         self,
         ids: Mapping[str, Bags] | None = None,
@@ -343,20 +417,28 @@ class LookupCalls(ABC):
         padding_id: int | None = None,
         dtype: ReplyDType = "float32",
         missing: MissingOfBag = "error",
+        normalize: bool = False,
+        dims: int | None = None,
         return_status: bool = False,
+        return_info: bool = False,
         version: Mapping[str, int] | None = None,
         timeout: float | None = None,
-    ) -> dict[str, Vectors] | dict[str, tuple[Vectors, Status]]:
+    ) -> (
+        dict[str, Vectors]
+        | dict[str, tuple[Vectors, Status]]
+        | dict[str, tuple[Vectors, LookupInfo]]
+    ):
         """Bags of several tables in one round trip: {table: bags} → {table: (bags, dim) array}.
 
         ids: a value is a tuple (ids, offsets), or a list of lists of ids; see `lookup_bags`.
         keys: the same with keys in place of ids; a table has one of them. The result has the
         tables of `ids` first, then those of `keys`.
         weights, version: {table: weights} and {table: version}, for some or all.
-        The other arguments hold for every table. With return_status, {table: (vectors, status)}.
-        All or nothing, as `lookup_many`.
+        The other arguments hold for every table. With return_status, {table: (vectors, status)},
+        with return_info {table: (vectors, info)}. All or nothing, as `lookup_many`.
         """
         try:
+            is_plain = dims is None and normalize is False and return_info is False
 
             def plan(timeout: float | Deadline | None) -> Plan[Any]:
                 return self._answering.lookup_bags_many(
@@ -367,12 +449,14 @@ class LookupCalls(ABC):
                     padding_id=padding_id,
                     dtype=dtype,
                     missing=missing,
-                    return_status=return_status,
+                    returned=Returned.checked(return_status, return_info, dims, normalize),
                     version=version,
                     timeout=timeout,
                 )
 
             def find(foreseen: ForeseenCalls) -> Asking | None:
+                if not is_plain:
+                    return None
                 pooled = (mode, weights, padding_id)
                 return foreseen.bags_many(ids, keys, pooled, dtype, missing, version)
 
@@ -380,3 +464,45 @@ class LookupCalls(ABC):
             return result
         except GatherdError as error:
             raise trimmed(error)  # noqa: B904 - it is the same error
+
+    @short
+    def neighbors(
+        self,
+        table: str,
+        query: Query | None = None,
+        *,
+        keys: Keys | None = None,
+        k: int = 10,
+        metric: MetricName = "cosine",
+        include_self: bool = False,
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> Neighbors:
+        """The `k` nearest rows of each query, by comparing it with every row: for exploration.
+
+        query: strings are keys, integers ids, floats vectors of the table's dim; one, or an array
+        of any shape S of them. keys: instead of it, for a table whose keys are integers.
+        metric: "cosine" (0 with a vector of zeros) and "dot", of which higher is nearer, or "l2",
+        the Euclidean distance, of which lower is.
+        include_self: whether a query by id or key may be its own neighbor. For vectors no row is
+        left out.
+        version: as for `lookup`.
+
+        The result is exact, for rows and queries taken as float32. Of equal scores the lower id
+        comes first; rows whose score is NaN come last. Each row is compared as it was at one moment
+        of the search. InvalidArgument for a query with NaN or infinity; LimitExceeded, Overloaded
+        or FailedPrecondition by the server's settings neighbors_…. It takes as long as reading the
+        whole table; docs/neighbors.md says what to use instead for more than a look.
+        """
+        return self._run(
+            self._answering.neighbors(
+                table,
+                query,
+                keys=keys,
+                k=k,
+                metric=metric,
+                include_self=include_self,
+                version=version,
+                timeout=timeout,
+            )
+        )

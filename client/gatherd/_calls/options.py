@@ -22,6 +22,8 @@ class LookupOptions(TypedDict, total=False):
     dtype: ReplyDType
     missing: MissingRow
     out: Vectors | None
+    normalize: bool
+    dims: int | None
     version: int | None
     dedup: bool
     timeout: float | None
@@ -33,6 +35,8 @@ class LookupManyOptions(TypedDict, total=False):
     keys: Mapping[str, Keys] | None
     dtype: ReplyDType
     missing: MissingRow
+    normalize: bool
+    dims: int | None
     version: Mapping[str, int] | None
     dedup: bool
     timeout: float | None
@@ -48,6 +52,8 @@ class BagsOptions(TypedDict, total=False):
     dtype: ReplyDType
     missing: MissingOfBag
     out: Vectors | None
+    normalize: bool
+    dims: int | None
     version: int | None
     timeout: float | None
 
@@ -61,6 +67,8 @@ class BagsManyOptions(TypedDict, total=False):
     padding_id: int | None
     dtype: ReplyDType
     missing: MissingOfBag
+    normalize: bool
+    dims: int | None
     version: Mapping[str, int] | None
     timeout: float | None
 

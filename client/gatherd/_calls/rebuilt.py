@@ -4,7 +4,12 @@ So clients can be sent to spawned workers and to other machines, and can be part
 is copied as a whole, such as the dataset of a data loader.
 """
 
-from typing import Any
+from typing import Any, Final
+
+from gatherd._shown import html_table
+
+# What a notebook shows of a client. Never a token, a header or a proxy's password.
+_SHOWN: Final = ("url", "timeout", "retries", "batching", "busy_poll_us", "token_file", "ca")
 
 
 class Rebuilt:
@@ -17,8 +22,18 @@ class Rebuilt:
     _settings: dict[str, Any]
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _made, (type(self), self._settings)
+        return made, (type(self), self._settings)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._settings['url']!r})"
+
+    def _repr_html_(self) -> str:
+        """The HTML that a notebook displays; nothing is asked of the server."""
+        settings = self._settings
+        rows = [(name, settings[name]) for name in _SHOWN if settings.get(name) is not None]
+        return html_table(type(self).__name__, ("", ""), rows)
 
 
-def _made(cls: type[Rebuilt], settings: dict[str, Any]) -> Rebuilt:
+def made(cls: type[Rebuilt], settings: dict[str, Any]) -> Rebuilt:
+    """The copy that a pickle stands for."""
     return cls(**settings)

@@ -9,7 +9,6 @@ from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
 from gatherd._requests.tables import (
     ChangeResult,
@@ -29,16 +28,6 @@ class TableCalls(ABC):
 
     @abstractmethod
     def _run(self, plan: Plan[T]) -> T: ...
-
-    @short
-    def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    @short
-    def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
     @short
     def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:

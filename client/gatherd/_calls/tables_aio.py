@@ -10,7 +10,6 @@ from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.lookups import TableInfo
 from gatherd._requests.names import Init, StoredDType
 from gatherd._requests.tables import (
     ChangeResult,
@@ -30,16 +29,6 @@ class AsyncTableCalls(ABC):
 
     @abstractmethod
     async def _run(self, plan: Plan[T]) -> T: ...
-
-    @short
-    async def tables(self, *, timeout: float | None = None) -> list[TableInfo]:
-        """Every table that is served, also those that can't be looked up; see `refused`."""
-        return await self._run(self._answering.tables(self._answering.deadline(timeout)))
-
-    @short
-    async def table(self, name: str, *, timeout: float | None = None) -> TableInfo:
-        """The table called `name`. TableNotFound when there is none."""
-        return await self._run(self._answering.table(name, self._answering.deadline(timeout)))
 
     @short
     async def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:

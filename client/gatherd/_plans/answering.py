@@ -7,7 +7,7 @@ server, transports/local.py reads the files itself.
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
@@ -16,21 +16,25 @@ from gatherd._plans.effects import Deadline, Plan
 from gatherd._plans.retry import Tries
 from gatherd._requests.bags import prepare_bags, split_pair
 from gatherd._requests.dedup import distinct, expanded
-from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_keys
+from gatherd._requests.keys import KeyPage, KeysSpec, key_page, prepare_ids_of, prepare_keys
 from gatherd._requests.lookups import (
     Answer,
     KeysOfSpec,
     LookupSpec,
+    Returned,
     TableInfo,
     parse_reply_type,
     prepare,
     prepare_keys_of,
 )
-from gatherd._requests.names import Bags, Ids, Keys, Values
+from gatherd._requests.names import Bags, Ids, Keys, Query, Values
+from gatherd._requests.neighbors import (
+    Neighbors,
+    NeighborsSpec,
+    prepare_neighbors,
+)
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 from gatherd.store.query import FoundKeys
-
-LookupResult: TypeAlias = NDArray[Any] | tuple[NDArray[Any], NDArray[np.uint8]]
 
 
 class Answering(ABC):
@@ -48,7 +52,7 @@ class Answering(ABC):
         dtype: DTypeLike,
         missing: str,
         out: NDArray[Any] | None,
-        return_status: bool,
+        returned: Returned,
         version: int | None = None,
         dedup: bool = False,
         timeout: float | Deadline | None,
@@ -56,8 +60,9 @@ class Answering(ABC):
         """The plan of Client.lookup."""
         deadline = self.deadline(timeout)
         spec = prepare(table, ids, keys, parse_reply_type(dtype), missing, out, version)
+        spec = returned.applied_to(spec)
         answers = yield from self._gather((spec,), deadline, dedup)
-        return _result(spec, answers[0], return_status)
+        return returned.result(spec, answers[0])
 
     def lookup_many(
         self,
@@ -66,7 +71,7 @@ class Answering(ABC):
         keys: Mapping[str, Keys] | None,
         dtype: DTypeLike,
         missing: str,
-        return_status: bool,
+        returned: Returned,
         version: Mapping[str, int] | None = None,
         dedup: bool = False,
         timeout: float | Deadline | None,
@@ -84,7 +89,7 @@ class Answering(ABC):
             prepare(table, None, given, reply, missing, version=versions.get(table))
             for table, given in by_key.items()
         ]
-        return (yield from self._gather_many(specs, return_status, deadline, dedup=dedup))
+        return (yield from self._gather_many(specs, returned, deadline, dedup=dedup))
 
     def lookup_bags(
         self,
@@ -99,7 +104,7 @@ class Answering(ABC):
         dtype: DTypeLike,
         missing: str,
         out: NDArray[Any] | None,
-        return_status: bool,
+        returned: Returned,
         version: int | None = None,
         timeout: float | Deadline | None,
     ) -> Plan[Any]:
@@ -118,8 +123,9 @@ class Answering(ABC):
             out=out,
             version=version,
         )
+        spec = returned.applied_to(spec)
         answers = yield from self.gather((spec,), deadline)
-        return _result(spec, answers[0], return_status)
+        return returned.result(spec, answers[0])
 
     def lookup_bags_many(
         self,
@@ -131,7 +137,7 @@ class Answering(ABC):
         padding_id: int | None,
         dtype: DTypeLike,
         missing: str,
-        return_status: bool,
+        returned: Returned,
         version: Mapping[str, int] | None = None,
         timeout: float | Deadline | None,
     ) -> Plan[Any]:
@@ -159,7 +165,7 @@ class Answering(ABC):
                     version=versions.get(table),
                 )
                 specs.append(spec)
-        return (yield from self._gather_many(specs, return_status, deadline))
+        return (yield from self._gather_many(specs, returned, deadline))
 
     def keys_of(
         self, table: str, ids: Ids, *, version: int | None = None, timeout: float | None
@@ -187,6 +193,37 @@ class Answering(ABC):
                 return key_page(found)
             query = replace(spec.query, start=found.next)
             spec = replace(spec, query=query, version=found.version)
+
+    def ids_of(
+        self,
+        table: str,
+        keys: Keys,
+        *,
+        allow_missing: bool,
+        version: int | None,
+        timeout: float | None,
+    ) -> Plan[NDArray[np.int64]]:
+        """The plan of Client.ids_of."""
+        deadline = self.deadline(timeout)
+        spec = prepare_ids_of(table, keys, allow_missing, version)
+        return (yield from self.find_ids(spec, deadline))
+
+    def neighbors(
+        self,
+        table: str,
+        query: Query | None,
+        *,
+        keys: Keys | None,
+        k: int,
+        metric: str,
+        include_self: bool,
+        version: int | None,
+        timeout: float | None,
+    ) -> Plan[Neighbors]:
+        """The plan of Client.neighbors."""
+        deadline = self.deadline(timeout)
+        spec = prepare_neighbors(table, query, keys, k, metric, include_self, version)
+        return (yield from self.find_neighbors(spec, deadline))
 
     def versions(self, name: str, deadline: Deadline) -> Plan[tuple[int, ...]]:
         """The plan of Client.versions."""
@@ -218,16 +255,17 @@ class Answering(ABC):
     def _gather_many(
         self,
         specs: Sequence[LookupSpec],
-        return_status: bool,
+        returned: Returned,
         deadline: Deadline,
         *,
         dedup: object = False,
-    ) -> Plan[dict[str, LookupResult]]:
+    ) -> Plan[dict[str, Any]]:
         if not specs:
             return {}
+        specs = [*map(returned.applied_to, specs)]
         answers = yield from self._gather(specs, deadline, dedup)
         return {
-            spec.table: _result(spec, answer, return_status)
+            spec.table: returned.result(spec, answer)
             for spec, answer in zip(specs, answers, strict=True)
         }
 
@@ -242,12 +280,20 @@ class Answering(ABC):
         """The answers to `specs`, in their order. All or nothing. All are bags, or none is."""
 
     @abstractmethod
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """The ids of the keys, in their shape; −1 for one without a row if `missing` allows it."""
+
+    @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
         """The keys of the ids, in their shape, as `key_array` returns them."""
 
     @abstractmethod
     def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
         """A page of keys, which may be empty."""
+
+    @abstractmethod
+    def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
+        """The nearest rows of a table."""
 
     @abstractmethod
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
@@ -293,11 +339,3 @@ def _mapping(call: str, name: str, given: object) -> Mapping[str, Any]:
     if not isinstance(given, Mapping):
         raise InvalidArgument(f"{call} takes a dict of table to {name}, not {type(given).__name__}")
     return given
-
-
-def _result(spec: LookupSpec, answer: Answer, return_status: bool) -> LookupResult:
-    if not return_status:
-        return answer.vectors
-    if answer.status is None:
-        return answer.vectors, np.zeros(spec.asked.shape, np.uint8)
-    return answer.vectors, answer.status

@@ -14,6 +14,7 @@ from gatherd._plans.chunks import Piece
 from gatherd._requests.lookups import Answer, LookupSpec, check_dim
 from gatherd._wire.lookups import DTYPE_CODES, LookupReply
 from gatherd._wire.protobuf import unreadable
+from gatherd.errors import Unimplemented
 from gatherd.store.dtypes import bfloat16_to_float32
 from gatherd.store.query import Missing
 
@@ -28,6 +29,7 @@ class Assembler:
         self.version = spec.version
         self._vectors: NDArray[Any] | None = None
         self._status: NDArray[np.uint8] | None = None
+        self._lsn: int | None = None
 
     def cut(self, piece: Piece) -> LookupSpec:
         """The lookup to send for `piece`: the whole one, in its own shape, if that is all of it."""
@@ -49,7 +51,7 @@ class Assembler:
         """The arrays, once every piece was added."""
         if self._vectors is None:
             raise unreadable("it holds fewer lookups than were asked")
-        return Answer(self._vectors, self._status)
+        return Answer(self._vectors, self._status, self.version, self._lsn)
 
     def _check(self, reply: LookupReply, part: LookupSpec) -> int:
         """The dim of a reply to `part`."""
@@ -68,9 +70,32 @@ class Assembler:
             raise unreadable(f"{where}{len(reply.status)} status bytes for {ids} ids")
         if self.version and reply.version != self.version:
             raise unreadable(f"{where}version {reply.version} answered, {self.version} was asked")
+        self._check_notes(reply, dim)
         check_dim(spec, dim)
         self.version = reply.version
         return dim
+
+    def _check_notes(self, reply: LookupReply, dim: int) -> None:
+        """Unimplemented when an older server has overlooked what it doesn't know."""
+        spec = self.spec
+        form = spec.form
+        overlooked = [
+            name
+            for name, is_done in (
+                ("dims", not spec.dims or dim == spec.dims),
+                ("normalize", form is None or not form.normalize or reply.normalized),
+                ("return_info", not spec.with_lsn or reply.lsn is not None),
+            )
+            if not is_done
+        ]
+        if overlooked:
+            raise Unimplemented(
+                f"the server is older than this client, and doesn't know {', '.join(overlooked)}; "
+                "update it, or leave that out"
+            )
+        if reply.lsn is not None:
+            # Of several pieces the least: later ones may have later updates.
+            self._lsn = reply.lsn if self._lsn is None else min(self._lsn, reply.lsn)
 
     def _take_whole(self, reply: LookupReply, data: NDArray[Any], shape: tuple[int, ...]) -> None:
         reply_type = self.spec.reply

@@ -15,8 +15,15 @@ from gatherd._plans.positions import in_whole
 from gatherd._plans.retry import Tries
 from gatherd._requests.keys import KeysSpec
 from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
+from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd._wire import lookups
-from gatherd._wire.keys import decode_list_keys, encode_list_keys
+from gatherd._wire.keys import (
+    decode_ids_of,
+    decode_list_keys,
+    encode_ids_of,
+    encode_list_keys,
+)
+from gatherd._wire.neighbors import decode_neighbors, encode_neighbors
 from gatherd._wire.protobuf import unreadable
 from gatherd.errors import (
     IdOutOfRange,
@@ -27,7 +34,14 @@ from gatherd.errors import (
 )
 from gatherd.store.keys import KEY_BYTES_MAX, StringKeys
 from gatherd.store.query import ByKey, FoundKeys, Missing
-from gatherd_proto.procedures import GET_TABLE, KEYS_OF, LIST_KEYS, LIST_TABLES
+from gatherd_proto.procedures import (
+    GET_TABLE,
+    IDS_OF,
+    KEYS_OF,
+    LIST_KEYS,
+    LIST_TABLES,
+    NEIGHBORS,
+)
 
 # Up to these a lookup is sent as it is, without asking for the limits first.
 IDS_UNASKED_MAX = 65_536
@@ -70,10 +84,23 @@ class RemoteAnswering(Answering):
 
         return (yield from self._ask((spec,), once, deadline))
 
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """One request when it fits, several when it doesn't."""
+
+        def once(requests: Requests) -> Plan[NDArray[np.int64]]:
+            return self._find_ids_once(spec, requests, deadline)
+
+        return (yield from self._ask((spec,), once, deadline))
+
     def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:
         """One request."""
         body = yield from self._send(LIST_KEYS.path, encode_list_keys(spec), deadline)
         return decode_list_keys(body, spec)
+
+    def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
+        """One request: the server's limits bound a search, and it is never divided."""
+        body = yield from self._send(NEIGHBORS.path, encode_neighbors(spec), deadline)
+        return decode_neighbors(body, spec)
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """ListTables, whose reply has the limits as well."""
@@ -181,6 +208,24 @@ class RemoteAnswering(Answering):
             raise unreadable(f"table {spec.table!r} changed its kind of keys within one version")
         return found[0] if len(found) == 1 else np.concatenate(found).reshape(spec.asked.shape)
 
+    def _find_ids_once(
+        self, spec: LookupSpec, requests: Requests, deadline: Deadline
+    ) -> Plan[NDArray[np.int64]]:
+        found = np.empty(spec.asked.size, np.int64)
+        version = spec.version
+        for pieces in requests:
+            (piece,) = pieces
+            part = spec.cut(piece.start, piece.stop)
+            try:
+                reply = yield from self._send(IDS_OF.path, encode_ids_of(part, version), deadline)
+            except KeyNotFound as error:
+                raise in_whole(error, (spec,), pieces) from None
+            found[piece.start : piece.stop], answered = decode_ids_of(reply, part)
+            if version and answered != version:
+                raise unreadable(f"version {answered} answered, {version} was asked")
+            version = answered
+        return found.reshape(spec.asked.shape)
+
     def _send(self, method: str, body: bytes, deadline: Deadline) -> Plan[memoryview]:
         return self._tries.send(Send(method, body, deadline))
 
@@ -210,7 +255,7 @@ def _cost(spec: Spec, info: TableInfo) -> Cost:
         strings = info.key_kind not in ("int64", "uint64")
         key_bytes = LENGTH_BYTES + KEY_BYTES_MAX if strings else INTEGER_KEY_BYTES
         return Cost(spec.asked.size, request, 0, spec.asked.itemsize, reply, 0, key_bytes)
-    row_bytes = info.dim * spec.reply.wire.itemsize
+    row_bytes = (spec.dims or info.dim) * spec.reply.wire.itemsize
     status_bytes = int(spec.missing is not Missing.ERROR)
     id_bytes = _id_bytes(spec)
     if spec.bags is None:

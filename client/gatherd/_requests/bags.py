@@ -18,7 +18,7 @@ from gatherd._requests.lookups import (
 )
 from gatherd.errors import InvalidArgument
 from gatherd.store.bags import check_offsets, check_weights, flat_weights, jagged
-from gatherd.store.given import as_given_array
+from gatherd.store.given import as_given_array, has_array
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import StringKeys, as_keys
 from gatherd.store.query import (
@@ -113,7 +113,7 @@ def _flat_keys(keys: object, offsets: object) -> tuple[Asked, NDArray[np.int64]]
 
 def _bags(bags: Any, name: str) -> list[Any] | tuple[Any, ...] | NDArray[Any]:
     """A list of bags, or an array of equally long bags."""
-    array = as_given_array(bags, name) if hasattr(bags, "__array__") else None
+    array = as_given_array(bags, name) if has_array(bags) else None
     if array is not None and array.ndim == 2:
         return array
     if array is not None and array.ndim == 1 and array.dtype.kind == "O":
@@ -135,7 +135,7 @@ def _even(shape: tuple[int, ...]) -> NDArray[np.int64]:
 
 def _flat_weights(weights: object, starts: NDArray[np.int64], id_count: int) -> object:
     """Weights as given, or flattened where they are as jagged as the ids."""
-    if hasattr(weights, "__array__"):
+    if has_array(weights):
         array = as_given_array(weights, "weights")
         weights = list(array) if array.ndim == 2 or array.dtype.kind == "O" else array
     if not isinstance(weights, list | tuple):

@@ -4,6 +4,7 @@ Left out on purpose: a hash of our own in place of np.unique's sort. Measured, i
 int64 ids: 720 µs against 530), and sorted ids are kinder to the server's memory.
 """
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -40,9 +41,10 @@ def expanded(spec: LookupSpec, answer: Answer, places: NDArray[np.intp]) -> Answ
         flat = vectors.view(f"u{bits}").reshape(places.size, dim)
         # mode="clip" is the one that fills `out` directly; every place is in range.
         np.take(answer.vectors.view(f"u{bits}"), places, axis=0, out=flat, mode="clip")
-    if answer.status is None:
-        return Answer(vectors, None)
-    return Answer(vectors, answer.status[places].reshape(spec.asked.shape))
+    status = answer.status
+    if status is not None:
+        status = status[places].reshape(spec.asked.shape)
+    return replace(answer, vectors=vectors, status=status)
 
 
 def _distinct_integers(ids: NDArray[Any]) -> tuple[NDArray[Any], NDArray[np.intp]]:

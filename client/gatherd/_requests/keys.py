@@ -7,15 +7,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd._requests.lookups import check_table, check_version, key_array
+from gatherd._requests.lookups import (
+    REPLY_TYPES,
+    LookupSpec,
+    check_table,
+    check_version,
+    key_array,
+    prepare,
+)
 from gatherd._requests.tables import check_count
+from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument
 from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.query import FoundKeys, KeyQuery
+from gatherd.store.query import FoundKeys, KeyQuery, Missing
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class KeyPage:
+class KeyPage(Shown):
     """One page of a table's keys, in the order of their ids.
 
     `keys`, (n,), are as `keys_of` returns them, and `ids`, int64 (n,), are their rows. `next` is
@@ -43,6 +51,18 @@ class KeysSpec:
     table: str
     query: KeyQuery
     version: int = LIVE_VERSION
+
+
+def prepare_ids_of(
+    table: object, keys: object, allow_missing: object, version: object
+) -> LookupSpec:
+    """Check the arguments of Client.ids_of: as a lookup by key, whose rows aren't wanted."""
+    if keys is None:
+        raise InvalidArgument("no keys were given")
+    if not isinstance(allow_missing, bool):
+        raise InvalidArgument(f"allow_missing is True or False, not {allow_missing!r}")
+    missing = Missing.ZERO if allow_missing else Missing.ERROR
+    return prepare(table, None, keys, REPLY_TYPES["float32"], missing.value, version=version)
 
 
 def prepare_keys(

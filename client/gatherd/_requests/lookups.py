@@ -10,17 +10,19 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
+from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, parse_reply_dtype
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import Keys, StringKeys, as_keys
-from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.limits import DIM_MAX, LIVE_VERSION
 from gatherd.store.query import (
     ROW_POLICIES,
     Asked,
     BagsQuery,
     ByKey,
     Missing,
+    VectorForm,
     parse_missing,
 )
 
@@ -30,7 +32,7 @@ _VERSION_MAX: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class TableInfo:
+class TableInfo(Shown):
     """A table's description. `refused` is empty, or the reason why it can't be looked up.
 
     `key_kind` is "bytes" (strings), "int64", "uint64", or empty for a table without keys.
@@ -54,6 +56,28 @@ class TableInfo:
     versions: tuple[int, ...] = ()
     optimizer: dict[str, Any] | None = None
     lsn: int = 0
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+    @property
+    def vector_size(self) -> int:
+        """`dim`, as gensim calls it."""
+        return self.dim
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LookupInfo(Shown):
+    """What is known of the vectors of a lookup.
+
+    `version` is the table's version that answered. Every update up to `lsn`, a position in the log,
+    is in the vectors; later ones may be. `status`, uint8, is of the shape of the ids or keys: 0
+    found, 1 missing.
+    """
+
+    version: int
+    lsn: int
+    status: NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +121,13 @@ class LookupSpec:
     out: NDArray[Any] | None = None
     bags: BagsQuery | None = None
     version: int = LIVE_VERSION
+    form: VectorForm | None = None
+    with_lsn: bool = False
+
+    @property
+    def dims(self) -> int:
+        """How many elements of each vector are asked for; 0 for all."""
+        return 0 if self.form is None else self.form.dims
 
     @property
     def vectors_shape(self) -> tuple[int, ...]:
@@ -169,6 +200,10 @@ class Answer:
 
     vectors: NDArray[Any]
     status: NDArray[np.uint8] | None
+    version: int = LIVE_VERSION
+    """The one that answered, if it is known."""
+    lsn: int | None = None
+    """If it was asked for."""
 
     def with_status(self) -> tuple[NDArray[Any], NDArray[np.uint8]]:
         """The vectors and their statuses, all 0 if `status` is None. Not for bags."""
@@ -176,6 +211,51 @@ class Answer:
         if status is None:
             status = np.zeros(self.vectors.shape[:-1], np.uint8)
         return self.vectors, status
+
+
+@dataclass(frozen=True, slots=True)
+class Returned:
+    """What a call returns beside vectors, and the form of those."""
+
+    status: bool = False
+    info: bool = False
+    form: VectorForm | None = None
+
+    @classmethod
+    def checked(
+        cls, return_status: object, return_info: object, dims: object, normalize: object
+    ) -> "Returned":
+        """That of a caller's arguments. InvalidArgument for wrong ones."""
+        if return_status and return_info:
+            raise InvalidArgument("return_info has the status; return_status isn't given with it")
+        if not isinstance(normalize, bool | np.bool_):
+            raise InvalidArgument(f"normalize is True or False, not {normalize!r}")
+        if dims is None:
+            form = VectorForm(0, True) if normalize else None
+            return cls(bool(return_status), bool(return_info), form)
+        if isinstance(dims, bool | np.bool_) or not isinstance(dims, int | np.integer):
+            raise InvalidArgument(f"dims is an integer, or None for all, not {dims!r}")
+        if not 1 <= dims <= DIM_MAX:
+            raise InvalidArgument(f"dims={dims} isn't possible: it is from 1 to the table's dim")
+        return cls(bool(return_status), bool(return_info), VectorForm(int(dims), bool(normalize)))
+
+    def applied_to(self, spec: LookupSpec) -> LookupSpec:
+        """`spec`, asked for what is to be returned."""
+        if self.form is None and not self.info:
+            return spec
+        return replace(spec, form=self.form, with_lsn=self.info)
+
+    def result(self, spec: LookupSpec, answer: Answer) -> Any:
+        """The result of a call, of its answer."""
+        if not self.status and not self.info:
+            return answer.vectors
+        status = answer.status
+        if status is None:
+            status = np.zeros(spec.asked.shape, np.uint8)
+        if self.status:
+            return answer.vectors, status
+        assert answer.lsn is not None  # it was asked for
+        return answer.vectors, LookupInfo(answer.version, answer.lsn, status)
 
 
 REPLY_TYPES: Final = {
@@ -279,9 +359,10 @@ def check_out(out: object, shape: tuple[int, ...], dtype: np.dtype[Any]) -> None
 
 
 def check_dim(spec: LookupSpec, dim: int) -> None:
-    """InvalidArgument if `out` has another dim than the table."""
+    """InvalidArgument if `out` has another dim than the vectors, which is `dim`."""
     if spec.out is not None and spec.out.shape[-1] != dim:
+        has = f"has dim {dim}" if not spec.dims else f"is asked for {dim} dims"
         raise InvalidArgument(
-            f"table {spec.table!r} has dim {dim}; out has shape {spec.out.shape}, "
+            f"table {spec.table!r} {has}; out has shape {spec.out.shape}, "
             f"it must be {(*spec.vectors_shape, dim)}"
         )

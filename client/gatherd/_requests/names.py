@@ -24,6 +24,8 @@ Bags = TypeAliasType("Bags", ArrayLike | tuple[ArrayLike, ArrayLike])
 """A list of lists of ids or keys, or flat ones with offsets."""
 Values = TypeAliasType("Values", ArrayLike)
 """Numbers in the same forms: gradients, deltas, rows, weights."""
+Query = TypeAliasType("Query", ArrayLike)
+"""Strings (keys), integers (ids) or floats (vectors), in the same forms."""
 Vectors = TypeAliasType("Vectors", NDArray[Any])
 """A NumPy array of the shape of the ids, and dim."""
 Status = TypeAliasType("Status", NDArray[np.uint8])
@@ -32,6 +34,7 @@ Status = TypeAliasType("Status", NDArray[np.uint8])
 MissingRow: TypeAlias = Literal["error", "zero", "default"]
 MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip"]
 Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
+MetricName: TypeAlias = Literal["cosine", "dot", "l2"]
 Init: TypeAlias = Literal["zeros", "uniform", "normal", "glorot"]
 OptimizerName: TypeAlias = Literal["sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
 

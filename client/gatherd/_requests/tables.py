@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import DTypeLike
 
 from gatherd._requests.names import OptimizerName
+from gatherd._shown import Shown
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
@@ -23,7 +24,7 @@ _UINT64_MAX: Final = 2**64 - 1
 
 
 @dataclass(frozen=True, slots=True)
-class ChangeResult:
+class ChangeResult(Shown):
     """A change that is durable and that every reader sees.
 
     `version` is the one that is live now, 0 for a table that was deleted; `lsn` the change's
@@ -35,7 +36,7 @@ class ChangeResult:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotResult:
+class SnapshotResult(Shown):
     """A snapshot: its folder on the server's machine, and the last update that is in it."""
 
     path: str
@@ -43,7 +44,7 @@ class SnapshotResult:
 
 
 @dataclass(frozen=True, slots=True)
-class ServerInfo:
+class ServerInfo(Shown):
     """The server that answers a ping.
 
     `version` is its release and `commit` what that was built from, or "unknown". `ready` is False
@@ -59,7 +60,7 @@ class ServerInfo:
 
 
 @dataclass(frozen=True, slots=True)
-class SnapshotInfo:
+class SnapshotInfo(Shown):
     """A snapshot in the server's folder of them, `path`, on the server's machine.
 
     `lsn` is the last update that is in it, `created` the time it was taken, in UTC, and `bytes` are

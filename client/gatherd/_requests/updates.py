@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.names import Ids, Values
+from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
-from gatherd.store.given import OFFENDERS_MAX, as_given_array
+from gatherd.store.given import OFFENDERS_MAX, as_given_array, bfloat16_bits
 from gatherd.store.ids import as_id_array
 from gatherd.store.keys import as_keys
 from gatherd.store.limits import KEY_CHARS_MAX
@@ -32,7 +33,7 @@ _EXPONENTS = {DType.FLOAT16: 0x7C00, DType.BFLOAT16: 0x7F80}
 
 
 @dataclass(frozen=True, slots=True)
-class UpdateResult:
+class UpdateResult(Shown):
     """An update that is durable and that every lookup sees.
 
     `lsn` is its position in the log; `versions` has, by table, the version that was changed.
@@ -167,15 +168,16 @@ def _split(op: UpdateOp, table: str, pair: object) -> tuple[object, object]:
 def _as_values(table: str, what: str, values: object) -> tuple[NDArray[Any], DType]:
     """`values` C-contiguous, in native byte order and the storage dtype of the DType returned."""
     try:
+        bits = bfloat16_bits(values, what)
+        if bits is not None:
+            return bits, DType.BFLOAT16
         array = as_given_array(values, what)
         if array.dtype.kind == "O" and not isinstance(values, np.ndarray | list | tuple):
             # Numbers of a column that could have had nulls are objects.
-            array = np.asarray(array.tolist())
+            array = as_given_array(array.tolist(), what)
         if array.dtype.kind == "f" and array.dtype.itemsize == 2:
             return _native(array, np.float16), DType.FLOAT16
-        if array.dtype.name == "bfloat16":
-            return np.ascontiguousarray(array).view(np.uint16).reshape(array.shape), DType.BFLOAT16
-        if array.dtype.kind in "iufV":
+        if array.dtype.kind in "iuf":
             with np.errstate(over="ignore"):  # too large values become infinity, and are refused
                 return _native(array, np.float32), DType.FLOAT32
     except InvalidArgument as error:
@@ -223,7 +225,7 @@ def _shown(array: NDArray[Any], dtype: DType, at: tuple[int, ...], given: object
         wide = np.empty(1, np.float32)
         bfloat16_to_float32(array[at].reshape(1), wide)
         return str(wide[0])
-    return str(np.asarray(given)[at] if dtype is DType.FLOAT32 else array[at])
+    return str(as_given_array(given, "values")[at] if dtype is DType.FLOAT32 else array[at])
 
 
 def _check_lr(lr: object) -> float | None:

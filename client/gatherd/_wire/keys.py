@@ -2,12 +2,43 @@
 
 import numpy as np
 from google.protobuf.message import DecodeError
+from numpy.typing import NDArray
 
 from gatherd._requests.keys import KeysSpec
-from gatherd._wire.lookups import keys_from
-from gatherd._wire.protobuf import unreadable
-from gatherd.store.query import FoundKeys
+from gatherd._requests.lookups import LookupSpec
+from gatherd._wire.lookups import keys_of_message, keys_parts
+from gatherd._wire.protobuf import nested, unreadable
+from gatherd.store.query import ByKey, FoundKeys, Missing
+from gatherd_proto.framing import BYTES, tag
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
+
+_IDS_OF_KEYS = tag(2, BYTES)
+
+
+def encode_ids_of(spec: LookupSpec, version: int) -> bytes:
+    """An IdsOfRequest for the keys of `spec`, which has ids without a row if it isn't ERROR."""
+    assert isinstance(spec.asked, ByKey)
+    head = embedding_pb2.IdsOfRequest(
+        table=spec.table, version=version, allow_missing=spec.missing is not Missing.ERROR
+    )
+    # Fields may stand in any order.
+    keys = nested(_IDS_OF_KEYS, keys_parts(spec.asked.keys))
+    return b"".join((head.SerializeToString(), *keys))
+
+
+def decode_ids_of(body: memoryview, spec: LookupSpec) -> tuple[NDArray[np.int64], int]:
+    """The flat ids in an IdsOfResponse, and the version. InternalError when it isn't one."""
+    try:
+        reply = embedding_pb2.IdsOfResponse.FromString(bytes(body))
+    except DecodeError:
+        raise unreadable("it isn't an IdsOfResponse") from None
+    size = spec.asked.size
+    if reply.ids.dtype != tensor_pb2.DTYPE_INT64 or len(reply.ids.data) != size * 8:
+        raise unreadable(f"{len(reply.ids.data)} bytes can't be the ids of {size} keys")
+    ids = np.frombuffer(reply.ids.data, "<i8").astype(np.int64)
+    if int(ids.min(initial=0)) < (0 if spec.missing is Missing.ERROR else -1):
+        raise unreadable("a key has a negative id")
+    return ids, reply.version
 
 
 def encode_list_keys(spec: KeysSpec) -> bytes:
@@ -43,4 +74,4 @@ def decode_list_keys(body: memoryview, spec: KeysSpec) -> FoundKeys:
         raise unreadable("its ids aren't ascending from the start that was asked for")
     if spec.version not in (0, reply.version):
         raise unreadable(f"version {reply.version} answered, {spec.version} was asked")
-    return FoundKeys(keys_from(reply.keys, ids.shape), ids, following, reply.version)
+    return FoundKeys(keys_of_message(reply.keys, ids.shape), ids, following, reply.version)

@@ -55,6 +55,9 @@ _REPLY_DTYPE = tag(3, VARINT)
 _MISSING = tag(4, VARINT)
 _VERSION = tag(5, VARINT)
 _KEYS = tag(6, BYTES)
+_DIMS = tag(7, VARINT)
+_NORMALIZE = tag(8, VARINT)
+_WITH_LSN = tag(9, VARINT)
 _KEYS_OF_VERSION = tag(3, VARINT)
 _STRINGS = tag(1, BYTES)
 _INTEGERS = tag(2, BYTES)
@@ -132,6 +135,10 @@ def _plain_lookup(spec: LookupSpec, rows: Parts, version: int) -> Parts:
     )
     if version:
         after += _VERSION + varint(version)
+    if spec.form is not None:
+        after += _DIMS + varint(spec.form.dims) + _NORMALIZE + varint(spec.form.normalize)
+    if spec.with_lsn:
+        after += _WITH_LSN + varint(1)
     return [_TABLE + varint(len(spec.table_bytes)) + spec.table_bytes, *rows, after]
 
 
@@ -257,6 +264,8 @@ class LookupReply:
     dtype: int = 0
     shape: list[int] = field(default_factory=list)
     data: memoryview = field(default_factory=lambda: memoryview(b""))
+    lsn: int | None = None
+    normalized: bool = False
 
 
 def decode_lookups(body: memoryview, *, many: bool) -> list[LookupReply]:
@@ -291,6 +300,10 @@ def _read_lookup(body: memoryview, pos: int, end: int, reply: LookupReply) -> No
         elif number == 3 and wire_type == BYTES:
             # A message may come in parts, which add up in the same object.
             _read_tensor(body, value, stop, reply)
+        elif number == 4 and wire_type == VARINT:
+            reply.lsn = value
+        elif number == 5 and wire_type == VARINT:
+            reply.normalized = bool(value)
 
 
 def _read_tensor(body: memoryview, pos: int, end: int, reply: LookupReply) -> None:
@@ -317,23 +330,24 @@ def decode_keys_of(body: memoryview, shape: tuple[int, ...]) -> tuple[Keys, int]
         reply = embedding_pb2.KeysOfResponse.FromString(bytes(body))
     except DecodeError:
         raise unreadable("it isn't a KeysOfResponse") from None
-    return keys_from(reply.keys, shape), reply.version
+    return keys_of_message(reply.keys, shape), reply.version
 
 
-def keys_from(sent: tensor_pb2.Keys, shape: tuple[int, ...]) -> Keys:
-    """The keys in a message, of `shape`. InternalError when they aren't."""
-    kind = sent.WhichOneof("kind")
+def keys_of_message(keys: tensor_pb2.Keys, shape: tuple[int, ...]) -> Keys:
+    """The keys of ids of `shape`. InternalError when they can't be."""
+    kind = keys.WhichOneof("kind")
     if kind is None:
         raise unreadable("it holds no keys")
-    given = tuple((sent.strings if kind == "strings" else sent.integers).shape)
-    if given != shape:
-        raise unreadable(f"keys of shape {list(given)} don't answer ids of shape {shape}")
+    sent = keys.strings if kind == "strings" else keys.integers
+    if tuple(sent.shape) != shape:
+        raise unreadable(f"keys of shape {list(sent.shape)} don't answer ids of shape {shape}")
     if kind == "strings":
+        strings = keys.strings
         try:
-            return string_keys_from_wire(sent.strings.data, sent.strings.lengths, shape)
+            return string_keys_from_wire(strings.data, strings.lengths, shape)
         except InvalidArgument as error:
             raise unreadable(error.message) from None
-    tensor = sent.integers
+    tensor = keys.integers
     dtype = _KEY_DTYPES.get(tensor.dtype)
     if dtype is None or len(tensor.data) != math.prod(shape) * dtype.itemsize:
         raise unreadable(f"{len(tensor.data)} bytes can't be keys of dtype {int(tensor.dtype)}")

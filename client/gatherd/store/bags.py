@@ -29,7 +29,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
-from gatherd.store.given import as_given_array
+from gatherd.store.given import as_given_array, has_array
 from gatherd.store.ids import as_id_array, in_range
 from gatherd.store.kernels import compiled
 from gatherd.store.kernels.compiled import RowKind
@@ -149,7 +149,7 @@ def jagged(bags: Sequence[Any], name: str = "ids") -> tuple[Keys, NDArray[np.int
 def _as_bag(bag: Any, name: str) -> Any:
     if isinstance(bag, list | tuple):
         return bag
-    array = as_given_array(bag, name) if hasattr(bag, "__array__") else None
+    array = as_given_array(bag, name) if has_array(bag) else None
     if array is None or array.ndim != 1:
         raise InvalidArgument(f"{name} is a {type(bag).__name__}; each bag is a list")
     return array

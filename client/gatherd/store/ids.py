@@ -12,7 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import IdOutOfRange, InvalidArgument
-from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
+from gatherd.store.given import (
+    NESTING_MAX,
+    NULLS,
+    OFFENDERS_MAX,
+    as_given_array,
+    has_array,
+    position,
+)
 
 # Without elements, no number of bytes bounds a shape's lengths. NumPy still has to count their
 # product, zeros left out, with a dim of up to 2**20 float32 behind them.
@@ -106,7 +113,9 @@ def _checked_leaves(value: Any, name: str) -> Any:
     if wrong is not None:
         where_wrong = where(name, wrong[0])
         hint = _hint("U" if isinstance(wrong[1], str | bytes) else "")
-        raise InvalidArgument(f"{where_wrong} is {_kind(wrong[1])}; ids must be integers{hint}")
+        kind = _kind(wrong[1])
+        what = f"null: {NULLS}" if wrong[1] is None else f"{kind}; ids must be integers{hint}"
+        raise InvalidArgument(f"{where_wrong} is {what}")
     return _with_arrays(value, name)
 
 
@@ -128,7 +137,7 @@ def _with_arrays(value: Any, name: str) -> Any:
 
 def _is_no_id(value: Any) -> bool:
     """Whether `value` can be neither an integer nor an array of integers."""
-    return type(value) is not int and not hasattr(value, "__array__")
+    return type(value) is not int and not has_array(value)
 
 
 def first_leaf(value: Any, is_wanted: Callable[[Any], bool]) -> tuple[tuple[int, ...], Any] | None:

@@ -1,4 +1,4 @@
-"""The keys of a table with their ids, a page at a time, in the order of the ids.
+"""The ids of keys; and the keys of a table with their ids, a page at a time, in the ids' order.
 
 There is no index of prefixes: a page reads the keys from where it begins until it is full, or until
 SCANNED_KEYS_MAX are read. So the time of one page is bounded, whatever the prefix. Keys are read in
@@ -12,13 +12,26 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.key_index import KEYS_DATA, KeyIndex, KeyKind
-from gatherd.store.keys import KEY_BYTES_MAX
+from gatherd.store.keys import KEY_BYTES_MAX, Keys
 from gatherd.store.query import FoundKeys, KeyQuery
 from gatherd.store.table import Table
 
 # With ids and lengths a page stays below 4 MiB, which gRPC's libraries take unless told otherwise.
 PAGE_BYTES_MAX: Final = 2 << 20
 _CHUNK_KEYS: Final = 65_536
+
+
+def find_ids(table: Table, keys: Keys, *, allow_missing: bool) -> NDArray[np.int64]:
+    """The id of each key, of the keys' shape.
+
+    A key without a row has −1 with `allow_missing`, and is KeyNotFound without. NoKeys when the
+    table has none, InvalidArgument for keys of another kind.
+    """
+    index = table.key_index()
+    ids = index.rows_of(keys)
+    if not allow_missing and (ids < 0).any():
+        raise index.not_found(table.name, keys, ids)
+    return ids
 
 
 def find_keys(table: Table, query: KeyQuery) -> FoundKeys:

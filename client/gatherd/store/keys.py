@@ -15,7 +15,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument, KeyNotFound
-from gatherd.store.given import NESTING_MAX, OFFENDERS_MAX, as_given_array, position
+from gatherd.store.given import (
+    NESTING_MAX,
+    OFFENDERS_MAX,
+    as_given_array,
+    has_array,
+    position,
+)
 from gatherd.store.ids import check_shape
 
 # A longer token is a parser's mistake, not a word. A request's keys need a bound, too.
@@ -139,9 +145,9 @@ def _flatten(keys: object) -> tuple[list[Any], tuple[int, ...]]:
 def _is_nested(level: list[Any], shape: tuple[int, ...]) -> bool:
     """Whether `level` has lists in it; arrays in it become lists first."""
     kinds = set(map(type, level))
-    if any(hasattr(kind, "__array__") and not issubclass(kind, np.generic) for kind in kinds):
+    if any(has_array(kind) and not issubclass(kind, np.generic) for kind in kinds):
         for flat, item in enumerate(level):
-            if hasattr(item, "__array__") and not isinstance(item, np.generic):
+            if has_array(item) and not isinstance(item, np.generic):
                 level[flat] = as_given_array(item, _where(flat, shape)).tolist()
         return _is_nested(level, shape)
     return any(issubclass(kind, list | tuple) for kind in kinds)

@@ -1,5 +1,6 @@
-"""What is asked of a table: which rows, pooled or not, the policy for missing ones; which keys."""
+"""What is asked of a table: rows, pooled or not; the policy for missing ones; keys; neighbors."""
 
+import math
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any
@@ -16,6 +17,7 @@ PAGE_KEYS_DEFAULT = 1_000
 PAGE_KEYS_MAX = 65_536
 # About 60 ms, if the keys are in memory.
 SCANNED_KEYS_MAX = 4 << 20
+K_DEFAULT = 10
 
 
 class Missing(Enum):
@@ -63,6 +65,17 @@ class ByKey:
 
 Asked = NDArray[np.integer[Any]] | ByKey
 """The rows of a request, of any shape S: ids of any integer dtype, or keys."""
+
+
+@dataclass(frozen=True, slots=True)
+class VectorForm:
+    """The form of the vectors in a reply: their first `dims` elements, 0 for all of them.
+
+    With `normalize` what is left of each is divided by its length (L2), in float32.
+    """
+
+    dims: int = 0
+    normalize: bool = False
 
 
 class Pooling(Enum):
@@ -133,3 +146,52 @@ class FoundKeys:
     ids: NDArray[np.int64]
     next: int | None
     version: int
+
+
+class Metric(Enum):
+    """How near two vectors are."""
+
+    COSINE = "cosine"
+    """The cosine of the angle between them, 0 if one is zeros; higher is nearer."""
+    DOT = "dot"
+    """The dot product; higher is nearer."""
+    L2 = "l2"
+    """The Euclidean distance; lower is nearer."""
+
+
+def parse_metric(name: object) -> Metric:
+    """The metric called `name`; InvalidArgument for any other name."""
+    for metric in Metric:
+        if metric.value == name:
+            return metric
+    known = [metric.value for metric in Metric]
+    raise InvalidArgument(
+        f"unknown metric {name!r}; known are {', '.join(known)}{did_you_mean(near(name, known, 1))}"
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class NeighborsQuery:
+    """Queries of shape S: rows of the table (`asked`), or `vectors`, float32, of S + (dim,).
+
+    One of the two is None. With `includes_self` a row that is a query may be its own neighbor.
+    """
+
+    asked: Asked | None
+    vectors: NDArray[np.float32] | None
+    k: int = K_DEFAULT
+    metric: Metric = Metric.COSINE
+    includes_self: bool = False
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """S."""
+        if self.asked is not None:
+            return self.asked.shape
+        assert self.vectors is not None
+        return self.vectors.shape[:-1]
+
+    @property
+    def count(self) -> int:
+        """The number of queries."""
+        return math.prod(self.shape)

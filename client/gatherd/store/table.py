@@ -66,6 +66,9 @@ class Gathered:
     dtype: DType
     status: NDArray[np.uint8] | None
     version: int
+    is_normalized: bool = False
+    lsn: int | None = None
+    """The last update that is surely in the vectors, if that was asked."""
 
 
 class Table:
@@ -245,7 +248,7 @@ class Table:
             self.gather(index, vectors.reshape(index.size, self.dim), dtype)
         if found is not None:
             vectors[~found] = self._filler(missing, dtype)
-        return Gathered(vectors, dtype, _status(rows.shape, found, missing), self.version)
+        return Gathered(vectors, dtype, status_of(rows.shape, found, missing), self.version)
 
     def lookup_bags(
         self,
@@ -282,7 +285,7 @@ class Table:
         if dtype is not DType.FLOAT32:
             vectors = np.empty(shape, dtype.storage) if out is None else out
             convert(pooled, DType.FLOAT32, vectors, dtype)
-        return Gathered(vectors, dtype, _status(index.shape, found, missing), self.version)
+        return Gathered(vectors, dtype, status_of(index.shape, found, missing), self.version)
 
     def keys_of(
         self,
@@ -379,7 +382,20 @@ class Table:
 
         Unavailable as in `lookup`.
         """
-        copy = self._copy if dtype is self.dtype else partial(self._copy_converted, dtype)
+        self.read(
+            index, out, self._copy if dtype is self.dtype else partial(self._copy_converted, dtype)
+        )
+
+    def read(
+        self,
+        index: NDArray[np.intp],
+        out: NDArray[Any],
+        copy: Callable[[NDArray[np.intp], NDArray[Any]], None],
+    ) -> None:
+        """Fill `out`, (n, …), with what `copy` makes of the rows of `index`, (n,), all valid.
+
+        See RowReader.read. Unavailable as in `lookup`.
+        """
         if self._reader is None:
             copy(index, out)
         else:
@@ -473,9 +489,13 @@ class Table:
         return (total / max(1, self.row_count)).astype(np.float32)
 
 
-def _status(
+def status_of(
     shape: tuple[int, ...], found: NDArray[np.bool_] | None, missing: Missing
 ) -> NDArray[np.uint8] | None:
+    """The statuses of ids of `shape`, of which those that aren't `found` (None: all) are missing.
+
+    None when every id has to have a row.
+    """
     if missing is Missing.ERROR:
         return None
     status = np.zeros(shape, np.uint8)

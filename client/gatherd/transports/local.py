@@ -10,6 +10,7 @@ A deadline is checked before each table's gather; a gather itself can't be inter
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -30,11 +31,14 @@ from gatherd._requests.lookups import (
     check_dim,
     key_array,
 )
+from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
+from gatherd.store import forms
 from gatherd.store.dtypes import DType, bfloat16_to_float32
-from gatherd.store.key_pages import find_keys
+from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
+from gatherd.store.neighbors import Norms, search
 from gatherd.store.query import ByKey, FoundKeys, Missing
 from gatherd.store.table import Gathered, Table
 
@@ -52,6 +56,7 @@ class LocalAnswering(Answering):
         super().__init__(tries)
         self._data_dir = Path(path)
         self._live: LiveTables | None = LiveTables(self._data_dir)
+        self._norms = Norms()
         # Those of "keys" and "bags" that were used, and so are compiled.
         self._compiled: set[str] = set()
 
@@ -92,15 +97,19 @@ class LocalAnswering(Answering):
 
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
         """Each table in its turn; after an error the arrays of earlier tables stay filled."""
-        tables = self._open().take([(spec.table, spec.version) for spec in specs])
+        live = self._open()
+        tables = live.take([(spec.table, spec.version) for spec in specs])
         for spec, table in zip(specs, tables, strict=True):
-            check_dim(spec, table.dim)
+            if spec.form is not None:
+                forms.check_form(table, spec.form)
+            check_dim(spec, spec.dims or table.dim)
+        lsn = live.applied_lsn  # before the rows, which may have later updates
         answers = []
         for spec, table in zip(specs, tables, strict=True):
             self._check(deadline)
-            answers.append(
-                (yield Computation(partial(_gather, spec, table), self._nbytes(spec, table)))
-            )
+            run = partial(_gather, spec, table)
+            answer: Answer = yield Computation(run, self._nbytes(spec, table))
+            answers.append(replace(answer, version=table.version, lsn=lsn))
             self._compiled |= _kernels_of(spec)
         return answers
 
@@ -123,6 +132,39 @@ class LocalAnswering(Answering):
         nbytes = spec.query.scanned_max * KEY_BYTES_GUESS
         found: FoundKeys = yield Computation(partial(find_keys, table, spec.query), nbytes)
         return found
+
+    def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
+        """Asks the key index."""
+        assert isinstance(spec.asked, ByKey)
+        (table,) = self._open().take([(spec.table, spec.version)])
+        self._check(deadline)
+        allow_missing = spec.missing is not Missing.ERROR
+        run = partial(find_ids, table, spec.asked.keys, allow_missing=allow_missing)
+        nbytes = spec.asked.size * KEY_BYTES_GUESS if "keys" in self._compiled else FIRST_USE_BYTES
+        found: NDArray[np.int64] = yield Computation(run, nbytes)
+        self._compiled.add("keys")
+        return found
+
+    def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
+        """Compares on one thread, and NumPy's own; ends when the deadline or the plan does."""
+        (table,) = self._open().take([(spec.table, spec.version)])
+        is_given_up = False
+
+        def check() -> None:
+            if is_given_up:
+                raise ClientClosed("the search was given up")
+            self._check(deadline)
+
+        def run() -> Neighbors:
+            found = search(table, spec.query, self._norms, check)
+            keys = None if table.keys is None else key_array(table.keys_of(found.ids))
+            return Neighbors(found.ids, found.scores, keys, table.version)
+
+        try:
+            neighbors: Neighbors = yield Computation(run, FIRST_USE_BYTES)
+        finally:
+            is_given_up = True
+        return neighbors
 
     def tables(self, deadline: Deadline) -> Plan[list[TableInfo]]:
         """Maps every table; one that can't be mapped is listed with the reason."""
@@ -227,6 +269,10 @@ def _gather(spec: LookupSpec, table: Table) -> Answer:
 
 
 def _answer(spec: LookupSpec, table: Table, dtype: DType, out: NDArray[Any] | None) -> Gathered:
+    if spec.form is not None and spec.bags is None:
+        return forms.lookup(table, spec.asked, spec.form, dtype, spec.missing, out)
+    if spec.form is not None and spec.bags is not None:
+        return forms.lookup_bags(table, spec.asked, spec.bags, spec.form, dtype, spec.missing, out)
     if spec.bags is None:
         return table.lookup(spec.asked, dtype, spec.missing, out)
     return table.lookup_bags(spec.asked, spec.bags, dtype, spec.missing, out)
@@ -236,6 +282,7 @@ def _is_exact(spec: LookupSpec, table: Table) -> bool:
     """Whether every vector of the reply is exactly bfloat16; a default vector may not be."""
     return (
         table.dtype is DType.BFLOAT16
+        and (spec.form is None or not spec.form.normalize)
         and spec.asked.size > 0
         and spec.missing is not Missing.DEFAULT
     )

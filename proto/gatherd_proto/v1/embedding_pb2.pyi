@@ -24,6 +24,13 @@ class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     POOLING_MEAN: _ClassVar[Pooling]
     POOLING_MAX: _ClassVar[Pooling]
     POOLING_SQRTN: _ClassVar[Pooling]
+
+class Metric(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    METRIC_UNSPECIFIED: _ClassVar[Metric]
+    METRIC_COSINE: _ClassVar[Metric]
+    METRIC_DOT: _ClassVar[Metric]
+    METRIC_L2: _ClassVar[Metric]
 MISSING_UNSPECIFIED: Missing
 MISSING_ERROR: Missing
 MISSING_ZERO: Missing
@@ -34,32 +41,46 @@ POOLING_SUM: Pooling
 POOLING_MEAN: Pooling
 POOLING_MAX: Pooling
 POOLING_SQRTN: Pooling
+METRIC_UNSPECIFIED: Metric
+METRIC_COSINE: Metric
+METRIC_DOT: Metric
+METRIC_L2: Metric
 
 class LookupRequest(_message.Message):
-    __slots__ = ("table", "ids", "keys", "dtype", "missing", "version")
+    __slots__ = ("table", "ids", "keys", "dtype", "missing", "version", "dims", "normalize", "with_lsn")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     DTYPE_FIELD_NUMBER: _ClassVar[int]
     MISSING_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    DIMS_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZE_FIELD_NUMBER: _ClassVar[int]
+    WITH_LSN_FIELD_NUMBER: _ClassVar[int]
     table: str
     ids: _tensor_pb2.Tensor
     keys: _tensor_pb2.Keys
     dtype: _tensor_pb2.DType
     missing: Missing
     version: int
-    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., missing: _Optional[_Union[Missing, str]] = ..., version: _Optional[int] = ...) -> None: ...
+    dims: int
+    normalize: bool
+    with_lsn: bool
+    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., missing: _Optional[_Union[Missing, str]] = ..., version: _Optional[int] = ..., dims: _Optional[int] = ..., normalize: _Optional[bool] = ..., with_lsn: _Optional[bool] = ...) -> None: ...
 
 class LookupResponse(_message.Message):
-    __slots__ = ("version", "status", "vectors")
+    __slots__ = ("version", "status", "vectors", "lsn", "normalized")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     STATUS_FIELD_NUMBER: _ClassVar[int]
     VECTORS_FIELD_NUMBER: _ClassVar[int]
+    LSN_FIELD_NUMBER: _ClassVar[int]
+    NORMALIZED_FIELD_NUMBER: _ClassVar[int]
     version: int
     status: bytes
     vectors: _tensor_pb2.Tensor
-    def __init__(self, version: _Optional[int] = ..., status: _Optional[bytes] = ..., vectors: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+    lsn: int
+    normalized: bool
+    def __init__(self, version: _Optional[int] = ..., status: _Optional[bytes] = ..., vectors: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., lsn: _Optional[int] = ..., normalized: _Optional[bool] = ...) -> None: ...
 
 class LookupManyRequest(_message.Message):
     __slots__ = ("lookups",)
@@ -111,6 +132,26 @@ class KeysOfResponse(_message.Message):
     keys: _tensor_pb2.Keys
     def __init__(self, version: _Optional[int] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ...) -> None: ...
 
+class IdsOfRequest(_message.Message):
+    __slots__ = ("table", "keys", "version", "allow_missing")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_MISSING_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    keys: _tensor_pb2.Keys
+    version: int
+    allow_missing: bool
+    def __init__(self, table: _Optional[str] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., version: _Optional[int] = ..., allow_missing: _Optional[bool] = ...) -> None: ...
+
+class IdsOfResponse(_message.Message):
+    __slots__ = ("version", "ids")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    ids: _tensor_pb2.Tensor
+    def __init__(self, version: _Optional[int] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
 class ListKeysRequest(_message.Message):
     __slots__ = ("table", "prefix", "limit", "start", "version")
     TABLE_FIELD_NUMBER: _ClassVar[int]
@@ -136,6 +177,38 @@ class ListKeysResponse(_message.Message):
     ids: _tensor_pb2.Tensor
     next: int
     def __init__(self, version: _Optional[int] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., next: _Optional[int] = ...) -> None: ...
+
+class NeighborsRequest(_message.Message):
+    __slots__ = ("table", "ids", "keys", "vectors", "k", "metric", "version", "include_self")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    K_FIELD_NUMBER: _ClassVar[int]
+    METRIC_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    INCLUDE_SELF_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    ids: _tensor_pb2.Tensor
+    keys: _tensor_pb2.Keys
+    vectors: _tensor_pb2.Tensor
+    k: int
+    metric: Metric
+    version: int
+    include_self: bool
+    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., vectors: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., k: _Optional[int] = ..., metric: _Optional[_Union[Metric, str]] = ..., version: _Optional[int] = ..., include_self: _Optional[bool] = ...) -> None: ...
+
+class NeighborsResponse(_message.Message):
+    __slots__ = ("version", "ids", "scores", "keys")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    ids: _tensor_pb2.Tensor
+    scores: _tensor_pb2.Tensor
+    keys: _tensor_pb2.Keys
+    def __init__(self, version: _Optional[int] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., scores: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ...) -> None: ...
 
 class LookupStreamRequest(_message.Message):
     __slots__ = ("id", "lookup")

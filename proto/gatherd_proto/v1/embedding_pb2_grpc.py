@@ -59,10 +59,20 @@ class EmbeddingServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.FromString,
                 _registered_method=True)
+        self.IdsOf = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/IdsOf',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.IdsOfRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.IdsOfResponse.FromString,
+                _registered_method=True)
         self.ListKeys = channel.unary_unary(
                 '/gatherd.v1.EmbeddingService/ListKeys',
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysResponse.FromString,
+                _registered_method=True)
+        self.Neighbors = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/Neighbors',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsResponse.FromString,
                 _registered_method=True)
         self.LookupStream = channel.stream_stream(
                 '/gatherd.v1.EmbeddingService/LookupStream',
@@ -125,8 +135,23 @@ class EmbeddingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def IdsOf(self, request, context):
+        """The ids of keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListKeys(self, request, context):
         """The keys of a table with their ids, a page at a time, in the order of the ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Neighbors(self, request, context):
+        """The nearest rows of one table, by comparing the queries with every row. For exploration: an
+        index answers in a thousandth of the time.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -191,10 +216,20 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.KeysOfResponse.SerializeToString,
             ),
+            'IdsOf': grpc.unary_unary_rpc_method_handler(
+                    servicer.IdsOf,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.IdsOfRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.IdsOfResponse.SerializeToString,
+            ),
             'ListKeys': grpc.unary_unary_rpc_method_handler(
                     servicer.ListKeys,
                     request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'Neighbors': grpc.unary_unary_rpc_method_handler(
+                    servicer.Neighbors,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsResponse.SerializeToString,
             ),
             'LookupStream': grpc.stream_stream_rpc_method_handler(
                     servicer.LookupStream,
@@ -363,6 +398,33 @@ class EmbeddingService:
             _registered_method=True)
 
     @staticmethod
+    def IdsOf(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/IdsOf',
+            gatherd__proto_dot_v1_dot_embedding__pb2.IdsOfRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.IdsOfResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def ListKeys(request,
             target,
             options=(),
@@ -379,6 +441,33 @@ class EmbeddingService:
             '/gatherd.v1.EmbeddingService/ListKeys',
             gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Neighbors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/Neighbors',
+            gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsResponse.FromString,
             options,
             channel_credentials,
             insecure,

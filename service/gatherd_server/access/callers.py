@@ -24,10 +24,11 @@ from gatherd.errors import Overloaded, PermissionDenied, TableNotFound
 from gatherd.store.catalog import table_not_found
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.query import KeyQuery
+from gatherd.store.query import KeyQuery, NeighborsQuery
 from gatherd.store.table import Gathered
 from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
 from gatherd_server.engine.rows import Rows
+from gatherd_server.engine.searching import PreparedSearch
 from gatherd_server.types import (
     ChangeResult,
     Limits,
@@ -291,11 +292,31 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
+    def ids_of(
+        self, name: str, keys: Keys, version: int = LIVE_VERSION, *, allow_missing: bool = False
+    ) -> tuple[NDArray[np.int64], int]:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.ids_of(name, keys, version, allow_missing=allow_missing)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
     def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
         """As Engine's; needs scope `read`."""
         self._caller.check(Scope.READ, (name,))
         try:
             return self._engine.prepare_keys(name, query, version)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
+    def prepare_neighbors(
+        self, name: str, query: NeighborsQuery, version: int = LIVE_VERSION
+    ) -> PreparedSearch:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.prepare_neighbors(name, query, version)
         except TableNotFound as error:
             raise self._discreet(error) from None
 

@@ -41,7 +41,7 @@ def name_of(tables: tuple[TableInfo, ...]) -> str:
 def tables_of(client: Client, names: tuple[str, ...], by_key: bool) -> list[TableInfo]:
     """Those that are asked for. InvalidArgument when there is nothing to look up."""
     if names:
-        tables = [client.table(name) for name in dict.fromkeys(names)]
+        tables: list[TableInfo] = [client.table(name) for name in dict.fromkeys(names)]
         empty = [table.name for table in tables if not table.rows]
         if empty:
             raise InvalidArgument(f"table {empty[0]!r} has no rows to look up")

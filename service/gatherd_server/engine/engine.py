@@ -9,11 +9,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition, IdOutOfRange, KeyNotFound
-from gatherd.store.key_pages import find_keys
+from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
-from gatherd.store.query import ByKey, FoundKeys, KeyQuery
+from gatherd.store.query import ByKey, FoundKeys, KeyQuery, NeighborsQuery
 from gatherd.store.table import Gathered, Table
 from gatherd_server.build import this_build
 from gatherd_server.engine.lookup import (
@@ -26,6 +26,7 @@ from gatherd_server.engine.lookup import (
 )
 from gatherd_server.engine.means import Means
 from gatherd_server.engine.rows import Rows
+from gatherd_server.engine.searching import PreparedSearch, Searches
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
 from gatherd_server.link.link import Link
@@ -88,6 +89,7 @@ class Engine:
         self._means = Means(limits.default_mean_bytes_max)
         self.is_ready = False
         """Whether the server takes traffic; the worker sets it."""
+        self._searches = Searches(limits.neighbors)
 
     def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
         """Check a request's tables, versions and size.
@@ -108,11 +110,15 @@ class Engine:
         return PreparedLookup(lambda: self._gather(lookups, tables), is_long)
 
     def _gather(self, lookups: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
+        lsn = self._tables.lsn  # before the rows, which may have later updates
         try:
             gathered = gather(lookups, tables)
         except (IdOutOfRange, KeyNotFound) as error:
             self._count_refused(error)
             raise
+        for i, lookup in enumerate(lookups):
+            if lookup.with_lsn:
+                gathered[i] = replace(gathered[i], lsn=lsn)
         for lookup, one in zip(lookups, gathered, strict=True):
             self._telemetry.gathered(lookup.table, lookup.asked.size, one.vectors.nbytes)
             if one.status is not None:
@@ -138,7 +144,7 @@ class Engine:
         self._tables.note_superseded(name, version)
 
     def rows_of(self, lookup: Lookup) -> Rows | None:
-        """The rows of a lookup without bags whose `missing` is ERROR, to be read in pieces.
+        """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
 
         None when they may have to come from a disk: then `prepare` is to read them, on a thread.
         Only on the event loop. Raises the errors of `prepare`, KeyNotFound and NoKeys.
@@ -181,11 +187,35 @@ class Engine:
         """
         lookup = Lookup(name, ids, version=version)
         (table,) = resolve([lookup], self._tables, self.limits)
+        return table.keys_of(ids, self._check_key_bytes), table.version
 
-        def check_bytes(nbytes: int) -> None:
-            self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
+    def _check_key_bytes(self, nbytes: int) -> None:
+        self.limits.check("reply_bytes_max", "the reply's keys would have", nbytes)
 
-        return table.keys_of(ids, check_bytes), table.version
+    def prepare_neighbors(
+        self, name: str, query: NeighborsQuery, version: int = LIVE_VERSION
+    ) -> PreparedSearch:
+        """Check a search's table, version and size.
+
+        TableNotFound, TableRefused, VersionNotFound; LimitExceeded; FailedPrecondition on a server
+        that takes no searches. It raises the errors of gatherd.store.neighbors.search when it is
+        run, Overloaded when too many are, and DeadlineExceeded when it is stopped.
+        """
+        self._searches.check_query(query)
+        (table,) = self._tables.take([(name, version)])
+        return self._searches.prepare(table, query, self._check_key_bytes)
+
+    def ids_of(
+        self, name: str, keys: Keys, version: int = LIVE_VERSION, *, allow_missing: bool = False
+    ) -> tuple[NDArray[np.int64], int]:
+        """The ids of `keys`, of the same shape, and the version that answered.
+
+        Raises the errors of `lookup_many` for one table; with `allow_missing` a key without a row
+        has −1.
+        """
+        lookup = Lookup(name, ByKey(keys), version=version)
+        (table,) = resolve([lookup], self._tables, self.limits)
+        return find_ids(table, keys, allow_missing=allow_missing), table.version
 
     def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
         """A page of a table's keys, whose table is found.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+from gatherd.store import forms
 from gatherd.store.query import Missing
 from gatherd.store.table import Gathered, Table
 from gatherd_server.engine.tables import ServedTables
@@ -17,6 +18,9 @@ def resolve(lookups: Sequence[Lookup], tables: ServedTables, limits: Limits) -> 
     limits.check("tables_max", "the request asks for", len(lookups))
     limits.check("ids_max", "the request has", sum(lookup.asked.size for lookup in lookups))
     found = tables.take([(lookup.table, lookup.version) for lookup in lookups])
+    for lookup, table in zip(lookups, found, strict=True):
+        if lookup.form is not None:
+            forms.check_form(table, lookup.form)
     limits.check("reply_bytes_max", "the reply would have", reply_bytes(lookups, found))
     return found
 
@@ -24,7 +28,7 @@ def resolve(lookups: Sequence[Lookup], tables: ServedTables, limits: Limits) -> 
 def reply_bytes(lookups: Sequence[Lookup], tables: Sequence[Table]) -> int:
     """Bytes of all vectors and statuses that answer `lookups`."""
     return sum(
-        _vector_count(lookup) * table.dim * lookup.dtype.itemsize
+        _vector_count(lookup) * _dims(lookup, table) * lookup.dtype.itemsize
         + lookup.asked.size * (lookup.missing is not Missing.ERROR)
         for lookup, table in zip(lookups, tables, strict=True)
     )
@@ -35,6 +39,10 @@ def touched_bytes(lookups: Sequence[Lookup], tables: Sequence[Table]) -> int:
     return sum(
         lookup.asked.size * table.row_bytes for lookup, table in zip(lookups, tables, strict=True)
     )
+
+
+def _dims(lookup: Lookup, table: Table) -> int:
+    return lookup.form.dims or table.dim if lookup.form is not None else table.dim
 
 
 def _vector_count(lookup: Lookup) -> int:
@@ -56,9 +64,18 @@ def may_wait(lookups: Sequence[Lookup], tables: Sequence[Table]) -> bool:
 
 def gather(lookups: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
     """Answer every lookup from its table; the first bad id of any fails them all."""
-    return [
-        table.lookup(lookup.asked, lookup.dtype, lookup.missing)
-        if lookup.bags is None
-        else table.lookup_bags(lookup.asked, lookup.bags, lookup.dtype, lookup.missing)
-        for lookup, table in zip(lookups, tables, strict=True)
-    ]
+    return [_gather(lookup, table) for lookup, table in zip(lookups, tables, strict=True)]
+
+
+def _gather(lookup: Lookup, table: Table) -> Gathered:
+    asked, bags, form, dtype, missing = (
+        *(lookup.asked, lookup.bags, lookup.form),
+        *(lookup.dtype, lookup.missing),
+    )
+    if form is not None and bags is not None:
+        return forms.lookup_bags(table, asked, bags, form, dtype, missing)
+    if form is not None:
+        return forms.lookup(table, asked, form, dtype, missing)
+    if bags is not None:
+        return table.lookup_bags(asked, bags, dtype, missing)
+    return table.lookup(asked, dtype, missing)

@@ -119,6 +119,11 @@ class ServedTables:
         control = self._live.current().control
         return control is not None and control.writer_has_failed
 
+    @property
+    def lsn(self) -> int:
+        """The last update that every lookup sees."""
+        return self._live.applied_lsn
+
     def is_file(self, name: str) -> bool:
         """Whether `name` is a file served where it lies, and not a table of the data dir."""
         return name in self._files
@@ -213,7 +218,7 @@ class ServedTables:
             resident_bytes=table.resident_bytes(),
             versions=versions,
             optimizer=table.optimizer,
-            lsn=self._live.applied_lsn,
+            lsn=self.lsn,
         )
 
     def _at_open(self, table: Table) -> None:

@@ -31,6 +31,7 @@ from gatherd_server.http.pages import page_routes
 from gatherd_server.http.prefix import StripPrefix
 from gatherd_server.http.rest import openapi
 from gatherd_server.http.rest.lookups import lookup_routes
+from gatherd_server.http.rest.neighbors import neighbors_routes
 from gatherd_server.http.rest.tables import change_routes, table_routes
 from gatherd_server.http.rest.updates import update_routes
 
@@ -62,6 +63,7 @@ def create_app(
     # First, because most requests to a busy server are for these.
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(lookup_routes(engine, admission, offload))
+    app.include_router(neighbors_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
     app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))

@@ -35,6 +35,7 @@ from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import PartsResponse, outcome, read_body
 from gatherd_server.http.errors import allow_header, connect_error, connect_problem
 from gatherd_server.http.json_bounds import check_connect
+from gatherd_server.http.leaving import until_gone
 from gatherd_server.http.media import ACCEPT_ENCODING, ENCODINGS, content_encoding, split
 from gatherd_server.http.offload import Offload
 from gatherd_server.types import Limits
@@ -167,11 +168,16 @@ class _Endpoint:
                 return PartsResponse([reply], _PROTO_HEADERS)
             return PartsResponse([self._as_json([reply])], _JSON_HEADERS)
         prepared = answered.prepare(engine, message)
-        if media_type == PROTO:
-            parts = await self._offload.run(prepared.make, prepared.is_long)
-            return PartsResponse(parts, _PROTO_HEADERS)
-        text = await self._offload.run(lambda: self._as_json(prepared.make()), prepared.is_long)
-        return PartsResponse([text], _JSON_HEADERS)
+
+        def make() -> list[Part]:
+            parts = prepared.make()
+            return parts if media_type == PROTO else [self._as_json(parts)]
+
+        if prepared.stopping is not None:
+            parts = await until_gone(self._offload, make, prepared.stopping, receive)
+        else:
+            parts = await self._offload.run(make, prepared.is_long)
+        return PartsResponse(parts, _PROTO_HEADERS if media_type == PROTO else _JSON_HEADERS)
 
     def _as_json(self, parts: list[Part]) -> bytes:
         reply = self._answered.procedure.reply()

@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from gatherd_proto.headers import AUTHORIZATION, CONNECT_TIMEOUT, CONNECT_VERSION, RETRY_AFTER
-from gatherd_server.http.rest.arrays import ARRAY_HEADERS
+from gatherd_server.http.rest.arrays import ARRAY_HEADERS, LSN_HEADER
 from gatherd_server.observe.trail import REQUEST_ID_HEADER
 
 # How long a browser may keep the answer to a preflight; Chromium's own limit.
@@ -13,7 +13,14 @@ _ASKED: Final = (
     *(CONNECT_VERSION, CONNECT_TIMEOUT, "x-user-agent"),
     *(REQUEST_ID_HEADER, "traceparent", "tracestate"),
 )
-_ANSWERED: Final = (*ARRAY_HEADERS, RETRY_AFTER, REQUEST_ID_HEADER, "WWW-Authenticate", "Allow")
+_ANSWERED: Final = (
+    *ARRAY_HEADERS,
+    LSN_HEADER,
+    RETRY_AFTER,
+    REQUEST_ID_HEADER,
+    "WWW-Authenticate",
+    "Allow",
+)
 
 
 def options(origins: tuple[str, ...]) -> dict[str, Any]:

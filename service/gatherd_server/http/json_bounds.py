@@ -16,7 +16,7 @@ from gatherd_server.types import Limits
 
 # Members of one table's part of a request: ids, dtype and so on. Twice as many, and some spare, are
 # let through, so that a body that is a little too long gets the exact error.
-_MEMBERS: Final = 12
+_MEMBERS: Final = 16
 _SLACK: Final = 2
 _SPARE: Final = 16
 # The same in Connect's JSON, where tensors are objects; with the elements of their shapes.

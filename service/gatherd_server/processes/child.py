@@ -22,7 +22,12 @@ RESTART_SECONDS_MAX: Final = 5.0
 STEADY_SECONDS: Final = 10.0
 # grpc's newer event engine makes a small call take a fifth longer than the older one; see
 # docs/performance.md. grpc reads this when it is imported, and logs a name that it doesn't know.
-ENVIRONMENT: Final = {"GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener"}
+ENVIRONMENT: Final = {
+    "GRPC_EXPERIMENTS": "-event_engine_client,-event_engine_listener",
+    # Searches for neighbors have threads of their own. Those of BLAS wait awake for each other: on
+    # cores that others use too, products take ten times as long with them.
+    "OPENBLAS_NUM_THREADS": "1",
+}
 # Descriptors that go with one line; the kernel takes no more at once.
 FDS_MAX: Final = 253
 _LINE_BYTES_MAX: Final = 64 << 10

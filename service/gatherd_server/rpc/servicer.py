@@ -254,8 +254,10 @@ class Servicer:
 def _read(answered: ReadProcedure) -> _General:
     kind, prepare = answered.procedure.request, answered.prepare
 
-    def read(engine: AnyEngine, body: bytes, _context: grpc.ServicerContext) -> bytes:
+    def read(engine: AnyEngine, body: bytes, context: grpc.ServicerContext) -> bytes:
         prepared = prepare(engine, lookups.parse(kind(), body, engine.limits))
+        if prepared.stopping is not None and not context.add_callback(prepared.stopping.stop):
+            prepared.stopping.stop()  # the call has ended already
         return b"".join(prepared.make())
 
     return read

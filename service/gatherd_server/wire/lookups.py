@@ -31,6 +31,7 @@ from gatherd.store.query import (
     KeyQuery,
     Missing,
     Pooling,
+    VectorForm,
     parse_missing,
 )
 from gatherd.store.table import Gathered
@@ -102,6 +103,9 @@ def lookup_of(request: embedding_pb2.LookupRequest) -> Lookup:
         _reply_dtype(request.dtype),
         _missing(request.missing, ROW_POLICIES),
         request.version,
+        None,
+        _form(request),
+        request.with_lsn,
     )
 
 
@@ -116,34 +120,64 @@ def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
     pooling = _POOLING[request.pooling]
     weights = _weights(request.weights) if request.HasField("weights") else None
     query = BagsQuery(
-        check_offsets(_integers("offsets", request.offsets), asked.size),
+        check_offsets(integers("offsets", request.offsets), asked.size),
         pooling,
         check_weights(weights, asked.size, pooling),
         request.padding_id if request.HasField("padding_id") else None,
     )
     missing = _missing(lookup.missing, BAG_POLICIES)
-    return Lookup(lookup.table, asked, _reply_dtype(lookup.dtype), missing, lookup.version, query)
+    return Lookup(
+        lookup.table,
+        asked,
+        _reply_dtype(lookup.dtype),
+        missing,
+        lookup.version,
+        query,
+        _form(lookup),
+        lookup.with_lsn,
+    )
 
 
 def keys_of_request(
     request: embedding_pb2.KeysOfRequest,
 ) -> tuple[str, NDArray[np.integer[Any]], int]:
     """The table, ids and version of a KeysOfRequest."""
-    return request.table, _integers("ids", request.ids), request.version
+    return request.table, integers("ids", request.ids), request.version
 
 
 def asked_rows(request: embedding_pb2.LookupRequest | embedding_pb2.TableUpdate) -> Asked:
     """The ids or keys of one table's part. InvalidArgument for invalid ones."""
     if request.WhichOneof("rows") != "keys":
-        return _integers("ids", request.ids)
-    keys = request.keys
+        return integers("ids", request.ids)
+    return asked_keys(request.keys)
+
+
+def asked_keys(keys: tensor_pb2.Keys) -> ByKey:
+    """The keys of a message. InvalidArgument for invalid ones."""
     match keys.WhichOneof("kind"):
         case "strings":
             shape = tuple(keys.strings.shape)
             return ByKey(string_keys_from_wire(keys.strings.data, keys.strings.lengths, shape))
         case "integers":
-            return ByKey(_integers("keys", keys.integers))
+            return ByKey(integers("keys", keys.integers))
     raise InvalidArgument("keys are neither strings nor integers")
+
+
+def ids_of_request(request: embedding_pb2.IdsOfRequest) -> tuple[str, Keys, int]:
+    """The table, keys and version of an IdsOfRequest."""
+    return request.table, asked_keys(request.keys).keys, request.version
+
+
+def ids_reply(ids: NDArray[np.int64], version: int) -> bytes:
+    """An IdsOfResponse."""
+    message = embedding_pb2.IdsOfResponse(version=version, ids=_ids_tensor(ids))
+    return message.SerializeToString()
+
+
+def _ids_tensor(ids: NDArray[np.int64]) -> tensor_pb2.Tensor:
+    return tensor_pb2.Tensor(
+        dtype=tensor_pb2.DTYPE_INT64, shape=ids.shape, data=ids.astype("<i8").tobytes()
+    )
 
 
 def _reply_dtype(number: int) -> DType:
@@ -153,6 +187,12 @@ def _reply_dtype(number: int) -> DType:
             "it can in DTYPE_FLOAT32, DTYPE_FLOAT16 and DTYPE_BFLOAT16"
         )
     return _REPLY_DTYPES[number]
+
+
+def _form(request: embedding_pb2.LookupRequest) -> VectorForm | None:
+    if not request.dims and not request.normalize:
+        return None
+    return VectorForm(request.dims, request.normalize)
 
 
 def _missing(number: int, policies: tuple[Missing, ...]) -> Missing:
@@ -171,7 +211,8 @@ def _weights(tensor: tensor_pb2.Tensor) -> NDArray[np.float32]:
     return array_from_bytes("weights", tensor.data, np.dtype("<f4"), tuple(tensor.shape))
 
 
-def _integers(name: str, tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
+def integers(name: str, tensor: tensor_pb2.Tensor) -> NDArray[np.integer[Any]]:
+    """A tensor of integers, uncopied. InvalidArgument, calling it `name`, for another one."""
     dtype = _ID_DTYPES.get(tensor.dtype)
     if dtype is None:
         raise InvalidArgument(
@@ -213,22 +254,22 @@ def list_keys_request(request: embedding_pb2.ListKeysRequest) -> tuple[str, KeyQ
 
 def keys_reply(keys: Keys, version: int) -> bytes:
     """A KeysOfResponse."""
-    message = embedding_pb2.KeysOfResponse(version=version, keys=_keys_message(keys))
+    message = embedding_pb2.KeysOfResponse(version=version)
+    put_keys(message.keys, keys)
     return message.SerializeToString()
 
 
 def list_keys_reply(found: FoundKeys) -> bytes:
     """A ListKeysResponse."""
-    ids = tensor_pb2.Tensor(
-        dtype=tensor_pb2.DTYPE_INT64, shape=found.ids.shape, data=found.ids.astype("<i8").tobytes()
+    message = embedding_pb2.ListKeysResponse(
+        version=found.version, ids=_ids_tensor(found.ids), next=found.next
     )
-    return embedding_pb2.ListKeysResponse(
-        version=found.version, keys=_keys_message(found.keys), ids=ids, next=found.next
-    ).SerializeToString()
+    put_keys(message.keys, found.keys)
+    return message.SerializeToString()
 
 
-def _keys_message(keys: Keys) -> tensor_pb2.Keys:
-    message = tensor_pb2.Keys()
+def put_keys(message: tensor_pb2.Keys, keys: Keys) -> None:
+    """Fill `message` with `keys`."""
     if isinstance(keys, StringKeys):
         message.strings.shape.extend(keys.shape)
         message.strings.lengths = np.diff(keys.offsets).astype("<u4").tobytes()
@@ -237,7 +278,6 @@ def _keys_message(keys: Keys) -> tensor_pb2.Keys:
         message.integers.dtype = _KEY_DTYPES[keys.dtype.kind]
         message.integers.shape.extend(keys.shape)
         message.integers.data = keys.astype(f"<{keys.dtype.kind}8").tobytes()
-    return message
 
 
 def byte_count(parts: Sequence[Part]) -> int:
@@ -250,6 +290,8 @@ def _lookup_response(gathered: Gathered) -> tuple[Part, ...]:
     status = b"" if gathered.status is None else gathered.status.tobytes()
     make = lookup_head.__wrapped__ if status else lookup_head  # a status seldom repeats
     head = make(gathered.version, gathered.dtype, gathered.vectors.shape, len(data), status)
+    if gathered.lsn is not None or gathered.is_normalized:
+        head = framing.lookup_notes(gathered.lsn, is_normalized=gathered.is_normalized) + head
     return (head, data) if len(data) else (head,)
 
 

@@ -16,8 +16,9 @@ from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server.access.admission import Admission, Place
 from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
+from gatherd_server.engine.searching import Stopping
 from gatherd_server.types import Limits, Lookup, TableChange, UpdateOp
-from gatherd_server.wire import lookups, tables, updates
+from gatherd_server.wire import lookups, neighbors, tables, updates
 from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 from gatherd_server.wire.compiled import answers as compiled
 from gatherd_server.wire.lookups import Part
@@ -29,6 +30,8 @@ class PreparedReply:
 
     make: Callable[[], list[Part]]
     is_long: bool = False
+    stopping: Stopping | None = None
+    """Ends the making early, for a reply that takes long without any bound on its time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,9 +109,29 @@ def _keys_of(engine: AnyEngine, request: embedding_pb2.KeysOfRequest) -> Prepare
     return PreparedReply(make, asked[1].size > KEYS_SHORT)
 
 
+def _ids_of(engine: AnyEngine, request: embedding_pb2.IdsOfRequest) -> PreparedReply:
+    table, keys, version = lookups.ids_of_request(request)
+
+    def make() -> list[Part]:
+        found = engine.ids_of(table, keys, version, allow_missing=request.allow_missing)
+        return [lookups.ids_reply(*found)]
+
+    return PreparedReply(make, keys.size > KEYS_SHORT)
+
+
 def _list_keys(engine: AnyEngine, request: embedding_pb2.ListKeysRequest) -> PreparedReply:
     page = engine.prepare_keys(*lookups.list_keys_request(request))
     return PreparedReply(lambda: [lookups.list_keys_reply(page.run())], page.is_long)
+
+
+def _neighbors(engine: AnyEngine, request: embedding_pb2.NeighborsRequest) -> PreparedReply:
+    query = neighbors.query_of(request)
+    prepared = engine.prepare_neighbors(request.table, query, request.version)
+    return PreparedReply(
+        lambda: [neighbors.neighbors_reply(prepared.run())],
+        is_long=True,
+        stopping=prepared.stopping,
+    )
 
 
 def _list_tables(engine: AnyEngine, _request: table_pb2.ListTablesRequest) -> PreparedReply:
@@ -154,7 +177,9 @@ PUSHES: Final[Mapping[Procedure, UpdateOp]] = {
 ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     *(ReadProcedure(procedure, way.prepare) for procedure, way in LOOKUPS.items()),
     ReadProcedure(proto.KEYS_OF, _keys_of),
+    ReadProcedure(proto.IDS_OF, _ids_of),
     ReadProcedure(proto.LIST_KEYS, _list_keys),
+    ReadProcedure(proto.NEIGHBORS, _neighbors),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_SERVER, _get_server, is_admitted=False, scope=None),

@@ -154,6 +154,8 @@ def _has_rows_alone(asked: Sequence[Lookup]) -> bool:
     """Whether a reply is only a head, known beforehand, and rows that are found at once."""
     if len(asked) != 1 or asked[0].bags is not None or asked[0].missing is not Missing.ERROR:
         return False
+    if not asked[0].is_plain:
+        return False
     rows = asked[0].asked
     return not isinstance(rows, ByKey) or rows.size <= KEYS_SHORT
 
@@ -309,6 +311,8 @@ class _Octets:
             return None
         asked = lookup.asked
         if isinstance(asked, ByKey) or lookup.missing is not Missing.ERROR or not body:
+            return None
+        if not lookup.is_plain:
             return None
         dtype, version = lookups.DTYPE_CODES[lookup.dtype], lookup.version
         rest = embedding_pb2.LookupRequest(table=self._table, dtype=dtype, version=version)

@@ -50,6 +50,8 @@ ARRAY_HEADERS: Final = (
     "Gatherd-Status-Bytes",
 )
 """What describes an answer's raw bytes, see `array_headers`."""
+LSN_HEADER: Final = "Gatherd-Lsn"
+"""Beside them, if it was asked for."""
 _NPY_ID_DTYPES: Final = {dtype.str: dtype for dtype in ID_DTYPES.values()}
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,20}")
 _DECIMAL_BYTES: Final = np.frombuffer(b"-0123456789", np.uint8)
@@ -188,6 +190,8 @@ def json_lookup_parts(gathered: Gathered) -> list[Part]:
         "dtype": gathered.dtype.value,
         "version": gathered.version,
     }
+    if gathered.lsn is not None:
+        described["lsn"] = gathered.lsn
     if gathered.status is not None:
         described["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
     vectors = _json_array(_json_values(gathered))
@@ -320,6 +324,8 @@ def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -
     shape, status = gathered.vectors.shape, gathered.status
     status_bytes = 0 if status is None else status.nbytes
     headers = array_headers(shape, gathered.dtype, gathered.version, status_bytes)
+    if gathered.lsn is not None:
+        headers[LSN_HEADER] = str(gathered.lsn)
     return PartsResponse(parts, {"Content-Type": media_type, **headers})
 
 

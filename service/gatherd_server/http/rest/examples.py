@@ -124,6 +124,10 @@ def _list_keys(found: _Found) -> _Made:
     return replace(_keys_of(found), body=None)
 
 
+def _neighbors(found: _Found) -> _Made:
+    return replace(_of_first(found), body={"ids": [0], "k": 2})
+
+
 def _update(found: _Found, values: list[float] | None, note: str) -> _Made:
     if found.trained is None or values is None:
         return _Made(found.sandbox, is_change=True)
@@ -201,6 +205,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookupBagsMany": _bags_many,
     "keysOf": _keys_of,
     "listKeys": _list_keys,
+    "neighbors": _neighbors,
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
     "assign": _assign,
@@ -236,7 +241,9 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
         with suppress(GatherdError):  # it was deleted meanwhile
             info = engine.table(name)
             readable += [info] if info.row_count else []
-    trained = next((info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX), None)
+    trained = next(
+        (info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX), None
+    )
     return _Found(
         first=readable[0] if readable else None,
         second=readable[1] if len(readable) > 1 else None,

@@ -20,6 +20,7 @@ from gatherd.store.query import (
     BagsQuery,
     ByKey,
     KeyQuery,
+    VectorForm,
     parse_missing,
     parse_pooling,
 )
@@ -28,6 +29,7 @@ from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import arrays
 from gatherd_server.http.rest.schemas import (
     VERSION_MAX,
+    IdsOfBody,
     KeysOfBody,
     LookupBagsBody,
     LookupBagsManyBody,
@@ -39,7 +41,7 @@ from gatherd_server.http.rest.update_schemas import UpdateBody
 from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.checks import in_table
 
-_OPTIONS: Final = ("by", "dtype", "missing", "version")
+_OPTIONS: Final = ("by", "dtype", "missing", "version", "dims", "normalize", "with_lsn")
 _KEYS_OPTIONS: Final = ("prefix", "limit", "start", "version")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
 # The id itself, a weight and an offset.
@@ -90,6 +92,12 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
     asked = parse(KeysOfBody, _json_body(body, query, 1, limits))
     ids = arrays.from_json(as_id_array, asked.ids, lambda value: value["ids"], body)
     return ids, asked.version
+
+
+def ids_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[IdsOfBody, Asked]:
+    """A request for the ids of keys, and the keys, from JSON."""
+    asked = parse(IdsOfBody, _json_body(body, query, 1, limits))
+    return asked, _keys(asked, body, lambda value: value)
 
 
 def list_keys_request(query_string: bytes) -> tuple[KeyQuery, int]:
@@ -151,6 +159,9 @@ def _rows_lookup(table: str, asked: LookupBody, body: bytes, find: Find) -> Look
         parse_reply_dtype(asked.dtype),
         parse_missing(asked.missing),
         asked.version,
+        None,
+        _form(asked.dims, normalize=asked.normalize),
+        asked.with_lsn,
     )
 
 
@@ -162,6 +173,12 @@ def asked_rows(
         raise InvalidArgument(f"{what} has either ids or keys")
     if asked.keys is None:
         return arrays.from_json(as_id_array, asked.ids, lambda value: find(value)["ids"], body)
+    return _keys(asked, body, find)
+
+
+def _keys(
+    asked: LookupBody | LookupBagsBody | UpdateBody | IdsOfBody, body: bytes, find: Find
+) -> Asked:
     return ByKey(
         arrays.from_json(
             lambda keys: arrays.keys_from_json(keys, asked.encoding),
@@ -195,6 +212,8 @@ def _bag_lookup(table: str, asked: LookupBagsBody, body: bytes, find: Find) -> L
         parse_missing(asked.missing, BAG_POLICIES),
         asked.version,
         BagsQuery(offsets, pooling, weights, asked.padding_id),
+        _form(asked.dims, normalize=asked.normalize),
+        asked.with_lsn,
     )
 
 
@@ -231,7 +250,30 @@ def _query_lookup(table: str, ids: arrays.Ids, options: dict[str, str]) -> Looku
         parse_reply_dtype(options.get("dtype", "float32")),
         parse_missing(options.get("missing", "error")),
         query_version(options, "version"),
+        None,
+        _form(_query_dims(options), normalize=_query_flag(options, "normalize")),
+        _query_flag(options, "with_lsn"),
     )
+
+
+def _form(dims: int | None, *, normalize: bool) -> VectorForm | None:
+    return VectorForm(dims or 0, normalize) if dims or normalize else None
+
+
+def _query_dims(options: dict[str, str]) -> int | None:
+    dims = options.get("dims")
+    if dims is None:
+        return None
+    if not re.fullmatch("[0-9]{1,9}", dims) or not int(dims):
+        raise InvalidArgument(f"dims is {dims!r}; it must be a number, 1 or more")
+    return int(dims)
+
+
+def _query_flag(options: dict[str, str], name: str) -> bool:
+    value = options.get(name, "false")
+    if value not in ("false", "true"):
+        raise InvalidArgument(f"{name} is {value!r}; it must be true or false")
+    return value == "true"
 
 
 def query_rows(ids: arrays.Ids, options: dict[str, str]) -> Asked:

@@ -6,7 +6,7 @@ from typing import Final
 from fastapi import APIRouter, Request
 from starlette.responses import Response
 
-from gatherd.store.query import FoundKeys
+from gatherd.store.query import ByKey, FoundKeys
 from gatherd.store.table import Gathered
 from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission
@@ -87,6 +87,24 @@ def lookup_routes(engine: Engine, admission: Admission, offload: Offload) -> API
             return json_reply({**arrays.json_keys(keys), "version": answered})
 
         return await offload.run(found, ids.size > KEYS_SHORT)
+
+    @router.post("/v1/tables/{table:table}:idsOf", **openapi.IDS_OF)
+    async def ids_of(table: str, request: Request) -> Response:
+        body = await json_body_of(request, admission)
+        asked, rows = await offload.parse(
+            lambda: lookup_bodies.ids_of_request(body, request.query_params, limits), body
+        )
+        guarded = caller_of(request.scope).guard(engine)
+        keys = arrays.typed_keys(rows, lambda: guarded.key_kind(table))
+        assert isinstance(keys, ByKey)
+
+        def found() -> Response:
+            ids, answered = guarded.ids_of(
+                table, keys.keys, asked.version, allow_missing=asked.allow_missing
+            )
+            return json_reply({"ids": ids.tolist(), "version": answered})
+
+        return await offload.run(found, keys.size > KEYS_SHORT)
 
     @router.get("/v1/tables/{table:table}/keys", **openapi.LIST_KEYS)
     async def list_keys(table: str, request: Request) -> Response:

@@ -16,8 +16,8 @@ from gatherd.store.query import (
 from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.http.rest import openapi_updates
-from gatherd_server.http.rest.arrays import ARRAY_HEADERS, ID_DTYPES
+from gatherd_server.http.rest import openapi_neighbors, openapi_updates
+from gatherd_server.http.rest.arrays import ARRAY_HEADERS, ID_DTYPES, LSN_HEADER
 from gatherd_server.http.rest.openapi_parts import (
     BINARY,
     REF,
@@ -29,6 +29,8 @@ from gatherd_server.http.rest.openapi_parts import (
 )
 from gatherd_server.http.rest.schemas import (
     HealthReply,
+    IdsOfBody,
+    IdsOfReply,
     KeyPageReply,
     KeysOfBody,
     KeysOfReply,
@@ -56,18 +58,21 @@ The same service is answered over gRPC and over the Connect protocol
 a problem body of RFC 9457 with the extra members `error`, `reason` and `metadata`.
 """
 
-_ARRAY_HEADERS: Final = dict(
-    zip(
-        ARRAY_HEADERS,
-        (
-            ("The vectors' shape, as in 2,1,256.", "string"),
-            ("The vectors' dtype.", "string"),
-            ("The version that answered.", "integer"),
-            ("Bytes of status after the vectors, one an id; or 0.", "integer"),
-        ),
-        strict=True,
-    )
-)
+_ARRAY_HEADERS: Final = {
+    **dict(
+        zip(
+            ARRAY_HEADERS,
+            (
+                ("The vectors' shape, as in 2,1,256.", "string"),
+                ("The vectors' dtype.", "string"),
+                ("The version that answered.", "integer"),
+                ("Bytes of status after the vectors, one an id; or 0.", "integer"),
+            ),
+            strict=True,
+        )
+    ),
+    LSN_HEADER: ("Every update up to it is in the vectors; if asked for.", "integer"),
+}
 _EXAMPLE_BODY: Final = {"ids": [[4], [20]]}
 _EXAMPLE_REPLY: Final = {
     "vectors": [[[0.25, 0.1]], [[0.6, -0.2]]],
@@ -124,6 +129,24 @@ LOOKUP: Final[dict[str, Any]] = {
                 "0",
                 "The version that must answer; 0 is the live one. Not with JSON.",
                 pattern="^[0-9]{1,20}$",
+            ),
+            option(
+                "dims",
+                None,
+                "Only so many elements of each vector, the first ones. Not with JSON.",
+                pattern="^[0-9]{1,9}$",
+            ),
+            option(
+                "normalize",
+                "false",
+                "Vectors of length 1. Not with JSON.",
+                enum=["true", "false"],
+            ),
+            option(
+                "with_lsn",
+                "false",
+                "Whether the reply has Gatherd-Lsn. Not with JSON.",
+                enum=["true", "false"],
             ),
             option(
                 "by",
@@ -234,6 +257,20 @@ KEYS_OF: Final[dict[str, Any]] = {
         *_LOOKUP_STATUSES,
     ),
     "openapi_extra": body(KeysOfBody, {"ids": [6989]}),
+}
+
+IDS_OF: Final[dict[str, Any]] = {
+    "operation_id": "idsOf",
+    "tags": ["lookup"],
+    "summary": "The ids of keys",
+    "responses": responses(
+        {
+            "description": "The ids, nested as the keys are.",
+            "content": json_content(IdsOfReply, {"ids": [6989], "version": 3}),
+        },
+        *_LOOKUP_STATUSES,
+    ),
+    "openapi_extra": body(IdsOfBody, {"keys": ["king"]}),
 }
 
 _NUMBER: Final = "^[0-9]{1,20}$"
@@ -357,6 +394,8 @@ METRICS: Final[dict[str, Any]] = {
 }
 
 _MODELS: Final = (
+    IdsOfBody,
+    IdsOfReply,
     KeysOfBody,
     KeyPageReply,
     KeysOfReply,
@@ -373,6 +412,7 @@ _MODELS: Final = (
     ReadyReply,
     ServerReply,
     Problem,
+    *openapi_neighbors.MODELS,
     *openapi_updates.MODELS,
 )
 

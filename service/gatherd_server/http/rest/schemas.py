@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from gatherd.errors import InvalidArgument
+from gatherd.store.limits import DIM_MAX
+from gatherd.store.query import K_DEFAULT
 
 Body = TypeVar("Body", bound=BaseModel)
 
@@ -17,6 +19,7 @@ MISSING = Literal["error", "zero", "default"]
 BAG_MISSING = Literal["error", "zero", "default", "skip"]
 MODE = Literal["sum", "mean", "max", "sqrtn"]
 ENCODING = Literal["utf-8", "base64"]
+METRIC = Literal["cosine", "dot", "l2"]
 VERSION_MAX = 2**64 - 1
 
 IDS_SCHEMA: dict[str, Any] = {
@@ -42,6 +45,16 @@ _VECTORS_SCHEMA: dict[str, Any] = {
     "type": "array",
     "items": {},
 }
+_QUERY_VECTORS_SCHEMA: dict[str, Any] = {
+    "description": "A vector, or lists of them nested to any rectangular shape S + (dim,).",
+    "type": "array",
+    "items": {},
+}
+_SCORES_SCHEMA: dict[str, Any] = {
+    "description": "Nested as the ids are. NaN and infinity are null.",
+    "type": "array",
+    "items": {},
+}
 _STATUS_SCHEMA: dict[str, Any] = {
     "description": "Nested as the ids are: 0 found, 1 missing. Absent when missing is error.",
     "anyOf": [{"type": "integer"}, {"type": "array", "items": {}}],
@@ -58,6 +71,13 @@ class _Asking(BaseModel):
     version: int = Field(
         0, ge=0, le=VERSION_MAX, description="The version that must answer; 0 is the live one."
     )
+    dims: int | None = Field(
+        None, ge=1, le=DIM_MAX, description="Only so many elements of each vector, the first ones."
+    )
+    normalize: bool = Field(
+        False, description="Vectors of length 1 (L2), after dims and pooling; zeros stay zeros."
+    )
+    with_lsn: bool = Field(False, description="Whether the reply has lsn.")
 
 
 class LookupBody(_Asking):
@@ -99,6 +119,50 @@ class KeysOfBody(BaseModel):
     version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
 
 
+class IdsOfBody(BaseModel):
+    """Keys of one table whose rows' ids are asked for."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
+    allow_missing: bool = Field(False, description="-1 for a key without a row, not an error.")
+
+
+class NeighborsBody(BaseModel):
+    """Queries of one table: ids, keys or vectors."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    ids: Annotated[Any, Field(default=None, json_schema_extra=IDS_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
+    vectors: Annotated[Any, Field(default=None, json_schema_extra=_QUERY_VECTORS_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    k: int = Field(K_DEFAULT, ge=1, lt=2**31, description="Neighbors of each query.")
+    metric: METRIC = Field(
+        "cosine", description="cosine and dot: higher is nearer; l2, the distance: lower is."
+    )
+    include_self: bool = Field(
+        False, description="Whether a query by id or key may be its own neighbor."
+    )
+    version: int = Field(0, ge=0, le=VERSION_MAX, description="0 is the live one.")
+
+
+class NeighborsReply(BaseModel):
+    """The nearest rows of each query, nearest first: lists nested to the shape S + (k,)."""
+
+    ids: Annotated[Any, Field(json_schema_extra=IDS_SCHEMA)]
+    scores: Annotated[Any, Field(json_schema_extra=_SCORES_SCHEMA)]
+    keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
+    kind: Literal["bytes", "int64", "uint64"] | None = Field(
+        None, description="What the keys are; it and they are absent for a table without keys."
+    )
+    encoding: ENCODING | None = Field(None, description="base64 when a key isn't UTF-8.")
+    metric: METRIC
+    version: int
+
+
 class LookupManyBody(BaseModel):
     """Lookups in several tables, all or nothing."""
 
@@ -115,6 +179,9 @@ class LookupReply(BaseModel):
     dtype: REPLY_DTYPE
     version: int
     status: Annotated[Any, Field(default=None, json_schema_extra=_STATUS_SCHEMA)]
+    lsn: int | None = Field(
+        None, description="Every update up to it is in the vectors. Absent unless asked for."
+    )
 
 
 class LookupManyReply(BaseModel):
@@ -129,6 +196,13 @@ class KeysOfReply(BaseModel):
     keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
     kind: Literal["bytes", "int64", "uint64"]
     encoding: ENCODING = Field(description="base64 when one of the strings isn't UTF-8.")
+    version: int
+
+
+class IdsOfReply(BaseModel):
+    """The ids of keys."""
+
+    ids: Annotated[Any, Field(json_schema_extra=IDS_SCHEMA)]
     version: int
 
 

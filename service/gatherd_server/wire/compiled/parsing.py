@@ -36,6 +36,8 @@ _STRINGS_SHAPE, _STRINGS_PACKED, _STRINGS_LENGTHS, _STRINGS_DATA = 0x08, 0x0A, 0
 _LOOKUP_TABLE, _LOOKUP_IDS, _LOOKUP_DTYPE, _LOOKUP_MISSING, _LOOKUP_VERSION, _LOOKUP_KEYS = (
     0x0A, 0x12, 0x18, 0x20, 0x28, 0x32,
 )  # fmt: skip
+# dims, normalize and with_lsn: the general way's.
+_LOOKUP_DIMS, _LOOKUP_NORMALIZE, _LOOKUP_WITH_LSN = 0x38, 0x40, 0x48
 _BAGS_LOOKUP, _BAGS_OFFSETS, _BAGS_POOLING, _BAGS_WEIGHTS, _BAGS_PADDING = (
     0x0A, 0x12, 0x18, 0x22, 0x28,
 )  # fmt: skip
@@ -276,6 +278,8 @@ def read_lookup(at: Any, end: Any, asked: Any) -> Any:  # noqa: C901  # a branch
         elif field == _LOOKUP_VERSION:
             value, at = varint(at, end)
             put(asked, words.ASKED_VERSION, value)
+        elif field in (_LOOKUP_DIMS, _LOOKUP_NORMALIZE, _LOOKUP_WITH_LSN):
+            return -1
         elif field:
             at = skip(field, at, end)
         if at == 0:
