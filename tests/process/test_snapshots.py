@@ -298,7 +298,7 @@ def test_it_is_restored_to_an_empty_folder_only(taken: Taken, tmp_path: Path) ->
     assert done.returncode > 1
     assert f"{tmp_path} isn't empty (there is 'note')" in done.stderr
     done = invoke("restore", taken.path, "--data-dir", tmp_path / "note", check=False)
-    assert "is there and no folder" in done.stderr
+    assert f"Directory '{tmp_path / 'note'}' is a file" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
     done = invoke("restore", tmp_path, "--data-dir", tmp_path / "new", check=False)
     assert "isn't a snapshot: it has no snapshot.json" in done.stderr

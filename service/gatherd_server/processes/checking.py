@@ -27,8 +27,7 @@ def check_start(settings: ServeSettings) -> Iterator[str]:
     Raises the error of a start. BadFile, of all damaged tables, for a data dir that has some.
     """
     sources = settings.sources()
-    check_something(settings, sources)
-    settings.writer_limits()
+    check_settings(settings, sources)
     check_limit(settings, raise_limit())
     yield "settings: ok"
     is_authenticated = check_secrets(settings)
@@ -44,10 +43,11 @@ def check_start(settings: ServeSettings) -> Iterator[str]:
         yield from _checked_data_dir(settings, {source.name for source in sources})
 
 
-def check_something(settings: ServeSettings, sources: list[TableSource]) -> None:
-    """ConfigError when there is nothing to serve."""
+def check_settings(settings: ServeSettings, sources: list[TableSource]) -> None:
+    """ConfigError when there is nothing to serve, or settings don't go together."""
     if not sources and settings.data_dir is None:
         raise ConfigError("nothing to serve: give NAME=FILE, or --data-dir with tables in it")
+    settings.writer_limits()
 
 
 def check_secrets(settings: ServeSettings) -> bool:

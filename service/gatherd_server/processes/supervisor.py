@@ -26,7 +26,7 @@ from gatherd_server.errors import ConfigError, StartError
 from gatherd_server.observe.logs import set_level
 from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_server_page
 from gatherd_server.processes.brief import WorkerBrief
-from gatherd_server.processes.checking import check_secrets, check_something
+from gatherd_server.processes.checking import check_secrets, check_settings
 from gatherd_server.processes.child import Child, describe_exit
 from gatherd_server.processes.compiling import COMPILING, Progress, are_compiled, compile_kernels
 from gatherd_server.processes.descriptors import check_limit, raise_limit
@@ -151,7 +151,7 @@ class Supervisor:
         self._metrics = SupervisorMetrics(self._metrics_fd, settings.workers)
         stack.callback(self._replacements.close)
         sources = settings.sources()
-        check_something(settings, sources)
+        check_settings(settings, sources)
         is_authenticated = check_secrets(settings)
         if self._owned_dir is not None:
             owned = stack.enter_context(
