@@ -120,5 +120,7 @@ def test_delete_asks_first(url: str, service: UpdatedService) -> None:
 
 
 def test_a_data_dir_without_a_server_takes_no_update(tmp_path: Path) -> None:
-    done = run("assign", "items", 1, "--values", "[1]", "--url", f"local:{tmp_path}", status=3)
-    assert f"gatherd serve --data-dir {tmp_path}" in done.output
+    data = tmp_path / "data"
+    run("create", "items", "--rows", "3", "--dim", "1", "--data-dir", data)
+    done = run("assign", "items", 1, "--values", "[1]", "--url", f"local:{data}", status=3)
+    assert f"gatherd serve --data-dir {data}" in done.output

@@ -13,7 +13,6 @@ from gatherd.errors import (
     InternalError,
 )
 from gatherd_server.cli.exit_codes import MEANINGS, ExitCode, exit_code
-from gatherd_server.errors import StartError
 from support.cli import invoke
 from support.error_classes import ERROR_CLASSES
 
@@ -32,7 +31,7 @@ def test_every_error_class_has_a_status_that_says_it_failed() -> None:
     for cls in ERROR_CLASSES:
         assert exit_code(cls) is not ExitCode.DONE, cls
     faults = {cls for cls in ERROR_CLASSES if exit_code(cls) is ExitCode.FAILED}
-    own = (GatherdError, InternalError, ClientError, ClientClosed, ForkedClient, StartError)
+    own = (GatherdError, InternalError, ClientError, ClientClosed, ForkedClient)
     assert faults == set(own)
 
 

@@ -4,7 +4,7 @@ from enum import IntEnum
 from typing import Final
 
 from gatherd import errors
-from gatherd_server.errors import AddressInUse, ConfigError
+from gatherd_server.errors import AddressInUse, ConfigError, StartError
 
 
 class ExitCode(IntEnum):
@@ -27,7 +27,7 @@ MEANINGS: Final = {
     "address is in use; try again",
     ExitCode.NOT_FOUND: "not found: there is no such table, version, id or key",
     ExitCode.REFUSED: "refused: a token is missing or doesn't allow it, the name is taken, or the "
-    "table's state or a limit doesn't allow it",
+    "table's or the machine's state or a limit doesn't allow it",
     ExitCode.STORAGE: "storage: a file can't be read or written, or is damaged",
 }
 
@@ -39,6 +39,7 @@ _CODES: Final[dict[type[errors.GatherdError], ExitCode]] = {
     errors.RetryableError: ExitCode.UNAVAILABLE,
     errors.DeadlineExceeded: ExitCode.UNAVAILABLE,
     errors.DataDirInUse: ExitCode.UNAVAILABLE,
+    StartError: ExitCode.REFUSED,
     AddressInUse: ExitCode.UNAVAILABLE,
     errors.NotFound: ExitCode.NOT_FOUND,
     errors.IdOutOfRange: ExitCode.NOT_FOUND,
