@@ -5,10 +5,15 @@ import threading
 from collections.abc import Callable
 
 
+# The first byte of a record of TLS that begins a connection.
+_TLS_HANDSHAKE = b"\x16"
+
+
 class ScriptedServer:
     """Answers the n-th connection with the n-th script, then closes it.
 
-    A script is a function of the connected socket; `read_request` helps it.
+    A script is a function of the connected socket; `read_request` helps it. A connection that asks
+    for TLS is closed and not counted: a client makes one after its first was closed unanswered.
     """
 
     def __init__(self, *scripts: Callable[[socket.socket], None]) -> None:
@@ -30,10 +35,20 @@ class ScriptedServer:
         if self.failure is not None:
             raise self.failure
 
+    def _accept(self) -> socket.socket:
+        while True:
+            connection, _ = self._listener.accept()
+            try:
+                if connection.recv(1, socket.MSG_PEEK) != _TLS_HANDSHAKE:
+                    return connection
+            except ConnectionError:
+                return connection
+            connection.close()
+
     def _serve(self) -> None:
         for script in self._scripts:
             try:
-                connection, _ = self._listener.accept()
+                connection = self._accept()
             except OSError:
                 return
             self.connections += 1
