@@ -4,7 +4,6 @@ import socket
 import threading
 from collections.abc import Callable
 
-
 # The first byte of a record of TLS that begins a connection.
 _TLS_HANDSHAKE = b"\x16"
 
