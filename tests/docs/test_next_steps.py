@@ -59,8 +59,8 @@ CASES = {
     "create ids --rows 1 --dim 1": "gatherd delete ids --data-dir {data}",
     "serve {folder}/words.txt": "gatherd import words {folder}/words.txt --data-dir ./data",
     "serve {folder}/rows.npy": "gatherd serve rows={folder}/rows.npy",
-    "serve w={folder}/words.txt": "gatherd import words {folder}/words.txt --data-dir ./data",
-    "serve w={folder}/turned.npy": "gatherd import turned {folder}/turned.npy --data-dir ./data",
+    "serve w={folder}/words.txt": "gatherd import w {folder}/words.txt --data-dir ./data",
+    "serve w={folder}/turned.npy": "gatherd import w {folder}/turned.npy --data-dir ./data",
 }
 
 
@@ -84,6 +84,29 @@ def test_what_is_proposed_can_be_typed(typed: str, folder: Path) -> None:
     done = invoke(*words, "--data-dir", folder / "data", check=False)
     _, *proposed = shlex.split(_PROPOSED.findall(done.stderr)[0])
     assert invoke(*proposed).returncode == 0
+
+
+@pytest.mark.parametrize("typed", [("serve", "w="), ("import", "w", "")])
+def test_a_misspelled_file_is_answered_with_the_nearest(
+    typed: tuple[str, ...], folder: Path
+) -> None:
+    *words, before = typed
+    done = invoke(
+        *words, f"{before}{folder}/turnde.npy", "--data-dir", folder / "data", check=False
+    )
+    assert f"did you mean '{folder}/turned.npy'?" in done.stderr
+
+
+def test_a_token_file_that_is_not_there_is_made_by_what_is_proposed(folder: Path) -> None:
+    tokens = folder / "tokens"
+    serve = ("serve", "--data-dir", folder / "data", "--check")
+    done = invoke(*serve, "--tokens", tokens, check=False)
+    assert done.returncode == 2
+    assert f"`gatherd token NAME --tokens {tokens}` makes it" in done.stderr
+    make = ("token", "me", "--tokens", tokens)
+    assert "give --table PATTERN" in invoke(*make, "--scope", "read", check=False).stderr
+    invoke(*make, "--scope", "read", "--table", "*")
+    invoke(*serve, "--tokens", tokens)
 
 
 def test_a_server_that_is_asked_keeps_its_url_in_what_is_proposed(server: RunningServer) -> None:

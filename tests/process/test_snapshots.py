@@ -301,7 +301,11 @@ def test_it_is_restored_to_an_empty_folder_only(taken: Taken, tmp_path: Path) ->
     assert f"Directory '{tmp_path / 'note'}' is a file" in done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["note"]
     done = invoke("restore", tmp_path, "--data-dir", tmp_path / "new", check=False)
-    assert "isn't a snapshot: it has no snapshot.json" in done.stderr
+    assert "isn't a snapshot: it has no snapshot.json\n" in done.stderr
+    folder = taken.path.parent
+    for wrong in (folder, folder / "mistyped"):
+        done = invoke("restore", wrong, "--data-dir", tmp_path / "new", check=False)
+        assert f"; {folder} has {taken.path.name}" in done.stderr
 
 
 def test_what_cannot_be_a_snapshot_is_refused_and_leaves_nothing(

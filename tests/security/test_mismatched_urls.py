@@ -103,6 +103,12 @@ def test_commands_say_what_to_pass(
     told = invoke(*proposed, check=False).stderr
     assert told.strip().endswith("--ca FILE")
     assert invoke(*proposed, "--ca", certificates.ca).stdout == "1: 4 5 6 7\n"
+    done = invoke("ping", "--url", servers.url("http", "plain", "grpc"), check=False)
+    assert done.returncode == 5
+    assert "doesn't answer in HTTP/1.1; the port speaks gRPC" in done.stderr
+    denied = invoke("top", "--once", "--url", guarded.server.http, check=False)
+    assert denied.returncode == 5
+    assert "`gatherd token NAME --scope metrics`" in denied.stderr
     denied = invoke("tables", "--url", guarded.server.http, check=False)
     assert denied.returncode == 5
     assert "--token-file FILE, or in GATHERD_TOKEN" in denied.stderr

@@ -108,8 +108,10 @@ class RowLayout:
         return self.row_count * self.row_bytes
 
 
-def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
-    """Find the rows in the open file `fd`, called `name` in errors.
+def read_layout(
+    fd: int, name: str, tensor: str | None = None, table: str | None = None
+) -> RowLayout:
+    """Find the rows in the open file `fd`, called `name` in errors; `table` is what they're for.
 
     `tensor` picks one of a safetensors or GGUF file's tensors. Without it the file must hold just
     one, or be GGUF with the usual token table.
@@ -120,7 +122,7 @@ def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
     if head.startswith(NPY_MAGIC):
         if tensor is not None:
             raise InvalidArgument(f"{name} is a .npy file: it has no tensor {tensor!r} to pick")
-        return _read_npy(fd, name)
+        return _read_npy(fd, name, table)
     if len(head) == 9 and head[8:9] == b"{":
         return _read_safetensors(fd, name, tensor)
     if head.startswith(GGUF_MAGIC):
@@ -130,7 +132,8 @@ def read_layout(fd: int, name: str, tensor: str | None = None) -> RowLayout:
         return gguf_layout(header, name, tensor, file_bytes(fd))
     raise BadFile(
         f"{name} is neither a .npy nor a safetensors nor a GGUF file (by its content), and no "
-        f"other is served as it lies; if it is one of docs/formats.md, {convert_by_import(name)}"
+        f"other is served as it lies; if it is one of docs/formats.md, "
+        f"{convert_by_import(name, table)}"
     )
 
 
@@ -157,10 +160,10 @@ def table_name_of(path: Path) -> str:
     return _NO_TABLE_NAME.sub("_", path.stem)[:128].lstrip(".-") or "table"
 
 
-def convert_by_import(source: str) -> str:
+def convert_by_import(source: str, table: str | None = None) -> str:
     """The advice for a sound file whose rows can't be mapped unchanged."""
-    table = table_name_of(Path(source))
-    command = shlex.join(["gatherd", "import", table, source, "--data-dir", "./data"])
+    name = table or table_name_of(Path(source))
+    command = shlex.join(["gatherd", "import", name, source, "--data-dir", "./data"])
     return f"`{command}` converts it, and `gatherd serve --data-dir ./data` serves it"
 
 
@@ -190,9 +193,9 @@ def file_bytes(fd: int) -> int:
     return os.fstat(fd).st_size
 
 
-def _read_npy(fd: int, name: str) -> RowLayout:
+def _read_npy(fd: int, name: str, table: str | None) -> RowLayout:
     shape, fortran_order, dtype, offset = read_npy_header(fd, name)
-    return _npy_layout(name, shape, fortran_order, dtype, offset, file_bytes(fd))
+    return _npy_layout(name, table, shape, fortran_order, dtype, offset, file_bytes(fd))
 
 
 def read_npy_header(fd: int, name: str) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
@@ -253,6 +256,7 @@ def npy_dtype(dtype: np.dtype[Any]) -> DType | None:
 
 def _npy_layout(
     name: str,
+    table: str | None,
     shape: tuple[int, ...],
     fortran_order: bool,
     dtype: np.dtype[Any],
@@ -266,11 +270,11 @@ def _npy_layout(
         known = "float16, float32, float64 or bfloat16"
         raise BadFile(f"{name} has dtype {dtype}; a table is of {known}")
     if dtype.str.startswith(">"):
-        raise BadFile(f"{name} is big-endian ({dtype}); {convert_by_import(name)}")
+        raise BadFile(f"{name} is big-endian ({dtype}); {convert_by_import(name, table)}")
     if len(shape) != 2:
         raise BadFile(f"{name} has shape {shape}; a table has two dimensions, (rows, dim)")
     if fortran_order and min(shape) > 1:
-        raise BadFile(f"{name} is in Fortran order; {convert_by_import(name)}")
+        raise BadFile(f"{name} is in Fortran order; {convert_by_import(name, table)}")
     layout = RowLayout(_NPY_DTYPES[dtype.str], shape[0], shape[1], offset)
     if layout.dim < 1 or layout.row_count < 0:
         raise BadFile(f"{name} has shape {shape}; a row needs at least one element")

@@ -5,7 +5,7 @@ from typing import Final
 
 from gatherd.errors import BadFile, InvalidArgument
 
-PARTS_SHOWN_MAX: Final = 20
+PARTS_SHOWN_MAX: Final = 100
 
 
 def list_parts(shapes: Mapping[str, str]) -> str:

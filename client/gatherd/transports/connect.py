@@ -367,7 +367,9 @@ def unspoken(target: Target, error: HttpError) -> GatherdError:
     if isinstance(error, ConnectionEnded):
         return broken(url, error)
     hint = mismatch.answered_otherwise(target, error.data) if isinstance(error, NotHttp) else ""
-    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}{hint}", {OUTCOME: UNKNOWN})
+    if hint:
+        return FailedPrecondition(f"{url} doesn't answer in HTTP/1.1{hint}", {OUTCOME: UNKNOWN})
+    return InternalError(f"{url} doesn't answer in HTTP/1.1: {error}", {OUTCOME: UNKNOWN})
 
 
 def tls_context(credentials: Credentials) -> ssl.SSLContext:

@@ -138,6 +138,10 @@ def read_tokens(path: Path) -> dict[bytes, Grant]:
         with open(path, "rb") as file:
             mode = os.fstat(file.fileno()).st_mode
             raw = file.read(FILE_BYTES_MAX + 1)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"there is no token file {path}; `gatherd token NAME --tokens {path}` makes it"
+        ) from None
     except OSError as error:
         raise ConfigError(f"tokens {path} can't be read: {error.strerror or error}") from None
     if mode & 0o002:

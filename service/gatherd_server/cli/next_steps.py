@@ -5,15 +5,19 @@ known, and what was typed.
 """
 
 import re
+from contextlib import suppress
+from pathlib import Path
 
 import click
 
+from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import (
     AlreadyExists,
     BadFile,
     GatherdError,
     KeyNotFound,
     TableNotFound,
+    TableRefused,
     Unauthenticated,
     Unavailable,
     VersionNotFound,
@@ -22,7 +26,8 @@ from gatherd_server.cli.typed import retyped, with_target
 
 # As gatherd.transports.mismatch has it.
 _URL = re.compile(r"so the URL is (\S+)$")
-
+# As gatherd.store.mapping has it.
+_ABSENT = re.compile(r"(.+) can't be opened: No such file")
 
 _DAMAGE = re.compile(r"damaged|truncated|isn't what was")
 # Commands that read a data dir, and not a file of the user's.
@@ -70,13 +75,23 @@ def _to_find(error: GatherdError, context: click.Context) -> str:
         return f"to list versions: {with_target('versions', error.metadata['table'])}"
     if isinstance(error, KeyNotFound) and context.info_name == "lookup":
         return f"to get zeros instead: {retyped(add=('--missing', 'zero'), without=('missing',))}"
+    if isinstance(error, BadFile) and (absent := _ABSENT.match(error.message)):
+        return _files_like(Path(absent[1]))
+    return ""
+
+
+def _files_like(path: Path) -> str:
+    with suppress(OSError):
+        names = near(path.name, sorted(one.name for one in path.parent.iterdir()))
+        return did_you_mean(str(path.parent / name) for name in names).removeprefix("; ")
     return ""
 
 
 def _to_replace(error: GatherdError, context: click.Context) -> str:
     """The step after a name that is taken, or files that are damaged."""
     verb = context.info_name or ""
-    if isinstance(error, BadFile) and verb in _READERS and _DAMAGE.search(error.message):
+    is_unusable = isinstance(error, BadFile | TableRefused) and verb in _READERS
+    if is_unusable and _DAMAGE.search(error.message):
         return f"to see all that is damaged: {with_target('verify')}"
     if isinstance(error, AlreadyExists) and verb == "import":
         return f"to replace its rows: {retyped(verb='publish')}"

@@ -84,6 +84,8 @@ def token(
         revoke_token(tokens, name)
         click.echo(f"{name}: revoked")
         return
+    if not tables and set(scopes) != {Scope.METRICS.value}:
+        raise click.UsageError("give --table PATTERN, as 'items*', or '*' for every table")
     try:
         grant = make_grant(name, list(scopes), list(tables), rate, concurrency)
     except ValueError as error:

@@ -16,7 +16,7 @@ from typing import Final
 
 import click
 
-from gatherd.errors import Unavailable
+from gatherd.errors import PermissionDenied, Unavailable
 from gatherd_server.cli.connect import opener
 from gatherd_server.cli.target import CommandTarget, addressed, target_options
 from gatherd_server.observe.metrics import names
@@ -97,6 +97,12 @@ def _scrape(url: str, opener: urllib.request.OpenerDirector, root: str) -> Scrap
         with opener.open(f"{root}/metrics", timeout=TIMEOUT_SECONDS) as reply:
             text = reply.read(DOCUMENT_BYTES_MAX).decode()
     except urllib.error.HTTPError as error:
+        error.close()
+        if error.code in (401, 403):
+            raise PermissionDenied(
+                f"{target} takes a token with scope metrics: `gatherd token NAME --scope metrics` "
+                "makes one, and --token-file FILE or GATHERD_TOKEN gives it"
+            ) from None
         raise Unavailable(f"{target} answered {error.code} {error.reason}") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "reason", error)

@@ -285,6 +285,6 @@ def open_sources(
 
 def open_source(source: TableSource, fd: int, version: int = 1) -> Table:
     """Map a file where it lies. BadFile or InvalidArgument when it can't be."""
-    layout = read_layout(fd, str(source.path), source.tensor)
+    layout = read_layout(fd, str(source.path), source.tensor, source.name)
     default = read_default_vector(source.default_vector) if source.default_vector else None
     return Table.map(source.name, version, fd, layout, default)

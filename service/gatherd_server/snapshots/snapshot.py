@@ -34,6 +34,7 @@ from gatherd.errors import (
 from gatherd.store.catalog import (
     CATALOG_NAME,
     MANIFEST_NAME,
+    NAMES_SHOWN_MAX,
     STAGING_NAME,
     TABLES_NAME,
     Catalog,
@@ -346,10 +347,24 @@ def read_snapshot(folder: Path) -> SnapshotFiles:
     try:
         encoded = path.read_bytes()
     except FileNotFoundError:
-        raise BadFile(f"{folder} isn't a snapshot: it has no {SNAPSHOT_NAME}") from None
+        raise BadFile(
+            f"{folder} isn't a snapshot: it has no {SNAPSHOT_NAME}{_snapshots_near(folder)}"
+        ) from None
     except OSError as error:
         raise not_opened(path, error) from None
     return decode_snapshot(encoded, str(path))
+
+
+def _snapshots_near(folder: Path) -> str:
+    """The end of the message for a folder that has snapshots in it, or others beside it."""
+    for place in (folder, folder.parent):
+        with suppress(OSError):
+            named = sorted(one.parent.name for one in place.glob(f"*/{SNAPSHOT_NAME}"))
+            if named:
+                more = len(named) - NAMES_SHOWN_MAX
+                others = f" and {more} more" if more > 0 else ""
+                return f"; {place} has {', '.join(named[:NAMES_SHOWN_MAX])}{others}"
+    return ""
 
 
 def decode_snapshot(encoded: bytes, where: str) -> SnapshotFiles:
