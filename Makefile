@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients test-tours client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -121,6 +121,9 @@ test-clients: $(VENV)/.dev client-tools client-packages  ## clients in Node, Go,
 proto-lint: $(NODE)/node_modules/.ready  ## have buf lint the .proto files (takes npm), and with AGAINST=TAG say what breaks clients
 	$(NODE)/node_modules/.bin/buf lint proto
 	$(if $(AGAINST),$(NODE)/node_modules/.bin/buf breaking proto --against '.git#tag=$(AGAINST)$(,)subdir=proto')
+
+test-tours: $(VENV)/.dev  ## four users' first hours with an installed wheel, their mistakes and what the errors propose (two minutes)
+	PYTHONPATH=tests $(BIN)/python tests/tours/run.py
 
 BROWSER := .venv-browser
 $(BROWSER)/.ready: requirements-browser.lock pyproject.toml
