@@ -18,6 +18,7 @@ from gatherd_server.build import commit_of_checkout
 
 ROOT = Path(__file__).parents[2]
 PACKED = (
+    ".gitignore",
     "pyproject.toml",
     "README.md",
     "LICENSE",

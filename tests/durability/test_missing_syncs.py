@@ -76,7 +76,7 @@ SHOWN: dict[str, Cut] = {
     "restoring._copy_contents: names in restored data dir": Cut("snapshots", 0, 4, 13),
     "restoring.restore: name of restored data dir": Cut("snapshots", 0, 55, 0),
     "slots._write_slot: slots": Cut("tables", 2, 24, 0),
-    "snapshot.drop_snapshots: name of partial snapshot": Cut("dropped", 0, 2, 6),
+    "snapshot._drop: name of partial snapshot": Cut("dropped", 0, 2, 6),
     "snapshot.sync_tree: catalog.json": Cut("snapshots", 0, 20, 0),
     "snapshot.sync_tree: checkpoint": Cut("snapshots", 0, 5, 0),
     "snapshot.sync_tree: control": Cut("snapshots", 0, 19, 0),

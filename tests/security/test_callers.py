@@ -12,8 +12,9 @@ from gatherd_server.engine.engine import Engine
 from security.conftest import make_token
 from support.small_engine import LIMITS
 
-# The writer has a version prepared; the compiled answer holds a caller against each table itself.
-OWN = {"prepare_version", "view"}
+# The writer has a version prepared; the compiled answer holds a caller against each table itself,
+# and tells of the lookups that it has answered.
+OWN = {"prepare_version", "view", "note_superseded"}
 
 
 def test_every_question_to_an_engine_is_guarded() -> None:

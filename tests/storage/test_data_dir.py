@@ -26,6 +26,7 @@ from gatherd.store.catalog import open_table, read_catalog
 from gatherd.store.checksums import encode_document
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
+from gatherd_server.cli.exit_codes import ExitCode
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.loaders.initializers import Initializer, initial_blocks
 from gatherd_server.storage.files import Files
@@ -262,5 +263,5 @@ def test_import_converts_and_create_draws_from_the_command_line(tmp_path: Path) 
     again = invoke(
         "create", "new", "--rows", "1", "--dim", "1", "--data-dir", data_dir, check=False
     )
-    assert again.returncode == 1
+    assert again.returncode == ExitCode.REFUSED
     assert "has a table 'new' already" in again.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 from gatherd.errors import FailedPrecondition
-from gatherd_server.cli.progress import Progress
+from gatherd_server.cli.progress import Progress, is_terminal
 from gatherd_server.processes.compiling import (
     COMPILING,
     are_compiled,
@@ -48,7 +48,7 @@ def kernels(data_dir: Path | None) -> None:
     with Progress(COMPILING, unit="modules") as shown:
         for progress in compile_kernels():
             shown.done, shown.total = progress.done, progress.total
-            if not sys.stderr.isatty():
+            if not is_terminal(sys.stderr):
                 seconds = time.monotonic() - begin
                 click.echo(
                     f"{COMPILING}: {progress.done} of {progress.total} modules, {seconds:.0f} s"

@@ -17,6 +17,11 @@ _ERASE: Final = "\r\x1b[K"
 _UNITS: Final = ((1e9, "G"), (1e6, "M"), (1e3, "k"))
 
 
+def is_terminal(stream: TextIO | None) -> bool:
+    """Whether somebody may look at `stream`: None, if it was closed at the start."""
+    return stream is not None and stream.isatty()
+
+
 class Progress:
     """A context manager: inside, `label` and what is done are shown. Set `done` as it goes on."""
 
@@ -39,7 +44,7 @@ class Progress:
 
     def __enter__(self) -> Self:
         self._begun = time.monotonic()
-        if self._stream is not None and self._stream.isatty():
+        if is_terminal(self._stream):
             self._thread = threading.Thread(target=self._draw, name="gatherd-progress", daemon=True)
             self._thread.start()
         return self

@@ -15,7 +15,7 @@ import click
 from gatherd.errors import GatherdError
 from gatherd_server.cli.exit_codes import exit_code
 from gatherd_server.cli.next_steps import explained
-from gatherd_server.cli.progress import Progress
+from gatherd_server.cli.progress import Progress, is_terminal
 from gatherd_server.cli.typed import FILE
 from gatherd_server.configuration import (
     Configuration,
@@ -109,7 +109,7 @@ def _run(configuration: Configuration, read_settings: Callable[[], ServeSettings
     settings = configuration.settings
     configure_logging(settings.log_level, settings.log_format)
     with stderr_in(settings.log_format):
-        is_watched = sys.stderr.isatty() and settings.log_format is LogFormat.TEXT
+        is_watched = is_terminal(sys.stderr) and settings.log_format is LogFormat.TEXT
         Supervisor(
             settings,
             lambda addresses: _announce(settings, addresses),

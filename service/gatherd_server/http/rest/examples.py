@@ -17,6 +17,7 @@ from gatherd.errors import GatherdError
 from gatherd.store.catalog import check_table_name
 from gatherd_proto.headers import JSON
 from gatherd_server.access.callers import TABLE_CHARS_MAX, AnyEngine, Caller
+from gatherd_server.http.rest.arrays import json_keys
 from gatherd_server.types import Lookup, TableInfo, UpdatesState
 
 # No name that somebody gives a table: the form of deleteTable is filled in with it.
@@ -37,6 +38,8 @@ class _Found:
     """A table with rows."""
     second: TableInfo | None
     keyed: TableInfo | None
+    keys: dict[str, Any]
+    """The first key of `keyed`, as the body of a request."""
     trained: TableInfo | None
     """A table that takes updates."""
     row: list[float] | None
@@ -118,6 +121,11 @@ def _keys_of(found: _Found) -> _Made:
         note = "**None of the tables that were looked at has keys.**"
         return replace(_of_first(found), note=note)
     return _Made(found.keyed.name, {"ids": [0]})
+
+
+def _ids_of(found: _Found) -> _Made:
+    made = _keys_of(found)
+    return made if found.keyed is None else replace(made, body=found.keys)
 
 
 def _list_keys(found: _Found) -> _Made:
@@ -204,6 +212,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookupBags": _bags,
     "lookupBagsMany": _bags_many,
     "keysOf": _keys_of,
+    "idsOf": _ids_of,
     "listKeys": _list_keys,
     "neighbors": _neighbors,
     "scatterAdd": _scatter_add,
@@ -244,16 +253,29 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
     trained = next(
         (info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX), None
     )
+    keyed = next((info for info in readable if info.key_kind), None)
     return _Found(
         first=readable[0] if readable else None,
         second=readable[1] if len(readable) > 1 else None,
-        keyed=next((info for info in readable if info.key_kind), None),
+        keyed=keyed,
+        keys=_first_key(engine, keyed),
         trained=trained,
         row=_first_row(engine, trained),
         sandbox=sandbox,
         unused=_unused(sandbox, states),
         takes_changes=engine.updates_state() is not UpdatesState.NONE,
     )
+
+
+def _first_key(engine: AnyEngine, info: TableInfo | None) -> dict[str, Any]:
+    if info is None:
+        return {}
+    try:
+        keys, _ = engine.keys_of(info.name, np.zeros(1, np.int64))
+    except GatherdError:
+        return {}
+    told = json_keys(keys)
+    return {name: told[name] for name in ("keys", "encoding")}
 
 
 def _first_row(engine: AnyEngine, info: TableInfo | None) -> list[float] | None:
