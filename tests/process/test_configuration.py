@@ -166,14 +166,18 @@ def test_check_works_beside_the_server_that_runs(folder: Path) -> None:
     [
         ((), 2, "nothing to serve"),
         (("w={folder}/w.npy", "--http", "0.0.0.0:0"), 2, "give --tokens FILE"),
-        (("w={folder}/w.npy", "--tokens", "{folder}/none"), 2, "none can't be read"),
+        (
+            ("w={folder}/w.npy", "--tokens", "{folder}/none"),
+            2,
+            "`gatherd token NAME --tokens {folder}/none` makes it",
+        ),
         (
             ("w={folder}/w.npy", "--tls-cert", "{folder}/w.npy", "--tls-key", "{folder}/w.npy"),
             2,
             "w.npy",
         ),
         (("w={folder}/none.npy",), 6, "none.npy can't be opened"),
-        (("w={folder}/words.txt",), 6, "gatherd import words "),
+        (("w={folder}/words.txt",), 6, "`gatherd import w {folder}/words.txt "),
         (("{folder}/w.npy",), 2, "give it a name: gatherd serve w={folder}/w.npy"),
         (("--data-dir", "{folder}/none"), 2, "isn't there; `gatherd import`"),
         (("t={folder}/w.npy", "--data-dir", "{folder}/data"), 2, "is in the data dir already"),
