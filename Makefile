@@ -58,14 +58,20 @@ observe-tools:
 test-alerts: $(VENV)/.dev observe-tools  ## have Prometheus judge the alert rules, also on what real servers tell (a minute)
 	$(BIN)/python -m pytest -rs tests/operations/test_alerts.py tests/operations/test_failures.py tests/operations/test_hung_writer.py
 
+# The recipe of an environment of its own, in the target's folder: the lock's packages, and gatherd.
+define environment
+	@test -x $(@D)/bin/python || $(PYTHON) -m venv $(@D)
+	@echo "setting up $(@D) ($(TOLD))"
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check $(HASHES) -r $<
+	@$(@D)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@touch $@
+endef
+
 PEERS := .venv-peers
 # Its lock has no hashes: torch is the CPU build, under whatever name the index at hand has it.
+$(PEERS)/.ready: TOLD = once, a few minutes: torch, jax, keras, gensim
 $(PEERS)/.ready: requirements-peers.lock pyproject.toml
-	@test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
-	@echo "setting up $(PEERS) (once, a few minutes: torch, jax, keras, gensim)"
-	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check -r requirements-peers.lock
-	@$(PEERS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	$(environment)
 
 test-peers: $(PEERS)/.ready  ## hold gatherd against torch, jax, keras, gensim, gguf and IPython, in an environment of their own
 	KERAS_BACKEND=torch $(PEERS)/bin/python -m pytest tests/peers
@@ -126,12 +132,10 @@ test-tours: $(VENV)/.dev  ## four users' first hours with an installed wheel, th
 	PYTHONPATH=tests $(BIN)/python tests/tours/run.py
 
 BROWSER := .venv-browser
+$(BROWSER)/.ready: TOLD = once, a minute: playwright
+$(BROWSER)/.ready: HASHES = --require-hashes
 $(BROWSER)/.ready: requirements-browser.lock pyproject.toml
-	@test -x $(BROWSER)/bin/python || $(PYTHON) -m venv $(BROWSER)
-	@echo "setting up $(BROWSER) (once, a minute: playwright)"
-	@$(BROWSER)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-browser.lock
-	@$(BROWSER)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	$(environment)
 
 # Debian's, which playwright drives: its own builds come from elsewhere.
 browser-tools:
@@ -145,12 +149,10 @@ test-browser: $(BROWSER)/.ready browser-tools  ## the pages in headless Chromium
 	$(BROWSER)/bin/python -m pytest tests/browser -rs --timeout 600
 
 DOCS := .venv-docs
+$(DOCS)/.ready: TOLD = once, a minute: MkDocs, and gatherd for its docstrings and commands
+$(DOCS)/.ready: HASHES = --require-hashes
 $(DOCS)/.ready: requirements-docs.lock pyproject.toml
-	@test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
-	@echo "setting up $(DOCS) (once, a minute: MkDocs, and gatherd for its docstrings and commands)"
-	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --require-hashes -r requirements-docs.lock
-	@$(DOCS)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	$(environment)
 
 docs: $(DOCS)/.ready  ## build the documentation site to build/site; any warning is an error
 	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
@@ -163,12 +165,9 @@ docs-picture: docs  ## take docs/images/site.png anew (takes Debian's chromium)
 
 BENCH := .venv-bench
 # Without hashes, as the peers' lock, and for the same reason.
+$(BENCH)/.ready: TOLD = once, a few minutes: torch, pyarrow, redis, matplotlib
 $(BENCH)/.ready: requirements-bench.lock pyproject.toml
-	@test -x $(BENCH)/bin/python || $(PYTHON) -m venv $(BENCH)
-	@echo "setting up $(BENCH) (once, a few minutes: torch, pyarrow, redis, matplotlib)"
-	@$(BENCH)/bin/python -m pip install -q --disable-pip-version-check -r requirements-bench.lock
-	@$(BENCH)/bin/python -m pip install -q --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@touch $@
+	$(environment)
 
 bench-tools:
 	@for tool in redis-server wrk; do \
