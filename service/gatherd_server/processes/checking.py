@@ -50,6 +50,11 @@ def check_settings(settings: ServeSettings, sources: list[TableSource]) -> None:
     settings.writer_limits()
 
 
+def named_twice(table: str) -> ConfigError:
+    """The error for a file that is to be served by the name of a table in the data dir."""
+    return ConfigError(f"table {table!r} is in the data dir already", {"settings": "tables"})
+
+
 def check_secrets(settings: ServeSettings) -> bool:
     """Whether the server authenticates its clients, or may do without.
 
@@ -103,7 +108,7 @@ def _checked_data_dir(settings: ServeSettings, files: set[str]) -> Iterator[str]
     damaged = []
     for name, entry in sorted(read_catalog(settings.data_dir).tables.items()):
         if name in files:
-            raise ConfigError(f"table {name!r} is in the data dir already", {"settings": "tables"})
+            raise named_twice(name)
         try:
             table = open_table(settings.data_dir, name, entry.live)
         except GatherdError as error:

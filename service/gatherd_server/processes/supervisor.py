@@ -22,11 +22,11 @@ from typing import Any
 from gatherd.errors import GatherdError
 from gatherd.store.catalog import read_catalog
 from gatherd_server.data_dir.owning import own_data_dir
-from gatherd_server.errors import ConfigError, StartError
+from gatherd_server.errors import StartError
 from gatherd_server.observe.logs import set_level
 from gatherd_server.observe.metrics.telemetry import SupervisorMetrics, make_server_page
 from gatherd_server.processes.brief import WorkerBrief
-from gatherd_server.processes.checking import check_secrets, check_settings
+from gatherd_server.processes.checking import check_secrets, check_settings, named_twice
 from gatherd_server.processes.child import Child, describe_exit
 from gatherd_server.processes.compiling import COMPILING, Progress, are_compiled, compile_kernels
 from gatherd_server.processes.descriptors import check_limit, raise_limit
@@ -163,9 +163,7 @@ class Supervisor:
             named = read_catalog(settings.data_dir).tables
             for source in sources:
                 if source.name in named:
-                    raise ConfigError(
-                        f"table {source.name!r} is in the data dir already", {"settings": "tables"}
-                    )
+                    raise named_twice(source.name)
         for source in sources:
             self._replacements.open(source)
         http = stack.enter_context(bind_http(settings.http, settings.backlog))
