@@ -30,6 +30,7 @@ from gatherd_server.http.offload import Offload
 from gatherd_server.http.pages import page_routes
 from gatherd_server.http.prefix import StripPrefix
 from gatherd_server.http.rest import openapi
+from gatherd_server.http.rest.keys import key_routes
 from gatherd_server.http.rest.lookups import lookup_routes
 from gatherd_server.http.rest.neighbors import neighbors_routes
 from gatherd_server.http.rest.tables import change_routes, table_routes
@@ -63,6 +64,7 @@ def create_app(
     # First, because most requests to a busy server are for these.
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(lookup_routes(engine, admission, offload))
+    app.include_router(key_routes(engine, admission, offload))
     app.include_router(neighbors_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
     app.include_router(table_routes(engine, admission, offload))
