@@ -4,9 +4,10 @@
 
 Each row of the table is one value repeated, and each push gives each row another value: a row with
 two values is one that was half written. Bags are sums of such rows, so their columns are equal too.
-`plain` reads the weights' file under a data dir as NumPy maps it, without looking at the stripes'
-counters. Ends early when it has seen TORN torn rows. Prints {"rows", "torn", "changes"}: `changes`
-is how often row 0 was another.
+However fast it reads, it goes on until row 0 was another CHANGES_MIN times: rows that nobody writes
+can't be torn. `plain` reads the weights' file under a data dir as NumPy maps it, without looking at
+the stripes' counters. Ends early when it has seen TORN torn rows. Prints {"rows", "torn",
+"changes"}: `changes` is how often row 0 was another.
 """
 
 import json
@@ -27,6 +28,7 @@ TABLE, ROWS, DIM = "values", 128, 256
 BATCH = 16_384
 IDS_A_BAG = 16
 SECONDS_MAX = 100.0
+CHANGES_MIN = 2
 
 Look = Callable[[NDArray[np.int64]], NDArray[Any]]
 
@@ -65,7 +67,8 @@ def main(url: str, what: str, row_count: int, torn_max: int) -> None:
             changes += int(vectors[0, 0] != last)
             last = vectors[0, 0].copy()
             seen += ids.size
-            if seen >= row_count or torn >= torn_max or time.monotonic() >= deadline:
+            has_seen_enough = seen >= row_count and changes >= CHANGES_MIN
+            if has_seen_enough or torn >= torn_max or time.monotonic() >= deadline:
                 break
     print(json.dumps({"rows": seen, "torn": torn, "changes": changes}))
 
