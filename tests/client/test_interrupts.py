@@ -2,11 +2,12 @@
 
 CPython runs signal handlers at the end of a call, at the start of a function and at each turn of a
 loop, not between any two instructions. Tracing has more steps: it would also raise between a `with`
-block's last instruction and the call of its lock's `__exit__`, where no signal can. Those lines are
-left out.
+block's last instruction and the call of its lock's `__exit__`, and as an `except` block ends, before
+the thread's current exception is put back. No signal can. Those steps are left out.
 """
 
 import asyncio
+import dis
 import linecache
 import subprocess
 import sys
@@ -53,7 +54,7 @@ class _Tracer:
     def __call__(self, frame: FrameType, event: str, _argument: object) -> Any:
         if not frame.f_code.co_filename.startswith(OURS):
             return None
-        if event == "exception" or self.raised or _is_with(frame, event):
+        if event == "exception" or self.raised or _is_with(frame, event) or _ends_except(frame):
             return self
         self.left -= 1
         if self.left < 0:
@@ -67,6 +68,10 @@ def _is_with(frame: FrameType, event: str) -> bool:
     return event == "line" and line.lstrip().startswith(("with self._lock", "with s"))
 
 
+def _ends_except(frame: FrameType) -> bool:
+    return frame.f_code.co_code[frame.f_lasti] == dis.opmap["POP_EXCEPT"]
+
+
 def interrupted(call: Callable[[], Any], at: int) -> bool:
     """Make a call that is interrupted at its step `at`; False if it has fewer steps."""
     tracer = _Tracer(at)
@@ -77,6 +82,8 @@ def interrupted(call: Callable[[], Any], at: int) -> bool:
         pass
     finally:
         sys.settrace(None)
+    # Else every later exception of this thread would be shown with one that isn't its context.
+    assert sys.exception() is None
     return tracer.raised
 
 

@@ -27,6 +27,7 @@ PATH = "/gatherd.v1.EmbeddingService/"
 PROTO = "application/proto"
 DATE = re.compile(rb"date: [^\r]*\r\n")
 MADE_ID = re.compile(rb"x-request-id: [0-9a-f]{32}\r\n")
+CLOSE = b"Connection: close\r\n"
 SECONDS = 20.0
 
 
@@ -82,14 +83,18 @@ def read_one(sock: socket.socket) -> bytes:
 
 
 def exchanged(url: str, *pieces: bytes) -> bytes:
-    """The answers to `pieces`, each sent after the answer before, and to a last request."""
+    """The answers to `pieces`, each sent after the answer before, and to a last request.
+
+    None is sent behind one that ends the connection: it would reset it, and the answer with it.
+    """
     with connected(url) as sock:
         got = b""
         for piece in pieces:
             sock.sendall(piece)
             if len(pieces) > 1:
                 got += read_one(sock)
-        sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+        if CLOSE not in pieces[-1]:
+            sock.sendall(b"GET /healthz HTTP/1.1\r\nHost: a\r\n" + CLOSE + b"\r\n")
         return MADE_ID.sub(b"x-request-id: made\r\n", got) + read_all(sock)
 
 
