@@ -2,8 +2,8 @@
 
 CPython runs signal handlers at the end of a call, at the start of a function and at each turn of a
 loop, not between any two instructions. Tracing has more steps: it would also raise between a `with`
-block's last instruction and the call of its lock's `__exit__`, and as an `except` block ends, before
-the thread's current exception is put back. No signal can. Those steps are left out.
+block's last instruction and the call of its lock's `__exit__`, and as an `except` block ends,
+before the thread's current exception is put back. No signal can; those steps are left out.
 """
 
 import asyncio
