@@ -78,6 +78,11 @@ LIST_SNAPSHOTS: Final = _table("ListSnapshots", _t.ListSnapshotsRequest, _t.List
 DELETE_SNAPSHOT: Final = _table(
     "DeleteSnapshot", _t.DeleteSnapshotRequest, _t.DeleteSnapshotResponse
 )
+RENAME_TABLE: Final = _table("RenameTable", _t.RenameTableRequest, _t.ChangeResponse)
+SET_ALIAS: Final = _table("SetAlias", _t.SetAliasRequest, _t.ChangeResponse)
+DELETE_ALIAS: Final = _table("DeleteAlias", _t.DeleteAliasRequest, _t.ChangeResponse)
+CLONE_TABLE: Final = _table("CloneTable", _t.CloneTableRequest, _t.ChangeResponse)
+REPLACE_TABLE: Final = _table("ReplaceTable", _t.ReplaceTableRequest, _t.ChangeResponse)
 
 PROCEDURES: Final = (
     *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM),
@@ -85,4 +90,5 @@ PROCEDURES: Final = (
     *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
     *(SNAPSHOT, DELETE_VERSION, GET_SERVER, LIST_SNAPSHOTS, DELETE_SNAPSHOT),
+    *(RENAME_TABLE, SET_ALIAS, DELETE_ALIAS, CLONE_TABLE, REPLACE_TABLE),
 )

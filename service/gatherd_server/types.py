@@ -130,7 +130,8 @@ class TableUpdate:
     """One table's part of a push. `asked` has shape S, `values`, float32, S + (dim,).
 
     `lr` is only for apply_gradients, None for the table's own. `if_version` LIVE_VERSION allows any
-    live version.
+    live version. If `table` is an alias, `of` is the table that the caller was found to be for; ""
+    where nobody had to be asked.
     """
 
     table: str
@@ -138,6 +139,7 @@ class TableUpdate:
     values: NDArray[np.float32]
     lr: float | None = None
     if_version: int = LIVE_VERSION
+    of: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -240,18 +242,31 @@ class CreateTable:
 
 @dataclass(frozen=True, slots=True)
 class DeleteTable:
-    """The removal of a table with all its versions."""
+    """The removal of a table with all its versions; with `force` also of aliases that point to it.
+
+    Without, there must be none.
+    """
 
     table: str
+    force: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Publish:
-    """A new live version: the files in staging's folder `staged`; for "", a live copy."""
+    """A new live version: the files in staging's folder `staged`; for "", a live copy.
+
+    Of files, rows that stay, by key or else by id, keep their optimizer state unless `reset_state`;
+    with `keep_rows` they also keep their vectors. `if_lsn` insists that the table took no push
+    above that LSN.
+    """
 
     table: str
     staged: str = ""
     if_version: int = LIVE_VERSION
+    if_lsn: int | None = None
+    keep_rows: bool = False
+    reset_state: bool = False
+    allow_dim_change: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -280,9 +295,85 @@ class DeleteVersion:
     version: int
 
 
+@dataclass(frozen=True, slots=True)
+class RenameTable:
+    """Another name for a table; with `keep_alias` the old one becomes an alias of it."""
+
+    table: str
+    to: str
+    keep_alias: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class SetAlias:
+    """A name that points to a table: a new one, or an alias that pointed to another."""
+
+    alias: str
+    table: str
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteAlias:
+    """The removal of an alias; the table stays."""
+
+    alias: str
+
+
+@dataclass(frozen=True, slots=True)
+class CloneTable:
+    """A new table with the live version of `source`, optimizer state and all, at one LSN."""
+
+    table: str
+    source: str
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceTable:
+    """A new live version of `table`: a copy of `source`'s live one, with its optimizer."""
+
+    table: str
+    source: str
+    if_version: int = LIVE_VERSION
+    allow_dim_change: bool = False
+
+
+VersionChange: TypeAlias = DeleteVersion | Publish | ReplaceTable | Rollback | SetOptimizer
+"""The changes of one table's versions; an alias of the table will do."""
+
 TableChange: TypeAlias = (
-    AddStaged | CreateTable | DeleteTable | DeleteVersion | Publish | Rollback | SetOptimizer
+    AddStaged
+    | CreateTable
+    | DeleteTable
+    | VersionChange
+    | RenameTable
+    | SetAlias
+    | DeleteAlias
+    | CloneTable
 )
+
+
+def named_tables(change: TableChange) -> tuple[str, ...]:
+    """Every name that a change has: of tables, and of aliases."""
+    match change:
+        case DeleteAlias(alias):
+            return (alias,)
+        case SetAlias(alias, table):
+            return (alias, table)
+        case RenameTable(table, to):
+            return (table, to)
+        case CloneTable(table, source) | ReplaceTable(table, source):
+            return (table, source)
+    return (change.table,)
+
+
+class StateOutcome(Enum):
+    """What became of a table's optimizer state when a version was published."""
+
+    NONE = ""
+    """It has none, or the change doesn't concern it."""
+    KEPT = "kept"
+    NEW = "new"
+    """It begins anew."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -291,6 +382,7 @@ class ChangeResult:
 
     version: int
     lsn: int
+    state: StateOutcome = StateOutcome.NONE
 
 
 @dataclass(frozen=True, slots=True)
@@ -357,6 +449,9 @@ class TableInfo:
     optimizer: dict[str, Any] | None = None
     """Its name under "name", and its options."""
     lsn: int = 0
+    aliases: tuple[str, ...] = ()
+    alias_of: str = ""
+    """The table that `name` points to, if it is an alias; all the rest is of that table."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,7 +56,7 @@ class LongWork(Engine):
 
     def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
         prepared = self._inner.prepare(lookups)
-        return PreparedLookup(lambda: self._long(prepared.run), is_long=True)
+        return PreparedLookup(lambda: self._long(prepared.run), True, prepared.tables)
 
     def rows_of(self, lookup: Lookup) -> Rows | None:
         return None

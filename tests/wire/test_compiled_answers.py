@@ -194,7 +194,7 @@ def test_a_row_that_is_being_written_is_waited_for_elsewhere(ways: TwoWays, repl
 
 def test_only_tables_that_the_caller_reads_are_answered(ways: TwoWays) -> None:
     caller = Caller(Grant("one", frozenset((Scope.READ,)), ("float32",)))
-    ways.answers.allow(caller.reads_of(ways.directory.names))
+    ways.answers.allow(caller.reads_of(ways.directory.reached))
     try:
         for name in ways.tables:
             body = lookup_request(name, [0]).SerializeToString()

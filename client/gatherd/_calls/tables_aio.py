@@ -77,9 +77,79 @@ class AsyncTableCalls(ABC):
         return await self._run(self._pushes.change(request, timeout))
 
     @short
-    async def delete_table(self, name: str, *, timeout: float | None = None) -> ChangeResult:
-        """Remove a table with all its versions. TableNotFound when there is none."""
-        request = changes.delete_table(name)
+    async def delete_table(
+        self, name: str, *, force: bool = False, timeout: float | None = None
+    ) -> ChangeResult:
+        """Remove a table with all its versions. TableNotFound when there is none.
+
+        FailedPrecondition when an alias points to it, unless `force` is to remove its aliases too.
+        """
+        request = changes.delete_table(name, force=force)
+        return await self._run(self._pushes.change(request, timeout))
+
+    @short
+    async def rename(
+        self, name: str, to: str, *, keep_alias: bool = False, timeout: float | None = None
+    ) -> ChangeResult:
+        """Give a table another name; its versions and its aliases stay with it.
+
+        AlreadyExists when `to` is a table or an alias. FailedPrecondition when `name` is an alias.
+
+        keep_alias: leave an alias under the old name, so that no request by it ever fails.
+        """
+        request = changes.rename(name, to, keep_alias=keep_alias)
+        return await self._run(self._pushes.change(request, timeout))
+
+    @short
+    async def alias(self, name: str, table: str, *, timeout: float | None = None) -> ChangeResult:
+        """Point the alias `name` to a table, or switch it from another one, at one instant.
+
+        Lookups, pushes and changes of versions go by an alias as by a name; each request that
+        begins after the switch goes to the new table. AlreadyExists when `name` is a table,
+        InvalidArgument when `table` is itself an alias. The result has that table's live version.
+        """
+        request = changes.alias(name, table)
+        return await self._run(self._pushes.change(request, timeout))
+
+    @short
+    async def unalias(self, name: str, *, timeout: float | None = None) -> ChangeResult:
+        """Remove an alias; its table stays. NotFound when there is none."""
+        request = changes.unalias(name)
+        return await self._run(self._pushes.change(request, timeout))
+
+    @short
+    async def clone(self, name: str, to: str, *, timeout: float | None = None) -> ChangeResult:
+        """Make a table `to` as a copy of `name`, while that goes on being updated.
+
+        The copy has the rows, keys and optimizer's state of the live version, all as of the LSN of
+        the result. AlreadyExists when there is a table or an alias `to`.
+        """
+        request = changes.clone(name, to)
+        return await self._run(self._pushes.change(request, timeout))
+
+    @short
+    async def replace(
+        self,
+        name: str,
+        source: str,
+        *,
+        if_version: int | None = None,
+        allow_dim_change: bool = False,
+        timeout: float | None = None,
+    ) -> ChangeResult:
+        """Publish a copy of table `source` as the new live version of `name`.
+
+        Rows, keys, dtype, optimizer and its state are those of `source` as of the LSN of the
+        result; `rollback` goes back to what `name` had. `source` stays as it is. Pushes to `name`
+        are refused while the copy is made (Unavailable, and the client sends them again), so that
+        none changes rows that are about to be replaced.
+
+        FailedPrecondition when the two have other kinds of keys, or, unless `allow_dim_change`,
+        other dims. if_version: the version of `name` that has to be live, else VersionMismatch.
+        """
+        request = changes.replace(
+            name, source, if_version=if_version, allow_dim_change=allow_dim_change
+        )
         return await self._run(self._pushes.change(request, timeout))
 
     @short
@@ -89,6 +159,10 @@ class AsyncTableCalls(ABC):
         *,
         staged: str = "",
         if_version: int | None = None,
+        if_lsn: int | None = None,
+        keep_rows: bool = False,
+        reset_state: bool = False,
+        allow_dim_change: bool = False,
         timeout: float | None = None,
     ) -> ChangeResult:
         """Keep the live version as it is now, and make a copy of it, a new version, live.
@@ -97,10 +171,29 @@ class AsyncTableCalls(ABC):
         version that was live before is kept, one of `table(name).versions`; `rollback` without a
         version goes back to it.
 
-        staged: a folder in the data dir's staging, to publish its files instead.
+        staged: a folder in the data dir's staging, to publish its files instead. They may have more
+        or fewer rows. Rows that stay, by key or else by id, keep their optimizer state; new ones
+        begin with the optimizer's first one. Pushes to the table are refused meanwhile
+        (Unavailable, and the client sends them again), so that none changes rows that are about to
+        be replaced.
         if_version: the version that has to be live, else VersionMismatch.
+        if_lsn: refuse (FailedPrecondition) if the table took a push above this LSN, so that rows
+        which were read before aren't written back over a later push.
+        keep_rows: rows that stay keep their contents, too, and pushes go on; of the files only the
+        rows that are new count.
+        reset_state: the optimizer's state begins anew for every row.
+        allow_dim_change: the files may have another dim; then the state begins anew, and the
+        result's `state` says so.
         """
-        request = changes.publish(name, staged=staged, if_version=if_version)
+        request = changes.publish(
+            name,
+            staged=staged,
+            if_version=if_version,
+            if_lsn=if_lsn,
+            keep_rows=keep_rows,
+            reset_state=reset_state,
+            allow_dim_change=allow_dim_change,
+        )
         return await self._run(self._pushes.change(request, timeout))
 
     @short

@@ -122,11 +122,11 @@ class Pushes:
         return (yield from self._push(op, specs, idempotency_key, deadline))
 
     def change(self, request: ChangeRequest, timeout: float | None) -> Plan[ChangeResult]:
-        """The plan of Client.create_table, delete_table, publish, rollback and set_optimizer."""
+        """The plan of every change of tables and names, such as Client.create_table and publish."""
         deadline = self._tries.deadline(timeout)
         send = Send(request.method, request.body, deadline, once=True)
         reply = decode_change((yield from self._send_change(send, request.what)))
-        return ChangeResult(reply.version, reply.lsn)
+        return ChangeResult(reply.version, reply.lsn, reply.state)
 
     def snapshot(self, name: str, timeout: float | None) -> Plan[SnapshotResult]:
         """The plan of Client.snapshot."""

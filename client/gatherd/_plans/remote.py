@@ -1,7 +1,8 @@
 """Answers from a server, in as many requests as its limits demand."""
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from dataclasses import replace
+from typing import Any, TypeAlias, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +15,15 @@ from gatherd._plans.effects import Deadline, Plan, Send, T
 from gatherd._plans.positions import in_whole
 from gatherd._plans.retry import Tries
 from gatherd._requests.keys import KeysSpec
-from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
+from gatherd._requests.lookups import (
+    Answer,
+    KeysOfSpec,
+    Limits,
+    LookupSpec,
+    TableInfo,
+    check_table,
+    key_array,
+)
 from gatherd._requests.neighbors import Neighbors, NeighborsSpec
 from gatherd._wire import lookups
 from gatherd._wire.keys import (
@@ -57,6 +66,7 @@ WEIGHT_BYTES = 4
 INTEGER_KEY_BYTES = 8
 
 Spec: TypeAlias = LookupSpec | KeysOfSpec
+S = TypeVar("S", LookupSpec, KeysOfSpec)
 Requests: TypeAlias = Sequence[tuple[Piece, ...]]
 
 
@@ -71,7 +81,7 @@ class RemoteAnswering(Answering):
     def gather(self, specs: Sequence[LookupSpec], deadline: Deadline) -> Plan[list[Answer]]:
         """One request when it fits, several when it doesn't."""
 
-        def once(requests: Requests) -> Plan[list[Answer]]:
+        def once(specs: Sequence[LookupSpec], requests: Requests) -> Plan[list[Answer]]:
             return self._gather_once(specs, requests, deadline)
 
         return (yield from self._ask(specs, once, deadline))
@@ -79,16 +89,16 @@ class RemoteAnswering(Answering):
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
         """One request when it fits, several when it doesn't."""
 
-        def once(requests: Requests) -> Plan[NDArray[Any]]:
-            return self._find_keys_once(spec, requests, deadline)
+        def once(specs: Sequence[KeysOfSpec], requests: Requests) -> Plan[NDArray[Any]]:
+            return self._find_keys_once(specs[0], requests, deadline)
 
         return (yield from self._ask((spec,), once, deadline))
 
     def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
         """One request when it fits, several when it doesn't."""
 
-        def once(requests: Requests) -> Plan[NDArray[np.int64]]:
-            return self._find_ids_once(spec, requests, deadline)
+        def once(specs: Sequence[LookupSpec], requests: Requests) -> Plan[NDArray[np.int64]]:
+            return self._find_ids_once(specs[0], requests, deadline)
 
         return (yield from self._ask((spec,), once, deadline))
 
@@ -132,7 +142,10 @@ class RemoteAnswering(Answering):
         self._limits = limits
 
     def _ask(
-        self, specs: Sequence[Spec], once: Callable[[Requests], Plan[T]], deadline: Deadline
+        self,
+        specs: Sequence[S],
+        once: Callable[[Sequence[S], Requests], Plan[T]],
+        deadline: Deadline,
     ) -> Plan[T]:
         """The answer of `once` to the requests that `specs` are packed into."""
         requests = _whole(specs)
@@ -140,13 +153,47 @@ class RemoteAnswering(Answering):
         if size > IDS_UNASKED_MAX or len(specs) > TABLES_UNASKED_MAX:
             requests = yield from self._plan_requests(specs, deadline, fresh=False)
         try:
-            return (yield from _restarted(specs, requests, once))
+            return (yield from self._restarted(specs, requests, once, deadline))
         except LimitExceeded:
             # The limits weren't known, or those of the server or the dim of a table have changed.
             smaller = yield from self._plan_requests(specs, deadline, fresh=True)
             if smaller == requests:
                 raise
-        return (yield from _restarted(specs, smaller, once))
+        return (yield from self._restarted(specs, smaller, once, deadline))
+
+    def _restarted(
+        self,
+        specs: Sequence[S],
+        requests: Requests,
+        once: Callable[[Sequence[S], Requests], Plan[T]],
+        deadline: Deadline,
+    ) -> Plan[T]:
+        """The answer of `once`, begun anew when the version that answered first is dropped."""
+        if len(requests) > 1:
+            specs = yield from self._meant(specs, deadline)
+        may_change = len(requests) > 1 and not all(spec.version for spec in specs)
+        for _ in range(RESTARTS_MAX if may_change else 0):
+            try:
+                return (yield from once(specs, requests))
+            except VersionNotFound:
+                continue
+        return (yield from once(specs, requests))
+
+    def _meant(self, specs: Sequence[S], deadline: Deadline) -> Plan[list[S]]:
+        """`specs` of the tables that aliases point to now.
+
+        Two tables may have versions of the same number, so the version alone doesn't keep a lookup
+        in several requests to one table while the alias is switched.
+        """
+        found: list[S] = []
+        for spec in specs:
+            known = self._infos.get(spec.table)
+            if known is not None and known.alias_of:
+                info = yield from self.table(spec.table, deadline)
+                table, encoded = check_table(info.alias_of or info.name)
+                spec = replace(spec, table=table, table_bytes=encoded)
+            found.append(spec)
+        return found
 
     def _plan_requests(
         self, specs: Sequence[Spec], deadline: Deadline, *, fresh: bool
@@ -228,19 +275,6 @@ class RemoteAnswering(Answering):
 
     def _send(self, method: str, body: bytes, deadline: Deadline) -> Plan[memoryview]:
         return self._tries.send(Send(method, body, deadline))
-
-
-def _restarted(
-    specs: Sequence[Spec], requests: Requests, once: Callable[[Requests], Plan[T]]
-) -> Plan[T]:
-    """The answer of `once`, begun anew when the version that answered first is dropped."""
-    may_change = len(requests) > 1 and not all(spec.version for spec in specs)
-    for _ in range(RESTARTS_MAX if may_change else 0):
-        try:
-            return (yield from once(requests))
-        except VersionNotFound:
-            continue
-    return (yield from once(requests))
 
 
 def _whole(specs: Sequence[Spec]) -> list[tuple[Piece, ...]]:

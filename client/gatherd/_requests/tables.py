@@ -28,11 +28,14 @@ class ChangeResult(Shown):
     """A change that is durable and that every reader sees.
 
     `version` is the one that is live now, 0 for a table that was deleted; `lsn` the change's
-    position in the log.
+    position in the log. `state` says what became of the optimizer's state when a version was
+    published: "kept", or "new" if it begins anew; empty if there is none, or if the change doesn't
+    concern it.
     """
 
     version: int
     lsn: int
+    state: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,6 +108,13 @@ def check_count(name: str, value: object) -> int:
     if not 0 <= value <= _UINT64_MAX:
         raise InvalidArgument(f"{name}={value} isn't possible")
     return int(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False, else InvalidArgument, which calls it `name`."""
+    if not isinstance(value, bool):
+        raise InvalidArgument(f"{name} is True or False, not {value!r}")
+    return value
 
 
 def check_text(name: str, value: object) -> str:

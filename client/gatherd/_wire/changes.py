@@ -9,6 +9,7 @@ from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.tables import (
     OptimizerGiven,
     check_count,
+    check_flag,
     check_optimizer,
     check_stored_dtype,
     check_text,
@@ -16,11 +17,16 @@ from gatherd._requests.tables import (
 from gatherd._wire.lookups import DTYPE_CODES
 from gatherd.errors import InvalidArgument
 from gatherd_proto.procedures import (
+    CLONE_TABLE,
     CREATE_TABLE,
+    DELETE_ALIAS,
     DELETE_TABLE,
     DELETE_VERSION,
     PUBLISH,
+    RENAME_TABLE,
+    REPLACE_TABLE,
     ROLLBACK,
+    SET_ALIAS,
     SET_OPTIMIZER,
 )
 from gatherd_proto.v1 import table_pb2
@@ -66,18 +72,74 @@ def add_staged(name: str, staged: str) -> ChangeRequest:
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
 
-def delete_table(name: str) -> ChangeRequest:
+def delete_table(name: str, *, force: bool) -> ChangeRequest:
     """The request of Client.delete_table."""
-    request = table_pb2.DeleteTableRequest(table=check_table(name)[0])
+    request = table_pb2.DeleteTableRequest(
+        table=check_table(name)[0], force=check_flag("force", force)
+    )
     return ChangeRequest(DELETE_TABLE.path, request.SerializeToString(), "the table was deleted")
 
 
-def publish(name: str, *, staged: str, if_version: int | None) -> ChangeRequest:
+def rename(name: str, to: str, *, keep_alias: bool) -> ChangeRequest:
+    """The request of Client.rename."""
+    request = table_pb2.RenameTableRequest(
+        table=check_table(name)[0],
+        to=check_table(to)[0],
+        keep_alias=check_flag("keep_alias", keep_alias),
+    )
+    return ChangeRequest(RENAME_TABLE.path, request.SerializeToString(), "the table was renamed")
+
+
+def alias(name: str, table: str) -> ChangeRequest:
+    """The request of Client.alias."""
+    request = table_pb2.SetAliasRequest(alias=check_table(name)[0], table=check_table(table)[0])
+    return ChangeRequest(SET_ALIAS.path, request.SerializeToString(), "the alias was set")
+
+
+def unalias(name: str) -> ChangeRequest:
+    """The request of Client.unalias."""
+    request = table_pb2.DeleteAliasRequest(alias=check_table(name)[0])
+    return ChangeRequest(DELETE_ALIAS.path, request.SerializeToString(), "the alias was removed")
+
+
+def clone(name: str, to: str) -> ChangeRequest:
+    """The request of Client.clone."""
+    request = table_pb2.CloneTableRequest(table=check_table(to)[0], source=check_table(name)[0])
+    return ChangeRequest(CLONE_TABLE.path, request.SerializeToString(), "the table was made")
+
+
+def replace(
+    name: str, source: str, *, if_version: int | None, allow_dim_change: bool
+) -> ChangeRequest:
+    """The request of Client.replace."""
+    request = table_pb2.ReplaceTableRequest(
+        table=check_table(name)[0],
+        source=check_table(source)[0],
+        if_version=check_version("if_version", if_version),
+        allow_dim_change=check_flag("allow_dim_change", allow_dim_change),
+    )
+    return ChangeRequest(REPLACE_TABLE.path, request.SerializeToString(), "the table was replaced")
+
+
+def publish(
+    name: str,
+    *,
+    staged: str,
+    if_version: int | None,
+    if_lsn: int | None,
+    keep_rows: bool,
+    reset_state: bool,
+    allow_dim_change: bool,
+) -> ChangeRequest:
     """The request of Client.publish."""
     request = table_pb2.PublishRequest(
         table=check_table(name)[0],
         staged=check_text("staged", staged),
         if_version=check_version("if_version", if_version),
+        if_lsn=None if if_lsn is None else check_count("if_lsn", if_lsn),
+        keep_rows=check_flag("keep_rows", keep_rows),
+        reset_state=check_flag("reset_state", reset_state),
+        allow_dim_change=check_flag("allow_dim_change", allow_dim_change),
     )
     return ChangeRequest(PUBLISH.path, request.SerializeToString(), "the version was published")
 

@@ -393,6 +393,8 @@ def _table_info(table: table_pb2.Table) -> TableInfo:
         versions=tuple(table.versions),
         optimizer=_optimizer(table),
         lsn=table.lsn,
+        aliases=tuple(table.aliases),
+        alias_of=table.alias_of,
     )
 
 

@@ -1,17 +1,21 @@
 """The data dir as readers see it: its tables and versions, and their places.
 
     catalog.json                           {"format", "generation", "tables": {NAME: ENTRY},
-                                           "crc32"}, ENTRY being {"uid", "live", "versions"}, and
-                                           "damaged" where a version can't be used; see `Damage`
+                                           "aliases": {ALIAS: NAME}, "crc32"}; without "aliases"
+                                           if there is none. ENTRY is {"uid", "live", "versions"},
+                                           with "damaged" where a version can't be used; see
+                                           `Damage`; with "folder" where that isn't the name
 control                                see control.py
 lock                                   held by the one process that may change anything
-tables/<name>/v000001/manifest.json    its description: dtype, rows, dim, origin, …
-tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, as ml_dtypes saves it
-tables/<name>/v000001/slot_*.npy       an optimizer's state, if the table can be trained
-tables/<name>/v000001/seq              the counters of its stripes in that case, stripes.py
-tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
-tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
+tables/<folder>/v000001/manifest.json  its description: dtype, rows, dim, origin, …
+tables/<folder>/v000001/weights.npy    the rows; bfloat16 as V2, as ml_dtypes saves it
+tables/<folder>/v000001/slot_*.npy     an optimizer's state, if the table can be trained
+tables/<folder>/v000001/seq            the counters of its stripes in that case, stripes.py
+tables/<folder>/v000001/default.npy    the vector for missing ids, float32 (dim,); may be absent
+tables/<folder>/v000001/keys.*         the index from keys to rows, key_index.py; may be absent
 staging/                               files not published yet; readers never look into it
+
+A table's folder has the name that the table was created under, and stays when it is renamed.
 
 Releases up to 0.1 wrote a catalog without "crc32". It is read, but flipped bits in its numbers go
 unnoticed. The first change of a table writes one with "crc32".
@@ -20,8 +24,8 @@ unnoticed. The first change of a table writes one with "crc32".
 import json
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -58,6 +62,8 @@ NAME_SHOWN_MAX = 128
 
 TABLE_NAME_PATTERN = r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}"
 _TABLE_NAME = re.compile(TABLE_NAME_PATTERN)
+# No table's name has a ~, so such a folder is never that of a table which is called so.
+_FOLDER = re.compile(TABLE_NAME_PATTERN + r"(~[0-9a-f]{8})?")
 
 
 def check_table_name(name: str) -> str:
@@ -135,6 +141,12 @@ class CatalogEntry:
     live: int
     versions: tuple[int, ...]
     damaged: tuple[Damage, ...] = ()
+    folder: str = ""
+    """The folder of its versions in tables/; "" if that has the table's name."""
+
+    def folder_of(self, name: str) -> str:
+        """The folder of the versions of the table, which is called `name`."""
+        return self.folder or name
 
     def damage_of(self, version: int) -> Damage | None:
         """The damage of a version, or None."""
@@ -143,7 +155,7 @@ class CatalogEntry:
     @cached_property
     def text(self) -> EntryText:
         """See catalog_text.py; made once, because each change of any table writes it again."""
-        if self.damaged or not self.versions:
+        if self.damaged or self.folder or not self.versions:
             document = self.to_json()
             lines = json.dumps(document, indent=CATALOG_INDENT).replace("\n", "\n    ")
             return EntryText(lines, json.dumps(document, sort_keys=True, separators=(",", ":")))
@@ -165,12 +177,14 @@ class CatalogEntry:
         }
         if self.damaged:
             document["damaged"] = [one.to_json() for one in self.damaged]
+        if self.folder:
+            document["folder"] = self.folder
         return document
 
     @classmethod
     def from_json(cls, entry: Any) -> "CatalogEntry":
         """The reverse of `to_json`. LookupError, TypeError or ValueError for anything else."""
-        _check_members(entry, {"uid", "live", "versions", "damaged"})
+        _check_members(entry, {"uid", "live", "versions", "damaged", "folder"})
         damaged = [
             Damage(
                 int(one["version"]),
@@ -181,7 +195,10 @@ class CatalogEntry:
             for one in entry.get("damaged", ())
         ]
         versions = tuple(map(int, entry["versions"]))
-        return cls(str(entry["uid"]), int(entry["live"]), versions, tuple(damaged))
+        folder = str(entry.get("folder", ""))
+        if folder and not _FOLDER.fullmatch(folder):
+            raise ValueError(f"{folder!r} is no table's folder")
+        return cls(str(entry["uid"]), int(entry["live"]), versions, tuple(damaged), folder)
 
 
 def _check_members(document: Any, known: set[str]) -> None:
@@ -196,14 +213,27 @@ class Catalog:
 
     generation: int
     tables: dict[str, CatalogEntry]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """The table that each alias points to. No alias has a table's name."""
+
+    def meant(self, name: str) -> str:
+        """The table that `name` means: the one that it points to if it is an alias."""
+        return self.aliases.get(name, name)
+
+    def aliases_of(self, table: str) -> list[str]:
+        """The aliases that point to `table`, in order."""
+        return sorted(alias for alias, target in self.aliases.items() if target == table)
 
     def to_json(self) -> dict[str, Any]:
         """The contents of catalog.json."""
-        return {
+        document: dict[str, Any] = {
             "format": DATA_DIR_FORMAT,
             "generation": self.generation,
             "tables": {name: entry.to_json() for name, entry in sorted(self.tables.items())},
         }
+        if self.aliases:
+            document["aliases"] = dict(sorted(self.aliases.items()))
+        return document
 
     @classmethod
     def from_json(cls, document: Any, where: Path) -> "Catalog":
@@ -213,12 +243,14 @@ class Catalog:
                 raise DataDirVersion(
                     f"{where} has format {document['format']}; this release reads {DATA_DIR_FORMAT}"
                 )
-            _check_members(document, {"format", "generation", "tables", "crc32"})
+            _check_members(document, {"format", "generation", "tables", "aliases", "crc32"})
             entries = {
                 check_table_name(name): CatalogEntry.from_json(entry)
                 for name, entry in document["tables"].items()
             }
             generation = int(document["generation"])
+            aliases = dict(document.get("aliases", {}).items())
+            check_names(entries, aliases)
         except KeyError as error:
             raise BadFile(f"{where} is damaged: it has no {error.args[0]!r} where one is") from None
         except (TypeError, AttributeError, ValueError, OverflowError) as error:
@@ -231,12 +263,31 @@ class Catalog:
                     f"{where} is damaged: table {name!r} has the versions {list(entry.versions)}, "
                     f"and version {entry.live} is live"
                 )
-        return cls(generation, entries)
+        return cls(generation, entries, aliases)
 
 
-def version_dir(data_dir: Path, table: str, version: int) -> Path:
-    """The folder of a version's files."""
-    return data_dir / TABLES_NAME / table / f"v{version:06d}"
+def check_names(entries: Mapping[str, CatalogEntry], aliases: Mapping[str, Any]) -> None:
+    """ValueError when two tables share a folder, or an alias isn't one of a table."""
+    folders = {entry.folder_of(name) for name, entry in entries.items()}
+    if len(folders) < len(entries):
+        raise ValueError("two tables have the same folder")
+    for alias, table in aliases.items():
+        if check_table_name(alias) in entries or table not in entries:
+            raise ValueError(f"alias {alias!r} has a table's name, or is one of no table")
+
+
+def version_dir(data_dir: Path, folder: str, version: int) -> Path:
+    """The folder of a version's files; `folder` is its table's, see `CatalogEntry.folder_of`."""
+    return data_dir / TABLES_NAME / folder / f"v{version:06d}"
+
+
+def named_entry(catalog: Catalog, name: str) -> tuple[str, CatalogEntry]:
+    """The table that `name`, perhaps an alias, means, and its entry; TableNotFound if none."""
+    table = catalog.meant(name)
+    entry = catalog.tables.get(table)
+    if entry is None:
+        raise table_not_found(name, [*catalog.tables, *catalog.aliases])
+    return table, entry
 
 
 def read_catalog(data_dir: Path) -> Catalog:
@@ -253,9 +304,16 @@ def decode_catalog(encoded: bytes, where: Path) -> Catalog:
     return Catalog.from_json(document, where)
 
 
-def open_table(data_dir: Path, name: str, version: int) -> Table:
-    """Map one version of a table. BadFile when its files are missing or contradict each other."""
-    folder = version_dir(data_dir, name, version)
+def open_table(data_dir: Path, name: str, version: int, folder: str = "") -> Table:
+    """Map one version of a table. BadFile when its files are missing or contradict each other.
+
+    `folder` is the table's, "" if it has the table's name.
+    """
+    return open_version(version_dir(data_dir, folder or name, version), name, version)
+
+
+def open_version(folder: Path, name: str, version: int) -> Table:
+    """Map the version in `folder`, as `open_table` does."""
     manifest = read_document(folder / MANIFEST_NAME)
     try:
         if manifest["format"] != DATA_DIR_FORMAT:

@@ -77,7 +77,12 @@ class View:
     data_dir: Path | None
     control: ControlPage | None
     mapped: dict[tuple[str, int], Table] = field(default_factory=dict)
-    """By name and version, live ones under LIVE_VERSION too; filled as they are first asked for."""
+    """By name and version, live ones under LIVE_VERSION too; filled as they are first asked for.
+
+    A table has its own name, also where it is listed under an alias.
+    """
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """The table that each alias points to."""
 
     def table(self, name: str, version: int = LIVE_VERSION) -> Table:
         """One version of a table; mapped now unless it was before.
@@ -98,29 +103,36 @@ class View:
             return error.message
 
     def names(self) -> list[str]:
-        """Every table in order, unreadable ones included."""
+        """Every table in order, unreadable ones included, but no aliases."""
         return sorted({*self.fixed, *self.refused, *self.entries})
 
     def live_version(self, name: str) -> int:
         """The number of a table's live version, 0 when it has none."""
+        name = self.aliases.get(name, name)
         if name in self.fixed:
             return self.fixed[name].version
         return self.entries[name].live if name in self.entries else 0
 
     def versions(self, name: str) -> tuple[int, ...]:
         """The versions of a table that a request can name, ascending."""
+        name = self.aliases.get(name, name)
         if name in self.fixed:
             return (self.fixed[name].version,)
         return self.entries[name].versions if name in self.entries else ()
 
     def _find(self, name: str, version: int) -> Table | str:
         """A version that isn't mapped yet, or why it can't be."""
+        target = self.aliases.get(name)
+        if target is not None:
+            found = self.mapped.get((target, version)) or self._find(target, version)
+            self.point(name, target)
+            return found
         entry = self.entries.get(name)
         reason = self.refused.get(name)
         if reason is not None and (entry is None or version in (LIVE_VERSION, entry.live)):
             return reason
         if entry is None and name not in self.fixed:
-            raise table_not_found(name, self.names())
+            raise table_not_found(name, [*self.names(), *self.aliases])
         if entry is None or version not in (LIVE_VERSION, *entry.versions):
             raise self._no_version(name, version)
         try:
@@ -144,7 +156,7 @@ class View:
         assert self.data_dir is not None
         assert self.control is not None
         try:
-            table = open_table(self.data_dir, name, version)
+            table = open_table(self.data_dir, name, version, entry.folder)
         except GatherdError:
             self._check_kept(name, entry, version)
             raise
@@ -158,6 +170,13 @@ class View:
         if version == self.entries[name].live:
             self.mapped.setdefault((name, LIVE_VERSION), table)
         return table
+
+    def point(self, alias: str, target: str) -> None:
+        """List the mapped versions of `target` under `alias`, too."""
+        for version in (LIVE_VERSION, *self.versions(target)):
+            table = self.mapped.get((target, version))
+            if table is not None:
+                self.mapped.setdefault((alias, version), table)
 
     def drop(self, name: str, version: int) -> None:
         """Undo `hold`."""
@@ -291,9 +310,11 @@ class LiveTables:
         if self._data_dir is None:
             raise FailedPrecondition(f"table {name!r} can't be prepared: there is no data dir")
         view = self.current()  # this also lets go of tables prepared before
-        weights = version_dir(self._data_dir, check_table_name(name), version) / WEIGHTS_NAME
+        entry = view.catalog.tables.get(check_table_name(name))
+        folder = name if entry is None else entry.folder_of(name)
+        weights = version_dir(self._data_dir, folder, version) / WEIGHTS_NAME
         file = _identity(weights)
-        table = open_table(self._data_dir, name, version)
+        table = open_table(self._data_dir, name, version, folder)
         if file is None or _identity(weights) != file:
             raise BadFile(f"{weights} was replaced while it was opened")
         make_ready(table)
@@ -363,6 +384,7 @@ class LiveTables:
         self, catalog: Catalog, control: ControlPage | None, refused: dict[str, str] | None = None
     ) -> View:
         hidden = {*self._fixed, *self._refused}
+        aliases = catalog.aliases.items()
         view = View(
             catalog,
             {name: entry for name, entry in catalog.tables.items() if name not in hidden},
@@ -370,6 +392,7 @@ class LiveTables:
             self._refused if refused is None else refused,
             self._data_dir,
             control,
+            aliases={name: of for name, of in aliases if not hidden & {name, of}},
         )
         for name, table in self._fixed.items():
             view.mapped[(name, table.version)] = view.mapped[(name, LIVE_VERSION)] = table
@@ -382,8 +405,10 @@ class LiveTables:
         # The reader gives the same object for an entry that is the same: most are.
         other = {name for name, old in before.entries.items() if view.entries.get(name) is not old}
         for key, table in before.mapped.copy().items():
-            if key[0] not in other and key[0] not in view.fixed:
+            is_own = key[0] not in before.aliases
+            if is_own and key[0] not in other and key[0] not in view.fixed:
                 view.mapped.setdefault(key, table)
+        earlier = {before.entries[name].uid: name for name in other}
         for name, entry in view.entries.items():
             is_mapped = self._at_open is None or (name, LIVE_VERSION) in view.mapped
             if is_mapped and before.entries.get(name) is entry:
@@ -395,8 +420,7 @@ class LiveTables:
             adopted = self._adopted(catalog, name, entry.live) if is_whole else None
             if adopted is not None:
                 view.hold(name, entry.live, adopted)
-            known = before.kept_by(name, entry)
-            was_live = before.live_version(name)
+            known, was_live = _known_before(before, earlier.get(entry.uid, name), name, entry)
             for version, table in known.items():
                 if version != was_live or version == entry.live or self._keep_superseded:
                     view.hold(name, version, table)
@@ -405,6 +429,8 @@ class LiveTables:
                 reason = self._open_live(view, name, entry)
                 if reason is not None:
                     refused[name] = reason
+        for alias, target in view.aliases.items():
+            view.point(alias, target)
         return view
 
     def _open_live(self, view: View, name: str, entry: CatalogEntry) -> str | None:
@@ -430,7 +456,8 @@ class LiveTables:
         if prepared is None or prepared.generation >= catalog.generation:
             return None
         assert self._data_dir is not None
-        file = _identity(version_dir(self._data_dir, name, version) / WEIGHTS_NAME)
+        folder = catalog.tables[name].folder_of(name)
+        file = _identity(version_dir(self._data_dir, folder, version) / WEIGHTS_NAME)
         return prepared.table if file == prepared.file else None
 
     def _let_go_prepared(self, catalog: Catalog) -> None:
@@ -438,6 +465,16 @@ class LiveTables:
         for key, prepared in self._prepared.copy().items():
             if prepared.generation < catalog.generation and self._prepared.get(key) is prepared:
                 self._prepared.pop(key, None)
+
+
+def _known_before(
+    before: View, was: str, name: str, entry: CatalogEntry
+) -> tuple[dict[int, Table], int]:
+    """What `before` has mapped of the table that was called `was`, and the version live then."""
+    known = before.kept_by(was, entry)
+    if was != name:
+        known = {version: table.renamed(name) for version, table in known.items()}
+    return known, before.live_version(was)
 
 
 def _too_fast(dropped: DroppedMeanwhile) -> Unavailable:

@@ -9,6 +9,7 @@ import mmap
 import random
 import threading
 from collections.abc import Callable
+from copy import copy as shallow_copy
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
@@ -162,6 +163,14 @@ class Table:
         rows = mapping.array()[skip:]
         rows = rows.reshape(layout.row_count, layout.row_bytes)
         return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
+
+    def renamed(self, name: str) -> "Table":
+        """The same mapped rows as a table called `name`."""
+        table = shallow_copy(self)
+        table.name = name
+        table._reader = self._reader and RowReader(name, self.counters)  # noqa: SLF001 - its own
+        table._default_lock = threading.Lock()  # noqa: SLF001 - its own
+        return table
 
     def preload(
         self, policy: Preload, taken_bytes: int = 0, available_bytes: int | None = None

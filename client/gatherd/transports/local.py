@@ -218,8 +218,13 @@ def _info(live: LiveTables, name: str) -> TableInfo:
 def _info_of(view: View, name: str, lsn: int) -> TableInfo:
     table = view.live_or_reason(name)
     version, versions = view.live_version(name), view.versions(name)
+    alias_of = view.aliases.get(name, "")
+    aliases = () if alias_of else tuple(view.catalog.aliases_of(name))
     if isinstance(table, str):
-        return TableInfo(name, 0, 0, "", version, False, table, versions=versions)
+        return TableInfo(
+            name, 0, 0, "", version, False, table, versions=versions,
+            aliases=aliases, alias_of=alias_of,
+        )  # fmt: skip
     keys = table.keys
     return TableInfo(
         name=name,
@@ -236,6 +241,8 @@ def _info_of(view: View, name: str, lsn: int) -> TableInfo:
         versions=versions,
         optimizer=table.optimizer,
         lsn=lsn,
+        aliases=aliases,
+        alias_of=alias_of,
     )
 
 

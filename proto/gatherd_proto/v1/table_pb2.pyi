@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Table(_message.Message):
-    __slots__ = ("name", "rows", "dim", "dtype", "version", "refused", "trainable", "key_kind", "rows_bytes", "keys_bytes", "resident_bytes", "versions", "optimizer", "lsn")
+    __slots__ = ("name", "rows", "dim", "dtype", "version", "refused", "trainable", "key_kind", "rows_bytes", "keys_bytes", "resident_bytes", "versions", "optimizer", "lsn", "aliases", "alias_of")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,8 @@ class Table(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     LSN_FIELD_NUMBER: _ClassVar[int]
+    ALIASES_FIELD_NUMBER: _ClassVar[int]
+    ALIAS_OF_FIELD_NUMBER: _ClassVar[int]
     name: str
     rows: int
     dim: int
@@ -37,7 +39,9 @@ class Table(_message.Message):
     versions: _containers.RepeatedScalarFieldContainer[int]
     optimizer: Optimizer
     lsn: int
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., version: _Optional[int] = ..., refused: _Optional[str] = ..., trainable: _Optional[bool] = ..., key_kind: _Optional[str] = ..., rows_bytes: _Optional[int] = ..., keys_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., lsn: _Optional[int] = ...) -> None: ...
+    aliases: _containers.RepeatedScalarFieldContainer[str]
+    alias_of: str
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., version: _Optional[int] = ..., refused: _Optional[str] = ..., trainable: _Optional[bool] = ..., key_kind: _Optional[str] = ..., rows_bytes: _Optional[int] = ..., keys_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., lsn: _Optional[int] = ..., aliases: _Optional[_Iterable[str]] = ..., alias_of: _Optional[str] = ...) -> None: ...
 
 class Optimizer(_message.Message):
     __slots__ = ("name", "options")
@@ -113,20 +117,30 @@ class CreateTableRequest(_message.Message):
     def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ...) -> None: ...
 
 class DeleteTableRequest(_message.Message):
-    __slots__ = ("table",)
+    __slots__ = ("table", "force")
     TABLE_FIELD_NUMBER: _ClassVar[int]
+    FORCE_FIELD_NUMBER: _ClassVar[int]
     table: str
-    def __init__(self, table: _Optional[str] = ...) -> None: ...
+    force: bool
+    def __init__(self, table: _Optional[str] = ..., force: _Optional[bool] = ...) -> None: ...
 
 class PublishRequest(_message.Message):
-    __slots__ = ("table", "staged", "if_version")
+    __slots__ = ("table", "staged", "if_version", "if_lsn", "keep_rows", "reset_state", "allow_dim_change")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     IF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    IF_LSN_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ROWS_FIELD_NUMBER: _ClassVar[int]
+    RESET_STATE_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_DIM_CHANGE_FIELD_NUMBER: _ClassVar[int]
     table: str
     staged: str
     if_version: int
-    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., if_version: _Optional[int] = ...) -> None: ...
+    if_lsn: int
+    keep_rows: bool
+    reset_state: bool
+    allow_dim_change: bool
+    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., if_version: _Optional[int] = ..., if_lsn: _Optional[int] = ..., keep_rows: _Optional[bool] = ..., reset_state: _Optional[bool] = ..., allow_dim_change: _Optional[bool] = ...) -> None: ...
 
 class RollbackRequest(_message.Message):
     __slots__ = ("table", "version", "if_version")
@@ -149,12 +163,58 @@ class SetOptimizerRequest(_message.Message):
     def __init__(self, table: _Optional[str] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., if_version: _Optional[int] = ...) -> None: ...
 
 class ChangeResponse(_message.Message):
-    __slots__ = ("version", "lsn")
+    __slots__ = ("version", "lsn", "state")
     VERSION_FIELD_NUMBER: _ClassVar[int]
     LSN_FIELD_NUMBER: _ClassVar[int]
+    STATE_FIELD_NUMBER: _ClassVar[int]
     version: int
     lsn: int
-    def __init__(self, version: _Optional[int] = ..., lsn: _Optional[int] = ...) -> None: ...
+    state: str
+    def __init__(self, version: _Optional[int] = ..., lsn: _Optional[int] = ..., state: _Optional[str] = ...) -> None: ...
+
+class RenameTableRequest(_message.Message):
+    __slots__ = ("table", "to", "keep_alias")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    TO_FIELD_NUMBER: _ClassVar[int]
+    KEEP_ALIAS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    to: str
+    keep_alias: bool
+    def __init__(self, table: _Optional[str] = ..., to: _Optional[str] = ..., keep_alias: _Optional[bool] = ...) -> None: ...
+
+class SetAliasRequest(_message.Message):
+    __slots__ = ("alias", "table")
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    alias: str
+    table: str
+    def __init__(self, alias: _Optional[str] = ..., table: _Optional[str] = ...) -> None: ...
+
+class DeleteAliasRequest(_message.Message):
+    __slots__ = ("alias",)
+    ALIAS_FIELD_NUMBER: _ClassVar[int]
+    alias: str
+    def __init__(self, alias: _Optional[str] = ...) -> None: ...
+
+class CloneTableRequest(_message.Message):
+    __slots__ = ("table", "source")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    source: str
+    def __init__(self, table: _Optional[str] = ..., source: _Optional[str] = ...) -> None: ...
+
+class ReplaceTableRequest(_message.Message):
+    __slots__ = ("table", "source", "if_version", "allow_dim_change")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    SOURCE_FIELD_NUMBER: _ClassVar[int]
+    IF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_DIM_CHANGE_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    source: str
+    if_version: int
+    allow_dim_change: bool
+    def __init__(self, table: _Optional[str] = ..., source: _Optional[str] = ..., if_version: _Optional[int] = ..., allow_dim_change: _Optional[bool] = ...) -> None: ...
 
 class SnapshotRequest(_message.Message):
     __slots__ = ("name",)

@@ -94,6 +94,31 @@ class TableServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotResponse.FromString,
                 _registered_method=True)
+        self.RenameTable = channel.unary_unary(
+                '/gatherd.v1.TableService/RenameTable',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.RenameTableRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.SetAlias = channel.unary_unary(
+                '/gatherd.v1.TableService/SetAlias',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.SetAliasRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.DeleteAlias = channel.unary_unary(
+                '/gatherd.v1.TableService/DeleteAlias',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteAliasRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.CloneTable = channel.unary_unary(
+                '/gatherd.v1.TableService/CloneTable',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.CloneTableRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
+        self.ReplaceTable = channel.unary_unary(
+                '/gatherd.v1.TableService/ReplaceTable',
+                request_serializer=gatherd__proto_dot_v1_dot_table__pb2.ReplaceTableRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+                _registered_method=True)
 
 
 class TableServiceServicer:
@@ -182,6 +207,41 @@ class TableServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def RenameTable(self, request, context):
+        """Gives a table another name. Aliases of the table follow.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SetAlias(self, request, context):
+        """Points an alias to a table. An alias that there is already is switched, at one instant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteAlias(self, request, context):
+        """Removes an alias. Its table stays.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneTable(self, request, context):
+        """Creates a table as a copy of another's live version at one LSN, optimizer state and all.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceTable(self, request, context):
+        """Makes a copy of another table's live version the new live version of this one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TableServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -244,6 +304,31 @@ def add_TableServiceServicer_to_server(servicer, server):
                     servicer.DeleteSnapshot,
                     request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotResponse.SerializeToString,
+            ),
+            'RenameTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.RenameTable,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.RenameTableRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'SetAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.SetAlias,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.SetAliasRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'DeleteAlias': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteAlias,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.DeleteAliasRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'CloneTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneTable,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.CloneTableRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
+            ),
+            'ReplaceTable': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceTable,
+                    request_deserializer=gatherd__proto_dot_v1_dot_table__pb2.ReplaceTableRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -570,6 +655,141 @@ class TableService:
             '/gatherd.v1.TableService/DeleteSnapshot',
             gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_table__pb2.DeleteSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RenameTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/RenameTable',
+            gatherd__proto_dot_v1_dot_table__pb2.RenameTableRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SetAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/SetAlias',
+            gatherd__proto_dot_v1_dot_table__pb2.SetAliasRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteAlias(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/DeleteAlias',
+            gatherd__proto_dot_v1_dot_table__pb2.DeleteAliasRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/CloneTable',
+            gatherd__proto_dot_v1_dot_table__pb2.CloneTableRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceTable(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.TableService/ReplaceTable',
+            gatherd__proto_dot_v1_dot_table__pb2.ReplaceTableRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_table__pb2.ChangeResponse.FromString,
             options,
             channel_credentials,
             insecure,

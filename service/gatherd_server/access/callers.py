@@ -31,16 +31,21 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
 from gatherd_server.types import (
     ChangeResult,
+    CloneTable,
+    DeleteTable,
     Limits,
     Lookup,
     Push,
     PushResult,
+    ReplaceTable,
     ServerInfo,
     SnapshotList,
     SnapshotResult,
     TableChange,
     TableInfo,
     UpdatesState,
+    VersionChange,
+    named_tables,
     owned_by,
 )
 
@@ -190,16 +195,18 @@ class Caller:
         """Whether the caller may look up rows of `table`."""
         return self.is_reader and self.reaches(table)
 
-    def reads_of(self, tables: tuple[str, ...]) -> NDArray[np.uint8] | None:
+    def reads_of(self, tables: tuple[tuple[str, ...], ...]) -> NDArray[np.uint8] | None:
         """A bit for each of `tables`, whether the caller may look up its rows; None for all.
 
-        Kept for the next call, which most often has the same `tables`.
+        A table comes with all the names that the caller needs to be for. Kept for the next call,
+        which most often has the same `tables`.
         """
         if self.grant is None:
             return None
         known, bits = self._read_bits
         if known is not tables:
-            is_read = np.fromiter(map(self.reads, tables), np.bool_, len(tables))
+            reads = (all(map(self.reads, names)) for names in tables)
+            is_read = np.fromiter(reads, np.bool_, len(tables))
             bits = np.packbits(is_read, bitorder="little")
             self._read_bits = (tables, bits)
         return bits
@@ -261,18 +268,25 @@ class GuardedEngine:
         """As Engine's; needs scope `read`."""
         self._caller.check(Scope.READ, [lookup.table for lookup in lookups])
         try:
-            return self._engine.prepare(lookups)
+            prepared = self._engine.prepare(lookups)
         except TableNotFound as error:
             raise self._discreet(error) from None
+        for lookup, table in zip(lookups, prepared.tables, strict=True):
+            if table.name != lookup.table:
+                self._check_target(lookup.table, table.name)
+        return prepared
 
     def rows_of(self, lookup: Lookup) -> Rows | None:
         """As Engine's; needs scope `read`."""
         if not self._caller.reads(lookup.table):
             self._caller.check(Scope.READ, (lookup.table,))
         try:
-            return self._engine.rows_of(lookup)
+            rows = self._engine.rows_of(lookup)
         except TableNotFound as error:
             raise self._discreet(error) from None
+        if rows is not None and rows.table.name != lookup.table:
+            self._check_target(lookup.table, rows.table.name)
+        return rows
 
     def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
         """As Engine's; needs scope `read`."""
@@ -286,7 +300,7 @@ class GuardedEngine:
         self, name: str, ids: NDArray[np.integer[Any]], version: int = LIVE_VERSION
     ) -> tuple[Keys, int]:
         """As Engine's; needs scope `read`."""
-        self._caller.check(Scope.READ, (name,))
+        name = self._meant(Scope.READ, name)
         try:
             return self._engine.keys_of(name, ids, version)
         except TableNotFound as error:
@@ -296,7 +310,7 @@ class GuardedEngine:
         self, name: str, keys: Keys, version: int = LIVE_VERSION, *, allow_missing: bool = False
     ) -> tuple[NDArray[np.int64], int]:
         """As Engine's; needs scope `read`."""
-        self._caller.check(Scope.READ, (name,))
+        name = self._meant(Scope.READ, name)
         try:
             return self._engine.ids_of(name, keys, version, allow_missing=allow_missing)
         except TableNotFound as error:
@@ -304,7 +318,7 @@ class GuardedEngine:
 
     def prepare_keys(self, name: str, query: KeyQuery, version: int = LIVE_VERSION) -> PreparedKeys:
         """As Engine's; needs scope `read`."""
-        self._caller.check(Scope.READ, (name,))
+        name = self._meant(Scope.READ, name)
         try:
             return self._engine.prepare_keys(name, query, version)
         except TableNotFound as error:
@@ -314,7 +328,7 @@ class GuardedEngine:
         self, name: str, query: NeighborsQuery, version: int = LIVE_VERSION
     ) -> PreparedSearch:
         """As Engine's; needs scope `read`."""
-        self._caller.check(Scope.READ, (name,))
+        name = self._meant(Scope.READ, name)
         try:
             return self._engine.prepare_neighbors(name, query, version)
         except TableNotFound as error:
@@ -323,14 +337,47 @@ class GuardedEngine:
     def push(self, push: Push) -> "Future[PushResult]":
         """As Engine's; needs scope `update`."""
         self._caller.check(Scope.UPDATE, [update.table for update in push.updates])
+        if self._engine.view().aliases:
+            updates = [
+                replace(update, of=self._meant(Scope.UPDATE, update.table))
+                for update in push.updates
+            ]
+            push = replace(push, updates=tuple(updates))
         # Equal ids of two tokens are different ids.
         request_id = owned_by(self._grant.name, push.request_id)
         return self._told(self._engine.push, replace(push, request_id=request_id))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
-        """As Engine's; needs scope `admin`."""
-        self._caller.check(Scope.ADMIN, (change.table,))
+        """As Engine's; needs scope `admin` for every name that it has.
+
+        An alias needs it for its table too, and a table for the aliases that are to go with it.
+        """
+        table, *others = [self._meant(Scope.ADMIN, name) for name in named_tables(change)]
+        if isinstance(change, DeleteTable) and change.force:
+            self._caller.check(Scope.ADMIN, self._engine.view().catalog.aliases_of(change.table))
+        elif isinstance(change, VersionChange):
+            # It is made to the table that was checked, whatever the alias points to by then.
+            change = replace(change, table=table)
+        if isinstance(change, CloneTable | ReplaceTable):
+            change = replace(change, source=others[0])
         return self._told(self._engine.change, change)
+
+    def _meant(self, scope: Scope, name: str) -> str:
+        """The table that `name` means, once the caller is found to be for it, and for the name."""
+        self._caller.check(scope, (name,))
+        target = self._engine.view().aliases.get(name, name)
+        if target != name:
+            self._check_target(name, target)
+        return target
+
+    def _check_target(self, alias: str, target: str) -> None:
+        """PermissionDenied, not naming the alias' target, unless the caller is for that too."""
+        if not self._caller.reaches(target):
+            raise PermissionDenied(
+                f"token {self._grant.name!r} isn't for the table that alias {alias!r} points to; "
+                f"it is for {' '.join(self._grant.tables)}",
+                {"table": alias},
+            )
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """As Engine's; needs scope `admin` for every table."""
@@ -359,15 +406,21 @@ class GuardedEngine:
         """As Engine's; needs any scope that concerns tables."""
         self._caller.check_table(name)
         try:
-            return self._engine.table(name)
+            info = self._engine.table(name)
         except TableNotFound as error:
             raise self._discreet(error) from None
+        if info.alias_of:
+            self._check_target(name, info.alias_of)
+        return self._shown(info)
 
     def key_kind(self, name: str) -> str:
         """As Engine's; needs any scope that concerns tables."""
         self._caller.check_table(name)
+        target = self._engine.view().aliases.get(name, name)
+        if target != name:
+            self._check_target(name, target)
         try:
-            return self._engine.key_kind(name)
+            return self._engine.key_kind(target)
         except TableNotFound as error:
             raise self._discreet(error) from None
 
@@ -388,7 +441,14 @@ class GuardedEngine:
         """As Engine's, but only the caller's tables; needs any scope that concerns tables."""
         if not self._grant.scopes & _OF_TABLES:
             raise _no_scope(self._grant, Scope.READ)
-        return [info for info in self._engine.tables() if self._sees(info.name)]
+        infos = self._engine.tables()
+        return [self._shown(info) for info in infos if self._sees(info.name)]
+
+    def _shown(self, info: TableInfo) -> TableInfo:
+        """`info` without the aliases that aren't the caller's."""
+        if not info.aliases:
+            return info
+        return replace(info, aliases=tuple(filter(self._sees, info.aliases)))
 
     def _sees(self, table: str) -> bool:
         return bool(self._grant.scopes & _OF_TABLES) and self._caller.reaches(table)

@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
+from gatherd import ChangeResult as Done
 from gatherd import Client
 from gatherd.errors import DataDirInUse, FailedPrecondition
 from gatherd.store.catalog import STAGING_NAME
@@ -24,12 +25,18 @@ from gatherd_server.storage.files import Files
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
+    CloneTable,
     CreateTable,
+    DeleteAlias,
     DeleteTable,
     DeleteVersion,
     Publish,
+    RenameTable,
+    ReplaceTable,
     Rollback,
+    SetAlias,
     SetOptimizer,
+    StateOutcome,
     TableChange,
     WriterLimits,
 )
@@ -129,13 +136,12 @@ def ask(client: Client, change: TableChange) -> ChangeResult:
     match change:
         case AddStaged(table, staged):
             done = client.add_staged_table(table, staged, timeout=seconds)
-        case DeleteTable(table):
-            done = client.delete_table(table, timeout=seconds)
+        case DeleteTable(table, force):
+            done = client.delete_table(table, force=force, timeout=seconds)
         case DeleteVersion(table, version):
             done = client.delete_version(table, version, timeout=seconds)
-        case Publish(table, staged, if_version):
-            insisted = _given(if_version)
-            done = client.publish(table, staged=staged, if_version=insisted, timeout=seconds)
+        case Publish():
+            done = _ask_to_publish(client, change)
         case Rollback(table, version, if_version):
             insisted = _given(if_version)
             done = client.rollback(table, _given(version), if_version=insisted, timeout=seconds)
@@ -145,7 +151,45 @@ def ask(client: Client, change: TableChange) -> ChangeResult:
             done = client.set_optimizer(table, wanted, if_version=insisted, timeout=seconds)
         case CreateTable():
             raise AssertionError("the command line stages what it creates")
-    return ChangeResult(done.version, done.lsn)
+        case _:
+            done = _ask_for_names(client, change)
+    return ChangeResult(done.version, done.lsn, StateOutcome(done.state))
+
+
+def _ask_for_names(
+    client: Client, change: RenameTable | SetAlias | DeleteAlias | CloneTable | ReplaceTable
+) -> Done:
+    seconds = CHANGE_SECONDS_MAX
+    match change:
+        case RenameTable(table, to, keep_alias):
+            return client.rename(table, to, keep_alias=keep_alias, timeout=seconds)
+        case SetAlias(alias, table):
+            return client.alias(alias, table, timeout=seconds)
+        case DeleteAlias(alias):
+            return client.unalias(alias, timeout=seconds)
+        case CloneTable(table, source):
+            return client.clone(source, table, timeout=seconds)
+        case ReplaceTable(table, source, if_version, allow_dim_change):
+            return client.replace(
+                table,
+                source,
+                if_version=_given(if_version),
+                allow_dim_change=allow_dim_change,
+                timeout=seconds,
+            )
+
+
+def _ask_to_publish(client: Client, change: Publish) -> Done:
+    return client.publish(
+        change.table,
+        staged=change.staged,
+        if_version=_given(change.if_version),
+        if_lsn=change.if_lsn,
+        keep_rows=change.keep_rows,
+        reset_state=change.reset_state,
+        allow_dim_change=change.allow_dim_change,
+        timeout=CHANGE_SECONDS_MAX,
+    )
 
 
 def _given(version: int) -> int | None:

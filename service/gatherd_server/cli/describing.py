@@ -10,8 +10,8 @@ from typing import Any
 import click
 
 from gatherd import ServerInfo, TableInfo
-from gatherd.errors import BadFile, Unavailable
-from gatherd.store.catalog import version_dir
+from gatherd.errors import BadFile, TableNotFound, Unavailable
+from gatherd.store.catalog import named_entry, read_catalog, version_dir
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.storage.trainable import read_manifest
@@ -44,15 +44,21 @@ def info(table: str, target: CommandTarget, as_json: bool) -> None:
 def _files(data_dir: Path, info: TableInfo) -> dict[str, Any]:
     """Each version's folder, with its bytes; and where the live one's rows came from."""
     versions = {}
+    try:
+        table, entry = named_entry(read_catalog(data_dir), info.name)
+    except TableNotFound:  # deleted or renamed meanwhile
+        return {"versions": {}, "origin": None}
     for version in info.versions:
-        folder = version_dir(data_dir, info.name, version)
+        folder = version_dir(data_dir, entry.folder_of(table), version)
         # Of a version that is deleted meanwhile, files are missing.
         with suppress(OSError):
             byte_count = sum(path.stat().st_size for path in folder.iterdir())
             versions[str(version)] = {"path": str(folder), "bytes": byte_count}
     origin: object = None
     with suppress(BadFile):
-        origin = read_manifest(version_dir(data_dir, info.name, info.version)).get("origin")
+        origin = read_manifest(version_dir(data_dir, entry.folder_of(table), info.version)).get(
+            "origin"
+        )
     return {"versions": versions, "origin": origin}
 
 

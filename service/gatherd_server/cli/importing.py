@@ -12,10 +12,11 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition, InvalidArgument, VersionMismatch
-from gatherd.store.catalog import open_table, table_not_found
+from gatherd.store.catalog import named_entry, open_table
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.table import Table
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
     default_vector_option,
@@ -26,11 +27,15 @@ from gatherd_server.cli.options import (
 from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, data_dir_options, need_data_dir, target_options
 from gatherd_server.cli.typed import FILE, TABLE
-from gatherd_server.cli.versions import if_version_option, keep_versions_option, publish_copy
+from gatherd_server.cli.versions import (
+    if_version_option,
+    keep_versions_option,
+    publish_copy,
+    tell_state,
+)
 from gatherd_server.data_dir.importing import (
     ImportOptions,
     ImportSummary,
-    NewVersion,
     OnDuplicate,
     OnNonfinite,
     import_rows,
@@ -42,6 +47,7 @@ from gatherd_server.loaders.locations import STANDARD_INPUT, is_uri, without_pas
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.training.optimizer import Optimizer
+from gatherd_server.types import Publish
 
 _LIMITS = UnpackLimits()
 
@@ -221,10 +227,40 @@ def import_table(
     _tell(name, summary, data_dir)
 
 
+_OF_PUBLISH = ("if_lsn", "keep_rows", "reset_state", "allow_dim_change")
+
+
+def _publishing_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Options for what becomes of the rows and the state that a table has, when others come."""
+    for option in (
+        click.option(
+            "--if-lsn",
+            type=click.IntRange(0),
+            help="Only when the table took no update above this LSN.",
+        ),
+        click.option(
+            "--keep-rows",
+            is_flag=True,
+            help="Rows that stay keep their contents; of SOURCE only new rows count.",
+        ),
+        click.option(
+            "--reset-state", is_flag=True, help="The optimizer's state begins anew for every row."
+        ),
+        click.option(
+            "--allow-dim-change",
+            is_flag=True,
+            help="SOURCE may have another dim; then the optimizer's state begins anew.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
 @click.command()
 @click.argument("name", type=TABLE)
 @click.argument("sources", nargs=-1, type=FILE, metavar="[SOURCE[#PART]]...")
 @_source_options
+@_publishing_options
 @if_version_option
 @keep_versions_option
 @target_options
@@ -233,17 +269,23 @@ def publish(
     sources: tuple[str, ...],
     if_version: int | None,
     keep_versions: int | None,
+    if_lsn: int | None,
+    keep_rows: bool,
+    reset_state: bool,
+    allow_dim_change: bool,
     target: CommandTarget,
     **reading: Any,
 ) -> None:
     """Make the rows of a file, or of several, the live version of a table that is there.
 
     Without SOURCE it is a copy of the live version, optimizer state and all: what was live stays as
-    it is now, to roll back to. With one, the table keeps its optimizer, whose state begins anew,
-    and its default vector, unless another is given; dim and kind of keys have to be the table's.
+    it is now, to roll back to. With one, the table keeps its optimizer, and its default vector
+    unless another is given. There may be more or fewer rows than before: those that stay, by their
+    keys or else by their ids, keep the optimizer's state. The kind of keys has to be the table's.
 
     \b
         gatherd publish words glove.6B.100d.txt --data-dir ./data
+        gatherd publish words more_words.txt --keep-rows --data-dir ./data
         gatherd publish words --if-version 3 --url http://127.0.0.1:8000
 
     SOURCE and its options are as for `gatherd import`. A server may have the data dir.
@@ -253,30 +295,41 @@ def publish(
         _check_only_copied()
         publish_copy(name, if_version, keep_versions, target)
         return
+    if keep_rows and allow_dim_change:
+        raise InvalidArgument("rows that are kept keep their dim; give one of the two options")
+    version = if_version or LIVE_VERSION
+    how = Publish(name, "", version, if_lsn, keep_rows, reset_state, allow_dim_change)
     data_dir = need_data_dir(target)
     with ExitStack() as stack:
         opened = stack.enter_context(open_data_dir(data_dir, keep_versions=keep_versions))
-        live = opened.catalog.tables.get(name)
-        if live is None:
-            raise table_not_found(name, opened.catalog.tables)
+        table_name, live = named_entry(opened.catalog, name)
         if if_version not in (None, live.live):
             raise VersionMismatch(f"table {name!r} has version {live.live} live, not {if_version}")
-        table = open_table(data_dir, name, live.live)
+        table = open_table(data_dir, table_name, live.live, live.folder)
         source = given.open(stack, opened, sources)
-        if (source.dim, source.key_kind) != (table.dim, table.keys.kind if table.keys else None):
-            raise FailedPrecondition(
-                f"{source.name} has dim {source.dim} and {_keys(source.key_kind)}; table {name!r} "
-                f"has dim {table.dim} and {_keys(table.keys.kind if table.keys else None)}"
-            )
+        _check_follows(source, table, allow_dim_change=allow_dim_change)
         default = read_default(given.default_vector, source.dim)
-        if default is None and table.default_vector_is_known:
+        if default is None and table.default_vector_is_known and table.dim == source.dim:
             default = table.default_vector()
         trained = Optimizer.from_json(table.optimizer) if table.is_trainable else None
-        version = NewVersion(if_version or LIVE_VERSION)
         options = given.options(default, trained)
-        summary = _imported(opened, name, source, options, sources, version)
-        now = opened.catalog.tables[name].live
-    _tell(f"{name} v{now}", summary, data_dir)
+        summary = _imported(opened, table_name, source, options, sources, how)
+    done = summary.published
+    assert done is not None
+    _tell(f"{name} v{done.version}", summary, data_dir)
+    tell_state(done)
+
+
+def _check_follows(source: RowSource, table: Table, *, allow_dim_change: bool) -> None:
+    """FailedPrecondition unless the source's rows can be a version of the table, as it is now."""
+    kind = table.keys.kind if table.keys else None
+    has_dim = allow_dim_change or source.dim == table.dim
+    if not has_dim or source.key_kind != kind:
+        allow = "" if has_dim else "; --allow-dim-change publishes another dim"
+        raise FailedPrecondition(
+            f"{source.name} has dim {source.dim} and {_keys(source.key_kind)}; table "
+            f"{table.name!r} has dim {table.dim} and {_keys(kind)}{allow}"
+        )
 
 
 def _check_only_copied() -> None:
@@ -285,7 +338,7 @@ def _check_only_copied() -> None:
     for option in context.command.params:
         name = option.name or ""
         is_given = context.get_parameter_source(name) is ParameterSource.COMMANDLINE
-        if name in _Reading.__dataclass_fields__ and is_given:
+        if name in (*_Reading.__dataclass_fields__, *_OF_PUBLISH) and is_given:
             raise InvalidArgument(f"{option.opts[0]} is about a source; give one")
 
 
@@ -299,7 +352,7 @@ def _imported(
     source: RowSource,
     options: ImportOptions,
     sources: tuple[str, ...],
-    new_version: NewVersion | None = None,
+    new_version: Publish | None = None,
 ) -> ImportSummary:
     with Progress(f"importing {name}", source.total or 0, "B") as shown:
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 from gatherd.errors import GatherdError, InvalidArgument
-from gatherd.store.catalog import read_catalog, table_not_found
+from gatherd.store.catalog import named_entry, read_catalog
 from gatherd.store.dtypes import DType
 from gatherd_server.cli.exit_codes import ExitCode
 from gatherd_server.cli.options import optimizer_options, read_optimizer
@@ -50,11 +50,9 @@ def verify(tables: tuple[str, ...], data_dir: Path, repair: bool) -> None:
             raise InvalidArgument(f"{data_dir} is a snapshot, which is verified whole, as it is")
         sys.exit(ExitCode.DONE if _verify_snapshot(data_dir) else ExitCode.STORAGE)
     catalog = read_catalog(data_dir)
-    for name in tables:
-        if name not in catalog.tables:
-            raise table_not_found(name, catalog.tables)
+    named = [named_entry(catalog, name)[0] for name in tables]
     is_sound = True
-    for name in tables or sorted(catalog.tables):
+    for name in named or sorted(catalog.tables):
         for version in catalog.tables[name].versions:
             is_sound &= _verify(data_dir, name, version, repair=repair)
     if not tables:

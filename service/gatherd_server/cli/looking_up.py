@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from gatherd import TableInfo
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.cli.options import read_rows
@@ -35,6 +36,7 @@ def tables(names: tuple[str, ...], target: CommandTarget, as_json: bool) -> None
     for info in infos:
         if info.refused:
             click.echo(f"{info.name:{width}}  refused: {info.refused}")
+            _tell_aliases(info)
             continue
         resident = info.resident_bytes / info.rows_bytes if info.rows_bytes else 1
         click.echo(
@@ -43,6 +45,14 @@ def tables(names: tuple[str, ...], target: CommandTarget, as_json: bool) -> None
             f"{info.keys_bytes / 1e6:>8.1f}  {resident:>8.0%}  {info.version:>7}  "
             f"{(info.optimizer or {}).get('name', '-'):15}  {info.lsn}"
         )
+        _tell_aliases(info)
+
+
+def _tell_aliases(info: TableInfo) -> None:
+    if info.alias_of:
+        click.echo(f"  {info.name} is an alias of {info.alias_of}")
+    for alias in info.aliases:
+        click.echo(f"  {alias} -> {info.name}")
 
 
 # Unknown options are taken as ids, so that `-1` is rejected as an id out of range and not as an

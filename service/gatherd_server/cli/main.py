@@ -14,6 +14,7 @@ from gatherd_server.cli.inspecting import plan, verify
 from gatherd_server.cli.kernels import kernels
 from gatherd_server.cli.keys import keys
 from gatherd_server.cli.looking_up import lookup, tables
+from gatherd_server.cli.names import alias, clone, rename, replace, unalias
 from gatherd_server.cli.neighbors import neighbors
 from gatherd_server.cli.serving import serve, show_config
 from gatherd_server.cli.snapshots import snapshots
@@ -65,6 +66,8 @@ for command in (create, import_table, publish, plan, verify, export):
 for command in (tables, info, keys, lookup, neighbors, scatter_add, apply_gradients, assign):
     cli.add_command(command)
 for command in (versions, rollback, set_optimizer, delete, snapshot, snapshots):
+    cli.add_command(command)
+for command in (rename, alias, unalias, clone, replace):
     cli.add_command(command)
 for command in (token, ping, bench, top):
     cli.add_command(command)

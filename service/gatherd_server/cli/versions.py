@@ -30,7 +30,9 @@ from gatherd_server.types import (
     Publish,
     Rollback,
     SetOptimizer,
+    StateOutcome,
     TableChange,
+    named_tables,
 )
 
 if_version_option = click.option(
@@ -63,7 +65,7 @@ def _shown(make: Callable[[TableChange], ChangeResult]) -> Callable[[TableChange
     """`make`, which shows that it takes its time."""
 
     def made(change: TableChange) -> ChangeResult:
-        with Progress(f"changing {change.table}"):
+        with Progress(f"changing {named_tables(change)[0]}"):
             return make(change)
 
     return made
@@ -180,14 +182,18 @@ def set_optimizer(
 @click.command()
 @click.argument("table", type=TABLE)
 @click.option("--yes", is_flag=True, help="Don't ask.")
+@click.option("--force", is_flag=True, help="Remove the aliases that point to it, too.")
 @target_options
-def delete(table: str, yes: bool, target: CommandTarget) -> None:
-    """Remove TABLE with all its versions."""
+def delete(table: str, yes: bool, force: bool, target: CommandTarget) -> None:
+    """Remove TABLE with all its versions.
+
+    A table that an alias points to is removed only with --force.
+    """
     if not yes:
         where = target.data_dir or target.url
         click.confirm(f"Remove table {table!r} and all its versions from {where}?", abort=True)
     with changing(target) as make:
-        done = make(DeleteTable(table))
+        done = make(DeleteTable(table, force))
     click.echo(f"{table}: deleted, LSN {done.lsn}")
 
 
@@ -251,6 +257,13 @@ def publish_copy(
 def tell_live(table: str, done: ChangeResult) -> None:
     """Say which version is live after a change."""
     click.echo(f"{table}: version {done.version} is live, LSN {done.lsn}")
+    tell_state(done)
+
+
+def tell_state(done: ChangeResult) -> None:
+    """Say it if an optimizer's state begins anew."""
+    if done.state is StateOutcome.NEW:
+        click.echo("  the optimizer's state begins anew")
 
 
 def tell_snapshot(made: SnapshotResult) -> None:

@@ -1,20 +1,22 @@
-"""Changes of the catalog: create, publish, rollback, delete, another optimizer.
+"""Changes of the catalog: create, clone, publish, rollback, delete, another optimizer.
+
+Changes of names alone are in name_changes.py.
 
 Long work (copying, mapping in every worker) happens before the switch. The switch itself is one
 record of the log, between two batches. Files that readers no longer see are deleted after it.
 """
 
 import secrets
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import (
-    AlreadyExists,
     BadFile,
     DiskFull,
     FailedPrecondition,
@@ -31,11 +33,12 @@ from gatherd.store.catalog import (
     Catalog,
     CatalogEntry,
     check_table_name,
-    open_table,
+    open_version,
     version_dir,
 )
 from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.table import Table
+from gatherd_server.data_dir.carrying import CarriedRows, carrying
+from gatherd_server.data_dir.name_changes import NameChanges
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.data_dir.sweeping import forget, freeze_superseded, sweep
@@ -47,13 +50,20 @@ from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
+    CloneTable,
     CreateTable,
+    DeleteAlias,
     DeleteTable,
     DeleteVersion,
     Publish,
+    RenameTable,
+    ReplaceTable,
     Rollback,
+    SetAlias,
     SetOptimizer,
+    StateOutcome,
     TableChange,
+    VersionChange,
     WriterLimits,
 )
 from gatherd_server.writer.checkpoint import read_checkpoint
@@ -91,32 +101,51 @@ class CatalogChanges:
         self._limits = limits
         self._prepare = prepare
         self._check_unused = check_unused
+        self._names = NameChanges(writer, limits)
 
     def make(self, change: TableChange) -> ChangeResult:
         """Make a change. On return it is durable, and every reader's next request sees it."""
-        if not isinstance(change, CreateTable | AddStaged):
-            self._check_is_no_file(change.table)
+        if isinstance(change, VersionChange):
+            return self._make_of_version(replace(change, table=self._table(change.table)))
         match change:
             case CreateTable():
                 return self._create(change)
             case AddStaged(table, staged):
                 return self._add(table, staged)
-            case DeleteTable(table):
-                return self._delete(table)
+            case DeleteTable():
+                return self._delete(change)
+            case CloneTable():
+                return self._clone(change)
+            case RenameTable():
+                return self._names.rename(change)
+            case SetAlias():
+                return self._names.set_alias(change)
+            case DeleteAlias():
+                return self._names.delete_alias(change)
+
+    def _make_of_version(self, change: VersionChange) -> ChangeResult:
+        match change:
             case DeleteVersion(table, version):
                 return self._delete_version(table, version)
-            case Publish(table, staged, if_version):
-                return self._publish(table, staged, if_version)
+            case Publish():
+                return self._publish(change)
+            case ReplaceTable():
+                return self._replace(change)
             case Rollback(table, version, if_version):
                 return self._rollback(table, version, if_version)
             case SetOptimizer(table, spec, if_version):
                 return self._copied(table, if_version, Optimizer.from_spec(spec))
 
+    def _table(self, name: str) -> str:
+        """The table that `name` means, which isn't a file."""
+        self._names.check_is_no_file(name)
+        return self._catalog().meant(name)
+
     # ------------------------------------------------------------------ tables
 
     def _create(self, change: CreateTable) -> ChangeResult:
         check_table_name(change.table)
-        self._check_is_new(change.table)
+        self._names.check_is_new(change.table)
         try:
             initializer = Initializer(change.init)
         except ValueError:
@@ -150,72 +179,136 @@ class CatalogChanges:
 
     def _add(self, name: str, staged: str) -> ChangeResult:
         check_table_name(name)
-        self._check_is_new(name)
+        self._names.check_is_new(name)
         folder = staged_folder(self._data_dir, staged)
         uid = finish_manifest(self._files, folder, name, FIRST_VERSION)
-        target = version_dir(self._data_dir, name, FIRST_VERSION)
-        self._place(folder, target, name, FIRST_VERSION, None)
+        entry = self._new_entry(name, uid)
+        target = self._folder(name, entry, FIRST_VERSION)
+        self._place(folder, target, name, FIRST_VERSION)
+        return ChangeResult(FIRST_VERSION, self._switched_in(name, entry, lambda: None))
+
+    def _new_entry(self, name: str, uid: str) -> CatalogEntry:
+        folder = self._names.folder_for(name, uid)
         entry = CatalogEntry(uid, FIRST_VERSION, (FIRST_VERSION,))
+        return entry if folder == name else replace(entry, folder=folder)
+
+    def _switched_in(self, name: str, entry: CatalogEntry, catch_up: Callable[[], None]) -> int:
+        """Make a new table of the files in its folder, which is deleted if that fails."""
 
         def switch() -> int:
-            self._check_is_new(name)
+            self._names.check_is_new(name)
+            catch_up()
             return self._replace_entry(name, entry)
 
-        return ChangeResult(FIRST_VERSION, self._switched(switch, target.parent))
+        return self._switched(switch, self._folder(name, entry, FIRST_VERSION).parent)
 
-    def _delete(self, name: str) -> ChangeResult:
+    def _clone(self, change: CloneTable) -> ChangeResult:
+        self._names.check_clone(change)
+        name, (source, source_entry) = change.table, self._names.meant(change.source)
+        check_whole(source, source_entry, source_entry.live)
+        entry = self._new_entry(name, uuid.uuid4().hex)
+        to = name, FIRST_VERSION, self._folder(name, entry, FIRST_VERSION)
+        with copy_live(self._writer, (source, source_entry), to, None) as catch_up:
+            return ChangeResult(FIRST_VERSION, self._switched_in(name, entry, catch_up))
+
+    def _delete(self, change: DeleteTable) -> ChangeResult:
+        name = change.table
+        self._names.check_is_no_file(name)
+        self._names.check_can_be_deleted(change)
+        entry = self._entry(name, LIVE_VERSION)
+
         def switch() -> int:
-            versions = self._writer.versions()
-            versions.entry(name)
-            rest = {n: entry for n, entry in versions.catalog.tables.items() if n != name}
-            return self._writer.change_catalog(replace(versions.catalog, tables=rest))
+            catalog = self._catalog()
+            rest = {n: one for n, one in catalog.tables.items() if n != name}
+            aliases = {alias: of for alias, of in catalog.aliases.items() if of != name}
+            return self._writer.change_catalog(replace(catalog, tables=rest, aliases=aliases))
 
         lsn = self._writer.between(switch)
-        forget(self._files, self._data_dir / TABLES_NAME / name)
+        forget(self._files, self._data_dir / TABLES_NAME / entry.folder_of(name))
         return ChangeResult(0, lsn)
-
-    def _check_is_new(self, name: str) -> None:
-        if name in self._limits.file_tables:
-            raise AlreadyExists(
-                f"the server serves a file as table {name!r}, which would hide the new one; choose "
-                "another name, or start the server without the file",
-                {"table": name},
-            )
-        if name in self._catalog().tables:
-            raise AlreadyExists(f"there is a table {name!r} already", {"table": name})
-
-    def _check_is_no_file(self, name: str) -> None:
-        if name in self._limits.file_tables:
-            raise FailedPrecondition(
-                f"table {name!r} is a file that is served where it lies, so nothing of it can be "
-                "changed; `gatherd import` makes a table of it that can",
-                {"table": name},
-            )
 
     # ---------------------------------------------------------------- versions
 
-    def _publish(self, name: str, staged: str, if_version: int) -> ChangeResult:
-        if not staged:
-            return self._copied(name, if_version, None)
-        entry = self._entry(name, if_version)
-        folder = staged_folder(self._data_dir, staged)
+    def _publish(self, change: Publish) -> ChangeResult:
+        name = change.table
+        entry = self._entry(name, change.if_version)
+        if not change.staged:
+            return self._copied(name, change.if_version, None)
+        folder = staged_folder(self._data_dir, change.staged)
         version = max(entry.versions) + 1
-        finish_manifest(self._files, folder, name, version)
-        target = version_dir(self._data_dir, name, version)
-        self._place(folder, target, name, version, entry.live)
+        with ExitStack() as stack:
+            rows = None
+            if change.keep_rows:
+                rows = stack.enter_context(CarriedRows(self._writer, entry, change))
+            else:
+                stack.enter_context(self._writer.holding(entry.uid))
+            self._check_not_pushed(name, entry, change.if_lsn)
+            finish_manifest(self._files, folder, name, version)
+            target = self._folder(name, entry, version)
+            self._place(folder, target, name, version)
+            with self._forgotten_on_error(target):
+                follows = self._follows(name, entry, target, change.allow_dim_change)
+                catch_up_restored(self._files, self._data_dir, entry, target)
+                carried = None
+                if change.keep_rows or not change.reset_state:
+                    ways = carrying(self._writer, name, entry, target, keep_rows=change.keep_rows)
+                    carried = stack.enter_context(ways)
+            state = carried.state if carried is not None else follows
+
+            def catch_up() -> None:
+                if rows is not None and carried is not None:
+                    rows.catch_up(carried)
+                else:
+                    self._check_not_pushed(name, entry, change.if_lsn)
+
+            return self._make_live(name, entry, version, target, catch_up, state)
+
+    def _replace(self, change: ReplaceTable) -> ChangeResult:
+        self._names.check_is_no_file(change.source)
+        name, of = change.table, self._names.meant(change.source)
+        entry = self._entry(name, change.if_version)
+        if of[0] == name:
+            raise InvalidArgument(f"{change.source!r} is table {name!r} itself", {"table": name})
+        check_whole(*of, of[1].live)
+        version = max(entry.versions) + 1
+        to = name, version, self._folder(name, entry, version)
+        with (
+            self._writer.holding(entry.uid),
+            copy_live(self._writer, of, to, None) as catch_up,
+        ):
+            with self._forgotten_on_error(to[2]):
+                self._follows(name, entry, to[2], change.allow_dim_change)
+            return self._make_live(name, entry, *to[1:], catch_up, self._state_of(to[2]))
+
+    def _check_not_pushed(self, name: str, entry: CatalogEntry, if_lsn: int | None) -> None:
+        """FailedPrecondition when the table took a push above `if_lsn`, or may have."""
+        last = self._writer.last_push(entry.uid)
+        if if_lsn is not None and last > if_lsn:
+            raise FailedPrecondition(
+                f"table {name!r} took a push after LSN {if_lsn}, or may have: its last one has at "
+                f"most LSN {last}; read it again, or publish with keep_rows (--keep-rows), which "
+                "keeps what the table has of rows that stay",
+                {"table": name, "lsn": str(last)},
+            )
+
+    @contextmanager
+    def _forgotten_on_error(self, folder: Path) -> Iterator[None]:
         try:
-            catch_up_restored(self._files, self._data_dir, entry, target)
+            yield
         except GatherdError:
-            forget(self._files, target)
+            forget(self._files, folder)
             raise
-        return self._make_live(name, entry, version, target, lambda: None)
+
+    def _folder(self, name: str, entry: CatalogEntry, version: int) -> Path:
+        return version_dir(self._data_dir, entry.folder_of(name), version)
 
     def _copied(self, name: str, if_version: int, optimizer: Optimizer | None) -> ChangeResult:
         """Publish a copy of the live version, trained by `optimizer` (None: by the same as now)."""
         entry = self._entry(name, if_version)
         check_whole(name, entry, entry.live)
         version = max(entry.versions) + 1
-        with copy_live(self._writer, name, entry, version, optimizer) as (target, catch_up):
+        target = self._folder(name, entry, version)
+        with copy_live(self._writer, (name, entry), (name, version, target), optimizer) as catch_up:
             return self._make_live(name, entry, version, target, catch_up)
 
     def _rollback(self, name: str, version: int, if_version: int) -> ChangeResult:
@@ -233,7 +326,7 @@ class CatalogChanges:
             self._mend(name, entry, version)
         elif version == entry.live:
             raise FailedPrecondition(f"version {version} of table {name!r} is live already")
-        target = version_dir(self._data_dir, name, version)
+        target = self._folder(name, entry, version)
         try:
             thaw(self._files, target)
             return self._make_live(name, entry, version, None, lambda: None)
@@ -268,7 +361,7 @@ class CatalogChanges:
             return self._replace_entry(name, replace(entry, versions=kept, damaged=damaged))
 
         lsn = self._writer.between(switch)
-        forget(self._files, version_dir(self._data_dir, name, version))
+        forget(self._files, self._folder(name, entry, version))
         return ChangeResult(entry.live, lsn)
 
     def _mend(self, name: str, entry: CatalogEntry, version: int) -> None:
@@ -297,6 +390,7 @@ class CatalogChanges:
         version: int,
         fresh: Path | None,
         catch_up: Callable[[], None],
+        state: StateOutcome = StateOutcome.NONE,
     ) -> ChangeResult:
         """Switch from `entry`'s live version to `version`, after every worker mapped that.
 
@@ -328,9 +422,9 @@ class CatalogChanges:
             ) from None
         lsn = self._switched(switch, fresh)
         for number in set(entry.versions) - set(versions):
-            forget(self._files, version_dir(self._data_dir, name, number))
+            forget(self._files, self._folder(name, entry, number))
         self.freeze()
-        return ChangeResult(version, lsn)
+        return ChangeResult(version, lsn, state)
 
     def _switched(self, switch: Callable[[], int], fresh: Path | None) -> int:
         """Run `switch` between two batches; delete `fresh` if that changed nothing."""
@@ -358,34 +452,42 @@ class CatalogChanges:
             )
         return entry
 
-    def _place(self, folder: Path, target: Path, name: str, version: int, live: int | None) -> None:
+    def _place(self, folder: Path, target: Path, name: str, version: int) -> None:
         """Move a staged folder to its version's place, and check that it can be served there."""
         try:
             self._files.make_dirs(target.parent)
             self._files.rename(folder, target)
-            table = open_table(self._data_dir, name, version)
-            if live is not None:
-                self._check_is_alike(name, table, live)
+            open_version(target, name, version)
         except GatherdError:
             forget(self._files, target)
             raise
 
-    def _check_is_alike(self, name: str, table: Table, live: int) -> None:
-        """FailedPrecondition unless `table` can follow a live version, by that one's manifest.
+    def _follows(
+        self, name: str, entry: CatalogEntry, target: Path, allow_dim_change: bool
+    ) -> StateOutcome:
+        """FailedPrecondition unless the version in `target` can follow the live one.
 
-        A version whose manifest is unreadable may be followed by any table.
+        Returns what becomes of its state if none is carried. A version whose manifest is
+        unreadable may be followed by any table.
         """
+        new = read_manifest(target)
         try:
-            now = read_manifest(version_dir(self._data_dir, name, live))
+            now = read_manifest(self._folder(name, entry, entry.live))
         except BadFile:
-            return
-        kind = table.keys.kind.value if table.keys else None
-        if (now.get("dim"), now.get("keys")) != (table.dim, kind):
+            return self._state_of(target, StateOutcome.NEW)
+        has_dim = allow_dim_change or now.get("dim") == new.get("dim")
+        if not has_dim or now.get("keys") != new.get("keys"):
+            allow = "" if has_dim else "; to publish another dim, say so: allow_dim_change"
             raise FailedPrecondition(
                 f"table {name!r} has dim {now.get('dim')} and {_told(now.get('keys'))}; "
-                f"the new version has dim {table.dim} and {_told(kind)}",
+                f"the new version has dim {new.get('dim')} and {_told(new.get('keys'))}{allow}",
                 {"table": name},
             )
+        return self._state_of(target, StateOutcome.NEW)
+
+    def _state_of(self, target: Path, outcome: StateOutcome = StateOutcome.KEPT) -> StateOutcome:
+        """`outcome` if the version in `target` has any optimizer state."""
+        return outcome if any(target.glob("slot_*.npy")) else StateOutcome.NONE
 
     def sweep(self) -> None:
         """Delete the folders that the catalog doesn't name."""

@@ -10,11 +10,11 @@ from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.training.optimizer import Optimizer
+from gatherd_server.types import ChangeResult, Publish
 
 
 class OnDuplicate(Enum):
@@ -44,13 +44,6 @@ class ImportOptions:
     optimizer: Optimizer | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class NewVersion:
-    """Asks for a new version of an existing table, provided that `if_version` is live then."""
-
-    if_version: int = LIVE_VERSION
-
-
 @dataclass(slots=True)
 class ImportSummary:
     """What happened to a source's rows."""
@@ -63,6 +56,8 @@ class ImportSummary:
     nonfinite_rows: int = 0
     duplicates: int = 0
     replaced: int = 0
+    published: ChangeResult | None = None
+    """The result of publishing a new version."""
 
 
 def import_rows(
@@ -72,11 +67,12 @@ def import_rows(
     options: ImportOptions,
     origin: dict[str, Any],
     on_progress: Callable[[int], None],
-    new_version: NewVersion | None = None,
+    new_version: Publish | None = None,
 ) -> ImportSummary:
     """Make the table `name` from `source`'s rows and publish it, durable on return.
 
-    With `new_version` the table exists, and the rows become its live version. `on_progress` is
+    With `new_version` the table exists, and the rows become its live version, as that has it
+    (`staged` is filled in). `on_progress` is
     called with the position in the source, in the unit of its `total`. Whatever is raised, nothing
     of what was written is left.
     """
@@ -101,7 +97,7 @@ def import_rows(
     if new_version is None:
         summary.row_count = data_dir.add_table(table)
     else:
-        summary.row_count = data_dir.publish(table, new_version.if_version)
+        summary.row_count, summary.published = data_dir.publish(table, new_version)
     return summary
 
 

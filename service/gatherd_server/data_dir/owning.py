@@ -5,18 +5,25 @@ import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
-from gatherd.errors import AlreadyExists, BadFile, FailedPrecondition, GatherdError, StorageError
+from gatherd.errors import (
+    AlreadyExists,
+    BadFile,
+    FailedPrecondition,
+    GatherdError,
+    InvalidArgument,
+    StorageError,
+)
 from gatherd.store.catalog import (
     LOCK_NAME,
     STAGING_NAME,
     Catalog,
     check_table_name,
+    named_entry,
     read_catalog,
-    table_not_found,
 )
-from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.restoring import restored_lsn, stage_from_snapshot
 from gatherd_server.snapshots.restoring import VOLUME_NAMES
@@ -52,9 +59,16 @@ class DataDir(ABC):
 
     def check_is_new(self, name: str) -> None:
         """AlreadyExists when there is a table `name`, InvalidArgument when `name` is impossible."""
-        if check_table_name(name) in self.catalog.tables:
+        catalog = self.catalog
+        if check_table_name(name) in catalog.tables:
             raise AlreadyExists(
                 f"data dir {self.path} has a table {name!r} already", {"table": name}
+            )
+        if name in catalog.aliases:
+            raise AlreadyExists(
+                f"data dir {self.path} has an alias {name!r} already, of table "
+                f"{catalog.aliases[name]!r}",
+                {"table": name},
             )
 
     def add_table(self, table: TableFiles) -> int:
@@ -68,16 +82,14 @@ class DataDir(ABC):
         self._take_in(staged, AddStaged(table.name, staged.folder.name))
         return staged.row_count
 
-    def publish(self, table: TableFiles, if_version: int = LIVE_VERSION) -> int:
-        """Write a new version of a table and make it live; its row count. Atomic as `add_table`.
+    def publish(self, table: TableFiles, how: Publish) -> tuple[int, ChangeResult]:
+        """Write a new version of a table and make it live; its row count, and the result.
 
-        VersionMismatch unless `if_version` is live then.
+        `how` has the table and the conditions. Atomic as `add_table`.
         """
-        if table.name not in self.catalog.tables:
-            raise table_not_found(table.name, self.catalog.tables)
+        named_entry(self.catalog, how.table)
         staged = self.stage(table)
-        self._take_in(staged, Publish(table.name, staged.folder.name, if_version))
-        return staged.row_count
+        return staged.row_count, self._take_in(staged, replace(how, staged=staged.folder.name))
 
     def stage(self, table: TableFiles) -> StagedTable:
         """Write a version's files in staging; see `stage_table`."""
@@ -89,9 +101,18 @@ class DataDir(ABC):
         It includes what the log keeps of a damaged version above the snapshot's LSN. Raises what
         `stage_from_snapshot` and a publish do.
         """
+        if name in self.catalog.aliases:
+            raise InvalidArgument(
+                f"{name!r} is an alias here, of table {self.catalog.aliases[name]!r}; name the "
+                "table to restore",
+                {"table": name},
+            )
         staged, lsn = stage_from_snapshot(self._files, self.path, snapshot, name)
         entry = self.catalog.tables.get(name)
-        change = AddStaged(name, staged) if entry is None else Publish(name, staged)
+        change: TableChange = AddStaged(name, staged)
+        if entry is not None:
+            # The snapshot has the optimizer's state, and dims are those of then.
+            change = Publish(name, staged, reset_state=True, allow_dim_change=True)
         try:
             done = self.change(change)
         except GatherdError as error:
@@ -105,9 +126,9 @@ class DataDir(ABC):
     def change(self, change: TableChange) -> ChangeResult:
         """Make a change. Durable on return."""
 
-    def _take_in(self, staged: StagedTable, change: TableChange) -> None:
+    def _take_in(self, staged: StagedTable, change: TableChange) -> ChangeResult:
         try:
-            self.change(change)
+            return self.change(change)
         except GatherdError as error:
             self._unstage(staged.folder, error)
             raise

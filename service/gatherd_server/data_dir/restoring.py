@@ -48,7 +48,7 @@ def _staged(
     entry = catalog.tables.get(name)
     if entry is None:
         raise table_not_found(name, catalog.tables)
-    source = version_dir(snapshot, name, entry.live)
+    source = version_dir(snapshot, entry.folder_of(name), entry.live)
     listed = {
         file: sums for file, sums in contents.files.items() if (snapshot / file).parent == source
     }

@@ -8,7 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.errors import NotFound, StorageError
-from gatherd.store.catalog import MANIFEST_NAME, STAGING_NAME, CatalogEntry, open_table, version_dir
+from gatherd.store.catalog import (
+    MANIFEST_NAME,
+    STAGING_NAME,
+    CatalogEntry,
+    open_version,
+    version_dir,
+)
 from gatherd.store.checksums import CHECKSUMS, encode_document
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.data_dir.naming import check_staged
@@ -43,20 +49,24 @@ def _write_manifest(files: Files, folder: Path, manifest: dict[str, Any]) -> Non
 
 @contextmanager
 def copy_live(
-    writer: Writer, name: str, entry: CatalogEntry, version: int, optimizer: Optimizer | None
-) -> Iterator[tuple[Path, Callable[[], None]]]:
-    """Copy a table's live version to the new version `version`, while updates go on.
+    writer: Writer,
+    of: tuple[str, CatalogEntry],
+    to: tuple[str, int, Path],
+    optimizer: Optimizer | None,
+) -> Iterator[Callable[[], None]]:
+    """Copy the live version of the table `of` to a new version, while updates go on.
 
-    Yields the folder and a function, to be called between two batches, that stores the log into the
-    copy up to the last applied LSN, durably. With `optimizer` that one trains the copy: slots of
-    both optimizers with the same shape keep their state, others start anew.
+    `to` is the new version's table, number and folder. Yields a function, to be called between two
+    batches, that stores the log into the copy up to the last applied LSN, durably. With `optimizer`
+    that one trains the copy: slots of both optimizers with the same shape keep their state, others
+    start anew.
     """
     files, data_dir = writer.files, writer.data_dir
-    source = version_dir(data_dir, name, entry.live)
+    (of_name, entry), (name, version, target) = of, to
+    source = version_dir(data_dir, entry.folder_of(of_name), entry.live)
     manifest = read_manifest(source)
     old = Optimizer.from_json(manifest["optimizer"]) if manifest.get("optimizer") else None
     with_slots = optimizer is None or (old is not None and old.slots == optimizer.slots)
-    target = version_dir(data_dir, name, version)
     staging = data_dir / STAGING_NAME / uuid.uuid4().hex
     catch_up: CatchUp | None = None
     lsn = writer.pin_log(staging)
@@ -64,7 +74,7 @@ def copy_live(
         with _removed_on_error(files, target):
             slots = [] if with_slots else [path.name for path in source.glob("slot_*.npy")]
             copy_files(files, source, staging, without=[MANIFEST_NAME, *slots])
-            table = open_table(data_dir, name, entry.live)
+            table = open_version(source, of_name, entry.live)
             if optimizer is not None:
                 optimizer.check_table(table.dtype, table.row_count)
             if not with_slots:
@@ -73,9 +83,13 @@ def copy_live(
             is_trainable = optimizer is not None or old is not None
             if is_trainable and not (staging / SEQ_NAME).exists():
                 write_counters(files, staging, table.row_count)
-            copied = _copied_manifest(manifest, name, version, entry.live, lsn, optimizer)
+            origin: dict[str, Any] = {"copy_of_version": entry.live, "lsn": lsn}
+            if of_name != name:
+                origin |= {"copy_of_table": of_name}
+            copied = _copied_manifest(manifest, name, version, origin, optimizer)
             sync_files(files, staging, but_moving=old is not None)
             _write_manifest(files, staging, copied)
+            files.make_dirs(target.parent)
             files.rename(staging, target)
             if is_trainable and old is not None:
                 catch_up = CatchUp(
@@ -88,7 +102,7 @@ def copy_live(
                     catch_up.sync()
 
             finish()
-        yield target, finish
+        yield finish
     finally:
         writer.unpin_log(staging)
         if catch_up is not None:
@@ -112,8 +126,7 @@ def _copied_manifest(
     manifest: dict[str, Any],
     name: str,
     version: int,
-    source: int,
-    lsn: int,
+    origin: dict[str, Any],
     optimizer: Optimizer | None,
 ) -> dict[str, Any]:
     moving = ("weights.npy", "slot_")
@@ -129,6 +142,6 @@ def _copied_manifest(
         "version": version,
         "optimizer": trained,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "origin": {"copy_of_version": source, "lsn": lsn},
+        "origin": origin,
         CHECKSUMS: checksums,
     }

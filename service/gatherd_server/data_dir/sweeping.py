@@ -25,8 +25,9 @@ def forget(files: Files, folder: Path) -> None:
 
 def sweep(files: Files, data_dir: Path, catalog: Catalog) -> None:
     """Delete folders of tables and versions that the catalog doesn't name."""
+    entries = {entry.folder_of(name): entry for name, entry in catalog.tables.items()}
     for folder in sorted((data_dir / TABLES_NAME).glob("*")):
-        entry = catalog.tables.get(folder.name)
+        entry = entries.get(folder.name)
         if entry is None:
             forget(files, folder)
             continue
@@ -39,7 +40,7 @@ def freeze_superseded(files: Files, data_dir: Path, catalog: Catalog) -> None:
     """Take the checksums of superseded versions, which don't change any more."""
     for name, entry in catalog.tables.items():
         for version in entry.versions:
-            folder = version_dir(data_dir, name, version)
+            folder = version_dir(data_dir, entry.folder_of(name), version)
             if version == entry.live or entry.damage_of(version) is not None:
                 continue
             try:

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from gatherd.errors import BadFile
-from gatherd.store.catalog import CatalogEntry, open_table, read_catalog, version_dir
+from gatherd.store.catalog import CatalogEntry, open_version, read_catalog, version_dir
 from gatherd.store.checksums import read_document, verify_folder
 from gatherd.store.control import ControlPage
 from gatherd.store.format import file_bytes, npy_header, open_readonly
@@ -71,8 +71,8 @@ def _state(data_dir: Path, name: str) -> tuple[CatalogEntry, list[int]] | None:
     entry = read_catalog(data_dir).tables.get(name)
     if entry is None:
         return None
-    frozen = [v for v in entry.versions if (version_dir(data_dir, name, v) / FROZEN_NAME).exists()]
-    return entry, frozen
+    folders = {v: version_dir(data_dir, entry.folder_of(name), v) for v in entry.versions}
+    return entry, [v for v, folder in folders.items() if (folder / FROZEN_NAME).exists()]
 
 
 def _verify_version(
@@ -81,7 +81,7 @@ def _verify_version(
     damage = entry.damage_of(version)
     if damage is not None:
         raise BadFile(f"it is refused: {damage.reason}")
-    folder = version_dir(data_dir, name, version)
+    folder = version_dir(data_dir, entry.folder_of(name), version)
     manifest: dict[str, Any] = read_manifest(folder)
     is_trainable = manifest.get("optimizer") is not None
     done = 0
@@ -99,7 +99,7 @@ def _verify_version(
         keys.verify()
         verified += keys.nbytes
         yield verified
-    table = open_table(data_dir, name, version)
+    table = open_version(folder, name, version)
     optimizer = Optimizer.from_json(manifest["optimizer"]) if is_trainable else None
     _check_slots(folder, table, optimizer)
     if optimizer is not None and version == entry.live:
@@ -168,4 +168,5 @@ def repair_keys(data_dir: Path, name: str, version: int, files: Files | None = N
 
     BadFile when the keys themselves are damaged or missing.
     """
-    rebuild_slots(files or Files(), version_dir(data_dir, name, version))
+    folder = read_catalog(data_dir).tables[name].folder_of(name)
+    rebuild_slots(files or Files(), version_dir(data_dir, folder, version))

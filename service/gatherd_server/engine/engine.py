@@ -60,6 +60,8 @@ class PreparedLookup:
     run: Callable[[], list[Gathered]]
     is_long: bool
     """Whether an event loop should let another thread run it."""
+    tables: Sequence[Table]
+    """The table of each lookup."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +109,7 @@ class Engine:
             or needs_mean(lookups, tables)
             or may_wait(lookups, tables)
         )
-        return PreparedLookup(lambda: self._gather(lookups, tables), is_long)
+        return PreparedLookup(lambda: self._gather(lookups, tables), is_long, tables)
 
     def _gather(self, lookups: Sequence[Lookup], tables: Sequence[Table]) -> list[Gathered]:
         lsn = self._tables.lsn  # before the rows, which may have later updates
@@ -119,13 +121,13 @@ class Engine:
         for i, lookup in enumerate(lookups):
             if lookup.with_lsn:
                 gathered[i] = replace(gathered[i], lsn=lsn)
-        for lookup, one in zip(lookups, gathered, strict=True):
-            self._telemetry.gathered(lookup.table, lookup.asked.size, one.vectors.nbytes)
+        for lookup, table, one in zip(lookups, tables, gathered, strict=True):
+            self._telemetry.gathered(table.name, lookup.asked.size, one.vectors.nbytes)
             if one.status is not None:
                 by = MISSED_KEYS if isinstance(lookup.asked, ByKey) else MISSED_IDS
-                self._telemetry.missed(lookup.table, by, int(np.count_nonzero(one.status)))
+                self._telemetry.missed(table.name, by, int(np.count_nonzero(one.status)))
             if lookup.version != LIVE_VERSION:
-                self._count_named(lookup)
+                self._count_named(table)
         return gathered
 
     def _count_refused(self, error: IdOutOfRange | KeyNotFound) -> None:
@@ -133,10 +135,10 @@ class Engine:
         by = MISSED_KEYS if isinstance(error, KeyNotFound) else MISSED_IDS
         self._telemetry.missed(error.metadata["table"], by, int(error.metadata["offenders"]))
 
-    def _count_named(self, lookup: Lookup) -> None:
+    def _count_named(self, table: Table) -> None:
         """Count a lookup that named its version, if that isn't live."""
-        if self._tables.current().live_version(lookup.table) != lookup.version:
-            self.note_superseded(lookup.table, lookup.version, 1)
+        if self._tables.current().live_version(table.name) != table.version:
+            self.note_superseded(table.name, table.version, 1)
 
     def note_superseded(self, name: str, version: int, lookups: int) -> None:
         """Count lookups that a version answered that isn't live. On any thread."""
@@ -159,8 +161,8 @@ class Engine:
         if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
             return None
         if lookup.version != LIVE_VERSION:
-            self._count_named(lookup)
-        return Rows(table, asked, dtype, self._telemetry.table(lookup.table), self._count_refused)
+            self._count_named(table)
+        return Rows(table, asked, dtype, self._telemetry.table(table.name), self._count_refused)
 
     def view(self) -> View:
         """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""

@@ -12,7 +12,15 @@ from gatherd.store.query import KeyQuery
 from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
 from gatherd_server.engine.rows import Rows
 from gatherd_server.observe.access_log import note_tables
-from gatherd_server.types import ChangeResult, Lookup, Push, PushResult, TableChange, TableInfo
+from gatherd_server.types import (
+    ChangeResult,
+    Lookup,
+    Push,
+    PushResult,
+    TableChange,
+    TableInfo,
+    named_tables,
+)
 
 
 class NotingEngine(Engine):
@@ -47,7 +55,7 @@ class NotingEngine(Engine):
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """As Engine's."""
-        note_tables((change.table,))
+        note_tables(named_tables(change))
         return super().change(change)
 
     def table(self, name: str) -> TableInfo:

@@ -23,8 +23,8 @@ class Rows:
     """The rows of `asked`, ids or keys of shape S; every one has to exist."""
 
     __slots__ = (
-        *("_asked", "_ids", "_missed", "_table"),
-        *("count", "counted", "dtype", "nbytes", "row_bytes"),
+        *("_asked", "_ids", "_missed"),
+        *("count", "counted", "dtype", "nbytes", "row_bytes", "table"),
     )
 
     def __init__(
@@ -39,7 +39,7 @@ class Rows:
 
         `missed` is told of KeyNotFound and IdOutOfRange, to count them.
         """
-        self._table = table
+        self.table = table
         self.counted = counted
         self._asked = asked
         self._missed = missed
@@ -58,21 +58,21 @@ class Rows:
     @property
     def shape(self) -> tuple[int, ...]:
         """The shape of the reply, S + (dim,)."""
-        return (*self._asked.shape, self._table.dim)
+        return (*self._asked.shape, self.table.dim)
 
     @property
     def version(self) -> int:
         """The version that answers."""
-        return self._table.version
+        return self.table.version
 
     @property
     def is_as_stored(self) -> bool:
         """Whether the reply has the rows' own dtype, so that they are only copied."""
-        return self.dtype is self._table.dtype
+        return self.dtype is self.table.dtype
 
     def check(self) -> None:
         """IdOutOfRange when an id has no row; `read` checks the ids that it copies, too."""
-        if not all_in_range(self._ids, self._table.row_count):
+        if not all_in_range(self._ids, self.table.row_count):
             self._raise_out_of_range()
 
     def read(self, start: int, stop: int, out: NDArray[np.uint8], begin: int) -> None:
@@ -80,7 +80,7 @@ class Rows:
 
         IdOutOfRange, with nothing copied; Unavailable when a row's writer died inside it.
         """
-        table, ids = self._table, self._ids[start:stop]
+        table, ids = self.table, self._ids[start:stop]
         if self.is_as_stored:
             if not table.read_rows(ids, out, begin):
                 self._raise_out_of_range()
@@ -95,6 +95,6 @@ class Rows:
 
     def _raise_out_of_range(self) -> None:
         assert not isinstance(self._asked, ByKey)
-        error = out_of_range_error(self._table.name, self._asked, self._table.row_count)
+        error = out_of_range_error(self.table.name, self._asked, self.table.row_count)
         self._missed(error)
         raise error

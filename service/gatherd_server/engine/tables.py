@@ -203,8 +203,13 @@ class ServedTables:
     def _info(self, view: View, name: str) -> TableInfo:
         table = view.live_or_reason(name)
         version, versions = view.live_version(name), view.versions(name)
+        alias_of = view.aliases.get(name, "")
+        aliases = () if alias_of else tuple(view.catalog.aliases_of(name))
         if isinstance(table, str):
-            return TableInfo(name, 0, 0, None, version, refused=table, versions=versions)
+            return TableInfo(
+                name, 0, 0, None, version, refused=table, versions=versions,
+                aliases=aliases, alias_of=alias_of,
+            )  # fmt: skip
         return TableInfo(
             name,
             table.row_count,
@@ -219,6 +224,8 @@ class ServedTables:
             versions=versions,
             optimizer=table.optimizer,
             lsn=self.lsn,
+            aliases=aliases,
+            alias_of=alias_of,
         )
 
     def _at_open(self, table: Table) -> None:

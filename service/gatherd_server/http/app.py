@@ -32,6 +32,7 @@ from gatherd_server.http.prefix import StripPrefix
 from gatherd_server.http.rest import openapi
 from gatherd_server.http.rest.keys import key_routes
 from gatherd_server.http.rest.lookups import lookup_routes
+from gatherd_server.http.rest.names import name_routes
 from gatherd_server.http.rest.neighbors import neighbors_routes
 from gatherd_server.http.rest.tables import change_routes, table_routes
 from gatherd_server.http.rest.updates import update_routes
@@ -69,6 +70,7 @@ def create_app(
     app.include_router(update_routes(engine, admission, offload))
     app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))
+    app.include_router(name_routes(engine, admission))
     app.include_router(health_routes(engine, admission, offload))
     app.include_router(page_routes(app, engine, offload, web))
     _handle_errors(app)

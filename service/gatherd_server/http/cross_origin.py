@@ -27,7 +27,7 @@ def options(origins: tuple[str, ...]) -> dict[str, Any]:
     """The options of Starlette's CORSMiddleware that let pages of `origins` ask."""
     return {
         "allow_origins": origins,
-        "allow_methods": ("GET", "HEAD", "POST", "DELETE"),
+        "allow_methods": ("GET", "HEAD", "POST", "PUT", "DELETE"),
         "allow_headers": _ASKED,
         "expose_headers": _ANSWERED,
         "max_age": PREFLIGHT_SECONDS,

@@ -22,6 +22,7 @@ from gatherd_server.observe.trail import REQUEST_ID_HEADER, Trail, following
 logger = logging.getLogger("gatherd.requests")
 
 _VERB: Final = re.compile(r"/v1/(?:tables/[^/:]+:)?([A-Za-z]{1,32})")
+_ALIAS: Final = re.compile(r"/v1/aliases/[^/:]+")
 _TABLE: Final = re.compile(r"/v1/tables/[^/:]+(/versions)?")
 OPERATIONS_WIRE: Final = "http"
 _UNKNOWN: Final = "unknown"
@@ -34,6 +35,10 @@ _BY_VERB: Final = {
         *(proto.SCATTER_ADD, proto.APPLY_GRADIENTS, proto.ASSIGN),
         *(proto.PUBLISH, proto.ROLLBACK, proto.SET_OPTIMIZER),
     )
+} | {
+    "rename": proto.RENAME_TABLE.name,
+    "clone": proto.CLONE_TABLE.name,
+    "replace": proto.REPLACE_TABLE.name,
 }
 _OF_MANY: Final = {"lookup": proto.LOOKUP_MANY.name, "lookupBags": proto.LOOKUP_BAGS_MANY.name}
 _BY_PATH: Final = {
@@ -72,6 +77,8 @@ def _rest_procedure(method: str, path: str) -> str:
         return proto.SNAPSHOT.name
     if _TABLE.fullmatch(path):
         return (proto.DELETE_TABLE if method == "DELETE" else proto.GET_TABLE).name
+    if _ALIAS.fullmatch(path):
+        return (proto.DELETE_ALIAS if method == "DELETE" else proto.SET_ALIAS).name
     match = _VERB.fullmatch(path)
     if match is None:
         return _UNKNOWN

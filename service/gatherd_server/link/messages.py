@@ -6,10 +6,10 @@
     5       8      number: a request's, repeated by its answer
     13      n      a record (storage/records.py)
 
-A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version],
-…]}, with two or three arrays for each update: its ids, integer keys, or the data and offsets of
-string keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its class's name and
-its fields. An answer has "result", or "error" with the fields of a GatherdError.
+A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version,
+of], …]}, with two or three arrays for each update: its ids, integer keys, or the data and offsets
+of string keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its class's name
+and its fields. An answer has "result", or "error" with the fields of a GatherdError.
 """
 
 from dataclasses import asdict
@@ -27,18 +27,24 @@ from gatherd_server.storage.records import Record, pack, unpack
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
+    CloneTable,
     CreateTable,
+    DeleteAlias,
     DeleteTable,
     DeleteVersion,
     OptimizerSpec,
     Publish,
     Push,
     PushResult,
+    RenameTable,
+    ReplaceTable,
     Rollback,
+    SetAlias,
     SetOptimizer,
     SnapshotInfo,
     SnapshotList,
     SnapshotResult,
+    StateOutcome,
     TableChange,
     TableUpdate,
     UpdateOp,
@@ -55,6 +61,7 @@ _CHANGES: dict[str, type[Any]] = {
     for cls in (
         *(AddStaged, CreateTable, DeleteTable, DeleteVersion),
         *(Publish, Rollback, SetOptimizer),
+        *(RenameTable, SetAlias, DeleteAlias, CloneTable, ReplaceTable),
     )
 }
 _RESULTS: dict[str, type[Any]] = {
@@ -120,7 +127,7 @@ def pack_push(submitted: Submitted) -> list[bytes | memoryview]:
     for update in push.updates:
         rows, own = _rows(update.asked)
         lr = None if update.lr is None else float(update.lr)
-        updates.append([update.table, rows, update.asked.shape, lr, update.if_version])
+        updates.append([update.table, rows, update.asked.shape, lr, update.if_version, update.of])
         arrays += [*own, np.ascontiguousarray(update.values, "<f4")]
     directory = {
         "op": push.op.value,
@@ -146,7 +153,7 @@ def unpack_push(record: Record) -> Submitted:
     directory = record.directory
     arrays = iter(record.arrays)
     updates = []
-    for table, rows, listed_shape, lr, if_version in directory["updates"]:
+    for table, rows, listed_shape, lr, if_version, of in directory["updates"]:
         shape = tuple(listed_shape)
         asked: Asked
         if rows == "strings":
@@ -156,7 +163,7 @@ def unpack_push(record: Record) -> Submitted:
             asked = ByKey(next(arrays).reshape(shape))
         else:
             asked = next(arrays).reshape(shape)
-        updates.append(TableUpdate(table, asked, next(arrays), lr, if_version))
+        updates.append(TableUpdate(table, asked, next(arrays), lr, if_version, of))
     request_id = request_id_from_json(directory["id"])
     push = Push(UpdateOp(directory["op"]), tuple(updates), request_id, directory["traceparent"])
     return Submitted(push, bytes.fromhex(directory["digest"]))
@@ -184,6 +191,8 @@ def unpack_change(record: Record) -> TableChange:
 def pack_result(result: Result) -> list[bytes | memoryview]:
     """An answer as a record."""
     fields = None if result is None else asdict(result)
+    if isinstance(result, ChangeResult):
+        fields = {**asdict(result), "state": result.state.value}
     return pack({"result": type(result).__name__, "fields": fields}, [])
 
 
@@ -205,6 +214,8 @@ def unpack_answer(record: Record) -> Any:
         fields = record.directory["fields"]
         if cls is PushResult:
             return PushResult(fields["lsn"], tuple(fields["versions"]))
+        if cls is ChangeResult:
+            fields["state"] = StateOutcome(fields["state"])
         if cls is SnapshotList:
             return SnapshotList(tuple(SnapshotInfo(**one) for one in fields["snapshots"]))
         return cls(**fields)

@@ -52,7 +52,9 @@ def check_settings(settings: ServeSettings, sources: list[TableSource]) -> None:
 
 def named_twice(table: str) -> ConfigError:
     """The error for a file that is to be served by the name of a table in the data dir."""
-    return ConfigError(f"table {table!r} is in the data dir already", {"settings": "tables"})
+    return ConfigError(
+        f"table {table!r} is in the data dir already, or an alias there", {"settings": "tables"}
+    )
 
 
 def check_secrets(settings: ServeSettings) -> bool:
@@ -106,11 +108,12 @@ def _checked_data_dir(settings: ServeSettings, files: set[str]) -> Iterator[str]
         yield f"data dir {settings.data_dir}: ok, empty"
         return
     damaged = []
-    for name, entry in sorted(read_catalog(settings.data_dir).tables.items()):
-        if name in files:
-            raise named_twice(name)
+    catalog = read_catalog(settings.data_dir)
+    for name in sorted(files & {*catalog.tables, *catalog.aliases}):
+        raise named_twice(name)
+    for name, entry in sorted(catalog.tables.items()):
         try:
-            table = open_table(settings.data_dir, name, entry.live)
+            table = open_table(settings.data_dir, name, entry.live, entry.folder)
         except GatherdError as error:
             damaged.append(f"table {name!r} would be refused: {error.message}")
             continue

@@ -160,7 +160,8 @@ class Supervisor:
             )
             self._lock_fd = owned.lock_fd
         if settings.data_dir is not None:
-            named = read_catalog(settings.data_dir).tables
+            catalog = read_catalog(settings.data_dir)
+            named = {*catalog.tables, *catalog.aliases}
             for source in sources:
                 if source.name in named:
                     raise named_twice(source.name)

@@ -99,8 +99,10 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
         for table, entry in catalog.tables.items():
             _check_is_whole(table, entry)
             for version in entry.versions:
-                source = version_dir(data_dir, table, version)
-                copy = version_dir(partial, table, version)
+                source, copy = (
+                    version_dir(root, entry.folder_of(table), version)
+                    for root in (data_dir, partial)
+                )
                 copy_files(files, source, copy)
                 if version == entry.live and is_trainable(source):
                     catching.append(CatchUp(files, data_dir, entry.uid, version, copy, pinned))
@@ -192,7 +194,9 @@ def _check_published(
     """BadFile when a copied file differs from what was published, or frozen."""
     for table, entry in catalog.tables.items():
         for version in entry.versions:
-            source, copy = (version_dir(root, table, version) for root in (data_dir, partial))
+            source, copy = (
+                version_dir(root, entry.folder_of(table), version) for root in (data_dir, partial)
+            )
             recorded = dict(_checksums_in(source / MANIFEST_NAME))
             if is_trainable(source):
                 recorded = {name: one for name, one in recorded.items() if not is_moving(name)}

@@ -136,17 +136,32 @@ class MappedVersion:
                 f"{self.weights.shape}"
             )
         self.note(rows, slots, scalars)
+        self.store_slots(rows, slots, scalars)
+        self._files.store_rows(self.weights, self._counters, rows, weights, self._weights_path)
+
+    def store_slots(
+        self,
+        rows: NDArray[np.int64],
+        slots: Mapping[str, NDArray[np.float32]],
+        scalars: Mapping[str, NDArray[np.int64]],
+    ) -> None:
+        """As `store` does, but the rows keep their weights."""
+        self._note_slots(rows, slots, scalars)
         for name, scalar in scalars.items():
             self._store_slot(name, _FIRST, scalar.reshape(1, 1))
         for name, images in slots.items():
             self._store_slot(name, rows, images)
-        self._files.store_rows(self.weights, self._counters, rows, weights, self._weights_path)
 
     def note(self, rows: NDArray[np.int64], slots: Iterable[str], scalars: Iterable[str]) -> None:
         """Note what `store` is about to change, or has changed; slots and scalars by name."""
+        self._note_slots(rows, slots, scalars)
+        self._sums[self._weights_path].note(rows)
+
+    def _note_slots(
+        self, rows: NDArray[np.int64], slots: Iterable[str], scalars: Iterable[str]
+    ) -> None:
         if unknown := {*slots, *scalars} - self.slots.keys():
             raise BadFile(f"{self._weights_path}: the version has no slot {min(unknown)!r}")
-        self._sums[self._weights_path].note(rows)
         for name in slots:
             self._sums[self._slot_paths[name]].note(rows)
         for name in scalars:

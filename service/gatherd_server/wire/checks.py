@@ -22,6 +22,7 @@ from gatherd_server.types import (
     CreateTable,
     DeleteVersion,
     OptimizerSpec,
+    Publish,
     Push,
     RequestId,
     SessionSequence,
@@ -132,6 +133,20 @@ def deleted_version(table: str, version: int) -> DeleteVersion:
     if version == LIVE_VERSION:
         raise InvalidArgument("version is 0; name the superseded version to delete")
     return DeleteVersion(table, version)
+
+
+def published(change: Publish) -> Publish:
+    """`change` if its options go together, else InvalidArgument."""
+    of_files = ("if_lsn", "keep_rows", "reset_state", "allow_dim_change")
+    given = [name for name in of_files if getattr(change, name) not in (None, False)]
+    if given and not change.staged:
+        raise InvalidArgument(
+            f"{given[0]} is about staged files; without any, a copy of the live version is "
+            "published, which keeps every row, its state and every push"
+        )
+    if change.keep_rows and change.allow_dim_change:
+        raise InvalidArgument("rows that are kept keep their dim: not keep_rows and another dim")
+    return change
 
 
 def drawn_table(change: CreateTable) -> CreateTable:

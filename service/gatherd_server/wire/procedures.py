@@ -190,6 +190,11 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     _change(proto.ROLLBACK, updates.rollback),
     _change(proto.SET_OPTIMIZER, updates.set_optimizer),
     _change(proto.DELETE_VERSION, updates.delete_version),
+    _change(proto.RENAME_TABLE, updates.rename_table),
+    _change(proto.SET_ALIAS, updates.set_alias),
+    _change(proto.DELETE_ALIAS, updates.delete_alias),
+    _change(proto.CLONE_TABLE, updates.clone_table),
+    _change(proto.REPLACE_TABLE, updates.replace_table),
     UpdateProcedure(proto.SNAPSHOT, _snapshot, updates.snapshot_reply),
     UpdateProcedure(
         proto.LIST_SNAPSHOTS,

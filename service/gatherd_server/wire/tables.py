@@ -45,6 +45,8 @@ def _table_message(info: TableInfo) -> table_pb2.Table:
         versions=info.versions,
         optimizer=_optimizer_message(info.optimizer),
         lsn=info.lsn,
+        aliases=info.aliases,
+        alias_of=info.alias_of,
     )
 
 

@@ -15,7 +15,9 @@ from gatherd_server.snapshots.naming import check_name, optional_name
 from gatherd_server.types import (
     AddStaged,
     ChangeResult,
+    CloneTable,
     CreateTable,
+    DeleteAlias,
     DeleteTable,
     DeleteVersion,
     Limits,
@@ -23,8 +25,11 @@ from gatherd_server.types import (
     Publish,
     Push,
     PushResult,
+    RenameTable,
+    ReplaceTable,
     RequestId,
     Rollback,
+    SetAlias,
     SetOptimizer,
     SnapshotList,
     SnapshotResult,
@@ -122,13 +127,47 @@ def _is_set(request: table_pb2.CreateTableRequest, name: str) -> bool:
 
 def delete_table(request: table_pb2.DeleteTableRequest) -> DeleteTable:
     """The removal of the table that `request` names."""
-    return DeleteTable(request.table)
+    return DeleteTable(request.table, request.force)
+
+
+def rename_table(request: table_pb2.RenameTableRequest) -> RenameTable:
+    """The new name that `request` asks for."""
+    return RenameTable(request.table, request.to, request.keep_alias)
+
+
+def set_alias(request: table_pb2.SetAliasRequest) -> SetAlias:
+    """The alias that `request` asks for."""
+    return SetAlias(request.alias, request.table)
+
+
+def delete_alias(request: table_pb2.DeleteAliasRequest) -> DeleteAlias:
+    """The removal of the alias that `request` names."""
+    return DeleteAlias(request.alias)
+
+
+def clone_table(request: table_pb2.CloneTableRequest) -> CloneTable:
+    """The copy that `request` asks for."""
+    return CloneTable(request.table, request.source)
+
+
+def replace_table(request: table_pb2.ReplaceTableRequest) -> ReplaceTable:
+    """The replacement that `request` asks for."""
+    return ReplaceTable(request.table, request.source, request.if_version, request.allow_dim_change)
 
 
 def publish(request: table_pb2.PublishRequest) -> Publish:
-    """The new version that `request` asks for."""
-    staged = check_staged(request.staged) if request.staged else ""
-    return Publish(request.table, staged, request.if_version)
+    """The new version that `request` asks for. InvalidArgument for options that contradict."""
+    return checks.published(
+        Publish(
+            request.table,
+            check_staged(request.staged) if request.staged else "",
+            request.if_version,
+            request.if_lsn if request.HasField("if_lsn") else None,
+            request.keep_rows,
+            request.reset_state,
+            request.allow_dim_change,
+        )
+    )
 
 
 def rollback(request: table_pb2.RollbackRequest) -> Rollback:
@@ -166,7 +205,9 @@ def push_reply(result: PushResult) -> bytes:
 
 def change_reply(result: ChangeResult) -> bytes:
     """A ChangeResponse."""
-    return table_pb2.ChangeResponse(version=result.version, lsn=result.lsn).SerializeToString()
+    return table_pb2.ChangeResponse(
+        version=result.version, lsn=result.lsn, state=result.state.value
+    ).SerializeToString()
 
 
 def deleted_snapshot(request: table_pb2.DeleteSnapshotRequest) -> str:

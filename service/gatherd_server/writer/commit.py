@@ -18,6 +18,7 @@ from gatherd.errors import (
     InvalidArgument,
     NoKeys,
     NonfiniteValues,
+    Unavailable,
     VersionMismatch,
 )
 from gatherd.store.ids import all_in_range, out_of_range_error
@@ -35,6 +36,9 @@ from gatherd_server.writer.window import (
     request_id_from_json,
     request_id_to_json,
 )
+
+SWITCHED_RETRY_SECONDS = 0.01
+HELD_RETRY_SECONDS = 0.05
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +73,8 @@ class Commit:
     last_lsn: int
     images: list[tuple[LiveVersion, RowImages]]
     record: list[bytes | memoryview]
+    pushed: dict[str, int]
+    """The LSN of the last push to each table, by uid."""
 
     @property
     def is_empty(self) -> bool:
@@ -82,7 +88,7 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
     steps: list[list[_Step]] = []
     for number, submitted in enumerate(batch):
         try:
-            steps.append([_step(update, versions) for update in submitted.push.updates])
+            steps.append(_steps(submitted.push, versions))
         except GatherdError as error:
             refused[number] = error
             steps.append([])
@@ -94,20 +100,49 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
         refused[failed[0]] = failed[1]
     outcomes: list[PushResult | GatherdError] = []
     lsn = first_lsn
+    pushed: dict[str, int] = {}
     for number, some in enumerate(steps):
         if number in refused:
             outcomes.append(refused[number])
         else:
             outcomes.append(PushResult(lsn, tuple(step.live.version for step in some)))
+            pushed |= {step.live.uid: lsn for step in some}
             lsn += 1
     listed = list(images.values())
     record = _record(batch, outcomes, listed)
-    return Commit(outcomes, first_lsn, lsn - 1, listed, record)
+    return Commit(outcomes, first_lsn, lsn - 1, listed, record, pushed)
+
+
+def _steps(push: Push, versions: Versions) -> list[_Step]:
+    """Each update's step; InvalidArgument if two updates are of one table, by an alias."""
+    steps = [_step(update, versions) for update in push.updates]
+    named: dict[str, str] = {}
+    for update, step in zip(push.updates, steps, strict=True):
+        other = named.setdefault(step.live.uid, update.table)
+        if other != update.table:
+            raise InvalidArgument(
+                f"{other!r} and {update.table!r} are the same table {step.live.name!r}, which a "
+                "push updates once",
+                {"table": update.table},
+            )
+    return steps
 
 
 def _step(update: TableUpdate, versions: Versions) -> _Step:
     """Check an update against the version that is live now."""
     live = versions.live(update.table)
+    if live.uid in versions.held:
+        raise Unavailable(
+            f"the rows of table {update.table!r} are being replaced; send the update again",
+            {"table": update.table},
+            HELD_RETRY_SECONDS,
+        )
+    if update.of not in ("", live.name):
+        raise Unavailable(
+            f"alias {update.table!r} was switched while the update was on its way; send it again",
+            {"table": update.table},
+            SWITCHED_RETRY_SECONDS,
+        )
     if update.if_version not in (LIVE_VERSION, live.version):
         raise VersionMismatch(
             f"table {update.table!r} has version {live.version} live; the update insists on "
@@ -217,7 +252,7 @@ def store(commit: Commit, versions: Versions) -> None:
     """Make a logged commit visible."""
     for live, image in commit.images:
         live.mapped.store(image.rows, image.weights, image.slots, image.scalars)
-        versions.changed(live.uid, live.version)
+        versions.changed(live.uid, live.version, commit.pushed[live.uid])
 
 
 @dataclass(frozen=True, slots=True, eq=False)

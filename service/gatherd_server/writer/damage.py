@@ -17,7 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gatherd.errors import BadFile, StorageError
-from gatherd.store.catalog import Catalog, CatalogEntry, Damage, open_table, version_dir
+from gatherd.store.catalog import Catalog, CatalogEntry, Damage, open_version, version_dir
 from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion
@@ -59,7 +59,7 @@ class Replay:
             except BadFile as error:
                 self._found[key] = error.message
                 continue
-            self._versions.changed(*key)
+            self._versions.changed(*key, frame.last_lsn)
 
     def _mapped(self, uid: str, version: int) -> MappedVersion | None:
         if (uid, version) in self._found:
@@ -83,7 +83,7 @@ class Replay:
                 tables[name] = replace(entry, damaged=damaged)
         if tables == catalog.tables:
             return catalog
-        return Catalog(catalog.generation + 1, tables)
+        return replace(catalog, generation=catalog.generation + 1, tables=tables)
 
     def _damaged(
         self, name: str, entry: CatalogEntry, sums: Mapping[tuple[str, int], VersionSums]
@@ -112,7 +112,7 @@ class Replay:
     def _try(self, name: str, entry: CatalogEntry) -> None:
         """Map the live version if it can be trained, even if the log has nothing of it."""
         try:
-            is_needed = is_trainable(version_dir(self._data_dir, name, entry.live))
+            is_needed = is_trainable(version_dir(self._data_dir, entry.folder_of(name), entry.live))
         except BadFile:
             return  # the log has nothing for it; readers of the table report the damage
         if is_needed:
@@ -132,8 +132,8 @@ def mend(
     `sums` are those of the files at `damage.after_lsn`. A StorageError says what is still wrong.
     Idempotent: after a crash inside it, it can be done again.
     """
-    folder = version_dir(data_dir, name, damage.version)
-    open_table(data_dir, name, damage.version)
+    folder = version_dir(data_dir, entry.folder_of(name), damage.version)
+    open_version(folder, name, damage.version)
     mapped = MappedVersion.open(files, folder)
     try:
         of, wal = (entry.uid, damage.version), data_dir / WAL_NAME

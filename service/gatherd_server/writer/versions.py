@@ -63,21 +63,26 @@ class Versions:
         self._mapped: dict[tuple[str, int], MappedVersion] = {}
         self._dirty: set[tuple[str, int]] = set()
         self._names = {entry.uid: name for name, entry in catalog.tables.items()}
+        self.held: set[str] = set()
+        """The uids of tables that take no pushes at present, because their rows are replaced."""
+        self._pushed: dict[str, int] = {}
 
     def live(self, name: str) -> LiveVersion:
-        """The live version of table `name`, mapped.
+        """The live version of the table or alias `name`, mapped.
 
         TableNotFound, TableReadOnly or, when its files can't be used, TableRefused.
         """
         found = self._live.get(name)
         if found is None:
-            found = self._live[name] = self._open(name, self.entry(name))
+            table = self.catalog.meant(name)
+            found = self._live.get(table) or self._open(table, self.entry(table))
+            self._live[table] = self._live[name] = found
         return found
 
     def _open(self, name: str, entry: CatalogEntry) -> LiveVersion:
         check_whole(name, entry, entry.live)
         try:
-            table = open_table(self._data_dir, name, entry.live)
+            table = open_table(self._data_dir, name, entry.live, entry.folder)
             if not table.is_trainable:
                 raise read_only(name)
             mapped = self.mapped(entry.uid, entry.live)
@@ -102,11 +107,12 @@ class Versions:
         found = self._mapped.get((uid, version))
         if found is None:
             name = self._names.get(uid)
-            if name is None or version not in self.catalog.tables[name].versions:
+            if name is None:
                 return None
-            if self.catalog.tables[name].damage_of(version) is not None:
+            entry = self.catalog.tables[name]
+            if version not in entry.versions or entry.damage_of(version) is not None:
                 return None
-            folder = version_dir(self._data_dir, name, version)
+            folder = version_dir(self._data_dir, entry.folder_of(name), version)
             found = self._mapped[(uid, version)] = MappedVersion.open(
                 self._files, folder, self._sums.get((uid, version))
             )
@@ -122,9 +128,14 @@ class Versions:
             except (TableReadOnly, TableRefused, StorageError):
                 continue  # either read-only, or refused by the readers, who give the reason
 
-    def changed(self, uid: str, version: int) -> None:
-        """Note that a version was stored into since the last checkpoint."""
+    def changed(self, uid: str, version: int, lsn: int) -> None:
+        """Note that a version was stored into since the last checkpoint, last by push `lsn`."""
         self._dirty.add((uid, version))
+        self._pushed[uid] = lsn
+
+    def pushed_lsn(self, uid: str) -> int:
+        """The LSN of the last push to a table; 0 when there was none since the start's log."""
+        return self._pushed.get(uid, 0)
 
     def take_dirty(self) -> list[MappedVersion]:
         """The versions stored into since the last call; they become clean and start new notes."""
@@ -149,6 +160,8 @@ class Versions:
     def switch(self, catalog: Catalog) -> None:
         """Use another catalog from here on."""
         before, tables = self.catalog.tables, catalog.tables
+        for alias in {**self.catalog.aliases, **catalog.aliases}:
+            self._live.pop(alias, None)
         self.catalog = catalog
         changed: list[tuple[str, CatalogEntry | None, CatalogEntry | None]] = [
             (name, old, new)
@@ -156,23 +169,26 @@ class Versions:
             if (new := tables.get(name)) is not old and new != old
         ]
         changed += [(name, None, new) for name, new in tables.items() if name not in before]
-        for name, old, new in changed:
+        # By uid, because a renamed table stays mapped, and keeps what isn't durable yet.
+        stays = {new.uid: new for _, _, new in changed if new is not None}
+        for name, old, _ in changed:
             self._live.pop(name, None)
             if old is not None:
-                self._leave(old, new)
-        for name, old, new in changed:
+                self._leave(old, stays.get(old.uid))
+        were_live = {(old.uid, old.live) for _, old, _ in changed if old is not None}
+        for name, _, new in changed:
             if new is not None:
                 self._names[new.uid] = name
-                if old is None or (old.uid, old.live) != (new.uid, new.live):
+                if (new.uid, new.live) not in were_live:
                     # So that a checkpoint sums it up before the first update, too.
                     with suppress(StorageError):
                         self.mapped(new.uid, new.live)
 
     def _leave(self, old: CatalogEntry, new: CatalogEntry | None) -> None:
-        """Let go of what `old` named and the entry in its place doesn't."""
-        if new is None or new.uid != old.uid:
+        """Let go of what `old` named and `new`, the same table's entry from now on, doesn't."""
+        if new is None:
             self._names.pop(old.uid, None)
-            new = None
+            self._pushed.pop(old.uid, None)
         for damage in old.damaged:
             if new is None or new.damage_of(damage.version) is None:
                 # It was mended, so the last checkpoint's sums don't hold any more.

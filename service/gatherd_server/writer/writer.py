@@ -101,7 +101,7 @@ class Writer:
         recovered = recover(files, data_dir, self._control, is_restart=is_restart)
         self._versions = recovered.versions
         self._window = recovered.window
-        self._checkpoint_lsn = recovered.checkpoint_lsn
+        self._checkpoint_lsn = self._known_from_lsn = recovered.checkpoint_lsn
         wal = data_dir / WAL_NAME
         self._log = LogWriter(
             files, wal, recovered.lsn + 1, limits.segment_bytes, syncs=limits.syncs
@@ -243,6 +243,23 @@ class Writer:
         """Release the log for `owner`."""
         with self._lock:
             self._pins.pop(owner, None)
+
+    @contextmanager
+    def holding(self, uid: str) -> Iterator[None]:
+        """Refuse pushes to a table in the block, with Unavailable: they are to be sent again."""
+        held = self._versions.held
+        self.between(lambda: held.add(uid))
+        try:
+            yield
+        finally:
+            held.discard(uid)
+
+    def last_push(self, uid: str) -> int:
+        """An LSN above which a table took no push; its last push's, unless that is long ago.
+
+        What isn't in the log at the start isn't known any more.
+        """
+        return self._versions.pushed_lsn(uid) or self._known_from_lsn
 
     def versions(self) -> Versions:
         """The catalog's versions; only jobs given to `between` may use them."""

@@ -9,10 +9,12 @@ from starlette.responses import Response
 from gatherd_proto.headers import JSON
 from gatherd_server.access.admission import Admission, Place
 from gatherd_server.access.callers import Scope as Need
-from gatherd_server.http.access import held_of, placed
-from gatherd_server.http.body import read_body
+from gatherd_server.engine.engine import Engine
+from gatherd_server.http.access import caller_of, held_of, placed
+from gatherd_server.http.body import outcome, read_body
 from gatherd_server.http.media import best_answer, content_type
 from gatherd_server.http.rest import arrays
+from gatherd_server.types import TableChange
 
 
 def placed_router(place: Place, needed: Need) -> APIRouter:
@@ -43,6 +45,12 @@ async def json_body_of(
     content_type(dict(request.scope["headers"]), (JSON,))
     best_answer(headers.getlist("accept"), (JSON,))
     return await body_of(request, admission)
+
+
+async def changed_reply(engine: Engine, request: Request, change: TableChange) -> Response:
+    """The answer to a change, once it is made."""
+    result = await outcome(caller_of(request.scope).guard(engine).change(change))
+    return json_reply({"version": result.version, "lsn": result.lsn, "state": result.state.value})
 
 
 def json_reply(value: dict[str, Any]) -> Response:

@@ -66,9 +66,9 @@ _KEY_HEADER: Final[dict[str, Any]] = {
 }
 _VALUES: Final = [[0.5, -0.25], [1.5, 2.0]]
 _EXAMPLE: Final = {"ids": [4, 20], "values": _VALUES}
-_CHANGED: Final = {
+CHANGED: Final = {
     "description": "It is done, and durable.",
-    "content": json_content(ChangeReply, {"version": 2, "lsn": 117}),
+    "content": json_content(ChangeReply, {"version": 2, "lsn": 117, "state": "kept"}),
 }
 
 
@@ -148,17 +148,18 @@ def _raw_options(has_lr: bool) -> list[dict[str, Any]]:
     return options
 
 
-def _change(operation_id: str, summary: str, **extra: Any) -> dict[str, Any]:
+def change(operation_id: str, summary: str, **extra: Any) -> dict[str, Any]:
+    """A change of tables."""
     return {
         "operation_id": operation_id,
         "tags": ["tables"],
         "summary": summary,
-        "responses": responses(_CHANGED, *_STATUSES),
+        "responses": responses(CHANGED, *_STATUSES),
         **extra,
     }
 
 
-CREATE_TABLE: Final = _change(
+CREATE_TABLE: Final = change(
     "createTable",
     "Make a table of drawn rows, or of files that were staged in the data dir",
     openapi_extra=body(
@@ -174,31 +175,41 @@ CREATE_TABLE: Final = _change(
     ),
 )
 DELETE_TABLE: Final[dict[str, Any]] = {
-    **_change("deleteTable", "Remove a table with all its versions"),
-    "responses": responses(_CHANGED, 404, 409, 422, 429, 500, 503, 507),
+    **change("deleteTable", "Remove a table with all its versions"),
+    "responses": responses(CHANGED, 404, 409, 422, 429, 500, 503, 507),
+    "openapi_extra": {
+        "parameters": [
+            option(
+                "force",
+                "false",
+                "Removes the aliases that point to it, too; else there must be none.",
+                enum=["true", "false"],
+            )
+        ]
+    },
 }
-PUBLISH: Final = _change(
+PUBLISH: Final = change(
     "publish",
     "Make a new version live",
     description="Of files that were staged in the data dir, or else a copy of the live version as "
     "it is at that moment, which so is kept.",
     openapi_extra=body(PublishBody, {"if_version": 1}, required=False),
 )
-ROLLBACK: Final = _change(
+ROLLBACK: Final = change(
     "rollback",
     "Make an older version live again, as it was when it was superseded",
     openapi_extra=body(RollbackBody, {"version": 1}, required=False),
 )
-SET_OPTIMIZER: Final = _change(
+SET_OPTIMIZER: Final = change(
     "setOptimizer",
     "Publish a copy of the live version that is trained by another optimizer",
     openapi_extra=body(SetOptimizerBody, {"optimizer": {"name": "adam", "lr": 0.001}}),
 )
 DELETE_VERSION: Final[dict[str, Any]] = {
-    **_change("deleteVersion", "Remove a superseded version"),
+    **change("deleteVersion", "Remove a superseded version"),
     "description": "Not the live one, nor the one with the highest number, because no number is "
     "given twice; nor one that was looked up in the last ten seconds.",
-    "responses": responses(_CHANGED, 404, 409, 422, 429, 500, 503, 507),
+    "responses": responses(CHANGED, 404, 409, 422, 429, 500, 503, 507),
 }
 LIST_SNAPSHOTS: Final[dict[str, Any]] = {
     "operation_id": "listSnapshots",

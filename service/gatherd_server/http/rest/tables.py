@@ -16,10 +16,10 @@ from gatherd_server.http.access import caller_of
 from gatherd_server.http.body import outcome
 from gatherd_server.http.offload import Offload
 from gatherd_server.http.rest import openapi, openapi_updates, update_bodies
-from gatherd_server.http.rest.exchange import json_body_of, json_reply, placed_router
+from gatherd_server.http.rest.exchange import changed_reply, json_body_of, json_reply, placed_router
 from gatherd_server.http.rest.lookup_bodies import no_options
 from gatherd_server.snapshots.naming import check_name
-from gatherd_server.types import DeleteTable, SnapshotInfo, TableChange, TableInfo
+from gatherd_server.types import SnapshotInfo, TableChange, TableInfo
 
 
 def table_routes(engine: Engine, admission: Admission, offload: Offload) -> APIRouter:
@@ -74,8 +74,7 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
     router = placed_router(admission.update, Need.ADMIN)
 
     async def changed(request: Request, change: TableChange) -> Response:
-        result = await outcome(caller_of(request.scope).guard(engine).change(change))
-        return json_reply({"version": result.version, "lsn": result.lsn})
+        return await changed_reply(engine, request, change)
 
     @router.post("/v1/tables", **openapi_updates.CREATE_TABLE)
     async def create_table(request: Request) -> Response:
@@ -84,8 +83,7 @@ def change_routes(engine: Engine, admission: Admission) -> APIRouter:
 
     @router.delete("/v1/tables/{table:table}", **openapi_updates.DELETE_TABLE)
     async def delete_table(table: str, request: Request) -> Response:
-        no_options(request.query_params)
-        return await changed(request, DeleteTable(table))
+        return await changed(request, update_bodies.delete_table(table, request.query_params))
 
     @router.post("/v1/tables/{table:table}:publish", **openapi_updates.PUBLISH)
     async def publish(table: str, request: Request) -> Response:
@@ -159,4 +157,6 @@ def _table(info: TableInfo) -> dict[str, Any]:
         "versions": info.versions,
         "optimizer": info.optimizer,
         "lsn": info.lsn,
+        "aliases": info.aliases,
+        "alias_of": info.alias_of,
     }

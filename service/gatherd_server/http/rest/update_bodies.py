@@ -25,11 +25,15 @@ from gatherd_server.http.rest.lookup_bodies import (
 )
 from gatherd_server.http.rest.schemas import Body, parse
 from gatherd_server.http.rest.update_schemas import (
+    AliasBody,
+    CloneBody,
     CreateBody,
     GradientsBody,
     GradientsManyBody,
     OptimizerBody,
     PublishBody,
+    RenameBody,
+    ReplaceBody,
     RollbackBody,
     SetOptimizerBody,
     SnapshotBody,
@@ -40,14 +44,19 @@ from gatherd_server.http.rest.values import update_from_octets, values_from_json
 from gatherd_server.snapshots.naming import optional_name
 from gatherd_server.types import (
     AddStaged,
+    CloneTable,
     CreateTable,
+    DeleteTable,
     DeleteVersion,
     Limits,
     OptimizerSpec,
     Publish,
     Push,
+    RenameTable,
+    ReplaceTable,
     RequestId,
     Rollback,
+    SetAlias,
     SetOptimizer,
     TableUpdate,
     UpdateOp,
@@ -189,8 +198,47 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
 def publish(table: str, body: bytes, query: QueryParams) -> Publish:
     """A new live version, from JSON."""
     given = _body(PublishBody, body, query)
-    staged = check_staged(given.staged) if given.staged else ""
-    return Publish(table, staged, given.if_version)
+    return checks.published(
+        Publish(
+            table,
+            check_staged(given.staged) if given.staged else "",
+            given.if_version,
+            given.if_lsn,
+            given.keep_rows,
+            given.reset_state,
+            given.allow_dim_change,
+        )
+    )
+
+
+def delete_table(table: str, query: QueryParams) -> DeleteTable:
+    """The removal of a table; `?force=true` removes its aliases too."""
+    options = query_options(query, ("force",), "a removal has force=true")
+    if options.get("force", "true") not in ("true", "false"):
+        raise InvalidArgument(f"force is {options['force'][:64]!r}; it is true or false")
+    return DeleteTable(table, options.get("force") == "true")
+
+
+def rename_table(table: str, body: bytes, query: QueryParams) -> RenameTable:
+    """Another name for a table, from JSON."""
+    given = _body(RenameBody, body, query)
+    return RenameTable(table, given.to, given.keep_alias)
+
+
+def set_alias(alias: str, body: bytes, query: QueryParams) -> SetAlias:
+    """The table that an alias is to point to, from JSON."""
+    return SetAlias(alias, _body(AliasBody, body, query).table)
+
+
+def clone_table(source: str, body: bytes, query: QueryParams) -> CloneTable:
+    """A copy of a table, from JSON."""
+    return CloneTable(_body(CloneBody, body, query).to, source)
+
+
+def replace_table(table: str, body: bytes, query: QueryParams) -> ReplaceTable:
+    """A copy of another table as the new live version, from JSON."""
+    given = _body(ReplaceBody, body, query)
+    return ReplaceTable(table, given.source, given.if_version, given.allow_dim_change)
 
 
 def rollback(table: str, body: bytes, query: QueryParams) -> Rollback:

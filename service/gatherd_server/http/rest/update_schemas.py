@@ -101,6 +101,54 @@ class PublishBody(BaseModel):
 
     staged: str = Field("", description="A folder in staging; without, a copy of the live version.")
     if_version: int = _IF_VERSION
+    if_lsn: int | None = Field(
+        None, ge=0, lt=2**64, description="The table must not have taken a push above this LSN."
+    )
+    keep_rows: bool = Field(
+        False,
+        description="Rows that stay keep their contents; of the files only new rows count.",
+    )
+    reset_state: bool = Field(
+        False, description="The optimizer's state begins anew; else rows that stay keep it."
+    )
+    allow_dim_change: bool = Field(
+        False, description="The files may have another dim; then the state begins anew."
+    )
+
+
+class RenameBody(BaseModel):
+    """Another name for a table."""
+
+    model_config = _STRICT
+
+    to: str
+    keep_alias: bool = Field(False, description="Leave an alias under the old name.")
+
+
+class AliasBody(BaseModel):
+    """What an alias points to."""
+
+    model_config = _STRICT
+
+    table: str = Field(description="A table; not an alias.")
+
+
+class CloneBody(BaseModel):
+    """A copy of a table, as another one."""
+
+    model_config = _STRICT
+
+    to: str = Field(description="The new table's name.")
+
+
+class ReplaceBody(BaseModel):
+    """A copy of another table's live version, as this table's new live version."""
+
+    model_config = _STRICT
+
+    source: str = Field(description="The table that is copied, with its optimizer and state.")
+    if_version: int = _IF_VERSION
+    allow_dim_change: bool = False
 
 
 class RollbackBody(BaseModel):
@@ -150,6 +198,11 @@ class ChangeReply(BaseModel):
 
     version: int = Field(description="The version that is live now; 0 for a deleted table.")
     lsn: int = Field(description="The change's position in the log.")
+    state: str = Field(
+        "",
+        description="What became of the optimizer's state when a version was published: kept, or "
+        "new if it begins anew. Empty if there is none, or the change doesn't concern it.",
+    )
 
 
 class VersionsReply(BaseModel):

@@ -38,14 +38,20 @@ class Directory:
         self._view = view
         mapped = view.mapped.copy()
         self._seen = len(mapped)
-        self._tables = [
-            table
-            for (_, version), table in mapped.items()
-            # A table without a byte has no address.
+        # A table without a byte has no address.
+        listed = [
+            (name, table)
+            for (name, version), table in mapped.items()
             if version != LIVE_VERSION and table.nbytes
         ]
+        self._tables = [table for _, table in listed]
+        self._asked = [name for name, _ in listed]
         self.names = tuple(table.name for table in self._tables)
-        """The name of each table's column, for what is kept in their order."""
+        """The name of each column's table, under which its lookups are counted."""
+        self.reached = tuple(
+            (name,) if name == table.name else (name, table.name) for name, table in listed
+        )
+        """The names that a caller needs to be for, to be answered by each column: aliases too."""
         known = {} if before is None else before.numbers()
         self.columns: NDArray[np.int64] = np.zeros((len(self._tables), words.TABLE_WORDS), np.int64)
         taken = [known.get(table, -1) for table in self._tables]
@@ -57,13 +63,13 @@ class Directory:
             if taken[number] < 0:
                 self.columns[number] = _columns_of(table)
             self.columns[number, words.TABLE_IS_LIVE] = (
-                mapped.get((table.name, LIVE_VERSION)) is table
+                mapped.get((self._asked[number], LIVE_VERSION)) is table
             )
         self._enter_names()
         self.look()
 
     def numbers(self) -> dict[MappedTable, int]:
-        """Where each table's columns are."""
+        """Where columns of each table are; those under an alias differ by the name alone."""
         return {table: number for number, table in enumerate(self._tables)}
 
     def is_of(self, view: View) -> bool:
@@ -85,7 +91,7 @@ class Directory:
         return self._slots
 
     def _enter_names(self) -> None:
-        encoded = [name.encode() for name in self.names]
+        encoded = [name.encode() for name in self._asked]
         lengths = np.array([len(name) for name in encoded], np.int64)
         self._names = np.frombuffer(b"".join(encoded), np.uint8)
         begins = np.cumsum(lengths) - lengths

@@ -114,5 +114,5 @@ class ThreadAnswers:
             counts = answers.use(directory)
             self._shared.replace(self._counts, counts)
             self._counts = counts
-        answers.allow(caller.reads_of(directory.names))
+        answers.allow(caller.reads_of(directory.reached))
         return answers.answer(message, request)
