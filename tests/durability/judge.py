@@ -6,7 +6,7 @@ from pathlib import Path
 from durability.oracle import Did, State, check
 from durability.trainer import WAIT_SECONDS, Quick, Trainer, View
 from gatherd.errors import BadFile
-from gatherd.store.catalog import version_dir
+from gatherd.store.catalog import read_catalog, version_dir
 from gatherd.store.key_index import read_keys_info, verify_file
 from gatherd_server.access.token_file import read_tokens
 from gatherd_server.snapshots.naming import PARTIAL_SUFFIX
@@ -74,7 +74,8 @@ def _check_keys(trainer: Trainer) -> None:
     """The key indexes are what their checksums say."""
     for name, table in trainer.state.items():
         if table.keys is not None:
-            folder = version_dir(trainer.data, name, table.live)
+            entry = read_catalog(trainer.data).tables[name]
+            folder = version_dir(trainer.data, entry.folder_of(name), table.live)
             info = read_keys_info(folder)
             assert info is not None
             for array in info.arrays():

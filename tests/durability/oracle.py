@@ -4,6 +4,7 @@ Each push is computed alone and stored, as if it had been the only one of its ba
 is that of training/images.py, which other tests hold against torch, Keras and formulas.
 """
 
+import itertools
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -24,12 +25,17 @@ from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     AddStaged,
+    CloneTable,
     CreateTable,
+    DeleteAlias,
     DeleteTable,
     Publish,
     Push,
     PushResult,
+    RenameTable,
+    ReplaceTable,
     Rollback,
+    SetAlias,
     SetOptimizer,
     TableChange,
     UpdateOp,
@@ -47,15 +53,20 @@ class Version:
     optimizer: Optimizer | None
     weights: NDArray[np.uint8]
     slots: Contents
+    keys: tuple[bytes, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Table:
-    """A table's versions, ascending, and the live one."""
+    """A table's versions, ascending, the live one, and the aliases that point to it."""
 
     live: int
     versions: dict[int, Version]
-    keys: tuple[bytes, ...] | None = None
+    aliases: frozenset[str] = frozenset()
+
+    @property
+    def keys(self) -> tuple[bytes, ...] | None:
+        return self.versions[self.live].keys
 
 
 State = dict[str, Table]
@@ -72,7 +83,6 @@ class Did:
     digest: bytes = b""
     result: PushResult | None = None
     rows: Version | None = None
-    keys: tuple[bytes, ...] | None = None
 
 
 def after(state: State, did: Did, keep_versions: int) -> State:
@@ -83,25 +93,83 @@ def after(state: State, did: Did, keep_versions: int) -> State:
             return _pushed(state, what)
         case CreateTable() | AddStaged():
             assert did.rows is not None
-            return state | {what.table: Table(1, {1: did.rows}, did.keys)}
+            return state | {what.table: Table(1, {1: did.rows})}
         case DeleteTable():
             return {name: table for name, table in state.items() if name != what.table}
-    table = state[what.table]
+        case RenameTable() | SetAlias() | DeleteAlias():
+            return _named(state, what)
+        case CloneTable():
+            source = state[meant(state, what.source)]
+            return state | {what.table: Table(1, {1: source.versions[source.live]})}
+    name = meant(state, what.table)
+    return state | {name: _changed(state, name, did, keep_versions)}
+
+
+def meant(state: State, name: str) -> str:
+    """The table that `name` is, or is an alias of."""
+    return next((table for table, one in state.items() if name in one.aliases), name)
+
+
+def _named(state: State, what: RenameTable | SetAlias | DeleteAlias) -> State:
+    if isinstance(what, RenameTable):
+        state = dict(state)
+        table = state.pop(what.table)
+        kept = {what.table} if what.keep_alias else set()
+        return state | {what.to: replace(table, aliases=table.aliases | kept)}
+    others = {
+        name: replace(table, aliases=table.aliases - {what.alias}) for name, table in state.items()
+    }
+    if isinstance(what, DeleteAlias):
+        return others
+    table = others[what.table]
+    return others | {what.table: replace(table, aliases=table.aliases | {what.alias})}
+
+
+def _changed(state: State, name: str, did: Did, keep_versions: int) -> Table:
+    what, table = did.what, state[name]
     new = max(table.versions) + 1
     live = table.versions[table.live]
     match what:
         case Rollback():
             older = max(version for version in table.versions if version < table.live)
-            return state | {what.table: _with(table, {}, what.version or older, keep_versions)}
+            return _with(table, {}, what.version or older, keep_versions)
         case Publish():
-            made = did.rows if what.staged else live
+            made = live
+            if what.staged:
+                assert did.rows is not None
+                made = _carried(live, did.rows, what)
+        case ReplaceTable():
+            source = state[meant(state, what.source)]
+            made = source.versions[source.live]
         case SetOptimizer():
             optimizer = Optimizer.from_spec(what.optimizer)
             keeps = live.optimizer is not None and live.optimizer.slots == optimizer.slots
             slots = live.slots if keeps else first_slots(optimizer, len(live.weights), live.dim)
             made = replace(live, optimizer=optimizer, slots=slots)
-    assert made is not None
-    return state | {what.table: _with(table, {new: made}, new, keep_versions)}
+        case _:
+            raise AssertionError(what)
+    return _with(table, {new: made}, new, keep_versions)
+
+
+def _carried(live: Version, new: Version, how: Publish) -> Version:
+    """`new` with the state, and by keep_rows the contents, of the rows that stay."""
+    if live.optimizer is None or new.optimizer is None or how.reset_state:
+        return new
+    old_rows = dict(zip(live.keys or range(len(live.weights)), itertools.count(), strict=False))
+    new_keys = new.keys or range(len(new.weights))
+    pairs = [(i, old_rows[key]) for i, key in enumerate(new_keys) if key in old_rows]
+    to, of = [i for i, _ in pairs], [j for _, j in pairs]
+    weights = new.weights.copy()
+    if how.keep_rows:
+        weights[to] = live.weights[of]
+    slots = {name: slot.copy() for name, slot in new.slots.items()}
+    if (live.optimizer.slots, live.dim) == (new.optimizer.slots, new.dim):
+        for name, slot in slots.items():
+            if slot.dtype == np.int64:
+                slot[...] = live.slots[name]
+            else:
+                slot[to] = live.slots[name][of]
+    return replace(new, weights=weights, slots=slots)
 
 
 def _with(table: Table, new: dict[int, Version], live: int, keep: int) -> Table:
@@ -122,7 +190,8 @@ def first_slots(optimizer: Optimizer, row_count: int, dim: int) -> Contents:
 def _pushed(state: State, push: Push) -> State:
     state = dict(state)
     for update in push.updates:
-        table = state[update.table]
+        of = meant(state, update.table)
+        table = state[of]
         live = table.versions[table.live]
         assert live.optimizer is not None
         slots = {name: slot.copy() for name, slot in live.slots.items()}
@@ -150,7 +219,7 @@ def _pushed(state: State, push: Push) -> State:
         for name, scalar in images.scalars.items():
             slots[name][...] = scalar
         fresh = replace(live, weights=weights, slots=slots)
-        state[update.table] = replace(table, versions=table.versions | {table.live: fresh})
+        state[of] = replace(table, versions=table.versions | {table.live: fresh})
     return state
 
 
@@ -163,9 +232,11 @@ def check(data_dir: Path, state: State, *, is_settled: bool) -> None:
     found = {name: (entry.live, entry.versions) for name, entry in catalog.tables.items()}
     expected = {name: (table.live, (*table.versions,)) for name, table in state.items()}
     assert found == expected, f"the catalog has {found}, not {expected}"
+    aliases = {alias: name for name, table in state.items() for alias in table.aliases}
+    assert catalog.aliases == aliases, f"the aliases are {catalog.aliases}, not {aliases}"
     for name, table in state.items():
         for number, version in table.versions.items():
-            folder = version_dir(data_dir, name, number)
+            folder = version_dir(data_dir, catalog.tables[name].folder_of(name), number)
             is_live = number == table.live
             _check_version(f"{name} v{number} ({is_live=})", folder, version)
             if version.optimizer is not None:

@@ -19,11 +19,15 @@ from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEYS_JSON, KEYS_SLOTS
 from gatherd_server.data_dir.verify import repair_keys
 from gatherd_server.types import (
+    CloneTable,
     DeleteTable,
     OptimizerSpec,
     Publish,
     Push,
+    RenameTable,
+    ReplaceTable,
     Rollback,
+    SetAlias,
     SetOptimizer,
     TableUpdate,
     UpdateOp,
@@ -80,6 +84,30 @@ def versions(folder: Path, ignores: str) -> Iterator[Stage]:
     trainer.change(SetOptimizer("a", OptimizerSpec("ftrl", {})))
     trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 60))
     trainer.writer.checkpoint()
+
+
+def grown(folder: Path, ignores: str) -> Iterator[Stage]:
+    """A table gets more rows while pushes go on, is cloned, renamed, and gets an alias."""
+    power, trainer = _begin(folder, ignores)
+    yield power, trainer
+    trainer.make()
+    trainer.start()
+    trainer.add("a", 300, 4, "momentum", keyed=False)
+    trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 60))
+    for more in (20, -10):
+        _during_copy(
+            power,
+            trainer,
+            lambda more=more: trainer.publish_new("a", "momentum", more=more, keep_rows=True),
+        )
+    trainer.publish_new("a", "momentum", more=5)
+    trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 60))
+    trainer.change(CloneTable("b", "a"))
+    trainer.change(RenameTable("a", "c"))
+    trainer.change(SetAlias("a", "b"))
+    trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["b"], 60))
+    trainer.writer.checkpoint()
+    trainer.change(ReplaceTable("c", "b"))
 
 
 def snapshots(folder: Path, ignores: str) -> Iterator[Stage]:
@@ -268,6 +296,7 @@ def _publish(trainer: Trainer) -> None:
 SCRIPTS: dict[str, Script] = {
     "tables": tables,
     "versions": versions,
+    "grown": grown,
     "snapshots": snapshots,
     "dropped": dropped,
     "unsynced": unsynced,

@@ -19,10 +19,13 @@ from gatherd.store.catalog import STAGING_NAME, TABLES_NAME
 from gatherd.store.dtypes import DType
 from gatherd_server.storage.wal_format import WAL_NAME, segment_paths
 from gatherd_server.types import (
+    CloneTable,
     DeleteTable,
     OptimizerSpec,
     Publish,
+    RenameTable,
     Rollback,
+    SetAlias,
     SetOptimizer,
     UpdateOp,
 )
@@ -52,7 +55,11 @@ STEPS: list[Act] = [
     _push(UpdateOp.SCATTER_ADD),
     lambda trainer: trainer.snapshot("s1"),
     lambda trainer: trainer.change(SetOptimizer("a", OptimizerSpec("sgd", {}))),
+    lambda trainer: trainer.publish_new("k", "rowwise", more=3, keep_rows=True),
     lambda trainer: trainer.change(DeleteTable("k")),
+    lambda trainer: trainer.change(RenameTable("a", "c", keep_alias=True)),
+    lambda trainer: trainer.change(CloneTable("d", "a")),
+    lambda trainer: trainer.change(SetAlias("a", "d")),
     lambda trainer: trainer.writer.checkpoint(),
     _push(UpdateOp.SCATTER_ADD),
 ]
@@ -76,7 +83,7 @@ def _calls(root: Path) -> tuple[range, range]:
             step(trainer)
         numbers = range(syncs + 1, kernel.syncs + 1), range(rooms + 1, kernel.rooms + 1)
         trainer.stop()
-    assert trainer.acknowledged == 14
+    assert trainer.acknowledged == 18
     return numbers
 
 

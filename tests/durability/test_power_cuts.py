@@ -16,10 +16,21 @@ import pytest
 
 from durability.judge import violation
 from durability.power import Power
-from durability.trainer import LIMITS, Trainer, View, reproducible
+from durability.trainer import LIMITS, OPTIMIZERS, Trainer, View, reproducible
 from gatherd.errors import GatherdError
 from gatherd.store.dtypes import DType
-from gatherd_server.types import DeleteTable, OptimizerSpec, Publish, Rollback, SetOptimizer
+from gatherd_server.types import (
+    CloneTable,
+    DeleteAlias,
+    DeleteTable,
+    OptimizerSpec,
+    Publish,
+    RenameTable,
+    ReplaceTable,
+    Rollback,
+    SetAlias,
+    SetOptimizer,
+)
 
 CUTS = int(os.environ.get("POWER_CUTS", "500"))
 FIRST_SEED = int(os.environ.get("POWER_SEED", "1"))
@@ -83,16 +94,15 @@ class History:
     def _step(self) -> None:
         trainer, draw = self._trainer, self._random
         some = draw.choice(sorted(trainer.state)) if trainer.state else ""
-        match draw.randrange(22):
+        match draw.randrange(26):
             case 0 | 1 if len(trainer.state) < 3:
                 self._create()
             case 2 if some:
-                trainer.change(DeleteTable(some))
+                trainer.change(DeleteTable(some, force=True))
             case 3 | 4 if some:
                 trainer.change(Publish(some))
-            case 5 if some:
-                optimizer = trainer.state[some].versions[trainer.state[some].live].optimizer
-                trainer.publish_new(some, None if optimizer is None else "ftrl")
+            case 5 | 22 | 23 | 24 if some:
+                self._name(some)
             case 6 | 7 if some and min(trainer.state[some].versions) < trainer.state[some].live:
                 trainer.change(Rollback(some))
             case 8 if some:
@@ -112,6 +122,41 @@ class History:
                 self._kill()
             case _:
                 trainer.push_some(draw.choice((1, 1, 2, 4)))
+
+    def _grow(self, name: str) -> None:
+        """Another version with more rows, or fewer, of which those that stay keep their state."""
+        trainer, draw = self._trainer, self._random
+        live = trainer.state[name].versions[trainer.state[name].live]
+        assert live.optimizer is not None
+        keep_rows = live.dtype is DType.FLOAT32 and draw.random() < 0.7
+        kind = live.optimizer.name.value if draw.random() < 0.8 else "ftrl"
+        known = {spec[0]: key for key, spec in OPTIMIZERS.items()}
+        trainer.publish_new(
+            name, known.get(kind, "ftrl"), more=draw.choice((-3, 0, 5)), keep_rows=keep_rows
+        )
+
+    def _name(self, some: str) -> None:
+        """A name changes, or a table becomes a copy of another."""
+        trainer, draw = self._trainer, self._random
+        self._names += 1
+        other = draw.choice(sorted(trainer.state))
+        aliases = sorted(alias for table in trainer.state.values() for alias in table.aliases)
+        match draw.randrange(8):
+            case 0:
+                trainer.change(RenameTable(some, f"r{self._names}", keep_alias=draw.random() < 0.5))
+            case 1:
+                trainer.change(SetAlias(f"a{self._names}", some))
+            case 2 if aliases:
+                trainer.change(SetAlias(draw.choice(aliases), some))
+            case 3 if aliases:
+                trainer.change(DeleteAlias(draw.choice(aliases)))
+            case 4 if len(trainer.state) < 4:
+                trainer.change(CloneTable(f"c{self._names}", some))
+            case 5 if other != some:
+                if (trainer.state[some].keys is None) == (trainer.state[other].keys is None):
+                    trainer.change(ReplaceTable(some, other, allow_dim_change=True))
+            case 6 | 7 if trainer.trainable():
+                self._grow(draw.choice(trainer.trainable()))
 
     def _keep_house(self) -> None:
         writer, draw = self._trainer.writer, self._random

@@ -15,13 +15,13 @@ from unittest import mock
 
 import numpy as np
 
-from durability.oracle import Did, State, Version, after, first_slots, states_after
+from durability.oracle import Did, State, Version, after, first_slots, meant, states_after
 from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
 from gatherd.store.keys import StringKeys
 from gatherd.store.mapping import MappedFile
-from gatherd.store.query import ByKey
+from gatherd.store.query import Asked, ByKey
 from gatherd_server.access.callers import Grant, Scope
 from gatherd_server.access.token_file import add_token, revoke_token
 from gatherd_server.data_dir.changes import Changes
@@ -52,7 +52,7 @@ from gatherd_server.writer.writer import Writer
 
 WAIT_SECONDS = 20.0
 LIMITS = WriterLimits(segment_bytes=6_000, checkpoint_seconds=3600.0, keep_versions=2)
-KEYS = tuple(f"key-{i}".encode() for i in range(30))
+KEYS = tuple(f"key-{i}".encode() for i in range(45))
 GRANT = Grant("anybody", frozenset((Scope.READ,)), ("*",), None, None)
 OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {
     "adam": ("adam", {}),
@@ -217,15 +217,16 @@ class Trainer:
         """A push of some rows of the tables."""
         updates = []
         for name in table_names:
-            table = self.state[name]
+            table = self.state[meant(self.state, name)]
             version = table.versions[table.live]
             ids = self._rng.integers(0, len(version.weights), count)
             values = self._rng.normal(size=(count, version.dim)).astype(np.float32)
             if table.keys is not None and self.random.random() < 0.5:
-                some = [table.keys[i] for i in ids.tolist()]
-                updates.append(TableUpdate(name, ByKey(StringKeys.of(some)), values))
+                asked: Asked = ByKey(StringKeys.of([table.keys[i] for i in ids.tolist()]))
             else:
-                updates.append(TableUpdate(name, ids, values))
+                asked = ids
+            called = min(table.aliases) if table.aliases else name
+            updates.append(TableUpdate(called, asked, values))
         request_id: RequestId = None
         match 0 if keyless else self.random.randrange(4):
             case 1:
@@ -300,12 +301,17 @@ class Trainer:
         self.change(change, Did(change, rows=Version(dtype, dim, made, weights, slots)))
 
     def stage(
-        self, name: str, rows: int, dim: int, optimizer: str | None, *, keyed: bool
+        self,
+        name: str,
+        rows: int,
+        dim: int,
+        optimizer: str | None,
+        keys: tuple[bytes, ...] | None,
     ) -> tuple[str, Version]:
         """The files of a version, where nobody looks."""
         made = None if optimizer is None else Optimizer.parse(*OPTIMIZERS[optimizer])
         array = self._rng.normal(size=(rows, dim)).astype(np.float32)
-        block = Block(array, StringKeys.of(list(KEYS[:rows])) if keyed else None)
+        block = Block(array, StringKeys.of(list(keys)) if keys else None)
         from gatherd.store.key_index import KeyKind
 
         table = TableFiles(
@@ -315,29 +321,35 @@ class Trainer:
             dim,
             [block],
             {"made": "by a test"},
-            default_vector=np.ones(dim, np.float32) if keyed else None,
-            key_kind=KeyKind.BYTES if keyed else None,
+            default_vector=np.ones(dim, np.float32) if keys else None,
+            key_kind=KeyKind.BYTES if keys else None,
             optimizer=made,
         )
         staged = stage_table(self.files, self.data / STAGING_NAME, table)
         weights = array.view(np.uint8).reshape(rows, -1)
         slots = {} if made is None else first_slots(made, rows, dim)
-        return staged.folder.name, Version(DType.FLOAT32, dim, made, weights, slots)
+        return staged.folder.name, Version(DType.FLOAT32, dim, made, weights, slots, keys)
 
     def add(self, name: str, rows: int, dim: int, optimizer: str | None, *, keyed: bool) -> None:
         """An imported table."""
-        staged, version = self.stage(name, rows, dim, optimizer, keyed=keyed)
+        staged, version = self.stage(name, rows, dim, optimizer, KEYS[:rows] if keyed else None)
         change = AddStaged(name, staged)
         with self._staged(staged):
-            self.change(change, Did(change, rows=version, keys=KEYS[:rows] if keyed else None))
+            self.change(change, Did(change, rows=version))
 
-    def publish_new(self, name: str, optimizer: str | None) -> None:
-        """Another version of a table, imported."""
+    def publish_new(
+        self, name: str, optimizer: str | None, *, more: int = 0, keep_rows: bool = False
+    ) -> None:
+        """Another version of a table, imported, with `more` rows, or with fewer."""
         table = self.state[name]
         live = table.versions[table.live]
-        keyed = table.keys is not None
-        staged, version = self.stage(name, len(live.weights), live.dim, optimizer, keyed=keyed)
-        change = Publish(name, staged)
+        rows = max(1, len(live.weights) + more)
+        keys = None
+        if table.keys is not None:
+            rows = min(rows, len(KEYS))
+            keys = tuple(self.random.sample(KEYS, rows))
+        staged, version = self.stage(name, rows, live.dim, optimizer, keys)
+        change = Publish(name, staged, keep_rows=keep_rows)
         with self._staged(staged):
             self.change(change, Did(change, rows=version))
 
@@ -397,7 +409,8 @@ class Trainer:
                 versions: tuple[int, ...] = ()
                 if isinstance(did.what, Push):
                     state = states_after(self.begin, self.history[: number - 1], 2)[-1]
-                    versions = tuple(state[update.table].live for update in did.what.updates)
+                    names = [meant(state, update.table) for update in did.what.updates]
+                    versions = tuple(state[name].live for name in names)
                 did.result = PushResult(number, versions)
         self.acknowledged, self.is_stopped = lsn, False
 
