@@ -231,6 +231,8 @@ def test_tables_tell_what_they_are(ask: Any, small: SmallEngine) -> None:
         "resident_bytes": 3000,
         "optimizer": None,
         "lsn": 0,
+        "aliases": [],
+        "alias_of": "",
     }
     assert ask("GET", f"/v1/tables/{REFUSED}").json()["refused"] == "its file is truncated"
     problem(ask("GET", "/v1/tables/nope"), 404, "TABLE_NOT_FOUND")
@@ -542,6 +544,8 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
         "/v1/tables/{table}:publish",
         "/v1/tables/{table}:rollback",
         "/v1/tables/{table}:setOptimizer",
+        *(f"/v1/tables/{{table}}:{verb}" for verb in ("rename", "clone", "replace")),
+        "/v1/aliases/{alias}",
         "/v1/tables/{table}/versions/{version}",
         "/v1/tables/{table}/keys",
         "/v1/server",

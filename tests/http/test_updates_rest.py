@@ -453,6 +453,29 @@ SGD = {"name": "sgd", "lr": 0.1, "padding_id": 3}
         ),
         ("POST", "/v1/tables", {"name": "new", "staged": STAGED}, AddStaged("new", STAGED)),
         ("DELETE", "/v1/tables/items", None, DeleteTable("items")),
+        ("DELETE", "/v1/tables/items?force=true", None, DeleteTable("items", force=True)),
+        ("DELETE", "/v1/tables/items?force=false", None, DeleteTable("items")),
+        ("POST", "/v1/tables/items:rename", {"to": "b"}, RenameTable("items", "b")),
+        (
+            "POST", "/v1/tables/items:rename", {"to": "b", "keep_alias": True},
+            RenameTable("items", "b", keep_alias=True),
+        ),
+        ("PUT", "/v1/aliases/a", {"table": "items"}, SetAlias("a", "items")),
+        ("DELETE", "/v1/aliases/a", None, DeleteAlias("a")),
+        ("POST", "/v1/tables/items:clone", {"to": "b"}, CloneTable("b", "items")),
+        (
+            "POST", "/v1/tables/items:replace", {"source": "b", "if_version": 2},
+            ReplaceTable("items", "b", 2),
+        ),
+        (
+            "POST", "/v1/tables/items:publish", {"staged": STAGED, "if_lsn": 0, "keep_rows": True},
+            Publish("items", STAGED, if_lsn=0, keep_rows=True),
+        ),
+        (
+            "POST", "/v1/tables/items:publish",
+            {"staged": STAGED, "reset_state": True, "allow_dim_change": True},
+            Publish("items", STAGED, reset_state=True, allow_dim_change=True),
+        ),
         ("POST", "/v1/tables/items:publish", None, Publish("items")),
         ("POST", "/v1/tables/items:publish", {}, Publish("items")),
         (
@@ -568,6 +591,9 @@ def test_openapi_examples_of_changes_are_taken(train: Any, trained: Training) ->
         "/v1/tables/{table}:publish",
         "/v1/tables/{table}:rollback",
         "/v1/tables/{table}:setOptimizer",
+        "/v1/tables/{table}:rename",
+        "/v1/tables/{table}:clone",
+        "/v1/tables/{table}:replace",
         "/v1/snapshots",
     ):
         described = document["paths"][path]["post"]

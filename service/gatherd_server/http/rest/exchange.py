@@ -50,7 +50,8 @@ async def json_body_of(
 async def changed_reply(engine: Engine, request: Request, change: TableChange) -> Response:
     """The answer to a change, once it is made."""
     result = await outcome(caller_of(request.scope).guard(engine).change(change))
-    return json_reply({"version": result.version, "lsn": result.lsn, "state": result.state.value})
+    state = {"state": result.state.value} if result.state.value else {}
+    return json_reply({"version": result.version, "lsn": result.lsn, **state})
 
 
 def json_reply(value: dict[str, Any]) -> Response:

@@ -68,7 +68,7 @@ _VALUES: Final = [[0.5, -0.25], [1.5, 2.0]]
 _EXAMPLE: Final = {"ids": [4, 20], "values": _VALUES}
 CHANGED: Final = {
     "description": "It is done, and durable.",
-    "content": json_content(ChangeReply, {"version": 2, "lsn": 117, "state": "kept"}),
+    "content": json_content(ChangeReply, {"version": 2, "lsn": 117}),
 }
 
 

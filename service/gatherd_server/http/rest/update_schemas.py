@@ -201,7 +201,7 @@ class ChangeReply(BaseModel):
     state: str = Field(
         "",
         description="What became of the optimizer's state when a version was published: kept, or "
-        "new if it begins anew. Empty if there is none, or the change doesn't concern it.",
+        "new if it begins anew. Absent if there is none, or the change doesn't concern it.",
     )
 
 
