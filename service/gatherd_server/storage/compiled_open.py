@@ -21,11 +21,11 @@ from gatherd.store.kernels.keys import (
     PROBES_MAX,
     PROGRESS,
     ROW_MASK,
-    _find_string,
-    _mix,
-    _slot,
     equal,
+    find_string,
     hash_bytes,
+    mix,
+    slot_of,
 )
 from gatherd.store.kernels.row_intrinsics import (
     begin_row,
@@ -52,20 +52,6 @@ def _begin(entry: Any) -> Any:
 @inlined
 def _length(entry: Any) -> Any:
     return np.intp(entry & LENGTH_MASK)
-
-
-@kernel(read(types.uint64), types.uint64, write(types.uint64))
-def hash_ints(keys: Any, seed: Any, hashes: Any) -> None:
-    """Set each hash to that of its key."""
-    for i in range(keys.size):
-        hashes[i] = _mix(keys[i] ^ seed)
-
-
-@kernel(read(types.int64), read(types.uint8), types.uint64, write(types.uint64))
-def hash_strings(offsets: Any, data: Any, seed: Any, hashes: Any) -> None:
-    """The same for strings."""
-    for i in range(hashes.size):
-        hashes[i] = hash_bytes(data, offsets[i], offsets[i + 1], seed)
 
 
 @kernel(
@@ -139,7 +125,7 @@ def insert(slots: Any, hashes: Any, rows: Any) -> Any:
         if i + AHEAD < rows.size:
             prefetch(slots, np.intp(hashes[i + AHEAD] & mask) * 8)
         h = hashes[i]
-        value = _slot(h, rows[i])
+        value = slot_of(h, rows[i])
         free = np.intp(-1)
         was_empty = False
         for _ in range(PROBES_MAX):
@@ -173,7 +159,7 @@ def remove(slots: Any, hashes: Any, rows: Any) -> Any:
     emptied = 0
     for i in range(rows.size):
         h = hashes[i]
-        value = _slot(h, rows[i])
+        value = slot_of(h, rows[i])
         for _ in range(PROBES_MAX):
             position = np.intp(h & mask)
             slot = slots[position]
@@ -202,7 +188,7 @@ def _enter(slots: Any, mask: Any, hashed: Any, row: Any) -> bool:
     for _ in range(PROBES_MAX):
         position = np.intp(h & mask)
         if slots[position] == EMPTY:
-            slots[position] = _slot(hashed, row)
+            slots[position] = slot_of(hashed, row)
             return True
         h += ONE
     return False
@@ -218,10 +204,10 @@ def build_ints(slots: Any, stored: Any, stamps: Any, begin: Any, end: Any, seed:
     count = 0
     for row in range(begin, end):
         if row + AHEAD < end:
-            prefetch(slots, np.intp(_mix(stored[row + AHEAD] ^ seed) & mask) * 8)
+            prefetch(slots, np.intp(mix(stored[row + AHEAD] ^ seed) & mask) * 8)
         if stamps[row] == EMPTY:
             continue
-        if not _enter(slots, mask, _mix(stored[row] ^ seed), row):
+        if not _enter(slots, mask, mix(stored[row] ^ seed), row):
             return row, count
         count += 1
     return end, count
@@ -271,7 +257,7 @@ def note_ints(
     for i in range(keys.size):
         if not wanted[i]:
             continue
-        hashed = _mix(keys[i] ^ seed)
+        hashed = mix(keys[i] ^ seed)
         h = hashed
         found = np.intp(-1)
         for _ in range(PROBES_MAX):
@@ -280,7 +266,7 @@ def note_ints(
             if slot == EMPTY:
                 found = np.intp(count)
                 stored[found] = keys[i]
-                slots[position] = _slot(hashed, found)
+                slots[position] = slot_of(hashed, found)
                 count += 1
                 break
             at = np.intp((slot - ONE) & ROW_MASK)
@@ -310,7 +296,7 @@ def note_strings(
         begin, end = offsets[i], offsets[i + 1]
         hashed = hash_bytes(data, begin, end, seed)
         found = np.intp(
-            _find_string(slots, mask, stored_offsets[: count + 1], stored, hashed, data, begin, end)
+            find_string(slots, mask, stored_offsets[: count + 1], stored, hashed, data, begin, end)
         )
         if found < 0:
             if not _enter(slots, mask, hashed, count):
@@ -435,12 +421,10 @@ def warm() -> None:
     keys, hashes, seed = np.ones(1, np.uint64), np.zeros(1, np.uint64), np.uint64(1)
     rows, wanted = np.zeros(1, np.int64), np.ones(1, np.bool_)
     offsets, data, heap = np.array([0, 1]), np.ones(1, np.uint8), np.zeros(8, np.uint8)
-    hash_ints(keys, seed, hashes)
     insert(slots, hashes, rows)
     find_ints(slots, stored, keys, hashes, rows.copy())
     remove(slots, hashes, rows)
     build_ints(slots, stored, stamps, 0, 1, seed)
-    hash_strings(offsets, data, seed, hashes)
     put_strings(heap, keys, offsets, data)
     find_strings(slots, stored, heap, offsets, data, hashes, rows.copy())
     build_strings(slots, stored, heap, stamps, 0, 1, seed)

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import StorageError
+from gatherd.store.initial import hashes_of
 from gatherd.store.key_index import KeyKind, key_bits
 from gatherd.store.keys import Keys, StringKeys
 from gatherd.store.mapping import MappedFile
@@ -82,16 +83,6 @@ def unit_counts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
     return (lengths + (UNIT_BYTES - 1)) // UNIT_BYTES
 
 
-def hashes_of(keys: Keys, kind: KeyKind, seed: int) -> NDArray[np.uint64]:
-    """The hashes of `keys`, flat; the keys are of `kind`."""
-    hashes = np.empty(keys.size, np.uint64)
-    if isinstance(keys, StringKeys):
-        compiled_open.hash_strings(keys.offsets, keys.data, np.uint64(seed), hashes)
-    else:
-        compiled_open.hash_ints(key_bits(keys.reshape(-1), kind)[0], np.uint64(seed), hashes)
-    return hashes
-
-
 class OpenIndex:
     """One mapped keys.index that is written. Used by one thread at a time."""
 
@@ -138,7 +129,7 @@ class OpenIndex:
         An integer that the kind can't hold is missing.
         """
         rows = np.empty(keys.size, np.int64)
-        hashes = hashes_of(keys, store.kind, self.header.seed)
+        hashes = hashes_of(keys, self.header.seed)
         if isinstance(keys, StringKeys):
             compiled_open.find_strings(
                 self.slots, store.words, store.heap, keys.offsets, keys.data, hashes, rows
@@ -150,16 +141,16 @@ class OpenIndex:
             rows[~fits] = -1
         return rows
 
-    def insert(self, keys: Keys, rows: NDArray[np.int64], kind: KeyKind) -> bool:
+    def insert(self, keys: Keys, rows: NDArray[np.int64]) -> bool:
         """Lead each key to its row, whose contents are whole; False if one finds no slot."""
-        hashes = hashes_of(keys, kind, self.header.seed)
+        hashes = hashes_of(keys, self.header.seed)
         done, filled = compiled_open.insert(self.slots, hashes, rows)
         self.filled += filled
         return bool(done == rows.size)
 
-    def remove(self, keys: Keys, rows: NDArray[np.int64], kind: KeyKind) -> None:
+    def remove(self, keys: Keys, rows: NDArray[np.int64]) -> None:
         """Let each key lead nowhere, before its row changes."""
-        hashes = hashes_of(keys, kind, self.header.seed)
+        hashes = hashes_of(keys, self.header.seed)
         self.filled -= compiled_open.remove(self.slots, hashes, rows)
 
     def build(self, store: OpenKeys, begin: int, end: int) -> bool:
@@ -186,9 +177,9 @@ class OpenIndex:
         is_used = store.stamps[rows] != 0
         if not store.are_strings:
             gone = rows[~is_used]
-            self.remove(store.of(gone), gone, store.kind)
+            self.remove(store.of(gone), gone)
         used = rows[is_used]
-        return self.insert(store.of(used), used, store.kind)
+        return self.insert(store.of(used), used)
 
 
 def new_header(kind: KeyKind, row_count: int, rows_max: int) -> IndexHeader:

@@ -326,7 +326,7 @@ class OpenVersion:
         self._make_room(images, opened)
         store = self.keys
         if self.index is not None:
-            self.index.remove(opened.removed_keys, opened.removed, store.kind)
+            self.index.remove(opened.removed_keys, opened.removed)
         if opened.removed.size:
             self._files.remove_rows(
                 self._counters, (store.words, store.stamps), opened.removed, self._words_rows.path,
@@ -346,7 +346,7 @@ class OpenVersion:
         if self.changed is not None:
             self.changed += [opened.removed, created]
         if self.index is not None:
-            if not self.index.insert(opened.created_keys, created, store.kind):
+            if not self.index.insert(opened.created_keys, created):
                 self.needs_index = True
             self.last_stamp = max(self.last_stamp, int(opened.stamps.max(initial=0)))
 
