@@ -274,7 +274,7 @@ def key_not_found_error(
     bad = np.flatnonzero(rows.reshape(-1) < 0)
     shown = [int(flat) for flat in bad[:OFFENDERS_MAX]]
     named = dict(
-        zip((_where(flat, rows.shape) for flat in shown), _shown(keys, shown), strict=True)
+        zip((_where(flat, rows.shape) for flat in shown), shown_keys(keys, shown), strict=True)
     )
     listed = ", ".join(f"{where}={key}" for where, key in named.items())
     more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""
@@ -285,7 +285,8 @@ def key_not_found_error(
     )
 
 
-def _shown(keys: Keys, positions: Iterable[int]) -> Iterator[str]:
+def shown_keys(keys: Keys, positions: Iterable[int]) -> Iterator[str]:
+    """The keys at flat `positions` as an error shows them."""
     for flat in positions:
         if isinstance(keys, StringKeys):
             begin, end = int(keys.offsets[flat]), int(keys.offsets[flat + 1])

@@ -14,7 +14,6 @@ While the log is replayed there is no index: `settle` builds it when the rows ar
 """
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
@@ -28,6 +27,7 @@ from gatherd.store.checksums import read_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import file_bytes, npy_header, open_readonly
 from gatherd.store.ids import all_in_range
+from gatherd.store.initial import Initial
 from gatherd.store.key_index import NPY_HEADER_BYTES, KeyKind
 from gatherd.store.key_index import npy_header as array_header
 from gatherd.store.keys import Keys, StringKeys
@@ -86,7 +86,7 @@ class OpenVersion:
 
     `weights` are the rows as bytes, uint8 (rows_max, row_bytes). `slots`, by name, are float32
     (rows_max, dim) or (rows_max, 1), or int64 (1,). `counts` are uint32 (rows_max,). Change none of
-    them: `store` does.
+    them: `apply` does.
     """
 
     def __init__(self, files: Files, folder: Path, sums: VersionSums | None) -> None:
@@ -100,6 +100,9 @@ class OpenVersion:
             self.optimizer = Optimizer.from_json(manifest["optimizer"])
         except (LookupError, TypeError, ValueError, OverflowError) as error:
             raise BadFile(f"{path} can't be read: {error!r}") from None
+        law = self.spec.init.distribution(self.spec.rows_max, self.dim)
+        self.initial = Initial(self.spec.seed, self.dim, law)
+        """The vectors that rows begin with."""
         self.folder = folder
         self.row_count = self.spec.rows_max
         self.index: OpenIndex | None = None
@@ -280,7 +283,19 @@ class OpenVersion:
 
         BadFile when an entry is damaged, DiskFull when there is no room for the index.
         """
-        space, store = self.space, self.keys
+        self.find_space()
+        space = self.space
+        self.index = build_index(
+            self._files, self.folder, self.keys, space.used_rows, space.live_rows
+        )
+
+    def find_space(self) -> None:
+        """Find out which rows and places are free, by stamps and entries alone.
+
+        BadFile when an entry is damaged.
+        """
+        store = self.keys
+        self.space = space = Space(self.row_count, self.space.heap_units, self._find_gaps)
         space.used_rows = used = self._last_used_row() + 1
         self.reserve(used, 0, ahead=False)
         free = []
@@ -303,7 +318,10 @@ class OpenVersion:
         space.live_rows = used - space.free_rows.size
         if live_units < space.used_units:
             space.give_gaps(self._find_gaps())
-        self.index = build_index(self._files, self.folder, store, used, space.live_rows)
+
+    def live_rows(self) -> NDArray[np.int64]:
+        """The rows that are in use, ascending; takes a pass over the stamps."""
+        return np.flatnonzero(self.keys.stamps[: self._last_used_row() + 1])
 
     def keys_of(self, rows: NDArray[np.int64]) -> Keys:
         """A copy of the keys of `rows`, (n,), all of them in use."""
@@ -311,7 +329,7 @@ class OpenVersion:
 
     # -------------------------------------------------------------------------- storing
 
-    def store(self, images: VersionImages, *, with_slots: bool = True) -> None:
+    def apply(self, images: VersionImages, *, with_slots: bool = True) -> None:
         """Make images the contents of their rows, and create and remove rows.
 
         Without `with_slots`, slots keep their contents. No reader gets a row half old and half new,
@@ -321,7 +339,7 @@ class OpenVersion:
         opened = images.opened
         self._check(images)
         assert opened is not None
-        self.note(images)
+        self.note_images(images)
         created = images.rows[opened.created]
         self._make_room(images, opened)
         store = self.keys
@@ -341,6 +359,8 @@ class OpenVersion:
             )
         if with_slots:
             self._store_slots(images)
+        else:
+            self.store_first_slots(created)
         self._store(self._counts_rows, images.rows, _bytes(opened.counts, 4))
         self._store_rows(images, opened, created)
         if self.changed is not None:
@@ -385,6 +405,15 @@ class OpenVersion:
             rows = self._slot_rows[name]
             self._store(rows, images.rows, _bytes(slot, rows.row_bytes))
 
+    def store_first_slots(self, rows: NDArray[np.int64]) -> None:
+        """Store the first state of the slots of `rows`, (n,)."""
+        for slot in self.optimizer.slots:
+            if slot.shape is not SlotShape.TABLE and rows.size:
+                to = self._slot_rows[slot.name]
+                first = np.full((rows.size, to.row_bytes // 4), slot.initial, np.float32)
+                self._sums[to.path].note(rows)
+                self._store(to, rows, _bytes(first, to.row_bytes))
+
     def _store_rows(
         self, images: VersionImages, opened: OpenImages, created: NDArray[np.int64]
     ) -> None:
@@ -409,8 +438,8 @@ class OpenVersion:
 
     # ---------------------------------------------------------------- sums and durability
 
-    def note(self, images: VersionImages) -> None:
-        """Note what `store` is about to change, or has changed."""
+    def note_images(self, images: VersionImages) -> None:
+        """Note what `apply` is about to change, or has changed."""
         opened = images.opened
         if unknown := {*images.slots, *images.scalars} - self._slot_rows.keys():
             raise BadFile(f"{self.folder}: the version has no slot {min(unknown)!r}")

@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import DiskFull, InvalidArgument, LimitExceeded
-from gatherd.store.initial import Initial
+from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyKind, key_bits
 from gatherd.store.keys import KEY_BYTES_MAX, Keys, StringKeys
-from gatherd.store.kernels import compiled
 from gatherd.store.open_files import LENGTH_BITS
 from gatherd_server.storage import compiled_open
 from gatherd_server.storage.images_record import OpenImages, VersionImages, no_keys
@@ -33,10 +32,12 @@ NOTED_MIN = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Created:
-    """Rows that one push creates, and their keys."""
+    """Rows that one push creates, and their keys; and how many it evicts or doesn't create."""
 
     rows: NDArray[np.int64]
     keys: Keys
+    evicted: int = 0
+    not_admitted: int = 0
 
 
 class OpenBatch:
@@ -79,6 +80,8 @@ class OpenBatch:
 
     def rows_of(self, keys: Keys) -> NDArray[np.int64]:
         """The row of each key, (n,), as the pushes before left it; −1 for a missing key."""
+        if not keys.size:
+            return np.empty(0, np.int64)  # no keys are of any kind
         rows = self._index.rows_of(keys, self.version.keys)
         if self._count:
             positions = self._positions_of(keys)
@@ -117,6 +120,8 @@ class OpenBatch:
         """Take their rows from the keys; how many had one."""
         rows = self.rows_of(keys)
         is_found = rows >= 0
+        if not is_found.any():
+            return 0
         known = self._count
         positions = self._note(keys, is_found)
         at = positions[is_found]
@@ -274,16 +279,19 @@ class OpenBatch:
 
     # --------------------------------------------------------------------------- images
 
-    def begin_images(self, images: RowImages, initial: Initial, created: Created | None) -> None:
+    def begin_images(
+        self, images: RowImages, created: Created | None, *, with_vectors: bool
+    ) -> None:
         """Before a push changes `images`: those of the rows that it creates.
 
-        `initial` draws their vectors, unless the push replaces them.
+        Without `with_vectors` the push replaces their vectors.
         """
         room = images.capacity
         if self._stamps.size < room:
             self._stamps, self._counts = np.zeros(room, np.uint64), np.zeros(room, np.uint32)
         if created is not None and created.rows.size:
-            positions = images.create(created.rows, initial.vectors(created.keys))
+            vectors = self.version.initial.vectors(created.keys) if with_vectors else None
+            positions = images.create(created.rows, vectors)
             self._know(images)
             self._counts[positions] = 0
 
@@ -329,6 +337,12 @@ class OpenBatch:
             np.empty(0, np.uint64),
         )
         return VersionImages(uid, version, rows, weights, slots, scalars, opened)
+
+    def commit(self) -> None:
+        """Take what the batch claims, after it was stored."""
+        space = self.version.space
+        self.claim.commit()
+        self._index.publish_counts(space.live_rows, space.used_rows)
 
     def _contents(
         self, images: RowImages | None
