@@ -22,6 +22,7 @@ from gatherd.errors import (
     InvalidArgument,
     StorageError,
     TableRefused,
+    Unimplemented,
     VersionMismatch,
     VersionNotFound,
 )
@@ -117,6 +118,8 @@ class CatalogChanges:
     def _create(self, change: CreateTable) -> ChangeResult:
         check_table_name(change.table)
         self._check_is_new(change.table)
+        if change.open is not None:
+            raise Unimplemented("this build can't make open tables yet")
         try:
             initializer = Initializer(change.init)
         except ValueError:
