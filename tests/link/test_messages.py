@@ -59,9 +59,11 @@ OPEN = OpenSpec(
 )
 CHANGES: list[TableChange] = [
     AddStaged("items", "0f"),
-    CreateTable("items", 7, 3, DType.BFLOAT16, "normal", None, ADAM),
-    CreateTable("items", 7, 3, DType.FLOAT32, "zeros", 1 << 60, None),
-    CreateTable("items", 0, 3, DType.FLOAT32, "normal", 7, ADAM, OPEN),
+    CreateTable(
+        "items", 7, 3, DType.BFLOAT16, Initializer.parse("normal", {"stddev": 0.5}), None, ADAM
+    ),
+    CreateTable("items", 7, 3, DType.FLOAT32, Initializer.parse("zeros"), 1 << 60, None),
+    CreateTable("items", 0, 3, DType.FLOAT32, Initializer.parse("normal"), 7, ADAM, OPEN),
     DeleteTable("items"),
     DeleteVersion("items", 2),
     Publish("items", "0f", 3),

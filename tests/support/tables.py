@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.types import CreateTable, OptimizerSpec
 
@@ -21,7 +22,7 @@ def drawn_table(
 ) -> CreateTable:
     """The arguments of `gatherd create`; `optimizer` None makes a read-only table."""
     spec = None if optimizer is None else OptimizerSpec(optimizer, dict(options or {}))
-    return CreateTable(name, rows, dim, DType(dtype), init, seed, spec)
+    return CreateTable(name, rows, dim, DType(dtype), Initializer.parse(init), seed, spec)
 
 
 def make_data_dir(path: Path, *tables: CreateTable) -> None:

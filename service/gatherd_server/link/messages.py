@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import GatherdError, InternalError, RetryableError, by_reason
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.keys import StringKeys
 from gatherd.store.open_spec import OpenSpec
 from gatherd.store.query import Asked, ByKey
@@ -171,6 +172,7 @@ def pack_change(change: TableChange) -> list[bytes | memoryview]:
         fields = asdict(replace(change, open=None))
         fields["dtype"] = change.dtype.value
         fields["open"] = None if change.open is None else change.open.to_json()
+        fields["init"] = change.init.to_json()
     else:
         fields = asdict(change)
     return pack({"change": type(change).__name__, "fields": fields}, [])
@@ -183,6 +185,7 @@ def unpack_change(record: Record) -> TableChange:
         fields["optimizer"] = OptimizerSpec(**fields["optimizer"])
     if "dtype" in fields:
         fields["dtype"] = DType(fields["dtype"])
+        fields["init"] = Initializer.from_json(fields["init"])
     if fields.get("open") is not None:
         fields["open"] = OpenSpec.from_json(fields["open"])
     change: TableChange = _CHANGES[record.directory["change"]](**fields)

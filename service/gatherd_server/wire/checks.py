@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.initializer import Initializer
+from gatherd.store.initializer import Initializer, Parameter
 from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, LIVE_VERSION, ROWS_MAX, SESSION_BYTES
 from gatherd.store.open_spec import (
     ROWS_MAX_DEFAULT,
@@ -157,6 +157,11 @@ def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
     return OptimizerSpec(name, options)
 
 
+def initializer(name: str, parameters: Mapping[str, Parameter]) -> Initializer:
+    """The initializer `name`, "" for the default one; raises as `Initializer.parse` does."""
+    return Initializer.parse(name or INIT_DEFAULT, parameters)
+
+
 def deleted_version(table: str, version: int) -> DeleteVersion:
     """The removal of a version; InvalidArgument for 0, which elsewhere means the live one."""
     if version == LIVE_VERSION:
@@ -167,9 +172,9 @@ def deleted_version(table: str, version: int) -> DeleteVersion:
 def open_spec(
     *,
     keys: str,
+    init: Initializer,
     rows_max: int | None = None,
     seed: int | None = None,
-    init: str = "",
     on_missing: str = "",
     admit_after: int | None = None,
     on_full: str = "",
@@ -186,7 +191,7 @@ def open_spec(
         parse_key_kind(keys),
         ROWS_MAX_DEFAULT if rows_max is None else rows_max,
         secrets.randbits(63) if seed is None else seed,
-        Initializer.parse(init or INIT_DEFAULT),
+        init,
         parse_on_missing(on_missing or OnMissing.ERROR.value) is OnMissing.CREATE,
         1 if admit_after is None else admit_after,
         parse_on_full(on_full or OnFull.ERROR.value),
@@ -209,7 +214,7 @@ def open_table(
             f"rows is {row_count}, but an open table begins without rows; rows_max is the most "
             "that it can have"
         )
-    change = CreateTable(name, 0, dim, dtype, spec.init.name, spec.seed, optimizer, spec)
+    change = CreateTable(name, 0, dim, dtype, spec.init, spec.seed, optimizer, spec)
     drawn_table(replace(change, row_count=spec.rows_max))
     return change
 

@@ -61,6 +61,14 @@ def _open_message(spec: OpenSpec) -> table_pb2.OpenOptions:
         touch_on_lookup=spec.touch_on_lookup,
         init=spec.init.name,
         seed=spec.seed,
+        init_parameters={
+            name: value
+            for name, value in spec.init.parameters.items()
+            if not isinstance(value, str)
+        },
+        init_words={
+            name: value for name, value in spec.init.parameters.items() if isinstance(value, str)
+        },
     )
 
 

@@ -39,7 +39,10 @@ _TABLE_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
     **{number: dtype for dtype, number in DTYPE_CODES.items()},
 }
-_DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer", "open")
+_DRAWN_FIELDS: Final = (
+    *("rows", "dim", "dtype", "init", "init_parameters", "init_words", "seed", "optimizer"),
+    "open",
+)
 
 
 def push(op: UpdateOp, request: embedding_pb2.UpdateRequest, limits: Limits) -> Push:
@@ -116,7 +119,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         request.rows,
         request.dim,
         _TABLE_DTYPES[request.dtype],
-        request.init or checks.INIT_DEFAULT,
+        checks.initializer(request.init, {**request.init_parameters, **request.init_words}),
         request.seed if request.HasField("seed") else None,
         _optimizer(request.optimizer) if request.HasField("optimizer") else None,
     )
@@ -135,7 +138,9 @@ def _open_table(request: table_pb2.CreateTableRequest) -> CreateTable:
             keys=given.keys,
             rows_max=given.rows_max if given.HasField("rows_max") else None,
             seed=request.seed if request.HasField("seed") else None,
-            init=request.init,
+            init=checks.initializer(
+                request.init, {**request.init_parameters, **request.init_words}
+            ),
             on_missing=given.on_missing,
             admit_after=given.admit_after if given.HasField("admit_after") else None,
             on_full=given.on_full,
