@@ -35,6 +35,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import ByKey
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.images_record import logged_images
 from gatherd_server.storage.records import Record, unpack
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.storage.wal_format import FrameKind
@@ -53,7 +54,6 @@ from gatherd_server.writer.commit import (
     Commit,
     Submitted,
     compute,
-    logged_images,
     remember,
     store,
 )

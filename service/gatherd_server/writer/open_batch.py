@@ -1,8 +1,8 @@
 """What a batch of pushes does to one open table's keys, before any of it is done.
 
 A push of the batch sees the rows that an earlier one created, and not those that it removed. Rows
-and places are claimed (storage/open_space.py); all of it is forgotten unless the batch is committed,
-and a batch that is computed anew begins anew.
+and places are claimed (storage/open_space.py). All of it is forgotten unless the batch is committed;
+a batch that is computed anew begins anew.
 
 A key that the batch creates or removes is noted: in a hash table of the batch's own, with the row
 that it has now, −1 for none, and the row that it had before the batch.
@@ -70,13 +70,11 @@ class OpenBatch:
     # ------------------------------------------------------------------------------ keys
 
     def check(self, keys: Keys) -> None:
-        """InvalidArgument when the keys are strings and the table's are integers, or the reverse."""
+        """InvalidArgument for strings when the table's keys are integers, or the reverse."""
         if keys.size and isinstance(keys, StringKeys) is not (self._kind is KeyKind.BYTES):
             given = "strings" if isinstance(keys, StringKeys) else "integers"
             held = "strings" if self._kind is KeyKind.BYTES else self._kind.value
-            raise InvalidArgument(
-                f"keys are {given}; the keys of table {self._name!r} are {held}"
-            )
+            raise InvalidArgument(f"keys are {given}; the keys of table {self._name!r} are {held}")
 
     def rows_of(self, keys: Keys) -> NDArray[np.int64]:
         """The row of each key, (n,), as the pushes before left it; −1 for a missing key."""

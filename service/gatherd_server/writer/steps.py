@@ -89,9 +89,7 @@ class Steps:
             return live, _ids(update.table, update.asked, live)
         return live, self._open_rows(op, update, live)
 
-    def _open_rows(
-        self, op: UpdateOp, update: TableUpdate, live: LiveVersion
-    ) -> NDArray[np.int64]:
+    def _open_rows(self, op: UpdateOp, update: TableUpdate, live: LiveVersion) -> NDArray[np.int64]:
         assert isinstance(live.mapped, OpenVersion)
         if not isinstance(update.asked, ByKey):
             raise no_ids(update.table)
