@@ -493,11 +493,11 @@ class FullDisk(Files):
     def __init__(self, room: int) -> None:
         self.room = room
 
-    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
+    def allocate(self, fd: int, byte_count: int, path: Path, begin: int = 0) -> None:
         self.room -= 1
         if self.room < 0:
             raise StorageError(f"{path}: the disk is full")
-        super().allocate(fd, byte_count, path)
+        super().allocate(fd, byte_count, path, begin)
 
 
 def open_paths() -> Iterator[str]:

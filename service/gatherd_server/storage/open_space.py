@@ -1,9 +1,9 @@
 """Which rows of an open version are free, and which places of its heap.
 
 What was never in use is taken in order, from `used_rows` and `used_units` on; before that, what was
-given back is taken, the newest first. A batch claims (`Claim`) and nothing changes before it is committed:
-a batch that isn't leaves no trace. The log names rows and places, so that nobody has to choose the
-same ones again.
+given back is taken, the newest first. A batch claims (`Claim`), and nothing changes before it is
+committed: a batch that isn't leaves no trace. The log names rows and places, so nobody has to
+choose the same ones again.
 
 A place in the heap has units of 8 bytes. A free place is taken by a key of its very size; if the
 heap is at its end, free places are joined and cut anew.

@@ -1,8 +1,8 @@
 """What a batch of pushes does to one open table's keys, before any of it is done.
 
 A push of the batch sees the rows that an earlier one created, and not those that it removed. Rows
-and places are claimed (storage/open_space.py). All of it is forgotten unless the batch is committed;
-a batch that is computed anew begins anew.
+and places are claimed (storage/open_space.py). All of it is forgotten unless the batch is
+committed; a batch that is computed anew begins anew.
 
 A key that the batch creates or removes is noted: in a hash table of the batch's own, with the row
 that it has now, −1 for none, and the row that it had before the batch.

@@ -113,7 +113,8 @@ class Steps:
     def _step(
         self, op: UpdateOp, update: TableUpdate, live: LiveVersion, rows: NDArray[np.int64]
     ) -> Step:
-        values = np.ascontiguousarray(update.values.reshape(rows.size, -1), np.float32)
+        shape = rows.size, update.values.shape[-1]
+        values = np.ascontiguousarray(update.values.reshape(shape), np.float32)
         if not isinstance(live.mapped, OpenVersion):
             return Step(live, rows, values, update.lr)
         assert isinstance(update.asked, ByKey)
