@@ -6,8 +6,8 @@ RandomNormal are called "uniform" and "normal" (their Keras names are known too,
 
     {"name", then every parameter that the initializer has, with its value}
 
-`distribution` has the formulas. The server's loaders/initializers.py draws whole tables of them, and
-initial.py a row by its key.
+`distribution` has the formulas. The server's loaders/initializers.py draws whole tables of them,
+and initial.py a row by its key.
 """
 
 import math
