@@ -227,7 +227,7 @@ class AddStaged:
 
 @dataclass(frozen=True, slots=True)
 class CreateTable:
-    """A new table of drawn rows. `seed` None draws one."""
+    """A new table of drawn rows. `seed` None draws one. A `frozen` one takes no updates."""
 
     table: str
     row_count: int
@@ -236,6 +236,7 @@ class CreateTable:
     init: str
     seed: int | None
     optimizer: OptimizerSpec | None
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,7 +356,7 @@ class TableInfo:
     resident_bytes: int = 0
     versions: tuple[int, ...] = ()
     optimizer: dict[str, Any] | None = None
-    """Its name under "name", and its options."""
+    """Its name under "name", and its options; None for a table that takes no gradients."""
     lsn: int = 0
 
 

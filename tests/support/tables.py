@@ -19,9 +19,9 @@ def drawn_table(
     optimizer: str | None = "sgd",
     options: Mapping[str, float] | None = None,
 ) -> CreateTable:
-    """The arguments of `gatherd create`; `optimizer` None makes a read-only table."""
+    """The arguments of `gatherd create`; `optimizer` None makes a frozen table."""
     spec = None if optimizer is None else OptimizerSpec(optimizer, dict(options or {}))
-    return CreateTable(name, rows, dim, DType(dtype), init, seed, spec)
+    return CreateTable(name, rows, dim, DType(dtype), init, seed, spec, spec is None)
 
 
 def make_data_dir(path: Path, *tables: CreateTable) -> None:

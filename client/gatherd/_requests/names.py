@@ -36,7 +36,7 @@ MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip"]
 Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
 MetricName: TypeAlias = Literal["cosine", "dot", "l2"]
 Init: TypeAlias = Literal["zeros", "uniform", "normal", "glorot"]
-OptimizerName: TypeAlias = Literal["sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
+OptimizerName: TypeAlias = Literal["none", "sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
 
 
 class HasDType(Protocol):

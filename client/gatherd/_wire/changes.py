@@ -9,6 +9,7 @@ from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.tables import (
     OptimizerGiven,
     check_count,
+    check_flag,
     check_optimizer,
     check_stored_dtype,
     check_text,
@@ -44,6 +45,7 @@ def create_table(
     init: str,
     seed: int | None,
     optimizer: OptimizerGiven | None,
+    frozen: bool,
 ) -> ChangeRequest:
     """The request of Client.create_table."""
     table, _ = check_table(name)
@@ -55,6 +57,7 @@ def create_table(
         init=check_text("init", init),
         seed=None if seed is None else check_count("seed", seed),
         optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+        frozen=check_flag("frozen", frozen),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 

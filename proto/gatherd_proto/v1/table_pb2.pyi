@@ -93,7 +93,7 @@ class GetTableResponse(_message.Message):
     def __init__(self, table: _Optional[_Union[Table, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class CreateTableRequest(_message.Message):
-    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer")
+    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer", "frozen")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +102,7 @@ class CreateTableRequest(_message.Message):
     INIT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
     table: str
     staged: str
     rows: int
@@ -110,7 +111,8 @@ class CreateTableRequest(_message.Message):
     init: str
     seed: int
     optimizer: Optimizer
-    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ...) -> None: ...
+    frozen: bool
+    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., frozen: _Optional[bool] = ...) -> None: ...
 
 class DeleteTableRequest(_message.Message):
     __slots__ = ("table",)

@@ -126,7 +126,8 @@ class CatalogChanges:
                 f"{did_you_mean(near(change.init, known, 1))}"
             ) from None
         seed = secrets.randbits(63) if change.seed is None else change.seed
-        optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        optimizer = Optimizer.for_new_table(given, change.dtype, frozen=change.frozen)
         padding_id = None if optimizer is None else optimizer.padding_id
         blocks = initial_blocks(
             initializer, change.row_count, change.dim, change.dtype, seed, padding_id

@@ -39,7 +39,7 @@ _TABLE_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
     **{number: dtype for dtype, number in DTYPE_CODES.items()},
 }
-_DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer")
+_DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer", "frozen")
 
 
 def push(op: UpdateOp, request: embedding_pb2.UpdateRequest, limits: Limits) -> Push:
@@ -112,6 +112,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         request.init or checks.INIT_DEFAULT,
         request.seed if request.HasField("seed") else None,
         _optimizer(request.optimizer) if request.HasField("optimizer") else None,
+        request.frozen,
     )
     return checks.drawn_table(change)
 

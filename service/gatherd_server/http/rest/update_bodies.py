@@ -182,6 +182,7 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
         given.init,
         given.seed,
         None if given.optimizer is None else _optimizer(given.optimizer),
+        given.frozen,
     )
     return checks.drawn_table(change)
 
