@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import LimitExceeded
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import Asked, BagsQuery, Missing, VectorForm
 
@@ -233,7 +234,7 @@ class CreateTable:
     row_count: int
     dim: int
     dtype: DType
-    init: str
+    init: Initializer
     seed: int | None
     optimizer: OptimizerSpec | None
     frozen: bool = False

@@ -19,6 +19,7 @@ from durability.oracle import Did, State, Version, after, first_slots, states_af
 from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.keys import StringKeys
 from gatherd.store.mapping import MappedFile
 from gatherd.store.query import ByKey
@@ -296,7 +297,7 @@ class Trainer:
         weights = np.zeros((rows, dim * dtype.itemsize), np.uint8)
         slots = {} if made is None else first_slots(made, rows, dim)
         spec = None if optimizer is None else OptimizerSpec(*OPTIMIZERS[optimizer])
-        change = CreateTable(name, rows, dim, dtype, "zeros", None, spec)
+        change = CreateTable(name, rows, dim, dtype, Initializer.parse("zeros"), None, spec)
         self.change(change, Did(change, rows=Version(dtype, dim, made, weights, slots)))
 
     def stage(

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from gatherd.errors import BadFile, GatherdError, InternalError, RetryableError
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.keys import StringKeys
 from gatherd.store.query import ByKey
 from gatherd_server.link.messages import (
@@ -53,8 +54,10 @@ from support.error_classes import ERROR_CLASSES
 ADAM = OptimizerSpec("adam", {"lr": 0.25, "beta1": 0.5})
 CHANGES: list[TableChange] = [
     AddStaged("items", "0f"),
-    CreateTable("items", 7, 3, DType.BFLOAT16, "normal", None, ADAM),
-    CreateTable("items", 7, 3, DType.FLOAT32, "zeros", 1 << 60, None),
+    CreateTable(
+        "items", 7, 3, DType.BFLOAT16, Initializer.parse("normal", {"stddev": 0.5}), None, ADAM
+    ),
+    CreateTable("items", 7, 3, DType.FLOAT32, Initializer.parse("zeros"), 1 << 60, None),
     DeleteTable("items"),
     DeleteVersion("items", 2),
     Publish("items", "0f", 3),

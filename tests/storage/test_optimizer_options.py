@@ -47,7 +47,9 @@ def test_an_option_is_kept_or_refused(name: OptimizerName, option: str) -> None:
 
 
 def test_an_unknown_optimizer_is_refused_naming_those_there_are() -> None:
-    with pytest.raises(InvalidArgument, match="no optimizer 'lamb'; there are none, sgd, adagrad, "):
+    with pytest.raises(
+        InvalidArgument, match="no optimizer 'lamb'; there are none, sgd, adagrad, "
+    ):
         Optimizer.parse("lamb", {})
 
 

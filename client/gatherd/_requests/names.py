@@ -35,7 +35,12 @@ MissingRow: TypeAlias = Literal["error", "zero", "default"]
 MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip"]
 Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
 MetricName: TypeAlias = Literal["cosine", "dot", "l2"]
-Init: TypeAlias = Literal["zeros", "uniform", "normal", "glorot"]
+Init: TypeAlias = Literal[
+    "zeros", "ones", "constant", "uniform", "normal", "truncated_normal",
+    "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal",
+    "variance_scaling", "orthogonal", "identity",
+    "glorot", "random_uniform", "random_normal",
+]  # fmt: skip
 OptimizerName: TypeAlias = Literal["none", "sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
 
 

@@ -93,7 +93,21 @@ class GetTableResponse(_message.Message):
     def __init__(self, table: _Optional[_Union[Table, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class CreateTableRequest(_message.Message):
-    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer", "frozen")
+    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer", "init_parameters", "init_words", "frozen")
+    class InitParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class InitWordsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     TABLE_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +116,8 @@ class CreateTableRequest(_message.Message):
     INIT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    INIT_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    INIT_WORDS_FIELD_NUMBER: _ClassVar[int]
     FROZEN_FIELD_NUMBER: _ClassVar[int]
     table: str
     staged: str
@@ -111,8 +127,10 @@ class CreateTableRequest(_message.Message):
     init: str
     seed: int
     optimizer: Optimizer
+    init_parameters: _containers.ScalarMap[str, float]
+    init_words: _containers.ScalarMap[str, str]
     frozen: bool
-    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., frozen: _Optional[bool] = ...) -> None: ...
+    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., init_parameters: _Optional[_Mapping[str, float]] = ..., init_words: _Optional[_Mapping[str, str]] = ..., frozen: _Optional[bool] = ...) -> None: ...
 
 class DeleteTableRequest(_message.Message):
     __slots__ = ("table",)

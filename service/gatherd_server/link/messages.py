@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import GatherdError, InternalError, RetryableError, by_reason
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.keys import StringKeys
 from gatherd.store.query import Asked, ByKey
 from gatherd_server.storage.records import Record, pack, unpack
@@ -167,6 +168,7 @@ def pack_change(change: TableChange) -> list[bytes | memoryview]:
     fields = asdict(change)
     if isinstance(change, CreateTable):
         fields["dtype"] = change.dtype.value
+        fields["init"] = change.init.to_json()
     return pack({"change": type(change).__name__, "fields": fields}, [])
 
 
@@ -177,6 +179,7 @@ def unpack_change(record: Record) -> TableChange:
         fields["optimizer"] = OptimizerSpec(**fields["optimizer"])
     if "dtype" in fields:
         fields["dtype"] = DType(fields["dtype"])
+        fields["init"] = Initializer.from_json(fields["init"])
     change: TableChange = _CHANGES[record.directory["change"]](**fields)
     return change
 

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
+from gatherd.store.initializer import Initializer, Parameter
 from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, LIVE_VERSION, ROWS_MAX, SESSION_BYTES
 from gatherd.store.query import Asked
 from gatherd_server.training.optimizer import check_lr
@@ -125,6 +126,11 @@ def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
         if not math.isfinite(value):
             raise InvalidArgument(f"the optimizer's {option} is {value}; it must be finite")
     return OptimizerSpec(name, options)
+
+
+def initializer(name: str, parameters: Mapping[str, Parameter]) -> Initializer:
+    """The initializer `name`, "" for the default one; raises as `Initializer.parse` does."""
+    return Initializer.parse(name or INIT_DEFAULT, parameters)
 
 
 def deleted_version(table: str, version: int) -> DeleteVersion:

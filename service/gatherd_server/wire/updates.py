@@ -39,7 +39,10 @@ _TABLE_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
     **{number: dtype for dtype, number in DTYPE_CODES.items()},
 }
-_DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer", "frozen")
+_DRAWN_FIELDS: Final = (
+    *("rows", "dim", "dtype", "init", "init_parameters", "init_words", "seed", "optimizer"),
+    "frozen",
+)
 
 
 def push(op: UpdateOp, request: embedding_pb2.UpdateRequest, limits: Limits) -> Push:
@@ -109,7 +112,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         request.rows,
         request.dim,
         _TABLE_DTYPES[request.dtype],
-        request.init or checks.INIT_DEFAULT,
+        checks.initializer(request.init, {**request.init_parameters, **request.init_words}),
         request.seed if request.HasField("seed") else None,
         _optimizer(request.optimizer) if request.HasField("optimizer") else None,
         request.frozen,

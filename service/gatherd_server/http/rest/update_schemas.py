@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gatherd.store.initializer import NAMES
 from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, ROWS_MAX
 from gatherd_server.http.rest.schemas import ENCODING, IDS_SCHEMA, KEYS_SCHEMA, VERSION_MAX
 from gatherd_server.wire.checks import INIT_DEFAULT
@@ -73,6 +74,19 @@ class OptimizerBody(BaseModel):
     name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam, ftrl or none.")
 
 
+class InitializerBody(BaseModel):
+    """How rows are drawn. A parameter that isn't given has Keras' default."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={"examples": [{"name": "normal", "stddev": 0.1}]},
+    )
+    __pydantic_extra__: dict[str, float | str] = Field(init=False)
+
+    name: str = Field(description=f"{', '.join(NAMES)}.")
+
+
 class CreateBody(BaseModel):
     """A new table of drawn rows, or of files that were staged in the data dir."""
 
@@ -85,8 +99,10 @@ class CreateBody(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         "float32", description="How the rows are stored."
     )
-    init: Literal["zeros", "uniform", "normal", "glorot"] = Field(
-        INIT_DEFAULT, description="How the rows are drawn."
+    init: str | InitializerBody = Field(
+        INIT_DEFAULT,
+        description="How the rows are drawn: the name of an initializer, or an object with its "
+        "parameters.",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**64, description="The same seed, the same rows; else drawn at random."
