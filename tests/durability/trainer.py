@@ -33,6 +33,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
+    VALUE_OPS,
     AddStaged,
     ChangeResult,
     CreateTable,
@@ -269,7 +270,7 @@ class Trainer:
         pushes = []
         for _ in range(count):
             some = self.random.sample(names, min(len(names), self.random.choice((1, 1, 2))))
-            op = self.random.choice(list(UpdateOp))
+            op = self.random.choice(VALUE_OPS)
             pushes.append(self.drawn(op, sorted(some), self.random.randint(1, 12)))
         self.push(*pushes)
 

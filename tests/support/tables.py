@@ -23,7 +23,7 @@ def drawn_table(
     """The arguments of `gatherd create`; `optimizer` None makes a frozen table."""
     spec = None if optimizer is None else OptimizerSpec(optimizer, dict(options or {}))
     drawn = Initializer.parse(init)
-    return CreateTable(name, rows, dim, DType(dtype), drawn, seed, spec, spec is None)
+    return CreateTable(name, rows, dim, DType(dtype), drawn, seed, spec, frozen=spec is None)
 
 
 def make_data_dir(path: Path, *tables: CreateTable) -> None:

@@ -90,7 +90,7 @@ class Runner:
                 spec = None if optimizer == "-" else OptimizerSpec(optimizer, {"lr": 0.5})
                 zeros = Initializer.parse("zeros")
                 shape = (int(rows), int(dim), DType(dtype))
-                made = CreateTable(name, *shape, zeros, 1, spec, spec is None)
+                made = CreateTable(name, *shape, zeros, 1, spec, frozen=spec is None)
                 yield self._change(made)
             case "publish", [name]:
                 yield self._change(Publish(name))

@@ -31,8 +31,8 @@ Vectors = TypeAliasType("Vectors", NDArray[Any])
 Status = TypeAliasType("Status", NDArray[np.uint8])
 """A NumPy array of the shape of the ids: 0 found, 1 missing."""
 
-MissingRow: TypeAlias = Literal["error", "zero", "default"]
-MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip"]
+MissingRow: TypeAlias = Literal["error", "zero", "default", "init"]
+MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip", "init"]
 Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
 MetricName: TypeAlias = Literal["cosine", "dot", "l2"]
 Init: TypeAlias = Literal[

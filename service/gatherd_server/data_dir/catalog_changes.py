@@ -20,6 +20,7 @@ from gatherd.errors import (
     GatherdError,
     StorageError,
     TableRefused,
+    Unimplemented,
     VersionMismatch,
     VersionNotFound,
 )
@@ -115,6 +116,8 @@ class CatalogChanges:
     def _create(self, change: CreateTable) -> ChangeResult:
         check_table_name(change.table)
         self._check_is_new(change.table)
+        if change.open is not None:
+            raise Unimplemented("this build can't make open tables yet")
         seed = secrets.randbits(63) if change.seed is None else change.seed
         given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
         optimizer = Optimizer.for_new_table(given, change.dtype, frozen=change.frozen)

@@ -15,8 +15,8 @@ from gatherd.store.query import K_DEFAULT
 Body = TypeVar("Body", bound=BaseModel)
 
 REPLY_DTYPE = Literal["float32", "float16", "bfloat16"]
-MISSING = Literal["error", "zero", "default"]
-BAG_MISSING = Literal["error", "zero", "default", "skip"]
+MISSING = Literal["error", "zero", "default", "init"]
+BAG_MISSING = Literal["error", "zero", "default", "skip", "init"]
 MODE = Literal["sum", "mean", "max", "sqrtn"]
 ENCODING = Literal["utf-8", "base64"]
 METRIC = Literal["cosine", "dot", "l2"]
