@@ -21,13 +21,12 @@ from gatherd_server.types import CreateTable
 def stage_created(files: Files, staging: Path, change: CreateTable) -> StagedTable:
     """Write a new open table's files to a folder in `staging`; raises what stage_open_table does.
 
-    Without an optimizer it is trained by plain SGD, whose slots take no room.
+    Without an optimizer it takes scatter_add, assign and delete_rows.
     """
     spec = change.open
     assert spec is not None
-    if change.optimizer is None:
-        optimizer = Optimizer.parse("sgd", {})
-    else:
+    optimizer = Optimizer.parse("none", {})
+    if change.optimizer is not None:
         optimizer = Optimizer.from_spec(change.optimizer)
     origin: dict[str, Any] = {"created": "open"}
     table = OpenTable(change.table, change.dtype, change.dim, spec, optimizer, origin)

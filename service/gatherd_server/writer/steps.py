@@ -18,7 +18,7 @@ from gatherd.store.query import Asked, ByKey
 from gatherd_server.storage.open_version import OpenVersion
 from gatherd_server.types import Push, TableUpdate, UpdateOp
 from gatherd_server.writer.open_batch import Created, OpenBatch
-from gatherd_server.writer.versions import LiveVersion, Versions
+from gatherd_server.writer.versions import LiveVersion, Versions, no_optimizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +69,8 @@ class Steps:
     def _checked(self, op: UpdateOp, update: TableUpdate) -> tuple[LiveVersion, NDArray[np.int64]]:
         """An update's live version and rows, −1 for keys that are to be created."""
         live = self._versions.live(update.table)
+        if op is UpdateOp.APPLY_GRADIENTS and not live.mapped.optimizer.name.takes_gradients:
+            raise no_optimizer(live.name)
         if update.if_version not in (LIVE_VERSION, live.version):
             raise VersionMismatch(
                 f"table {update.table!r} has version {live.version} live; the update insists on "
