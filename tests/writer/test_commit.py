@@ -41,6 +41,7 @@ from gatherd_server.storage.wal_format import FrameKind
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
+    VALUE_OPS,
     Push,
     PushResult,
     RequestId,
@@ -134,7 +135,7 @@ def values_for(draw: Any, count: int) -> NDArray[np.float32]:
 @st.composite
 def pushes(draw: Any) -> Drawn:
     """Updates of one table or more, with duplicates, empty ones, and at times something wrong."""
-    op = draw(st.sampled_from(list(UpdateOp)))
+    op = draw(st.sampled_from(VALUE_OPS))
     names = draw(st.lists(st.sampled_from(list(OPTIMIZERS)), min_size=1, max_size=3, unique=True))
     updates = []
     for name in names:

@@ -12,16 +12,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import (
     AlreadyExists,
     BadFile,
     DiskFull,
     FailedPrecondition,
     GatherdError,
-    InvalidArgument,
     StorageError,
     TableRefused,
+    Unimplemented,
     VersionMismatch,
     VersionNotFound,
 )
@@ -39,7 +38,7 @@ from gatherd.store.table import Table
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.data_dir.sweeping import forget, freeze_superseded, sweep
-from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.loaders.initializers import created_origin, initial_blocks
 from gatherd_server.snapshots.freezing import thaw
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
 from gatherd_server.storage.trainable import read_manifest
@@ -117,19 +116,14 @@ class CatalogChanges:
     def _create(self, change: CreateTable) -> ChangeResult:
         check_table_name(change.table)
         self._check_is_new(change.table)
-        try:
-            initializer = Initializer(change.init)
-        except ValueError:
-            known = [member.value for member in Initializer]
-            raise InvalidArgument(
-                f"init is {change.init!r}; it can be {', '.join(known)}"
-                f"{did_you_mean(near(change.init, known, 1))}"
-            ) from None
+        if change.open is not None:
+            raise Unimplemented("this build can't make open tables yet")
         seed = secrets.randbits(63) if change.seed is None else change.seed
-        optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        optimizer = Optimizer.for_new_table(given, change.dtype, frozen=change.frozen)
         padding_id = None if optimizer is None else optimizer.padding_id
         blocks = initial_blocks(
-            initializer, change.row_count, change.dim, change.dtype, seed, padding_id
+            change.init, change.row_count, change.dim, change.dtype, seed, padding_id
         )
         table = TableFiles(
             change.table,
@@ -137,7 +131,7 @@ class CatalogChanges:
             change.row_count,
             change.dim,
             map(Block, blocks),
-            {"created": change.init, "seed": seed},
+            created_origin(change.init, seed),
             optimizer=optimizer,
         )
         staged = stage_table(self._files, self._data_dir / STAGING_NAME, table)

@@ -28,7 +28,7 @@ from gatherd_server.storage.records import Record, pack
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import Push, PushResult, RequestId, TableUpdate, UpdateOp
-from gatherd_server.writer.versions import LiveVersion, Versions
+from gatherd_server.writer.versions import LiveVersion, Versions, no_optimizer
 from gatherd_server.writer.window import (
     Window,
     push_digest,
@@ -82,7 +82,8 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
     steps: list[list[_Step]] = []
     for number, submitted in enumerate(batch):
         try:
-            steps.append([_step(update, versions) for update in submitted.push.updates])
+            push = submitted.push
+            steps.append([_step(push.op, update, versions) for update in push.updates])
         except GatherdError as error:
             refused[number] = error
             steps.append([])
@@ -105,15 +106,19 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
     return Commit(outcomes, first_lsn, lsn - 1, listed, record)
 
 
-def _step(update: TableUpdate, versions: Versions) -> _Step:
+def _step(op: UpdateOp, update: TableUpdate, versions: Versions) -> _Step:
     """Check an update against the version that is live now."""
     live = versions.live(update.table)
+    if op is UpdateOp.APPLY_GRADIENTS and not live.mapped.optimizer.name.takes_gradients:
+        raise no_optimizer(live.name)
     if update.if_version not in (LIVE_VERSION, live.version):
         raise VersionMismatch(
             f"table {update.table!r} has version {live.version} live; the update insists on "
             f"version {update.if_version}",
             {"table": update.table, "live": str(live.version)},
         )
+    if update.creates or op is UpdateOp.DELETE_ROWS:
+        raise _is_closed(update, live)
     dim = live.mapped.dim
     if update.values.shape != (*update.asked.shape, dim):
         raise InvalidArgument(
@@ -125,10 +130,26 @@ def _step(update: TableUpdate, versions: Versions) -> _Step:
     return _Step(live, ids, values, update.lr)
 
 
+def _is_closed(update: TableUpdate, live: LiveVersion) -> GatherdError:
+    """The error for an update that would create or delete rows of a closed table."""
+    if live.keys is None:
+        return _no_keys(update.table)
+    verb = "create" if update.creates else "delete"
+    return InvalidArgument(
+        f"table {update.table!r} is closed: its rows are those that it was made with, so an update "
+        f"can't {verb} any; `gatherd create NAME --keys …` makes an open table",
+        {"table": update.table},
+    )
+
+
+def _no_keys(table: str) -> NoKeys:
+    return NoKeys(f"table {table!r} has no keys; its rows have ids", {"table": table})
+
+
 def _ids(table: str, asked: Asked, live: LiveVersion) -> NDArray[np.int64]:
     if isinstance(asked, ByKey):
         if live.keys is None:
-            raise NoKeys(f"table {table!r} has no keys; its rows have ids", {"table": table})
+            raise _no_keys(table)
         rows = live.keys.rows_of(asked.keys)
         if (rows < 0).any():
             raise key_not_found_error(table, asked.keys, rows)
@@ -183,6 +204,8 @@ def _run(
                         image.apply_gradients(step.ids, step.values, step.lr)
                     case UpdateOp.ASSIGN:
                         image.assign(step.ids, step.values)
+                    case UpdateOp.DELETE_ROWS:
+                        raise AssertionError("no table can delete rows yet")
             except NonfiniteValues as error:
                 message = f"table {step.live.name!r}: {error.message}"
                 return number, NonfiniteValues(message, {**error.metadata, "table": step.live.name})
@@ -200,6 +223,7 @@ def _record(
             request_id_to_json(submitted.push.request_id),
             submitted.digest.hex(),
             outcome.versions,
+            *([outcome.counts] if outcome.counts else []),
         ]
         for submitted, outcome in zip(batch, outcomes, strict=True)
         if isinstance(outcome, PushResult)
@@ -250,7 +274,8 @@ def logged_images(record: Record) -> list[LoggedImages]:
 def remember(frame: Frame, window: Window) -> None:
     """Enter the pushes of a logged frame into the window."""
     lsn = frame.first_lsn
-    for listed_id, digest, pushed_versions in frame.record.directory["pushes"]:
+    for listed_id, digest, pushed_versions, *counts in frame.record.directory["pushes"]:
         request_id: RequestId = request_id_from_json(listed_id)
-        window.add(request_id, bytes.fromhex(digest), PushResult(lsn, tuple(pushed_versions)))
+        result = PushResult.of(lsn, tuple(pushed_versions), *counts)
+        window.add(request_id, bytes.fromhex(digest), result)
         lsn += 1

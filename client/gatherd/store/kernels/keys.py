@@ -30,7 +30,8 @@ AHEAD = 32
 
 
 @inlined
-def _mix(z: Any) -> Any:
+def mix(z: Any) -> Any:
+    """splitmix64's finalizer."""
     z = (z ^ (z >> np.uint64(30))) * MIX_1
     z = (z ^ (z >> np.uint64(27))) * MIX_2
     return z ^ (z >> np.uint64(31))
@@ -39,9 +40,9 @@ def _mix(z: Any) -> Any:
 @inlined
 def hash_bytes(data: Any, begin: Any, end: Any, seed: Any) -> Any:
     """The uint64 hash of data[begin:end]."""
-    h = _mix(seed ^ np.uint64(end - begin))
+    h = mix(seed ^ np.uint64(end - begin))
     while end - begin >= 8:
-        h = _mix(h ^ load_u64(data, begin))
+        h = mix(h ^ load_u64(data, begin))
         begin += 8
     if begin < end:
         word = EMPTY
@@ -49,7 +50,7 @@ def hash_bytes(data: Any, begin: Any, end: Any, seed: Any) -> Any:
         for position in range(begin, end):
             word |= np.uint64(data[position]) << shift
             shift += EIGHT
-        h = _mix(h ^ word)
+        h = mix(h ^ word)
     return h
 
 
@@ -99,7 +100,7 @@ def find_ints(slots: Any, stored: Any, keys: Any, seed: Any, rows: Any) -> None:
     for block in range(0, keys.size, AHEAD):
         block_size = min(AHEAD, keys.size - block)
         for i in range(block_size):
-            hashes[i] = _mix(keys[block + i] ^ seed)
+            hashes[i] = mix(keys[block + i] ^ seed)
             prefetch(slots, np.intp(hashes[i] & mask) * 8)
         for i in range(block_size):
             key, h = keys[block + i], hashes[i]
@@ -212,7 +213,7 @@ def insert_ints(
     """Append the new keys; return the position reached, and the count."""
     mask = np.uint64(slots.size - 1)
     for i in range(start, keys.size):
-        hashed = _mix(keys[i] ^ seed)
+        hashed = mix(keys[i] ^ seed)
         h = hashed
         known = False
         free = np.intp(-1)
@@ -293,8 +294,8 @@ def place_ints(slots: Any, stored: Any, start: Any, count: Any, seed: Any) -> An
     mask = np.uint64(slots.size - 1)
     for row in range(start, count):
         if row + AHEAD < count:
-            prefetch(slots, np.intp(_mix(stored[row + AHEAD] ^ seed) & mask) * 8)
-        hashed = _mix(stored[row] ^ seed)
+            prefetch(slots, np.intp(mix(stored[row + AHEAD] ^ seed) & mask) * 8)
+        hashed = mix(stored[row] ^ seed)
         free = _free_slot(slots, mask, hashed)
         if free < 0:
             return row
