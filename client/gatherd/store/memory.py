@@ -57,7 +57,7 @@ def _set_options(options: Mapping[int, int]) -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all([mallopt(option, value) == 1 for option, value in options.items()])
+    return all(mallopt(option, value) == 1 for option, value in options.items())
 
 
 def populate(mapping: MappedFile) -> None:
