@@ -7,6 +7,7 @@ its begin, or where a process goes on after another one was killed.
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEYS_JSON, KEYS_SLOTS
 from gatherd_server.data_dir.verify import repair_keys
 from gatherd_server.types import (
+    VALUE_OPS,
     CloneTable,
     DeleteTable,
     OptimizerSpec,
@@ -56,12 +58,12 @@ def tables(folder: Path, ignores: str) -> Iterator[Stage]:
     trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 40))
     trainer.add("k", 30, 3, "rowwise", keyed=True)
     for _ in range(4):
-        trainer.push(*(trainer.drawn(op, ["a", "k"], 12) for op in UpdateOp))
+        trainer.push(*(trainer.drawn(op, ["a", "k"], 12) for op in VALUE_OPS))
     trainer.writer.checkpoint()
     trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["k"], 12))
     trainer.change(DeleteTable("k"))
     for _ in range(3):
-        trainer.push(*(trainer.drawn(op, ["a"], 30) for op in UpdateOp))
+        trainer.push(*(trainer.drawn(op, ["a"], 30) for op in VALUE_OPS))
     trainer.writer.checkpoint()
     trainer.push(trainer.drawn(UpdateOp.ASSIGN, ["a"], 12))
     trainer.stop()
@@ -95,11 +97,8 @@ def grown(folder: Path, ignores: str) -> Iterator[Stage]:
     trainer.add("a", 300, 4, "momentum", keyed=False)
     trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 60))
     for more in (20, -10):
-        _during_copy(
-            power,
-            trainer,
-            lambda more=more: trainer.publish_new("a", "momentum", more=more, keep_rows=True),
-        )
+        grow = partial(trainer.publish_new, "a", "momentum", more=more, keep_rows=True)
+        _during_copy(power, trainer, grow)
     trainer.publish_new("a", "momentum", more=5)
     trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 60))
     trainer.change(CloneTable("b", "a"))

@@ -86,10 +86,10 @@ class Dir:
         return self.writer.submit(push, push_digest(push)).result(60).lsn
 
     def rows(self, version: int) -> Rows:
-        return np.load(version_dir(self.path, "t", version) / "weights.npy")
+        return np.asarray(np.load(version_dir(self.path, "t", version) / "weights.npy"))
 
     def slot(self, version: int, name: str) -> NDArray[Any]:
-        return np.load(version_dir(self.path, "t", version) / f"slot_{name}.npy")
+        return np.asarray(np.load(version_dir(self.path, "t", version) / f"slot_{name}.npy"))
 
     def close(self) -> None:
         self.changes.close()
@@ -105,7 +105,7 @@ def opened(tmp_path: Path) -> Iterator[Dir]:
 
 def drawn(rows: int, seed: int, dim: int = DIM) -> Rows:
     rng = np.random.default_rng(seed)
-    return rng.integers(-800, 800, (rows, dim)).astype(np.float32) / 8
+    return rng.integers(-800, 800, (rows, dim)).astype(np.float32) / np.float32(8)
 
 
 def trained(opened: Dir, keys: Sequence[str] | None = None, rows: int = 10) -> None:
@@ -266,7 +266,7 @@ class Pushers:
         while not self._stop.is_set():
             sequence += 1
             row = int(rng.integers(self._rows))
-            delta = rng.integers(-8, 8, (1, DIM)).astype(np.float32) / 8
+            delta = rng.integers(-8, 8, (1, DIM)).astype(np.float32) / np.float32(8)
             asked: Any = np.array([row])
             if self._names is not None:
                 asked = ByKey(StringKeys.of([self._names[row].encode()]))

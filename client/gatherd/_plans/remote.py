@@ -191,8 +191,9 @@ class RemoteAnswering(Answering):
             if known is not None and known.alias_of:
                 info = yield from self.table(spec.table, deadline)
                 table, encoded = check_table(info.alias_of or info.name)
-                spec = replace(spec, table=table, table_bytes=encoded)
-            found.append(spec)
+                found.append(replace(spec, table=table, table_bytes=encoded))
+            else:
+                found.append(spec)
         return found
 
     def _plan_requests(

@@ -16,7 +16,7 @@ asking the key indexes again takes as long, and only for the log's rows.
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -191,7 +191,7 @@ class CarriedRows:
         self._owner = owner
         self._lsn = writer.pin_log(owner)
 
-    def __enter__(self) -> "CarriedRows":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

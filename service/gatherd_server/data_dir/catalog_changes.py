@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import (
     BadFile,
     DiskFull,
@@ -39,12 +38,14 @@ from gatherd.store.catalog import (
 from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.carrying import CarriedRows, carrying
 from gatherd_server.data_dir.name_changes import NameChanges
+from gatherd_server.data_dir.open_tables import is_open, settled, stage_created
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.data_dir.sweeping import forget, freeze_superseded, sweep
-from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.loaders.initializers import created_origin, initial_blocks
 from gatherd_server.snapshots.freezing import thaw
-from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
+from gatherd_server.storage.open_version import OpenVersion
+from gatherd_server.storage.table_writer import Block, StagedTable, TableFiles, stage_table
 from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
@@ -146,19 +147,15 @@ class CatalogChanges:
     def _create(self, change: CreateTable) -> ChangeResult:
         check_table_name(change.table)
         self._names.check_is_new(change.table)
-        try:
-            initializer = Initializer(change.init)
-        except ValueError:
-            known = [member.value for member in Initializer]
-            raise InvalidArgument(
-                f"init is {change.init!r}; it can be {', '.join(known)}"
-                f"{did_you_mean(near(change.init, known, 1))}"
-            ) from None
+        staging = self._data_dir / STAGING_NAME
+        if change.open is not None:
+            return self._add_staged(change.table, stage_created(self._files, staging, change))
         seed = secrets.randbits(63) if change.seed is None else change.seed
-        optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        optimizer = Optimizer.for_new_table(given, change.dtype, frozen=change.frozen)
         padding_id = None if optimizer is None else optimizer.padding_id
         blocks = initial_blocks(
-            initializer, change.row_count, change.dim, change.dtype, seed, padding_id
+            change.init, change.row_count, change.dim, change.dtype, seed, padding_id
         )
         table = TableFiles(
             change.table,
@@ -166,12 +163,15 @@ class CatalogChanges:
             change.row_count,
             change.dim,
             map(Block, blocks),
-            {"created": change.init, "seed": seed},
+            created_origin(change.init, seed),
             optimizer=optimizer,
         )
-        staged = stage_table(self._files, self._data_dir / STAGING_NAME, table)
+        return self._add_staged(change.table, stage_table(self._files, staging, table))
+
+    def _add_staged(self, name: str, staged: StagedTable) -> ChangeResult:
+        """Add a table that was staged here; delete its files if that fails."""
         try:
-            return self._add(change.table, staged.folder.name)
+            return self._add(name, staged.folder.name)
         except GatherdError:
             if staged.folder.exists():
                 forget(self._files, staged.folder)
@@ -185,20 +185,27 @@ class CatalogChanges:
         entry = self._new_entry(name, uid)
         target = self._folder(name, entry, FIRST_VERSION)
         self._place(folder, target, name, FIRST_VERSION)
-        return ChangeResult(FIRST_VERSION, self._switched_in(name, entry, lambda: None))
+        opened = self._settled(target)
+        return ChangeResult(FIRST_VERSION, self._switched_in(name, entry, lambda: None, opened))
 
     def _new_entry(self, name: str, uid: str) -> CatalogEntry:
         folder = self._names.folder_for(name, uid)
         entry = CatalogEntry(uid, FIRST_VERSION, (FIRST_VERSION,))
         return entry if folder == name else replace(entry, folder=folder)
 
-    def _switched_in(self, name: str, entry: CatalogEntry, catch_up: Callable[[], None]) -> int:
+    def _switched_in(
+        self,
+        name: str,
+        entry: CatalogEntry,
+        catch_up: Callable[[], None],
+        opened: OpenVersion | None = None,
+    ) -> int:
         """Make a new table of the files in its folder, which is deleted if that fails."""
 
         def switch() -> int:
             self._names.check_is_new(name)
             catch_up()
-            return self._replace_entry(name, entry)
+            return self._replace_entry(name, entry, opened)
 
         return self._switched(switch, self._folder(name, entry, FIRST_VERSION).parent)
 
@@ -206,6 +213,7 @@ class CatalogChanges:
         self._names.check_clone(change)
         name, (source, source_entry) = change.table, self._names.meant(change.source)
         check_whole(source, source_entry, source_entry.live)
+        self._check_is_closed(source, source_entry)
         entry = self._new_entry(name, uuid.uuid4().hex)
         to = name, FIRST_VERSION, self._folder(name, entry, FIRST_VERSION)
         with copy_live(self._writer, (source, source_entry), to, None) as catch_up:
@@ -234,6 +242,7 @@ class CatalogChanges:
         entry = self._entry(name, change.if_version)
         if not change.staged:
             return self._copied(name, change.if_version, None)
+        self._check_is_closed(name, entry)
         folder = staged_folder(self._data_dir, change.staged)
         version = max(entry.versions) + 1
         with ExitStack() as stack:
@@ -270,6 +279,8 @@ class CatalogChanges:
         if of[0] == name:
             raise InvalidArgument(f"{change.source!r} is table {name!r} itself", {"table": name})
         check_whole(*of, of[1].live)
+        for one in ((name, entry), of):
+            self._check_is_closed(*one)
         version = max(entry.versions) + 1
         to = name, version, self._folder(name, entry, version)
         with (
@@ -279,6 +290,16 @@ class CatalogChanges:
             with self._forgotten_on_error(to[2]):
                 self._follows(name, entry, to[2], change.allow_dim_change)
             return self._make_live(name, entry, *to[1:], catch_up, self._state_of(to[2]))
+
+    def _check_is_closed(self, name: str, entry: CatalogEntry) -> None:
+        """FailedPrecondition when the live version is open."""
+        with suppress(BadFile):  # any table may follow one whose manifest is unreadable
+            if is_open(self._folder(name, entry, entry.live)):
+                raise FailedPrecondition(
+                    f"table {name!r} is open, so that its rows come and go by updates; files can't "
+                    "replace them, and it can't be cloned or take another table's place",
+                    {"table": name},
+                )
 
     def _check_not_pushed(self, name: str, entry: CatalogEntry, if_lsn: int | None) -> None:
         """FailedPrecondition when the table took a push above `if_lsn`, or may have."""
@@ -435,10 +456,22 @@ class CatalogChanges:
                 forget(self._files, fresh)
             raise
 
-    def _replace_entry(self, name: str, entry: CatalogEntry) -> int:
+    def _replace_entry(
+        self, name: str, entry: CatalogEntry, opened: OpenVersion | None = None
+    ) -> int:
+        """Log the entry of a table; `opened` is its live version, if that is open and new."""
         catalog = self._writer.versions().catalog
         tables = {**catalog.tables, name: entry}
-        return self._writer.change_catalog(replace(catalog, tables=tables))
+        adopted = {(entry.uid, entry.live): opened} if opened is not None else {}
+        return self._writer.change_catalog(replace(catalog, tables=tables), adopted)
+
+    def _settled(self, target: Path) -> OpenVersion | None:
+        """See open_tables.settled; the version's folder is deleted when that fails."""
+        try:
+            return settled(self._files, target)
+        except GatherdError:
+            forget(self._files, target)
+            raise
 
     def _catalog(self) -> Catalog:
         return self._writer.versions().catalog
