@@ -47,6 +47,7 @@ SEAM = "storage/files.py"
 NEAR_CALLS = 30
 
 SHOWN: dict[str, Cut] = {
+    "catalog_changes._clone: name of table": Cut("grown", 0, 40, 0),
     "catalog_changes._place: name of staged folder": Cut("tables", 0, 12, 6),
     "catalog_changes._place: name of table": Cut("tables", 0, 15, 3),
     "catalog_changes._place: name of tables": Cut("tables", 0, 16, 3),

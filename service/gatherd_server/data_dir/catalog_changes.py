@@ -216,6 +216,7 @@ class CatalogChanges:
         self._check_is_closed(source, source_entry)
         entry = self._new_entry(name, uuid.uuid4().hex)
         to = name, FIRST_VERSION, self._folder(name, entry, FIRST_VERSION)
+        self._files.make_dirs(to[2].parent)
         with copy_live(self._writer, (source, source_entry), to, None) as catch_up:
             return ChangeResult(FIRST_VERSION, self._switched_in(name, entry, catch_up))
 

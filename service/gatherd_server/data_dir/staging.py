@@ -89,7 +89,6 @@ def copy_live(
             copied = _copied_manifest(manifest, name, version, origin, optimizer)
             sync_files(files, staging, but_moving=old is not None)
             _write_manifest(files, staging, copied)
-            files.make_dirs(target.parent)
             files.rename(staging, target)
             if is_trainable and old is not None:
                 catch_up = CatchUp(
