@@ -307,12 +307,7 @@ class Connect(Messages):
             headers={"Content-Type": f"application/{self._codec}", "Connect-Protocol-Version": "1"},
         )
         if reply.status_code != 200:
-            document = reply.json()
-            detail = document["details"][0]
-            assert detail["type"] == "google.rpc.ErrorInfo"
-            padded = detail["value"] + "=" * (-len(detail["value"]) % 4)
-            info = status_pb2.ErrorInfo.FromString(base64.b64decode(padded))
-            raise_wire_error(info.reason, document["message"], dict(info.metadata))
+            raise_connect_error(reply.json())
         if self._codec == "proto":
             response.ParseFromString(reply.content)
         else:
@@ -377,6 +372,14 @@ class GrpcStream(Grpc):
                 raise_status(response.error)
             answers[table] = response_answer(response.lookup)[0]
         return answers
+
+
+def raise_connect_error(document: dict[str, Any]) -> NoReturn:
+    detail = document["details"][0]
+    assert detail["type"] == "google.rpc.ErrorInfo"
+    padded = detail["value"] + "=" * (-len(detail["value"]) % 4)
+    info = status_pb2.ErrorInfo.FromString(base64.b64decode(padded))
+    raise_wire_error(info.reason, document["message"], dict(info.metadata))
 
 
 def raise_grpc_error(error: grpc.RpcError) -> NoReturn:

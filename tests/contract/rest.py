@@ -96,7 +96,7 @@ class Rest(Surface):
             listed = ids.tolist() if isinstance(ids, np.ndarray) else ids
             body = {"ids": listed, "dtype": dtype, "missing": missing}
             reply = self._http.post(path, json=body)
-            self._check(reply)
+            raise_problem(reply)
             return self._json_answer(reply.json(), dtype)
         return self._array_lookup(table, ids, {"dtype": dtype, "missing": missing}, missing)
 
@@ -113,7 +113,7 @@ class Rest(Surface):
         headers = {"Content-Type": media, "Accept": media}
         path = f"/v1/tables/{table}:lookup"
         reply = self._http.post(path, params=query, content=body_bytes, headers=headers)
-        self._check(reply)
+        raise_problem(reply)
         return self._array_answer(reply, missing, array.shape)
 
     def lookup_many(self, requests: dict[str, Any], *, missing: str = "error") -> dict[str, Any]:
@@ -122,7 +122,7 @@ class Rest(Surface):
             for table, ids in requests.items()
         }
         reply = self._http.post("/v1/lookup", json={"tables": tables})
-        self._check(reply)
+        raise_problem(reply)
         return {
             table: self._json_answer(answer, "float32")[0]
             for table, answer in reply.json()["tables"].items()
@@ -135,27 +135,27 @@ class Rest(Surface):
         given, encoding = json_keys(keys)
         body = {"keys": given, "encoding": encoding, "missing": missing}
         reply = self._http.post(f"/v1/tables/{table}:lookup", json=body)
-        self._check(reply)
+        raise_problem(reply)
         return self._json_answer(reply.json(), "float32")
 
     def keys_of(self, table: str, ids: Any) -> Any:
         reply = self._http.post(
             f"/v1/tables/{table}:keysOf", json={"ids": np.asarray(ids).tolist()}
         )
-        self._check(reply)
+        raise_problem(reply)
         return np.array(_keys(reply.json()), object).reshape(np.shape(ids)).tolist()
 
     def ids_of(self, table: str, keys: Any, *, allow_missing: bool = False) -> Any:
         body = {"keys": np.asarray(keys).tolist(), "allow_missing": allow_missing}
         reply = self._http.post(f"/v1/tables/{table}:idsOf", json=body)
-        self._check(reply)
+        raise_problem(reply)
         return reply.json()["ids"]
 
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         raw = prefix.encode("utf-8", "surrogateescape")
         query = urlencode({"prefix": raw, "limit": limit, "start": start})
         reply = self._http.get(f"/v1/tables/{table}/keys?{query}")
-        self._check(reply)
+        raise_problem(reply)
         document = reply.json()
         return _keys(document), document["ids"], document["next"]
 
@@ -163,7 +163,7 @@ class Rest(Surface):
         headers = {"Accept": {"json": JSON, "npy": NPY, "octets": OCTETS}[self._media]}
         path = f"/v1/tables/{table}:lookupBags"
         reply = self._http.post(path, json=json_bags(bags), headers=headers)
-        self._check(reply)
+        raise_problem(reply)
         if self._media != "json":
             return self._array_answer(reply, bags.missing, (len(bags.rows),))
         document = reply.json()
@@ -173,7 +173,7 @@ class Rest(Surface):
     def lookup_bags_many(self, bags: dict[str, Bags]) -> dict[str, Any]:
         tables = {table: json_bags(one) for table, one in bags.items()}
         reply = self._http.post("/v1/lookupBags", json={"tables": tables})
-        self._check(reply)
+        raise_problem(reply)
         return {
             table: np.array(answer["vectors"], np.float32).reshape(answer["shape"])
             for table, answer in reply.json()["tables"].items()
@@ -209,7 +209,7 @@ class Rest(Surface):
             content=array.tobytes(),
             headers={"Content-Type": OCTETS, "Accept": NPY if self._media == "npy" else OCTETS},
         )
-        self._check(reply)
+        raise_problem(reply)
         vectors, _ = self._array_answer(reply, "error", array.shape)
         headers = reply.headers
         return vectors, int(headers["gatherd-version"]), int(headers["gatherd-lsn"])
@@ -261,7 +261,7 @@ class Rest(Surface):
         # Not by httpx, which refuses values that JSON lacks, such as NaN.
         content = json.dumps(body).encode()
         reply = self._http.post(path, content=content, headers={"Content-Type": JSON, **headers})
-        self._check(reply)
+        raise_problem(reply)
         return reply.json()
 
     def _raw_update(self, op: str, table: str, update: Update, headers: dict[str, str]) -> Any:
@@ -284,17 +284,8 @@ class Rest(Surface):
             content=rows.astype(rows.dtype.newbyteorder("<")).tobytes() + values.tobytes(),
             headers={"Content-Type": OCTETS, **headers},
         )
-        self._check(reply)
+        raise_problem(reply)
         return reply.json()
-
-    @staticmethod
-    def _check(reply: httpx.Response) -> None:
-        if reply.status_code != 200:
-            assert reply.headers["content-type"] == "application/problem+json"
-            problem = json.loads(reply.content)
-            assert problem["status"] == reply.status_code
-            assert problem["error"] == problem["detail"]
-            raise_wire_error(problem["reason"], problem["detail"], problem["metadata"])
 
     @staticmethod
     def _json_answer(document: dict[str, Any], dtype: str) -> Answer:
@@ -333,3 +324,13 @@ def _keys(document: dict[str, Any]) -> list[Any]:
     if document["encoding"] != "base64":
         return flat
     return [base64.b64decode(key).decode("utf-8", "surrogateescape") for key in flat]
+
+
+def raise_problem(reply: httpx.Response) -> None:
+    """Raise the error that a reply is, if it is one."""
+    if reply.status_code != 200:
+        assert reply.headers["content-type"] == "application/problem+json"
+        problem = json.loads(reply.content)
+        assert problem["status"] == reply.status_code
+        assert problem["error"] == problem["detail"]
+        raise_wire_error(problem["reason"], problem["detail"], problem["metadata"])
