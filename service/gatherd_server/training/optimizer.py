@@ -262,6 +262,15 @@ class Optimizer:
                 f"padding_id {self.padding_id} is out of range: the table has {row_count} rows"
             )
 
+    def check_open_table(self, dtype: DType) -> None:
+        """InvalidArgument when an open table of this type can't be trained."""
+        self.check_table(dtype)
+        if self.padding_id is not None:
+            raise InvalidArgument(
+                "an open table has no padding_id: its rows have no ids of their own, so leave the "
+                "padding's key out of the push"
+            )
+
     @property
     def slots(self) -> tuple[SlotSpec, ...]:
         """The slots that it keeps."""
