@@ -47,6 +47,7 @@ class AsyncTableCalls(ABC):
         init: InitGiven = "uniform",
         seed: int | None = None,
         optimizer: OptimizerGiven | None = None,
+        frozen: bool = False,
         timeout: float | None = None,
     ) -> ChangeResult:
         """Make a table of `rows` drawn rows of `dim` elements. AlreadyExists when there is one.
@@ -54,15 +55,23 @@ class AsyncTableCalls(ABC):
         dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64".
         init: how the rows are drawn, as Keras' initializers do: a name such as "glorot_uniform", or
         {"name": "normal", "stddev": 0.1}; the same `seed`, the same rows.
-        optimizer: applies the table's updates: a name such as "sgd", or {"name": "adam",
-        "lr": 0.001}. Without one the table is read-only.
+        optimizer: applies gradients: a name such as "sgd", or {"name": "adam", "lr": 0.001}.
+        Without one the table takes `scatter_add` and `assign`, but no gradients.
+        frozen: makes a table that takes no updates; one of float64 never takes any.
 
         This and the other changes of tables are durable, and seen by every reader, when they
         return. A change isn't sent again once it may have been made: when an error's metadata has
         "outcome": "unknown", it may have been made or not.
         """
         request = changes.create_table(
-            name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
+            name,
+            rows,
+            dim,
+            dtype=dtype,
+            init=init,
+            seed=seed,
+            optimizer=optimizer,
+            frozen=frozen,
         )
         return await self._run(self._pushes.change(request, timeout))
 

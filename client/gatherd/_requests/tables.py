@@ -132,6 +132,13 @@ def check_count(name: str, value: object) -> int:
     return int(value)
 
 
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False, else InvalidArgument, which calls it `name`."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidArgument(f"{name} is True or False, not {value!r}")
+    return bool(value)
+
+
 def check_text(name: str, value: object) -> str:
     """`value` if it is a str that can be sent, else InvalidArgument, which calls it `name`."""
     if not isinstance(value, str):

@@ -10,6 +10,7 @@ from gatherd._requests.tables import (
     InitGiven,
     OptimizerGiven,
     check_count,
+    check_flag,
     check_initializer,
     check_optimizer,
     check_stored_dtype,
@@ -46,6 +47,7 @@ def create_table(
     init: InitGiven,
     seed: int | None,
     optimizer: OptimizerGiven | None,
+    frozen: bool,
 ) -> ChangeRequest:
     """The request of Client.create_table."""
     table, _ = check_table(name)
@@ -60,6 +62,7 @@ def create_table(
         init_words=words,
         seed=None if seed is None else check_count("seed", seed),
         optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+        frozen=check_flag("frozen", frozen),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 

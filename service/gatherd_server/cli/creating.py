@@ -11,6 +11,7 @@ from gatherd.store.limits import DIM_MAX, ROWS_MAX
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
     default_vector_option,
+    frozen_option,
     optimizer_options,
     read_default,
     read_initializer,
@@ -21,6 +22,7 @@ from gatherd_server.cli.target import data_dir_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.loaders.initializers import created_origin, initial_blocks
 from gatherd_server.storage.table_writer import Block, TableFiles
+from gatherd_server.training.optimizer import Optimizer
 
 
 @click.command()
@@ -51,6 +53,7 @@ from gatherd_server.storage.table_writer import Block, TableFiles
 )
 @default_vector_option
 @optimizer_options
+@frozen_option
 @data_dir_options("Data dir to put the table into; made when it isn't there.")
 def create(
     name: str,
@@ -64,16 +67,20 @@ def create(
     optimizer: str | None,
     lr: float | None,
     optimizer_option: tuple[str, ...],
+    frozen: bool,
     data_dir: Path,
 ) -> None:
     """Make a new table of drawn or zero rows.
+
+    It takes updates: scatter-add and assign, and with --optimizer gradients too.
 
     \b
         gatherd create items --rows 1000000 --dim 8 --init glorot_uniform --seed 7 --data-dir ./data
         gatherd create tags --rows 5000 --dim 64 --init normal --init-option stddev=0.1
     """
     initializer = read_initializer(init, init_option)
-    trained = read_optimizer(optimizer, lr, optimizer_option)
+    given = read_optimizer(optimizer, lr, optimizer_option)
+    trained = Optimizer.for_new_table(given, DType(dtype), frozen=frozen)
     if trained is not None:
         trained.check_table(DType(dtype), rows)
     seed = secrets.randbits(63) if seed is None else seed

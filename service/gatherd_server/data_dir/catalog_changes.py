@@ -119,7 +119,8 @@ class CatalogChanges:
         if change.open is not None:
             raise Unimplemented("this build can't make open tables yet")
         seed = secrets.randbits(63) if change.seed is None else change.seed
-        optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        optimizer = Optimizer.for_new_table(given, change.dtype, frozen=change.frozen)
         padding_id = None if optimizer is None else optimizer.padding_id
         blocks = initial_blocks(
             change.init, change.row_count, change.dim, change.dtype, seed, padding_id

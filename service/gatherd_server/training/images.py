@@ -44,6 +44,7 @@ IDS_MAX = 2**30
 LINE_BYTES = 64
 FEW_BYTES = 4 << 10
 _RULES = {
+    OptimizerName.NONE: Rule.SGD,  # it never takes a step
     OptimizerName.SGD: Rule.SGD,
     OptimizerName.ADAGRAD: Rule.ADAGRAD,
     OptimizerName.ROWWISE_ADAGRAD: Rule.ROWWISE_ADAGRAD,
@@ -193,6 +194,7 @@ class RowImages:
         InvalidArgument for a rate that `check_lr` refuses.
         """
         assert self._with_slots, "made without slots"
+        assert self._optimizer.name.takes_gradients
         rate = self._optimizer.lr if lr is None else check_lr(lr, self._optimizer.name)
         known, links, touched = self._place(ids)
         if touched == 0:
@@ -268,6 +270,8 @@ def _numbers(optimizer: Optimizer, lr: float, step: int) -> tuple[float, ...]:
     o = optimizer
     own: tuple[float, ...]
     match o.name:
+        case OptimizerName.NONE:
+            own = ()
         case OptimizerName.SGD:
             own = (o.weight_decay, o.momentum)
         case OptimizerName.ADAGRAD | OptimizerName.ROWWISE_ADAGRAD:

@@ -6,6 +6,7 @@ has every option of its table's optimizer, with its value:
 
     "optimizer": {"name", "lr", …}
 
+A table that takes updates but no gradients has {"name": "none"}; one that takes none at all, null.
 Names, defaults and first values are those of torch.optim (SGD, Adagrad, SparseAdam), of Keras'
 Ftrl, and of FBGEMM's row-wise Adagrad; docs/optimizers.md has the formulas. images.py computes the
 rows, and storage/slots.py writes the first state.
@@ -67,13 +68,19 @@ class SlotSpec:
 
 
 class OptimizerName(Enum):
-    """How a table can be trained."""
+    """How a table can be trained; by NONE with scatter_add and assign alone."""
 
+    NONE = "none"
     SGD = "sgd"
     ADAGRAD = "adagrad"
     ROWWISE_ADAGRAD = "rowwise-adagrad"
     ADAM = "adam"
     FTRL = "ftrl"
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether it can take a step."""
+        return self is not OptimizerName.NONE
 
 
 class _Bounds(Enum):
@@ -125,6 +132,7 @@ _FTRL_DIVIDES_BY = ("lr", "initial_accumulator")
 _UNSET = ("clip_value", "clip_row_norm", "max_norm", "padding_id")
 
 _DEFAULTS: dict[OptimizerName, dict[str, float]] = {
+    OptimizerName.NONE: {},
     OptimizerName.SGD: {"momentum": 0.0, "weight_decay": 0.0},
     OptimizerName.ADAGRAD: {"eps": 1e-10, "initial_accumulator": 0.0},
     OptimizerName.ROWWISE_ADAGRAD: {"eps": 1e-8, "initial_accumulator": 0.0},
@@ -143,6 +151,8 @@ _DEFAULTS: dict[OptimizerName, dict[str, float]] = {
 
 def option_names(name: OptimizerName) -> tuple[str, ...]:
     """The options that an optimizer has."""
+    if not name.takes_gradients:
+        return ()
     return ("lr", *_DEFAULTS[name], *_UNSET)
 
 
@@ -210,7 +220,7 @@ class Optimizer:
         for option in options:
             if option not in names:
                 raise InvalidArgument(
-                    f"{name} has no option {option!r}; it has {', '.join(names)}"
+                    f"{name} has no option {option!r}; it has {', '.join(names) or 'none'}"
                     f"{did_you_mean(near(option, names, 1))}"
                 )
         values: dict[str, Any] = {
@@ -220,6 +230,22 @@ class Optimizer:
         if "padding_id" in values:
             values["padding_id"] = int(values["padding_id"])
         return cls(found, **values)
+
+    @classmethod
+    def for_new_table(cls, given: Self | None, dtype: DType, *, frozen: bool) -> Self | None:
+        """What updates a new table: `given`, else NONE; None for a table that takes no updates.
+
+        That is a frozen one, and one of float64. InvalidArgument for a frozen one with an
+        optimizer.
+        """
+        if frozen and given is not None:
+            raise InvalidArgument(
+                f"a frozen table takes no updates, so {given.name.value} can't train it; leave one "
+                "of the two out"
+            )
+        if given is not None or frozen or dtype is DType.FLOAT64:
+            return given
+        return cls(OptimizerName.NONE)
 
     @classmethod
     def from_spec(cls, spec: OptimizerSpec) -> Self:
@@ -276,6 +302,8 @@ class Optimizer:
         """The slots that it keeps."""
         element = SlotShape.ELEMENT
         match self.name:
+            case OptimizerName.NONE:
+                return ()
             case OptimizerName.SGD:
                 return (SlotSpec("momentum", element),) if self.momentum > 0 else ()
             case OptimizerName.ADAGRAD:

@@ -41,6 +41,7 @@ _TABLE_DTYPES: Final[dict[int, DType]] = {
 }
 _DRAWN_FIELDS: Final = (
     *("rows", "dim", "dtype", "init", "init_parameters", "init_words", "seed", "optimizer"),
+    "frozen",
     "open",
 )
 
@@ -113,6 +114,8 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         known = ", ".join(enum_name(tensor_pb2.DType, number) for number in DTYPE_CODES.values())
         raise InvalidArgument(f"rows can't be stored in dtype {name}; they can in {known}")
     if request.HasField("open"):
+        if request.frozen:
+            raise InvalidArgument("an open table grows by updates, so it can't be frozen")
         return _open_table(request)
     change = CreateTable(
         request.table,
@@ -122,6 +125,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         checks.initializer(request.init, {**request.init_parameters, **request.init_words}),
         request.seed if request.HasField("seed") else None,
         _optimizer(request.optimizer) if request.HasField("optimizer") else None,
+        frozen=request.frozen,
     )
     return checks.drawn_table(change)
 

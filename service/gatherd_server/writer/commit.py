@@ -28,7 +28,7 @@ from gatherd_server.storage.records import Record, pack
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import Push, PushResult, RequestId, TableUpdate, UpdateOp
-from gatherd_server.writer.versions import LiveVersion, Versions
+from gatherd_server.writer.versions import LiveVersion, Versions, no_optimizer
 from gatherd_server.writer.window import (
     Window,
     push_digest,
@@ -109,6 +109,8 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
 def _step(op: UpdateOp, update: TableUpdate, versions: Versions) -> _Step:
     """Check an update against the version that is live now."""
     live = versions.live(update.table)
+    if op is UpdateOp.APPLY_GRADIENTS and not live.mapped.optimizer.name.takes_gradients:
+        raise no_optimizer(live.name)
     if update.if_version not in (LIVE_VERSION, live.version):
         raise VersionMismatch(
             f"table {update.table!r} has version {live.version} live; the update insists on "

@@ -5,7 +5,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatherd.errors import BadFile, StorageError, TableReadOnly, TableRefused, TooManyFiles
+from gatherd.errors import (
+    BadFile,
+    NoOptimizer,
+    StorageError,
+    TableReadOnly,
+    TableRefused,
+    TooManyFiles,
+)
 from gatherd.store.catalog import Catalog, CatalogEntry, open_table, table_not_found, version_dir
 from gatherd.store.key_index import KeyIndex
 from gatherd_server.storage.block_sums import VersionSums
@@ -79,7 +86,7 @@ class Versions:
         try:
             table = open_table(self._data_dir, name, entry.live)
             if not table.is_trainable:
-                raise read_only(name)
+                raise frozen(name)
             mapped = self.mapped(entry.uid, entry.live)
             assert mapped is not None
         except BadFile as error:
@@ -215,10 +222,28 @@ def check_whole(name: str, entry: CatalogEntry, version: int) -> None:
         )
 
 
-def read_only(name: str) -> TableReadOnly:
-    """The error for an update of a table without an optimizer."""
+def frozen(name: str) -> TableReadOnly:
+    """The error for an update of a table that takes none."""
     return TableReadOnly(
-        f"table {name!r} is read-only: it has no optimizer. `gatherd set-optimizer {name} sgd` "
-        "makes it trainable, once it is in a data dir",
+        f"table {name!r} is frozen: it takes no updates. `gatherd set-optimizer {name} none` makes "
+        "it take them, and another optimizer than none gradients too",
+        {"table": name},
+    )
+
+
+def served_file(name: str) -> TableReadOnly:
+    """The error for an update of a table that is a file, served where it lies."""
+    return TableReadOnly(
+        f"table {name!r} is read-only: it is a file that is served where it lies. `gatherd import` "
+        "makes a table of it that takes updates",
+        {"table": name},
+    )
+
+
+def no_optimizer(name: str) -> NoOptimizer:
+    """The error for gradients of a table without an optimizer."""
+    return NoOptimizer(
+        f"table {name!r} has no optimizer, so it takes scatter_add and assign but no gradients; "
+        f"`gatherd set-optimizer {name} adagrad --lr 0.05`, or set_optimizer, gives it one",
         {"table": name},
     )

@@ -184,6 +184,7 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
         _initializer(given.init),
         given.seed,
         None if given.optimizer is None else _optimizer(given.optimizer),
+        frozen=given.frozen,
     )
     return checks.drawn_table(change)
 
