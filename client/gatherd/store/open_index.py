@@ -46,12 +46,12 @@ _NO_DATA: NDArray[np.uint8] = np.empty(0, np.uint8)
 class GivenKeys:
     """Keys that are asked for, as the kernels take them, flat.
 
-    `first` are their 64 bits, (n,), or the offsets, (n + 1,), of strings in `data`. `fits` says
+    `first` are their 64 bits, int64 (n,), or offsets, (n + 1,), of strings in `data`. `fits` says
     which of them the table's kind can hold, None if all can.
     """
 
     count: int
-    first: NDArray[Any]
+    first: NDArray[np.int64]
     data: NDArray[np.uint8]
     fits: NDArray[np.bool_] | None = None
 
@@ -140,7 +140,8 @@ class OpenIndex:
         if isinstance(keys, StringKeys):
             return GivenKeys(keys.size, keys.offsets, keys.data)
         bits, fits = key_bits(keys.reshape(-1), self.kind)
-        return GivenKeys(keys.size, bits, _NO_DATA, None if fits is None or fits.all() else fits)
+        fits = None if fits is None or fits.all() else fits
+        return GivenKeys(keys.size, bits.view(np.int64), _NO_DATA, fits)
 
     def rows_of(self, keys: Keys) -> NDArray[np.int64]:
         """The row that had each key a moment ago, shape S; −1 for a missing one.

@@ -148,24 +148,45 @@ class OpenTable(Table):
             raise self._takes_no_ids()
         given = self._index.given(asked.keys)
         for _ in range(LOOKS_MAX):
-            rows = self._hints(given)
-            if missing is not Missing.ERROR or rows.min(initial=0) >= 0:
-                self._take(given, rows, missing, out, copy)
-            found = rows >= 0
-            if found.all():
+            rows = np.empty(given.count, np.int64)
+            if self._look_up(given, rows, missing, out, copy):
                 return None
             if missing is not Missing.ERROR:
-                return found.reshape(asked.shape)
+                return (rows >= 0).reshape(asked.shape)
             self._check_there(asked.keys)
         raise self._restless()
 
-    def _hints(self, given: GivenKeys) -> NDArray[np.int64]:
-        """For each key the row that it may have, or −1."""
-        rows = np.empty(given.count, np.int64)
+    def _look_up(
+        self,
+        given: GivenKeys,
+        rows: NDArray[np.int64],
+        missing: Missing,
+        out: NDArray[Any],
+        copy: Copy | None,
+    ) -> bool:
+        """Fill `out`, (n, …), and `rows`, (n,), −1 for a missing one; whether all are there.
+
+        If they have to be, and one is known not to be, nothing is copied.
+        """
+        if copy is None and given.fits is None:
+            missed = compiled.look_up(
+                self.words, given.first, given.data, rows, _MISSING[missing], out
+            )
+            if missed >= 0:
+                return missed == 0
+            done = compiled.torn_row(missed)
+            self._take_stored(given.part(done, given.count), rows[done:], missing, out[done:])
+        else:
+            self._find_hints(given, rows)
+            if missing is not Missing.ERROR or rows.min(initial=0) >= 0:
+                self._take(given, rows, missing, out, copy)
+        return bool(rows.min(initial=0) >= 0)
+
+    def _find_hints(self, given: GivenKeys, rows: NDArray[np.int64]) -> None:
+        """Fill `rows` with the row that each key may have, or −1."""
         compiled.find_hints(self.words, given.first, given.data, rows)
         if given.fits is not None:
             rows[~given.fits] = -1  # no key of the table has these 64 bits, or it is another one
-        return rows
 
     def _take(
         self,
@@ -235,7 +256,8 @@ class OpenTable(Table):
         if missing is Missing.DEFAULT:
             filler = self.default_vector()
         for _ in range(LOOKS_MAX):
-            rows = self._hints(given)
+            rows = np.empty(given.count, np.int64)
+            self._find_hints(given, rows)
             if self._pool_rows(given, rows, query, missing, filler, out):
                 return rows >= 0
             self._check_there(asked.keys)

@@ -281,7 +281,23 @@ def pool(
 OPEN_WORDS, OPEN_KEY_WORDS = 18, 8
 
 # Rows of open tables. `table` are the words of kernels/open_rows.py, and hold addresses; `first`
-# are the keys as 64 bits each, (n,), or the offsets, (n + 1,), of strings in `data`.
+# are the keys' 64 bits, int64 (n,), or the offsets, (n + 1,), of strings in `data`.
+
+
+def look_up(
+    table: NDArray[np.int64],
+    first: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    missing: int,
+    out: NDArray[Any],
+) -> int:
+    """Find hints and take rows: `find_hints` and `take_open` in one call.
+
+    Returns how many keys have no row, or a number below DONE as `take_open` does. If all have to be
+    there, and one has no hint, nothing is copied.
+    """
+    return int(_open_rows().look_up(table, first, data, rows, missing, _at(out)))
 
 
 def key_words(
@@ -320,14 +336,20 @@ def table_words(
 
 
 def find_hints(
-    table: NDArray[np.int64], first: NDArray[Any], data: NDArray[np.uint8], hints: NDArray[np.int64]
+    table: NDArray[np.int64],
+    first: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    hints: NDArray[np.int64],
 ) -> None:
     """Fill `hints`, (n,), with a row that may have each key, or −1: no row has it."""
     _open_rows().find_first(_at(table), _at(first), _at(data), hints.size, _at(hints))
 
 
 def find_open(
-    table: NDArray[np.int64], first: NDArray[Any], data: NDArray[np.uint8], rows: NDArray[np.int64]
+    table: NDArray[np.int64],
+    first: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    rows: NDArray[np.int64],
 ) -> None:
     """Fill `rows`, (n,), with the row that had each key a moment ago, or −1."""
     _open_rows().find_open(_at(table), _at(first), _at(data), rows.size, _at(rows))
@@ -335,7 +357,7 @@ def find_open(
 
 def take_open(
     table: NDArray[np.int64],
-    first: NDArray[Any],
+    first: NDArray[np.int64],
     data: NDArray[np.uint8],
     hints: NDArray[np.int64],
     missing: int,
@@ -360,7 +382,7 @@ class OpenPooling:
     def __init__(
         self,
         table: NDArray[np.int64],
-        first: NDArray[Any],
+        first: NDArray[np.int64],
         data: NDArray[np.uint8],
         hints: NDArray[np.int64],
         offsets: NDArray[np.int64],

@@ -15,7 +15,7 @@ import numpy as np
 from numba import types
 
 from gatherd.store.kernels.initial import LAW_WORDS, draw_vector
-from gatherd.store.kernels.intrinsics import inlined, kernel
+from gatherd.store.kernels.intrinsics import address, inlined, kernel, read, write
 from gatherd.store.kernels.keys import (
     AHEAD,
     EMPTY,
@@ -110,6 +110,23 @@ def _has_key(table: Any, row: Any, first: Any, data: Any, i: Any) -> Any:
     return True
 
 
+@part
+def _find(table: Any, first: Any, data: Any, i: Any) -> Any:
+    """The row whose own key is that at position `i`, or −1. The hint was another key's."""
+    slots, mask = column(table, SLOTS_AT), np.uint64(column(table, SLOT_MASK))
+    hashed = hash_of(table, first, data, i, np.uint64(column(table, SEED)))
+    h = hashed
+    for _ in range(PROBES_MAX):
+        slot = np.uint64(int64_first(slots + WORD * np.intp(h & mask)))
+        if slot == EMPTY:
+            break
+        row = _row_of(table, slot, hashed)
+        if row >= 0 and _has_key(table, row, first, data, i):
+            return row
+        h += ONE
+    return np.intp(-1)
+
+
 @unit(types.intp, types.intp, types.intp, types.intp, types.intp, returns=types.intp)
 def find_hints(table: Any, first: Any, data: Any, count: Any, hints: Any) -> Any:
     """Put for each key the first row with its fingerprint, or −1, which says that it has none."""
@@ -133,23 +150,6 @@ def find_hints(table: Any, first: Any, data: Any, count: Any, hints: Any) -> Any
                 h += ONE
             put(hints, block + i, row)
     return DONE
-
-
-@part
-def _find(table: Any, first: Any, data: Any, i: Any) -> Any:
-    """The row whose own key is that at position `i`, or −1. The hint was another key's."""
-    slots, mask = column(table, SLOTS_AT), np.uint64(column(table, SLOT_MASK))
-    hashed = hash_of(table, first, data, i, np.uint64(column(table, SEED)))
-    h = hashed
-    for _ in range(PROBES_MAX):
-        slot = np.uint64(int64_first(slots + WORD * np.intp(h & mask)))
-        if slot == EMPTY:
-            break
-        row = _row_of(table, slot, hashed)
-        if row >= 0 and _has_key(table, row, first, data, i):
-            return row
-        h += ONE
-    return np.intp(-1)
 
 
 @inlined
@@ -247,6 +247,35 @@ def find_open(table: Any, first: Any, data: Any, count: Any, rows: Any) -> None:
         put(rows, i, _find(table, first, data, i))
 
 
+@kernel(
+    read(types.int64),
+    read(types.int64),
+    read(types.uint8),
+    write(types.int64),
+    types.intp,
+    types.intp,
+    returns=types.intp,
+)
+def look_up(words: Any, first: Any, data: Any, rows: Any, missing: Any, to: Any) -> Any:
+    """Both, for Python: how many keys have no row, or what take_rows returns if it isn't done."""
+    table, keys, hints = address(words, 0), address(first, 0), address(rows, 0)
+    count, text = rows.size, address(data, 0)
+    find_hints(table, keys, text, count, hints)
+    missed = 0
+    if missing == ERROR:
+        for i in range(count):
+            missed += rows[i] < 0
+        if missed:
+            return missed
+    taken = take_rows(table, keys, text, count, hints, missing, to)
+    if taken != DONE:
+        return taken
+    for i in range(count):
+        missed += rows[i] < 0
+    # Named again, or they could be freed before.
+    return missed + 0 * (words.size + first.size + data.size)
+
+
 def warm() -> None:
     """Run each kernel once, on a table of integer keys that has none."""
     words, hints = np.zeros(OPEN_WORDS, np.int64), np.zeros(1, np.int64)
@@ -256,3 +285,4 @@ def warm() -> None:
     find_first(table, given, 0, 1, hints.ctypes.data)
     take_open(table, given, 0, 1, hints.ctypes.data, ZERO, 0)
     find_open(table, given, 0, 1, hints.ctypes.data)
+    look_up(words, keys, np.empty(0, np.uint8), hints, ZERO, 0)
