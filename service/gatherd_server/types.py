@@ -272,6 +272,7 @@ class CreateTable:
 
     With `open` it has no rows and grows: `row_count` is 0, and `init` and `seed` are those of
     `open`.
+    A `frozen` one takes no updates.
     """
 
     table: str
@@ -282,6 +283,7 @@ class CreateTable:
     seed: int | None
     optimizer: OptimizerSpec | None
     open: OpenSpec | None = None
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -401,7 +403,7 @@ class TableInfo:
     resident_bytes: int = 0
     versions: tuple[int, ...] = ()
     optimizer: dict[str, Any] | None = None
-    """Its name under "name", and its options."""
+    """Its name under "name", and its options; None for a table that takes no gradients."""
     lsn: int = 0
     open: OpenSpec | None = None
     """How the rows of an open table come and go; `row_count` is how many there are now."""

@@ -2,7 +2,7 @@
 
 A line that begins with > is a command; what follows up to the next one is what it says:
 
-    > create NAME ROWS DIM DTYPE OPTIMIZER     a table of zeros; OPTIMIZER may be -
+    > create NAME ROWS DIM DTYPE OPTIMIZER     a table of zeros, frozen if OPTIMIZER is -
     > push OP TABLE IDS=VALUE [TABLE IDS=VALUE …] [id=KEY | sequence=N] [owner=NAME] [& OP …]
                                                one push, or several, with &, in one batch
     > publish | rollback | delete TABLE, > optimizer TABLE NAME, > checkpoint, > snapshot NAME
@@ -89,7 +89,8 @@ class Runner:
                 self._dims[name], self._dtypes[name] = int(dim), DType(dtype)
                 spec = None if optimizer == "-" else OptimizerSpec(optimizer, {"lr": 0.5})
                 zeros = Initializer.parse("zeros")
-                made = CreateTable(name, int(rows), int(dim), DType(dtype), zeros, 1, spec)
+                shape = (int(rows), int(dim), DType(dtype))
+                made = CreateTable(name, *shape, zeros, 1, spec, frozen=spec is None)
                 yield self._change(made)
             case "publish", [name]:
                 yield self._change(Publish(name))

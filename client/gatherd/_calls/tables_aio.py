@@ -57,6 +57,7 @@ class AsyncTableCalls(ABC):
         init: InitGiven = "uniform",
         seed: int | None = None,
         optimizer: OptimizerGiven | None = None,
+        frozen: bool = False,
         timeout: float | None = None,
     ) -> ChangeResult:
         """Make a table of drawn rows of `dim` elements, or an open one. AlreadyExists.
@@ -76,8 +77,10 @@ class AsyncTableCalls(ABC):
         init: how the rows are drawn, as Keras' initializers do: a name such as "glorot_uniform", or
         {"name": "normal", "stddev": 0.1}; the same `seed`, the same rows. In an open table each key
         has one such vector: lookups with missing="init" give it, and the key's row begins with it.
-        optimizer: applies the table's updates: a name such as "sgd", or {"name": "adam",
-        "lr": 0.001}. Without one the table is read-only.
+        optimizer: applies gradients: a name such as "sgd", or {"name": "adam", "lr": 0.001}.
+        Without one the table takes `scatter_add` and `assign`, but no gradients.
+        frozen: makes a table that takes no updates; one of float64 never takes any. An open one
+        is never frozen.
 
         This and the other changes of tables are durable, and seen by every reader, when they
         return. A change isn't sent again once it may have been made: when an error's metadata has
@@ -99,6 +102,7 @@ class AsyncTableCalls(ABC):
             init=init,
             seed=seed,
             optimizer=optimizer,
+            frozen=frozen,
             opened=check_open(rows, dim, keys, grows),
         )
         return await self._run(self._pushes.change(request, timeout))

@@ -41,7 +41,7 @@ Init: TypeAlias = Literal[
     "variance_scaling", "orthogonal", "identity",
     "glorot", "random_uniform", "random_normal",
 ]  # fmt: skip
-OptimizerName: TypeAlias = Literal["sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
+OptimizerName: TypeAlias = Literal["none", "sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
 
 
 class HasDType(Protocol):

@@ -199,13 +199,6 @@ def check_ttl(given: object) -> int | None:
     return math.floor(seconds)
 
 
-def check_flag(name: str, value: object) -> bool:
-    """`value` if it is a bool, else InvalidArgument, which calls it `name`."""
-    if not isinstance(value, bool | np.bool_):
-        raise InvalidArgument(f"{name} is True or False, not {value!r}")
-    return bool(value)
-
-
 def check_count(name: str, value: object) -> int:
     """`value` if it can be a count, else InvalidArgument, which calls it `name`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
@@ -213,6 +206,13 @@ def check_count(name: str, value: object) -> int:
     if not 0 <= value <= _UINT64_MAX:
         raise InvalidArgument(f"{name}={value} isn't possible")
     return int(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False, else InvalidArgument, which calls it `name`."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidArgument(f"{name} is True or False, not {value!r}")
+    return bool(value)
 
 
 def check_text(name: str, value: object) -> str:

@@ -11,6 +11,7 @@ from gatherd._requests.tables import (
     OpenGiven,
     OptimizerGiven,
     check_count,
+    check_flag,
     check_initializer,
     check_optimizer,
     check_stored_dtype,
@@ -47,6 +48,7 @@ def create_table(
     init: InitGiven,
     seed: int | None,
     optimizer: OptimizerGiven | None,
+    frozen: bool,
     opened: OpenGiven | None,
 ) -> ChangeRequest:
     """The request of Client.create_table."""
@@ -62,6 +64,7 @@ def create_table(
         init_words=words,
         seed=None if seed is None else check_count("seed", seed),
         optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+        frozen=check_flag("frozen", frozen),
         open=None if opened is None else _encode_open(opened),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")

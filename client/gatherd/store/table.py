@@ -112,9 +112,9 @@ class Table:
         self._elements = elements if counters is None else None
         self.keys = keys
         self.is_trainable = False
-        """Whether it has an optimizer and its slots."""
+        """Whether it takes updates."""
         self.optimizer: dict[str, Any] | None = None
-        """The manifest's "optimizer", None when it isn't trainable."""
+        """Its name and options; None for a table that takes no gradients."""
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
         self.is_populated = False

@@ -135,7 +135,7 @@ class GetTableResponse(_message.Message):
     def __init__(self, table: _Optional[_Union[Table, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class CreateTableRequest(_message.Message):
-    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer", "init_parameters", "init_words", "open")
+    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer", "init_parameters", "init_words", "frozen", "open")
     class InitParametersEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -160,6 +160,7 @@ class CreateTableRequest(_message.Message):
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     INIT_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
     INIT_WORDS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
     OPEN_FIELD_NUMBER: _ClassVar[int]
     table: str
     staged: str
@@ -171,8 +172,9 @@ class CreateTableRequest(_message.Message):
     optimizer: Optimizer
     init_parameters: _containers.ScalarMap[str, float]
     init_words: _containers.ScalarMap[str, str]
+    frozen: bool
     open: OpenOptions
-    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., init_parameters: _Optional[_Mapping[str, float]] = ..., init_words: _Optional[_Mapping[str, str]] = ..., open: _Optional[_Union[OpenOptions, _Mapping]] = ...) -> None: ...
+    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., init_parameters: _Optional[_Mapping[str, float]] = ..., init_words: _Optional[_Mapping[str, str]] = ..., frozen: _Optional[bool] = ..., open: _Optional[_Union[OpenOptions, _Mapping]] = ...) -> None: ...
 
 class DeleteTableRequest(_message.Message):
     __slots__ = ("table",)

@@ -14,6 +14,7 @@ from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.open_options import open_options, read_open
 from gatherd_server.cli.options import (
     default_vector_option,
+    frozen_option,
     optimizer_options,
     read_default,
     read_initializer,
@@ -24,6 +25,7 @@ from gatherd_server.cli.target import data_dir_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.loaders.initializers import created_origin, initial_blocks
 from gatherd_server.storage.table_writer import Block, TableFiles
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import OptimizerSpec
 from gatherd_server.wire.checks import open_table
 
@@ -57,6 +59,7 @@ from gatherd_server.wire.checks import open_table
 @default_vector_option
 @open_options
 @optimizer_options
+@frozen_option
 @data_dir_options("Data dir to put the table into; made when it isn't there.")
 def create(
     name: str,
@@ -70,6 +73,7 @@ def create(
     optimizer: str | None,
     lr: float | None,
     optimizer_option: tuple[str, ...],
+    frozen: bool,
     data_dir: Path,
     **growing: Any,
 ) -> None:
@@ -77,13 +81,15 @@ def create(
 
     An open table has keys, no rows yet, and grows: a push with --create makes rows.
 
+    It takes updates: scatter-add and assign, and with --optimizer gradients too.
+
     \b
         gatherd create items --rows 1000000 --dim 8 --init glorot_uniform --seed 7 --data-dir ./data
         gatherd create tags --rows 5000 --dim 64 --init normal --init-option stddev=0.1
         gatherd create words --keys string --dim 64 --ttl 30d --optimizer adagrad --lr 0.05
     """
     initializer = read_initializer(init, init_option)
-    trained = read_optimizer(optimizer, lr, optimizer_option)
+    given = read_optimizer(optimizer, lr, optimizer_option)
     spec = read_open(rows, initializer, seed, growing)
     if spec is not None:
         if default_vector is not None:
@@ -91,8 +97,8 @@ def create(
                 "--default-vector isn't for an open table, which has an initial vector for each "
                 'key: lookups get it with missing="init"'
             )
-        asked = None if trained is None else OptimizerSpec(trained.name.value, trained.options())
-        change = open_table(name, 0, dim, DType(dtype), asked, spec)
+        asked = None if given is None else OptimizerSpec(given.name.value, given.options())
+        change = open_table(name, 0, dim, DType(dtype), asked, spec, frozen=frozen)
         with open_data_dir(data_dir, create=True) as owned:
             owned.change(change)
         click.echo(
@@ -101,6 +107,7 @@ def create(
         )
         return
     assert rows is not None
+    trained = Optimizer.for_new_table(given, DType(dtype), frozen=frozen)
     if trained is not None:
         trained.check_table(DType(dtype), rows)
     seed = secrets.randbits(63) if seed is None else seed

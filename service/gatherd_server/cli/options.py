@@ -29,8 +29,13 @@ def optimizer_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--optimizer",
         type=OPTIMIZERS,
-        help="Make the table trainable: give it this one's slots.",
+        help="What applies gradients, with its slots.  [default: none]",
     )(optimizer_values(command))
+
+
+frozen_option = click.option(
+    "--frozen", is_flag=True, help="Make a table that takes no updates, as one of float64."
+)
 
 
 def optimizer_values(command: Callable[..., None]) -> Callable[..., None]:

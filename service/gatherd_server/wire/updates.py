@@ -41,6 +41,7 @@ _TABLE_DTYPES: Final[dict[int, DType]] = {
 }
 _DRAWN_FIELDS: Final = (
     *("rows", "dim", "dtype", "init", "init_parameters", "init_words", "seed", "optimizer"),
+    "frozen",
     "open",
 )
 
@@ -122,6 +123,7 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         checks.initializer(request.init, {**request.init_parameters, **request.init_words}),
         request.seed if request.HasField("seed") else None,
         _optimizer(request.optimizer) if request.HasField("optimizer") else None,
+        frozen=request.frozen,
     )
     return checks.drawn_table(change)
 
@@ -147,6 +149,7 @@ def _open_table(request: table_pb2.CreateTableRequest) -> CreateTable:
             ttl_seconds=given.ttl_seconds if given.HasField("ttl_seconds") else None,
             touch_on_lookup=given.touch_on_lookup,
         ),
+        frozen=request.frozen,
     )
 
 

@@ -223,7 +223,7 @@ class TableReply(BaseModel):
         description="How the rows are stored; null for a refused table."
     )
     version: int
-    trainable: bool
+    trainable: bool = Field(description="Whether the table takes updates.")
     refused: str = Field(description="Empty, or why the table can't be looked up.")
     key_kind: Literal["", "bytes", "int64", "uint64"] = Field(
         description="What the table's keys are; empty when it has none."
@@ -235,7 +235,7 @@ class TableReply(BaseModel):
         description="Every version that can be looked up or rolled back to, ascending."
     )
     optimizer: dict[str, Any] | None = Field(
-        description="Its name and its options; null for a table that takes no updates.",
+        description="Its name and its options; null for a table that takes no gradients.",
         examples=[{"name": "adagrad", "lr": 0.05}],
     )
     lsn: int = Field(description="The last update that every lookup sees.")

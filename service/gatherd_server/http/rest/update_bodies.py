@@ -204,6 +204,7 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
         _initializer(given.init),
         given.seed,
         None if given.optimizer is None else _optimizer(given.optimizer),
+        frozen=given.frozen,
     )
     return checks.drawn_table(change)
 
@@ -216,6 +217,7 @@ def _open_table(given: CreateBody, options: OpenBody, dim: int) -> CreateTable:
         DType(given.dtype),
         None if given.optimizer is None else _optimizer(given.optimizer),
         checks.open_spec(init=_initializer(given.init), seed=given.seed, **options.model_dump()),
+        frozen=given.frozen,
     )
 
 

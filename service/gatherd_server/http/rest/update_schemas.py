@@ -96,7 +96,7 @@ class OptimizerBody(BaseModel):
     )
     __pydantic_extra__: dict[str, float] = Field(init=False)
 
-    name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam or ftrl.")
+    name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam, ftrl or none.")
 
 
 class InitializerBody(BaseModel):
@@ -166,7 +166,10 @@ class CreateBody(BaseModel):
     seed: int | None = Field(
         None, ge=0, lt=2**64, description="The same seed, the same rows; else drawn at random."
     )
-    optimizer: OptimizerBody | None = Field(None, description="Without one it takes no updates.")
+    optimizer: OptimizerBody | None = Field(
+        None, description="Without one it takes updates, but no gradients."
+    )
+    frozen: bool = Field(False, description="Whether it takes no updates, as one of float64.")
     open: OpenBody | None = Field(
         None, description="Makes an open table, which has keys, and no rows yet: rows is absent."
     )
