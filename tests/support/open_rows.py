@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -92,7 +91,7 @@ class OpenWriter:
         used = max(self.version.space.used_rows, int(rows.max(initial=-1)) + 1)
         self.version.space.used_rows = used
         self.version.reserve(used, self._place)
-        self.version.store(VersionImages("", 1, rows, stored.view(np.uint8), {}, {}, opened))
+        self.version.apply(VersionImages("", 1, rows, stored.view(np.uint8), {}, {}, opened))
         for begin, units in free_places:
             self._places.setdefault(units, []).append(begin)
         assert self.version.index is not None
@@ -132,5 +131,5 @@ class OpenWriter:
         kind = self.version.spec.kind
         if not keys:
             return no_keys(kind)
-        given: Any = as_keys(keys)
-        return given if isinstance(given, StringKeys) else given.astype(no_keys(kind).dtype)
+        given = as_keys(keys)
+        return given if isinstance(given, StringKeys) else given.astype(f"<{kind.value[0]}8")

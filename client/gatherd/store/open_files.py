@@ -188,7 +188,9 @@ def map_index(folder: Path, kind: KeyKind) -> MappedIndex:
     try:
         header = IndexHeader.decode(os.pread(fd, INDEX_HEADER_BYTES, 0))
         if header is None or header.kind is not kind:
-            raise BadFile(f"{path} isn't an index of {kind.value} keys: bytes 0 to 4096 are damaged")
+            raise BadFile(
+                f"{path} isn't an index of {kind.value} keys: bytes 0 to 4096 are damaged"
+            )
         if file_bytes(fd) != header.byte_count:
             raise BadFile(f"{path} has {file_bytes(fd)} bytes, not {header.byte_count}")
         status = os.fstat(fd)

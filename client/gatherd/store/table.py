@@ -169,11 +169,6 @@ class Table:
         return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
 
     @property
-    def open_spec(self) -> OpenSpec | None:
-        """How rows come and go by their keys, of an OpenTable; else None."""
-        return None
-
-    @property
     def used_rows(self) -> int:
         """How many rows the file holds, from row 0 on."""
         return self.row_count
@@ -412,6 +407,11 @@ class Table:
                 raise self.key_index().not_found(self.name, asked.keys, rows)
             raise out_of_range_error(self.name, asked, self.row_count, found)
         return index, found
+
+    @property
+    def open_spec(self) -> OpenSpec | None:
+        """How its rows come and go; None for a closed table."""
+        return None
 
     def has_no_init(self) -> InvalidArgument:
         """The error for a request of initial vectors, which only open tables have."""

@@ -306,7 +306,7 @@ class Files:
         data: NDArray[np.uint8],
         path: Path,  # noqa: ARG002  # as above
     ) -> None:
-        """Store keys, `data` from each of `offsets` on, in the places of `heap` of their entries."""
+        """Store keys, `data` from each of `offsets` on, in their entries' places of `heap`."""
         from gatherd_server.storage import compiled_open  # loads numba
 
         compiled_open.put_strings(heap, entries, offsets, data)

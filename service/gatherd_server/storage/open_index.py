@@ -8,7 +8,6 @@ decides; and the row is among those that `catch_up` gets, which enters it as it 
 The arrays of keys are given to each call, by `OpenKeys`: an index holds none.
 """
 
-
 import secrets
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,7 +74,9 @@ class OpenKeys:
 
 def entry_bounds(entries: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """First unit in the heap, and length in bytes, of each entry."""
-    return (entries >> np.uint64(LENGTH_BITS)).view(np.int64), (entries & LENGTH_MASK).view(np.int64)
+    return (entries >> np.uint64(LENGTH_BITS)).view(np.int64), (entries & LENGTH_MASK).view(
+        np.int64
+    )
 
 
 def unit_counts(lengths: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -225,5 +226,3 @@ def build_index(
 def is_of_folder(path: Path) -> bool:
     """Whether a file of an open version is its index, or the one being built."""
     return path.name.startswith(KEYS_INDEX)
-
-

@@ -1,9 +1,9 @@
 """Which rows of an open version are free, and which places of its heap.
 
-What was never in use is taken in order, from `used_rows` and `used_units` on; what was given back is
-taken first, the newest first. A batch claims (`Claim`) and nothing changes before it is committed:
-a batch that isn't leaves no trace. The log names rows and places, so that nobody has to choose the
-same ones again.
+What was never in use is taken in order, from `used_rows` and `used_units` on; before that, what was
+given back is taken, the newest first. A batch claims (`Claim`), and nothing changes before it is
+committed: a batch that isn't leaves no trace. The log names rows and places, so nobody has to
+choose the same ones again.
 
 A place in the heap has units of 8 bytes. A free place is taken by a key of its very size; if the
 heap is at its end, free places are joined and cut anew.
@@ -161,7 +161,9 @@ class Claim:
         space = self._space
         taken = [*self._taken, (begins[begins >= 0], units[begins >= 0])]
         found_begins, found_lengths = space.find_gaps()
-        gaps = _without(list(zip(found_begins.tolist(), found_lengths.tolist(), strict=True)), taken)
+        gaps = _without(
+            list(zip(found_begins.tolist(), found_lengths.tolist(), strict=True)), taken
+        )
         if space.heap_units > self.units_end:
             gaps.append((self.units_end, space.heap_units - self.units_end))
         # From here on all of the heap counts as used, whether the batch is committed or not.
@@ -213,18 +215,16 @@ def _without(gaps: list[tuple[int, int]], taken: list[Gaps]) -> list[tuple[int, 
     )
     left: list[tuple[int, int]] = []
     number = 0
-    for begin, length in gaps:
-        end = begin + length
+    for first, length in gaps:
+        begin, end = first, first + length
         while number < len(cut) and cut[number][0] < end:
             at, size = cut[number]
             number += 1
             if at >= begin:
-                if at > begin:
-                    left.append((begin, at - begin))
+                left.append((begin, at - begin))
                 begin = at + size
-        if begin < end:
-            left.append((begin, end - begin))
-    return left
+        left.append((begin, end - begin))
+    return [gap for gap in left if gap[1]]
 
 
 def _array(numbers: Iterable[int]) -> NDArray[np.int64]:

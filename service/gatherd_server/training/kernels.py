@@ -22,7 +22,7 @@ NAMED_MAX = 5
 LINKS = 4
 # The row of `links` that has the touched positions.
 TOUCHED = 0
-HYPERS = 8
+HYPERS = 15
 KINDS = {
     DType.FLOAT32: RowKind.FLOAT32,
     DType.FLOAT16: RowKind.FLOAT16,

@@ -1,8 +1,8 @@
 """What a batch of pushes does to one open table's keys, before any of it is done.
 
 A push of the batch sees the rows that an earlier one created, and not those that it removed. Rows
-and places are claimed (storage/open_space.py); all of it is forgotten unless the batch is committed,
-and a batch that is computed anew begins anew.
+and places are claimed (storage/open_space.py). All of it is forgotten unless the batch is
+committed; a batch that is computed anew begins anew.
 
 A key that the batch creates or removes is noted: in a hash table of the batch's own, with the row
 that it has now, −1 for none, and the row that it had before the batch.
@@ -16,10 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import DiskFull, InvalidArgument, LimitExceeded
-from gatherd.store.initial import Initial
+from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyKind, key_bits
 from gatherd.store.keys import KEY_BYTES_MAX, Keys, StringKeys
-from gatherd.store.kernels import compiled
 from gatherd.store.open_files import LENGTH_BITS
 from gatherd_server.storage import compiled_open
 from gatherd_server.storage.images_record import OpenImages, VersionImages, no_keys
@@ -33,10 +32,12 @@ NOTED_MIN = 64
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Created:
-    """Rows that one push creates, and their keys."""
+    """Rows that one push creates, and their keys; and how many it evicts or doesn't create."""
 
     rows: NDArray[np.int64]
     keys: Keys
+    evicted: int = 0
+    not_admitted: int = 0
 
 
 class OpenBatch:
@@ -69,16 +70,16 @@ class OpenBatch:
     # ------------------------------------------------------------------------------ keys
 
     def check(self, keys: Keys) -> None:
-        """InvalidArgument when the keys are strings and the table's are integers, or the reverse."""
+        """InvalidArgument for strings when the table's keys are integers, or the reverse."""
         if keys.size and isinstance(keys, StringKeys) is not (self._kind is KeyKind.BYTES):
             given = "strings" if isinstance(keys, StringKeys) else "integers"
             held = "strings" if self._kind is KeyKind.BYTES else self._kind.value
-            raise InvalidArgument(
-                f"keys are {given}; the keys of table {self._name!r} are {held}"
-            )
+            raise InvalidArgument(f"keys are {given}; the keys of table {self._name!r} are {held}")
 
     def rows_of(self, keys: Keys) -> NDArray[np.int64]:
         """The row of each key, (n,), as the pushes before left it; −1 for a missing key."""
+        if not keys.size:
+            return np.empty(0, np.int64)  # no keys are of any kind
         rows = self._index.rows_of(keys, self.version.keys)
         if self._count:
             positions = self._positions_of(keys)
@@ -117,6 +118,8 @@ class OpenBatch:
         """Take their rows from the keys; how many had one."""
         rows = self.rows_of(keys)
         is_found = rows >= 0
+        if not is_found.any():
+            return 0
         known = self._count
         positions = self._note(keys, is_found)
         at = positions[is_found]
@@ -274,16 +277,19 @@ class OpenBatch:
 
     # --------------------------------------------------------------------------- images
 
-    def begin_images(self, images: RowImages, initial: Initial, created: Created | None) -> None:
+    def begin_images(
+        self, images: RowImages, created: Created | None, *, with_vectors: bool
+    ) -> None:
         """Before a push changes `images`: those of the rows that it creates.
 
-        `initial` draws their vectors, unless the push replaces them.
+        Without `with_vectors` the push replaces their vectors.
         """
         room = images.capacity
         if self._stamps.size < room:
             self._stamps, self._counts = np.zeros(room, np.uint64), np.zeros(room, np.uint32)
         if created is not None and created.rows.size:
-            positions = images.create(created.rows, initial.vectors(created.keys))
+            vectors = self.version.initial.vectors(created.keys) if with_vectors else None
+            positions = images.create(created.rows, vectors)
             self._know(images)
             self._counts[positions] = 0
 
@@ -329,6 +335,12 @@ class OpenBatch:
             np.empty(0, np.uint64),
         )
         return VersionImages(uid, version, rows, weights, slots, scalars, opened)
+
+    def commit(self) -> None:
+        """Take what the batch claims, after it was stored."""
+        space = self.version.space
+        self.claim.commit()
+        self._index.publish_counts(space.live_rows, space.used_rows)
 
     def _contents(
         self, images: RowImages | None
