@@ -44,7 +44,7 @@ from gatherd.store.kernels.memory import (
 from gatherd.store.kernels.row_intrinsics import fence_loads
 
 # The words of an open table.
-SLOTS_AT, SLOT_MASK, SEED, ARE_STRINGS, KEYS_AT, HEAP_AT, HEAP_BYTES, ROWS_MAX = range(8)
+SLOTS_AT, SLOT_MASK, SEED, ARE_STRINGS, KEYS_AT, HEAP_AT, HEAP_BYTES, ROW_COUNT = range(8)
 ROWS_AT, ROW_BYTES, COUNTERS_AT, COUNTER_MASK, DIM, KIND = range(8, 14)
 INITIAL_SEED, INITIAL_LAW = 14, 15
 OPEN_WORDS = INITIAL_LAW + LAW_WORDS
@@ -82,7 +82,7 @@ def _row_of(table: Any, slot: Any, hashed: Any) -> Any:
     if (slot ^ hashed) & FINGERPRINT_MASK != EMPTY:
         return np.intp(-1)
     row = np.intp((slot - ONE) & ROW_MASK)
-    return row if row < column(table, ROWS_MAX) else np.intp(-1)
+    return row if row < column(table, ROW_COUNT) else np.intp(-1)
 
 
 @inlined
