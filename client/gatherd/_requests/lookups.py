@@ -41,7 +41,9 @@ class TableInfo(Shown):
     looked up, ascending. `trainable` says whether it takes updates. `optimizer` has the name under
     "name" and the options, such as "lr"; None for a table that takes no gradients. `lsn` is the
     last update that every lookup sees. `aliases` are the names that point to the table. If `name`
-    is itself an alias, `alias_of` is the table that it points to, of which all the rest is.
+    is itself an alias, `alias_of` is the table that it points to, of which all the rest is. `open`
+    is None, or for an open table how its rows come and go, by the names of `create_table`; `rows`
+    is how many there are now.
     """
 
     name: str
@@ -58,6 +60,7 @@ class TableInfo(Shown):
     versions: tuple[int, ...] = ()
     optimizer: dict[str, Any] | None = None
     lsn: int = 0
+    open: dict[str, Any] | None = None
     aliases: tuple[str, ...] = ()
     alias_of: str = ""
 

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from gatherd import ChangeResult as Done
+from gatherd import ChangeResult as ClientResult
 from gatherd import Client
 from gatherd.errors import DataDirInUse, FailedPrecondition
 from gatherd.store.catalog import STAGING_NAME
@@ -150,7 +150,7 @@ def ask(client: Client, change: TableChange) -> ChangeResult:
             insisted = _given(if_version)
             done = client.set_optimizer(table, wanted, if_version=insisted, timeout=seconds)
         case CreateTable():
-            raise AssertionError("the command line stages what it creates")
+            done = _create_open(client, change)
         case _:
             done = _ask_for_names(client, change)
     return ChangeResult(done.version, done.lsn, StateOutcome(done.state))
@@ -158,7 +158,7 @@ def ask(client: Client, change: TableChange) -> ChangeResult:
 
 def _ask_for_names(
     client: Client, change: RenameTable | SetAlias | DeleteAlias | CloneTable | ReplaceTable
-) -> Done:
+) -> ClientResult:
     seconds = CHANGE_SECONDS_MAX
     match change:
         case RenameTable(table, to, keep_alias):
@@ -179,7 +179,7 @@ def _ask_for_names(
             )
 
 
-def _ask_to_publish(client: Client, change: Publish) -> Done:
+def _ask_to_publish(client: Client, change: Publish) -> ClientResult:
     return client.publish(
         change.table,
         staged=change.staged,
@@ -188,6 +188,28 @@ def _ask_to_publish(client: Client, change: Publish) -> Done:
         keep_rows=change.keep_rows,
         reset_state=change.reset_state,
         allow_dim_change=change.allow_dim_change,
+        timeout=CHANGE_SECONDS_MAX,
+    )
+
+
+def _create_open(client: Client, change: CreateTable) -> ClientResult:
+    """An open table; the command line stages the files of any other that it creates."""
+    spec, optimizer = change.open, change.optimizer
+    assert spec is not None
+    return client.create_table(
+        change.table,
+        dim=change.dim,
+        keys=spec.keys,
+        rows_max=spec.rows_max,
+        on_missing=spec.on_missing,
+        admit_after=spec.admit_after,
+        on_full=spec.on_full.value,
+        ttl=spec.ttl_seconds or None,
+        touch_on_lookup=spec.touch_on_lookup,
+        dtype=change.dtype.value,
+        init=spec.init.to_json(),
+        seed=spec.seed,
+        optimizer=None if optimizer is None else {"name": optimizer.name, **optimizer.options},
         timeout=CHANGE_SECONDS_MAX,
     )
 

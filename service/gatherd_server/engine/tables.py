@@ -212,7 +212,7 @@ class ServedTables:
             )  # fmt: skip
         return TableInfo(
             name,
-            table.row_count,
+            table.live_rows,
             table.dim,
             table.dtype,
             version,
@@ -224,6 +224,7 @@ class ServedTables:
             versions=versions,
             optimizer=table.optimizer,
             lsn=self.lsn,
+            open=table.open_spec,
             aliases=aliases,
             alias_of=alias_of,
         )
