@@ -6,7 +6,7 @@ pooled, to memory that only this call has.
 """
 
 from copy import copy as copied
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NoReturn, Self
 
 import numpy as np
 from numpy.typing import NDArray
