@@ -51,6 +51,18 @@ include-name = "DELETE /v1/tables/{table}/versions/{version}"
 parameters = { "path.table" = "published", "path.version" = "1" }
 
 [[operations]]
+include-name = "POST /v1/tables/{table}:rename"
+parameters = { "path.table" = "renamed" }
+
+[[operations]]
+include-name = "PUT /v1/aliases/{alias}"
+parameters = { "path.alias" = "alias" }
+
+[[operations]]
+include-name = "DELETE /v1/aliases/{alias}"
+parameters = { "path.alias" = "alias" }
+
+[[operations]]
 include-name = "DELETE /v1/tables/{table}"
 parameters = { "path.table" = "gone" }
 """
@@ -59,6 +71,12 @@ parameters = { "path.table" = "gone" }
 HARD_TO_DRAW = {
     f"POST /v1/tables/{{table}}:{verb}"
     for verb in ("lookup", "scatterAdd", "applyGradients", "assign")
+}
+# Those whose examples are about tables that other forms make.
+OF_COPIES = {
+    "POST /v1/tables/{table}:replace",
+    "PUT /v1/aliases/{alias}",
+    "DELETE /v1/aliases/{alias}",
 }
 # No table of the server is open.
 OF_OPEN_TABLES = {"POST /v1/tables/{table}:deleteRows", "POST /v1/deleteRows"}
@@ -73,7 +91,7 @@ def _table(name: str) -> CreateTable:
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     folder = tmp_path_factory.mktemp("described")
-    make_data_dir(folder / "data", *map(_table, ("user", "item", "gone", "published")))
+    make_data_dir(folder / "data", *map(_table, ("user", "item", "gone", "renamed", "published")))
     invoke("publish", "published", "--data-dir", folder / "data")
     lines = (f"{word} 0.5 1.5\n" for word in ("king", "queen", *map(str, range(ROWS))))
     (folder / "words.txt").write_text("".join(lines))
@@ -107,7 +125,7 @@ def test_no_answer_is_another_than_the_document_says(server: RunningServer, tmp_
     statuses = _statuses(server, json.loads(har.read_text())["log"]["entries"])
     assert len(statuses) > len(HARD_TO_DRAW)
     without = {name for name, seen in statuses.items() if not any(s < 300 for s in seen)}
-    assert without <= HARD_TO_DRAW | OF_OPEN_TABLES
+    assert without <= HARD_TO_DRAW | OF_COPIES | OF_OPEN_TABLES
 
 
 def _statuses(
@@ -136,6 +154,7 @@ def _statuses(
 # What makes the table that others' examples are of comes first, and what removes it last.
 LAST = (
     *("snapshot", "deleteSnapshot"),
+    *("cloneTable", "replaceTable", "renameTable", "setAlias", "deleteAlias"),
     *("setOptimizer", "rollback", "setOptimizer", "deleteVersion", "deleteTable"),
 )
 

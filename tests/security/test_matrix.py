@@ -153,7 +153,7 @@ def test_rest_by(caller: str, guarded: Guarded, http: httpx.Client) -> None:
     for (method, path), (body, allowed) in REST.items():
         response = http.request(
             method,
-            path.format(table=TABLE, version=1, name="none"),
+            path.format(table=TABLE, alias=TABLE, version=1, name="none"),
             json=body,
             headers=header(guarded, caller),
         )

@@ -203,6 +203,26 @@ def _delete_version(found: _Found) -> _Made:
     return _Made(found.sandbox, note=note, is_change=True, path={"version": "2"})
 
 
+def _clone(found: _Found) -> _Made:
+    return replace(_of_sandbox(found), body={"to": f"{found.sandbox}-copy"})
+
+
+def _of_copy(body: Callable[[_Found], dict[str, Any]]) -> Callable[[_Found], _Made]:
+    def made(found: _Found) -> _Made:
+        copied = f"{found.sandbox}-copy"
+        note = (
+            f"The form is filled in for the table `{copied}`, which the form of cloneTable makes."
+        )
+        return _Made(copied, body(found), note, is_change=True)
+
+    return made
+
+
+def _alias(found: _Found) -> _Made:
+    made = replace(_of_sandbox(found), path={"alias": f"{found.sandbox}-alias"})
+    return replace(made, body={"table": found.sandbox})
+
+
 def _snapshot(_found: _Found) -> _Made:
     return _Made(body={"name": SANDBOX}, is_change=True)
 
@@ -239,6 +259,11 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "setOptimizer": _of_sandbox,
     "deleteTable": _of_sandbox,
     "deleteVersion": _delete_version,
+    "cloneTable": _clone,
+    "renameTable": _of_copy(lambda found: {"to": f"{found.sandbox}-renamed"}),
+    "replaceTable": _of_copy(lambda found: {"source": found.sandbox}),
+    "setAlias": _alias,
+    "deleteAlias": _alias,
     "snapshot": _snapshot,
     "listSnapshots": _list_snapshots,
     "deleteSnapshot": _delete_snapshot,
