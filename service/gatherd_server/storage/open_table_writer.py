@@ -137,7 +137,7 @@ def write_open_slots(
     return {}
 
 
-def slots_for(row_count: int, row_count: int) -> int:
+def slots_for(row_count: int, rows_max: int) -> int:
     """How many slots an index of so many rows is given: a power of two, filled to a half at most.
 
     Not more than `rows_max` rows need.
