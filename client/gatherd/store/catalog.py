@@ -277,7 +277,8 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         default = _read_default(folder / DEFAULT_NAME)
         trained = manifest.get("optimizer")
         counters = map_counters(folder, layout.row_count) if trained is not None else None
-        table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        keys = None if "open" in manifest else KeyIndex.open(folder)
+        table = Table.map(name, version, fd, layout, default, keys, counters)
         table.is_trainable = trained is not None
         table.optimizer = None if trained == NO_OPTIMIZER else trained
         return table
