@@ -42,6 +42,7 @@ Watch = Callable[[str, Path], None]
 # Who only passes a sync on: the label names who asked.
 THROUGH = {
     ("mapped_rows", "sync"),
+    ("open_arrays", "sync"),
     ("mapped_rows", "write_counters"),
     ("slots", "write_slots"),
     ("catalog_writer", "prepare_catalog"),

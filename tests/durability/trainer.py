@@ -58,6 +58,8 @@ from support.open_model import OpenModel
 WAIT_SECONDS = 20.0
 LIMITS = WriterLimits(segment_bytes=6_000, checkpoint_seconds=3600.0, keep_versions=2)
 OPEN_KEYS = 40
+# So many that the index never grows, which would take an LSN that no history has.
+OPEN_ROWS_MAX = 100
 KEYS = tuple(f"key-{i}".encode() for i in range(30))
 GRANT = Grant("anybody", frozenset((Scope.READ,)), ("*",), None, None)
 OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {
@@ -327,7 +329,7 @@ class Trainer:
     def create_open(self, name: str, dim: int, dtype: DType, optimizer: str) -> None:
         """An open table."""
         made = Optimizer.parse(*OPTIMIZERS[optimizer])
-        spec = OpenSpec(KeyKind.BYTES, OPEN_KEYS, 7, Initializer.parse("normal"))
+        spec = OpenSpec(KeyKind.BYTES, OPEN_ROWS_MAX, 7, Initializer.parse("normal"))
         change = CreateTable(
             name, 0, dim, dtype, spec.init, 7, OptimizerSpec(*OPTIMIZERS[optimizer]), spec
         )
