@@ -67,7 +67,8 @@ class OpenModel:
         begins = {key: self.rows.get(key) or self.first(key) for key in each}
         base = self._trained([begins[key] for key in each])
         images = RowImages(base, self.optimizer, len(listed))
-        ids = np.array([each.index(key) for key in listed], np.int64)
+        places = {key: place for place, key in enumerate(each)}
+        ids = np.array([places[key] for key in listed], np.int64)
         values = np.ascontiguousarray(values.reshape(ids.size, self.dim))
         match op:
             case UpdateOp.SCATTER_ADD:
