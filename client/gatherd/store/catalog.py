@@ -278,6 +278,7 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         trained = manifest.get("optimizer")
         counters = map_counters(folder, layout.row_count) if trained is not None else None
         table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        table.uid = str(manifest.get("uid", ""))
         table.is_trainable = trained is not None
         table.optimizer = None if trained == NO_OPTIMIZER else trained
         return table
