@@ -280,8 +280,8 @@ def rows_after(sums: NDArray[np.float32]) -> NDArray[np.float32]:
     for count in range(1, int(sums.max()) + 1):
         step = np.float32(1) / (np.sqrt(np.float32(count)) + np.float32(1e-10))
         known.append(known[-1] - step)
-    by_count: NDArray[np.float32] = np.array(known, np.float32)
-    return by_count[sums.astype(int)]
+    rows: NDArray[np.float32] = np.array(known, np.float32)[sums.astype(int)]
+    return rows
 
 
 # Cursors in this process
