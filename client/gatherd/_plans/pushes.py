@@ -17,13 +17,18 @@ from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.foreseen_pushes import ForeseenPush, ForeseenPushes
 from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import Tried, Tries
-from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+    check_flag,
+)
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
     UpdateResult,
     UpdateSpec,
-    check_flag,
     check_idempotency_key,
     prepare_deletes,
     prepare_update,

@@ -23,7 +23,10 @@ DRAWN_BATCHES: Final = 32
 DRAWN_IDS_MAX: Final = 1 << 20
 # These leave a row as it is at a gradient of zeros, unless one of the options is set.
 STEADY_OPTIMIZERS: Final = ("sgd", "adagrad", "rowwise-adagrad")
-MOVING_OPTIONS: Final = ("momentum", "weight_decay", "max_norm")
+MOVING_OPTIONS: Final = (
+    *("momentum", "weight_decay", "decoupled_weight_decay", "regularizer_l1", "regularizer_l2"),
+    *("non_neg", "max_norm", "unit_norm"),
+)
 
 SCATTER_ADD, APPLY_GRADIENTS = "scatter-add", "apply-gradients"
 PUSHES: Final = (SCATTER_ADD, APPLY_GRADIENTS)

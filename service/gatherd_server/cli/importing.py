@@ -16,6 +16,7 @@ from gatherd.store.catalog import NO_OPTIMIZER, open_table, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.memory import give_back_large_buffers
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
     default_vector_option,
@@ -316,6 +317,7 @@ def _imported(
     sources: tuple[str, ...],
     new_version: NewVersion | None = None,
 ) -> ImportSummary:
+    give_back_large_buffers()
     with Progress(f"importing {name}", source.total or 0, "B") as shown:
 
         def note(done: int) -> None:

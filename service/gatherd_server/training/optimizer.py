@@ -90,6 +90,8 @@ class _Bounds(Enum):
     NOT_NEGATIVE = "0 or larger"
     NOT_POSITIVE = "0 or smaller"
     FRACTION = "0 or larger, and smaller than 1"
+    RATE = "larger than 0, and at most 1"
+    FLAG = "1, or 0 for off"
     ROW = "a row's id: an integer, 0 or larger"
 
     def holds(self, value: float) -> bool:
@@ -105,6 +107,8 @@ class _Bounds(Enum):
             _Bounds.NOT_NEGATIVE: value >= 0,
             _Bounds.NOT_POSITIVE: value <= 0,
             _Bounds.FRACTION: value >= 0 and single < 1,
+            _Bounds.RATE: single > 0 and value <= 1,
+            _Bounds.FLAG: value in (0, 1),
         }[self]
 
 
@@ -123,13 +127,28 @@ _BOUNDS = {
     "learning_rate_power": _Bounds.NOT_POSITIVE,
     "clip_value": _Bounds.POSITIVE,
     "clip_row_norm": _Bounds.POSITIVE,
+    "regularizer_l1": _Bounds.NOT_NEGATIVE,
+    "regularizer_l2": _Bounds.NOT_NEGATIVE,
+    "decoupled_weight_decay": _Bounds.NOT_NEGATIVE,
+    "non_neg": _Bounds.FLAG,
+    "unit_norm": _Bounds.FLAG,
     "max_norm": _Bounds.POSITIVE,
+    "min_norm": _Bounds.NOT_NEGATIVE,
+    "norm_rate": _Bounds.RATE,
     "padding_id": _Bounds.ROW,
 }
 # A rate of 0 would divide by 0; so would a first gradient of 0 from an accumulator of 0.
 _FTRL_DIVIDES_BY = ("lr", "initial_accumulator")
 # Options of every optimizer that are off unless they are given.
-_UNSET = ("clip_value", "clip_row_norm", "max_norm", "padding_id")
+_UNSET = (
+    *("regularizer_l1", "regularizer_l2", "decoupled_weight_decay", "clip_value", "clip_row_norm"),
+    *("non_neg", "max_norm", "min_norm", "norm_rate", "unit_norm", "padding_id"),
+)
+# Those that 0 switches off.
+_OFF_AT_ZERO = (
+    *("regularizer_l1", "regularizer_l2", "decoupled_weight_decay", "non_neg", "unit_norm"),
+)
+_SHAPING = (*_OFF_AT_ZERO, "min_norm", "norm_rate")
 
 _DEFAULTS: dict[OptimizerName, dict[str, float]] = {
     OptimizerName.NONE: {},
@@ -167,6 +186,22 @@ def _checked(owner: str, option: str, value: Any) -> float:
     return float(value)
 
 
+def _check_norms(owner: str, values: Mapping[str, Any]) -> None:
+    """InvalidArgument for constraints of a row's norm that don't go together."""
+    others = [option for option in ("max_norm", "min_norm", "norm_rate") if option in values]
+    if values["unit_norm"] and others:
+        raise InvalidArgument(f"{owner}'s unit_norm and {others[0]} contradict; give one of them")
+    if others and "max_norm" not in values:
+        raise InvalidArgument(
+            f"{owner}'s {others[0]} goes with max_norm, which is 1 in Keras' MinMaxNorm; give both"
+        )
+    if "min_norm" in values and values["min_norm"] > values["max_norm"]:
+        raise InvalidArgument(
+            f"{owner}'s min_norm {values['min_norm']:g} is above its max_norm "
+            f"{values['max_norm']:g}"
+        )
+
+
 def check_lr(lr: float, optimizer: OptimizerName | None = None) -> float:
     """A push's own learning rate, checked; for a table with `optimizer` where that is known.
 
@@ -198,8 +233,17 @@ class Optimizer:
     learning_rate_power: float = 0.0
     clip_value: float | None = None
     clip_row_norm: float | None = None
+    regularizer_l1: float | None = None
+    regularizer_l2: float | None = None
+    decoupled_weight_decay: float | None = None
+    non_neg: float | None = None
+    unit_norm: float | None = None
     max_norm: float | None = None
+    min_norm: float | None = None
+    norm_rate: float | None = None
     padding_id: int | None = None
+    is_shaped: bool = False
+    """Whether it has one of the options that few have: a regularizer, a decay or a constraint."""
 
     @classmethod
     def parse(cls, name: str, options: Mapping[str, float]) -> Self:
@@ -227,9 +271,13 @@ class Optimizer:
             option: _checked(name, option, value)
             for option, value in (_DEFAULTS[found] | dict(options)).items()
         }
+        for option in _OFF_AT_ZERO:
+            values[option] = values.get(option) or None
+        _check_norms(name, values)
         if "padding_id" in values:
             values["padding_id"] = int(values["padding_id"])
-        return cls(found, **values)
+        shaping = any(values.get(option) is not None for option in _SHAPING)
+        return cls(found, **values, is_shaped=shaping)
 
     @classmethod
     def for_new_table(cls, given: Self | None, dtype: DType, *, frozen: bool) -> Self | None:
@@ -286,6 +334,15 @@ class Optimizer:
         if row_count is not None and self.padding_id is not None and self.padding_id >= row_count:
             raise InvalidArgument(
                 f"padding_id {self.padding_id} is out of range: the table has {row_count} rows"
+            )
+
+    def check_open_table(self, dtype: DType) -> None:
+        """InvalidArgument when an open table of this type can't be trained."""
+        self.check_table(dtype)
+        if self.padding_id is not None:
+            raise InvalidArgument(
+                "an open table has no padding_id: its rows have no ids of their own, so leave the "
+                "padding's key out of the push"
             )
 
     @property
