@@ -153,10 +153,15 @@ class History:
             case 4 if len(trainer.state) < 4:
                 trainer.change(CloneTable(f"c{self._names}", some))
             case 5 if other != some:
-                if (trainer.state[some].keys is None) == (trainer.state[other].keys is None):
+                kinds = {
+                    (trainer.is_open(name), trainer.state[name].keys is None)
+                    for name in (some, other)
+                }
+                if len(kinds) == 1:
                     trainer.change(ReplaceTable(some, other, allow_dim_change=True))
-            case 6 | 7 if trainer.trainable():
-                self._grow(draw.choice(trainer.trainable()))
+            case 6 | 7 if any(not trainer.is_open(name) for name in trainer.trainable()):
+                closed = [name for name in trainer.trainable() if not trainer.is_open(name)]
+                self._grow(draw.choice(closed))
 
     def _keep_house(self) -> None:
         writer, draw = self._trainer.writer, self._random
@@ -170,6 +175,8 @@ class History:
         self._names += 1
         optimizer = draw.choice(("adam", "momentum", "sgd", "rowwise", "ftrl"))
         if draw.random() < 0.4:
+            trainer.create_open(f"o{self._names}", draw.choice((2, 5)), DType.FLOAT32, optimizer)
+        elif draw.random() < 0.4:
             trainer.add(f"k{self._names}", 30, draw.choice((2, 5)), optimizer, keyed=True)
         else:
             rows, dim = draw.choice(((7, 3), (700, 4), (2_000, 2)))

@@ -133,7 +133,8 @@ def carrying(
         check_whole(name, entry, entry.live)
     try:
         old, new = open_version(source, name, entry.live), open_version(target, name, 0)
-        is_possible = old.is_trainable and new.is_trainable
+        is_open = old.open_spec is not None or new.open_spec is not None
+        is_possible = old.is_trainable and new.is_trainable and not is_open
         mapped = _both_mapped(files, source, target) if is_possible else None
     except BadFile:
         if keep_rows:
@@ -143,7 +144,7 @@ def carrying(
         if keep_rows:
             raise FailedPrecondition(
                 f"rows of table {name!r} can't be kept: it takes no updates, or the new version "
-                "doesn't; publish without keeping them",
+                "doesn't, or one of them is open; publish without keeping them",
                 {"table": name},
             )
         yield None

@@ -36,9 +36,10 @@ from gatherd.store.catalog import (
     version_dir,
 )
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.open_files import OPEN
 from gatherd_server.data_dir.carrying import CarriedRows, carrying
 from gatherd_server.data_dir.name_changes import NameChanges
-from gatherd_server.data_dir.open_tables import is_open, settled, stage_created
+from gatherd_server.data_dir.open_tables import settled, stage_created
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.data_dir.sweeping import forget, freeze_superseded, sweep
@@ -186,7 +187,7 @@ class CatalogChanges:
         target = self._folder(name, entry, FIRST_VERSION)
         self._place(folder, target, name, FIRST_VERSION)
         opened = self._settled(target)
-        return ChangeResult(FIRST_VERSION, self._switched_in(name, entry, lambda: None, opened))
+        return ChangeResult(FIRST_VERSION, self._switched_in(name, entry, lambda: opened))
 
     def _new_entry(self, name: str, uid: str) -> CatalogEntry:
         folder = self._names.folder_for(name, uid)
@@ -194,18 +195,13 @@ class CatalogChanges:
         return entry if folder == name else replace(entry, folder=folder)
 
     def _switched_in(
-        self,
-        name: str,
-        entry: CatalogEntry,
-        catch_up: Callable[[], None],
-        opened: OpenVersion | None = None,
+        self, name: str, entry: CatalogEntry, catch_up: Callable[[], OpenVersion | None]
     ) -> int:
         """Make a new table of the files in its folder, which is deleted if that fails."""
 
         def switch() -> int:
             self._names.check_is_new(name)
-            catch_up()
-            return self._replace_entry(name, entry, opened)
+            return self._replace_entry(name, entry, catch_up())
 
         return self._switched(switch, self._folder(name, entry, FIRST_VERSION).parent)
 
@@ -213,7 +209,6 @@ class CatalogChanges:
         self._names.check_clone(change)
         name, (source, source_entry) = change.table, self._names.meant(change.source)
         check_whole(source, source_entry, source_entry.live)
-        self._check_is_closed(source, source_entry)
         entry = self._new_entry(name, uuid.uuid4().hex)
         to = name, FIRST_VERSION, self._folder(name, entry, FIRST_VERSION)
         self._files.make_dirs(to[2].parent)
@@ -243,7 +238,6 @@ class CatalogChanges:
         entry = self._entry(name, change.if_version)
         if not change.staged:
             return self._copied(name, change.if_version, None)
-        self._check_is_closed(name, entry)
         folder = staged_folder(self._data_dir, change.staged)
         version = max(entry.versions) + 1
         with ExitStack() as stack:
@@ -259,17 +253,19 @@ class CatalogChanges:
             with self._forgotten_on_error(target):
                 follows = self._follows(name, entry, target, change.allow_dim_change)
                 catch_up_restored(self._files, self._data_dir, entry, target)
+                opened = settled(self._files, target)
                 carried = None
                 if change.keep_rows or not change.reset_state:
                     ways = carrying(self._writer, name, entry, target, keep_rows=change.keep_rows)
                     carried = stack.enter_context(ways)
             state = carried.state if carried is not None else follows
 
-            def catch_up() -> None:
+            def catch_up() -> OpenVersion | None:
                 if rows is not None and carried is not None:
                     rows.catch_up(carried)
                 else:
                     self._check_not_pushed(name, entry, change.if_lsn)
+                return opened
 
             return self._make_live(name, entry, version, target, catch_up, state)
 
@@ -280,8 +276,6 @@ class CatalogChanges:
         if of[0] == name:
             raise InvalidArgument(f"{change.source!r} is table {name!r} itself", {"table": name})
         check_whole(*of, of[1].live)
-        for one in ((name, entry), of):
-            self._check_is_closed(*one)
         version = max(entry.versions) + 1
         to = name, version, self._folder(name, entry, version)
         with (
@@ -291,16 +285,6 @@ class CatalogChanges:
             with self._forgotten_on_error(to[2]):
                 self._follows(name, entry, to[2], change.allow_dim_change)
             return self._make_live(name, entry, *to[1:], catch_up, self._state_of(to[2]))
-
-    def _check_is_closed(self, name: str, entry: CatalogEntry) -> None:
-        """FailedPrecondition when the live version is open."""
-        with suppress(BadFile):  # any table may follow one whose manifest is unreadable
-            if is_open(self._folder(name, entry, entry.live)):
-                raise FailedPrecondition(
-                    f"table {name!r} is open, so that its rows come and go by updates; files can't "
-                    "replace them, and it can't be cloned or take another table's place",
-                    {"table": name},
-                )
 
     def _check_not_pushed(self, name: str, entry: CatalogEntry, if_lsn: int | None) -> None:
         """FailedPrecondition when the table took a push above `if_lsn`, or may have."""
@@ -351,7 +335,8 @@ class CatalogChanges:
         target = self._folder(name, entry, version)
         try:
             thaw(self._files, target)
-            return self._make_live(name, entry, version, None, lambda: None)
+            opened = settled(self._files, target)
+            return self._make_live(name, entry, version, None, lambda: opened)
         except GatherdError:
             # Once updates are stopped, the version may be live after the next start.
             if self._writer.stopped is None:
@@ -411,12 +396,13 @@ class CatalogChanges:
         entry: CatalogEntry,
         version: int,
         fresh: Path | None,
-        catch_up: Callable[[], None],
+        catch_up: Callable[[], OpenVersion | None],
         state: StateOutcome = StateOutcome.NONE,
     ) -> ChangeResult:
         """Switch from `entry`'s live version to `version`, after every worker mapped that.
 
         `fresh` is its folder when it is new; the folder is deleted when the switch fails.
+        `catch_up` is called between two batches, and returns the version if it is open and mapped.
         """
         versions = kept_versions(
             {*entry.versions, version}, version, entry.live, self._limits.keep_versions
@@ -428,10 +414,9 @@ class CatalogChanges:
 
         def switch() -> int:
             self._entry(name, entry.live)
-            catch_up()
-            return self._replace_entry(
-                name, replace(entry, live=version, versions=versions, damaged=damaged)
-            )
+            opened = catch_up()
+            fresh_entry = replace(entry, live=version, versions=versions, damaged=damaged)
+            return self._replace_entry(name, fresh_entry, opened)
 
         try:
             for future in self._prepare(name, version):
@@ -509,6 +494,12 @@ class CatalogChanges:
             now = read_manifest(self._folder(name, entry, entry.live))
         except BadFile:
             return self._state_of(target, StateOutcome.NEW)
+        if (OPEN in now) != (OPEN in new):
+            raise FailedPrecondition(
+                f"rows of an open table come and go by updates, and table {name!r} is "
+                f"{'open' if OPEN in now else 'not open'}; only such a table can follow it",
+                {"table": name},
+            )
         has_dim = allow_dim_change or now.get("dim") == new.get("dim")
         if not has_dim or now.get("keys") != new.get("keys"):
             allow = "" if has_dim else "; to publish another dim, say so: allow_dim_change"

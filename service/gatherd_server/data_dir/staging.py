@@ -16,11 +16,14 @@ from gatherd.store.catalog import (
     version_dir,
 )
 from gatherd.store.checksums import CHECKSUMS, encode_document
+from gatherd.store.open_files import OPEN
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.data_dir.naming import check_staged
-from gatherd_server.snapshots.copying import CatchUp, copy_files, sync_files
+from gatherd_server.snapshots.copying import CatchUp, copy_files, sync_files, without_index
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import write_counters
+from gatherd_server.storage.open_table_writer import write_open_slots
+from gatherd_server.storage.open_version import OpenVersion
 from gatherd_server.storage.slots import write_slots
 from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
@@ -53,13 +56,13 @@ def copy_live(
     of: tuple[str, CatalogEntry],
     to: tuple[str, int, Path],
     optimizer: Optimizer | None,
-) -> Iterator[Callable[[], None]]:
+) -> Iterator[Callable[[], OpenVersion | None]]:
     """Copy the live version of the table `of` to a new version, while updates go on.
 
     `to` is the new version's table, number and folder. Yields a function, to be called between two
-    batches, that stores the log into the copy up to the last applied LSN, durably. With `optimizer`
-    that one trains the copy: slots of both optimizers with the same shape keep their state, others
-    start anew.
+    batches, that stores the log into the copy up to the last applied LSN, durably, and returns the
+    copy as it is mapped, if it is open. With `optimizer` that one trains the copy: slots of both
+    optimizers with the same shape keep their state, others start anew.
     """
     files, data_dir = writer.files, writer.data_dir
     (of_name, entry), (name, version, target) = of, to
@@ -73,13 +76,19 @@ def copy_live(
     try:
         with _removed_on_error(files, target):
             slots = [] if with_slots else [path.name for path in source.glob("slot_*.npy")]
-            copy_files(files, source, staging, without=[MANIFEST_NAME, *slots])
+            left_out = [MANIFEST_NAME, *slots, *without_index(source)]
+            copy_files(files, source, staging, without=left_out)
             table = open_version(source, of_name, entry.live)
-            if optimizer is not None:
+            write = write_slots
+            if OPEN in manifest:
+                write = write_open_slots
+                if optimizer is not None:
+                    optimizer.check_open_table(table.dtype)
+            elif optimizer is not None:
                 optimizer.check_table(table.dtype, table.row_count)
             if not with_slots:
                 assert optimizer is not None
-                write_slots(files, staging, optimizer.slots, table.row_count, table.dim)
+                write(files, staging, optimizer.slots, table.row_count, table.dim)
             is_trainable = optimizer is not None or old is not None
             if is_trainable and not (staging / SEQ_NAME).exists():
                 write_counters(files, staging, table.row_count)
@@ -95,10 +104,13 @@ def copy_live(
                     files, data_dir, entry.uid, entry.live, target, lsn, with_slots=with_slots
                 )
 
-            def finish() -> None:
-                if catch_up is not None:
-                    catch_up.to(writer.applied_lsn)
-                    catch_up.sync()
+            def finish() -> OpenVersion | None:
+                if catch_up is None:
+                    return None
+                catch_up.to(writer.applied_lsn)
+                opened = catch_up.settle()
+                catch_up.sync()
+                return opened
 
             finish()
         yield finish
