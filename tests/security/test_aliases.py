@@ -158,7 +158,7 @@ def test_a_listing_has_the_callers_aliases_alone(guarding: Guarding) -> None:
 
 
 def test_the_compiled_answer_is_held_to_both(guarding: Guarding) -> None:
-    answers = ThreadAnswers(CompiledAnswers(guarding.engine))
+    answers = ThreadAnswers(CompiledAnswers(guarding.engine), takes_far=True)
     answers.write_to(np.empty(4096, np.uint8))
     guarding.engine.lookup(Lookup("a_secret", IDS))
     request = lookup_request("a_secret", [0]).SerializeToString()
