@@ -105,7 +105,7 @@ def rollback(name: str, version: int | None, *, if_version: int | None) -> Chang
 
 def set_optimizer(
     name: str,
-    optimizer: OptimizerGiven,
+    optimizer: OptimizerGiven | None,
     options: Mapping[str, float],
     *,
     if_version: int | None,
@@ -163,6 +163,8 @@ def _encode_open(given: OpenGiven) -> table_pb2.OpenOptions:
     )
 
 
-def _encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+def _encode_optimizer(
+    given: OptimizerGiven | None, options: Mapping[str, float]
+) -> table_pb2.Optimizer:
     name, checked = check_optimizer(given, options)
     return table_pb2.Optimizer(name=name, options=checked)
