@@ -158,7 +158,10 @@ def test_the_command_says_what_becomes_of_the_state(tmp_path: Path) -> None:
         "t: version 1 is live, LSN 2\n"
     )
     said = invoke("set-optimizer", "t", "adam", *place).stdout
-    assert said.startswith("t: version 2 is live, LSN 3\n  its state begins anew; version 1 keeps")
+    assert said.splitlines() == [
+        "t: version 2 is live, LSN 3",
+        "  the optimizer's state begins anew; version 1 keeps the one before",
+    ]
     refused = invoke("set-optimizer", "t", *place, check=False)
     assert refused.returncode > 1
     assert "name an OPTIMIZER, or give options" in refused.stderr

@@ -186,8 +186,12 @@ def set_optimizer(
     with changing(target, keep_versions) as make:
         done = make(SetOptimizer(table, spec, if_version or LIVE_VERSION))
     tell_live(table, done)
-    if done.version != before:
-        click.echo(f"  its state begins anew; version {before} keeps the one before, if it is kept")
+    if done.version == before:
+        return
+    with target.connect() as client:
+        is_kept = before in client.table(table).versions
+    what = f"version {before} keeps" if is_kept else "no version keeps"
+    click.echo(f"  the optimizer's state begins anew; {what} the one before")
 
 
 @click.command()
