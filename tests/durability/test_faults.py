@@ -53,6 +53,7 @@ STEPS: list[Act] = [
     _push(UpdateOp.SCATTER_ADD),
     lambda trainer: trainer.snapshot("s1"),
     lambda trainer: trainer.change(SetOptimizer("a", OptimizerSpec("sgd", {}))),
+    lambda trainer: trainer.change(SetOptimizer("a", OptimizerSpec("", {"lr": 0.25}))),
     lambda trainer: trainer.change(DeleteTable("k")),
     lambda trainer: trainer.writer.checkpoint(),
     _push(UpdateOp.SCATTER_ADD),
