@@ -78,7 +78,7 @@ def _calls(root: Path) -> tuple[range, range]:
             step(trainer)
         numbers = range(syncs + 1, kernel.syncs + 1), range(rooms + 1, kernel.rooms + 1)
         trainer.stop()
-    assert trainer.acknowledged == 14
+    assert trainer.acknowledged == 15
     return numbers
 
 
