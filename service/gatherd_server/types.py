@@ -193,6 +193,14 @@ class PushResult:
     versions: tuple[int, ...]
 
 
+class OnDuplicate(Enum):
+    """What to do with a key that the table has already."""
+
+    ERROR = "error"
+    FIRST = "first"
+    LAST = "last"
+
+
 class UpdatesState(Enum):
     """Whether updates are taken."""
 

@@ -10,15 +10,29 @@ from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.names import Init, StoredDType
+from gatherd._requests.names import (
+    Batches,
+    Init,
+    Keys,
+    OnDuplicate,
+    StoredDType,
+    Values,
+    Vectors,
+)
 from gatherd._requests.tables import (
     ChangeResult,
     OptimizerGiven,
     ServerInfo,
     SnapshotInfo,
     SnapshotResult,
+    UploadInfo,
+    check_copied,
+    check_drawn,
+    check_given,
+    is_count,
 )
 from gatherd._wire import changes
+from gatherd.errors import InvalidArgument
 
 
 class AsyncTableCalls(ABC):
@@ -39,30 +53,80 @@ class AsyncTableCalls(ABC):
     async def create_table(
         self,
         name: str,
-        rows: int,
-        dim: int,
+        rows: int | Vectors | Values | Batches,
+        dim: int | None = None,
         *,
-        dtype: StoredDType = "float32",
+        keys: Keys | None = None,
+        dtype: StoredDType | None = None,
         init: Init = "uniform",
         seed: int | None = None,
         optimizer: OptimizerGiven | None = None,
+        default_vector: Values | None = None,
+        allow_nonfinite: bool = False,
+        on_duplicate: OnDuplicate = "error",
+        resume: str | None = None,
+        chunk_bytes: int | None = None,
         timeout: float | None = None,
     ) -> ChangeResult:
-        """Make a table of `rows` drawn rows of `dim` elements. AlreadyExists when there is one.
+        """Make a table of vectors, or of drawn rows. AlreadyExists when there is one.
 
-        dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64".
-        init: "zeros", "uniform", "normal" or "glorot"; the same `seed`, the same rows.
+        rows: the vectors, an array of shape (rows, dim), or an iterable of batches: arrays of shape
+        (n, dim), or pairs of n keys and such an array. Or how many rows are drawn, of `dim`
+        elements each.
+        keys: a key for each vector, strings or 64-bit integers, when they are one array.
+        dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64";
+        by default as the vectors have it, and "float32" for lists, integers and drawn rows.
+        init: of drawn rows, "zeros", "uniform", "normal" or "glorot"; the same `seed`, the same
+        rows.
         optimizer: applies the table's updates: a name such as "sgd", or {"name": "adam",
         "lr": 0.001}. Without one the table is read-only.
+        default_vector: of vectors, the one for missing ids. allow_nonfinite: take NaN and infinity;
+        otherwise they are NonfiniteValues. on_duplicate: of vectors whose key came before, "error",
+        or keep the "first" or the "last".
+
+        Vectors are uploaded in chunks of `chunk_bytes`, 8 MiB by default, and published at once
+        when all are there; `timeout` bounds each request, and the result is an `UploadResult`. When
+        the server can't be reached for that long, the error's metadata has the upload's name under
+        "upload": the same call with `resume` goes on with it. Any other error cancels it.
 
         This and the other changes of tables are durable, and seen by every reader, when they
         return. A change isn't sent again once it may have been made: when an error's metadata has
         "outcome": "unknown", it may have been made or not.
         """
-        request = changes.create_table(
-            name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
+        if is_count(rows):
+            check_drawn(dim, keys, default_vector, resume, chunk_bytes)
+            request = changes.create_table(
+                name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
+            )
+            return await self._run(self._pushes.change(request, timeout))
+        check_given(dim, init, seed)
+        upload = self._pushes.upload(
+            name,
+            *(rows, keys, dtype),
+            optimizer=optimizer,
+            default_vector=default_vector,
+            allow_nonfinite=allow_nonfinite,
+            on_duplicate=on_duplicate,
+            resume=resume,
+            chunk_bytes=chunk_bytes,
+            timeout=timeout,
         )
-        return await self._run(self._pushes.change(request, timeout))
+        try:
+            return await self._run(upload.run())
+        except BaseException as error:
+            if upload.ended_by(error):
+                await self._run(upload.cancel())
+            raise
+
+    @short
+    async def uploads(self, *, timeout: float | None = None) -> list[UploadInfo]:
+        """The uploads of tables that are under way, or were given up and haven't expired."""
+        return await self._run(self._pushes.uploads(timeout))
+
+    @short
+    async def cancel_upload(self, upload: str, *, timeout: float | None = None) -> None:
+        """Delete an upload, by its name, and what was uploaded. NotFound when there is none."""
+        return await self._run(self._pushes.cancel_upload(upload, timeout))
 
     @short
     async def add_staged_table(
@@ -86,22 +150,56 @@ class AsyncTableCalls(ABC):
     async def publish(
         self,
         name: str,
+        vectors: Vectors | Values | Batches | None = None,
         *,
+        keys: Keys | None = None,
+        dtype: StoredDType | None = None,
+        optimizer: OptimizerGiven | None = None,
+        default_vector: Values | None = None,
+        allow_nonfinite: bool = False,
+        on_duplicate: OnDuplicate = "error",
         staged: str = "",
         if_version: int | None = None,
+        resume: str | None = None,
+        chunk_bytes: int | None = None,
         timeout: float | None = None,
     ) -> ChangeResult:
-        """Keep the live version as it is now, and make a copy of it, a new version, live.
+        """Make a new version live: of `vectors`, or a copy of the version that is live now.
 
-        The result's `version` is that copy: updates go on changing it, so it is no checkpoint. The
-        version that was live before is kept, one of `table(name).versions`; `rollback` without a
-        version goes back to it.
+        A copy keeps the live version as it is now. The result's `version` is that copy: updates go
+        on changing it, so it is no checkpoint. The version that was live before is kept, one of
+        `table(name).versions`; `rollback` without a version goes back to it.
 
+        vectors: the new version's rows, uploaded as by `create_table`, which has the other
+        arguments. Without `optimizer` and `default_vector` it has the table's.
         staged: a folder in the data dir's staging, to publish its files instead.
         if_version: the version that has to be live, else VersionMismatch.
         """
-        request = changes.publish(name, staged=staged, if_version=if_version)
-        return await self._run(self._pushes.change(request, timeout))
+        if vectors is None:
+            check_copied(keys, dtype, optimizer, default_vector, resume, chunk_bytes)
+            request = changes.publish(name, staged=staged, if_version=if_version)
+            return await self._run(self._pushes.change(request, timeout))
+        if staged:
+            raise InvalidArgument("a version is of vectors or of staged files, not of both")
+        upload = self._pushes.upload(
+            name,
+            *(vectors, keys, dtype),
+            publishes=True,
+            if_version=if_version,
+            optimizer=optimizer,
+            default_vector=default_vector,
+            allow_nonfinite=allow_nonfinite,
+            on_duplicate=on_duplicate,
+            resume=resume,
+            chunk_bytes=chunk_bytes,
+            timeout=timeout,
+        )
+        try:
+            return await self._run(upload.run())
+        except BaseException as error:
+            if upload.ended_by(error):
+                await self._run(upload.cancel())
+            raise
 
     @short
     async def rollback(

@@ -75,6 +75,68 @@ class SnapshotInfo(Shown):
     damaged: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class UploadResult(ChangeResult):
+    """A table, or a version of one, that was uploaded.
+
+    `rows` is how many it has, `duplicates` how many came with a key that another row had.
+    """
+
+    rows: int = 0
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo(Shown):
+    """An upload that isn't committed. `upload` is its name.
+
+    `rows` is how many are there and `announced` how many were said to come, None if it wasn't said;
+    `bytes` are those of the rows and keys that are there. It becomes a new version of the table if
+    `publishes`. It is deleted at `expires`, UTC, if nothing comes.
+    """
+
+    upload: str
+    table: str
+    rows: int
+    announced: int | None
+    dim: int
+    dtype: str
+    key_kind: str
+    bytes: int
+    publishes: bool
+    expires: datetime
+
+
+def is_count(rows: object) -> bool:
+    """Whether `rows` is their number, and not the rows."""
+    return isinstance(rows, int | np.integer)
+
+
+def check_drawn(dim: object, *others: object) -> None:
+    """InvalidArgument unless a table of drawn rows has a dim, and nothing that is for vectors."""
+    if dim is None:
+        raise InvalidArgument("drawn rows need a dim: create_table(name, rows, dim)")
+    if any(other is not None for other in others):
+        raise InvalidArgument(
+            "keys, default_vector, resume and chunk_bytes are for vectors, and rows is a number"
+        )
+
+
+def check_given(dim: object, init: object, seed: object) -> None:
+    """InvalidArgument when a table of vectors is given what is for drawn rows."""
+    if dim is not None or seed is not None or init != "uniform":
+        raise InvalidArgument("dim, init and seed are for drawn rows, and rows are vectors")
+
+
+def check_copied(*others: object) -> None:
+    """InvalidArgument when a copy of a version is given what is for vectors."""
+    if any(other is not None for other in others):
+        raise InvalidArgument(
+            "keys, dtype, optimizer, default_vector, resume and chunk_bytes are for vectors, and "
+            "there are none"
+        )
+
+
 def check_optimizer(
     given: OptimizerGiven, options: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:

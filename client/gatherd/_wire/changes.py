@@ -37,10 +37,10 @@ class ChangeRequest:
 
 def create_table(
     name: str,
-    rows: int,
-    dim: int,
+    rows: object,
+    dim: object,
     *,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     init: str,
     seed: int | None,
     optimizer: OptimizerGiven | None,
@@ -51,10 +51,10 @@ def create_table(
         table=table,
         rows=check_count("rows", rows),
         dim=check_count("dim", dim),
-        dtype=DTYPE_CODES[check_stored_dtype(dtype)],
+        dtype=DTYPE_CODES[check_stored_dtype("float32" if dtype is None else dtype)],
         init=check_text("init", init),
         seed=None if seed is None else check_count("seed", seed),
-        optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+        optimizer=None if optimizer is None else encode_optimizer(optimizer, {}),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
@@ -102,7 +102,7 @@ def set_optimizer(
     """The request of Client.set_optimizer."""
     request = table_pb2.SetOptimizerRequest(
         table=check_table(name)[0],
-        optimizer=_encode_optimizer(optimizer, options),
+        optimizer=encode_optimizer(optimizer, options),
         if_version=check_version("if_version", if_version),
     )
     return ChangeRequest(SET_OPTIMIZER.path, request.SerializeToString(), "the optimizer was set")
@@ -138,6 +138,7 @@ def encode_snapshot(name: str) -> bytes:
     return table_pb2.SnapshotRequest(name=check_text("name", name)).SerializeToString()
 
 
-def _encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+def encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+    """An Optimizer message. InvalidArgument for what isn't an optimizer."""
     name, checked = check_optimizer(given, options)
     return table_pb2.Optimizer(name=name, options=checked)

@@ -31,7 +31,6 @@ from gatherd_server.data_dir.importing import (
     ImportOptions,
     ImportSummary,
     NewVersion,
-    OnDuplicate,
     OnNonfinite,
     import_rows,
 )
@@ -42,6 +41,7 @@ from gatherd_server.loaders.locations import STANDARD_INPUT, is_uri, without_pas
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.training.optimizer import Optimizer
+from gatherd_server.types import OnDuplicate
 
 _LIMITS = UnpackLimits()
 

@@ -15,14 +15,7 @@ from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.training.optimizer import Optimizer
-
-
-class OnDuplicate(Enum):
-    """What to do with a key that the table has already."""
-
-    ERROR = "error"
-    FIRST = "first"
-    LAST = "last"
+from gatherd_server.types import OnDuplicate
 
 
 class OnNonfinite(Enum):

@@ -21,6 +21,8 @@ from gatherd.store.mapping import MappedFile, naming, too_many_files
 IOV_MAX = 1024
 COPY_BYTES = 4 << 20
 ZEROS_BYTES = 1 << 20
+# How file systems say that a file has one name, or no more than it has.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK)
 
 
 def is_read_only(folder: Path) -> bool:
@@ -120,6 +122,21 @@ class Files:
             byte_count = os.fstat(old.fileno()).st_size
             self.allocate(new.fileno(), byte_count, target)
             shutil.copyfileobj(old, new, COPY_BYTES)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file the second name `target`; where names can't be shared, copy it. Not durable.
+
+        A copy is durable, apart from its name, because its source's data is taken to be.
+        """
+        with _Told(target):
+            try:
+                target.hardlink_to(source)
+                return
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        self.copy(source, target)
+        self.sync_path(target)
 
     def sync_path(self, path: Path) -> None:
         """Make the data of the file `path` durable, stores through mappings included."""
