@@ -66,7 +66,6 @@ def upload_spec(
     if_version: int | None = None,
     allow_nonfinite: bool = False,
     on_duplicate: str = "error",
-    sources: tuple[str, ...] = (),
 ) -> UploadSpec:
     """What an upload is to become. InvalidArgument for what it can't."""
     name, _ = check_table(table)
@@ -82,7 +81,7 @@ def upload_spec(
         vector = tuple(map(float, array))
     version = check_version("if_version", if_version)
     nonfinite = bool(allow_nonfinite)
-    return UploadSpec(name, optimizer, vector, publishes, version, nonfinite, on_duplicate, sources)
+    return UploadSpec(name, optimizer, vector, publishes, version, nonfinite, on_duplicate)
 
 
 class Upload:

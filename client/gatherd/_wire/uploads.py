@@ -41,7 +41,6 @@ class UploadSpec:
     if_version: int
     allow_nonfinite: bool
     on_duplicate: str
-    sources: tuple[str, ...] = ()
 
 
 def encode_begin(upload: str, spec: UploadSpec, rows: Rows) -> bytes:
@@ -66,7 +65,6 @@ def encode_begin(upload: str, spec: UploadSpec, rows: Rows) -> bytes:
         if_version=spec.if_version,
         allow_nonfinite=spec.allow_nonfinite,
         on_duplicate=f"ON_DUPLICATE_{spec.on_duplicate.upper()}",
-        sources=spec.sources,
     )
     return request.SerializeToString()
 

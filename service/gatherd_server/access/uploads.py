@@ -28,6 +28,11 @@ class GuardedUploads:
         self._sees = sees
         self._told = told
 
+    def spec(self, upload: str) -> "Future[UploadSpec]":
+        """As UploadDesk's."""
+        self._check(self._desk.table_of(upload))
+        return self._desk.spec(upload)
+
     def begin(self, upload: str, spec: UploadSpec) -> "Future[UploadStatus]":
         """As UploadDesk's."""
         self._check(spec.table)

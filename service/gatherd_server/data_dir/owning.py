@@ -128,18 +128,8 @@ class DataDir(ABC):
         folder = self.path / STAGING_NAME / f"scratch-{uuid.uuid4().hex}"
         self._files.make_dirs(folder, durable=False)
 
-        def save(name: str, chunks: Iterable[bytes]) -> Path:
-            path = folder / f"{len(list(folder.iterdir()))}-{Path(name).name[-64:]}"
-            with open(path, "xb", buffering=0) as file:
-                position = 0
-                for chunk in chunks:
-                    position = self._files.write_at(
-                        file.fileno(), memoryview(chunk), position, path
-                    )
-            return path
-
         try:
-            yield save
+            yield saving_to(self._files, folder)
         finally:
             self._files.remove_tree(folder)
 
@@ -223,6 +213,20 @@ def own_data_dir(
             owned.close()
     finally:
         os.close(lock)
+
+
+def saving_to(files: Files, folder: Path) -> Callable[[str, Iterable[bytes]], Path]:
+    """A function that saves a named stream of bytes to a new file in `folder`; not durable."""
+
+    def save(name: str, chunks: Iterable[bytes]) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}-{Path(name).name[-64:]}"
+        with open(path, "xb", buffering=0) as file:
+            position = 0
+            for chunk in chunks:
+                position = files.write_at(file.fileno(), memoryview(chunk), position, path)
+        return path
+
+    return save
 
 
 def sweep_staging(files: Files, data_dir: Path) -> None:

@@ -79,6 +79,11 @@ class UploadDesk:
         """The table that an upload is for. NotFound when there is no such upload."""
         return self._uploads.spec(upload).table
 
+    def spec(self, upload: str) -> "Future[UploadSpec]":
+        """What an upload is to become; NotFound when there is none."""
+        uploads = self._uploads
+        return self._run(self._chunks, lambda: uploads.spec(upload))
+
     def begin(self, upload: str, spec: UploadSpec) -> "Future[UploadStatus]":
         """Begin an upload, or go on with it; "" draws its name.
 

@@ -175,7 +175,7 @@ class Commit:
             rows,
             spec.dim,
             (),
-            {"uploaded": list(spec.sources)},
+            {"uploaded": self._upload},
             default,
             spec.key_kind,
             optimizer,

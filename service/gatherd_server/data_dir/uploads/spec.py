@@ -18,8 +18,6 @@ from gatherd.store.limits import DIM_MAX, LIVE_VERSION, ROWS_MAX
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import OnDuplicate, OptimizerSpec
 
-SOURCES_MAX: Final = 64
-SOURCE_CHARS_MAX: Final = 1024
 _ID: Final = re.compile(r"[0-9a-f]{32}")
 
 
@@ -63,7 +61,6 @@ class UploadSpec:
     if_version: int = LIVE_VERSION
     allows_nonfinite: bool = False
     on_duplicate: OnDuplicate = OnDuplicate.ERROR
-    sources: tuple[str, ...] = ()
 
     @property
     def row_bytes(self) -> int:
@@ -90,12 +87,6 @@ class UploadSpec:
             raise InvalidArgument(
                 f"the default vector has {len(self.default_vector)} elements; dim is {self.dim}"
             )
-        if len(self.sources) > SOURCES_MAX or any(
-            len(source) > SOURCE_CHARS_MAX for source in self.sources
-        ):
-            raise InvalidArgument(
-                f"sources are at most {SOURCES_MAX} of {SOURCE_CHARS_MAX} characters"
-            )
 
     @property
     def default_array(self) -> NDArray[np.float32] | None:
@@ -115,7 +106,6 @@ class UploadSpec:
             "default_vector": None
             if vector is None
             else base64.b64encode(vector.tobytes()).decode(),
-            "sources": list(self.sources),
         }
 
     @classmethod
@@ -131,7 +121,6 @@ class UploadSpec:
                 "dtype": DType(fields["dtype"]),
                 "key_kind": KeyKind(fields["key_kind"]) if fields["key_kind"] else None,
                 "on_duplicate": OnDuplicate(fields["on_duplicate"]),
-                "sources": tuple(fields["sources"]),
             }
             if fields["optimizer"] is not None:
                 fields["optimizer"] = OptimizerSpec(**fields["optimizer"])
