@@ -54,6 +54,7 @@ class UploadDesk:
         limits: Limits,
     ) -> None:
         """`writer` gives the link, or raises without a data dir; then `uploads` is None."""
+        self._limits = limits
         self._chunk_bytes_max = max(1, limits.request_bytes_max - CHUNK_OVERHEAD_BYTES)
         self._tables = tables
         self._writer = writer
@@ -95,6 +96,11 @@ class UploadDesk:
         def begin() -> UploadStatus:
             self._writer().check()
             spec.check()
+            self._limits.check(
+                "request_bytes_max",
+                f"a row of {spec.row_bytes} bytes takes a request of",
+                spec.row_bytes + CHUNK_OVERHEAD_BYTES,
+            )
             self._check_name(spec)
             return self._told(uploads.begin(upload or drawn_upload_id(), spec))
 

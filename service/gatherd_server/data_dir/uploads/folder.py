@@ -144,13 +144,13 @@ class UploadFolder:
         position = self._header_bytes + now.rows * self.spec.row_bytes
         taken = take(data, position, now.block_crc)
         check_chunk(self.spec, chunk, taken.crc)
+        if not count:
+            return now.rows
         if chunk.offset != now.rows:
             if chunk.offset + count > now.rows:
                 raise gap(chunk, count, now.rows)
             if not self._has(chunk):
                 raise not_the_same(chunk, count, now.rows)
-            return now.rows
-        if not count:
             return now.rows
         self._make_room(position + data.nbytes, check_room)
         key_bytes = self._write_keys(chunk.keys, check_room)

@@ -78,14 +78,16 @@ class Uploads:
 
         NotFound when there is no such upload, FailedPrecondition when it is being committed.
         """
-        with self._locked(chunk.upload) as folder, UploadFolder.open(self._files, folder) as opened:
-            if opened.progress.is_committing:
-                raise FailedPrecondition(
-                    f"upload {chunk.upload} is being committed, and takes no more rows; send the "
-                    "commit again, or cancel the upload",
-                    {"upload": chunk.upload},
-                )
-            return opened.append(chunk, self._check_room)
+        with self._locked(chunk.upload) as folder:
+            _check_not_done(folder)
+            with UploadFolder.open(self._files, folder) as opened:
+                if opened.progress.is_committing:
+                    raise FailedPrecondition(
+                        f"upload {chunk.upload} is being committed, and takes no more rows; send "
+                        "the commit again, or cancel the upload",
+                        {"upload": chunk.upload},
+                    )
+                return opened.append(chunk, self._check_room)
 
     def spec(self, upload: str) -> UploadSpec:
         """What an upload is to become. NotFound when there is none."""
