@@ -68,6 +68,7 @@ NEIGHBORS: Final = _lookup("Neighbors", _e.NeighborsRequest, _e.NeighborsRespons
 SCATTER_ADD: Final = _push("ScatterAdd")
 APPLY_GRADIENTS: Final = _push("ApplyGradients")
 ASSIGN: Final = _push("Assign")
+DELETE_ROWS: Final = _push("DeleteRows")
 
 LIST_TABLES: Final = _table("ListTables", _t.ListTablesRequest, _t.ListTablesResponse)
 GET_TABLE: Final = _table("GetTable", _t.GetTableRequest, _t.GetTableResponse)
@@ -94,7 +95,7 @@ CANCEL_UPLOAD: Final = _upload("CancelUpload", _u.CancelUploadRequest, _u.Cancel
 PROCEDURES: Final = (
     *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM),
     *(KEYS_OF, IDS_OF, LIST_KEYS, NEIGHBORS),
-    *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN),
+    *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN, DELETE_ROWS),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
     *(SNAPSHOT, DELETE_VERSION, GET_SERVER, LIST_SNAPSHOTS, DELETE_SNAPSHOT),
     *(BEGIN_UPLOAD, PUT_CHUNK, GET_UPLOAD, LIST_UPLOADS, COMMIT_UPLOAD, CANCEL_UPLOAD),

@@ -12,7 +12,6 @@ from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
 from gatherd._requests.names import (
     Batches,
-    Init,
     Keys,
     OnDuplicate,
     StoredDType,
@@ -21,6 +20,7 @@ from gatherd._requests.names import (
 )
 from gatherd._requests.tables import (
     ChangeResult,
+    InitGiven,
     OptimizerGiven,
     ServerInfo,
     SnapshotInfo,
@@ -58,9 +58,10 @@ class AsyncTableCalls(ABC):
         *,
         keys: Keys | None = None,
         dtype: StoredDType | None = None,
-        init: Init = "uniform",
+        init: InitGiven = "uniform",
         seed: int | None = None,
         optimizer: OptimizerGiven | None = None,
+        frozen: bool = False,
         default_vector: Values | None = None,
         allow_nonfinite: bool = False,
         on_duplicate: OnDuplicate = "error",
@@ -76,10 +77,11 @@ class AsyncTableCalls(ABC):
         keys: a key for each vector, strings or 64-bit integers, when they are one array.
         dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64";
         by default as the vectors have it, and "float32" for lists, integers and drawn rows.
-        init: of drawn rows, "zeros", "uniform", "normal" or "glorot"; the same `seed`, the same
-        rows.
-        optimizer: applies the table's updates: a name such as "sgd", or {"name": "adam",
-        "lr": 0.001}. Without one the table is read-only.
+        init: how drawn rows are drawn, as Keras' initializers do: a name such as "glorot_uniform",
+        or {"name": "normal", "stddev": 0.1}; the same `seed`, the same rows.
+        optimizer: applies gradients: a name such as "sgd", or {"name": "adam", "lr": 0.001}.
+        Without one the table takes `scatter_add` and `assign`, but no gradients.
+        frozen: makes a table that takes no updates; one of float64 never takes any.
         default_vector: of vectors, the one for missing ids. allow_nonfinite: take NaN and infinity;
         otherwise they are NonfiniteValues. on_duplicate: of vectors whose key came before, "error",
         or keep the "first" or the "last".
@@ -96,7 +98,14 @@ class AsyncTableCalls(ABC):
         if is_count(rows):
             check_drawn(dim, keys, default_vector, resume, chunk_bytes)
             request = changes.create_table(
-                name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
+                name,
+                rows,
+                dim,
+                dtype=dtype,
+                init=init,
+                seed=seed,
+                optimizer=optimizer,
+                frozen=frozen,
             )
             return await self._run(self._pushes.change(request, timeout))
         check_given(dim, init, seed)
@@ -104,6 +113,7 @@ class AsyncTableCalls(ABC):
             name,
             *(rows, keys, dtype),
             optimizer=optimizer,
+            frozen=frozen,
             default_vector=default_vector,
             allow_nonfinite=allow_nonfinite,
             on_duplicate=on_duplicate,

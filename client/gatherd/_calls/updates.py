@@ -70,7 +70,7 @@ class UpdateCalls(ABC):
         error's metadata has "outcome": "unknown", the push may have been done or not, as after
         DeadlineExceeded. The same holds after an awaited call was cancelled.
 
-        Either all of it is done or nothing: TableReadOnly for a table without an optimizer,
+        Either all of it is done or nothing: TableReadOnly for a frozen table or a served file,
         NonfiniteValues for NaN and infinity in `deltas` or in a row that they would produce,
         IdOutOfRange, KeyNotFound, RequestIdStale when so much was pushed since the first try that
         nothing tells whether it was done. A push isn't split: one that is over the server's limits

@@ -20,6 +20,7 @@ from gatherd._requests.tables import (
     UploadInfo,
     UploadResult,
     check_count,
+    check_flag,
     check_text,
 )
 from gatherd._requests.uploads import CHUNK_BYTES, Batch, Rows
@@ -66,6 +67,7 @@ def upload_spec(
     if_version: int | None = None,
     allow_nonfinite: bool = False,
     on_duplicate: str = "error",
+    frozen: bool = False,
 ) -> UploadSpec:
     """What an upload is to become. InvalidArgument for what it can't."""
     name, _ = check_table(table)
@@ -80,8 +82,16 @@ def upload_spec(
             raise InvalidArgument("default_vector takes numbers, of shape (dim,)")
         vector = tuple(map(float, array))
     version = check_version("if_version", if_version)
-    nonfinite = bool(allow_nonfinite)
-    return UploadSpec(name, optimizer, vector, publishes, version, nonfinite, on_duplicate)
+    return UploadSpec(
+        name,
+        optimizer,
+        vector,
+        publishes,
+        version,
+        check_flag("allow_nonfinite", allow_nonfinite),
+        on_duplicate,
+        check_flag("frozen", frozen),
+    )
 
 
 class Upload:

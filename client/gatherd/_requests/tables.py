@@ -11,7 +11,7 @@ from typing import Final, TypeAlias
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gatherd._requests.names import OptimizerName
+from gatherd._requests.names import Init, OptimizerName
 from gatherd._shown import Shown
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
@@ -19,6 +19,9 @@ from gatherd.store.dtypes import DType
 
 OptimizerGiven: TypeAlias = OptimizerName | Mapping[str, str | float]
 """A name, or {"name": …} with options, as TableInfo has it."""
+
+InitGiven: TypeAlias = Init | Mapping[str, str | float]
+"""A name, or {"name": …} with parameters."""
 
 _UINT64_MAX: Final = 2**64 - 1
 
@@ -160,6 +163,28 @@ def check_optimizer(
     return name, checked
 
 
+def check_initializer(given: InitGiven) -> tuple[str, dict[str, float], dict[str, str]]:
+    """The name, the numbers and the words of the initializer; InvalidArgument if it isn't one."""
+    parts: dict[str, object] = {"name": given} if isinstance(given, str) else {}
+    if isinstance(given, Mapping):
+        parts.update(given)
+    name = parts.pop("name", None)
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f'init={given!r} names none: it is a name, or {{"name": "normal", "stddev": 0.1}}'
+        )
+    numbers, words = {}, {}
+    for parameter, value in parts.items():
+        checked = check_text("parameter", parameter)
+        if isinstance(value, str):
+            words[checked] = check_text(parameter, value)
+        elif isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_):
+            numbers[checked] = float(value)
+        else:
+            raise InvalidArgument(f"init's {parameter} is a number or a str, not {value!r}")
+    return check_text("init", name), numbers, words
+
+
 def check_count(name: str, value: object) -> int:
     """`value` if it can be a count, else InvalidArgument, which calls it `name`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
@@ -167,6 +192,13 @@ def check_count(name: str, value: object) -> int:
     if not 0 <= value <= _UINT64_MAX:
         raise InvalidArgument(f"{name}={value} isn't possible")
     return int(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False, else InvalidArgument, which calls it `name`."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidArgument(f"{name} is True or False, not {value!r}")
+    return bool(value)
 
 
 def check_text(name: str, value: object) -> str:

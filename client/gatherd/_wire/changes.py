@@ -7,8 +7,11 @@ from numpy.typing import DTypeLike
 
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.tables import (
+    InitGiven,
     OptimizerGiven,
     check_count,
+    check_flag,
+    check_initializer,
     check_optimizer,
     check_stored_dtype,
     check_text,
@@ -41,20 +44,25 @@ def create_table(
     dim: object,
     *,
     dtype: DTypeLike | None,
-    init: str,
+    init: InitGiven,
     seed: int | None,
     optimizer: OptimizerGiven | None,
+    frozen: bool,
 ) -> ChangeRequest:
     """The request of Client.create_table."""
     table, _ = check_table(name)
+    initializer, numbers, words = check_initializer(init)
     request = table_pb2.CreateTableRequest(
         table=table,
         rows=check_count("rows", rows),
         dim=check_count("dim", dim),
         dtype=DTYPE_CODES[check_stored_dtype("float32" if dtype is None else dtype)],
-        init=check_text("init", init),
+        init=initializer,
+        init_parameters=numbers,
+        init_words=words,
         seed=None if seed is None else check_count("seed", seed),
         optimizer=None if optimizer is None else encode_optimizer(optimizer, {}),
+        frozen=check_flag("frozen", frozen),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 

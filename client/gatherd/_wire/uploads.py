@@ -41,6 +41,7 @@ class UploadSpec:
     if_version: int
     allow_nonfinite: bool
     on_duplicate: str
+    frozen: bool = False
 
 
 def encode_begin(upload: str, spec: UploadSpec, rows: Rows) -> bytes:
@@ -64,6 +65,7 @@ def encode_begin(upload: str, spec: UploadSpec, rows: Rows) -> bytes:
         publish=spec.publishes,
         if_version=spec.if_version,
         allow_nonfinite=spec.allow_nonfinite,
+        frozen=spec.frozen,
         on_duplicate=f"ON_DUPLICATE_{spec.on_duplicate.upper()}",
     )
     return request.SerializeToString()

@@ -55,6 +55,7 @@ from gatherd.store.keys import (
     key_not_found_error,
     key_text,
     string_keys_from_wire,
+    strings_at,
 )
 from gatherd.store.mapping import MappedFile, naming, not_opened
 from gatherd.store.near_keys import near_keys
@@ -79,8 +80,6 @@ KEYS_SLOTS: Final = "keys.slots.npy"
 NPY_HEADER_BYTES: Final = 128
 KEYED_ROWS_MAX: Final = 2**40 - 2
 SLOTS_MIN: Final = 8
-# Keys that are copied together. If they are the longest, their bytes' positions take 32 MB.
-KEYS_AT_ONCE: Final = 4096
 
 
 class KeyKind(Enum):
@@ -148,8 +147,9 @@ def read_keys_info(folder: Path) -> KeysInfo | None:
         with open(path, "rb") as file:
             raw = file.read(KEYS_JSON_BYTES_MAX + 1)
     except FileNotFoundError:
-        if (folder / KEYS_SLOTS).exists():
-            raise BadFile(f"{path} isn't there, but {KEYS_SLOTS} is") from None
+        for name in (KEYS_SLOTS, KEYS_INTS, KEYS_OFFSETS, KEYS_DATA):
+            if (folder / name).exists():
+                raise BadFile(f"{path} isn't there, but {name} is") from None
         return None
     except OSError as error:
         raise not_opened(path, error) from None
@@ -306,15 +306,7 @@ class KeyIndex:
         offsets = np.zeros(flat.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         check_bytes(int(offsets[-1]))
-        copied = np.empty(int(offsets[-1]), np.uint8)
-        shifts = begins - offsets[:-1]
-        # In parts, because the positions of all bytes take many times the bytes' memory.
-        for first in range(0, flat.size, KEYS_AT_ONCE):
-            last = min(first + KEYS_AT_ONCE, flat.size)
-            begin, end = int(offsets[first]), int(offsets[last])
-            source = np.arange(begin, end) + np.repeat(shifts[first:last], lengths[first:last])
-            copied[begin:end] = data[source]
-        return StringKeys(copied, offsets, rows.shape)
+        return strings_at(data, begins, offsets, rows.shape)
 
     def bounds(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the string keys of `rows`, (n,), begin in the data, and their lengths.

@@ -6,6 +6,7 @@ Page faults, not arithmetic, decide the speed of a gather; docs/performance.md h
 import ctypes
 import mmap
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 
@@ -33,18 +34,30 @@ def tune_allocator() -> bool:
     Sets glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD for the whole process, which
     then holds up to 512 MiB of freed memory. Returns False where the C library has no `mallopt`.
     """
+    return _set_options(
+        {
+            _M_MMAP_THRESHOLD: _MMAP_THRESHOLD_BYTES,
+            _M_TRIM_THRESHOLD: _TRIM_THRESHOLD_BYTES,
+            _M_TOP_PAD: _TOP_PAD_BYTES,
+        }
+    )
+
+
+def give_back_large_buffers() -> bool:
+    """Have every buffer of a megabyte or more given back to the system as soon as it is freed.
+
+    By default glibc keeps ever larger ones, up to 32 MiB, and what lies between them stays. Meant
+    for a process that reads a long file. Returns False where the C library has no `mallopt`.
+    """
+    return _set_options({_M_MMAP_THRESHOLD: 1 << 20})
+
+
+def _set_options(options: Mapping[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all(
-        mallopt(option, value) == 1
-        for option, value in (
-            (_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES),
-            (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES),
-            (_M_TOP_PAD, _TOP_PAD_BYTES),
-        )
-    )
+    return all(mallopt(option, value) == 1 for option, value in options.items())
 
 
 def populate(mapping: MappedFile) -> None:

@@ -111,9 +111,9 @@ class Table:
         self._elements = elements if counters is None else None
         self.keys = keys
         self.is_trainable = False
-        """Whether it has an optimizer and its slots."""
+        """Whether it takes updates."""
         self.optimizer: dict[str, Any] | None = None
-        """The manifest's "optimizer", None when it isn't trainable."""
+        """Its name and options; None for a table that takes no gradients."""
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
         self.is_populated = False
@@ -331,6 +331,8 @@ class Table:
 
         Raises what `lookup` does for missing ids and keys.
         """
+        if missing is Missing.INIT:
+            raise self.has_no_init()
         if isinstance(asked, ByKey):
             rows: NDArray[np.integer[Any]] = self.key_index().rows_of(asked.keys)
             found = rows >= 0
@@ -354,6 +356,8 @@ class Table:
 
         A padding id needs no row; it is often −1.
         """
+        if missing is Missing.INIT:
+            raise self.has_no_init()
         absent = bags.SKIP if missing is Missing.SKIP else bags.FILL
         if isinstance(asked, ByKey):
             rows: NDArray[np.integer[Any]] = self.key_index().rows_of(asked.keys)
@@ -367,6 +371,15 @@ class Table:
                 raise self.key_index().not_found(self.name, asked.keys, rows)
             raise out_of_range_error(self.name, asked, self.row_count, found)
         return index, found
+
+    def has_no_init(self) -> InvalidArgument:
+        """The error for a request of initial vectors, which only open tables have."""
+        return InvalidArgument(
+            f'table {self.name!r} is closed, so missing="init" has no vectors to answer with: its '
+            'rows are those that it was made with. missing="default" and "zero" are for any table; '
+            "`gatherd create NAME --keys …` makes an open one",
+            {"table": self.name},
+        )
 
     def key_index(self) -> KeyIndex:
         """The index of its keys; NoKeys when it has none."""

@@ -26,7 +26,7 @@ from gatherd_proto.v1 import table_pb2 as gatherd__proto_dot_v1_dot_table__pb2
 from gatherd_proto.v1 import tensor_pb2 as gatherd__proto_dot_v1_dot_tensor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgatherd_proto/v1/upload.proto\x12\ngatherd.v1\x1a\x1cgatherd_proto/v1/table.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\xd3\x02\n\x12\x42\x65ginUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\r\n\x05table\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x10\n\x08key_kind\x18\x05 \x01(\t\x12\x11\n\x04rows\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12(\n\toptimizer\x18\x07 \x01(\x0b\x32\x15.gatherd.v1.Optimizer\x12*\n\x0e\x64\x65\x66\x61ult_vector\x18\x08 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x0f\n\x07publish\x18\t \x01(\x08\x12\x12\n\nif_version\x18\n \x01(\x04\x12\x17\n\x0f\x61llow_nonfinite\x18\x0b \x01(\x08\x12-\n\x0con_duplicate\x18\x0c \x01(\x0e\x32\x17.gatherd.v1.OnDuplicateB\x07\n\x05_rows\"\xe3\x01\n\x06Upload\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\r\n\x05table\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x10\n\x08key_kind\x18\x05 \x01(\t\x12\x11\n\x04rows\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07publish\x18\x07 \x01(\x08\x12\x10\n\x08next_row\x18\x08 \x01(\x04\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12\x17\n\x0f\x65xpires_seconds\x18\n \x01(\x03\x12\x12\n\ncommitting\x18\x0b \x01(\x08\x42\x07\n\x05_rows\"\"\n\x10GetUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\"P\n\x11GetUploadResponse\x12\"\n\x06upload\x18\x01 \x01(\x0b\x32\x12.gatherd.v1.Upload\x12\x17\n\x0f\x63hunk_bytes_max\x18\x02 \x01(\x04\"\x91\x01\n\x0fPutChunkRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\x05\x63rc32\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12\x1e\n\x04keys\x18\x04 \x01(\x0b\x32\x10.gatherd.v1.Keys\x12 \n\x04rows\x18\x05 \x01(\x0b\x32\x12.gatherd.v1.TensorB\x08\n\x06_crc32\"$\n\x10PutChunkResponse\x12\x10\n\x08next_row\x18\x01 \x01(\x04\"\x14\n\x12ListUploadsRequest\":\n\x13ListUploadsResponse\x12#\n\x07uploads\x18\x01 \x03(\x0b\x32\x12.gatherd.v1.Upload\"%\n\x13\x43ommitUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\"V\n\x14\x43ommitUploadResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0b\n\x03lsn\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x12\n\nduplicates\x18\x04 \x01(\x04\"%\n\x13\x43\x61ncelUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\"\x16\n\x14\x43\x61ncelUploadResponse*r\n\x0bOnDuplicate\x12\x1c\n\x18ON_DUPLICATE_UNSPECIFIED\x10\x00\x12\x16\n\x12ON_DUPLICATE_ERROR\x10\x01\x12\x16\n\x12ON_DUPLICATE_FIRST\x10\x02\x12\x15\n\x11ON_DUPLICATE_LAST\x10\x03\x32\xe4\x03\n\rUploadService\x12L\n\x0b\x42\x65ginUpload\x12\x1e.gatherd.v1.BeginUploadRequest\x1a\x1d.gatherd.v1.GetUploadResponse\x12\x45\n\x08PutChunk\x12\x1b.gatherd.v1.PutChunkRequest\x1a\x1c.gatherd.v1.PutChunkResponse\x12H\n\tGetUpload\x12\x1c.gatherd.v1.GetUploadRequest\x1a\x1d.gatherd.v1.GetUploadResponse\x12N\n\x0bListUploads\x12\x1e.gatherd.v1.ListUploadsRequest\x1a\x1f.gatherd.v1.ListUploadsResponse\x12Q\n\x0c\x43ommitUpload\x12\x1f.gatherd.v1.CommitUploadRequest\x1a .gatherd.v1.CommitUploadResponse\x12Q\n\x0c\x43\x61ncelUpload\x12\x1f.gatherd.v1.CancelUploadRequest\x1a .gatherd.v1.CancelUploadResponseBd\n\x0e\x63om.gatherd.v1B\x0bUploadProtoP\x01Z6github.com/gatherd/gatherd/gen/go/gatherd/v1;gatherdv1\xaa\x02\nGatherd.V1b\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dgatherd_proto/v1/upload.proto\x12\ngatherd.v1\x1a\x1cgatherd_proto/v1/table.proto\x1a\x1dgatherd_proto/v1/tensor.proto\"\xe3\x02\n\x12\x42\x65ginUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\r\n\x05table\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x10\n\x08key_kind\x18\x05 \x01(\t\x12\x11\n\x04rows\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12(\n\toptimizer\x18\x07 \x01(\x0b\x32\x15.gatherd.v1.Optimizer\x12*\n\x0e\x64\x65\x66\x61ult_vector\x18\x08 \x01(\x0b\x32\x12.gatherd.v1.Tensor\x12\x0f\n\x07publish\x18\t \x01(\x08\x12\x12\n\nif_version\x18\n \x01(\x04\x12\x17\n\x0f\x61llow_nonfinite\x18\x0b \x01(\x08\x12-\n\x0con_duplicate\x18\x0c \x01(\x0e\x32\x17.gatherd.v1.OnDuplicate\x12\x0e\n\x06\x66rozen\x18\r \x01(\x08\x42\x07\n\x05_rows\"\xe3\x01\n\x06Upload\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\r\n\x05table\x18\x02 \x01(\t\x12\x0b\n\x03\x64im\x18\x03 \x01(\x04\x12 \n\x05\x64type\x18\x04 \x01(\x0e\x32\x11.gatherd.v1.DType\x12\x10\n\x08key_kind\x18\x05 \x01(\t\x12\x11\n\x04rows\x18\x06 \x01(\x04H\x00\x88\x01\x01\x12\x0f\n\x07publish\x18\x07 \x01(\x08\x12\x10\n\x08next_row\x18\x08 \x01(\x04\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12\x17\n\x0f\x65xpires_seconds\x18\n \x01(\x03\x12\x12\n\ncommitting\x18\x0b \x01(\x08\x42\x07\n\x05_rows\"\"\n\x10GetUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\"P\n\x11GetUploadResponse\x12\"\n\x06upload\x18\x01 \x01(\x0b\x32\x12.gatherd.v1.Upload\x12\x17\n\x0f\x63hunk_bytes_max\x18\x02 \x01(\x04\"\x91\x01\n\x0fPutChunkRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\x12\x0e\n\x06offset\x18\x02 \x01(\x04\x12\x12\n\x05\x63rc32\x18\x03 \x01(\x07H\x00\x88\x01\x01\x12\x1e\n\x04keys\x18\x04 \x01(\x0b\x32\x10.gatherd.v1.Keys\x12 \n\x04rows\x18\x05 \x01(\x0b\x32\x12.gatherd.v1.TensorB\x08\n\x06_crc32\"$\n\x10PutChunkResponse\x12\x10\n\x08next_row\x18\x01 \x01(\x04\"\x14\n\x12ListUploadsRequest\":\n\x13ListUploadsResponse\x12#\n\x07uploads\x18\x01 \x03(\x0b\x32\x12.gatherd.v1.Upload\"%\n\x13\x43ommitUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\"V\n\x14\x43ommitUploadResponse\x12\x0f\n\x07version\x18\x01 \x01(\x04\x12\x0b\n\x03lsn\x18\x02 \x01(\x04\x12\x0c\n\x04rows\x18\x03 \x01(\x04\x12\x12\n\nduplicates\x18\x04 \x01(\x04\"%\n\x13\x43\x61ncelUploadRequest\x12\x0e\n\x06upload\x18\x01 \x01(\t\"\x16\n\x14\x43\x61ncelUploadResponse*r\n\x0bOnDuplicate\x12\x1c\n\x18ON_DUPLICATE_UNSPECIFIED\x10\x00\x12\x16\n\x12ON_DUPLICATE_ERROR\x10\x01\x12\x16\n\x12ON_DUPLICATE_FIRST\x10\x02\x12\x15\n\x11ON_DUPLICATE_LAST\x10\x03\x32\xe4\x03\n\rUploadService\x12L\n\x0b\x42\x65ginUpload\x12\x1e.gatherd.v1.BeginUploadRequest\x1a\x1d.gatherd.v1.GetUploadResponse\x12\x45\n\x08PutChunk\x12\x1b.gatherd.v1.PutChunkRequest\x1a\x1c.gatherd.v1.PutChunkResponse\x12H\n\tGetUpload\x12\x1c.gatherd.v1.GetUploadRequest\x1a\x1d.gatherd.v1.GetUploadResponse\x12N\n\x0bListUploads\x12\x1e.gatherd.v1.ListUploadsRequest\x1a\x1f.gatherd.v1.ListUploadsResponse\x12Q\n\x0c\x43ommitUpload\x12\x1f.gatherd.v1.CommitUploadRequest\x1a .gatherd.v1.CommitUploadResponse\x12Q\n\x0c\x43\x61ncelUpload\x12\x1f.gatherd.v1.CancelUploadRequest\x1a .gatherd.v1.CancelUploadResponseBd\n\x0e\x63om.gatherd.v1B\x0bUploadProtoP\x01Z6github.com/gatherd/gatherd/gen/go/gatherd/v1;gatherdv1\xaa\x02\nGatherd.V1b\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,32 +34,32 @@ _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'gatherd_proto.v1.upload_pb2
 if not _descriptor._USE_C_DESCRIPTORS:
   _globals['DESCRIPTOR']._loaded_options = None
   _globals['DESCRIPTOR']._serialized_options = b'\n\016com.gatherd.v1B\013UploadProtoP\001Z6github.com/gatherd/gatherd/gen/go/gatherd/v1;gatherdv1\252\002\nGatherd.V1'
-  _globals['_ONDUPLICATE']._serialized_start=1254
-  _globals['_ONDUPLICATE']._serialized_end=1368
+  _globals['_ONDUPLICATE']._serialized_start=1270
+  _globals['_ONDUPLICATE']._serialized_end=1384
   _globals['_BEGINUPLOADREQUEST']._serialized_start=107
-  _globals['_BEGINUPLOADREQUEST']._serialized_end=446
-  _globals['_UPLOAD']._serialized_start=449
-  _globals['_UPLOAD']._serialized_end=676
-  _globals['_GETUPLOADREQUEST']._serialized_start=678
-  _globals['_GETUPLOADREQUEST']._serialized_end=712
-  _globals['_GETUPLOADRESPONSE']._serialized_start=714
-  _globals['_GETUPLOADRESPONSE']._serialized_end=794
-  _globals['_PUTCHUNKREQUEST']._serialized_start=797
-  _globals['_PUTCHUNKREQUEST']._serialized_end=942
-  _globals['_PUTCHUNKRESPONSE']._serialized_start=944
-  _globals['_PUTCHUNKRESPONSE']._serialized_end=980
-  _globals['_LISTUPLOADSREQUEST']._serialized_start=982
-  _globals['_LISTUPLOADSREQUEST']._serialized_end=1002
-  _globals['_LISTUPLOADSRESPONSE']._serialized_start=1004
-  _globals['_LISTUPLOADSRESPONSE']._serialized_end=1062
-  _globals['_COMMITUPLOADREQUEST']._serialized_start=1064
-  _globals['_COMMITUPLOADREQUEST']._serialized_end=1101
-  _globals['_COMMITUPLOADRESPONSE']._serialized_start=1103
-  _globals['_COMMITUPLOADRESPONSE']._serialized_end=1189
-  _globals['_CANCELUPLOADREQUEST']._serialized_start=1191
-  _globals['_CANCELUPLOADREQUEST']._serialized_end=1228
-  _globals['_CANCELUPLOADRESPONSE']._serialized_start=1230
-  _globals['_CANCELUPLOADRESPONSE']._serialized_end=1252
-  _globals['_UPLOADSERVICE']._serialized_start=1371
-  _globals['_UPLOADSERVICE']._serialized_end=1855
+  _globals['_BEGINUPLOADREQUEST']._serialized_end=462
+  _globals['_UPLOAD']._serialized_start=465
+  _globals['_UPLOAD']._serialized_end=692
+  _globals['_GETUPLOADREQUEST']._serialized_start=694
+  _globals['_GETUPLOADREQUEST']._serialized_end=728
+  _globals['_GETUPLOADRESPONSE']._serialized_start=730
+  _globals['_GETUPLOADRESPONSE']._serialized_end=810
+  _globals['_PUTCHUNKREQUEST']._serialized_start=813
+  _globals['_PUTCHUNKREQUEST']._serialized_end=958
+  _globals['_PUTCHUNKRESPONSE']._serialized_start=960
+  _globals['_PUTCHUNKRESPONSE']._serialized_end=996
+  _globals['_LISTUPLOADSREQUEST']._serialized_start=998
+  _globals['_LISTUPLOADSREQUEST']._serialized_end=1018
+  _globals['_LISTUPLOADSRESPONSE']._serialized_start=1020
+  _globals['_LISTUPLOADSRESPONSE']._serialized_end=1078
+  _globals['_COMMITUPLOADREQUEST']._serialized_start=1080
+  _globals['_COMMITUPLOADREQUEST']._serialized_end=1117
+  _globals['_COMMITUPLOADRESPONSE']._serialized_start=1119
+  _globals['_COMMITUPLOADRESPONSE']._serialized_end=1205
+  _globals['_CANCELUPLOADREQUEST']._serialized_start=1207
+  _globals['_CANCELUPLOADREQUEST']._serialized_end=1244
+  _globals['_CANCELUPLOADRESPONSE']._serialized_start=1246
+  _globals['_CANCELUPLOADRESPONSE']._serialized_end=1268
+  _globals['_UPLOADSERVICE']._serialized_start=1387
+  _globals['_UPLOADSERVICE']._serialized_end=1871
 # @@protoc_insertion_point(module_scope)

@@ -21,7 +21,7 @@ ON_DUPLICATE_FIRST: OnDuplicate
 ON_DUPLICATE_LAST: OnDuplicate
 
 class BeginUploadRequest(_message.Message):
-    __slots__ = ("upload", "table", "dim", "dtype", "key_kind", "rows", "optimizer", "default_vector", "publish", "if_version", "allow_nonfinite", "on_duplicate")
+    __slots__ = ("upload", "table", "dim", "dtype", "key_kind", "rows", "optimizer", "default_vector", "publish", "if_version", "allow_nonfinite", "on_duplicate", "frozen")
     UPLOAD_FIELD_NUMBER: _ClassVar[int]
     TABLE_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
@@ -34,6 +34,7 @@ class BeginUploadRequest(_message.Message):
     IF_VERSION_FIELD_NUMBER: _ClassVar[int]
     ALLOW_NONFINITE_FIELD_NUMBER: _ClassVar[int]
     ON_DUPLICATE_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
     upload: str
     table: str
     dim: int
@@ -46,7 +47,8 @@ class BeginUploadRequest(_message.Message):
     if_version: int
     allow_nonfinite: bool
     on_duplicate: OnDuplicate
-    def __init__(self, upload: _Optional[str] = ..., table: _Optional[str] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., key_kind: _Optional[str] = ..., rows: _Optional[int] = ..., optimizer: _Optional[_Union[_table_pb2.Optimizer, _Mapping]] = ..., default_vector: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., publish: _Optional[bool] = ..., if_version: _Optional[int] = ..., allow_nonfinite: _Optional[bool] = ..., on_duplicate: _Optional[_Union[OnDuplicate, str]] = ...) -> None: ...
+    frozen: bool
+    def __init__(self, upload: _Optional[str] = ..., table: _Optional[str] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., key_kind: _Optional[str] = ..., rows: _Optional[int] = ..., optimizer: _Optional[_Union[_table_pb2.Optimizer, _Mapping]] = ..., default_vector: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., publish: _Optional[bool] = ..., if_version: _Optional[int] = ..., allow_nonfinite: _Optional[bool] = ..., on_duplicate: _Optional[_Union[OnDuplicate, str]] = ..., frozen: _Optional[bool] = ...) -> None: ...
 
 class Upload(_message.Message):
     __slots__ = ("upload", "table", "dim", "dtype", "key_kind", "rows", "publish", "next_row", "bytes", "expires_seconds", "committing")

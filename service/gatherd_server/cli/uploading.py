@@ -45,7 +45,12 @@ class ServerTables:
     def add_table(self, table: TableFiles) -> int:
         """Upload a new table; its row count. Nothing is left of it if that fails."""
         return self._taken(
-            self.client.create_table(table.name, _batches(table), **self._options(table))
+            self.client.create_table(
+                table.name,
+                _batches(table),
+                frozen=table.optimizer is None,
+                **self._options(table),
+            )
         )
 
     def publish(self, table: TableFiles, if_version: int = LIVE_VERSION) -> int:

@@ -186,7 +186,7 @@ def _complete(
     """Write what a version has beside rows and keys: slots, counters, default vector, manifest."""
     if table.optimizer is not None:
         table.optimizer.check_table(table.dtype, row_count)
-        checksums |= write_slots(files, folder, table.optimizer, row_count, table.dim)
+        checksums |= write_slots(files, folder, table.optimizer.slots, row_count, table.dim)
         write_counters(files, folder, row_count)
     if table.default_vector is not None:
         buffer = io.BytesIO()

@@ -51,6 +51,7 @@ def begun(request: upload_pb2.BeginUploadRequest) -> tuple[str, UploadSpec]:
         request.if_version,
         request.allow_nonfinite,
         _ON_DUPLICATE[request.on_duplicate],
+        request.frozen,
     )
 
 

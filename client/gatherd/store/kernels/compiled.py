@@ -68,6 +68,14 @@ def _gather() -> ModuleType:
     return gather
 
 
+@cache
+def _initial() -> ModuleType:
+    _need_numba()
+    from gatherd.store.kernels import initial
+
+    return initial
+
+
 def fingerprint(others: Iterable[Path] = ()) -> str:
     """A hash that differs between releases' kernels, for the name of a folder that keeps them.
 
@@ -89,6 +97,7 @@ def warm() -> None:
     _keys().warm()
     _bags().warm()
     _gather().warm()
+    _initial().warm()
     _Loaded.gather = _gather().gather
 
 
@@ -177,6 +186,26 @@ def place_strings(
     return int(
         _keys().place_strings(slots, stored_offsets, stored_data, start, count, np.uint64(seed))
     )
+
+
+def hash_ints(keys: NDArray[np.uint64], seed: int, out: NDArray[np.uint64]) -> None:
+    """Fill `out`, (n,), with the hashes of `keys`, (n,); store/key_index.py has the formula."""
+    _initial().hash_ints(keys, np.uint64(seed), out)
+
+
+def hash_strings(
+    offsets: NDArray[np.int64], data: NDArray[np.uint8], seed: int, out: NDArray[np.uint64]
+) -> None:
+    """The same as `hash_ints`, for strings."""
+    _initial().hash_strings(offsets, data, np.uint64(seed), out)
+
+
+def draw(hashes: NDArray[np.uint64], law: NDArray[np.int64], out: NDArray[np.float32]) -> None:
+    """Fill `out`, (n, dim), with the initial vectors of keys with these hashes, (n,).
+
+    `law` has the words of an `initial.Initial`.
+    """
+    _initial().draw(hashes, law.ctypes.data, out)
 
 
 DONE = -1

@@ -158,7 +158,7 @@ class Commit:
 
     def _table(self, spec: UploadSpec, rows: int) -> tuple[TableFiles, int]:
         """The version to write, and which one is live."""
-        optimizer = None if spec.optimizer is None else Optimizer.from_spec(spec.optimizer)
+        optimizer = spec.wanted_optimizer
         default, live = spec.default_array, LIVE_VERSION
         if spec.publishes:
             catalog = read_catalog(self._data_dir)

@@ -61,6 +61,7 @@ class UploadSpec:
     if_version: int = LIVE_VERSION
     allows_nonfinite: bool = False
     on_duplicate: OnDuplicate = OnDuplicate.ERROR
+    frozen: bool = False
 
     @property
     def row_bytes(self) -> int:
@@ -77,8 +78,11 @@ class UploadSpec:
             raise InvalidArgument(f"rows is {self.row_count}; it must be 0 to {rows_max}")
         if self.row_count is not None and self.row_count * self.row_bytes >= 2**63:
             raise InvalidArgument(f"no file can have {self.row_count} rows of {self.row_bytes} B")
-        if self.optimizer is not None:
-            Optimizer.from_spec(self.optimizer).check_table(self.dtype, self.row_count)
+        optimizer = self.wanted_optimizer
+        if optimizer is not None:
+            optimizer.check_table(self.dtype, self.row_count)
+        if self.frozen and self.publishes:
+            raise InvalidArgument("frozen is of a new table; a version takes updates as its table")
         if self.if_version != LIVE_VERSION and not self.publishes:
             raise InvalidArgument("if_version is of a new version of a table, not of a new table")
         if self.on_duplicate is not OnDuplicate.ERROR and self.key_kind is None:
@@ -87,6 +91,17 @@ class UploadSpec:
             raise InvalidArgument(
                 f"the default vector has {len(self.default_vector)} elements; dim is {self.dim}"
             )
+
+    @property
+    def wanted_optimizer(self) -> Optimizer | None:
+        """What updates the table; None for nothing, and for what updates the table to publish to.
+
+        InvalidArgument for an impossible one.
+        """
+        given = None if self.optimizer is None else Optimizer.from_spec(self.optimizer)
+        if self.publishes:
+            return given
+        return Optimizer.for_new_table(given, self.dtype, frozen=self.frozen)
 
     @property
     def default_array(self) -> NDArray[np.float32] | None:

@@ -10,6 +10,7 @@ from starlette.datastructures import QueryParams
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.query import Asked
 from gatherd_server.data_dir.naming import check_staged
 from gatherd_server.http.json_bounds import check_change, check_rest
@@ -28,6 +29,7 @@ from gatherd_server.http.rest.update_schemas import (
     CreateBody,
     GradientsBody,
     GradientsManyBody,
+    InitializerBody,
     OptimizerBody,
     PublishBody,
     RollbackBody,
@@ -179,9 +181,10 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
         given.rows,
         given.dim,
         DType(given.dtype),
-        given.init,
+        _initializer(given.init),
         given.seed,
         None if given.optimizer is None else _optimizer(given.optimizer),
+        frozen=given.frozen,
     )
     return checks.drawn_table(change)
 
@@ -213,6 +216,12 @@ def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:
 def snapshot_name(body: bytes, query: QueryParams) -> str:
     """The name for a snapshot, from JSON; "" lets the server choose one."""
     return optional_name(_body(SnapshotBody, body, query).name)
+
+
+def _initializer(given: str | InitializerBody) -> Initializer:
+    if isinstance(given, str):
+        return checks.initializer(given, {})
+    return checks.initializer(given.name, given.model_extra or {})
 
 
 def _optimizer(given: OptimizerBody) -> OptimizerSpec:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gatherd.store.initializer import NAMES
 from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, ROWS_MAX
 from gatherd_server.http.rest.schemas import ENCODING, IDS_SCHEMA, KEYS_SCHEMA, VERSION_MAX
 from gatherd_server.wire.checks import INIT_DEFAULT
@@ -70,7 +71,20 @@ class OptimizerBody(BaseModel):
     )
     __pydantic_extra__: dict[str, float] = Field(init=False)
 
-    name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam or ftrl.")
+    name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam, ftrl or none.")
+
+
+class InitializerBody(BaseModel):
+    """How rows are drawn. A parameter that isn't given has Keras' default."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={"examples": [{"name": "normal", "stddev": 0.1}]},
+    )
+    __pydantic_extra__: dict[str, float | str] = Field(init=False)
+
+    name: str = Field(description=f"{', '.join(NAMES)}.")
 
 
 class CreateBody(BaseModel):
@@ -85,13 +99,18 @@ class CreateBody(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         "float32", description="How the rows are stored."
     )
-    init: Literal["zeros", "uniform", "normal", "glorot"] = Field(
-        INIT_DEFAULT, description="How the rows are drawn."
+    init: str | InitializerBody = Field(
+        INIT_DEFAULT,
+        description="How the rows are drawn: the name of an initializer, or an object with its "
+        "parameters.",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**64, description="The same seed, the same rows; else drawn at random."
     )
-    optimizer: OptimizerBody | None = Field(None, description="Without one it takes no updates.")
+    optimizer: OptimizerBody | None = Field(
+        None, description="Without one it takes updates, but no gradients."
+    )
+    frozen: bool = Field(False, description="Whether it takes no updates, as one of float64.")
 
 
 class PublishBody(BaseModel):

@@ -53,6 +53,7 @@ def begun(body: bytes, query: QueryParams, limits: Limits) -> tuple[str, UploadS
         given.if_version,
         given.allow_nonfinite,
         OnDuplicate(given.on_duplicate),
+        given.frozen,
     )
 
 

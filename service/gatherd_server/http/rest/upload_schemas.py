@@ -38,7 +38,7 @@ class BeginUploadBody(BaseModel):
         None, ge=0, le=ROWS_MAX, description="How many will come; the commit checks it."
     )
     optimizer: OptimizerBody | None = Field(
-        None, description="Without one a new table takes no updates, and a version has its table's."
+        None, description="Without one a new table takes no gradients; a version has its table's."
     )
     default_vector: list[float] | None = Field(None, description="The vector of missing ids.")
     publish: bool = Field(False, description="Whether it is a new version of a table that exists.")
@@ -49,6 +49,7 @@ class BeginUploadBody(BaseModel):
     on_duplicate: Literal["error", "first", "last"] = Field(
         "error", description="What a row does whose key came before."
     )
+    frozen: bool = Field(False, description="Whether the new table takes no updates at all.")
 
 
 class PutRowsBody(BaseModel):

@@ -11,9 +11,9 @@ import numpy as np
 from numba import types
 
 from gatherd.store.kernels.intrinsics import address, kernel, read
+from gatherd.store.kernels.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled import words
 from gatherd_server.wire.compiled.layout import hash_of, lay_out, put_head, varint_bytes
-from gatherd_server.wire.compiled.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled.parsing import (
     FIELDS_MAX,
     count_many,

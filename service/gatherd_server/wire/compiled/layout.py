@@ -10,8 +10,7 @@ import numpy as np
 
 from gatherd.store.kernels.intrinsics import inlined
 from gatherd.store.kernels.keys import equal, hash_bytes
-from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.memory import (
+from gatherd.store.kernels.memory import (
     WORD,
     carray,
     column,
@@ -27,6 +26,7 @@ from gatherd_server.wire.compiled.memory import (
     uint16_at,
     uint32_at,
 )
+from gatherd_server.wire.compiled import words
 from gatherd_server.wire.compiled.parsing import element_count
 
 # Numbers of DType, Missing and Pooling in tensor.proto and embedding.proto.

@@ -17,21 +17,7 @@ from gatherd.store.kernels.bags import max_bags, sum_any, sum_float32
 from gatherd.store.kernels.gather import DONE, ROWS_AHEAD, SPINS_MAX, gather
 from gatherd.store.kernels.intrinsics import address, inlined
 from gatherd.store.kernels.keys import find_ints, find_strings
-from gatherd.store.kernels.row_intrinsics import fence_loads, load_counter
-from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.conversions import convert
-from gatherd_server.wire.compiled.layout import (
-    DEFAULT,
-    ERROR,
-    INT64,
-    SKIP,
-    SUM,
-    UINT8,
-    UINT64,
-    integer_at,
-    itemsize,
-)
-from gatherd_server.wire.compiled.memory import (
+from gatherd.store.kernels.memory import (
     WORD,
     carray,
     clear,
@@ -45,6 +31,20 @@ from gatherd_server.wire.compiled.memory import (
     uint8_at,
     uint32_at,
     unit,
+)
+from gatherd.store.kernels.row_intrinsics import fence_loads, load_counter
+from gatherd_server.wire.compiled import words
+from gatherd_server.wire.compiled.conversions import convert
+from gatherd_server.wire.compiled.layout import (
+    DEFAULT,
+    ERROR,
+    INT64,
+    SKIP,
+    SUM,
+    UINT8,
+    UINT64,
+    integer_at,
+    itemsize,
 )
 
 # How many rows of a lookup are asked for while the others' are found.

@@ -1,4 +1,4 @@
-"""Memory by address, for the compiled answer.
+"""Memory by address, for kernels that are given no arrays.
 
 numba counts references, atomically, around every call that is given arrays. So its kernels hand
 each other addresses, as intp; whoever calls the first of them holds what is behind.
@@ -81,6 +81,18 @@ int16_at = _loader(ir.IntType(16), "sext")
 int32_at = _loader(_I32, "sext")
 int64_at = _loader(_I64, "sext")
 """Also an uint64's bits."""
+
+
+@intrinsic
+def float64_at(_context: Any, _address: Any) -> Any:
+    """The float64 at an address, aligned or not."""
+
+    def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        value = builder.load(pointer_to(builder, args[0], ir.DoubleType()))
+        value.align = 1
+        return value
+
+    return types.float64(types.intp), generate
 
 
 def _storer(bits: Any) -> Any:
