@@ -4,6 +4,8 @@ Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
+from datetime import timedelta
+from typing import TYPE_CHECKING
 
 from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
@@ -25,13 +27,19 @@ from gatherd._requests.tables import (
     SnapshotInfo,
     SnapshotResult,
     UploadInfo,
+    UploadResult,
     check_copied,
     check_drawn,
     check_given,
-    is_count,
+    check_open,
+    is_given,
 )
 from gatherd._wire import changes
 from gatherd.errors import InvalidArgument
+from gatherd.store.open_spec import KeyKindName, OnFullName, OnMissingName
+
+if TYPE_CHECKING:
+    from gatherd._plans.uploads import Upload
 
 
 class TableCalls(ABC):
@@ -43,6 +51,15 @@ class TableCalls(ABC):
     @abstractmethod
     def _run(self, plan: Plan[T]) -> T: ...
 
+    def _upload(self, upload: "Upload") -> UploadResult:
+        """Run an upload's plan, and cancel it after an error with which it can't go on."""
+        try:
+            return self._run(upload.run())
+        except BaseException as error:
+            if upload.ended_by(error):
+                self._run(upload.cancel())
+            raise
+
     @short
     def versions(self, name: str, *, timeout: float | None = None) -> tuple[int, ...]:
         """The versions of a table that can be looked up or rolled back to, ascending."""
@@ -52,10 +69,16 @@ class TableCalls(ABC):
     def create_table(
         self,
         name: str,
-        rows: int | Vectors | Values | Batches,
+        rows: int | Vectors | Values | Batches | None = None,
         dim: int | None = None,
         *,
-        keys: Keys | None = None,
+        keys: KeyKindName | Keys | None = None,
+        rows_max: int | None = None,
+        on_missing: OnMissingName = "error",
+        admit_after: int = 1,
+        on_full: OnFullName = "error",
+        ttl: float | timedelta | None = None,
+        touch_on_lookup: bool = False,
         dtype: StoredDType | None = None,
         init: InitGiven = "uniform",
         seed: int | None = None,
@@ -68,19 +91,31 @@ class TableCalls(ABC):
         chunk_bytes: int | None = None,
         timeout: float | None = None,
     ) -> ChangeResult:
-        """Make a table of vectors, or of drawn rows. AlreadyExists when there is one.
+        """Make a table of vectors, of drawn rows, or an open one. AlreadyExists when there is one.
 
         rows: the vectors, an array of shape (rows, dim), or an iterable of batches: arrays of shape
         (n, dim), or pairs of n keys and such an array. Or how many rows are drawn, of `dim`
         elements each.
-        keys: a key for each vector, strings or 64-bit integers, when they are one array.
+        keys: of vectors in one array, a key for each, strings or 64-bit integers. Without `rows`,
+        "int64", "uint64" or "string": an open table, which has no rows yet and grows. Its rows are
+        asked for by such keys.
+        rows_max: of an open table, the most rows that it can have; 100,000,000 by default.
+        on_missing: "create" has every push create rows for keys that have none.
+        admit_after: a key gets its row when it was pushed so often, up to 255 times. The pushes
+        before are counted; the result's `not_admitted` tells of them.
+        on_full: what a push does that needs a row when there are `rows_max`: "error" refuses it,
+        "evict-lru" removes the rows that were pushed least recently, "evict-lfu" least often.
+        ttl: seconds, or a timedelta, after which a row is removed that wasn't pushed meanwhile.
+        touch_on_lookup: lookups count as pushes do, for `ttl` and "evict-lru"; they are sampled.
         dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64";
-        by default as the vectors have it, and "float32" for lists, integers and drawn rows.
-        init: how drawn rows are drawn, as Keras' initializers do: a name such as "glorot_uniform",
-        or {"name": "normal", "stddev": 0.1}; the same `seed`, the same rows.
+        by default as the vectors have it, and "float32" for lists, integers and what is drawn.
+        init: how rows are drawn, as Keras' initializers do: a name such as "glorot_uniform", or
+        {"name": "normal", "stddev": 0.1}; the same `seed`, the same rows. In an open table each key
+        has one such vector: lookups with missing="init" give it, and the key's row begins with it.
         optimizer: applies gradients: a name such as "sgd", or {"name": "adam", "lr": 0.001}.
         Without one the table takes `scatter_add` and `assign`, but no gradients.
-        frozen: makes a table that takes no updates; one of float64 never takes any.
+        frozen: makes a table that takes no updates; one of float64 never takes any. An open one
+        is never frozen.
         default_vector: of vectors, the one for missing ids. allow_nonfinite: take NaN and infinity;
         otherwise they are NonfiniteValues. on_duplicate: of vectors whose key came before, "error",
         or keep the "first" or the "last".
@@ -94,38 +129,42 @@ class TableCalls(ABC):
         return. A change isn't sent again once it may have been made: when an error's metadata has
         "outcome": "unknown", it may have been made or not.
         """
-        if is_count(rows):
-            check_drawn(dim, keys, default_vector, resume, chunk_bytes)
-            request = changes.create_table(
+        grows = {
+            "rows_max": rows_max,
+            "on_missing": on_missing,
+            "admit_after": admit_after,
+            "on_full": on_full,
+            "ttl": ttl,
+            "touch_on_lookup": touch_on_lookup,
+        }
+        if is_given(rows):
+            check_given(dim, init, seed, grows)
+            upload = self._pushes.upload(
                 name,
-                rows,
-                dim,
-                dtype=dtype,
-                init=init,
-                seed=seed,
+                *(rows, keys, dtype),
                 optimizer=optimizer,
                 frozen=frozen,
+                default_vector=default_vector,
+                allow_nonfinite=allow_nonfinite,
+                on_duplicate=on_duplicate,
+                resume=resume,
+                chunk_bytes=chunk_bytes,
+                timeout=timeout,
             )
-            return self._run(self._pushes.change(request, timeout))
-        check_given(dim, init, seed)
-        upload = self._pushes.upload(
+            return self._upload(upload)
+        check_drawn(default_vector, resume, chunk_bytes)
+        request = changes.create_table(
             name,
-            *(rows, keys, dtype),
+            rows,
+            dim,
+            dtype=dtype,
+            init=init,
+            seed=seed,
             optimizer=optimizer,
             frozen=frozen,
-            default_vector=default_vector,
-            allow_nonfinite=allow_nonfinite,
-            on_duplicate=on_duplicate,
-            resume=resume,
-            chunk_bytes=chunk_bytes,
-            timeout=timeout,
+            opened=check_open(rows, dim, keys, grows),
         )
-        try:
-            return self._run(upload.run())
-        except BaseException as error:
-            if upload.ended_by(error):
-                self._run(upload.cancel())
-            raise
+        return self._run(self._pushes.change(request, timeout))
 
     @short
     def uploads(self, *, timeout: float | None = None) -> list[UploadInfo]:
@@ -203,12 +242,7 @@ class TableCalls(ABC):
             chunk_bytes=chunk_bytes,
             timeout=timeout,
         )
-        try:
-            return self._run(upload.run())
-        except BaseException as error:
-            if upload.ended_by(error):
-                self._run(upload.cancel())
-            raise
+        return self._upload(upload)
 
     @short
     def rollback(

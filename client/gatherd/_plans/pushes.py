@@ -24,13 +24,13 @@ from gatherd._requests.tables import (
     SnapshotInfo,
     SnapshotResult,
     UploadInfo,
+    check_flag,
 )
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
     UpdateResult,
     UpdateSpec,
-    check_flag,
     check_idempotency_key,
     prepare_deletes,
     prepare_update,

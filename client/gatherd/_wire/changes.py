@@ -8,6 +8,7 @@ from numpy.typing import DTypeLike
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.tables import (
     InitGiven,
+    OpenGiven,
     OptimizerGiven,
     check_count,
     check_flag,
@@ -48,13 +49,14 @@ def create_table(
     seed: int | None,
     optimizer: OptimizerGiven | None,
     frozen: bool,
+    opened: OpenGiven | None,
 ) -> ChangeRequest:
     """The request of Client.create_table."""
     table, _ = check_table(name)
     initializer, numbers, words = check_initializer(init)
     request = table_pb2.CreateTableRequest(
         table=table,
-        rows=check_count("rows", rows),
+        rows=0 if opened is not None else check_count("rows", rows),
         dim=check_count("dim", dim),
         dtype=DTYPE_CODES[check_stored_dtype("float32" if dtype is None else dtype)],
         init=initializer,
@@ -63,6 +65,7 @@ def create_table(
         seed=None if seed is None else check_count("seed", seed),
         optimizer=None if optimizer is None else encode_optimizer(optimizer, {}),
         frozen=check_flag("frozen", frozen),
+        open=None if opened is None else _encode_open(opened),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
@@ -144,6 +147,20 @@ def encode_delete_snapshot(name: str) -> bytes:
 def encode_snapshot(name: str) -> bytes:
     """A SnapshotRequest."""
     return table_pb2.SnapshotRequest(name=check_text("name", name)).SerializeToString()
+
+
+def _encode_open(given: OpenGiven) -> table_pb2.OpenOptions:
+    if given.admit_after >= 2**32:
+        raise InvalidArgument(f"admit_after={given.admit_after} isn't possible")
+    return table_pb2.OpenOptions(
+        keys=given.keys,
+        rows_max=given.rows_max,
+        on_missing=given.on_missing,
+        admit_after=given.admit_after,
+        on_full=given.on_full,
+        ttl_seconds=given.ttl_seconds,
+        touch_on_lookup=given.touch_on_lookup,
+    )
 
 
 def encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:

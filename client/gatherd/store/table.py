@@ -26,6 +26,7 @@ from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys
 from gatherd.store.mapping import MappedFile, naming
+from gatherd.store.open_spec import OpenSpec
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
 from gatherd.store.stripes import RowReader
 
@@ -371,6 +372,11 @@ class Table:
                 raise self.key_index().not_found(self.name, asked.keys, rows)
             raise out_of_range_error(self.name, asked, self.row_count, found)
         return index, found
+
+    @property
+    def open_spec(self) -> OpenSpec | None:
+        """How its rows come and go; None for a closed table."""
+        return None
 
     def has_no_init(self) -> InvalidArgument:
         """The error for a request of initial vectors, which only open tables have."""

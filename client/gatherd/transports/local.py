@@ -236,6 +236,7 @@ def _info_of(view: View, name: str, lsn: int) -> TableInfo:
         versions=versions,
         optimizer=table.optimizer,
         lsn=lsn,
+        open=None if table.open_spec is None else table.open_spec.described(),
     )
 
 

@@ -219,6 +219,7 @@ class ServedTables:
             versions=versions,
             optimizer=table.optimizer,
             lsn=self.lsn,
+            open=table.open_spec,
         )
 
     def _at_open(self, table: Table) -> None:

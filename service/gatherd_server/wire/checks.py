@@ -209,8 +209,12 @@ def open_table(
     dtype: DType,
     optimizer: OptimizerSpec | None,
     spec: OpenSpec,
+    *,
+    frozen: bool = False,
 ) -> CreateTable:
-    """The creation of an open table. InvalidArgument for a size that it can't have."""
+    """The creation of an open table. InvalidArgument for a size that it can't have, or frozen."""
+    if frozen:
+        raise InvalidArgument("an open table grows by updates, so it can't be frozen")
     if row_count:
         raise InvalidArgument(
             f"rows is {row_count}, but an open table begins without rows; rows_max is the most "

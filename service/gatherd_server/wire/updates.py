@@ -114,8 +114,6 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         known = ", ".join(enum_name(tensor_pb2.DType, number) for number in DTYPE_CODES.values())
         raise InvalidArgument(f"rows can't be stored in dtype {name}; they can in {known}")
     if request.HasField("open"):
-        if request.frozen:
-            raise InvalidArgument("an open table grows by updates, so it can't be frozen")
         return _open_table(request)
     change = CreateTable(
         request.table,
@@ -151,6 +149,7 @@ def _open_table(request: table_pb2.CreateTableRequest) -> CreateTable:
             ttl_seconds=given.ttl_seconds if given.HasField("ttl_seconds") else None,
             touch_on_lookup=given.touch_on_lookup,
         ),
+        frozen=request.frozen,
     )
 
 

@@ -239,6 +239,10 @@ class TableReply(BaseModel):
         examples=[{"name": "adagrad", "lr": 0.05}],
     )
     lsn: int = Field(description="The last update that every lookup sees.")
+    open: dict[str, Any] | None = Field(
+        description="How the rows of an open table come and go; null for any other.",
+        examples=[None],
+    )
 
 
 class LimitsReply(BaseModel):
