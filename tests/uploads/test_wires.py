@@ -141,7 +141,7 @@ def test_beginning_again_goes_on_and_another_table_is_refused(
 def _message(upload: str, **changed: Any) -> upload_pb2.PutChunkRequest:
     data = changed.pop("data", ROWS.tobytes())
     tensor = {"dtype": "DTYPE_FLOAT32", "shape": [6, 4], "data": data, **changed}
-    return upload_pb2.PutChunkRequest(upload=upload, rows=tensor, crc32=zlib.crc32(ROWS))
+    return upload_pb2.PutChunkRequest(upload=upload, rows=tensor, crc32=zlib.crc32(ROWS.tobytes()))
 
 
 @pytest.mark.parametrize("wire", ["connect", "grpc"])
@@ -156,14 +156,13 @@ def test_messages_are_checked(
         if wire == "connect":
             headers = {"Content-Type": "application/proto"}
             reply = rest.post(path, content=message.SerializeToString(), headers=headers)
-            return "" if reply.status_code == 200 else reply.json()["message"]
+            return "" if reply.status_code == 200 else str(reply.json()["message"])
         with grpc.insecure_channel(uploading.server.grpc.removeprefix("grpc://")) as channel:
             call: Any = channel.unary_unary(path)
             try:
                 call(message.SerializeToString())
             except grpc.RpcError as error:
-                details: str = error.details()
-                return details
+                return str(error.details())
         return ""
 
     flipped = bytearray(ROWS.tobytes())
