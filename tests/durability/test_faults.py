@@ -56,6 +56,7 @@ STEPS: list[Act] = [
     _push(UpdateOp.SCATTER_ADD),
     lambda trainer: trainer.snapshot("s1"),
     lambda trainer: trainer.change(SetOptimizer("a", OptimizerSpec("sgd", {}))),
+    lambda trainer: trainer.change(SetOptimizer("a", OptimizerSpec("", {"lr": 0.25}))),
     lambda trainer: trainer.publish_new("k", "rowwise", more=3, keep_rows=True),
     lambda trainer: trainer.change(DeleteTable("k")),
     lambda trainer: trainer.change(RenameTable("a", "c", keep_alias=True)),
@@ -84,7 +85,7 @@ def _calls(root: Path) -> tuple[range, range]:
             step(trainer)
         numbers = range(syncs + 1, kernel.syncs + 1), range(rooms + 1, kernel.rooms + 1)
         trainer.stop()
-    assert trainer.acknowledged == 18
+    assert trainer.acknowledged == 19
     return numbers
 
 

@@ -4,7 +4,9 @@
                                            "aliases": {ALIAS: NAME}, "crc32"}; without "aliases"
                                            if there is none. ENTRY is {"uid", "live", "versions"},
                                            with "damaged" where a version can't be used; see
-                                           `Damage`; with "folder" where that isn't the name
+                                           `Damage`; with "folder" where that isn't the name; and
+                                           "optimizers", {VERSION: {"name", …}}, of those whose
+                                           optimizer isn't the manifest's any more
 control                                see control.py
 lock                                   held by the one process that may change anything
 tables/<folder>/v000001/manifest.json  its description: dtype, rows, dim, origin, …
@@ -14,6 +16,7 @@ tables/<folder>/v000001/seq            the counters of its stripes, stripes.py; 
 tables/<folder>/v000001/default.npy    the vector for missing ids, float32 (dim,); may be absent
 tables/<folder>/v000001/keys.*         the index from keys to rows, key_index.py; may be absent
 staging/                               files not published yet; readers never look into it
+staging/uploads/<id>/                  tables that are being uploaded
 
 A table's folder has the name that the table was created under, and stays when it is renamed.
 
@@ -25,7 +28,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -147,12 +150,31 @@ class CatalogEntry:
     live: int
     versions: tuple[int, ...]
     damaged: tuple[Damage, ...] = ()
+    optimizers: tuple[tuple[int, str], ...] = ()
+    """By version, as JSON, the optimizers that were changed in place; a manifest has the first."""
     folder: str = ""
     """The folder of its versions in tables/; "" if that has the table's name."""
 
     def folder_of(self, name: str) -> str:
         """The folder of the versions of the table, which is called `name`."""
         return self.folder or name
+
+    def optimizer_of(self, version: int) -> dict[str, Any] | None:
+        """A version's optimizer, as a manifest has it; None if it is the manifest's own."""
+        found = dict(self.optimizers).get(version)
+        optimizer: dict[str, Any] | None = None if found is None else json.loads(found)
+        return optimizer
+
+    def with_optimizer(self, version: int, optimizer: dict[str, Any]) -> "CatalogEntry":
+        """This entry with another optimizer of a version."""
+        others = [one for one in self.optimizers if one[0] != version]
+        listed = sorted([*others, (version, json.dumps(optimizer))])
+        return replace(self, optimizers=tuple(listed))
+
+    def kept(self) -> "CatalogEntry":
+        """This entry without the optimizers of versions that it no longer has."""
+        listed = tuple(one for one in self.optimizers if one[0] in self.versions)
+        return self if listed == self.optimizers else replace(self, optimizers=listed)
 
     def damage_of(self, version: int) -> Damage | None:
         """The damage of a version, or None."""
@@ -161,7 +183,7 @@ class CatalogEntry:
     @cached_property
     def text(self) -> EntryText:
         """See catalog_text.py; made once, because each change of any table writes it again."""
-        if self.damaged or self.folder or not self.versions:
+        if self.damaged or self.optimizers or self.folder or not self.versions:
             document = self.to_json()
             lines = json.dumps(document, indent=CATALOG_INDENT).replace("\n", "\n    ")
             return EntryText(lines, json.dumps(document, sort_keys=True, separators=(",", ":")))
@@ -183,6 +205,10 @@ class CatalogEntry:
         }
         if self.damaged:
             document["damaged"] = [one.to_json() for one in self.damaged]
+        if self.optimizers:
+            document["optimizers"] = {
+                str(version): json.loads(optimizer) for version, optimizer in self.optimizers
+            }
         if self.folder:
             document["folder"] = self.folder
         return document
@@ -190,7 +216,7 @@ class CatalogEntry:
     @classmethod
     def from_json(cls, entry: Any) -> "CatalogEntry":
         """The reverse of `to_json`. LookupError, TypeError or ValueError for anything else."""
-        _check_members(entry, {"uid", "live", "versions", "damaged", "folder"})
+        _check_members(entry, {"uid", "live", "versions", "damaged", "optimizers", "folder"})
         damaged = [
             Damage(
                 int(one["version"]),
@@ -201,10 +227,22 @@ class CatalogEntry:
             for one in entry.get("damaged", ())
         ]
         versions = tuple(map(int, entry["versions"]))
+        optimizers = sorted(
+            (int(version), json.dumps(_named(one)))
+            for version, one in entry.get("optimizers", {}).items()
+        )
         folder = str(entry.get("folder", ""))
         if folder and not _FOLDER.fullmatch(folder):
             raise ValueError(f"{folder!r} is no table's folder")
-        return cls(str(entry["uid"]), int(entry["live"]), versions, tuple(damaged), folder)
+        uid, live = str(entry["uid"]), int(entry["live"])
+        return cls(uid, live, versions, tuple(damaged), tuple(optimizers), folder)
+
+
+def _named(optimizer: Any) -> dict[str, Any]:
+    """`optimizer` if it is an object with a name; TypeError for anything else."""
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("name"), str):
+        raise TypeError(f"an optimizer is {optimizer!r}")
+    return optimizer
 
 
 def _check_members(document: Any, known: set[str]) -> None:

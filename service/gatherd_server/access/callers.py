@@ -27,6 +27,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import KeyQuery, NeighborsQuery
 from gatherd.store.scans import ScanQuery
 from gatherd.store.table import Gathered
+from gatherd_server.access.uploads import GuardedUploads
 from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup, PreparedScan
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
@@ -370,6 +371,19 @@ class GuardedEngine:
         if isinstance(change, CloneTable | ReplaceTable):
             change = replace(change, source=others[0])
         return self._told(self._engine.change, change)
+
+    @property
+    def uploads(self) -> GuardedUploads:
+        """As Engine's; needs scope `admin`."""
+        return GuardedUploads(
+            self._engine.uploads,
+            lambda table: self._check_meant(Scope.ADMIN, table),
+            self._caller.reaches,
+            lambda ask: self._told(lambda _: ask(), None),
+        )
+
+    def _check_meant(self, scope: Scope, name: str) -> None:
+        self._meant(scope, name)
 
     def _meant(self, scope: Scope, name: str) -> str:
         """The table that `name` means, once the caller is found to be for it, and for the name."""

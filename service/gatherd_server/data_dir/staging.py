@@ -68,6 +68,7 @@ def copy_live(
     (of_name, entry), (name, version, target) = of, to
     source = version_dir(data_dir, entry.folder_of(of_name), entry.live)
     manifest = read_manifest(source)
+    manifest["optimizer"] = entry.optimizer_of(entry.live) or manifest.get("optimizer")
     old = Optimizer.from_json(manifest["optimizer"]) if manifest.get("optimizer") else None
     with_slots = optimizer is None or (old is not None and old.slots == optimizer.slots)
     staging = data_dir / STAGING_NAME / uuid.uuid4().hex

@@ -21,6 +21,7 @@ from gatherd_server.http.rest import (
     openapi_neighbors,
     openapi_scans,
     openapi_updates,
+    openapi_uploads,
 )
 from gatherd_server.http.rest.arrays import ARRAY_HEADERS, ID_DTYPES, LSN_HEADER
 from gatherd_server.http.rest.openapi_parts import (
@@ -421,6 +422,7 @@ _MODELS: Final = (
     *openapi_neighbors.MODELS,
     *openapi_scans.MODELS,
     *openapi_updates.MODELS,
+    *openapi_uploads.MODELS,
 )
 
 
