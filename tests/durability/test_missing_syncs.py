@@ -127,7 +127,7 @@ SHOWN: dict[str, Cut] = {
     "staging.finish_manifest: name of manifest.json": Cut("tables", 0, 18, 3),
     "table_writer.finish: weights": Cut("tables", 1, 1, 0),
     "table_writer.write_default: default": Cut("tables", 0, 17, 0),
-    "table_writer.stage_table: seq": Cut("tables", 0, 24, 0),
+    "table_writer._complete: seq": Cut("tables", 0, 24, 0),
     "token_file._rewritten: name of tokens": Cut("tokens", 0, 1, 0),
     "token_file._rewritten: tokens": Cut("tokens", 0, 3, 0),
     "wal_writer._blank: segment": Cut("full", 2, 1, 30),
