@@ -27,7 +27,6 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import KeyQuery, NeighborsQuery
 from gatherd.store.table import Gathered
 from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
-from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
 from gatherd_server.types import (
     ChangeResult,
@@ -262,15 +261,6 @@ class GuardedEngine:
         self._caller.check(Scope.READ, [lookup.table for lookup in lookups])
         try:
             return self._engine.prepare(lookups)
-        except TableNotFound as error:
-            raise self._discreet(error) from None
-
-    def rows_of(self, lookup: Lookup) -> Rows | None:
-        """As Engine's; needs scope `read`."""
-        if not self._caller.reads(lookup.table):
-            self._caller.check(Scope.READ, (lookup.table,))
-        try:
-            return self._engine.rows_of(lookup)
         except TableNotFound as error:
             raise self._discreet(error) from None
 

@@ -25,7 +25,6 @@ from gatherd_server.engine.lookup import (
     touched_bytes,
 )
 from gatherd_server.engine.means import Means
-from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch, Searches
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
@@ -142,25 +141,6 @@ class Engine:
         """Count lookups that a version answered that isn't live. On any thread."""
         self._telemetry.superseded(name, lookups)
         self._tables.note_superseded(name, version)
-
-    def rows_of(self, lookup: Lookup) -> Rows | None:
-        """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
-
-        None when they may have to come from a disk: then `prepare` is to read them, on a thread.
-        Only on the event loop. Raises the errors of `prepare`, KeyNotFound and NoKeys.
-        """
-        asked, dtype, limits = lookup.asked, lookup.dtype, self.limits
-        if asked.size > limits.ids_max:
-            limits.check("ids_max", "the request has", asked.size)
-        (table,) = self._tables.take([(lookup.table, lookup.version)])
-        nbytes = asked.size * table.dim * dtype.itemsize
-        if nbytes > limits.reply_bytes_max:
-            limits.check("reply_bytes_max", "the reply would have", nbytes)
-        if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
-            return None
-        if lookup.version != LIVE_VERSION:
-            self._count_named(lookup)
-        return Rows(table, asked, dtype, self._telemetry.table(lookup.table), self._count_refused)
 
     def view(self) -> View:
         """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""

@@ -15,6 +15,7 @@ from gatherd_server.wire.compiled.memory import (
     WORD,
     carray,
     column,
+    copy,
     int8_at,
     int16_at,
     int32_at,
@@ -280,9 +281,19 @@ def _add_up(call: Any, asked: Any, table: Any) -> None:
     put(call, words.CALL_TOUCHED_BYTES, column(call, words.CALL_TOUCHED_BYTES) + touched)
 
 
+@inlined
+def head_bytes(asked: Any, message: Any) -> Any:
+    """Bytes of what is before a lookup's vectors."""
+    response_bytes = column(asked, words.ASKED_RESPONSE_BYTES)
+    before = 0
+    if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
+        before = 1 + varint_bytes(response_bytes)
+    return before + response_bytes - column(asked, words.ASKED_DATA_BYTES)
+
+
 @part
 def put_head(asked: Any, message: Any, to: Any) -> Any:
-    """Write what is before a lookup's vectors, but for its status; where the vectors begin."""
+    """Write what is before a lookup's vectors; where they begin."""
     table = column(asked, words.ASKED_TABLE)
     rows = asked + WORD * words.ASKED_ROWS
     if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
@@ -298,7 +309,7 @@ def put_head(asked: Any, message: Any, to: Any) -> Any:
     if status_bytes:
         put_uint8(to, _STATUS)
         to = put_varint(to + 1, status_bytes)
-        put(asked, words.ASKED_STATUS_AT, to)
+        copy(to, column(asked, words.ASKED_STATUS_AT), status_bytes)
         to += status_bytes
     put_uint8(to, _VECTORS)
     to = put_varint(to + 1, column(asked, words.ASKED_TENSOR_BYTES))
@@ -315,5 +326,4 @@ def put_head(asked: Any, message: Any, to: Any) -> Any:
     if column(asked, words.ASKED_DATA_BYTES):
         put_uint8(to, _DATA)
         to = put_varint(to + 1, column(asked, words.ASKED_DATA_BYTES))
-    put(asked, words.ASKED_DATA_AT, to)
     return to

@@ -207,13 +207,13 @@ def find_rows(asked: Any, index_at: Any) -> Any:
     return True
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def _convert_rows(asked: Any, index_at: Any) -> Any:
-    """Copy rows in another dtype; False when one stays torn."""
-    table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
+@unit(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def _convert_rows(asked: Any, index_at: Any, count: Any, to: Any) -> Any:
+    """Copy rows in another dtype; as copy_rows."""
+    table = column(asked, words.ASKED_TABLE)
     stored, reply = column(table, words.TABLE_KIND), column(asked, words.ASKED_KIND)
     dim, row_bytes = column(table, words.TABLE_DIM), column(table, words.TABLE_ROW_BYTES)
-    rows_at, to = column(table, words.TABLE_ROWS_AT), column(asked, words.ASKED_DATA_AT)
+    rows_at = column(table, words.TABLE_ROWS_AT)
     counters = _counters_of(table)
     mask = counters.size - 1
     # A conversion leaves the processor less room to look ahead than a copy: ask for all lines.
@@ -238,9 +238,9 @@ def _convert_rows(asked: Any, index_at: Any) -> Any:
                 break
             spins += 1
             if spins > SPINS_MAX:
-                return False
+                return i
         to += dim * itemsize(reply)
-    return True
+    return count
 
 
 @unit(types.intp, types.intp, types.intp, returns=types.intp)
@@ -256,11 +256,10 @@ def _put_filler(table: Any, reply: Any, to: Any) -> Any:
 
 
 @part
-def _fill_missing(asked: Any, table: Any) -> None:
-    dim, reply = column(table, words.TABLE_DIM), column(asked, words.ASKED_KIND)
-    vector_bytes = dim * itemsize(reply)
-    status, to = column(asked, words.ASKED_STATUS_AT), column(asked, words.ASKED_DATA_AT)
-    for i in range(column(asked, words.ASKED_COUNT)):
+def _fill_missing(asked: Any, status: Any, count: Any, to: Any) -> None:
+    table, reply = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_KIND)
+    vector_bytes = column(table, words.TABLE_DIM) * itemsize(reply)
+    for i in range(count):
         if uint8_at(status + i):
             if column(asked, words.ASKED_MISSING) == DEFAULT:
                 _put_filler(table, reply, to + i * vector_bytes)
@@ -268,61 +267,61 @@ def _fill_missing(asked: Any, table: Any) -> None:
                 clear(to + i * vector_bytes, vector_bytes)
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def copy_rows(asked: Any, index_at: Any) -> Any:
-    """Put the vectors of a lookup without bags where they go; False when a row stays torn."""
-    table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
-    index_at += WORD * column(asked, words.ASKED_INDEX_AT)
-    if count == 0:
-        return True
+@unit(types.intp, types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def copy_rows(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> Any:
+    """Put `count` vectors of a lookup without bags, from `first` on, where they go.
+
+    Returns how many: fewer when a row stays torn.
+    """
+    table = column(asked, words.ASKED_TABLE)
+    index_at += WORD * (column(asked, words.ASKED_INDEX_AT) + first)
+    done = count
     if column(table, words.TABLE_KIND) == column(asked, words.ASKED_KIND):
-        out = carray(
-            pointer(column(asked, words.ASKED_DATA_AT)),
-            (column(asked, words.ASKED_DATA_BYTES),),
-            np.uint8,
-        )
-        index = _int64s(index_at, count)
-        if gather(_rows_of(table), _counters_of(table), index, out, 0) != DONE:
-            return False
-    elif not _convert_rows(asked, index_at):
-        return False
+        out = carray(pointer(to), (count * column(table, words.TABLE_ROW_BYTES),), np.uint8)
+        found = gather(_rows_of(table), _counters_of(table), _int64s(index_at, count), out, 0)
+        if found != DONE:
+            done = max(0, DONE - 1 - found)
+    else:
+        done = _convert_rows(asked, index_at, count, to)
     if column(asked, words.ASKED_MISSED):
-        _fill_missing(asked, table)
-    return True
+        _fill_missing(asked, column(asked, words.ASKED_STATUS_AT) + first, done, to)
+    return done
 
 
 @part
-def _put_pooled(begin: Any, reply: Any, asked: Any) -> None:
-    to, elements = (
-        column(asked, words.ASKED_DATA_AT),
-        column(asked, words.ASKED_DATA_BYTES) // itemsize(reply),
-    )
-    convert(FLOAT32_KIND, reply, begin, to, elements)
-
-
-@unit(types.intp, types.intp, returns=types.intp)
-def pool_bags(asked: Any, index_at: Any) -> Any:
-    """Put the vectors of a lookup's bags where they go; False when a row stays torn."""
-    table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
-    bags, dim = column(asked, words.ASKED_VECTORS), column(table, words.TABLE_DIM)
-    index_at += WORD * column(asked, words.ASKED_INDEX_AT)
-    if bags == 0 or count == 0:
-        clear(column(asked, words.ASKED_DATA_AT), column(asked, words.ASKED_DATA_BYTES))
-        return True
-    # The request's own numbers are where they are, aligned or not, and so is the reply.
+def offset_of(asked: Any, bag: Any) -> Any:
+    """Where a bag begins among a lookup's ids; where the last one ends, of the bag behind it."""
     given = asked + WORD * words.ASKED_OFFSETS
-    offsets = np.empty(bags, np.int64)
-    _widen(given, bags, address(offsets, 0))
+    if bag == column(asked, words.ASKED_VECTORS):
+        return column(asked, words.ASKED_COUNT)
+    return integer_at(column(given, words.TENSOR_DTYPE), column(given, words.TENSOR_DATA_AT), bag)
+
+
+@unit(types.intp, types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def pool_bags(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> Any:
+    """Put the vectors of `count` bags, from `first` on, where they go; as copy_rows."""
+    table, reply = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_KIND)
+    dim = column(table, words.TABLE_DIM)
+    begin = offset_of(asked, first)
+    ids = offset_of(asked, first + count) - begin
+    if ids == 0:
+        clear(to, count * dim * itemsize(reply))
+        return count
+    # The request's own numbers are where they are, aligned or not, and so is the reply.
+    offsets = np.empty(count, np.int64)
+    for i in range(count):
+        offsets[i] = offset_of(asked, first + i) - begin
     weights = np.empty(0, np.float32)
     given = asked + WORD * words.ASKED_WEIGHTS
     if column(given, words.TENSOR_IS_THERE):
-        weights = np.empty(count, np.float32)
-        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT), 4 * count)
+        weights = np.empty(ids, np.float32)
+        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT) + 4 * begin, 4 * ids)
     filler = np.zeros(dim, np.float32)
     if column(asked, words.ASKED_MISSING) == DEFAULT:
         copy(address(filler, 0), column(table, words.TABLE_DEFAULT_AT), 4 * dim)
-    pooled = np.empty((bags, dim), np.float32)
-    rows, counters, index = _rows_of(table), _counters_of(table), _int64s(index_at, count)
+    pooled = np.empty((count, dim), np.float32)
+    index = _int64s(index_at + WORD * (column(asked, words.ASKED_INDEX_AT) + begin), ids)
+    rows, counters = _rows_of(table), _counters_of(table)
     kind = column(table, words.TABLE_KIND)
     mode = max(column(asked, words.ASKED_POOLING), SUM) - SUM
     if mode == MAX_MODE:
@@ -331,7 +330,6 @@ def pool_bags(asked: Any, index_at: Any) -> Any:
         found = sum_float32(rows, kind, counters, index, offsets, weights, mode, filler, pooled, 0)
     else:
         found = sum_any(rows, kind, counters, index, offsets, weights, mode, filler, pooled, 0)
-    if found[1] != DONE:
-        return False
-    _put_pooled(address(pooled, 0), column(asked, words.ASKED_KIND), asked)
-    return pooled.size > 0  # named again, or it could be freed before
+    done = found[0]
+    convert(FLOAT32_KIND, reply, address(pooled, 0), to, done * dim)
+    return done + 0 * pooled.size  # named again, or it could be freed before

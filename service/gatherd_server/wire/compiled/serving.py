@@ -16,7 +16,7 @@ from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.observe.metrics.telemetry import MISSED_IDS, MISSED_KEYS, Telemetry
 from gatherd_server.wire.compiled import kernels
-from gatherd_server.wire.compiled.answers import NOT_MINE, Answers
+from gatherd_server.wire.compiled.answers import NOT_MINE, Answers, Pieces
 from gatherd_server.wire.compiled.directory import Counts, Directory
 
 
@@ -116,3 +116,12 @@ class ThreadAnswers:
             self._counts = counts
         answers.allow(caller.reads_of(directory.names))
         return answers.answer(message, request)
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        """As Answers has it."""
+        return self._answers.asked
+
+    def begin(self, message: int, request: bytes, work_bytes: int) -> Pieces | None:
+        """As Answers has it, right after `answer`."""
+        return self._answers.begin(message, request, work_bytes)
