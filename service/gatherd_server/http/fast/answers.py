@@ -22,6 +22,9 @@ from gatherd_server.wire.compiled.serving import CompiledAnswers, ThreadAnswers
 HEAD_BYTES_MAX: Final = 4 << 10
 # Room for what is in a body beside rows; what has more is answered in pieces.
 NESTED_BYTES_MAX: Final = 64 << 10
+# Bytes of rows read, or answered, for a whole reply while nobody else waits; SHORT_BYTES, 40 µs,
+# while short requests come too.
+WHOLE_BYTES: Final = 512 << 10
 # What is gathered and then written at once: it stays in a core's cache in between.
 PIECE_BYTES: Final = 256 << 10
 # Bytes read and written in one turn of the event loop by all long replies together, 250 µs.
@@ -54,14 +57,23 @@ class LoopAnswers:
         self._answers.write_to(self._buffer[HEAD_BYTES_MAX:])
         self._answer = self._answers.answer
         self.answered_at = -math.inf
-        """When a whole reply was last given, by the monotonic clock, which is the loop's."""
+        """When a short reply was last given, by the monotonic clock, which is the loop's."""
+        self.is_patient = False
+        """Whether whole replies may be longer than short ones. The last one was, if so."""
         self.long_count = 0
         """Long replies under way."""
         self._idle: list[ThreadAnswers] = []
 
+    def _is_shared(self) -> bool:
+        return time.monotonic() - self.answered_at < SHARED_SECONDS
+
+    def _be_patient(self, *, is_patient: bool) -> None:
+        self.is_patient = is_patient
+        self._answers.limit_work(WHOLE_BYTES if is_patient else SHORT_BYTES)
+
     def turn_bytes(self) -> int:
         """What one long reply may read and write in its next turn."""
-        if time.monotonic() - self.answered_at < SHARED_SECONDS:
+        if self._is_shared():
             return SHARED_TURN_BYTES
         return max(SHARED_TURN_BYTES, TURN_BYTES // max(1, self.long_count))
 
@@ -79,7 +91,12 @@ class LoopAnswers:
         if message is None:
             return NOT_MINE
         length = self._answer(route.message, message, caller)
+        if length < NOT_MINE and not (self.is_patient or self.long_count or self._is_shared()):
+            self._be_patient(is_patient=True)
+            length = self._answer(route.message, message, caller)
         if length >= 0:
+            if self.is_patient and self._answers.work_bytes <= SHORT_BYTES:
+                self._be_patient(is_patient=False)
             return framed(route, self._view, HEAD_BYTES_MAX + length, length, begin, end)
         if length == NOT_MINE:
             return NOT_MINE

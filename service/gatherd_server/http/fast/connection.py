@@ -144,27 +144,27 @@ class _FastPath(GuardedProtocol):
         ):
             # Same head bytes: parsing them again would yield nothing new.
             body = data[len(seen.head) :]
-            answered = None
+            begun: LongReply | Literal[True] | None = None
             if seen.plain is not None:
-                answered = self._answered(seen.plain, seen.caller, body)
-                if answered is True:
+                begun = self._answered(seen.plain, seen.caller, body)
+                if begun is True:
                     return
             self._unset_keepalive_if_required()
             self.cycle = cycle = seen.kind(
                 self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
             )
             if isinstance(cycle, CompiledCycle):
-                cycle.begun = answered
+                cycle.begun = begun
             cycle.take(body)
             cycle.end()
             cycle.start()
             return
-        begun, ended, before = self._begun, self._ended, self.cycle
+        begin, ended, before = self._begun, self._ended, self.cycle
         super().data_received(data)
         cycle = self.cycle
         if not isinstance(cycle, FastCycle):
             return
-        if begun == ended and self._begun == self._ended == begun + 1:
+        if begin == ended and self._begun == self._ended == begin + 1:
             if cycle.keep_alive and cycle is not before:
                 self._learn(cycle, data)
         else:
@@ -198,7 +198,7 @@ class _FastPath(GuardedProtocol):
 
     def _answered(
         self, route: LookupRoute, caller: Caller, body: bytes
-    ) -> "LongReply | Literal[True] | None":
+    ) -> LongReply | Literal[True] | None:
         """Answer without a cycle: True if that was possible, or a reply that a cycle has to write.
 
         Such a request takes no place among those in flight: it would give it back before anybody
@@ -214,7 +214,9 @@ class _FastPath(GuardedProtocol):
         self.write_now(reply)
         route.counted.done("ok", now_ns() - begun_ns)
         # The timer started after the last cycle looks at this when it fires.
-        self._answered_at = self.compiled.answered_at = self.loop.time()
+        self._answered_at = self.loop.time()
+        if not self.compiled.is_patient:
+            self.compiled.answered_at = self._answered_at
         self.server_state.total_requests += 1
         self.busy_loop.answered(self.loop)
         return True

@@ -97,7 +97,8 @@ class CompiledCycle(LookupCycle):
             # Before the write: who has read the reply may ask at once, and finds the place free.
             self._let_go()
             self._connection.write_now(reply)
-            compiled.answered_at = time.monotonic()
+            if not compiled.is_patient:
+                compiled.answered_at = time.monotonic()
             self._complete()
         elif isinstance(reply, LongReply):
             self._answer_long(reply)
@@ -123,7 +124,9 @@ class CompiledCycle(LookupCycle):
     def _answer_long(self, reply: LongReply) -> None:
         self._check_time()
         piece = reply.first(*self._around())
-        if not self._write_turn(reply, piece):
+        if self._write_turn(reply, piece):
+            self._connection.busy_loop.answered(self._connection.loop)
+        else:
             self._track(self._write_turns(reply))
 
     def _write_turn(self, reply: LongReply, piece: memoryview) -> bool:

@@ -74,6 +74,16 @@ class Answers:
             self._allowed = allowed
             self._call[words.CALL_ALLOWED_AT] = 0 if allowed is None else allowed.ctypes.data
 
+    def limit_work(self, work_bytes_max: int) -> None:
+        """Bound each answer's work anew."""
+        self._call[words.CALL_WORK_BYTES_MAX] = work_bytes_max
+
+    @property
+    def work_bytes(self) -> int:
+        """Of the last answer, the bytes of rows that were read or answered, whichever are more."""
+        call = self._call
+        return int(max(call[words.CALL_REPLY_BYTES], call[words.CALL_TOUCHED_BYTES]))
+
     def write_to(self, out: NDArray[np.uint8]) -> None:
         """Answer into `out`, which stays the caller's."""
         self._out = out

@@ -52,7 +52,7 @@ def _vectors_within(asked: Any, first: Any, room: Any, work: Any) -> Any:
     if column(asked, words.ASKED_IS_BAGS):
         return _bags_within(asked, first, count, work)
     row_bytes = column(column(asked, words.ASKED_TABLE), words.TABLE_ROW_BYTES)
-    return min(count, work // (row_bytes + vector_bytes))
+    return min(count, max(work, 0) // (row_bytes + vector_bytes))
 
 
 @inlined

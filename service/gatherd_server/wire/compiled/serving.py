@@ -104,6 +104,15 @@ class ThreadAnswers:
         """As Answers has it."""
         self._answers.write_to(out)
 
+    def limit_work(self, work_bytes_max: int) -> None:
+        """As Answers has it."""
+        self._answers.limit_work(work_bytes_max)
+
+    @property
+    def work_bytes(self) -> int:
+        """As Answers has it."""
+        return self._answers.work_bytes
+
     def answer(self, message: int, request: bytes, caller: Caller) -> int:
         """As Answers has it, for `caller`."""
         directory = self._shared.directory()
