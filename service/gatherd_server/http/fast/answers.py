@@ -164,7 +164,7 @@ class LongReply:
 
     def next(self, work_bytes: int) -> memoryview:
         """Another piece, that takes so much work; empty while a row stays torn."""
-        room = min(max(PIECE_BYTES, self._pieces.unit_bytes), self._left)
+        room = min(max(min(PIECE_BYTES, work_bytes), self._pieces.unit_bytes), self._left)
         buffer = np.empty(room, np.uint8)
         written = self._pieces.go_on(buffer, work_bytes)
         self._left -= written

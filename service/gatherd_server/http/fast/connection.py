@@ -144,11 +144,12 @@ class _FastPath(GuardedProtocol):
         ):
             # Same head bytes: parsing them again would yield nothing new.
             body = data[len(seen.head) :]
-            begun: LongReply | Literal[True] | None = None
+            begun = None
             if seen.plain is not None:
-                begun = self._answered(seen.plain, seen.caller, body)
-                if begun is True:
+                answered = self._answered(seen.plain, seen.caller, body)
+                if answered is True:
                     return
+                begun = answered
             self._unset_keepalive_if_required()
             self.cycle = cycle = seen.kind(
                 self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True

@@ -20,6 +20,8 @@ from gatherd_server.wire.codes import code_of
 
 # Between two looks at a row that stays torn.
 TORN_SECONDS: Final = 0.001
+# What is left of a turn that isn't worth another piece.
+LEFT_BYTES_MIN: Final = 32 << 10
 # Read and written for a piece that a thread makes.
 SLOW_BYTES: Final = 8 << 20
 
@@ -130,27 +132,24 @@ class CompiledCycle(LookupCycle):
             self._track(self._write_turns(reply))
 
     def _write_turn(self, reply: LongReply, piece: memoryview) -> bool:
-        """Write `piece`, the last that was made, and more as long as a turn is; whether all.
+        """Write `piece`, the last that was made, and more as long as a turn is; whether all is.
 
         No more is held than one piece that the peer doesn't take.
         """
         connection = self._connection
         work_bytes = connection.compiled.turn_bytes() - reply.worked
-        while True:
-            if reply.is_done:
-                # As above.
-                self._let_go()
+        while piece:
             connection.write(piece)
+            if connection.transport.get_write_buffer_size():
+                return False
             if reply.is_done:
                 self._complete()
                 return True
-            is_taken = not connection.transport.get_write_buffer_size()
-            if work_bytes <= 0 or not is_taken or reply.is_slow or self._is_gone:
+            if work_bytes < LEFT_BYTES_MIN or reply.is_slow or self._is_gone:
                 return False
             piece = reply.next(work_bytes)
-            if not piece:
-                return False
             work_bytes -= reply.worked
+        return False
 
     async def _write_turns(self, reply: LongReply) -> None:
         """Write the rest; others have their turn between two of this one's."""
@@ -165,6 +164,9 @@ class CompiledCycle(LookupCycle):
                 if flow.write_paused:
                     await flow.drain()
                 if self._is_gone:
+                    return
+                if reply.is_done:
+                    self._complete()
                     return
                 if reply.is_slow:
                     piece = await connection.offload.run(partial(reply.next, SLOW_BYTES), True)
