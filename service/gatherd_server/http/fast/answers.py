@@ -117,7 +117,7 @@ class LoopAnswers:
         try:
             answers = self._idle.pop()
         except IndexError:
-            answers = ThreadAnswers(self._shared)
+            answers = ThreadAnswers(self._shared, takes_far=True)
             answers.write_to(_NOWHERE)
         try:
             if answers.answer(route.message, message, caller) >= NOT_MINE:
@@ -152,7 +152,7 @@ class LongReply:
 
     @property
     def is_slow(self) -> bool:
-        """Whether a piece can take longer than a turn: one bag is never divided."""
+        """Whether a piece can take longer than a turn: that of a large bag, or rows on a disk."""
         return self._pieces.unit_work > TURN_BYTES
 
     def first(self, begin: bytes, end: bytes) -> memoryview:

@@ -174,7 +174,10 @@ class Pieces:
 
     @property
     def unit_work(self) -> int:
-        """The most work that a piece may take, however little it is given: that of a large bag."""
+        """The most work that a piece may take, however little it is given.
+
+        That of a large bag, or of rows that may have to come from a disk, which is huge.
+        """
         return int(self._call[words.CALL_UNIT_WORK])
 
 

@@ -113,14 +113,18 @@ def write_piece(call: Any, work: Any) -> Any:
 
 @part
 def find_units(call: Any) -> None:
-    """Find the most room that a head or a vector takes, and the most work."""
+    """Find the most room that a head or a vector takes, and the most work.
+
+    Rows that may have to come from a disk are NO_LIMIT.
+    """
     message = column(call, words.CALL_MESSAGE)
     room, work = np.intp(0), np.intp(0)
     for number in range(column(call, words.CALL_COUNT)):
         asked = column(call, words.CALL_ASKED_AT) + number * WORD * words.ASKED_WORDS
-        row_bytes = column(column(asked, words.ASKED_TABLE), words.TABLE_ROW_BYTES)
+        table = column(asked, words.ASKED_TABLE)
+        row_bytes = column(table, words.TABLE_ROW_BYTES)
         room = max(room, head_bytes(asked, message), _vector_bytes(asked))
-        work = max(work, row_bytes)
+        work = max(work, row_bytes if column(table, words.TABLE_IS_NEAR) else words.NO_LIMIT)
         if column(asked, words.ASKED_IS_BAGS):
             begin = 0
             for bag in range(column(asked, words.ASKED_VECTORS)):
