@@ -15,6 +15,7 @@ GatherdError
 ├── FailedPrecondition                     valid, but not in the current state
 │   ├── TableRefused                       the table's file can't be served; the message says why
 │   ├── TableReadOnly                      the table takes no updates; the message says how it would
+│   ├── NoOptimizer                        the table takes updates, but no gradients
 │   ├── VersionMismatch                    another version is live than the request insists on
 │   └── RequestIdStale                     too old to tell whether the update was done already
 ├── Unauthenticated                        no token, or none that the server knows
@@ -146,9 +147,15 @@ class TableRefused(FailedPrecondition):
 
 
 class TableReadOnly(FailedPrecondition):
-    """The table takes no updates: it has no optimizer, or is served from a file."""
+    """The table takes no updates: it is frozen, or served from a file."""
 
     reason = "TABLE_READ_ONLY"
+
+
+class NoOptimizer(FailedPrecondition):
+    """The table takes updates, but no gradients: it has no optimizer."""
+
+    reason = "NO_OPTIMIZER"
 
 
 class VersionMismatch(FailedPrecondition):

@@ -63,6 +63,7 @@ NEIGHBORS: Final = _lookup("Neighbors", _e.NeighborsRequest, _e.NeighborsRespons
 SCATTER_ADD: Final = _push("ScatterAdd")
 APPLY_GRADIENTS: Final = _push("ApplyGradients")
 ASSIGN: Final = _push("Assign")
+DELETE_ROWS: Final = _push("DeleteRows")
 
 LIST_TABLES: Final = _table("ListTables", _t.ListTablesRequest, _t.ListTablesResponse)
 GET_TABLE: Final = _table("GetTable", _t.GetTableRequest, _t.GetTableResponse)
@@ -82,7 +83,7 @@ DELETE_SNAPSHOT: Final = _table(
 PROCEDURES: Final = (
     *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM),
     *(KEYS_OF, IDS_OF, LIST_KEYS, NEIGHBORS),
-    *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN),
+    *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN, DELETE_ROWS),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
     *(SNAPSHOT, DELETE_VERSION, GET_SERVER, LIST_SNAPSHOTS, DELETE_SNAPSHOT),
 )

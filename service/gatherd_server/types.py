@@ -1,6 +1,6 @@
 """Values that the rooms hand to each other."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from enum import Enum
 from pathlib import Path
@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 
 from gatherd.errors import LimitExceeded
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.open_spec import OpenSpec
 from gatherd.store.query import Asked, BagsQuery, Missing, VectorForm
 
 # HTTP connections above connections_max, for strangers; see http/connection_limit.py.
@@ -123,14 +125,20 @@ class UpdateOp(Enum):
     SCATTER_ADD = "scatter_add"
     APPLY_GRADIENTS = "apply_gradients"
     ASSIGN = "assign"
+    DELETE_ROWS = "delete_rows"
+
+
+VALUE_OPS = (UpdateOp.SCATTER_ADD, UpdateOp.APPLY_GRADIENTS, UpdateOp.ASSIGN)
+"""The operations whose updates have values."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TableUpdate:
     """One table's part of a push. `asked` has shape S, `values`, float32, S + (dim,).
 
-    `lr` is only for apply_gradients, None for the table's own. `if_version` LIVE_VERSION allows any
-    live version.
+    The values of delete_rows have no elements: S + (0,). `lr` is only for apply_gradients, None for
+    the table's own. `if_version` LIVE_VERSION allows any live version. With `creates`, keys of an
+    open table that have no row get one, also if the table doesn't create by itself.
     """
 
     table: str
@@ -138,6 +146,7 @@ class TableUpdate:
     values: NDArray[np.float32]
     lr: float | None = None
     if_version: int = LIVE_VERSION
+    creates: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,10 +196,42 @@ class Push:
 
 @dataclass(frozen=True, slots=True)
 class PushResult:
-    """A push that is durable and visible: its LSN, and the version of each table, in its order."""
+    """A push that is durable and visible: its LSN, and the version of each table, in its order.
+
+    In the same order, for open tables: the rows that it created; those that it removed, deleted or
+    evicted; and the keys, each once, that weren't pushed often enough to get a row. Each is () when
+    it is 0 for every table.
+    """
 
     lsn: int
     versions: tuple[int, ...]
+    created: tuple[int, ...] = ()
+    removed: tuple[int, ...] = ()
+    not_admitted: tuple[int, ...] = ()
+
+    @property
+    def counts(self) -> tuple[tuple[int, int, int], ...]:
+        """Created, removed and not admitted of each table; () when all are 0."""
+        if not (self.created or self.removed or self.not_admitted):
+            return ()
+        none = (0,) * len(self.versions)
+        return tuple(
+            zip(
+                self.created or none,
+                self.removed or none,
+                self.not_admitted or none,
+                strict=True,
+            )
+        )
+
+    @classmethod
+    def of(
+        cls, lsn: int, versions: tuple[int, ...], counts: Iterable[Iterable[int]] = ()
+    ) -> "PushResult":
+        """The result whose `counts` are these."""
+        columns = tuple(zip(*counts, strict=True)) or ((), (), ())
+        created, removed, not_admitted = (one if any(one) else () for one in columns)
+        return cls(lsn, versions, created, removed, not_admitted)
 
 
 class UpdatesState(Enum):
@@ -227,15 +268,22 @@ class AddStaged:
 
 @dataclass(frozen=True, slots=True)
 class CreateTable:
-    """A new table of drawn rows. `seed` None draws one."""
+    """A new table of drawn rows. `seed` None draws one.
+
+    With `open` it has no rows and grows: `row_count` is 0, and `init` and `seed` are those of
+    `open`.
+    A `frozen` one takes no updates.
+    """
 
     table: str
     row_count: int
     dim: int
     dtype: DType
-    init: str
+    init: Initializer
     seed: int | None
     optimizer: OptimizerSpec | None
+    open: OpenSpec | None = None
+    frozen: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -355,8 +403,10 @@ class TableInfo:
     resident_bytes: int = 0
     versions: tuple[int, ...] = ()
     optimizer: dict[str, Any] | None = None
-    """Its name under "name", and its options."""
+    """Its name under "name", and its options; None for a table that takes no gradients."""
     lsn: int = 0
+    open: OpenSpec | None = None
+    """How the rows of an open table come and go; `row_count` is how many there are now."""
 
 
 @dataclass(frozen=True, slots=True)

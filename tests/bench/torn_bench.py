@@ -20,11 +20,12 @@ from numpy.typing import NDArray
 from gatherd.store.catalog import open_table, version_dir
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout
+from gatherd.store.initializer import Initializer
 from gatherd.store.kernels import compiled
 from gatherd.store.query import BagsQuery, Pooling
 from gatherd.store.table import Preload, Table
 from gatherd_server.data_dir.owning import own_data_dir
-from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.loaders.initializers import initial_blocks
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import MappedVersion, warm
 from gatherd_server.storage.table_writer import Block, TableFiles
@@ -85,7 +86,7 @@ def time_stores(folder: Path, row_count: int) -> None:
 
 def made(data_dir: Path, row_count: int) -> tuple[Path, Table, Table]:
     """A new table's version, and it opened without and with its counters."""
-    blocks = initial_blocks(Initializer.UNIFORM, row_count, DIM, DType.FLOAT32, 7)
+    blocks = initial_blocks(Initializer.parse("uniform"), row_count, DIM, DType.FLOAT32, 7)
     sgd = Optimizer.parse("sgd", {})
     files = TableFiles("t", DType.FLOAT32, row_count, DIM, map(Block, blocks), {}, optimizer=sgd)
     with own_data_dir(data_dir, create=True) as owned:

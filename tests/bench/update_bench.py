@@ -124,7 +124,7 @@ def contestants(
     ):
         base = trained(sgd, stored, dtype)
         calls[label] = partial(push, base, sgd, values, False)
-    for name in OptimizerName:
+    for name in filter(lambda one: one.takes_gradients, OptimizerName):
         optimizer = Optimizer.parse(name.value, {})
         base = trained(optimizer, weights, DType.FLOAT32)
         calls[name.value] = partial(push, base, optimizer, values, True)
@@ -167,7 +167,7 @@ def compare_few(row_count: int) -> None:
     weights = rng.standard_normal((row_count, DIM), np.float32)
     values = np.full((FEW, DIM), 1e-3, np.float32)
     print(f"images of {FEW} ids, made anew for each push")
-    for name in ("scatter_add", *(member.value for member in OptimizerName)):
+    for name in ("scatter_add", *(one.value for one in OptimizerName if one.takes_gradients)):
         gradients = name != "scatter_add"
         optimizer = Optimizer.parse(name if gradients else "sgd", {})
         base = trained(optimizer, weights, DType.FLOAT32)

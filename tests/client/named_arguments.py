@@ -28,7 +28,7 @@ def right(client: Client) -> None:
     client.scatter_add("t", deltas=[[0.5]], keys=["a"], idempotency_key="x")
     client.create_table("t", 1, 2, dtype="float64", init="glorot", optimizer="rowwise-adagrad")
     client.create_table("t", 1, 2, dtype=float, optimizer={"name": "adam", "lr": 0.1})
-    client.create_table("t", 1, 2, dtype="f4")
+    client.create_table("t", 1, 2, dtype="f4", init={"name": "normal", "stddev": 0.1})
     changed: ChangeResult = client.set_optimizer("t", "ftrl", lr=0.1)
     del with_status, pushed, changed
 

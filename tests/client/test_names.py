@@ -7,8 +7,8 @@ import pytest
 
 from gatherd import AsyncClient, Client
 from gatherd.store.dtypes import REPLY_DTYPES, DType
+from gatherd.store.initializer import NAMES
 from gatherd.store.query import BAG_POLICIES, ROW_POLICIES, Pooling
-from gatherd_server.loaders.initializers import Initializer
 from gatherd_server.training.optimizer import OptimizerName
 
 
@@ -34,7 +34,7 @@ def test_signatures_have_the_names_that_are_known(client: type) -> None:
         assert _named(client, call, "dtype") == replies
         if pooled:
             assert _named(client, call, "mode") == {mode.value for mode in Pooling}
-    assert _named(client, "create_table", "init") == {init.value for init in Initializer}
+    assert _named(client, "create_table", "init") == set(NAMES)
     optimizers = {optimizer.value for optimizer in OptimizerName}
     assert _named(client, "create_table", "optimizer") == optimizers
     assert _named(client, "set_optimizer", "optimizer") == optimizers

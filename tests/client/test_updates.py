@@ -342,8 +342,9 @@ def test_a_refused_push_is_not_tried_again(make: Any, server: str, service: Upda
 def test_changes_of_tables(make: Any, server: str, service: UpdatedService) -> None:
     with make(server) as client:
         optimizer = {"name": "adam", "lr": 0.25}
+        drawn = {"name": "variance_scaling", "scale": 2, "mode": "fan_out"}
         made = client.create_table(
-            "new", 10, 4, dtype="float16", init="normal", seed=0, optimizer=optimizer
+            "new", 10, 4, dtype="float16", init=drawn, seed=0, optimizer=optimizer
         )
         assert made == ChangeResult(7, 101)
         client.create_table("plain", 10, 4)
@@ -358,7 +359,11 @@ def test_changes_of_tables(make: Any, server: str, service: UpdatedService) -> N
     assert shown[1] == ["table:", '"plain"', "rows:", "10", "dim:", "4", "dtype:",
                         "DTYPE_FLOAT32", "init:", '"uniform"']  # fmt: skip
     new, plain, published, back, back_to, adagrad, adam, _, _ = service.changes
-    assert (new.dtype, new.init, new.HasField("seed"), new.seed) == (2, "normal", True, 0)
+    assert (new.dtype, new.init, new.HasField("seed"), new.seed) == (2, "variance_scaling", True, 0)
+    assert (dict(new.init_parameters), dict(new.init_words)) == (
+        {"scale": 2.0},
+        {"mode": "fan_out"},
+    )
     assert not plain.HasField("seed")
     assert not plain.HasField("optimizer")
     for one in (new.optimizer, adam.optimizer):

@@ -60,6 +60,8 @@ HARD_TO_DRAW = {
     f"POST /v1/tables/{{table}}:{verb}"
     for verb in ("lookup", "scatterAdd", "applyGradients", "assign")
 }
+# No table of the server is open.
+OF_OPEN_TABLES = {"POST /v1/tables/{table}:deleteRows", "POST /v1/deleteRows"}
 EXAMPLES = 5
 SECONDS_MAX = 150
 
@@ -105,7 +107,7 @@ def test_no_answer_is_another_than_the_document_says(server: RunningServer, tmp_
     statuses = _statuses(server, json.loads(har.read_text())["log"]["entries"])
     assert len(statuses) > len(HARD_TO_DRAW)
     without = {name for name, seen in statuses.items() if not any(s < 300 for s in seen)}
-    assert without <= HARD_TO_DRAW
+    assert without <= HARD_TO_DRAW | OF_OPEN_TABLES
 
 
 def _statuses(
@@ -150,6 +152,8 @@ def test_every_operation_succeeds_as_its_form_is_filled_in(server: RunningServer
         }
         for name in (*(one for one in operations if one not in LAST), *LAST):
             method, path, operation = operations[name]
+            if f"{method.upper()} {path}" in OF_OPEN_TABLES:
+                continue
             for parameter in operation.get("parameters", ()):
                 assert "default" not in parameter["schema"], (name, parameter)
                 if parameter["in"] == "path":

@@ -31,6 +31,7 @@ from gatherd.errors import (
     LimitExceeded,
     NoKeys,
     NonfiniteValues,
+    NoOptimizer,
     RequestIdReused,
     TableNotFound,
     TableReadOnly,
@@ -79,7 +80,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Trained]:
     shape = ("--rows", str(ROWS), "--dim", str(DIM), "--init", "zeros")
     for dtype in STORED:
         invoke("create", dtype, *shape, "--dtype", dtype, *sgd)
-    invoke("create", "frozen", *shape, "--data-dir", data_dir)
+    invoke("create", "plain", *shape, "--data-dir", data_dir)
+    invoke("create", "frozen", *shape, "--frozen", "--data-dir", data_dir)
     lines = [f"{word} {i} {i + 0.5} -{i}" for i, word in enumerate(WORDS)]
     (folder / "words.txt").write_text("\n".join(lines) + "\n")
     invoke("import", "words", folder / "words.txt", *sgd)
@@ -218,6 +220,22 @@ def test_ids_and_keys_go_together(surface: Surface, trained: Trained) -> None:
     assert set(done.versions) == {"float32", "words"}
     np.testing.assert_array_equal(trained.rows("float32")[2], before["float32"][2] + 1)
     np.testing.assert_array_equal(trained.rows("words")[0], before["words"][0] + 1)
+
+
+def test_a_table_without_an_optimizer_takes_updates_but_no_gradients(
+    surface: Surface, trained: Trained
+) -> None:
+    info = trained.reader.table("plain")
+    assert (info.trainable, info.optimizer) == (True, None)
+    update = Update(np.array([3, 1, 3]), np.arange(9, dtype=np.float32).reshape(3, DIM) / 8)
+    for op in ("scatter_add", "assign"):
+        before = trained.rows("plain")
+        surface.update(op, {"plain": update})
+        np.testing.assert_array_equal(trained.rows("plain"), updated(op, before, update))
+    everything = trained.all_rows()
+    with pytest.raises(NoOptimizer, match="`gatherd set-optimizer plain "):
+        surface.update("apply_gradients", {"plain": update})
+    unchanged(trained, everything)
 
 
 def test_an_acknowledged_update_is_seen_everywhere(surface: Surface, trained: Trained) -> None:
@@ -360,7 +378,7 @@ ONES = np.ones((2, DIM), np.float32)
         ("float32", Update(np.array([1, -1]), ONES), IdOutOfRange, r"ids\[1\]=-1"),
         ("float32", Update(np.array([1, 2**63], "u8"), ONES), IdOutOfRange, str(2**63)),
         ("nope", Update(np.array([1, 2]), ONES), TableNotFound, "nope"),
-        ("frozen", Update(np.array([1, 2]), ONES), TableReadOnly, "set-optimizer"),
+        ("frozen", Update(np.array([1, 2]), ONES), TableReadOnly, "set-optimizer frozen none"),
         ("float32", Update(np.array([1, 2]), ONES[:, :2]), InvalidArgument, "dim"),
         ("float32", Update(np.array([1, 2]), ONES[:1]), InvalidArgument, "shape|values"),
         ("float32", Update(np.array([1.0, 2.0]), ONES), InvalidArgument, "integers"),

@@ -223,9 +223,9 @@ class Power(Files):
             if self._takes(what) and folder is not None:
                 folder.synced, folder.pending = dict(folder.now), []
 
-    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
+    def allocate(self, fd: int, byte_count: int, path: Path, begin: int = 0) -> None:
         self._step("allocate", path)
-        super().allocate(fd, byte_count, path)
+        super().allocate(fd, byte_count, path, begin)
 
     def unlink(self, path: Path) -> None:
         self._step("unlink", path)

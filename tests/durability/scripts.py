@@ -19,6 +19,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEYS_JSON, KEYS_SLOTS
 from gatherd_server.data_dir.verify import repair_keys
 from gatherd_server.types import (
+    VALUE_OPS,
     DeleteTable,
     OptimizerSpec,
     Publish,
@@ -52,12 +53,12 @@ def tables(folder: Path, ignores: str) -> Iterator[Stage]:
     trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["a"], 40))
     trainer.add("k", 30, 3, "rowwise", keyed=True)
     for _ in range(4):
-        trainer.push(*(trainer.drawn(op, ["a", "k"], 12) for op in UpdateOp))
+        trainer.push(*(trainer.drawn(op, ["a", "k"], 12) for op in VALUE_OPS))
     trainer.writer.checkpoint()
     trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["k"], 12))
     trainer.change(DeleteTable("k"))
     for _ in range(3):
-        trainer.push(*(trainer.drawn(op, ["a"], 30) for op in UpdateOp))
+        trainer.push(*(trainer.drawn(op, ["a"], 30) for op in VALUE_OPS))
     trainer.writer.checkpoint()
     trainer.push(trainer.drawn(UpdateOp.ASSIGN, ["a"], 12))
     trainer.stop()

@@ -19,6 +19,7 @@ from gatherd.store.catalog import STAGING_NAME, TABLES_NAME
 from gatherd.store.dtypes import DType
 from gatherd_server.storage.wal_format import WAL_NAME, segment_paths
 from gatherd_server.types import (
+    VALUE_OPS,
     DeleteTable,
     OptimizerSpec,
     Publish,
@@ -41,7 +42,7 @@ def _push(op: UpdateOp) -> Act:
 
 
 STEPS: list[Act] = [
-    *map(_push, UpdateOp),
+    *map(_push, VALUE_OPS),
     lambda trainer: trainer.create("b", 9, 2, DType.FLOAT32, "sgd"),
     lambda trainer: trainer.add("k", 12, 2, "rowwise", keyed=True),
     lambda trainer: trainer.writer.checkpoint(),
@@ -233,7 +234,7 @@ def test_pushes_are_refused_while_the_disk_is_full_and_done_when_it_has_room(
         trainer = _begun(tmp_path / "full", kernel)
         before = _looked_up(trainer.data)
         kernel.is_full = True
-        for op in (*UpdateOp, *UpdateOp):
+        for op in (*VALUE_OPS, *VALUE_OPS):
             # The open segment has room for some of them.
             try:
                 _push(op)(trainer)
@@ -248,7 +249,7 @@ def test_pushes_are_refused_while_the_disk_is_full_and_done_when_it_has_room(
         with pytest.raises(DiskFull):
             trainer.writer.checkpoint()
         kernel.is_full = False
-        for op in UpdateOp:
+        for op in VALUE_OPS:
             _push(op)(trainer)
         trainer.change(Publish("a"))
         assert trainer.acknowledged == done + 4

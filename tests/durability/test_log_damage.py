@@ -29,7 +29,7 @@ from gatherd_server.storage.wal_format import (
     segment_paths,
 )
 from gatherd_server.storage.wal_reader import LogReader
-from gatherd_server.types import UpdateOp
+from gatherd_server.types import VALUE_OPS, UpdateOp
 from gatherd_server.writer.checkpoint import checkpoint_path, read_checkpoint
 
 SAMPLE = 29
@@ -111,7 +111,7 @@ def logged(tmp_path_factory: pytest.TempPathFactory) -> Logged:
     trainer.create("a", 8, 2, DType.FLOAT32, "momentum")
     copy = root / "lost power"
     shutil.copytree(trainer.data, copy)
-    for op in (*UpdateOp, *UpdateOp):
+    for op in (*VALUE_OPS, *VALUE_OPS):
         trainer.push(trainer.drawn(op, ["a"], 3))
     # Nothing was written back but the log: what a row holds, it has from there.
     shutil.rmtree(copy / WAL_NAME)

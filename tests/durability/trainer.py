@@ -19,6 +19,7 @@ from durability.oracle import Did, State, Version, after, first_slots, states_af
 from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.keys import StringKeys
 from gatherd.store.mapping import MappedFile
 from gatherd.store.query import ByKey
@@ -32,6 +33,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
+    VALUE_OPS,
     AddStaged,
     ChangeResult,
     CreateTable,
@@ -268,7 +270,7 @@ class Trainer:
         pushes = []
         for _ in range(count):
             some = self.random.sample(names, min(len(names), self.random.choice((1, 1, 2))))
-            op = self.random.choice(list(UpdateOp))
+            op = self.random.choice(VALUE_OPS)
             pushes.append(self.drawn(op, sorted(some), self.random.randint(1, 12)))
         self.push(*pushes)
 
@@ -296,7 +298,7 @@ class Trainer:
         weights = np.zeros((rows, dim * dtype.itemsize), np.uint8)
         slots = {} if made is None else first_slots(made, rows, dim)
         spec = None if optimizer is None else OptimizerSpec(*OPTIMIZERS[optimizer])
-        change = CreateTable(name, rows, dim, dtype, "zeros", None, spec)
+        change = CreateTable(name, rows, dim, dtype, Initializer.parse("zeros"), None, spec)
         self.change(change, Did(change, rows=Version(dtype, dim, made, weights, slots)))
 
     def stage(

@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from gatherd.errors import DiskFull, GatherdError, Overloaded, Unavailable, UpdatesStopped
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server.http.body import outcome
 from gatherd_server.types import (
@@ -380,6 +381,7 @@ def _push_of_one() -> Any:
 
 SGD = table_pb2.Optimizer(name="sgd", options={"lr": 0.1})
 SPEC = OptimizerSpec("sgd", {"lr": 0.1})
+SCALING = Initializer.parse("variance_scaling", {"scale": 0.5, "mode": "fan_out"})
 
 
 @pytest.mark.parametrize(
@@ -387,7 +389,7 @@ SPEC = OptimizerSpec("sgd", {"lr": 0.1})
     [
         (
             "CreateTable", table_pb2.CreateTableRequest(table="new", rows=5, dim=3),
-            CreateTable("new", 5, 3, DType.FLOAT32, "uniform", None, None),
+            CreateTable("new", 5, 3, DType.FLOAT32, Initializer.parse("uniform"), None, None),
         ),
         (
             "CreateTable",
@@ -395,7 +397,15 @@ SPEC = OptimizerSpec("sgd", {"lr": 0.1})
                 table="new", rows=5, dim=3, dtype="DTYPE_FLOAT64", init="zeros", seed=0,
                 optimizer=SGD,
             ),
-            CreateTable("new", 5, 3, DType.FLOAT64, "zeros", 0, SPEC),
+            CreateTable("new", 5, 3, DType.FLOAT64, Initializer.parse("zeros"), 0, SPEC),
+        ),
+        (
+            "CreateTable",
+            table_pb2.CreateTableRequest(
+                table="new", rows=5, dim=3, init="variance_scaling",
+                init_parameters={"scale": 0.5}, init_words={"mode": "fan_out"},
+            ),
+            CreateTable("new", 5, 3, DType.FLOAT32, SCALING, None, None),
         ),
         (
             "CreateTable", table_pb2.CreateTableRequest(table="new", staged=STAGED),

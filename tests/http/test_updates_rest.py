@@ -20,6 +20,7 @@ from gatherd.errors import (
     UpdatesStopped,
 )
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd_server.http.rest.values import values_from_json
 from gatherd_server.types import (
     AddStaged,
@@ -437,7 +438,7 @@ SGD = {"name": "sgd", "lr": 0.1, "padding_id": 3}
     [
         (
             "POST", "/v1/tables", {"name": "new", "rows": 5, "dim": 3},
-            CreateTable("new", 5, 3, DType.FLOAT32, "uniform", None, None),
+            CreateTable("new", 5, 3, DType.FLOAT32, Initializer.parse("uniform"), None, None),
         ),
         (
             "POST",
@@ -447,8 +448,17 @@ SGD = {"name": "sgd", "lr": 0.1, "padding_id": 3}
                 "seed": 2**64 - 1, "optimizer": SGD,
             },
             CreateTable(
-                "new", 0, 1, DType.BFLOAT16, "glorot", 2**64 - 1,
+                "new", 0, 1, DType.BFLOAT16, Initializer.parse("glorot"), 2**64 - 1,
                 OptimizerSpec("sgd", {"lr": 0.1, "padding_id": 3.0}),
+            ),
+        ),
+        (
+            "POST", "/v1/tables",
+            {"name": "new", "rows": 5, "dim": 3, "init": {"name": "variance_scaling", "scale": 2,
+                                                          "mode": "fan_out"}},
+            CreateTable(
+                "new", 5, 3, DType.FLOAT32,
+                Initializer.parse("variance_scaling", {"scale": 2, "mode": "fan_out"}), None, None,
             ),
         ),
         ("POST", "/v1/tables", {"name": "new", "staged": STAGED}, AddStaged("new", STAGED)),
@@ -499,7 +509,19 @@ def test_a_snapshot_is_of_the_whole_data_dir(train: Any, trained: Training, name
         ("/v1/tables", {"name": "a", "rows": 2**48, "dim": 2**20}, "no file can have so many"),
         ("/v1/tables", {"name": "a", "rows": 1, "dim": 0}, "dim"),
         ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "dtype": "int8"}, "dtype"),
-        ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "init": "ones"}, "init"),
+        ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "init": "one"}, "no initializer 'one'"),
+        ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "init": 3}, "init"),
+        ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "init": {"stddev": 1}}, "init"),
+        (
+            "/v1/tables",
+            {"name": "a", "rows": 1, "dim": 1, "init": {"name": "normal", "mode": "x"}},
+            "normal has no parameter 'mode'; it has mean, stddev",
+        ),
+        (
+            "/v1/tables",
+            {"name": "a", "rows": 1, "dim": 1, "init": {"name": "normal", "mean": [1]}},
+            "init",
+        ),
         ("/v1/tables", {"name": "a", "rows": 1, "dim": 1, "seed": 2**64}, "seed"),
         ("/v1/tables", {"name": "a", "staged": "b", "rows": 1}, "rows can't be given with staged"),
         ("/v1/tables", {"name": "a", "staged": "../b"}, "'../b'"),

@@ -10,7 +10,10 @@ from hypothesis import strategies as st
 
 from gatherd.errors import BadFile, GatherdError, InternalError, RetryableError
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
+from gatherd.store.key_index import KeyKind
 from gatherd.store.keys import StringKeys
+from gatherd.store.open_spec import OnFull, OpenSpec
 from gatherd.store.query import ByKey
 from gatherd_server.link.messages import (
     HEAD_BYTES,
@@ -51,10 +54,16 @@ from gatherd_server.writer.window import push_digest
 from support.error_classes import ERROR_CLASSES
 
 ADAM = OptimizerSpec("adam", {"lr": 0.25, "beta1": 0.5})
+OPEN = OpenSpec(
+    *(KeyKind.BYTES, 50, 7, Initializer.parse("normal"), True, 3, OnFull.EVICT_LRU, 60, True)
+)
 CHANGES: list[TableChange] = [
     AddStaged("items", "0f"),
-    CreateTable("items", 7, 3, DType.BFLOAT16, "normal", None, ADAM),
-    CreateTable("items", 7, 3, DType.FLOAT32, "zeros", 1 << 60, None),
+    CreateTable(
+        "items", 7, 3, DType.BFLOAT16, Initializer.parse("normal", {"stddev": 0.5}), None, ADAM
+    ),
+    CreateTable("items", 7, 3, DType.FLOAT32, Initializer.parse("zeros"), 1 << 60, None),
+    CreateTable("items", 0, 3, DType.FLOAT32, Initializer.parse("normal"), 7, ADAM, OPEN),
     DeleteTable("items"),
     DeleteVersion("items", 2),
     Publish("items", "0f", 3),
@@ -64,6 +73,7 @@ CHANGES: list[TableChange] = [
 RESULTS: list[Result] = [
     None,
     PushResult(1 << 50, (1, 2)),
+    PushResult(1 << 50, (1, 2), (3, 0), (), (0, 1 << 31)),
     ChangeResult(3, 9),
     SnapshotResult("somewhere/é", 9),
 ]
@@ -93,6 +103,9 @@ def a_push() -> Submitted:
             ),
             TableUpdate("keys", ByKey(np.array([2**63], np.uint64)), np.ones((1, 2), np.float32)),
             TableUpdate("none", np.zeros((0,), np.int32), np.ones((0, 2), np.float32)),
+            TableUpdate(
+                "new", ByKey(np.array([7])), np.zeros((1, 0), np.float32), None, 0, creates=True
+            ),
         ),
         OwnedKey("step 7", "trainer"),
         "00-trace-01",
@@ -111,6 +124,7 @@ def test_a_push_arrives_as_it_was_sent() -> None:
     assert back.digest == given_push.digest == push_digest(push)
     for one, other in zip(push.updates, original.updates, strict=True):
         assert (one.table, one.lr, one.if_version) == (other.table, other.lr, other.if_version)
+        assert one.creates == other.creates
         assert one.asked.shape == other.asked.shape
         assert one.values.flags.aligned
         np.testing.assert_array_equal(one.values, other.values)

@@ -1,9 +1,11 @@
-"""Keras' Ftrl and clip_by_norm as the judges of ours, over 100 steps.
+"""Keras' Ftrl, clip_by_norm, constraints, regularizers and weight decay judge ours, over 100 steps.
 
 Keras has no lazy Ftrl: its step takes every row. A gradient of 0 leaves a row of Ftrl as it is once
 its state is its weights' (the first step of a new row is what makes it so), so every row is in
 each gradient here.
 """
+
+from typing import Any
 
 import keras
 import numpy as np
@@ -84,3 +86,58 @@ def test_row_clipping_is_keras_clip_by_norm_of_each_row() -> None:
         keras.optimizers.SGD(1.0, clipnorm=2.5).apply([dense[row]], [theirs])
         expected = theirs.value.detach().numpy()
         np.testing.assert_allclose(ours.rows[row], expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "constraint", "regularizer", "decay"),
+    [
+        ({"non_neg": 1}, keras.constraints.NonNeg(), None, None),
+        ({"max_norm": 2}, keras.constraints.MaxNorm(2, axis=1), None, None),
+        ({"unit_norm": 1}, keras.constraints.UnitNorm(axis=1), None, None),
+        (
+            {"min_norm": 0, "max_norm": 1, "norm_rate": 1},
+            keras.constraints.MinMaxNorm(axis=1), None, None,
+        ),
+        (
+            {"min_norm": 2.5, "max_norm": 3.5, "norm_rate": 0.4},
+            keras.constraints.MinMaxNorm(2.5, 3.5, 0.4, axis=1), None, None,
+        ),
+        ({"regularizer_l1": 0.5}, None, keras.regularizers.L1(0.5), None),
+        ({"regularizer_l2": 0.5}, None, keras.regularizers.L2(0.5), None),
+        (
+            {"regularizer_l1": 0.2, "regularizer_l2": 0.3, "clip_value": 0.5},
+            None, keras.regularizers.L1L2(0.2, 0.3), None,
+        ),
+        ({"decoupled_weight_decay": 0.7}, None, None, 0.7),
+        (
+            {"regularizer_l2": 0.1, "decoupled_weight_decay": 0.2, "max_norm": 2},
+            keras.constraints.MaxNorm(2, axis=1), keras.regularizers.L2(0.1), 0.2,
+        ),
+    ],
+)  # fmt: skip
+@pytest.mark.parametrize("name", ["sgd", "adagrad"])
+def test_constraints_regularizers_and_decay_are_keras(
+    name: str, options: dict[str, float], constraint: Any, regularizer: Any, decay: float | None
+) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((ROW_COUNT, DIM)).astype(F32)
+    own = {"initial_accumulator": 0.1, "eps": 1e-7} if name == "adagrad" else {}
+    ours = Ours(rows, Optimizer.parse(name, {"lr": 0.05, **own, **options}))
+    theirs = keras.Variable(rows)
+    theirs.constraint = constraint
+    known = {"sgd": keras.optimizers.SGD, "adagrad": keras.optimizers.Adagrad}
+    optimizer = known[name](0.05, weight_decay=decay, clipvalue=options.get("clip_value"))
+    for step in range(STEPS):
+        ids, grads = draw(rng)
+        ours.step(ids, grads)
+        dense = torch.from_numpy(summed(ids, grads))
+        if regularizer is not None:
+            weights = theirs.value.detach().clone().requires_grad_()
+            regularizer(weights).backward()
+            assert weights.grad is not None
+            dense = dense + weights.grad
+        optimizer.apply([dense], [theirs])
+        if step % 10 == 9:
+            expected = theirs.value.detach().numpy()
+            np.testing.assert_allclose(ours.rows, expected, rtol=1e-3, atol=1e-4)
+    assert np.abs(ours.rows - rows).max() > 0.1

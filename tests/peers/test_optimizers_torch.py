@@ -111,6 +111,25 @@ def test_weight_decay_is_torchs_where_every_row_is_in_the_gradient(momentum: flo
     np.testing.assert_allclose(ours.rows, theirs.detach().numpy(), rtol=2e-4, atol=2e-5)
 
 
+def test_decoupled_decay_is_that_of_torchs_adamw_where_every_row_is_in_the_gradient() -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.standard_normal((ROW_COUNT, 16)).astype(F32)
+    # SparseAdam and AdamW scale eps differently, so that it is next to nothing here.
+    options = {"lr": 0.02, "eps": 1e-20, "decoupled_weight_decay": 0.5}
+    ours = Ours(rows, Optimizer.parse("adam", options))
+    theirs = torch.tensor(rows, requires_grad=True)
+    optimizer = torch.optim.AdamW([theirs], lr=0.02, eps=1e-20, weight_decay=0.5)
+    for _ in range(STEPS):
+        ids = np.concatenate([rng.integers(0, ROW_COUNT, 30), np.arange(ROW_COUNT)])
+        grads = rng.standard_normal((ids.size, 16)).astype(F32)
+        ours.step(ids, grads)
+        theirs.grad = torch.zeros_like(theirs).index_add_(
+            0, torch.from_numpy(ids), torch.from_numpy(grads)
+        )
+        optimizer.step()
+    np.testing.assert_allclose(ours.rows, theirs.detach().numpy(), rtol=2e-4, atol=2e-5)
+
+
 @pytest.mark.parametrize("dim", [1, 7, 64])
 @pytest.mark.parametrize("initial", [0.0, 0.5])
 def test_adagrad_is_torchs(initial: float, dim: int) -> None:

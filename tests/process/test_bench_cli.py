@@ -21,7 +21,7 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("bench") / "data"
     shape = ("--rows", str(ROWS), "--dim", str(DIM), "--data-dir", folder)
     invoke("create", "items", *shape, "--optimizer", "sgd")
-    invoke("create", "words", *shape)
+    invoke("create", "words", *shape, "--frozen")
     invoke("create", "none", "--rows", "0", "--dim", "3", "--data-dir", folder)
     return folder
 

@@ -15,6 +15,7 @@ from gatherd import Client
 from gatherd.errors import TooManyFiles
 from gatherd.store.catalog import read_catalog
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.live import LiveTables
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.engine.tables import ServedTables
@@ -169,7 +170,7 @@ def test_a_change_that_runs_out_of_descriptors_changes_nothing(tmp_path: Path) -
     outcomes = []
     for spare in range(8):
         name = f"t{spare}"
-        table = CreateTable(name, 8, 2, DType.FLOAT32, "zeros", 1, None)
+        table = CreateTable(name, 8, 2, DType.FLOAT32, Initializer.parse("zeros"), 1, None)
         before = read_catalog(data_dir)
         with own_data_dir(data_dir) as owned:
             try:

@@ -176,7 +176,7 @@ REFUSALS: dict[str, tuple[str, embedding_pb2.UpdateRequest, str, str]] = {
     ),
     "a read-only table says how to make it trainable": (
         "ScatterAdd", request(update("frozen")),
-        "TABLE_READ_ONLY", "`gatherd set-optimizer frozen sgd` makes it trainable",
+        "TABLE_READ_ONLY", "`gatherd set-optimizer frozen none` makes it take them",
     ),
     "another dim": (
         "ScatterAdd", request(update(values=np.ones((1, DIM + 1)))),

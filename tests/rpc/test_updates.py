@@ -10,6 +10,7 @@ import pytest
 
 from gatherd.errors import DiskFull, GatherdError, Overloaded, Unavailable, UpdatesStopped
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd_proto.v1 import (
     embedding_pb2,
     embedding_pb2_grpc,
@@ -225,7 +226,7 @@ SPEC = OptimizerSpec("sgd", {"lr": 0.1})
         (
             "CreateTable",
             table_pb2.CreateTableRequest(table="new", rows=5, dim=3, seed=1, optimizer=SGD),
-            CreateTable("new", 5, 3, DType.FLOAT32, "uniform", 1, SPEC),
+            CreateTable("new", 5, 3, DType.FLOAT32, Initializer.parse("uniform"), 1, SPEC),
         ),
         ("DeleteTable", table_pb2.DeleteTableRequest(table="items"), DeleteTable("items")),
         ("Publish", table_pb2.PublishRequest(table="items"), Publish("items")),

@@ -26,9 +26,10 @@ from gatherd.store.catalog import open_table, read_catalog
 from gatherd.store.checksums import encode_document
 from gatherd.store.control import ControlPage
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd_server.cli.exit_codes import ExitCode
 from gatherd_server.data_dir.owning import own_data_dir
-from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.loaders.initializers import initial_blocks
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.types import DeleteTable
@@ -216,36 +217,6 @@ def test_an_import_killed_at_any_step_is_whole_or_invisible_and_swept(tmp_path: 
     assert seen["whole"] >= 2
 
 
-@pytest.mark.parametrize("dtype", list(DType))
-@pytest.mark.parametrize("initializer", list(Initializer))
-def test_an_initializer_gives_the_same_table_for_the_same_seed(
-    initializer: Initializer, dtype: DType
-) -> None:
-    def drawn(seed: int) -> NDArray[Any]:
-        return np.concatenate(list(initial_blocks(initializer, 3000, 1000, dtype, seed)))
-
-    first = drawn(7)
-    assert first.shape == (3000, 1000)
-    np.testing.assert_array_equal(first, drawn(7))
-    if initializer is not Initializer.ZEROS:
-        assert (first != drawn(8)).any()
-
-
-def test_initializers_have_the_spread_they_promise() -> None:
-    def rows(initializer: Initializer) -> NDArray[np.float32]:
-        return np.concatenate(list(initial_blocks(initializer, 2000, 400, DType.FLOAT32, 1)))
-
-    assert not rows(Initializer.ZEROS).any()
-    uniform = rows(Initializer.UNIFORM)
-    assert -0.05 <= uniform.min() < -0.0499
-    assert 0.0499 < uniform.max() <= 0.05
-    assert abs(rows(Initializer.NORMAL).std() - 0.05) < 1e-3
-    limit = (6 / 2400) ** 0.5
-    glorot = rows(Initializer.GLOROT)
-    assert 0.999 * limit < glorot.max() <= limit
-    assert abs(glorot.mean()) < 1e-3
-
-
 def test_import_converts_and_create_draws_from_the_command_line(tmp_path: Path) -> None:
     np.save(tmp_path / "a.npy", ROWS)
     data_dir = tmp_path / "data"
@@ -256,7 +227,7 @@ def test_import_converts_and_create_draws_from_the_command_line(tmp_path: Path) 
     np.testing.assert_array_equal(
         half.lookup(np.arange(50)).vectors, ROWS.astype(np.float16).astype(np.float32)
     )
-    wanted = next(initial_blocks(Initializer.UNIFORM, 10, 4, DType.FLOAT32, 3))
+    wanted = next(initial_blocks(Initializer.parse("uniform"), 10, 4, DType.FLOAT32, 3))
     np.testing.assert_array_equal(
         open_table(data_dir, "new", 1).lookup(np.arange(10)).vectors, wanted
     )

@@ -36,17 +36,23 @@ def test_the_defaults_are_those_of_the_originals(name: str) -> None:
 @pytest.mark.parametrize("name", OptimizerName)
 @pytest.mark.parametrize("option", EVERY_OPTION)
 def test_an_option_is_kept_or_refused(name: OptimizerName, option: str) -> None:
-    value = -0.25 if option == "learning_rate_power" else 7.0 if option == "padding_id" else 0.25
+    value = {"learning_rate_power": -0.25, "padding_id": 7.0, "non_neg": 1.0, "unit_norm": 1.0}.get(
+        option, 0.25
+    )
+    beside = {"max_norm": 0.5} if option in ("min_norm", "norm_rate") else {}
     if option in option_names(name):
-        assert Optimizer.parse(name.value, {option: value}).options()[option] == value
+        assert Optimizer.parse(name.value, beside | {option: value}).options()[option] == value
     else:
-        message = f"{name.value} has no option '{option}'; it has lr, "
+        known = "lr, " if name.takes_gradients else "none"
+        message = f"{name.value} has no option '{option}'; it has {known}"
         with pytest.raises(InvalidArgument, match=message):
             Optimizer.parse(name.value, {option: value})
 
 
 def test_an_unknown_optimizer_is_refused_naming_those_there_are() -> None:
-    with pytest.raises(InvalidArgument, match="no optimizer 'lamb'; there are sgd, adagrad, "):
+    with pytest.raises(
+        InvalidArgument, match="no optimizer 'lamb'; there are none, sgd, adagrad, "
+    ):
         Optimizer.parse("lamb", {})
 
 
@@ -77,6 +83,14 @@ def test_an_unknown_optimizer_is_refused_naming_those_there_are() -> None:
         ("sgd", "clip_value", 0.0),
         ("sgd", "clip_row_norm", -1.0),
         ("sgd", "max_norm", 0.0),
+        ("sgd", "regularizer_l1", -1.0),
+        ("sgd", "regularizer_l2", -1.0),
+        ("sgd", "decoupled_weight_decay", -1.0),
+        ("sgd", "non_neg", 0.5),
+        ("sgd", "unit_norm", 2.0),
+        ("sgd", "min_norm", -1.0),
+        ("sgd", "norm_rate", 0.0),
+        ("sgd", "norm_rate", 1.5),
         ("sgd", "padding_id", -1.0),
         ("sgd", "padding_id", 1.5),
         ("sgd", "padding_id", float("nan")),
@@ -88,9 +102,32 @@ def test_a_value_out_of_bounds_is_refused(name: str, option: str, value: float) 
         Optimizer.parse(name, {option: value})
 
 
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"unit_norm": 1, "max_norm": 1}, "unit_norm and max_norm contradict"),
+        ({"unit_norm": 1, "min_norm": 1}, "unit_norm and min_norm contradict"),
+        ({"min_norm": 1}, "min_norm goes with max_norm, which is 1 in Keras' MinMaxNorm"),
+        ({"norm_rate": 0.5}, "norm_rate goes with max_norm"),
+        ({"min_norm": 2, "max_norm": 1}, "min_norm 2 is above its max_norm 1"),
+    ],
+)
+def test_constraints_that_do_not_go_together_are_refused(
+    options: dict[str, float], says: str
+) -> None:
+    with pytest.raises(InvalidArgument, match=f"sgd's {says}"):
+        Optimizer.parse("sgd", options)
+
+
+def test_zero_switches_regularizers_and_flags_off() -> None:
+    off = ("regularizer_l1", "regularizer_l2", "decoupled_weight_decay", "non_neg", "unit_norm")
+    assert Optimizer.parse("adam", dict.fromkeys(off, 0)) == Optimizer.parse("adam", {})
+
+
 @pytest.mark.parametrize("name", OptimizerName)
 def test_a_manifest_gives_the_optimizer_back(name: OptimizerName) -> None:
-    optimizer = Optimizer.parse(name.value, {"lr": 0.3, "clip_value": 2.0, "padding_id": 5})
+    options = {"lr": 0.3, "clip_value": 2.0, "padding_id": 5} if name.takes_gradients else {}
+    optimizer = Optimizer.parse(name.value, options)
     assert Optimizer.from_json(optimizer.to_json()) == optimizer
     assert Optimizer.from_spec(OptimizerSpec(name.value, optimizer.options())) == optimizer
 
@@ -139,6 +176,8 @@ def rows() -> list[str]:
     """The rows of the document's table of defaults."""
     lines = []
     for name in OptimizerName:
+        if not name.takes_gradients:
+            continue
         optimizer = Optimizer.parse(name.value, {})
         shown = ", ".join(f"`{option}` {value:g}" for option, value in optimizer.options().items())
         lines.append(f"| `{name.value}` | {shown} |")

@@ -60,9 +60,23 @@ def test_a_new_tables_padding_row_is_zeros(tmp_path: Path, init: str) -> None:
     np.testing.assert_array_equal(stored, expected)
 
 
-def test_a_table_without_an_optimizer_cannot_be_trained(tmp_path: Path) -> None:
+def test_a_table_is_trainable_unless_it_is_frozen(tmp_path: Path) -> None:
     invoke(*CREATE, "--data-dir", tmp_path)
-    assert not open_table(tmp_path, "t", 1).is_trainable
+    table = open_table(tmp_path, "t", 1)
+    assert (table.is_trainable, table.optimizer) == (True, None)
+    assert table.counters.size
+    invoke(*CREATE, "--frozen", "--data-dir", tmp_path / "frozen")
+    frozen = open_table(tmp_path / "frozen", "t", 1)
+    assert (frozen.is_trainable, frozen.optimizer) == (False, None)
+    assert not frozen.counters.size
+
+
+def test_a_frozen_table_with_an_optimizer_is_refused(tmp_path: Path) -> None:
+    asked = (*CREATE, "--frozen", "--optimizer", "sgd", "--data-dir", tmp_path / "data")
+    done = invoke(*asked, check=False)
+    assert done.returncode > 1
+    assert "a frozen table takes no updates, so sgd can't train it" in done.stderr
+    assert not (tmp_path / "data").exists()
 
 
 def test_a_rate_without_an_optimizer_is_refused_and_changes_nothing(tmp_path: Path) -> None:

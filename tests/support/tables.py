@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.types import CreateTable, OptimizerSpec
 
@@ -19,9 +20,10 @@ def drawn_table(
     optimizer: str | None = "sgd",
     options: Mapping[str, float] | None = None,
 ) -> CreateTable:
-    """The arguments of `gatherd create`; `optimizer` None makes a read-only table."""
+    """The arguments of `gatherd create`; `optimizer` None makes a frozen table."""
     spec = None if optimizer is None else OptimizerSpec(optimizer, dict(options or {}))
-    return CreateTable(name, rows, dim, DType(dtype), init, seed, spec)
+    drawn = Initializer.parse(init)
+    return CreateTable(name, rows, dim, DType(dtype), drawn, seed, spec, frozen=spec is None)
 
 
 def make_data_dir(path: Path, *tables: CreateTable) -> None:

@@ -83,18 +83,36 @@ class Oracle:
             g: NDArray[Any] = np.zeros(new.shape[1], F32)
             for gradient in grads[ids == row]:
                 g = g + gradient
+            # Keras adds l1 · Σ|w| + l2 · Σw² to the loss, so their gradients to the gradient.
+            if o.regularizer_l1 is not None:
+                g = g + F32(o.regularizer_l1) * np.sign(new[row])
+            if o.regularizer_l2 is not None:
+                g = g + F32(2 * o.regularizer_l2) * new[row]
             if o.clip_value is not None:
                 g = np.clip(g, F32(-o.clip_value), F32(o.clip_value))
             if o.clip_row_norm is not None:
                 norm = float(np.linalg.norm(g.astype(np.float64)))
                 if norm > o.clip_row_norm:
                     g = g * F32(o.clip_row_norm / norm)
-            new[row] = self._step(row, new[row], g, F32(lr if lr is not None else o.lr))
-            if o.max_norm is not None:
-                norm = float(np.linalg.norm(new[row].astype(np.float64)))
-                if norm > o.max_norm:
-                    new[row] *= F32(o.max_norm / (norm + 1e-7))
+            rate = F32(lr if lr is not None else o.lr)
+            if o.decoupled_weight_decay is not None:
+                new[row] -= rate * F32(o.decoupled_weight_decay) * new[row]
+            new[row] = self._constrained(self._step(row, new[row], g, rate))
         self._keep(ids, new)
+
+    def _constrained(self, w: Any) -> Any:
+        """Keras' NonNeg, MaxNorm, UnitNorm and MinMaxNorm of one row."""
+        o = self.optimizer
+        if o.non_neg:
+            w = np.maximum(w, 0)
+        norm = float(np.linalg.norm(w.astype(np.float64)))
+        if o.unit_norm:
+            return w * F32(1 / (norm + 1e-7))
+        if o.max_norm is not None:
+            low, rate = o.min_norm or 0.0, 1.0 if o.norm_rate is None else o.norm_rate
+            desired = rate * np.clip(norm, low, o.max_norm) + (1 - rate) * norm
+            return w * F32(desired / (norm + 1e-7))
+        return w
 
     def _keep(self, ids: NDArray[np.int64], new: NDArray[np.float32]) -> None:
         rounded = widened(stored(new, self.dtype), self.dtype)

@@ -2,7 +2,7 @@
 
 A line that begins with > is a command; what follows up to the next one is what it says:
 
-    > create NAME ROWS DIM DTYPE OPTIMIZER     a table of zeros; OPTIMIZER may be -
+    > create NAME ROWS DIM DTYPE OPTIMIZER     a table of zeros, frozen if OPTIMIZER is -
     > push OP TABLE IDS=VALUE [TABLE IDS=VALUE …] [id=KEY | sequence=N] [owner=NAME] [& OP …]
                                                one push, or several, with &, in one batch
     > publish | rollback | delete TABLE, > optimizer TABLE NAME, > checkpoint, > snapshot NAME
@@ -21,6 +21,7 @@ from durability.trainer import Quick, reproducible
 from gatherd.errors import GatherdError
 from gatherd.store.catalog import read_catalog
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.snapshots.snapshot import take_snapshot
@@ -87,7 +88,9 @@ class Runner:
             case "create", [name, rows, dim, dtype, optimizer]:
                 self._dims[name], self._dtypes[name] = int(dim), DType(dtype)
                 spec = None if optimizer == "-" else OptimizerSpec(optimizer, {"lr": 0.5})
-                made = CreateTable(name, int(rows), int(dim), DType(dtype), "zeros", 1, spec)
+                zeros = Initializer.parse("zeros")
+                shape = (int(rows), int(dim), DType(dtype))
+                made = CreateTable(name, *shape, zeros, 1, spec, frozen=spec is None)
                 yield self._change(made)
             case "publish", [name]:
                 yield self._change(Publish(name))

@@ -14,7 +14,7 @@ from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType
 from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.training.optimizer import Optimizer, OptimizerName
-from gatherd_server.types import UpdateOp
+from gatherd_server.types import VALUE_OPS, UpdateOp
 from writer.formulas import Oracle, stored, trained_rows, values_of
 
 F32 = np.float32
@@ -62,6 +62,18 @@ def gradient(ids: Sequence[int], values: Any, lr: float | None = None) -> Pushed
     return Pushed(UpdateOp.APPLY_GRADIENTS, np.array(ids, np.int64), np.array(values, F32), lr)
 
 
+# A row's norm has no constraint, or one of Keras'.
+NORMS: st.SearchStrategy[dict[str, float]] = st.one_of(
+    st.just({}),
+    st.fixed_dictionaries({"max_norm": st.floats(0.1, 4)}),
+    st.just({"unit_norm": 1.0}),
+    st.fixed_dictionaries(
+        {"max_norm": st.floats(0.5, 4)},
+        optional={"min_norm": st.floats(0, 0.5), "norm_rate": st.floats(0.1, 1)},
+    ),
+)
+
+
 @st.composite
 def optimizers(draw: st.DrawFn, row_count: int) -> Optimizer:
     """Any optimizer with any of its options."""
@@ -90,12 +102,15 @@ def optimizers(draw: st.DrawFn, row_count: int) -> Optimizer:
     shared: dict[str, st.SearchStrategy[float]] = {
         "clip_value": st.floats(0.05, 2),
         "clip_row_norm": st.floats(0.1, 4),
-        "max_norm": st.floats(0.1, 4),
+        "regularizer_l1": st.floats(0, 0.3),
+        "regularizer_l2": st.floats(0, 0.3),
+        "decoupled_weight_decay": st.floats(0, 0.3),
+        "non_neg": st.just(1.0),
         "padding_id": st.integers(0, row_count - 1),
     }
-    name = draw(st.sampled_from(OptimizerName))
+    name = draw(st.sampled_from([name for name in OptimizerName if name.takes_gradients]))
     options = draw(st.fixed_dictionaries({"lr": rate}, optional=possible[name] | shared))
-    return Optimizer.parse(name.value, options)
+    return Optimizer.parse(name.value, options | draw(NORMS))
 
 
 @dataclass(frozen=True)
@@ -115,7 +130,7 @@ def cases(draw: st.DrawFn) -> Case:
     optimizer = draw(optimizers(row_count))
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     pushes = []
-    for op in draw(st.lists(st.sampled_from(UpdateOp), min_size=1, max_size=4)):
+    for op in draw(st.lists(st.sampled_from(VALUE_OPS), min_size=1, max_size=4)):
         count = draw(st.integers(0, 20))
         lr = draw(st.none() | st.floats(1e-3, 0.5)) if op is UpdateOp.APPLY_GRADIENTS else None
         values = rng.standard_normal((count, dim)).astype(F32)
@@ -216,7 +231,7 @@ def test_a_padding_row_never_changes_and_its_values_are_ignored() -> None:
     optimizer = Optimizer.parse("adam", {"padding_id": 1})
     base = trained_rows(np.ones((3, 2), F32), DType.FLOAT32, optimizer)
     nan = np.array([[np.nan, 1], [1, 1]], F32)
-    for op in UpdateOp:
+    for op in VALUE_OPS:
         images = images_of(base, optimizer, [Pushed(op, np.array([1, 2]), nan)])
         assert images.rows.tolist() == [2]
 
@@ -272,14 +287,23 @@ def test_images_can_be_written_without_a_copy() -> None:
 
 
 @pytest.mark.parametrize("special", [np.nan, np.inf, -np.inf])
-@pytest.mark.parametrize("op", UpdateOp)
+@pytest.mark.parametrize("op", VALUE_OPS)
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("name", OptimizerName)
+@pytest.mark.parametrize("name", [name for name in OptimizerName if name.takes_gradients])
 def test_nan_and_infinity_are_refused_by_row(
     name: OptimizerName, dtype: DType, op: UpdateOp, special: float
 ) -> None:
-    for clipping in ({}, {"clip_value": 1.0}, {"clip_row_norm": 1.0}, {"max_norm": 1.0}):
-        optimizer = Optimizer.parse(name.value, clipping)
+    for hiding in (
+        {},
+        {"clip_value": 1.0},
+        {"clip_row_norm": 1.0},
+        {"max_norm": 1.0},
+        {"non_neg": 1},
+        {"unit_norm": 1},
+        {"max_norm": 1.0, "min_norm": 1.0},
+        {"regularizer_l1": 1.0, "clip_value": 1.0},
+    ):
+        optimizer = Optimizer.parse(name.value, hiding)
         base = trained_rows(np.ones((10, 20), F32), dtype, optimizer)
         values = np.ones((4, 20), F32)
         values[2, 17] = special
@@ -288,7 +312,7 @@ def test_nan_and_infinity_are_refused_by_row(
         assert error.value.metadata == {"rows": "7", "count": "1"}
 
 
-@pytest.mark.parametrize("op", UpdateOp)
+@pytest.mark.parametrize("op", VALUE_OPS)
 def test_five_rows_are_named_and_the_others_counted(op: UpdateOp) -> None:
     sgd = Optimizer.parse("sgd", {})
     base = trained_rows(np.ones((10, 2), F32), DType.FLOAT32, sgd)
@@ -304,7 +328,7 @@ def test_five_rows_are_named_and_the_others_counted(op: UpdateOp) -> None:
         (DType.BFLOAT16, 3.3961e38, 3.3962e38),
     ],
 )
-@pytest.mark.parametrize("op", UpdateOp)
+@pytest.mark.parametrize("op", VALUE_OPS)
 def test_what_a_half_cannot_hold_is_refused(
     op: UpdateOp, dtype: DType, largest: float, too_large: float
 ) -> None:
@@ -330,6 +354,61 @@ def test_a_large_gradient_is_clipped_before_it_overflows() -> None:
     base = trained_rows(np.zeros((1, 4), F32), DType.FLOAT32, optimizer)
     images = images_of(base, optimizer, [gradient([0], np.full((1, 4), 1e30))])
     np.testing.assert_allclose(images.slots["sum"], np.ones((1, 4)), rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"regularizer_l1": 0.5},
+        {"regularizer_l2": 0.5},
+        {"decoupled_weight_decay": 0.5},
+        {"non_neg": 1},
+        {"unit_norm": 1},
+        {"max_norm": 5, "min_norm": 4},
+    ],
+)
+def test_only_gradients_and_only_their_rows_are_regularized_and_constrained(
+    options: dict[str, float],
+) -> None:
+    rows = np.array([[3, -4, 0], [0.5, -0.5, 0], [-1, -1, -1]], F32)
+    sgd = Optimizer.parse("sgd", {"lr": 0.5, **options})
+    base = trained_rows(rows, DType.FLOAT32, sgd)
+    nothing = np.zeros((1, 3), F32)
+    images = images_of(base, sgd, [gradient([1], nothing)])
+    assert images.rows.tolist() == [1]
+    assert (values_of(images.weights, DType.FLOAT32) != rows[1]).any()
+    for op, kept in ((UpdateOp.SCATTER_ADD, rows[1:2]), (UpdateOp.ASSIGN, nothing)):
+        images = images_of(base, sgd, [Pushed(op, np.array([1]), nothing)])
+        np.testing.assert_array_equal(values_of(images.weights, DType.FLOAT32), kept)
+
+
+def test_the_loss_of_the_regularizers_falls_as_its_derivative_says() -> None:
+    """One small step of sgd with a gradient of 0 lowers l1 · Σ|w| + l2 · Σw² by lr · ‖∇‖²."""
+    rng = np.random.default_rng(2)
+    rows, lr, l1, l2 = rng.standard_normal((50, 16)).astype(F32), 1e-3, 0.3, 0.2
+    given_options = {"lr": lr, "regularizer_l1": l1, "regularizer_l2": l2}
+    sgd = Optimizer.parse("sgd", given_options)
+    base = trained_rows(rows, DType.FLOAT32, sgd)
+    store(base, images_of(base, sgd, [gradient(range(50), np.zeros((50, 16)))]))
+    after = values_of(base.weights, DType.FLOAT32).astype(np.float64)
+
+    def loss(w: NDArray[Any]) -> Any:
+        return (l1 * np.abs(w) + l2 * w**2).sum(axis=1)
+
+    wide = rows.astype(np.float64)
+    expected = lr * ((l1 * np.sign(wide) + 2 * l2 * wide) ** 2).sum(axis=1)
+    np.testing.assert_allclose(loss(wide) - loss(after), expected, rtol=0.01)
+
+
+def test_a_row_that_a_constraint_makes_too_long_is_refused() -> None:
+    options = {"lr": 0, "max_norm": 2e5, "min_norm": 1e5}
+    sgd = Optimizer.parse("sgd", options)
+    base = trained_rows(np.array([[1, 0], [0, 0]], F32), DType.FLOAT16, sgd)
+    with pytest.raises(NonfiniteValues, match="row 0"):
+        images_of(base, sgd, [gradient([0], np.zeros((1, 2)))])
+    # A row of zeros has no direction to grow in.
+    images = images_of(base, sgd, [gradient([1], np.zeros((1, 2)))])
+    assert not images.weights.any()
 
 
 def test_a_row_that_was_not_finite_is_mended_by_assign_alone() -> None:

@@ -276,6 +276,45 @@ def test_a_session_that_is_not_known_can_not_begin_above_its_window() -> None:
         made.find(SessionSequence(b"n" * 16, SEQUENCES_MAX + 1), A)
 
 
+def test_a_retry_gets_the_counts_of_rows_too() -> None:
+    """Of pushes of some tables and of many, beside others without any, and after a restart."""
+    made, session, wide = Window(), b"s" * 16, tuple(range(20))
+    results = [
+        PushResult(1, (1,)),
+        PushResult(2, (1,), (3,), (), (1,)),
+        PushResult(3, wide, (), (*wide[:-1], 1 << 31)),
+        PushResult(4, (1, 2), (0, 5), (7, 0)),
+        PushResult(5, (1,)),
+    ]
+    ids: list[list[RequestId]] = [
+        [OwnedKey(str(number), "any"), SessionSequence(session, number + 1)]
+        for number in range(len(results))
+    ]
+    for pair, result in zip(ids, results, strict=True):
+        for one in pair:
+            made.add(one, A, result)
+    made.add(SessionSequence(b"p" * 16, 1), A, FIRST)
+    made.add(SessionSequence(b"q" * 16, 1), A, results[3])
+    # The slot of sequence 2, whose push created rows.
+    late = SessionSequence(session, SEQUENCES_MAX + 2)
+    for done in (made, kept(made), kept(kept(made))):
+        for pair, result in zip(ids, results, strict=True):
+            assert [done.find(one, A) for one in pair] == [result, result]
+        assert done.find(SessionSequence(b"p" * 16, 1), A) == FIRST
+        assert done.find(SessionSequence(b"q" * 16, 1), A) == results[3]
+        done.add(late, A, FIRST)
+        assert done.find(late, A) == FIRST
+
+
+def test_a_window_without_counts_of_rows_is_written_as_before_there_were_any() -> None:
+    made = Window()
+    made.add(SESSION, A, FIRST)
+    made.add("step", A, SECOND)
+    directory, arrays = made.to_record()
+    assert [len(key) for key in directory["keys"]] == [4]
+    assert (len(arrays), "widths" in directory) == (1, False)
+
+
 def pushed(table: str = "items", ids: Any = (1, 2), **fields: Any) -> Push:
     asked = ids if isinstance(ids, ByKey) else np.array(ids)
     values = fields.pop("values", np.ones((2, 2), np.float32))
@@ -293,6 +332,7 @@ OTHERS: dict[str, Callable[[], Push]] = {
     "shape": lambda: pushed(ids=[[1, 2]], values=np.ones((1, 2, 2), np.float32)),
     "rate": lambda: pushed(lr=0.5),
     "version": lambda: pushed(if_version=3),
+    "create": lambda: pushed(creates=True),
 }
 
 

@@ -12,7 +12,13 @@ from numpy.typing import NDArray
 from gatherd._calls.described import Described, Tables, like, mean_query, named_scores, terms
 from gatherd._calls.keys import KeyCalls
 from gatherd._calls.lookups import LookupCalls
-from gatherd._calls.options import BagsOptions, LookupOptions, PushOptions, StepOptions
+from gatherd._calls.options import (
+    BagsOptions,
+    LookupOptions,
+    PushOptions,
+    StepOptions,
+    UpsertOptions,
+)
 from gatherd._calls.short import short
 from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
@@ -275,6 +281,18 @@ class TableHandle(Described):
     def assign(self, *args: Any, **options: Any) -> UpdateResult:
         """As `Client.assign` to this table."""
         return self._client.assign(self.name, *args, **options)
+
+    @like(UpdateCalls.upsert)
+    @short
+    def upsert(self, keys: Keys, rows: Values, **options: Unpack[UpsertOptions]) -> UpdateResult:
+        """As `Client.upsert` to this table."""
+        return self._client.upsert(self.name, keys, rows, **options)
+
+    @like(UpdateCalls.delete_rows)
+    @short
+    def delete_rows(self, keys: Keys, **options: Unpack[UpsertOptions]) -> UpdateResult:
+        """As `Client.delete_rows` of this table."""
+        return self._client.delete_rows(self.name, keys, **options)
 
     # The blocking handle's alone: what Python's operators ask for can't be awaited.
 

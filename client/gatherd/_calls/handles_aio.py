@@ -13,7 +13,13 @@ from numpy.typing import NDArray
 from gatherd._calls.described import Described, Tables, like, mean_query, named_scores, terms
 from gatherd._calls.keys_aio import AsyncKeyCalls
 from gatherd._calls.lookups_aio import AsyncLookupCalls
-from gatherd._calls.options import BagsOptions, LookupOptions, PushOptions, StepOptions
+from gatherd._calls.options import (
+    BagsOptions,
+    LookupOptions,
+    PushOptions,
+    StepOptions,
+    UpsertOptions,
+)
 from gatherd._calls.short import short
 from gatherd._calls.tables_aio import AsyncTableCalls
 from gatherd._calls.updates_aio import AsyncUpdateCalls
@@ -280,3 +286,17 @@ class AsyncTableHandle(Described):
     async def assign(self, *args: Any, **options: Any) -> UpdateResult:
         """As `Client.assign` to this table."""
         return await self._client.assign(self.name, *args, **options)
+
+    @like(AsyncUpdateCalls.upsert)
+    @short
+    async def upsert(
+        self, keys: Keys, rows: Values, **options: Unpack[UpsertOptions]
+    ) -> UpdateResult:
+        """As `Client.upsert` to this table."""
+        return await self._client.upsert(self.name, keys, rows, **options)
+
+    @like(AsyncUpdateCalls.delete_rows)
+    @short
+    async def delete_rows(self, keys: Keys, **options: Unpack[UpsertOptions]) -> UpdateResult:
+        """As `Client.delete_rows` of this table."""
+        return await self._client.delete_rows(self.name, keys, **options)

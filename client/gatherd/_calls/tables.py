@@ -4,20 +4,24 @@ Client and AsyncClient inherit them.
 """
 
 from abc import ABC, abstractmethod
+from datetime import timedelta
 
 from gatherd._calls.short import short
 from gatherd._plans.answering import Answering
 from gatherd._plans.effects import Plan, T
 from gatherd._plans.pushes import Pushes
-from gatherd._requests.names import Init, StoredDType
+from gatherd._requests.names import StoredDType
 from gatherd._requests.tables import (
     ChangeResult,
+    InitGiven,
     OptimizerGiven,
     ServerInfo,
     SnapshotInfo,
     SnapshotResult,
+    check_open,
 )
 from gatherd._wire import changes
+from gatherd.store.open_spec import KeyKindName, OnFullName, OnMissingName
 
 
 class TableCalls(ABC):
@@ -38,28 +42,67 @@ class TableCalls(ABC):
     def create_table(
         self,
         name: str,
-        rows: int,
-        dim: int,
+        rows: int | None = None,
+        dim: int | None = None,
         *,
+        keys: KeyKindName | None = None,
+        rows_max: int | None = None,
+        on_missing: OnMissingName = "error",
+        admit_after: int = 1,
+        on_full: OnFullName = "error",
+        ttl: float | timedelta | None = None,
+        touch_on_lookup: bool = False,
         dtype: StoredDType = "float32",
-        init: Init = "uniform",
+        init: InitGiven = "uniform",
         seed: int | None = None,
         optimizer: OptimizerGiven | None = None,
+        frozen: bool = False,
         timeout: float | None = None,
     ) -> ChangeResult:
-        """Make a table of `rows` drawn rows of `dim` elements. AlreadyExists when there is one.
+        """Make a table of drawn rows of `dim` elements, or an open one. AlreadyExists.
 
+        rows: how many rows it has, for good.
+        keys: "int64", "uint64" or "string" instead of `rows`: an open table, which has no rows yet
+        and grows. Its rows are asked for by such keys.
+        rows_max: of an open table, the most rows that it can have; 100,000,000 by default.
+        on_missing: "create" has every push create rows for keys that have none.
+        admit_after: a key gets its row when it was pushed so often, up to 255 times. The pushes
+        before are counted; the result's `not_admitted` tells of them.
+        on_full: what a push does that needs a row when there are `rows_max`: "error" refuses it,
+        "evict-lru" removes the rows that were pushed least recently, "evict-lfu" least often.
+        ttl: seconds, or a timedelta, after which a row is removed that wasn't pushed meanwhile.
+        touch_on_lookup: lookups count as pushes do, for `ttl` and "evict-lru"; they are sampled.
         dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64".
-        init: "zeros", "uniform", "normal" or "glorot"; the same `seed`, the same rows.
-        optimizer: applies the table's updates: a name such as "sgd", or {"name": "adam",
-        "lr": 0.001}. Without one the table is read-only.
+        init: how the rows are drawn, as Keras' initializers do: a name such as "glorot_uniform", or
+        {"name": "normal", "stddev": 0.1}; the same `seed`, the same rows. In an open table each key
+        has one such vector: lookups with missing="init" give it, and the key's row begins with it.
+        optimizer: applies gradients: a name such as "sgd", or {"name": "adam", "lr": 0.001}.
+        Without one the table takes `scatter_add` and `assign`, but no gradients.
+        frozen: makes a table that takes no updates; one of float64 never takes any. An open one
+        is never frozen.
 
         This and the other changes of tables are durable, and seen by every reader, when they
         return. A change isn't sent again once it may have been made: when an error's metadata has
         "outcome": "unknown", it may have been made or not.
         """
+        grows = {
+            "rows_max": rows_max,
+            "on_missing": on_missing,
+            "admit_after": admit_after,
+            "on_full": on_full,
+            "ttl": ttl,
+            "touch_on_lookup": touch_on_lookup,
+        }
         request = changes.create_table(
-            name, rows, dim, dtype=dtype, init=init, seed=seed, optimizer=optimizer
+            name,
+            rows,
+            dim,
+            dtype=dtype,
+            init=init,
+            seed=seed,
+            optimizer=optimizer,
+            frozen=frozen,
+            opened=check_open(rows, dim, keys, grows),
         )
         return self._run(self._pushes.change(request, timeout))
 

@@ -32,7 +32,8 @@ class ForeseenPush:
     def body(self, request_id: bytes) -> Body:
         """The request's body, with the id as its bytes are."""
         asked: Any = self.spec.asked
-        return self.framing.body(request_id, asked, self.spec.values)
+        values: Any = self.spec.values
+        return self.framing.body(request_id, asked, values)
 
 
 class ForeseenPushes:
@@ -60,7 +61,9 @@ class ForeseenPushes:
     ) -> None:
         """Take from a push that can be sent what the next of its kind will be like."""
         kind = _kind_of(table, ids, values, lr, if_version)
-        if kind is None or isinstance(spec.asked, ByKey) or not spec.values.size:
+        if kind is None or isinstance(spec.asked, ByKey):
+            return
+        if spec.values is None or not spec.values.size:
             return
         if not (_is_same(spec.asked, ids) and _is_same(spec.values, values)):
             return

@@ -17,13 +17,20 @@ from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.foreseen_pushes import ForeseenPush, ForeseenPushes
 from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import Tried, Tries
-from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+    check_flag,
+)
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
     UpdateResult,
     UpdateSpec,
     check_idempotency_key,
+    prepare_deletes,
     prepare_update,
     prepare_updates,
 )
@@ -85,6 +92,7 @@ class Pushes:
         values: ArrayLike | None,
         *,
         lr: float | None = None,
+        create: bool = False,
         if_version: int | None,
         idempotency_key: str | None,
         timeout: float | None,
@@ -92,10 +100,12 @@ class Pushes:
         """The plan of Client.scatter_add, apply_gradients and assign."""
         deadline = self._tries.deadline(timeout)
         given = table, ids, values, lr, if_version
-        foreseen = None if keys is not None else self._foreseen.find(*given)
+        foreseen = None if keys is not None or create else self._foreseen.find(*given)
         if foreseen is not None:
             return (yield from self._push(op, [foreseen.spec], idempotency_key, deadline, foreseen))
-        spec = prepare_update(op, table, ids, keys, values, lr=lr, if_version=if_version)
+        spec = prepare_update(
+            op, table, ids, keys, values, lr=lr, if_version=if_version, create=create
+        )
         if keys is None:
             self._foreseen.learn(spec, *given)
         return (yield from self._push(op, [spec], idempotency_key, deadline))
@@ -107,6 +117,7 @@ class Pushes:
         keys: Mapping[str, RowsGiven] | None,
         *,
         lr: float | Mapping[str, float] | None = None,
+        create: bool | Mapping[str, bool] = False,
         if_version: Mapping[str, int] | None,
         idempotency_key: str | None,
         timeout: float | None,
@@ -118,8 +129,27 @@ class Pushes:
         versions = extras(call, "if_version", if_version, (by_id, by_key))
         if isinstance(lr, Mapping):
             lr = extras(call, "lr", lr, (by_id, by_key))
-        specs = prepare_updates(op, by_id, by_key, lr=lr, if_version=versions)
+        if isinstance(create, Mapping):
+            create = extras(call, "create", create, (by_id, by_key))
+        else:
+            create = check_flag("create", create)
+        specs = prepare_updates(op, by_id, by_key, lr=lr, if_version=versions, create=create)
         return (yield from self._push(op, specs, idempotency_key, deadline))
+
+    def delete_rows(
+        self,
+        keys: Mapping[str, ArrayLike],
+        *,
+        if_version: Mapping[str, int] | None,
+        idempotency_key: str | None,
+        timeout: float | None,
+    ) -> Plan[UpdateResult]:
+        """The plan of Client.delete_rows and delete_rows_many."""
+        deadline = self._tries.deadline(timeout)
+        _, by_key = mappings("delete_rows_many", None, keys)
+        versions = extras("delete_rows_many", "if_version", if_version, (by_key,))
+        specs = prepare_deletes(by_key, versions)
+        return (yield from self._push(UpdateOp.DELETE_ROWS, specs, idempotency_key, deadline))
 
     def change(self, request: ChangeRequest, timeout: float | None) -> Plan[ChangeResult]:
         """The plan of Client.create_table, delete_table, publish, rollback and set_optimizer."""

@@ -38,8 +38,10 @@ class TableInfo(Shown):
     `key_kind` is "bytes" (strings), "int64", "uint64", or empty for a table without keys.
     `rows_bytes` and `keys_bytes` are what the rows and the key index take, on disk and mapped;
     `resident_bytes` is how much of the rows is in memory now. `versions` are those that can be
-    looked up, ascending. `optimizer` has the name under "name" and the options, such as "lr"; None
-    for a table that takes no updates. `lsn` is the last update that every lookup sees.
+    looked up, ascending. `trainable` says whether it takes updates. `optimizer` has the name under
+    "name" and the options, such as "lr"; None for a table that takes no gradients. `lsn` is the
+    last update that every lookup sees. `open` is None, or for an open table how its rows come and
+    go, by the names of `create_table`; `rows` is how many there are now.
     """
 
     name: str
@@ -56,6 +58,7 @@ class TableInfo(Shown):
     versions: tuple[int, ...] = ()
     optimizer: dict[str, Any] | None = None
     lsn: int = 0
+    open: dict[str, Any] | None = None
 
     def __hash__(self) -> int:
         return hash(self.name)

@@ -31,12 +31,17 @@ Vectors = TypeAliasType("Vectors", NDArray[Any])
 Status = TypeAliasType("Status", NDArray[np.uint8])
 """A NumPy array of the shape of the ids: 0 found, 1 missing."""
 
-MissingRow: TypeAlias = Literal["error", "zero", "default"]
-MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip"]
+MissingRow: TypeAlias = Literal["error", "zero", "default", "init"]
+MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip", "init"]
 Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
 MetricName: TypeAlias = Literal["cosine", "dot", "l2"]
-Init: TypeAlias = Literal["zeros", "uniform", "normal", "glorot"]
-OptimizerName: TypeAlias = Literal["sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
+Init: TypeAlias = Literal[
+    "zeros", "ones", "constant", "uniform", "normal", "truncated_normal",
+    "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal",
+    "variance_scaling", "orthogonal", "identity",
+    "glorot", "random_uniform", "random_normal",
+]  # fmt: skip
+OptimizerName: TypeAlias = Literal["none", "sgd", "adagrad", "rowwise-adagrad", "adam", "ftrl"]
 
 
 class HasDType(Protocol):

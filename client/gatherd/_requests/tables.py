@@ -3,22 +3,27 @@
 The server decides which optimizers, options and initializers exist.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, TypeAlias
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
 
-from gatherd._requests.names import OptimizerName
+from gatherd._requests.names import Init, OptimizerName
 from gatherd._shown import Shown
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
+from gatherd.store.open_spec import TTL_SECONDS_MAX
 
 OptimizerGiven: TypeAlias = OptimizerName | Mapping[str, str | float]
 """A name, or {"name": …} with options, as TableInfo has it."""
+
+InitGiven: TypeAlias = Init | Mapping[str, str | float]
+"""A name, or {"name": …} with parameters."""
 
 _UINT64_MAX: Final = 2**64 - 1
 
@@ -98,6 +103,102 @@ def check_optimizer(
     return name, checked
 
 
+def check_initializer(given: InitGiven) -> tuple[str, dict[str, float], dict[str, str]]:
+    """The name, the numbers and the words of the initializer; InvalidArgument if it isn't one."""
+    parts: dict[str, object] = {"name": given} if isinstance(given, str) else {}
+    if isinstance(given, Mapping):
+        parts.update(given)
+    name = parts.pop("name", None)
+    if not isinstance(name, str):
+        raise InvalidArgument(
+            f'init={given!r} names none: it is a name, or {{"name": "normal", "stddev": 0.1}}'
+        )
+    numbers, words = {}, {}
+    for parameter, value in parts.items():
+        checked = check_text("parameter", parameter)
+        if isinstance(value, str):
+            words[checked] = check_text(parameter, value)
+        elif isinstance(value, int | float | np.number) and not isinstance(value, bool | np.bool_):
+            numbers[checked] = float(value)
+        else:
+            raise InvalidArgument(f"init's {parameter} is a number or a str, not {value!r}")
+    return check_text("init", name), numbers, words
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGiven:
+    """How an open table's rows come and go; `ttl_seconds` None for never, `rows_max` for as usual.
+
+    The server decides what is possible.
+    """
+
+    keys: str
+    rows_max: int | None
+    on_missing: str
+    admit_after: int
+    on_full: str
+    ttl_seconds: int | None
+    touch_on_lookup: bool
+
+
+_CLOSED: Final[dict[str, object]] = {
+    "rows_max": None,
+    "on_missing": "error",
+    "admit_after": 1,
+    "on_full": "error",
+    "ttl": None,
+    "touch_on_lookup": False,
+}
+
+
+def check_open(
+    rows: object, dim: object, keys: object, given: Mapping[str, Any]
+) -> OpenGiven | None:
+    """The options of an open table, which has `keys`; None for a closed one, which has `rows`."""
+    if dim is None:
+        raise InvalidArgument("dim is needed: how many elements a row has")
+    if keys is None:
+        named = [name for name, value in given.items() if value != _CLOSED[name]]
+        if named:
+            raise InvalidArgument(
+                f"{named[0]} is for an open table, whose rows come and go: give the kind of its "
+                'keys too, keys="int64", "uint64" or "string"'
+            )
+        if rows is None:
+            raise InvalidArgument(
+                "rows or keys is needed: how many rows the table has, or, for an open table, the "
+                'kind of its keys, "int64", "uint64" or "string"'
+            )
+        return None
+    if rows is not None:
+        raise InvalidArgument(
+            f"rows={rows!r} and keys={keys!r}: an open table, which has keys, begins without rows; "
+            "rows_max is the most that it can have"
+        )
+    rows_max = given["rows_max"]
+    return OpenGiven(
+        check_text("keys", keys),
+        None if rows_max is None else check_count("rows_max", rows_max),
+        check_text("on_missing", given["on_missing"]),
+        check_count("admit_after", given["admit_after"]),
+        check_text("on_full", given["on_full"]),
+        check_ttl(given["ttl"]),
+        check_flag("touch_on_lookup", given["touch_on_lookup"]),
+    )
+
+
+def check_ttl(given: object) -> int | None:
+    """A TTL in whole seconds, at least one. InvalidArgument for anything else."""
+    if given is None:
+        return None
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    if isinstance(seconds, bool | np.bool_) or not isinstance(seconds, int | float | np.number):
+        raise InvalidArgument(f"ttl is a number of seconds or a timedelta, not {given!r}")
+    if not 1 <= seconds <= TTL_SECONDS_MAX:
+        raise InvalidArgument(f"ttl is {given}; it must be 1 second to {TTL_SECONDS_MAX}")
+    return math.floor(seconds)
+
+
 def check_count(name: str, value: object) -> int:
     """`value` if it can be a count, else InvalidArgument, which calls it `name`."""
     if isinstance(value, bool | np.bool_) or not isinstance(value, int | np.integer):
@@ -105,6 +206,13 @@ def check_count(name: str, value: object) -> int:
     if not 0 <= value <= _UINT64_MAX:
         raise InvalidArgument(f"{name}={value} isn't possible")
     return int(value)
+
+
+def check_flag(name: str, value: object) -> bool:
+    """`value` if it is True or False, else InvalidArgument, which calls it `name`."""
+    if not isinstance(value, bool | np.bool_):
+        raise InvalidArgument(f"{name} is True or False, not {value!r}")
+    return bool(value)
 
 
 def check_text(name: str, value: object) -> str:

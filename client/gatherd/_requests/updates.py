@@ -5,8 +5,9 @@ float32 otherwise. Left out on purpose: splitting an update, because half of one
 checking whether an id is the table's padding, which only the server knows.
 """
 
+from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, TypeAlias
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.names import Ids, Values
+from gatherd._requests.tables import check_flag
 from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
@@ -23,7 +25,7 @@ from gatherd.store.ids import as_id_array
 from gatherd.store.keys import as_keys
 from gatherd.store.limits import KEY_CHARS_MAX
 from gatherd.store.query import Asked, ByKey
-from gatherd_proto.procedures import APPLY_GRADIENTS, ASSIGN, SCATTER_ADD
+from gatherd_proto.procedures import APPLY_GRADIENTS, ASSIGN, DELETE_ROWS, SCATTER_ADD
 
 RowsGiven: TypeAlias = tuple[Ids, Values]
 """(ids or keys, values) of one table."""
@@ -36,11 +38,17 @@ _EXPONENTS = {DType.FLOAT16: 0x7C00, DType.BFLOAT16: 0x7F80}
 class UpdateResult(Shown):
     """An update that is durable and that every lookup sees.
 
-    `lsn` is its position in the log; `versions` has, by table, the version that was changed.
+    `lsn` is its position in the log; `versions` has, by table, the version that was changed. By
+    table, and only for those where it isn't 0: `created` has the rows of an open table that the
+    update created, `removed` those that it deleted, or evicted to make room, and `not_admitted` the
+    keys, each once, that weren't pushed often enough to get a row. (A Counter has 0 for the rest.)
     """
 
     lsn: int
     versions: dict[str, int]
+    created: Counter[str] = field(default_factory=Counter)
+    removed: Counter[str] = field(default_factory=Counter)
+    not_admitted: Counter[str] = field(default_factory=Counter)
 
 
 class UpdateOp(Enum):
@@ -49,6 +57,7 @@ class UpdateOp(Enum):
     SCATTER_ADD = "scatter_add"
     APPLY_GRADIENTS = "apply_gradients"
     ASSIGN = "assign"
+    DELETE_ROWS = "delete_rows"
 
     @property
     def method(self) -> str:
@@ -65,12 +74,13 @@ _METHODS = {
     UpdateOp.SCATTER_ADD: (SCATTER_ADD.path, "deltas"),
     UpdateOp.APPLY_GRADIENTS: (APPLY_GRADIENTS.path, "grads"),
     UpdateOp.ASSIGN: (ASSIGN.path, "rows"),
+    UpdateOp.DELETE_ROWS: (DELETE_ROWS.path, "values"),
 }
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class UpdateSpec:
-    """One table's part of an update: `asked` of shape S, `values` of S + (dim,).
+    """One table's part of an update: `asked` of shape S, `values` of S + (dim,), or None.
 
     `values` are C-contiguous, in the storage dtype of `dtype`: bfloat16 as bits. Values given in
     that form are the caller's own array.
@@ -79,10 +89,11 @@ class UpdateSpec:
     table: str
     table_bytes: bytes
     asked: Asked
-    values: NDArray[Any]
+    values: NDArray[Any] | None
     dtype: DType
     lr: float | None
     if_version: int
+    creates: bool = False
 
 
 def prepare_update(
@@ -94,12 +105,19 @@ def prepare_update(
     *,
     lr: object = None,
     if_version: object = None,
+    create: object = False,
 ) -> UpdateSpec:
     """Check one table's part. InvalidArgument if it can't be sent, NonfiniteValues."""
     name, table_bytes = check_table(table)
     if (ids is None) == (keys is None):
         given = "neither ids nor keys" if ids is None else "both ids and keys"
         raise InvalidArgument(f"table {name!r}: {given} were given; an update takes one of them")
+    creates = check_flag("create", create)
+    if creates and keys is None:
+        raise InvalidArgument(
+            f"table {name!r}: create=True makes rows for keys, and ids were given; an open table's "
+            "rows are asked for by key"
+        )
     if values is None:
         raise InvalidArgument(f"table {name!r}: no {op.what} were given")
     asked: Asked = as_id_array(ids) if keys is None else ByKey(as_keys(keys))
@@ -113,7 +131,22 @@ def prepare_update(
         )
     _check_finite(name, op.what, array, dtype, values)
     version = check_version("if_version", if_version)
-    return UpdateSpec(name, table_bytes, asked, array, dtype, _check_lr(lr), version)
+    return UpdateSpec(name, table_bytes, asked, array, dtype, _check_lr(lr), version, creates)
+
+
+def prepare_deletes(given: Mapping[str, Any], if_version: Mapping[str, Any]) -> list[UpdateSpec]:
+    """Check the keys, by table, of rows to delete. InvalidArgument if they can't be sent."""
+    specs = []
+    for table, keys in given.items():
+        name, table_bytes = check_table(table)
+        if keys is None:
+            raise InvalidArgument(f"table {name!r}: no keys were given; rows are deleted by key")
+        version = check_version("if_version", if_version.get(table))
+        asked = ByKey(as_keys(keys))
+        specs.append(UpdateSpec(name, table_bytes, asked, None, DType.FLOAT32, None, version))
+    if not specs:
+        raise InvalidArgument("delete_rows_many was given no table")
+    return specs
 
 
 def prepare_updates(
@@ -123,12 +156,19 @@ def prepare_updates(
     *,
     lr: Mapping[str, Any] | float | None,
     if_version: Mapping[str, Any],
+    create: Mapping[str, Any] | bool = False,
 ) -> list[UpdateSpec]:
-    """Check an update of many tables; InvalidArgument also if there is none."""
+    """Check an update of many tables; InvalidArgument also if there is none.
+
+    `create` True is for the tables that are given by key.
+    """
     specs = []
     for given, keyed in ((by_id, False), (by_key, True)):
         for table, pair in given.items():
             rows, values = _split(op, table, pair)
+            creates = create and keyed
+            if isinstance(create, Mapping):
+                creates = create.get(table, False)
             spec = prepare_update(
                 op,
                 table,
@@ -137,6 +177,7 @@ def prepare_updates(
                 values,
                 lr=lr.get(table) if isinstance(lr, Mapping) else lr,
                 if_version=if_version.get(table),
+                create=creates,
             )
             specs.append(spec)
     if not specs:

@@ -7,8 +7,12 @@ from numpy.typing import DTypeLike
 
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.tables import (
+    InitGiven,
+    OpenGiven,
     OptimizerGiven,
     check_count,
+    check_flag,
+    check_initializer,
     check_optimizer,
     check_stored_dtype,
     check_text,
@@ -37,24 +41,31 @@ class ChangeRequest:
 
 def create_table(
     name: str,
-    rows: int,
-    dim: int,
+    rows: int | None,
+    dim: int | None,
     *,
     dtype: DTypeLike,
-    init: str,
+    init: InitGiven,
     seed: int | None,
     optimizer: OptimizerGiven | None,
+    frozen: bool,
+    opened: OpenGiven | None,
 ) -> ChangeRequest:
     """The request of Client.create_table."""
     table, _ = check_table(name)
+    initializer, numbers, words = check_initializer(init)
     request = table_pb2.CreateTableRequest(
         table=table,
-        rows=check_count("rows", rows),
+        rows=0 if opened is not None else check_count("rows", rows),
         dim=check_count("dim", dim),
         dtype=DTYPE_CODES[check_stored_dtype(dtype)],
-        init=check_text("init", init),
+        init=initializer,
+        init_parameters=numbers,
+        init_words=words,
         seed=None if seed is None else check_count("seed", seed),
         optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+        frozen=check_flag("frozen", frozen),
+        open=None if opened is None else _encode_open(opened),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
@@ -136,6 +147,20 @@ def encode_delete_snapshot(name: str) -> bytes:
 def encode_snapshot(name: str) -> bytes:
     """A SnapshotRequest."""
     return table_pb2.SnapshotRequest(name=check_text("name", name)).SerializeToString()
+
+
+def _encode_open(given: OpenGiven) -> table_pb2.OpenOptions:
+    if given.admit_after >= 2**32:
+        raise InvalidArgument(f"admit_after={given.admit_after} isn't possible")
+    return table_pb2.OpenOptions(
+        keys=given.keys,
+        rows_max=given.rows_max,
+        on_missing=given.on_missing,
+        admit_after=given.admit_after,
+        on_full=given.on_full,
+        ttl_seconds=given.ttl_seconds,
+        touch_on_lookup=given.touch_on_lookup,
+    )
 
 
 def _encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:

@@ -5,6 +5,7 @@ doesn't copy them. Everything else is small and goes through the generated class
 """
 
 import struct
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias, TypeVar
@@ -35,6 +36,7 @@ _KEYS = tag(3, BYTES)
 _VALUES = tag(4, BYTES)
 _LEARNING_RATE = tag(5, FIXED32)
 _IF_VERSION = tag(6, VARINT)
+_CREATE = tag(7, VARINT)
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +115,10 @@ def _table_update(spec: UpdateSpec) -> Parts:
         parts.append(_LEARNING_RATE + struct.pack("<f", spec.lr))
     if spec.if_version:
         parts.append(_IF_VERSION + varint(spec.if_version))
+    if spec.creates:
+        parts.append(_CREATE + b"\x01")
+    if spec.values is None:
+        return parts
     return parts + nested(_VALUES, tensor_parts(spec.values, DTYPE_CODES[spec.dtype]))
 
 
@@ -137,8 +143,21 @@ def decode_update(body: memoryview, specs: Sequence[UpdateSpec]) -> UpdateResult
     reply = _read(embedding_pb2.UpdateResponse, body)
     if len(reply.versions) != len(specs):
         raise unreadable(f"it has {len(reply.versions)} versions for {len(specs)} tables")
-    tables = (spec.table for spec in specs)
-    return UpdateResult(reply.lsn, dict(zip(tables, reply.versions, strict=True)))
+    tables = [spec.table for spec in specs]
+    return UpdateResult(
+        reply.lsn,
+        dict(zip(tables, reply.versions, strict=True)),
+        *(_counter(tables, one) for one in (reply.created, reply.removed, reply.not_admitted)),
+    )
+
+
+def _counter(tables: Sequence[str], counts: Sequence[int]) -> "Counter[str]":
+    """Counts by table, without those that are 0. `counts` is empty when all are."""
+    if not counts:
+        return Counter()
+    if len(counts) != len(tables):
+        raise unreadable(f"it has {len(counts)} counts for {len(tables)} tables")
+    return Counter({table: n for table, n in zip(tables, counts, strict=True) if n})
 
 
 def decode_change(body: memoryview) -> table_pb2.ChangeResponse:

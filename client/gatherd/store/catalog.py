@@ -7,8 +7,8 @@ control                                see control.py
 lock                                   held by the one process that may change anything
 tables/<name>/v000001/manifest.json    its description: dtype, rows, dim, origin, …
 tables/<name>/v000001/weights.npy      the rows; bfloat16 as V2, as ml_dtypes saves it
-tables/<name>/v000001/slot_*.npy       an optimizer's state, if the table can be trained
-tables/<name>/v000001/seq              the counters of its stripes in that case, stripes.py
+tables/<name>/v000001/slot_*.npy       the state of its optimizer, if it has one
+tables/<name>/v000001/seq              the counters of its stripes, stripes.py; absent if frozen
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
 tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
 staging/                               files not published yet; readers never look into it
@@ -40,6 +40,10 @@ from gatherd.store.checksums import (
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout, read_npy_header
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.open_files import OPEN
+from gatherd.store.open_index import OpenIndex
+from gatherd.store.open_spec import OpenSpec
+from gatherd.store.open_table import OpenTable
 from gatherd.store.stripes import map_counters
 from gatherd.store.table import Table
 
@@ -52,6 +56,8 @@ MANIFEST_NAME = "manifest.json"
 WEIGHTS_NAME = "weights.npy"
 DEFAULT_NAME = "default.npy"
 CATALOG_INDENT = 2
+NO_OPTIMIZER = {"name": "none"}
+"""A manifest's "optimizer" of a table that takes updates but no gradients; null if it is frozen."""
 
 NAMES_SHOWN_MAX = 5
 NAME_SHOWN_MAX = 128
@@ -273,11 +279,17 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         if (layout.dtype, layout.row_count, layout.dim) != (dtype, *shape):
             raise BadFile(f"{weights} isn't the {shape} {dtype.value} array of its manifest")
         default = _read_default(folder / DEFAULT_NAME)
-        is_trainable = manifest.get("optimizer") is not None
-        counters = map_counters(folder, layout.row_count) if is_trainable else None
-        table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
-        table.is_trainable = is_trainable
-        table.optimizer = manifest.get("optimizer")
+        trained = manifest.get("optimizer")
+        counters = map_counters(folder, layout.row_count) if trained is not None else None
+        if OPEN in manifest:
+            keys = OpenIndex(folder, OpenSpec.from_json(manifest[OPEN]))
+            if counters is None:
+                raise BadFile(f"{folder / MANIFEST_NAME} is of an open table that takes no updates")
+            table: Table = OpenTable.map(name, version, fd, layout, default, keys, counters)
+        else:
+            table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        table.is_trainable = trained is not None
+        table.optimizer = None if trained == NO_OPTIMIZER else trained
         return table
     finally:
         os.close(fd)

@@ -27,12 +27,14 @@ class Missing(Enum):
     ZERO = "zero"
     DEFAULT = "default"
     SKIP = "skip"
+    INIT = "init"
+    """The vector that the row of an open table would be created with."""
 
     __hash__ = object.__hash__  # as in dtypes.DType
 
 
 BAG_POLICIES = tuple(Missing)
-ROW_POLICIES = (Missing.ERROR, Missing.ZERO, Missing.DEFAULT)
+ROW_POLICIES = (Missing.ERROR, Missing.ZERO, Missing.DEFAULT, Missing.INIT)
 
 
 def parse_missing(name: str, policies: tuple[Missing, ...] = ROW_POLICIES) -> Missing:

@@ -16,6 +16,7 @@ class Missing(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISSING_ZERO: _ClassVar[Missing]
     MISSING_DEFAULT: _ClassVar[Missing]
     MISSING_SKIP: _ClassVar[Missing]
+    MISSING_INIT: _ClassVar[Missing]
 
 class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
@@ -36,6 +37,7 @@ MISSING_ERROR: Missing
 MISSING_ZERO: Missing
 MISSING_DEFAULT: Missing
 MISSING_SKIP: Missing
+MISSING_INIT: Missing
 POOLING_UNSPECIFIED: Pooling
 POOLING_SUM: Pooling
 POOLING_MEAN: Pooling
@@ -247,25 +249,33 @@ class SessionSequence(_message.Message):
     def __init__(self, session: _Optional[bytes] = ..., sequence: _Optional[int] = ...) -> None: ...
 
 class TableUpdate(_message.Message):
-    __slots__ = ("table", "ids", "keys", "values", "learning_rate", "if_version")
+    __slots__ = ("table", "ids", "keys", "values", "learning_rate", "if_version", "create")
     TABLE_FIELD_NUMBER: _ClassVar[int]
     IDS_FIELD_NUMBER: _ClassVar[int]
     KEYS_FIELD_NUMBER: _ClassVar[int]
     VALUES_FIELD_NUMBER: _ClassVar[int]
     LEARNING_RATE_FIELD_NUMBER: _ClassVar[int]
     IF_VERSION_FIELD_NUMBER: _ClassVar[int]
+    CREATE_FIELD_NUMBER: _ClassVar[int]
     table: str
     ids: _tensor_pb2.Tensor
     keys: _tensor_pb2.Keys
     values: _tensor_pb2.Tensor
     learning_rate: float
     if_version: int
-    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., learning_rate: _Optional[float] = ..., if_version: _Optional[int] = ...) -> None: ...
+    create: bool
+    def __init__(self, table: _Optional[str] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., learning_rate: _Optional[float] = ..., if_version: _Optional[int] = ..., create: _Optional[bool] = ...) -> None: ...
 
 class UpdateResponse(_message.Message):
-    __slots__ = ("lsn", "versions")
+    __slots__ = ("lsn", "versions", "created", "removed", "not_admitted")
     LSN_FIELD_NUMBER: _ClassVar[int]
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    CREATED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
+    NOT_ADMITTED_FIELD_NUMBER: _ClassVar[int]
     lsn: int
     versions: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, lsn: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ...) -> None: ...
+    created: _containers.RepeatedScalarFieldContainer[int]
+    removed: _containers.RepeatedScalarFieldContainer[int]
+    not_admitted: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, lsn: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., created: _Optional[_Iterable[int]] = ..., removed: _Optional[_Iterable[int]] = ..., not_admitted: _Optional[_Iterable[int]] = ...) -> None: ...

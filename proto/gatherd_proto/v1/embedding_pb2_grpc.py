@@ -94,6 +94,11 @@ class EmbeddingServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
                 _registered_method=True)
+        self.DeleteRows = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/DeleteRows',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
+                _registered_method=True)
 
 
 class EmbeddingServiceServicer:
@@ -188,6 +193,14 @@ class EmbeddingServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def DeleteRows(self, request, context):
+        """Removes rows of open tables by key; a key without a row is none of them. Its updates have no
+        values.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EmbeddingServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -248,6 +261,11 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
             ),
             'Assign': grpc.unary_unary_rpc_method_handler(
                     servicer.Assign,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.SerializeToString,
+            ),
+            'DeleteRows': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteRows,
                     request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.SerializeToString,
             ),
@@ -574,6 +592,33 @@ class EmbeddingService:
             request,
             target,
             '/gatherd.v1.EmbeddingService/Assign',
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteRows(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/DeleteRows',
             gatherd__proto_dot_v1_dot_embedding__pb2.UpdateRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_embedding__pb2.UpdateResponse.FromString,
             options,

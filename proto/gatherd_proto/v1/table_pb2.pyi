@@ -8,7 +8,7 @@ from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 DESCRIPTOR: _descriptor.FileDescriptor
 
 class Table(_message.Message):
-    __slots__ = ("name", "rows", "dim", "dtype", "version", "refused", "trainable", "key_kind", "rows_bytes", "keys_bytes", "resident_bytes", "versions", "optimizer", "lsn")
+    __slots__ = ("name", "rows", "dim", "dtype", "version", "refused", "trainable", "key_kind", "rows_bytes", "keys_bytes", "resident_bytes", "versions", "optimizer", "lsn", "open")
     NAME_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
     DIM_FIELD_NUMBER: _ClassVar[int]
@@ -23,6 +23,7 @@ class Table(_message.Message):
     VERSIONS_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
     LSN_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
     name: str
     rows: int
     dim: int
@@ -37,7 +38,48 @@ class Table(_message.Message):
     versions: _containers.RepeatedScalarFieldContainer[int]
     optimizer: Optimizer
     lsn: int
-    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., version: _Optional[int] = ..., refused: _Optional[str] = ..., trainable: _Optional[bool] = ..., key_kind: _Optional[str] = ..., rows_bytes: _Optional[int] = ..., keys_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., lsn: _Optional[int] = ...) -> None: ...
+    open: OpenOptions
+    def __init__(self, name: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., version: _Optional[int] = ..., refused: _Optional[str] = ..., trainable: _Optional[bool] = ..., key_kind: _Optional[str] = ..., rows_bytes: _Optional[int] = ..., keys_bytes: _Optional[int] = ..., resident_bytes: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., lsn: _Optional[int] = ..., open: _Optional[_Union[OpenOptions, _Mapping]] = ...) -> None: ...
+
+class OpenOptions(_message.Message):
+    __slots__ = ("keys", "rows_max", "on_missing", "admit_after", "on_full", "ttl_seconds", "touch_on_lookup", "init", "seed", "init_parameters", "init_words")
+    class InitParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class InitWordsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    ROWS_MAX_FIELD_NUMBER: _ClassVar[int]
+    ON_MISSING_FIELD_NUMBER: _ClassVar[int]
+    ADMIT_AFTER_FIELD_NUMBER: _ClassVar[int]
+    ON_FULL_FIELD_NUMBER: _ClassVar[int]
+    TTL_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    TOUCH_ON_LOOKUP_FIELD_NUMBER: _ClassVar[int]
+    INIT_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    INIT_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    INIT_WORDS_FIELD_NUMBER: _ClassVar[int]
+    keys: str
+    rows_max: int
+    on_missing: str
+    admit_after: int
+    on_full: str
+    ttl_seconds: int
+    touch_on_lookup: bool
+    init: str
+    seed: int
+    init_parameters: _containers.ScalarMap[str, float]
+    init_words: _containers.ScalarMap[str, str]
+    def __init__(self, keys: _Optional[str] = ..., rows_max: _Optional[int] = ..., on_missing: _Optional[str] = ..., admit_after: _Optional[int] = ..., on_full: _Optional[str] = ..., ttl_seconds: _Optional[int] = ..., touch_on_lookup: _Optional[bool] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., init_parameters: _Optional[_Mapping[str, float]] = ..., init_words: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class Optimizer(_message.Message):
     __slots__ = ("name", "options")
@@ -93,7 +135,21 @@ class GetTableResponse(_message.Message):
     def __init__(self, table: _Optional[_Union[Table, _Mapping]] = ..., limits: _Optional[_Union[Limits, _Mapping]] = ...) -> None: ...
 
 class CreateTableRequest(_message.Message):
-    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer")
+    __slots__ = ("table", "staged", "rows", "dim", "dtype", "init", "seed", "optimizer", "init_parameters", "init_words", "frozen", "open")
+    class InitParametersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class InitWordsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     TABLE_FIELD_NUMBER: _ClassVar[int]
     STAGED_FIELD_NUMBER: _ClassVar[int]
     ROWS_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +158,10 @@ class CreateTableRequest(_message.Message):
     INIT_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     OPTIMIZER_FIELD_NUMBER: _ClassVar[int]
+    INIT_PARAMETERS_FIELD_NUMBER: _ClassVar[int]
+    INIT_WORDS_FIELD_NUMBER: _ClassVar[int]
+    FROZEN_FIELD_NUMBER: _ClassVar[int]
+    OPEN_FIELD_NUMBER: _ClassVar[int]
     table: str
     staged: str
     rows: int
@@ -110,7 +170,11 @@ class CreateTableRequest(_message.Message):
     init: str
     seed: int
     optimizer: Optimizer
-    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ...) -> None: ...
+    init_parameters: _containers.ScalarMap[str, float]
+    init_words: _containers.ScalarMap[str, str]
+    frozen: bool
+    open: OpenOptions
+    def __init__(self, table: _Optional[str] = ..., staged: _Optional[str] = ..., rows: _Optional[int] = ..., dim: _Optional[int] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., init: _Optional[str] = ..., seed: _Optional[int] = ..., optimizer: _Optional[_Union[Optimizer, _Mapping]] = ..., init_parameters: _Optional[_Mapping[str, float]] = ..., init_words: _Optional[_Mapping[str, str]] = ..., frozen: _Optional[bool] = ..., open: _Optional[_Union[OpenOptions, _Mapping]] = ...) -> None: ...
 
 class DeleteTableRequest(_message.Message):
     __slots__ = ("table",)

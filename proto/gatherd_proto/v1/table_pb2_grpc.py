@@ -112,7 +112,7 @@ class TableServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CreateTable(self, request, context):
-        """Creates a table of drawn rows, or of files that were staged in the data dir.
+        """Creates a table of drawn rows, an open one, or one of files that were staged in the data dir.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -4,7 +4,7 @@ A push changes no row's values: it adds zeros, or takes a step by gradients of z
 refused for optimizers that would still move rows.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -23,7 +23,10 @@ DRAWN_BATCHES: Final = 32
 DRAWN_IDS_MAX: Final = 1 << 20
 # These leave a row as it is at a gradient of zeros, unless one of the options is set.
 STEADY_OPTIMIZERS: Final = ("sgd", "adagrad", "rowwise-adagrad")
-MOVING_OPTIONS: Final = ("momentum", "weight_decay", "max_norm")
+MOVING_OPTIONS: Final = (
+    *("momentum", "weight_decay", "decoupled_weight_decay", "regularizer_l1", "regularizer_l2"),
+    *("non_neg", "max_norm", "unit_norm"),
+)
 
 SCATTER_ADD, APPLY_GRADIENTS = "scatter-add", "apply-gradients"
 PUSHES: Final = (SCATTER_ADD, APPLY_GRADIENTS)
@@ -71,13 +74,14 @@ def together(tables: list[TableInfo], counts: tuple[int, ...]) -> list[tuple[Tab
 
 def check_pushes(tables: list[TableInfo], pushes: tuple[str, ...]) -> None:
     """FailedPrecondition when no table takes updates, or a step of zeros would move rows of one."""
-    trainable = [table for table in tables if table.trainable]
-    if pushes and not trainable:
-        raise FailedPrecondition(
-            f"none of {', '.join(table.name for table in tables)} takes updates; "
-            "`gatherd set-optimizer NAME sgd` makes a table trainable"
-        )
-    for table in trainable if APPLY_GRADIENTS in pushes else ():
+    for kind in pushes:
+        if not _pushed(tables, kind):
+            what = "gradients" if kind == APPLY_GRADIENTS else "updates"
+            raise FailedPrecondition(
+                f"none of {', '.join(table.name for table in tables)} takes {what}; "
+                "`gatherd set-optimizer NAME sgd` makes a table take them"
+            )
+    for table in _pushed(tables, APPLY_GRADIENTS) if APPLY_GRADIENTS in pushes else ():
         options = table.optimizer or {}
         moving = [option for option in MOVING_OPTIONS if options.get(option)]
         if options.get("name") not in STEADY_OPTIMIZERS or moving:
@@ -86,6 +90,15 @@ def check_pushes(tables: list[TableInfo], pushes: tuple[str, ...]) -> None:
                 f"{options.get('name')}{of} moves rows of {table.name!r} also at gradients of "
                 "zeros; --push scatter-add leaves them as they are"
             )
+
+
+def _pushed(tables: Sequence[TableInfo], kind: str) -> tuple[TableInfo, ...]:
+    """The tables that take this kind of update."""
+    return tuple(
+        table
+        for table in tables
+        if table.trainable and (kind != APPLY_GRADIENTS or table.optimizer is not None)
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,11 +163,10 @@ class Requests:
             for mode in self.modes if size in self._pooled else ():
                 call = self._bags(client, tables, dtype, mode, size)
                 yield f"bags {mode}{by}{filled}", dtype, len(tables), call
-        trainable = tuple(table for table in tables if table.trainable)
-        if size in self.batches and trainable:
-            for kind in self.pushes:
-                call = self._push(client, trainable, kind, size)
-                yield f"{kind}{by}", "float32", len(trainable), call
+        for kind in self.pushes if size in self.batches else ():
+            if pushed := _pushed(tables, kind):
+                call = self._push(client, pushed, kind, size)
+                yield f"{kind}{by}", "float32", len(pushed), call
 
     def _lookup(self, client: Client, tables: tuple[TableInfo, ...], dtype: Any) -> Call:
         options: dict[str, Any] = {"dtype": dtype, **self._filling()}

@@ -12,13 +12,15 @@ from click.core import ParameterSource
 from numpy.typing import NDArray
 
 from gatherd.errors import FailedPrecondition, InvalidArgument, VersionMismatch
-from gatherd.store.catalog import open_table, table_not_found
+from gatherd.store.catalog import NO_OPTIMIZER, open_table, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.memory import give_back_large_buffers
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
     default_vector_option,
+    frozen_option,
     optimizer_options,
     read_default,
     read_optimizer,
@@ -165,6 +167,10 @@ class _Reading:
         with Progress(f"opening {Path(sources[0]).name}"):
             return stack.enter_context(open_sources(sources, opening))
 
+    def stored_dtype(self, source: RowSource) -> DType:
+        """What the rows of `source` are stored in."""
+        return DType(self.dtype) if self.dtype is not None else source.stored_dtype
+
     def options(
         self, default_vector: NDArray[np.float32] | None, trained: Optimizer | None
     ) -> ImportOptions:
@@ -183,6 +189,7 @@ class _Reading:
 @click.argument("sources", nargs=-1, type=FILE, required=True, metavar="SOURCE[#PART]...")
 @_source_options
 @optimizer_options
+@frozen_option
 @data_dir_options("Data dir to put the table into; made when it isn't there.")
 def import_table(
     name: str,
@@ -190,6 +197,7 @@ def import_table(
     optimizer: str | None,
     lr: float | None,
     optimizer_option: tuple[str, ...],
+    frozen: bool,
     data_dir: Path,
     **reading: Any,
 ) -> None:
@@ -208,17 +216,24 @@ def import_table(
     and .bin, CSV and JSON Lines, torch, Keras and HDF5, Parquet and Arrow; each as it is, or in
     .gz, .bz2, .xz, .zst, .zip or .tar. SOURCE "-" is standard input.
 
-    A server may have the data dir: its next request sees the table.
+    The table takes updates: scatter-add and assign, and with --optimizer gradients too. A server
+    may have the data dir: its next request sees the table.
     """  # click takes a real backspace as "don't rewrap"
-    trained = read_optimizer(optimizer, lr, optimizer_option)
+    wanted = read_optimizer(optimizer, lr, optimizer_option)
     given = _Reading(**reading)
     with ExitStack() as stack:
         opened = stack.enter_context(open_data_dir(data_dir, create=True))
         opened.check_is_new(name)
         source = given.open(stack, opened, sources)
+        stored = given.stored_dtype(source)
+        trained = Optimizer.for_new_table(wanted, stored, frozen=frozen)
         options = given.options(read_default(given.default_vector, source.dim), trained)
         summary = _imported(opened, name, source, options, sources)
     _tell(name, summary, data_dir)
+    if trained is None and not frozen:
+        click.echo(
+            f"  it is {stored.value} and takes no updates; --dtype float32 makes it take them"
+        )
 
 
 @click.command()
@@ -271,7 +286,8 @@ def publish(
         default = read_default(given.default_vector, source.dim)
         if default is None and table.default_vector_is_known:
             default = table.default_vector()
-        trained = Optimizer.from_json(table.optimizer) if table.is_trainable else None
+        kept = Optimizer.from_json(table.optimizer or NO_OPTIMIZER)
+        trained = kept if table.is_trainable else None
         version = NewVersion(if_version or LIVE_VERSION)
         options = given.options(default, trained)
         summary = _imported(opened, name, source, options, sources, version)
@@ -301,6 +317,7 @@ def _imported(
     sources: tuple[str, ...],
     new_version: NewVersion | None = None,
 ) -> ImportSummary:
+    give_back_large_buffers()
     with Progress(f"importing {name}", source.total or 0, "B") as shown:
 
         def note(done: int) -> None:

@@ -6,11 +6,13 @@ from typing import Any
 
 import click
 
+from gatherd import TableInfo
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd.store.query import ROW_POLICIES, Pooling
 from gatherd_server.cli.options import read_rows
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
+from gatherd_server.training.optimizer import OptimizerName
 
 
 @click.command()
@@ -41,8 +43,15 @@ def tables(names: tuple[str, ...], target: CommandTarget, as_json: bool) -> None
             f"{info.name:{width}}  {info.rows:>12}  {info.dim:>6}  {info.dtype:8}  "
             f"{info.key_kind or '-':6}  {info.rows_bytes / 1e6:>10.1f}  "
             f"{info.keys_bytes / 1e6:>8.1f}  {resident:>8.0%}  {info.version:>7}  "
-            f"{(info.optimizer or {}).get('name', '-'):15}  {info.lsn}"
+            f"{_optimizer(info):15}  {info.lsn}"
         )
+
+
+def _optimizer(info: TableInfo) -> str:
+    """Its name; "none" for a table that takes updates without one, "-" for one that takes none."""
+    if info.optimizer is not None:
+        return str(info.optimizer["name"])
+    return OptimizerName.NONE.value if info.trainable else "-"
 
 
 # Unknown options are taken as ids, so that `-1` is rejected as an id out of range and not as an

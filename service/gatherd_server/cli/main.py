@@ -19,7 +19,7 @@ from gatherd_server.cli.serving import serve, show_config
 from gatherd_server.cli.snapshots import snapshots
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
-from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
+from gatherd_server.cli.updates import apply_gradients, assign, delete_rows, scatter_add
 from gatherd_server.cli.verbs import Verbs
 from gatherd_server.cli.versions import delete, rollback, set_optimizer, snapshot, versions
 from gatherd_server.processes.descriptors import raise_limit
@@ -63,6 +63,8 @@ cli.add_command(serve)
 for command in (create, import_table, publish, plan, verify, export):
     cli.add_command(command)
 for command in (tables, info, keys, lookup, neighbors, scatter_add, apply_gradients, assign):
+    cli.add_command(command)
+for command in (delete_rows,):
     cli.add_command(command)
 for command in (versions, rollback, set_optimizer, delete, snapshot, snapshots):
     cli.add_command(command)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gatherd import Client, TableInfo
 from gatherd.errors import InvalidArgument, NoKeys
 from gatherd.store.catalog import read_default_vector
+from gatherd.store.initializer import Initializer, Parameter
 from gatherd_server.cli.typed import check_no_option, retyped
 from gatherd_server.training.optimizer import LR_DEFAULT, Optimizer, OptimizerName
 
@@ -28,8 +29,13 @@ def optimizer_options(command: Callable[..., None]) -> Callable[..., None]:
     return click.option(
         "--optimizer",
         type=OPTIMIZERS,
-        help="Make the table trainable: give it this one's slots.",
+        help="What applies gradients, with its slots.  [default: none]",
     )(optimizer_values(command))
+
+
+frozen_option = click.option(
+    "--frozen", is_flag=True, help="Make a table that takes no updates, as one of float64."
+)
 
 
 def optimizer_values(command: Callable[..., None]) -> Callable[..., None]:
@@ -67,6 +73,22 @@ def read_optimizer(
             raise InvalidArgument(f"{flag} is an optimizer's; give --optimizer too")
         return None
     return Optimizer.parse(name, options)
+
+
+def read_initializer(name: str, init_option: Iterable[str]) -> Initializer:
+    """The initializer of --init and --init-option; raises as `Initializer.parse` does."""
+    parameters: dict[str, Parameter] = {}
+    for text in init_option:
+        parameter, equals, value = text.partition("=")
+        if not equals:
+            raise InvalidArgument(f"--init-option {text!r} isn't NAME=VALUE")
+        if parameter in parameters:
+            raise InvalidArgument(f"the initializer's {parameter} is given twice")
+        try:
+            parameters[parameter] = float(value)
+        except ValueError:
+            parameters[parameter] = value
+    return Initializer.parse(name, parameters)
 
 
 def _option(text: str) -> tuple[str, float]:

@@ -12,14 +12,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import (
     AlreadyExists,
     BadFile,
     DiskFull,
     FailedPrecondition,
     GatherdError,
-    InvalidArgument,
     StorageError,
     TableRefused,
     VersionMismatch,
@@ -36,12 +34,14 @@ from gatherd.store.catalog import (
 )
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.table import Table
+from gatherd_server.data_dir.open_tables import settled, stage_created
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.data_dir.sweeping import forget, freeze_superseded, sweep
-from gatherd_server.loaders.initializers import Initializer, initial_blocks
+from gatherd_server.loaders.initializers import created_origin, initial_blocks
 from gatherd_server.snapshots.freezing import thaw
-from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
+from gatherd_server.storage.open_version import OpenVersion
+from gatherd_server.storage.table_writer import Block, StagedTable, TableFiles, stage_table
 from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
@@ -117,19 +117,15 @@ class CatalogChanges:
     def _create(self, change: CreateTable) -> ChangeResult:
         check_table_name(change.table)
         self._check_is_new(change.table)
-        try:
-            initializer = Initializer(change.init)
-        except ValueError:
-            known = [member.value for member in Initializer]
-            raise InvalidArgument(
-                f"init is {change.init!r}; it can be {', '.join(known)}"
-                f"{did_you_mean(near(change.init, known, 1))}"
-            ) from None
+        staging = self._data_dir / STAGING_NAME
+        if change.open is not None:
+            return self._add_staged(change.table, stage_created(self._files, staging, change))
         seed = secrets.randbits(63) if change.seed is None else change.seed
-        optimizer = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
+        optimizer = Optimizer.for_new_table(given, change.dtype, frozen=change.frozen)
         padding_id = None if optimizer is None else optimizer.padding_id
         blocks = initial_blocks(
-            initializer, change.row_count, change.dim, change.dtype, seed, padding_id
+            change.init, change.row_count, change.dim, change.dtype, seed, padding_id
         )
         table = TableFiles(
             change.table,
@@ -137,12 +133,15 @@ class CatalogChanges:
             change.row_count,
             change.dim,
             map(Block, blocks),
-            {"created": change.init, "seed": seed},
+            created_origin(change.init, seed),
             optimizer=optimizer,
         )
-        staged = stage_table(self._files, self._data_dir / STAGING_NAME, table)
+        return self._add_staged(change.table, stage_table(self._files, staging, table))
+
+    def _add_staged(self, name: str, staged: StagedTable) -> ChangeResult:
+        """Add a table that was staged here; delete its files if that fails."""
         try:
-            return self._add(change.table, staged.folder.name)
+            return self._add(name, staged.folder.name)
         except GatherdError:
             if staged.folder.exists():
                 forget(self._files, staged.folder)
@@ -155,11 +154,12 @@ class CatalogChanges:
         uid = finish_manifest(self._files, folder, name, FIRST_VERSION)
         target = version_dir(self._data_dir, name, FIRST_VERSION)
         self._place(folder, target, name, FIRST_VERSION, None)
+        opened = self._settled(target)
         entry = CatalogEntry(uid, FIRST_VERSION, (FIRST_VERSION,))
 
         def switch() -> int:
             self._check_is_new(name)
-            return self._replace_entry(name, entry)
+            return self._replace_entry(name, entry, opened)
 
         return ChangeResult(FIRST_VERSION, self._switched(switch, target.parent))
 
@@ -341,10 +341,22 @@ class CatalogChanges:
                 forget(self._files, fresh)
             raise
 
-    def _replace_entry(self, name: str, entry: CatalogEntry) -> int:
+    def _replace_entry(
+        self, name: str, entry: CatalogEntry, opened: OpenVersion | None = None
+    ) -> int:
+        """Log the entry of a table; `opened` is its live version, if that is open and new."""
         catalog = self._writer.versions().catalog
         tables = {**catalog.tables, name: entry}
-        return self._writer.change_catalog(replace(catalog, tables=tables))
+        adopted = {(entry.uid, entry.live): opened} if opened is not None else {}
+        return self._writer.change_catalog(replace(catalog, tables=tables), adopted)
+
+    def _settled(self, target: Path) -> OpenVersion | None:
+        """See open_tables.settled; the version's folder is deleted when that fails."""
+        try:
+            return settled(self._files, target)
+        except GatherdError:
+            forget(self._files, target)
+            raise
 
     def _catalog(self) -> Catalog:
         return self._writer.versions().catalog

@@ -69,7 +69,7 @@ def copy_live(
                 optimizer.check_table(table.dtype, table.row_count)
             if not with_slots:
                 assert optimizer is not None
-                write_slots(files, staging, optimizer, table.row_count, table.dim)
+                write_slots(files, staging, optimizer.slots, table.row_count, table.dim)
             is_trainable = optimizer is not None or old is not None
             if is_trainable and not (staging / SEQ_NAME).exists():
                 write_counters(files, staging, table.row_count)

@@ -26,11 +26,11 @@ from gatherd_server.storage.block_sums import (
     blocks_of,
     moved_block,
 )
+from gatherd_server.storage.images_record import VersionImages, logged_images
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.commit import LoggedImages, logged_images
 
 # How often a check starts again because a server changed the files under it.
 TRIES_MAX = 10
@@ -134,7 +134,7 @@ def _moved(
 
 
 def _mark(
-    images: LoggedImages, files: dict[str, _File], moved: dict[str, NDArray[np.bool_]]
+    images: VersionImages, files: dict[str, _File], moved: dict[str, NDArray[np.bool_]]
 ) -> None:
     first = np.zeros(1, np.int64)
     named = [("", images.rows), *((name, images.rows) for name in images.slots)]

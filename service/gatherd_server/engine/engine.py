@@ -44,7 +44,7 @@ from gatherd_server.types import (
     TableInfo,
     UpdatesState,
 )
-from gatherd_server.writer.versions import read_only
+from gatherd_server.writer.versions import served_file
 
 # Up to this many bytes a gather takes less than a hop to another thread and back (about 60 µs).
 SHORT_BYTES = 256 << 10
@@ -216,7 +216,7 @@ class Engine:
 
         Raises at once, with nothing changed, when the push is wrong in itself: LimitExceeded,
         InvalidArgument, NonfiniteValues; TableReadOnly for a table that is served from a file. The
-        future can raise TableNotFound, TableRefused, TableReadOnly, VersionMismatch,
+        future can raise TableNotFound, TableRefused, TableReadOnly, NoOptimizer, VersionMismatch,
         InvalidArgument for shapes, IdOutOfRange, KeyNotFound, NonfiniteValues for a row's new
         values, RequestIdReused, RequestIdStale, Overloaded, Unavailable, DiskFull or
         UpdatesStopped.
@@ -225,7 +225,7 @@ class Engine:
         for update in push.updates:
             # The writer has none of the files; without a writer there are only files.
             if self._link is None or self._tables.is_file(update.table):
-                raise read_only(self._tables.get(update.table).name)
+                raise served_file(self._tables.get(update.table).name)
         request = trail.current()
         if self._telemetry.spans is not None and request is not None and request.traceparent:
             push = replace(push, traceparent=request.traceparent)

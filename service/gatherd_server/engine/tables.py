@@ -207,7 +207,7 @@ class ServedTables:
             return TableInfo(name, 0, 0, None, version, refused=table, versions=versions)
         return TableInfo(
             name,
-            table.row_count,
+            table.live_rows,
             table.dim,
             table.dtype,
             version,
@@ -219,6 +219,7 @@ class ServedTables:
             versions=versions,
             optimizer=table.optimizer,
             lsn=self.lsn,
+            open=table.open_spec,
         )
 
     def _at_open(self, table: Table) -> None:

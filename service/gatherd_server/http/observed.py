@@ -31,7 +31,7 @@ _BY_VERB: Final = {
     procedure.name[0].lower() + procedure.name[1:]: procedure.name
     for procedure in (
         *(proto.LOOKUP, proto.LOOKUP_BAGS, proto.KEYS_OF, proto.IDS_OF),
-        *(proto.SCATTER_ADD, proto.APPLY_GRADIENTS, proto.ASSIGN),
+        *(proto.SCATTER_ADD, proto.APPLY_GRADIENTS, proto.ASSIGN, proto.DELETE_ROWS),
         *(proto.PUBLISH, proto.ROLLBACK, proto.SET_OPTIMIZER),
     )
 }

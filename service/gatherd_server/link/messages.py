@@ -6,13 +6,13 @@
     5       8      number: a request's, repeated by its answer
     13      n      a record (storage/records.py)
 
-A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version],
-…]}, with two or three arrays for each update: its ids, integer keys, or the data and offsets of
-string keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its class's name and
-its fields. An answer has "result", or "error" with the fields of a GatherdError.
+A push is {"op", "id", "digest", "traceparent", "updates": [[table, rows, shape, lr, if_version,
+creates], …]}, with two or three arrays for each update: its ids, integer keys, or the data and
+offsets of string keys ("rows" is "ids", "keys" or "strings"), and its values. A change is its
+class's name and its fields. An answer has "result", or "error" with the fields of a GatherdError.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from enum import IntEnum
 from typing import Any
 
@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 
 from gatherd.errors import GatherdError, InternalError, RetryableError, by_reason
 from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
 from gatherd.store.keys import StringKeys
+from gatherd.store.open_spec import OpenSpec
 from gatherd.store.query import Asked, ByKey
 from gatherd_server.storage.records import Record, pack, unpack
 from gatherd_server.types import (
@@ -120,7 +122,9 @@ def pack_push(submitted: Submitted) -> list[bytes | memoryview]:
     for update in push.updates:
         rows, own = _rows(update.asked)
         lr = None if update.lr is None else float(update.lr)
-        updates.append([update.table, rows, update.asked.shape, lr, update.if_version])
+        updates.append(
+            [update.table, rows, update.asked.shape, lr, update.if_version, update.creates]
+        )
         arrays += [*own, np.ascontiguousarray(update.values, "<f4")]
     directory = {
         "op": push.op.value,
@@ -146,7 +150,7 @@ def unpack_push(record: Record) -> Submitted:
     directory = record.directory
     arrays = iter(record.arrays)
     updates = []
-    for table, rows, listed_shape, lr, if_version in directory["updates"]:
+    for table, rows, listed_shape, lr, if_version, creates in directory["updates"]:
         shape = tuple(listed_shape)
         asked: Asked
         if rows == "strings":
@@ -156,7 +160,7 @@ def unpack_push(record: Record) -> Submitted:
             asked = ByKey(next(arrays).reshape(shape))
         else:
             asked = next(arrays).reshape(shape)
-        updates.append(TableUpdate(table, asked, next(arrays), lr, if_version))
+        updates.append(TableUpdate(table, asked, next(arrays), lr, if_version, creates))
     request_id = request_id_from_json(directory["id"])
     push = Push(UpdateOp(directory["op"]), tuple(updates), request_id, directory["traceparent"])
     return Submitted(push, bytes.fromhex(directory["digest"]))
@@ -164,9 +168,13 @@ def unpack_push(record: Record) -> Submitted:
 
 def pack_change(change: TableChange) -> list[bytes | memoryview]:
     """A change as a record."""
-    fields = asdict(change)
     if isinstance(change, CreateTable):
+        fields = asdict(replace(change, open=None))
         fields["dtype"] = change.dtype.value
+        fields["open"] = None if change.open is None else change.open.to_json()
+        fields["init"] = change.init.to_json()
+    else:
+        fields = asdict(change)
     return pack({"change": type(change).__name__, "fields": fields}, [])
 
 
@@ -177,6 +185,9 @@ def unpack_change(record: Record) -> TableChange:
         fields["optimizer"] = OptimizerSpec(**fields["optimizer"])
     if "dtype" in fields:
         fields["dtype"] = DType(fields["dtype"])
+        fields["init"] = Initializer.from_json(fields["init"])
+    if fields.get("open") is not None:
+        fields["open"] = OpenSpec.from_json(fields["open"])
     change: TableChange = _CHANGES[record.directory["change"]](**fields)
     return change
 
@@ -204,7 +215,8 @@ def unpack_answer(record: Record) -> Any:
             return None
         fields = record.directory["fields"]
         if cls is PushResult:
-            return PushResult(fields["lsn"], tuple(fields["versions"]))
+            lsn = fields.pop("lsn")
+            return PushResult(lsn, **{name: tuple(listed) for name, listed in fields.items()})
         if cls is SnapshotList:
             return SnapshotList(tuple(SnapshotInfo(**one) for one in fields["snapshots"]))
         return cls(**fields)

@@ -12,7 +12,7 @@ from gatherd.store.catalog import WEIGHTS_NAME
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.trained_version import open_trained
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.writer.logged import store_logged
 
@@ -51,7 +51,7 @@ class CatchUp:
         self._data_dir = data_dir
         self._of = (uid, version)
         self._with_slots = with_slots
-        self._mapped = MappedVersion.open(files, folder)
+        self._mapped = open_trained(files, folder)
         self._lsn = lsn
 
     def to(self, lsn: int) -> None:

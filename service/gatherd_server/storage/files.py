@@ -148,11 +148,14 @@ class Files:
             finally:
                 os.close(fd)
 
-    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
-        """Reserve the file's blocks, so that a full disk is an error now and no SIGBUS later."""
-        if byte_count:
+    def allocate(self, fd: int, byte_count: int, path: Path, begin: int = 0) -> None:
+        """Reserve the file's blocks from `begin` up to `byte_count`.
+
+        So a full disk is an error now and no SIGBUS later.
+        """
+        if byte_count > begin:
             with _Told(path):
-                os.posix_fallocate(fd, 0, byte_count)
+                os.posix_fallocate(fd, begin, byte_count - begin)
 
     def create_allocated(self, path: Path, byte_count: int, head: bytes) -> int:
         """Make the file `path` of `byte_count` bytes, `head` and then zeros; its descriptor.
@@ -234,12 +237,12 @@ class Files:
         with _Told(path):
             memory.sync(mapping)
 
-    def reserve(self, path: Path, byte_count: int) -> None:
+    def reserve(self, path: Path, byte_count: int, begin: int = 0) -> None:
         """Reserve the blocks of an existing file, as `allocate` does."""
         with _Told(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self.allocate(fd, byte_count, path)
+            self.allocate(fd, byte_count, path, begin)
         finally:
             os.close(fd)
 
@@ -259,6 +262,54 @@ class Files:
         from gatherd_server.storage import compiled_rows  # loads numba
 
         compiled_rows.store_rows(target, counters, rows, images)
+
+    def create_rows(
+        self,
+        target: NDArray[np.uint8],
+        counters: NDArray[np.uint32],
+        keys: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        rows: NDArray[np.int64],
+        images: tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]],
+        path: Path,  # noqa: ARG002  # as above
+    ) -> None:
+        """Store weights, key and stamp of `rows`, (n,), under their counters, as `store_rows` does.
+
+        `keys` are the mapped keys and stamps, (rows_max,) each, of the rows of `target`. `images`
+        are (n, row_bytes), (n,) and (n,).
+        """
+        from gatherd_server.storage import compiled_open  # loads numba
+
+        compiled_open.create_rows(target, counters, *keys, rows, *images)
+
+    def remove_rows(
+        self,
+        counters: NDArray[np.uint32],
+        keys: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        rows: NDArray[np.int64],
+        path: Path,  # noqa: ARG002  # as above
+        *,
+        are_entries: bool,
+    ) -> None:
+        """Set the stamps of `rows`, and the keys if they `are_entries`, to 0, under their counters.
+
+        `keys` are the mapped keys and stamps.
+        """
+        from gatherd_server.storage import compiled_open  # loads numba
+
+        compiled_open.remove_rows(counters, *keys, rows, are_entries)
+
+    def put_strings(
+        self,
+        heap: NDArray[np.uint8],
+        entries: NDArray[np.uint64],
+        offsets: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        path: Path,  # noqa: ARG002  # as above
+    ) -> None:
+        """Store keys, `data` from each of `offsets` on, in their entries' places of `heap`."""
+        from gatherd_server.storage import compiled_open  # loads numba
+
+        compiled_open.put_strings(heap, entries, offsets, data)
 
     def make_even(
         self,

@@ -106,7 +106,7 @@ def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
         row_count, checksums = _write_rows(files, folder, table)
         if table.optimizer is not None:
             table.optimizer.check_table(table.dtype, row_count)
-            checksums |= write_slots(files, folder, table.optimizer, row_count, table.dim)
+            checksums |= write_slots(files, folder, table.optimizer.slots, row_count, table.dim)
             write_counters(files, folder, row_count)
         if table.default_vector is not None:
             buffer = io.BytesIO()

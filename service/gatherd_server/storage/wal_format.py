@@ -27,7 +27,9 @@ have no gaps: a frame's first LSN is the last one of the frame before it, plus o
 frame there are zeros, or the file ends.
 
 Payload of kind 1, pushes:
-    {"pushes": [[request id, digest, [version, …]], …],     one for each LSN
+    {"pushes": [[request id, digest, [version, …]], …],     one for each LSN; with a fourth member
+                                                            [[created, removed, not admitted], …],
+                                                            of each table, unless all are 0
      "images": [[table uid, version, [slot, …], [scalar, …]], …]}
     arrays of each image: rows int64 (n,), weights uint8 (n, row bytes), each slot float32
     (n, width), each scalar int64 (1,)

@@ -50,8 +50,9 @@ from gatherd_server.training.compiled_updates import (
 SGD, MOMENTUM, ADAGRAD, ROWWISE_ADAGRAD, ADAM, FTRL = range(6)
 # The `hyper` of a step; A to D have their own meaning for each optimizer.
 LR, CLIP_VALUE, CLIP_ROW_NORM, MAX_NORM, A, B, C, D = range(8)
-HYPERS = 8
-ZERO = np.float32(0)
+L1, L2, DECAY, NON_NEG, NORM_LOW, NORM_HIGH, NORM_RATE = range(8, 15)
+HYPERS = 15
+ZERO, ONE = np.float32(0), np.float32(1)
 
 
 @kernel(
@@ -100,6 +101,10 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
     ahead_1, ahead_2 = min(4 * width_1, AHEAD_BYTES_MAX), min(4 * width_2, AHEAD_BYTES_MAX)
     lr, clip_value, clip_row_norm = hyper[LR], hyper[CLIP_VALUE], hyper[CLIP_ROW_NORM]
     max_norm, a, b, c, power = hyper[MAX_NORM], hyper[A], hyper[B], hyper[C], hyper[D]
+    # One branch a row before the step and one after it, where a table has none of all this.
+    regularized = hyper[L1] > ZERO or hyper[L2] > ZERO
+    prepared = regularized or hyper[DECAY] > ZERO or clip_value > ZERO or clip_row_norm > ZERO
+    constrained = hyper[NON_NEG] > ZERO or max_norm > ZERO or hyper[NORM_RATE] > ZERO
     sums, wide, rounded = (
         np.empty(dim, np.float32),
         np.empty(dim, np.float32),
@@ -132,24 +137,6 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
                     sums[d] += grads[following, d]
                 following = np.intp(links[FOLLOWING, following])
             g = address(sums, 0)
-        # Of gradient and slots; clipping could hide what isn't finite in a gradient.
-        worst = NO_SIZE
-        if clip_value > ZERO:
-            for d in range(dim):
-                value = peek(g, 4 * d)
-                worst = larger_size(worst, value)
-                sums[d] = min(max(value, -clip_value), clip_value)
-            g = address(sums, 0)
-        if clip_row_norm > ZERO:
-            square = 0.0
-            for d in range(dim):
-                worst = larger_size(worst, peek(g, 4 * d))
-                square = add_square(square, peek(g, 4 * d))
-            if square > np.float64(clip_row_norm) ** 2:
-                scale = np.float32(divide(np.float64(clip_row_norm), np.sqrt(square)))
-                for d in range(dim):
-                    sums[d] = peek(g, 4 * d) * scale
-                g = address(sums, 0)
         # The row and its slots before the step, and where the results go.
         to = position * row_bytes
         w = address(wide, 0)
@@ -184,6 +171,36 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
             address(slot_2, 4 * position * width_2),
         )
         out = address(images, to) if kind == FLOAT32 else address(rounded, 0)
+        # Of gradient and slots; clipping could hide what isn't finite in a gradient.
+        worst = NO_SIZE
+        if prepared:
+            if regularized:
+                for d in range(dim):
+                    old = peek(w, 4 * d)
+                    sign = ONE if old > ZERO else -ONE if old < ZERO else ZERO
+                    sums[d] = peek(g, 4 * d) + (hyper[L1] * sign + hyper[L2] * old)
+                g = address(sums, 0)
+            if clip_value > ZERO:
+                for d in range(dim):
+                    value = peek(g, 4 * d)
+                    worst = larger_size(worst, value)
+                    sums[d] = min(max(value, -clip_value), clip_value)
+                g = address(sums, 0)
+            if clip_row_norm > ZERO:
+                square = 0.0
+                for d in range(dim):
+                    worst = larger_size(worst, peek(g, 4 * d))
+                    square = add_square(square, peek(g, 4 * d))
+                if square > np.float64(clip_row_norm) ** 2:
+                    scale = np.float32(divide(np.float64(clip_row_norm), np.sqrt(square)))
+                    for d in range(dim):
+                        sums[d] = peek(g, 4 * d) * scale
+                    g = address(sums, 0)
+            if hyper[DECAY] > ZERO:
+                keep = np.float32(1 - np.float64(hyper[DECAY]))
+                for d in range(dim):
+                    wide[d] = peek(w, 4 * d) * keep
+                w = address(wide, 0)
         # The step.
         if rule == SGD:
             for d in range(dim):
@@ -256,14 +273,34 @@ def apply_gradients(  # noqa: C901  # one function, see compiled_updates.py
                 poke(to_2, 4 * d, linear)
                 poke(out, 4 * d, new)
         is_wrong = worst >= INFINITE_32
-        if max_norm > ZERO:
-            square = 0.0
-            for d in range(dim):
-                square = add_square(square, peek(out, 4 * d))
-            if square > np.float64(max_norm) ** 2:
-                scale = np.float32(divide(np.float64(max_norm), np.sqrt(square) + 1e-7))
+        if constrained:
+            if hyper[NON_NEG] > ZERO:
                 for d in range(dim):
-                    poke(out, 4 * d, peek(out, 4 * d) * scale)
+                    poke(out, 4 * d, max(peek(out, 4 * d), ZERO))
+            if max_norm > ZERO:
+                square = 0.0
+                for d in range(dim):
+                    square = add_square(square, peek(out, 4 * d))
+                if square > np.float64(max_norm) ** 2:
+                    scale = np.float32(divide(np.float64(max_norm), np.sqrt(square) + 1e-7))
+                    for d in range(dim):
+                        poke(out, 4 * d, peek(out, 4 * d) * scale)
+            if hyper[NORM_RATE] > ZERO:
+                square = 0.0
+                for d in range(dim):
+                    square = add_square(square, peek(out, 4 * d))
+                norm = np.sqrt(square)
+                nearest = min(max(norm, np.float64(hyper[NORM_LOW])), np.float64(hyper[NORM_HIGH]))
+                if nearest != norm:
+                    rate = np.float64(hyper[NORM_RATE])
+                    scale = np.float32(divide(rate * nearest + (1 - rate) * norm, norm + 1e-7))
+                    # Unlike the others, this may make a row longer.
+                    longest = NO_SIZE
+                    for d in range(dim):
+                        new = peek(out, 4 * d) * scale
+                        longest = larger_size(longest, new)
+                        poke(out, 4 * d, new)
+                    is_wrong = is_wrong or longest >= INFINITE_32
         # The one rounding.
         worst = NO_SIZE
         infinite = INFINITE_16

@@ -5,10 +5,18 @@ A push changes each of its rows in this order, in float32, and rounds the row on
     scatter_add      w += delta, for each of the row's deltas in their order
     assign           w = the last of the row's values
     apply_gradients  g = the sum of the row's gradients, in their order
+                     regularizer_l1  g += v · sign(w)                       (Keras' L1: v · Σ|w|)
+                     regularizer_l2  g += 2 · v · w                         (Keras' L2: v · Σw²)
                      clip_value      g = min(max(g, −v), v), element by element
                      clip_row_norm   g *= v / ‖g‖ where ‖g‖ > v                 (Keras clip_by_norm)
+                     decoupled_weight_decay  w *= 1 − lr · v   (torch.optim.AdamW's, Keras' too)
                      the step, below
+                     non_neg         w = max(w, 0)                                (Keras' NonNeg)
                      max_norm        w *= v / (‖w‖ + 1e-7) where ‖w‖ > v        (torch.renorm)
+                     unit_norm       w *= 1 / (‖w‖ + 1e-7)                      (Keras' UnitNorm)
+                     min_norm, norm_rate, beside max_norm: n = min(max(‖w‖, min_norm), max_norm)
+                                     w *= (norm_rate · n + (1 − norm_rate) ‖w‖) / (‖w‖ + 1e-7)
+                                                       where n ≠ ‖w‖          (Keras' MinMaxNorm)
 
     sgd              g += weight_decay · w;  w −= lr · g                       (torch.optim.SGD)
       momentum > 0   m = momentum · m + g;  w −= lr · m       (the same; no dampening, no Nesterov)
@@ -21,7 +29,8 @@ A push changes each of its rows in this order, in float32, and rounds the row on
                      w = (min(max(l, −l1), l1) − l) / (aᵖ / lr + 2 · l2 + beta / lr)
                                         p = −learning_rate_power (keras.optimizers.Ftrl)
 
-Only the rows of a gradient change: momentum, moments and weight decay do nothing to the other rows.
+Only the rows of a gradient change: momentum, moments, regularizers, weight decay and constraints do
+nothing to the other rows.
 The step t of adam counts the pushes that changed a row, for the whole table.
 
 writer/commit.py brings the images to the log and to the mapped rows.
@@ -35,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import NonfiniteValues
-from gatherd.store.dtypes import DType
+from gatherd.store.dtypes import DType, convert
 from gatherd_server.training import kernels
 from gatherd_server.training.kernels import HYPERS, KINDS, LINKS, NAMED_MAX, Rule
 from gatherd_server.training.optimizer import Optimizer, OptimizerName, SlotShape, check_lr
@@ -44,6 +53,7 @@ IDS_MAX = 2**30
 LINE_BYTES = 64
 FEW_BYTES = 4 << 10
 _RULES = {
+    OptimizerName.NONE: Rule.SGD,  # it never takes a step
     OptimizerName.SGD: Rule.SGD,
     OptimizerName.ADAGRAD: Rule.ADAGRAD,
     OptimizerName.ROWWISE_ADAGRAD: Rule.ROWWISE_ADAGRAD,
@@ -85,6 +95,8 @@ class RowImages:
         assert 0 <= capacity <= IDS_MAX
         row_count, row_bytes = base.weights.shape
         room = max(1, min(capacity, row_count))
+        self.capacity = room
+        """How many rows there can be images of."""
         self._base = base
         self._optimizer = optimizer
         self._kind = KINDS[base.dtype]
@@ -106,6 +118,8 @@ class RowImages:
                     width = base.slots[slot.name].shape[1]
                     self._slots[slot.name] = _aligned(room, 4 * width).view(np.float32)
         self._first_step = self._step
+        self.touched: NDArray[np.int32] = np.empty(0, np.int32)
+        """The positions of the rows that the last push changed."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -128,6 +142,25 @@ class RowImages:
         if self._step == self._first_step:
             return {}
         return {"step": np.array([self._step], np.int64)}
+
+    def create(
+        self, rows: NDArray[np.int64], vectors: NDArray[np.float32] | None
+    ) -> NDArray[np.int32]:
+        """Give `rows`, (n,), each once, the images of rows that begin; return their positions.
+
+        `vectors`, float32 (n, dim), are their contents, None for those that a push replaces anyway.
+        Images that a row had before, by another key, are forgotten.
+        """
+        self._place(rows)
+        positions = self.touched
+        if vectors is not None:
+            stored = np.empty(vectors.shape, self._base.dtype.storage)
+            convert(vectors, DType.FLOAT32, stored, self._base.dtype)
+            self._weights[positions] = stored.view(np.uint8).reshape(rows.size, -1)
+        for slot in self._optimizer.slots:
+            if slot.name in self._slots:
+                self._slots[slot.name][positions] = slot.initial
+        return positions
 
     def scatter_add(self, ids: NDArray[np.int64], deltas: NDArray[np.float32]) -> None:
         """Add `deltas`, (n, dim), to the rows of `ids`, (n,), duplicates included.
@@ -170,6 +203,7 @@ class RowImages:
         InvalidArgument for a rate that `check_lr` refuses.
         """
         assert self._with_slots, "made without slots"
+        assert self._optimizer.name.takes_gradients
         rate = self._optimizer.lr if lr is None else check_lr(lr, self._optimizer.name)
         known, links, touched = self._place(ids)
         if touched == 0:
@@ -179,6 +213,9 @@ class RowImages:
         hyper = np.zeros(HYPERS, np.float32)
         numbers = _numbers(self._optimizer, rate, self._step or 0)
         hyper[: len(numbers)] = numbers
+        if self._optimizer.is_shaped:
+            shaping = _shaping(self._optimizer, rate)
+            hyper[HYPERS - len(shaping) :] = shaping
         nonfinite = np.empty(NAMED_MAX, np.int64)
         slots = [(self._base.slots[name], images) for name, images in self._slots.items()]
         wrong = kernels.apply_gradients(
@@ -204,6 +241,7 @@ class RowImages:
         touched, self.row_count = kernels.place(
             ids, self._padding_id, self._table, self._rows, known, self._marks, links
         )
+        self.touched = links[kernels.TOUCHED, :touched]
         return known, links, touched
 
     def _take_slots(self, known: int) -> None:
@@ -244,6 +282,8 @@ def _numbers(optimizer: Optimizer, lr: float, step: int) -> tuple[float, ...]:
     o = optimizer
     own: tuple[float, ...]
     match o.name:
+        case OptimizerName.NONE:
+            own = ()
         case OptimizerName.SGD:
             own = (o.weight_decay, o.momentum)
         case OptimizerName.ADAGRAD | OptimizerName.ROWWISE_ADAGRAD:
@@ -253,4 +293,19 @@ def _numbers(optimizer: Optimizer, lr: float, step: int) -> tuple[float, ...]:
             own = (1 - o.beta1, 1 - o.beta2, o.eps)
         case OptimizerName.FTRL:
             own = (o.l1, 2 * o.l2 + o.beta / lr, 2 * o.l2_shrinkage, -o.learning_rate_power)
-    return (lr, o.clip_value or 0, o.clip_row_norm or 0, o.max_norm or 0, *own)
+    cut = 0 if o.min_norm is not None or o.norm_rate is not None else o.max_norm or 0
+    return (lr, o.clip_value or 0, o.clip_row_norm or 0, cut, *own)
+
+
+def _shaping(o: Optimizer, lr: float) -> tuple[float, ...]:
+    """Regularizers and constraints, which follow those numbers."""
+    if o.unit_norm:
+        norms = (1.0, 1.0, 1.0)
+    elif o.min_norm is None and o.norm_rate is None:
+        norms = (0.0, 0.0, 0.0)
+    else:
+        assert o.max_norm is not None, "checked by Optimizer.parse"
+        norms = (o.min_norm or 0.0, o.max_norm, 1.0 if o.norm_rate is None else o.norm_rate)
+    decay = lr * (o.decoupled_weight_decay or 0)
+    l1, l2 = o.regularizer_l1 or 0, 2 * (o.regularizer_l2 or 0)
+    return (l1, l2, decay, o.non_neg or 0, *norms)

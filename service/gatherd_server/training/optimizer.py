@@ -6,6 +6,7 @@ has every option of its table's optimizer, with its value:
 
     "optimizer": {"name", "lr", …}
 
+A table that takes updates but no gradients has {"name": "none"}; one that takes none at all, null.
 Names, defaults and first values are those of torch.optim (SGD, Adagrad, SparseAdam), of Keras'
 Ftrl, and of FBGEMM's row-wise Adagrad; docs/optimizers.md has the formulas. images.py computes the
 rows, and storage/slots.py writes the first state.
@@ -67,13 +68,19 @@ class SlotSpec:
 
 
 class OptimizerName(Enum):
-    """How a table can be trained."""
+    """How a table can be trained; by NONE with scatter_add and assign alone."""
 
+    NONE = "none"
     SGD = "sgd"
     ADAGRAD = "adagrad"
     ROWWISE_ADAGRAD = "rowwise-adagrad"
     ADAM = "adam"
     FTRL = "ftrl"
+
+    @property
+    def takes_gradients(self) -> bool:
+        """Whether it can take a step."""
+        return self is not OptimizerName.NONE
 
 
 class _Bounds(Enum):
@@ -83,6 +90,8 @@ class _Bounds(Enum):
     NOT_NEGATIVE = "0 or larger"
     NOT_POSITIVE = "0 or smaller"
     FRACTION = "0 or larger, and smaller than 1"
+    RATE = "larger than 0, and at most 1"
+    FLAG = "1, or 0 for off"
     ROW = "a row's id: an integer, 0 or larger"
 
     def holds(self, value: float) -> bool:
@@ -98,6 +107,8 @@ class _Bounds(Enum):
             _Bounds.NOT_NEGATIVE: value >= 0,
             _Bounds.NOT_POSITIVE: value <= 0,
             _Bounds.FRACTION: value >= 0 and single < 1,
+            _Bounds.RATE: single > 0 and value <= 1,
+            _Bounds.FLAG: value in (0, 1),
         }[self]
 
 
@@ -116,15 +127,31 @@ _BOUNDS = {
     "learning_rate_power": _Bounds.NOT_POSITIVE,
     "clip_value": _Bounds.POSITIVE,
     "clip_row_norm": _Bounds.POSITIVE,
+    "regularizer_l1": _Bounds.NOT_NEGATIVE,
+    "regularizer_l2": _Bounds.NOT_NEGATIVE,
+    "decoupled_weight_decay": _Bounds.NOT_NEGATIVE,
+    "non_neg": _Bounds.FLAG,
+    "unit_norm": _Bounds.FLAG,
     "max_norm": _Bounds.POSITIVE,
+    "min_norm": _Bounds.NOT_NEGATIVE,
+    "norm_rate": _Bounds.RATE,
     "padding_id": _Bounds.ROW,
 }
 # A rate of 0 would divide by 0; so would a first gradient of 0 from an accumulator of 0.
 _FTRL_DIVIDES_BY = ("lr", "initial_accumulator")
 # Options of every optimizer that are off unless they are given.
-_UNSET = ("clip_value", "clip_row_norm", "max_norm", "padding_id")
+_UNSET = (
+    *("regularizer_l1", "regularizer_l2", "decoupled_weight_decay", "clip_value", "clip_row_norm"),
+    *("non_neg", "max_norm", "min_norm", "norm_rate", "unit_norm", "padding_id"),
+)
+# Those that 0 switches off.
+_OFF_AT_ZERO = (
+    *("regularizer_l1", "regularizer_l2", "decoupled_weight_decay", "non_neg", "unit_norm"),
+)
+_SHAPING = (*_OFF_AT_ZERO, "min_norm", "norm_rate")
 
 _DEFAULTS: dict[OptimizerName, dict[str, float]] = {
+    OptimizerName.NONE: {},
     OptimizerName.SGD: {"momentum": 0.0, "weight_decay": 0.0},
     OptimizerName.ADAGRAD: {"eps": 1e-10, "initial_accumulator": 0.0},
     OptimizerName.ROWWISE_ADAGRAD: {"eps": 1e-8, "initial_accumulator": 0.0},
@@ -143,6 +170,8 @@ _DEFAULTS: dict[OptimizerName, dict[str, float]] = {
 
 def option_names(name: OptimizerName) -> tuple[str, ...]:
     """The options that an optimizer has."""
+    if not name.takes_gradients:
+        return ()
     return ("lr", *_DEFAULTS[name], *_UNSET)
 
 
@@ -155,6 +184,22 @@ def _checked(owner: str, option: str, value: Any) -> float:
     if not bounds.holds(value):
         raise InvalidArgument(f"{owner}'s {option} can't be {value:g}: it is {bounds.value}")
     return float(value)
+
+
+def _check_norms(owner: str, values: Mapping[str, Any]) -> None:
+    """InvalidArgument for constraints of a row's norm that don't go together."""
+    others = [option for option in ("max_norm", "min_norm", "norm_rate") if option in values]
+    if values["unit_norm"] and others:
+        raise InvalidArgument(f"{owner}'s unit_norm and {others[0]} contradict; give one of them")
+    if others and "max_norm" not in values:
+        raise InvalidArgument(
+            f"{owner}'s {others[0]} goes with max_norm, which is 1 in Keras' MinMaxNorm; give both"
+        )
+    if "min_norm" in values and values["min_norm"] > values["max_norm"]:
+        raise InvalidArgument(
+            f"{owner}'s min_norm {values['min_norm']:g} is above its max_norm "
+            f"{values['max_norm']:g}"
+        )
 
 
 def check_lr(lr: float, optimizer: OptimizerName | None = None) -> float:
@@ -188,8 +233,17 @@ class Optimizer:
     learning_rate_power: float = 0.0
     clip_value: float | None = None
     clip_row_norm: float | None = None
+    regularizer_l1: float | None = None
+    regularizer_l2: float | None = None
+    decoupled_weight_decay: float | None = None
+    non_neg: float | None = None
+    unit_norm: float | None = None
     max_norm: float | None = None
+    min_norm: float | None = None
+    norm_rate: float | None = None
     padding_id: int | None = None
+    is_shaped: bool = False
+    """Whether it has one of the options that few have: a regularizer, a decay or a constraint."""
 
     @classmethod
     def parse(cls, name: str, options: Mapping[str, float]) -> Self:
@@ -210,16 +264,36 @@ class Optimizer:
         for option in options:
             if option not in names:
                 raise InvalidArgument(
-                    f"{name} has no option {option!r}; it has {', '.join(names)}"
+                    f"{name} has no option {option!r}; it has {', '.join(names) or 'none'}"
                     f"{did_you_mean(near(option, names, 1))}"
                 )
         values: dict[str, Any] = {
             option: _checked(name, option, value)
             for option, value in (_DEFAULTS[found] | dict(options)).items()
         }
+        for option in _OFF_AT_ZERO:
+            values[option] = values.get(option) or None
+        _check_norms(name, values)
         if "padding_id" in values:
             values["padding_id"] = int(values["padding_id"])
-        return cls(found, **values)
+        shaping = any(values.get(option) is not None for option in _SHAPING)
+        return cls(found, **values, is_shaped=shaping)
+
+    @classmethod
+    def for_new_table(cls, given: Self | None, dtype: DType, *, frozen: bool) -> Self | None:
+        """What updates a new table: `given`, else NONE; None for a table that takes no updates.
+
+        That is a frozen one, and one of float64. InvalidArgument for a frozen one with an
+        optimizer.
+        """
+        if frozen and given is not None:
+            raise InvalidArgument(
+                f"a frozen table takes no updates, so {given.name.value} can't train it; leave one "
+                "of the two out"
+            )
+        if given is not None or frozen or dtype is DType.FLOAT64:
+            return given
+        return cls(OptimizerName.NONE)
 
     @classmethod
     def from_spec(cls, spec: OptimizerSpec) -> Self:
@@ -262,11 +336,22 @@ class Optimizer:
                 f"padding_id {self.padding_id} is out of range: the table has {row_count} rows"
             )
 
+    def check_open_table(self, dtype: DType) -> None:
+        """InvalidArgument when an open table of this type can't be trained."""
+        self.check_table(dtype)
+        if self.padding_id is not None:
+            raise InvalidArgument(
+                "an open table has no padding_id: its rows have no ids of their own, so leave the "
+                "padding's key out of the push"
+            )
+
     @property
     def slots(self) -> tuple[SlotSpec, ...]:
         """The slots that it keeps."""
         element = SlotShape.ELEMENT
         match self.name:
+            case OptimizerName.NONE:
+                return ()
             case OptimizerName.SGD:
                 return (SlotSpec("momentum", element),) if self.momentum > 0 else ()
             case OptimizerName.ADAGRAD:

@@ -7,7 +7,9 @@ checks whether rows exist, the dim, NaN and limits.
 
 import math
 import re
+import secrets
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -15,8 +17,18 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
+from gatherd.store.initializer import Initializer, Parameter
 from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, LIVE_VERSION, ROWS_MAX, SESSION_BYTES
-from gatherd.store.query import Asked
+from gatherd.store.open_spec import (
+    ROWS_MAX_DEFAULT,
+    OnFull,
+    OnMissing,
+    OpenSpec,
+    parse_key_kind,
+    parse_on_full,
+    parse_on_missing,
+)
+from gatherd.store.query import Asked, ByKey
 from gatherd_server.training.optimizer import check_lr
 from gatherd_server.types import (
     CreateTable,
@@ -102,6 +114,24 @@ def values_of(asked: Asked, values: NDArray[Any], dtype: DType) -> NDArray[np.fl
     return wide
 
 
+def rows_of(op: UpdateOp, asked: Asked, *, creates: bool) -> Asked:
+    """`asked`; InvalidArgument for ids where only keys can be: to create or delete rows."""
+    if isinstance(asked, ByKey):
+        if creates and op is UpdateOp.DELETE_ROWS:
+            raise InvalidArgument("rows are deleted or created; delete_rows takes no create")
+        return asked
+    if op is UpdateOp.DELETE_ROWS:
+        raise InvalidArgument("rows are deleted by key, in open tables; the request has ids")
+    if creates:
+        raise InvalidArgument("rows are created for keys, in open tables; the request has ids")
+    return asked
+
+
+def deleted_rows(table: str, asked: Asked, if_version: int) -> TableUpdate:
+    """One table's part of a delete_rows."""
+    return TableUpdate(table, asked, np.empty((*asked.shape, 0), np.float32), None, if_version)
+
+
 def push(op: UpdateOp, updates: Sequence[TableUpdate], request_id: RequestId) -> Push:
     """The push of `updates`. InvalidArgument when it is empty or has a table twice."""
     if not updates:
@@ -127,11 +157,70 @@ def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
     return OptimizerSpec(name, options)
 
 
+def initializer(name: str, parameters: Mapping[str, Parameter]) -> Initializer:
+    """The initializer `name`, "" for the default one; raises as `Initializer.parse` does."""
+    return Initializer.parse(name or INIT_DEFAULT, parameters)
+
+
 def deleted_version(table: str, version: int) -> DeleteVersion:
     """The removal of a version; InvalidArgument for 0, which elsewhere means the live one."""
     if version == LIVE_VERSION:
         raise InvalidArgument("version is 0; name the superseded version to delete")
     return DeleteVersion(table, version)
+
+
+def open_spec(
+    *,
+    keys: str,
+    init: Initializer,
+    rows_max: int | None = None,
+    seed: int | None = None,
+    on_missing: str = "",
+    admit_after: int | None = None,
+    on_full: str = "",
+    ttl_seconds: int | None = None,
+    touch_on_lookup: bool = False,
+) -> OpenSpec:
+    """An open table's options; None and "" are the defaults, a seed is drawn. InvalidArgument."""
+    if ttl_seconds == 0:
+        raise InvalidArgument(
+            "ttl_seconds is 0, which leaves no time to look a row up; leave it out for rows that "
+            "stay"
+        )
+    return OpenSpec(
+        parse_key_kind(keys),
+        ROWS_MAX_DEFAULT if rows_max is None else rows_max,
+        secrets.randbits(63) if seed is None else seed,
+        init,
+        parse_on_missing(on_missing or OnMissing.ERROR.value) is OnMissing.CREATE,
+        1 if admit_after is None else admit_after,
+        parse_on_full(on_full or OnFull.ERROR.value),
+        ttl_seconds or 0,
+        touch_on_lookup,
+    ).checked()
+
+
+def open_table(
+    name: str,
+    row_count: int,
+    dim: int,
+    dtype: DType,
+    optimizer: OptimizerSpec | None,
+    spec: OpenSpec,
+    *,
+    frozen: bool = False,
+) -> CreateTable:
+    """The creation of an open table. InvalidArgument for a size that it can't have, or frozen."""
+    if frozen:
+        raise InvalidArgument("an open table grows by updates, so it can't be frozen")
+    if row_count:
+        raise InvalidArgument(
+            f"rows is {row_count}, but an open table begins without rows; rows_max is the most "
+            "that it can have"
+        )
+    change = CreateTable(name, 0, dim, dtype, spec.init, spec.seed, optimizer, spec)
+    drawn_table(replace(change, row_count=spec.rows_max))
+    return change
 
 
 def drawn_table(change: CreateTable) -> CreateTable:

@@ -26,6 +26,7 @@ CODES: Final[Mapping[type[errors.GatherdError], str]] = {
     errors.FailedPrecondition: "failed_precondition",
     errors.TableRefused: "failed_precondition",
     errors.TableReadOnly: "failed_precondition",
+    errors.NoOptimizer: "failed_precondition",
     errors.VersionMismatch: "failed_precondition",
     errors.RequestIdStale: "failed_precondition",
     errors.Unauthenticated: "unauthenticated",

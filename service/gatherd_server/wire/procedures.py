@@ -172,6 +172,7 @@ PUSHES: Final[Mapping[Procedure, UpdateOp]] = {
     proto.SCATTER_ADD: UpdateOp.SCATTER_ADD,
     proto.APPLY_GRADIENTS: UpdateOp.APPLY_GRADIENTS,
     proto.ASSIGN: UpdateOp.ASSIGN,
+    proto.DELETE_ROWS: UpdateOp.DELETE_ROWS,
 }
 
 ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (

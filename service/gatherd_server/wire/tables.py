@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from gatherd.store.open_spec import OpenSpec
 from gatherd_proto.v1 import table_pb2, tensor_pb2
 from gatherd_server.types import Limits, ServerInfo, TableInfo
 from gatherd_server.wire.lookups import DTYPE_CODES
@@ -45,6 +46,29 @@ def _table_message(info: TableInfo) -> table_pb2.Table:
         versions=info.versions,
         optimizer=_optimizer_message(info.optimizer),
         lsn=info.lsn,
+        open=None if info.open is None else _open_message(info.open),
+    )
+
+
+def _open_message(spec: OpenSpec) -> table_pb2.OpenOptions:
+    return table_pb2.OpenOptions(
+        keys=spec.keys,
+        rows_max=spec.rows_max,
+        on_missing=spec.on_missing,
+        admit_after=spec.admit_after,
+        on_full=spec.on_full.value,
+        ttl_seconds=spec.ttl_seconds or None,
+        touch_on_lookup=spec.touch_on_lookup,
+        init=spec.init.name,
+        seed=spec.seed,
+        init_parameters={
+            name: value
+            for name, value in spec.init.parameters.items()
+            if not isinstance(value, str)
+        },
+        init_words={
+            name: value for name, value in spec.init.parameters.items() if isinstance(value, str)
+        },
     )
 
 

@@ -39,7 +39,11 @@ _TABLE_DTYPES: Final[dict[int, DType]] = {
     tensor_pb2.DTYPE_UNSPECIFIED: DType.FLOAT32,
     **{number: dtype for dtype, number in DTYPE_CODES.items()},
 }
-_DRAWN_FIELDS: Final = ("rows", "dim", "dtype", "init", "seed", "optimizer")
+_DRAWN_FIELDS: Final = (
+    *("rows", "dim", "dtype", "init", "init_parameters", "init_words", "seed", "optimizer"),
+    "frozen",
+    "open",
+)
 
 
 def push(op: UpdateOp, request: embedding_pb2.UpdateRequest, limits: Limits) -> Push:
@@ -73,7 +77,11 @@ def _request_id(request: embedding_pb2.UpdateRequest) -> RequestId:
 def _table_update(op: UpdateOp, update: embedding_pb2.TableUpdate) -> TableUpdate:
     if update.WhichOneof("rows") is None:
         raise InvalidArgument("the update has neither ids nor keys")
-    asked = asked_rows(update)
+    asked = checks.rows_of(op, asked_rows(update), creates=update.create)
+    if op is UpdateOp.DELETE_ROWS:
+        if update.HasField("values") or update.HasField("learning_rate"):
+            raise InvalidArgument("rows are deleted by key alone; the update has values or a rate")
+        return checks.deleted_rows(update.table, asked, update.if_version)
     dtype = _VALUE_DTYPES.get(update.values.dtype)
     if dtype is None:
         name = enum_name(tensor_pb2.DType, update.values.dtype)
@@ -88,6 +96,7 @@ def _table_update(op: UpdateOp, update: embedding_pb2.TableUpdate) -> TableUpdat
         checks.values_of(asked, values, dtype),
         checks.learning_rate(update.learning_rate, op) if has_lr else None,
         update.if_version,
+        update.create,
     )
 
 
@@ -104,16 +113,44 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         name = enum_name(tensor_pb2.DType, request.dtype)
         known = ", ".join(enum_name(tensor_pb2.DType, number) for number in DTYPE_CODES.values())
         raise InvalidArgument(f"rows can't be stored in dtype {name}; they can in {known}")
+    if request.HasField("open"):
+        return _open_table(request)
     change = CreateTable(
         request.table,
         request.rows,
         request.dim,
         _TABLE_DTYPES[request.dtype],
-        request.init or checks.INIT_DEFAULT,
+        checks.initializer(request.init, {**request.init_parameters, **request.init_words}),
         request.seed if request.HasField("seed") else None,
         _optimizer(request.optimizer) if request.HasField("optimizer") else None,
+        frozen=request.frozen,
     )
     return checks.drawn_table(change)
+
+
+def _open_table(request: table_pb2.CreateTableRequest) -> CreateTable:
+    given = request.open
+    return checks.open_table(
+        request.table,
+        request.rows,
+        request.dim,
+        _TABLE_DTYPES[request.dtype],
+        _optimizer(request.optimizer) if request.HasField("optimizer") else None,
+        checks.open_spec(
+            keys=given.keys,
+            rows_max=given.rows_max if given.HasField("rows_max") else None,
+            seed=request.seed if request.HasField("seed") else None,
+            init=checks.initializer(
+                request.init, {**request.init_parameters, **request.init_words}
+            ),
+            on_missing=given.on_missing,
+            admit_after=given.admit_after if given.HasField("admit_after") else None,
+            on_full=given.on_full,
+            ttl_seconds=given.ttl_seconds if given.HasField("ttl_seconds") else None,
+            touch_on_lookup=given.touch_on_lookup,
+        ),
+        frozen=request.frozen,
+    )
 
 
 def _is_set(request: table_pb2.CreateTableRequest, name: str) -> bool:
@@ -160,7 +197,11 @@ def snapshot_name(request: table_pb2.SnapshotRequest) -> str:
 def push_reply(result: PushResult) -> bytes:
     """An UpdateResponse."""
     return embedding_pb2.UpdateResponse(
-        lsn=result.lsn, versions=result.versions
+        lsn=result.lsn,
+        versions=result.versions,
+        created=result.created,
+        removed=result.removed,
+        not_admitted=result.not_admitted,
     ).SerializeToString()
 
 

@@ -5,12 +5,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from gatherd.errors import BadFile, StorageError, TableReadOnly, TableRefused, TooManyFiles
+from gatherd.errors import (
+    BadFile,
+    NoOptimizer,
+    StorageError,
+    TableReadOnly,
+    TableRefused,
+    TooManyFiles,
+)
 from gatherd.store.catalog import Catalog, CatalogEntry, open_table, table_not_found, version_dir
 from gatherd.store.key_index import KeyIndex
 from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.trained_version import TrainedVersion, open_trained
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -20,7 +27,7 @@ class LiveVersion:
     name: str
     uid: str
     version: int
-    mapped: MappedVersion
+    mapped: TrainedVersion
     keys: KeyIndex | None
 
 
@@ -28,7 +35,7 @@ class LiveVersion:
 class Summed:
     """The sources of a checkpoint's sums, by uid and version."""
 
-    mapped: Mapping[tuple[str, int], MappedVersion]
+    mapped: Mapping[tuple[str, int], TrainedVersion]
     kept: Mapping[tuple[str, int], VersionSums]
     """The unchanged sums of versions that can't be mapped."""
 
@@ -60,7 +67,7 @@ class Versions:
         self._files = files
         self._data_dir = data_dir
         self._live: dict[str, LiveVersion] = {}
-        self._mapped: dict[tuple[str, int], MappedVersion] = {}
+        self._mapped: dict[tuple[str, int], TrainedVersion] = {}
         self._dirty: set[tuple[str, int]] = set()
         self._names = {entry.uid: name for name, entry in catalog.tables.items()}
 
@@ -79,12 +86,17 @@ class Versions:
         try:
             table = open_table(self._data_dir, name, entry.live)
             if not table.is_trainable:
-                raise read_only(name)
+                raise frozen(name)
             mapped = self.mapped(entry.uid, entry.live)
             assert mapped is not None
         except BadFile as error:
             raise TableRefused(f"table {name!r} can't be updated: {error.message}") from None
-        return LiveVersion(name, entry.uid, entry.live, mapped, table.keys)
+        keys = table.keys if isinstance(table.keys, KeyIndex) else None
+        return LiveVersion(name, entry.uid, entry.live, mapped, keys)
+
+    def adopt(self, adopted: Mapping[tuple[str, int], TrainedVersion]) -> None:
+        """Use versions that are mapped already, by uid and number, when a catalog names them."""
+        self._mapped.update(adopted)
 
     def entry(self, name: str) -> CatalogEntry:
         """The catalog's entry of `name`; TableNotFound when there is none."""
@@ -93,7 +105,7 @@ class Versions:
             raise table_not_found(name, self.catalog.tables)
         return entry
 
-    def mapped(self, uid: str, version: int) -> MappedVersion | None:
+    def mapped(self, uid: str, version: int) -> TrainedVersion | None:
         """A version's files, mapped to be changed.
 
         None when the catalog no longer has it, or lists it as damaged. StorageError when its files
@@ -107,12 +119,12 @@ class Versions:
             if self.catalog.tables[name].damage_of(version) is not None:
                 return None
             folder = version_dir(self._data_dir, name, version)
-            found = self._mapped[(uid, version)] = MappedVersion.open(
+            found = self._mapped[(uid, version)] = open_trained(
                 self._files, folder, self._sums.get((uid, version))
             )
         return found
 
-    def trainable(self) -> Iterator[MappedVersion]:
+    def trainable(self) -> Iterator[TrainedVersion]:
         """Every live version that can be trained."""
         for name in self.catalog.tables:
             try:
@@ -126,7 +138,7 @@ class Versions:
         """Note that a version was stored into since the last checkpoint."""
         self._dirty.add((uid, version))
 
-    def take_dirty(self) -> list[MappedVersion]:
+    def take_dirty(self) -> list[TrainedVersion]:
         """The versions stored into since the last call; they become clean and start new notes."""
         dirty = [self._mapped[key] for key in sorted(self._dirty) if key in self._mapped]
         self._dirty.clear()
@@ -215,10 +227,28 @@ def check_whole(name: str, entry: CatalogEntry, version: int) -> None:
         )
 
 
-def read_only(name: str) -> TableReadOnly:
-    """The error for an update of a table without an optimizer."""
+def frozen(name: str) -> TableReadOnly:
+    """The error for an update of a table that takes none."""
     return TableReadOnly(
-        f"table {name!r} is read-only: it has no optimizer. `gatherd set-optimizer {name} sgd` "
-        "makes it trainable, once it is in a data dir",
+        f"table {name!r} is frozen: it takes no updates. `gatherd set-optimizer {name} none` makes "
+        "it take them, and another optimizer than none gradients too",
+        {"table": name},
+    )
+
+
+def served_file(name: str) -> TableReadOnly:
+    """The error for an update of a table that is a file, served where it lies."""
+    return TableReadOnly(
+        f"table {name!r} is read-only: it is a file that is served where it lies. `gatherd import` "
+        "makes a table of it that takes updates",
+        {"table": name},
+    )
+
+
+def no_optimizer(name: str) -> NoOptimizer:
+    """The error for gradients of a table without an optimizer."""
+    return NoOptimizer(
+        f"table {name!r} has no optimizer, so it takes scatter_add and assign but no gradients; "
+        f"`gatherd set-optimizer {name} adagrad --lr 0.05`, or set_optimizer, gives it one",
         {"table": name},
     )

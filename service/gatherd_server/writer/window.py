@@ -33,6 +33,7 @@ SESSIONS_MAX = 4_096
 KEYS_MAX = 100_000
 DIGEST_BYTES = 16
 
+_NO_COUNTS = np.zeros((0, 3), np.uint32)
 _ENTRY = np.dtype(
     [("sequence", "<u8"), ("lsn", "<u8"), ("digest", "V16"), ("versions", "<u4")], align=False
 )
@@ -54,6 +55,8 @@ def push_digest(push: Push) -> bytes:
         else:
             digest.update(np.ascontiguousarray(asked.keys).data)
         digest.update(np.ascontiguousarray(update.values).data)
+        if update.creates:
+            digest.update(b"create")
     return digest.digest()[:DIGEST_BYTES]
 
 
@@ -67,10 +70,34 @@ class Done:
 
 @dataclass(slots=True)
 class _Session:
-    """The kept pushes of one session, and its newest sequence."""
+    """The kept pushes of one session, and its newest sequence.
+
+    `counts`, uint32 (SEQUENCES_MAX, tables, 3), are PushResult.counts of the entries in the ring,
+    with as many tables as the widest push that had some; None while none had.
+    """
 
     ring: NDArray[Any]
     newest: int = 0
+    counts: NDArray[np.uint32] | None = None
+
+    def counts_at(self, slot: int, table_count: int) -> NDArray[np.uint32]:
+        """The counts of the entry in a slot, (tables, 3); (0, 3) when it can't have any."""
+        if self.counts is None:
+            return _NO_COUNTS
+        return self.counts[slot, :table_count]
+
+    def put_counts(self, slot: int, counts: NDArray[np.uint32]) -> None:
+        """Keep the counts, (tables, 3), of the entry in a slot."""
+        if self.counts is None and not len(counts):
+            return
+        width = 0 if self.counts is None else self.counts.shape[1]
+        if self.counts is None or width < len(counts):
+            wider = np.zeros((SEQUENCES_MAX, len(counts), 3), np.uint32)
+            if self.counts is not None:
+                wider[:, :width] = self.counts
+            self.counts = wider
+        self.counts[slot] = 0
+        self.counts[slot, : len(counts)] = counts
 
 
 K = TypeVar("K")
@@ -119,7 +146,8 @@ class Window:
     """The latest pushes that were done. Not thread-safe: its owner holds a lock."""
 
     def __init__(self) -> None:
-        # A session's entries form a ring, at sequence modulo SEQUENCES_MAX: at most 37 kB each.
+        # A session's entries form a ring, at sequence modulo SEQUENCES_MAX: at most 37 kB each, and
+        # 12 kB a table for a session whose pushes create or remove rows.
         self._sessions: _ByOwner[bytes, _Session] = _ByOwner(SESSIONS_MAX)
         self._keys: _ByOwner[str, Done] = _ByOwner(KEYS_MAX)
         # Nearly all pushes have the same few versions; entries refer to them by number.
@@ -173,8 +201,9 @@ class Window:
         entry = known.ring[sequence % SEQUENCES_MAX]
         if int(entry["sequence"]) != sequence:
             return None
-        result = PushResult(int(entry["lsn"]), self._versions[int(entry["versions"])])
-        return Done(bytes(entry["digest"]), result)
+        versions = self._versions[int(entry["versions"])]
+        counts = known.counts_at(sequence % SEQUENCES_MAX, len(versions)).tolist()
+        return Done(bytes(entry["digest"]), PushResult.of(int(entry["lsn"]), versions, counts))
 
     def _add_sequence(self, request_id: SessionSequence, digest: bytes, result: PushResult) -> None:
         owner, session, sequence = request_id.owner, request_id.session, request_id.sequence
@@ -187,6 +216,7 @@ class Window:
         if sequence + SEQUENCES_MAX > known.newest:
             number = self._version_number(result.versions)
             known.ring[sequence % SEQUENCES_MAX] = (sequence, result.lsn, digest, number)
+            known.put_counts(sequence % SEQUENCES_MAX, _counts_array(result))
         known.newest = max(sequence, known.newest)
 
     def _version_number(self, versions: tuple[int, ...]) -> int:
@@ -202,16 +232,22 @@ class Window:
         They hold every push that was done before this call, and may hold later ones.
         """
         sessions, counts, entries, owners = [], [], [np.zeros(0, _ENTRY)], []
+        widths, results = [], [_NO_COUNTS.reshape(-1)]
         for owner, session, known in self._sessions.items():
-            kept = known.ring[known.ring["sequence"] > 0]
+            is_kept = known.ring["sequence"] > 0
+            kept = known.ring[is_kept]
             sessions.append(session.hex())
             counts.append(len(kept))
             entries.append(kept)
             owners.append(owner)
+            widths.append(0 if known.counts is None else known.counts.shape[1])
+            if known.counts is not None:
+                results.append(known.counts[is_kept].reshape(-1))
         keys, key_owners = [], []
         for owner, key, done in self._keys.items():
             number = self._version_number(done.result.versions)
-            keys.append([key, done.digest.hex(), done.result.lsn, number])
+            listed = [key, done.digest.hex(), done.result.lsn, number]
+            keys.append([*listed, done.result.counts] if done.result.counts else listed)
             key_owners.append(owner)
         directory = {
             "sessions": sessions,
@@ -222,7 +258,11 @@ class Window:
             "versions": self._versions,
         }
         flat = np.concatenate(entries)
-        return directory, [flat.view(np.uint8).reshape(-1)]
+        arrays = [flat.view(np.uint8).reshape(-1)]
+        if any(widths):
+            directory["widths"] = widths
+            arrays.append(np.concatenate(results))
+        return directory, arrays
 
     @classmethod
     def from_record(cls, record: Record) -> "Window":
@@ -232,21 +272,35 @@ class Window:
         for some in directory["versions"]:
             window._version_number(tuple(map(int, some)))
         entries = record.arrays[0].copy().view(_ENTRY)
-        position = 0
+        position = begin = 0
         names, keys = directory["sessions"], directory["keys"]
-        # Older records have no owners.
+        # Older records have no owners, and no counts of rows.
         owners = directory.get("session_owners") or [""] * len(names)
-        for name, count, owner in zip(names, directory["counts"], owners, strict=True):
+        widths = directory.get("widths") or [0] * len(names)
+        results = record.arrays[1] if any(widths) else _NO_COUNTS
+        listed = zip(names, directory["counts"], owners, widths, strict=True)
+        for name, count, owner, width in listed:
             own = entries[position : position + count]
             known = _Session(np.zeros(SEQUENCES_MAX, _ENTRY), int(own["sequence"].max()))
-            known.ring[own["sequence"] % SEQUENCES_MAX] = own
+            slots = own["sequence"] % SEQUENCES_MAX
+            known.ring[slots] = own
+            if width:
+                end = begin + 3 * width * count
+                known.counts = np.zeros((SEQUENCES_MAX, width, 3), np.uint32)
+                known.counts[slots] = results[begin:end].reshape(count, width, 3)
+                begin = end
             window._sessions.put(owner, bytes.fromhex(name), known)
             position += count
         key_owners = directory.get("key_owners") or [""] * len(keys)
-        for (key, digest, lsn, number), owner in zip(keys, key_owners, strict=True):
-            result = PushResult(lsn, window._versions[number])
+        for (key, digest, lsn, number, *counts), owner in zip(keys, key_owners, strict=True):
+            result = PushResult.of(lsn, window._versions[number], *counts)
             window._keys.put(owner, key, Done(bytes.fromhex(digest), result))
         return window
+
+
+def _counts_array(result: PushResult) -> NDArray[np.uint32]:
+    """PushResult.counts, (tables, 3), or (0, 3)."""
+    return np.array(result.counts, np.uint32).reshape(-1, 3) if result.counts else _NO_COUNTS
 
 
 def _key_of(request_id: OwnedKey | str) -> tuple[str, str]:

@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,8 +35,8 @@ from gatherd_server.errors import unexpected
 from gatherd_server.storage.catalog_writer import discard_prepared, prepare_catalog, put_prepared
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.records import pack_json
+from gatherd_server.storage.trained_version import TrainedVersion
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, WriterLimits
@@ -71,7 +71,7 @@ class _Collected:
 
     lsn: int
     encoded: bytes
-    dirty: list[MappedVersion]
+    dirty: list[TrainedVersion]
     summed: Summed
 
 
@@ -248,10 +248,17 @@ class Writer:
         """The catalog's versions; only jobs given to `between` may use them."""
         return self._versions
 
-    def change_catalog(self, catalog: Catalog) -> int:
+    def change_catalog(
+        self,
+        catalog: Catalog,
+        adopted: Mapping[tuple[str, int], TrainedVersion] | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> int:
         """Log a new catalog and show it to readers; returns its LSN. Only in `between`'s jobs.
 
         Durable on return. After DiskFull nothing has changed: steps that need space come first.
+        `adopted` are new versions, by uid and number, that are mapped already. `before` is called
+        when nothing can be refused any more, before readers see the catalog.
         """
         catalog = replace(catalog, generation=self._versions.catalog.generation + 1)
         lsn = self._log.next_lsn
@@ -263,8 +270,10 @@ class Writer:
             discard_prepared(self._files, self._data_dir)
             raise
         with self._stopping():
+            before()
             put_prepared(self._files, self._data_dir)
         self._control.set_generation(catalog.generation)
+        self._versions.adopt(adopted or {})
         self._versions.switch(catalog)
         self._log.held = held_lsns(catalog)
         self._control.applied_lsn = lsn

@@ -321,6 +321,23 @@ def divide(_context: Any, a: Any, b: Any) -> Any:
     return None
 
 
+def _bit_cast(source: Any, target: Any) -> Any:
+    """An intrinsic: the bits of a 64-bit `source` as a `target`."""
+    result = ir.DoubleType() if target is types.float64 else ir.IntType(64)
+
+    def cast_bits(_context: Any, value: Any) -> Any:
+        def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            return builder.bitcast(args[0], result)
+
+        return (target(source), generate) if value == source else None
+
+    return intrinsic(cast_bits)
+
+
+bits_of = _bit_cast(types.float64, types.uint64)
+float_of = _bit_cast(types.uint64, types.float64)
+
+
 @intrinsic
 def larger_size(_context: Any, _bits: Any, _value: Any) -> Any:
     """The larger of `bits` and the bits of a float32 without its sign, as uint32.

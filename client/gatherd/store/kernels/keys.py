@@ -30,7 +30,8 @@ AHEAD = 32
 
 
 @inlined
-def _mix(z: Any) -> Any:
+def mix(z: Any) -> Any:
+    """splitmix64's finalizer."""
     z = (z ^ (z >> np.uint64(30))) * MIX_1
     z = (z ^ (z >> np.uint64(27))) * MIX_2
     return z ^ (z >> np.uint64(31))
@@ -39,9 +40,9 @@ def _mix(z: Any) -> Any:
 @inlined
 def hash_bytes(data: Any, begin: Any, end: Any, seed: Any) -> Any:
     """The uint64 hash of data[begin:end]."""
-    h = _mix(seed ^ np.uint64(end - begin))
+    h = mix(seed ^ np.uint64(end - begin))
     while end - begin >= 8:
-        h = _mix(h ^ load_u64(data, begin))
+        h = mix(h ^ load_u64(data, begin))
         begin += 8
     if begin < end:
         word = EMPTY
@@ -49,7 +50,7 @@ def hash_bytes(data: Any, begin: Any, end: Any, seed: Any) -> Any:
         for position in range(begin, end):
             word |= np.uint64(data[position]) << shift
             shift += EIGHT
-        h = _mix(h ^ word)
+        h = mix(h ^ word)
     return h
 
 
@@ -99,7 +100,7 @@ def find_ints(slots: Any, stored: Any, keys: Any, seed: Any, rows: Any) -> None:
     for block in range(0, keys.size, AHEAD):
         block_size = min(AHEAD, keys.size - block)
         for i in range(block_size):
-            hashes[i] = _mix(keys[block + i] ^ seed)
+            hashes[i] = mix(keys[block + i] ^ seed)
             prefetch(slots, np.intp(hashes[i] & mask) * 8)
         for i in range(block_size):
             key, h = keys[block + i], hashes[i]
@@ -117,7 +118,7 @@ def find_ints(slots: Any, stored: Any, keys: Any, seed: Any, rows: Any) -> None:
 
 
 @inlined
-def _find_string(
+def find_string(
     slots: Any,
     mask: Any,
     stored_offsets: Any,
@@ -127,6 +128,7 @@ def _find_string(
     begin: Any,
     end: Any,
 ) -> Any:
+    """The row of data[begin:end], whose hash is known, or −1."""
     h = hashed
     for _ in range(PROBES_MAX):
         slot = slots[np.intp(h & mask)]
@@ -167,7 +169,7 @@ def find_strings(
             if row < stored_offsets.size:
                 prefetch(stored_offsets, row * 8)
         for i in range(block_size):
-            rows[block + i] = _find_string(
+            rows[block + i] = find_string(
                 slots,
                 mask,
                 stored_offsets,
@@ -192,7 +194,8 @@ def _free_slot(slots: Any, mask: Any, hashed: Any) -> Any:
 
 
 @inlined
-def _slot(hashed: Any, row: Any) -> Any:
+def slot_of(hashed: Any, row: Any) -> Any:
+    """The slot that leads a hash to a row."""
     return (hashed & FINGERPRINT_MASK) | (np.uint64(row) + ONE)
 
 
@@ -212,7 +215,7 @@ def insert_ints(
     """Append the new keys; return the position reached, and the count."""
     mask = np.uint64(slots.size - 1)
     for i in range(start, keys.size):
-        hashed = _mix(keys[i] ^ seed)
+        hashed = mix(keys[i] ^ seed)
         h = hashed
         known = False
         free = np.intp(-1)
@@ -230,7 +233,7 @@ def insert_ints(
         is_new[i] = not known
         if not known:
             stored[count] = keys[i]
-            slots[free] = _slot(hashed, count)
+            slots[free] = slot_of(hashed, count)
             count += 1
     return keys.size, count
 
@@ -264,7 +267,7 @@ def insert_strings(
         begin, end = offsets[i], offsets[i + 1]
         hashed = hash_bytes(data, begin, end, seed)
         known = (
-            _find_string(slots, mask, stored_offsets[: count + 1], stored, hashed, data, begin, end)
+            find_string(slots, mask, stored_offsets[: count + 1], stored, hashed, data, begin, end)
             >= 0
         )
         free = -1 if known else _free_slot(slots, mask, hashed)
@@ -275,7 +278,7 @@ def insert_strings(
             first = np.intp(stored_offsets[count])
             stored[first : first + end - begin] = data[begin:end]
             stored_offsets[count + 1] = np.uint64(first + end - begin)
-            slots[free] = _slot(hashed, count)
+            slots[free] = slot_of(hashed, count)
             count += 1
     return is_new.size, count
 
@@ -293,12 +296,12 @@ def place_ints(slots: Any, stored: Any, start: Any, count: Any, seed: Any) -> An
     mask = np.uint64(slots.size - 1)
     for row in range(start, count):
         if row + AHEAD < count:
-            prefetch(slots, np.intp(_mix(stored[row + AHEAD] ^ seed) & mask) * 8)
-        hashed = _mix(stored[row] ^ seed)
+            prefetch(slots, np.intp(mix(stored[row + AHEAD] ^ seed) & mask) * 8)
+        hashed = mix(stored[row] ^ seed)
         free = _free_slot(slots, mask, hashed)
         if free < 0:
             return row
-        slots[free] = _slot(hashed, row)
+        slots[free] = slot_of(hashed, row)
     return count
 
 
@@ -322,7 +325,7 @@ def place_strings(
         free = _free_slot(slots, mask, hashed)
         if free < 0:
             return row
-        slots[free] = _slot(hashed, row)
+        slots[free] = slot_of(hashed, row)
     return count
 
 

@@ -1,8 +1,8 @@
 """The compiled answers of one event loop: whole replies, put together where they are written from.
 
 What takes longer than a turn is answered in pieces. What takes long to be found, before its first
-piece, is found on a thread. What the compiled answer doesn't take, errors among it, is the general
-way's: routes.py has both.
+piece, is found on a thread; what has an open table, whose rows come and go, is made there whole.
+What the compiled answer doesn't take, errors among it, is the general way's: routes.py has both.
 """
 
 import math
@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import KEYS_SHORT, SHORT_BYTES
 from gatherd_server.http.fast.routes import LookupRoute
-from gatherd_server.wire.compiled.answers import NOT_MINE, Pieces
+from gatherd_server.wire.compiled.answers import NO_LIMIT, NOT_MINE, Pieces, room_of
 from gatherd_server.wire.compiled.serving import CompiledAnswers, ThreadAnswers
 
 # Room for a reply's head, before its body.
@@ -101,7 +101,7 @@ class LoopAnswers:
         if length == NOT_MINE:
             return NOT_MINE
         ids, keys = self._answers.asked
-        if ids > IDS_SHORT or keys > KEYS_SHORT:
+        if ids > IDS_SHORT or keys > KEYS_SHORT or self._answers.has_open:
             return TOO_LONG
         work_bytes = self.turn_bytes()
         try:
@@ -120,8 +120,11 @@ class LoopAnswers:
             answers = ThreadAnswers(self._shared, takes_far=True)
             answers.write_to(_NOWHERE)
         try:
-            if answers.answer(route.message, message, caller) >= NOT_MINE:
+            length = answers.answer(route.message, message, caller)
+            if length >= NOT_MINE:
                 return None
+            if answers.has_open:
+                return _begun(answers, route, message, NO_LIMIT, room_of(length))
             return _begun(answers, route, message, SHARED_TURN_BYTES)
         finally:
             answers.write_to(_NOWHERE)
@@ -172,9 +175,13 @@ class LongReply:
 
 
 def _begun(
-    answers: ThreadAnswers, route: LookupRoute, message: bytes, work_bytes: int
+    answers: ThreadAnswers,
+    route: LookupRoute,
+    message: bytes,
+    work_bytes: int,
+    room: int = PIECE_BYTES,
 ) -> LongReply | None:
-    buffer = np.empty(HEAD_BYTES_MAX + PIECE_BYTES, np.uint8)
+    buffer = np.empty(HEAD_BYTES_MAX + room, np.uint8)
     answers.write_to(buffer[HEAD_BYTES_MAX:])
     pieces = answers.begin(route.message, message, work_bytes)
     return None if pieces is None else LongReply(route, pieces, buffer)

@@ -32,7 +32,7 @@ Document: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Tables to make examples of; None where no table is fit."""
+    """Tables to make examples of; None where no table is fit. All but `opened` are closed."""
 
     first: TableInfo | None
     """A table with rows."""
@@ -44,6 +44,8 @@ class _Found:
     """A table that takes updates."""
     row: list[float] | None
     """The first row of `trained`, if the caller may read it and JSON can write it."""
+    opened: str
+    """An open table, or ""."""
     sandbox: str
     """The name of the table that createTable's form makes; there may be one."""
     unused: str
@@ -167,6 +169,14 @@ def _assign(found: _Found) -> _Made:
     return _update(found, found.row, "The form's example assigns the values that the row has.")
 
 
+def _delete_rows(found: _Found) -> _Made:
+    if not found.opened:
+        note = "**None of the tables that were looked at is open.**"
+        return _Made(found.sandbox, note=note, is_change=True)
+    note = "The form's example has no key, and deletes nothing."
+    return _Made(found.opened, {"keys": []}, note, is_change=True)
+
+
 def _create(found: _Found) -> _Made:
     drawn = {"rows": 1000, "dim": 8, "init": "uniform", "seed": 7}
     optimizer = {"name": "adagrad", "lr": 0.05}
@@ -218,6 +228,8 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
     "assign": _assign,
+    "deleteRows": _delete_rows,
+    "deleteRowsMany": _many(_delete_rows),
     "scatterAddMany": _many(_scatter_add),
     "applyGradientsMany": _many(_apply_gradients),
     "assignMany": _many(_assign),
@@ -245,11 +257,14 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
     states = engine.table_states()
     sandbox = _sandbox_of(caller)
     looked_at = [name for name, why in states.items() if not why and name != sandbox]
-    readable = []
+    readable, opened = [], []
     for name in looked_at[:LOOKED_AT_MAX]:
         with suppress(GatherdError):  # it was deleted meanwhile
             info = engine.table(name)
-            readable += [info] if info.row_count else []
+            if info.open is not None:
+                opened.append(name)
+            elif info.row_count:
+                readable.append(info)
     trained = next(
         (info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX), None
     )
@@ -261,6 +276,7 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
         keys=_first_key(engine, keyed),
         trained=trained,
         row=_first_row(engine, trained),
+        opened=opened[0] if opened else "",
         sandbox=sandbox,
         unused=_unused(sandbox, states),
         takes_changes=engine.updates_state() is not UpdatesState.NONE,

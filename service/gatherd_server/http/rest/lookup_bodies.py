@@ -37,7 +37,7 @@ from gatherd_server.http.rest.schemas import (
     LookupManyBody,
     parse,
 )
-from gatherd_server.http.rest.update_schemas import UpdateBody
+from gatherd_server.http.rest.update_schemas import DeleteRowsBody, UpdateBody
 from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.checks import in_table
 
@@ -97,7 +97,7 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
 def ids_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[IdsOfBody, Asked]:
     """A request for the ids of keys, and the keys, from JSON."""
     asked = parse(IdsOfBody, _json_body(body, query, 1, limits))
-    return asked, _keys(asked, body, lambda value: value)
+    return asked, keys_of(asked, body, lambda value: value)
 
 
 def list_keys_request(query_string: bytes) -> tuple[KeyQuery, int]:
@@ -173,12 +173,15 @@ def asked_rows(
         raise InvalidArgument(f"{what} has either ids or keys")
     if asked.keys is None:
         return arrays.from_json(as_id_array, asked.ids, lambda value: find(value)["ids"], body)
-    return _keys(asked, body, find)
+    return keys_of(asked, body, find)
 
 
-def _keys(
-    asked: LookupBody | LookupBagsBody | UpdateBody | IdsOfBody, body: bytes, find: Find
-) -> Asked:
+def keys_of(
+    asked: LookupBody | LookupBagsBody | UpdateBody | DeleteRowsBody | IdsOfBody,
+    body: bytes,
+    find: Find,
+) -> ByKey:
+    """The keys of one table's part, which `find` finds in the JSON of `body`."""
     return ByKey(
         arrays.from_json(
             lambda keys: arrays.keys_from_json(keys, asked.encoding),
@@ -251,8 +254,8 @@ def _query_lookup(table: str, ids: arrays.Ids, options: dict[str, str]) -> Looku
         parse_missing(options.get("missing", "error")),
         query_version(options, "version"),
         None,
-        _form(_query_dims(options), normalize=_query_flag(options, "normalize")),
-        _query_flag(options, "with_lsn"),
+        _form(_query_dims(options), normalize=query_flag(options, "normalize")),
+        query_flag(options, "with_lsn"),
     )
 
 
@@ -269,7 +272,8 @@ def _query_dims(options: dict[str, str]) -> int | None:
     return int(dims)
 
 
-def _query_flag(options: dict[str, str], name: str) -> bool:
+def query_flag(options: dict[str, str], name: str) -> bool:
+    """The query's parameter `name`, true or false; without it, false."""
     value = options.get(name, "false")
     if value not in ("false", "true"):
         raise InvalidArgument(f"{name} is {value!r}; it must be true or false")

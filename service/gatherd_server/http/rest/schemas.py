@@ -15,8 +15,8 @@ from gatherd.store.query import K_DEFAULT
 Body = TypeVar("Body", bound=BaseModel)
 
 REPLY_DTYPE = Literal["float32", "float16", "bfloat16"]
-MISSING = Literal["error", "zero", "default"]
-BAG_MISSING = Literal["error", "zero", "default", "skip"]
+MISSING = Literal["error", "zero", "default", "init"]
+BAG_MISSING = Literal["error", "zero", "default", "skip", "init"]
 MODE = Literal["sum", "mean", "max", "sqrtn"]
 ENCODING = Literal["utf-8", "base64"]
 METRIC = Literal["cosine", "dot", "l2"]
@@ -223,7 +223,7 @@ class TableReply(BaseModel):
         description="How the rows are stored; null for a refused table."
     )
     version: int
-    trainable: bool
+    trainable: bool = Field(description="Whether the table takes updates.")
     refused: str = Field(description="Empty, or why the table can't be looked up.")
     key_kind: Literal["", "bytes", "int64", "uint64"] = Field(
         description="What the table's keys are; empty when it has none."
@@ -235,10 +235,14 @@ class TableReply(BaseModel):
         description="Every version that can be looked up or rolled back to, ascending."
     )
     optimizer: dict[str, Any] | None = Field(
-        description="Its name and its options; null for a table that takes no updates.",
+        description="Its name and its options; null for a table that takes no gradients.",
         examples=[{"name": "adagrad", "lr": 0.05}],
     )
     lsn: int = Field(description="The last update that every lookup sees.")
+    open: dict[str, Any] | None = Field(
+        description="How the rows of an open table come and go; null for any other.",
+        examples=[None],
+    )
 
 
 class LimitsReply(BaseModel):

@@ -7,7 +7,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from gatherd.store.initializer import NAMES
 from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, ROWS_MAX
+from gatherd.store.open_spec import ROWS_MAX_DEFAULT, OnFull, OnMissing
 from gatherd_server.http.rest.schemas import ENCODING, IDS_SCHEMA, KEYS_SCHEMA, VERSION_MAX
 from gatherd_server.wire.checks import INIT_DEFAULT
 
@@ -18,6 +20,7 @@ _VALUES_SCHEMA: dict[str, Any] = {
     "items": {},
 }
 _IF_VERSION = Field(0, ge=0, le=VERSION_MAX, description="The version that has to be live; 0: any.")
+_ABSENT = " Absent when 0."
 KEY_SCHEMA: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
@@ -35,7 +38,30 @@ class UpdateBody(BaseModel):
     keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
     values: Annotated[Any, Field(json_schema_extra=_VALUES_SCHEMA)]
     encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    create: bool = Field(
+        False,
+        description="In an open table, give each key without a row one that begins as its initial "
+        "vector.",
+    )
     if_version: int = _IF_VERSION
+
+
+class DeleteRowsBody(BaseModel):
+    """Rows of one open table to remove, by key."""
+
+    model_config = _STRICT
+
+    keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    if_version: int = _IF_VERSION
+
+
+class DeleteRowsManyBody(BaseModel):
+    """Rows of several open tables to remove, all or nothing."""
+
+    model_config = _STRICT
+
+    tables: dict[str, DeleteRowsBody] = Field(description="Keys by table name.")
 
 
 class GradientsBody(UpdateBody):
@@ -70,11 +96,58 @@ class OptimizerBody(BaseModel):
     )
     __pydantic_extra__: dict[str, float] = Field(init=False)
 
-    name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam or ftrl.")
+    name: str = Field(description="sgd, adagrad, rowwise-adagrad, adam, ftrl or none.")
+
+
+class InitializerBody(BaseModel):
+    """How rows are drawn. A parameter that isn't given has Keras' default."""
+
+    model_config = ConfigDict(
+        extra="allow",
+        strict=True,
+        json_schema_extra={"examples": [{"name": "normal", "stddev": 0.1}]},
+    )
+    __pydantic_extra__: dict[str, float | str] = Field(init=False)
+
+    name: str = Field(description=f"{', '.join(NAMES)}.")
+
+
+class OpenBody(BaseModel):
+    """How the rows of an open table come and go."""
+
+    model_config = _STRICT
+
+    keys: str = Field(description="Their kind: int64, uint64 or string.")
+    rows_max: int | None = Field(
+        None, description=f"The most rows that it can have; {ROWS_MAX_DEFAULT:,} by default."
+    )
+    on_missing: str = Field(
+        OnMissing.ERROR.value,
+        description="What an update does with a key without a row, unless it says create: error or "
+        "create.",
+    )
+    admit_after: int | None = Field(
+        None,
+        description="A key gets its row at its so-manieth update, 1 to 255; the ones before are "
+        "counted, and answered in not_admitted.",
+    )
+    on_full: str = Field(
+        OnFull.ERROR.value,
+        description="What an update does that needs a row when there are rows_max: error, "
+        "evict-lru or evict-lfu.",
+    )
+    ttl_seconds: int | None = Field(
+        None, description="A row that wasn't updated for so long is removed; null: never."
+    )
+    touch_on_lookup: bool = Field(
+        False,
+        description="Whether a lookup counts as an update, for ttl_seconds and evict-lru. Lookups "
+        "are sampled.",
+    )
 
 
 class CreateBody(BaseModel):
-    """A new table of drawn rows, or of files that were staged in the data dir."""
+    """A new table of drawn rows, an open one, or one of files staged in the data dir."""
 
     model_config = _STRICT
 
@@ -85,13 +158,21 @@ class CreateBody(BaseModel):
     dtype: Literal["float32", "float16", "bfloat16", "float64"] = Field(
         "float32", description="How the rows are stored."
     )
-    init: Literal["zeros", "uniform", "normal", "glorot"] = Field(
-        INIT_DEFAULT, description="How the rows are drawn."
+    init: str | InitializerBody = Field(
+        INIT_DEFAULT,
+        description="How the rows are drawn: the name of an initializer, or an object with its "
+        "parameters.",
     )
     seed: int | None = Field(
         None, ge=0, lt=2**64, description="The same seed, the same rows; else drawn at random."
     )
-    optimizer: OptimizerBody | None = Field(None, description="Without one it takes no updates.")
+    optimizer: OptimizerBody | None = Field(
+        None, description="Without one it takes updates, but no gradients."
+    )
+    frozen: bool = Field(False, description="Whether it takes no updates, as one of float64.")
+    open: OpenBody | None = Field(
+        None, description="Makes an open table, which has keys, and no rows yet: rows is absent."
+    )
 
 
 class PublishBody(BaseModel):
@@ -136,6 +217,11 @@ class UpdateReply(BaseModel):
 
     lsn: int = Field(description="Its position in the log.")
     version: int = Field(description="The version that was changed.")
+    created: int = Field(0, description=f"The rows that it created.{_ABSENT}")
+    removed: int = Field(0, description=f"The rows that it deleted, or evicted.{_ABSENT}")
+    not_admitted: int = Field(
+        0, description=f"The keys that weren't updated often enough to get a row.{_ABSENT}"
+    )
 
 
 class UpdateManyReply(BaseModel):
@@ -143,6 +229,11 @@ class UpdateManyReply(BaseModel):
 
     lsn: int = Field(description="Their position in the log.")
     versions: dict[str, int] = Field(description="The version that was changed, by table name.")
+    created: dict[str, int] = Field(
+        {}, description="The rows that it created, by table name, unless 0; absent when all are."
+    )
+    removed: dict[str, int] = Field({}, description="Likewise, the rows that it removed.")
+    not_admitted: dict[str, int] = Field({}, description="Likewise, the keys not admitted.")
 
 
 class ChangeReply(BaseModel):

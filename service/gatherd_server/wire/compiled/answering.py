@@ -11,9 +11,10 @@ import numpy as np
 from numba import types
 
 from gatherd.store.kernels.intrinsics import address, kernel, read, write
+from gatherd.store.kernels.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.layout import hash_of, lay_out, varint_bytes
-from gatherd_server.wire.compiled.memory import WORD, column, part, put, unit
+from gatherd_server.wire.compiled.layout import hash_of, is_open, lay_out, varint_bytes
+from gatherd_server.wire.compiled.open_rows import find_open
 from gatherd_server.wire.compiled.parsing import (
     FIELDS_MAX,
     count_many,
@@ -69,11 +70,12 @@ def lay_out_all(call: Any, message: Any, asked: Any, count: Any) -> Any:
 @part
 def _find(call: Any, asked: Any, count: Any, index_at: Any) -> Any:
     """Find the rows of all lookups; False for what the general way answers."""
-    statuses = index_at + WORD * column(call, words.CALL_IDS)
+    statuses = index_at + WORD * column(call, words.CALL_INDEX_WORDS)
     for i in range(count):
         one = asked + i * WORD * words.ASKED_WORDS
         put(one, words.ASKED_STATUS_AT, statuses + column(one, words.ASKED_INDEX_AT))
-        if not find_rows(one, index_at):
+        is_found = find_open(one, index_at) if is_open(one) else find_rows(one, index_at)
+        if not is_found:
             return False
     return True
 
@@ -151,7 +153,7 @@ def answer(request: Any, message: Any, call: Any) -> Any:
     total = _read(at, end, call, asked)
     if total < 0:
         return total
-    index = np.empty(index_words(column(call, words.CALL_IDS)), np.int64)
+    index = np.empty(index_words(column(call, words.CALL_INDEX_WORDS)), np.int64)
     if not _find_all(call, asked, address(index, 0)):
         return words.NOT_MINE
     if write_piece(call, words.NO_LIMIT) != total:
@@ -186,7 +188,7 @@ def begin(request: Any, message: Any, call: Any, blocks: Any, index: Any, work: 
     total = _read(at, end, call, asked)
     if total <= words.ELSEWHERE:
         total = words.ELSEWHERE - total
-    if total < 0 or index_words(column(call, words.CALL_IDS)) > index.size:
+    if total < 0 or index_words(column(call, words.CALL_INDEX_WORDS)) > index.size:
         return words.NOT_MINE
     if not _find_all(call, asked, address(index, 0)):
         return words.NOT_MINE

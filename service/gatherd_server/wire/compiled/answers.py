@@ -16,6 +16,7 @@ from gatherd_server.wire.compiled.directory import Counts, Directory
 LOOKUP, LOOKUP_MANY = words.LOOKUP, words.LOOKUP_MANY
 LOOKUP_BAGS, LOOKUP_BAGS_MANY = words.LOOKUP_BAGS, words.LOOKUP_BAGS_MANY
 NOT_MINE = words.NOT_MINE
+NO_LIMIT = words.NO_LIMIT
 
 
 class Answers:
@@ -114,6 +115,14 @@ class Answers:
         return pieces if pieces.begin(message, work_bytes) else None
 
     @property
+    def has_open(self) -> bool:
+        """Whether the last request that could be answered has an open table.
+
+        Its rows may be gone by the next piece, so the answer wants to be in one.
+        """
+        return bool(self._call[words.CALL_OPEN_COUNT])
+
+    @property
     def asked(self) -> tuple[int, int]:
         """How many ids and keys the last request had that could be answered, and the keys alone."""
         return int(self._call[words.CALL_IDS]), int(self._call[words.CALL_KEYS])
@@ -135,9 +144,9 @@ class Pieces:
         # What the words refer to.
         self._directory, self._request = directory, request
         count = int(call[words.CALL_COUNT])
-        ids = int(call[words.CALL_IDS])
+        index = kernels.index_words(int(call[words.CALL_INDEX_WORDS]))
         self._blocks: NDArray[np.int64] = np.zeros(count * words.ASKED_WORDS, np.int64)
-        self._index: NDArray[np.int64] = np.empty(kernels.index_words(ids), np.int64)
+        self._index: NDArray[np.int64] = np.empty(index, np.int64)
         self.byte_count = 0
         """Of the whole answer."""
 

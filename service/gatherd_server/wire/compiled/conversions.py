@@ -26,7 +26,7 @@ from gatherd.store.kernels.intrinsics import (
     to_bfloat16,
     to_float16,
 )
-from gatherd_server.wire.compiled.memory import copy, pointer_to
+from gatherd.store.kernels.memory import copy, pointer_to
 
 FLOAT32, FLOAT16, BFLOAT16, FLOAT64 = range(4)
 

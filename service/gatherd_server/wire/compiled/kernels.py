@@ -18,9 +18,9 @@ def _answering() -> ModuleType:
     return answering
 
 
-def index_words(ids: int) -> int:
-    """Words of the index that `begin` takes for so many ids."""
-    return ids + ids // 8 + 1
+def index_words(count: int) -> int:
+    """Words of the index that `begin` takes for so many of CALL_INDEX_WORDS."""
+    return count + count // 8 + 1
 
 
 def warm() -> None:

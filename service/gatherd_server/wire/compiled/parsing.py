@@ -14,8 +14,8 @@ from typing import Any
 from numba import types
 
 from gatherd.store.kernels.intrinsics import inlined
+from gatherd.store.kernels.memory import WORD, column, int64_at, part, put, uint8_at, unit
 from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.memory import WORD, column, int64_at, part, put, uint8_at, unit
 
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5
 TAG_BYTES_MAX = 5

@@ -2,7 +2,8 @@
 
 An answer in pieces goes on where the last one ended. A piece ends behind a head or a vector: when
 its room or its work is used up, or before a row that stays torn. Work is counted in bytes that are
-read or written; at least one head or vector is written, whatever it takes, if there is room.
+read or written; at least one head or vector is written, whatever it takes, if there is room. An
+open table's vectors are written at once, because their rows may be gone by the next piece.
 """
 
 from typing import Any
@@ -11,16 +12,17 @@ import numpy as np
 from numba import types
 
 from gatherd.store.kernels.intrinsics import inlined
+from gatherd.store.kernels.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.layout import head_bytes, itemsize, put_head
-from gatherd_server.wire.compiled.memory import WORD, column, part, put, unit
+from gatherd_server.wire.compiled.layout import head_bytes, is_open, itemsize, put_head
+from gatherd_server.wire.compiled.open_rows import copy_open, pool_open_bags
 from gatherd_server.wire.compiled.rows import copy_rows, offset_of, pool_bags
 
 
 @inlined
-def index_words(ids: Any) -> Any:
-    """How many words the rows of so many ids take, and behind them a status each."""
-    return ids + ids // WORD + 1
+def index_words(count: Any) -> Any:
+    """How many words so many of CALL_INDEX_WORDS take, and behind them a status for each."""
+    return count + count // WORD + 1
 
 
 @inlined
@@ -62,8 +64,21 @@ def _put_vectors(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> 
     return copy_rows(asked, index_at, first, count, to)
 
 
+@inlined
+def _put_open(asked: Any, message: Any, index_at: Any, to: Any) -> Any:
+    """Write a lookup of an open table; False as copy_open. Its statuses are known at the end."""
+    data = to + head_bytes(asked, message)
+    if column(asked, words.ASKED_IS_BAGS):
+        is_put = pool_open_bags(asked, index_at, data)
+    else:
+        is_put = copy_open(asked, index_at, data)
+    if is_put:
+        put_head(asked, message, to)
+    return is_put
+
+
 @unit(types.intp, types.intp, returns=types.intp)
-def write_piece(call: Any, work: Any) -> Any:
+def write_piece(call: Any, work: Any) -> Any:  # noqa: C901  # one function, for it is one state
     """Go on with the reply that was laid out and whose rows were found; how many bytes of it.
 
     CALL_IS_TORN then says whether a torn row ended it.
@@ -75,6 +90,16 @@ def write_piece(call: Any, work: Any) -> Any:
     left_work, is_torn = work, 0
     while number < column(call, words.CALL_COUNT):
         asked = column(call, words.CALL_ASKED_AT) + number * WORD * words.ASKED_WORDS
+        if is_open(asked):
+            whole = head_bytes(asked, message) + column(asked, words.ASKED_DATA_BYTES)
+            if whole > end - to:
+                break
+            if not _put_open(asked, message, index_at, to):
+                is_torn = 1
+                break
+            left_work -= 2 * whole
+            to, number = to + whole, number + 1
+            continue
         if first == words.HEAD:
             if head_bytes(asked, message) > end - to:
                 break
@@ -124,7 +149,11 @@ def find_units(call: Any) -> None:
         table = column(asked, words.ASKED_TABLE)
         row_bytes = column(table, words.TABLE_ROW_BYTES)
         room = max(room, head_bytes(asked, message), _vector_bytes(asked))
-        work = max(work, row_bytes if column(table, words.TABLE_IS_NEAR) else words.NO_LIMIT)
+        if is_open(asked):
+            room = max(room, head_bytes(asked, message) + column(asked, words.ASKED_DATA_BYTES))
+        work = max(work, row_bytes)
+        if not column(table, words.TABLE_IS_NEAR):
+            work = words.NO_LIMIT
         if column(asked, words.ASKED_IS_BAGS):
             begin = 0
             for bag in range(column(asked, words.ASKED_VECTORS)):

@@ -17,21 +17,7 @@ from gatherd.store.kernels.bags import max_bags, sum_any, sum_float32
 from gatherd.store.kernels.gather import DONE, ROWS_AHEAD, SPINS_MAX, gather
 from gatherd.store.kernels.intrinsics import address, inlined
 from gatherd.store.kernels.keys import find_ints, find_strings
-from gatherd.store.kernels.row_intrinsics import fence_loads, load_counter
-from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.conversions import convert
-from gatherd_server.wire.compiled.layout import (
-    DEFAULT,
-    ERROR,
-    INT64,
-    SKIP,
-    SUM,
-    UINT8,
-    UINT64,
-    integer_at,
-    itemsize,
-)
-from gatherd_server.wire.compiled.memory import (
+from gatherd.store.kernels.memory import (
     WORD,
     carray,
     clear,
@@ -45,6 +31,20 @@ from gatherd_server.wire.compiled.memory import (
     uint8_at,
     uint32_at,
     unit,
+)
+from gatherd.store.kernels.row_intrinsics import fence_loads, load_counter
+from gatherd_server.wire.compiled import words
+from gatherd_server.wire.compiled.conversions import convert
+from gatherd_server.wire.compiled.layout import (
+    DEFAULT,
+    ERROR,
+    INT64,
+    SKIP,
+    SUM,
+    UINT8,
+    UINT64,
+    integer_at,
+    itemsize,
 )
 
 # How many rows of a lookup are asked for while the others' are found.
@@ -77,7 +77,7 @@ def _counters_of(table: Any) -> Any:
 
 
 @part
-def _widen(rows: Any, count: Any, index_at: Any) -> None:
+def widen(rows: Any, count: Any, index_at: Any) -> None:
     """The integers of a tensor as 64 bits each."""
     dtype, begin = column(rows, words.TENSOR_DTYPE), column(rows, words.TENSOR_DATA_AT)
     if dtype in (INT64, UINT64):
@@ -105,15 +105,22 @@ def _find_integers(asked: Any, table: Any, index_at: Any) -> Any:
     return True
 
 
+@inlined
+def put_offsets(asked: Any, to: Any) -> None:
+    """Put where each of the strings begins, and the end of the last."""
+    lengths, end = column(asked, words.ASKED_LENGTHS_AT), 0
+    put(to, 0, end)
+    for i in range(column(asked, words.ASKED_COUNT)):
+        end += uint32_at(lengths + 4 * i)
+        put(to, i + 1, end)
+
+
 @part
 def _find_strings(asked: Any, table: Any, index_at: Any) -> None:
     count = column(asked, words.ASKED_COUNT)
     rows = asked + WORD * words.ASKED_ROWS
-    lengths = column(asked, words.ASKED_LENGTHS_AT)
     offsets = np.empty(count + 1, np.int64)
-    offsets[0] = 0
-    for i in range(count):
-        offsets[i + 1] = offsets[i] + uint32_at(lengths + 4 * i)
+    put_offsets(asked, address(offsets, 0))
     data = carray(
         pointer(column(rows, words.TENSOR_DATA_AT)),
         (column(rows, words.TENSOR_DATA_BYTES),),
@@ -190,7 +197,7 @@ def find_rows(asked: Any, index_at: Any) -> Any:
     if count and by == words.BY_STRINGS:
         _find_strings(asked, table, index_at)
     else:
-        _widen(asked + WORD * words.ASKED_ROWS, count, index_at)
+        widen(asked + WORD * words.ASKED_ROWS, count, index_at)
         if count and by == words.BY_INTEGERS and not _find_integers(asked, table, index_at):
             return False
     if column(asked, words.ASKED_IS_BAGS):
@@ -256,7 +263,8 @@ def _put_filler(table: Any, reply: Any, to: Any) -> Any:
 
 
 @part
-def _fill_missing(asked: Any, status: Any, count: Any, to: Any) -> None:
+def fill_missing(asked: Any, status: Any, count: Any, to: Any) -> None:
+    """Put the filler in place of the vectors of missing rows."""
     table, reply = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_KIND)
     vector_bytes = column(table, words.TABLE_DIM) * itemsize(reply)
     for i in range(count):
@@ -284,8 +292,14 @@ def copy_rows(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> Any
     else:
         done = _convert_rows(asked, index_at, count, to)
     if column(asked, words.ASKED_MISSED):
-        _fill_missing(asked, column(asked, words.ASKED_STATUS_AT) + first, done, to)
+        fill_missing(asked, column(asked, words.ASKED_STATUS_AT) + first, done, to)
     return done
+
+
+@part
+def put_pooled(begin: Any, reply: Any, to: Any, elements: Any) -> None:
+    """Put the vectors of bags, float32 from `begin` on, where they go."""
+    convert(FLOAT32_KIND, reply, begin, to, elements)
 
 
 @part
@@ -295,6 +309,27 @@ def offset_of(asked: Any, bag: Any) -> Any:
     if bag == column(asked, words.ASKED_VECTORS):
         return column(asked, words.ASKED_COUNT)
     return integer_at(column(given, words.TENSOR_DTYPE), column(given, words.TENSOR_DATA_AT), bag)
+
+
+@inlined
+def weights_of(asked: Any, begin: Any, count: Any) -> Any:
+    """The weights of `count` ids in bags, from `begin` on; empty for none."""
+    weights = np.empty(0, np.float32)
+    given = asked + WORD * words.ASKED_WEIGHTS
+    if column(given, words.TENSOR_IS_THERE):
+        weights = np.empty(count, np.float32)
+        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT) + 4 * begin, 4 * count)
+    return weights
+
+
+@inlined
+def filler_of(asked: Any, table: Any) -> Any:
+    """What is pooled in place of a missing row."""
+    dim = column(table, words.TABLE_DIM)
+    filler = np.zeros(dim, np.float32)
+    if column(asked, words.ASKED_MISSING) == DEFAULT:
+        copy(address(filler, 0), column(table, words.TABLE_DEFAULT_AT), 4 * dim)
+    return filler
 
 
 @unit(types.intp, types.intp, types.intp, types.intp, types.intp, returns=types.intp)
@@ -311,14 +346,7 @@ def pool_bags(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> Any
     offsets = np.empty(count, np.int64)
     for i in range(count):
         offsets[i] = offset_of(asked, first + i) - begin
-    weights = np.empty(0, np.float32)
-    given = asked + WORD * words.ASKED_WEIGHTS
-    if column(given, words.TENSOR_IS_THERE):
-        weights = np.empty(ids, np.float32)
-        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT) + 4 * begin, 4 * ids)
-    filler = np.zeros(dim, np.float32)
-    if column(asked, words.ASKED_MISSING) == DEFAULT:
-        copy(address(filler, 0), column(table, words.TABLE_DEFAULT_AT), 4 * dim)
+    weights, filler = weights_of(asked, begin, ids), filler_of(asked, table)
     pooled = np.empty((count, dim), np.float32)
     index = _int64s(index_at + WORD * (column(asked, words.ASKED_INDEX_AT) + begin), ids)
     rows, counters = _rows_of(table), _counters_of(table)
@@ -331,5 +359,5 @@ def pool_bags(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> Any
     else:
         found = sum_any(rows, kind, counters, index, offsets, weights, mode, filler, pooled, 0)
     done = found[0]
-    convert(FLOAT32_KIND, reply, address(pooled, 0), to, done * dim)
+    put_pooled(address(pooled, 0), reply, to, done * dim)
     return done + 0 * pooled.size  # named again, or it could be freed before

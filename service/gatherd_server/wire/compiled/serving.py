@@ -127,6 +127,11 @@ class ThreadAnswers:
         return answers.answer(message, request)
 
     @property
+    def has_open(self) -> bool:
+        """As Answers has it."""
+        return self._answers.has_open
+
+    @property
     def asked(self) -> tuple[int, int]:
         """As Answers has it."""
         return self._answers.asked

@@ -43,6 +43,8 @@ TABLE_SEED = 16
 TABLE_KEYS_AT = 17
 TABLE_KEY_DATA_AT = 18
 TABLE_KEY_DATA_BYTES = 19
+TABLE_OPEN_AT = 20
+"""The words of kernels/open_rows.py; 0 for a table whose rows don't come and go."""
 TABLE_WORDS = 24  # three cache lines
 
 # What is under TABLE_KEY_KIND.
@@ -130,7 +132,9 @@ CALL_IDS = 24
 CALL_KEYS = 25
 CALL_REPLY_BYTES = 26
 CALL_TOUCHED_BYTES = 27
-CALL_WORDS = 28
+CALL_INDEX_WORDS = 28
+CALL_OPEN_COUNT = 29
+CALL_WORDS = 30
 
 HEAD = -1
 
