@@ -143,7 +143,8 @@ def find_units(call: Any) -> None:
     Rows that may have to come from a disk are NO_LIMIT.
     """
     message = column(call, words.CALL_MESSAGE)
-    room, work = np.intp(0), np.intp(0)
+    room: Any = np.intp(0)
+    work: Any = np.intp(0)
     for number in range(column(call, words.CALL_COUNT)):
         asked = column(call, words.CALL_ASKED_AT) + number * WORD * words.ASKED_WORDS
         table = column(asked, words.ASKED_TABLE)
