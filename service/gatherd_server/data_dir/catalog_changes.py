@@ -208,7 +208,8 @@ class CatalogChanges:
         except GatherdError:
             forget(self._files, target)
             raise
-        return self._make_live(name, entry, version, target, lambda: None)
+        opened = self._settled(target)
+        return self._make_live(name, entry, version, target, lambda: opened)
 
     def _copied(self, name: str, if_version: int, optimizer: Optimizer | None) -> ChangeResult:
         """Publish a copy of the live version, trained by `optimizer` (None: by the same as now)."""
@@ -236,7 +237,8 @@ class CatalogChanges:
         target = version_dir(self._data_dir, name, version)
         try:
             thaw(self._files, target)
-            return self._make_live(name, entry, version, None, lambda: None)
+            opened = settled(self._files, target)
+            return self._make_live(name, entry, version, None, lambda: opened)
         except GatherdError:
             # Once updates are stopped, the version may be live after the next start.
             if self._writer.stopped is None:
@@ -296,11 +298,12 @@ class CatalogChanges:
         entry: CatalogEntry,
         version: int,
         fresh: Path | None,
-        catch_up: Callable[[], None],
+        catch_up: Callable[[], OpenVersion | None],
     ) -> ChangeResult:
         """Switch from `entry`'s live version to `version`, after every worker mapped that.
 
         `fresh` is its folder when it is new; the folder is deleted when the switch fails.
+        `catch_up` is called between two batches, and returns the version if it is open and mapped.
         """
         versions = kept_versions(
             {*entry.versions, version}, version, entry.live, self._limits.keep_versions
@@ -312,10 +315,9 @@ class CatalogChanges:
 
         def switch() -> int:
             self._entry(name, entry.live)
-            catch_up()
-            return self._replace_entry(
-                name, replace(entry, live=version, versions=versions, damaged=damaged)
-            )
+            opened = catch_up()
+            fresh_entry = replace(entry, live=version, versions=versions, damaged=damaged)
+            return self._replace_entry(name, fresh_entry, opened)
 
         try:
             for future in self._prepare(name, version):

@@ -16,10 +16,13 @@ from gatherd.errors import DataDirInUse, DiskFull, StorageError
 from gatherd.store import memory
 from gatherd.store.format import file_bytes
 from gatherd.store.mapping import MappedFile, naming, too_many_files
+from gatherd_server.storage.sparse import data_ranges
 
 # The most buffers that the kernel takes in one write.
 IOV_MAX = 1024
 COPY_BYTES = 4 << 20
+# The unit of stat's st_blocks, whatever the file system's own is.
+STAT_BLOCK_BYTES = 512
 ZEROS_BYTES = 1 << 20
 
 
@@ -115,11 +118,21 @@ class Files:
                 self.sync_dir(folder.parent, folder)
 
     def copy(self, source: Path, target: Path) -> None:
-        """Copy a file to the new file `target`, its blocks reserved; not durable yet."""
+        """Copy a file to the new file `target`, its blocks reserved; not durable yet.
+
+        A sparse file stays one: only what has data is copied, and takes blocks.
+        """
         with _Told(target), open(source, "rb") as old, open(target, "xb") as new:
-            byte_count = os.fstat(old.fileno()).st_size
-            self.allocate(new.fileno(), byte_count, target)
-            shutil.copyfileobj(old, new, COPY_BYTES)
+            status = os.fstat(old.fileno())
+            if status.st_blocks * STAT_BLOCK_BYTES >= status.st_size:
+                self.allocate(new.fileno(), status.st_size, target)
+                shutil.copyfileobj(old, new, COPY_BYTES)
+                return
+            self.truncate(new.fileno(), status.st_size, target)
+            for begin, end in data_ranges(old.fileno(), status.st_size):
+                for position in range(begin, end, COPY_BYTES):
+                    part = os.pread(old.fileno(), min(COPY_BYTES, end - position), position)
+                    self.write_at(new.fileno(), memoryview(part), position, target)
 
     def sync_path(self, path: Path) -> None:
         """Make the data of the file `path` durable, stores through mappings included."""

@@ -62,14 +62,17 @@ class OpenKeys:
 
     def of(self, rows: NDArray[np.int64]) -> Keys:
         """A copy of the keys of `rows`, (n,), all of them in use."""
-        words = self.words[rows]
+        return self.of_words(self.words[rows])
+
+    def of_words(self, words: NDArray[np.uint64]) -> Keys:
+        """A copy of the keys whose words these are, (n,)."""
         if not self.are_strings:
             return words.view("<i8") if self.kind is KeyKind.INT64 else words
-        offsets = np.zeros(rows.size + 1, np.int64)
+        offsets = np.zeros(words.size + 1, np.int64)
         np.cumsum((words & LENGTH_MASK).view(np.int64), out=offsets[1:])
         data = np.empty(int(offsets[-1]), np.uint8)
         compiled_open.take_strings(words, self.heap, offsets, data)
-        return StringKeys(data, offsets, (rows.size,))
+        return StringKeys(data, offsets, (words.size,))
 
 
 def entry_bounds(entries: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:

@@ -8,6 +8,7 @@ import io
 import os
 import secrets
 import uuid
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.store.catalog import DATA_DIR_FORMAT, DEFAULT_NAME, MANIFEST_NAME, WEIGHTS_NAME
-from gatherd.store.checksums import CHECKSUMS, checksums_of, encode_document
+from gatherd.store.checksums import CHECKSUMS, FileChecksums, checksums_of, encode_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import npy_header
 from gatherd.store.key_index import KeyKind
@@ -38,7 +39,7 @@ from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import write_counters
 from gatherd_server.storage.slots import write_slots
 from gatherd_server.storage.table_writer import NPY_DESCR, StagedTable
-from gatherd_server.training.optimizer import Optimizer, SlotShape
+from gatherd_server.training.optimizer import Optimizer, SlotShape, SlotSpec
 
 # So many slots an index begins with, unless fewer rows are possible: 512 KiB.
 FIRST_SLOTS: Final = 1 << 16
@@ -106,7 +107,7 @@ def write_rows(files: Files, folder: Path, table: OpenTable) -> None:
     header = npy_header(NPY_DESCR[table.dtype], (rows_max, table.dim))
     byte_count = len(header) + rows_max * table.dim * table.dtype.itemsize
     _write_sparse(files, folder / WEIGHTS_NAME, header, byte_count)
-    write_open_slots(files, folder, table.optimizer, rows_max, table.dim)
+    write_open_slots(files, folder, table.optimizer.slots, rows_max, table.dim)
     write_counters(files, folder, rows_max)
     for array in (key_array(kind, rows_max), stamp_array(rows_max), count_array(rows_max)):
         _write_array(files, folder, array)
@@ -117,18 +118,23 @@ def write_rows(files: Files, folder: Path, table: OpenTable) -> None:
 
 
 def write_open_slots(
-    files: Files, folder: Path, optimizer: Optimizer, rows_max: int, dim: int
-) -> None:
-    """Write every slot of an open version: a row's first values are stored when it is created."""
-    for slot in optimizer.slots:
+    files: Files, folder: Path, slots: Iterable[SlotSpec], row_count: int, dim: int
+) -> dict[str, FileChecksums]:
+    """Write the slots of an open version; none of them has checksums.
+
+    A row's first values are stored when it is created.
+    """
+    listed = list(slots)
+    for slot in listed:
         if slot.shape is SlotShape.TABLE:
             continue
-        dtype, shape = slot.array(rows_max, dim)
+        dtype, shape = slot.array(row_count, dim)
         header = npy_header(dtype.str, shape)
         path = folder / slot.file_name
-        _write_sparse(files, path, header, slot.file_bytes(rows_max, dim))
-    whole = [slot for slot in optimizer.slots if slot.shape is SlotShape.TABLE]
-    write_slots(files, folder, whole, rows_max, dim)
+        _write_sparse(files, path, header, slot.file_bytes(row_count, dim))
+    whole = [slot for slot in listed if slot.shape is SlotShape.TABLE]
+    write_slots(files, folder, whole, row_count, dim)
+    return {}
 
 
 def slots_for(row_count: int, rows_max: int) -> int:

@@ -10,6 +10,7 @@ keeps readers from another key's vector (the store's open_files.py):
 While the log is replayed there is no index: `settle` builds it when the rows are as they were.
 """
 
+from collections import deque
 from pathlib import Path
 from typing import Self
 
@@ -53,7 +54,7 @@ class OpenVersion(OpenArrays):
         """The vectors that rows begin with."""
         self.index: OpenIndex | None = None
         """None until `settle`, while the log is replayed."""
-        self.changed: list[NDArray[np.int64]] | None = None
+        self.changed: deque[NDArray[np.int64]] | None = None
         """The rows created or removed since the next index was begun; None while there is none."""
         self.last_stamp = 0
         self.needs_index = False
@@ -91,6 +92,7 @@ class OpenVersion(OpenArrays):
         self.index = build_index(
             self.files, self.folder, self.keys, space.used_rows, space.live_rows
         )
+        self.needs_index = False
 
     def find_space(self) -> None:
         """Find out which rows and places are free, by stamps and entries alone.
@@ -162,8 +164,8 @@ class OpenVersion(OpenArrays):
             self.store_first_slots(created)
         self.store_plainly(self.count_rows, images.rows, bytes_of(opened.counts, 4))
         self._store_rows(images, opened, created)
-        if self.changed is not None:
-            self.changed += [opened.removed, created]
+        if (changed := self.changed) is not None:
+            changed.extend((opened.removed, created))
         if self.index is not None:
             if not self.index.insert(opened.created_keys, created):
                 self.needs_index = True

@@ -123,6 +123,10 @@ class Versions:
             )
         return found
 
+    def mapped_already(self, key: tuple[str, int]) -> TrainedVersion | None:
+        """The version of that uid and number if it is mapped to be changed; else None."""
+        return self._mapped.get(key)
+
     def trainable(self) -> Iterator[TrainedVersion]:
         """Every live version that can be trained."""
         for name in self.catalog.tables:

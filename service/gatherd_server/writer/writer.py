@@ -42,6 +42,7 @@ from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, WriterLimits
 from gatherd_server.writer.checkpoint import encode_checkpoint, with_sums, write_checkpoint
 from gatherd_server.writer.commit import Submitted, compute, store
+from gatherd_server.writer.growing import Growing
 from gatherd_server.writer.measures import Measures, Progress
 from gatherd_server.writer.queue import PushQueue, Waiting
 from gatherd_server.writer.recovery import recover
@@ -123,6 +124,7 @@ class Writer:
         self._is_summed_up = False
         self._no_spare_until = 0.0
         self._house_closes = threading.Event()
+        self._growing = Growing(self)
         if self._control.has_failed:
             # The disk may lack what a failed sync left in memory, whatever the kernel says of it.
             # On a full disk the log, which recovery wrote anew, stays instead.
@@ -333,6 +335,7 @@ class Writer:
         self._house_closes.set()
         self._housekeeper.join()
         self._committer.join()
+        self._growing.close()
         is_clean = False
         if self._stopped is None:
             with suppress(StorageError), self._checkpointing:
@@ -407,6 +410,7 @@ class Writer:
         """Compute, log, sync and store a batch: the one order in which nothing gets lost."""
         if self._stopped is not None:
             raise self._stopped
+        self._growing.make_room([submitted.push for submitted in batch])
         commit = compute(batch, self._versions, self._log.next_lsn)
         if commit.is_empty:
             return commit.outcomes
@@ -419,6 +423,9 @@ class Writer:
         except BaseException as error:
             raise self._stop(error) from error
         self._control.applied_lsn = commit.last_lsn
+        if commit.opened:
+            with self._stopping():
+                self._growing.look([(live.uid, live.version) for live, _ in commit.images])
         return commit.outcomes
 
     def _append(
