@@ -194,7 +194,8 @@ def run(steps: list[tuple[str, Any]], *, by_count: bool) -> None:
             gone: list[int] = []
             for count, touched in given_rows:
                 pinned = {*touched, *gone}
-                found = table.policy.take(count, ROWS, np.array([*pinned], np.int64)).tolist()
+                table.policy.pin(np.array(touched, np.int64))
+                found = table.policy.take(count, ROWS).tolist()
                 # What one push touched, the next ones of the batch may not take either.
                 assert found == table.lowest(count, pinned)
                 gone += [*touched, *found]
@@ -229,7 +230,8 @@ def test_a_table_of_a_million_rows_is_scanned_now_and_then() -> None:
         order = np.lexsort((stamps, counts)) if by_count else np.argsort(stamps)
         policy.begin()
         for begin in range(0, 100_300, 1_003):
-            taken = policy.take(1_000, stamps.size, order[begin : begin + 3])
+            policy.pin(order[begin : begin + 3])
+            taken = policy.take(1_000, stamps.size)
             np.testing.assert_array_equal(taken, order[begin + 3 : begin + 1_003])
 
 

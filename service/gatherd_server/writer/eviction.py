@@ -46,9 +46,11 @@ class Eviction:
         self._bound: Rank = (0, 0, 0)
         self._heap: list[Rank] = []
         self._given: dict[int, Rank] = {}
+        self._pinned: set[int] = set()
 
     def begin(self) -> None:
-        """A batch begins: rows that were given to one that wasn't committed can be given again."""
+        """A batch begins: nothing is pinned, and rows that were given and stayed can be again."""
+        self._pinned.clear()
         for row, rank in self._given.items():
             now = self._rank(row)
             is_low = now[1] and now <= self._bound
@@ -68,28 +70,31 @@ class Eviction:
             if rank <= self._bound:
                 heapq.heappush(self._heap, rank)
 
-    def take(self, count: int, used_rows: int, pinned: NDArray[np.int64]) -> NDArray[np.int64]:
+    def pin(self, rows: NDArray[np.int64]) -> None:
+        """Rows that the batch changes: it doesn't get them."""
+        self._pinned.update(rows.tolist())
+
+    def take(self, count: int, used_rows: int) -> NDArray[np.int64]:
         """The `count` rows of the lowest ranks, ascending, or as many as there are.
 
-        None of `pinned`, and none that was given in this batch. No row from `used_rows` on lives.
+        None that is pinned or was given in this batch. No row from `used_rows` on lives.
         """
-        kept = set(pinned.tolist())
         taken: list[int] = []
         while len(taken) < count:
-            if self._take_block(count, kept, taken):
+            if self._take_block(count, taken):
                 continue
             rank = self._lowest()
             if rank is not None:
                 row = rank[2]
                 if row not in self._given:
                     self._given[row] = rank
-                    if row not in kept:
+                    if row not in self._pinned:
                         taken.append(row)
-            elif not self._scan(used_rows, pinned):
+            elif not self._scan(used_rows):
                 break
         return np.array(taken, np.int64)
 
-    def _take_block(self, count: int, kept: set[int], taken: list[int]) -> bool:
+    def _take_block(self, count: int, taken: list[int]) -> bool:
         """Take of the found rows together while there is no heap; whether any was looked at."""
         if self._heap or self._next == self._found.size:
             return False
@@ -101,7 +106,7 @@ class Eviction:
         for done, (row, same) in enumerate(zip(rows.tolist(), is_same.tolist(), strict=True), 1):
             if same and row not in self._given:
                 self._given[row] = self._rank(row)
-                if row not in kept:
+                if row not in self._pinned:
                     taken.append(row)
                     if len(taken) == count:
                         self._next += done
@@ -143,10 +148,10 @@ class Eviction:
         self._next = 0
         self._bound = (0, 0, 0)
 
-    def _scan(self, used_rows: int, pinned: NDArray[np.int64]) -> bool:
-        """Find the rows of the lowest ranks, without `pinned` and given ones; False for none."""
+    def _scan(self, used_rows: int) -> bool:
+        """Find the rows of the lowest ranks, without pinned and given ones; False for none."""
         self._forget()
-        left_out = np.union1d(pinned, np.fromiter(self._given, np.int64, len(self._given)))
+        left_out = np.array([*self._pinned | self._given.keys()], np.int64)
         count, stamp = self._threshold(used_rows, left_out)
         parts = []
         for begin in range(0, used_rows, SCANNED_AT_ONCE):
