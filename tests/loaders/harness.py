@@ -41,9 +41,7 @@ class Imported:
     @property
     def keys(self) -> list[Any]:
         """All of its keys, by row."""
-        assert self.table.keys is not None
-        keys = self.table.keys.keys_of(np.arange(self.table.row_count))
-        return keys.tolist()
+        return self.table.keys_of(np.arange(self.table.row_count)).tolist()
 
 
 def run_import(

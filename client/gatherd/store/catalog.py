@@ -40,6 +40,10 @@ from gatherd.store.checksums import (
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout, read_npy_header
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.open_files import OPEN
+from gatherd.store.open_index import OpenIndex
+from gatherd.store.open_spec import OpenSpec
+from gatherd.store.open_table import OpenTable
 from gatherd.store.stripes import map_counters
 from gatherd.store.table import Table
 
@@ -277,7 +281,13 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         default = _read_default(folder / DEFAULT_NAME)
         trained = manifest.get("optimizer")
         counters = map_counters(folder, layout.row_count) if trained is not None else None
-        table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        if OPEN in manifest:
+            keys = OpenIndex(folder, OpenSpec.from_json(manifest[OPEN]))
+            if counters is None:
+                raise BadFile(f"{folder / MANIFEST_NAME} is of an open table that takes no updates")
+            table: Table = OpenTable.map(name, version, fd, layout, default, keys, counters)
+        else:
+            table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
         table.is_trainable = trained is not None
         table.optimizer = None if trained == NO_OPTIMIZER else trained
         return table

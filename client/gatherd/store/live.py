@@ -15,7 +15,9 @@ longer names are let go.
 
 A mapping passes from one view to the next as long as the catalog keeps the version, by the table's
 uid: a deleted table's rows are never taken for those of another table of the same name. Rows are
-unmapped when neither a view nor a request refers to them any more.
+unmapped when neither a view nor a request refers to them any more. When the index of an open table
+has grown, its file is another one before the generation is raised, and all else of the table stays:
+a new view has a table with the new index, which shares every other mapping with the one before.
 
 Left out on purpose: a lock. A fork could leave it locked in the child, and `local:` clients live in
 processes that fork. Two threads may both build the view of a new generation; both views are right.
@@ -170,11 +172,12 @@ class View:
         if mine is None or mine.uid != entry.uid:
             return {}
         found = {version: self.mapped.get((name, version)) for version in entry.versions}
-        return {
-            version: table
+        renewed = {
+            version: _renewed(table)
             for version, table in found.items()
             if table is not None and entry.damage_of(version) is None
         }
+        return {version: table for version, table in renewed.items() if table is not None}
 
     def _check_kept(self, name: str, entry: CatalogEntry, version: int) -> None:
         """DroppedMeanwhile unless the catalog still has the version, and so always had it."""
@@ -297,7 +300,7 @@ class LiveTables:
         if file is None or _identity(weights) != file:
             raise BadFile(f"{weights} was replaced while it was opened")
         make_ready(table)
-        if table.nbytes:  # an empty table isn't mapped, so its inode isn't held
+        if table.rows.size:  # an empty table isn't mapped, so its inode isn't held
             self._prepared[(name, version)] = _Prepared(table, file, view.catalog.generation)
 
     def replace_fixed(self, tables: Mapping[str, Table]) -> None:
@@ -381,9 +384,12 @@ class LiveTables:
         view = self._view_of(catalog, control, refused)
         # The reader gives the same object for an entry that is the same: most are.
         other = {name for name, old in before.entries.items() if view.entries.get(name) is not old}
-        for key, table in before.mapped.copy().items():
-            if key[0] not in other and key[0] not in view.fixed:
-                view.mapped.setdefault(key, table)
+        for (name, version), table in before.mapped.copy().items():
+            if name in other or name in view.fixed or version == LIVE_VERSION:
+                continue
+            renewed = _renewed(table)
+            if renewed is not None:
+                view.hold(name, version, renewed)
         for name, entry in view.entries.items():
             is_mapped = self._at_open is None or (name, LIVE_VERSION) in view.mapped
             if is_mapped and before.entries.get(name) is entry:
@@ -431,13 +437,22 @@ class LiveTables:
             return None
         assert self._data_dir is not None
         file = _identity(version_dir(self._data_dir, name, version) / WEIGHTS_NAME)
-        return prepared.table if file == prepared.file else None
+        return _renewed(prepared.table) if file == prepared.file else None
 
     def _let_go_prepared(self, catalog: Catalog) -> None:
         """Forget the tables prepared for `catalog`, used or not."""
         for key, prepared in self._prepared.copy().items():
             if prepared.generation < catalog.generation and self._prepared.get(key) is prepared:
                 self._prepared.pop(key, None)
+
+
+def _renewed(table: Table) -> Table | None:
+    """The table with the index that its files have now; None when that is damaged."""
+    try:
+        return table.renewed()
+    except GatherdError as error:
+        logger.error("table %r is mapped anew: %s", table.name, error)  # noqa: TRY400
+        return None
 
 
 def _too_fast(dropped: DroppedMeanwhile) -> Unavailable:

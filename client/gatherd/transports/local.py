@@ -223,7 +223,7 @@ def _info_of(view: View, name: str, lsn: int) -> TableInfo:
     keys = table.keys
     return TableInfo(
         name=name,
-        rows=table.row_count,
+        rows=table.live_rows,
         dim=table.dim,
         dtype=table.dtype.value,
         version=version,

@@ -146,7 +146,8 @@ class Engine:
     def rows_of(self, lookup: Lookup) -> Rows | None:
         """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
 
-        None when they may have to come from a disk: then `prepare` is to read them, on a thread.
+        None when they may have to come from a disk, and of an open table, whose rows may be gone by
+        the next piece: then `prepare` is to read them, on a thread.
         Only on the event loop. Raises the errors of `prepare`, KeyNotFound and NoKeys.
         """
         asked, dtype, limits = lookup.asked, lookup.dtype, self.limits
@@ -157,6 +158,8 @@ class Engine:
         if nbytes > limits.reply_bytes_max:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
         if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
+            return None
+        if table.open_spec is not None:
             return None
         if lookup.version != LIVE_VERSION:
             self._count_named(lookup)

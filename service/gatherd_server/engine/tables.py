@@ -207,7 +207,7 @@ class ServedTables:
             return TableInfo(name, 0, 0, None, version, refused=table, versions=versions)
         return TableInfo(
             name,
-            table.row_count,
+            table.live_rows,
             table.dim,
             table.dtype,
             version,

@@ -95,7 +95,8 @@ class Versions:
             assert mapped is not None
         except BadFile as error:
             raise TableRefused(f"table {name!r} can't be updated: {error.message}") from None
-        return LiveVersion(name, entry.uid, entry.live, mapped, table.keys)
+        keys = table.keys if isinstance(table.keys, KeyIndex) else None
+        return LiveVersion(name, entry.uid, entry.live, mapped, keys)
 
     def adopt(self, adopted: Mapping[tuple[str, int], TrainedVersion]) -> None:
         """Use versions that are mapped already, by uid and number, when a catalog names them."""
