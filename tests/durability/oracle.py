@@ -34,19 +34,24 @@ from gatherd_server.types import (
     TableChange,
     UpdateOp,
 )
+from support.open_model import OpenModel, check_open
 
 Contents = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """A version's files: `weights` as bytes (rows, row bytes), and the slots by name."""
+    """A version's files: `weights` as bytes (rows, row bytes), and the slots by name.
+
+    An open version's are in `opened` instead.
+    """
 
     dtype: DType
     dim: int
     optimizer: Optimizer | None
     weights: NDArray[np.uint8]
     slots: Contents
+    opened: OpenModel | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -100,6 +105,8 @@ def after(state: State, did: Did, keep_versions: int) -> State:
             keeps = live.optimizer is not None and live.optimizer.slots == optimizer.slots
             slots = live.slots if keeps else first_slots(optimizer, len(live.weights), live.dim)
             made = replace(live, optimizer=optimizer, slots=slots)
+            if live.opened is not None:
+                made = replace(made, slots={}, opened=live.opened.with_optimizer(optimizer))
     assert made is not None
     return state | {what.table: _with(table, {new: made}, new, keep_versions)}
 
@@ -125,6 +132,12 @@ def _pushed(state: State, push: Push) -> State:
         table = state[update.table]
         live = table.versions[table.live]
         assert live.optimizer is not None
+        if live.opened is not None:
+            assert isinstance(update.asked, ByKey)
+            opened = live.opened.pushed(push.op, update.asked.keys, update.values, update.lr)
+            fresh = replace(live, opened=opened)
+            state[update.table] = replace(table, versions=table.versions | {table.live: fresh})
+            continue
         slots = {name: slot.copy() for name, slot in live.slots.items()}
         weights = live.weights.copy()
         asked = update.asked
@@ -173,6 +186,10 @@ def check(data_dir: Path, state: State, *, is_settled: bool) -> None:
 
 
 def _check_version(what: str, folder: Path, version: Version) -> None:
+    if version.opened is not None:
+        check_open(folder, version.opened)
+        _check_rest(what, folder, version)
+        return
     weights = np.load(folder / "weights.npy", allow_pickle=False)
     rows = weights.view(np.uint8).reshape(len(weights), -1)
     pairs = [("weights", rows, version.weights)]
@@ -184,6 +201,10 @@ def _check_version(what: str, folder: Path, version: Version) -> None:
         assert not wrong.size, f"{what}: rows {wrong[:8].tolist()} of {name} differ"
     slots = {path.stem.removeprefix("slot_") for path in folder.glob("slot_*.npy")}
     assert slots == set(version.slots), f"{what}: slots {slots}"
+    _check_rest(what, folder, version)
+
+
+def _check_rest(what: str, folder: Path, version: Version) -> None:
     if version.optimizer is not None:
         odd = np.flatnonzero(np.frombuffer((folder / SEQ_NAME).read_bytes(), "<u4") & 1)
         assert not odd.size, f"{what}: stripes {odd[:8].tolist()} can't be read"

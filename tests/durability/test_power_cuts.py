@@ -90,7 +90,7 @@ class History:
                 trainer.change(DeleteTable(some))
             case 3 | 4 if some:
                 trainer.change(Publish(some))
-            case 5 if some:
+            case 5 if some and not trainer.is_open(some):
                 optimizer = trainer.state[some].versions[trainer.state[some].live].optimizer
                 trainer.publish_new(some, None if optimizer is None else "ftrl")
             case 6 | 7 if some and min(trainer.state[some].versions) < trainer.state[some].live:
@@ -125,6 +125,8 @@ class History:
         self._names += 1
         optimizer = draw.choice(("adam", "momentum", "sgd", "rowwise", "ftrl"))
         if draw.random() < 0.4:
+            trainer.create_open(f"o{self._names}", draw.choice((2, 5)), DType.FLOAT32, optimizer)
+        elif draw.random() < 0.4:
             trainer.add(f"k{self._names}", 30, draw.choice((2, 5)), optimizer, keyed=True)
         else:
             rows, dim = draw.choice(((7, 3), (700, 4), (2_000, 2)))
