@@ -126,20 +126,16 @@ def opened(tmp_path: Path) -> Iterator[Callable[..., Opened]]:
 
 def test_a_key_gets_its_row_at_its_nth_push(opened: Any) -> None:
     table = opened(admit_after=3)
-    for removed in range(2):
-        first, second = table.done(push([5, 6, 5]), push([5]))
-        assert (first.created, first.not_admitted) == ((), (2,))
-        assert (second.created, second.not_admitted) == ((), (1,))
-        assert table.keys() == set()
-        (third,) = table.done(push([5, 6, 7]))
-        assert (third.created, third.not_admitted) == ((1,), (2,))
-        assert table.keys() == {5}
-        # What was counted before a row came stays counted after it went.
-        assert table.done(push([5], UpdateOp.DELETE_ROWS))[0].removed == (1,)
-        assert table.done(push([5, 6, 7]))[0].not_admitted == (1,)
-        table.done(push([5, 6], UpdateOp.DELETE_ROWS))
-        if removed == 0:
-            break
+    first, second = table.done(push([5, 6, 5]), push([5]))
+    assert (first.created, first.not_admitted) == ((), (2,))
+    assert (second.created, second.not_admitted) == ((), (1,))
+    assert table.keys() == set()
+    (third,) = table.done(push([5, 6, 7]))
+    assert (third.created, third.not_admitted) == ((1,), (2,))
+    assert table.keys() == {5}
+    # What was counted before a row came stays counted after it went.
+    assert table.done(push([5], UpdateOp.DELETE_ROWS))[0].removed == (1,)
+    assert table.done(push([5, 6, 7]))[0].counts == ((2, 0, 1),)
 
 
 @pytest.mark.parametrize("checkpoints", [True, False])
@@ -227,7 +223,10 @@ def test_pushes_that_would_evict_each_others_rows_are_committed_one_after_the_ot
         ((5, 0, 0),), ((5, 2, 0),), *[((5, 5, 0),)] * 4,
     ]  # fmt: skip
     assert [result.lsn for result in results] == [*range(results[0].lsn, results[0].lsn + 6)]
-    assert table.keys() == {*range(50, 55), 42, 43, 44}
+    # Of the rows of one push, those with the higher numbers stay, whatever their keys.
+    left = table.keys() - {*range(50, 55)}
+    assert len(left) == 3
+    assert left < {*range(40, 45)}
 
 
 def test_a_push_of_two_tables_evicts_in_both_or_in_none(opened: Any) -> None:
