@@ -146,6 +146,7 @@ def response_answer(response: embedding_pb2.LookupResponse) -> Answer:
 
 _PROCEDURES = {
     "scatter_add": "ScatterAdd", "apply_gradients": "ApplyGradients", "assign": "Assign",
+    "delete_rows": "DeleteRows",
 }  # fmt: skip
 
 
@@ -156,6 +157,9 @@ def update_message(table: str, update: Update) -> embedding_pb2.TableUpdate:
         message.keys.CopyFrom(keys_message(update.rows))
     else:
         message.ids.CopyFrom(id_tensor(update.rows))
+    message.create = update.create
+    if update.values is None:
+        return message
     values = np.asarray(update.values)
     if values.dtype.name not in _WIRE_DTYPE:
         values = values.astype(np.float32)
@@ -284,7 +288,11 @@ class Messages(Surface):
             idempotency_key=request_id,
         )
         reply = self._call(_PROCEDURES[op], request, embedding_pb2.UpdateResponse())
-        return Updated(reply.lsn, dict(zip(updates, reply.versions, strict=True)))
+        counts = (
+            {table: n for table, n in zip(updates, listed, strict=True) if n} if listed else {}
+            for listed in (reply.created, reply.removed, reply.not_admitted)
+        )
+        return Updated(reply.lsn, dict(zip(updates, reply.versions, strict=True)), *counts)
 
 
 class Connect(Messages):
