@@ -59,6 +59,7 @@ LOOKUP_STREAM: Final = Procedure(
 KEYS_OF: Final = _lookup("KeysOf", _e.KeysOfRequest, _e.KeysOfResponse)
 IDS_OF: Final = _lookup("IdsOf", _e.IdsOfRequest, _e.IdsOfResponse)
 LIST_KEYS: Final = _lookup("ListKeys", _e.ListKeysRequest, _e.ListKeysResponse)
+SCAN: Final = _lookup("Scan", _e.ScanRequest, _e.ScanResponse)
 NEIGHBORS: Final = _lookup("Neighbors", _e.NeighborsRequest, _e.NeighborsResponse)
 SCATTER_ADD: Final = _push("ScatterAdd")
 APPLY_GRADIENTS: Final = _push("ApplyGradients")
@@ -82,7 +83,7 @@ DELETE_SNAPSHOT: Final = _table(
 
 PROCEDURES: Final = (
     *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM),
-    *(KEYS_OF, IDS_OF, LIST_KEYS, NEIGHBORS),
+    *(KEYS_OF, IDS_OF, LIST_KEYS, SCAN, NEIGHBORS),
     *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN, DELETE_ROWS),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
     *(SNAPSHOT, DELETE_VERSION, GET_SERVER, LIST_SNAPSHOTS, DELETE_SNAPSHOT),

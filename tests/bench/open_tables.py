@@ -86,7 +86,8 @@ def beside(writer: Writer, op: UpdateOp) -> tuple[float, float]:
     """Medians of a creating push, and of the same push again, milliseconds."""
     begin = {UpdateOp.SCATTER_ADD: 0, UpdateOp.APPLY_GRADIENTS: 1, UpdateOp.ASSIGN: 2}[op] * 10**6
     values = np.random.default_rng(1).normal(size=(KEYS, DIM)).astype(np.float32)
-    creating, existing = [], []
+    creating: list[float] = []
+    existing: list[float] = []
     for number in range(ROUNDS):
         update = TableUpdate(TABLE, ByKey(keys_from(begin + number * KEYS, KEYS)), values)
         for times in (creating, existing):

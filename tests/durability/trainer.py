@@ -55,7 +55,7 @@ from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import Writer
 from support.open_model import OpenModel
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 120.0
 LIMITS = WriterLimits(segment_bytes=6_000, checkpoint_seconds=3600.0, keep_versions=2)
 OPEN_KEYS = 40
 # So many that the index never grows, which would take an LSN that no history has.

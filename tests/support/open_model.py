@@ -146,8 +146,10 @@ def read_open(folder: Path) -> tuple[dict[Key, Row], dict[str, int]]:
     whole = {name: int(slot[0]) for name, slot in slots.items() if slot.ndim == 1}
     used = np.flatnonzero(stamps).tolist()
     assert np.unique(stamps[used]).size <= len(used)
-    names = _string_keys(folder, used) if kind is KeyKind.BYTES else _integer_keys(folder, used)
-    rows = {}
+    names: Sequence[Key] = (
+        _string_keys(folder, used) if kind is KeyKind.BYTES else _integer_keys(folder, used)
+    )
+    rows: dict[Key, Row] = {}
     for row, key in zip(used, names, strict=True):
         assert key not in rows, f"{key!r} has two rows in {folder}"
         by_name = {name: slot[row].tobytes() for name, slot in slots.items() if slot.ndim > 1}

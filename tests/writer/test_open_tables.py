@@ -108,17 +108,18 @@ class Table:
         outcomes: list[PushResult | GatherdError] = []
         for push, future in zip(pushes, self.writer.between(submitted), strict=True):
             try:
-                outcomes.append(future.result(WAIT_SECONDS))
+                result = future.result(WAIT_SECONDS)
             except GatherdError as error:
                 outcomes.append(error)
                 continue
+            outcomes.append(result)
             (update,) = push.updates
             assert isinstance(update.asked, ByKey)
             before = self.model
             self.model = before.pushed(push.op, update.asked.keys, update.values)
             new, old = self.model.rows.keys(), before.rows.keys()
-            assert sum(outcomes[-1].created) == len(new - old)
-            assert sum(outcomes[-1].removed) == len(old - new)
+            assert sum(result.created) == len(new - old)
+            assert sum(result.removed) == len(old - new)
         return outcomes
 
     def check(self) -> None:

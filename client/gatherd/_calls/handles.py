@@ -3,7 +3,7 @@
 Client and AsyncClient inherit `AllCalls`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -19,18 +19,20 @@ from gatherd._calls.options import (
     StepOptions,
     UpsertOptions,
 )
+from gatherd._calls.scans import ScanCalls
 from gatherd._calls.short import short
 from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
 from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import LookupInfo, TableInfo
-from gatherd._requests.names import Bags, Ids, Keys, Query, Status, Values, Vectors
+from gatherd._requests.names import Bags, Ids, Keys, Query, ReplyDType, Status, Values, Vectors
 from gatherd._requests.neighbors import Neighbors
+from gatherd._requests.scans import BATCH_DEFAULT, RowBatch
 from gatherd._requests.updates import UpdateResult
 from gatherd.errors import InvalidArgument
 
 
-class AllCalls(LookupCalls, KeyCalls, UpdateCalls, TableCalls):
+class AllCalls(LookupCalls, KeyCalls, ScanCalls, UpdateCalls, TableCalls):
     """Every call, and tables as handles."""
 
     def __getitem__(self, table: str) -> "TableHandle":
@@ -220,6 +222,21 @@ class TableHandle(Described):
     def keys(self, **options: Any) -> KeyPage:
         """As `Client.keys` of this table."""
         return self._client.keys(self.name, **options)
+
+    def scan(
+        self,
+        *,
+        batch: int = BATCH_DEFAULT,
+        slots: bool = False,
+        prefix: str | bytes | None = None,
+        dtype: ReplyDType = "float32",
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[RowBatch]:
+        """As `Client.rows` of this table; `rows` of a handle is how many there are."""
+        given = {"batch": batch, "slots": slots, "prefix": prefix, "dtype": dtype}
+        options: dict[str, Any] = {**given, "version": version, "timeout": timeout}
+        yield from self._client.rows(self.name, **options)
 
     @overload
     def scatter_add(

@@ -288,6 +288,7 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
             table: Table = OpenTable.map(name, version, fd, layout, default, keys, counters)
         else:
             table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        table.uid = str(manifest.get("uid", ""))
         table.is_trainable = trained is not None
         table.optimizer = None if trained == NO_OPTIMIZER else trained
         return table

@@ -51,6 +51,7 @@ from gatherd.store.catalog import (
 from gatherd.store.catalog_text import CatalogReader
 from gatherd.store.control import ControlPage
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.slot_files import SlotFiles
 from gatherd.store.table import Table
 
 # How often a request begins anew when versions are dropped faster than it opens them.
@@ -179,6 +180,12 @@ class View:
         }
         return {version: table for version, table in renewed.items() if table is not None}
 
+    def check_kept(self, name: str, version: int) -> None:
+        """DroppedMeanwhile unless the catalog, as it is now, still has the version."""
+        assert self.control is not None
+        if self.control.generation > self.catalog.generation:
+            self._check_kept(name, self.entries[name], version)
+
     def _check_kept(self, name: str, entry: CatalogEntry, version: int) -> None:
         """DroppedMeanwhile unless the catalog still has the version, and so always had it."""
         assert self.data_dir is not None
@@ -269,6 +276,25 @@ class LiveTables:
             return [mapped[name_version] for name_version in wanted]
         except KeyError:
             return self.read(lambda view: [view.table(*name_version) for name_version in wanted])
+
+    def take_with_slots(self, name: str, version: int) -> tuple[Table, SlotFiles | None]:
+        """One table as `take` gives it, and its slots; None for a fixed table.
+
+        VersionNotFound, too, if the version is dropped while its slots are opened.
+        """
+
+        def opened(view: View) -> tuple[Table, SlotFiles | None]:
+            table = view.table(name, version)
+            if name in view.fixed or view.control is None or view.data_dir is None:
+                return table, None
+            folder = version_dir(view.data_dir, name, table.version)
+            try:
+                return table, SlotFiles.open(folder, table.row_count, view.control)
+            finally:
+                # Another table's files may be there by now, or none.
+                view.check_kept(name, table.version)
+
+        return self.read(opened)
 
     def read(self, ask: Callable[[View], T]) -> T:
         """The result of `ask` for the current view; repeated if a version was deleted meanwhile.

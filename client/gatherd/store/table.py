@@ -119,6 +119,8 @@ class Table:
         """Whether it takes updates."""
         self.optimizer: dict[str, Any] | None = None
         """Its name and options; None for a table that takes no gradients."""
+        self.uid = ""
+        """What no other version of any table has; empty for a file that is served in place."""
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
         self.is_populated = False

@@ -32,7 +32,14 @@ from gatherd._requests.lookups import (
     key_array,
 )
 from gatherd._requests.neighbors import Neighbors, NeighborsSpec
-from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
+from gatherd._requests.scans import PageOfRows, RowBatch, ScanSpec, as_asked
+from gatherd.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidArgument,
+    TableNotFound,
+    VersionNotFound,
+)
 from gatherd.store import forms
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.key_pages import find_ids, find_keys
@@ -40,6 +47,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
 from gatherd.store.neighbors import Norms, search
 from gatherd.store.query import ByKey, FoundKeys, Missing
+from gatherd.store.scans import PAGE_BYTES_MAX, ScanPage, version_is_gone
 from gatherd.store.table import Gathered, Table
 
 # The first keyed lookup and the first bags of a process load numba, or compile: no event loop
@@ -131,6 +139,28 @@ class LocalAnswering(Answering):
         self._check(deadline)
         nbytes = spec.query.scanned_max * KEY_BYTES_GUESS
         found: FoundKeys = yield Computation(partial(find_keys, table, spec.query), nbytes)
+        return found
+
+    def scan_page(self, spec: ScanSpec, deadline: Deadline) -> Plan[PageOfRows]:
+        """Reads the rows, and the files of the slots."""
+        live, query = self._open(), spec.query
+        self._check(deadline)
+        slots = None
+        try:
+            if query.with_slots:
+                table, slots = live.take_with_slots(spec.table, query.answering)
+            else:
+                (table,) = live.take([(spec.table, query.answering)])
+        except VersionNotFound as error:
+            raise version_is_gone(error) if query.cursor else error from None
+
+        def run() -> PageOfRows:
+            page = ScanPage.of(table, query, slots)
+            keys = None if page.keys is None else key_array(page.keys)
+            rows = RowBatch(page.ids, keys, as_asked(page.vectors, spec), page.slots)
+            return PageOfRows(rows, page.cursor)
+
+        found: PageOfRows = yield Computation(run, PAGE_BYTES_MAX)
         return found
 
     def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:

@@ -25,8 +25,9 @@ from gatherd.store.catalog import table_not_found
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import KeyQuery, NeighborsQuery
+from gatherd.store.scans import ScanQuery
 from gatherd.store.table import Gathered
-from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
+from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup, PreparedScan
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
 from gatherd_server.types import (
@@ -307,6 +308,14 @@ class GuardedEngine:
         self._caller.check(Scope.READ, (name,))
         try:
             return self._engine.prepare_keys(name, query, version)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
+    def prepare_scan(self, name: str, query: ScanQuery) -> PreparedScan:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.prepare_scan(name, query)
         except TableNotFound as error:
             raise self._discreet(error) from None
 

@@ -8,12 +8,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import FailedPrecondition, IdOutOfRange, KeyNotFound
+from gatherd.errors import FailedPrecondition, IdOutOfRange, KeyNotFound, VersionNotFound
 from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
 from gatherd.store.query import ByKey, FoundKeys, KeyQuery, NeighborsQuery
+from gatherd.store.scans import PAGE_BYTES_MAX, ScanPage, ScanQuery, version_is_gone
 from gatherd.store.table import Gathered, Table
 from gatherd_server.build import this_build
 from gatherd_server.engine.lookup import (
@@ -67,6 +68,15 @@ class PreparedKeys:
     """A page of keys that is still to be read."""
 
     run: Callable[[], FoundKeys]
+    is_long: bool
+    """Whether an event loop should let another thread run it."""
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedScan:
+    """A page of rows that is still to be read."""
+
+    run: Callable[[], ScanPage]
     is_long: bool
     """Whether an event loop should let another thread run it."""
 
@@ -228,6 +238,29 @@ class Engine:
         table = self._tables.get(name, version)
         is_long = query.scanned_max > KEYS_SHORT or not table.is_populated
         return PreparedKeys(lambda: find_keys(table, query), is_long)
+
+    def prepare_scan(self, name: str, query: ScanQuery) -> PreparedScan:
+        """A page of a table's rows, whose table is found.
+
+        TableNotFound, TableRefused or VersionNotFound; InvalidArgument for a cursor that isn't one.
+        `run` raises what `ScanPage.of` does.
+        """
+        slots = None
+        try:
+            if query.with_slots:
+                table, slots = self._tables.take_with_slots(name, query.answering)
+            else:
+                table = self._tables.get(name, query.answering)
+        except VersionNotFound as error:
+            raise version_is_gone(error) if query.cursor else error from None
+        if query.answering != LIVE_VERSION and self.view().live_version(name) != table.version:
+            self.note_superseded(name, table.version, 1)
+        bytes_max = min(PAGE_BYTES_MAX, self.limits.reply_bytes_max)
+        page_bytes = query.row_count_max * table.dim * query.dtype.itemsize
+        is_long = bool(query.prefix) or page_bytes > SHORT_BYTES or not table.is_populated
+        return PreparedScan(
+            lambda: ScanPage.of(table, query, slots, bytes_max), is_long or query.with_slots
+        )
 
     def key_kind(self, name: str) -> str:
         """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""

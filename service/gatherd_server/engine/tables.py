@@ -107,6 +107,8 @@ class ServedTables:
         """See LiveTables.current."""
         self.take = self._live.take
         """See LiveTables.take."""
+        self.take_with_slots = self._live.take_with_slots
+        """See LiveTables.take_with_slots."""
 
     def start(self) -> None:
         """Map and preload the data dir's live versions. BadFile when it can't be read."""

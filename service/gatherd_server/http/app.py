@@ -33,6 +33,7 @@ from gatherd_server.http.rest import openapi
 from gatherd_server.http.rest.keys import key_routes
 from gatherd_server.http.rest.lookups import lookup_routes
 from gatherd_server.http.rest.neighbors import neighbors_routes
+from gatherd_server.http.rest.scans import scan_routes
 from gatherd_server.http.rest.tables import change_routes, table_routes
 from gatherd_server.http.rest.updates import update_routes
 
@@ -65,6 +66,7 @@ def create_app(
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(lookup_routes(engine, admission, offload))
     app.include_router(key_routes(engine, admission, offload))
+    app.include_router(scan_routes(engine, admission, offload))
     app.include_router(neighbors_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
     app.include_router(table_routes(engine, admission, offload))

@@ -18,7 +18,7 @@ from gatherd_server.access.callers import AnyEngine, Scope
 from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.engine.searching import Stopping
 from gatherd_server.types import Limits, Lookup, TableChange, UpdateOp
-from gatherd_server.wire import lookups, neighbors, tables, updates
+from gatherd_server.wire import lookups, neighbors, scans, tables, updates
 from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
 from gatherd_server.wire.compiled import answers as compiled
 from gatherd_server.wire.lookups import Part
@@ -124,6 +124,11 @@ def _list_keys(engine: AnyEngine, request: embedding_pb2.ListKeysRequest) -> Pre
     return PreparedReply(lambda: [lookups.list_keys_reply(page.run())], page.is_long)
 
 
+def _scan(engine: AnyEngine, request: embedding_pb2.ScanRequest) -> PreparedReply:
+    page = engine.prepare_scan(request.table, scans.scan_query(request))
+    return PreparedReply(lambda: [scans.scan_reply(page.run())], page.is_long)
+
+
 def _neighbors(engine: AnyEngine, request: embedding_pb2.NeighborsRequest) -> PreparedReply:
     query = neighbors.query_of(request)
     prepared = engine.prepare_neighbors(request.table, query, request.version)
@@ -180,6 +185,7 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     ReadProcedure(proto.KEYS_OF, _keys_of),
     ReadProcedure(proto.IDS_OF, _ids_of),
     ReadProcedure(proto.LIST_KEYS, _list_keys),
+    ReadProcedure(proto.SCAN, _scan),
     ReadProcedure(proto.NEIGHBORS, _neighbors),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),

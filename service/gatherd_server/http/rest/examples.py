@@ -41,7 +41,7 @@ class _Found:
     keys: dict[str, Any]
     """The first key of `keyed`, as the body of a request."""
     trained: TableInfo | None
-    """A table that takes updates."""
+    """A table that takes updates, and gradients too if one does."""
     row: list[float] | None
     """The first row of `trained`, if the caller may read it and JSON can write it."""
     opened: str
@@ -162,6 +162,8 @@ def _scatter_add(found: _Found) -> _Made:
 
 
 def _apply_gradients(found: _Found) -> _Made:
+    if found.trained is not None and found.trained.optimizer is None:
+        return _Made(found.sandbox, is_change=True)
     return _update(found, _zeros(found), "The form's example has a gradient of zeros.")
 
 
@@ -224,6 +226,7 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "keysOf": _keys_of,
     "idsOf": _ids_of,
     "listKeys": _list_keys,
+    "scan": _of_first,
     "neighbors": _neighbors,
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
@@ -265,9 +268,8 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
                 opened.append(name)
             elif info.row_count:
                 readable.append(info)
-    trained = next(
-        (info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX), None
-    )
+    trainable = [info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX]
+    trained = min(trainable, key=lambda info: info.optimizer is None, default=None)
     keyed = next((info for info in readable if info.key_kind), None)
     return _Found(
         first=readable[0] if readable else None,
