@@ -7,10 +7,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from gatherd_server.writer import admission, eviction
-from gatherd_server.writer.admission import Admission
+from gatherd_server.writer import eviction, key_counts
 from gatherd_server.writer.eviction import Eviction
 from gatherd_server.writer.expiry import Expiry
+from gatherd_server.writer.key_counts import KeyCounts
 
 ROWS = 24
 PATCHED = settings(
@@ -30,7 +30,7 @@ def hashes_of(keys: list[int]) -> Any:
     return np.array([hash_of(key) for key in keys], np.uint64)
 
 
-# Admission
+# KeyCounts
 
 PUSHES = st.lists(st.lists(st.integers(0, 9), unique=True, max_size=6), max_size=60)
 
@@ -41,7 +41,7 @@ def test_a_key_is_admitted_at_its_nth_push(
     pushes: list[list[int]], admit_after: int, per_batch: int
 ) -> None:
     """Exactly, as few keys share no cells; whether a push before is in the same batch or not."""
-    policy = Admission(admit_after, 1_000)
+    policy = KeyCounts(admit_after, 1_000)
     counted: dict[int, int] = {}
     for begin in range(0, len(pushes), per_batch):
         batch = policy.begin()
@@ -55,7 +55,7 @@ def test_a_key_is_admitted_at_its_nth_push(
 
 
 def test_a_batch_that_is_not_committed_counts_nothing() -> None:
-    policy, keys = Admission(2, 1_000), hashes_of([1, 2])
+    policy, keys = KeyCounts(2, 1_000), hashes_of([1, 2])
     assert not policy.begin().admitted(keys).any()
     assert not policy.begin().admitted(keys).any()
     policy.count(keys)
@@ -65,8 +65,8 @@ def test_a_batch_that_is_not_committed_counts_nothing() -> None:
 @pytest.fixture
 def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sketches whose cells many keys share, and that forget soon."""
-    monkeypatch.setattr(admission, "WIDTH_MIN", 128)
-    monkeypatch.setattr(admission, "WIDTH_MAX", 128)
+    monkeypatch.setattr(key_counts, "WIDTH_MIN", 128)
+    monkeypatch.setattr(key_counts, "WIDTH_MAX", 128)
 
 
 @pytest.mark.usefixtures("narrow")
@@ -75,7 +75,7 @@ def narrow(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_count_is_never_less_than_the_pushes_of_the_last_window(
     keys: list[int], data: st.DataObject
 ) -> None:
-    policy = Admission(3, 1_000)
+    policy = KeyCounts(3, 1_000)
     assert policy.window == 16
     begin = 0
     while begin < len(keys):
@@ -95,10 +95,10 @@ def test_a_replay_from_a_checkpoint_counts_the_same(
     keys: list[int], until: int, per_frame: int
 ) -> None:
     """Whatever the frames were, and wherever the checkpoint was taken."""
-    whole, replayed = Admission(3, 1_000), Admission(3, 1_000)
+    whole, replayed = KeyCounts(3, 1_000), KeyCounts(3, 1_000)
     whole.count(hashes_of(keys))
     replayed.count(hashes_of(keys[:until]))
-    again = Admission.restored(3, 1_000, *replayed.to_state())
+    again = KeyCounts.restored(3, 1_000, *replayed.to_state())
     for begin in range(until, len(keys), per_frame):
         again.count(hashes_of(keys[begin : begin + per_frame]))
     for one, other in zip(whole.to_state(), again.to_state(), strict=True):
@@ -107,7 +107,7 @@ def test_a_replay_from_a_checkpoint_counts_the_same(
 
 def test_few_keys_are_admitted_too_early() -> None:
     """As the module says: of new keys, with both sketches full, one in 400."""
-    policy = Admission(2, 1 << 17)
+    policy = KeyCounts(2, 1 << 17)
     policy.count(hashes_of(list(range(2 * policy.window - 1))))
     new = hashes_of(list(range(10**7, 10**7 + 20_000)))
     assert policy.begin().admitted(new).mean() < 1 / 200
@@ -115,11 +115,11 @@ def test_few_keys_are_admitted_too_early() -> None:
 
 @pytest.mark.parametrize("numbers", [[2, 0], [0, 1 << 20], [0, -1], [0], [0, 0, 0]])
 def test_a_state_that_is_none_is_refused(numbers: list[int]) -> None:
-    _, cells = Admission(2, 1_000).to_state()
-    with pytest.raises(ValueError, match=r"the admission has|values to unpack"):
-        Admission.restored(2, 1_000, numbers, cells)
-    with pytest.raises(ValueError, match=r"the admission has|values to unpack"):
-        Admission.restored(2, 1_000, [0, 0], cells[:-1])
+    _, cells = KeyCounts(2, 1_000).to_state()
+    with pytest.raises(ValueError, match=r"the key counts have|values to unpack"):
+        KeyCounts.restored(2, 1_000, numbers, cells)
+    with pytest.raises(ValueError, match=r"the key counts have|values to unpack"):
+        KeyCounts.restored(2, 1_000, [0, 0], cells[:-1])
 
 
 # Eviction

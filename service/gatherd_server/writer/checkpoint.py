@@ -2,7 +2,7 @@
 
 data/wal/checkpoint is two records (storage/records.py) after 24 bytes: the magic "gatherdK", the
 LSN, the crc32 of magic, LSN and records, and 4 zeros. The first record is the window, with the
-admission of open tables (policy.py). The second has the sums of live tables' blocks
+key counts of open tables (policy.py). The second has the sums of live tables' blocks
 (storage/block_sums.py); a snapshot's checkpoint, and one of an older release, has only the first:
 
     {"block_bytes", "versions": [[UID, VERSION, [[FILE, bytes], …]], …]}
@@ -64,9 +64,9 @@ def checkpoint_path(data_dir: Path) -> Path:
 def encode_checkpoint(lsn: int, window: Window, policies: Policies) -> bytes:
     """The bytes of the file, without sums."""
     directory, arrays = window.to_record()
-    admission, cells = policies.to_record()
-    if admission:
-        directory["admission"] = admission
+    counted, cells = policies.to_record()
+    if counted:
+        directory["key_counts"] = counted
     return _sealed(lsn, b"".join(pack(directory, [*arrays, *cells])))
 
 

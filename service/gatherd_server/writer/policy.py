@@ -1,7 +1,7 @@
-"""How the rows of open tables come and go, table by table: admission, eviction, expiry.
+"""How the rows of open tables come and go, table by table: key counts, eviction, expiry.
 
-A checkpoint's first record has, beside the window, the member "admission": [[uid, version, newer,
-counted], …], and an array of each, the last ones of the record; see `Admission.to_state`. A version
+A checkpoint's first record has, beside the window, the member "key_counts": [[uid, version, newer,
+counted], …], and an array of each, the last ones of the record; see `KeyCounts.to_state`. A version
 that begins, also as a copy of another, counts anew.
 """
 
@@ -17,9 +17,9 @@ from gatherd.store.keys import Keys
 from gatherd.store.open_spec import OnFull
 from gatherd_server.storage.open_version import OpenVersion
 from gatherd_server.storage.records import Record
-from gatherd_server.writer.admission import Admission
 from gatherd_server.writer.eviction import Eviction
 from gatherd_server.writer.expiry import Expiry
+from gatherd_server.writer.key_counts import KeyCounts
 
 Key = tuple[str, int]
 """Uid and version."""
@@ -28,9 +28,9 @@ Key = tuple[str, int]
 class Policy:
     """What one open version does with new keys, when it is full, and with old rows."""
 
-    def __init__(self, version: OpenVersion, admission: Admission | None) -> None:
+    def __init__(self, version: OpenVersion, key_counts: KeyCounts | None) -> None:
         spec = version.spec
-        self.admission = admission
+        self.key_counts = key_counts
         self.eviction: Eviction | None = None
         """None when a full table takes no new rows."""
         self.expiry: Expiry | None = None
@@ -49,8 +49,8 @@ class Policy:
 
     def stored(self, counted: NDArray[np.uint64], created: NDArray[np.int64]) -> None:
         """A batch was logged and stored: the hashes that it counted, and the rows it created."""
-        if self.admission is not None:
-            self.admission.count(counted)
+        if self.key_counts is not None:
+            self.key_counts.count(counted)
         if self.eviction is not None:
             self.eviction.created(created)
 
@@ -62,7 +62,7 @@ class PolicyBatch:
         self._policy = policy
         self._version = version
         self._seed = seed
-        self._admission = None if policy.admission is None else policy.admission.begin()
+        self._counts = None if policy.key_counts is None else policy.key_counts.begin()
         if policy.eviction is not None:
             policy.eviction.begin()
 
@@ -74,19 +74,19 @@ class PolicyBatch:
     @property
     def counted(self) -> NDArray[np.uint64]:
         """The hashes of the keys that were pushed and not admitted."""
-        parts = [] if self._admission is None else self._admission.counted
+        parts = [] if self._counts is None else self._counts.counted
         return np.concatenate([np.empty(0, np.uint64), *parts])
 
     @property
     def admits_at_once(self) -> bool:
         """Whether every key gets its row at its first push."""
-        return self._admission is None
+        return self._counts is None
 
     def admitted(self, keys: Keys) -> NDArray[np.bool_]:
         """Which of `keys`, (n,), each once, get a row by this push; the others are counted."""
-        if self._admission is None:
+        if self._counts is None:
             return np.ones(keys.size, np.bool_)
-        return self._admission.admitted(hashes_of(keys, self._seed))
+        return self._counts.admitted(hashes_of(keys, self._seed))
 
     def pin(self, rows: NDArray[np.int64]) -> None:
         """Rows that the batch changes aren't evicted by it."""
@@ -117,18 +117,18 @@ class Policies:
         """The policy of a version that is mapped."""
         found = self._policies.get(key)
         if found is None:
-            found = self._policies[key] = Policy(version, self._admission(key, version))
+            found = self._policies[key] = Policy(version, self._key_counts(key, version))
         return found
 
-    def _admission(self, key: Key, version: OpenVersion) -> Admission | None:
+    def _key_counts(self, key: Key, version: OpenVersion) -> KeyCounts | None:
         spec = version.spec
         if spec.admit_after <= 1:
             return None
         state = self._states.pop(key, None)
         if state is None:
-            return Admission(spec.admit_after, spec.rows_max)
+            return KeyCounts(spec.admit_after, spec.rows_max)
         try:
-            return Admission.restored(spec.admit_after, spec.rows_max, *state)
+            return KeyCounts.restored(spec.admit_after, spec.rows_max, *state)
         except ValueError as error:
             raise BadFile(f"the checkpoint is damaged: {error}") from None
 
@@ -138,18 +138,18 @@ class Policies:
         self._states.pop(key, None)
 
     def to_record(self) -> tuple[list[list[object]], list[NDArray[Any]]]:
-        """The member "admission" of a checkpoint, and its arrays."""
+        """The member "key_counts" of a checkpoint, and its arrays."""
         states = dict(self._states)
         for key, policy in self._policies.items():
-            if policy.admission is not None:
-                states[key] = policy.admission.to_state()
+            if policy.key_counts is not None:
+                states[key] = policy.key_counts.to_state()
         listed: list[list[object]] = [[*key, *numbers] for key, (numbers, _) in states.items()]
         return listed, [cells for _, cells in states.values()]
 
 
 def read_states(record: Record) -> dict[Key, tuple[list[int], NDArray[Any]]]:
     """What `to_record` wrote into a checkpoint. ValueError or the like when it is damaged."""
-    listed: Sequence[Any] = record.directory.get("admission") or []
+    listed: Sequence[Any] = record.directory.get("key_counts") or []
     arrays = record.arrays[len(record.arrays) - len(listed) :]
     return {
         (str(uid), int(version)): ([int(newer), int(counted)], cells)

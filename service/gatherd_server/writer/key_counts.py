@@ -30,7 +30,7 @@ WINDOW_PART: Final = 8
 CELL_MAX: Final = 255
 
 
-class Admission:
+class KeyCounts:
     """The counts of one open table. One thread uses it."""
 
     def __init__(self, admit_after: int, rows_max: int) -> None:
@@ -48,9 +48,9 @@ class Admission:
         """Whether a key needs more than one push."""
         return self._admit_after > 1
 
-    def begin(self) -> "AdmissionBatch":
-        """The admission of a batch; one that isn't committed leaves nothing behind."""
-        return AdmissionBatch(self, self._admit_after)
+    def begin(self) -> "KeyCountsBatch":
+        """The counts during a batch; one that isn't committed leaves nothing behind."""
+        return KeyCountsBatch(self, self._admit_after)
 
     def counts(self, hashes: NDArray[np.uint64]) -> NDArray[np.int64]:
         """The count of each hash, (n,), never less than its pushes of the last `window`."""
@@ -94,27 +94,27 @@ class Admission:
         made = cls(admit_after, rows_max)
         newer, counted = numbers
         if newer not in (0, 1) or not 0 <= counted < made.window or cells.size != made._cells.size:
-            raise ValueError(f"the admission has {numbers} and {cells.size} cells")
+            raise ValueError(f"the key counts have {numbers} and {cells.size} cells")
         made._newer, made._counted = newer, counted
         made._cells = cells.astype(np.uint8).reshape(made._cells.shape)
         return made
 
 
-class AdmissionBatch:
-    """Admission during one batch: what its pushes count so far is added to the counts."""
+class KeyCountsBatch:
+    """KeyCounts during one batch: what its pushes count so far is added to the counts."""
 
-    def __init__(self, admission: Admission, admit_after: int) -> None:
-        self._admission = admission
+    def __init__(self, key_counts: KeyCounts, admit_after: int) -> None:
+        self._key_counts = key_counts
         self._admit_after = admit_after
         self._pending: dict[int, int] = {}
         self.counted: list[NDArray[np.uint64]] = []
-        """The hashes that were counted, push by push: for `Admission.count`, and for the log."""
+        """The hashes that were counted, push by push: for `KeyCounts.count`, and for the log."""
 
     def admitted(self, hashes: NDArray[np.uint64]) -> NDArray[np.bool_]:
         """Which keys of one push, each once, get a row by it; the others are counted."""
         if self._admit_after <= 1:
             return np.ones(hashes.size, np.bool_)
-        before = self._admission.counts(hashes)
+        before = self._key_counts.counts(hashes)
         if self._pending:
             before += np.fromiter((self._pending.get(one, 0) for one in hashes.tolist()), np.int64)
         is_admitted: NDArray[np.bool_] = before + 1 >= self._admit_after
