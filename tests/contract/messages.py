@@ -40,6 +40,7 @@ _MISSING = {
     "zero": embedding_pb2.MISSING_ZERO,
     "default": embedding_pb2.MISSING_DEFAULT,
     "skip": embedding_pb2.MISSING_SKIP,
+    "init": embedding_pb2.MISSING_INIT,
 }
 _METRICS = {
     "cosine": embedding_pb2.METRIC_COSINE,

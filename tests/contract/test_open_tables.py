@@ -79,18 +79,24 @@ def base(surface: Surface) -> int:
     return 1_000 * (1 + SURFACES.index(surface.name)) - 2**40
 
 
+def as_given(keys: Any) -> Any:
+    """Strings as they are, and integers as an array of int64, which every surface can send."""
+    array = np.asarray(keys)
+    return keys if array.dtype.kind not in "iu" else array
+
+
 def push(surface: Surface, op: str, table: str, keys: Any, value: float, **more: Any) -> Updated:
     shape = (*np.shape(keys), DIM)
     values = np.full(shape, value, np.float32)
-    return surface.update(op, {table: Update(keys, values, by_keys=True, **more)})
+    return surface.update(op, {table: Update(as_given(keys), values, by_keys=True, **more)})
 
 
 def delete(surface: Surface, table: str, keys: Any) -> Updated:
-    return surface.update("delete_rows", {table: Update(keys, None, by_keys=True)})
+    return surface.update("delete_rows", {table: Update(as_given(keys), None, by_keys=True)})
 
 
 def initial(surface: Surface, table: str, keys: Any) -> Any:
-    vectors, status = surface.lookup_keys(table, keys, missing="init")
+    vectors, status = surface.lookup_keys(table, as_given(keys), missing="init")
     assert status.all()
     return vectors
 
@@ -100,29 +106,32 @@ def test_a_row_begins_with_the_vector_that_its_key_had_before(
 ) -> None:
     keys = [[base, base + 1], [base + 2, base + 3]]
     with pytest.raises(KeyNotFound):
-        surface.lookup_keys("ints", keys)
+        surface.lookup_keys("ints", as_given(keys))
     first = initial(surface, "ints", keys)
     assert np.unique(first).size == first.size
     np.testing.assert_array_equal(served.reader.lookup("ints", keys=keys, missing="init"), first)
     added = push(surface, "scatter_add", "ints", keys, 0.5, create=True)
     assert (added.created, added.removed, added.not_admitted) == ({"ints": 4}, {}, {})
-    vectors, status = surface.lookup_keys("ints", keys, missing="init")
+    vectors, status = surface.lookup_keys("ints", as_given(keys), missing="init")
     assert not status.any()
     np.testing.assert_array_equal(vectors, first + np.float32(0.5))
     stepped = push(surface, "apply_gradients", "ints", keys, 1.0, create=True)
     assert stepped.created == {}
-    np.testing.assert_array_equal(surface.lookup_keys("ints", keys)[0], first)
+    stepped_back = first + np.float32(0.5) - np.float32(0.5)
+    np.testing.assert_array_equal(surface.lookup_keys("ints", as_given(keys))[0], stepped_back)
     # Gone, the keys have their first vectors again, and so do rows that come again.
     gone = delete(surface, "ints", [keys[0][0], keys[0][0], keys[1][1], base + 99])
     assert gone.removed == {"ints": 2}
-    _, status = surface.lookup_keys("ints", keys, missing="zero")
+    _, status = surface.lookup_keys("ints", as_given(keys), missing="zero")
     assert status.tolist() == [[1, 0], [0, 1]]
     np.testing.assert_array_equal(
         initial(surface, "ints", [keys[0][0], keys[1][1]]), first[[0, 1], [0, 1]]
     )
     again = push(surface, "scatter_add", "ints", [keys[0][0]], 0.0, create=True)
     assert again.created == {"ints": 1}
-    np.testing.assert_array_equal(surface.lookup_keys("ints", [keys[0][0]])[0], first[0, :1])
+    np.testing.assert_array_equal(
+        surface.lookup_keys("ints", as_given([keys[0][0]]))[0], first[0, :1]
+    )
 
 
 def test_strings_come_and_go(surface: Surface, served: Served) -> None:
@@ -143,15 +152,15 @@ def test_a_push_of_several_tables_creates_where_it_is_asked_to(surface: Surface,
     ones = np.ones((2, DIM), np.float32)
     keys = [base + 10, base + 11]
     updates = {
-        "ints": Update(keys, ones, by_keys=True, create=True),
-        "eager": Update(keys, ones, by_keys=True),
-        "shy": Update([base + 10], ones[:1], by_keys=True, create=True),
+        "ints": Update(as_given(keys), ones, by_keys=True, create=True),
+        "eager": Update(as_given(keys), ones, by_keys=True),
+        "shy": Update(as_given([base + 10]), ones[:1], by_keys=True, create=True),
         "plain": Update([0], ones[:1] * 0),
     }
     done = surface.update("scatter_add", updates)
     assert done.created == {"ints": 2, "eager": 2}
     assert done.not_admitted == {"shy": 1}
-    both = {table: Update(keys, None, by_keys=True) for table in ("ints", "eager", "shy")}
+    both = {table: Update(as_given(keys), None, by_keys=True) for table in ("ints", "eager", "shy")}
     assert surface.update("delete_rows", both).removed == {"ints": 2, "eager": 2}
 
 
@@ -159,7 +168,7 @@ def test_a_key_is_admitted_at_its_second_push(surface: Surface, base: int) -> No
     keys = [base + 20, base + 21]
     first = push(surface, "assign", "shy", keys, 1.0, create=True)
     assert (first.created, first.not_admitted) == ({}, {"shy": 2})
-    _, status = surface.lookup_keys("shy", keys, missing="zero")
+    _, status = surface.lookup_keys("shy", as_given(keys), missing="zero")
     assert status.all()
     second = push(surface, "assign", "shy", keys[:1], 1.0, create=True)
     assert (second.created, second.not_admitted) == ({"shy": 1}, {})
@@ -172,7 +181,7 @@ def test_a_full_table_evicts_or_refuses(surface: Surface, base: int) -> None:
     push(surface, "assign", "small", keys[:1], 1.0)
     done = push(surface, "assign", "small", keys[4:], 1.0, create=True)
     assert (done.created, done.removed) == ({"small": 2}, {"small": 2})
-    _, status = surface.lookup_keys("small", keys, missing="zero")
+    _, status = surface.lookup_keys("small", as_given(keys), missing="zero")
     assert not status[[0, 4, 5]].any()
     assert status.sum() == 2
     with pytest.raises(LimitExceeded, match="'tiny' is full: it has 0 rows of 2") as full:
@@ -181,13 +190,13 @@ def test_a_full_table_evicts_or_refuses(surface: Surface, base: int) -> None:
 
 
 def test_a_retry_of_a_push_that_created_rows_gets_its_answer(surface: Surface, base: int) -> None:
-    update = {"ints": Update([base + 30], np.ones((1, DIM)), by_keys=True, create=True)}
-    first = surface.update("assign", update, f"create {surface.name}")
+    update = {"ints": Update(as_given([base + 30]), np.ones((1, DIM)), by_keys=True, create=True)}
+    first = surface.update("assign", update, f"create-{surface.name}")
     assert first.created == {"ints": 1}
     delete(surface, "ints", [base + 30])
-    assert surface.update("assign", update, f"create {surface.name}") == first
+    assert surface.update("assign", update, f"create-{surface.name}") == first
     with pytest.raises(KeyNotFound):
-        surface.lookup_keys("ints", [base + 30])
+        surface.lookup_keys("ints", as_given([base + 30]))
 
 
 REFUSED: dict[str, tuple[type[GatherdError], str, str, dict[str, Any]]] = {
@@ -229,7 +238,7 @@ def test_what_can_not_be_is_refused_and_changes_nothing(
         pytest.skip("the same as of other pushes")
     before = {info.name: (info.rows, info.lsn) for info in served.reader.tables()}
     values = np.ones((len(rows), DIM), np.float32)
-    update = Update(**{"by_keys": True, "values": values, **fields})
+    update = Update(**{"by_keys": True, "values": values, **fields, "rows": as_given(rows)})
     with pytest.raises(error) as refused:
         surface.update(op, {table: update})
     assert repr(table) in str(refused.value)
