@@ -25,7 +25,7 @@ SOURCES: Final = (
     "_calls/handles.py",
 )
 # Methods that wait, most of them the shell's own: every call of one is awaited.
-AWAITED: Final = ("_run", "_batched", "_carried", "_quick", "keys", "info")
+AWAITED: Final = ("_run", "_upload", "_batched", "_carried", "_quick", "keys", "info")
 # In a handle every call of its client's.
 OF_CLIENT: Final = r"(?<!in )self\._client\.\w+\("
 # What follows in a class isn't in its twin.

@@ -234,6 +234,14 @@ class PushResult:
         return cls(lsn, versions, created, removed, not_admitted)
 
 
+class OnDuplicate(Enum):
+    """What to do with a key that the table has already."""
+
+    ERROR = "error"
+    FIRST = "first"
+    LAST = "last"
+
+
 class UpdatesState(Enum):
     """Whether updates are taken."""
 

@@ -80,6 +80,69 @@ class SnapshotInfo(Shown):
     damaged: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class UploadResult(ChangeResult):
+    """A table, or a version of one, that was uploaded.
+
+    `rows` is how many it has, `duplicates` how many came with a key that another row had.
+    """
+
+    rows: int = 0
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo(Shown):
+    """An upload that isn't committed. `upload` is its name.
+
+    `rows` is how many are there and `announced` how many were said to come, None if it wasn't said;
+    `bytes` are those of the rows and keys that are there. It becomes a new version of the table if
+    `publishes`. It is deleted at `expires`, UTC, if nothing comes.
+    """
+
+    upload: str
+    table: str
+    rows: int
+    announced: int | None
+    dim: int
+    dtype: str
+    key_kind: str
+    bytes: int
+    publishes: bool
+    expires: datetime
+
+
+def is_given(rows: object) -> bool:
+    """Whether `rows` are vectors, and neither their number nor nothing."""
+    return rows is not None and not isinstance(rows, int | np.integer)
+
+
+def check_drawn(*others: object) -> None:
+    """InvalidArgument when a table without vectors is given what is for them."""
+    if any(other is not None for other in others):
+        raise InvalidArgument(
+            "default_vector, resume and chunk_bytes are for vectors, and rows are none"
+        )
+
+
+def check_given(dim: object, init: object, seed: object, grows: Mapping[str, Any]) -> None:
+    """InvalidArgument when a table of vectors is given what is for drawn rows, or an open table."""
+    named = [name for name, value in grows.items() if value != _CLOSED[name]]
+    if dim is not None or seed is not None or init != "uniform":
+        named.append("dim, init or seed")
+    if named:
+        raise InvalidArgument(f"{named[0]} can't be given with vectors: they are the table's rows")
+
+
+def check_copied(*others: object) -> None:
+    """InvalidArgument when a copy of a version is given what is for vectors."""
+    if any(other is not None for other in others):
+        raise InvalidArgument(
+            "keys, dtype, optimizer, default_vector, resume and chunk_bytes are for vectors, and "
+            "there are none"
+        )
+
+
 def check_optimizer(
     given: OptimizerGiven, options: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:

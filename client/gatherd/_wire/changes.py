@@ -41,10 +41,10 @@ class ChangeRequest:
 
 def create_table(
     name: str,
-    rows: int | None,
-    dim: int | None,
+    rows: object,
+    dim: object,
     *,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     init: InitGiven,
     seed: int | None,
     optimizer: OptimizerGiven | None,
@@ -58,12 +58,12 @@ def create_table(
         table=table,
         rows=0 if opened is not None else check_count("rows", rows),
         dim=check_count("dim", dim),
-        dtype=DTYPE_CODES[check_stored_dtype(dtype)],
+        dtype=DTYPE_CODES[check_stored_dtype("float32" if dtype is None else dtype)],
         init=initializer,
         init_parameters=numbers,
         init_words=words,
         seed=None if seed is None else check_count("seed", seed),
-        optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+        optimizer=None if optimizer is None else encode_optimizer(optimizer, {}),
         frozen=check_flag("frozen", frozen),
         open=None if opened is None else _encode_open(opened),
     )
@@ -113,7 +113,7 @@ def set_optimizer(
     """The request of Client.set_optimizer."""
     request = table_pb2.SetOptimizerRequest(
         table=check_table(name)[0],
-        optimizer=_encode_optimizer(optimizer, options),
+        optimizer=encode_optimizer(optimizer, options),
         if_version=check_version("if_version", if_version),
     )
     return ChangeRequest(SET_OPTIMIZER.path, request.SerializeToString(), "the optimizer was set")
@@ -163,6 +163,7 @@ def _encode_open(given: OpenGiven) -> table_pb2.OpenOptions:
     )
 
 
-def _encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+def encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+    """An Optimizer message. InvalidArgument for what isn't an optimizer."""
     name, checked = check_optimizer(given, options)
     return table_pb2.Optimizer(name=name, options=checked)

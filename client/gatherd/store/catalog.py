@@ -12,6 +12,7 @@ tables/<name>/v000001/seq              the counters of its stripes, stripes.py; 
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
 tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
 staging/                               files not published yet; readers never look into it
+staging/uploads/<id>/                  tables that are being uploaded
 
 Releases up to 0.1 wrote a catalog without "crc32". It is read, but flipped bits in its numbers go
 unnoticed. The first change of a table writes one with "crc32".

@@ -27,6 +27,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import KeyQuery, NeighborsQuery
 from gatherd.store.scans import ScanQuery
 from gatherd.store.table import Gathered
+from gatherd_server.access.uploads import GuardedUploads
 from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup, PreparedScan
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
@@ -340,6 +341,16 @@ class GuardedEngine:
         """As Engine's; needs scope `admin`."""
         self._caller.check(Scope.ADMIN, (change.table,))
         return self._told(self._engine.change, change)
+
+    @property
+    def uploads(self) -> GuardedUploads:
+        """As Engine's; needs scope `admin`."""
+        return GuardedUploads(
+            self._engine.uploads,
+            lambda table: self._caller.check(Scope.ADMIN, (table,)),
+            self._caller.reaches,
+            lambda ask: self._told(lambda _: ask(), None),
+        )
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """As Engine's; needs scope `admin` for every table."""

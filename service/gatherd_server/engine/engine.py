@@ -17,6 +17,7 @@ from gatherd.store.query import ByKey, FoundKeys, KeyQuery, NeighborsQuery
 from gatherd.store.scans import PAGE_BYTES_MAX, ScanPage, ScanQuery, version_is_gone
 from gatherd.store.table import Gathered, Table
 from gatherd_server.build import this_build
+from gatherd_server.data_dir.uploads.store import Uploads
 from gatherd_server.engine.lookup import (
     gather,
     may_wait,
@@ -30,6 +31,7 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch, Searches
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
+from gatherd_server.engine.uploads import UploadDesk
 from gatherd_server.link.link import Link
 from gatherd_server.observe import trail
 from gatherd_server.observe.metrics.telemetry import MISSED_IDS, MISSED_KEYS, Telemetry
@@ -90,12 +92,14 @@ class Engine:
         limits: Limits,
         link: Link | None = None,
         telemetry: Telemetry | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         """Without `link` there is no data dir, and nothing can be changed."""
         self._telemetry = telemetry or Telemetry()
         self.limits = limits
         self._tables = tables
         self._link = link
+        self.uploads = UploadDesk(tables, self._writer, uploads, limits)
         self._means = Means(limits.default_mean_bytes_max)
         self.is_ready = False
         """Whether the server takes traffic; the worker sets it."""

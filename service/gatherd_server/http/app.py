@@ -36,6 +36,7 @@ from gatherd_server.http.rest.neighbors import neighbors_routes
 from gatherd_server.http.rest.scans import scan_routes
 from gatherd_server.http.rest.tables import change_routes, table_routes
 from gatherd_server.http.rest.updates import update_routes
+from gatherd_server.http.rest.uploads import upload_routes
 
 
 class _TableName(StringConvertor):
@@ -71,6 +72,7 @@ def create_app(
     app.include_router(update_routes(engine, admission, offload))
     app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))
+    app.include_router(upload_routes(engine, admission, offload))
     app.include_router(health_routes(engine, admission, offload))
     app.include_router(page_routes(app, engine, offload, web))
     _handle_errors(app)

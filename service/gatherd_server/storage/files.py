@@ -24,6 +24,8 @@ COPY_BYTES = 4 << 20
 # The unit of stat's st_blocks, whatever the file system's own is.
 STAT_BLOCK_BYTES = 512
 ZEROS_BYTES = 1 << 20
+# How file systems say that a file has one name, or no more than it has.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK)
 
 
 def is_read_only(folder: Path) -> bool:
@@ -133,6 +135,21 @@ class Files:
                 for position in range(begin, end, COPY_BYTES):
                     part = os.pread(old.fileno(), min(COPY_BYTES, end - position), position)
                     self.write_at(new.fileno(), memoryview(part), position, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file the second name `target`; where names can't be shared, copy it. Not durable.
+
+        A copy is durable, apart from its name, because its source's data is taken to be.
+        """
+        with _Told(target):
+            try:
+                target.hardlink_to(source)
+                return
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        self.copy(source, target)
+        self.sync_path(target)
 
     def sync_path(self, path: Path) -> None:
         """Make the data of the file `path` durable, stores through mappings included."""

@@ -48,6 +48,8 @@ UPDATE_MAY_BE_DONE: Final = (
 )
 # For changes, which have no request id.
 CHANGE_MAY_BE_DONE: Final = "the change may still be made; look whether it was before you repeat it"
+# Of uploads, whose every step can be repeated.
+UPLOAD_MAY_BE_DONE: Final = "it may still be done; sent again for the same upload, it is done once"
 
 _VISIBLE = re.compile(rf"[!-~]{{1,{KEY_CHARS_MAX}}}")
 

@@ -18,6 +18,7 @@ from gatherd.store.catalog import check_table_name
 from gatherd_proto.headers import JSON
 from gatherd_server.access.callers import TABLE_CHARS_MAX, AnyEngine, Caller
 from gatherd_server.http.rest.arrays import json_keys
+from gatherd_server.http.rest.openapi_uploads import EXAMPLE_UPLOAD
 from gatherd_server.types import Lookup, TableInfo, UpdatesState
 
 # No name that somebody gives a table: the form of deleteTable is filled in with it.
@@ -218,6 +219,21 @@ def _delete_snapshot(_found: _Found) -> _Made:
     return _Made(note=note, is_change=True, path={"name": SANDBOX})
 
 
+def _begin_upload(found: _Found) -> _Made:
+    name = f"{found.sandbox}-upload"
+    body = {"upload": EXAMPLE_UPLOAD, "name": name, "dim": 2, "rows": 2}
+    return _Made(body=body, is_change=True)
+
+
+def _of_upload(_found: _Found) -> _Made:
+    note = "The form is filled in for the upload that the form of beginUpload begins."
+    return _Made(note=note, is_change=True, path={"upload": EXAMPLE_UPLOAD})
+
+
+def _list_uploads(_found: _Found) -> _Made:
+    return _Made(is_change=True)
+
+
 _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookup": _lookup,
     "lookupMany": _lookup_many,
@@ -245,6 +261,12 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "snapshot": _snapshot,
     "listSnapshots": _list_snapshots,
     "deleteSnapshot": _delete_snapshot,
+    "beginUpload": _begin_upload,
+    "listUploads": _list_uploads,
+    "getUpload": _of_upload,
+    "putRows": _of_upload,
+    "commitUpload": _of_upload,
+    "cancelUpload": _of_upload,
 }
 
 
