@@ -190,7 +190,11 @@ def test_a_full_table_evicts_or_refuses(surface: Surface, base: int) -> None:
 
 
 def test_a_retry_of_a_push_that_created_rows_gets_its_answer(surface: Surface, base: int) -> None:
-    update = {"ints": Update(as_given([base + 30]), np.ones((1, DIM)), by_keys=True, create=True)}
+    update = {
+        "ints": Update(
+            as_given([base + 30]), np.ones((1, DIM), np.float32), by_keys=True, create=True
+        )
+    }
     first = surface.update("assign", update, f"create-{surface.name}")
     assert first.created == {"ints": 1}
     delete(surface, "ints", [base + 30])
