@@ -321,7 +321,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class SetOptimizer:
-    """A copy of the live version with another optimizer, made live."""
+    """Another optimizer, or other options of it; without a name, of the present one."""
 
     table: str
     optimizer: OptimizerSpec

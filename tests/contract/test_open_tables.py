@@ -210,7 +210,7 @@ REFUSED: dict[str, tuple[type[GatherdError], str, str, dict[str, Any]]] = {
         InvalidArgument, "closed", "assign", {"rows": ["king"], "create": True},
     ),
     "rows of a table without keys": (NoKeys, "plain", "assign", {"rows": [5], "create": True}),
-    "strings for integers": (InvalidArgument, "ints", "assign", {"rows": ["5"], "create": True}),
+    "strings for integers": (InvalidArgument, "ints", "assign", {"rows": ["five"], "create": True}),
     "integers for strings": (InvalidArgument, "words", "assign", {"rows": [5], "create": True}),
     "an integer too large": (
         InvalidArgument, "ints", "assign", {"rows": [2**63], "create": True},

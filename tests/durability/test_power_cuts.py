@@ -95,9 +95,8 @@ class History:
                 trainer.publish_new(some, None if optimizer is None else "ftrl")
             case 6 | 7 if some and min(trainer.state[some].versions) < trainer.state[some].live:
                 trainer.change(Rollback(some))
-            case 8 if some:
-                kind = draw.choice(("sgd", "adam", "rowwise-adagrad"))
-                trainer.change(SetOptimizer(some, OptimizerSpec(kind, {})))
+            case 8 | 17 if some:
+                trainer.change(SetOptimizer(some, self._optimizer(some)))
             case 9 | 10 | 15 | 16:
                 self._keep_house()
             case 11:
@@ -112,6 +111,12 @@ class History:
                 self._kill()
             case _:
                 trainer.push_some(draw.choice((1, 1, 2, 4)))
+
+    def _optimizer(self, name: str) -> OptimizerSpec:
+        """Another rate, which is set in place, or perhaps another kind."""
+        if name in self._trainer.trainable() and self._random.random() < 0.5:
+            return OptimizerSpec("", {"lr": self._random.choice((0.25, 0.0625))})
+        return OptimizerSpec(self._random.choice(("sgd", "adam", "rowwise-adagrad")), {})
 
     def _keep_house(self) -> None:
         writer, draw = self._trainer.writer, self._random

@@ -323,7 +323,9 @@ class Trainer:
         weights = np.zeros((rows, dim * dtype.itemsize), np.uint8)
         slots = {} if made is None else first_slots(made, rows, dim)
         spec = None if optimizer is None else OptimizerSpec(*OPTIMIZERS[optimizer])
-        change = CreateTable(name, rows, dim, dtype, Initializer.parse("zeros"), None, spec)
+        change = CreateTable(
+            name, rows, dim, dtype, Initializer.parse("zeros"), None, spec, frozen=spec is None
+        )
         self.change(change, Did(change, rows=Version(dtype, dim, made, weights, slots)))
 
     def create_open(self, name: str, dim: int, dtype: DType, optimizer: str) -> None:

@@ -290,17 +290,27 @@ class AsyncTableCalls(ABC):
     async def set_optimizer(
         self,
         name: str,
-        optimizer: OptimizerGiven,
+        optimizer: OptimizerGiven | None = None,
         *,
         if_version: int | None = None,
         timeout: float | None = None,
         **options: float,
     ) -> ChangeResult:
-        """Publish a copy of the live version that is trained by another optimizer.
+        """Change how a table is trained.
+
+            client.set_optimizer("items", lr=0.01)               # in place; the rest stays
+            client.set_optimizer("items", "adam", lr=0.001)
 
         optimizer: a name such as "adam", with its options as keywords, or a dict of both, as
-        `TableInfo.optimizer` has it: set_optimizer("items", "adam", lr=0.001). An option that
-        isn't given has its default, one that the optimizer doesn't have is InvalidArgument.
+        `TableInfo.optimizer` has it. An option that isn't given has its default, one that the
+        optimizer doesn't have is InvalidArgument. Without a name the present optimizer gets the
+        options that are given and keeps the others.
+
+        If the optimizer keeps the same state as before, nothing is copied and the version stays:
+        pushes from the result's `lsn` on are done with the new options. Otherwise a copy of the
+        live version, whose state begins anew, becomes a new version and is live. The one before it
+        keeps the old state, to roll back to.
+
         if_version: the version that has to be live, else VersionMismatch.
         """
         request = changes.set_optimizer(name, optimizer, options, if_version=if_version)

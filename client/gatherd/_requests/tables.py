@@ -144,16 +144,21 @@ def check_copied(*others: object) -> None:
 
 
 def check_optimizer(
-    given: OptimizerGiven, options: Mapping[str, float]
+    given: OptimizerGiven | None, options: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:
-    """The name and the options of the optimizer `given`; InvalidArgument if it isn't one."""
+    """The name and the options of the optimizer `given`; InvalidArgument if it isn't one.
+
+    None has no name: then `options` are of the table's present one.
+    """
+    if given is None and not options:
+        raise InvalidArgument("name an optimizer, or give options to change, such as lr=0.01")
     merged: dict[str, str | float] = {"name": given} if isinstance(given, str) else {}
     for part in (options, given if isinstance(given, Mapping) else {}):
         for option, value in part.items():
             if option in merged:
                 raise InvalidArgument(f"the optimizer's {option} is given twice")
             merged[option] = value
-    name = merged.pop("name", None)
+    name = merged.pop("name", "" if given is None else None)
     if not isinstance(name, str):
         raise InvalidArgument(
             f'optimizer={given!r} names none: it is a name, or {{"name": "adam", "lr": 0.001}}'

@@ -105,7 +105,7 @@ def rollback(name: str, version: int | None, *, if_version: int | None) -> Chang
 
 def set_optimizer(
     name: str,
-    optimizer: OptimizerGiven,
+    optimizer: OptimizerGiven | None,
     options: Mapping[str, float],
     *,
     if_version: int | None,
@@ -163,7 +163,9 @@ def _encode_open(given: OpenGiven) -> table_pb2.OpenOptions:
     )
 
 
-def encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+def encode_optimizer(
+    given: OptimizerGiven | None, options: Mapping[str, float]
+) -> table_pb2.Optimizer:
     """An Optimizer message. InvalidArgument for what isn't an optimizer."""
     name, checked = check_optimizer(given, options)
     return table_pb2.Optimizer(name=name, options=checked)

@@ -27,7 +27,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gatherd.errors import (
     BadFile,
@@ -39,6 +39,7 @@ from gatherd.errors import (
     VersionNotFound,
 )
 from gatherd.store.catalog import (
+    NO_OPTIMIZER,
     WEIGHTS_NAME,
     Catalog,
     CatalogEntry,
@@ -99,6 +100,14 @@ class View:
             return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
         except TooManyFiles as error:
             return error.message
+
+    def optimizer_of(self, name: str, table: Table) -> dict[str, Any] | None:
+        """The optimizer of a table's version; None for one that takes no gradients."""
+        entry = self.entries.get(name)
+        changed = None if entry is None else entry.optimizer_of(table.version)
+        if changed is None:
+            return table.optimizer
+        return None if changed == NO_OPTIMIZER else changed
 
     def names(self) -> list[str]:
         """Every table in order, unreadable ones included."""

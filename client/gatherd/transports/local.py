@@ -264,7 +264,7 @@ def _info_of(view: View, name: str, lsn: int) -> TableInfo:
         keys_bytes=0 if keys is None else keys.nbytes,
         resident_bytes=table.resident_bytes(),
         versions=versions,
-        optimizer=table.optimizer,
+        optimizer=view.optimizer_of(name, table),
         lsn=lsn,
         open=None if table.open_spec is None else table.open_spec.described(),
     )

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from gatherd import ChangeResult as ClientResult
 from gatherd import Client
@@ -141,9 +142,10 @@ def ask(client: Client, change: TableChange) -> ChangeResult:
             insisted = _given(if_version)
             done = client.rollback(table, _given(version), if_version=insisted, timeout=seconds)
         case SetOptimizer(table, spec, if_version):
-            wanted: dict[str, str | float] = {"name": spec.name, **spec.options}
             insisted = _given(if_version)
-            done = client.set_optimizer(table, wanted, if_version=insisted, timeout=seconds)
+            # Without a name the options are of the present optimizer.
+            wanted: dict[str, Any] = {**spec.options, "optimizer": spec.name or None}
+            done = client.set_optimizer(table, **wanted, if_version=insisted, timeout=seconds)
         case CreateTable():
             done = _create_open(client, change)
     return ChangeResult(done.version, done.lsn)

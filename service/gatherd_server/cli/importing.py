@@ -302,7 +302,8 @@ def publish(
         default = read_default(given.default_vector, source.dim)
         if default is None and table.default_vector_is_known:
             default = table.default_vector()
-        kept = Optimizer.from_json(table.optimizer or NO_OPTIMIZER)
+        optimizer = live.optimizer_of(live.live) or table.optimizer or NO_OPTIMIZER
+        kept = Optimizer.from_json(optimizer)
         trained = kept if table.is_trainable else None
         version = NewVersion(if_version or LIVE_VERSION)
         options = given.options(default, trained)

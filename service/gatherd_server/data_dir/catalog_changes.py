@@ -33,6 +33,7 @@ from gatherd.store.catalog import (
     open_table,
     version_dir,
 )
+from gatherd.store.dtypes import DType
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.table import Table
 from gatherd_server.data_dir.open_tables import settled, stage_created
@@ -51,6 +52,7 @@ from gatherd_server.types import (
     CreateTable,
     DeleteTable,
     DeleteVersion,
+    OptimizerSpec,
     Publish,
     Rollback,
     SetOptimizer,
@@ -111,7 +113,7 @@ class CatalogChanges:
             case Rollback(table, version, if_version):
                 return self._rollback(table, version, if_version)
             case SetOptimizer(table, spec, if_version):
-                return self._copied(table, if_version, Optimizer.from_spec(spec))
+                return self._set_optimizer(table, if_version, spec)
 
     # ------------------------------------------------------------------ tables
 
@@ -224,6 +226,25 @@ class CatalogChanges:
         version = max(entry.versions) + 1
         with copy_live(self._writer, name, entry, version, optimizer) as (target, catch_up):
             return self._make_live(name, entry, version, target, catch_up)
+
+    def _set_optimizer(self, name: str, if_version: int, spec: OptimizerSpec) -> ChangeResult:
+        """Change the options in place if the slots stay as they are, else publish a copy."""
+        entry = self._entry(name, if_version)
+        check_whole(name, entry, entry.live)
+        manifest = read_manifest(version_dir(self._data_dir, name, entry.live))
+        document = entry.optimizer_of(entry.live) or manifest.get("optimizer")
+        now = None if document is None else Optimizer.from_json(document)
+        wanted = Optimizer.changed(now, spec)
+        if now is None or now.slots != wanted.slots:
+            return self._copied(name, if_version, wanted)
+        dtype, row_count = DType(manifest["dtype"]), manifest.get("rows")
+        wanted.check_table(dtype, row_count if isinstance(row_count, int) else None)
+
+        def switch() -> int:
+            live = self._entry(name, entry.live)
+            return self._replace_entry(name, live.with_optimizer(entry.live, wanted.to_json()))
+
+        return ChangeResult(entry.live, self._writer.between(switch))
 
     def _rollback(self, name: str, version: int, if_version: int) -> ChangeResult:
         entry = self._entry(name, if_version)
@@ -354,7 +375,7 @@ class CatalogChanges:
     ) -> int:
         """Log the entry of a table; `opened` is its live version, if that is open and new."""
         catalog = self._writer.versions().catalog
-        tables = {**catalog.tables, name: entry}
+        tables = {**catalog.tables, name: entry.kept()}
         adopted = {(entry.uid, entry.live): opened} if opened is not None else {}
         return self._writer.change_catalog(replace(catalog, tables=tables), adopted)
 

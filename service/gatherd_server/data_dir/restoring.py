@@ -65,6 +65,7 @@ def _staged(
         manifest = read_document(staged / MANIFEST_NAME)
         restored = {"uid": entry.uid, "version": entry.live, "lsn": contents.lsn}
         manifest |= {"uid": uuid.uuid4().hex, "origin": {"restored": restored}}
+        manifest["optimizer"] = entry.optimizer_of(entry.live) or manifest.get("optimizer")
         files.replace(staged / MANIFEST_NAME, encode_document(manifest), durable=False)
         sync_tree(files, staged)
     except BaseException:

@@ -58,6 +58,7 @@ def copy_live(
     files, data_dir = writer.files, writer.data_dir
     source = version_dir(data_dir, name, entry.live)
     manifest = read_manifest(source)
+    manifest["optimizer"] = entry.optimizer_of(entry.live) or manifest.get("optimizer")
     old = Optimizer.from_json(manifest["optimizer"]) if manifest.get("optimizer") else None
     with_slots = optimizer is None or (old is not None and old.slots == optimizer.slots)
     target = version_dir(data_dir, name, version)

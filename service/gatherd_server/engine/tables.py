@@ -219,7 +219,7 @@ class ServedTables:
             keys_bytes=table.keys.nbytes if table.keys else 0,
             resident_bytes=table.resident_bytes(),
             versions=versions,
-            optimizer=table.optimizer,
+            optimizer=view.optimizer_of(name, table),
             lsn=self.lsn,
             open=table.open_spec,
         )

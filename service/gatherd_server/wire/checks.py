@@ -149,10 +149,21 @@ def push(op: UpdateOp, updates: Sequence[TableUpdate], request_id: RequestId) ->
     return Push(op, tuple(updates), request_id)
 
 
+def changed_optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
+    """As `optimizer`; without a name, options of the table's present one."""
+    if not name and not options:
+        raise InvalidArgument("the request has no optimizer; name one, or give options to change")
+    return _finite(name, options)
+
+
 def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
     """The optimizer `name` with its options; InvalidArgument for one that is NaN or infinite."""
     if not name:
         raise InvalidArgument("the optimizer has no name")
+    return _finite(name, options)
+
+
+def _finite(name: str, options: Mapping[str, float]) -> OptimizerSpec:
     for option, value in options.items():
         if not math.isfinite(value):
             raise InvalidArgument(f"the optimizer's {option} is {value}; it must be finite")

@@ -180,9 +180,9 @@ def delete_version(request: table_pb2.DeleteVersionRequest) -> DeleteVersion:
 
 def set_optimizer(request: table_pb2.SetOptimizerRequest) -> SetOptimizer:
     """The optimizer that `request` asks for."""
-    if not request.HasField("optimizer"):
-        raise InvalidArgument("the request has no optimizer; name one")
-    return SetOptimizer(request.table, _optimizer(request.optimizer), request.if_version)
+    given = request.optimizer
+    spec = checks.changed_optimizer(given.name, dict(given.options))
+    return SetOptimizer(request.table, spec, request.if_version)
 
 
 def _optimizer(message: table_pb2.Optimizer) -> OptimizerSpec:

@@ -18,6 +18,7 @@ from gatherd.store.key_index import KeyIndex
 from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.trained_version import TrainedVersion, open_trained
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.writer.policy import Policies
 
 
@@ -123,9 +124,9 @@ class Versions:
             if self.catalog.tables[name].damage_of(version) is not None:
                 return None
             folder = version_dir(self._data_dir, name, version)
-            found = self._mapped[(uid, version)] = open_trained(
-                self._files, folder, self._sums.get((uid, version))
-            )
+            found = open_trained(self._files, folder, self._sums.get((uid, version)))
+            _use_optimizer(found, self.catalog.tables[name], version)
+            self._mapped[(uid, version)] = found
         return found
 
     def mapped_already(self, key: tuple[str, int]) -> TrainedVersion | None:
@@ -187,6 +188,8 @@ class Versions:
                     # So that a checkpoint sums it up before the first update, too.
                     with suppress(StorageError):
                         self.mapped(new.uid, new.live)
+                elif (kept := self._mapped.get((new.uid, new.live))) is not None:
+                    _use_optimizer(kept, new, new.live)
 
     def _leave(self, old: CatalogEntry, new: CatalogEntry | None) -> None:
         """Let go of what `old` named and the entry in its place doesn't."""
@@ -210,6 +213,13 @@ class Versions:
             mapped.close()
         self._mapped.clear()
         self._live.clear()
+
+
+def _use_optimizer(mapped: TrainedVersion, entry: CatalogEntry, version: int) -> None:
+    """Train a version by the optimizer that the catalog has for it, if it has one."""
+    changed = entry.optimizer_of(version)
+    if changed is not None:
+        mapped.optimizer = Optimizer.from_json(changed)
 
 
 def _whole(entry: CatalogEntry) -> set[int]:

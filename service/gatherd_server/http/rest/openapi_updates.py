@@ -216,7 +216,7 @@ ROLLBACK: Final = _change(
 )
 SET_OPTIMIZER: Final = _change(
     "setOptimizer",
-    "Publish a copy of the live version that is trained by another optimizer",
+    "Change the optimizer's options in place, or publish a copy that another optimizer trains",
     openapi_extra=body(SetOptimizerBody, {"optimizer": {"name": "adam", "lr": 0.001}}),
 )
 DELETE_VERSION: Final[dict[str, Any]] = {

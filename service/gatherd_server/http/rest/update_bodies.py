@@ -242,7 +242,8 @@ def delete_version(table: str, version: str) -> DeleteVersion:
 def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:
     """A change of optimizer, from JSON."""
     given = _body(SetOptimizerBody, body, query)
-    return SetOptimizer(table, _optimizer(given.optimizer), given.if_version)
+    spec = checks.changed_optimizer(given.optimizer.name, given.optimizer.model_extra or {})
+    return SetOptimizer(table, spec, given.if_version)
 
 
 def snapshot_name(body: bytes, query: QueryParams) -> str:

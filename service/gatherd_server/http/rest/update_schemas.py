@@ -195,12 +195,18 @@ class RollbackBody(BaseModel):
     if_version: int = _IF_VERSION
 
 
+class OptimizerChangeBody(OptimizerBody):
+    """How a table is to be trained. Without a name its present optimizer gets the options given."""
+
+    name: str = Field("", description="As for a new table; absent, the kind and the rest stay.")
+
+
 class SetOptimizerBody(BaseModel):
     """How a table is to be trained from now on."""
 
     model_config = _STRICT
 
-    optimizer: OptimizerBody
+    optimizer: OptimizerChangeBody
     if_version: int = _IF_VERSION
 
 
