@@ -32,7 +32,7 @@ class Writer:
 
     def __init__(self, url: str) -> None:
         self._client = Client(url)
-        init = {"name": "constant", "value": -1.0}
+        init: dict[str, str | float] = {"name": "constant", "value": -1.0}
         self._client.create_table(NAME, dim=DIM, keys="int64", rows_max=ROWS_MAX, init=init)
         self._rng = np.random.default_rng(0)
         others = self._rng.permutation(np.arange(KEPT, KEYS))
