@@ -19,14 +19,15 @@ PACKAGE: Final = Path(__file__).parent / "gatherd"
 SOURCES: Final = (
     "_calls/lookups.py",
     "_calls/keys.py",
+    "_calls/scans.py",
     "_calls/updates.py",
     "_calls/tables.py",
     "_calls/handles.py",
 )
 # Methods that wait, most of them the shell's own: every call of one is awaited.
-AWAITED: Final = ("_run", "_batched", "_carried", "_quick", "keys", "info")
+AWAITED: Final = ("_run", "_upload", "_batched", "_carried", "_quick", "keys", "info")
 # In a handle every call of its client's.
-OF_CLIENT: Final = r"self\._client\.\w+\("
+OF_CLIENT: Final = r"(?<!in )self\._client\.\w+\("
 # What follows in a class isn't in its twin.
 BLOCKING_ONLY: Final = r"^    # The blocking handle's alone:.*?(?=^\S|\Z)"
 # Names that are different in the awaited client.
@@ -36,12 +37,14 @@ NAMES: Final = {
     "Iterator": "AsyncIterator",
     "KeyCalls": "AsyncKeyCalls",
     "LookupCalls": "AsyncLookupCalls",
+    "ScanCalls": "AsyncScanCalls",
     "TableCalls": "AsyncTableCalls",
     "TableHandle": "AsyncTableHandle",
     "UpdateCalls": "AsyncUpdateCalls",
     "gatherd._batching.threads": "gatherd._batching.tasks",
     "gatherd._calls.keys": "gatherd._calls.keys_aio",
     "gatherd._calls.lookups": "gatherd._calls.lookups_aio",
+    "gatherd._calls.scans": "gatherd._calls.scans_aio",
     "gatherd._calls.tables": "gatherd._calls.tables_aio",
     "gatherd._calls.updates": "gatherd._calls.updates_aio",
 }
@@ -54,6 +57,12 @@ def awaited(source: str, name: str) -> str:
     """The awaited twin of the blocking module `source`, whose file is called `name`."""
     text = re.sub(BLOCKING_ONLY, "", source, flags=re.MULTILINE | re.DOTALL)
     text = re.sub(r"^(    )def (?!__)", r"\1async def ", text, flags=re.MULTILINE)
+    text = re.sub(
+        r"^( +)yield from (self\._client\..+)$",
+        r"\1async for one in \2:\n\1    yield one",
+        text,
+        flags=re.MULTILINE,
+    )
     text = re.sub(OF_CLIENT, r"await \g<0>", text)
     text = re.sub(rf"(?<!def )\bself\.({'|'.join(AWAITED)})\(", r"await self.\1(", text)
     # An async generator has no `yield from`.

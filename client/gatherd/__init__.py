@@ -9,6 +9,7 @@ from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import LookupInfo, TableInfo
 from gatherd._requests.names import Bags, Ids, Keys, Status, Values, Vectors
 from gatherd._requests.neighbors import Neighbors
+from gatherd._requests.scans import RowBatch
 from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
 from gatherd._requests.updates import UpdateResult
 from gatherd.aio import AsyncClient
@@ -98,6 +99,7 @@ __all__ = [
     "RequestIdReused",
     "RequestIdStale",
     "RetryableError",
+    "RowBatch",
     "ServerInfo",
     "SnapshotInfo",
     "SnapshotResult",

@@ -9,13 +9,14 @@ from typing import Final
 
 from google.protobuf.message import Message
 
-from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_proto.v1 import embedding_pb2, table_pb2, upload_pb2
 
 PATH_PREFIX: Final = "/gatherd.v1."
 """The prefix of every path, and of no path of REST."""
 EMBEDDING_SERVICE: Final = "gatherd.v1.EmbeddingService"
 TABLE_SERVICE: Final = "gatherd.v1.TableService"
-SERVICES: Final = (EMBEDDING_SERVICE, TABLE_SERVICE)
+UPLOAD_SERVICE: Final = "gatherd.v1.UploadService"
+SERVICES: Final = (EMBEDDING_SERVICE, TABLE_SERVICE, UPLOAD_SERVICE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,11 @@ def _table(name: str, request: type[Message], reply: type[Message]) -> Procedure
     return Procedure(TABLE_SERVICE, name, request, reply)
 
 
-_e, _t = embedding_pb2, table_pb2
+def _upload(name: str, request: type[Message], reply: type[Message]) -> Procedure:
+    return Procedure(UPLOAD_SERVICE, name, request, reply)
+
+
+_e, _t, _u = embedding_pb2, table_pb2, upload_pb2
 
 LOOKUP: Final = _lookup("Lookup", _e.LookupRequest, _e.LookupResponse)
 LOOKUP_MANY: Final = _lookup("LookupMany", _e.LookupManyRequest, _e.LookupManyResponse)
@@ -59,6 +64,7 @@ LOOKUP_STREAM: Final = Procedure(
 KEYS_OF: Final = _lookup("KeysOf", _e.KeysOfRequest, _e.KeysOfResponse)
 IDS_OF: Final = _lookup("IdsOf", _e.IdsOfRequest, _e.IdsOfResponse)
 LIST_KEYS: Final = _lookup("ListKeys", _e.ListKeysRequest, _e.ListKeysResponse)
+SCAN: Final = _lookup("Scan", _e.ScanRequest, _e.ScanResponse)
 NEIGHBORS: Final = _lookup("Neighbors", _e.NeighborsRequest, _e.NeighborsResponse)
 SCATTER_ADD: Final = _push("ScatterAdd")
 APPLY_GRADIENTS: Final = _push("ApplyGradients")
@@ -80,10 +86,18 @@ DELETE_SNAPSHOT: Final = _table(
     "DeleteSnapshot", _t.DeleteSnapshotRequest, _t.DeleteSnapshotResponse
 )
 
+BEGIN_UPLOAD: Final = _upload("BeginUpload", _u.BeginUploadRequest, _u.GetUploadResponse)
+PUT_CHUNK: Final = _upload("PutChunk", _u.PutChunkRequest, _u.PutChunkResponse)
+GET_UPLOAD: Final = _upload("GetUpload", _u.GetUploadRequest, _u.GetUploadResponse)
+LIST_UPLOADS: Final = _upload("ListUploads", _u.ListUploadsRequest, _u.ListUploadsResponse)
+COMMIT_UPLOAD: Final = _upload("CommitUpload", _u.CommitUploadRequest, _u.CommitUploadResponse)
+CANCEL_UPLOAD: Final = _upload("CancelUpload", _u.CancelUploadRequest, _u.CancelUploadResponse)
+
 PROCEDURES: Final = (
     *(LOOKUP, LOOKUP_MANY, LOOKUP_BAGS, LOOKUP_BAGS_MANY, LOOKUP_STREAM),
-    *(KEYS_OF, IDS_OF, LIST_KEYS, NEIGHBORS),
+    *(KEYS_OF, IDS_OF, LIST_KEYS, SCAN, NEIGHBORS),
     *(SCATTER_ADD, APPLY_GRADIENTS, ASSIGN, DELETE_ROWS),
     *(LIST_TABLES, GET_TABLE, CREATE_TABLE, DELETE_TABLE, PUBLISH, ROLLBACK, SET_OPTIMIZER),
     *(SNAPSHOT, DELETE_VERSION, GET_SERVER, LIST_SNAPSHOTS, DELETE_SNAPSHOT),
+    *(BEGIN_UPLOAD, PUT_CHUNK, GET_UPLOAD, LIST_UPLOADS, COMMIT_UPLOAD, CANCEL_UPLOAD),
 )

@@ -17,6 +17,7 @@ from gatherd.store.format import open_readonly, read_layout, table_name_of
 from gatherd.store.table import Preload
 from gatherd_server.access.tls import TlsFiles
 from gatherd_server.access.web import Web, check_web
+from gatherd_server.data_dir.uploads.spec import UploadLimits
 from gatherd_server.errors import ConfigError
 from gatherd_server.link.heartbeat import HUNG_SECONDS
 from gatherd_server.observe.logs import LogFormat
@@ -230,6 +231,18 @@ class ServeSettings(BaseModel):
     keep_versions: int = Field(
         2, ge=0, le=10_000, description="Superseded versions of a table that are kept."
     )
+    uploads_max: int = Field(
+        16, ge=0, le=4096, description="Uploads of tables under way; more are refused, 0 for none."
+    )
+    uploads_bytes_max: int = Field(
+        2**40, ge=MIB, le=2**60, description="Bytes on the disk of all uploads under way."
+    )
+    upload_seconds: float = Field(
+        86_400.0,
+        ge=1,
+        le=31_536_000,
+        description="Seconds after its last chunk until an upload is deleted.",
+    )
     snapshot_dir: Path | None = Field(
         None, description="Folder that snapshots go into; without it there are none."
     )
@@ -296,6 +309,10 @@ class ServeSettings(BaseModel):
                 self.neighbors_work_max,
             ),
         )
+
+    def upload_limits(self) -> UploadLimits:
+        """The bounds on uploads."""
+        return UploadLimits(self.uploads_max, self.uploads_bytes_max, self.upload_seconds)
 
     @property
     def stop_seconds(self) -> float:

@@ -234,6 +234,14 @@ class PushResult:
         return cls(lsn, versions, created, removed, not_admitted)
 
 
+class OnDuplicate(Enum):
+    """What to do with a key that the table has already."""
+
+    ERROR = "error"
+    FIRST = "first"
+    LAST = "last"
+
+
 class UpdatesState(Enum):
     """Whether updates are taken."""
 
@@ -313,7 +321,7 @@ class Rollback:
 
 @dataclass(frozen=True, slots=True)
 class SetOptimizer:
-    """A copy of the live version with another optimizer, made live."""
+    """Another optimizer, or other options of it; without a name, of the present one."""
 
     table: str
     optimizer: OptimizerSpec

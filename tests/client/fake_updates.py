@@ -29,7 +29,7 @@ class UpdatedService(FakeService):
     lock: Any = field(default_factory=threading.Lock)
 
     def _reply(self, method: str, body: bytes) -> Any:
-        if method in ("ScatterAdd", "ApplyGradients", "Assign"):
+        if method in ("ScatterAdd", "ApplyGradients", "Assign", "DeleteRows"):
             with self.lock:
                 reply: Any = self._push(method, body)
         elif method in REQUESTS:

@@ -127,7 +127,7 @@ def test_signatures_fit_on_a_screen_and_name_what_is_taken() -> None:
         assert len(str(whole)) < 800
     shown = str(inspect.signature(Client.lookup))
     assert "Ids" in shown
-    assert "Literal['error', 'zero', 'default']" in shown
+    assert "Literal['error', 'zero', 'default', 'init']" in shown
     assert "_SupportsArray" not in shown
 
 

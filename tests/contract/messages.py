@@ -16,6 +16,8 @@ from contract.surfaces import (
     Form,
     Near,
     Page,
+    Rows,
+    Scan,
     Search,
     Surface,
     Update,
@@ -215,6 +217,29 @@ class Messages(Surface):
         reply = self._call("ListKeys", request, embedding_pb2.ListKeysResponse())
         ids = np.frombuffer(reply.ids.data, "<i8").tolist()
         return keys_answer(reply), ids, reply.next if reply.HasField("next") else None
+
+    def scan_page(self, table: str, scan: Scan) -> Rows:
+        request = embedding_pb2.ScanRequest(
+            table=table,
+            version=scan.version,
+            cursor=scan.cursor,
+            limit=scan.limit,
+            prefix=scan.prefix.encode("utf-8", "surrogateescape"),
+            dtype=f"DTYPE_{scan.dtype.upper()}",
+            with_slots=scan.slots,
+        )
+        reply = self._call("Scan", request, embedding_pb2.ScanResponse())
+        ids = np.frombuffer(reply.ids.data, "<i8").tolist()
+        shape = tuple(reply.vectors.shape)
+        vectors = decode_vectors(reply.vectors.data, shape, DType(scan.dtype))
+        slots = {
+            slot.name: np.frombuffer(
+                slot.values.data, "<i8" if slot.values.dtype == tensor_pb2.DTYPE_INT64 else "<f4"
+            ).reshape(tuple(slot.values.shape))
+            for slot in reply.slots
+        }
+        keys = keys_answer(reply) if reply.HasField("keys") else None
+        return Rows(ids, keys, vectors, slots, reply.version, reply.cursor)
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         reply = self._call("LookupBags", bags_request(table, bags), embedding_pb2.LookupResponse())

@@ -16,6 +16,8 @@ from contract.surfaces import (
     Form,
     Near,
     Page,
+    Rows,
+    Scan,
     Search,
     Surface,
     Update,
@@ -74,6 +76,39 @@ def json_update(update: Update) -> dict[str, Any]:
         "if_version": update.if_version,
     }
     return body if update.lr is None else {**body, "lr": update.lr}
+
+
+def _json_rows(document: Any) -> Rows:
+    slots = {
+        name: np.array(values, np.float32 if np.ndim(values) == 2 else np.int64)
+        for name, values in document.get("slots", {}).items()
+    }
+    return Rows(
+        document["ids"],
+        _keys(document) if "keys" in document else None,
+        np.array(document["vectors"], np.float32),
+        slots,
+        document["version"],
+        base64.urlsafe_b64decode(document["cursor"] or ""),
+    )
+
+
+def _arrays_of(content: bytes, parts: str, media: str) -> dict[str, NDArray[Any]]:
+    """The arrays of a page in octets, or in .npy files, as Gatherd-Parts lists them."""
+    found: dict[str, NDArray[Any]] = {}
+    stream = io.BytesIO(content)
+    for part in parts.split("; "):
+        name, dtype, lengths = part.split(" ")
+        shape = tuple(int(length) for length in lengths.split(","))
+        if media == "npy":
+            found[name] = np.load(stream)
+            assert found[name].shape == shape
+        else:
+            stored = np.dtype(np.uint16 if dtype == "bfloat16" else dtype).newbyteorder("<")
+            data = stream.read(stored.itemsize * int(np.prod(shape)))
+            found[name] = np.frombuffer(data, stored).reshape(shape)
+    assert stream.read() == b""
+    return found
 
 
 class Rest(Surface):
@@ -158,6 +193,36 @@ class Rest(Surface):
         self._check(reply)
         document = reply.json()
         return _keys(document), document["ids"], document["next"]
+
+    def scan_page(self, table: str, scan: Scan) -> Rows:
+        query = {
+            "limit": scan.limit,
+            "prefix": scan.prefix.encode("utf-8", "surrogateescape"),
+            "dtype": scan.dtype,
+            "slots": str(scan.slots).lower(),
+            "version": scan.version,
+            "cursor": base64.urlsafe_b64encode(scan.cursor).decode(),
+        }
+        media = {"json": JSON, "npy": NPY, "octets": OCTETS}[self._media]
+        path = f"/v1/tables/{table}/rows?{urlencode(query)}"
+        reply = self._http.get(path, headers={"Accept": media})
+        self._check(reply)
+        if self._media == "json":
+            return _json_rows(reply.json())
+        arrays = _arrays_of(reply.content, reply.headers["gatherd-parts"], self._media)
+        cursor = base64.urlsafe_b64decode(reply.headers.get("gatherd-cursor", ""))
+        version = int(reply.headers["gatherd-version"])
+        shape = tuple(int(n) for n in reply.headers["gatherd-shape"].split(","))
+        vectors = decode_vectors(arrays.pop("vectors").tobytes(), shape, DType(scan.dtype))
+        ids, keys = arrays.pop("ids").tolist(), arrays.pop("keys", None)
+        listed = None if keys is None else keys.tolist()
+        if "key_lengths" in arrays:
+            ends = np.cumsum(arrays.pop("key_lengths"))
+            data = arrays.pop("key_bytes").tobytes()
+            raw = [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+            listed = [key.decode("utf-8", "surrogateescape") for key in raw]
+        slots = {name.removeprefix("slot_"): values for name, values in arrays.items()}
+        return Rows(ids, listed, vectors, slots, version, cursor)
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         headers = {"Accept": {"json": JSON, "npy": NPY, "octets": OCTETS}[self._media]}

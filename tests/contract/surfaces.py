@@ -7,13 +7,13 @@ the gatherd error that came over the wire.
 
 import asyncio
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import AsyncClient, Batching, Client, Neighbors
+from gatherd import AsyncClient, Batching, Client, Neighbors, RowBatch
 from gatherd.errors import IdOutOfRange, TableNotFound, by_reason
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 
@@ -91,6 +91,30 @@ class Near:
 
 
 @dataclass(frozen=True, eq=False)
+class Scan:
+    """Which rows of a table are read, and how; `cursor` is raw bytes, as messages have it."""
+
+    limit: int = 1000
+    prefix: str = ""
+    dtype: str = "float32"
+    slots: bool = False
+    version: int = 0
+    cursor: bytes = b""
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Rows of a page; keys as str (surrogateescape) or int, None without keys."""
+
+    ids: list[int]
+    keys: list[Any] | None
+    vectors: NDArray[Any]
+    slots: dict[str, NDArray[Any]]
+    version: int
+    cursor: bytes = b""
+
+
+@dataclass(frozen=True, eq=False)
 class Update:
     """Ids or keys of one table with their values, as a case has them, right or wrong."""
 
@@ -138,6 +162,17 @@ class Surface(ABC):
         raise NotImplementedError
 
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
+        raise NotImplementedError
+
+    def scan(self, table: str, scan: Scan) -> list[Rows]:
+        """A whole table, page by page; of the SDK the pages are batches, without their version."""
+        pages = [self.scan_page(table, scan)]
+        while pages[-1].cursor:
+            pages.append(self.scan_page(table, replace(scan, cursor=pages[-1].cursor)))
+        return pages
+
+    def scan_page(self, table: str, scan: Scan) -> Rows:
+        """A page; the SDK has no such call."""
         raise NotImplementedError
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
@@ -198,6 +233,22 @@ def decode_vectors(data: bytes, shape: tuple[int, ...], dtype: DType) -> NDArray
     return wide
 
 
+def sdk_scan(scan: Scan) -> dict[str, Any]:
+    """The SDK's arguments beside the table."""
+    return {
+        "batch": scan.limit,
+        "prefix": scan.prefix or None,
+        "dtype": scan.dtype,
+        "slots": scan.slots,
+        "version": scan.version or None,
+    }
+
+
+def sdk_rows(batch: RowBatch) -> Rows:
+    keys = None if batch.keys is None else batch.keys.tolist()
+    return Rows(batch.ids.tolist(), keys, batch.vectors, dict(batch.slots), 0)
+
+
 class SyncSdk(Surface):
     def __init__(self, name: str, url: str, *, dedup: bool = False) -> None:
         self.name = name
@@ -228,6 +279,9 @@ class SyncSdk(Surface):
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         page = self._client.keys(table, prefix=prefix, limit=limit, start=start)
         return page.keys.tolist(), page.ids.tolist(), page.next
+
+    def scan(self, table: str, scan: Scan) -> list[Rows]:
+        return [sdk_rows(batch) for batch in self._client.rows(table, **sdk_scan(scan))]
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         return self._client.lookup_bags(table, **bags.options(), return_status=True)
@@ -295,6 +349,13 @@ class AsyncSdk(Surface):
     def keys(self, table: str, prefix: str = "", limit: int = 1000, start: int = 0) -> Page:
         page = self._runner.run(self._client.keys(table, prefix=prefix, limit=limit, start=start))
         return page.keys.tolist(), page.ids.tolist(), page.next
+
+    def scan(self, table: str, scan: Scan) -> list[Rows]:
+        async def whole() -> list[Rows]:
+            found = self._client.rows(table, **sdk_scan(scan))
+            return [sdk_rows(batch) async for batch in found]
+
+        return self._runner.run(whole())
 
     def lookup_bags(self, table: str, bags: Bags) -> Answer:
         return self._runner.run(

@@ -7,7 +7,7 @@ tests hold against torch, Keras and formulas), so the two have to agree to the l
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,25 @@ from numpy.typing import NDArray
 from crash.workload import drawn_push
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME, read_catalog, version_dir
 from gatherd.store.dtypes import DType
+from gatherd.store.open_files import OPEN
+from gatherd.store.open_spec import OpenSpec
 from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import UpdateOp
+from support.open_model import OpenModel, check_open, read_open
 
 
 @dataclass(slots=True, eq=False)
 class VersionState:
-    """One version's rows, as bytes, and its slots."""
+    """One version's rows, as bytes, and its slots; an open version's are in `opened`."""
 
     weights: NDArray[np.uint8]
     slots: dict[str, NDArray[Any]]
+    opened: OpenModel | None = None
 
     def copy(self) -> "VersionState":
         slots = {name: slot.copy() for name, slot in self.slots.items()}
-        return VersionState(self.weights.copy(), slots)
+        return VersionState(self.weights.copy(), slots, self.opened)
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +64,15 @@ class Switched:
 def read_version(folder: Path) -> tuple[VersionState, dict[str, Any]]:
     """A version's files as they are, and its manifest."""
     manifest = json.loads((folder / MANIFEST_NAME).read_text())
+    if OPEN in manifest:
+        spec, optimizer = OpenSpec.from_json(manifest[OPEN]), manifest["optimizer"]
+        model = OpenModel(
+            spec, DType(manifest["dtype"]), manifest["dim"], Optimizer.from_json(optimizer)
+        )
+        rows, scalars = read_open(folder)
+        return VersionState(
+            np.empty((0, 0), np.uint8), {}, replace(model, rows=rows, scalars=scalars)
+        ), manifest
     weights = np.load(folder / WEIGHTS_NAME, allow_pickle=False)
     raw = weights.view(np.uint8).reshape(len(weights), -1)
     slots = {path.stem[5:]: np.load(path) for path in sorted(folder.glob("slot_*.npy"))}
@@ -92,6 +105,9 @@ class Oracle:
         for table, (ids, values) in push.updates.items():
             state = self.states[table, done.versions[table]]
             manifest = self.manifests[table]
+            if state.opened is not None:
+                state.opened = state.opened.pushed(push.op, ids, values, push.lr)
+                continue
             rows = TrainedRows(
                 state.weights, DType(manifest["dtype"]), manifest["dim"], state.slots
             )
@@ -105,6 +121,8 @@ class Oracle:
                     images.assign(ids, values)
                 case UpdateOp.APPLY_GRADIENTS:
                     images.apply_gradients(ids, values, push.lr)
+                case UpdateOp.DELETE_ROWS:
+                    raise AssertionError("a closed table keeps its rows")
             state.weights[images.rows] = images.weights
             for name, changed in images.slots.items():
                 state.slots[name][images.rows] = changed
@@ -127,8 +145,12 @@ class Oracle:
         for name, entry in read_catalog(data_dir).tables.items():
             for version in entry.versions:
                 where = f"{when}: {name} v{version} (live: v{entry.live})"
-                found, _ = read_version(version_dir(data_dir, name, version))
-                expected = self.states[name, version]
+                folder, expected = version_dir(data_dir, name, version), self.states[name, version]
+                if expected.opened is not None:
+                    check_open(folder, expected.opened)
+                    count += 1
+                    continue
+                found, _ = read_version(folder)
                 assert set(found.slots) == set(expected.slots), where
                 pairs = [("weights", found.weights, expected.weights)]
                 pairs += [

@@ -17,7 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from crash.oracle import Oracle, Switched
-from crash.workload import TABLES, TrainedTable
+from crash.workload import OPEN_ROWS_MAX, TABLES, TrainedTable
 from gatherd import Client
 from gatherd.errors import (
     DeadlineExceeded,
@@ -27,8 +27,13 @@ from gatherd.errors import (
     VersionNotFound,
 )
 from gatherd.store.control import ControlPage
+from gatherd.store.dtypes import DType
+from gatherd.store.initializer import Initializer
+from gatherd.store.key_index import KeyKind
+from gatherd.store.open_spec import OpenSpec
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_reader import LogReader
+from gatherd_server.types import CreateTable, OptimizerSpec
 from gatherd_server.writer.checkpoint import read_checkpoint
 from support.server import RunningServer, clean_environment, wait_until
 from support.tables import drawn_table, make_data_dir
@@ -51,8 +56,17 @@ def make_tables(data_dir: Path, tables: tuple[TrainedTable, ...] = TABLES) -> No
             optimizer=table.optimizer, options=table.options,
         )
         for seed, table in enumerate(tables)
+        if not table.is_open
     ]  # fmt: skip
-    make_data_dir(data_dir, *drawn)
+    opened = [open_table(table) for table in tables if table.is_open]
+    make_data_dir(data_dir, *drawn, *opened)
+
+
+def open_table(table: TrainedTable) -> CreateTable:
+    """The change that makes an open table."""
+    spec = OpenSpec(KeyKind.INT64, OPEN_ROWS_MAX, 7, Initializer.parse("normal"))
+    optimizer = OptimizerSpec(table.optimizer, table.options)
+    return CreateTable(table.name, 0, table.dim, DType(table.dtype), spec.init, 7, optimizer, spec)
 
 
 class Switcher:

@@ -9,6 +9,7 @@ from gatherd.errors import BadFile
 from gatherd.store.catalog import version_dir
 from gatherd.store.key_index import read_keys_info, verify_file
 from gatherd_server.access.token_file import read_tokens
+from gatherd_server.data_dir.verify_open import verify_open
 from gatherd_server.snapshots.naming import PARTIAL_SUFFIX
 from gatherd_server.snapshots.snapshot import verify_snapshot
 from gatherd_server.types import Push
@@ -71,8 +72,13 @@ def violation(root: Path, view: View) -> str:
 
 
 def _check_keys(trainer: Trainer) -> None:
-    """The key indexes are what their checksums say."""
+    """The key indexes are what their checksums say, or lead to every row of an open table."""
     for name, table in trainer.state.items():
+        for number, version in table.versions.items():
+            if version.opened is not None:
+                folder = version_dir(trainer.data, name, number)
+                for _ in verify_open(folder, version.opened.spec):
+                    pass
         if table.keys is not None:
             folder = version_dir(trainer.data, name, table.live)
             info = read_keys_info(folder)

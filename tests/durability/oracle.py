@@ -34,19 +34,24 @@ from gatherd_server.types import (
     TableChange,
     UpdateOp,
 )
+from support.open_model import OpenModel, check_open
 
 Contents = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Version:
-    """A version's files: `weights` as bytes (rows, row bytes), and the slots by name."""
+    """A version's files: `weights` as bytes (rows, row bytes), and the slots by name.
+
+    An open version's are in `opened` instead.
+    """
 
     dtype: DType
     dim: int
     optimizer: Optimizer | None
     weights: NDArray[np.uint8]
     slots: Contents
+    opened: OpenModel | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,10 +101,15 @@ def after(state: State, did: Did, keep_versions: int) -> State:
         case Publish():
             made = did.rows if what.staged else live
         case SetOptimizer():
-            optimizer = Optimizer.from_spec(what.optimizer)
+            optimizer = Optimizer.changed(live.optimizer, what.optimizer)
             keeps = live.optimizer is not None and live.optimizer.slots == optimizer.slots
             slots = live.slots if keeps else first_slots(optimizer, len(live.weights), live.dim)
             made = replace(live, optimizer=optimizer, slots=slots)
+            if live.opened is not None:
+                made = replace(made, slots={}, opened=live.opened.with_optimizer(optimizer))
+            if keeps:  # in place
+                versions = table.versions | {table.live: made}
+                return state | {what.table: replace(table, versions=versions)}
     assert made is not None
     return state | {what.table: _with(table, {new: made}, new, keep_versions)}
 
@@ -125,6 +135,12 @@ def _pushed(state: State, push: Push) -> State:
         table = state[update.table]
         live = table.versions[table.live]
         assert live.optimizer is not None
+        if live.opened is not None:
+            assert isinstance(update.asked, ByKey)
+            opened = live.opened.pushed(push.op, update.asked.keys, update.values, update.lr)
+            fresh = replace(live, opened=opened)
+            state[update.table] = replace(table, versions=table.versions | {table.live: fresh})
+            continue
         slots = {name: slot.copy() for name, slot in live.slots.items()}
         weights = live.weights.copy()
         asked = update.asked
@@ -167,12 +183,20 @@ def check(data_dir: Path, state: State, *, is_settled: bool) -> None:
         for number, version in table.versions.items():
             folder = version_dir(data_dir, name, number)
             is_live = number == table.live
-            _check_version(f"{name} v{number} ({is_live=})", folder, version)
+            changed = catalog.tables[name].optimizer_of(number)
+            _check_version(f"{name} v{number} ({is_live=})", folder, version, changed)
             if version.optimizer is not None:
                 check_frozen(folder, is_live=is_live, is_settled=is_settled)
 
 
-def _check_version(what: str, folder: Path, version: Version) -> None:
+def _check_version(
+    what: str, folder: Path, version: Version, changed: dict[str, Any] | None
+) -> None:
+    """`changed` is the catalog's optimizer of the version, if it has one."""
+    if version.opened is not None:
+        check_open(folder, version.opened)
+        _check_rest(what, folder, version, changed)
+        return
     weights = np.load(folder / "weights.npy", allow_pickle=False)
     rows = weights.view(np.uint8).reshape(len(weights), -1)
     pairs = [("weights", rows, version.weights)]
@@ -184,13 +208,18 @@ def _check_version(what: str, folder: Path, version: Version) -> None:
         assert not wrong.size, f"{what}: rows {wrong[:8].tolist()} of {name} differ"
     slots = {path.stem.removeprefix("slot_") for path in folder.glob("slot_*.npy")}
     assert slots == set(version.slots), f"{what}: slots {slots}"
+    _check_rest(what, folder, version, changed)
+
+
+def _check_rest(what: str, folder: Path, version: Version, changed: dict[str, Any] | None) -> None:
     if version.optimizer is not None:
         odd = np.flatnonzero(np.frombuffer((folder / SEQ_NAME).read_bytes(), "<u4") & 1)
         assert not odd.size, f"{what}: stripes {odd[:8].tolist()} can't be read"
     manifest = json.loads((folder / "manifest.json").read_bytes())
     assert manifest["crc32"] == document_crc(manifest), f"{what}: the manifest is damaged"
     optimizer = version.optimizer.to_json() if version.optimizer else None
-    assert manifest["optimizer"] == optimizer, f"{what}: {manifest['optimizer']}"
+    found = changed or manifest["optimizer"]
+    assert found == optimizer, f"{what}: {found}"
 
 
 def check_frozen(folder: Path, *, is_live: bool, is_settled: bool) -> None:

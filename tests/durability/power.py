@@ -42,6 +42,7 @@ Watch = Callable[[str, Path], None]
 # Who only passes a sync on: the label names who asked.
 THROUGH = {
     ("mapped_rows", "sync"),
+    ("open_arrays", "sync"),
     ("mapped_rows", "write_counters"),
     ("slots", "write_slots"),
     ("catalog_writer", "prepare_catalog"),
@@ -223,9 +224,9 @@ class Power(Files):
             if self._takes(what) and folder is not None:
                 folder.synced, folder.pending = dict(folder.now), []
 
-    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
+    def allocate(self, fd: int, byte_count: int, path: Path, begin: int = 0) -> None:
         self._step("allocate", path)
-        super().allocate(fd, byte_count, path)
+        super().allocate(fd, byte_count, path, begin)
 
     def unlink(self, path: Path) -> None:
         self._step("unlink", path)
@@ -261,6 +262,57 @@ class Power(Files):
             self._step("in store_rows", path)
             # The rest of the row, and the counter even again.
             super().store_rows(target, counters, rows[some:], images[some:], path)
+
+    def create_rows(
+        self,
+        target: NDArray[np.uint8],
+        counters: NDArray[np.uint32],
+        keys: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        rows: NDArray[np.int64],
+        images: tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]],
+        path: Path,
+    ) -> None:
+        self._step("create_rows", path)
+        some = self._random.randrange(rows.size)
+        first, rest = (
+            (rows[part], tuple(image[part].copy() for image in images))
+            for part in (slice(0, some), slice(some, None))
+        )
+        super().create_rows(target, counters, keys, first[0], first[1], path)  # type: ignore[arg-type]
+        row, part = int(rows[some]), self._random.randint(0, target.shape[1])
+        counters[row & (counters.size - 1)] |= 1
+        if self._random.random() < 0.5:
+            keys[0][row], keys[1][row] = images[1][some], images[2][some]
+            target[row, :part] = images[0][some, :part]
+        self._step("in create_rows", path)
+        super().create_rows(target, counters, keys, rest[0], rest[1], path)  # type: ignore[arg-type]
+
+    def remove_rows(
+        self,
+        counters: NDArray[np.uint32],
+        keys: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        rows: NDArray[np.int64],
+        path: Path,
+        *,
+        are_entries: bool,
+    ) -> None:
+        self._step("remove_rows", path)
+        some = self._random.randrange(rows.size)
+        super().remove_rows(counters, keys, rows[:some], path, are_entries=are_entries)
+        counters[int(rows[some]) & (counters.size - 1)] |= 1
+        self._step("in remove_rows", path)
+        super().remove_rows(counters, keys, rows[some:], path, are_entries=are_entries)
+
+    def put_strings(
+        self,
+        heap: NDArray[np.uint8],
+        entries: NDArray[np.uint64],
+        offsets: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        path: Path,
+    ) -> None:
+        self._step("put_strings", path)
+        super().put_strings(heap, entries, offsets, data, path)
 
     def make_even(self, counters: NDArray[np.uint32], path: Path) -> int:
         self._step("make_even", path)

@@ -83,6 +83,28 @@ def versions(folder: Path, ignores: str) -> Iterator[Stage]:
     trainer.writer.checkpoint()
 
 
+def open_tables(folder: Path, ignores: str) -> Iterator[Stage]:
+    """Rows of an open table come and go, while versions follow and a snapshot is taken."""
+    power, trainer = _begin(folder, ignores)
+    yield power, trainer
+    trainer.make()
+    trainer.start()
+    trainer.create_open("o", 3, DType.FLOAT32, "adam")
+    trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["o"], 30))
+    trainer.writer.checkpoint()
+    for _ in range(2):
+        trainer.push(
+            trainer.drawn(UpdateOp.DELETE_ROWS, ["o"], 12),
+            trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["o"], 12),
+        )
+        trainer.writer.checkpoint()
+    _during_copy(power, trainer, lambda: trainer.change(Publish("o")))
+    trainer.push(trainer.drawn(UpdateOp.APPLY_GRADIENTS, ["o"], 12))
+    trainer.snapshot("s1")
+    trainer.push(trainer.drawn(UpdateOp.DELETE_ROWS, ["o"], 30))
+    trainer.writer.checkpoint()
+
+
 def snapshots(folder: Path, ignores: str) -> Iterator[Stage]:
     """A snapshot is taken while pushes go on, and restored."""
     power, trainer = _begin(folder, ignores)
@@ -269,6 +291,7 @@ def _publish(trainer: Trainer) -> None:
 SCRIPTS: dict[str, Script] = {
     "tables": tables,
     "versions": versions,
+    "open tables": open_tables,
     "snapshots": snapshots,
     "dropped": dropped,
     "unsynced": unsynced,

@@ -53,6 +53,7 @@ STEPS: list[Act] = [
     _push(UpdateOp.SCATTER_ADD),
     lambda trainer: trainer.snapshot("s1"),
     lambda trainer: trainer.change(SetOptimizer("a", OptimizerSpec("sgd", {}))),
+    lambda trainer: trainer.change(SetOptimizer("a", OptimizerSpec("", {"lr": 0.25}))),
     lambda trainer: trainer.change(DeleteTable("k")),
     lambda trainer: trainer.writer.checkpoint(),
     _push(UpdateOp.SCATTER_ADD),
@@ -77,7 +78,7 @@ def _calls(root: Path) -> tuple[range, range]:
             step(trainer)
         numbers = range(syncs + 1, kernel.syncs + 1), range(rooms + 1, kernel.rooms + 1)
         trainer.stop()
-    assert trainer.acknowledged == 14
+    assert trainer.acknowledged == 15
     return numbers
 
 

@@ -90,14 +90,13 @@ class History:
                 trainer.change(DeleteTable(some))
             case 3 | 4 if some:
                 trainer.change(Publish(some))
-            case 5 if some:
+            case 5 if some and not trainer.is_open(some):
                 optimizer = trainer.state[some].versions[trainer.state[some].live].optimizer
                 trainer.publish_new(some, None if optimizer is None else "ftrl")
             case 6 | 7 if some and min(trainer.state[some].versions) < trainer.state[some].live:
                 trainer.change(Rollback(some))
-            case 8 if some:
-                kind = draw.choice(("sgd", "adam", "rowwise-adagrad"))
-                trainer.change(SetOptimizer(some, OptimizerSpec(kind, {})))
+            case 8 | 17 if some:
+                trainer.change(SetOptimizer(some, self._optimizer(some)))
             case 9 | 10 | 15 | 16:
                 self._keep_house()
             case 11:
@@ -113,6 +112,12 @@ class History:
             case _:
                 trainer.push_some(draw.choice((1, 1, 2, 4)))
 
+    def _optimizer(self, name: str) -> OptimizerSpec:
+        """Another rate, which is set in place, or perhaps another kind."""
+        if name in self._trainer.trainable() and self._random.random() < 0.5:
+            return OptimizerSpec("", {"lr": self._random.choice((0.25, 0.0625))})
+        return OptimizerSpec(self._random.choice(("sgd", "adam", "rowwise-adagrad")), {})
+
     def _keep_house(self) -> None:
         writer, draw = self._trainer.writer, self._random
         if draw.random() < 0.5:
@@ -125,6 +130,8 @@ class History:
         self._names += 1
         optimizer = draw.choice(("adam", "momentum", "sgd", "rowwise", "ftrl"))
         if draw.random() < 0.4:
+            trainer.create_open(f"o{self._names}", draw.choice((2, 5)), DType.FLOAT32, optimizer)
+        elif draw.random() < 0.4:
             trainer.add(f"k{self._names}", 30, draw.choice((2, 5)), optimizer, keyed=True)
         else:
             rows, dim = draw.choice(((7, 3), (700, 4), (2_000, 2)))

@@ -20,8 +20,10 @@ from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
 from gatherd.store.initializer import Initializer
+from gatherd.store.key_index import KeyKind
 from gatherd.store.keys import StringKeys
 from gatherd.store.mapping import MappedFile
+from gatherd.store.open_spec import OpenSpec
 from gatherd.store.query import ByKey
 from gatherd_server.access.callers import Grant, Scope
 from gatherd_server.access.token_file import add_token, revoke_token
@@ -51,9 +53,13 @@ from gatherd_server.types import (
 )
 from gatherd_server.writer.window import push_digest
 from gatherd_server.writer.writer import Writer
+from support.open_model import OpenModel
 
-WAIT_SECONDS = 20.0
+WAIT_SECONDS = 120.0
 LIMITS = WriterLimits(segment_bytes=6_000, checkpoint_seconds=3600.0, keep_versions=2)
+OPEN_KEYS = 40
+# So many that the index never grows, which would take an LSN that no history has.
+OPEN_ROWS_MAX = 100
 KEYS = tuple(f"key-{i}".encode() for i in range(30))
 GRANT = Grant("anybody", frozenset((Scope.READ,)), ("*",), None, None)
 OPTIMIZERS: dict[str, tuple[str, dict[str, float]]] = {
@@ -221,6 +227,9 @@ class Trainer:
         for name in table_names:
             table = self.state[name]
             version = table.versions[table.live]
+            if version.opened is not None:
+                updates.append(self._open_update(name, op, version, count))
+                continue
             ids = self._rng.integers(0, len(version.weights), count)
             values = self._rng.normal(size=(count, version.dim)).astype(np.float32)
             if table.keys is not None and self.random.random() < 0.5:
@@ -236,6 +245,14 @@ class Trainer:
                 self._sequence += 1
                 request_id = SessionSequence(self._session, self._sequence)
         return Push(op, tuple(updates), request_id)
+
+    def _open_update(self, name: str, op: UpdateOp, version: Version, count: int) -> TableUpdate:
+        """An update of an open table, which has room for every key that is drawn."""
+        numbers = self._rng.integers(0, OPEN_KEYS, count).tolist()
+        keys = StringKeys.of([b"key-%d" % number * (number % 5 + 1) for number in numbers])
+        is_deletion = op is UpdateOp.DELETE_ROWS
+        values = self._rng.normal(size=(count, 0 if is_deletion else version.dim))
+        return TableUpdate(name, ByKey(keys), values.astype(np.float32), creates=not is_deletion)
 
     def push(self, *pushes: Push) -> None:
         """Commit the pushes as one batch."""
@@ -270,9 +287,17 @@ class Trainer:
         pushes = []
         for _ in range(count):
             some = self.random.sample(names, min(len(names), self.random.choice((1, 1, 2))))
+            if all(self.is_open(name) for name in some) and self.random.random() < 0.4:
+                size = self.random.randint(1, 12)
+                pushes.append(self.drawn(UpdateOp.DELETE_ROWS, sorted(some), size))
+                continue
             op = self.random.choice(VALUE_OPS)
             pushes.append(self.drawn(op, sorted(some), self.random.randint(1, 12)))
         self.push(*pushes)
+
+    def is_open(self, name: str) -> bool:
+        table = self.state[name]
+        return table.versions[table.live].opened is not None
 
     def trainable(self) -> list[str]:
         return sorted(
@@ -298,8 +323,21 @@ class Trainer:
         weights = np.zeros((rows, dim * dtype.itemsize), np.uint8)
         slots = {} if made is None else first_slots(made, rows, dim)
         spec = None if optimizer is None else OptimizerSpec(*OPTIMIZERS[optimizer])
-        change = CreateTable(name, rows, dim, dtype, Initializer.parse("zeros"), None, spec)
+        change = CreateTable(
+            name, rows, dim, dtype, Initializer.parse("zeros"), None, spec, frozen=spec is None
+        )
         self.change(change, Did(change, rows=Version(dtype, dim, made, weights, slots)))
+
+    def create_open(self, name: str, dim: int, dtype: DType, optimizer: str) -> None:
+        """An open table."""
+        made = Optimizer.parse(*OPTIMIZERS[optimizer])
+        spec = OpenSpec(KeyKind.BYTES, OPEN_ROWS_MAX, 7, Initializer.parse("normal"))
+        change = CreateTable(
+            name, 0, dim, dtype, spec.init, 7, OptimizerSpec(*OPTIMIZERS[optimizer]), spec
+        )
+        none = np.empty((0, dim * dtype.itemsize), np.uint8)
+        model = OpenModel(spec, dtype, dim, made)
+        self.change(change, Did(change, rows=Version(dtype, dim, made, none, {}, model)))
 
     def stage(
         self, name: str, rows: int, dim: int, optimizer: str | None, *, keyed: bool
@@ -308,8 +346,6 @@ class Trainer:
         made = None if optimizer is None else Optimizer.parse(*OPTIMIZERS[optimizer])
         array = self._rng.normal(size=(rows, dim)).astype(np.float32)
         block = Block(array, StringKeys.of(list(KEYS[:rows])) if keyed else None)
-        from gatherd.store.key_index import KeyKind
-
         table = TableFiles(
             name,
             DType.FLOAT32,
@@ -396,12 +432,26 @@ class Trainer:
         self.history = self.history[:lsn]
         for number, did in enumerate(self.history, 1):
             if did.result is None:
-                versions: tuple[int, ...] = ()
+                did.result = PushResult(number, ())
                 if isinstance(did.what, Push):
-                    state = states_after(self.begin, self.history[: number - 1], 2)[-1]
-                    versions = tuple(state[update.table].live for update in did.what.updates)
-                did.result = PushResult(number, versions)
+                    before, later = states_after(self.begin, self.history[:number], 2)[-2:]
+                    did.result = result_of(did.what, number, before, later)
         self.acknowledged, self.is_stopped = lsn, False
+
+
+def result_of(push: Push, lsn: int, before: State, later: State) -> PushResult:
+    """The answer to a push that led from one state to another."""
+    versions, counts = [], []
+    for update in push.updates:
+        live = before[update.table].live
+        versions.append(live)
+        old, new = (state[update.table].versions[live].opened for state in (before, later))
+        if old is None or new is None:
+            counts.append((0, 0, 0))
+        else:
+            created, removed = new.rows.keys() - old.rows, old.rows.keys() - new.rows
+            counts.append((len(created), len(removed), 0))
+    return PushResult.of(lsn, tuple(versions), counts)
 
 
 @contextmanager

@@ -15,10 +15,12 @@ from starlette.datastructures import QueryParams
 from fuzz.target import Target
 from gatherd._requests.keys import KeysSpec
 from gatherd._requests.neighbors import prepare_neighbors
+from gatherd._requests.scans import prepare_scan
 from gatherd._wire import errors
 from gatherd._wire import lookups as _codec
 from gatherd._wire.keys import decode_list_keys
 from gatherd._wire.neighbors import decode_neighbors
+from gatherd._wire.scans import decode_scan
 from gatherd._wire.updates import decode_get_server, decode_list_snapshots
 from gatherd.errors import GatherdError, InternalError
 from gatherd.store.query import PAGE_KEYS_MAX, ByKey, KeyQuery
@@ -27,7 +29,7 @@ from gatherd_proto.v1 import embedding_pb2, status_pb2, table_pb2, tensor_pb2
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import lookup_bodies, update_bodies
 from gatherd_server.types import Lookup, UpdateOp
-from gatherd_server.wire import lookups, neighbors, updates
+from gatherd_server.wire import lookups, neighbors, scans, updates
 from support.small_engine import LIMITS, SmallEngine, lookup_request, small_engine
 
 BODY_BYTES_MAX = 1 << 20
@@ -64,6 +66,11 @@ SEARCHES = [
     ),
     embedding_pb2.NeighborsRequest(table="odd", vectors=tensor(np.ones(2, np.float32)), version=1),
     embedding_pb2.NeighborsRequest(table="words", keys=keyed("", b"king").keys),
+]
+SCANS = [
+    embedding_pb2.ScanRequest(table="words", limit=7, cursor=b"\1\1" + b"\0" * 19),
+    embedding_pb2.ScanRequest(table="half", dtype="DTYPE_BFLOAT16", with_slots=True, version=1),
+    embedding_pb2.ScanRequest(table="odd", prefix=b"a"),
 ]
 BAGS = [
     embedding_pb2.LookupBagsRequest(
@@ -144,6 +151,21 @@ def search_check(served: SmallEngine) -> Callable[[bytes], None]:
             assert found.ids.shape[-1] <= query.k
             assert (found.ids >= 0).all()
             assert (found.ids < len(served.rows[request.table])).all()
+
+    return check
+
+
+def scan_check(served: SmallEngine) -> Callable[[bytes], None]:
+    def check(body: bytes) -> None:
+        with suppress(GatherdError):
+            request = lookups.parse(embedding_pb2.ScanRequest(), body, LIMITS)
+            query = scans.scan_query(request)
+            page = served.engine.prepare_scan(request.table, query).run()
+            rows = served.rows[request.table]
+            assert page.vectors.shape == (page.ids.size, rows.shape[1])
+            assert page.ids.size <= min(request.limit or PAGE_KEYS_MAX, PAGE_KEYS_MAX)
+            assert (page.ids >= 0).all()
+            assert (page.ids < len(rows)).all()
 
     return check
 
@@ -327,6 +349,19 @@ TABLES.append(
 )
 
 
+SCAN = prepare_scan("words", 4, True, None, "float32", None)
+TABLES.append(
+    embedding_pb2.ScanResponse(
+        version=2,
+        ids=tensor(np.array([3, 5])),
+        keys=tensor_pb2.Keys(integers=tensor(np.array([9, 4]))),
+        vectors=tensor(np.ones((2, 3), np.float32)),
+        slots=[embedding_pb2.Slot(name="sum", values=tensor(np.zeros((2, 1), np.float32)))],
+        cursor=b"next",
+    ).SerializeToString()
+)
+
+
 def tables_check(data: bytes) -> None:
     for read in (
         lambda: _codec.decode_list_tables(memoryview(data)),
@@ -334,6 +369,7 @@ def tables_check(data: bytes) -> None:
         lambda: _codec.decode_keys_of(memoryview(data), (2,)),
         lambda: decode_neighbors(memoryview(data), SEARCH),
         lambda: _page_check(data),
+        lambda: _rows_check(data),
         lambda: decode_list_snapshots(memoryview(data)),
         lambda: decode_get_server(memoryview(data)),
     ):
@@ -349,6 +385,15 @@ def _page_check(data: bytes) -> None:
     assert ids == sorted(set(ids))
     assert all(row >= 5 for row in ids)
     assert page.next is None or page.next > max([5, *ids])
+
+
+def _rows_check(data: bytes) -> None:
+    """A page of rows has as many of everything, or it is refused."""
+    rows = decode_scan(memoryview(data), SCAN).rows
+    assert rows.vectors.ndim == 2
+    assert len(rows.vectors) == rows.ids.size
+    assert rows.keys is None or rows.keys.shape == rows.ids.shape
+    assert all(len(one) == rows.ids.size or one.shape == (1,) for one in rows.slots.values())
 
 
 INFO = "ChBUQUJMRV9OT1RfRk9VTkQSB2dhdGhlcmQaDgoFdGFibGUSBXdvcmRz"
@@ -460,6 +505,7 @@ def targets(folder: Path) -> Iterator[list[Target]]:
     yield [
         Target("proto lookup", [one.SerializeToString() for one in LOOKUPS], lookup_check(served)),
         Target("proto bags", [one.SerializeToString() for one in BAGS], bags_check(served)),
+        Target("proto scans", [one.SerializeToString() for one in SCANS], scan_check(served)),
         Target(
             "proto searches", [one.SerializeToString() for one in SEARCHES], search_check(served)
         ),

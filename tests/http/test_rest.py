@@ -231,6 +231,7 @@ def test_tables_tell_what_they_are(ask: Any, small: SmallEngine) -> None:
         "resident_bytes": 3000,
         "optimizer": None,
         "lsn": 0,
+        "open": None,
     }
     assert ask("GET", f"/v1/tables/{REFUSED}").json()["refused"] == "its file is truncated"
     problem(ask("GET", "/v1/tables/nope"), 404, "TABLE_NOT_FOUND")
@@ -301,7 +302,7 @@ def test_ids_that_are_none_name_themselves(ask: Any, ids: Any, reason: str, says
         ({"ids": [1], "id": 2}, "the member id isn't known here"),
         ({"ids": [1], "dtype": "float64"}, "'float32', 'float16' or 'bfloat16'"),
         ({"ids": [1], "dtype": None}, "dtype"),
-        ({"ids": [1], "missing": "skip"}, "'error', 'zero' or 'default'"),
+        ({"ids": [1], "missing": "skip"}, "'error', 'zero', 'default' or 'init'"),
         ({"ids": [1], "version": True}, "version"),
         ({"ids": [1], "version": -1}, "version"),
         ({"ids": [1], "version": 2**64}, "version"),
@@ -536,7 +537,7 @@ def test_openapi_describes_every_route_and_resolves(ask: Any) -> None:
         "/v1/tables/{table}/versions",
         *(
             path
-            for verb in ("scatterAdd", "applyGradients", "assign")
+            for verb in ("scatterAdd", "applyGradients", "assign", "deleteRows")
             for path in (f"/v1/tables/{{table}}:{verb}", f"/v1/{verb}")
         ),
         "/v1/tables/{table}:publish",

@@ -15,7 +15,6 @@ from gatherd.store.table import Table
 from gatherd_server.data_dir.importing import (
     ImportOptions,
     ImportSummary,
-    OnDuplicate,
     OnNonfinite,
     import_rows,
 )
@@ -23,6 +22,7 @@ from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.loaders.batches import OnBadRow
 from gatherd_server.loaders.limits import UnpackLimits
 from gatherd_server.loaders.opening import OpenOptions, open_sources
+from gatherd_server.types import OnDuplicate
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,7 @@ class Imported:
     @property
     def keys(self) -> list[Any]:
         """All of its keys, by row."""
-        assert self.table.keys is not None
-        keys = self.table.keys.keys_of(np.arange(self.table.row_count))
-        return keys.tolist()
+        return self.table.keys_of(np.arange(self.table.row_count)).tolist()
 
 
 def run_import(

@@ -117,9 +117,9 @@ class FullAfter(Files):
         self._step(path)
         super().write_new(path, data, durable=durable, mode=mode)
 
-    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
+    def allocate(self, fd: int, byte_count: int, path: Path, begin: int = 0) -> None:
         self._step(path)
-        super().allocate(fd, byte_count, path)
+        super().allocate(fd, byte_count, path, begin)
 
     def write_at(self, fd: int, data: memoryview, position: int, path: Path) -> int:
         self._step(path)

@@ -40,7 +40,7 @@ def test_tables_lists_what_a_data_dir_has(data_dir: Path) -> None:
         "OPTIMIZER",
         "LSN",
     ]
-    assert ["words", "2", "10", "float32", "-", "0.0", "0.0", "100%", "1", "-", "2"] in [
+    assert ["words", "2", "10", "float32", "-", "0.0", "0.0", "100%", "1", "none", "2"] in [
         line.split() for line in listed.splitlines()
     ]
     documents = json.loads(run_cli("tables", "--url", f"local:{data_dir}", "--json").stdout)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from google.protobuf import json_format
 
-from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_proto.v1 import embedding_pb2, table_pb2, upload_pb2
 from security.conftest import Guarded
 from support.small_engine import lookup_request
 
@@ -20,6 +20,9 @@ READ, UPDATE, ADMIN = {"reader", "all"}, {"updater", "all"}, {"admin", "all"}
 OF_A_TABLE = {"reader", "updater", "admin", "all"}
 LISTING = OF_A_TABLE | {"other"}
 EVERY_TABLE = {"all"}
+# Of an upload that isn't there nobody knows the table: whoever may change one is told that.
+UPLOADING = ADMIN | {"other"}
+UPLOAD = "0" * 32
 ANY_TOKEN = LISTING | {"metrics"}
 CALLERS = ("none", "wrong", "reader", "updater", "admin", "other", "metrics", "all")
 
@@ -35,6 +38,7 @@ _UPDATE = embedding_pb2.UpdateRequest(
 
 E = embedding_pb2
 T = table_pb2
+U = upload_pb2
 PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     "Lookup": (_LOOKUP, READ),
     "LookupMany": (E.LookupManyRequest(lookups=[_LOOKUP]), READ),
@@ -49,6 +53,7 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     "Neighbors": (E.NeighborsRequest(table=TABLE, ids=_LOOKUP.ids), READ),
     "IdsOf": (E.IdsOfRequest(table=TABLE, keys={"integers": _LOOKUP.ids}), READ),
     "ListKeys": (E.ListKeysRequest(table=TABLE), READ),
+    "Scan": (E.ScanRequest(table=TABLE), READ),
     "ScatterAdd": (_UPDATE, UPDATE),
     "ApplyGradients": (_UPDATE, UPDATE),
     "Assign": (_UPDATE, UPDATE),
@@ -64,6 +69,15 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     "GetServer": (T.GetServerRequest(), ANY_TOKEN),
     "ListSnapshots": (T.ListSnapshotsRequest(), EVERY_TABLE),
     "DeleteSnapshot": (T.DeleteSnapshotRequest(name="none"), EVERY_TABLE),
+    "BeginUpload": (U.BeginUploadRequest(table=TABLE, dim=0), ADMIN),
+    "PutChunk": (
+        U.PutChunkRequest(upload=UPLOAD, rows={"dtype": "DTYPE_FLOAT32", "shape": [0, 4]}),
+        UPLOADING,
+    ),
+    "GetUpload": (U.GetUploadRequest(upload=UPLOAD), UPLOADING),
+    "ListUploads": (U.ListUploadsRequest(), UPLOADING),
+    "CommitUpload": (U.CommitUploadRequest(upload=UPLOAD), UPLOADING),
+    "CancelUpload": (U.CancelUploadRequest(upload=UPLOAD), UPLOADING),
 }
 
 _IDS = {"ids": [1]}
@@ -77,6 +91,7 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/tables/{table}:neighbors"): (_IDS, READ),
     ("post", "/v1/tables/{table}:idsOf"): ({"keys": ["a"]}, READ),
     ("get", "/v1/tables/{table}/keys"): (None, READ),
+    ("get", "/v1/tables/{table}/rows"): (None, READ),
     ("get", "/v1/tables"): (None, LISTING),
     ("get", "/v1/tables/{table}"): (None, OF_A_TABLE),
     ("get", "/v1/tables/{table}/versions"): (None, OF_A_TABLE),
@@ -90,6 +105,12 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("get", "/v1/server"): (None, ANY_TOKEN),
     ("get", "/v1/snapshots"): (None, EVERY_TABLE),
     ("delete", "/v1/snapshots/{name}"): (None, EVERY_TABLE),
+    ("post", "/v1/uploads"): ({"name": TABLE, "dim": 1, "default_vector": [1, 2]}, ADMIN),
+    ("get", "/v1/uploads"): (None, UPLOADING),
+    ("get", "/v1/uploads/{upload}"): (None, UPLOADING),
+    ("put", "/v1/uploads/{upload}/rows"): ({"offset": 0, "rows": []}, UPLOADING),
+    ("post", "/v1/uploads/{upload}:commit"): (None, UPLOADING),
+    ("delete", "/v1/uploads/{upload}"): (None, UPLOADING),
     **{
         ("post", f"/v1/{where}{verb}"): (body, UPDATE)
         for verb in ("scatterAdd", "applyGradients", "assign")
@@ -143,7 +164,7 @@ def test_rest_by(caller: str, guarded: Guarded, http: httpx.Client) -> None:
     for (method, path), (body, allowed) in REST.items():
         response = http.request(
             method,
-            path.format(table=TABLE, version=1, name="none"),
+            path.format(table=TABLE, version=1, name="none", upload=UPLOAD),
             json=body,
             headers=header(guarded, caller),
         )
@@ -216,7 +237,7 @@ def test_the_documents_examples_are_of_the_callers_tables_alone(
 
 
 def paths() -> dict[str, tuple[Any, set[str]]]:
-    services = (embedding_pb2.DESCRIPTOR, table_pb2.DESCRIPTOR)
+    services = (embedding_pb2.DESCRIPTOR, table_pb2.DESCRIPTOR, upload_pb2.DESCRIPTOR)
     found = {
         method.name: f"/{service.full_name}/{method.name}"
         for file in services

@@ -493,11 +493,11 @@ class FullDisk(Files):
     def __init__(self, room: int) -> None:
         self.room = room
 
-    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
+    def allocate(self, fd: int, byte_count: int, path: Path, begin: int = 0) -> None:
         self.room -= 1
         if self.room < 0:
             raise StorageError(f"{path}: the disk is full")
-        super().allocate(fd, byte_count, path)
+        super().allocate(fd, byte_count, path, begin)
 
 
 def open_paths() -> Iterator[str]:
@@ -517,13 +517,21 @@ def test_a_full_disk_is_an_error_and_leaves_nothing_open(tmp_path: Path) -> None
         folder = tmp_path / str(room)
         folder.mkdir()
         words = StringKeys.of([f"word number {i}".encode() for i in range(20_000)])
-        with KeyIndexBuilder(FullDisk(3 + room), folder, KeyKind.BYTES) as builder:
+        with KeyIndexBuilder(FullDisk(2 + room), folder, KeyKind.BYTES) as builder:
             with pytest.raises(StorageError, match="full"):
                 add_until_full(builder, words)
         assert not [path for path in open_paths() if str(folder) in path]
 
 
-@pytest.mark.parametrize("room", range(3))
+def test_a_disk_full_at_the_end_leaves_nothing_open(tmp_path: Path) -> None:
+    with KeyIndexBuilder(FullDisk(2), tmp_path, KeyKind.BYTES) as builder:
+        builder.add(StringKeys.of([b"one"]))
+        with pytest.raises(StorageError, match="full"):
+            builder.finish()
+    assert not [path for path in open_paths() if str(tmp_path) in path]
+
+
+@pytest.mark.parametrize("room", range(2))
 def test_a_disk_full_at_the_start_leaves_nothing_open(tmp_path: Path, room: int) -> None:
     with pytest.raises(StorageError, match="full"):
         KeyIndexBuilder(FullDisk(room), tmp_path, KeyKind.BYTES)

@@ -13,10 +13,14 @@ from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
 from gatherd.errors import GatherdError
+from gatherd.store.catalog import open_table
+from gatherd.store.dtypes import DType
 from gatherd.store.format import read_layout
+from gatherd.store.initializer import Initializer
 from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex, KeyKind, StringKeys
 from gatherd.store.live import LiveTables
+from gatherd.store.open_spec import OpenSpec
 from gatherd.store.table import Gathered, Preload, Table
 from gatherd_proto.v1 import embedding_pb2
 from gatherd_server.engine.engine import Engine
@@ -34,6 +38,7 @@ from gatherd_server.wire.compiled.answers import (
     Answers,
 )
 from gatherd_server.wire.compiled.directory import Directory
+from support.open_rows import OpenWriter, make_open_table
 
 LIMITS = Limits(
     request_bytes_max=1 << 20,
@@ -180,4 +185,38 @@ def two_ways(folder: Path) -> TwoWays:
         )  # fmt: skip
         os.close(fd)
         tables[name].preload(Preload.POPULATE)
+    _add_open_tables(folder, tables, rows, keys)
     return TwoWays(tables, rows, keys, counters)
+
+
+def _add_open_tables(
+    folder: Path, tables: dict[str, Table], rows: dict[str, NDArray[Any]], keys: dict[str, Any]
+) -> None:
+    """Tables of the same keys whose rows come and go, and went: "open-…"."""
+    random = np.random.default_rng(12)
+    for name, kind, dtype, dim in (
+        ("words", KeyKind.BYTES, DType.FLOAT32, 70),
+        ("signed", KeyKind.INT64, DType.FLOAT16, 6),
+        ("unsigned", KeyKind.UINT64, DType.BFLOAT16, 24),
+        ("small", KeyKind.INT64, DType.FLOAT32, 6),
+    ):
+        spec = OpenSpec(kind, 150, 5, Initializer.parse("truncated_normal"))
+        default = random.normal(size=dim).astype(np.float32)
+        version = make_open_table(
+            folder / f"open-{name}", f"open-{name}", spec, dim, dtype, default
+        )
+        writer = OpenWriter(version)
+        known = keys[name]
+        given = (
+            [one.decode("utf-8", "surrogateescape") for one in known]
+            if name == "words"
+            else known.tolist()
+        )
+        vectors = random.normal(size=(len(given), dim)).astype(np.float32)
+        writer.put(given[:60], vectors[:60])
+        writer.put(given[60:], vectors[60:], given[:20])
+        writer.put(given[:20], vectors[:20])
+        writer.close()
+        rows[f"open-{name}"], keys[f"open-{name}"] = vectors, known
+        tables[f"open-{name}"] = open_table(folder / f"open-{name}", f"open-{name}", 1)
+        tables[f"open-{name}"].preload(Preload.POPULATE)

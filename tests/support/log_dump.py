@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.store.dtypes import DType, convert
+from gatherd_server.storage.images_record import VersionImages, logged_images
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind, segment_paths
 from gatherd_server.storage.wal_reader import Frame, LogReader
 from gatherd_server.writer.checkpoint import read_checkpoint
-from gatherd_server.writer.commit import LoggedImages, logged_images
 
 
 class LogDump:
@@ -59,7 +59,7 @@ class LogDump:
             self._names[entry["uid"]] = name
             yield f"  table {name}: live {entry['live']}, versions {entry['versions']}"
 
-    def _images(self, images: LoggedImages) -> Iterator[str]:
+    def _images(self, images: VersionImages) -> Iterator[str]:
         name = self._names[images.uid]
         yield f"  images of {name} v{images.version}"
         weights = _widened(images.weights, self._dtypes[name])

@@ -132,7 +132,9 @@ class Asking:
         keys = self._keys.get(table)
         shape = self._shape(is_flat)
         policies = embedding_pb2.Missing.keys()
-        policies = policies if is_flat else policies[:4]
+        is_open = table.startswith("open")
+        initial = ["MISSING_INIT"] if is_open else []
+        policies = [one for one in policies[:5] if is_flat or one != "MISSING_SKIP"] + initial
         policy = random.choice(policies)
         is_all_there = policy in policies[:2] and (is_sound or random.random() < 0.5)
         request = embedding_pb2.LookupRequest(
@@ -141,7 +143,7 @@ class Asking:
             missing=policy,
             version=random.choice([0, 0, 1]),
         )
-        if keys is None or random.random() < 0.3:
+        if keys is None or random.random() < 0.3 * (not is_open or not is_sound):
             request.ids.CopyFrom(tensor(self._ids(self._rows[table], shape, is_all_there)))
         elif isinstance(keys, list):
             known = [*keys] if is_all_there else [*keys, b"nobody", b"\xff\0", b"k" * 1024]
@@ -174,7 +176,9 @@ class Asking:
             weights = [random.choice([0, 1, -1, 0.5, 1e30]) for _ in range(count)]
             request.weights.CopyFrom(tensor(np.array(weights, np.float32)))
         if random.random() < 0.4:
-            request.padding_id = random.choice([0, 1, -1, 2, 10**12, -(2**63)])
+            is_open = lookup.table.startswith("open") and is_sound
+            padding = [-1, -(2**63)] if is_open else [0, 1, -1, 2, 10**12, -(2**63)]
+            request.padding_id = random.choice(padding)
         return request
 
     def request(self, message: int, *, is_sound: bool = True) -> Message:

@@ -9,14 +9,14 @@ import httpx
 import pytest
 
 from gatherd_proto.procedures import PATH_PREFIX, PROCEDURES, SERVICES
-from gatherd_proto.v1 import embedding_pb2, table_pb2
+from gatherd_proto.v1 import embedding_pb2, table_pb2, upload_pb2
 from gatherd_server.http.app import create_app
 from gatherd_server.rpc.server import RpcServer
 from support.small_engine import SmallEngine, small_engine
 
 METHODS = [
     method
-    for file in (embedding_pb2.DESCRIPTOR, table_pb2.DESCRIPTOR)
+    for file in (embedding_pb2.DESCRIPTOR, table_pb2.DESCRIPTOR, upload_pb2.DESCRIPTOR)
     for service in file.services_by_name.values()
     for method in service.methods
 ]

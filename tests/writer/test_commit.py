@@ -35,6 +35,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import ByKey
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.images_record import VersionImages, logged_images
 from gatherd_server.storage.records import Record, unpack
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.storage.wal_format import FrameKind
@@ -53,7 +54,6 @@ from gatherd_server.writer.commit import (
     Commit,
     Submitted,
     compute,
-    logged_images,
     remember,
     store,
 )
@@ -113,7 +113,8 @@ def reset(versions: Versions) -> dict[str, Oracle]:
         )
         by_row = {key: slot for key, slot in oracle.slots.items() if key != "step"}
         scalars = {key: slot for key, slot in oracle.slots.items() if key == "step"}
-        mapped.store(np.arange(ROWS), np.zeros_like(mapped.weights), by_row, scalars)
+        zeros = np.zeros_like(mapped.weights)
+        mapped.apply(VersionImages("", 1, np.arange(ROWS), zeros, by_row, scalars))
         oracles[name] = oracle
     versions.take_dirty()
     return oracles
@@ -265,7 +266,7 @@ def test_what_is_logged_makes_the_same_rows_and_answers_again(
             live = by_uid[images.uid]
             assert images.version == live.version
             assert np.unique(images.rows).size == images.rows.size
-            live.mapped.store(images.rows, images.weights, images.slots, images.scalars)
+            live.mapped.apply(images)
     assert bits_of(versions) == stored
     window = Window()
     remember(Frame(FrameKind.PUSHES, commit.first_lsn, commit.last_lsn, record), window)

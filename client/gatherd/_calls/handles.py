@@ -3,7 +3,7 @@
 Client and AsyncClient inherit `AllCalls`.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -12,19 +12,27 @@ from numpy.typing import NDArray
 from gatherd._calls.described import Described, Tables, like, mean_query, named_scores, terms
 from gatherd._calls.keys import KeyCalls
 from gatherd._calls.lookups import LookupCalls
-from gatherd._calls.options import BagsOptions, LookupOptions, PushOptions, StepOptions
+from gatherd._calls.options import (
+    BagsOptions,
+    LookupOptions,
+    PushOptions,
+    StepOptions,
+    UpsertOptions,
+)
+from gatherd._calls.scans import ScanCalls
 from gatherd._calls.short import short
 from gatherd._calls.tables import TableCalls
 from gatherd._calls.updates import UpdateCalls
 from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import LookupInfo, TableInfo
-from gatherd._requests.names import Bags, Ids, Keys, Query, Status, Values, Vectors
+from gatherd._requests.names import Bags, Ids, Keys, Query, ReplyDType, Status, Values, Vectors
 from gatherd._requests.neighbors import Neighbors
+from gatherd._requests.scans import BATCH_DEFAULT, RowBatch
 from gatherd._requests.updates import UpdateResult
 from gatherd.errors import InvalidArgument
 
 
-class AllCalls(LookupCalls, KeyCalls, UpdateCalls, TableCalls):
+class AllCalls(LookupCalls, KeyCalls, ScanCalls, UpdateCalls, TableCalls):
     """Every call, and tables as handles."""
 
     def __getitem__(self, table: str) -> "TableHandle":
@@ -215,6 +223,21 @@ class TableHandle(Described):
         """As `Client.keys` of this table."""
         return self._client.keys(self.name, **options)
 
+    def scan(
+        self,
+        *,
+        batch: int = BATCH_DEFAULT,
+        slots: bool = False,
+        prefix: str | bytes | None = None,
+        dtype: ReplyDType = "float32",
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> Iterator[RowBatch]:
+        """As `Client.rows` of this table; `rows` of a handle is how many there are."""
+        given = {"batch": batch, "slots": slots, "prefix": prefix, "dtype": dtype}
+        options: dict[str, Any] = {**given, "version": version, "timeout": timeout}
+        yield from self._client.rows(self.name, **options)
+
     @overload
     def scatter_add(
         self, ids: Ids, deltas: Values, **options: Unpack[PushOptions]
@@ -275,6 +298,18 @@ class TableHandle(Described):
     def assign(self, *args: Any, **options: Any) -> UpdateResult:
         """As `Client.assign` to this table."""
         return self._client.assign(self.name, *args, **options)
+
+    @like(UpdateCalls.upsert)
+    @short
+    def upsert(self, keys: Keys, rows: Values, **options: Unpack[UpsertOptions]) -> UpdateResult:
+        """As `Client.upsert` to this table."""
+        return self._client.upsert(self.name, keys, rows, **options)
+
+    @like(UpdateCalls.delete_rows)
+    @short
+    def delete_rows(self, keys: Keys, **options: Unpack[UpsertOptions]) -> UpdateResult:
+        """As `Client.delete_rows` of this table."""
+        return self._client.delete_rows(self.name, keys, **options)
 
     # The blocking handle's alone: what Python's operators ask for can't be awaited.
 

@@ -4,7 +4,7 @@
 Client and AsyncClient inherit `AsyncAllCalls`.
 """
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Any, Literal, Unpack, overload
 
 import numpy as np
@@ -13,19 +13,29 @@ from numpy.typing import NDArray
 from gatherd._calls.described import Described, Tables, like, mean_query, named_scores, terms
 from gatherd._calls.keys_aio import AsyncKeyCalls
 from gatherd._calls.lookups_aio import AsyncLookupCalls
-from gatherd._calls.options import BagsOptions, LookupOptions, PushOptions, StepOptions
+from gatherd._calls.options import (
+    BagsOptions,
+    LookupOptions,
+    PushOptions,
+    StepOptions,
+    UpsertOptions,
+)
+from gatherd._calls.scans_aio import AsyncScanCalls
 from gatherd._calls.short import short
 from gatherd._calls.tables_aio import AsyncTableCalls
 from gatherd._calls.updates_aio import AsyncUpdateCalls
 from gatherd._requests.keys import KeyPage
 from gatherd._requests.lookups import LookupInfo, TableInfo
-from gatherd._requests.names import Bags, Ids, Keys, Query, Status, Values, Vectors
+from gatherd._requests.names import Bags, Ids, Keys, Query, ReplyDType, Status, Values, Vectors
 from gatherd._requests.neighbors import Neighbors
+from gatherd._requests.scans import BATCH_DEFAULT, RowBatch
 from gatherd._requests.updates import UpdateResult
 from gatherd.errors import InvalidArgument
 
 
-class AsyncAllCalls(AsyncLookupCalls, AsyncKeyCalls, AsyncUpdateCalls, AsyncTableCalls):
+class AsyncAllCalls(
+    AsyncLookupCalls, AsyncKeyCalls, AsyncScanCalls, AsyncUpdateCalls, AsyncTableCalls
+):
     """Every call, and tables as handles."""
 
     def __getitem__(self, table: str) -> "AsyncTableHandle":
@@ -218,6 +228,22 @@ class AsyncTableHandle(Described):
         """As `Client.keys` of this table."""
         return await self._client.keys(self.name, **options)
 
+    async def scan(
+        self,
+        *,
+        batch: int = BATCH_DEFAULT,
+        slots: bool = False,
+        prefix: str | bytes | None = None,
+        dtype: ReplyDType = "float32",
+        version: int | None = None,
+        timeout: float | None = None,
+    ) -> AsyncIterator[RowBatch]:
+        """As `Client.rows` of this table; `rows` of a handle is how many there are."""
+        given = {"batch": batch, "slots": slots, "prefix": prefix, "dtype": dtype}
+        options: dict[str, Any] = {**given, "version": version, "timeout": timeout}
+        async for one in self._client.rows(self.name, **options):
+            yield one
+
     @overload
     async def scatter_add(
         self, ids: Ids, deltas: Values, **options: Unpack[PushOptions]
@@ -280,3 +306,17 @@ class AsyncTableHandle(Described):
     async def assign(self, *args: Any, **options: Any) -> UpdateResult:
         """As `Client.assign` to this table."""
         return await self._client.assign(self.name, *args, **options)
+
+    @like(AsyncUpdateCalls.upsert)
+    @short
+    async def upsert(
+        self, keys: Keys, rows: Values, **options: Unpack[UpsertOptions]
+    ) -> UpdateResult:
+        """As `Client.upsert` to this table."""
+        return await self._client.upsert(self.name, keys, rows, **options)
+
+    @like(AsyncUpdateCalls.delete_rows)
+    @short
+    async def delete_rows(self, keys: Keys, **options: Unpack[UpsertOptions]) -> UpdateResult:
+        """As `Client.delete_rows` of this table."""
+        return await self._client.delete_rows(self.name, keys, **options)

@@ -73,12 +73,18 @@ class BagsManyOptions(TypedDict, total=False):
     timeout: float | None
 
 
-class PushOptions(TypedDict, total=False):
-    """Keywords of `scatter_add` and `assign`."""
+class UpsertOptions(TypedDict, total=False):
+    """Keywords of `upsert`, and of every push."""
 
     if_version: int | None
     idempotency_key: str | None
     timeout: float | None
+
+
+class PushOptions(UpsertOptions, total=False):
+    """Keywords of `scatter_add` and `assign`."""
+
+    create: bool
 
 
 class StepOptions(PushOptions, total=False):

@@ -51,6 +51,7 @@ class UpdateCalls(ABC):
         deltas: Values | None = None,
         *,
         keys: Keys | None = None,
+        create: bool = False,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -61,6 +62,10 @@ class UpdateCalls(ABC):
         deltas: of shape S + (dim,), finite. float32, float16 and bfloat16 (of ml_dtypes) are sent
         as they are; float64 and integers are rounded to float32. Sums are made in float32 and
         rounded to the table's dtype once. Rows of the table's padding id stay as they are.
+        create: in an open table, give each key without a row one that begins as its initial vector,
+        and then make the update. The result counts them, and the keys that don't get one yet (see
+        `admit_after` in `create_table`). Without it such a key is KeyNotFound, unless the table was
+        made with on_missing="create". InvalidArgument for a closed table, and for ids.
         if_version: the version that has to be live, else VersionMismatch.
         timeout: seconds, instead of the client's.
 
@@ -74,7 +79,7 @@ class UpdateCalls(ABC):
         NonfiniteValues for NaN and infinity in `deltas` or in a row that they would produce,
         IdOutOfRange, KeyNotFound, RequestIdStale when so much was pushed since the first try that
         nothing tells whether it was done. A push isn't split: one that is over the server's limits
-        is LimitExceeded.
+        is LimitExceeded, and so is one that creates rows for which an open table has no room.
 
         Arrays of a dtype and layout that can be sent are not copied before that: don't write to
         them until the call has ended. Over HTTP the kernel reads large ones in place, and small
@@ -87,6 +92,7 @@ class UpdateCalls(ABC):
                 ids,
                 keys,
                 deltas,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -99,6 +105,7 @@ class UpdateCalls(ABC):
         updates: Mapping[str, RowsGiven] | None = None,
         *,
         keys: Mapping[str, RowsGiven] | None = None,
+        create: bool | Mapping[str, bool] = False,
         if_version: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -106,6 +113,7 @@ class UpdateCalls(ABC):
         """Several tables in one push, all or nothing: {table: (ids, deltas)}.
 
         keys: {table: (keys, deltas)}, for tables updated by key; a table has ids or keys.
+        create: for all tables that are given by key, or {table: bool} for some.
         if_version: {table: version}, for some or all. The rest: as for `scatter_add`.
         """
         return self._run(
@@ -113,6 +121,7 @@ class UpdateCalls(ABC):
                 UpdateOp.SCATTER_ADD,
                 updates,
                 keys,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -148,6 +157,7 @@ class UpdateCalls(ABC):
         *,
         keys: Keys | None = None,
         lr: float | None = None,
+        create: bool = False,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -166,6 +176,7 @@ class UpdateCalls(ABC):
                 keys,
                 grads,
                 lr=lr,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -179,6 +190,7 @@ class UpdateCalls(ABC):
         *,
         keys: Mapping[str, RowsGiven] | None = None,
         lr: float | Mapping[str, float] | None = None,
+        create: bool | Mapping[str, bool] = False,
         if_version: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -186,6 +198,7 @@ class UpdateCalls(ABC):
         """Several tables in one push, all or nothing: {table: (ids, grads)}.
 
         keys: {table: (keys, grads)}. lr: one for all, or {table: lr} for some or all.
+        create: for all tables that are given by key, or {table: bool} for some.
         if_version: {table: version}, for some or all. The rest: as for `apply_gradients`.
         """
         return self._run(
@@ -194,6 +207,7 @@ class UpdateCalls(ABC):
                 updates,
                 keys,
                 lr=lr,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -228,6 +242,7 @@ class UpdateCalls(ABC):
         rows: Values | None = None,
         *,
         keys: Keys | None = None,
+        create: bool = False,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -245,6 +260,7 @@ class UpdateCalls(ABC):
                 ids,
                 keys,
                 rows,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -257,19 +273,98 @@ class UpdateCalls(ABC):
         updates: Mapping[str, RowsGiven] | None = None,
         *,
         keys: Mapping[str, RowsGiven] | None = None,
+        create: bool | Mapping[str, bool] = False,
         if_version: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> UpdateResult:
         """Several tables in one push, all or nothing: {table: (ids, rows)}.
 
-        keys: {table: (keys, rows)}. if_version: {table: version}, for some or all. The rest: as for
-        `assign`.
+        keys: {table: (keys, rows)}. create: for all tables that are given by key, or {table: bool}
+        for some. if_version: {table: version}, for some or all. The rest: as for `assign`.
         """
         return self._run(
             self._pushes.push_many(
                 UpdateOp.ASSIGN,
                 updates,
+                keys,
+                create=create,
+                if_version=if_version,
+                idempotency_key=idempotency_key,
+                timeout=timeout,
+            )
+        )
+
+    @short
+    def upsert(
+        self,
+        table: str,
+        keys: Keys,
+        rows: Values,
+        *,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> UpdateResult:
+        """Assign rows of an open table by key, and create those that aren't there.
+
+        As `assign(table, keys=keys, rows=rows, create=True)`, with its errors.
+        """
+        return self._run(
+            self._pushes.push(
+                UpdateOp.ASSIGN,
+                table,
+                None,
+                keys,
+                rows,
+                create=True,
+                if_version=if_version,
+                idempotency_key=idempotency_key,
+                timeout=timeout,
+            )
+        )
+
+    @short
+    def delete_rows(
+        self,
+        table: str,
+        keys: Keys,
+        *,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> UpdateResult:
+        """Remove rows of an open table by key, with the optimizer's state that they have.
+
+        keys: of any shape. One without a row is no error: the result's `removed` counts the rows
+        that went. A key that comes again begins anew, as its initial vector.
+        InvalidArgument for a closed table. Everything else, including exactly-once behaviour, is as
+        in `scatter_add`.
+        """
+        return self._run(
+            self._pushes.delete_rows(
+                {table: keys},
+                if_version=None if if_version is None else {table: if_version},
+                idempotency_key=idempotency_key,
+                timeout=timeout,
+            )
+        )
+
+    @short
+    def delete_rows_many(
+        self,
+        keys: Mapping[str, Keys],
+        *,
+        if_version: Mapping[str, int] | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> UpdateResult:
+        """Remove rows of several open tables in one push, all or nothing: {table: keys}.
+
+        if_version: {table: version}, for some or all. The rest: as for `delete_rows`.
+        """
+        return self._run(
+            self._pushes.delete_rows(
                 keys,
                 if_version=if_version,
                 idempotency_key=idempotency_key,

@@ -52,6 +52,7 @@ class AsyncUpdateCalls(ABC):
         deltas: Values | None = None,
         *,
         keys: Keys | None = None,
+        create: bool = False,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -62,6 +63,10 @@ class AsyncUpdateCalls(ABC):
         deltas: of shape S + (dim,), finite. float32, float16 and bfloat16 (of ml_dtypes) are sent
         as they are; float64 and integers are rounded to float32. Sums are made in float32 and
         rounded to the table's dtype once. Rows of the table's padding id stay as they are.
+        create: in an open table, give each key without a row one that begins as its initial vector,
+        and then make the update. The result counts them, and the keys that don't get one yet (see
+        `admit_after` in `create_table`). Without it such a key is KeyNotFound, unless the table was
+        made with on_missing="create". InvalidArgument for a closed table, and for ids.
         if_version: the version that has to be live, else VersionMismatch.
         timeout: seconds, instead of the client's.
 
@@ -75,7 +80,7 @@ class AsyncUpdateCalls(ABC):
         NonfiniteValues for NaN and infinity in `deltas` or in a row that they would produce,
         IdOutOfRange, KeyNotFound, RequestIdStale when so much was pushed since the first try that
         nothing tells whether it was done. A push isn't split: one that is over the server's limits
-        is LimitExceeded.
+        is LimitExceeded, and so is one that creates rows for which an open table has no room.
 
         Arrays of a dtype and layout that can be sent are not copied before that: don't write to
         them until the call has ended. Over HTTP the kernel reads large ones in place, and small
@@ -88,6 +93,7 @@ class AsyncUpdateCalls(ABC):
                 ids,
                 keys,
                 deltas,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -100,6 +106,7 @@ class AsyncUpdateCalls(ABC):
         updates: Mapping[str, RowsGiven] | None = None,
         *,
         keys: Mapping[str, RowsGiven] | None = None,
+        create: bool | Mapping[str, bool] = False,
         if_version: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -107,6 +114,7 @@ class AsyncUpdateCalls(ABC):
         """Several tables in one push, all or nothing: {table: (ids, deltas)}.
 
         keys: {table: (keys, deltas)}, for tables updated by key; a table has ids or keys.
+        create: for all tables that are given by key, or {table: bool} for some.
         if_version: {table: version}, for some or all. The rest: as for `scatter_add`.
         """
         return await self._run(
@@ -114,6 +122,7 @@ class AsyncUpdateCalls(ABC):
                 UpdateOp.SCATTER_ADD,
                 updates,
                 keys,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -149,6 +158,7 @@ class AsyncUpdateCalls(ABC):
         *,
         keys: Keys | None = None,
         lr: float | None = None,
+        create: bool = False,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -167,6 +177,7 @@ class AsyncUpdateCalls(ABC):
                 keys,
                 grads,
                 lr=lr,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -180,6 +191,7 @@ class AsyncUpdateCalls(ABC):
         *,
         keys: Mapping[str, RowsGiven] | None = None,
         lr: float | Mapping[str, float] | None = None,
+        create: bool | Mapping[str, bool] = False,
         if_version: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -187,6 +199,7 @@ class AsyncUpdateCalls(ABC):
         """Several tables in one push, all or nothing: {table: (ids, grads)}.
 
         keys: {table: (keys, grads)}. lr: one for all, or {table: lr} for some or all.
+        create: for all tables that are given by key, or {table: bool} for some.
         if_version: {table: version}, for some or all. The rest: as for `apply_gradients`.
         """
         return await self._run(
@@ -195,6 +208,7 @@ class AsyncUpdateCalls(ABC):
                 updates,
                 keys,
                 lr=lr,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -229,6 +243,7 @@ class AsyncUpdateCalls(ABC):
         rows: Values | None = None,
         *,
         keys: Keys | None = None,
+        create: bool = False,
         if_version: int | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
@@ -246,6 +261,7 @@ class AsyncUpdateCalls(ABC):
                 ids,
                 keys,
                 rows,
+                create=create,
                 if_version=if_version,
                 idempotency_key=idempotency_key,
                 timeout=timeout,
@@ -258,19 +274,98 @@ class AsyncUpdateCalls(ABC):
         updates: Mapping[str, RowsGiven] | None = None,
         *,
         keys: Mapping[str, RowsGiven] | None = None,
+        create: bool | Mapping[str, bool] = False,
         if_version: Mapping[str, int] | None = None,
         idempotency_key: str | None = None,
         timeout: float | None = None,
     ) -> UpdateResult:
         """Several tables in one push, all or nothing: {table: (ids, rows)}.
 
-        keys: {table: (keys, rows)}. if_version: {table: version}, for some or all. The rest: as for
-        `assign`.
+        keys: {table: (keys, rows)}. create: for all tables that are given by key, or {table: bool}
+        for some. if_version: {table: version}, for some or all. The rest: as for `assign`.
         """
         return await self._run(
             self._pushes.push_many(
                 UpdateOp.ASSIGN,
                 updates,
+                keys,
+                create=create,
+                if_version=if_version,
+                idempotency_key=idempotency_key,
+                timeout=timeout,
+            )
+        )
+
+    @short
+    async def upsert(
+        self,
+        table: str,
+        keys: Keys,
+        rows: Values,
+        *,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> UpdateResult:
+        """Assign rows of an open table by key, and create those that aren't there.
+
+        As `assign(table, keys=keys, rows=rows, create=True)`, with its errors.
+        """
+        return await self._run(
+            self._pushes.push(
+                UpdateOp.ASSIGN,
+                table,
+                None,
+                keys,
+                rows,
+                create=True,
+                if_version=if_version,
+                idempotency_key=idempotency_key,
+                timeout=timeout,
+            )
+        )
+
+    @short
+    async def delete_rows(
+        self,
+        table: str,
+        keys: Keys,
+        *,
+        if_version: int | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> UpdateResult:
+        """Remove rows of an open table by key, with the optimizer's state that they have.
+
+        keys: of any shape. One without a row is no error: the result's `removed` counts the rows
+        that went. A key that comes again begins anew, as its initial vector.
+        InvalidArgument for a closed table. Everything else, including exactly-once behaviour, is as
+        in `scatter_add`.
+        """
+        return await self._run(
+            self._pushes.delete_rows(
+                {table: keys},
+                if_version=None if if_version is None else {table: if_version},
+                idempotency_key=idempotency_key,
+                timeout=timeout,
+            )
+        )
+
+    @short
+    async def delete_rows_many(
+        self,
+        keys: Mapping[str, Keys],
+        *,
+        if_version: Mapping[str, int] | None = None,
+        idempotency_key: str | None = None,
+        timeout: float | None = None,
+    ) -> UpdateResult:
+        """Remove rows of several open tables in one push, all or nothing: {table: keys}.
+
+        if_version: {table: version}, for some or all. The rest: as for `delete_rows`.
+        """
+        return await self._run(
+            self._pushes.delete_rows(
                 keys,
                 if_version=if_version,
                 idempotency_key=idempotency_key,

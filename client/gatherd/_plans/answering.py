@@ -33,6 +33,7 @@ from gatherd._requests.neighbors import (
     NeighborsSpec,
     prepare_neighbors,
 )
+from gatherd._requests.scans import PageOfRows, ScanSpec
 from gatherd.errors import IdOutOfRange, InvalidArgument, KeyNotFound
 from gatherd.store.query import FoundKeys
 
@@ -194,6 +195,10 @@ class Answering(ABC):
             query = replace(spec.query, start=found.next)
             spec = replace(spec, query=query, version=found.version)
 
+    def scan(self, spec: ScanSpec, *, timeout: float | None) -> Plan[PageOfRows]:
+        """The plan of one page of Client.rows."""
+        return (yield from self.scan_page(spec, self.deadline(timeout)))
+
     def ids_of(
         self,
         table: str,
@@ -286,6 +291,10 @@ class Answering(ABC):
     @abstractmethod
     def find_keys(self, spec: KeysOfSpec, deadline: Deadline) -> Plan[NDArray[Any]]:
         """The keys of the ids, in their shape, as `key_array` returns them."""
+
+    @abstractmethod
+    def scan_page(self, spec: ScanSpec, deadline: Deadline) -> Plan[PageOfRows]:
+        """A page of rows, which may be empty."""
 
     @abstractmethod
     def list_keys(self, spec: KeysSpec, deadline: Deadline) -> Plan[FoundKeys]:

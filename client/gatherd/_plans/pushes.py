@@ -8,6 +8,7 @@ when they can't have been made.
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import ArrayLike
 
@@ -17,13 +18,19 @@ from gatherd._plans.effects import Deadline, Plan, Send
 from gatherd._plans.foreseen_pushes import ForeseenPush, ForeseenPushes
 from gatherd._plans.request_ids import RequestIds
 from gatherd._plans.retry import Tried, Tries
-from gatherd._requests.tables import ChangeResult, ServerInfo, SnapshotInfo, SnapshotResult
+from gatherd._requests.tables import (
+    ChangeResult,
+    ServerInfo,
+    SnapshotInfo,
+    SnapshotResult,
+    UploadInfo,
+    check_flag,
+)
 from gatherd._requests.updates import (
     RowsGiven,
     UpdateOp,
     UpdateResult,
     UpdateSpec,
-    check_flag,
     check_idempotency_key,
     prepare_deletes,
     prepare_update,
@@ -63,6 +70,9 @@ from gatherd.errors import (
 from gatherd_proto.procedures import DELETE_SNAPSHOT, GET_SERVER, LIST_SNAPSHOTS, SNAPSHOT
 from gatherd_proto.v1 import table_pb2
 
+if TYPE_CHECKING:
+    from gatherd._plans.uploads import Upload
+
 # Errors that a push can end with although an earlier try, whose answer was lost, has done it. An
 # error in the push itself would have ended every try.
 _UNDECIDED = (
@@ -74,7 +84,7 @@ class Pushes:
     """The calls that change something, or are about the server itself."""
 
     def __init__(self, tries: Tries) -> None:
-        self._tries = tries
+        self.tries = tries
         self._ids = RequestIds()
         self._foreseen = ForeseenPushes()
 
@@ -93,7 +103,7 @@ class Pushes:
         timeout: float | None,
     ) -> Plan[UpdateResult]:
         """The plan of Client.scatter_add, apply_gradients and assign."""
-        deadline = self._tries.deadline(timeout)
+        deadline = self.tries.deadline(timeout)
         given = table, ids, values, lr, if_version
         foreseen = None if keys is not None or create else self._foreseen.find(*given)
         if foreseen is not None:
@@ -118,7 +128,7 @@ class Pushes:
         timeout: float | None,
     ) -> Plan[UpdateResult]:
         """The plan of Client.scatter_add_many, apply_gradients_many and assign_many."""
-        deadline = self._tries.deadline(timeout)
+        deadline = self.tries.deadline(timeout)
         call = f"{op.value}_many"
         by_id, by_key = mappings(call, given, keys)
         versions = extras(call, "if_version", if_version, (by_id, by_key))
@@ -140,7 +150,7 @@ class Pushes:
         timeout: float | None,
     ) -> Plan[UpdateResult]:
         """The plan of Client.delete_rows and delete_rows_many."""
-        deadline = self._tries.deadline(timeout)
+        deadline = self.tries.deadline(timeout)
         _, by_key = mappings("delete_rows_many", None, keys)
         versions = extras("delete_rows_many", "if_version", if_version, (by_key,))
         specs = prepare_deletes(by_key, versions)
@@ -148,31 +158,66 @@ class Pushes:
 
     def change(self, request: ChangeRequest, timeout: float | None) -> Plan[ChangeResult]:
         """The plan of Client.create_table, delete_table, publish, rollback and set_optimizer."""
-        deadline = self._tries.deadline(timeout)
+        deadline = self.tries.deadline(timeout)
         send = Send(request.method, request.body, deadline, once=True)
         reply = decode_change((yield from self._send_change(send, request.what)))
         return ChangeResult(reply.version, reply.lsn)
 
+    def upload(
+        self,
+        name: str,
+        vectors: object,
+        keys: object,
+        dtype: object,
+        *,
+        resume: str | None,
+        chunk_bytes: int | None,
+        timeout: float | None,
+        **options: Any,
+    ) -> "Upload":
+        """The upload of Client.create_table and publish; `options` are those of `upload_spec`."""
+        # Rarely needed, so imported here.
+        from gatherd._plans.uploads import Upload, upload_spec
+        from gatherd._requests.uploads import rows_of
+
+        spec = upload_spec(name, **options)
+        rows = rows_of(vectors, keys, dtype)
+        return Upload(
+            self.tries, spec, rows, resume=resume, chunk_bytes=chunk_bytes, timeout=timeout
+        )
+
+    def uploads(self, timeout: float | None) -> Plan[list[UploadInfo]]:
+        """The plan of Client.uploads."""
+        from gatherd._plans.uploads import list_uploads
+
+        return list_uploads(self.tries, timeout)
+
+    def cancel_upload(self, upload: str, timeout: float | None) -> Plan[None]:
+        """The plan of Client.cancel_upload."""
+        from gatherd._plans.uploads import cancel_upload
+
+        return cancel_upload(self.tries, upload, timeout)
+
     def snapshot(self, name: str, timeout: float | None) -> Plan[SnapshotResult]:
         """The plan of Client.snapshot."""
-        deadline = self._tries.deadline(timeout)
+        deadline = self.tries.deadline(timeout)
         send = Send(SNAPSHOT.path, encode_snapshot(name), deadline, once=True)
         reply = decode_snapshot((yield from self._send_change(send, "the snapshot was taken")))
         return SnapshotResult(reply.path, reply.lsn)
 
     def ping(self, timeout: float | None) -> Plan[ServerInfo]:
         """The plan of Client.ping: the first request connects, the second is timed."""
-        send = Send(GET_SERVER.path, encode_get_server(), self._tries.deadline(timeout))
-        yield from self._tries.send(send)
+        send = Send(GET_SERVER.path, encode_get_server(), self.tries.deadline(timeout))
+        yield from self.tries.send(send)
         begun = time.monotonic()
-        reply = decode_get_server((yield from self._tries.send(send)))
+        reply = decode_get_server((yield from self.tries.send(send)))
         seconds = time.monotonic() - begun
         return ServerInfo(reply.version, reply.commit, reply.ready, reply.updates, seconds)
 
     def snapshots(self, timeout: float | None) -> Plan[list[SnapshotInfo]]:
         """The plan of Client.snapshots."""
-        send = Send(LIST_SNAPSHOTS.path, encode_list_snapshots(), self._tries.deadline(timeout))
-        reply = decode_list_snapshots((yield from self._tries.send(send)))
+        send = Send(LIST_SNAPSHOTS.path, encode_list_snapshots(), self.tries.deadline(timeout))
+        reply = decode_list_snapshots((yield from self.tries.send(send)))
         return [
             SnapshotInfo(one.name, one.path, one.lsn, _created(one), one.bytes, one.damaged)
             for one in reply.snapshots
@@ -180,7 +225,7 @@ class Pushes:
 
     def delete_snapshot(self, name: str, timeout: float | None) -> Plan[None]:
         """The plan of Client.delete_snapshot."""
-        deadline = self._tries.deadline(timeout)
+        deadline = self.tries.deadline(timeout)
         send = Send(DELETE_SNAPSHOT.path, encode_delete_snapshot(name), deadline, once=True)
         decode_delete_snapshot((yield from self._send_change(send, "the snapshot was deleted")))
 
@@ -198,7 +243,7 @@ class Pushes:
         tried = Tried()
         while True:
             try:
-                return decode_update((yield from self._tries.send(send, tried)), specs)
+                return decode_update((yield from self.tries.send(send, tried)), specs)
             except RequestIdStale as error:
                 # Only this call knows the id, so if it was never sent, nothing was done under it:
                 # the server forgot the session's earlier pushes, and the push can go into a new
@@ -216,7 +261,7 @@ class Pushes:
     def _send_change(self, send: Send, what: str) -> Plan[memoryview]:
         """Send it, and send it again only while the server can't have done it."""
         try:
-            return (yield from self._tries.send(send, may_repeat=False))
+            return (yield from self.tries.send(send, may_repeat=False))
         except GatherdError as error:
             raise _told(error, _is_lost(error), what) from None
 

@@ -16,6 +16,7 @@ from gatherd._plans.retry import Tries
 from gatherd._requests.keys import KeysSpec
 from gatherd._requests.lookups import Answer, KeysOfSpec, Limits, LookupSpec, TableInfo, key_array
 from gatherd._requests.neighbors import Neighbors, NeighborsSpec
+from gatherd._requests.scans import PageOfRows, ScanSpec
 from gatherd._wire import lookups
 from gatherd._wire.keys import (
     decode_ids_of,
@@ -25,6 +26,7 @@ from gatherd._wire.keys import (
 )
 from gatherd._wire.neighbors import decode_neighbors, encode_neighbors
 from gatherd._wire.protobuf import unreadable
+from gatherd._wire.scans import decode_scan, encode_scan
 from gatherd.errors import (
     IdOutOfRange,
     InvalidArgument,
@@ -41,6 +43,7 @@ from gatherd_proto.procedures import (
     LIST_KEYS,
     LIST_TABLES,
     NEIGHBORS,
+    SCAN,
 )
 
 # Up to these a lookup is sent as it is, without asking for the limits first.
@@ -96,6 +99,11 @@ class RemoteAnswering(Answering):
         """One request."""
         body = yield from self._send(LIST_KEYS.path, encode_list_keys(spec), deadline)
         return decode_list_keys(body, spec)
+
+    def scan_page(self, spec: ScanSpec, deadline: Deadline) -> Plan[PageOfRows]:
+        """One request."""
+        body = yield from self._send(SCAN.path, encode_scan(spec), deadline)
+        return decode_scan(body, spec)
 
     def find_neighbors(self, spec: NeighborsSpec, deadline: Deadline) -> Plan[Neighbors]:
         """One request: the server's limits bound a search, and it is never divided."""

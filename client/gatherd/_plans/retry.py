@@ -71,12 +71,12 @@ class Tries:
                 tried.failed(error)
                 if tried.is_lost and not may_repeat:
                     raise
-                pause = self._pause(tried.count - 1, error, send.deadline)
+                pause = self.pause(tried.count - 1, error, send.deadline)
                 if pause is None:
                     raise
             yield Sleep(pause)
 
-    def _pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
+    def pause(self, attempt: int, error: RetryableError, deadline: Deadline) -> float | None:
         """The pause after try number `attempt` (from 0) failed by `error`; None to give up."""
         if self._retries is not None and attempt >= self._retries:
             return None

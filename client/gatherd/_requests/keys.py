@@ -73,7 +73,7 @@ def prepare_keys(
     count = check_count("limit", limit)
     if not count:
         raise InvalidArgument("limit=0 asks for no keys; a page has at least one")
-    query = KeyQuery(_prefix(prefix), count, check_count("start", start))
+    query = KeyQuery(check_prefix(prefix), count, check_count("start", start))
     return KeysSpec(name, query, check_version("version", version))
 
 
@@ -82,7 +82,8 @@ def key_page(found: FoundKeys) -> KeyPage:
     return KeyPage(key_array(found.keys), found.ids, found.version, found.next)
 
 
-def _prefix(prefix: object) -> bytes:
+def check_prefix(prefix: object) -> bytes:
+    """The bytes of a prefix of keys, none for None; InvalidArgument if it isn't text."""
     if prefix is None:
         return b""
     if isinstance(prefix, bytes):

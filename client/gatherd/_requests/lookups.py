@@ -40,7 +40,8 @@ class TableInfo(Shown):
     `resident_bytes` is how much of the rows is in memory now. `versions` are those that can be
     looked up, ascending. `trainable` says whether it takes updates. `optimizer` has the name under
     "name" and the options, such as "lr"; None for a table that takes no gradients. `lsn` is the
-    last update that every lookup sees.
+    last update that every lookup sees. `open` is None, or for an open table how its rows come and
+    go, by the names of `create_table`; `rows` is how many there are now.
     """
 
     name: str
@@ -57,6 +58,7 @@ class TableInfo(Shown):
     versions: tuple[int, ...] = ()
     optimizer: dict[str, Any] | None = None
     lsn: int = 0
+    open: dict[str, Any] | None = None
 
     def __hash__(self) -> int:
         return hash(self.name)

@@ -6,6 +6,7 @@ all of what NumPy's `ArrayLike` is made of.
 """
 
 import sys
+from collections.abc import Iterable
 from typing import Any, Literal, Protocol, TypeAlias
 
 import numpy as np
@@ -24,6 +25,8 @@ Bags = TypeAliasType("Bags", ArrayLike | tuple[ArrayLike, ArrayLike])
 """A list of lists of ids or keys, or flat ones with offsets."""
 Values = TypeAliasType("Values", ArrayLike)
 """Numbers in the same forms: gradients, deltas, rows, weights."""
+Batches = TypeAliasType("Batches", Iterable[ArrayLike | tuple[ArrayLike, ArrayLike]])
+"""Arrays of rows one after the other, or pairs of their keys and such an array."""
 Query = TypeAliasType("Query", ArrayLike)
 """Strings (keys), integers (ids) or floats (vectors), in the same forms."""
 Vectors = TypeAliasType("Vectors", NDArray[Any])
@@ -35,6 +38,7 @@ MissingRow: TypeAlias = Literal["error", "zero", "default", "init"]
 MissingOfBag: TypeAlias = Literal["error", "zero", "default", "skip", "init"]
 Mode: TypeAlias = Literal["sum", "mean", "sqrtn", "max"]
 MetricName: TypeAlias = Literal["cosine", "dot", "l2"]
+OnDuplicate: TypeAlias = Literal["error", "first", "last"]
 Init: TypeAlias = Literal[
     "zeros", "ones", "constant", "uniform", "normal", "truncated_normal",
     "glorot_uniform", "glorot_normal", "he_uniform", "he_normal", "lecun_uniform", "lecun_normal",

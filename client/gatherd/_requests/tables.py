@@ -3,10 +3,11 @@
 The server decides which optimizers, options and initializers exist.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime
-from typing import Final, TypeAlias
+from datetime import datetime, timedelta
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.typing import DTypeLike
@@ -16,6 +17,7 @@ from gatherd._shown import Shown
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
+from gatherd.store.open_spec import TTL_SECONDS_MAX
 
 OptimizerGiven: TypeAlias = OptimizerName | Mapping[str, str | float]
 """A name, or {"name": …} with options, as TableInfo has it."""
@@ -78,17 +80,85 @@ class SnapshotInfo(Shown):
     damaged: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class UploadResult(ChangeResult):
+    """A table, or a version of one, that was uploaded.
+
+    `rows` is how many it has, `duplicates` how many came with a key that another row had.
+    """
+
+    rows: int = 0
+    duplicates: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class UploadInfo(Shown):
+    """An upload that isn't committed. `upload` is its name.
+
+    `rows` is how many are there and `announced` how many were said to come, None if it wasn't said;
+    `bytes` are those of the rows and keys that are there. It becomes a new version of the table if
+    `publishes`. It is deleted at `expires`, UTC, if nothing comes.
+    """
+
+    upload: str
+    table: str
+    rows: int
+    announced: int | None
+    dim: int
+    dtype: str
+    key_kind: str
+    bytes: int
+    publishes: bool
+    expires: datetime
+
+
+def is_given(rows: object) -> bool:
+    """Whether `rows` are vectors, and neither their number nor nothing."""
+    return rows is not None and not isinstance(rows, int | np.integer)
+
+
+def check_drawn(*others: object) -> None:
+    """InvalidArgument when a table without vectors is given what is for them."""
+    if any(other is not None for other in others):
+        raise InvalidArgument(
+            "default_vector, resume and chunk_bytes are for vectors, and rows are none"
+        )
+
+
+def check_given(dim: object, init: object, seed: object, grows: Mapping[str, Any]) -> None:
+    """InvalidArgument when a table of vectors is given what is for drawn rows, or an open table."""
+    named = [name for name, value in grows.items() if value != _CLOSED[name]]
+    if dim is not None or seed is not None or init != "uniform":
+        named.append("dim, init or seed")
+    if named:
+        raise InvalidArgument(f"{named[0]} can't be given with vectors: they are the table's rows")
+
+
+def check_copied(*others: object) -> None:
+    """InvalidArgument when a copy of a version is given what is for vectors."""
+    if any(other is not None for other in others):
+        raise InvalidArgument(
+            "keys, dtype, optimizer, default_vector, resume and chunk_bytes are for vectors, and "
+            "there are none"
+        )
+
+
 def check_optimizer(
-    given: OptimizerGiven, options: Mapping[str, float]
+    given: OptimizerGiven | None, options: Mapping[str, float]
 ) -> tuple[str, dict[str, float]]:
-    """The name and the options of the optimizer `given`; InvalidArgument if it isn't one."""
+    """The name and the options of the optimizer `given`; InvalidArgument if it isn't one.
+
+    None has no name: then `options` are of the table's present one.
+    """
+    if given is None and not options:
+        raise InvalidArgument("name an optimizer, or give options to change, such as lr=0.01")
     merged: dict[str, str | float] = {"name": given} if isinstance(given, str) else {}
     for part in (options, given if isinstance(given, Mapping) else {}):
         for option, value in part.items():
             if option in merged:
                 raise InvalidArgument(f"the optimizer's {option} is given twice")
             merged[option] = value
-    name = merged.pop("name", None)
+    name = merged.pop("name", "" if given is None else None)
     if not isinstance(name, str):
         raise InvalidArgument(
             f'optimizer={given!r} names none: it is a name, or {{"name": "adam", "lr": 0.001}}'
@@ -121,6 +191,80 @@ def check_initializer(given: InitGiven) -> tuple[str, dict[str, float], dict[str
         else:
             raise InvalidArgument(f"init's {parameter} is a number or a str, not {value!r}")
     return check_text("init", name), numbers, words
+
+
+@dataclass(frozen=True, slots=True)
+class OpenGiven:
+    """How an open table's rows come and go; `ttl_seconds` None for never, `rows_max` for as usual.
+
+    The server decides what is possible.
+    """
+
+    keys: str
+    rows_max: int | None
+    on_missing: str
+    admit_after: int
+    on_full: str
+    ttl_seconds: int | None
+    touch_on_lookup: bool
+
+
+_CLOSED: Final[dict[str, object]] = {
+    "rows_max": None,
+    "on_missing": "error",
+    "admit_after": 1,
+    "on_full": "error",
+    "ttl": None,
+    "touch_on_lookup": False,
+}
+
+
+def check_open(
+    rows: object, dim: object, keys: object, given: Mapping[str, Any]
+) -> OpenGiven | None:
+    """The options of an open table, which has `keys`; None for a closed one, which has `rows`."""
+    if dim is None:
+        raise InvalidArgument("dim is needed: how many elements a row has")
+    if keys is None:
+        named = [name for name, value in given.items() if value != _CLOSED[name]]
+        if named:
+            raise InvalidArgument(
+                f"{named[0]} is for an open table, whose rows come and go: give the kind of its "
+                'keys too, keys="int64", "uint64" or "string"'
+            )
+        if rows is None:
+            raise InvalidArgument(
+                "rows or keys is needed: how many rows the table has, or, for an open table, the "
+                'kind of its keys, "int64", "uint64" or "string"'
+            )
+        return None
+    if rows is not None:
+        raise InvalidArgument(
+            f"rows={rows!r} and keys={keys!r}: an open table, which has keys, begins without rows; "
+            "rows_max is the most that it can have"
+        )
+    rows_max = given["rows_max"]
+    return OpenGiven(
+        check_text("keys", keys),
+        None if rows_max is None else check_count("rows_max", rows_max),
+        check_text("on_missing", given["on_missing"]),
+        check_count("admit_after", given["admit_after"]),
+        check_text("on_full", given["on_full"]),
+        check_ttl(given["ttl"]),
+        check_flag("touch_on_lookup", given["touch_on_lookup"]),
+    )
+
+
+def check_ttl(given: object) -> int | None:
+    """A TTL in whole seconds, at least one. InvalidArgument for anything else."""
+    if given is None:
+        return None
+    seconds = given.total_seconds() if isinstance(given, timedelta) else given
+    if isinstance(seconds, bool | np.bool_) or not isinstance(seconds, int | float | np.number):
+        raise InvalidArgument(f"ttl is a number of seconds or a timedelta, not {given!r}")
+    if not 1 <= seconds <= TTL_SECONDS_MAX:
+        raise InvalidArgument(f"ttl is {given}; it must be 1 second to {TTL_SECONDS_MAX}")
+    return math.floor(seconds)
 
 
 def check_count(name: str, value: object) -> int:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.names import Ids, Values
+from gatherd._requests.tables import check_flag
 from gatherd._shown import Shown
 from gatherd.errors import InvalidArgument, NonfiniteValues
 from gatherd.store.dtypes import DType, bfloat16_to_float32
@@ -146,13 +147,6 @@ def prepare_deletes(given: Mapping[str, Any], if_version: Mapping[str, Any]) -> 
     if not specs:
         raise InvalidArgument("delete_rows_many was given no table")
     return specs
-
-
-def check_flag(name: str, value: object) -> bool:
-    """`value` if it is a bool, else InvalidArgument, which calls it `name`."""
-    if not isinstance(value, bool | np.bool_):
-        raise InvalidArgument(f"{name} is True or False, not {value!r}")
-    return bool(value)
 
 
 def prepare_updates(

@@ -8,6 +8,7 @@ from numpy.typing import DTypeLike
 from gatherd._requests.lookups import check_table, check_version
 from gatherd._requests.tables import (
     InitGiven,
+    OpenGiven,
     OptimizerGiven,
     check_count,
     check_flag,
@@ -40,29 +41,31 @@ class ChangeRequest:
 
 def create_table(
     name: str,
-    rows: int,
-    dim: int,
+    rows: object,
+    dim: object,
     *,
-    dtype: DTypeLike,
+    dtype: DTypeLike | None,
     init: InitGiven,
     seed: int | None,
     optimizer: OptimizerGiven | None,
     frozen: bool,
+    opened: OpenGiven | None,
 ) -> ChangeRequest:
     """The request of Client.create_table."""
     table, _ = check_table(name)
     initializer, numbers, words = check_initializer(init)
     request = table_pb2.CreateTableRequest(
         table=table,
-        rows=check_count("rows", rows),
+        rows=0 if opened is not None else check_count("rows", rows),
         dim=check_count("dim", dim),
-        dtype=DTYPE_CODES[check_stored_dtype(dtype)],
+        dtype=DTYPE_CODES[check_stored_dtype("float32" if dtype is None else dtype)],
         init=initializer,
         init_parameters=numbers,
         init_words=words,
         seed=None if seed is None else check_count("seed", seed),
-        optimizer=None if optimizer is None else _encode_optimizer(optimizer, {}),
+        optimizer=None if optimizer is None else encode_optimizer(optimizer, {}),
         frozen=check_flag("frozen", frozen),
+        open=None if opened is None else _encode_open(opened),
     )
     return ChangeRequest(CREATE_TABLE.path, request.SerializeToString(), "the table was made")
 
@@ -102,7 +105,7 @@ def rollback(name: str, version: int | None, *, if_version: int | None) -> Chang
 
 def set_optimizer(
     name: str,
-    optimizer: OptimizerGiven,
+    optimizer: OptimizerGiven | None,
     options: Mapping[str, float],
     *,
     if_version: int | None,
@@ -110,7 +113,7 @@ def set_optimizer(
     """The request of Client.set_optimizer."""
     request = table_pb2.SetOptimizerRequest(
         table=check_table(name)[0],
-        optimizer=_encode_optimizer(optimizer, options),
+        optimizer=encode_optimizer(optimizer, options),
         if_version=check_version("if_version", if_version),
     )
     return ChangeRequest(SET_OPTIMIZER.path, request.SerializeToString(), "the optimizer was set")
@@ -146,6 +149,23 @@ def encode_snapshot(name: str) -> bytes:
     return table_pb2.SnapshotRequest(name=check_text("name", name)).SerializeToString()
 
 
-def _encode_optimizer(given: OptimizerGiven, options: Mapping[str, float]) -> table_pb2.Optimizer:
+def _encode_open(given: OpenGiven) -> table_pb2.OpenOptions:
+    if given.admit_after >= 2**32:
+        raise InvalidArgument(f"admit_after={given.admit_after} isn't possible")
+    return table_pb2.OpenOptions(
+        keys=given.keys,
+        rows_max=given.rows_max,
+        on_missing=given.on_missing,
+        admit_after=given.admit_after,
+        on_full=given.on_full,
+        ttl_seconds=given.ttl_seconds,
+        touch_on_lookup=given.touch_on_lookup,
+    )
+
+
+def encode_optimizer(
+    given: OptimizerGiven | None, options: Mapping[str, float]
+) -> table_pb2.Optimizer:
+    """An Optimizer message. InvalidArgument for what isn't an optimizer."""
     name, checked = check_optimizer(given, options)
     return table_pb2.Optimizer(name=name, options=checked)

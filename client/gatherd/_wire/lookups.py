@@ -393,6 +393,7 @@ def _table_info(table: table_pb2.Table) -> TableInfo:
         versions=tuple(table.versions),
         optimizer=_optimizer(table),
         lsn=table.lsn,
+        open=_open(table),
     )
 
 
@@ -400,6 +401,24 @@ def _optimizer(table: table_pb2.Table) -> dict[str, Any] | None:
     if not table.HasField("optimizer"):
         return None
     return {"name": table.optimizer.name, **dict(sorted(table.optimizer.options.items()))}
+
+
+def _open(table: table_pb2.Table) -> dict[str, Any] | None:
+    """As OpenSpec.described."""
+    if not table.HasField("open"):
+        return None
+    given = table.open
+    return {
+        "keys": given.keys,
+        "rows_max": given.rows_max,
+        "seed": given.seed,
+        "init": {"name": given.init, **given.init_parameters, **given.init_words},
+        "on_missing": given.on_missing,
+        "admit_after": given.admit_after,
+        "on_full": given.on_full,
+        "ttl_seconds": given.ttl_seconds if given.HasField("ttl_seconds") else None,
+        "touch_on_lookup": given.touch_on_lookup,
+    }
 
 
 def _limits(limits: table_pb2.Limits) -> Limits:

@@ -42,17 +42,21 @@ def decode_neighbors(body: memoryview, spec: NeighborsSpec) -> Neighbors:
     shape = tuple(reply.ids.shape)
     if shape[:-1] != spec.query.shape or not shape or shape[-1] > spec.query.k:
         raise unreadable(f"neighbors of shape {shape} don't answer queries of {spec.query.shape}")
-    ids = _array(reply.ids, tensor_pb2.DTYPE_INT64, "<i8", shape)
-    scores = _array(reply.scores, tensor_pb2.DTYPE_FLOAT32, "<f4", shape)
+    ids = array_of(reply.ids, tensor_pb2.DTYPE_INT64, "<i8", shape)
+    scores = array_of(reply.scores, tensor_pb2.DTYPE_FLOAT32, "<f4", shape)
     keys = None
     if reply.HasField("keys"):
         keys = key_array(keys_of_message(reply.keys, shape))
     return Neighbors(ids, scores, keys, reply.version)
 
 
-def _array(
-    tensor: tensor_pb2.Tensor, code: tensor_pb2.DType, dtype: str, shape: tuple[int, ...]
+def array_of(
+    tensor: tensor_pb2.Tensor,
+    code: tensor_pb2.DType,
+    dtype: str | np.dtype[Any],
+    shape: tuple[int, ...],
 ) -> NDArray[Any]:
+    """The array in a tensor. InternalError when it has another dtype, shape or size."""
     count = int(np.prod(shape, dtype=object))
     if (
         tensor.dtype != code

@@ -64,7 +64,7 @@ def encode_update(specs: Sequence[UpdateSpec], request_id: RequestId) -> Body:
     parts: Parts = [encode_request_id(request_id)]
     for spec in specs:
         parts += nested(_UPDATE, _table_update(spec))
-    return _pieces(parts)
+    return pieces(parts)
 
 
 def encode_request_id(request_id: RequestId) -> bytes:
@@ -93,7 +93,7 @@ class Framing:
             return Body(
                 b"".join((request_id, self.before, ids.data, self.between, values.data)), ()
             )
-        return _pieces([request_id + self.before, ids.data, self.between, values.data])
+        return pieces([request_id + self.before, ids.data, self.between, values.data])
 
 
 def framing_of(spec: UpdateSpec) -> Framing:
@@ -122,7 +122,7 @@ def _table_update(spec: UpdateSpec) -> Parts:
     return parts + nested(_VALUES, tensor_parts(spec.values, DTYPE_CODES[spec.dtype]))
 
 
-def _pieces(parts: Parts) -> Body:
+def pieces(parts: Parts) -> Body:
     """`parts`, with the small ones joined and the large ones as flat views of their arrays."""
     pieces: Parts = []
     run: Parts = []
@@ -140,7 +140,7 @@ def _pieces(parts: Parts) -> Body:
 
 def decode_update(body: memoryview, specs: Sequence[UpdateSpec]) -> UpdateResult:
     """The result in an UpdateResponse to `specs`. InternalError when it isn't one."""
-    reply = _read(embedding_pb2.UpdateResponse, body)
+    reply = read_message(embedding_pb2.UpdateResponse, body)
     if len(reply.versions) != len(specs):
         raise unreadable(f"it has {len(reply.versions)} versions for {len(specs)} tables")
     tables = [spec.table for spec in specs]
@@ -162,30 +162,31 @@ def _counter(tables: Sequence[str], counts: Sequence[int]) -> "Counter[str]":
 
 def decode_change(body: memoryview) -> table_pb2.ChangeResponse:
     """Read a ChangeResponse. InternalError when it isn't one."""
-    return _read(table_pb2.ChangeResponse, body)
+    return read_message(table_pb2.ChangeResponse, body)
 
 
 def decode_snapshot(body: memoryview) -> table_pb2.SnapshotResponse:
     """Read a SnapshotResponse. InternalError when it isn't one."""
-    return _read(table_pb2.SnapshotResponse, body)
+    return read_message(table_pb2.SnapshotResponse, body)
 
 
 def decode_get_server(body: memoryview) -> table_pb2.GetServerResponse:
     """Read a GetServerResponse. InternalError when it isn't one."""
-    return _read(table_pb2.GetServerResponse, body)
+    return read_message(table_pb2.GetServerResponse, body)
 
 
 def decode_list_snapshots(body: memoryview) -> table_pb2.ListSnapshotsResponse:
     """Read a ListSnapshotsResponse. InternalError when it isn't one."""
-    return _read(table_pb2.ListSnapshotsResponse, body)
+    return read_message(table_pb2.ListSnapshotsResponse, body)
 
 
 def decode_delete_snapshot(body: memoryview) -> table_pb2.DeleteSnapshotResponse:
     """Read a DeleteSnapshotResponse. InternalError when it isn't one."""
-    return _read(table_pb2.DeleteSnapshotResponse, body)
+    return read_message(table_pb2.DeleteSnapshotResponse, body)
 
 
-def _read(kind: type[_MessageT], body: memoryview) -> _MessageT:
+def read_message(kind: type[_MessageT], body: memoryview) -> _MessageT:
+    """The message of a reply's body. InternalError when it isn't one."""
     try:
         return kind.FromString(bytes(body))
     except DecodeError:

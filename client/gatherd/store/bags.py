@@ -42,7 +42,8 @@ FILL: Final = -2
 """Entries of an index that are no rows: pass over the id, or pool the filler in its place."""
 
 
-_MODES = {Pooling.SUM: 0, Pooling.MEAN: 1, Pooling.MAX: 2, Pooling.SQRTN: 3}
+MODES: Final = {Pooling.SUM: 0, Pooling.MEAN: 1, Pooling.MAX: 2, Pooling.SQRTN: 3}
+"""Numbers that kernels/bags.py branches on."""
 _NO_WEIGHTS = np.empty(0, np.float32)
 _NO_COUNTERS = np.empty(0, np.uint32)
 _ROW_KINDS = {
@@ -215,7 +216,7 @@ def pool(
     begin, patience = 0, None
     while True:
         bag, found = compiled.pool(
-            raw, kind, counters, index, offsets, given, _MODES[mode], filler, out, begin
+            raw, kind, counters, index, offsets, given, MODES[mode], filler, out, begin
         )
         if found == compiled.DONE:
             return

@@ -2,7 +2,9 @@
 
     catalog.json                           {"format", "generation", "tables": {NAME: ENTRY},
                                            "crc32"}, ENTRY being {"uid", "live", "versions"}, and
-                                           "damaged" where a version can't be used; see `Damage`
+                                           "damaged" where a version can't be used; see `Damage`;
+                                           and "optimizers", {VERSION: {"name", …}}, of those whose
+                                           optimizer isn't the manifest's any more
 control                                see control.py
 lock                                   held by the one process that may change anything
 tables/<name>/v000001/manifest.json    its description: dtype, rows, dim, origin, …
@@ -12,6 +14,7 @@ tables/<name>/v000001/seq              the counters of its stripes, stripes.py; 
 tables/<name>/v000001/default.npy      the vector for missing ids, float32 (dim,); may be absent
 tables/<name>/v000001/keys.*           the index from keys to rows, key_index.py; may be absent
 staging/                               files not published yet; readers never look into it
+staging/uploads/<id>/                  tables that are being uploaded
 
 Releases up to 0.1 wrote a catalog without "crc32". It is read, but flipped bits in its numbers go
 unnoticed. The first change of a table writes one with "crc32".
@@ -21,7 +24,7 @@ import json
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -40,6 +43,10 @@ from gatherd.store.checksums import (
 from gatherd.store.dtypes import DType
 from gatherd.store.format import open_readonly, read_layout, read_npy_header
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.open_files import OPEN
+from gatherd.store.open_index import OpenIndex
+from gatherd.store.open_spec import OpenSpec
+from gatherd.store.open_table import OpenTable
 from gatherd.store.stripes import map_counters
 from gatherd.store.table import Table
 
@@ -137,6 +144,25 @@ class CatalogEntry:
     live: int
     versions: tuple[int, ...]
     damaged: tuple[Damage, ...] = ()
+    optimizers: tuple[tuple[int, str], ...] = ()
+    """By version, as JSON, the optimizers that were changed in place; a manifest has the first."""
+
+    def optimizer_of(self, version: int) -> dict[str, Any] | None:
+        """A version's optimizer, as a manifest has it; None if it is the manifest's own."""
+        found = dict(self.optimizers).get(version)
+        optimizer: dict[str, Any] | None = None if found is None else json.loads(found)
+        return optimizer
+
+    def with_optimizer(self, version: int, optimizer: dict[str, Any]) -> "CatalogEntry":
+        """This entry with another optimizer of a version."""
+        others = [one for one in self.optimizers if one[0] != version]
+        listed = sorted([*others, (version, json.dumps(optimizer))])
+        return replace(self, optimizers=tuple(listed))
+
+    def kept(self) -> "CatalogEntry":
+        """This entry without the optimizers of versions that it no longer has."""
+        listed = tuple(one for one in self.optimizers if one[0] in self.versions)
+        return self if listed == self.optimizers else replace(self, optimizers=listed)
 
     def damage_of(self, version: int) -> Damage | None:
         """The damage of a version, or None."""
@@ -145,7 +171,7 @@ class CatalogEntry:
     @cached_property
     def text(self) -> EntryText:
         """See catalog_text.py; made once, because each change of any table writes it again."""
-        if self.damaged or not self.versions:
+        if self.damaged or self.optimizers or not self.versions:
             document = self.to_json()
             lines = json.dumps(document, indent=CATALOG_INDENT).replace("\n", "\n    ")
             return EntryText(lines, json.dumps(document, sort_keys=True, separators=(",", ":")))
@@ -167,12 +193,16 @@ class CatalogEntry:
         }
         if self.damaged:
             document["damaged"] = [one.to_json() for one in self.damaged]
+        if self.optimizers:
+            document["optimizers"] = {
+                str(version): json.loads(optimizer) for version, optimizer in self.optimizers
+            }
         return document
 
     @classmethod
     def from_json(cls, entry: Any) -> "CatalogEntry":
         """The reverse of `to_json`. LookupError, TypeError or ValueError for anything else."""
-        _check_members(entry, {"uid", "live", "versions", "damaged"})
+        _check_members(entry, {"uid", "live", "versions", "damaged", "optimizers"})
         damaged = [
             Damage(
                 int(one["version"]),
@@ -183,7 +213,19 @@ class CatalogEntry:
             for one in entry.get("damaged", ())
         ]
         versions = tuple(map(int, entry["versions"]))
-        return cls(str(entry["uid"]), int(entry["live"]), versions, tuple(damaged))
+        optimizers = sorted(
+            (int(version), json.dumps(_named(one)))
+            for version, one in entry.get("optimizers", {}).items()
+        )
+        uid, live = str(entry["uid"]), int(entry["live"])
+        return cls(uid, live, versions, tuple(damaged), tuple(optimizers))
+
+
+def _named(optimizer: Any) -> dict[str, Any]:
+    """`optimizer` if it is an object with a name; TypeError for anything else."""
+    if not isinstance(optimizer, dict) or not isinstance(optimizer.get("name"), str):
+        raise TypeError(f"an optimizer is {optimizer!r}")
+    return optimizer
 
 
 def _check_members(document: Any, known: set[str]) -> None:
@@ -277,7 +319,14 @@ def open_table(data_dir: Path, name: str, version: int) -> Table:
         default = _read_default(folder / DEFAULT_NAME)
         trained = manifest.get("optimizer")
         counters = map_counters(folder, layout.row_count) if trained is not None else None
-        table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        if OPEN in manifest:
+            keys = OpenIndex(folder, OpenSpec.from_json(manifest[OPEN]))
+            if counters is None:
+                raise BadFile(f"{folder / MANIFEST_NAME} is of an open table that takes no updates")
+            table: Table = OpenTable.map(name, version, fd, layout, default, keys, counters)
+        else:
+            table = Table.map(name, version, fd, layout, default, KeyIndex.open(folder), counters)
+        table.uid = str(manifest.get("uid", ""))
         table.is_trainable = trained is not None
         table.optimizer = None if trained == NO_OPTIMIZER else trained
         return table

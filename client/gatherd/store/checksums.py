@@ -14,6 +14,8 @@ The files are weights.npy and default.npy; a key index carries its own checksums
 The checksums are those of the published files: a live table that was trained since differs.
 """
 
+import errno
+import functools
 import json
 import os
 import zlib
@@ -166,7 +168,12 @@ def checksums_of(data: bytes) -> FileChecksums:
 
 
 def crc_of(fd: int, begin: int, end: int) -> int:
-    """The crc32 of the bytes from `begin` up to `end`, or to the file's end if that is sooner."""
+    """The crc32 of the bytes from `begin` up to `end`, or to the file's end if that is sooner.
+
+    Of a hole, nothing is read.
+    """
+    if _is_hole(fd, begin, end):
+        return _zeros_crc(min(end, os.fstat(fd).st_size) - begin)
     crc = 0
     while begin < end:
         data = os.pread(fd, min(READ_BYTES, end - begin), begin)
@@ -175,6 +182,20 @@ def crc_of(fd: int, begin: int, end: int) -> int:
         crc = zlib.crc32(data, crc)
         begin += len(data)
     return crc
+
+
+def _is_hole(fd: int, begin: int, end: int) -> bool:
+    """Whether the file has no data there."""
+    try:
+        return os.lseek(fd, begin, os.SEEK_DATA) >= end
+    except OSError as error:
+        # No data up to the end of the file, or a file system that doesn't tell.
+        return error.errno == errno.ENXIO and begin < os.fstat(fd).st_size
+
+
+@functools.lru_cache(maxsize=8)
+def _zeros_crc(byte_count: int) -> int:
+    return zlib.crc32(bytes(byte_count))
 
 
 def block_crcs(fd: int) -> list[int]:

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType, convert
-from gatherd.store.ids import flat_ids
 from gatherd.store.norms import normalize
 from gatherd.store.query import Asked, BagsQuery, Missing, VectorForm
 from gatherd.store.table import CONVERT_BLOCK_BYTES, Gathered, Table, status_of
@@ -37,21 +36,18 @@ def lookup(
 ) -> Gathered:
     """As `Table.lookup`, with vectors in `form`: a default vector, too. InvalidArgument."""
     check_form(table, form)
-    rows, found = table.rows_of(asked, missing)
     dims = form.dims or table.dim
-    vectors = np.empty((*rows.shape, dims), dtype.storage) if out is None else out
-    if table.row_count:
-        index = flat_ids(rows)
-        copy = partial(_copy, table, _cut(table, dims), form, dtype)
-        table.read(index, vectors.reshape(index.size, dims), copy)
-    if found is not None:
+    vectors = np.empty((*asked.shape, dims), dtype.storage) if out is None else out
+    copy = partial(_copy, table, dims, form, dtype)
+    found = table.fill(asked, missing, vectors.reshape(asked.size, dims), copy)
+    if found is not None and missing is not Missing.INIT:
         filler = np.zeros((1, dims), np.float32)
         if missing is Missing.DEFAULT:
             filler[0] = table.default_vector()[:dims]
         converted = np.empty((1, dims), dtype.storage)
         _finish(filler, form, converted, dtype)
         vectors[~found] = converted[0]
-    status = status_of(rows.shape, found, missing)
+    status = status_of(asked.shape, found, missing)
     return Gathered(vectors, dtype, status, table.version, is_normalized=form.normalize)
 
 
@@ -74,25 +70,27 @@ def lookup_bags(
     return Gathered(vectors, dtype, pooled.status, table.version, is_normalized=form.normalize)
 
 
-def _cut(table: Table, dims: int) -> NDArray[np.void]:
-    """The first `dims` elements of each row as one opaque element, (rows,)."""
+def _cut(table: Table, rows: NDArray[np.uint8], dims: int) -> NDArray[np.void]:
+    """The first `dims` elements of each of the stored `rows` as one opaque element, (rows,)."""
     nbytes = dims * table.dtype.itemsize
     part = np.dtype(
         {"names": ["_"], "formats": [f"V{nbytes}"], "offsets": [0], "itemsize": table.row_bytes}
     )
-    cut: NDArray[np.void] = table.rows.view(part)["_"][:, 0]
+    cut: NDArray[np.void] = rows.view(part)["_"][:, 0]
     return cut
 
 
 def _copy(
     table: Table,
-    cut: NDArray[np.void],
+    dims: int,
     form: VectorForm,
     dtype: DType,
+    rows: NDArray[np.uint8],
     index: NDArray[np.intp],
     out: NDArray[Any],
 ) -> None:
-    """Fill `out`, (n, dims), with the rows of `index`, (n,), in `form`."""
+    """Fill `out`, (n, dims), with those of the stored `rows` that `index`, (n,), has, in `form`."""
+    cut = _cut(table, rows, dims)
     step = max(1, CONVERT_BLOCK_BYTES // max(1, cut.dtype.itemsize))
     for start in range(0, index.size, step):
         some = out[start : start + step]

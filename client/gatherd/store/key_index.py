@@ -55,6 +55,7 @@ from gatherd.store.keys import (
     key_not_found_error,
     key_text,
     string_keys_from_wire,
+    strings_at,
 )
 from gatherd.store.mapping import MappedFile, naming, not_opened
 from gatherd.store.near_keys import near_keys
@@ -79,8 +80,6 @@ KEYS_SLOTS: Final = "keys.slots.npy"
 NPY_HEADER_BYTES: Final = 128
 KEYED_ROWS_MAX: Final = 2**40 - 2
 SLOTS_MIN: Final = 8
-# Keys that are copied together. If they are the longest, their bytes' positions take 32 MB.
-KEYS_AT_ONCE: Final = 4096
 
 
 class KeyKind(Enum):
@@ -148,8 +147,9 @@ def read_keys_info(folder: Path) -> KeysInfo | None:
         with open(path, "rb") as file:
             raw = file.read(KEYS_JSON_BYTES_MAX + 1)
     except FileNotFoundError:
-        if (folder / KEYS_SLOTS).exists():
-            raise BadFile(f"{path} isn't there, but {KEYS_SLOTS} is") from None
+        for name in (KEYS_SLOTS, KEYS_INTS, KEYS_OFFSETS, KEYS_DATA):
+            if (folder / name).exists():
+                raise BadFile(f"{path} isn't there, but {name} is") from None
         return None
     except OSError as error:
         raise not_opened(path, error) from None
@@ -234,6 +234,11 @@ class KeyIndex:
         return None if info is None else cls(folder, info)
 
     @property
+    def row_count(self) -> int:
+        """How many rows it is of."""
+        return self.count
+
+    @property
     def nbytes(self) -> int:
         """Bytes mapped, which all processes share."""
         return sum(len(mapping) for mapping in self._mappings)
@@ -256,10 +261,7 @@ class KeyIndex:
         """
         if keys.size == 0:
             return np.empty(keys.shape, np.int64)
-        if isinstance(keys, StringKeys) is not (self.kind is KeyKind.BYTES):
-            given = "strings" if isinstance(keys, StringKeys) else "integers"
-            held = "strings" if self.kind is KeyKind.BYTES else self.kind.value
-            raise InvalidArgument(f"keys are {given}; the keys of this table are {held}")
+        check_kind(keys, self.kind)
         rows = np.empty(keys.size, np.int64)
         seed = self.info.seed
         if isinstance(keys, StringKeys):
@@ -273,17 +275,8 @@ class KeyIndex:
         return rows.reshape(keys.shape)
 
     def not_found(self, table: str, keys: Keys, rows: NDArray[np.integer[Any]]) -> KeyNotFound:
-        """The error for keys without a row, of which `rows` has −1, with keys like the first one.
-
-        Only with the first, so that it costs the same however many are missing.
-        """
-        hint = ""
-        if isinstance(keys, StringKeys):
-            first = int(np.flatnonzero(rows.reshape(-1) < 0)[0])
-            begin, end = int(keys.offsets[first]), int(keys.offsets[first + 1])
-            text = key_text(keys.data[begin:end].tobytes())
-            hint = did_you_mean(near_keys(text, self.rows_of))
-        return key_not_found_error(table, keys, rows, hint)
+        """The error for keys without a row, of which `rows` has −1; see the function."""
+        return not_found(table, keys, rows, self.rows_of)
 
     def keys_of(
         self,
@@ -306,15 +299,7 @@ class KeyIndex:
         offsets = np.zeros(flat.size + 1, np.int64)
         np.cumsum(lengths, out=offsets[1:])
         check_bytes(int(offsets[-1]))
-        copied = np.empty(int(offsets[-1]), np.uint8)
-        shifts = begins - offsets[:-1]
-        # In parts, because the positions of all bytes take many times the bytes' memory.
-        for first in range(0, flat.size, KEYS_AT_ONCE):
-            last = min(first + KEYS_AT_ONCE, flat.size)
-            begin, end = int(offsets[first]), int(offsets[last])
-            source = np.arange(begin, end) + np.repeat(shifts[first:last], lengths[first:last])
-            copied[begin:end] = data[source]
-        return StringKeys(copied, offsets, rows.shape)
+        return strings_at(data, begins, offsets, rows.shape)
 
     def bounds(self, rows: NDArray[np.intp]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """Where the string keys of `rows`, (n,), begin in the data, and their lengths.
@@ -346,6 +331,34 @@ class KeyIndex:
         """Read and checksum every file; BadFile names the first damaged one and its byte range."""
         for name in self.info.arrays():
             verify_file(self._folder / name, self.info)
+
+
+def check_kind(keys: Keys, kind: KeyKind) -> None:
+    """InvalidArgument when `keys` are strings and `kind` is of integers, or the reverse."""
+    if isinstance(keys, StringKeys) is not (kind is KeyKind.BYTES):
+        given = "strings" if isinstance(keys, StringKeys) else "integers"
+        held = "strings" if kind is KeyKind.BYTES else kind.value
+        raise InvalidArgument(f"keys are {given}; the keys of this table are {held}")
+
+
+def not_found(
+    table: str,
+    keys: Keys,
+    rows: NDArray[np.integer[Any]],
+    rows_of: Callable[[StringKeys], NDArray[np.int64]],
+) -> KeyNotFound:
+    """The error for keys without a row, of which `rows` has −1, with keys like the first one.
+
+    Only with the first, so that it costs the same however many are missing. `rows_of` has the row
+    of each key, −1 for none.
+    """
+    hint = ""
+    if isinstance(keys, StringKeys):
+        first = int(np.flatnonzero(rows.reshape(-1) < 0)[0])
+        begin, end = int(keys.offsets[first]), int(keys.offsets[first + 1])
+        text = key_text(keys.data[begin:end].tobytes())
+        hint = did_you_mean(near_keys(text, rows_of))
+    return key_not_found_error(table, keys, rows, hint)
 
 
 def key_bits(

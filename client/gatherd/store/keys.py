@@ -27,6 +27,8 @@ from gatherd.store.ids import check_shape
 # A longer token is a parser's mistake, not a word. A request's keys need a bound, too.
 KEY_BYTES_MAX = 1024
 KEY_CHARS_SHOWN_MAX = 64
+# Keys that are copied together. If they are the longest, their bytes' positions take 32 MB.
+KEYS_AT_ONCE = 4096
 # What ends a KeyNotFound's message, in its metadata.
 HINT = "hint"
 
@@ -76,6 +78,24 @@ Keys = StringKeys | NDArray[np.integer[Any]]
 def key_text(key: bytes) -> str:
     """`key` as text; bytes that aren't UTF-8 become lone surrogates, which encode back."""
     return key.decode("utf-8", "surrogateescape")
+
+
+def strings_at(
+    data: NDArray[np.uint8],
+    begins: NDArray[np.int64],
+    offsets: NDArray[np.int64],
+    shape: tuple[int, ...],
+) -> StringKeys:
+    """The strings of `data` that begin at `begins`, (n,), as keys of `shape` with such offsets."""
+    copied = np.empty(int(offsets[-1]), np.uint8)
+    shifts = begins - offsets[:-1]
+    # In parts, because the positions of all bytes take many times the bytes' memory.
+    for first in range(0, begins.size, KEYS_AT_ONCE):
+        part = offsets[first : first + KEYS_AT_ONCE + 1]
+        # Each byte's position in `data`: its position in the result, plus its key's shift.
+        shift = np.repeat(shifts[first : first + KEYS_AT_ONCE], np.diff(part))
+        copied[part[0] : part[-1]] = data[np.arange(part[0], part[-1]) + shift]
+    return StringKeys(copied, offsets, shape)
 
 
 def as_keys(keys: object) -> Keys:
@@ -274,7 +294,7 @@ def key_not_found_error(
     bad = np.flatnonzero(rows.reshape(-1) < 0)
     shown = [int(flat) for flat in bad[:OFFENDERS_MAX]]
     named = dict(
-        zip((_where(flat, rows.shape) for flat in shown), _shown(keys, shown), strict=True)
+        zip((_where(flat, rows.shape) for flat in shown), shown_keys(keys, shown), strict=True)
     )
     listed = ", ".join(f"{where}={key}" for where, key in named.items())
     more = f" (and {bad.size - len(named)} more)" if bad.size > len(named) else ""
@@ -285,7 +305,8 @@ def key_not_found_error(
     )
 
 
-def _shown(keys: Keys, positions: Iterable[int]) -> Iterator[str]:
+def shown_keys(keys: Keys, positions: Iterable[int]) -> Iterator[str]:
+    """The keys at flat `positions` as an error shows them."""
     for flat in positions:
         if isinstance(keys, StringKeys):
             begin, end = int(keys.offsets[flat]), int(keys.offsets[flat + 1])

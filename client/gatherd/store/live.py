@@ -15,7 +15,9 @@ longer names are let go.
 
 A mapping passes from one view to the next as long as the catalog keeps the version, by the table's
 uid: a deleted table's rows are never taken for those of another table of the same name. Rows are
-unmapped when neither a view nor a request refers to them any more.
+unmapped when neither a view nor a request refers to them any more. When the index of an open table
+has grown, its file is another one before the generation is raised, and all else of the table stays:
+a new view has a table with the new index, which shares every other mapping with the one before.
 
 Left out on purpose: a lock. A fork could leave it locked in the child, and `local:` clients live in
 processes that fork. Two threads may both build the view of a new generation; both views are right.
@@ -25,7 +27,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from gatherd.errors import (
     BadFile,
@@ -37,6 +39,7 @@ from gatherd.errors import (
     VersionNotFound,
 )
 from gatherd.store.catalog import (
+    NO_OPTIMIZER,
     WEIGHTS_NAME,
     Catalog,
     CatalogEntry,
@@ -49,6 +52,7 @@ from gatherd.store.catalog import (
 from gatherd.store.catalog_text import CatalogReader
 from gatherd.store.control import ControlPage
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.slot_files import SlotFiles
 from gatherd.store.table import Table
 
 # How often a request begins anew when versions are dropped faster than it opens them.
@@ -96,6 +100,14 @@ class View:
             return self.mapped.get((name, LIVE_VERSION)) or self._find(name, LIVE_VERSION)
         except TooManyFiles as error:
             return error.message
+
+    def optimizer_of(self, name: str, table: Table) -> dict[str, Any] | None:
+        """The optimizer of a table's version; None for one that takes no gradients."""
+        entry = self.entries.get(name)
+        changed = None if entry is None else entry.optimizer_of(table.version)
+        if changed is None:
+            return table.optimizer
+        return None if changed == NO_OPTIMIZER else changed
 
     def names(self) -> list[str]:
         """Every table in order, unreadable ones included."""
@@ -170,11 +182,18 @@ class View:
         if mine is None or mine.uid != entry.uid:
             return {}
         found = {version: self.mapped.get((name, version)) for version in entry.versions}
-        return {
-            version: table
+        renewed = {
+            version: _renewed(table)
             for version, table in found.items()
             if table is not None and entry.damage_of(version) is None
         }
+        return {version: table for version, table in renewed.items() if table is not None}
+
+    def check_kept(self, name: str, version: int) -> None:
+        """DroppedMeanwhile unless the catalog, as it is now, still has the version."""
+        assert self.control is not None
+        if self.control.generation > self.catalog.generation:
+            self._check_kept(name, self.entries[name], version)
 
     def _check_kept(self, name: str, entry: CatalogEntry, version: int) -> None:
         """DroppedMeanwhile unless the catalog still has the version, and so always had it."""
@@ -267,6 +286,25 @@ class LiveTables:
         except KeyError:
             return self.read(lambda view: [view.table(*name_version) for name_version in wanted])
 
+    def take_with_slots(self, name: str, version: int) -> tuple[Table, SlotFiles | None]:
+        """One table as `take` gives it, and its slots; None for a fixed table.
+
+        VersionNotFound, too, if the version is dropped while its slots are opened.
+        """
+
+        def opened(view: View) -> tuple[Table, SlotFiles | None]:
+            table = view.table(name, version)
+            if name in view.fixed or view.control is None or view.data_dir is None:
+                return table, None
+            folder = version_dir(view.data_dir, name, table.version)
+            try:
+                return table, SlotFiles.open(folder, table.row_count, view.control)
+            finally:
+                # Another table's files may be there by now, or none.
+                view.check_kept(name, table.version)
+
+        return self.read(opened)
+
     def read(self, ask: Callable[[View], T]) -> T:
         """The result of `ask` for the current view; repeated if a version was deleted meanwhile.
 
@@ -297,7 +335,7 @@ class LiveTables:
         if file is None or _identity(weights) != file:
             raise BadFile(f"{weights} was replaced while it was opened")
         make_ready(table)
-        if table.nbytes:  # an empty table isn't mapped, so its inode isn't held
+        if table.rows.size:  # an empty table isn't mapped, so its inode isn't held
             self._prepared[(name, version)] = _Prepared(table, file, view.catalog.generation)
 
     def replace_fixed(self, tables: Mapping[str, Table]) -> None:
@@ -381,9 +419,12 @@ class LiveTables:
         view = self._view_of(catalog, control, refused)
         # The reader gives the same object for an entry that is the same: most are.
         other = {name for name, old in before.entries.items() if view.entries.get(name) is not old}
-        for key, table in before.mapped.copy().items():
-            if key[0] not in other and key[0] not in view.fixed:
-                view.mapped.setdefault(key, table)
+        for (name, version), table in before.mapped.copy().items():
+            if name in other or name in view.fixed or version == LIVE_VERSION:
+                continue
+            renewed = _renewed(table)
+            if renewed is not None:
+                view.hold(name, version, renewed)
         for name, entry in view.entries.items():
             is_mapped = self._at_open is None or (name, LIVE_VERSION) in view.mapped
             if is_mapped and before.entries.get(name) is entry:
@@ -431,13 +472,22 @@ class LiveTables:
             return None
         assert self._data_dir is not None
         file = _identity(version_dir(self._data_dir, name, version) / WEIGHTS_NAME)
-        return prepared.table if file == prepared.file else None
+        return _renewed(prepared.table) if file == prepared.file else None
 
     def _let_go_prepared(self, catalog: Catalog) -> None:
         """Forget the tables prepared for `catalog`, used or not."""
         for key, prepared in self._prepared.copy().items():
             if prepared.generation < catalog.generation and self._prepared.get(key) is prepared:
                 self._prepared.pop(key, None)
+
+
+def _renewed(table: Table) -> Table | None:
+    """The table with the index that its files have now; None when that is damaged."""
+    try:
+        return table.renewed()
+    except GatherdError as error:
+        logger.error("table %r is mapped anew: %s", table.name, error)  # noqa: TRY400
+        return None
 
 
 def _too_fast(dropped: DroppedMeanwhile) -> Unavailable:

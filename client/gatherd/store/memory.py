@@ -6,6 +6,7 @@ Page faults, not arithmetic, decide the speed of a gather; docs/performance.md h
 import ctypes
 import mmap
 import os
+from collections.abc import Mapping
 from contextlib import suppress
 from functools import cache
 
@@ -33,22 +34,36 @@ def tune_allocator() -> bool:
     Sets glibc's M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD for the whole process, which
     then holds up to 512 MiB of freed memory. Returns False where the C library has no `mallopt`.
     """
+    return _set_options(
+        {
+            _M_MMAP_THRESHOLD: _MMAP_THRESHOLD_BYTES,
+            _M_TRIM_THRESHOLD: _TRIM_THRESHOLD_BYTES,
+            _M_TOP_PAD: _TOP_PAD_BYTES,
+        }
+    )
+
+
+def give_back_large_buffers() -> bool:
+    """Have every buffer of a megabyte or more given back to the system as soon as it is freed.
+
+    By default glibc keeps ever larger ones, up to 32 MiB, and what lies between them stays. Meant
+    for a process that reads a long file. Returns False where the C library has no `mallopt`.
+    """
+    return _set_options({_M_MMAP_THRESHOLD: 1 << 20})
+
+
+def _set_options(options: Mapping[int, int]) -> bool:
     try:
         mallopt = ctypes.CDLL(None).mallopt
     except (OSError, AttributeError):
         return False
-    return all(
-        mallopt(option, value) == 1
-        for option, value in (
-            (_M_MMAP_THRESHOLD, _MMAP_THRESHOLD_BYTES),
-            (_M_TRIM_THRESHOLD, _TRIM_THRESHOLD_BYTES),
-            (_M_TOP_PAD, _TOP_PAD_BYTES),
-        )
-    )
+    return all(mallopt(option, value) == 1 for option, value in options.items())
 
 
-def populate(mapping: MappedFile) -> None:
+def populate(mapping: MappedFile, byte_count: int | None = None) -> None:
     """Map every page of `mapping` now, reading those that aren't in the page cache.
+
+    Or only those of its first `byte_count` bytes.
 
     Afterwards a gather takes no page fault. OSError when the file ends before the mapping does.
 
@@ -56,6 +71,8 @@ def populate(mapping: MappedFile) -> None:
     lookups and allocations go on.
     """
     address, end = mapping.address, len(mapping)
+    if byte_count is not None:
+        end = min(end, byte_count)
     for start in range(0, end, _POPULATE_BYTES):
         length = ctypes.c_size_t(min(_POPULATE_BYTES, end - start))
         try:

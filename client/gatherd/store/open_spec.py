@@ -9,7 +9,7 @@ It is the member "open" of the version's manifest:
 
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any, Final, Self
+from typing import Any, Final, Literal, Self, TypeAlias
 
 from gatherd._suggestions import did_you_mean, near
 from gatherd.errors import BadFile, InvalidArgument
@@ -23,6 +23,10 @@ SEED_MAX: Final = 2**64 - 1
 ADMIT_AFTER_MAX: Final = 255
 """The sketch that counts pushes has a byte a cell."""
 TTL_SECONDS_MAX: Final = 100 * 366 * 86_400
+
+KeyKindName: TypeAlias = Literal["int64", "uint64", "string"]
+OnFullName: TypeAlias = Literal["error", "evict-lru", "evict-lfu"]
+OnMissingName: TypeAlias = Literal["error", "create"]
 
 KEY_KINDS: Final = {
     "int64": KeyKind.INT64,
@@ -85,14 +89,24 @@ class OpenSpec:
         return self
 
     @property
-    def keys(self) -> str:
+    def keys(self) -> KeyKindName:
         """Its kind of keys, as a request names it: "int64", "uint64" or "string"."""
-        return "string" if self.kind is KeyKind.BYTES else str(self.kind.value)
+        match self.kind:
+            case KeyKind.BYTES:
+                return "string"
+            case KeyKind.INT64:
+                return "int64"
+            case KeyKind.UINT64:
+                return "uint64"
 
     @property
-    def on_missing(self) -> str:
+    def on_missing(self) -> OnMissingName:
         """`creates`, as a request names it: "create" or "error"."""
-        return str((OnMissing.CREATE if self.creates else OnMissing.ERROR).value)
+        return "create" if self.creates else "error"
+
+    def described(self) -> dict[str, Any]:
+        """It as callers see it, by the names of a request's options; None for no TTL."""
+        return {**self.to_json(), "keys": self.keys, "ttl_seconds": self.ttl_seconds or None}
 
     def to_json(self) -> dict[str, Any]:
         """Its member of a manifest."""

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum
 from functools import partial
-from typing import Any
+from typing import Any, Self, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,8 @@ from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyIndex
 from gatherd.store.keys import Keys
 from gatherd.store.mapping import MappedFile, naming
+from gatherd.store.open_index import OpenIndex
+from gatherd.store.open_spec import OpenSpec
 from gatherd.store.query import STATUS_MISSING, Asked, BagsQuery, ByKey, Missing
 from gatherd.store.stripes import RowReader
 
@@ -39,6 +41,9 @@ SAMPLED_ROWS = 400
 logger = logging.getLogger("gatherd")
 
 _NO_COUNTERS: NDArray[np.uint32] = np.empty(0, np.uint32)
+
+Copy: TypeAlias = Callable[[NDArray[np.uint8], NDArray[np.intp], NDArray[Any]], None]
+"""Fills an array, (n, …), with the rows of an index, (n,), of stored rows, (rows, row_bytes)."""
 
 
 class Preload(Enum):
@@ -86,7 +91,7 @@ class Table:
         mapping: MappedFile | None,
         rows: NDArray[np.uint8],
         default_vector: NDArray[np.float32] | None,
-        keys: KeyIndex | None,
+        keys: KeyIndex | OpenIndex | None,
         counters: NDArray[np.uint32] | None = None,
     ) -> None:
         """`rows` is (row_count, row_bytes); `mapping` is None for a table of 0 bytes.
@@ -98,7 +103,7 @@ class Table:
         self.row_count = layout.row_count
         self.dim = layout.dim
         self.dtype = layout.dtype
-        self.nbytes = layout.nbytes
+        self._begin = 0 if mapping is None else len(mapping) - layout.nbytes
         self.row_bytes = layout.row_bytes
         self._mapping = mapping
         self.rows = rows
@@ -114,6 +119,8 @@ class Table:
         """Whether it takes updates."""
         self.optimizer: dict[str, Any] | None = None
         """Its name and options; None for a table that takes no gradients."""
+        self.uid = ""
+        """What no other version of any table has; empty for a file that is served in place."""
         self._default_vector = default_vector
         self._default_lock = threading.Lock()
         self.is_populated = False
@@ -130,9 +137,9 @@ class Table:
         fd: int,
         layout: RowLayout,
         default_vector: NDArray[np.float32] | None = None,
-        keys: KeyIndex | None = None,
+        keys: KeyIndex | OpenIndex | None = None,
         counters: NDArray[np.uint32] | None = None,
-    ) -> "Table":
+    ) -> Self:
         """Map the rows that `layout` finds in the open file `fd`, which can be closed afterwards.
 
         `counters`, from `stripes.map_counters`, are needed when the rows may change. BadFile when
@@ -143,8 +150,8 @@ class Table:
                 f"table {name!r}: the file has {file_bytes(fd)} bytes, "
                 f"its rows end at {layout.offset + layout.nbytes}; it was truncated"
             )
-        if keys is not None and keys.count != layout.row_count:
-            raise BadFile(f"table {name!r} has {layout.row_count} rows and {keys.count} keys")
+        if keys is not None and keys.row_count != layout.row_count:
+            raise BadFile(f"table {name!r} has {layout.row_count} rows and {keys.row_count} keys")
         if default_vector is not None and default_vector.shape != (layout.dim,):
             raise InvalidArgument(
                 f"table {name!r} has dim {layout.dim}; its default vector has "
@@ -162,6 +169,25 @@ class Table:
         rows = mapping.array()[skip:]
         rows = rows.reshape(layout.row_count, layout.row_bytes)
         return cls(name, version, layout, mapping, rows, default_vector, keys, counters)
+
+    @property
+    def used_rows(self) -> int:
+        """How many rows the file holds, from row 0 on."""
+        return self.row_count
+
+    @property
+    def live_rows(self) -> int:
+        """How many rows it has."""
+        return self.row_count
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the rows that the file holds."""
+        return self.used_rows * self.row_bytes
+
+    def renewed(self) -> Self:
+        """This table, or its like if its files say that readers are to map another index."""
+        return self
 
     def preload(
         self, policy: Preload, taken_bytes: int = 0, available_bytes: int | None = None
@@ -190,7 +216,7 @@ class Table:
                     )
                 return
         try:
-            memory.populate(self._mapping)
+            memory.populate(self._mapping, self._begin + self.nbytes)
             self.is_populated = True
             if policy is Preload.LOCK:
                 memory.lock(self._mapping)
@@ -241,14 +267,26 @@ class Table:
             if not self.read_rows(flat_ids(asked), vectors.reshape(-1).view(np.uint8), 0):
                 raise out_of_range_error(self.name, asked, self.row_count)
             return Gathered(vectors, dtype, None, self.version)
-        rows, found = self.rows_of(asked, missing)
-        vectors = np.empty((*rows.shape, self.dim), dtype.storage) if out is None else out
-        if self.row_count:
-            index = flat_ids(rows)
-            self.gather(index, vectors.reshape(index.size, self.dim), dtype)
-        if found is not None:
+        vectors = np.empty((*asked.shape, self.dim), dtype.storage) if out is None else out
+        copy = None if dtype is self.dtype else partial(self._copy_converted, dtype)
+        found = self.fill(asked, missing, vectors.reshape(asked.size, self.dim), copy)
+        if found is not None and missing is not Missing.INIT:
             vectors[~found] = self._filler(missing, dtype)
-        return Gathered(vectors, dtype, status_of(rows.shape, found, missing), self.version)
+        return Gathered(vectors, dtype, status_of(asked.shape, found, missing), self.version)
+
+    def fill(
+        self, asked: Asked, missing: Missing, out: NDArray[Any], copy: Copy | None = None
+    ) -> NDArray[np.bool_] | None:
+        """Fill `out`, (n, …), with the rows of `asked`, as stored or as `copy` makes them.
+
+        Which of them have a row, of shape S; None if all do. What is put in the place of others
+        means nothing, except with INIT, when it is the key's initial vector. Raises what `lookup`
+        does; `copy` may be called for parts, and again.
+        """
+        rows, found = self.rows_of(asked, missing)
+        if self.row_count:
+            self.read(flat_ids(rows), out, copy or self._copy)
+        return found
 
     def lookup_bags(
         self,
@@ -263,29 +301,29 @@ class Table:
         Accumulated in float32 and then converted. Raises what `lookup` does. There is one status
         per id. Unimplemented where numba isn't installed.
         """
-        index, found = self._bag_index(asked, query.padding_id, missing)
-        filler = np.zeros(self.dim, np.float32)
-        if missing is Missing.DEFAULT and not found.all():
-            filler = self.default_vector()
         shape = (query.offsets.size, self.dim)
         is_direct = dtype is DType.FLOAT32 and out is not None
         pooled = out if is_direct and out is not None else np.empty(shape, np.float32)
-        rows_2d = self.rows.view(self.dtype.storage)
-        bags.pool(
-            rows_2d,
-            index,
-            query.offsets,
-            query.weights,
-            query.pooling,
-            filler,
-            pooled,
-            self._reader,
-        )
+        found = self._pool(asked, query, missing, pooled)
         vectors = pooled
         if dtype is not DType.FLOAT32:
             vectors = np.empty(shape, dtype.storage) if out is None else out
             convert(pooled, DType.FLOAT32, vectors, dtype)
-        return Gathered(vectors, dtype, status_of(index.shape, found, missing), self.version)
+        return Gathered(vectors, dtype, status_of(asked.shape, found, missing), self.version)
+
+    def _pool(
+        self, asked: Asked, query: BagsQuery, missing: Missing, out: NDArray[np.float32]
+    ) -> NDArray[np.bool_]:
+        """Fill `out`, (bags, dim); which of `asked` have a row or are padding."""
+        index, found = self._bag_index(asked, query.padding_id, missing)
+        filler = np.zeros(self.dim, np.float32)
+        if missing is Missing.DEFAULT and not found.all():
+            filler = self.default_vector()
+        rows_2d = self.rows.view(self.dtype.storage)
+        bags.pool(
+            rows_2d, index, query.offsets, query.weights, query.pooling, filler, out, self._reader
+        )
+        return found
 
     def keys_of(
         self,
@@ -372,6 +410,11 @@ class Table:
             raise out_of_range_error(self.name, asked, self.row_count, found)
         return index, found
 
+    @property
+    def open_spec(self) -> OpenSpec | None:
+        """How its rows come and go; None for a closed table."""
+        return None
+
     def has_no_init(self) -> InvalidArgument:
         """The error for a request of initial vectors, which only open tables have."""
         return InvalidArgument(
@@ -382,8 +425,8 @@ class Table:
         )
 
     def key_index(self) -> KeyIndex:
-        """The index of its keys; NoKeys when it has none."""
-        if self.keys is None:
+        """The index of its keys and their rows; NoKeys when it has none."""
+        if not isinstance(self.keys, KeyIndex):
             raise NoKeys(
                 f"table {self.name!r} has no keys; its rows have the ids 0 to {self.row_count - 1}",
                 {"table": self.name},
@@ -395,37 +438,37 @@ class Table:
 
         Unavailable as in `lookup`.
         """
-        self.read(
-            index, out, self._copy if dtype is self.dtype else partial(self._copy_converted, dtype)
-        )
+        copy = self._copy if dtype is self.dtype else partial(self._copy_converted, dtype)
+        self.read(index, out, copy)
 
-    def read(
-        self,
-        index: NDArray[np.intp],
-        out: NDArray[Any],
-        copy: Callable[[NDArray[np.intp], NDArray[Any]], None],
-    ) -> None:
+    def read(self, index: NDArray[np.intp], out: NDArray[Any], copy: Copy) -> None:
         """Fill `out`, (n, …), with what `copy` makes of the rows of `index`, (n,), all valid.
 
         See RowReader.read. Unavailable as in `lookup`.
         """
         if self._reader is None:
-            copy(index, out)
+            copy(self.rows, index, out)
         else:
-            self._reader.read(index, out, copy)
+            self._reader.read(index, out, partial(copy, self.rows))
 
-    def _copy(self, index: NDArray[np.intp], out: NDArray[Any]) -> None:
+    def _copy(self, rows: NDArray[np.uint8], index: NDArray[np.intp], out: NDArray[Any]) -> None:
         # mode="clip" skips NumPy's own bounds check, which buffers the output; ours is done.
         flat = out.view(np.uint8).reshape(index.size, self.row_bytes)
-        self.rows.take(index, 0, flat, "clip")
+        rows.take(index, 0, flat, "clip")
 
-    def _copy_converted(self, dtype: DType, index: NDArray[np.intp], out: NDArray[Any]) -> None:
+    def _copy_converted(
+        self,
+        dtype: DType,
+        rows: NDArray[np.uint8],
+        index: NDArray[np.intp],
+        out: NDArray[Any],
+    ) -> None:
         block = max(1, CONVERT_BLOCK_BYTES // self.row_bytes)
         buffer = np.empty((min(block, index.size), self.row_bytes), np.uint8)
         for start in range(0, index.size, block):
             part = index[start : start + block]
             raw = buffer[: part.size]
-            np.take(self.rows, part, axis=0, out=raw, mode="clip")
+            np.take(rows, part, axis=0, out=raw, mode="clip")
             convert(raw.view(self.dtype.storage), self.dtype, out[start : start + block], dtype)
 
     def _filler(self, missing: Missing, dtype: DType) -> NDArray[Any]:
@@ -458,12 +501,12 @@ class Table:
         """
         if self._mapping is None:
             return
-        sample = random.sample(range(self.row_count), min(self.row_count, SAMPLED_ROWS))
+        sample = random.sample(range(self.used_rows), min(self.used_rows, SAMPLED_ROWS))
         self.is_populated = all(map(self._is_resident, sample))
 
     def _is_resident(self, row: int) -> bool:
         assert self._mapping is not None
-        begin = len(self._mapping) - self.nbytes + row * self.row_bytes
+        begin = self._begin + row * self.row_bytes
         return memory.is_resident(self._mapping, begin, self.row_bytes)
 
     @property
@@ -488,7 +531,7 @@ class Table:
             return self.rows[start:stop].copy().view(self.dtype.storage)
         index = np.arange(start, min(stop, self.row_count), dtype=np.intp)
         rows = np.empty((index.size, self.dim), self.dtype.storage)
-        self._reader.read(index, rows, self._copy)
+        self._reader.read(index, rows, partial(self._copy, self.rows))
         return rows
 
     def _mean(self) -> NDArray[np.float32]:

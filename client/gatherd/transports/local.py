@@ -32,7 +32,14 @@ from gatherd._requests.lookups import (
     key_array,
 )
 from gatherd._requests.neighbors import Neighbors, NeighborsSpec
-from gatherd.errors import ClientClosed, DeadlineExceeded, InvalidArgument, TableNotFound
+from gatherd._requests.scans import PageOfRows, RowBatch, ScanSpec, as_asked
+from gatherd.errors import (
+    ClientClosed,
+    DeadlineExceeded,
+    InvalidArgument,
+    TableNotFound,
+    VersionNotFound,
+)
 from gatherd.store import forms
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 from gatherd.store.key_pages import find_ids, find_keys
@@ -40,6 +47,7 @@ from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import LiveTables, View
 from gatherd.store.neighbors import Norms, search
 from gatherd.store.query import ByKey, FoundKeys, Missing
+from gatherd.store.scans import PAGE_BYTES_MAX, ScanPage, version_is_gone
 from gatherd.store.table import Gathered, Table
 
 # The first keyed lookup and the first bags of a process load numba, or compile: no event loop
@@ -133,6 +141,28 @@ class LocalAnswering(Answering):
         found: FoundKeys = yield Computation(partial(find_keys, table, spec.query), nbytes)
         return found
 
+    def scan_page(self, spec: ScanSpec, deadline: Deadline) -> Plan[PageOfRows]:
+        """Reads the rows, and the files of the slots."""
+        live, query = self._open(), spec.query
+        self._check(deadline)
+        slots = None
+        try:
+            if query.with_slots:
+                table, slots = live.take_with_slots(spec.table, query.answering)
+            else:
+                (table,) = live.take([(spec.table, query.answering)])
+        except VersionNotFound as error:
+            raise version_is_gone(error) if query.cursor else error from None
+
+        def run() -> PageOfRows:
+            page = ScanPage.of(table, query, slots)
+            keys = None if page.keys is None else key_array(page.keys)
+            rows = RowBatch(page.ids, keys, as_asked(page.vectors, spec), page.slots)
+            return PageOfRows(rows, page.cursor)
+
+        found: PageOfRows = yield Computation(run, PAGE_BYTES_MAX)
+        return found
+
     def find_ids(self, spec: LookupSpec, deadline: Deadline) -> Plan[NDArray[np.int64]]:
         """Asks the key index."""
         assert isinstance(spec.asked, ByKey)
@@ -223,7 +253,7 @@ def _info_of(view: View, name: str, lsn: int) -> TableInfo:
     keys = table.keys
     return TableInfo(
         name=name,
-        rows=table.row_count,
+        rows=table.live_rows,
         dim=table.dim,
         dtype=table.dtype.value,
         version=version,
@@ -234,8 +264,9 @@ def _info_of(view: View, name: str, lsn: int) -> TableInfo:
         keys_bytes=0 if keys is None else keys.nbytes,
         resident_bytes=table.resident_bytes(),
         versions=versions,
-        optimizer=table.optimizer,
+        optimizer=view.optimizer_of(name, table),
         lsn=lsn,
+        open=None if table.open_spec is None else table.open_spec.described(),
     )
 
 

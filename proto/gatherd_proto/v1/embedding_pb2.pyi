@@ -180,6 +180,48 @@ class ListKeysResponse(_message.Message):
     next: int
     def __init__(self, version: _Optional[int] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., next: _Optional[int] = ...) -> None: ...
 
+class ScanRequest(_message.Message):
+    __slots__ = ("table", "version", "cursor", "limit", "prefix", "dtype", "with_slots")
+    TABLE_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    LIMIT_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    WITH_SLOTS_FIELD_NUMBER: _ClassVar[int]
+    table: str
+    version: int
+    cursor: bytes
+    limit: int
+    prefix: bytes
+    dtype: _tensor_pb2.DType
+    with_slots: bool
+    def __init__(self, table: _Optional[str] = ..., version: _Optional[int] = ..., cursor: _Optional[bytes] = ..., limit: _Optional[int] = ..., prefix: _Optional[bytes] = ..., dtype: _Optional[_Union[_tensor_pb2.DType, str]] = ..., with_slots: _Optional[bool] = ...) -> None: ...
+
+class ScanResponse(_message.Message):
+    __slots__ = ("version", "ids", "keys", "vectors", "slots", "cursor")
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    IDS_FIELD_NUMBER: _ClassVar[int]
+    KEYS_FIELD_NUMBER: _ClassVar[int]
+    VECTORS_FIELD_NUMBER: _ClassVar[int]
+    SLOTS_FIELD_NUMBER: _ClassVar[int]
+    CURSOR_FIELD_NUMBER: _ClassVar[int]
+    version: int
+    ids: _tensor_pb2.Tensor
+    keys: _tensor_pb2.Keys
+    vectors: _tensor_pb2.Tensor
+    slots: _containers.RepeatedCompositeFieldContainer[Slot]
+    cursor: bytes
+    def __init__(self, version: _Optional[int] = ..., ids: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., keys: _Optional[_Union[_tensor_pb2.Keys, _Mapping]] = ..., vectors: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ..., slots: _Optional[_Iterable[_Union[Slot, _Mapping]]] = ..., cursor: _Optional[bytes] = ...) -> None: ...
+
+class Slot(_message.Message):
+    __slots__ = ("name", "values")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VALUES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    values: _tensor_pb2.Tensor
+    def __init__(self, name: _Optional[str] = ..., values: _Optional[_Union[_tensor_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
 class NeighborsRequest(_message.Message):
     __slots__ = ("table", "ids", "keys", "vectors", "k", "metric", "version", "include_self")
     TABLE_FIELD_NUMBER: _ClassVar[int]

@@ -69,6 +69,11 @@ class EmbeddingServiceStub:
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysRequest.SerializeToString,
                 response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysResponse.FromString,
                 _registered_method=True)
+        self.Scan = channel.unary_unary(
+                '/gatherd.v1.EmbeddingService/Scan',
+                request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.ScanRequest.SerializeToString,
+                response_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.ScanResponse.FromString,
+                _registered_method=True)
         self.Neighbors = channel.unary_unary(
                 '/gatherd.v1.EmbeddingService/Neighbors',
                 request_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.NeighborsRequest.SerializeToString,
@@ -149,6 +154,14 @@ class EmbeddingServiceServicer:
 
     def ListKeys(self, request, context):
         """The keys of a table with their ids, a page at a time, in the order of the ids.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Scan(self, request, context):
+        """A table's rows with their ids and keys, a page at a time, in the order of the ids. All pages are
+        of one version.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -238,6 +251,11 @@ def add_EmbeddingServiceServicer_to_server(servicer, server):
                     servicer.ListKeys,
                     request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysRequest.FromString,
                     response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysResponse.SerializeToString,
+            ),
+            'Scan': grpc.unary_unary_rpc_method_handler(
+                    servicer.Scan,
+                    request_deserializer=gatherd__proto_dot_v1_dot_embedding__pb2.ScanRequest.FromString,
+                    response_serializer=gatherd__proto_dot_v1_dot_embedding__pb2.ScanResponse.SerializeToString,
             ),
             'Neighbors': grpc.unary_unary_rpc_method_handler(
                     servicer.Neighbors,
@@ -459,6 +477,33 @@ class EmbeddingService:
             '/gatherd.v1.EmbeddingService/ListKeys',
             gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysRequest.SerializeToString,
             gatherd__proto_dot_v1_dot_embedding__pb2.ListKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Scan(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gatherd.v1.EmbeddingService/Scan',
+            gatherd__proto_dot_v1_dot_embedding__pb2.ScanRequest.SerializeToString,
+            gatherd__proto_dot_v1_dot_embedding__pb2.ScanResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -141,7 +141,8 @@ class TableServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def SetOptimizer(self, request, context):
-        """Publishes a copy of the live version that is trained by another optimizer.
+        """Changes the optimizer's options in place, where its state stays as it is. Else publishes a copy
+        of the live version that is trained by another optimizer.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

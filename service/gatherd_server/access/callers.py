@@ -25,8 +25,10 @@ from gatherd.store.catalog import table_not_found
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import KeyQuery, NeighborsQuery
+from gatherd.store.scans import ScanQuery
 from gatherd.store.table import Gathered
-from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
+from gatherd_server.access.uploads import GuardedUploads
+from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup, PreparedScan
 from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
 from gatherd_server.types import (
@@ -310,6 +312,14 @@ class GuardedEngine:
         except TableNotFound as error:
             raise self._discreet(error) from None
 
+    def prepare_scan(self, name: str, query: ScanQuery) -> PreparedScan:
+        """As Engine's; needs scope `read`."""
+        self._caller.check(Scope.READ, (name,))
+        try:
+            return self._engine.prepare_scan(name, query)
+        except TableNotFound as error:
+            raise self._discreet(error) from None
+
     def prepare_neighbors(
         self, name: str, query: NeighborsQuery, version: int = LIVE_VERSION
     ) -> PreparedSearch:
@@ -331,6 +341,16 @@ class GuardedEngine:
         """As Engine's; needs scope `admin`."""
         self._caller.check(Scope.ADMIN, (change.table,))
         return self._told(self._engine.change, change)
+
+    @property
+    def uploads(self) -> GuardedUploads:
+        """As Engine's; needs scope `admin`."""
+        return GuardedUploads(
+            self._engine.uploads,
+            lambda table: self._caller.check(Scope.ADMIN, (table,)),
+            self._caller.reaches,
+            lambda ask: self._told(lambda _: ask(), None),
+        )
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """As Engine's; needs scope `admin` for every table."""

@@ -1,14 +1,17 @@
-"""`gatherd create`: a new table of drawn or zero rows."""
+"""`gatherd create`: a new table of drawn rows, or an open one."""
 
 import secrets
 from pathlib import Path
+from typing import Any
 
 import click
 
+from gatherd.errors import InvalidArgument
 from gatherd.store.dtypes import DType
 from gatherd.store.initializer import NAMES
 from gatherd.store.limits import DIM_MAX, ROWS_MAX
 from gatherd_server.cli.data_dir import open_data_dir
+from gatherd_server.cli.open_options import open_options, read_open
 from gatherd_server.cli.options import (
     default_vector_option,
     frozen_option,
@@ -23,11 +26,13 @@ from gatherd_server.cli.typed import TABLE
 from gatherd_server.loaders.initializers import created_origin, initial_blocks
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.training.optimizer import Optimizer
+from gatherd_server.types import OptimizerSpec
+from gatherd_server.wire.checks import open_table
 
 
 @click.command()
 @click.argument("name", type=TABLE)
-@click.option("--rows", type=click.IntRange(0, ROWS_MAX), required=True, help="Number of rows.")
+@click.option("--rows", type=click.IntRange(0, ROWS_MAX), help="Number of rows.")
 @click.option("--dim", type=click.IntRange(1, DIM_MAX), required=True, help="Elements a row.")
 @click.option(
     "--init",
@@ -52,12 +57,13 @@ from gatherd_server.training.optimizer import Optimizer
     help="What the rows are stored in.",
 )
 @default_vector_option
+@open_options
 @optimizer_options
 @frozen_option
 @data_dir_options("Data dir to put the table into; made when it isn't there.")
 def create(
     name: str,
-    rows: int,
+    rows: int | None,
     dim: int,
     init: str,
     init_option: tuple[str, ...],
@@ -69,17 +75,38 @@ def create(
     optimizer_option: tuple[str, ...],
     frozen: bool,
     data_dir: Path,
+    **growing: Any,
 ) -> None:
-    """Make a new table of drawn or zero rows.
+    """Make a new table of drawn rows, or an open one.
+
+    An open table has keys, no rows yet, and grows: a push with --create makes rows.
 
     It takes updates: scatter-add and assign, and with --optimizer gradients too.
 
     \b
         gatherd create items --rows 1000000 --dim 8 --init glorot_uniform --seed 7 --data-dir ./data
         gatherd create tags --rows 5000 --dim 64 --init normal --init-option stddev=0.1
+        gatherd create words --keys string --dim 64 --ttl 30d --optimizer adagrad --lr 0.05
     """
     initializer = read_initializer(init, init_option)
     given = read_optimizer(optimizer, lr, optimizer_option)
+    spec = read_open(rows, initializer, seed, growing)
+    if spec is not None:
+        if default_vector is not None:
+            raise InvalidArgument(
+                "--default-vector isn't for an open table, which has an initial vector for each "
+                'key: lookups get it with missing="init"'
+            )
+        asked = None if given is None else OptimizerSpec(given.name.value, given.options())
+        change = open_table(name, 0, dim, DType(dtype), asked, spec, frozen=frozen)
+        with open_data_dir(data_dir, create=True) as owned:
+            owned.change(change)
+        click.echo(
+            f"{name}: no rows yet of {dim} {dtype}, {spec.keys} keys, at most {spec.rows_max} "
+            f"rows, in {data_dir}"
+        )
+        return
+    assert rows is not None
     trained = Optimizer.for_new_table(given, DType(dtype), frozen=frozen)
     if trained is not None:
         trained.check_table(DType(dtype), rows)

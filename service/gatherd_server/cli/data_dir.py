@@ -13,7 +13,9 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
+from gatherd import ChangeResult as ClientResult
 from gatherd import Client
 from gatherd.errors import DataDirInUse, FailedPrecondition
 from gatherd.store.catalog import STAGING_NAME
@@ -140,12 +142,35 @@ def ask(client: Client, change: TableChange) -> ChangeResult:
             insisted = _given(if_version)
             done = client.rollback(table, _given(version), if_version=insisted, timeout=seconds)
         case SetOptimizer(table, spec, if_version):
-            wanted: dict[str, str | float] = {"name": spec.name, **spec.options}
             insisted = _given(if_version)
-            done = client.set_optimizer(table, wanted, if_version=insisted, timeout=seconds)
+            # Without a name the options are of the present optimizer.
+            wanted: dict[str, Any] = {**spec.options, "optimizer": spec.name or None}
+            done = client.set_optimizer(table, **wanted, if_version=insisted, timeout=seconds)
         case CreateTable():
-            raise AssertionError("the command line stages what it creates")
+            done = _create_open(client, change)
     return ChangeResult(done.version, done.lsn)
+
+
+def _create_open(client: Client, change: CreateTable) -> ClientResult:
+    """An open table; the command line stages the files of any other that it creates."""
+    spec, optimizer = change.open, change.optimizer
+    assert spec is not None
+    return client.create_table(
+        change.table,
+        dim=change.dim,
+        keys=spec.keys,
+        rows_max=spec.rows_max,
+        on_missing=spec.on_missing,
+        admit_after=spec.admit_after,
+        on_full=spec.on_full.value,
+        ttl=spec.ttl_seconds or None,
+        touch_on_lookup=spec.touch_on_lookup,
+        dtype=change.dtype.value,
+        init=spec.init.to_json(),
+        seed=spec.seed,
+        optimizer=None if optimizer is None else {"name": optimizer.name, **optimizer.options},
+        timeout=CHANGE_SECONDS_MAX,
+    )
 
 
 def _given(version: int) -> int | None:

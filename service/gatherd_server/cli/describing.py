@@ -66,6 +66,8 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
         keys = document["key_kind"]
         yield "keys", f"{keys}, {document['keys_bytes'] / MB:.1f} MB" if keys else "none"
         yield "updates", _updates(document)
+        if document["open"] is not None:
+            yield "open", _open(document["open"])
     others = [str(one) for one in document["versions"] if one != document["version"]]
     yield "version", f"{document['version']} is live; also {', '.join(others) or 'none'}"
     if document["lsn"]:
@@ -75,6 +77,20 @@ def _lines(document: dict[str, Any]) -> Iterator[tuple[str, str]]:
         yield f"v{version}", f"{one['bytes'] / MB:.1f} MB in {one['path']}"
     if files.get("origin") is not None:
         yield "origin", json.dumps(files["origin"])
+
+
+def _open(given: dict[str, Any]) -> str:
+    parts = [f"at most {given['rows_max']} rows", f"on missing {given['on_missing']}"]
+    if given["admit_after"] > 1:
+        parts.append(f"admitted after {given['admit_after']} updates")
+    parts.append(f"on full {given['on_full']}")
+    if given["ttl_seconds"] is not None:
+        parts.append(f"TTL {given['ttl_seconds']} s")
+    if given["touch_on_lookup"]:
+        parts.append("lookups count")
+    init = [f"{name}={value}" for name, value in given["init"].items() if name != "name"]
+    parts.append(" ".join(["init", given["init"]["name"], *init, f"seed={given['seed']}"]))
+    return ", ".join(parts)
 
 
 def _updates(document: dict[str, Any]) -> str:

@@ -16,6 +16,7 @@ from gatherd.store.catalog import NO_OPTIMIZER, open_table, table_not_found
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind
 from gatherd.store.limits import LIVE_VERSION
+from gatherd.store.memory import give_back_large_buffers
 from gatherd_server.cli.data_dir import open_data_dir
 from gatherd_server.cli.options import (
     default_vector_option,
@@ -25,14 +26,14 @@ from gatherd_server.cli.options import (
     read_optimizer,
 )
 from gatherd_server.cli.progress import Progress
-from gatherd_server.cli.target import CommandTarget, data_dir_options, need_data_dir, target_options
+from gatherd_server.cli.target import CommandTarget, destination_options, target_options
 from gatherd_server.cli.typed import FILE, TABLE
+from gatherd_server.cli.uploading import ServerTables
 from gatherd_server.cli.versions import if_version_option, keep_versions_option, publish_copy
 from gatherd_server.data_dir.importing import (
     ImportOptions,
     ImportSummary,
     NewVersion,
-    OnDuplicate,
     OnNonfinite,
     import_rows,
 )
@@ -43,6 +44,7 @@ from gatherd_server.loaders.locations import STANDARD_INPUT, is_uri, without_pas
 from gatherd_server.loaders.opening import OpenOptions, open_sources
 from gatherd_server.loaders.text_shape import FirstField
 from gatherd_server.training.optimizer import Optimizer
+from gatherd_server.types import OnDuplicate
 
 _LIMITS = UnpackLimits()
 
@@ -148,9 +150,11 @@ class _Reading:
     unpacked_ratio_max: int
     default_vector: Path | None
 
-    def open(self, stack: ExitStack, data_dir: DataDir, sources: tuple[str, ...]) -> RowSource:
+    def open(
+        self, stack: ExitStack, place: DataDir | ServerTables, sources: tuple[str, ...]
+    ) -> RowSource:
         """The rows of `sources`, until `stack` is closed."""
-        spool = stack.enter_context(data_dir.scratch())
+        spool = stack.enter_context(place.scratch())
         limits = UnpackLimits(self.unpacked_bytes_max, self.unpacked_ratio_max)
         opening = OpenOptions(
             spool,
@@ -189,7 +193,7 @@ class _Reading:
 @_source_options
 @optimizer_options
 @frozen_option
-@data_dir_options("Data dir to put the table into; made when it isn't there.")
+@destination_options("Data dir to put the table into; made when it isn't there.")
 def import_table(
     name: str,
     sources: tuple[str, ...],
@@ -197,7 +201,7 @@ def import_table(
     lr: float | None,
     optimizer_option: tuple[str, ...],
     frozen: bool,
-    data_dir: Path,
+    target: CommandTarget,
     **reading: Any,
 ) -> None:
     """Copy the rows of a file, or of several, into a new table.
@@ -210,29 +214,38 @@ def import_table(
         gatherd import items s3://bucket/items.parquet#vector --key-column id --data-dir ./data
         gatherd import items items.csv --key-column id --vector-columns 'emb_*' --data-dir ./data
         zcat words.gz | gatherd import words - --limit 1000 --data-dir ./data
+        gatherd import words glove.6B.100d.txt --url http://127.0.0.1:8000
 
     The format is told by the content: .npy, .npz, safetensors, GloVe, word2vec and fastText .vec
     and .bin, CSV and JSON Lines, torch, Keras and HDF5, Parquet and Arrow; each as it is, or in
     .gz, .bz2, .xz, .zst, .zip or .tar. SOURCE "-" is standard input.
 
     The table takes updates: scatter-add and assign, and with --optimizer gradients too. A server
-    may have the data dir: its next request sees the table.
+    may have the data dir: its next request sees the table. With --url the file is read here, and
+    its rows are uploaded in chunks; nothing is left of them if that fails.
     """  # click takes a real backspace as "don't rewrap"
     wanted = read_optimizer(optimizer, lr, optimizer_option)
     given = _Reading(**reading)
     with ExitStack() as stack:
-        opened = stack.enter_context(open_data_dir(data_dir, create=True))
+        opened = _opened(stack, target, given)
         opened.check_is_new(name)
         source = given.open(stack, opened, sources)
         stored = given.stored_dtype(source)
         trained = Optimizer.for_new_table(wanted, stored, frozen=frozen)
         options = given.options(read_default(given.default_vector, source.dim), trained)
         summary = _imported(opened, name, source, options, sources)
-    _tell(name, summary, data_dir)
+    _tell(name, summary, target)
     if trained is None and not frozen:
         click.echo(
             f"  it is {stored.value} and takes no updates; --dtype float32 makes it take them"
         )
+
+
+def _opened(stack: ExitStack, target: CommandTarget, given: _Reading) -> DataDir | ServerTables:
+    """Where an import goes, until `stack` is closed."""
+    if target.data_dir is not None:
+        return stack.enter_context(open_data_dir(target.data_dir, create=True))
+    return ServerTables(stack.enter_context(target.connect()), OnDuplicate(given.on_duplicate))
 
 
 @click.command()
@@ -258,6 +271,7 @@ def publish(
 
     \b
         gatherd publish words glove.6B.100d.txt --data-dir ./data
+        gatherd publish words glove.6B.100d.txt --url http://127.0.0.1:8000
         gatherd publish words --if-version 3 --url http://127.0.0.1:8000
 
     SOURCE and its options are as for `gatherd import`. A server may have the data dir.
@@ -267,7 +281,10 @@ def publish(
         _check_only_copied()
         publish_copy(name, if_version, keep_versions, target)
         return
-    data_dir = need_data_dir(target)
+    if target.data_dir is None:
+        _publish_to_server(name, sources, if_version, keep_versions, target, given)
+        return
+    data_dir = target.data_dir
     with ExitStack() as stack:
         opened = stack.enter_context(open_data_dir(data_dir, keep_versions=keep_versions))
         live = opened.catalog.tables.get(name)
@@ -285,13 +302,39 @@ def publish(
         default = read_default(given.default_vector, source.dim)
         if default is None and table.default_vector_is_known:
             default = table.default_vector()
-        kept = Optimizer.from_json(table.optimizer or NO_OPTIMIZER)
+        optimizer = live.optimizer_of(live.live) or table.optimizer or NO_OPTIMIZER
+        kept = Optimizer.from_json(optimizer)
         trained = kept if table.is_trainable else None
         version = NewVersion(if_version or LIVE_VERSION)
         options = given.options(default, trained)
         summary = _imported(opened, name, source, options, sources, version)
         now = opened.catalog.tables[name].live
-    _tell(f"{name} v{now}", summary, data_dir)
+    _tell(f"{name} v{now}", summary, target)
+
+
+def _publish_to_server(
+    name: str,
+    sources: tuple[str, ...],
+    if_version: int | None,
+    keep_versions: int | None,
+    target: CommandTarget,
+    given: _Reading,
+) -> None:
+    if keep_versions is not None:
+        raise FailedPrecondition(
+            "a server keeps as many versions as its own keep_versions says; leave --keep-versions "
+            "out"
+        )
+    with ExitStack() as stack:
+        client = stack.enter_context(target.connect())
+        server = ServerTables(client, OnDuplicate(given.on_duplicate))
+        client.table(name)
+        source = given.open(stack, server, sources)
+        options = given.options(read_default(given.default_vector, source.dim), None)
+        version = NewVersion(if_version or LIVE_VERSION)
+        summary = _imported(server, name, source, options, sources, version)
+        now = client.table(name).version
+    _tell(f"{name} v{now}", summary, target)
 
 
 def _check_only_copied() -> None:
@@ -309,19 +352,27 @@ def _keys(kind: KeyKind | None) -> str:
 
 
 def _imported(
-    data_dir: DataDir,
+    place: DataDir | ServerTables,
     name: str,
     source: RowSource,
     options: ImportOptions,
     sources: tuple[str, ...],
     new_version: NewVersion | None = None,
 ) -> ImportSummary:
+    give_back_large_buffers()
     with Progress(f"importing {name}", source.total or 0, "B") as shown:
 
         def note(done: int) -> None:
             shown.done = done
 
-        return import_rows(data_dir, name, source, options, _origin(sources), note, new_version)
+        origin = _origin(sources)
+        summary = import_rows(place, name, source, options, origin, note, new_version)
+    if isinstance(place, ServerTables):
+        if options.on_duplicate is OnDuplicate.LAST:
+            summary.replaced = place.duplicates
+        else:
+            summary.duplicates = place.duplicates
+    return summary
 
 
 def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
@@ -337,11 +388,11 @@ def _origin(sources: tuple[str, ...]) -> dict[str, Any]:
     return {"imported": locations}
 
 
-def _tell(name: str, summary: ImportSummary, data_dir: Path) -> None:
+def _tell(name: str, summary: ImportSummary, target: CommandTarget) -> None:
     byte_count = summary.row_count * summary.dim * summary.dtype.itemsize
     click.echo(
         f"{name}: {summary.row_count} rows of {summary.dim} {summary.dtype.value} "
-        f"({byte_count / 1e6:.1f} MB) from {summary.format} in {data_dir}"
+        f"({byte_count / 1e6:.1f} MB) from {summary.format} in {target.data_dir or target.url}"
     )
     for count, what in (
         (summary.duplicates, "with a key that stood there before"),

@@ -64,12 +64,12 @@ def keys(
         click.echo(json.dumps(document))
         return
     for key, row in found:
-        click.echo(f"{row}\t{_shown(key)}")
+        click.echo(f"{row}\t{shown_key(key)}")
     if following is not None:
         click.echo(f"more keys may follow: --start {following}", err=True)
 
 
-def _shown(key: str | int) -> str:
+def shown_key(key: str | int) -> str:
     """A key on one line, which can't move a terminal's cursor: odd characters are escaped."""
     text = str(key)
     return text if text.isprintable() else repr(text)[1:-1]

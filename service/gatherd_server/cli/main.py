@@ -15,11 +15,12 @@ from gatherd_server.cli.kernels import kernels
 from gatherd_server.cli.keys import keys
 from gatherd_server.cli.looking_up import lookup, tables
 from gatherd_server.cli.neighbors import neighbors
+from gatherd_server.cli.rows import rows
 from gatherd_server.cli.serving import serve, show_config
 from gatherd_server.cli.snapshots import snapshots
 from gatherd_server.cli.tokens import token
 from gatherd_server.cli.top import top
-from gatherd_server.cli.updates import apply_gradients, assign, scatter_add
+from gatherd_server.cli.updates import apply_gradients, assign, delete_rows, scatter_add
 from gatherd_server.cli.verbs import Verbs
 from gatherd_server.cli.versions import delete, rollback, set_optimizer, snapshot, versions
 from gatherd_server.processes.descriptors import raise_limit
@@ -62,7 +63,11 @@ def cli() -> None:
 cli.add_command(serve)
 for command in (create, import_table, publish, plan, verify, export):
     cli.add_command(command)
-for command in (tables, info, keys, lookup, neighbors, scatter_add, apply_gradients, assign):
+for command in (tables, info, keys, rows, lookup, neighbors):
+    cli.add_command(command)
+for command in (scatter_add, apply_gradients, assign):
+    cli.add_command(command)
+for command in (delete_rows,):
     cli.add_command(command)
 for command in (versions, rollback, set_optimizer, delete, snapshot, snapshots):
     cli.add_command(command)

@@ -61,12 +61,7 @@ def read_optimizer(
     InvalidArgument for an option given without an optimizer, or one that this optimizer doesn't
     have.
     """
-    options: dict[str, float] = {} if lr is None else {"lr": lr}
-    for text in optimizer_option:
-        option, value = _option(text)
-        if option in options:
-            raise InvalidArgument(f"the optimizer's {option} is given twice")
-        options[option] = value
+    options = read_options(lr, optimizer_option)
     if name is None:
         if options:
             flag = "--optimizer-option" if lr is None else "--lr"
@@ -89,6 +84,17 @@ def read_initializer(name: str, init_option: Iterable[str]) -> Initializer:
         except ValueError:
             parameters[parameter] = value
     return Initializer.parse(name, parameters)
+
+
+def read_options(lr: float | None, optimizer_option: Iterable[str]) -> dict[str, float]:
+    """The options of --lr and --optimizer-option. InvalidArgument for one that is given twice."""
+    options: dict[str, float] = {} if lr is None else {"lr": lr}
+    for text in optimizer_option:
+        option, value = _option(text)
+        if option in options:
+            raise InvalidArgument(f"the optimizer's {option} is given twice")
+        options[option] = value
+    return options
 
 
 def _option(text: str) -> tuple[str, float]:

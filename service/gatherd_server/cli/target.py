@@ -90,6 +90,29 @@ def data_dir_options(meaning: str) -> Callable[[Command], Command]:
     return decorate
 
 
+def destination_options(meaning: str) -> Callable[[Command], Command]:
+    """--data-dir, or --url of a server, as the parameter `target`; one has to be given."""
+
+    def decorate(command: Command) -> Command:
+        @functools.wraps(command)
+        def placed(*arguments: Any, url: str | None, data_dir: Path | None, **given: Any) -> None:
+            if url is None and data_dir is None:
+                raise click.UsageError(
+                    "say where the table goes: --data-dir DIR, which a server may have open, or "
+                    f"--url of a server; or set {DATA_DIR_ENVIRONMENT} or {URL_ENVIRONMENT}"
+                )
+            is_local = data_dir is not None and "url" not in _on_command_line()
+            command(*arguments, target=choose(None if is_local else url, data_dir), **given)
+
+        url_option = _url_option(
+            "Server to upload to instead: http://, https://, grpc://, grpcs:// or unix://.  "
+            f"[env: {URL_ENVIRONMENT}]"
+        )
+        return _data_dir_option(meaning)(url_option(credential_options(placed)))
+
+    return decorate
+
+
 def choose(url: str | None, data_dir: Path | None) -> CommandTarget:
     """What the two options name. UsageError when both are on the command line."""
     if url is not None and data_dir is not None:

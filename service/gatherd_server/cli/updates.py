@@ -1,4 +1,4 @@
-"""`gatherd scatter-add`, `apply-gradients` and `assign`: a trainer's updates, by hand.
+"""`gatherd scatter-add`, `apply-gradients`, `assign`, `delete-rows`: updates, by hand.
 
 Each update is one push, for scripts and for trying things out; a trainer uses the SDK.
 """
@@ -22,6 +22,16 @@ from gatherd_server.cli.typed import TABLE
 # The dtype of bfloat16 in .npy files, as ml_dtypes saves it.
 _BFLOAT16 = np.dtype("V2")
 
+_PUSH_PARAMETERS = (
+    click.option(
+        "--if-version", type=click.IntRange(1), help="Only when this version of TABLE is live."
+    ),
+    click.option(
+        "--idempotency-key",
+        help="The update's name: sent again under the same one, it isn't done again.",
+    ),
+    target_options,
+)
 _UPDATE_PARAMETERS = (
     click.argument("table", type=TABLE),
     click.argument("ids", nargs=-1, metavar="[ID]..."),
@@ -40,21 +50,27 @@ _UPDATE_PARAMETERS = (
     ),
     click.option("--by-key", is_flag=True, help="Take keys instead of ids."),
     click.option(
-        "--if-version", type=click.IntRange(1), help="Only when this version of TABLE is live."
+        "--create",
+        is_flag=True,
+        help="In an open table, give each key without a row one, which begins as its initial "
+        "vector.",
     ),
-    click.option(
-        "--idempotency-key",
-        help="The update's name: sent again under the same one, it isn't done again.",
-    ),
-    target_options,
+    *_PUSH_PARAMETERS,
 )
 
 
 def _update(name: str) -> Callable[[Callable[..., None]], click.Command]:
     """An update command, with the parameters that all have and those of the function itself."""
+    return _command(name, *_UPDATE_PARAMETERS)
+
+
+def _command(
+    name: str, *parameters: Callable[[Callable[..., None]], Callable[..., None]]
+) -> Callable[[Callable[..., None]], click.Command]:
+    """A command with `parameters` and those of the function itself."""
 
     def decorate(function: Callable[..., None]) -> click.Command:
-        for parameter in reversed(_UPDATE_PARAMETERS):
+        for parameter in reversed(parameters):
             function = parameter(function)
         # Unknown options are taken as ids, so that `-1` is rejected as an id out of range and not
         # as an unknown option.
@@ -97,10 +113,49 @@ def assign(table: str, target: CommandTarget, **given: Any) -> None:
     \b
         gatherd assign items 4 --values '[0.25, 0.1]'
         gatherd assign items --ids ids.npy --values rows.npy --data-dir ./data
+        gatherd assign tags newword --by-key --create --values '[0.25, 0.1]'
     """
     with target.connect() as client:
         rows, values, options = _read(client, table, **given)
         _tell(client.assign(table, rows=values, **rows, **options))
+
+
+@_command(
+    "delete-rows",
+    click.argument("table", type=TABLE),
+    click.argument("keys", nargs=-1, metavar="[KEY]..."),
+    click.option(
+        "--keys",
+        "keys_file",
+        type=click.Path(path_type=Path),
+        help="A .npy file of keys, of any shape, instead of arguments.",
+    ),
+    *_PUSH_PARAMETERS,
+)
+def delete_rows(
+    table: str,
+    target: CommandTarget,
+    keys: tuple[str, ...],
+    keys_file: Path | None,
+    **options: Any,
+) -> None:
+    """Remove the rows of KEYs from an open table.
+
+    A key without a row is no error: the answer says how many rows went.
+
+    \b
+        gatherd delete-rows tags newword oldword
+        gatherd delete-rows users --keys gone.npy
+    """
+    if bool(keys) == (keys_file is not None):
+        raise InvalidArgument("give the keys either as arguments or by --keys FILE")
+    with target.connect() as client:
+        asked: Any
+        if keys_file is not None:
+            asked = _load(keys_file)
+        else:
+            asked = read_rows(client, table, keys, by_key=True)
+        _tell(client.delete_rows(table, asked, **options))
 
 
 def _read(
@@ -111,8 +166,7 @@ def _read(
     ids_file: Path | None,
     by_key: bool,
     values: str,
-    if_version: int | None,
-    idempotency_key: str | None,
+    **options: Any,
 ) -> tuple[dict[str, Any], NDArray[Any], dict[str, Any]]:
     """The rows, as keyword `ids` or `keys`; their vectors; and the client's other arguments."""
     if bool(ids) == (ids_file is not None):
@@ -125,7 +179,6 @@ def _read(
     vectors = _values(values)
     if len(ids) == 1 and vectors.ndim == 1:
         vectors = vectors.reshape(1, -1)
-    options = {"if_version": if_version, "idempotency_key": idempotency_key}
     return {"keys" if by_key else "ids": asked}, vectors, options
 
 
@@ -155,5 +208,11 @@ def _load(path: Path) -> NDArray[Any]:
 
 
 def _tell(result: UpdateResult) -> None:
+    counted = (
+        (result.created, "created"),
+        (result.removed, "removed"),
+        (result.not_admitted, "not admitted"),
+    )
     for table, version in result.versions.items():
-        click.echo(f"{table}: version {version}, LSN {result.lsn}")
+        counts = [f", {counts[table]} {what}" for counts, what in counted if counts[table]]
+        click.echo(f"{table}: version {version}, LSN {result.lsn}{''.join(counts)}")

@@ -15,13 +15,14 @@ from gatherd import SnapshotResult
 from gatherd.errors import InvalidArgument
 from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.cli.data_dir import CHANGE_SECONDS_MAX, ServedDataDir, ask, open_data_dir
-from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_optimizer
+from gatherd_server.cli.options import OPTIMIZERS, optimizer_values, read_options
 from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.cli.verbs import Subverbs
 from gatherd_server.data_dir.owning import OwnedDataDir
 from gatherd_server.settings import ServeSettings
+from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
     ChangeResult,
     DeleteTable,
@@ -147,34 +148,50 @@ def rollback(
 
 @click.command("set-optimizer")
 @click.argument("table", type=TABLE)
-@click.argument("optimizer", type=OPTIMIZERS)
+@click.argument("optimizer", type=OPTIMIZERS, required=False)
 @optimizer_values
 @if_version_option
 @keep_versions_option
 @target_options
 def set_optimizer(
     table: str,
-    optimizer: str,
+    optimizer: str | None,
     lr: float | None,
     optimizer_option: tuple[str, ...],
     if_version: int | None,
     keep_versions: int | None,
     target: CommandTarget,
 ) -> None:
-    """Publish a copy of TABLE that is trained by OPTIMIZER.
+    """Change the options of TABLE's optimizer, or train it by another one.
 
-    Slots that the two optimizers have in common keep their state, others begin anew. The version
-    before it stays, to roll back to.
+    Without OPTIMIZER the present one gets the options given and keeps the others. Where the state
+    stays as it is, nothing is copied and the version stays. Another kind of optimizer begins its
+    state anew, in a copy of the table that becomes the live version; the one before it keeps the
+    old state, to roll back to.
 
     \b
+        gatherd set-optimizer words --lr 0.01 --data-dir ./data
         gatherd set-optimizer words adagrad --lr 0.05 --data-dir ./data
         gatherd set-optimizer words sgd --optimizer-option momentum=0.9
+        gatherd set-optimizer words none
     """
-    trained = read_optimizer(optimizer, lr, optimizer_option)
-    assert trained is not None
-    spec = OptimizerSpec(trained.name.value, trained.options())
+    options = read_options(lr, optimizer_option)
+    if optimizer is not None:
+        Optimizer.parse(optimizer, options)
+    elif not options:
+        raise InvalidArgument("name an OPTIMIZER, or give options to change, such as --lr 0.01")
+    spec = OptimizerSpec(optimizer or "", options)
+    with target.connect() as client:
+        before = client.table(table).version
     with changing(target, keep_versions) as make:
-        tell_live(table, make(SetOptimizer(table, spec, if_version or LIVE_VERSION)))
+        done = make(SetOptimizer(table, spec, if_version or LIVE_VERSION))
+    tell_live(table, done)
+    if done.version == before:
+        return
+    with target.connect() as client:
+        is_kept = before in client.table(table).versions
+    what = f"version {before} keeps" if is_kept else "no version keeps"
+    click.echo(f"  the optimizer's state begins anew; {what} the one before")
 
 
 @click.command()

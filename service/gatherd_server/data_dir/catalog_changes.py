@@ -20,7 +20,6 @@ from gatherd.errors import (
     GatherdError,
     StorageError,
     TableRefused,
-    Unimplemented,
     VersionMismatch,
     VersionNotFound,
 )
@@ -33,14 +32,17 @@ from gatherd.store.catalog import (
     open_table,
     version_dir,
 )
+from gatherd.store.dtypes import DType
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.table import Table
+from gatherd_server.data_dir.open_tables import settled, stage_created
 from gatherd_server.data_dir.restoring import catch_up_restored
 from gatherd_server.data_dir.staging import copy_live, finish_manifest, staged_folder
 from gatherd_server.data_dir.sweeping import forget, freeze_superseded, sweep
 from gatherd_server.loaders.initializers import created_origin, initial_blocks
 from gatherd_server.snapshots.freezing import thaw
-from gatherd_server.storage.table_writer import Block, TableFiles, stage_table
+from gatherd_server.storage.open_version import OpenVersion
+from gatherd_server.storage.table_writer import Block, StagedTable, TableFiles, stage_table
 from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
 from gatherd_server.types import (
@@ -49,6 +51,7 @@ from gatherd_server.types import (
     CreateTable,
     DeleteTable,
     DeleteVersion,
+    OptimizerSpec,
     Publish,
     Rollback,
     SetOptimizer,
@@ -109,15 +112,16 @@ class CatalogChanges:
             case Rollback(table, version, if_version):
                 return self._rollback(table, version, if_version)
             case SetOptimizer(table, spec, if_version):
-                return self._copied(table, if_version, Optimizer.from_spec(spec))
+                return self._set_optimizer(table, if_version, spec)
 
     # ------------------------------------------------------------------ tables
 
     def _create(self, change: CreateTable) -> ChangeResult:
         check_table_name(change.table)
         self._check_is_new(change.table)
+        staging = self._data_dir / STAGING_NAME
         if change.open is not None:
-            raise Unimplemented("this build can't make open tables yet")
+            return self._add_staged(change.table, stage_created(self._files, staging, change))
         seed = secrets.randbits(63) if change.seed is None else change.seed
         given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)
         optimizer = Optimizer.for_new_table(given, change.dtype, frozen=change.frozen)
@@ -134,9 +138,12 @@ class CatalogChanges:
             created_origin(change.init, seed),
             optimizer=optimizer,
         )
-        staged = stage_table(self._files, self._data_dir / STAGING_NAME, table)
+        return self._add_staged(change.table, stage_table(self._files, staging, table))
+
+    def _add_staged(self, name: str, staged: StagedTable) -> ChangeResult:
+        """Add a table that was staged here; delete its files if that fails."""
         try:
-            return self._add(change.table, staged.folder.name)
+            return self._add(name, staged.folder.name)
         except GatherdError:
             if staged.folder.exists():
                 forget(self._files, staged.folder)
@@ -149,11 +156,12 @@ class CatalogChanges:
         uid = finish_manifest(self._files, folder, name, FIRST_VERSION)
         target = version_dir(self._data_dir, name, FIRST_VERSION)
         self._place(folder, target, name, FIRST_VERSION, None)
+        opened = self._settled(target)
         entry = CatalogEntry(uid, FIRST_VERSION, (FIRST_VERSION,))
 
         def switch() -> int:
             self._check_is_new(name)
-            return self._replace_entry(name, entry)
+            return self._replace_entry(name, entry, opened)
 
         return ChangeResult(FIRST_VERSION, self._switched(switch, target.parent))
 
@@ -202,7 +210,8 @@ class CatalogChanges:
         except GatherdError:
             forget(self._files, target)
             raise
-        return self._make_live(name, entry, version, target, lambda: None)
+        opened = self._settled(target)
+        return self._make_live(name, entry, version, target, lambda: opened)
 
     def _copied(self, name: str, if_version: int, optimizer: Optimizer | None) -> ChangeResult:
         """Publish a copy of the live version, trained by `optimizer` (None: by the same as now)."""
@@ -211,6 +220,25 @@ class CatalogChanges:
         version = max(entry.versions) + 1
         with copy_live(self._writer, name, entry, version, optimizer) as (target, catch_up):
             return self._make_live(name, entry, version, target, catch_up)
+
+    def _set_optimizer(self, name: str, if_version: int, spec: OptimizerSpec) -> ChangeResult:
+        """Change the options in place if the slots stay as they are, else publish a copy."""
+        entry = self._entry(name, if_version)
+        check_whole(name, entry, entry.live)
+        manifest = read_manifest(version_dir(self._data_dir, name, entry.live))
+        document = entry.optimizer_of(entry.live) or manifest.get("optimizer")
+        now = None if document is None else Optimizer.from_json(document)
+        wanted = Optimizer.changed(now, spec)
+        if now is None or now.slots != wanted.slots:
+            return self._copied(name, if_version, wanted)
+        dtype, row_count = DType(manifest["dtype"]), manifest.get("rows")
+        wanted.check_table(dtype, row_count if isinstance(row_count, int) else None)
+
+        def switch() -> int:
+            live = self._entry(name, entry.live)
+            return self._replace_entry(name, live.with_optimizer(entry.live, wanted.to_json()))
+
+        return ChangeResult(entry.live, self._writer.between(switch))
 
     def _rollback(self, name: str, version: int, if_version: int) -> ChangeResult:
         entry = self._entry(name, if_version)
@@ -230,7 +258,8 @@ class CatalogChanges:
         target = version_dir(self._data_dir, name, version)
         try:
             thaw(self._files, target)
-            return self._make_live(name, entry, version, None, lambda: None)
+            opened = settled(self._files, target)
+            return self._make_live(name, entry, version, None, lambda: opened)
         except GatherdError:
             # Once updates are stopped, the version may be live after the next start.
             if self._writer.stopped is None:
@@ -290,11 +319,12 @@ class CatalogChanges:
         entry: CatalogEntry,
         version: int,
         fresh: Path | None,
-        catch_up: Callable[[], None],
+        catch_up: Callable[[], OpenVersion | None],
     ) -> ChangeResult:
         """Switch from `entry`'s live version to `version`, after every worker mapped that.
 
         `fresh` is its folder when it is new; the folder is deleted when the switch fails.
+        `catch_up` is called between two batches, and returns the version if it is open and mapped.
         """
         versions = kept_versions(
             {*entry.versions, version}, version, entry.live, self._limits.keep_versions
@@ -306,10 +336,9 @@ class CatalogChanges:
 
         def switch() -> int:
             self._entry(name, entry.live)
-            catch_up()
-            return self._replace_entry(
-                name, replace(entry, live=version, versions=versions, damaged=damaged)
-            )
+            opened = catch_up()
+            fresh_entry = replace(entry, live=version, versions=versions, damaged=damaged)
+            return self._replace_entry(name, fresh_entry, opened)
 
         try:
             for future in self._prepare(name, version):
@@ -335,10 +364,22 @@ class CatalogChanges:
                 forget(self._files, fresh)
             raise
 
-    def _replace_entry(self, name: str, entry: CatalogEntry) -> int:
+    def _replace_entry(
+        self, name: str, entry: CatalogEntry, opened: OpenVersion | None = None
+    ) -> int:
+        """Log the entry of a table; `opened` is its live version, if that is open and new."""
         catalog = self._writer.versions().catalog
-        tables = {**catalog.tables, name: entry}
-        return self._writer.change_catalog(replace(catalog, tables=tables))
+        tables = {**catalog.tables, name: entry.kept()}
+        adopted = {(entry.uid, entry.live): opened} if opened is not None else {}
+        return self._writer.change_catalog(replace(catalog, tables=tables), adopted)
+
+    def _settled(self, target: Path) -> OpenVersion | None:
+        """See open_tables.settled; the version's folder is deleted when that fails."""
+        try:
+            return settled(self._files, target)
+        except GatherdError:
+            forget(self._files, target)
+            raise
 
     def _catalog(self) -> Catalog:
         return self._writer.versions().catalog

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,18 +11,10 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile, InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.limits import LIVE_VERSION
-from gatherd_server.data_dir.owning import DataDir
 from gatherd_server.loaders.batches import RowBatch, RowSource, select_keys, show_key
 from gatherd_server.storage.table_writer import Block, TableFiles
 from gatherd_server.training.optimizer import Optimizer
-
-
-class OnDuplicate(Enum):
-    """What to do with a key that the table has already."""
-
-    ERROR = "error"
-    FIRST = "first"
-    LAST = "last"
+from gatherd_server.types import OnDuplicate
 
 
 class OnNonfinite(Enum):
@@ -65,8 +57,18 @@ class ImportSummary:
     replaced: int = 0
 
 
+class Destination(Protocol):
+    """Where a table is put: a data dir, or a server."""
+
+    def add_table(self, table: TableFiles) -> int:
+        """Write a new table and publish it as version 1, durable on return; its row count."""
+
+    def publish(self, table: TableFiles, if_version: int = LIVE_VERSION) -> int:
+        """Write a new version of a table and make it live; its row count."""
+
+
 def import_rows(
-    data_dir: DataDir,
+    destination: Destination,
     name: str,
     source: RowSource,
     options: ImportOptions,
@@ -99,9 +101,9 @@ def import_rows(
         options.optimizer,
     )
     if new_version is None:
-        summary.row_count = data_dir.add_table(table)
+        summary.row_count = destination.add_table(table)
     else:
-        summary.row_count = data_dir.publish(table, new_version.if_version)
+        summary.row_count = destination.publish(table, new_version.if_version)
     return summary
 
 

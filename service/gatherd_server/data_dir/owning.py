@@ -19,6 +19,7 @@ from gatherd.store.catalog import (
 from gatherd.store.limits import LIVE_VERSION
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.restoring import restored_lsn, stage_from_snapshot
+from gatherd_server.data_dir.uploads.store import UPLOADS_NAME
 from gatherd_server.snapshots.restoring import VOLUME_NAMES
 from gatherd_server.snapshots.snapshot import SNAPSHOT_NAME, take_snapshot
 from gatherd_server.storage.catalog_writer import init_data_dir, is_data_dir
@@ -127,18 +128,8 @@ class DataDir(ABC):
         folder = self.path / STAGING_NAME / f"scratch-{uuid.uuid4().hex}"
         self._files.make_dirs(folder, durable=False)
 
-        def save(name: str, chunks: Iterable[bytes]) -> Path:
-            path = folder / f"{len(list(folder.iterdir()))}-{Path(name).name[-64:]}"
-            with open(path, "xb", buffering=0) as file:
-                position = 0
-                for chunk in chunks:
-                    position = self._files.write_at(
-                        file.fileno(), memoryview(chunk), position, path
-                    )
-            return path
-
         try:
-            yield save
+            yield saving_to(self._files, folder)
         finally:
             self._files.remove_tree(folder)
 
@@ -224,15 +215,33 @@ def own_data_dir(
         os.close(lock)
 
 
+def saving_to(files: Files, folder: Path) -> Callable[[str, Iterable[bytes]], Path]:
+    """A function that saves a named stream of bytes to a new file in `folder`; not durable."""
+
+    def save(name: str, chunks: Iterable[bytes]) -> Path:
+        path = folder / f"{len(list(folder.iterdir()))}-{Path(name).name[-64:]}"
+        with open(path, "xb", buffering=0) as file:
+            position = 0
+            for chunk in chunks:
+                position = files.write_at(file.fileno(), memoryview(chunk), position, path)
+        return path
+
+    return save
+
+
 def sweep_staging(files: Files, data_dir: Path) -> None:
-    """Delete what a killed import or create left behind, unless one is running now."""
+    """Delete what a killed import or create left behind, unless one is running now.
+
+    Uploads stay: they go on after a restart, and end by themselves (`Uploads.sweep`).
+    """
     staging = data_dir / STAGING_NAME
     if not staging.is_dir():
         return
     with files.shared_folder(staging, exclusive=True) as is_alone:
         if is_alone:
             for folder in _folders(staging):
-                files.remove_tree(folder)
+                if folder.name != UPLOADS_NAME:
+                    files.remove_tree(folder)
 
 
 def _is_blank(path: Path) -> bool:

@@ -25,7 +25,7 @@ from gatherd.store.catalog import (
 from gatherd.store.checksums import encode_document, read_document, read_file, verify_blocks
 from gatherd_server.snapshots.snapshot import SnapshotFiles, read_snapshot, reading, sync_tree
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.trained_version import open_trained
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.writer.logged import store_logged
 
@@ -65,6 +65,7 @@ def _staged(
         manifest = read_document(staged / MANIFEST_NAME)
         restored = {"uid": entry.uid, "version": entry.live, "lsn": contents.lsn}
         manifest |= {"uid": uuid.uuid4().hex, "origin": {"restored": restored}}
+        manifest["optimizer"] = entry.optimizer_of(entry.live) or manifest.get("optimizer")
         files.replace(staged / MANIFEST_NAME, encode_document(manifest), durable=False)
         sync_tree(files, staged)
     except BaseException:
@@ -85,7 +86,7 @@ def catch_up_restored(files: Files, data_dir: Path, entry: CatalogEntry, folder:
     damage = entry.damage_of(restored["version"])
     if damage is None or not _reaches(damage, restored["lsn"]):
         return
-    mapped = MappedVersion.open(files, folder)
+    mapped = open_trained(files, folder)
     try:
         of = (entry.uid, damage.version)
         store_logged(mapped, data_dir / WAL_NAME, of, restored["lsn"], damage.until_lsn)

@@ -10,11 +10,14 @@ from typing import Any
 from gatherd.errors import NotFound, StorageError
 from gatherd.store.catalog import MANIFEST_NAME, STAGING_NAME, CatalogEntry, open_table, version_dir
 from gatherd.store.checksums import CHECKSUMS, encode_document
+from gatherd.store.open_files import OPEN
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.data_dir.naming import check_staged
-from gatherd_server.snapshots.copying import CatchUp, copy_files, sync_files
+from gatherd_server.snapshots.copying import CatchUp, copy_files, sync_files, without_index
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import write_counters
+from gatherd_server.storage.open_table_writer import write_open_slots
+from gatherd_server.storage.open_version import OpenVersion
 from gatherd_server.storage.slots import write_slots
 from gatherd_server.storage.trainable import read_manifest
 from gatherd_server.training.optimizer import Optimizer
@@ -44,16 +47,18 @@ def _write_manifest(files: Files, folder: Path, manifest: dict[str, Any]) -> Non
 @contextmanager
 def copy_live(
     writer: Writer, name: str, entry: CatalogEntry, version: int, optimizer: Optimizer | None
-) -> Iterator[tuple[Path, Callable[[], None]]]:
+) -> Iterator[tuple[Path, Callable[[], OpenVersion | None]]]:
     """Copy a table's live version to the new version `version`, while updates go on.
 
     Yields the folder and a function, to be called between two batches, that stores the log into the
-    copy up to the last applied LSN, durably. With `optimizer` that one trains the copy: slots of
-    both optimizers with the same shape keep their state, others start anew.
+    copy up to the last applied LSN, durably, and returns the copy as it is mapped, if it is open.
+    With `optimizer` that one trains the copy: slots of both optimizers with the same shape keep
+    their state, others start anew.
     """
     files, data_dir = writer.files, writer.data_dir
     source = version_dir(data_dir, name, entry.live)
     manifest = read_manifest(source)
+    manifest["optimizer"] = entry.optimizer_of(entry.live) or manifest.get("optimizer")
     old = Optimizer.from_json(manifest["optimizer"]) if manifest.get("optimizer") else None
     with_slots = optimizer is None or (old is not None and old.slots == optimizer.slots)
     target = version_dir(data_dir, name, version)
@@ -63,13 +68,19 @@ def copy_live(
     try:
         with _removed_on_error(files, target):
             slots = [] if with_slots else [path.name for path in source.glob("slot_*.npy")]
-            copy_files(files, source, staging, without=[MANIFEST_NAME, *slots])
+            left_out = [MANIFEST_NAME, *slots, *without_index(source)]
+            copy_files(files, source, staging, without=left_out)
             table = open_table(data_dir, name, entry.live)
-            if optimizer is not None:
+            write = write_slots
+            if OPEN in manifest:
+                write = write_open_slots
+                if optimizer is not None:
+                    optimizer.check_open_table(table.dtype)
+            elif optimizer is not None:
                 optimizer.check_table(table.dtype, table.row_count)
             if not with_slots:
                 assert optimizer is not None
-                write_slots(files, staging, optimizer, table.row_count, table.dim)
+                write(files, staging, optimizer.slots, table.row_count, table.dim)
             is_trainable = optimizer is not None or old is not None
             if is_trainable and not (staging / SEQ_NAME).exists():
                 write_counters(files, staging, table.row_count)
@@ -82,10 +93,13 @@ def copy_live(
                     files, data_dir, entry.uid, entry.live, target, lsn, with_slots=with_slots
                 )
 
-            def finish() -> None:
-                if catch_up is not None:
-                    catch_up.to(writer.applied_lsn)
-                    catch_up.sync()
+            def finish() -> OpenVersion | None:
+                if catch_up is None:
+                    return None
+                catch_up.to(writer.applied_lsn)
+                opened = catch_up.settle()
+                catch_up.sync()
+                return opened
 
             finish()
         yield target, finish

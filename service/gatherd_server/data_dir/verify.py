@@ -23,8 +23,17 @@ from gatherd.store.checksums import read_document, verify_folder
 from gatherd.store.control import ControlPage
 from gatherd.store.format import file_bytes, npy_header, open_readonly
 from gatherd.store.key_index import KeyIndex
+from gatherd.store.open_files import OPEN
+from gatherd.store.open_spec import OpenSpec
 from gatherd.store.table import Table
-from gatherd_server.data_dir.verify_live import TRIES_MAX, Coverage, moving_bytes, verify_live
+from gatherd_server.data_dir.verify_live import (
+    TRIES_MAX,
+    Coverage,
+    moving_bytes,
+    moving_files,
+    verify_live,
+)
+from gatherd_server.data_dir.verify_open import verify_open
 from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.key_index_writer import rebuild_slots
@@ -92,21 +101,33 @@ def _verify_version(
         for done in verify_folder(folder, read_document(folder / FROZEN_NAME), FROZEN_NAME):
             yield verified + done
         verified += done
-    keys = KeyIndex.open(folder)
-    if (keys is not None) is not (manifest.get("keys") is not None):
-        raise BadFile(f"{folder} has keys where its manifest has none, or the reverse")
-    if keys is not None:
-        keys.verify()
-        verified += keys.nbytes
+    spec = OpenSpec.from_json(manifest[OPEN]) if OPEN in manifest else None
+    if spec is not None:
+        for _ in verify_open(folder, spec):
+            yield verified
+    else:
+        verified += _verify_keys(folder, manifest)
         yield verified
     table = open_table(data_dir, name, version)
     optimizer = Optimizer.from_json(manifest["optimizer"]) if is_trainable else None
     _check_slots(folder, table, optimizer)
     if optimizer is not None and version == entry.live:
-        coverage.byte_count = moving_bytes(folder, table, optimizer)
+        files = moving_files(folder, table, optimizer, spec)
+        coverage.byte_count = moving_bytes(folder, files, spec)
         of = (entry.uid, version)
-        for coverage.held_bytes in verify_live(data_dir, folder, of, table, optimizer):
+        for coverage.held_bytes in verify_live(data_dir, folder, of, files):
             yield verified + coverage.held_bytes
+
+
+def _verify_keys(folder: Path, manifest: dict[str, Any]) -> int:
+    """Check the key index of a closed version, if it has one; its size."""
+    keys = KeyIndex.open(folder)
+    if (keys is not None) is not (manifest.get("keys") is not None):
+        raise BadFile(f"{folder} has keys where its manifest has none, or the reverse")
+    if keys is None:
+        return 0
+    keys.verify()
+    return keys.nbytes
 
 
 def _check_slots(folder: Path, table: Table, optimizer: Optimizer | None) -> None:

@@ -8,14 +8,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import FailedPrecondition, IdOutOfRange, KeyNotFound
+from gatherd.errors import FailedPrecondition, IdOutOfRange, KeyNotFound, VersionNotFound
 from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
 from gatherd.store.query import ByKey, FoundKeys, KeyQuery, NeighborsQuery
+from gatherd.store.scans import PAGE_BYTES_MAX, ScanPage, ScanQuery, version_is_gone
 from gatherd.store.table import Gathered, Table
 from gatherd_server.build import this_build
+from gatherd_server.data_dir.uploads.store import Uploads
 from gatherd_server.engine.lookup import (
     gather,
     may_wait,
@@ -29,6 +31,7 @@ from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch, Searches
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
+from gatherd_server.engine.uploads import UploadDesk
 from gatherd_server.link.link import Link
 from gatherd_server.observe import trail
 from gatherd_server.observe.metrics.telemetry import MISSED_IDS, MISSED_KEYS, Telemetry
@@ -71,6 +74,15 @@ class PreparedKeys:
     """Whether an event loop should let another thread run it."""
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedScan:
+    """A page of rows that is still to be read."""
+
+    run: Callable[[], ScanPage]
+    is_long: bool
+    """Whether an event loop should let another thread run it."""
+
+
 class Engine:
     """Answers lookups from the live tables. Safe to use from many threads."""
 
@@ -80,12 +92,14 @@ class Engine:
         limits: Limits,
         link: Link | None = None,
         telemetry: Telemetry | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         """Without `link` there is no data dir, and nothing can be changed."""
         self._telemetry = telemetry or Telemetry()
         self.limits = limits
         self._tables = tables
         self._link = link
+        self.uploads = UploadDesk(tables, self._writer, uploads, limits)
         self._means = Means(limits.default_mean_bytes_max)
         self.is_ready = False
         """Whether the server takes traffic; the worker sets it."""
@@ -146,7 +160,8 @@ class Engine:
     def rows_of(self, lookup: Lookup) -> Rows | None:
         """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
 
-        None when they may have to come from a disk: then `prepare` is to read them, on a thread.
+        None when they may have to come from a disk, and of an open table, whose rows may be gone by
+        the next piece: then `prepare` is to read them, on a thread.
         Only on the event loop. Raises the errors of `prepare`, KeyNotFound and NoKeys.
         """
         asked, dtype, limits = lookup.asked, lookup.dtype, self.limits
@@ -157,6 +172,8 @@ class Engine:
         if nbytes > limits.reply_bytes_max:
             limits.check("reply_bytes_max", "the reply would have", nbytes)
         if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
+            return None
+        if table.open_spec is not None:
             return None
         if lookup.version != LIVE_VERSION:
             self._count_named(lookup)
@@ -225,6 +242,29 @@ class Engine:
         table = self._tables.get(name, version)
         is_long = query.scanned_max > KEYS_SHORT or not table.is_populated
         return PreparedKeys(lambda: find_keys(table, query), is_long)
+
+    def prepare_scan(self, name: str, query: ScanQuery) -> PreparedScan:
+        """A page of a table's rows, whose table is found.
+
+        TableNotFound, TableRefused or VersionNotFound; InvalidArgument for a cursor that isn't one.
+        `run` raises what `ScanPage.of` does.
+        """
+        slots = None
+        try:
+            if query.with_slots:
+                table, slots = self._tables.take_with_slots(name, query.answering)
+            else:
+                table = self._tables.get(name, query.answering)
+        except VersionNotFound as error:
+            raise version_is_gone(error) if query.cursor else error from None
+        if query.answering != LIVE_VERSION and self.view().live_version(name) != table.version:
+            self.note_superseded(name, table.version, 1)
+        bytes_max = min(PAGE_BYTES_MAX, self.limits.reply_bytes_max)
+        page_bytes = query.row_count_max * table.dim * query.dtype.itemsize
+        is_long = bool(query.prefix) or page_bytes > SHORT_BYTES or not table.is_populated
+        return PreparedScan(
+            lambda: ScanPage.of(table, query, slots, bytes_max), is_long or query.with_slots
+        )
 
     def key_kind(self, name: str) -> str:
         """The kind of a table's keys, as in TableInfo. TableNotFound or TableRefused."""

@@ -42,6 +42,8 @@ class Means:
                 self._check(table)
 
     def _check(self, table: Table) -> None:
+        if table.open_spec is not None:
+            table.default_vector()  # it has none: this says so
         if table.nbytes > self._bytes_max:
             raise FailedPrecondition(
                 f"table {table.name!r} has no default vector, and with {table.nbytes} bytes is too "

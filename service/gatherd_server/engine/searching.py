@@ -79,8 +79,8 @@ class Searches:
         self, table: Table, query: NeighborsQuery, check_bytes: Callable[[int], None]
     ) -> PreparedSearch:
         """LimitExceeded when the search would take too long; `check_bytes` bounds the reply."""
-        work = table.row_count * table.dim * query.count
-        what = f"{query.count} queries of {table.row_count} rows x {table.dim} are"
+        work = table.used_rows * table.dim * query.count
+        what = f"{query.count} queries of {table.used_rows} rows x {table.dim} are"
         _check("neighbors_work_max", what, work, self._limits.work_max, "multiplications")
         stopping = Stopping()
         return PreparedSearch(lambda: self._run(table, query, stopping, check_bytes), stopping)

@@ -107,6 +107,8 @@ class ServedTables:
         """See LiveTables.current."""
         self.take = self._live.take
         """See LiveTables.take."""
+        self.take_with_slots = self._live.take_with_slots
+        """See LiveTables.take_with_slots."""
 
     def start(self) -> None:
         """Map and preload the data dir's live versions. BadFile when it can't be read."""
@@ -207,7 +209,7 @@ class ServedTables:
             return TableInfo(name, 0, 0, None, version, refused=table, versions=versions)
         return TableInfo(
             name,
-            table.row_count,
+            table.live_rows,
             table.dim,
             table.dtype,
             version,
@@ -217,8 +219,9 @@ class ServedTables:
             keys_bytes=table.keys.nbytes if table.keys else 0,
             resident_bytes=table.resident_bytes(),
             versions=versions,
-            optimizer=table.optimizer,
+            optimizer=view.optimizer_of(name, table),
             lsn=self.lsn,
+            open=table.open_spec,
         )
 
     def _at_open(self, table: Table) -> None:

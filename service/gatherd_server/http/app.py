@@ -33,8 +33,10 @@ from gatherd_server.http.rest import openapi
 from gatherd_server.http.rest.keys import key_routes
 from gatherd_server.http.rest.lookups import lookup_routes
 from gatherd_server.http.rest.neighbors import neighbors_routes
+from gatherd_server.http.rest.scans import scan_routes
 from gatherd_server.http.rest.tables import change_routes, table_routes
 from gatherd_server.http.rest.updates import update_routes
+from gatherd_server.http.rest.uploads import upload_routes
 
 
 class _TableName(StringConvertor):
@@ -65,10 +67,12 @@ def create_app(
     app.router.routes[:0] = connect_routes(engine, admission, offload)
     app.include_router(lookup_routes(engine, admission, offload))
     app.include_router(key_routes(engine, admission, offload))
+    app.include_router(scan_routes(engine, admission, offload))
     app.include_router(neighbors_routes(engine, admission, offload))
     app.include_router(update_routes(engine, admission, offload))
     app.include_router(table_routes(engine, admission, offload))
     app.include_router(change_routes(engine, admission))
+    app.include_router(upload_routes(engine, admission, offload))
     app.include_router(health_routes(engine, admission, offload))
     app.include_router(page_routes(app, engine, offload, web))
     _handle_errors(app)

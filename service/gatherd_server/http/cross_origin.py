@@ -3,7 +3,7 @@
 from typing import Any, Final
 
 from gatherd_proto.headers import AUTHORIZATION, CONNECT_TIMEOUT, CONNECT_VERSION, RETRY_AFTER
-from gatherd_server.http.rest.arrays import ARRAY_HEADERS, LSN_HEADER
+from gatherd_server.http.rest.arrays import ARRAY_HEADERS, CURSOR_HEADER, LSN_HEADER, PARTS_HEADER
 from gatherd_server.observe.trail import REQUEST_ID_HEADER
 
 # How long a browser may keep the answer to a preflight; Chromium's own limit.
@@ -16,6 +16,8 @@ _ASKED: Final = (
 _ANSWERED: Final = (
     *ARRAY_HEADERS,
     LSN_HEADER,
+    CURSOR_HEADER,
+    PARTS_HEADER,
     RETRY_AFTER,
     REQUEST_ID_HEADER,
     "WWW-Authenticate",

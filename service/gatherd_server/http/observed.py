@@ -23,6 +23,14 @@ logger = logging.getLogger("gatherd.requests")
 
 _VERB: Final = re.compile(r"/v1/(?:tables/[^/:]+:)?([A-Za-z]{1,32})")
 _TABLE: Final = re.compile(r"/v1/tables/[^/:]+(/versions)?")
+_UPLOADS: Final = "/v1/uploads"
+_UPLOAD: Final = re.compile(r"/v1/uploads/[^/:]+(/rows|:commit|)")
+_BY_UPLOAD: Final = {
+    ("GET", ""): proto.GET_UPLOAD.name,
+    ("DELETE", ""): proto.CANCEL_UPLOAD.name,
+    ("PUT", "/rows"): proto.PUT_CHUNK.name,
+    ("POST", ":commit"): proto.COMMIT_UPLOAD.name,
+}
 OPERATIONS_WIRE: Final = "http"
 _UNKNOWN: Final = "unknown"
 # "Not ready" is an answer, not a failure.
@@ -70,6 +78,8 @@ def _rest_procedure(method: str, path: str) -> str:
         return (proto.CREATE_TABLE if method == "POST" else proto.LIST_TABLES).name
     if path == "/v1/snapshots":
         return proto.SNAPSHOT.name
+    if path.startswith(_UPLOADS):
+        return _upload_procedure(method, path)
     if _TABLE.fullmatch(path):
         return (proto.DELETE_TABLE if method == "DELETE" else proto.GET_TABLE).name
     match = _VERB.fullmatch(path)
@@ -79,6 +89,13 @@ def _rest_procedure(method: str, path: str) -> str:
     if path == f"/v1/{verb}" and verb in _OF_MANY:
         return _OF_MANY[verb]
     return _BY_VERB.get(verb, _UNKNOWN)
+
+
+def _upload_procedure(method: str, path: str) -> str:
+    if path == _UPLOADS:
+        return (proto.BEGIN_UPLOAD if method == "POST" else proto.LIST_UPLOADS).name
+    match = _UPLOAD.fullmatch(path)
+    return _UNKNOWN if match is None else _BY_UPLOAD.get((method, match[1]), _UNKNOWN)
 
 
 @dataclass(frozen=True, slots=True)

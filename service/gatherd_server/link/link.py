@@ -34,6 +34,9 @@ Either to map it before it becomes live, or whether it can be deleted because no
 class Link(Protocol):
     """Takes the engine's updates and changes to the writer."""
 
+    def check(self) -> None:
+        """Raise what a change would get at once."""
+
     def push(self, push: Push) -> "Future[PushResult]":
         """See Engine.push."""
 
@@ -77,6 +80,10 @@ class DirectLink:
         """Stop watching."""
         if self._watching is not None:
             self._watching.cancel()
+
+    def check(self) -> None:
+        """See Link."""
+        self._heartbeat.check()
 
     def push(self, push: Push) -> "Future[PushResult]":
         """See Link."""
@@ -132,6 +139,10 @@ class RefusingLink:
     def __init__(self, why: GatherdError, state: UpdatesState) -> None:
         self._why = why
         self._state = state
+
+    def check(self) -> None:
+        """See Link."""
+        raise self._why
 
     def push(self, push: Push) -> "Future[PushResult]":  # noqa: ARG002 - Link's signature
         """See Link."""

@@ -86,29 +86,36 @@ class SocketLink(asyncio.Protocol):
             self._transport.close()
         self._preparer.shutdown(wait=False)
 
+    def check(self) -> None:
+        """See Link."""
+        if self._heartbeat.is_hung and self._has_heard:
+            self._heartbeat.check()
+        elif self._heartbeat.is_hung:
+            raise _restarting()
+
     def push(self, push: Push) -> "Future[PushResult]":
         """See Link."""
-        self._check()
+        self.check()
         return self._ask(MessageKind.PUSH, messages.pack_push(Submitted.of(push)))
 
     def change(self, change: TableChange) -> "Future[ChangeResult]":
         """See Link."""
-        self._check()
+        self.check()
         return self._ask(MessageKind.CHANGE, messages.pack_change(change))
 
     def snapshot(self, name: str) -> "Future[SnapshotResult]":
         """See Link."""
-        self._check()
+        self.check()
         return self._ask(MessageKind.SNAPSHOT, pack({"name": name}, []))
 
     def snapshots(self) -> "Future[SnapshotList]":
         """See Link."""
-        self._check()
+        self.check()
         return self._ask(MessageKind.LIST_SNAPSHOTS, pack({}, []))
 
     def delete_snapshot(self, name: str) -> "Future[None]":
         """See Link."""
-        self._check()
+        self.check()
         return self._ask(MessageKind.DELETE_SNAPSHOT, pack({"name": name}, []))
 
     def state(self) -> UpdatesState:
@@ -119,12 +126,6 @@ class SocketLink(asyncio.Protocol):
             # A writer that was never heard is still recovering the data dir.
             return UpdatesState.HUNG if self._has_heard else UpdatesState.UNREACHABLE
         return UpdatesState.DISK_FULL if self._is_full else UpdatesState.RUNNING
-
-    def _check(self) -> None:
-        if self._heartbeat.is_hung and self._has_heard:
-            self._heartbeat.check()
-        elif self._heartbeat.is_hung:
-            raise _restarting()
 
     def _ask_for_sign(self) -> None:
         if self._transport is None:

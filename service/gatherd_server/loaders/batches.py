@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from gatherd.errors import BadFile
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind, Keys, StringKeys
+from gatherd.store.keys import strings_at
 from gatherd.store.limits import DIM_MAX
 from gatherd_server.loaders.limits import BATCH_BYTES
 
@@ -112,9 +113,7 @@ def keys_of_spans(
     """The strings `data[begins[i]:ends[i]]` as keys; the spans follow one another."""
     offsets = np.zeros(begins.size + 1, np.int64)
     np.cumsum(ends - begins, out=offsets[1:])
-    # Each byte's position in `data`: its position in the result, plus its key's shift.
-    moved = np.repeat(begins - offsets[:-1], ends - begins)
-    return StringKeys(data[np.arange(offsets[-1]) + moved], offsets, (begins.size,))
+    return strings_at(data, begins, offsets, (begins.size,))
 
 
 def slice_keys(keys: Keys, begin: int, end: int) -> Keys:

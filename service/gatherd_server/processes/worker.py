@@ -28,6 +28,7 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.tls import Tls
 from gatherd_server.access.token_file import TokenFile
 from gatherd_server.data_dir.changes import Changes
+from gatherd_server.data_dir.uploads.store import Uploads
 from gatherd_server.engine.engine import Engine
 from gatherd_server.engine.noting_engine import NotingEngine
 from gatherd_server.engine.tables import ServedTables, open_sources
@@ -54,6 +55,7 @@ from gatherd_server.processes.new_files import NewFiles
 from gatherd_server.processes.sockets import WRITER_SOCKET_NAME, open_beside
 from gatherd_server.processes.writer import open_writer
 from gatherd_server.rpc.server import ConnectionBounds, RpcServer
+from gatherd_server.storage.files import Files
 from gatherd_server.types import UpdatesState
 from gatherd_server.wire.compiled.serving import CompiledAnswers
 from gatherd_server.writer.writer import Writer
@@ -67,6 +69,8 @@ SETTLE_PASSES = 8
 SETTLE_PASSES_MAX = 20_000
 # How often the files of tokens and certificates are checked for changes.
 WATCH_SECONDS = 1.0
+# How often uploads are looked at, which may have expired.
+SWEEP_SECONDS_MAX = 60.0
 # The time for a TLS handshake; after it a connection has to send a request.
 
 
@@ -166,7 +170,7 @@ class Worker:
             link = await self._open_link(stack, owner, tables)
             self._telemetry.pulse.before(tables.look_at_residency)
             made = NotingEngine if settings.access_log else Engine
-            engine = made(tables, self._limits, link, self._telemetry)
+            engine = made(tables, self._limits, link, self._telemetry, self._uploads())
             for name, reason in engine.table_states().items():
                 if reason:
                     logger.error("table %r is refused: %s", name, reason)
@@ -217,10 +221,12 @@ class Worker:
         rpc.set_serving(True)
         channel.tell_ready()
         watching = asyncio.ensure_future(self._watch_files())
+        sweeping = asyncio.ensure_future(self._sweep_uploads(engine))
         await asyncio.wait(
             (serving, asyncio.ensure_future(stop.wait())), return_when=asyncio.FIRST_COMPLETED
         )
         watching.cancel()
+        sweeping.cancel()
         self._admission.is_ready = engine.is_ready = False
         rpc.set_serving(False)
         if not serving.done():
@@ -230,6 +236,12 @@ class Worker:
         # What the last requests counted.
         await asyncio.to_thread(self._telemetry.pulse.beat)
         await asyncio.to_thread(self._telemetry.pulse.close)
+
+    def _uploads(self) -> Uploads | None:
+        settings = self._brief.settings
+        if settings.data_dir is None:
+            return None
+        return Uploads(Files(), settings.data_dir, settings.upload_limits())
 
     def _measure(self, http: uvicorn.Server) -> None:
         recorder = self._telemetry.threads
@@ -256,6 +268,16 @@ class Worker:
             for one in watched:
                 # On a thread: the file may be on a dead disk.
                 await asyncio.to_thread(one.refresh)
+
+    async def _sweep_uploads(self, engine: Engine) -> None:
+        """Delete uploads for which nothing came for too long, now and then, for ever."""
+        settings = self._brief.settings
+        while settings.data_dir is not None and self._brief.has_writer:
+            try:
+                await asyncio.to_thread(engine.uploads.sweep)
+            except GatherdError as error:
+                logger.warning("expired uploads can't be deleted: %s", error)
+            await asyncio.sleep(min(SWEEP_SECONDS_MAX, settings.upload_seconds / 2))
 
     def _open_writer(self, stack: AsyncExitStack) -> tuple[Writer, Changes] | UpdatesStopped | None:
         """The writer, if this process has it; UpdatesStopped if it can't be started.

@@ -9,8 +9,10 @@ their checksums go into frozen.json beside them, and `gatherd verify` checks the
 from pathlib import Path
 
 from gatherd.store.checksums import CHECKSUMS, encode_document, file_checksums
+from gatherd.store.open_files import KEYS_INDEX, OPEN
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.trainable import is_trainable, moving_files
+from gatherd_server.storage.open_version import OpenVersion
+from gatherd_server.storage.trainable import is_trainable, moving_files, read_manifest
 
 FROZEN_NAME = "frozen.json"
 
@@ -26,6 +28,13 @@ def freeze(files: Files, folder: Path) -> None:
     After a crash frozen.json is complete or missing; if missing, the next start makes it. The files
     themselves needn't be durable: the log still has what the disk lacks of them.
     """
+    if OPEN in read_manifest(folder):
+        # No writer will build the index of a superseded version anew after a power cut.
+        version = OpenVersion.open(files, folder)
+        version.settle()
+        version.close()
+        files.sync_path(folder / KEYS_INDEX)
+        files.sync_dir(folder, folder / KEYS_INDEX)
     found = {}
     for path in moving_files(folder):
         found[path.name] = file_checksums(path).to_json()

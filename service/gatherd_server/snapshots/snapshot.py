@@ -53,7 +53,7 @@ from gatherd.store.checksums import (
 )
 from gatherd.store.control import CONTROL_NAME
 from gatherd.store.mapping import not_opened
-from gatherd_server.snapshots.copying import CatchUp, copy_files
+from gatherd_server.snapshots.copying import CatchUp, copy_files, without_index
 from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.snapshots.naming import PARTIAL_SUFFIX, check_name
 from gatherd_server.storage.control_writer import page_at
@@ -101,14 +101,16 @@ def take_snapshot(writer: Writer, folder: Path, name: str) -> SnapshotResult:
             for version in entry.versions:
                 source = version_dir(data_dir, table, version)
                 copy = version_dir(partial, table, version)
-                copy_files(files, source, copy)
-                if version == entry.live and is_trainable(source):
+                catches_up = version == entry.live and is_trainable(source)
+                copy_files(files, source, copy, without_index(source) if catches_up else ())
+                if catches_up:
                     catching.append(CatchUp(files, data_dir, entry.uid, version, copy, pinned))
         for one in catching:
             one.to(writer.applied_lsn)
         lsn, checkpoint = writer.between(lambda: (writer.applied_lsn, writer.encoded_window()))
         for one in catching:
             one.to(lsn)
+            one.settle()
         control = page_at(catalog.generation, lsn)
         _write_rest(files, partial, encode_catalog(catalog), control, checkpoint)
         listed = {

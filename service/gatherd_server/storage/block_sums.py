@@ -67,20 +67,28 @@ class BlockSums:
         begin: int,
         row_bytes: int,
         before: FileSums | None,
+        *,
+        is_growing: bool = False,
     ) -> None:
         """`data`, (bytes,), is the whole file, whose rows begin at `begin`.
 
-        `before` are the file's sums in the last checkpoint, None when it has none.
+        `before` are the file's sums in the last checkpoint, None when it has none. Of a file that
+        `is_growing`, only the blocks up to the last one that was ever noted have sums.
         """
         count = block_count(data.size)
+        # Memory that isn't written takes no room, however long the file is.
         self._path = path
         self._data = data
         self._begin, self._row_bytes = begin, row_bytes
         self._crcs = np.zeros(count, np.uint32)
         self._known = np.zeros(count, np.bool_)
         self._moved = np.zeros(count, np.bool_)
-        if before is not None and before.byte_count == data.size:
-            self._crcs, self._known = before.crcs.copy(), before.known.copy()
+        self._is_growing = is_growing
+        self._count = 0 if is_growing else count
+        if before is not None and (before.byte_count == data.size or is_growing):
+            self._count = min(count, before.crcs.size)
+            self._crcs[: self._count] = before.crcs[: self._count]
+            self._known[: self._count] = before.known[: self._count]
 
     def note(self, rows: NDArray[np.int64]) -> None:
         """Note that `rows` are about to be stored."""
@@ -89,14 +97,19 @@ class BlockSums:
             begin, row_bytes, moved = self._begin, self._row_bytes, self._moved
             for row in rows.tolist():
                 first = begin + row * row_bytes
-                moved[first // BLOCK_BYTES : _last_block(first, row_bytes) + 1] = True
+                last = _last_block(first, row_bytes)
+                moved[first // BLOCK_BYTES : last + 1] = True
+                self._count = max(self._count, last + 1)
             return
         for blocks in blocks_of(rows, self._begin, self._row_bytes):
             self._moved[blocks] = True
+        last = _last_block(self._begin + int(rows.max()) * self._row_bytes, self._row_bytes)
+        self._count = max(self._count, last + 1)
 
     def begin(self) -> None:
         """Start a new round of notes, at a checkpoint's LSN; blocks that moved lose their sums."""
-        self._known &= ~self._moved
+        count = self._count
+        self._known[:count] &= ~self._moved[:count]
         self._moved = np.zeros_like(self._moved)
 
     def sum_up(self, byte_count: int) -> int:
@@ -105,7 +118,8 @@ class BlockSums:
         The file has every row that was stored before `begin`.
         """
         summed = 0
-        for block in np.flatnonzero(~(self._known | self._moved)):
+        count = self._count
+        for block in np.flatnonzero(~(self._known[:count] | self._moved[:count])):
             if summed >= byte_count:
                 break
             crc = self._crc(int(block))
@@ -119,19 +133,21 @@ class BlockSums:
     @property
     def is_whole(self) -> bool:
         """Whether every block has a sum."""
-        return bool(self._known.all())
+        return bool(self._known[: self._count].all())
 
     def sums(self) -> FileSums:
         """The known sums, as of the last `begin`."""
-        return FileSums(self._data.size, self._crcs.copy(), self._known.copy())
+        count = self._count
+        byte_count = min(self._data.size, count * BLOCK_BYTES)
+        return FileSums(byte_count, self._crcs[:count].copy(), self._known[:count].copy())
 
     def check(self, sums: FileSums, lsn: int) -> None:
         """BadFile when a block that didn't move differs from its sum at `lsn`."""
-        if sums.byte_count != self._data.size:
+        if sums.byte_count != self._data.size and not self._is_growing:
             raise BadFile(
                 f"{self._path} has {self._data.size} bytes; at LSN {lsn} it had {sums.byte_count}"
             )
-        for block in np.flatnonzero(sums.known & ~self._moved):
+        for block in np.flatnonzero(sums.known & ~self._moved[: sums.known.size]):
             found, wanted = self._crc(int(block)), int(sums.crcs[block])
             if found != wanted:
                 raise moved_block(self._path, int(block), sums.byte_count, lsn, (found, wanted))

@@ -16,11 +16,16 @@ from gatherd.errors import DataDirInUse, DiskFull, StorageError
 from gatherd.store import memory
 from gatherd.store.format import file_bytes
 from gatherd.store.mapping import MappedFile, naming, too_many_files
+from gatherd_server.storage.sparse import data_ranges
 
 # The most buffers that the kernel takes in one write.
 IOV_MAX = 1024
 COPY_BYTES = 4 << 20
+# The unit of stat's st_blocks, whatever the file system's own is.
+STAT_BLOCK_BYTES = 512
 ZEROS_BYTES = 1 << 20
+# How file systems say that a file has one name, or no more than it has.
+_NO_LINKS = (errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK)
 
 
 def is_read_only(folder: Path) -> bool:
@@ -115,11 +120,36 @@ class Files:
                 self.sync_dir(folder.parent, folder)
 
     def copy(self, source: Path, target: Path) -> None:
-        """Copy a file to the new file `target`, its blocks reserved; not durable yet."""
+        """Copy a file to the new file `target`, its blocks reserved; not durable yet.
+
+        A sparse file stays one: only what has data is copied, and takes blocks.
+        """
         with _Told(target), open(source, "rb") as old, open(target, "xb") as new:
-            byte_count = os.fstat(old.fileno()).st_size
-            self.allocate(new.fileno(), byte_count, target)
-            shutil.copyfileobj(old, new, COPY_BYTES)
+            status = os.fstat(old.fileno())
+            if status.st_blocks * STAT_BLOCK_BYTES >= status.st_size:
+                self.allocate(new.fileno(), status.st_size, target)
+                shutil.copyfileobj(old, new, COPY_BYTES)
+                return
+            self.truncate(new.fileno(), status.st_size, target)
+            for begin, end in data_ranges(old.fileno(), status.st_size):
+                for position in range(begin, end, COPY_BYTES):
+                    part = os.pread(old.fileno(), min(COPY_BYTES, end - position), position)
+                    self.write_at(new.fileno(), memoryview(part), position, target)
+
+    def link(self, source: Path, target: Path) -> None:
+        """Give a file the second name `target`; where names can't be shared, copy it. Not durable.
+
+        A copy is durable, apart from its name, because its source's data is taken to be.
+        """
+        with _Told(target):
+            try:
+                target.hardlink_to(source)
+                return
+            except OSError as error:
+                if error.errno not in _NO_LINKS:
+                    raise
+        self.copy(source, target)
+        self.sync_path(target)
 
     def sync_path(self, path: Path) -> None:
         """Make the data of the file `path` durable, stores through mappings included."""
@@ -148,11 +178,14 @@ class Files:
             finally:
                 os.close(fd)
 
-    def allocate(self, fd: int, byte_count: int, path: Path) -> None:
-        """Reserve the file's blocks, so that a full disk is an error now and no SIGBUS later."""
-        if byte_count:
+    def allocate(self, fd: int, byte_count: int, path: Path, begin: int = 0) -> None:
+        """Reserve the file's blocks from `begin` up to `byte_count`.
+
+        So a full disk is an error now and no SIGBUS later.
+        """
+        if byte_count > begin:
             with _Told(path):
-                os.posix_fallocate(fd, 0, byte_count)
+                os.posix_fallocate(fd, begin, byte_count - begin)
 
     def create_allocated(self, path: Path, byte_count: int, head: bytes) -> int:
         """Make the file `path` of `byte_count` bytes, `head` and then zeros; its descriptor.
@@ -234,12 +267,12 @@ class Files:
         with _Told(path):
             memory.sync(mapping)
 
-    def reserve(self, path: Path, byte_count: int) -> None:
+    def reserve(self, path: Path, byte_count: int, begin: int = 0) -> None:
         """Reserve the blocks of an existing file, as `allocate` does."""
         with _Told(path):
             fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         try:
-            self.allocate(fd, byte_count, path)
+            self.allocate(fd, byte_count, path, begin)
         finally:
             os.close(fd)
 
@@ -259,6 +292,54 @@ class Files:
         from gatherd_server.storage import compiled_rows  # loads numba
 
         compiled_rows.store_rows(target, counters, rows, images)
+
+    def create_rows(
+        self,
+        target: NDArray[np.uint8],
+        counters: NDArray[np.uint32],
+        keys: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        rows: NDArray[np.int64],
+        images: tuple[NDArray[np.uint8], NDArray[np.uint64], NDArray[np.uint64]],
+        path: Path,  # noqa: ARG002  # as above
+    ) -> None:
+        """Store weights, key and stamp of `rows`, (n,), under their counters, as `store_rows` does.
+
+        `keys` are the mapped keys and stamps, (rows_max,) each, of the rows of `target`. `images`
+        are (n, row_bytes), (n,) and (n,).
+        """
+        from gatherd_server.storage import compiled_open  # loads numba
+
+        compiled_open.create_rows(target, counters, *keys, rows, *images)
+
+    def remove_rows(
+        self,
+        counters: NDArray[np.uint32],
+        keys: tuple[NDArray[np.uint64], NDArray[np.uint64]],
+        rows: NDArray[np.int64],
+        path: Path,  # noqa: ARG002  # as above
+        *,
+        are_entries: bool,
+    ) -> None:
+        """Set the stamps of `rows`, and the keys if they `are_entries`, to 0, under their counters.
+
+        `keys` are the mapped keys and stamps.
+        """
+        from gatherd_server.storage import compiled_open  # loads numba
+
+        compiled_open.remove_rows(counters, *keys, rows, are_entries)
+
+    def put_strings(
+        self,
+        heap: NDArray[np.uint8],
+        entries: NDArray[np.uint64],
+        offsets: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        path: Path,  # noqa: ARG002  # as above
+    ) -> None:
+        """Store keys, `data` from each of `offsets` on, in their entries' places of `heap`."""
+        from gatherd_server.storage import compiled_open  # loads numba
+
+        compiled_open.put_strings(heap, entries, offsets, data)
 
     def make_even(
         self,

@@ -1,10 +1,10 @@
 """Writes a key index; gatherd.store.key_index has the layout.
 
-The files grow while keys are added and are mapped shared: the kernel writes their pages back, so
-private memory stays that of one batch, however many keys there are. A growing file doubles; its
-blocks are allocated first, so that a full disk is an error and never a SIGBUS. When the slots
-double they are cleared and filled again from the keys, in row order. So the same keys, seed and
-size always give the same slot bytes, and `rebuild_slots` can mend the slots alone.
+The keys' files grow while keys are added and are mapped shared, so the kernel can write their pages
+back and drop them. A growing file doubles; its blocks are allocated first, so that a full disk is
+an error and never a SIGBUS. The slots are in memory, 12 to 24 bytes a key, until they are written.
+When they double they are cleared and filled again from the keys, in row order. So the same keys,
+seed and size always give the same slot bytes, and `rebuild_slots` can mend the slots alone.
 """
 
 import mmap
@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile, InvalidArgument, StorageError
+from gatherd.store import memory
 from gatherd.store.checksums import file_checksums
 from gatherd.store.kernels import compiled
 from gatherd.store.key_index import (
@@ -95,11 +96,49 @@ class _GrowingArray:
         os.close(self._fd)
 
 
+class _Slots:
+    """The slots, in the process's own memory until they are written as a whole.
+
+    Insertions go all over them. In a mapped file each makes a page dirty: where memory is short,
+    the kernel writes many times what the file has.
+    """
+
+    def __init__(self, files: Files, path: Path) -> None:
+        self._files = files
+        self._path = path
+        self.array = np.zeros(SLOTS_MIN, np.uint64)
+
+    def enlarge(self, length: int) -> None:
+        """Make them so many, all empty. StorageError when there isn't memory for them."""
+        self.array = np.empty(0, np.uint64)  # the old ones go before the new ones come
+        available = memory.available_bytes()
+        if 0 < available < 8 * length:
+            raise StorageError(
+                f"{self._path}: the index of the keys takes {8 * length} bytes of memory while it "
+                f"is made, and {available} are left"
+            )
+        self.array = np.zeros(length, np.uint64)
+
+    def finish(self) -> None:
+        """Write the file, durable but for its name."""
+        header = npy_header("<u8", self.array.size)
+        self._files.write_new(self._path, header, durable=False)
+        fd = os.open(self._path, os.O_RDWR | os.O_CLOEXEC)
+        try:
+            data = self.array.data.cast("B")
+            self._files.allocate(fd, len(header) + data.nbytes, self._path)
+            self._files.write_at(fd, data, len(header), self._path)
+            self._files.sync(fd, self._path)
+        finally:
+            os.close(fd)
+
+
 class KeyIndexBuilder:
     """Builds a key index in a staging folder, where no reader looks; a context manager.
 
     Without `finish` the files in the folder are no index; the caller removes the folder.
-    StorageError from any method when the disk is full or fails, Unimplemented without numba.
+    StorageError from any method when the disk is full or fails, or memory is short; Unimplemented
+    without numba.
     """
 
     def __init__(self, files: Files, folder: Path, kind: KeyKind) -> None:
@@ -112,7 +151,7 @@ class KeyIndexBuilder:
         self._finished = False
         self._stack = ExitStack()
         with ExitStack() as opening:
-            self._slots = self._array(opening, KEYS_SLOTS, "<u8", SLOTS_MIN)
+            self._slots = _Slots(files, folder / KEYS_SLOTS)
             if kind is KeyKind.BYTES:
                 self._data = self._array(opening, KEYS_DATA, "|u1", FIRST_LENGTH)
                 self._offsets = self._array(opening, KEYS_OFFSETS, "<u8", FIRST_LENGTH)
@@ -217,7 +256,7 @@ class KeyIndexBuilder:
     def _make_room(self, count: int) -> None:
         slot_count = slots_for(count)
         if slot_count > self._slots.array.size:
-            self._slots.reserve(slot_count)
+            self._slots.enlarge(slot_count)
             self._place(self._seed)
 
     def _place(self, seed: int) -> None:
@@ -233,7 +272,7 @@ class KeyIndexBuilder:
         assert not self._finished
         self._finished = True
         slot_count = self._slots.array.size
-        self._slots.finish(slot_count)
+        self._slots.finish()
         if self.kind is KeyKind.BYTES:
             self._data.finish(self._data_bytes)
             self._offsets.finish(self.count + 1)
@@ -305,12 +344,11 @@ def rebuild_slots(files: Files, folder: Path) -> None:
         for name, (descr, length) in info.arrays().items()
         if name != KEYS_SLOTS
     }
-    with ExitStack() as stack:
-        slots = _GrowingArray(files, fresh, "<u8", info.slot_count)
-        stack.callback(slots.close)
-        ints, offsets, data = (arrays.get(name) for name in (KEYS_INTS, KEYS_OFFSETS, KEYS_DATA))
-        seed = _place(slots.array, ints, offsets, data, info.count, info.seed)
-        slots.finish(info.slot_count)
+    slots = _Slots(files, fresh)
+    slots.enlarge(info.slot_count)
+    ints, offsets, data = (arrays.get(name) for name in (KEYS_INTS, KEYS_OFFSETS, KEYS_DATA))
+    seed = _place(slots.array, ints, offsets, data, info.count, info.seed)
+    slots.finish()
     files.rename(fresh, folder / KEYS_SLOTS)
     if not known or seed != info.seed:
         info = KeysInfo(info.kind, info.count, seed, info.data_bytes, info.slot_count, {})

@@ -27,6 +27,7 @@ from gatherd.store.mapping import MappedFile
 from gatherd.store.stripes import COUNTER, SEQ_NAME, seq_bytes
 from gatherd_server.storage.block_sums import BlockSums, VersionSums
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.images_record import VersionImages
 from gatherd_server.training.optimizer import Optimizer, SlotSpec
 
 NO_COUNTERS = np.empty(0, COUNTER)
@@ -141,6 +142,17 @@ class MappedVersion:
         for name, images in slots.items():
             self._store_slot(name, rows, images)
         self._files.store_rows(self.weights, self._counters, rows, weights, self._weights_path)
+
+    def apply(self, images: VersionImages, *, with_slots: bool = True) -> None:
+        """Store one version's part of a frame; without `with_slots`, slots keep their contents."""
+        if images.opened is not None:
+            raise BadFile(f"{self._weights_path}: the log has keys of an open table for it")
+        slots, scalars = (images.slots, images.scalars) if with_slots else ({}, {})
+        self.store(images.rows, images.weights, slots, scalars)
+
+    def note_images(self, images: VersionImages) -> None:
+        """Note what `apply` is about to change, or has changed."""
+        self.note(images.rows, images.slots, images.scalars)
 
     def note(self, rows: NDArray[np.int64], slots: Iterable[str], scalars: Iterable[str]) -> None:
         """Note what `store` is about to change, or has changed; slots and scalars by name."""

@@ -1,5 +1,6 @@
 """Writes a table's slots in their first state; training/optimizer.py has the layout."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -7,20 +8,20 @@ import numpy as np
 from gatherd.store.checksums import FileChecksums, file_checksums
 from gatherd.store.format import npy_header
 from gatherd_server.storage.files import Files
-from gatherd_server.training.optimizer import Optimizer, SlotSpec
+from gatherd_server.training.optimizer import SlotSpec
 
 FILL_BYTES = 4 << 20
 
 
 def write_slots(
-    files: Files, folder: Path, optimizer: Optimizer, row_count: int, dim: int
+    files: Files, folder: Path, slots: Iterable[SlotSpec], row_count: int, dim: int
 ) -> dict[str, FileChecksums]:
-    """Write every slot's first state, durable but for the files' names; return the checksums.
+    """Write the slots' first state, durable but for the files' names; return the checksums.
 
     StorageError when the disk is full or fails.
     """
     found = {}
-    for slot in optimizer.slots:
+    for slot in slots:
         path = folder / slot.file_name
         _write_slot(files, path, slot, row_count, dim)
         found[slot.file_name] = file_checksums(path)

@@ -89,49 +89,125 @@ class StagedTable:
     row_count: int
 
 
-def stage_table(files: Files, staging: Path, table: TableFiles) -> StagedTable:
-    """Write `table` to a new folder in `staging`.
+@dataclass(frozen=True, slots=True)
+class WrittenRows:
+    """Rows that are in a weights.npy already, whole and durable, with their keys if they have any.
+
+    `at_duplicates` is called if a key is there twice: with its batch of `keys`, its index there,
+    its row, and the earlier row that has it; it raises.
+    """
+
+    weights: Path
+    row_count: int
+    checksums: FileChecksums
+    keys: Iterable[Keys] = ()
+    at_duplicates: Callable[[Keys, int, int, int], None] | None = None
+
+
+def stage_table(
+    files: Files, staging: Path, table: TableFiles, uid: str | None = None
+) -> StagedTable:
+    """Write `table` to a new folder in `staging`, named after `uid`, which is drawn if it is None.
 
     The contents of its files are durable on return. Their names and the manifest become durable
     when the folder is made a version (`finish_manifest`); nothing needs them before. StorageError
     when the disk is full or fails, InvalidArgument when `table` can't be trained as it asks; the
     folder is removed then.
     """
+
+    def write(folder: Path) -> tuple[int, dict[str, FileChecksums]]:
+        return _write_rows(files, folder, table)
+
+    return _staged(files, staging, table, uid, write)
+
+
+def stage_written(
+    files: Files, staging: Path, table: TableFiles, written: WrittenRows, uid: str
+) -> StagedTable:
+    """As `stage_table`, of rows that are written already; `table.blocks` isn't read.
+
+    The folder's weights.npy is `written.weights` under a second name.
+    """
+
+    def write(folder: Path) -> tuple[int, dict[str, FileChecksums]]:
+        files.link(written.weights, folder / WEIGHTS_NAME)
+        if table.key_kind is not None:
+            with KeyIndexBuilder(files, folder, table.key_kind) as index:
+                for keys in written.keys:
+                    _add_unique(index, keys, written)
+                index.finish()
+        return written.row_count, {WEIGHTS_NAME: written.checksums}
+
+    return _staged(files, staging, table, uid, write)
+
+
+def _add_unique(index: KeyIndexBuilder, keys: Keys, written: WrittenRows) -> None:
+    begin = index.count
+    is_new = index.add(keys)
+    if is_new.all():
+        return
+    assert written.at_duplicates is not None
+    index_in_batch = int(np.argmin(is_new))
+    # The builder gave rows to the new ones alone, but up to the first duplicate all are new.
+    earlier = int(index.rows_of(keys)[index_in_batch])
+    written.at_duplicates(keys, index_in_batch, begin + index_in_batch, earlier)
+
+
+def _staged(
+    files: Files,
+    staging: Path,
+    table: TableFiles,
+    uid: str | None,
+    write: Callable[[Path], tuple[int, dict[str, FileChecksums]]],
+) -> StagedTable:
+    """Make a folder in `staging`, have `write` put rows and keys there, and complete it."""
     if table.optimizer is not None:
         table.optimizer.check_table(table.dtype, table.row_count)
-    uid = uuid.uuid4().hex
+    uid = uid or uuid.uuid4().hex
     folder = staging / uid
     files.make_dirs(folder, durable=False)
     try:
-        row_count, checksums = _write_rows(files, folder, table)
-        if table.optimizer is not None:
-            table.optimizer.check_table(table.dtype, row_count)
-            checksums |= write_slots(files, folder, table.optimizer, row_count, table.dim)
-            write_counters(files, folder, row_count)
-        if table.default_vector is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, table.default_vector, allow_pickle=False)
-            files.write_new(folder / DEFAULT_NAME, buffer.getvalue())
-            checksums[DEFAULT_NAME] = checksums_of(buffer.getvalue())
-        manifest = {
-            "format": DATA_DIR_FORMAT,
-            "uid": uid,
-            "name": table.name,
-            "version": 1,
-            "dtype": table.dtype.value,
-            "rows": row_count,
-            "dim": table.dim,
-            "keys": table.key_kind.value if table.key_kind else None,
-            "optimizer": table.optimizer.to_json() if table.optimizer else None,
-            "created": datetime.now(UTC).isoformat(timespec="seconds"),
-            "origin": table.origin,
-            CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
-        }
-        files.write_new(folder / MANIFEST_NAME, encode_document(manifest), durable=False)
+        row_count, checksums = write(folder)
+        _complete(files, folder, table, uid, row_count, checksums)
     except BaseException:
         files.remove_tree(folder)
         raise
     return StagedTable(folder, uid, row_count)
+
+
+def _complete(
+    files: Files,
+    folder: Path,
+    table: TableFiles,
+    uid: str,
+    row_count: int,
+    checksums: dict[str, FileChecksums],
+) -> None:
+    """Write what a version has beside rows and keys: slots, counters, default vector, manifest."""
+    if table.optimizer is not None:
+        table.optimizer.check_table(table.dtype, row_count)
+        checksums |= write_slots(files, folder, table.optimizer.slots, row_count, table.dim)
+        write_counters(files, folder, row_count)
+    if table.default_vector is not None:
+        buffer = io.BytesIO()
+        np.save(buffer, table.default_vector, allow_pickle=False)
+        files.write_new(folder / DEFAULT_NAME, buffer.getvalue())
+        checksums[DEFAULT_NAME] = checksums_of(buffer.getvalue())
+    manifest = {
+        "format": DATA_DIR_FORMAT,
+        "uid": uid,
+        "name": table.name,
+        "version": 1,
+        "dtype": table.dtype.value,
+        "rows": row_count,
+        "dim": table.dim,
+        "keys": table.key_kind.value if table.key_kind else None,
+        "optimizer": table.optimizer.to_json() if table.optimizer else None,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "origin": table.origin,
+        CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
+    }
+    files.write_new(folder / MANIFEST_NAME, encode_document(manifest), durable=False)
 
 
 def _write_rows(
@@ -186,7 +262,7 @@ class _WeightsFile:
         self._row_count_max = table.row_count or 0
 
     def __enter__(self) -> Self:
-        header = _npy_header(self._dtype, 0, self._dim)
+        header = weights_header(self._dtype, 0, self._dim)
         self._files.write_new(self._path, header, durable=False)
         self._file = open(self._path, "r+b", buffering=0)  # closed in __exit__
         try:
@@ -225,7 +301,7 @@ class _WeightsFile:
     def finish(self) -> FileChecksums:
         """Correct the header and the size; durable but for the file's name."""
         fd = self._file.fileno()
-        header = _npy_header(self._dtype, self.row_count, self._dim)
+        header = weights_header(self._dtype, self.row_count, self._dim)
         self._files.write_at(fd, memoryview(header), 0, self._path)
         self._files.truncate(fd, self._position, self._path)
         self._files.sync(fd, self._path)
@@ -244,9 +320,12 @@ class _WeightsFile:
 
 def weights_header_bytes(dtype: DType, dim: int) -> int:
     """Bytes before the first row of a weights.npy."""
-    return len(_npy_header(dtype, 0, dim))
+    return len(weights_header(dtype, 0, dim))
 
 
-def _npy_header(dtype: DType, row_count: int, dim: int) -> bytes:
-    """The header. Its length depends on `dim` alone: NumPy leaves room for a growing axis."""
+def weights_header(dtype: DType, row_count: int, dim: int) -> bytes:
+    """The header of a weights.npy.
+
+    Its length depends on `dim` alone: NumPy leaves room for a growing axis.
+    """
     return npy_header(NPY_DESCR[dtype], (row_count, dim))

@@ -4,16 +4,25 @@ from pathlib import Path
 
 from gatherd.store.catalog import MANIFEST_NAME, WEIGHTS_NAME
 from gatherd.store.checksums import read_document
+from gatherd.store.open_files import KEYS_INDEX, OPEN, is_of_keys
 
 
 def is_moving(name: str) -> bool:
-    """Whether training changes the file `name` of a trainable version."""
+    """Whether updates change the file `name` of a trainable version."""
     return name == WEIGHTS_NAME or name.startswith("slot_")
+
+
+def is_key_file(name: str) -> bool:
+    """Whether a file of an open version has its keys, stamps or counts, or their index."""
+    return is_of_keys(name) or name == KEYS_INDEX
 
 
 def moving_files(folder: Path) -> list[Path]:
     """The files of a trainable version that training changes."""
-    return sorted([folder / WEIGHTS_NAME, *folder.glob("slot_*.npy")])
+    moving = [folder / WEIGHTS_NAME, *folder.glob("slot_*.npy")]
+    if OPEN in read_manifest(folder):
+        moving += [path for path in folder.iterdir() if is_key_file(path.name)]
+    return sorted(moving)
 
 
 def read_manifest(folder: Path) -> dict[str, object]:

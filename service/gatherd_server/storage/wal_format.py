@@ -34,6 +34,15 @@ Payload of kind 1, pushes:
     arrays of each image: rows int64 (n,), weights uint8 (n, row bytes), each slot float32
     (n, width), each scalar int64 (1,)
 
+    An image of an open version has a fifth member, the kind of its keys, and more arrays: stamps
+    uint64 (n,), counts uint32 (n,); created int64 (c,), positions among the n rows of those that
+    got a key, their keys, and uint64 (c,) with the keys' bits or their entries in the heap;
+    removed int64 (r,), the rows that lost their keys, and those keys; counted uint64, hashes of
+    keys that were counted and not admitted. Keys are one array of int64 or uint64, or the bytes of
+    all, uint8, and int64 (keys + 1,) with where each begins. What is removed goes before what is
+    created: a row may be in both, by two keys. Rows and places are named, not chosen anew, so a
+    replay gives the same bytes anywhere.
+
     A request id is [session in hex, sequence] or an idempotency key; [session, sequence, owner] or
     {"key", "owner"} if it has an owner; or null, with the digest "". The images are the rows'
     contents after the last push of the frame. Applying them twice, or over pages that had some of

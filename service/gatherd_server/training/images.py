@@ -44,7 +44,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import NonfiniteValues
-from gatherd.store.dtypes import DType
+from gatherd.store.dtypes import DType, convert
 from gatherd_server.training import kernels
 from gatherd_server.training.kernels import HYPERS, KINDS, LINKS, NAMED_MAX, Rule
 from gatherd_server.training.optimizer import Optimizer, OptimizerName, SlotShape, check_lr
@@ -95,6 +95,8 @@ class RowImages:
         assert 0 <= capacity <= IDS_MAX
         row_count, row_bytes = base.weights.shape
         room = max(1, min(capacity, row_count))
+        self.capacity = room
+        """How many rows there can be images of."""
         self._base = base
         self._optimizer = optimizer
         self._kind = KINDS[base.dtype]
@@ -116,6 +118,8 @@ class RowImages:
                     width = base.slots[slot.name].shape[1]
                     self._slots[slot.name] = _aligned(room, 4 * width).view(np.float32)
         self._first_step = self._step
+        self.touched: NDArray[np.int32] = np.empty(0, np.int32)
+        """The positions of the rows that the last push changed."""
 
     @property
     def rows(self) -> NDArray[np.int64]:
@@ -138,6 +142,25 @@ class RowImages:
         if self._step == self._first_step:
             return {}
         return {"step": np.array([self._step], np.int64)}
+
+    def create(
+        self, rows: NDArray[np.int64], vectors: NDArray[np.float32] | None
+    ) -> NDArray[np.int32]:
+        """Give `rows`, (n,), each once, the images of rows that begin; return their positions.
+
+        `vectors`, float32 (n, dim), are their contents, None for those that a push replaces anyway.
+        Images that a row had before, by another key, are forgotten.
+        """
+        self._place(rows)
+        positions = self.touched
+        if vectors is not None:
+            stored = np.empty(vectors.shape, self._base.dtype.storage)
+            convert(vectors, DType.FLOAT32, stored, self._base.dtype)
+            self._weights[positions] = stored.view(np.uint8).reshape(rows.size, -1)
+        for slot in self._optimizer.slots:
+            if slot.name in self._slots:
+                self._slots[slot.name][positions] = slot.initial
+        return positions
 
     def scatter_add(self, ids: NDArray[np.int64], deltas: NDArray[np.float32]) -> None:
         """Add `deltas`, (n, dim), to the rows of `ids`, (n,), duplicates included.
@@ -218,6 +241,7 @@ class RowImages:
         touched, self.row_count = kernels.place(
             ids, self._padding_id, self._table, self._rows, known, self._marks, links
         )
+        self.touched = links[kernels.TOUCHED, :touched]
         return known, links, touched
 
     def _take_slots(self, known: int) -> None:

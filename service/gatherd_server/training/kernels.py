@@ -20,6 +20,8 @@ _SEED = np.uint64(secrets.randbits(64))
 
 NAMED_MAX = 5
 LINKS = 4
+# The row of `links` that has the touched positions.
+TOUCHED = 0
 HYPERS = 15
 KINDS = {
     DType.FLOAT32: RowKind.FLOAT32,

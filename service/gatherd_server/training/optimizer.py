@@ -301,6 +301,27 @@ class Optimizer:
         return cls.parse(spec.name, spec.options)
 
     @classmethod
+    def changed(cls, now: Self | None, spec: OptimizerSpec) -> Self:
+        """The optimizer that takes the place of `now`; raises as `parse` does.
+
+        A `spec` without a name changes options of `now`, and the others stay. With a name the
+        others have their defaults, but for the slots' first value if the kind stays, because the
+        state goes on.
+        """
+        options = dict(spec.options)
+        if not spec.name:
+            if now is None or not now.name.takes_gradients:
+                raise InvalidArgument(
+                    "the table has no optimizer whose options could be changed; name one, such as "
+                    "adagrad"
+                )
+            return cls.parse(now.name.value, {**now.options(), **options})
+        first = "initial_accumulator"
+        if now is not None and now.name.value == spec.name and first in option_names(now.name):
+            options.setdefault(first, now.initial_accumulator)
+        return cls.parse(spec.name, options)
+
+    @classmethod
     def from_json(cls, document: object) -> Self:
         """The optimizer of a manifest; options that an older release didn't write have defaults.
 
@@ -334,6 +355,15 @@ class Optimizer:
         if row_count is not None and self.padding_id is not None and self.padding_id >= row_count:
             raise InvalidArgument(
                 f"padding_id {self.padding_id} is out of range: the table has {row_count} rows"
+            )
+
+    def check_open_table(self, dtype: DType) -> None:
+        """InvalidArgument when an open table of this type can't be trained."""
+        self.check_table(dtype)
+        if self.padding_id is not None:
+            raise InvalidArgument(
+                "an open table has no padding_id: its rows have no ids of their own, so leave the "
+                "padding's key out of the push"
             )
 
     @property

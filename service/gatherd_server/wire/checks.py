@@ -48,6 +48,8 @@ UPDATE_MAY_BE_DONE: Final = (
 )
 # For changes, which have no request id.
 CHANGE_MAY_BE_DONE: Final = "the change may still be made; look whether it was before you repeat it"
+# Of uploads, whose every step can be repeated.
+UPLOAD_MAY_BE_DONE: Final = "it may still be done; sent again for the same upload, it is done once"
 
 _VISIBLE = re.compile(rf"[!-~]{{1,{KEY_CHARS_MAX}}}")
 
@@ -147,10 +149,21 @@ def push(op: UpdateOp, updates: Sequence[TableUpdate], request_id: RequestId) ->
     return Push(op, tuple(updates), request_id)
 
 
+def changed_optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
+    """As `optimizer`; without a name, options of the table's present one."""
+    if not name and not options:
+        raise InvalidArgument("the request has no optimizer; name one, or give options to change")
+    return _finite(name, options)
+
+
 def optimizer(name: str, options: Mapping[str, float]) -> OptimizerSpec:
     """The optimizer `name` with its options; InvalidArgument for one that is NaN or infinite."""
     if not name:
         raise InvalidArgument("the optimizer has no name")
+    return _finite(name, options)
+
+
+def _finite(name: str, options: Mapping[str, float]) -> OptimizerSpec:
     for option, value in options.items():
         if not math.isfinite(value):
             raise InvalidArgument(f"the optimizer's {option} is {value}; it must be finite")
@@ -207,8 +220,12 @@ def open_table(
     dtype: DType,
     optimizer: OptimizerSpec | None,
     spec: OpenSpec,
+    *,
+    frozen: bool = False,
 ) -> CreateTable:
-    """The creation of an open table. InvalidArgument for a size that it can't have."""
+    """The creation of an open table. InvalidArgument for a size that it can't have, or frozen."""
+    if frozen:
+        raise InvalidArgument("an open table grows by updates, so it can't be frozen")
     if row_count:
         raise InvalidArgument(
             f"rows is {row_count}, but an open table begins without rows; rows_max is the most "

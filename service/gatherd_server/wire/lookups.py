@@ -100,7 +100,7 @@ def lookup_of(request: embedding_pb2.LookupRequest) -> Lookup:
     return Lookup(
         request.table,
         asked_rows(request),
-        _reply_dtype(request.dtype),
+        reply_dtype(request.dtype),
         _missing(request.missing, ROW_POLICIES),
         request.version,
         None,
@@ -129,7 +129,7 @@ def bag_lookup_of(request: embedding_pb2.LookupBagsRequest) -> Lookup:
     return Lookup(
         lookup.table,
         asked,
-        _reply_dtype(lookup.dtype),
+        reply_dtype(lookup.dtype),
         missing,
         lookup.version,
         query,
@@ -180,7 +180,8 @@ def _ids_tensor(ids: NDArray[np.int64]) -> tensor_pb2.Tensor:
     )
 
 
-def _reply_dtype(number: int) -> DType:
+def reply_dtype(number: int) -> DType:
+    """The dtype that a reply is asked in. InvalidArgument for one that it can't be in."""
     if number not in _REPLY_DTYPES:
         raise InvalidArgument(
             f"a lookup can't be answered in dtype {enum_name(tensor_pb2.DType, number)}; "

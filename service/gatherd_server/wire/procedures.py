@@ -15,11 +15,16 @@ from gatherd_proto.procedures import Procedure
 from gatherd_proto.v1 import embedding_pb2, table_pb2
 from gatherd_server.access.admission import Admission, Place
 from gatherd_server.access.callers import AnyEngine, Scope
+from gatherd_server.access.uploads import AnyUploads
 from gatherd_server.engine.engine import KEYS_SHORT
 from gatherd_server.engine.searching import Stopping
 from gatherd_server.types import Limits, Lookup, TableChange, UpdateOp
-from gatherd_server.wire import lookups, neighbors, tables, updates
-from gatherd_server.wire.checks import CHANGE_MAY_BE_DONE, UPDATE_MAY_BE_DONE
+from gatherd_server.wire import lookups, neighbors, scans, tables, updates, uploads
+from gatherd_server.wire.checks import (
+    CHANGE_MAY_BE_DONE,
+    UPDATE_MAY_BE_DONE,
+    UPLOAD_MAY_BE_DONE,
+)
 from gatherd_server.wire.compiled import answers as compiled
 from gatherd_server.wire.lookups import Part
 
@@ -124,6 +129,11 @@ def _list_keys(engine: AnyEngine, request: embedding_pb2.ListKeysRequest) -> Pre
     return PreparedReply(lambda: [lookups.list_keys_reply(page.run())], page.is_long)
 
 
+def _scan(engine: AnyEngine, request: embedding_pb2.ScanRequest) -> PreparedReply:
+    page = engine.prepare_scan(request.table, scans.scan_query(request))
+    return PreparedReply(lambda: [scans.scan_reply(page.run())], page.is_long)
+
+
 def _neighbors(engine: AnyEngine, request: embedding_pb2.NeighborsRequest) -> PreparedReply:
     query = neighbors.query_of(request)
     prepared = engine.prepare_neighbors(request.table, query, request.version)
@@ -168,6 +178,19 @@ def _snapshot(engine: AnyEngine, request: table_pb2.SnapshotRequest) -> Future[A
     return engine.snapshot(updates.snapshot_name(request))
 
 
+def _upload(
+    procedure: Procedure,
+    begin: Callable[[AnyUploads, Any], Future[Any]],
+    encode: Callable[[Any], bytes],
+) -> UpdateProcedure:
+    return UpdateProcedure(
+        procedure,
+        lambda engine, request: begin(engine.uploads, request),
+        encode,
+        may_be_done=UPLOAD_MAY_BE_DONE,
+    )
+
+
 PUSHES: Final[Mapping[Procedure, UpdateOp]] = {
     proto.SCATTER_ADD: UpdateOp.SCATTER_ADD,
     proto.APPLY_GRADIENTS: UpdateOp.APPLY_GRADIENTS,
@@ -180,6 +203,7 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
     ReadProcedure(proto.KEYS_OF, _keys_of),
     ReadProcedure(proto.IDS_OF, _ids_of),
     ReadProcedure(proto.LIST_KEYS, _list_keys),
+    ReadProcedure(proto.SCAN, _scan),
     ReadProcedure(proto.NEIGHBORS, _neighbors),
     ReadProcedure(proto.LIST_TABLES, _list_tables, is_admitted=False, scope=None),
     ReadProcedure(proto.GET_TABLE, _get_table, is_admitted=False, scope=None),
@@ -201,6 +225,32 @@ ANSWERED: Final[tuple[ReadProcedure | UpdateProcedure, ...]] = (
         proto.DELETE_SNAPSHOT,
         lambda engine, request: engine.delete_snapshot(updates.deleted_snapshot(request)),
         updates.delete_snapshot_reply,
+    ),
+    _upload(
+        proto.BEGIN_UPLOAD,
+        lambda desk, request: desk.begin(*uploads.begun(request)),
+        uploads.get_upload_reply,
+    ),
+    _upload(
+        proto.PUT_CHUNK,
+        lambda desk, request: desk.append(uploads.chunk(request)),
+        uploads.put_chunk_reply,
+    ),
+    _upload(
+        proto.GET_UPLOAD,
+        lambda desk, request: desk.status(request.upload),
+        uploads.get_upload_reply,
+    ),
+    _upload(proto.LIST_UPLOADS, lambda desk, _request: desk.statuses(), uploads.list_uploads_reply),
+    _upload(
+        proto.COMMIT_UPLOAD,
+        lambda desk, request: desk.commit(request.upload),
+        uploads.commit_upload_reply,
+    ),
+    _upload(
+        proto.CANCEL_UPLOAD,
+        lambda desk, request: desk.cancel(request.upload),
+        uploads.cancel_upload_reply,
     ),
 )
 """Every unary procedure; each gets the engine that its caller may use."""

@@ -114,8 +114,6 @@ def create_table(request: table_pb2.CreateTableRequest) -> AddStaged | CreateTab
         known = ", ".join(enum_name(tensor_pb2.DType, number) for number in DTYPE_CODES.values())
         raise InvalidArgument(f"rows can't be stored in dtype {name}; they can in {known}")
     if request.HasField("open"):
-        if request.frozen:
-            raise InvalidArgument("an open table grows by updates, so it can't be frozen")
         return _open_table(request)
     change = CreateTable(
         request.table,
@@ -151,6 +149,7 @@ def _open_table(request: table_pb2.CreateTableRequest) -> CreateTable:
             ttl_seconds=given.ttl_seconds if given.HasField("ttl_seconds") else None,
             touch_on_lookup=given.touch_on_lookup,
         ),
+        frozen=request.frozen,
     )
 
 
@@ -181,9 +180,9 @@ def delete_version(request: table_pb2.DeleteVersionRequest) -> DeleteVersion:
 
 def set_optimizer(request: table_pb2.SetOptimizerRequest) -> SetOptimizer:
     """The optimizer that `request` asks for."""
-    if not request.HasField("optimizer"):
-        raise InvalidArgument("the request has no optimizer; name one")
-    return SetOptimizer(request.table, _optimizer(request.optimizer), request.if_version)
+    given = request.optimizer
+    spec = checks.changed_optimizer(given.name, dict(given.options))
+    return SetOptimizer(request.table, spec, request.if_version)
 
 
 def _optimizer(message: table_pb2.Optimizer) -> OptimizerSpec:

@@ -5,30 +5,23 @@ the batch builds on an earlier one. Nothing is written before the whole batch is
 turns out to be impossible, it is left out and the rest is computed anew.
 """
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Self, TypeAlias
 
 import numpy as np
-from numpy.typing import NDArray
 
-from gatherd.errors import (
-    BadFile,
-    GatherdError,
-    InvalidArgument,
-    NoKeys,
-    NonfiniteValues,
-    VersionMismatch,
-)
-from gatherd.store.ids import all_in_range, out_of_range_error
-from gatherd.store.keys import key_not_found_error
-from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.query import Asked, ByKey
-from gatherd_server.storage.records import Record, pack
+from gatherd.errors import GatherdError, NonfiniteValues
+from gatherd.store.keys import shown_keys
+from gatherd_server.storage.images_record import VersionImages, list_images
+from gatherd_server.storage.records import pack
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.images import RowImages, TrainedRows
-from gatherd_server.types import Push, PushResult, RequestId, TableUpdate, UpdateOp
-from gatherd_server.writer.versions import LiveVersion, Versions, no_optimizer
+from gatherd_server.types import Push, PushResult, RequestId, UpdateOp
+from gatherd_server.writer.open_batch import OpenBatch
+from gatherd_server.writer.steps import HalfDone, Step, Steps
+from gatherd_server.writer.versions import LiveVersion, Versions
 from gatherd_server.writer.window import (
     Window,
     push_digest,
@@ -51,24 +44,15 @@ class Submitted:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class _Step:
-    """One table's part of a push, its keys and ids resolved to rows."""
-
-    live: LiveVersion
-    ids: NDArray[np.int64]
-    values: NDArray[np.float32]
-    lr: float | None
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Commit:
     """A computed batch: the answer to each push, the frame's record, and the images."""
 
     outcomes: list[PushResult | GatherdError]
     first_lsn: int
     last_lsn: int
-    images: list[tuple[LiveVersion, RowImages]]
+    images: list[tuple[LiveVersion, VersionImages]]
     record: list[bytes | memoryview]
+    opened: list[OpenBatch]
 
     @property
     def is_empty(self) -> bool:
@@ -76,20 +60,21 @@ class Commit:
         return self.last_lsn < self.first_lsn
 
 
+_Images: TypeAlias = dict[str, tuple[LiveVersion, RowImages]]
+
+
 def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> Commit:
-    """The commit of `batch`, whose first push gets `first_lsn`."""
+    """The commit of `batch`, whose first push gets `first_lsn`. Changes nothing."""
     refused: dict[int, GatherdError] = {}
-    steps: list[list[_Step]] = []
-    for number, submitted in enumerate(batch):
-        try:
-            push = submitted.push
-            steps.append([_step(push.op, update, versions) for update in push.updates])
-        except GatherdError as error:
-            refused[number] = error
-            steps.append([])
+    now_us = time.time_ns() // 1000
     while True:
-        images = _images(batch, steps, refused)
-        failed = _run(batch, steps, refused, images)
+        resolved = Steps(versions, now_us)
+        try:
+            steps = _resolved(batch, resolved, refused)
+        except HalfDone:
+            continue
+        images = _images(batch, steps)
+        failed = _run(batch, steps, images, resolved)
         if failed is None:
             break
         refused[failed[0]] = failed[1]
@@ -99,81 +84,49 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
         if number in refused:
             outcomes.append(refused[number])
         else:
-            outcomes.append(PushResult(lsn, tuple(step.live.version for step in some)))
+            live = tuple(step.live.version for step in some)
+            outcomes.append(PushResult.of(lsn, live, (step.counts for step in some)))
             lsn += 1
-    listed = list(images.values())
+    listed = _finished(images, resolved)
     record = _record(batch, outcomes, listed)
-    return Commit(outcomes, first_lsn, lsn - 1, listed, record)
+    opened = [one for _, one in resolved.opened.values()]
+    return Commit(outcomes, first_lsn, lsn - 1, listed, record, opened)
 
 
-def _step(op: UpdateOp, update: TableUpdate, versions: Versions) -> _Step:
-    """Check an update against the version that is live now."""
-    live = versions.live(update.table)
-    if op is UpdateOp.APPLY_GRADIENTS and not live.mapped.optimizer.name.takes_gradients:
-        raise no_optimizer(live.name)
-    if update.if_version not in (LIVE_VERSION, live.version):
-        raise VersionMismatch(
-            f"table {update.table!r} has version {live.version} live; the update insists on "
-            f"version {update.if_version}",
-            {"table": update.table, "live": str(live.version)},
-        )
-    if update.creates or op is UpdateOp.DELETE_ROWS:
-        raise _is_closed(update, live)
-    dim = live.mapped.dim
-    if update.values.shape != (*update.asked.shape, dim):
-        raise InvalidArgument(
-            f"table {update.table!r} has dim {dim}: values for ids of shape {update.asked.shape} "
-            f"have shape {(*update.asked.shape, dim)}, not {update.values.shape}"
-        )
-    ids = _ids(update.table, update.asked, live)
-    values = np.ascontiguousarray(update.values.reshape(ids.size, dim), np.float32)
-    return _Step(live, ids, values, update.lr)
+def _resolved(
+    batch: Sequence[Submitted], resolved: Steps, refused: dict[int, GatherdError]
+) -> list[list[Step]]:
+    """The steps of each push, none for those that are refused, now or before.
+
+    HalfDone when one more is, and all of them have to be resolved anew.
+    """
+    steps: list[list[Step]] = []
+    for number, submitted in enumerate(batch):
+        try:
+            steps.append([] if number in refused else resolved.of(submitted.push))
+        except HalfDone as half:
+            refused[number] = half.error
+            raise
+        except GatherdError as error:
+            refused[number] = error
+            steps.append([])
+    return steps
 
 
-def _is_closed(update: TableUpdate, live: LiveVersion) -> GatherdError:
-    """The error for an update that would create or delete rows of a closed table."""
-    if live.keys is None:
-        return _no_keys(update.table)
-    verb = "create" if update.creates else "delete"
-    return InvalidArgument(
-        f"table {update.table!r} is closed: its rows are those that it was made with, so an update "
-        f"can't {verb} any; `gatherd create NAME --keys …` makes an open table",
-        {"table": update.table},
-    )
-
-
-def _no_keys(table: str) -> NoKeys:
-    return NoKeys(f"table {table!r} has no keys; its rows have ids", {"table": table})
-
-
-def _ids(table: str, asked: Asked, live: LiveVersion) -> NDArray[np.int64]:
-    if isinstance(asked, ByKey):
-        if live.keys is None:
-            raise _no_keys(table)
-        rows = live.keys.rows_of(asked.keys)
-        if (rows < 0).any():
-            raise key_not_found_error(table, asked.keys, rows)
-        return rows.reshape(-1)
-    if not all_in_range(asked, live.mapped.row_count):
-        raise out_of_range_error(table, asked, live.mapped.row_count)
-    return np.ascontiguousarray(asked.reshape(-1), np.int64)
-
-
-def _images(
-    batch: Sequence[Submitted], steps: Sequence[Sequence[_Step]], refused: dict[int, GatherdError]
-) -> dict[str, tuple[LiveVersion, RowImages]]:
+def _images(batch: Sequence[Submitted], steps: Sequence[Sequence[Step]]) -> _Images:
     """Empty images for every table of the batch, with room for all its rows."""
     rooms: dict[str, int] = {}
     lives: dict[str, LiveVersion] = {}
     with_slots: set[str] = set()
-    for number, (submitted, some) in enumerate(zip(batch, steps, strict=True)):
-        if number in refused:
-            continue
+    for submitted, some in zip(batch, steps, strict=True):
         for step in some:
+            if submitted.push.op is UpdateOp.DELETE_ROWS:
+                continue
             uid = step.live.uid
             lives[uid] = step.live
             rooms[uid] = rooms.get(uid, 0) + step.ids.size
-            if submitted.push.op is UpdateOp.APPLY_GRADIENTS:
+            # A row that is created begins with its first slots, whatever the push does.
+            if submitted.push.op is UpdateOp.APPLY_GRADIENTS or step.created is not None:
                 with_slots.add(uid)
     images = {}
     for uid, live in lives.items():
@@ -186,36 +139,75 @@ def _images(
 
 def _run(
     batch: Sequence[Submitted],
-    steps: Sequence[Sequence[_Step]],
-    refused: dict[int, GatherdError],
-    images: dict[str, tuple[LiveVersion, RowImages]],
+    steps: Sequence[Sequence[Step]],
+    images: _Images,
+    resolved: Steps,
 ) -> tuple[int, GatherdError] | None:
     """Compute the pushes that aren't refused; return the first that fails, and its error."""
     for number, (submitted, some) in enumerate(zip(batch, steps, strict=True)):
-        if number in refused:
+        if submitted.push.op is UpdateOp.DELETE_ROWS:
             continue
         for step in some:
-            image = images[step.live.uid][1]
+            opened = resolved.opened.get(step.live.uid)
             try:
-                match submitted.push.op:
-                    case UpdateOp.SCATTER_ADD:
-                        image.scatter_add(step.ids, step.values)
-                    case UpdateOp.APPLY_GRADIENTS:
-                        image.apply_gradients(step.ids, step.values, step.lr)
-                    case UpdateOp.ASSIGN:
-                        image.assign(step.ids, step.values)
-                    case UpdateOp.DELETE_ROWS:
-                        raise AssertionError("no table can delete rows yet")
+                _do(submitted.push.op, step, images[step.live.uid][1], opened and opened[1])
             except NonfiniteValues as error:
-                message = f"table {step.live.name!r}: {error.message}"
-                return number, NonfiniteValues(message, {**error.metadata, "table": step.live.name})
+                return number, _in_table(error, step)
     return None
+
+
+def _do(op: UpdateOp, step: Step, images: RowImages, opened: OpenBatch | None) -> None:
+    """Compute one step."""
+    if opened is not None:
+        opened.begin_images(images, step.created, with_vectors=op is not UpdateOp.ASSIGN)
+    match op:
+        case UpdateOp.SCATTER_ADD:
+            images.scatter_add(step.ids, step.values)
+        case UpdateOp.APPLY_GRADIENTS:
+            images.apply_gradients(step.ids, step.values, step.lr)
+        case UpdateOp.ASSIGN:
+            images.assign(step.ids, step.values)
+        case UpdateOp.DELETE_ROWS:
+            raise AssertionError("nothing is computed")
+    if opened is not None:
+        opened.end_images(images)
+
+
+def _in_table(error: NonfiniteValues, step: Step) -> NonfiniteValues:
+    """The error of a step, which names its table, and keys where rows have no ids."""
+    metadata = {**error.metadata, "table": step.live.name}
+    message = error.message
+    if step.keys is not None:
+        rows = np.array(metadata.pop("rows").split(", "), np.int64)
+        keys = shown_keys(step.keys, [int(np.flatnonzero(step.ids == row)[0]) for row in rows])
+        metadata["keys"] = named = ", ".join(keys)
+        message = (
+            f"the update would leave NaN or infinity (too large for "
+            f"{step.live.mapped.dtype.value}, or in its values) in {metadata['count']} rows, the "
+            f"first by key {named}; nothing was changed"
+        )
+    return NonfiniteValues(f"table {step.live.name!r}: {message}", metadata)
+
+
+def _finished(images: _Images, resolved: Steps) -> list[tuple[LiveVersion, VersionImages]]:
+    """What is logged and stored of every table that changed."""
+    listed = []
+    for uid, (live, made) in images.items():
+        if uid not in resolved.opened:
+            found = VersionImages(
+                uid, live.version, made.rows, made.weights, made.slots, made.scalars
+            )
+            listed.append((live, found))
+    for uid, (live, opened) in resolved.opened.items():
+        rows = images[uid][1] if uid in images else None
+        listed.append((live, opened.finish(rows, uid, live.version)))
+    return listed
 
 
 def _record(
     batch: Sequence[Submitted],
     outcomes: Sequence[PushResult | GatherdError],
-    images: Sequence[tuple[LiveVersion, RowImages]],
+    images: Sequence[tuple[LiveVersion, VersionImages]],
 ) -> list[bytes | memoryview]:
     """The frame's payload; storage/wal_format.py has the layout."""
     pushes = [
@@ -228,47 +220,17 @@ def _record(
         for submitted, outcome in zip(batch, outcomes, strict=True)
         if isinstance(outcome, PushResult)
     ]
-    listed = []
-    arrays: list[NDArray[Any]] = []
-    for live, image in images:
-        slots, scalars = image.slots, image.scalars
-        listed.append([live.uid, live.version, list(slots), list(scalars)])
-        arrays += [image.rows, image.weights, *slots.values(), *scalars.values()]
+    listed, arrays = list_images([one for _, one in images])
     return pack({"pushes": pushes, "images": listed}, arrays)
 
 
 def store(commit: Commit, versions: Versions) -> None:
     """Make a logged commit visible."""
-    for live, image in commit.images:
-        live.mapped.store(image.rows, image.weights, image.slots, image.scalars)
+    for live, images in commit.images:
+        live.mapped.apply(images)
         versions.changed(live.uid, live.version)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class LoggedImages:
-    """One version's images, as read from a frame."""
-
-    uid: str
-    version: int
-    rows: NDArray[np.int64]
-    weights: NDArray[np.uint8]
-    slots: dict[str, NDArray[np.float32]]
-    scalars: dict[str, NDArray[np.int64]]
-
-
-def logged_images(record: Record) -> list[LoggedImages]:
-    """The images of a frame of pushes. BadFile when its directory and its arrays disagree."""
-    arrays = iter(record.arrays)
-    found = []
-    try:
-        for uid, version, slots, scalars in record.directory["images"]:
-            rows, weights = next(arrays), next(arrays)
-            by_slot = {name: next(arrays) for name in slots}
-            by_scalar = {name: next(arrays) for name in scalars}
-            found.append(LoggedImages(uid, version, rows, weights, by_slot, by_scalar))
-    except (KeyError, ValueError, TypeError, StopIteration) as error:
-        raise BadFile(f"a frame of the log contradicts itself: {error!r}") from None
-    return found
+    for opened in commit.opened:
+        opened.commit()
 
 
 def remember(frame: Frame, window: Window) -> None:

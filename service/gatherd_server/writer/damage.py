@@ -20,11 +20,12 @@ from gatherd.errors import BadFile, StorageError
 from gatherd.store.catalog import Catalog, CatalogEntry, Damage, open_table, version_dir
 from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.images_record import logged_images
+from gatherd_server.storage.open_version import OpenVersion
 from gatherd_server.storage.trainable import is_trainable
+from gatherd_server.storage.trained_version import TrainedVersion, open_trained
 from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import Frame
-from gatherd_server.writer.commit import logged_images
 from gatherd_server.writer.logged import logged_images_of, store_logged
 from gatherd_server.writer.versions import Versions
 
@@ -42,6 +43,8 @@ class Replay:
         self._from_lsn = from_lsn
         self._found: dict[tuple[str, int], str] = {}
         self._last_lsn: dict[tuple[str, int], int] = {}
+        self.has_open = False
+        """Whether a live version is open; known after `settle`."""
 
     def take(self, frame: Frame, *, is_applied: bool) -> None:
         """Store a frame of pushes; if it `is_applied`, only note its rows as not yet durable."""
@@ -53,15 +56,15 @@ class Replay:
                 continue  # dropped or deleted since, or damaged
             try:
                 if is_applied:
-                    mapped.note(images.rows, images.slots, images.scalars)
+                    mapped.note_images(images)
                 else:
-                    mapped.store(images.rows, images.weights, images.slots, images.scalars)
+                    mapped.apply(images)
             except BadFile as error:
                 self._found[key] = error.message
                 continue
             self._versions.changed(*key)
 
-    def _mapped(self, uid: str, version: int) -> MappedVersion | None:
+    def _mapped(self, uid: str, version: int) -> TrainedVersion | None:
         if (uid, version) in self._found:
             return None
         try:
@@ -110,13 +113,23 @@ class Replay:
         return tuple(found)
 
     def _try(self, name: str, entry: CatalogEntry) -> None:
-        """Map the live version if it can be trained, even if the log has nothing of it."""
+        """Map the live version if it can be trained, even if the log has nothing of it.
+
+        The index of an open one is built, of the rows as they are now.
+        """
         try:
             is_needed = is_trainable(version_dir(self._data_dir, name, entry.live))
         except BadFile:
             return  # the log has nothing for it; readers of the table report the damage
         if is_needed:
-            self._mapped(entry.uid, entry.live)
+            key = (entry.uid, entry.live)
+            mapped = self._mapped(*key)
+            if isinstance(mapped, OpenVersion):
+                self.has_open = True
+                try:
+                    mapped.settle()
+                except StorageError as error:
+                    self._found[key] = error.message
 
 
 def mend(
@@ -134,11 +147,11 @@ def mend(
     """
     folder = version_dir(data_dir, name, damage.version)
     open_table(data_dir, name, damage.version)
-    mapped = MappedVersion.open(files, folder)
+    mapped = open_trained(files, folder)
     try:
         of, wal = (entry.uid, damage.version), data_dir / WAL_NAME
         for images in logged_images_of(wal, of, damage.after_lsn, damage.until_lsn):
-            mapped.note(images.rows, images.slots, images.scalars)
+            mapped.note_images(images)
         if sums is not None:
             mapped.check(sums, damage.after_lsn)
         store_logged(mapped, wal, of, damage.after_lsn, damage.until_lsn)

@@ -7,15 +7,15 @@ the log has whole rows, not changes to them.
 from collections.abc import Iterator
 from pathlib import Path
 
-from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.images_record import VersionImages, logged_images
+from gatherd_server.storage.trained_version import TrainedVersion
 from gatherd_server.storage.wal_format import FrameKind
 from gatherd_server.storage.wal_reader import LogReader
-from gatherd_server.writer.commit import LoggedImages, logged_images
 
 
 def logged_images_of(
     wal: Path, of: tuple[str, int], after_lsn: int, until_lsn: int
-) -> Iterator[LoggedImages]:
+) -> Iterator[VersionImages]:
     """The log's images of the uid and version `of`, above one LSN and up to another in the log."""
     if until_lsn <= after_lsn:
         return
@@ -30,7 +30,7 @@ def logged_images_of(
 
 
 def store_logged(
-    mapped: MappedVersion,
+    mapped: TrainedVersion,
     wal: Path,
     of: tuple[str, int],
     after_lsn: int,
@@ -40,5 +40,4 @@ def store_logged(
 ) -> None:
     """Store the images of `logged_images_of`; without slots if `mapped` has another optimizer."""
     for images in logged_images_of(wal, of, after_lsn, until_lsn):
-        slots, scalars = (images.slots, images.scalars) if with_slots else ({}, {})
-        mapped.store(images.rows, images.weights, slots, scalars)
+        mapped.apply(images, with_slots=with_slots)

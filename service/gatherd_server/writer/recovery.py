@@ -8,7 +8,7 @@ their stripes are made even.
 
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -75,6 +75,9 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
     settled = replay.settle(checkpoint.sums)
     if settled != versions.catalog:
         versions.switch(settled)
+    elif replay.has_open:
+        # The indexes of open tables are other files now, which readers look for with a catalog.
+        versions.switch(replace(settled, generation=settled.generation + 1))
     if versions.catalog.generation > generation or control.has_failed:
         put_catalog(files, data_dir, versions.catalog)
     else:

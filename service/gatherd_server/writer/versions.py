@@ -17,7 +17,8 @@ from gatherd.store.catalog import Catalog, CatalogEntry, open_table, table_not_f
 from gatherd.store.key_index import KeyIndex
 from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.mapped_rows import MappedVersion
+from gatherd_server.storage.trained_version import TrainedVersion, open_trained
+from gatherd_server.training.optimizer import Optimizer
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,7 +28,7 @@ class LiveVersion:
     name: str
     uid: str
     version: int
-    mapped: MappedVersion
+    mapped: TrainedVersion
     keys: KeyIndex | None
 
 
@@ -35,7 +36,7 @@ class LiveVersion:
 class Summed:
     """The sources of a checkpoint's sums, by uid and version."""
 
-    mapped: Mapping[tuple[str, int], MappedVersion]
+    mapped: Mapping[tuple[str, int], TrainedVersion]
     kept: Mapping[tuple[str, int], VersionSums]
     """The unchanged sums of versions that can't be mapped."""
 
@@ -67,7 +68,7 @@ class Versions:
         self._files = files
         self._data_dir = data_dir
         self._live: dict[str, LiveVersion] = {}
-        self._mapped: dict[tuple[str, int], MappedVersion] = {}
+        self._mapped: dict[tuple[str, int], TrainedVersion] = {}
         self._dirty: set[tuple[str, int]] = set()
         self._names = {entry.uid: name for name, entry in catalog.tables.items()}
 
@@ -91,7 +92,12 @@ class Versions:
             assert mapped is not None
         except BadFile as error:
             raise TableRefused(f"table {name!r} can't be updated: {error.message}") from None
-        return LiveVersion(name, entry.uid, entry.live, mapped, table.keys)
+        keys = table.keys if isinstance(table.keys, KeyIndex) else None
+        return LiveVersion(name, entry.uid, entry.live, mapped, keys)
+
+    def adopt(self, adopted: Mapping[tuple[str, int], TrainedVersion]) -> None:
+        """Use versions that are mapped already, by uid and number, when a catalog names them."""
+        self._mapped.update(adopted)
 
     def entry(self, name: str) -> CatalogEntry:
         """The catalog's entry of `name`; TableNotFound when there is none."""
@@ -100,7 +106,7 @@ class Versions:
             raise table_not_found(name, self.catalog.tables)
         return entry
 
-    def mapped(self, uid: str, version: int) -> MappedVersion | None:
+    def mapped(self, uid: str, version: int) -> TrainedVersion | None:
         """A version's files, mapped to be changed.
 
         None when the catalog no longer has it, or lists it as damaged. StorageError when its files
@@ -114,12 +120,16 @@ class Versions:
             if self.catalog.tables[name].damage_of(version) is not None:
                 return None
             folder = version_dir(self._data_dir, name, version)
-            found = self._mapped[(uid, version)] = MappedVersion.open(
-                self._files, folder, self._sums.get((uid, version))
-            )
+            found = open_trained(self._files, folder, self._sums.get((uid, version)))
+            _use_optimizer(found, self.catalog.tables[name], version)
+            self._mapped[(uid, version)] = found
         return found
 
-    def trainable(self) -> Iterator[MappedVersion]:
+    def mapped_already(self, key: tuple[str, int]) -> TrainedVersion | None:
+        """The version of that uid and number if it is mapped to be changed; else None."""
+        return self._mapped.get(key)
+
+    def trainable(self) -> Iterator[TrainedVersion]:
         """Every live version that can be trained."""
         for name in self.catalog.tables:
             try:
@@ -133,7 +143,7 @@ class Versions:
         """Note that a version was stored into since the last checkpoint."""
         self._dirty.add((uid, version))
 
-    def take_dirty(self) -> list[MappedVersion]:
+    def take_dirty(self) -> list[TrainedVersion]:
         """The versions stored into since the last call; they become clean and start new notes."""
         dirty = [self._mapped[key] for key in sorted(self._dirty) if key in self._mapped]
         self._dirty.clear()
@@ -174,6 +184,8 @@ class Versions:
                     # So that a checkpoint sums it up before the first update, too.
                     with suppress(StorageError):
                         self.mapped(new.uid, new.live)
+                elif (kept := self._mapped.get((new.uid, new.live))) is not None:
+                    _use_optimizer(kept, new, new.live)
 
     def _leave(self, old: CatalogEntry, new: CatalogEntry | None) -> None:
         """Let go of what `old` named and the entry in its place doesn't."""
@@ -196,6 +208,13 @@ class Versions:
             mapped.close()
         self._mapped.clear()
         self._live.clear()
+
+
+def _use_optimizer(mapped: TrainedVersion, entry: CatalogEntry, version: int) -> None:
+    """Train a version by the optimizer that the catalog has for it, if it has one."""
+    changed = entry.optimizer_of(version)
+    if changed is not None:
+        mapped.optimizer = Optimizer.from_json(changed)
 
 
 def _whole(entry: CatalogEntry) -> set[int]:

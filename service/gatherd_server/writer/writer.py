@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, InvalidStateError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -35,13 +35,14 @@ from gatherd_server.errors import unexpected
 from gatherd_server.storage.catalog_writer import discard_prepared, prepare_catalog, put_prepared
 from gatherd_server.storage.control_writer import ControlWriter
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.mapped_rows import MappedVersion
 from gatherd_server.storage.records import pack_json
+from gatherd_server.storage.trained_version import TrainedVersion
 from gatherd_server.storage.wal_format import WAL_NAME, FrameKind
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, WriterLimits
 from gatherd_server.writer.checkpoint import encode_checkpoint, with_sums, write_checkpoint
 from gatherd_server.writer.commit import Submitted, compute, store
+from gatherd_server.writer.growing import Growing
 from gatherd_server.writer.measures import Measures, Progress
 from gatherd_server.writer.queue import PushQueue, Waiting
 from gatherd_server.writer.recovery import recover
@@ -71,7 +72,7 @@ class _Collected:
 
     lsn: int
     encoded: bytes
-    dirty: list[MappedVersion]
+    dirty: list[TrainedVersion]
     summed: Summed
 
 
@@ -123,6 +124,7 @@ class Writer:
         self._is_summed_up = False
         self._no_spare_until = 0.0
         self._house_closes = threading.Event()
+        self._growing = Growing(self)
         if self._control.has_failed:
             # The disk may lack what a failed sync left in memory, whatever the kernel says of it.
             # On a full disk the log, which recovery wrote anew, stays instead.
@@ -248,10 +250,17 @@ class Writer:
         """The catalog's versions; only jobs given to `between` may use them."""
         return self._versions
 
-    def change_catalog(self, catalog: Catalog) -> int:
+    def change_catalog(
+        self,
+        catalog: Catalog,
+        adopted: Mapping[tuple[str, int], TrainedVersion] | None = None,
+        before: Callable[[], None] = lambda: None,
+    ) -> int:
         """Log a new catalog and show it to readers; returns its LSN. Only in `between`'s jobs.
 
         Durable on return. After DiskFull nothing has changed: steps that need space come first.
+        `adopted` are new versions, by uid and number, that are mapped already. `before` is called
+        when nothing can be refused any more, before readers see the catalog.
         """
         catalog = replace(catalog, generation=self._versions.catalog.generation + 1)
         lsn = self._log.next_lsn
@@ -263,8 +272,10 @@ class Writer:
             discard_prepared(self._files, self._data_dir)
             raise
         with self._stopping():
+            before()
             put_prepared(self._files, self._data_dir)
         self._control.set_generation(catalog.generation)
+        self._versions.adopt(adopted or {})
         self._versions.switch(catalog)
         self._log.held = held_lsns(catalog)
         self._control.applied_lsn = lsn
@@ -324,6 +335,7 @@ class Writer:
         self._house_closes.set()
         self._housekeeper.join()
         self._committer.join()
+        self._growing.close()
         is_clean = False
         if self._stopped is None:
             with suppress(StorageError), self._checkpointing:
@@ -398,6 +410,7 @@ class Writer:
         """Compute, log, sync and store a batch: the one order in which nothing gets lost."""
         if self._stopped is not None:
             raise self._stopped
+        self._growing.make_room([submitted.push for submitted in batch])
         commit = compute(batch, self._versions, self._log.next_lsn)
         if commit.is_empty:
             return commit.outcomes
@@ -410,6 +423,9 @@ class Writer:
         except BaseException as error:
             raise self._stop(error) from error
         self._control.applied_lsn = commit.last_lsn
+        if commit.opened:
+            with self._stopping():
+                self._growing.look([(live.uid, live.version) for live, _ in commit.images])
         return commit.outcomes
 
     def _append(

@@ -76,6 +76,22 @@ def _initial() -> ModuleType:
     return initial
 
 
+@cache
+def _open_rows() -> ModuleType:
+    _need_numba()
+    from gatherd.store.kernels import open_rows
+
+    return open_rows
+
+
+@cache
+def _open_bags() -> ModuleType:
+    _need_numba()
+    from gatherd.store.kernels import open_bags
+
+    return open_bags
+
+
 def fingerprint(others: Iterable[Path] = ()) -> str:
     """A hash that differs between releases' kernels, for the name of a folder that keeps them.
 
@@ -98,6 +114,8 @@ def warm() -> None:
     _bags().warm()
     _gather().warm()
     _initial().warm()
+    _open_rows().warm()
+    _open_bags().warm()
     _Loaded.gather = _gather().gather
 
 
@@ -257,3 +275,141 @@ def pool(
         rows, int(kind), counters, index, offsets, weights, mode, filler, out, begin
     )
     return int(bag), int(found)
+
+
+# The words of an open table, and how many of them are of its keys.
+OPEN_WORDS, OPEN_KEY_WORDS = 18, 8
+
+# Rows of open tables. `table` are the words of kernels/open_rows.py, and hold addresses; `first`
+# are the keys' 64 bits, int64 (n,), or the offsets, (n + 1,), of strings in `data`.
+
+
+def look_up(
+    table: NDArray[np.int64],
+    first: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+    missing: int,
+    out: NDArray[Any],
+) -> int:
+    """Find hints and take rows: `find_hints` and `take_open` in one call.
+
+    Returns how many keys have no row, or a number below DONE as `take_open` does. If all have to be
+    there, and one has no hint, nothing is copied.
+    """
+    return int(_open_rows().look_up(table, first, data, rows, missing, _at(out)))
+
+
+def key_words(
+    slots: NDArray[np.uint64],
+    seed: int,
+    stored: NDArray[np.uint64],
+    heap: NDArray[np.uint8],
+    *,
+    are_strings: bool,
+) -> NDArray[np.int64]:
+    """The words of an open table's keys. The arrays have to be kept as long as they are used."""
+    words = np.zeros(OPEN_WORDS, np.int64)
+    words[:OPEN_KEY_WORDS] = (
+        *(_at(slots), slots.size - 1, np.uint64(seed).astype(np.int64), are_strings),
+        *(_at(stored), _at(heap), heap.size, stored.size),
+    )
+    return words
+
+
+def table_words(
+    keys: NDArray[np.int64],
+    rows: NDArray[np.uint8],
+    counters: NDArray[np.uint32],
+    dim: int,
+    kind: RowKind,
+    initial_seed: int,
+    initial_law: NDArray[np.int64],
+) -> NDArray[np.int64]:
+    """The words of an open table whose keys have the words `keys`; as `key_words`."""
+    words = keys.copy()
+    words[OPEN_KEY_WORDS:] = (
+        *(_at(rows), rows.shape[1], _at(counters), counters.size - 1, dim, kind),
+        *(np.uint64(initial_seed).astype(np.int64), *initial_law),
+    )
+    return words
+
+
+def find_hints(
+    table: NDArray[np.int64],
+    first: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    hints: NDArray[np.int64],
+) -> None:
+    """Fill `hints`, (n,), with a row that may have each key, or −1: no row has it."""
+    _open_rows().find_first(_at(table), _at(first), _at(data), hints.size, _at(hints))
+
+
+def find_open(
+    table: NDArray[np.int64],
+    first: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    rows: NDArray[np.int64],
+) -> None:
+    """Fill `rows`, (n,), with the row that had each key a moment ago, or −1."""
+    _open_rows().find_open(_at(table), _at(first), _at(data), rows.size, _at(rows))
+
+
+def take_open(
+    table: NDArray[np.int64],
+    first: NDArray[np.int64],
+    data: NDArray[np.uint8],
+    hints: NDArray[np.int64],
+    missing: int,
+    out: NDArray[Any],
+) -> int:
+    """Fill `out`, (n, row_bytes) bytes, with each key's row as it is stored.
+
+    Each of `hints` becomes the row, or −1 for a key without one: its part of `out` stays as it is,
+    or gets the key's initial vector if `missing` says so. Returns DONE, or a number below it, from
+    which `torn_row` gets the position of a row that stays torn.
+    """
+    return int(
+        _open_rows().take_open(
+            _at(table), _at(first), _at(data), hints.size, _at(hints), missing, _at(out)
+        )
+    )
+
+
+class OpenPooling:
+    """Bags of an open table that are pooled; kernels/open_bags.py has the words. Used once."""
+
+    def __init__(
+        self,
+        table: NDArray[np.int64],
+        first: NDArray[np.int64],
+        data: NDArray[np.uint8],
+        hints: NDArray[np.int64],
+        offsets: NDArray[np.int64],
+        weights: NDArray[np.float32] | None,
+        mode: int,
+        missing: int,
+        filler: NDArray[np.float32],
+        out: NDArray[np.float32],
+    ) -> None:
+        """Everything is C-contiguous; `out` is (bags, dim)."""
+        self._held = (table, first, data, hints, offsets, weights, filler, out)
+        words = (
+            *(_at(table), _at(first), _at(data), hints.size, _at(hints)),
+            *(_at(offsets), offsets.size, 0 if weights is None else _at(weights)),
+            *(mode, missing, _at(filler), _at(out)),
+        )
+        self._words = np.array(words, np.int64)
+
+    def run(self, begin: int) -> int:
+        """Fill the rows of `out` from bag `begin` on; each hint becomes the row, or −1.
+
+        Returns DONE; the position of a key without a row that has to be there; or a number below
+        DONE, from which `torn_row` gets the position of a row that stays torn: then run from its
+        bag.
+        """
+        return int(_open_bags().pool_by_key(_at(self._words), begin))
+
+
+def _at(array: NDArray[Any]) -> int:
+    return int(array.__array_interface__["data"][0])

@@ -15,16 +15,26 @@ from gatherd.store.kernels.intrinsics import (
     divide,
     float_of,
     kernel,
-    poke,
     read,
     write,
 )
 from gatherd.store.kernels.keys import hash_bytes, mix
-from gatherd.store.kernels.memory import WORD, column, float64_at, part, unit
+from gatherd.store.kernels.memory import (
+    WORD,
+    column,
+    float64_at,
+    part,
+    put_bfloat16,
+    put_float16,
+    put_float32,
+    unit,
+)
 
 CONSTANT, UNIFORM, NORMAL, TRUNCATED_NORMAL = range(4)
 # The words of an initializer: its law, and the bits of two float64.
 LAW, A, B, LAW_WORDS = range(4)
+# How a vector is stored: numbers of compiled.RowKind.
+FLOAT32, FLOAT16 = 0, 1
 
 GOLDEN = np.uint64(0x9E3779B97F4A7C15)
 _ONE, _ELEVEN, _TWELVE = np.uint64(1), np.uint64(11), np.uint64(12)
@@ -118,9 +128,9 @@ def _normal_at(p: Any) -> Any:
     return -z if q < 0.0 else z
 
 
-@unit(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
-def draw_vector(hashed: Any, law_at: Any, to: Any, dim: Any) -> Any:
-    """Put the initial vector of a key with this hash at an address, `dim` float32."""
+@unit(types.intp, types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def draw_vector(hashed: Any, law_at: Any, dim: Any, kind: Any, to: Any) -> Any:
+    """Put the initial vector of a key with this hash at an address, stored as `kind`."""
     law, a, b = column(law_at, LAW), float64_at(law_at + WORD * A), float64_at(law_at + WORD * B)
     step = np.uint64(hashed)
     for j in range(dim):
@@ -135,7 +145,12 @@ def draw_vector(hashed: Any, law_at: Any, to: Any, dim: Any) -> Any:
                 if law == TRUNCATED_NORMAL:
                     p = _TAIL + p * _BETWEEN
                 value = a + b * _normal_at(p)
-        poke(to, 4 * j, np.float32(value))
+        if kind == FLOAT32:
+            put_float32(to + 4 * j, np.float32(value))
+        elif kind == FLOAT16:
+            put_float16(to + 2 * j, np.float32(value))
+        else:
+            put_bfloat16(to + 2 * j, np.float32(value))
     return 0
 
 
@@ -159,7 +174,7 @@ def draw(hashes: Any, law_at: Any, out: Any) -> None:
     count, dim = out.shape
     to = address(out, 0)
     for i in range(count):
-        draw_vector(np.intp(hashes[i]), law_at, to + i * 4 * dim, dim)
+        draw_vector(np.intp(hashes[i]), law_at, dim, FLOAT32, to + i * 4 * dim)
 
 
 def warm() -> None:

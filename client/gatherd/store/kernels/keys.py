@@ -118,7 +118,7 @@ def find_ints(slots: Any, stored: Any, keys: Any, seed: Any, rows: Any) -> None:
 
 
 @inlined
-def _find_string(
+def find_string(
     slots: Any,
     mask: Any,
     stored_offsets: Any,
@@ -128,6 +128,7 @@ def _find_string(
     begin: Any,
     end: Any,
 ) -> Any:
+    """The row of data[begin:end], whose hash is known, or −1."""
     h = hashed
     for _ in range(PROBES_MAX):
         slot = slots[np.intp(h & mask)]
@@ -168,7 +169,7 @@ def find_strings(
             if row < stored_offsets.size:
                 prefetch(stored_offsets, row * 8)
         for i in range(block_size):
-            rows[block + i] = _find_string(
+            rows[block + i] = find_string(
                 slots,
                 mask,
                 stored_offsets,
@@ -193,7 +194,8 @@ def _free_slot(slots: Any, mask: Any, hashed: Any) -> Any:
 
 
 @inlined
-def _slot(hashed: Any, row: Any) -> Any:
+def slot_of(hashed: Any, row: Any) -> Any:
+    """The slot that leads a hash to a row."""
     return (hashed & FINGERPRINT_MASK) | (np.uint64(row) + ONE)
 
 
@@ -231,7 +233,7 @@ def insert_ints(
         is_new[i] = not known
         if not known:
             stored[count] = keys[i]
-            slots[free] = _slot(hashed, count)
+            slots[free] = slot_of(hashed, count)
             count += 1
     return keys.size, count
 
@@ -265,7 +267,7 @@ def insert_strings(
         begin, end = offsets[i], offsets[i + 1]
         hashed = hash_bytes(data, begin, end, seed)
         known = (
-            _find_string(slots, mask, stored_offsets[: count + 1], stored, hashed, data, begin, end)
+            find_string(slots, mask, stored_offsets[: count + 1], stored, hashed, data, begin, end)
             >= 0
         )
         free = -1 if known else _free_slot(slots, mask, hashed)
@@ -276,7 +278,7 @@ def insert_strings(
             first = np.intp(stored_offsets[count])
             stored[first : first + end - begin] = data[begin:end]
             stored_offsets[count + 1] = np.uint64(first + end - begin)
-            slots[free] = _slot(hashed, count)
+            slots[free] = slot_of(hashed, count)
             count += 1
     return is_new.size, count
 
@@ -299,7 +301,7 @@ def place_ints(slots: Any, stored: Any, start: Any, count: Any, seed: Any) -> An
         free = _free_slot(slots, mask, hashed)
         if free < 0:
             return row
-        slots[free] = _slot(hashed, row)
+        slots[free] = slot_of(hashed, row)
     return count
 
 
@@ -323,7 +325,7 @@ def place_strings(
         free = _free_slot(slots, mask, hashed)
         if free < 0:
             return row
-        slots[free] = _slot(hashed, row)
+        slots[free] = slot_of(hashed, row)
     return count
 
 

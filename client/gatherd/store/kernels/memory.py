@@ -13,7 +13,13 @@ from numba import types
 from numba.core import cgutils
 from numba.core.errors import NumbaError
 
-from gatherd.store.kernels.intrinsics import inlined, intrinsic
+from gatherd.store.kernels.intrinsics import (
+    as_is,
+    inlined,
+    intrinsic,
+    to_bfloat16,
+    to_float16,
+)
 
 _I8, _I32, _I64 = ir.IntType(8), ir.IntType(32), ir.IntType(64)
 # A prefetch's hints: to read, and to keep in every cache.
@@ -95,6 +101,24 @@ def float64_at(_context: Any, _address: Any) -> Any:
     return types.float64(types.intp), generate
 
 
+def _atomic_loader(bits: Any, extend: str) -> Any:
+    """An intrinsic: the aligned integer at an address; no later load comes before it."""
+
+    def load(_context: Any, _address: Any) -> Any:
+        def generate(_: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            place = pointer_to(builder, args[0], bits)
+            value = builder.load_atomic(place, "acquire", bits.width // 8)
+            return getattr(builder, extend)(value, _I64) if bits.width < _I64.width else value
+
+        return types.intp(types.intp), generate
+
+    return intrinsic(load)
+
+
+uint32_first = _atomic_loader(_I32, "zext")
+int64_first = _atomic_loader(_I64, "")
+
+
 def _storer(bits: Any) -> Any:
     def store(_context: Any, _address: Any, _value: Any) -> Any:
         def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
@@ -109,6 +133,25 @@ def _storer(bits: Any) -> Any:
 
 put_uint8 = _storer(_I8)
 put_int64 = _storer(_I64)
+
+
+def _float_storer(bits: Any, narrow: Callable[[Any, Any, Any], Any]) -> Any:
+    """An intrinsic: round a float32 to the LLVM type `bits` and put it at an address."""
+
+    def store(_context: Any, _address: Any, _value: Any) -> Any:
+        def generate(context: Any, builder: Any, _signature: Any, args: Any) -> Any:
+            value = narrow(context, builder, args[1])
+            builder.store(value, pointer_to(builder, args[0], bits), align=1)
+            return context.get_dummy_value()
+
+        return types.void(types.intp, types.float32), generate
+
+    return intrinsic(store)
+
+
+put_float32 = _float_storer(ir.FloatType(), as_is)
+put_float16 = _float_storer(ir.IntType(16), to_float16)
+put_bfloat16 = _float_storer(ir.IntType(16), to_bfloat16)
 
 
 @intrinsic

@@ -128,3 +128,14 @@ def fence_loads(_context: Any) -> Any:
         return context.get_dummy_value()
 
     return types.void(), generate
+
+
+@intrinsic
+def fence_stores(_context: Any) -> Any:
+    """No store moves across this fence, and no earlier load moves behind it."""
+
+    def generate(context: Any, builder: Any, _signature: Any, _args: Any) -> Any:
+        builder.fence("release")
+        return context.get_dummy_value()
+
+    return types.void(), generate

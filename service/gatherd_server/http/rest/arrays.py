@@ -52,6 +52,10 @@ ARRAY_HEADERS: Final = (
 """What describes an answer's raw bytes, see `array_headers`."""
 LSN_HEADER: Final = "Gatherd-Lsn"
 """Beside them, if it was asked for."""
+CURSOR_HEADER: Final = "Gatherd-Cursor"
+"""Of a page of rows: where the next one begins, in base64url; absent after the last one."""
+PARTS_HEADER: Final = "Gatherd-Parts"
+"""Of a page of rows: the name, dtype and shape of each array, as in `ids int64 1000; …`."""
 _NPY_ID_DTYPES: Final = {dtype.str: dtype for dtype in ID_DTYPES.values()}
 _DECIMAL: Final = re.compile(r"-?[0-9]{1,20}")
 _DECIMAL_BYTES: Final = np.frombuffer(b"-0123456789", np.uint8)
@@ -194,7 +198,7 @@ def json_lookup_parts(gathered: Gathered) -> list[Part]:
         described["lsn"] = gathered.lsn
     if gathered.status is not None:
         described["status"] = gathered.status if gathered.status.ndim else int(gathered.status)
-    vectors = _json_array(_json_values(gathered))
+    vectors = json_array(as_float32(gathered.vectors, gathered.dtype))
     return [b'{"vectors":', *vectors, b",", memoryview(json_bytes(described))[1:]]
 
 
@@ -216,7 +220,7 @@ def json_lookups_parts(tables: Sequence[str], gathered: Sequence[Gathered]) -> l
     return [*parts, b"}}"] if parts else [b'{"tables":{}}']
 
 
-def _json_array(array: NDArray[Any]) -> Iterator[bytes]:
+def json_array(array: NDArray[Any]) -> Iterator[bytes]:
     """A C-contiguous array as nested lists, in pieces, since making one holds the GIL."""
     if array.size <= JSON_NUMBERS_AT_ONCE:
         yield orjson.dumps(array, option=orjson.OPT_SERIALIZE_NUMPY)
@@ -226,7 +230,7 @@ def _json_array(array: NDArray[Any]) -> Iterator[bytes]:
     for start in range(0, len(array), step):
         yield b"," if start else b"["
         if each > JSON_NUMBERS_AT_ONCE:
-            yield from _json_array(array[start])
+            yield from json_array(array[start])
         else:
             piece = array[start : start + step]
             yield orjson.dumps(piece, option=orjson.OPT_SERIALIZE_NUMPY)[1:-1]
@@ -285,19 +289,20 @@ def json_bytes(value: Mapping[str, Any]) -> bytes:
     return orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
 
 
-def _json_values(gathered: Gathered) -> NDArray[Any]:
-    if gathered.dtype is DType.FLOAT32:
-        return gathered.vectors
-    wide = np.empty(gathered.vectors.shape, np.float32)
-    convert(gathered.vectors, gathered.dtype, wide, DType.FLOAT32)
+def as_float32(vectors: NDArray[Any], dtype: DType) -> NDArray[Any]:
+    """Vectors in the storage of `dtype` as float32, which JSON's numbers are written from."""
+    if dtype is DType.FLOAT32:
+        return vectors
+    wide = np.empty(vectors.shape, np.float32)
+    convert(vectors, dtype, wide, DType.FLOAT32)
     return wide
 
 
 def octet_parts(gathered: Gathered) -> list[Part]:
     """The vectors' bytes, then the status bytes if there are any."""
-    parts: list[Part] = [_raw(gathered.vectors)]
+    parts: list[Part] = [raw(gathered.vectors)]
     if gathered.status is not None:
-        parts.append(_raw(gathered.status))
+        parts.append(raw(gathered.status))
     return parts
 
 
@@ -305,9 +310,9 @@ def npy_parts(gathered: Gathered) -> list[Part]:
     """A .npy of the vectors, then another of the status if there is any."""
     # ml_dtypes saves bfloat16 as two void bytes, which a view turns into bfloat16 again.
     descr = "<V2" if gathered.dtype is DType.BFLOAT16 else gathered.vectors.dtype.str
-    parts: list[Part] = [npy_header(descr, gathered.vectors.shape), _raw(gathered.vectors)]
+    parts: list[Part] = [npy_header(descr, gathered.vectors.shape), raw(gathered.vectors)]
     if gathered.status is not None:
-        parts += [npy_header("|u1", gathered.status.shape), _raw(gathered.status)]
+        parts += [npy_header("|u1", gathered.status.shape), raw(gathered.status)]
     return parts
 
 
@@ -329,6 +334,7 @@ def array_response(media_type: str, parts: Sequence[Part], gathered: Gathered) -
     return PartsResponse(parts, {"Content-Type": media_type, **headers})
 
 
-def _raw(array: NDArray[Any]) -> Part:
+def raw(array: NDArray[Any]) -> Part:
+    """The bytes of a C-contiguous array."""
     # An array without elements has strides that a memoryview can't cast.
     return array.data.cast("B") if array.size else b""

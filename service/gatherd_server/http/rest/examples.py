@@ -18,6 +18,7 @@ from gatherd.store.catalog import check_table_name
 from gatherd_proto.headers import JSON
 from gatherd_server.access.callers import TABLE_CHARS_MAX, AnyEngine, Caller
 from gatherd_server.http.rest.arrays import json_keys
+from gatherd_server.http.rest.openapi_uploads import EXAMPLE_UPLOAD
 from gatherd_server.types import Lookup, TableInfo, UpdatesState
 
 # No name that somebody gives a table: the form of deleteTable is filled in with it.
@@ -32,7 +33,7 @@ Document: TypeAlias = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """Tables to make examples of; None where no table is fit."""
+    """Tables to make examples of; None where no table is fit. All but `opened` are closed."""
 
     first: TableInfo | None
     """A table with rows."""
@@ -41,9 +42,11 @@ class _Found:
     keys: dict[str, Any]
     """The first key of `keyed`, as the body of a request."""
     trained: TableInfo | None
-    """A table that takes updates."""
+    """A table that takes updates, and gradients too if one does."""
     row: list[float] | None
     """The first row of `trained`, if the caller may read it and JSON can write it."""
+    opened: str
+    """An open table, or ""."""
     sandbox: str
     """The name of the table that createTable's form makes; there may be one."""
     unused: str
@@ -160,11 +163,21 @@ def _scatter_add(found: _Found) -> _Made:
 
 
 def _apply_gradients(found: _Found) -> _Made:
+    if found.trained is not None and found.trained.optimizer is None:
+        return _Made(found.sandbox, is_change=True)
     return _update(found, _zeros(found), "The form's example has a gradient of zeros.")
 
 
 def _assign(found: _Found) -> _Made:
     return _update(found, found.row, "The form's example assigns the values that the row has.")
+
+
+def _delete_rows(found: _Found) -> _Made:
+    if not found.opened:
+        note = "**None of the tables that were looked at is open.**"
+        return _Made(found.sandbox, note=note, is_change=True)
+    note = "The form's example has no key, and deletes nothing."
+    return _Made(found.opened, {"keys": []}, note, is_change=True)
 
 
 def _create(found: _Found) -> _Made:
@@ -206,6 +219,21 @@ def _delete_snapshot(_found: _Found) -> _Made:
     return _Made(note=note, is_change=True, path={"name": SANDBOX})
 
 
+def _begin_upload(found: _Found) -> _Made:
+    name = f"{found.sandbox}-upload"
+    body = {"upload": EXAMPLE_UPLOAD, "name": name, "dim": 2, "rows": 2}
+    return _Made(body=body, is_change=True)
+
+
+def _of_upload(_found: _Found) -> _Made:
+    note = "The form is filled in for the upload that the form of beginUpload begins."
+    return _Made(note=note, is_change=True, path={"upload": EXAMPLE_UPLOAD})
+
+
+def _list_uploads(_found: _Found) -> _Made:
+    return _Made(is_change=True)
+
+
 _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "lookup": _lookup,
     "lookupMany": _lookup_many,
@@ -214,10 +242,13 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "keysOf": _keys_of,
     "idsOf": _ids_of,
     "listKeys": _list_keys,
+    "scan": _of_first,
     "neighbors": _neighbors,
     "scatterAdd": _scatter_add,
     "applyGradients": _apply_gradients,
     "assign": _assign,
+    "deleteRows": _delete_rows,
+    "deleteRowsMany": _many(_delete_rows),
     "scatterAddMany": _many(_scatter_add),
     "applyGradientsMany": _many(_apply_gradients),
     "assignMany": _many(_assign),
@@ -230,6 +261,12 @@ _EXAMPLES: Final[Mapping[str, Callable[[_Found], _Made]]] = {
     "snapshot": _snapshot,
     "listSnapshots": _list_snapshots,
     "deleteSnapshot": _delete_snapshot,
+    "beginUpload": _begin_upload,
+    "listUploads": _list_uploads,
+    "getUpload": _of_upload,
+    "putRows": _of_upload,
+    "commitUpload": _of_upload,
+    "cancelUpload": _of_upload,
 }
 
 
@@ -245,14 +282,16 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
     states = engine.table_states()
     sandbox = _sandbox_of(caller)
     looked_at = [name for name, why in states.items() if not why and name != sandbox]
-    readable = []
+    readable, opened = [], []
     for name in looked_at[:LOOKED_AT_MAX]:
         with suppress(GatherdError):  # it was deleted meanwhile
             info = engine.table(name)
-            readable += [info] if info.row_count else []
-    trained = next(
-        (info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX), None
-    )
+            if info.open is not None:
+                opened.append(name)
+            elif info.row_count:
+                readable.append(info)
+    trainable = [info for info in readable if info.trainable and info.dim <= EXAMPLE_DIM_MAX]
+    trained = min(trainable, key=lambda info: info.optimizer is None, default=None)
     keyed = next((info for info in readable if info.key_kind), None)
     return _Found(
         first=readable[0] if readable else None,
@@ -261,6 +300,7 @@ def _find(engine: AnyEngine, caller: Caller) -> _Found:
         keys=_first_key(engine, keyed),
         trained=trained,
         row=_first_row(engine, trained),
+        opened=opened[0] if opened else "",
         sandbox=sandbox,
         unused=_unused(sandbox, states),
         takes_changes=engine.updates_state() is not UpdatesState.NONE,

@@ -1,5 +1,6 @@
 """The bodies and query parameters of REST's lookups, as the engine takes them."""
 
+import base64
 import re
 from collections.abc import Callable, Sequence
 from typing import Any, Final, TypeVar
@@ -24,6 +25,7 @@ from gatherd.store.query import (
     parse_missing,
     parse_pooling,
 )
+from gatherd.store.scans import ScanQuery
 from gatherd_server.http.json_bounds import check_rest
 from gatherd_server.http.media import NPY, OCTETS
 from gatherd_server.http.rest import arrays
@@ -37,12 +39,13 @@ from gatherd_server.http.rest.schemas import (
     LookupManyBody,
     parse,
 )
-from gatherd_server.http.rest.update_schemas import UpdateBody
+from gatherd_server.http.rest.update_schemas import DeleteRowsBody, UpdateBody
 from gatherd_server.types import Limits, Lookup
 from gatherd_server.wire.checks import in_table
 
 _OPTIONS: Final = ("by", "dtype", "missing", "version", "dims", "normalize", "with_lsn")
 _KEYS_OPTIONS: Final = ("prefix", "limit", "start", "version")
+_SCAN_OPTIONS: Final = ("cursor", "limit", "prefix", "version", "dtype", "slots")
 _RAW_OPTIONS: Final = ("ids_dtype", "shape", *_OPTIONS)
 # The id itself, a weight and an offset.
 _BAG_VALUES_MAX: Final = 3
@@ -97,7 +100,7 @@ def keys_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[ar
 def ids_of_request(body: bytes, query: QueryParams, limits: Limits) -> tuple[IdsOfBody, Asked]:
     """A request for the ids of keys, and the keys, from JSON."""
     asked = parse(IdsOfBody, _json_body(body, query, 1, limits))
-    return asked, _keys(asked, body, lambda value: value)
+    return asked, keys_of(asked, body, lambda value: value)
 
 
 def list_keys_request(query_string: bytes) -> tuple[KeyQuery, int]:
@@ -105,17 +108,48 @@ def list_keys_request(query_string: bytes) -> tuple[KeyQuery, int]:
 
     A prefix that isn't UTF-8 is percent-encoded bytes, and taken as these bytes.
     """
-    pairs = parse_qsl(
-        query_string.decode("latin-1"), keep_blank_values=True, errors="surrogateescape"
-    )
     hint = "a page of keys has these: " + ", ".join(_KEYS_OPTIONS)
-    options = query_options(QueryParams(pairs), _KEYS_OPTIONS, hint)
+    options = query_options(_raw_query(query_string), _KEYS_OPTIONS, hint)
     query = KeyQuery(
         options.get("prefix", "").encode("utf-8", "surrogateescape"),
         _query_number(options, "limit", "the most keys of a page"),
         _query_number(options, "start", "the id to begin at"),
     )
     return query, query_version(options, "version")
+
+
+def scan_query(query_string: bytes) -> ScanQuery:
+    """The page of rows that a URL's query asks for; a prefix is as for a page of keys."""
+    hint = "a page of rows has these: " + ", ".join(_SCAN_OPTIONS)
+    options = query_options(_raw_query(query_string), _SCAN_OPTIONS, hint)
+    slots = options.get("slots", "false")
+    if slots not in ("true", "false"):
+        raise InvalidArgument(f"slots is {slots[:64]!r}; it is true or false")
+    return ScanQuery(
+        _cursor(options.get("cursor", "")),
+        _query_number(options, "limit", "the most rows of a page"),
+        options.get("prefix", "").encode("utf-8", "surrogateescape"),
+        parse_reply_dtype(options.get("dtype", "float32")),
+        slots == "true",
+        query_version(options, "version"),
+    )
+
+
+def _cursor(text: str) -> bytes:
+    """The bytes of a cursor, which a page gives in base64url."""
+    try:
+        return base64.b64decode(text.encode("ascii"), altchars=b"-_", validate=True)
+    except ValueError:
+        raise InvalidArgument(
+            f"the cursor {text[:64]!a} isn't one that a page of rows came with; begin the scan "
+            "anew, without one"
+        ) from None
+
+
+def _raw_query(query_string: bytes) -> QueryParams:
+    """The URL's query; percent-encoded bytes that aren't UTF-8 are kept."""
+    text = query_string.decode("latin-1")
+    return QueryParams(parse_qsl(text, keep_blank_values=True, errors="surrogateescape"))
 
 
 def no_options(query: QueryParams) -> None:
@@ -173,12 +207,15 @@ def asked_rows(
         raise InvalidArgument(f"{what} has either ids or keys")
     if asked.keys is None:
         return arrays.from_json(as_id_array, asked.ids, lambda value: find(value)["ids"], body)
-    return _keys(asked, body, find)
+    return keys_of(asked, body, find)
 
 
-def _keys(
-    asked: LookupBody | LookupBagsBody | UpdateBody | IdsOfBody, body: bytes, find: Find
-) -> Asked:
+def keys_of(
+    asked: LookupBody | LookupBagsBody | UpdateBody | DeleteRowsBody | IdsOfBody,
+    body: bytes,
+    find: Find,
+) -> ByKey:
+    """The keys of one table's part, which `find` finds in the JSON of `body`."""
     return ByKey(
         arrays.from_json(
             lambda keys: arrays.keys_from_json(keys, asked.encoding),
@@ -251,8 +288,8 @@ def _query_lookup(table: str, ids: arrays.Ids, options: dict[str, str]) -> Looku
         parse_missing(options.get("missing", "error")),
         query_version(options, "version"),
         None,
-        _form(_query_dims(options), normalize=_query_flag(options, "normalize")),
-        _query_flag(options, "with_lsn"),
+        _form(_query_dims(options), normalize=query_flag(options, "normalize")),
+        query_flag(options, "with_lsn"),
     )
 
 
@@ -269,7 +306,8 @@ def _query_dims(options: dict[str, str]) -> int | None:
     return int(dims)
 
 
-def _query_flag(options: dict[str, str], name: str) -> bool:
+def query_flag(options: dict[str, str], name: str) -> bool:
+    """The query's parameter `name`, true or false; without it, false."""
     value = options.get(name, "false")
     if value not in ("false", "true"):
         raise InvalidArgument(f"{name} is {value!r}; it must be true or false")

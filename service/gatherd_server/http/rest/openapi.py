@@ -16,7 +16,12 @@ from gatherd.store.query import (
 from gatherd_proto.headers import PROBLEM_JSON
 from gatherd_server.access.admission import OPEN_PATHS
 from gatherd_server.http.media import NPY, OCTETS
-from gatherd_server.http.rest import openapi_neighbors, openapi_updates
+from gatherd_server.http.rest import (
+    openapi_neighbors,
+    openapi_scans,
+    openapi_updates,
+    openapi_uploads,
+)
 from gatherd_server.http.rest.arrays import ARRAY_HEADERS, ID_DTYPES, LSN_HEADER
 from gatherd_server.http.rest.openapi_parts import (
     BINARY,
@@ -413,7 +418,9 @@ _MODELS: Final = (
     ServerReply,
     Problem,
     *openapi_neighbors.MODELS,
+    *openapi_scans.MODELS,
     *openapi_updates.MODELS,
+    *openapi_uploads.MODELS,
 )
 
 

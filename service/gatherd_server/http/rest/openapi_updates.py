@@ -2,6 +2,8 @@
 
 from typing import Any, Final
 
+from pydantic import BaseModel
+
 from gatherd.store.dtypes import REPLY_DTYPES
 from gatherd_server.http.media import OCTETS
 from gatherd_server.http.rest.arrays import ID_DTYPES
@@ -11,8 +13,11 @@ from gatherd_server.http.rest.update_schemas import (
     ChangeReply,
     CreateBody,
     DeletedReply,
+    DeleteRowsBody,
+    DeleteRowsManyBody,
     GradientsBody,
     GradientsManyBody,
+    OpenBody,
     OptimizerBody,
     PublishBody,
     RollbackBody,
@@ -33,6 +38,9 @@ MODELS: Final = (
     GradientsBody,
     UpdateManyBody,
     GradientsManyBody,
+    DeleteRowsBody,
+    DeleteRowsManyBody,
+    OpenBody,
     UpdateReply,
     UpdateManyReply,
     OptimizerBody,
@@ -53,11 +61,17 @@ _SUMMARIES: Final = {
     UpdateOp.SCATTER_ADD: "Add values to rows; every duplicate counts",
     UpdateOp.APPLY_GRADIENTS: "Take a step of the optimizer, after summing duplicates' gradients",
     UpdateOp.ASSIGN: "Replace rows; of duplicates the last one counts",
+    UpdateOp.DELETE_ROWS: "Remove rows of open tables, by key",
 }
 _DESCRIPTION: Final = (
     "The answer comes when the update is durable and every lookup sees it. All of it is done or "
     "nothing. With an Idempotency-Key it is done once, however often it is sent."
 )
+_RAW: Final = (
+    f"As `{OCTETS}` the body is the ids, directly followed by the values, both little-endian; the "
+    "options then stand in the query."
+)
+_KEYS: Final = {"keys": ["king", "queen"]}
 _KEY_HEADER: Final[dict[str, Any]] = {
     "name": "Idempotency-Key",
     "in": "header",
@@ -74,15 +88,18 @@ _CHANGED: Final = {
 
 def one(verb: str, op: UpdateOp) -> dict[str, Any]:
     """An update of one table."""
-    has_lr = op is UpdateOp.APPLY_GRADIENTS
-    model = GradientsBody if has_lr else UpdateBody
-    content = {**json_content(model, _EXAMPLE), OCTETS: {"schema": BINARY}}
+    if op is UpdateOp.DELETE_ROWS:
+        content, description, options = json_content(DeleteRowsBody, _KEYS), _DESCRIPTION, []
+    else:
+        has_lr = op is UpdateOp.APPLY_GRADIENTS
+        model = GradientsBody if has_lr else UpdateBody
+        content = {**json_content(model, _EXAMPLE), OCTETS: {"schema": BINARY}}
+        description, options = f"{_DESCRIPTION} {_RAW}", _raw_options(has_lr)
     return {
         "operation_id": verb,
         "tags": ["updates"],
         "summary": _SUMMARIES[op],
-        "description": f"{_DESCRIPTION} As `{OCTETS}` the body is the ids, directly followed by "
-        "the values, both little-endian; the options then stand in the query.",
+        "description": description,
         "responses": responses(
             {
                 "description": "It is durable, and every lookup sees it.",
@@ -91,7 +108,7 @@ def one(verb: str, op: UpdateOp) -> dict[str, Any]:
             *_STATUSES,
         ),
         "openapi_extra": {
-            "parameters": [_KEY_HEADER, *_raw_options(has_lr)],
+            "parameters": [_KEY_HEADER, *options],
             "requestBody": {"required": True, "content": content},
         },
     }
@@ -99,7 +116,12 @@ def one(verb: str, op: UpdateOp) -> dict[str, Any]:
 
 def many(verb: str, op: UpdateOp) -> dict[str, Any]:
     """An update of many tables."""
-    model = GradientsManyBody if op is UpdateOp.APPLY_GRADIENTS else UpdateManyBody
+    example: dict[str, Any] = {"user": _EXAMPLE, "item": {"ids": 7, "values": _VALUES[0]}}
+    model: type[BaseModel] = UpdateManyBody
+    if op is UpdateOp.APPLY_GRADIENTS:
+        model = GradientsManyBody
+    elif op is UpdateOp.DELETE_ROWS:
+        model, example = DeleteRowsManyBody, {"user": _KEYS, "item": {"keys": [7]}}
     return {
         "operation_id": f"{verb}Many",
         "tags": ["updates"],
@@ -116,10 +138,7 @@ def many(verb: str, op: UpdateOp) -> dict[str, Any]:
         ),
         "openapi_extra": {
             "parameters": [_KEY_HEADER],
-            **body(
-                model,
-                {"tables": {"user": _EXAMPLE, "item": {"ids": 7, "values": _VALUES[0]}}},
-            ),
+            **body(model, {"tables": example}),
         },
     }
 
@@ -136,6 +155,12 @@ def _raw_options(has_lr: bool) -> list[dict[str, Any]]:
             enum=[dtype.value for dtype in REPLY_DTYPES],
         ),
         option("by", "ids", f"What the integers are. {only}", enum=["ids", "keys"]),
+        option(
+            "create",
+            "false",
+            f"Give keys of an open table that have no row one. {only}",
+            enum=["true", "false"],
+        ),
         option(
             "if_version",
             "0",
@@ -160,7 +185,7 @@ def _change(operation_id: str, summary: str, **extra: Any) -> dict[str, Any]:
 
 CREATE_TABLE: Final = _change(
     "createTable",
-    "Make a table of drawn rows, or of files that were staged in the data dir",
+    "Make a table of drawn rows, an open one, or one of files staged in the data dir",
     openapi_extra=body(
         CreateBody,
         {
@@ -191,7 +216,7 @@ ROLLBACK: Final = _change(
 )
 SET_OPTIMIZER: Final = _change(
     "setOptimizer",
-    "Publish a copy of the live version that is trained by another optimizer",
+    "Change the optimizer's options in place, or publish a copy that another optimizer trains",
     openapi_extra=body(SetOptimizerBody, {"optimizer": {"name": "adam", "lr": 0.001}}),
 )
 DELETE_VERSION: Final[dict[str, Any]] = {

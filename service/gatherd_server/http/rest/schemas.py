@@ -213,6 +213,26 @@ class KeyPageReply(KeysOfReply):
     next: int | None = Field(description="Where the next page begins; null after the last one.")
 
 
+class RowPageReply(BaseModel):
+    """A page of a table's rows."""
+
+    vectors: Annotated[Any, Field(json_schema_extra=_VECTORS_SCHEMA)]
+    slots: dict[str, Any] = Field(
+        default={},
+        description="The optimizer's state, by name, if it was asked for: lists nested to (n, dim) "
+        "or (n, 1), or one number for the whole table in a list.",
+    )
+    dtype: REPLY_DTYPE
+    ids: list[int] = Field(description="The rows' ids, ascending.")
+    keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
+    kind: Literal["bytes", "int64", "uint64"] | None = Field(
+        None, description="What the keys are; it and they are absent for a table without keys."
+    )
+    encoding: ENCODING | None = Field(None, description="base64 when a key isn't UTF-8.")
+    version: int
+    cursor: str | None = Field(description="That of the next page; null after the last one.")
+
+
 class TableReply(BaseModel):
     """What is told about a table."""
 
@@ -239,6 +259,10 @@ class TableReply(BaseModel):
         examples=[{"name": "adagrad", "lr": 0.05}],
     )
     lsn: int = Field(description="The last update that every lookup sees.")
+    open: dict[str, Any] | None = Field(
+        description="How the rows of an open table come and go; null for any other.",
+        examples=[None],
+    )
 
 
 class LimitsReply(BaseModel):

@@ -159,4 +159,5 @@ def _table(info: TableInfo) -> dict[str, Any]:
         "versions": info.versions,
         "optimizer": info.optimizer,
         "lsn": info.lsn,
+        "open": None if info.open is None else info.open.described(),
     }

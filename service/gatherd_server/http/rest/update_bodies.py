@@ -19,7 +19,9 @@ from gatherd_server.http.rest import arrays
 from gatherd_server.http.rest.lookup_bodies import (
     Find,
     asked_rows,
+    keys_of,
     no_options,
+    query_flag,
     query_options,
     query_rows,
     query_version,
@@ -27,9 +29,12 @@ from gatherd_server.http.rest.lookup_bodies import (
 from gatherd_server.http.rest.schemas import Body, parse
 from gatherd_server.http.rest.update_schemas import (
     CreateBody,
+    DeleteRowsBody,
+    DeleteRowsManyBody,
     GradientsBody,
     GradientsManyBody,
     InitializerBody,
+    OpenBody,
     OptimizerBody,
     PublishBody,
     RollbackBody,
@@ -61,7 +66,13 @@ DimOf = Callable[[str], int]
 KindOf = Callable[[str], str]
 """Finds a table's kind of keys: strings in JSON may be integers."""
 
-_RAW_OPTIONS: Final = ("ids_dtype", "shape", "values_dtype", "by", "if_version")
+_RAW_OPTIONS: Final = ("ids_dtype", "shape", "values_dtype", "by", "create", "if_version")
+_MODELS: Final[dict[UpdateOp, tuple[type[Any], type[Any]]]] = {
+    UpdateOp.SCATTER_ADD: (UpdateBody, UpdateManyBody),
+    UpdateOp.APPLY_GRADIENTS: (GradientsBody, GradientsManyBody),
+    UpdateOp.ASSIGN: (UpdateBody, UpdateManyBody),
+    UpdateOp.DELETE_ROWS: (DeleteRowsBody, DeleteRowsManyBody),
+}
 _NUMBER: Final = re.compile(r"([0-9]{1,20}(\.[0-9]{0,40})?|\.[0-9]{1,40})([eE][+-]?[0-9]{1,3})?")
 # The fewest bytes that a number of an update counts as: most have more digits, and a parser makes
 # an object of each.
@@ -84,19 +95,14 @@ class UpdateReader:
         if media_type == OCTETS:
             update = self._raw(table, body, query)
         else:
-            model = GradientsBody if self._op is UpdateOp.APPLY_GRADIENTS else UpdateBody
-            given = parse(model, self._json(body, query, 1))
+            given = parse(_MODELS[self._op][0], self._json(body, query, 1))
             update = self._update(table, given, body, lambda value: value)
         return checks.push(self._op, [update], request_id)
 
     def many(self, body: bytes, query: QueryParams, request_id: RequestId) -> Push:
         """Updates of many tables, from JSON."""
         value = self._json(body, query, self._limits.tables_max)
-        parts: dict[str, Any]
-        if self._op is UpdateOp.APPLY_GRADIENTS:
-            parts = dict(parse(GradientsManyBody, value).tables)
-        else:
-            parts = dict(parse(UpdateManyBody, value).tables)
+        parts = dict(parse(_MODELS[self._op][1], value).tables)
         self._limits.check("tables_max", "the request changes", len(parts))
         updates = []
         for table, part in parts.items():
@@ -111,13 +117,20 @@ class UpdateReader:
         check_rest(body, self._limits, tables, value_bytes=_NUMBER_BYTES)
         return arrays.parse_json(body)
 
-    def _update(self, table: str, given: UpdateBody, body: bytes, find: Find) -> TableUpdate:
+    def _update(
+        self, table: str, given: UpdateBody | DeleteRowsBody, body: bytes, find: Find
+    ) -> TableUpdate:
+        if isinstance(given, DeleteRowsBody):
+            keys = arrays.typed_keys(keys_of(given, body, find), lambda: self._kind_of(table))
+            return checks.deleted_rows(table, keys, given.if_version)
         asked = arrays.typed_keys(
             asked_rows(given, body, find, "an update"), lambda: self._kind_of(table)
         )
         values = values_from_json(given.values)
         lr = given.lr if isinstance(given, GradientsBody) else None
-        return self._table_update(table, asked, values, DType.FLOAT32, lr, given.if_version)
+        return self._table_update(
+            table, asked, values, DType.FLOAT32, lr, given.if_version, creates=given.create
+        )
 
     def _raw(self, table: str, body: bytes, query: QueryParams) -> TableUpdate:
         has_lr = self._op is UpdateOp.APPLY_GRADIENTS
@@ -131,7 +144,8 @@ class UpdateReader:
         )
         lr = _number(options["lr"]) if "lr" in options else None
         version = query_version(options, "if_version")
-        return self._table_update(table, query_rows(ids, options), values, dtype, lr, version)
+        asked, creates = query_rows(ids, options), query_flag(options, "create")
+        return self._table_update(table, asked, values, dtype, lr, version, creates=creates)
 
     def _table_update(
         self,
@@ -141,7 +155,10 @@ class UpdateReader:
         dtype: DType,
         lr: float | None,
         if_version: int,
+        *,
+        creates: bool,
     ) -> TableUpdate:
+        checks.rows_of(self._op, asked, creates=creates)
         if asked.size == 0 and values.size == 0:
             values = np.empty((*asked.shape, self._dim_of(table)), dtype.storage)
         return TableUpdate(
@@ -150,6 +167,7 @@ class UpdateReader:
             checks.values_of(asked, values, dtype),
             None if lr is None else checks.learning_rate(lr, self._op),
             if_version,
+            creates,
         )
 
 
@@ -173,8 +191,10 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
                 f"a staged table is what its files say; {beside[0]} can't be given with staged"
             )
         return AddStaged(given.name, check_staged(given.staged))
+    if given.open is not None and given.dim is not None:
+        return _open_table(given, given.open, given.dim)
     if given.rows is None or given.dim is None:
-        missing = "rows" if given.rows is None else "dim"
+        missing = "rows" if given.rows is None and given.open is None else "dim"
         raise InvalidArgument(f"the member {missing} is required, unless staged is given")
     change = CreateTable(
         given.name,
@@ -187,6 +207,18 @@ def create_table(body: bytes, query: QueryParams) -> AddStaged | CreateTable:
         frozen=given.frozen,
     )
     return checks.drawn_table(change)
+
+
+def _open_table(given: CreateBody, options: OpenBody, dim: int) -> CreateTable:
+    return checks.open_table(
+        given.name,
+        given.rows or 0,
+        dim,
+        DType(given.dtype),
+        None if given.optimizer is None else _optimizer(given.optimizer),
+        checks.open_spec(init=_initializer(given.init), seed=given.seed, **options.model_dump()),
+        frozen=given.frozen,
+    )
 
 
 def publish(table: str, body: bytes, query: QueryParams) -> Publish:
@@ -210,7 +242,8 @@ def delete_version(table: str, version: str) -> DeleteVersion:
 def set_optimizer(table: str, body: bytes, query: QueryParams) -> SetOptimizer:
     """A change of optimizer, from JSON."""
     given = _body(SetOptimizerBody, body, query)
-    return SetOptimizer(table, _optimizer(given.optimizer), given.if_version)
+    spec = checks.changed_optimizer(given.optimizer.name, given.optimizer.model_extra or {})
+    return SetOptimizer(table, spec, given.if_version)
 
 
 def snapshot_name(body: bytes, query: QueryParams) -> str:

@@ -9,6 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from gatherd.store.initializer import NAMES
 from gatherd.store.limits import DIM_MAX, KEY_CHARS_MAX, ROWS_MAX
+from gatherd.store.open_spec import ROWS_MAX_DEFAULT, OnFull, OnMissing
 from gatherd_server.http.rest.schemas import ENCODING, IDS_SCHEMA, KEYS_SCHEMA, VERSION_MAX
 from gatherd_server.wire.checks import INIT_DEFAULT
 
@@ -19,6 +20,7 @@ _VALUES_SCHEMA: dict[str, Any] = {
     "items": {},
 }
 _IF_VERSION = Field(0, ge=0, le=VERSION_MAX, description="The version that has to be live; 0: any.")
+_ABSENT = " Absent when 0."
 KEY_SCHEMA: dict[str, Any] = {
     "type": "string",
     "minLength": 1,
@@ -36,7 +38,30 @@ class UpdateBody(BaseModel):
     keys: Annotated[Any, Field(default=None, json_schema_extra=KEYS_SCHEMA)]
     values: Annotated[Any, Field(json_schema_extra=_VALUES_SCHEMA)]
     encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    create: bool = Field(
+        False,
+        description="In an open table, give each key without a row one that begins as its initial "
+        "vector.",
+    )
     if_version: int = _IF_VERSION
+
+
+class DeleteRowsBody(BaseModel):
+    """Rows of one open table to remove, by key."""
+
+    model_config = _STRICT
+
+    keys: Annotated[Any, Field(json_schema_extra=KEYS_SCHEMA)]
+    encoding: ENCODING = Field("utf-8", description="How string keys are written.")
+    if_version: int = _IF_VERSION
+
+
+class DeleteRowsManyBody(BaseModel):
+    """Rows of several open tables to remove, all or nothing."""
+
+    model_config = _STRICT
+
+    tables: dict[str, DeleteRowsBody] = Field(description="Keys by table name.")
 
 
 class GradientsBody(UpdateBody):
@@ -87,8 +112,42 @@ class InitializerBody(BaseModel):
     name: str = Field(description=f"{', '.join(NAMES)}.")
 
 
+class OpenBody(BaseModel):
+    """How the rows of an open table come and go."""
+
+    model_config = _STRICT
+
+    keys: str = Field(description="Their kind: int64, uint64 or string.")
+    rows_max: int | None = Field(
+        None, description=f"The most rows that it can have; {ROWS_MAX_DEFAULT:,} by default."
+    )
+    on_missing: str = Field(
+        OnMissing.ERROR.value,
+        description="What an update does with a key without a row, unless it says create: error or "
+        "create.",
+    )
+    admit_after: int | None = Field(
+        None,
+        description="A key gets its row at its so-manieth update, 1 to 255; the ones before are "
+        "counted, and answered in not_admitted.",
+    )
+    on_full: str = Field(
+        OnFull.ERROR.value,
+        description="What an update does that needs a row when there are rows_max: error, "
+        "evict-lru or evict-lfu.",
+    )
+    ttl_seconds: int | None = Field(
+        None, description="A row that wasn't updated for so long is removed; null: never."
+    )
+    touch_on_lookup: bool = Field(
+        False,
+        description="Whether a lookup counts as an update, for ttl_seconds and evict-lru. Lookups "
+        "are sampled.",
+    )
+
+
 class CreateBody(BaseModel):
-    """A new table of drawn rows, or of files that were staged in the data dir."""
+    """A new table of drawn rows, an open one, or one of files staged in the data dir."""
 
     model_config = _STRICT
 
@@ -111,6 +170,9 @@ class CreateBody(BaseModel):
         None, description="Without one it takes updates, but no gradients."
     )
     frozen: bool = Field(False, description="Whether it takes no updates, as one of float64.")
+    open: OpenBody | None = Field(
+        None, description="Makes an open table, which has keys, and no rows yet: rows is absent."
+    )
 
 
 class PublishBody(BaseModel):
@@ -133,12 +195,18 @@ class RollbackBody(BaseModel):
     if_version: int = _IF_VERSION
 
 
+class OptimizerChangeBody(OptimizerBody):
+    """How a table is to be trained. Without a name its present optimizer gets the options given."""
+
+    name: str = Field("", description="As for a new table; absent, the kind and the rest stay.")
+
+
 class SetOptimizerBody(BaseModel):
     """How a table is to be trained from now on."""
 
     model_config = _STRICT
 
-    optimizer: OptimizerBody
+    optimizer: OptimizerChangeBody
     if_version: int = _IF_VERSION
 
 
@@ -155,6 +223,11 @@ class UpdateReply(BaseModel):
 
     lsn: int = Field(description="Its position in the log.")
     version: int = Field(description="The version that was changed.")
+    created: int = Field(0, description=f"The rows that it created.{_ABSENT}")
+    removed: int = Field(0, description=f"The rows that it deleted, or evicted.{_ABSENT}")
+    not_admitted: int = Field(
+        0, description=f"The keys that weren't updated often enough to get a row.{_ABSENT}"
+    )
 
 
 class UpdateManyReply(BaseModel):
@@ -162,6 +235,11 @@ class UpdateManyReply(BaseModel):
 
     lsn: int = Field(description="Their position in the log.")
     versions: dict[str, int] = Field(description="The version that was changed, by table name.")
+    created: dict[str, int] = Field(
+        {}, description="The rows that it created, by table name, unless 0; absent when all are."
+    )
+    removed: dict[str, int] = Field({}, description="Likewise, the rows that it removed.")
+    not_admitted: dict[str, int] = Field({}, description="Likewise, the keys not admitted.")
 
 
 class ChangeReply(BaseModel):

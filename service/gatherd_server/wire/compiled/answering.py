@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.kernels.intrinsics import address, kernel, read
+from gatherd.store.kernels.intrinsics import address, inlined, kernel, read
 from gatherd.store.kernels.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled import words
 from gatherd_server.wire.compiled.layout import hash_of, lay_out, put_head, varint_bytes
+from gatherd_server.wire.compiled.open_rows import copy_open, find_open, pool_open_bags
 from gatherd_server.wire.compiled.parsing import (
     FIELDS_MAX,
     count_many,
@@ -65,6 +66,18 @@ def lay_out_all(call: Any, message: Any, asked: Any, count: Any) -> Any:
     return total
 
 
+@inlined
+def _is_open(asked: Any) -> Any:
+    return column(column(asked, words.ASKED_TABLE), words.TABLE_OPEN_AT) != 0
+
+
+@part
+def _copy(asked: Any, index_at: Any) -> Any:
+    if column(asked, words.ASKED_IS_BAGS):
+        return pool_open_bags(asked, index_at) if _is_open(asked) else pool_bags(asked, index_at)
+    return copy_open(asked, index_at) if _is_open(asked) else copy_rows(asked, index_at)
+
+
 @part
 def _write(call: Any, message: Any, asked: Any, count: Any, index_at: Any) -> Any:
     """Write the reply that was laid out; False for what the general way answers."""
@@ -72,14 +85,12 @@ def _write(call: Any, message: Any, asked: Any, count: Any, index_at: Any) -> An
     for i in range(count):
         one = asked + i * WORD * words.ASKED_WORDS
         to = put_head(one, message, to) + column(one, words.ASKED_DATA_BYTES)
-        if not find_rows(one, index_at):
+        is_found = find_open(one, index_at) if _is_open(one) else find_rows(one, index_at)
+        if not is_found:
             return False
     for i in range(count):
         one = asked + i * WORD * words.ASKED_WORDS
-        if column(one, words.ASKED_IS_BAGS):
-            if not pool_bags(one, index_at):
-                return False
-        elif not copy_rows(one, index_at):
+        if not _copy(one, index_at):
             return False
     return True
 
@@ -128,7 +139,7 @@ def answer(request: Any, message: Any, call: Any) -> Any:
     total = lay_out_all(call, message, asked, count)
     if total < 0:
         return total
-    index = np.empty(column(call, words.CALL_IDS) + 1, np.int64)
+    index = np.empty(column(call, words.CALL_INDEX_WORDS) + 1, np.int64)
     if not _write(call, message, asked, count, address(index, 0)):
         return words.NOT_MINE
     _count(call, asked, count)

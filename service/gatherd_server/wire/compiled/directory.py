@@ -15,6 +15,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KEYS_DATA, KEYS_INTS, KEYS_OFFSETS, KeyKind
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.live import View
+from gatherd.store.open_table import OpenTable
 from gatherd.store.table import Table as MappedTable
 from gatherd_server.wire.compiled import kernels, words
 
@@ -42,7 +43,7 @@ class Directory:
             table
             for (_, version), table in mapped.items()
             # A table without a byte has no address.
-            if version != LIVE_VERSION and table.nbytes
+            if version != LIVE_VERSION and table.rows.size
         ]
         self.names = tuple(table.name for table in self._tables)
         """The name of each table's column, for what is kept in their order."""
@@ -109,8 +110,11 @@ def _columns_of(table: MappedTable) -> NDArray[np.int64]:
     columns[words.TABLE_KIND] = _KINDS[table.dtype]
     columns[words.TABLE_COUNTERS_AT] = _at(table.counters)
     columns[words.TABLE_COUNTER_COUNT] = table.counters.size
-    if table.keys is not None:
-        index = table.keys
+    if isinstance(table, OpenTable):
+        columns[words.TABLE_KEY_KIND] = _KEY_KINDS[table.open_spec.kind]
+        columns[words.TABLE_OPEN_AT] = _at(table.words)
+    elif table.keys is not None:
+        index = table.key_index()
         columns[words.TABLE_KEY_KIND] = _KEY_KINDS[index.kind]
         columns[words.TABLE_SLOTS_AT] = _at(index.slots)
         columns[words.TABLE_SLOT_COUNT] = index.slots.size

@@ -32,7 +32,7 @@ from gatherd_server.wire.compiled.parsing import element_count
 # Numbers of DType, Missing and Pooling in tensor.proto and embedding.proto.
 FLOAT32, BFLOAT16 = 1, 3
 INT8, INT16, INT32, INT64, UINT8, UINT16, UINT32, UINT64 = range(5, 13)
-ERROR, ZERO, DEFAULT, SKIP = 1, 2, 3, 4
+ERROR, ZERO, DEFAULT, SKIP, INIT = 1, 2, 3, 4, 5
 SUM, MAX, SQRTN = 1, 3, 4
 
 KEY_BYTES_MAX = 1024
@@ -145,7 +145,7 @@ def _count(asked: Any, table: Any) -> Any:
     """How many rows are asked for; −1 for what the table can't be asked."""
     by = column(asked, words.ASKED_BY)
     kind = column(table, words.TABLE_KEY_KIND)
-    if by == words.BY_IDS:
+    if by == words.BY_IDS and column(table, words.TABLE_OPEN_AT) == 0:
         return _integers(asked + WORD * words.ASKED_ROWS)
     if by == words.BY_INTEGERS and (kind in (words.KEYS_INT64, words.KEYS_UINT64)):
         return _integers(asked + WORD * words.ASKED_ROWS)
@@ -219,6 +219,21 @@ def _lengths(asked: Any, table: Any) -> Any:
     return response_bytes
 
 
+@inlined
+def _is_answered(asked: Any, table: Any, missing: Any, dtype: Any) -> bool:
+    """Whether the table can be asked for that, as far as it is known here."""
+    is_bags, is_open = column(asked, words.ASKED_IS_BAGS), column(table, words.TABLE_OPEN_AT) != 0
+    if dtype > BFLOAT16 or missing > INIT:
+        return False
+    if (missing == SKIP and not is_bags) or (missing == INIT and not is_open):
+        return False
+    if missing == DEFAULT and column(table, words.TABLE_DEFAULT_AT) == 0:
+        return False
+    # An open table has no ids, and so no padding but a negative one, which no key has.
+    has_padding = column(asked, words.ASKED_HAS_PADDING) and column(asked, words.ASKED_PADDING) >= 0
+    return not (is_open and is_bags and has_padding)
+
+
 @part
 def lay_out(call: Any, asked: Any) -> Any:
     """Find a lookup's table, check all but its ids, and add it up; the bytes of its response or −1.
@@ -242,9 +257,7 @@ def lay_out(call: Any, asked: Any) -> Any:
         max(column(asked, words.ASKED_MISSING), ERROR),
         max(column(asked, words.ASKED_DTYPE), 1),
     )
-    if dtype > BFLOAT16 or missing > (SKIP if is_bags else DEFAULT):
-        return -1
-    if missing == DEFAULT and column(table, words.TABLE_DEFAULT_AT) == 0:
+    if not _is_answered(asked, table, missing, dtype):
         return -1
     rows = asked + WORD * words.ASKED_ROWS
     count = _count(asked, table)
@@ -270,7 +283,11 @@ def lay_out(call: Any, asked: Any) -> Any:
 @inlined
 def _add_up(call: Any, asked: Any, table: Any) -> None:
     count = column(asked, words.ASKED_COUNT)
-    put(asked, words.ASKED_INDEX_AT, column(call, words.CALL_IDS))
+    index_at = column(call, words.CALL_INDEX_WORDS)
+    put(asked, words.ASKED_INDEX_AT, index_at)
+    # Of an open table the keys are kept behind their rows, for the second look.
+    kept = count + 1 if column(table, words.TABLE_OPEN_AT) else 0
+    put(call, words.CALL_INDEX_WORDS, index_at + count + kept)
     put(call, words.CALL_IDS, column(call, words.CALL_IDS) + count)
     if column(asked, words.ASKED_BY) != words.BY_IDS:
         put(call, words.CALL_KEYS, column(call, words.CALL_KEYS) + count)

@@ -77,7 +77,7 @@ def _counters_of(table: Any) -> Any:
 
 
 @part
-def _widen(rows: Any, count: Any, index_at: Any) -> None:
+def widen(rows: Any, count: Any, index_at: Any) -> None:
     """The integers of a tensor as 64 bits each."""
     dtype, begin = column(rows, words.TENSOR_DTYPE), column(rows, words.TENSOR_DATA_AT)
     if dtype in (INT64, UINT64):
@@ -105,15 +105,22 @@ def _find_integers(asked: Any, table: Any, index_at: Any) -> Any:
     return True
 
 
+@inlined
+def put_offsets(asked: Any, to: Any) -> None:
+    """Put where each of the strings begins, and the end of the last."""
+    lengths, end = column(asked, words.ASKED_LENGTHS_AT), 0
+    put(to, 0, end)
+    for i in range(column(asked, words.ASKED_COUNT)):
+        end += uint32_at(lengths + 4 * i)
+        put(to, i + 1, end)
+
+
 @part
 def _find_strings(asked: Any, table: Any, index_at: Any) -> None:
     count = column(asked, words.ASKED_COUNT)
     rows = asked + WORD * words.ASKED_ROWS
-    lengths = column(asked, words.ASKED_LENGTHS_AT)
     offsets = np.empty(count + 1, np.int64)
-    offsets[0] = 0
-    for i in range(count):
-        offsets[i + 1] = offsets[i] + uint32_at(lengths + 4 * i)
+    put_offsets(asked, address(offsets, 0))
     data = carray(
         pointer(column(rows, words.TENSOR_DATA_AT)),
         (column(rows, words.TENSOR_DATA_BYTES),),
@@ -190,7 +197,7 @@ def find_rows(asked: Any, index_at: Any) -> Any:
     if count and by == words.BY_STRINGS:
         _find_strings(asked, table, index_at)
     else:
-        _widen(asked + WORD * words.ASKED_ROWS, count, index_at)
+        widen(asked + WORD * words.ASKED_ROWS, count, index_at)
         if count and by == words.BY_INTEGERS and not _find_integers(asked, table, index_at):
             return False
     if column(asked, words.ASKED_IS_BAGS):
@@ -256,7 +263,8 @@ def _put_filler(table: Any, reply: Any, to: Any) -> Any:
 
 
 @part
-def _fill_missing(asked: Any, table: Any) -> None:
+def fill_missing(asked: Any, table: Any) -> None:
+    """Put the filler in place of the vectors of missing rows."""
     dim, reply = column(table, words.TABLE_DIM), column(asked, words.ASKED_KIND)
     vector_bytes = dim * itemsize(reply)
     status, to = column(asked, words.ASKED_STATUS_AT), column(asked, words.ASKED_DATA_AT)
@@ -287,17 +295,39 @@ def copy_rows(asked: Any, index_at: Any) -> Any:
     elif not _convert_rows(asked, index_at):
         return False
     if column(asked, words.ASKED_MISSED):
-        _fill_missing(asked, table)
+        fill_missing(asked, table)
     return True
 
 
 @part
-def _put_pooled(begin: Any, reply: Any, asked: Any) -> None:
+def put_pooled(begin: Any, reply: Any, asked: Any) -> None:
+    """Put the bags' vectors, float32 from `begin` on, where they go."""
     to, elements = (
         column(asked, words.ASKED_DATA_AT),
         column(asked, words.ASKED_DATA_BYTES) // itemsize(reply),
     )
     convert(FLOAT32_KIND, reply, begin, to, elements)
+
+
+@inlined
+def weights_of(asked: Any, count: Any) -> Any:
+    """The weights of bags, empty for none."""
+    weights = np.empty(0, np.float32)
+    given = asked + WORD * words.ASKED_WEIGHTS
+    if column(given, words.TENSOR_IS_THERE):
+        weights = np.empty(count, np.float32)
+        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT), 4 * count)
+    return weights
+
+
+@inlined
+def filler_of(asked: Any, table: Any) -> Any:
+    """What is pooled in place of a missing row."""
+    dim = column(table, words.TABLE_DIM)
+    filler = np.zeros(dim, np.float32)
+    if column(asked, words.ASKED_MISSING) == DEFAULT:
+        copy(address(filler, 0), column(table, words.TABLE_DEFAULT_AT), 4 * dim)
+    return filler
 
 
 @unit(types.intp, types.intp, returns=types.intp)
@@ -312,15 +342,8 @@ def pool_bags(asked: Any, index_at: Any) -> Any:
     # The request's own numbers are where they are, aligned or not, and so is the reply.
     given = asked + WORD * words.ASKED_OFFSETS
     offsets = np.empty(bags, np.int64)
-    _widen(given, bags, address(offsets, 0))
-    weights = np.empty(0, np.float32)
-    given = asked + WORD * words.ASKED_WEIGHTS
-    if column(given, words.TENSOR_IS_THERE):
-        weights = np.empty(count, np.float32)
-        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT), 4 * count)
-    filler = np.zeros(dim, np.float32)
-    if column(asked, words.ASKED_MISSING) == DEFAULT:
-        copy(address(filler, 0), column(table, words.TABLE_DEFAULT_AT), 4 * dim)
+    widen(given, bags, address(offsets, 0))
+    weights, filler = weights_of(asked, count), filler_of(asked, table)
     pooled = np.empty((bags, dim), np.float32)
     rows, counters, index = _rows_of(table), _counters_of(table), _int64s(index_at, count)
     kind = column(table, words.TABLE_KIND)
@@ -333,5 +356,5 @@ def pool_bags(asked: Any, index_at: Any) -> Any:
         found = sum_any(rows, kind, counters, index, offsets, weights, mode, filler, pooled, 0)
     if found[1] != DONE:
         return False
-    _put_pooled(address(pooled, 0), column(asked, words.ASKED_KIND), asked)
+    put_pooled(address(pooled, 0), column(asked, words.ASKED_KIND), asked)
     return pooled.size > 0  # named again, or it could be freed before

@@ -41,6 +41,8 @@ TABLE_SEED = 16
 TABLE_KEYS_AT = 17
 TABLE_KEY_DATA_AT = 18
 TABLE_KEY_DATA_BYTES = 19
+TABLE_OPEN_AT = 20
+"""The words of kernels/open_rows.py; 0 for a table whose rows don't come and go."""
 TABLE_WORDS = 24  # three cache lines
 
 # What is under TABLE_KEY_KIND.
@@ -115,7 +117,8 @@ CALL_IDS = 13
 CALL_KEYS = 14
 CALL_REPLY_BYTES = 15
 CALL_TOUCHED_BYTES = 16
-CALL_WORDS = 17
+CALL_INDEX_WORDS = 17
+CALL_WORDS = 18
 
 # What is counted of a table.
 COUNTED_LOOKUPS = 0

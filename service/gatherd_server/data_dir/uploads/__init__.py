@@ -1,0 +1,1 @@
+"""Uploads: tables that come over the network in chunks, before they are tables."""
