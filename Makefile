@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients test-tours client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients test-tours client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-uploads bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -183,6 +183,9 @@ e2e: $(VENV)/.dev  ## build the images and see the whole deployment work, with C
 
 bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (20 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py
+
+bench-uploads: $(VENV)/.dev  ## uploads beside a bare socket, and both ends' memory (three minutes, 3 GB of disk)
+	$(BIN)/python tests/bench/uploads.py
 
 bench-mixes: $(BENCH)/.ready bench-tools  ## many tables and keys beside Redis and Flight, in a minute (BEFORE=TREE asks another checkout, too)
 	$(BENCH)/bin/python tests/bench/bench.py mixes --quick $(if $(BEFORE),--before $(BEFORE))

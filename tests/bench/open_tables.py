@@ -100,7 +100,9 @@ def beside(writer: Writer, op: UpdateOp) -> tuple[float, float]:
 # ----------------------------------------------------------------------------------- growth
 
 
-def look_up(url: str, known: int, stop: Event, results: "multiprocessing.Queue[object]") -> None:
+def look_up(
+    url: str, known: int, begun: Event, stop: Event, results: "multiprocessing.Queue[object]"
+) -> None:
     """Look up known keys until told to stop; the times of all lookups, milliseconds."""
     client = Client(url)
     rng = np.random.default_rng(2)
@@ -108,6 +110,8 @@ def look_up(url: str, known: int, stop: Event, results: "multiprocessing.Queue[o
         [f"user-{number:010d}" for number in rng.integers(0, known, LOOKED_UP)] for _ in range(256)
     ]
     times = []
+    client.lookup(TABLE, keys=batches[0])
+    begun.set()
     while not stop.is_set():
         for keys in batches:
             started = time.perf_counter()
@@ -138,12 +142,13 @@ class Reader:
 
     def __init__(self, url: str, known: int) -> None:
         context = multiprocessing.get_context("spawn")
-        self._stop = context.Event()
+        begun, self._stop = context.Event(), context.Event()
         self._results: multiprocessing.Queue[NDArray[np.float64]] = context.Queue()
         self._process = context.Process(
-            target=look_up, args=(url, known, self._stop, self._results)
+            target=look_up, args=(url, known, begun, self._stop, self._results)
         )
         self._process.start()
+        begun.wait()
 
     def times(self) -> NDArray[np.float64]:
         """Stop it; what it measured."""

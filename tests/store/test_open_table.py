@@ -15,11 +15,22 @@ from gatherd.store.catalog import open_table
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.initializer import Initializer
 from gatherd.store.key_index import KeyKind
+from gatherd.store.key_pages import find_ids, find_keys
 from gatherd.store.keys import as_keys
+from gatherd.store.neighbors import Norms, search
 from gatherd.store.open_files import KEYS_INDEX
 from gatherd.store.open_spec import OpenSpec
 from gatherd.store.open_table import OpenTable
-from gatherd.store.query import BagsQuery, ByKey, Missing, Pooling, VectorForm
+from gatherd.store.query import (
+    BagsQuery,
+    ByKey,
+    KeyQuery,
+    Missing,
+    NeighborsQuery,
+    Pooling,
+    VectorForm,
+)
+from gatherd.store.scans import ScanPage, ScanQuery
 from support.open_rows import Key, OpenWriter, make_open_table
 
 NAME, DIM, ROWS_MAX = "t", 70, 500
@@ -284,3 +295,52 @@ def test_a_row_that_its_writer_died_in_is_reported(
         scene.table.lookup_bags(asked(scene.kind, range(10)), BagsQuery(np.array([0, 3])))
     seq[4] += 1
     scene.table.lookup(asked(scene.kind, range(10)))
+
+
+def test_keys_that_have_a_row_are_listed_and_no_others(scene: Scene) -> None:
+    listed: list[Any] = []
+    query: KeyQuery | None = KeyQuery(limit=37)
+    while query is not None:
+        page = find_keys(scene.table, query)
+        assert page.ids.size == page.keys.size <= 37
+        listed += page.keys.tolist()
+        query = None if page.next is None else KeyQuery(limit=37, start=page.next)
+    known = [key_of(scene.kind, i) for i in scene.rows]
+    expected = [key.encode() if isinstance(key, str) else key for key in known]
+    assert sorted(listed) == sorted(expected)
+    with pytest.raises(InvalidArgument, match="ask by key"):
+        find_ids(scene.table, asked(scene.kind, [1]).keys, allow_missing=True)
+
+
+def test_keys_with_a_prefix_are_listed(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, KeyKind.BYTES)
+    scene.put(range(300))
+    found = find_keys(scene.table, KeyQuery(b"x" * 30))
+    expected = [key_of(scene.kind, i) for i in range(300) if i % 40 >= 30]
+    assert sorted(found.keys.tolist()) == sorted(str(key).encode() for key in expected)
+    with pytest.raises(InvalidArgument, match="beyond"):
+        find_keys(scene.table, KeyQuery(start=ROWS_MAX + 1))
+
+
+def test_a_scan_has_each_key_s_own_vector(scene: Scene) -> None:
+    query = ScanQuery(limit=100)
+    seen: dict[Any, Any] = {}
+    while True:
+        page = ScanPage.of(scene.table, query)
+        assert page.keys is not None
+        seen |= dict(zip(page.keys.tolist(), page.vectors, strict=True))
+        if not page.cursor:
+            break
+        query = ScanQuery(page.cursor, limit=100)
+    assert len(seen) == len(scene.rows)
+    for i, vector in scene.rows.items():
+        key = key_of(scene.kind, i)
+        np.testing.assert_array_equal(seen[key.encode() if isinstance(key, str) else key], vector)
+    with pytest.raises(InvalidArgument, match="scanned without their slots"):
+        ScanPage.of(scene.table, ScanQuery(with_slots=True))
+
+
+def test_neighbors_are_refused(tmp_path: Path) -> None:
+    scene = Scene(tmp_path, KeyKind.INT64)
+    with pytest.raises(FailedPrecondition, match="is open: neighbors are searched in"):
+        search(scene.table, NeighborsQuery(by_key(1), None), Norms(), lambda: None)

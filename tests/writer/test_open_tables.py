@@ -31,6 +31,10 @@ from gatherd.store.query import ByKey
 from gatherd_server.data_dir.changes import Changes
 from gatherd_server.data_dir.owning import own_data_dir
 from gatherd_server.data_dir.verify import verify_version
+from gatherd_server.snapshots.backups.contents import read_backup
+from gatherd_server.snapshots.backups.copying import copy_snapshots
+from gatherd_server.snapshots.backups.fetching import fetch
+from gatherd_server.snapshots.backups.store import FolderStore
 from gatherd_server.snapshots.restoring import restore
 from gatherd_server.snapshots.snapshot import take_snapshot
 from gatherd_server.training.optimizer import Optimizer
@@ -299,6 +303,21 @@ def test_versions_and_snapshots_have_the_rows_and_go_on_with_them(
     check_open(version_dir(tmp_path / "again", "t", 2), snapped)
     Writer(tmp_path / "again", Quick(), LIMITS).close()
     check_open(version_dir(tmp_path / "again", "t", 2), snapped)
+
+
+def test_a_backup_has_the_rows_and_not_the_holes(table: Table, tmp_path: Path) -> None:
+    table.submit(table.push(UpdateOp.APPLY_GRADIENTS, [1, 2, 3]))
+    take_snapshot(table.writer, tmp_path / "snaps", "s")
+    store = FolderStore(tmp_path / "backups", Quick())
+    assert [one.error for one in copy_snapshots(tmp_path / "snaps", store, None).copied] == [""]
+    weights = version_dir(Path("s"), "t", 1) / "weights.npy"
+    sizes = [(tmp_path / root / weights).stat().st_size for root in ("snaps", "backups")]
+    assert sizes[1] <= sizes[0]
+    fetch(Quick(), store, read_backup(store, "s"), tmp_path / "again")
+    check_open(version_dir(tmp_path / "again", "t", 1), table.model)
+    assert (version_dir(tmp_path / "again", "t", 1) / "weights.npy").stat().st_size == sizes[0]
+    Writer(tmp_path / "again", Quick(), LIMITS).close()
+    check_open(version_dir(tmp_path / "again", "t", 1), table.model)
 
 
 class NoRoom(Quick):

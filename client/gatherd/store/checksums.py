@@ -153,6 +153,15 @@ class BlockChecksums:
                 self._crcs.append(self._crc)
                 self._crc = self._filled = 0
 
+    def update_zeros(self, byte_count: int) -> None:
+        """Take so many zeros."""
+        head = min(byte_count, -self._filled % BLOCK_BYTES)
+        self.update(memoryview(bytes(head)))
+        blocks, rest = divmod(byte_count - head, BLOCK_BYTES)
+        if blocks:
+            self._crcs += [_zeros_crc(BLOCK_BYTES)] * blocks
+        self.update(memoryview(bytes(rest)))
+
     def finish(self) -> FileChecksums:
         """The checksums of all bytes taken."""
         byte_count = len(self._crcs) * BLOCK_BYTES + self._filled

@@ -62,6 +62,15 @@ class StringKeys:
         """The keys as text, flat; bytes that aren't UTF-8 become lone surrogates."""
         return [key_text(key) for key in self.tolist()]
 
+    def take(self, positions: NDArray[np.intp]) -> "StringKeys":
+        """The keys at `positions`, (n,), flat."""
+        begins = self.offsets[positions]
+        lengths = self.offsets[positions + 1] - begins
+        offsets = np.zeros(positions.size + 1, np.int64)
+        np.cumsum(lengths, out=offsets[1:])
+        source = np.arange(int(offsets[-1])) + np.repeat(begins - offsets[:-1], lengths)
+        return StringKeys(self.data[source], offsets, (positions.size,))
+
     @classmethod
     def of(cls, keys: list[bytes], shape: tuple[int, ...] | None = None) -> "StringKeys":
         """A batch of `keys`; their lengths aren't checked."""

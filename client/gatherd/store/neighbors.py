@@ -24,7 +24,7 @@ from weakref import ReferenceType, ref
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import InvalidArgument
+from gatherd.errors import FailedPrecondition, InvalidArgument
 from gatherd.store.dtypes import DType, convert
 from gatherd.store.given import position
 from gatherd.store.nearest import Best, Queries
@@ -95,8 +95,15 @@ def search(
     """The nearest rows of `table`; `check` is called before each chunk, and may raise to end it.
 
     IdOutOfRange, KeyNotFound and NoKeys for queries without a row; InvalidArgument for vectors of
-    another dim, and queries with NaN or infinity. With one thread it is the caller's.
+    another dim, and queries with NaN or infinity; FailedPrecondition for an open table. With one
+    thread it is the caller's.
     """
+    if table.open_spec is not None:
+        raise FailedPrecondition(
+            f"table {table.name!r} is open: neighbors are searched in tables whose rows stay; scan "
+            "its rows (`gatherd rows`) and use an index over them",
+            {"table": table.name},
+        )
     queries = _queries(table, query)
     neighbor_count = min(query.k, table.row_count - queries.excludes)
     shape = (*query.shape, max(neighbor_count, 0))

@@ -28,6 +28,8 @@ from gatherd.store.keys import Keys, StringKeys
 from gatherd.store.mapping import MappedFile
 from gatherd.store.open_files import (
     KEYS_HEAP,
+    LENGTH_BITS,
+    UNIT_BYTES,
     ArrayFile,
     MappedIndex,
     heap_bytes,
@@ -155,6 +157,20 @@ class OpenIndex:
         if given.fits is not None:
             rows[~given.fits] = -1
         return rows.reshape(keys.shape)
+
+    def copy_words(self, rows: NDArray[np.intp], out: NDArray[np.uint64]) -> None:
+        """Fill `out`, (n, 2), with what is stored of each row's key, and its stamp."""
+        out[:, 0] = self.stored[rows]
+        out[:, 1] = self.stamps[rows]
+
+    def strings_at(self, entries: NDArray[np.uint64]) -> list[bytes]:
+        """The bytes that are in the places of `entries`, (n,), now."""
+        begins = (entries >> np.uint64(LENGTH_BITS)).astype(np.int64) * UNIT_BYTES
+        lengths = (entries & np.uint64((1 << LENGTH_BITS) - 1)).astype(np.int64)
+        ends = (begins + lengths).tolist()
+        return [
+            self.heap[begin:end].tobytes() for begin, end in zip(begins.tolist(), ends, strict=True)
+        ]
 
     def not_found(self, table: str, keys: Keys, rows: NDArray[np.integer[Any]]) -> KeyNotFound:
         """The error for keys without a row, of which `rows` has −1; see the function."""

@@ -18,8 +18,8 @@ from gatherd.store.format import RowLayout
 from gatherd.store.initial import Initial
 from gatherd.store.kernels import compiled
 from gatherd.store.kernels.compiled import RowKind
-from gatherd.store.key_index import KeyIndex
-from gatherd.store.keys import Keys
+from gatherd.store.key_index import KeyIndex, KeyKind
+from gatherd.store.keys import Keys, StringKeys
 from gatherd.store.mapping import MappedFile
 from gatherd.store.open_index import GivenKeys, OpenIndex
 from gatherd.store.open_spec import OpenSpec
@@ -223,6 +223,38 @@ class OpenTable(Table):
                 patience = Patience(self._rows_reader)
             given, rows, out = given.part(done, given.count), rows[done:], out[done:]
             patience.wait(int(rows[0]))
+
+    def live_keys(self, begin: int, end: int) -> tuple[NDArray[np.int64], Keys]:
+        """The rows from `begin` up to `end` that have a key, (n,), and the key of each.
+
+        Unavailable as in `lookup`.
+        """
+        index = self._index
+        rows = np.arange(begin, min(end, self.used_rows))
+        words = np.zeros((rows.size, 2), np.uint64)
+        self._rows_reader.read(rows, words, index.copy_words)
+        if index.kind is not KeyKind.BYTES:
+            live = np.flatnonzero(words[:, 1])
+            return rows[live], words[live, 0].view(f"<{index.kind.value[0]}8")
+        # A string is copied after its entry: if that and the stamp are still the same then, it was
+        # the row's. The others are looked at once more.
+        keys = [b""] * rows.size
+        left = np.flatnonzero(words[:, 1])
+        for _ in range(LOOKS_MAX):
+            copied_keys = index.strings_at(words[left, 0])
+            again = np.zeros((left.size, 2), np.uint64)
+            self._rows_reader.read(rows[left], again, index.copy_words)
+            is_same = (again == words[left]).all(axis=1)
+            for position in np.flatnonzero(is_same).tolist():
+                keys[left[position]] = copied_keys[position]
+            words[left] = again
+            left = left[~is_same & (again[:, 1] != 0)]
+            if not left.size:
+                break
+        else:
+            raise self._restless()
+        found = np.array([i for i, key in enumerate(keys) if key], np.intp)
+        return rows[found], StringKeys.of([keys[i] for i in found.tolist()])
 
     def _check_there(self, keys: Keys) -> None:
         """KeyNotFound if a key has no row now; it may have got one since it was missed."""

@@ -13,8 +13,8 @@ So a cursor doesn't go on in a table that was made anew under the same name. Wha
 a page holds rows of the table that the request names, and no more than a page may.
 
 Rows are as atomic as in a lookup, and each has every update from before the page. With slots, a
-page's rows and slots belong together (slot_files.py). A row without a key would be left out with
-keys.
+page's rows and slots belong together (slot_files.py). Of an open table the ids are only places in
+this order: a row that goes while its page is read is left out, and none has another key's vector.
 """
 
 import struct
@@ -31,7 +31,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.key_pages import find_keys
 from gatherd.store.keys import Keys, StringKeys
 from gatherd.store.limits import LIVE_VERSION
-from gatherd.store.query import PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX, KeyQuery
+from gatherd.store.query import PAGE_KEYS_DEFAULT, PAGE_KEYS_MAX, ByKey, KeyQuery, Missing
 from gatherd.store.slot_files import SlotFiles
 from gatherd.store.table import Table
 
@@ -124,9 +124,12 @@ class ScanPage:
             )
         count = min(query.row_count_max, bytes_max // row_bytes)
         ids, keys, following = _found(table, query, start, count, row_bytes, bytes_max)
-        if slots is None:
-            vectors: NDArray[Any] = table.lookup(ids, query.dtype).vectors
-            state: dict[str, NDArray[Any]] = {}
+        state: dict[str, NDArray[Any]] = {}
+        vectors: NDArray[Any]
+        if table.open_spec is not None:
+            ids, keys, vectors = _of_open(table, query, ids, keys)
+        elif slots is None:
+            vectors = table.lookup(ids, query.dtype).vectors
         else:
             vectors, state = slots.rows(table, ids, query.dtype)
         cursor = b"" if following is None else _cursor(table, query, following)
@@ -154,8 +157,24 @@ def _found(
         room = max(1, int(np.searchsorted(taken, bytes_max, "right")))
         if room < ids.size:
             ids = ids[:room]
-            keys, following = table.key_index().keys_of(ids), int(ids[-1]) + 1
+            keys, following = keys.take(np.arange(room)), int(ids[-1]) + 1
     return ids, keys, following
+
+
+def _of_open(
+    table: Table, query: ScanQuery, ids: NDArray[np.int64], keys: Keys | None
+) -> tuple[NDArray[np.int64], Keys, NDArray[Any]]:
+    """Those of the keys that still have a row, and their vectors. InvalidArgument with slots."""
+    if query.with_slots:
+        raise InvalidArgument(
+            f"table {table.name!r} is open; its rows can be scanned without their slots"
+        )
+    assert keys is not None
+    found = table.lookup(ByKey(keys), query.dtype, Missing.ZERO)
+    assert found.status is not None
+    left = np.flatnonzero(found.status == 0)
+    kept = keys.take(left) if isinstance(keys, StringKeys) else keys[left]
+    return ids[left], kept, found.vectors[left]
 
 
 def _start(table: Table, query: ScanQuery) -> int:

@@ -38,6 +38,7 @@ MODULES: Final = (
     "gatherd.store.kernels.bags",
     "gatherd_server.training.compiled_optimizers",
     "gatherd_server.training.compiled_updates",
+    "gatherd_server.storage.compiled_open",
     # Compiles those of text_kernel.py as well.
     "gatherd_server.loaders.fasttext_kernel",
     "gatherd_server.storage.compiled_rows",

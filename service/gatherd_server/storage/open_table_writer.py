@@ -4,7 +4,6 @@ Every file has its full length at once and no blocks but those of its header: th
 version reserves blocks before it uses rows (open_version.py).
 """
 
-import io
 import os
 import secrets
 import uuid
@@ -17,8 +16,8 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.store.catalog import DATA_DIR_FORMAT, DEFAULT_NAME, MANIFEST_NAME, WEIGHTS_NAME
-from gatherd.store.checksums import CHECKSUMS, FileChecksums, checksums_of, encode_document
+from gatherd.store.catalog import DATA_DIR_FORMAT, MANIFEST_NAME, WEIGHTS_NAME
+from gatherd.store.checksums import CHECKSUMS, FileChecksums, encode_document
 from gatherd.store.dtypes import DType
 from gatherd.store.format import npy_header
 from gatherd.store.key_index import KeyKind
@@ -38,7 +37,7 @@ from gatherd.store.open_spec import OpenSpec
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.mapped_rows import write_counters
 from gatherd_server.storage.slots import write_slots
-from gatherd_server.storage.table_writer import NPY_DESCR, StagedTable
+from gatherd_server.storage.table_writer import NPY_DESCR, StagedTable, write_default
 from gatherd_server.training.optimizer import Optimizer, SlotShape, SlotSpec
 
 # So many slots an index begins with, unless fewer rows are possible: 512 KiB.
@@ -72,13 +71,10 @@ def stage_open_table(files: Files, staging: Path, table: OpenTable) -> StagedTab
     folder = staging / uid
     files.make_dirs(folder, durable=False)
     try:
-        checksums = {}
         write_rows(files, folder, table)
+        checksums: dict[str, FileChecksums] = {}
         if table.default_vector is not None:
-            buffer = io.BytesIO()
-            np.save(buffer, table.default_vector, allow_pickle=False)
-            files.write_new(folder / DEFAULT_NAME, buffer.getvalue())
-            checksums[DEFAULT_NAME] = checksums_of(buffer.getvalue()).to_json()
+            checksums = write_default(files, folder, table.default_vector)
         manifest = {
             "format": DATA_DIR_FORMAT,
             "uid": uid,
@@ -92,7 +88,7 @@ def stage_open_table(files: Files, staging: Path, table: OpenTable) -> StagedTab
             OPEN: table.spec.to_json(),
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
             "origin": table.origin,
-            CHECKSUMS: checksums,
+            CHECKSUMS: {name: found.to_json() for name, found in checksums.items()},
         }
         files.write_new(folder / MANIFEST_NAME, encode_document(manifest), durable=False)
     except BaseException:

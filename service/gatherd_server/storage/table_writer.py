@@ -175,6 +175,16 @@ def _staged(
     return StagedTable(folder, uid, row_count)
 
 
+def write_default(
+    files: Files, folder: Path, vector: NDArray[np.float32]
+) -> dict[str, FileChecksums]:
+    """Write a version's default vector, durable but for the file's name; its checksums."""
+    buffer = io.BytesIO()
+    np.save(buffer, vector, allow_pickle=False)
+    files.write_new(folder / DEFAULT_NAME, buffer.getvalue())
+    return {DEFAULT_NAME: checksums_of(buffer.getvalue())}
+
+
 def _complete(
     files: Files,
     folder: Path,
@@ -189,10 +199,7 @@ def _complete(
         checksums |= write_slots(files, folder, table.optimizer.slots, row_count, table.dim)
         write_counters(files, folder, row_count)
     if table.default_vector is not None:
-        buffer = io.BytesIO()
-        np.save(buffer, table.default_vector, allow_pickle=False)
-        files.write_new(folder / DEFAULT_NAME, buffer.getvalue())
-        checksums[DEFAULT_NAME] = checksums_of(buffer.getvalue())
+        checksums |= write_default(files, folder, table.default_vector)
     manifest = {
         "format": DATA_DIR_FORMAT,
         "uid": uid,

@@ -1,5 +1,6 @@
 """Copies snapshots to a store: those that it lacks, each as a whole or not at all."""
 
+import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -8,6 +9,8 @@ from pathlib import Path
 
 from gatherd.errors import AlreadyExists, BadFile, GatherdError, InvalidArgument, StorageError
 from gatherd.store.checksums import BLOCK_BYTES, BlockChecksums, FileChecksums
+from gatherd.store.mapping import naming
+from gatherd.store.open_files import STAMPS
 from gatherd_server.snapshots.backups.contents import (
     UPLOAD_SECONDS_MAX,
     Backup,
@@ -19,11 +22,13 @@ from gatherd_server.snapshots.backups.contents import (
 from gatherd_server.snapshots.backups.store import FILE_PIECE_BYTES, UPLOAD_NAME, FolderStore, Store
 from gatherd_server.snapshots.snapshot import (
     SNAPSHOT_NAME,
+    SnapshotFiles,
     decode_snapshot,
     snapshots_in,
     timed_names,
 )
 from gatherd_server.storage.files import Files
+from gatherd_server.storage.sparse import data_ranges
 
 Progress = Callable[[int], None]
 """Called with the byte count of each piece that was copied."""
@@ -130,31 +135,55 @@ def _copy(snapshot: Path, document: bytes, store: Store, progress: Progress) -> 
     upload = upload_document()
     store.put(f"{name}/{UPLOAD_NAME}", lambda: iter((upload,)), len(upload))
 
-    def pieces(path: Path, recorded: FileChecksums) -> Iterator[bytes]:
-        for piece in checked_pieces(_read(path), recorded, str(path)):
+    def pieces(path: str, recorded: FileChecksums, byte_count: int) -> Iterator[bytes]:
+        source = snapshot / path
+        is_sparse = is_of_open_version(path, found)
+        read = _read(source, byte_count)
+        for piece in checked_pieces(read, recorded, str(source), is_sparse=is_sparse):
             progress(len(piece))
             if time.monotonic() - begun > UPLOAD_SECONDS_MAX:
                 raise StorageError(f"{name} takes longer than {UPLOAD_SECONDS_MAX:g} seconds")
             yield piece
 
     for path, recorded in found.files.items():
-        source = partial(pieces, snapshot / path, recorded)
-        store.put(f"{name}/{path}", source, recorded.byte_count)
+        byte_count = recorded.byte_count
+        if is_of_open_version(path, found):
+            byte_count = min(byte_count, _stored_bytes(snapshot / path))
+        source = partial(pieces, path, recorded, byte_count)
+        store.put(f"{name}/{path}", source, byte_count)
     store.seal(name, document)
     return Copied(name, found.lsn, found.byte_count)
 
 
-def _read(path: Path) -> Iterator[bytes]:
+def is_of_open_version(path: str, snapshot: SnapshotFiles) -> bool:
+    """Whether a file of a snapshot is of an open version, whose files end with a hole."""
+    return str(Path(path).parent / STAMPS) in snapshot.files
+
+
+def _stored_bytes(path: Path) -> int:
+    """Where the data of a file ends: a backup leaves out the hole at an open table's end."""
+    with naming(path), open(path, "rb", buffering=0) as file:
+        size = os.fstat(file.fileno()).st_size
+        return max((end for _, end in data_ranges(file.fileno(), size)), default=0)
+
+
+def _read(path: Path, byte_count: int) -> Iterator[bytes]:
     try:
         with open(path, "rb", buffering=0) as file:
-            while piece := file.read(FILE_PIECE_BYTES):
+            while piece := file.read(min(FILE_PIECE_BYTES, byte_count)):
+                byte_count -= len(piece)
                 yield piece
     except OSError as error:
         raise BadFile(f"{path} can't be read: {error.strerror}") from None
 
 
-def checked_pieces(pieces: Iterator[bytes], recorded: FileChecksums, where: str) -> Iterator[bytes]:
-    """The pieces. BadFile, at the latest after the last, if they differ from what was recorded."""
+def checked_pieces(
+    pieces: Iterator[bytes], recorded: FileChecksums, where: str, *, is_sparse: bool = False
+) -> Iterator[bytes]:
+    """The pieces. BadFile, at the latest after the last, if they differ from what was recorded.
+
+    Zeros at the end of a file that `is_sparse` may be left out.
+    """
     blocks = BlockChecksums()
     byte_count = 0
     for piece in pieces:
@@ -163,11 +192,12 @@ def checked_pieces(pieces: Iterator[bytes], recorded: FileChecksums, where: str)
             break
         blocks.update(memoryview(piece))
         yield piece
-    if byte_count != recorded.byte_count:
+    if byte_count != recorded.byte_count and not (is_sparse and byte_count < recorded.byte_count):
         more = " or more" if byte_count > recorded.byte_count else ""
         raise BadFile(f"{where} has {byte_count} bytes{more}; it had {recorded.byte_count}")
     if recorded.block_bytes != BLOCK_BYTES:
         raise BadFile(f"{where}: its checksums are of blocks of {recorded.block_bytes} bytes")
+    blocks.update_zeros(recorded.byte_count - byte_count)
     found = blocks.finish().crcs
     for block, (crc, wanted) in enumerate(zip(found, recorded.crcs, strict=True)):
         if crc != wanted:

@@ -6,7 +6,7 @@ from pathlib import Path
 from gatherd.errors import BadFile
 from gatherd.store.catalog import CATALOG_NAME
 from gatherd_server.snapshots.backups.contents import Backup
-from gatherd_server.snapshots.backups.copying import checked_pieces
+from gatherd_server.snapshots.backups.copying import checked_pieces, is_of_open_version
 from gatherd_server.snapshots.backups.store import Store
 from gatherd_server.snapshots.restoring import check_is_empty, fill_data_dir
 from gatherd_server.storage.files import Files
@@ -27,10 +27,11 @@ def fetch(files: Files, store: Store, backup: Backup, data_dir: Path) -> int:
     def place(name: str, target: Path) -> None:
         byte_count = backup.snapshot.files[name].byte_count
         with open(target, "xb", buffering=0) as file:
-            files.allocate(file.fileno(), byte_count, target)
             position = 0
             for piece in _pieces(store, backup, name):
                 position = files.write_at(file.fileno(), memoryview(piece), position, target)
+            if position < byte_count:
+                files.truncate(file.fileno(), byte_count, target)  # to the hole at its end
 
     files.make_dirs(data_dir)
     fill_data_dir(files, data_dir, backup.snapshot, catalog, place)
@@ -49,6 +50,7 @@ def _pieces(store: Store, backup: Backup, name: str) -> Iterator[bytes]:
     recorded = backup.snapshot.files[name]
     where = f"{store.shown}/{path}"
     try:
-        yield from checked_pieces(store.read(path), recorded, where)
+        is_sparse = is_of_open_version(name, backup.snapshot)
+        yield from checked_pieces(store.read(path), recorded, where, is_sparse=is_sparse)
     except FileNotFoundError:
         raise BadFile(f"{where} isn't there") from None
