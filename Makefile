@@ -35,10 +35,10 @@ test: $(VENV)/.dev  ## run the test suite
 test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent updates (eight minutes; make test does it 20 times)
 	CRASH_KILLS=200 CRASH_ROWS=10000000 $(BIN)/python -m pytest tests/crash -v -s
 
-test-power: $(VENV)/.dev  ## judge 20,000 simulated power cuts (about 20 minutes; make test does 500)
+test-power: $(VENV)/.dev  ## judge 20,000 simulated power cuts (about 20 minutes; make test does 240)
 	POWER_CUTS=20000 $(BIN)/python -m pytest tests/durability/test_power_cuts.py -v
 
-test-streams: $(VENV)/.dev  ## hold 5,000 streams of HTTP requests against h11 (two minutes; make test does 500)
+test-streams: $(VENV)/.dev  ## hold 5,000 streams of HTTP requests against h11 (two minutes; make test does 250)
 	HTTP_STREAMS=2500 $(BIN)/python -m pytest tests/http/test_streams.py -v
 
 fuzz: $(VENV)/.dev  ## feed every decoder what befalls its inputs, for two minutes (FUZZ_SECONDS=3600 for longer)

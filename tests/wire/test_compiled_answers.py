@@ -81,7 +81,7 @@ def test_what_an_odd_encoder_sends_is_answered_alike(
         ways.same(message, encoded(request, random, oddity))
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(body=mutated(SEEDS), message=st.sampled_from(MESSAGES))
 def test_what_befell_a_request_changes_nothing(ways: TwoWays, body: bytes, message: int) -> None:
     ways.same(message, body)
