@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients test-tours client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
+.PHONY: help demo serve test test-crash test-power test-streams test-peers test-alerts observe-tools test-proxies proxy-tools test-clients test-tours client-tools client-packages proto-lint e2e fuzz soak bench bench-mixes bench-uploads bench-tools overload check check-types check-install format lock proto calls clean test-browser browser-tools docs docs-serve docs-picture
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 16
@@ -35,10 +35,10 @@ test: $(VENV)/.dev  ## run the test suite
 test-crash: $(VENV)/.dev  ## kill real servers 200 times under concurrent updates (eight minutes; make test does it 20 times)
 	CRASH_KILLS=200 CRASH_ROWS=10000000 $(BIN)/python -m pytest tests/crash -v -s
 
-test-power: $(VENV)/.dev  ## judge 20,000 simulated power cuts (about 20 minutes; make test does 500)
+test-power: $(VENV)/.dev  ## judge 20,000 simulated power cuts (about 20 minutes; make test does 240)
 	POWER_CUTS=20000 $(BIN)/python -m pytest tests/durability/test_power_cuts.py -v
 
-test-streams: $(VENV)/.dev  ## hold 5,000 streams of HTTP requests against h11 (two minutes; make test does 500)
+test-streams: $(VENV)/.dev  ## hold 5,000 streams of HTTP requests against h11 (two minutes; make test does 250)
 	HTTP_STREAMS=2500 $(BIN)/python -m pytest tests/http/test_streams.py -v
 
 fuzz: $(VENV)/.dev  ## feed every decoder what befalls its inputs, for two minutes (FUZZ_SECONDS=3600 for longer)
@@ -183,6 +183,9 @@ e2e: $(VENV)/.dev  ## build the images and see the whole deployment work, with C
 
 bench: $(BENCH)/.ready bench-tools  ## measure gatherd beside Redis, Arrow Flight, grpcio, torch; writes docs/benchmarks.md (20 minutes, 8 GB)
 	$(BENCH)/bin/python tests/bench/bench.py
+
+bench-uploads: $(VENV)/.dev  ## uploads beside a bare socket, and both ends' memory (three minutes, 3 GB of disk)
+	$(BIN)/python tests/bench/uploads.py
 
 bench-mixes: $(BENCH)/.ready bench-tools  ## many tables and keys beside Redis and Flight, in a minute (BEFORE=TREE asks another checkout, too)
 	$(BENCH)/bin/python tests/bench/bench.py mixes --quick $(if $(BEFORE),--before $(BEFORE))

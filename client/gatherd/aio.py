@@ -168,8 +168,16 @@ class AsyncClient(Rebuilt, AsyncAllCalls):
         self._loop = loop
 
     async def _quick(
-        self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
-    ) -> NDArray[Any] | None:
+        self,
+        table: str,
+        ids: Any,
+        dtype: Any,
+        missing: str,
+        out: Any,
+        version: Any,
+        timeout: Any,
+        return_status: object,
+    ) -> Any:
         if self._closed or of_block():
             return None
         self._check_loop()
@@ -179,12 +187,17 @@ class AsyncClient(Rebuilt, AsyncAllCalls):
             except GatherdError:
                 return None
         if self._local is not None:
-            return self._local.quick(table, ids, dtype, out, version, timeout, INLINE_BYTES_MAX)
-        foreseen = self._foreseen.plain(table, ids, dtype, version, out)
+            if missing != "error":
+                return None
+            vectors = self._local.quick(table, ids, dtype, out, version, timeout, INLINE_BYTES_MAX)
+            if vectors is None or not return_status:
+                return vectors
+            return Answer(vectors, None).with_status()
+        foreseen = self._foreseen.plain(table, ids, dtype, missing, version, out)
         if foreseen is None:
             return None
         deadline = self._answering.deadline(timeout)
-        return await self._send_foreseen(foreseen, ids, out, deadline)
+        return await self._send_foreseen(foreseen, ids, out, deadline, return_status)
 
     async def _carried(
         self,
@@ -206,14 +219,19 @@ class AsyncClient(Rebuilt, AsyncAllCalls):
         return await self._go_on(foreseen, plan(deadline), reply)
 
     async def _send_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any]:
+        self,
+        foreseen: Foreseen,
+        ids: NDArray[Any],
+        out: NDArray[Any] | None,
+        deadline: Deadline,
+        return_status: object = False,
+    ) -> Any:
         reply = await self._ask(foreseen, (ids,), out, deadline)
         if isinstance(reply, list):
-            return foreseen.vectors(reply, out)[0]
+            return foreseen.result(reply, out, return_status)
         plan = foreseen_plan(self._answering, foreseen, ids, out, deadline)
-        vectors: NDArray[Any] = await self._go_on(foreseen, plan, reply)
-        return vectors
+        answer = await self._go_on(foreseen, plan, reply)
+        return answer.with_status() if return_status else answer.vectors
 
     async def _ask(
         self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
@@ -254,7 +272,9 @@ class AsyncClient(Rebuilt, AsyncAllCalls):
     ) -> list[Answer]:
         if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]
-            foreseen = self._foreseen.plain(kind.like.table, ids, kind.dtype, kind.version, None)
+            foreseen = self._foreseen.plain(
+                kind.like.table, ids, kind.dtype, "error", kind.version, None
+            )
             if foreseen is not None and not self._closed:
                 return [Answer(await self._send_foreseen(foreseen, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]

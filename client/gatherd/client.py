@@ -161,8 +161,16 @@ class Client(Rebuilt, AllCalls):
         self.close()
 
     def _quick(
-        self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
-    ) -> NDArray[Any] | None:
+        self,
+        table: str,
+        ids: Any,
+        dtype: Any,
+        missing: str,
+        out: Any,
+        version: Any,
+        timeout: Any,
+        return_status: object,
+    ) -> Any:
         if self._closed or of_block():
             return None
         if ids.__class__ is not np.ndarray or not ids.flags.c_contiguous:
@@ -171,12 +179,17 @@ class Client(Rebuilt, AllCalls):
             except GatherdError:
                 return None
         if self._local is not None:
-            return self._local.quick(table, ids, dtype, out, version, timeout)
-        foreseen = self._foreseen.plain(table, ids, dtype, version, out)
+            if missing != "error":
+                return None
+            vectors = self._local.quick(table, ids, dtype, out, version, timeout)
+            if vectors is None or not return_status:
+                return vectors
+            return Answer(vectors, None).with_status()
+        foreseen = self._foreseen.plain(table, ids, dtype, missing, version, out)
         if foreseen is None:
             return None
         deadline = self._answering.deadline(timeout)
-        return self._send_foreseen(foreseen, ids, out, deadline)
+        return self._send_foreseen(foreseen, ids, out, deadline, return_status)
 
     def _carried(
         self,
@@ -197,14 +210,19 @@ class Client(Rebuilt, AllCalls):
         return self._go_on(foreseen, plan(deadline), reply)
 
     def _send_foreseen(
-        self, foreseen: Foreseen, ids: NDArray[Any], out: NDArray[Any] | None, deadline: Deadline
-    ) -> NDArray[Any]:
+        self,
+        foreseen: Foreseen,
+        ids: NDArray[Any],
+        out: NDArray[Any] | None,
+        deadline: Deadline,
+        return_status: object = False,
+    ) -> Any:
         reply = self._ask(foreseen, (ids,), out, deadline)
         if isinstance(reply, list):
-            return foreseen.vectors(reply, out)[0]
+            return foreseen.result(reply, out, return_status)
         plan = foreseen_plan(self._answering, foreseen, ids, out, deadline)
-        vectors: NDArray[Any] = self._go_on(foreseen, plan, reply)
-        return vectors
+        answer = self._go_on(foreseen, plan, reply)
+        return answer.with_status() if return_status else answer.vectors
 
     def _ask(
         self, foreseen: Foreseen, varying: Varying, out: NDArray[Any] | None, deadline: Deadline
@@ -245,7 +263,9 @@ class Client(Rebuilt, AllCalls):
     ) -> list[Answer]:
         if len(lookups) == 1 and lookups[0][0].is_foreseen:
             kind, ids = lookups[0]
-            foreseen = self._foreseen.plain(kind.like.table, ids, kind.dtype, kind.version, None)
+            foreseen = self._foreseen.plain(
+                kind.like.table, ids, kind.dtype, "error", kind.version, None
+            )
             if foreseen is not None and not self._closed:
                 return [Answer(self._send_foreseen(foreseen, ids, None, deadline), None)]
         specs = [kind.spec(ids) for kind, ids in lookups]

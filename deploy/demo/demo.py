@@ -3,8 +3,9 @@
 Fetches the table once (table.py beside this file), serves it where it lies and a copy
 with keys and an optimizer, and prints each request as a user would type it, with its answer. Two
 trainers (trainer.py) then train the copy at the same time, and a rollback gives the first vectors
-back. Then it leaves the server running until Ctrl-C; with DEMO_ONCE=1 it stops it and exits.
-Addresses are those of `gatherd serve`, set by GATHERD_HTTP and GATHERD_GRPC.
+back. A word that wasn't there comes by its first push, into an open table. Then it leaves the
+server running until Ctrl-C; with DEMO_ONCE=1 it stops it and exits. Addresses are those of
+`gatherd serve`, set by GATHERD_HTTP and GATHERD_GRPC.
 """
 
 import base64
@@ -35,6 +36,8 @@ NEIGHBOURS = 5
 SENTENCE = "the king sat on the throne"
 OTHER_SENTENCES = ("a queen wore her crown", "water flows down the river")
 OPTIMIZER = ("--optimizer", "adagrad", "--lr", "0.05")
+NEW_WORD = "rizz"
+OPEN_TABLE = "slang"
 TAUGHT = (("quiet", "loud"), ("quiet", "silent"), ("easy", "difficult"), ("easy", "simple"))
 
 
@@ -132,6 +135,7 @@ def tour(http: str, grpc: str, vocabulary: dict[str, int]) -> None:
     words_by_key(http, first)
     neighbours(http, vocabulary, ids)
     training(http, grpc)
+    new_word(http)
 
 
 def words_by_key(http: str, by_id: NDArray[np.float32]) -> None:
@@ -223,6 +227,34 @@ def training(http: str, grpc: str) -> None:
         gatherd("rollback", "words", "--data-dir", str(DATA_DIR))
         assert np.array_equal(client.lookup("words", keys=pairs.keys), before)
         print("The same lookup gives the vectors as they were before, bit for bit.")
+
+
+def new_word(http: str) -> None:
+    """Look up a word that isn't there, and create it by its first push."""
+    print(f"\n--- A word that wasn't there: {NEW_WORD!r}, in an open table")
+    with Client(http) as client:
+        if OPEN_TABLE in {one.name for one in client.tables()}:  # of an earlier tour
+            client.delete_table(OPEN_TABLE)
+        print(
+            f'>>> client.create_table("{OPEN_TABLE}", dim=8, keys="string", init="normal", seed=7)'
+        )
+        client.create_table(OPEN_TABLE, dim=8, keys="string", init="normal", seed=7)
+        table = client[OPEN_TABLE]
+        print(f'>>> client.lookup("{OPEN_TABLE}", keys=["{NEW_WORD}"], missing="init").round(3)')
+        first, status = table.lookup(keys=[NEW_WORD], missing="init", return_status=True)
+        print(f"{first.round(3)}  the vector that its row would begin with; no row was made")
+        deltas = np.full((1, 8), 0.5, np.float32)
+        print(f'>>> client.scatter_add("{OPEN_TABLE}", keys=["{NEW_WORD}"], deltas=…, create=True)')
+        result = table.scatter_add(keys=[NEW_WORD], deltas=deltas, create=True)
+        now = table.lookup(keys=[NEW_WORD])
+        print(
+            f"created {result.created[OPEN_TABLE]} row, durable at LSN {result.lsn}: {now.round(3)}"
+        )
+        assert status.all()
+        assert np.array_equal(now, first + deltas)
+        table.delete_rows([NEW_WORD])
+        assert np.array_equal(table.lookup(keys=[NEW_WORD], missing="init"), first)
+        print("Deleted, it has its first vector again, bit for bit.")
 
 
 def run_trainers(*urls: str) -> int:

@@ -40,6 +40,7 @@ _MISSING = {
     "zero": embedding_pb2.MISSING_ZERO,
     "default": embedding_pb2.MISSING_DEFAULT,
     "skip": embedding_pb2.MISSING_SKIP,
+    "init": embedding_pb2.MISSING_INIT,
 }
 _METRICS = {
     "cosine": embedding_pb2.METRIC_COSINE,
@@ -148,6 +149,7 @@ def response_answer(response: embedding_pb2.LookupResponse) -> Answer:
 
 _PROCEDURES = {
     "scatter_add": "ScatterAdd", "apply_gradients": "ApplyGradients", "assign": "Assign",
+    "delete_rows": "DeleteRows",
 }  # fmt: skip
 
 
@@ -158,6 +160,9 @@ def update_message(table: str, update: Update) -> embedding_pb2.TableUpdate:
         message.keys.CopyFrom(keys_message(update.rows))
     else:
         message.ids.CopyFrom(id_tensor(update.rows))
+    message.create = update.create
+    if update.values is None:
+        return message
     values = np.asarray(update.values)
     if values.dtype.name not in _WIRE_DTYPE:
         values = values.astype(np.float32)
@@ -309,7 +314,11 @@ class Messages(Surface):
             idempotency_key=request_id,
         )
         reply = self._call(_PROCEDURES[op], request, embedding_pb2.UpdateResponse())
-        return Updated(reply.lsn, dict(zip(updates, reply.versions, strict=True)))
+        counts = (
+            {table: n for table, n in zip(updates, listed, strict=True) if n} if listed else {}
+            for listed in (reply.created, reply.removed, reply.not_admitted)
+        )
+        return Updated(reply.lsn, dict(zip(updates, reply.versions, strict=True)), *counts)
 
 
 class Connect(Messages):

@@ -61,20 +61,31 @@ def json_bags(bags: Bags) -> dict[str, Any]:
     }
 
 
-_VERBS = {"scatter_add": "scatterAdd", "apply_gradients": "applyGradients", "assign": "assign"}
+_VERBS = {
+    "scatter_add": "scatterAdd",
+    "apply_gradients": "applyGradients",
+    "assign": "assign",
+    "delete_rows": "deleteRows",
+}
+
+
+_COUNTS = ("created", "removed", "not_admitted")
 
 
 def json_update(update: Update) -> dict[str, Any]:
     rows, encoding = (
         json_keys(update.rows) if update.by_keys else (np.asarray(update.rows).tolist(), "utf-8")
     )
-    values = np.asarray(update.values)
     body = {
         "keys" if update.by_keys else "ids": rows,
         "encoding": encoding,
-        "values": values.astype(np.float64).tolist(),
         "if_version": update.if_version,
     }
+    if update.values is None:
+        return body
+    body["values"] = np.asarray(update.values).astype(np.float64).tolist()
+    if update.create:
+        body["create"] = True
     return body if update.lr is None else {**body, "lr": update.lr}
 
 
@@ -312,12 +323,13 @@ class Rest(Surface):
         headers = {} if request_id is None else {"Idempotency-Key": request_id}
         if len(updates) == 1:
             ((table, one),) = updates.items()
-            raw = self._media == "octets"
+            raw = self._media == "octets" and one.values is not None
             done = (self._raw_update if raw else self._json_update)(op, table, one, headers)
-            return Updated(done["lsn"], {table: done["version"]})
+            counts = ({table: done[name]} if name in done else {} for name in _COUNTS)
+            return Updated(done["lsn"], {table: done["version"]}, *counts)
         tables = {table: json_update(one) for table, one in updates.items()}
         done = self._json(f"/v1/{_VERBS[op]}", {"tables": tables}, headers)
-        return Updated(done["lsn"], done["versions"])
+        return Updated(done["lsn"], done["versions"], *(done.get(name, {}) for name in _COUNTS))
 
     def _json_update(self, op: str, table: str, update: Update, headers: dict[str, str]) -> Any:
         return self._json(f"/v1/tables/{table}:{_VERBS[op]}", json_update(update), headers)
@@ -340,6 +352,7 @@ class Rest(Surface):
             "values_dtype": values.dtype.name,
             "by": "keys" if update.by_keys else "ids",
             "if_version": update.if_version,
+            "create": str(update.create).lower(),
         }
         if update.lr is not None:
             query["lr"] = update.lr

@@ -7,13 +7,13 @@ the gatherd error that came over the wire.
 
 import asyncio
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NoReturn
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd import AsyncClient, Batching, Client, Neighbors, RowBatch
+from gatherd import AsyncClient, Batching, Client, Neighbors, RowBatch, UpdateResult
 from gatherd.errors import IdOutOfRange, TableNotFound, by_reason
 from gatherd.store.dtypes import DType, bfloat16_to_float32
 
@@ -116,21 +116,28 @@ class Rows:
 
 @dataclass(frozen=True, eq=False)
 class Update:
-    """Ids or keys of one table with their values, as a case has them, right or wrong."""
+    """Ids or keys of one table with their values, as a case has them, right or wrong.
+
+    `values` are None for rows that are deleted.
+    """
 
     rows: Any
     values: Any
     by_keys: bool = False
     lr: float | None = None
     if_version: int = 0
+    create: bool = False
 
 
 @dataclass(frozen=True)
 class Updated:
-    """The answer to an update."""
+    """The answer to an update; of open tables, by name, what isn't 0."""
 
     lsn: int
     versions: dict[str, int]
+    created: dict[str, int] = field(default_factory=dict)
+    removed: dict[str, int] = field(default_factory=dict)
+    not_admitted: dict[str, int] = field(default_factory=dict)
 
 
 class Surface(ABC):
@@ -196,7 +203,7 @@ class Surface(ABC):
         raise NotImplementedError
 
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
-        """`op` is scatter_add, apply_gradients or assign; `request_id` an idempotency key."""
+        """`op` is the SDK's method; `request_id` an idempotency key."""
         raise NotImplementedError
 
     @property
@@ -308,7 +315,7 @@ class SyncSdk(Surface):
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         name, arguments = sdk_update(op, updates, request_id)
         done = getattr(self._client, name)(**arguments)
-        return Updated(done.lsn, done.versions)
+        return sdk_updated(done)
 
     def close(self) -> None:
         self._client.close()
@@ -384,7 +391,7 @@ class AsyncSdk(Surface):
     def update(self, op: str, updates: dict[str, Update], request_id: str | None = None) -> Updated:
         name, arguments = sdk_update(op, updates, request_id)
         done = self._runner.run(getattr(self._client, name)(**arguments))
-        return Updated(done.lsn, done.versions)
+        return sdk_updated(done)
 
     def close(self) -> None:
         self._runner.run(self._client.aclose())
@@ -445,6 +452,11 @@ def sdk_near(found: Neighbors) -> Near:
     return Near(found.ids, found.scores, None if found.keys is None else found.keys.tolist())
 
 
+def sdk_updated(done: UpdateResult) -> Updated:
+    counts = (dict(one) for one in (done.created, done.removed, done.not_admitted))
+    return Updated(done.lsn, done.versions, *counts)
+
+
 _VALUES_NAME = {"scatter_add": "deltas", "apply_gradients": "grads", "assign": "rows"}
 
 
@@ -453,10 +465,15 @@ def sdk_update(
 ) -> tuple[str, dict[str, Any]]:
     """The SDK's method for an update, and its arguments."""
     arguments: dict[str, Any] = {"idempotency_key": request_id}
+    if op == "delete_rows":
+        arguments["keys"] = {table: one.rows for table, one in updates.items()}
+        return "delete_rows_many", arguments
     if len(updates) == 1:
         ((table, one),) = updates.items()
         arguments |= {"table": table, _VALUES_NAME[op]: one.values}
         arguments["keys" if one.by_keys else "ids"] = one.rows
+        if one.create:
+            arguments["create"] = True
         if one.lr is not None:
             arguments["lr"] = one.lr
         if one.if_version:
@@ -467,6 +484,9 @@ def sdk_update(
         "keys": {t: (u.rows, u.values) for t, u in updates.items() if u.by_keys} or None,
         "if_version": {t: u.if_version for t, u in updates.items() if u.if_version} or None,
     }
+    creates = {t: True for t, u in updates.items() if u.create}
+    if creates:
+        arguments["create"] = creates
     rates = {t: u.lr for t, u in updates.items() if u.lr is not None}
     if rates:
         arguments["lr"] = rates

@@ -16,7 +16,7 @@ from contract.test_lookup import as_reply
 from gatherd import Client
 from gatherd.errors import GatherdError, InvalidArgument
 
-EXAMPLES = settings(max_examples=15, deadline=None)
+EXAMPLES = settings(max_examples=8, deadline=None)
 TABLES = ["float32", "float16", "bfloat16", "float64", "stored-default"]
 DTYPES = ["float32", "float16", "bfloat16"]
 # Of a number rounded from one that is off by a float32's last bit or two.

@@ -21,7 +21,7 @@ from gatherd.errors import (
 
 INTEGERS = ["int8", "int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"]
 TABLES_WITH_ROWS = ["float32", "float16", "bfloat16", "float64", "one-row", "stored-default"]
-EXAMPLES = settings(max_examples=30, deadline=None)
+EXAMPLES = settings(max_examples=12, deadline=None)
 
 shapes = hnp.array_shapes(min_dims=0, max_dims=4, min_side=0, max_side=5)
 

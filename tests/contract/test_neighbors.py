@@ -20,7 +20,7 @@ from gatherd.errors import (
     TableNotFound,
 )
 
-EXAMPLES = settings(max_examples=12, deadline=None)
+EXAMPLES = settings(max_examples=8, deadline=None)
 METRICS = ["cosine", "dot", "l2"]
 
 

@@ -46,7 +46,7 @@ ITEMS = [7, -(2**60), 2**62]
 STORED = {"float32": np.float32, "float16": np.float16, "bfloat16": ml_dtypes.bfloat16}
 # By ids alone; every table's rows are zeros when the server starts.
 BY_ID = tuple(STORED)
-EXAMPLES = settings(max_examples=15, deadline=None)
+EXAMPLES = settings(max_examples=8, deadline=None)
 SURFACES = (
     "sdk-http", "sdk-unix", "sdk-grpc", "sdk-local",
     "async-http", "async-unix", "async-grpc", "async-local",

@@ -76,7 +76,8 @@ def _check_keys(trainer: Trainer) -> None:
     for name, table in trainer.state.items():
         for number, version in table.versions.items():
             if version.opened is not None:
-                folder = version_dir(trainer.data, name, number)
+                of = read_catalog(trainer.data).tables[name].folder_of(name)
+                folder = version_dir(trainer.data, of, number)
                 for _ in verify_open(folder, version.opened.spec):
                     pass
         if table.keys is not None:

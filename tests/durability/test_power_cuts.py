@@ -32,7 +32,7 @@ from gatherd_server.types import (
     SetOptimizer,
 )
 
-CUTS = int(os.environ.get("POWER_CUTS", "500"))
+CUTS = int(os.environ.get("POWER_CUTS", "240"))
 FIRST_SEED = int(os.environ.get("POWER_SEED", "1"))
 CUTS_OF_A_HISTORY = 20
 CUT_SHARE = 0.05

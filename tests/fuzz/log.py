@@ -28,6 +28,7 @@ from gatherd_server.storage.wal_reader import LogReader
 from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import PushResult, SessionSequence
 from gatherd_server.writer.checkpoint import checkpoint_path, encode_checkpoint, read_checkpoint
+from gatherd_server.writer.policy import Policies
 from gatherd_server.writer.window import Window
 
 LAST_LSN = 6
@@ -112,7 +113,7 @@ def checkpoint() -> bytes:
         result = PushResult(number, (1, 2))
         window.add(f"key {number}", bytes(16), result)
         window.add(SessionSequence(bytes(range(16)), number), bytes([number] * 16), result)
-    return encode_checkpoint(9, window)
+    return encode_checkpoint(9, window, Policies())
 
 
 def checkpoint_check(data_dir: Path) -> Callable[[bytes], None]:
@@ -125,7 +126,7 @@ def checkpoint_check(data_dir: Path) -> Callable[[bytes], None]:
         with suppress(BadFile):
             found = read_checkpoint(data_dir)
             # But for the 4 bytes of padding.
-            assert encode_checkpoint(found.lsn, found.window) == whole
+            assert encode_checkpoint(found.lsn, found.window, found.policies) == whole
         if len(data) > 24:
             crc = zlib.crc32(data[24:], zlib.crc32(data[:16]))
             path.write_bytes(data[:16] + struct.pack("<I4x", crc) + data[24:])

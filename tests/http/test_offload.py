@@ -12,7 +12,6 @@ from google.protobuf import json_format
 
 from gatherd.store.live import LiveTables, View
 from gatherd_server.engine.engine import Engine, PreparedLookup
-from gatherd_server.engine.rows import Rows
 from gatherd_server.http.offload import Offload
 from gatherd_server.types import Lookup, TableInfo, UpdatesState
 from support.server import wait_until
@@ -57,9 +56,6 @@ class LongWork(Engine):
     def prepare(self, lookups: Sequence[Lookup]) -> PreparedLookup:
         prepared = self._inner.prepare(lookups)
         return PreparedLookup(lambda: self._long(prepared.run), True, prepared.tables)
-
-    def rows_of(self, lookup: Lookup) -> Rows | None:
-        return None
 
     def tables(self) -> list[TableInfo]:
         return self._long(self._inner.tables)

@@ -26,7 +26,7 @@ from support.web_server import web_server
 
 SECONDS = 20.0
 # Drawn for each server; `make test-streams` draws 2,500.
-STREAMS = int(os.environ.get("HTTP_STREAMS", "250"))
+STREAMS = int(os.environ.get("HTTP_STREAMS", "125"))
 OCTETS = "application/octet-stream"
 LOOKUP = b"/v1/tables/words:lookup"
 REFUSALS = (400, 431, 501, 505)

@@ -181,22 +181,32 @@ def peak_bytes(name: str, path: Path, *arguments: str | Path) -> int:
     return int(done.stdout.split("peak")[1]) * 1024
 
 
+@pytest.fixture(scope="module")
+def warm(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """What an import compiles the first time is no memory that it takes."""
+    folder = tmp_path_factory.mktemp("warm")
+    write(folder / "small.npy", 1)
+    peak_bytes("warm", folder / "small.npy", "--data-dir", folder / "d")
+
+
 @pytest.mark.parametrize(
     "suffix",
     ["npy", "txt", "h5", "parquet", "columns", "npz", "bin.zst", "tar.zst", "ft", "pt"],
 )
-def test_memory_stays_the_same_however_large_the_table(tmp_path: Path, suffix: str) -> None:
+def test_memory_stays_the_same_however_large_the_table(
+    tmp_path: Path, warm: None, suffix: str
+) -> None:
+    del warm
     small, large = tmp_path / f"small.{suffix}", tmp_path / f"large.{suffix}"
     write(small, 20)
-    write(large, 200)
+    write(large, 120)
     options: list[str | Path] = ["--data-dir", tmp_path / "d"]
     options += ["--vector-columns", "v*"] if suffix == "columns" else []
-    peak_bytes("warm", small, *options)
     base = peak_bytes("small", small, *options)
     peak = peak_bytes("large", large, *options)
     # Decimals are a good two bytes for one of the table.
     table_bytes = (tmp_path / "d/tables/large/v000001/weights.npy").stat().st_size
-    assert table_bytes >= (80 if suffix == "txt" else 200) * MB
+    assert table_bytes >= (48 if suffix == "txt" else 120) * MB
     assert peak < base + 40 * MB, (base / MB, peak / MB)
     for path in tmp_path.rglob("*.*"):
         if path.is_file():

@@ -239,7 +239,7 @@ NUMBERS = st.one_of(
 )
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(numbers=st.lists(NUMBERS, min_size=1, max_size=40))
 def test_a_number_is_read_as_python_reads_it(
     tmp_path_factory: pytest.TempPathFactory, numbers: list[str]

@@ -266,7 +266,7 @@ def test_attributes_on_a_dict_change_nothing() -> None:
     assert list(found) == ["w"]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(data=st.data())
 def test_a_damaged_pickle_is_read_or_refused_and_never_worse(data: st.DataObject) -> None:
     sound = program(mapping({"a": tensor(), "b": mapping({"c": tensor()}, ordered=False)}))

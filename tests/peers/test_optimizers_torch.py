@@ -91,15 +91,18 @@ def test_sgd_with_momentum_is_torchs_where_every_row_is_in_the_gradient(dim: int
     train("sgd", options, lambda p: torch.optim.SGD(p, **options), dim, every_row=True)
 
 
-@pytest.mark.parametrize("momentum", [0.0, 0.8])
-def test_weight_decay_is_torchs_where_every_row_is_in_the_gradient(momentum: float) -> None:
-    # torch has weight decay for dense gradients only.
+# torch has weight decay for dense gradients only.
+def train_densely(
+    name: str,
+    options: Mapping[str, float],
+    make: Callable[[Iterable[torch.Tensor]], torch.optim.Optimizer],
+) -> None:
+    """The same steps on both sides, with every row in every gradient; compare the last rows."""
     rng = np.random.default_rng(0)
     rows = rng.standard_normal((ROW_COUNT, 16)).astype(F32)
-    options = {"lr": 0.02, "momentum": momentum, "weight_decay": 0.1}
-    ours = Ours(rows, Optimizer.parse("sgd", options))
+    ours = Ours(rows, Optimizer.parse(name, options))
     theirs = torch.tensor(rows, requires_grad=True)
-    optimizer = torch.optim.SGD([theirs], **options)
+    optimizer = make([theirs])
     for _ in range(STEPS):
         ids = np.concatenate([rng.integers(0, ROW_COUNT, 30), np.arange(ROW_COUNT)])
         grads = rng.standard_normal((ids.size, 16)).astype(F32)
@@ -109,25 +112,21 @@ def test_weight_decay_is_torchs_where_every_row_is_in_the_gradient(momentum: flo
         )
         optimizer.step()
     np.testing.assert_allclose(ours.rows, theirs.detach().numpy(), rtol=2e-4, atol=2e-5)
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.8])
+def test_weight_decay_is_torchs_where_every_row_is_in_the_gradient(momentum: float) -> None:
+    options = {"lr": 0.02, "momentum": momentum, "weight_decay": 0.1}
+    train_densely("sgd", options, lambda p: torch.optim.SGD(p, **options))
 
 
 def test_decoupled_decay_is_that_of_torchs_adamw_where_every_row_is_in_the_gradient() -> None:
-    rng = np.random.default_rng(0)
-    rows = rng.standard_normal((ROW_COUNT, 16)).astype(F32)
     # SparseAdam and AdamW scale eps differently, so that it is next to nothing here.
-    options = {"lr": 0.02, "eps": 1e-20, "decoupled_weight_decay": 0.5}
-    ours = Ours(rows, Optimizer.parse("adam", options))
-    theirs = torch.tensor(rows, requires_grad=True)
-    optimizer = torch.optim.AdamW([theirs], lr=0.02, eps=1e-20, weight_decay=0.5)
-    for _ in range(STEPS):
-        ids = np.concatenate([rng.integers(0, ROW_COUNT, 30), np.arange(ROW_COUNT)])
-        grads = rng.standard_normal((ids.size, 16)).astype(F32)
-        ours.step(ids, grads)
-        theirs.grad = torch.zeros_like(theirs).index_add_(
-            0, torch.from_numpy(ids), torch.from_numpy(grads)
-        )
-        optimizer.step()
-    np.testing.assert_allclose(ours.rows, theirs.detach().numpy(), rtol=2e-4, atol=2e-5)
+    train_densely(
+        "adam",
+        {"lr": 0.02, "eps": 1e-20, "decoupled_weight_decay": 0.5},
+        lambda p: torch.optim.AdamW(p, lr=0.02, eps=1e-20, weight_decay=0.5),
+    )
 
 
 @pytest.mark.parametrize("dim", [1, 7, 64])

@@ -63,7 +63,7 @@ def misaligned(rows: NDArray[Any]) -> NDArray[Any]:
     return view
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     st.sampled_from(list(Pooling)),
     st.sampled_from(list(DType)),

@@ -62,11 +62,9 @@ def test_a_lookup_of_a_few_cold_rows_leaves_the_event_loop_and_of_warm_ones_does
     for ids in ([15_000], [3, 15_001]):
         assert table.may_wait(np.array(ids))
         assert engine.prepare([plan(ids)]).is_long
-        assert engine.rows_of(plan(ids)) is None
     expected = np.arange(15_000 * DIM, 15_001 * DIM, dtype=np.float32)[None]
     np.testing.assert_array_equal(engine.lookup(plan([15_000])).vectors, expected)
     assert not engine.prepare([plan([15_000])]).is_long
-    assert engine.rows_of(plan([15_000])) is not None
     # Ids without a row are refused as ever.
     assert not table.may_wait(np.array([ROWS, -1]))
 

@@ -223,7 +223,7 @@ def test_a_npy_file_has_no_tensor_to_pick(tmp_path: Path) -> None:
         layout_of(tmp_path / "a.npy", "w")
 
 
-@settings(max_examples=300, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_a_damaged_file_is_read_right_or_refused_and_never_worse(
     tmp_path: Path, data: st.DataObject

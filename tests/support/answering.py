@@ -1,6 +1,7 @@
 """Tables of every dtype and kind of keys, and two ways to answer from them."""
 
 import os
+import zlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -36,6 +37,7 @@ from gatherd_server.wire.compiled.answers import (
     LOOKUP_MANY,
     NOT_MINE,
     Answers,
+    Pieces,
 )
 from gatherd_server.wire.compiled.directory import Directory
 from support.open_rows import OpenWriter, make_open_table
@@ -55,6 +57,8 @@ CLASSES: dict[int, type[Message]] = {
     LOOKUP_BAGS: embedding_pb2.LookupBagsRequest,
     LOOKUP_BAGS_MANY: embedding_pb2.LookupBagsManyRequest,
 }
+# What isn't written to is that many of it.
+GUARD = 7
 _LOOKUPS: dict[int, Callable[[Any, Limits], list[Lookup]]] = {
     LOOKUP: lambda request, _: [lookups.lookup_of(request)],
     LOOKUP_MANY: lookups.lookups_of,
@@ -82,6 +86,8 @@ class TwoWays:
         self.answers = Answers(self.limits)
         self.counts = self.answers.use(self.directory)
         self.answers.write_to(self.out)
+        self.slow = Answers(self.limits)
+        self.slow.use(self.directory)
 
     @property
     def row_counts(self) -> dict[str, int]:
@@ -93,6 +99,31 @@ class TwoWays:
         length = self.answers.answer(message, body)
         assert length >= NOT_MINE, "it says that the reply is too large"
         return None if length == NOT_MINE else self.out[:length].tobytes()
+
+    def begun(self, message: int, body: bytes, out: NDArray[np.uint8], work: int) -> Pieces | None:
+        """The compiled answer in pieces, the first in `out`; None where `compiled` gives none."""
+        self.slow.write_to(out[:0])
+        if self.slow.answer(message, body) >= NOT_MINE:
+            return None
+        self.slow.write_to(out)
+        return self.slow.begin(message, body, work)
+
+    def in_pieces(self, message: int, body: bytes, room: int, work: int) -> bytes | None:
+        """The same, joined; each piece has so much more `room` than it has to have."""
+        out = np.full(room, GUARD, np.uint8)
+        pieces = self.begun(message, body, out, work)
+        if pieces is None:
+            return None
+        found = [out[: pieces.written].tobytes()]
+        left = pieces.byte_count - pieces.written
+        while left:
+            out = np.full(pieces.unit_bytes + room + GUARD, GUARD, np.uint8)
+            written = pieces.go_on(out[:-GUARD], work)
+            assert 0 < written <= left
+            assert (out[written:] == GUARD).all()
+            found.append(out[:written].tobytes())
+            left -= written
+        return b"".join(found)
 
     def gathered(self, message: int, body: bytes) -> list[Gathered]:
         """What the engine finds. A GatherdError for what can't be answered."""
@@ -110,9 +141,16 @@ class TwoWays:
         return b"".join(lookups.lookup_many_reply(gathered))
 
     def same(self, message: int, body: bytes) -> bool:
-        """Whether there is a compiled answer; AssertionError when it isn't the general way's."""
+        """Whether there is a compiled answer; AssertionError when it isn't the general way's.
+
+        Nor when pieces of it, whose length depends on the body, make another one.
+        """
         given = self.compiled(message, body)
         assert given is None or given == self.general(message, body)
+        if given:
+            drawn = zlib.crc32(body)
+            work = len(given) // 8 + drawn % 997
+            assert self.in_pieces(message, body, drawn % 1021, work) == given
         return given is not None
 
 

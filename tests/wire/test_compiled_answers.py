@@ -81,7 +81,7 @@ def test_what_an_odd_encoder_sends_is_answered_alike(
         ways.same(message, encoded(request, random, oddity))
 
 
-@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@settings(deadline=None, max_examples=150, suppress_health_check=[HealthCheck.too_slow])
 @given(body=mutated(SEEDS), message=st.sampled_from(MESSAGES))
 def test_what_befell_a_request_changes_nothing(ways: TwoWays, body: bytes, message: int) -> None:
     ways.same(message, body)
@@ -190,6 +190,51 @@ def test_a_row_that_is_being_written_is_waited_for_elsewhere(ways: TwoWays, repl
         ways.counters[4] += 1
     assert ways.same(LOOKUP, lookup)
     assert all(ways.same(LOOKUP_BAGS, body) for body in bags)
+
+
+@pytest.mark.parametrize("reply", ["DTYPE_FLOAT32", "DTYPE_BFLOAT16"])
+@pytest.mark.parametrize("message", [LOOKUP, LOOKUP_BAGS])
+def test_pieces_stop_before_a_row_that_is_being_written(
+    ways: TwoWays, message: int, reply: str
+) -> None:
+    lookup = lookup_request("live-float32", np.arange(60), dtype=reply)
+    request: Message = lookup
+    if message == LOOKUP_BAGS:
+        request = embedding_pb2.LookupBagsRequest(lookup=lookup, offsets=tensor(np.arange(60)))
+    body = request.SerializeToString()
+    whole, out = ways.compiled(message, body), np.zeros(1000, np.uint8)
+    assert whole is not None
+    pieces = ways.begun(message, body, out, 500)
+    assert pieces is not None
+    found = out[: pieces.written].tobytes()
+    ways.counters[30] += 1
+    try:
+        out = np.zeros(len(whole), np.uint8)
+        found += out[: pieces.go_on(out, 1 << 20)].tobytes()
+        vector_bytes = 24 * (4 if reply == "DTYPE_FLOAT32" else 2)
+        assert len(found) == len(whole) - 30 * vector_bytes
+        assert pieces.go_on(out, 1 << 20) == 0
+        list(ways.counts.since())
+        assert ways.begun(message, body, out, 1 << 20) is None
+        assert ways.begun(message, body, out, 500) is not None
+    finally:
+        ways.counters[30] += 1
+    assert found + out[: pieces.go_on(out, 1 << 20)].tobytes() == whole
+
+
+def test_pieces_say_what_takes_longer_than_a_turn(ways: TwoWays) -> None:
+    bags = embedding_pb2.LookupBagsRequest(
+        lookup=lookup_request("float32", np.arange(300)), offsets=tensor(np.array([0, 10, 290]))
+    )
+    out = np.zeros(10, np.uint8)
+    pieces = ways.begun(LOOKUP_BAGS, bags.SerializeToString(), out, 0)
+    assert pieces is not None
+    assert pieces.unit_work == 280 * 280
+    statuses = lookup_request("float32", np.arange(300), missing="MISSING_ZERO")
+    pieces = ways.begun(LOOKUP, statuses.SerializeToString(), out, 0)
+    assert pieces is not None
+    assert (pieces.unit_work, pieces.written) == (280, 0)
+    assert 300 < pieces.unit_bytes < 340
 
 
 def test_only_tables_that_the_caller_reads_are_answered(ways: TwoWays) -> None:

@@ -103,7 +103,7 @@ def test_a_length_is_learnt_when_it_comes_again() -> None:
     assert seen.find(message) is not None
 
 
-@settings(max_examples=500)
+@settings(max_examples=200)
 @given(st.data())
 def test_damaged_updates_are_what_protobuf_reads_or_left_to_it(data: Any) -> None:
     kind = data.draw(st.sampled_from(KINDS))

@@ -139,7 +139,7 @@ def cases(draw: st.DrawFn) -> Case:
     return Case(rows, draw(st.sampled_from(DTYPES)), optimizer, pushes)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(cases())
 def test_a_batch_makes_of_the_rows_what_the_formulas_do(case: Case) -> None:
     base = trained_rows(case.rows, case.dtype, case.optimizer)
@@ -171,7 +171,7 @@ def test_a_batch_makes_of_the_rows_what_the_formulas_do(case: Case) -> None:
         np.testing.assert_allclose(base.slots[name], slot, rtol=near, atol=2 * near * large)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(cases())
 def test_pushes_in_one_batch_are_the_same_pushes_one_by_one(case: Case) -> None:
     together = trained_rows(case.rows, case.dtype, case.optimizer)

@@ -8,8 +8,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, Literal, Unpack, overload
 
-from numpy.typing import NDArray
-
 from gatherd._batching.tasks import AsyncBatcher
 from gatherd._calls.options import (
     BagsManyOptions,
@@ -57,9 +55,17 @@ class AsyncLookupCalls(ABC):
 
     @abstractmethod
     async def _quick(
-        self, table: str, ids: Any, dtype: Any, out: Any, version: Any, timeout: Any
-    ) -> NDArray[Any] | None:
-        """The answer to a lookup in which no id may be missing, or None to make a plan of it."""
+        self,
+        table: str,
+        ids: Any,
+        dtype: Any,
+        missing: str,
+        out: Any,
+        version: Any,
+        timeout: Any,
+        return_status: object,
+    ) -> Any:
+        """The result of a lookup by id, or None to make a plan of it."""
 
     @abstractmethod
     async def _carried(
@@ -153,10 +159,12 @@ class AsyncLookupCalls(ABC):
                     return answer.with_status() if return_status else answer.vectors
             policy: Any = missing  # to mypy, no Literal's class is str
             is_quick = is_plain and keys is None and dedup is False
-            if is_quick and policy.__class__ is str and policy == "error":
-                vectors = await self._quick(table, ids, dtype, out, version, timeout)
-                if vectors is not None:
-                    return Answer(vectors, None).with_status() if return_status else vectors
+            if is_quick and policy.__class__ is str:
+                found: Vectors | tuple[Vectors, Status] | None = await self._quick(
+                    table, ids, dtype, policy, out, version, timeout, return_status
+                )
+                if found is not None:
+                    return found
 
             def plan(timeout: float | Deadline | None) -> Plan[Any]:
                 return self._answering.lookup(

@@ -107,7 +107,7 @@ class AsyncTableCalls(ABC):
         on_full: what a push does that needs a row when there are `rows_max`: "error" refuses it,
         "evict-lru" removes the rows that were pushed least recently, "evict-lfu" least often.
         ttl: seconds, or a timedelta, after which a row is removed that wasn't pushed meanwhile.
-        touch_on_lookup: lookups count as pushes do, for `ttl` and "evict-lru"; they are sampled.
+        touch_on_lookup: isn't there yet (Unimplemented): lookups are to count as pushes do.
         dtype: the dtype that the rows are stored in, "float32", "float16", "bfloat16" or "float64";
         by default as the vectors have it, and "float32" for lists, integers and what is drawn.
         init: how rows are drawn, as Keras' initializers do: a name such as "glorot_uniform", or

@@ -163,6 +163,13 @@ class Foreseen:
             return targets[0::2]
         return [np.zeros(member.ids_shape, np.uint8) for member in self.members]
 
+    def result(
+        self, targets: list[NDArray[Any]], out: NDArray[Any] | None, return_status: object
+    ) -> Any:
+        """What the caller of one table gets."""
+        vectors = self.vectors(targets, out)[0]
+        return (vectors, self.statuses(targets)[0]) if return_status else vectors
+
     def with_known(self, known: tuple[Known | None, ...], checked: int) -> "Foreseen":
         """The same with what its sources know by now."""
         if None in known:

@@ -27,7 +27,7 @@ from gatherd._plans.ordinary import (
     rows_given,
 )
 from gatherd._requests.bags import prepare_bags
-from gatherd._requests.lookups import LookupSpec, parse_reply_type, prepare
+from gatherd._requests.lookups import Answer, LookupSpec, parse_reply_type, prepare
 from gatherd._wire import lookups
 from gatherd._wire.lookups import AroundStrings, SentStrings
 from gatherd.errors import GatherdError
@@ -60,10 +60,12 @@ class Asking:
 
     def result(self, targets: list[NDArray[Any]], return_status: object) -> Any:
         """The result of the call, once the targets of its Foreseen are filled."""
-        found: list[Any] = self.foreseen.vectors(targets, self.out)
+        if self.names is None:
+            return self.foreseen.result(targets, self.out, return_status)
+        found: list[Any] = self.foreseen.vectors(targets, None)
         if return_status:
             found = list(zip(found, self.foreseen.statuses(targets), strict=True))
-        return found[0] if self.names is None else dict(zip(self.names, found, strict=True))
+        return dict(zip(self.names, found, strict=True))
 
 
 class ForeseenCalls:
@@ -79,9 +81,15 @@ class ForeseenCalls:
         self._learnt = 0  # counts what `learn` found out
 
     def plain(
-        self, table: str, ids: Any, dtype: Any, version: int | None, out: NDArray[Any] | None
+        self,
+        table: str,
+        ids: Any,
+        dtype: Any,
+        missing: str,
+        version: int | None,
+        out: NDArray[Any] | None,
     ) -> Foreseen | None:
-        """A lookup of ids of which none may be missing; None if it can't be foreseen.
+        """A lookup by ids, with `missing` a str; None if it can't be foreseen.
 
         If it can, `ids` is a C-contiguous array, and `out`, if given, is what the reply to come
         fills.
@@ -91,7 +99,7 @@ class ForeseenCalls:
         # True equals 1, and has its hash.
         if version is not None and version.__class__ is not int:
             return None
-        key = (table, ids.dtype, ids.shape, dtype, version)
+        key = (table, ids.dtype, ids.shape, dtype, missing, version)
         try:
             kind = self._kinds.get(key)
         except TypeError:  # what can't be hashed is the plan's to refuse
@@ -101,7 +109,7 @@ class ForeseenCalls:
                 key,
                 (ids,),
                 lambda: [
-                    prepare(table, ids, None, parse_reply_type(dtype), "error", None, version)
+                    prepare(table, ids, None, parse_reply_type(dtype), missing, None, version)
                 ],
             )
         if out is None or kind is None:
@@ -112,7 +120,7 @@ class ForeseenCalls:
     def rows(
         self, table: str, ids: Any, keys: Any, dtype: Any, missing: Any, version: Any, out: Any
     ) -> Asking | None:
-        """A lookup of one table, by ids or by keys."""
+        """A lookup of one table, by ids or by keys; `plain` is faster by ids."""
         given = rows_given(ids, keys)
         if given is None or not are_plain(missing, version):
             return None
@@ -368,11 +376,11 @@ def foreseen_plan(
     ids: NDArray[Any],
     out: NDArray[Any] | None,
     deadline: Deadline,
-) -> Plan[Any]:
+) -> Plan[Answer]:
     """The plan of a `plain` lookup; its first effect is to send what the lookup sent already."""
     spec = replace(foreseen.like, asked=ids, out=out)
     answers = yield from answering.gather((spec,), deadline)
-    return answers[0].vectors
+    return answers[0]
 
 
 def _asking(foreseen: Foreseen, given: Sequence[Any], out: Any) -> Asking | None:

@@ -29,11 +29,12 @@ from gatherd._wire.updates import Body
 from gatherd._wire.uploads import UploadSpec
 from gatherd.errors import (
     DeadlineExceeded,
+    DiskFull,
     FailedPrecondition,
     GatherdError,
     InvalidArgument,
     RetryableError,
-    StorageError,
+    UpdatesStopped,
 )
 from gatherd.store.given import as_given_array
 from gatherd_proto.procedures import (
@@ -52,7 +53,7 @@ COMMIT_SECONDS: Final = 3600.0
 CANCEL_SECONDS: Final = 5.0
 _ON_DUPLICATE: Final = ("error", "first", "last")
 # After these an upload can go on, perhaps after a while.
-_GOES_ON: Final = (RetryableError, DeadlineExceeded, StorageError)
+_GOES_ON: Final = (RetryableError, DeadlineExceeded, DiskFull, UpdatesStopped)
 
 OnRows = Callable[[int], object]
 """Told how many rows are at the server."""

@@ -123,9 +123,13 @@ def resident(mapping: MappedFile) -> int:
     return int(np.count_nonzero(pages & 1)) * mmap.PAGESIZE
 
 
-def lock(mapping: MappedFile) -> None:
-    """Keep every page of `mapping` in RAM. OSError when RLIMIT_MEMLOCK doesn't allow it."""
-    _call("mlock", mapping)
+def lock(mapping: MappedFile, byte_count: int | None = None) -> None:
+    """Keep every page of `mapping`, or of its first `byte_count` bytes, in RAM.
+
+    OSError when RLIMIT_MEMLOCK doesn't allow it.
+    """
+    length = len(mapping) if byte_count is None else min(len(mapping), byte_count)
+    _call_at("mlock", mapping.address, ctypes.c_size_t(length))
 
 
 def sync(mapping: MappedFile) -> None:

@@ -228,7 +228,7 @@ class Table:
             memory.populate(self._mapping, self._begin + self.nbytes)
             self.is_populated = True
             if policy is Preload.LOCK:
-                memory.lock(self._mapping)
+                memory.lock(self._mapping, self._begin + self.nbytes)
             if self.keys is not None:
                 self.keys.populate()
                 if policy is Preload.LOCK:

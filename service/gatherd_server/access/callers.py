@@ -29,7 +29,6 @@ from gatherd.store.scans import ScanQuery
 from gatherd.store.table import Gathered
 from gatherd_server.access.uploads import GuardedUploads
 from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup, PreparedScan
-from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch
 from gatherd_server.types import (
     ChangeResult,
@@ -278,6 +277,7 @@ class GuardedEngine:
                 self._check_target(lookup.table, table.name)
         return prepared
 
+<<<<<<< HEAD
     def rows_of(self, lookup: Lookup) -> Rows | None:
         """As Engine's; needs scope `read`."""
         if not self._caller.reads(lookup.table):
@@ -290,6 +290,8 @@ class GuardedEngine:
             self._check_target(lookup.table, rows.table.name)
         return rows
 
+=======
+>>>>>>> next
     def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
         """As Engine's; needs scope `read`."""
         return self.prepare(lookups).run()

@@ -23,6 +23,7 @@ from gatherd.errors import (
     InvalidArgument,
     StorageError,
     TableRefused,
+    Unimplemented,
     VersionMismatch,
     VersionNotFound,
 )
@@ -152,6 +153,11 @@ class CatalogChanges:
         self._names.check_is_new(change.table)
         staging = self._data_dir / STAGING_NAME
         if change.open is not None:
+            if change.open.touch_on_lookup:
+                raise Unimplemented(
+                    f"table {change.table!r}: touch_on_lookup isn't there yet: only pushes keep a "
+                    "row from its TTL and from eviction; leave it out"
+                )
             return self._add_staged(change.table, stage_created(self._files, staging, change))
         seed = secrets.randbits(63) if change.seed is None else change.seed
         given = None if change.optimizer is None else Optimizer.from_spec(change.optimizer)

@@ -30,7 +30,7 @@ from gatherd.store.open_files import (
 )
 from gatherd.store.open_spec import OpenSpec
 from gatherd.store.table import Table
-from gatherd_server.data_dir.verify_open import used_rows
+from gatherd_server.data_dir.verify_open import heap_end, used_rows
 from gatherd_server.storage.block_sums import (
     BLOCK_BYTES,
     VersionSums,
@@ -111,8 +111,11 @@ def moving_bytes(folder: Path, files: Mapping[str, MovingFile], spec: OpenSpec |
     if spec is None:
         return sum(one.byte_count for one in files.values())
     rows = used_rows(folder, spec.kind)
-    ends = (one.begin + rows * one.row_bytes for name, one in files.items() if name != _HEAP)
-    return sum(min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, end) for end in ends)
+    total = 0
+    for name, one in files.items():
+        end = heap_end(folder, rows) if name == _HEAP else one.begin + rows * one.row_bytes
+        total += min(-(-end // BLOCK_BYTES) * BLOCK_BYTES, one.byte_count)
+    return total
 
 
 def moving_files(

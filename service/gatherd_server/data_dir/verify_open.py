@@ -18,6 +18,7 @@ from gatherd.store.initial import hashes_of
 from gatherd.store.key_index import KeyKind, map_array
 from gatherd.store.keys import KEY_BYTES_MAX
 from gatherd.store.open_files import (
+    KEYS_ENTRIES,
     KEYS_HEAP,
     KEYS_INDEX,
     UNIT_BYTES,
@@ -127,3 +128,10 @@ def verify_open(folder: Path, spec: OpenSpec) -> Iterator[int]:
 def used_rows(folder: Path, kind: KeyKind) -> int:
     """The first row of an open version that was never in use. BadFile when its index is damaged."""
     return map_index(folder, kind).used_rows
+
+
+def heap_end(folder: Path, rows: int) -> int:
+    """Where the keys of an open version's first `rows` rows end in the heap."""
+    entries = np.load(folder / KEYS_ENTRIES, mmap_mode="r")[:rows]
+    firsts, lengths = entry_bounds(entries)
+    return int((firsts * UNIT_BYTES + lengths).max(initial=0))

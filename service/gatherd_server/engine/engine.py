@@ -27,7 +27,6 @@ from gatherd_server.engine.lookup import (
     touched_bytes,
 )
 from gatherd_server.engine.means import Means
-from gatherd_server.engine.rows import Rows
 from gatherd_server.engine.searching import PreparedSearch, Searches
 from gatherd_server.engine.tables import ServedTables
 from gatherd_server.engine.updates import check_push
@@ -159,6 +158,7 @@ class Engine:
         self._telemetry.superseded(name, lookups)
         self._tables.note_superseded(name, version)
 
+<<<<<<< HEAD
     def rows_of(self, lookup: Lookup) -> Rows | None:
         """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
 
@@ -181,6 +181,8 @@ class Engine:
             self._count_named(table)
         return Rows(table, asked, dtype, self._telemetry.table(table.name), self._count_refused)
 
+=======
+>>>>>>> next
     def view(self) -> View:
         """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""
         return self._tables.current()

@@ -10,7 +10,6 @@ from gatherd.store.keys import Keys
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import KeyQuery
 from gatherd_server.engine.engine import Engine, PreparedKeys, PreparedLookup
-from gatherd_server.engine.rows import Rows
 from gatherd_server.observe.access_log import note_tables
 from gatherd_server.types import (
     ChangeResult,
@@ -30,11 +29,6 @@ class NotingEngine(Engine):
         """As Engine's."""
         note_tables(lookup.table for lookup in lookups)
         return super().prepare(lookups)
-
-    def rows_of(self, lookup: Lookup) -> Rows | None:
-        """As Engine's."""
-        note_tables((lookup.table,))
-        return super().rows_of(lookup)
 
     def keys_of(
         self, name: str, ids: NDArray[Any], version: int = LIVE_VERSION

@@ -1,11 +1,11 @@
 """The supervisor's channel, as its children see it: a socket on which lines arrive.
 
-A child is `python -P -m MODULE FD`, FD being its end. The first line is its brief; it answers with
-one line, ready or failed. Each later line has settings that changed, or a step of replacing files
-(replacing.py), whose descriptors come with it. When the channel closes, for
-any reason, the child ends: at once while it starts, in good order once it serves, and by force if
-that takes longer than its supervisor would have waited. A thread watches the channel, because a
-start can wait for something that never comes, such as the other children.
+A child is `python -P -m gatherd_server.processes.begin FD MODULE`, FD being its end. The first line
+is its brief; it answers with one line, ready or failed. Each later line has settings that changed,
+or a step of replacing files (replacing.py), whose descriptors come with it. When the channel
+closes, for any reason, the child ends: at once while it starts, in good order once it serves, and
+by force if that takes longer than its supervisor would have waited. A thread watches the channel,
+because a start can wait for something that never comes, such as the other children.
 """
 
 import asyncio

@@ -28,6 +28,7 @@ ENVIRONMENT: Final = {
     # cores that others use too, products take ten times as long with them.
     "OPENBLAS_NUM_THREADS": "1",
 }
+BEGIN: Final = "gatherd_server.processes.begin"
 # Descriptors that go with one line; the kernel takes no more at once.
 FDS_MAX: Final = 253
 _LINE_BYTES_MAX: Final = 64 << 10
@@ -61,7 +62,7 @@ class Child:
             os.set_inheritable(theirs.fileno(), True)
             self.process = subprocess.Popen(
                 # -P: a file called grpc.py in the current folder must not shadow the package.
-                [sys.executable, "-P", "-m", self.module, str(theirs.fileno())],
+                [sys.executable, "-P", "-m", BEGIN, str(theirs.fileno()), self.module],
                 pass_fds=(theirs.fileno(), *self.inherits()),
                 stdin=subprocess.DEVNULL,
                 env={**ENVIRONMENT, **os.environ},

@@ -216,6 +216,7 @@ class Worker:
             await asyncio.sleep(0.005)
         # Objects made until here stay; the garbage collector needn't look at them each time.
         gc.freeze()
+        gc.enable()
         self._admission.is_ready = engine.is_ready = True
         rpc.set_serving(True)
         channel.tell_ready()

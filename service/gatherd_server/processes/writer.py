@@ -6,6 +6,7 @@ inherits too: nobody else gets the lock before both have ended.
 """
 
 import asyncio
+import gc
 import json
 import socket
 from dataclasses import asdict, dataclass
@@ -109,6 +110,9 @@ async def _run(channel: Channel, line: bytes) -> None:
     listener = socket.socket(fileno=brief.listener)
     stop = channel.closed(lambda changed: set_level(changed["log_level"]), brief.stop_seconds)
     listening = await loop.create_unix_server(server.connection, sock=listener)
+    # As in a worker.
+    gc.freeze()
+    gc.enable()
     channel.tell_ready()
     await stop.wait()
     listening.close()

@@ -106,6 +106,12 @@ class BlockSums:
         last = _last_block(self._begin + int(rows.max()) * self._row_bytes, self._row_bytes)
         self._count = max(self._count, last + 1)
 
+    def cover(self, row_count: int) -> None:
+        """Sum up the blocks of the first rows of a file that is growing, noted or not."""
+        if row_count:
+            end = self._begin + row_count * self._row_bytes
+            self._count = max(self._count, min(block_count(end), self._moved.size))
+
     def begin(self) -> None:
         """Start a new round of notes, at a checkpoint's LSN; blocks that moved lose their sums."""
         count = self._count

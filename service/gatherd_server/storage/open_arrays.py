@@ -235,6 +235,11 @@ class OpenArrays:
         """Store rows that no reader looks at, or only word by word."""
         self.files.store_rows(to.rows(), NO_COUNTERS, rows, images, to.path)
 
+    def cover_rows(self, rows: int, units: int) -> None:
+        """Have sums of all blocks that rows and places below these ends have."""
+        for name, one in self._sums.items():
+            one.cover(units if name == KEYS_HEAP else rows)
+
     def note_rows(self, of: FileOfRows, rows: NDArray[np.int64]) -> None:
         """Note that `rows` of a file are about to be stored, or were."""
         self._sums[of.path.name].note(rows)

@@ -224,8 +224,3 @@ def build_index(
             put_index(files, folder)
             return index
     raise StorageError(f"{folder}: {live_rows} keys find no place in {index.slots.size} slots")
-
-
-def is_of_folder(path: Path) -> bool:
-    """Whether a file of an open version is its index, or the one being built."""
-    return path.name.startswith(KEYS_INDEX)

@@ -118,6 +118,7 @@ class OpenVersion(OpenArrays):
         if space.used_units > space.heap_units:
             raise BadFile(f"{self.word_rows.path} has a key behind the end of {KEYS_HEAP}")
         self.reserve(0, space.used_units, ahead=False)
+        self.cover_rows(used, space.used_units)
         if free:
             space.free_rows.push(np.concatenate(free)[::-1])
         space.live_rows = used - space.free_rows.size

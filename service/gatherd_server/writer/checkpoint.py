@@ -1,9 +1,9 @@
 """The checkpoint: up to which LSN the tables' files are durable, and the window at that LSN.
 
 data/wal/checkpoint is two records (storage/records.py) after 24 bytes: the magic "gatherdK", the
-LSN, the crc32 of magic, LSN and records, and 4 zeros. The first record is the window. The second
-has the sums of live tables' blocks (storage/block_sums.py); a snapshot's checkpoint, and one of an
-older release, has only the first:
+LSN, the crc32 of magic, LSN and records, and 4 zeros. The first record is the window, with the
+key counts of open tables (policy.py). The second has the sums of live tables' blocks
+(storage/block_sums.py); a snapshot's checkpoint, and one of an older release, has only the first:
 
     {"block_bytes", "versions": [[UID, VERSION, [[FILE, bytes], …]], …]}
 
@@ -29,6 +29,7 @@ from gatherd_server.storage.block_sums import BLOCK_BYTES, FileSums, VersionSums
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.records import Record, pack, unpack
 from gatherd_server.storage.wal_format import WAL_NAME
+from gatherd_server.writer.policy import Policies, read_states
 from gatherd_server.writer.window import Window
 
 CHECKPOINT_NAME = "checkpoint"
@@ -52,6 +53,7 @@ class Checkpoint:
     window: Window
     sums: Mapping[tuple[str, int], VersionSums] = field(default_factory=dict)
     """By uid and version, the sums of weights and slots at `lsn`."""
+    policies: Policies = field(default_factory=Policies)
 
 
 def checkpoint_path(data_dir: Path) -> Path:
@@ -59,9 +61,13 @@ def checkpoint_path(data_dir: Path) -> Path:
     return data_dir / WAL_NAME / CHECKPOINT_NAME
 
 
-def encode_checkpoint(lsn: int, window: Window) -> bytes:
+def encode_checkpoint(lsn: int, window: Window, policies: Policies) -> bytes:
     """The bytes of the file, without sums."""
-    return _sealed(lsn, b"".join(pack(*window.to_record())))
+    directory, arrays = window.to_record()
+    counted, cells = policies.to_record()
+    if counted:
+        directory["key_counts"] = counted
+    return _sealed(lsn, b"".join(pack(directory, [*arrays, *cells])))
 
 
 def with_sums(encoded: bytes, sums: Mapping[tuple[str, int], VersionSums]) -> bytes:
@@ -125,6 +131,6 @@ def read_checkpoint(data_dir: Path) -> Checkpoint:
     rest = body[record.byte_count :]
     try:
         sums = _read_sums(unpack(rest, str(path))) if rest.nbytes else {}
-        return Checkpoint(lsn, Window.from_record(record), sums)
+        return Checkpoint(lsn, Window.from_record(record), sums, Policies(read_states(record)))
     except _MALFORMED as error:
         raise BadFile(f"{path} is damaged: {type(error).__name__}: {error}") from None

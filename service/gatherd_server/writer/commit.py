@@ -19,8 +19,8 @@ from gatherd_server.storage.records import pack
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.types import Push, PushResult, RequestId, UpdateOp
-from gatherd_server.writer.open_batch import OpenBatch
-from gatherd_server.writer.steps import HalfDone, Step, Steps
+from gatherd_server.writer.open_batch import HalfDone, OpenBatch
+from gatherd_server.writer.steps import EndOfBatch, Step, Steps
 from gatherd_server.writer.versions import LiveVersion, Versions
 from gatherd_server.writer.window import (
     Window,
@@ -66,7 +66,10 @@ _Images: TypeAlias = dict[str, tuple[LiveVersion, RowImages]]
 
 
 def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> Commit:
-    """The commit of `batch`, whose first push gets `first_lsn`. Changes nothing."""
+    """The commit of `batch`, whose first push gets `first_lsn`. Changes nothing.
+
+    It may be of the first pushes only: `outcomes` has theirs, and the others need another commit.
+    """
     refused: dict[int, GatherdError] = {}
     now_us = time.time_ns() // 1000
     while True:
@@ -74,6 +77,9 @@ def compute(batch: Sequence[Submitted], versions: Versions, first_lsn: int) -> C
         try:
             steps = _resolved(batch, resolved, refused)
         except HalfDone:
+            continue
+        except EndOfBatch as end:
+            batch = batch[: end.number]
             continue
         images = _images(batch, steps)
         failed = _run(batch, steps, images, resolved)
@@ -108,6 +114,9 @@ def _resolved(
     for number, submitted in enumerate(batch):
         try:
             steps.append([] if number in refused else resolved.of(submitted.push))
+        except EndOfBatch as end:
+            end.number = number
+            raise
         except HalfDone as half:
             refused[number] = half.error
             raise

@@ -16,6 +16,8 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+
 from gatherd.errors import BadFile, StorageError
 from gatherd.store.catalog import Catalog, CatalogEntry, Damage, open_version, version_dir
 from gatherd_server.storage.block_sums import VersionSums
@@ -28,6 +30,8 @@ from gatherd_server.storage.wal_format import WAL_NAME
 from gatherd_server.storage.wal_reader import Frame
 from gatherd_server.writer.logged import logged_images_of, store_logged
 from gatherd_server.writer.versions import Versions
+
+_NO_ROWS = np.empty(0, np.int64)
 
 logger = logging.getLogger("gatherd.writer")
 
@@ -54,6 +58,8 @@ class Replay:
             mapped = self._mapped(*key)
             if mapped is None:
                 continue  # dropped or deleted since, or damaged
+            if images.opened is not None and isinstance(mapped, OpenVersion):
+                self._versions.policies.of(key, mapped).stored(images.opened.counted, _NO_ROWS)
             try:
                 if is_applied:
                     mapped.note_images(images)

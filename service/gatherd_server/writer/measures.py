@@ -8,7 +8,7 @@ from gatherd.errors import GatherdError
 from gatherd_server.observe.metrics import names
 from gatherd_server.observe.metrics.recorder import Recorder
 from gatherd_server.observe.tracing import Spans
-from gatherd_server.types import Push, PushResult, SnapshotResult
+from gatherd_server.types import Push, PushResult, SnapshotResult, UpdateOp
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,13 +62,34 @@ class Measures:
                 continue
             recorder.add(names.PUSHES, "committed")
             for update in push.updates:
-                table = update.table if self._is_per_table else ""
-                recorder.add(names.TABLE_UPDATED_ROWS, table, value=update.asked.size)
+                recorder.add(
+                    names.TABLE_UPDATED_ROWS, self._named(update.table), value=update.asked.size
+                )
+            if outcome.counts:
+                self._counted(push, outcome)
         if self._spans is not None:
             lsns = [outcome.lsn for outcome in outcomes if isinstance(outcome, PushResult)]
             told = {"gatherd.pushes": len(pushes), "gatherd.lsn": max(lsns, default=0)}
             traces = [push.traceparent for push in pushes if push.traceparent]
             self._spans.work("commit", int(1e9 * seconds), told, traces)
+
+    def _named(self, table: str) -> str:
+        return table if self._is_per_table else ""
+
+    def _counted(self, push: Push, outcome: PushResult) -> None:
+        """Count the rows of open tables that a push created or removed."""
+        cause = "deleted" if push.op is UpdateOp.DELETE_ROWS else "evicted"
+        for update, (created, removed, not_admitted) in zip(
+            push.updates, outcome.counts, strict=True
+        ):
+            table = self._named(update.table)
+            self._recorder.add(names.TABLE_CREATED_ROWS, table, value=created)
+            self._recorder.add(names.TABLE_REMOVED_ROWS, table, cause, value=removed)
+            self._recorder.add(names.TABLE_NOT_ADMITTED_KEYS, table, value=not_admitted)
+
+    def expired(self, table: str, rows: int) -> None:
+        """Count rows of an open table that were removed because their TTL was over."""
+        self._recorder.add(names.TABLE_REMOVED_ROWS, self._named(table), "expired", value=rows)
 
     def logged(self, byte_count: int) -> None:
         """Count a frame of the log."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gatherd.errors import DiskFull, InvalidArgument, LimitExceeded
+from gatherd.errors import DiskFull, GatherdError, InvalidArgument, LimitExceeded
 from gatherd.store.kernels import compiled
 from gatherd.store.key_index import KeyKind, key_bits
 from gatherd.store.keys import KEY_BYTES_MAX, Keys, StringKeys
@@ -26,6 +26,7 @@ from gatherd_server.storage.open_index import entry_bounds, unit_counts
 from gatherd_server.storage.open_space import Claim
 from gatherd_server.storage.open_version import OpenVersion
 from gatherd_server.training.images import RowImages
+from gatherd_server.writer.policy import PolicyBatch
 
 NOTED_MIN = 64
 
@@ -40,15 +41,28 @@ class Created:
     not_admitted: int = 0
 
 
+class HalfDone(Exception):
+    """A push was refused with `error` after it had changed what its batch came to."""
+
+    def __init__(self, error: GatherdError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class TooManyPinned(LimitExceeded):
+    """The batch changes the rows that could make room: in a batch of its own a push may do."""
+
+
 class OpenBatch:
     """One open table during one batch. The version isn't changed."""
 
-    def __init__(self, name: str, version: OpenVersion, now_us: int) -> None:
+    def __init__(self, name: str, version: OpenVersion, policy: PolicyBatch, now_us: int) -> None:
         """`now_us` is the time of the batch, microseconds since 1970."""
         assert version.index is not None
         self.version = version
         self.claim = Claim(version.space)
         self._name = name
+        self._policy = policy
         self._now_us = now_us
         self._index = version.index
         self._kind = version.spec.kind
@@ -90,15 +104,34 @@ class OpenBatch:
     def create(self, keys: Keys, rows: NDArray[np.int64]) -> Created:
         """Give the keys that have −1 in `rows`, (n,), rows of their own, and enter them there.
 
-        LimitExceeded when the table is full, InvalidArgument for an integer that isn't of its kind,
-        DiskFull when there is no room on the disk; nothing has changed then.
+        Those that aren't admitted stay −1. Rows are evicted if the table says so, though not those
+        in `rows`. LimitExceeded when the table is full (`TooManyPinned` when the batch's earlier
+        pushes may be to blame), InvalidArgument for an integer that isn't of its kind, DiskFull
+        when there is no room on the disk. Nothing has changed then, unless it is HalfDone.
         """
         is_missing = rows < 0
         self._check_fits(keys, is_missing)
         positions = self._note(keys, is_missing)
         fresh = np.unique(positions[is_missing])
         fresh = fresh[self._row[fresh] < 0]
-        self._make_room(fresh.size)
+        not_admitted = 0
+        if not self._policy.admits_at_once:
+            is_admitted = self._policy.admitted(self._keys_at(fresh))
+            not_admitted = int(fresh.size - np.count_nonzero(is_admitted))
+            fresh = fresh[is_admitted]
+        evicted = self._make_room(fresh.size, rows)
+        try:
+            taken = self._take_rows(fresh)
+        except GatherdError as error:
+            if evicted or not_admitted:
+                raise HalfDone(error) from error
+            raise
+        self._is_fresh[fresh] = True
+        rows[is_missing] = self._row[positions[is_missing]]
+        return Created(taken, self._keys_at(fresh), evicted, not_admitted)
+
+    def _take_rows(self, fresh: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Rows, and places in the heap, for the keys noted at `fresh`, which get them."""
         words, units = self._take_places(fresh)
         taken = self.claim.take_rows(fresh.size)
         try:
@@ -110,9 +143,11 @@ class OpenBatch:
             raise
         self._row[fresh] = taken
         self._word[fresh] = words
-        self._is_fresh[fresh] = True
-        rows[is_missing] = self._row[positions[is_missing]]
-        return Created(taken, self._keys_at(fresh))
+        return taken
+
+    def touch(self, rows: NDArray[np.int64]) -> None:
+        """A push changes `rows`: later ones of the batch don't evict them."""
+        self._policy.pin(rows)
 
     def remove(self, keys: Keys) -> int:
         """Take their rows from the keys; how many had one."""
@@ -134,6 +169,7 @@ class OpenBatch:
         self._is_removed[gone[~is_own]] = True
         self._give_places(gone[is_own], freed[~is_own])
         self._given.append(freed)
+        self._policy.pin(freed)
         self.claim.give_rows(freed)
         return int(gone.size)
 
@@ -155,20 +191,37 @@ class OpenBatch:
                 f"{self._name!r}"
             )
 
-    def _make_room(self, count: int) -> None:
-        """Have room for so many more rows."""
-        if count > self.claim.room():
-            rows_max = self.version.row_count
-            raise LimitExceeded(
-                f"table {self._name!r} is full: it has {self.version.space.live_rows} rows of "
-                f"{rows_max} (rows_max), and {count} more are asked for; delete some, or create "
-                "the table with on_full evict-lru or evict-lfu",
-                {"table": self._name, "limit": "rows_max", "max": str(rows_max)},
-            )
+    def _make_room(self, count: int, rows: NDArray[np.int64]) -> int:
+        """Have room for so many more rows beside `rows`; how many were evicted."""
+        short = count - self.claim.room()
+        victims = np.empty(0, np.int64)
+        if short > 0 and self._policy.evicts:
+            self._policy.pin(rows[rows >= 0])
+            victims = self._policy.victims(short)
+        if short > victims.size:
+            raise self._is_full(count)
         if self.claim.created + count > self._index.room():
             raise DiskFull(
                 f"table {self._name!r}: the index of its keys can't grow, because the disk is full"
             )
+        return self.remove_rows(victims) if victims.size else 0
+
+    def _is_full(self, count: int) -> LimitExceeded:
+        rows_max = self.version.row_count
+        told = {"table": self._name, "limit": "rows_max", "max": str(rows_max)}
+        full = (
+            f"table {self._name!r} is full: it has {self.version.space.live_rows} rows of "
+            f"{rows_max} (rows_max), and {count} more are asked for; "
+        )
+        if not self._policy.evicts:
+            return LimitExceeded(
+                f"{full}delete some, or create the table with on_full evict-lru or evict-lfu", told
+            )
+        return TooManyPinned(
+            f"{full}the push itself changes the rows that could make room, so push fewer keys at "
+            "once",
+            told,
+        )
 
     def _take_places(
         self, fresh: NDArray[np.int64]
@@ -332,7 +385,7 @@ class OpenBatch:
             self._word[fresh],
             before[gone],
             self._keys_at(gone),
-            np.empty(0, np.uint64),
+            self._policy.counted,
         )
         return VersionImages(uid, version, rows, weights, slots, scalars, opened)
 
@@ -340,6 +393,7 @@ class OpenBatch:
         """Take what the batch claims, after it was stored."""
         space = self.version.space
         self.claim.commit()
+        self._policy.stored(self._row[np.flatnonzero(self._is_fresh[: self._count])])
         self._index.publish_counts(space.live_rows, space.used_rows)
 
     def _contents(

@@ -55,7 +55,8 @@ def recover(files: Files, data_dir: Path, control: ControlWriter, *, is_restart:
             "on the disk (--durability os); restore the last snapshot"
         )
     checkpoint = read_checkpoint(data_dir)
-    versions = Versions(files, data_dir, read_catalog(data_dir), checkpoint.sums)
+    catalog = read_catalog(data_dir)
+    versions = Versions(files, data_dir, catalog, checkpoint.sums, checkpoint.policies)
     window = checkpoint.window
     generation = versions.catalog.generation
     _make_durable(files, wal, was_failure=control.has_failed)

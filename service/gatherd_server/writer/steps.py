@@ -11,14 +11,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+<<<<<<< HEAD
 from gatherd.errors import GatherdError, InvalidArgument, NoKeys, Unavailable, VersionMismatch
+=======
+from gatherd.errors import GatherdError, InvalidArgument, LimitExceeded, NoKeys, VersionMismatch
+>>>>>>> next
 from gatherd.store.ids import all_in_range, out_of_range_error
 from gatherd.store.keys import Keys, key_not_found_error
 from gatherd.store.limits import LIVE_VERSION
 from gatherd.store.query import Asked, ByKey
 from gatherd_server.storage.open_version import OpenVersion
 from gatherd_server.types import Push, TableUpdate, UpdateOp
-from gatherd_server.writer.open_batch import Created, OpenBatch
+from gatherd_server.writer.open_batch import Created, HalfDone, OpenBatch, TooManyPinned
 from gatherd_server.writer.versions import LiveVersion, Versions, no_optimizer
 
 SWITCHED_RETRY_SECONDS = 0.01
@@ -51,11 +55,13 @@ class Steps:
         self._now_us = now_us
         self.opened: dict[str, tuple[LiveVersion, OpenBatch]] = {}
         """By uid, the open tables whose keys or rows a push of the batch changes."""
+        self._is_begun = False
 
     def of(self, push: Push) -> list[Step]:
         """The steps of the next push. Raises what its caller is told.
 
-        After `HalfDone` the batch has to be resolved anew, without this push.
+        After `HalfDone` the batch has to be resolved anew, without this push; after `EndOfBatch`,
+        without this one and those behind it.
         """
         checked = [self._checked(push.op, update) for update in push.updates]
         _check_each_once(push, [live for live, _ in checked])
@@ -64,11 +70,17 @@ class Steps:
         for update, (live, rows) in zip(push.updates, checked, strict=True):
             try:
                 steps.append(self._step(push.op, update, live, rows))
+            except TooManyPinned as error:
+                if self._is_begun:
+                    raise EndOfBatch from error
+                full = LimitExceeded(error.message, error.metadata)
+                raise (HalfDone(full) if has_changed else full) from None
             except GatherdError as error:
                 if has_changed:
                     raise HalfDone(error) from error
                 raise
             has_changed = has_changed or any(steps[-1].counts)
+        self._is_begun = True
         return steps
 
     def _checked(self, op: UpdateOp, update: TableUpdate) -> tuple[LiveVersion, NDArray[np.int64]]:
@@ -126,7 +138,8 @@ class Steps:
     def _batch(self, live: LiveVersion, version: OpenVersion) -> OpenBatch:
         found = self.opened.get(live.uid)
         if found is None:
-            found = live, OpenBatch(live.name, version, self._now_us)
+            policy = self._versions.policies.of((live.uid, live.version), version).begin()
+            found = live, OpenBatch(live.name, version, policy, self._now_us)
             self.opened[live.uid] = found
         return found[1]
 
@@ -143,8 +156,10 @@ class Steps:
             removed = batch.remove(keys)
             return Step(live, rows[:0], values[:0], None, keys, None, (0, removed, 0))
         if not (rows < 0).any():
+            batch.touch(rows)
             return Step(live, rows, values, update.lr, keys)
         created = batch.create(keys, rows)
+        batch.touch(rows)
         counts = (created.rows.size, created.evicted, created.not_admitted)
         if created.not_admitted:
             is_admitted = rows >= 0
@@ -152,12 +167,13 @@ class Steps:
         return Step(live, rows, values, update.lr, keys, created, counts)
 
 
-class HalfDone(Exception):
-    """A push was refused with `error` after it had changed what its batch came to."""
+class EndOfBatch(Exception):
+    """The next push belongs into another batch: this one changes the rows that it may evict.
 
-    def __init__(self, error: GatherdError) -> None:
-        super().__init__(error)
-        self.error = error
+    `number` is its place in the batch.
+    """
+
+    number = 0
 
 
 def no_ids(table: str) -> InvalidArgument:

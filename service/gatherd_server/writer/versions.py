@@ -19,6 +19,7 @@ from gatherd_server.storage.block_sums import VersionSums
 from gatherd_server.storage.files import Files
 from gatherd_server.storage.trained_version import TrainedVersion, open_trained
 from gatherd_server.training.optimizer import Optimizer
+from gatherd_server.writer.policy import Policies
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -61,9 +62,12 @@ class Versions:
         data_dir: Path,
         catalog: Catalog,
         sums: Mapping[tuple[str, int], VersionSums],
+        policies: Policies | None = None,
     ) -> None:
-        """`sums` are the last checkpoint's, by uid and version."""
+        """`sums`, by uid and version, and `policies` are the last checkpoint's."""
         self.catalog = catalog
+        self.policies = policies or Policies()
+        """How the rows of open versions come and go."""
         self._sums = dict(sums)
         self._files = files
         self._data_dir = data_dir
@@ -216,6 +220,7 @@ class Versions:
         for version in {*old.versions} - kept:
             # Its pages are let go when the last who syncs or copies them is done.
             self._mapped.pop((old.uid, version), None)
+            self.policies.forget((old.uid, version))
             self._dirty.discard((old.uid, version))
 
     def close(self) -> None:

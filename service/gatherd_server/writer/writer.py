@@ -42,6 +42,7 @@ from gatherd_server.storage.wal_writer import LogWriter
 from gatherd_server.types import Push, PushResult, WriterLimits
 from gatherd_server.writer.checkpoint import encode_checkpoint, with_sums, write_checkpoint
 from gatherd_server.writer.commit import Submitted, compute, store
+from gatherd_server.writer.expiring import Expiring
 from gatherd_server.writer.growing import Growing
 from gatherd_server.writer.measures import Measures, Progress
 from gatherd_server.writer.queue import PushQueue, Waiting
@@ -125,6 +126,7 @@ class Writer:
         self._no_spare_until = 0.0
         self._house_closes = threading.Event()
         self._growing = Growing(self)
+        self._expiring = Expiring(self, self._committed)
         if self._control.has_failed:
             # The disk may lack what a failed sync left in memory, whatever the kernel says of it.
             # On a full disk the log, which recovery wrote anew, stays instead.
@@ -301,7 +303,9 @@ class Writer:
     def encoded_window(self) -> bytes:
         """The checkpoint of this moment, encoded, without sums. Only in `between`'s jobs."""
         with self._lock:
-            return encode_checkpoint(self._control.applied_lsn, self._window)
+            return encode_checkpoint(
+                self._control.applied_lsn, self._window, self._versions.policies
+            )
 
     def checkpoint(self) -> int:
         """Make every table durable in its present state, and delete the log up to the LSN returned.
@@ -397,14 +401,16 @@ class Writer:
             self._is_busy = False
 
     def _commit(self, batch: list[Waiting]) -> None:
-        outcomes: list[PushResult | GatherdError]
+        outcomes: list[PushResult | GatherdError] = []
         begin = time.monotonic()
-        try:
-            outcomes = self._committed([waiting.submitted for waiting in batch])
-        except GatherdError as error:
-            outcomes = [error] * len(batch)
-        except Exception as error:  # noqa: BLE001 - logged, and answered to each caller
-            outcomes = [unexpected(error)] * len(batch)
+        while len(outcomes) < len(batch):
+            rest = [waiting.submitted for waiting in batch[len(outcomes) :]]
+            try:
+                outcomes += self._committed(rest)
+            except GatherdError as error:
+                outcomes += [error] * len(rest)
+            except Exception as error:  # noqa: BLE001 - logged, and answered to each caller
+                outcomes += [unexpected(error)] * len(rest)
         with self._lock:
             seconds = time.monotonic() - begin
             self._queue.settle(batch, seconds)
@@ -424,7 +430,10 @@ class Writer:
         self.measures.committed(pushes, outcomes, seconds)
 
     def _committed(self, batch: list[Submitted]) -> list[PushResult | GatherdError]:
-        """Compute, log, sync and store a batch: the one order in which nothing gets lost."""
+        """Compute, log, sync and store a batch: the one order in which nothing gets lost.
+
+        The outcomes may be those of its first pushes only: the others need another commit.
+        """
         if self._stopped is not None:
             raise self._stopped
         self._growing.make_room([submitted.push for submitted in batch])
@@ -491,12 +500,21 @@ class Writer:
                 logger.warning("the log's next segment isn't made ahead: %s", error)
                 self._no_spare_until = time.monotonic() + FULL_SECONDS
 
+    def _expire(self) -> None:
+        """Remove rows whose TTL is over, unless no update is taken."""
+        if self._stopped is None:
+            with suppress(
+                GatherdError
+            ):  # it was logged where it happened, or the writer is closing
+                self._expiring.step()
+
     def _keep_house(self) -> None:
         """Checkpoint when it is due, or the log has grown; prepare the log's next segment."""
         limits = self._limits
         last = time.monotonic()
         while not self._house_closes.wait(HOUSEKEEPING_SECONDS):
             self._prepare_in_time()
+            self._expire()
             is_new = self._control.applied_lsn != self._checkpoint_lsn
             if self._stopped is not None or not (is_new or not self._is_summed_up):
                 continue

@@ -18,7 +18,7 @@ import asyncio
 import os
 from collections import deque
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -29,7 +29,7 @@ from gatherd_server.access.admission import Admission
 from gatherd_server.access.callers import Caller
 from gatherd_server.http.connection import GuardedProtocol, Sweeper
 from gatherd_server.http.connection_limit import ConnectionLimit
-from gatherd_server.http.fast.answers import LoopAnswers
+from gatherd_server.http.fast.answers import LongReply, LoopAnswers
 from gatherd_server.http.fast.busy_loop import BusyLoop
 from gatherd_server.http.fast.cycle import HEAD_END, FastCycle, Prefixes
 from gatherd_server.http.fast.lookup_cycle import CompiledCycle, JsonCycle
@@ -100,7 +100,7 @@ class _SeenHead:
     caller: Caller
     trail: HeadTrail | None
     plain: LookupRoute | None
-    """The route again, if a request like it needs no cycle: see `_is_answered`."""
+    """The route again, if a request like it needs no cycle: see `_answered`."""
 
 
 class _FastPath(GuardedProtocol):
@@ -144,22 +144,28 @@ class _FastPath(GuardedProtocol):
         ):
             # Same head bytes: parsing them again would yield nothing new.
             body = data[len(seen.head) :]
-            if seen.plain is not None and self._is_answered(seen.plain, seen.caller, body):
-                return
+            begun = None
+            if seen.plain is not None:
+                answered = self._answered(seen.plain, seen.caller, body)
+                if answered is True:
+                    return
+                begun = answered
             self._unset_keepalive_if_required()
             self.cycle = cycle = seen.kind(
                 self, seen.route, seen.seconds, seen.caller, seen.trail, keep_alive=True
             )
+            if isinstance(cycle, CompiledCycle):
+                cycle.begun = begun
             cycle.take(body)
             cycle.end()
             cycle.start()
             return
-        begun, ended, before = self._begun, self._ended, self.cycle
+        begin, ended, before = self._begun, self._ended, self.cycle
         super().data_received(data)
         cycle = self.cycle
         if not isinstance(cycle, FastCycle):
             return
-        if begun == ended and self._begun == self._ended == begun + 1:
+        if begin == ended and self._begun == self._ended == begin + 1:
             if cycle.keep_alive and cycle is not before:
                 self._learn(cycle, data)
         else:
@@ -191,23 +197,27 @@ class _FastPath(GuardedProtocol):
             plain,
         )
 
-    def _is_answered(self, route: LookupRoute, caller: Caller, body: bytes) -> bool:
-        """Answer without a cycle, from the compiled answer; return whether that was possible.
+    def _answered(
+        self, route: LookupRoute, caller: Caller, body: bytes
+    ) -> LongReply | Literal[True] | None:
+        """Answer without a cycle: True if that was possible, or a reply that a cycle has to write.
 
         Such a request takes no place among those in flight: it would give it back before anybody
         could see it.
         """
         if self.transport.get_write_buffer_size() or self.admission.is_full:
-            return False
+            return None
         begun_ns = now_ns()
         begin = self.prefixes.ok(self.server_state.default_headers)
         reply = self.compiled.reply(route, body, caller, begin, HEAD_END)
         if not isinstance(reply, memoryview):
-            return False
+            return reply if isinstance(reply, LongReply) else None
         self.write_now(reply)
         route.counted.done("ok", now_ns() - begun_ns)
         # The timer started after the last cycle looks at this when it fires.
-        self._answered_at = self.compiled.answered_at = self.loop.time()
+        self._answered_at = self.loop.time()
+        if not self.compiled.is_patient:
+            self.compiled.answered_at = self._answered_at
         self.server_state.total_requests += 1
         self.busy_loop.answered(self.loop)
         return True

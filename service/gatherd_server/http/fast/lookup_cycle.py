@@ -1,34 +1,29 @@
-"""One lookup of the fast path: by the compiled answer, here or on a thread, or the general way.
+"""One lookup of the fast path: by the compiled answer, whole or in pieces, or the general way.
 
-Long replies are written piece by piece, with the loop's other work between two pieces. Of one that
-is nothing but stored rows, no more is held than the peer has room for.
+Of a long reply a piece is made when the one before was written, with the loop's other work in
+between. No more of it is held than the peer has room for.
 """
 
 import asyncio
+import math
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
-import numpy as np
-
-from gatherd.errors import GatherdError
-from gatherd_server.engine.rows import Rows
-from gatherd_server.http.fast.answers import TOO_LONG, framed
+from gatherd.errors import GatherdError, Unavailable
+from gatherd.store.stripes import WAIT_SECONDS
+from gatherd_server.http.fast.answers import TOO_LONG, LongReply
 from gatherd_server.http.fast.cycle import FastCycle
 from gatherd_server.http.fast.routes import JsonRoute, LookupRoute, PendingAnswer
 from gatherd_server.wire.codes import code_of
-from gatherd_server.wire.compiled.answers import LOOKUP
 
-# What is gathered or written at a time: small enough to stay in a core's cache in between and not
-# to keep others waiting, about 40 µs.
-PIECE_BYTES: Final = 256 << 10
-# While short requests come too. Beside four clients of 4 MB replies, a lookup of 1 id took 95 µs
-# (median) instead of 350. Where no such requests come, a reply of 4 MB would take a tenth longer.
-SHARED_PIECE_BYTES: Final = 64 << 10
-# So long after a short one.
-SHARED_SECONDS: Final = 0.02
-# Where a reply's rows begin in their buffer.
-ALIGN_BYTES: Final = 64
+# Between two looks at a row that stays torn.
+TORN_SECONDS: Final = 0.001
+# What is left of a turn that isn't worth another piece.
+LEFT_BYTES_MIN: Final = 32 << 10
+# Read and written for a piece that a thread makes.
+SLOW_BYTES: Final = 8 << 20
 
 T = TypeVar("T")
 
@@ -84,142 +79,115 @@ class JsonCycle(LookupCycle):
 
 
 class CompiledCycle(LookupCycle):
-    """One lookup and its reply, by the compiled answer, here or on a thread, or the general way."""
+    """One lookup and its reply, by the compiled answer, whole or in pieces, or the general way."""
 
-    __slots__ = ()
+    __slots__ = ("begun",)
     route: LookupRoute
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.begun: LongReply | None = None
+        """The reply, if somebody asked for it before."""
+
     def _answer_body(self, body: bytes) -> None:
-        """Answer by the compiled answer, here or on a thread, or else the general way."""
+        compiled, route, caller = self._connection.compiled, self.route, self.caller
         begin, end = self._around()
-        reply = self._connection.compiled.reply(self.route, body, self.caller, begin, end)
+        reply = self.begun or compiled.reply(route, body, caller, begin, end)
+        self.begun = None
         if isinstance(reply, memoryview):
             self._check_time()
             # Before the write: who has read the reply may ask at once, and finds the place free.
             self._let_go()
             self._connection.write_now(reply)
-            self._connection.compiled.answered_at = self._connection.loop.time()
+            if not compiled.is_patient:
+                compiled.answered_at = time.monotonic()
             self._complete()
+        elif isinstance(reply, LongReply):
+            self._answer_long(reply)
         elif reply == TOO_LONG:
-            self._answer_long(body)
+            self._track(
+                self._elsewhere(
+                    lambda: compiled.long_reply(route, body, caller),
+                    lambda found: self._take_long(found, body),
+                )
+            )
         else:
             self._answer_in_general(body)
-
-    def _answer_long(self, body: bytes) -> None:
-        """Piece by piece what is nothing but rows as they are stored; else from a thread.
-
-        Of rows no more is held than the peer has room for, and they take a fifth less of the
-        processors than by way of a thread.
-        """
-        compiled, route, caller = self._connection.compiled, self.route, self.caller
-        if route.message == LOOKUP:
-            found = route.begin(body, caller)
-            if isinstance(found, Rows) and found.is_as_stored:
-                self._answer_rows(found)
-                return
-        self._track(
-            self._elsewhere(
-                lambda: compiled.long_reply(route, body, caller),
-                lambda reply: self._take_long(reply, body),
-            )
-        )
-
-    def _take_long(self, reply: memoryview | None, body: bytes) -> None:
-        if reply is None:
-            self._answer_in_general(body)
-            return
-        begin, end = self._around()
-        self._track(self._write_pieces(framed(self.route, reply, len(reply), begin, end)))
-
-    async def _write_pieces(self, reply: memoryview) -> None:
-        """Write a long reply; others have their turn between two pieces."""
-        connection = self._connection
-        start = 0
-        while start < len(reply):
-            stop = start + self._piece_bytes()
-            connection.write(reply[start:stop])
-            start = stop
-            await asyncio.sleep(0)
-            if connection.flow.write_paused:
-                await connection.flow.drain()
-            if self._is_gone:
-                return
-        if not connection.transport.get_write_buffer_size():
-            connection.compiled.give_back(reply)
-        self._complete()
 
     def _answer_in_general(self, body: bytes) -> None:
-        found = self.route.begin(body, self.caller)
-        if isinstance(found, Rows):
-            self._answer_rows(found)
+        self._work(self.route.begin(body, self.caller))
+
+    def _take_long(self, reply: LongReply | None, body: bytes) -> None:
+        if reply is None:
+            self._answer_in_general(body)
         else:
-            self._work(found)
+            self._answer_long(reply)
 
-    def _answer_rows(self, rows: Rows) -> None:
-        if rows.nbytes <= PIECE_BYTES:
-            self._write_whole(rows)
-            return
-        rows.check()
+    def _answer_long(self, reply: LongReply) -> None:
         self._check_time()
-        self._track(self._stream(rows))
+        piece = reply.first(*self._around())
+        if self._write_turn(reply, piece):
+            self._connection.busy_loop.answered(self._connection.loop)
+        else:
+            self._track(self._write_turns(reply))
 
-    def _write_whole(self, rows: Rows) -> None:
-        """Answer with one buffer: the head, and the rows gathered behind it."""
-        head = self._head(rows)
-        buffer, begin = _buffer_for(head, rows.nbytes)
-        rows.read(0, rows.count, buffer, begin)
-        self._check_time()
-        # Before the write: a client that has the reply may ask at once, and finds the place free.
-        self._let_go()
-        self._connection.write(buffer.data[begin - len(head) :])
-        self._complete()
+    def _write_turn(self, reply: LongReply, piece: memoryview) -> bool:
+        """Write `piece`, the last that was made, and more as long as a turn is; whether all is.
 
-    async def _stream(self, rows: Rows) -> None:
-        """Answer piece by piece; all ids are known to have rows."""
+        No more is held than one piece that the peer doesn't take.
+        """
         connection = self._connection
-        head = self._head(rows)
-        start = 0
-        while start < rows.count:
-            step = max(1, self._piece_bytes() // max(1, rows.row_bytes))
-            stop = min(start + step, rows.count)
-            buffer, begin = _buffer_for(head, (stop - start) * rows.row_bytes)
-            try:
-                rows.read(start, stop, buffer, begin)
-            except GatherdError as error:
-                if start == 0:
-                    self._fail(error)
+        work_bytes = connection.compiled.turn_bytes() - reply.worked
+        while piece:
+            connection.write(piece)
+            if connection.transport.get_write_buffer_size():
+                return False
+            if reply.is_done:
+                self._complete()
+                return True
+            if work_bytes < LEFT_BYTES_MIN or reply.is_slow or self._is_gone:
+                return False
+            piece = reply.next(work_bytes)
+            work_bytes -= reply.worked
+        return False
+
+    async def _write_turns(self, reply: LongReply) -> None:
+        """Write the rest; others have their turn between two of this one's."""
+        connection = self._connection
+        compiled, flow = connection.compiled, connection.flow
+        torn_until = math.inf
+        compiled.long_count += 1
+        try:
+            while True:
+                # Let the write go out and other tasks run.
+                await asyncio.sleep(0 if torn_until == math.inf else TORN_SECONDS)
+                if flow.write_paused:
+                    await flow.drain()
+                if self._is_gone:
+                    return
+                if reply.is_done:
+                    self._complete()
+                    return
+                if reply.is_slow:
+                    piece = await connection.offload.run(partial(reply.next, SLOW_BYTES), True)
                 else:
-                    # Too late for another answer: the client sees that this one is incomplete.
-                    self._code = code_of(error)
-                    connection.admission.telemetry.failures.note(error)
-                    connection.transport.abort()
-                return
-            connection.write(buffer.data[begin - len(head) :])
-            head, start = b"", stop
-            # Let the write go out and other tasks run.
-            await asyncio.sleep(0)
-            if connection.flow.write_paused:
-                await connection.flow.drain()
-            if self._is_gone:
-                return
-        self._complete()
+                    piece = reply.next(compiled.turn_bytes())
+                now = time.monotonic()
+                if piece:
+                    torn_until = math.inf
+                    if self._write_turn(reply, piece):
+                        return
+                elif torn_until == math.inf:
+                    torn_until = now + WAIT_SECONDS
+                elif now > torn_until:
+                    self._break_off()
+                    return
+        finally:
+            compiled.long_count -= 1
 
-    def _piece_bytes(self) -> int:
-        connection = self._connection
-        is_shared = connection.loop.time() - connection.compiled.answered_at < SHARED_SECONDS
-        return SHARED_PIECE_BYTES if is_shared else PIECE_BYTES
-
-    def _head(self, rows: Rows) -> bytes:
-        """What comes before a reply's rows."""
-        begin, end = self._around()
-        lines, rows_head = self.route.head(rows)
-        length = len(rows_head) + rows.nbytes
-        return b"%b%bcontent-length: %d\r\n%b%b" % (begin, lines, length, end, rows_head)
-
-
-def _buffer_for(head: bytes, nbytes: int) -> tuple[np.ndarray[Any, np.dtype[np.uint8]], int]:
-    """A buffer with `head` and room for `nbytes` behind it; also the offset of that room."""
-    begin = len(head) + -len(head) % ALIGN_BYTES
-    buffer = np.empty(begin + nbytes, np.uint8)
-    buffer.data[begin - len(head) : begin] = head
-    return buffer, begin
+    def _break_off(self) -> None:
+        """A row stays torn. The client sees that its reply is incomplete."""
+        error = Unavailable("a row's writer died while it wrote it, and part of the reply is sent")
+        self._code = code_of(error)
+        self._connection.admission.telemetry.failures.note(error)
+        self._connection.transport.abort()

@@ -5,7 +5,7 @@ which also knows how to refuse it.
 """
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import Final, Protocol
@@ -21,8 +21,7 @@ from gatherd_proto.headers import CONNECT_VERSION, JSON, PROTO
 from gatherd_proto.procedures import LOOKUP, Procedure
 from gatherd_proto.v1 import embedding_pb2, tensor_pb2
 from gatherd_server.access.callers import Caller, Scope
-from gatherd_server.engine.engine import KEYS_SHORT, Engine
-from gatherd_server.engine.rows import Rows
+from gatherd_server.engine.engine import Engine
 from gatherd_server.http.body import PartsResponse
 from gatherd_server.http.errors import connect_error, problem
 from gatherd_server.http.media import OCTETS
@@ -37,7 +36,7 @@ from gatherd_server.http.rest.json_lookups import (
 )
 from gatherd_server.observe.metrics.recorder import RequestSeries
 from gatherd_server.observe.metrics.telemetry import Telemetry
-from gatherd_server.types import Lookup, PushResult, UpdateOp
+from gatherd_server.types import PushResult, UpdateOp
 from gatherd_server.wire import lookups, updates
 from gatherd_server.wire.procedures import COMPILED, LOOKUPS, PUSHES, Lookups
 from gatherd_server.wire.seen_updates import SeenUpdates
@@ -79,20 +78,17 @@ class LookupRoute(Route, Protocol):
 
     message: int
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
+    def begin(self, body: bytes, caller: Caller) -> PendingAnswer:
         """Read the request and find its tables. GatherdError when `caller` can't be answered."""
 
     def message_of(self, body: bytes) -> bytes | None:
         """The request as the message whose number is `message`; None if it can't be one."""
 
     def head_of(self, reply: memoryview, start: int, stop: int) -> tuple[bytes, int]:
-        """Of the answer to that message in reply[start:stop]: its own lines, where its body begins.
+        """Of the answer to that message, which begins in reply[start:stop]: its own lines.
 
-        The body ends at `stop`.
+        And where its body begins.
         """
-
-    def head(self, rows: Rows) -> tuple[bytes, bytes]:
-        """The reply's own header lines, and the bytes of its body that come before the rows."""
 
 
 class FastRoutes:
@@ -150,16 +146,6 @@ class FastRoutes:
         return JsonRoute(self._engine, JSON_LOOKUPS[verb.decode()], self._json[verb], table, query)
 
 
-def _has_rows_alone(asked: Sequence[Lookup]) -> bool:
-    """Whether a reply is only a head, known beforehand, and rows that are found at once."""
-    if len(asked) != 1 or asked[0].bags is not None or asked[0].missing is not Missing.ERROR:
-        return False
-    if not asked[0].is_plain:
-        return False
-    rows = asked[0].asked
-    return not isinstance(rows, ByKey) or rows.size <= KEYS_SHORT
-
-
 class _Connect:
     """A procedure of Connect, in protobuf."""
 
@@ -181,16 +167,11 @@ class _Connect:
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return _is_connect(headers)
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
+    def begin(self, body: bytes, caller: Caller) -> PendingAnswer:
         caller.check(Scope.READ)
         limits = self._engine.limits
         asked = self._read(lookups.parse(self._request(), body, limits), limits)
-        engine = caller.guard(self._engine)
-        if _has_rows_alone(asked):
-            rows = engine.rows_of(asked[0])
-            if rows is not None:
-                return rows
-        prepared = engine.prepare(asked)
+        prepared = caller.guard(self._engine).prepare(asked)
         headers = {"Content-Type": PROTO}
         return PendingAnswer(
             lambda: PartsResponse(self._encode(prepared.run()), headers), prepared.is_long
@@ -201,10 +182,6 @@ class _Connect:
 
     def head_of(self, _reply: memoryview, start: int, _stop: int) -> tuple[bytes, int]:
         return _PROTO_LINE, start
-
-    def head(self, rows: Rows) -> tuple[bytes, bytes]:
-        head = lookups.lookup_head(rows.version, rows.dtype, rows.shape, rows.nbytes)
-        return _PROTO_LINE, head
 
     def error(self, error: GatherdError) -> Response:
         return connect_error(error)
@@ -279,13 +256,9 @@ class _Octets:
     def takes(self, headers: Mapping[bytes, bytes]) -> bool:
         return headers.get(b"content-type") == _OCTETS and headers.get(b"accept") == _OCTETS
 
-    def begin(self, body: bytes, caller: Caller) -> Rows | PendingAnswer:
+    def begin(self, body: bytes, caller: Caller) -> PendingAnswer:
         engine = caller.guard(self._engine)
         lookup = lookup_bodies.lookup_of(OCTETS, self._table, body, self._query, engine.limits)
-        if _has_rows_alone([lookup]):
-            rows = engine.rows_of(lookup)
-            if rows is not None:
-                return rows
         prepared = engine.prepare([lookup])
 
         def answer() -> Response:
@@ -329,9 +302,6 @@ class _Octets:
             self._known = known = bytes(reply[start : start + head.nbytes])
             self._lines = _array_lines(head.shape, head.dtype, head.version)
         return self._lines, start + len(known)
-
-    def head(self, rows: Rows) -> tuple[bytes, bytes]:
-        return _array_lines(rows.shape, rows.dtype, rows.version), b""
 
     def error(self, error: GatherdError) -> Response:
         return problem(error)

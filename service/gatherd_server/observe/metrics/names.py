@@ -110,6 +110,24 @@ TABLE_SUPERSEDED_LOOKUPS = Metric(
 TABLE_UPDATED_ROWS = Metric(
     "gatherd_table_updated_rows_total", _C, "Ids in updates that were committed.", ("table",)
 )
+TABLE_CREATED_ROWS = Metric(
+    "gatherd_table_created_rows_total",
+    _C,
+    "Rows of an open table that updates created.",
+    ("table",),
+)
+TABLE_REMOVED_ROWS = Metric(
+    "gatherd_table_removed_rows_total",
+    _C,
+    "Rows of an open table that were deleted, evicted or expired.",
+    ("table", "cause"),
+)
+TABLE_NOT_ADMITTED_KEYS = Metric(
+    "gatherd_table_not_admitted_keys_total",
+    _C,
+    "Keys of an open table that an update counted and that got no row yet.",
+    ("table",),
+)
 TABLE_ROWS = Metric("gatherd_table_rows", _G, "Rows of the live version.", ("table",))
 TABLE_BYTES = Metric(
     "gatherd_table_bytes", _G, "Bytes of rows and keys of the live version.", ("table",)

@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 from numba import types
 
-from gatherd.store.kernels.intrinsics import address, inlined, kernel, read
+from gatherd.store.kernels.intrinsics import address, kernel, read, write
 from gatherd.store.kernels.memory import WORD, column, part, put, unit
 from gatherd_server.wire.compiled import words
-from gatherd_server.wire.compiled.layout import hash_of, lay_out, put_head, varint_bytes
-from gatherd_server.wire.compiled.open_rows import copy_open, find_open, pool_open_bags
+from gatherd_server.wire.compiled.layout import hash_of, is_open, lay_out, varint_bytes
+from gatherd_server.wire.compiled.open_rows import find_open
 from gatherd_server.wire.compiled.parsing import (
     FIELDS_MAX,
     count_many,
@@ -22,7 +22,8 @@ from gatherd_server.wire.compiled.parsing import (
     read_lookup,
     read_many,
 )
-from gatherd_server.wire.compiled.rows import copy_rows, find_rows, pool_bags
+from gatherd_server.wire.compiled.pieces import find_units, index_words, write_piece
+from gatherd_server.wire.compiled.rows import find_rows
 
 # What wire/bounds.py takes of more tables.
 FIELDS_PER_TABLE = FIELDS_MAX
@@ -66,31 +67,15 @@ def lay_out_all(call: Any, message: Any, asked: Any, count: Any) -> Any:
     return total
 
 
-@inlined
-def _is_open(asked: Any) -> Any:
-    return column(column(asked, words.ASKED_TABLE), words.TABLE_OPEN_AT) != 0
-
-
 @part
-def _copy(asked: Any, index_at: Any) -> Any:
-    if column(asked, words.ASKED_IS_BAGS):
-        return pool_open_bags(asked, index_at) if _is_open(asked) else pool_bags(asked, index_at)
-    return copy_open(asked, index_at) if _is_open(asked) else copy_rows(asked, index_at)
-
-
-@part
-def _write(call: Any, message: Any, asked: Any, count: Any, index_at: Any) -> Any:
-    """Write the reply that was laid out; False for what the general way answers."""
-    to = column(call, words.CALL_OUT_AT)
+def _find(call: Any, asked: Any, count: Any, index_at: Any) -> Any:
+    """Find the rows of all lookups; False for what the general way answers."""
+    statuses = index_at + WORD * column(call, words.CALL_INDEX_WORDS)
     for i in range(count):
         one = asked + i * WORD * words.ASKED_WORDS
-        to = put_head(one, message, to) + column(one, words.ASKED_DATA_BYTES)
-        is_found = find_open(one, index_at) if _is_open(one) else find_rows(one, index_at)
+        put(one, words.ASKED_STATUS_AT, statuses + column(one, words.ASKED_INDEX_AT))
+        is_found = find_open(one, index_at) if is_open(one) else find_rows(one, index_at)
         if not is_found:
-            return False
-    for i in range(count):
-        one = asked + i * WORD * words.ASKED_WORDS
-        if not _copy(one, index_at):
             return False
     return True
 
@@ -121,31 +106,104 @@ def _count(call: Any, asked: Any, count: Any) -> None:
         put(cells, missing, column(cells, missing) + column(one, words.ASKED_MISSED))
 
 
+@unit(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def _read(at: Any, end: Any, call: Any, asked: Any) -> Any:
+    """Read a request that was counted, and lay out its reply; as lay_out_all."""
+    message, count = column(call, words.CALL_MESSAGE), column(call, words.CALL_COUNT)
+    fields = read_request(at, end, message, asked)
+    if fields < 0 or fields > FIELDS_PER_TABLE * (count + 1):
+        return words.NOT_MINE
+    return lay_out_all(call, message, asked, count)
+
+
+@unit(types.intp, types.intp, types.intp, returns=types.intp)
+def _find_all(call: Any, asked: Any, index_at: Any) -> Any:
+    """Find all rows, and stand before the first lookup; False as find_rows."""
+    count = column(call, words.CALL_COUNT)
+    if not _find(call, asked, count, index_at):
+        return False
+    put(call, words.CALL_ASKED_AT, asked)
+    put(call, words.CALL_INDEX_AT, index_at)
+    put(call, words.CALL_REACHED, 0)
+    put(call, words.CALL_REACHED_VECTORS, words.HEAD)
+    return True
+
+
+@part
+def _count_lookups(at: Any, end: Any, message: Any, call: Any) -> Any:
+    """How many lookups a request has, which is kept in the call; −1 as read_request."""
+    count = 1
+    if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
+        count = count_many(at, end, column(call, words.CALL_TABLES_MAX))
+    put(call, words.CALL_MESSAGE, message)
+    put(call, words.CALL_COUNT, count)
+    return count
+
+
 @kernel(read(types.uint8), types.intp, types.intp, returns=types.intp)
 def answer(request: Any, message: Any, call: Any) -> Any:
     """Answer one of Messages with the block Call at an address; as lay_out_all."""
     at = address(request, 0)
     end = at + request.size
-    count = 1
-    if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
-        count = count_many(at, end, column(call, words.CALL_TABLES_MAX))
+    count = _count_lookups(at, end, message, call)
     if count < 0:
         return words.NOT_MINE
     blocks = np.zeros(max(1, count * words.ASKED_WORDS), np.int64)
     asked = address(blocks, 0)
-    fields = read_request(at, end, message, asked)
-    if fields < 0 or fields > FIELDS_PER_TABLE * (count + 1):
-        return words.NOT_MINE
-    total = lay_out_all(call, message, asked, count)
+    total = _read(at, end, call, asked)
     if total < 0:
         return total
-    index = np.empty(column(call, words.CALL_INDEX_WORDS) + 1, np.int64)
-    if not _write(call, message, asked, count, address(index, 0)):
+    index = np.empty(index_words(column(call, words.CALL_INDEX_WORDS)), np.int64)
+    if not _find_all(call, asked, address(index, 0)):
+        return words.NOT_MINE
+    if write_piece(call, words.NO_LIMIT) != total:
         return words.NOT_MINE
     _count(call, asked, count)
     # Named again, or they could be freed before.
     index[0] = blocks[0]
     return total + 0 * request.size
+
+
+@kernel(
+    read(types.uint8),
+    types.intp,
+    types.intp,
+    write(types.int64),
+    write(types.int64),
+    types.intp,
+    returns=types.intp,
+)
+def begin(request: Any, message: Any, call: Any, blocks: Any, index: Any, work: Any) -> Any:
+    """Find what an answer in pieces is made of, and write the first; its length, or NOT_MINE.
+
+    `blocks` is zeroed and has ASKED_WORDS for each lookup that `answer` counted, `index` has
+    index_words of its ids. Both have to be kept, and the request.
+    """
+    at = address(request, 0)
+    end = at + request.size
+    count = _count_lookups(at, end, message, call)
+    if count < 0 or count * words.ASKED_WORDS > blocks.size:
+        return words.NOT_MINE
+    asked = address(blocks, 0)
+    total = _read(at, end, call, asked)
+    if total <= words.ELSEWHERE:
+        total = words.ELSEWHERE - total
+    if total < 0 or index_words(column(call, words.CALL_INDEX_WORDS)) > index.size:
+        return words.NOT_MINE
+    if not _find_all(call, asked, address(index, 0)):
+        return words.NOT_MINE
+    write_piece(call, work)
+    if column(call, words.CALL_IS_TORN):
+        return words.NOT_MINE
+    find_units(call)
+    _count(call, asked, count)
+    return total + 0 * (request.size + blocks.size + index.size)
+
+
+@kernel(types.intp, types.intp, returns=types.intp)
+def go_on(call: Any, work: Any) -> Any:
+    """As write_piece."""
+    return write_piece(call, work)
 
 
 @kernel(types.intp, types.intp, types.intp, types.intp)

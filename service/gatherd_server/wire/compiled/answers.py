@@ -16,8 +16,7 @@ from gatherd_server.wire.compiled.directory import Counts, Directory
 LOOKUP, LOOKUP_MANY = words.LOOKUP, words.LOOKUP_MANY
 LOOKUP_BAGS, LOOKUP_BAGS_MANY = words.LOOKUP_BAGS, words.LOOKUP_BAGS_MANY
 NOT_MINE = words.NOT_MINE
-# A limit that nothing reaches.
-_NO_LIMIT = (1 << 62) - 1
+NO_LIMIT = words.NO_LIMIT
 
 
 class Answers:
@@ -47,8 +46,8 @@ class Answers:
         call[words.CALL_TABLES_MAX] = limits.tables_max
         call[words.CALL_IDS_MAX] = limits.ids_max
         call[words.CALL_REPLY_BYTES_MAX] = limits.reply_bytes_max
-        call[words.CALL_WORK_BYTES_MAX] = _NO_LIMIT if work_bytes_max is None else work_bytes_max
-        call[words.CALL_KEYS_MAX] = _NO_LIMIT if keys_max is None else keys_max
+        call[words.CALL_WORK_BYTES_MAX] = _limit(work_bytes_max)
+        call[words.CALL_KEYS_MAX] = _limit(keys_max)
         call[words.CALL_TAKES_FAR] = takes_far
 
     def use(self, directory: Directory) -> Counts:
@@ -76,6 +75,16 @@ class Answers:
             self._allowed = allowed
             self._call[words.CALL_ALLOWED_AT] = 0 if allowed is None else allowed.ctypes.data
 
+    def limit_work(self, work_bytes_max: int) -> None:
+        """Bound each answer's work anew."""
+        self._call[words.CALL_WORK_BYTES_MAX] = work_bytes_max
+
+    @property
+    def work_bytes(self) -> int:
+        """Of the last answer, the bytes of rows that were read or answered, whichever are more."""
+        call = self._call
+        return int(max(call[words.CALL_REPLY_BYTES], call[words.CALL_TOUCHED_BYTES]))
+
     def write_to(self, out: NDArray[np.uint8]) -> None:
         """Answer into `out`, which stays the caller's."""
         self._out = out
@@ -93,6 +102,96 @@ class Answers:
         if directory is None:
             return NOT_MINE
         return kernels.answer(request, message, self._at)
+
+    def begin(self, message: int, request: bytes, work_bytes: int) -> "Pieces | None":
+        """Begin the reply to `request`, of which `answer` just gave a number below NOT_MINE.
+
+        As much of it as takes `work_bytes` is put into the buffer. None as for NOT_MINE.
+        """
+        directory = self._directory()
+        if directory is None:
+            return None
+        pieces = Pieces(self._call, directory, request)
+        return pieces if pieces.begin(message, work_bytes) else None
+
+    @property
+    def has_open(self) -> bool:
+        """Whether the last request that could be answered has an open table.
+
+        Its rows may be gone by the next piece, so the answer wants to be in one.
+        """
+        return bool(self._call[words.CALL_OPEN_COUNT])
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        """How many ids and keys the last request had that could be answered, and the keys alone."""
+        return int(self._call[words.CALL_IDS]), int(self._call[words.CALL_KEYS])
+
+
+class Pieces:
+    """An answer that is written in pieces, into room that the caller gives. On one thread at once.
+
+    All pieces are of the versions that were live when it began, each row is whole, and every row is
+    known to be there. Work is counted in bytes of rows read and of what is written.
+    """
+
+    __slots__ = ("_at", "_blocks", "_call", "_directory", "_index", "_request", "byte_count")
+
+    def __init__(self, call: NDArray[np.int64], directory: Directory, request: bytes) -> None:
+        """Of a call whose request was read."""
+        self._call = call.copy()
+        self._at = self._call.ctypes.data
+        # What the words refer to.
+        self._directory, self._request = directory, request
+        count = int(call[words.CALL_COUNT])
+        index = kernels.index_words(int(call[words.CALL_INDEX_WORDS]))
+        self._blocks: NDArray[np.int64] = np.zeros(count * words.ASKED_WORDS, np.int64)
+        self._index: NDArray[np.int64] = np.empty(index, np.int64)
+        self.byte_count = 0
+        """Of the whole answer."""
+
+    def begin(self, message: int, work_bytes: int) -> bool:
+        """Find the rows and write the first piece; whether that was possible."""
+        self.byte_count = kernels.begin(
+            self._request, message, self._at, self._blocks, self._index, work_bytes
+        )
+        return self.byte_count >= 0
+
+    def go_on(self, out: NDArray[np.uint8], work_bytes: int) -> int:
+        """Put as much as `work_bytes` of work gives into `out`; how many bytes.
+
+        `out` has room for `unit_bytes`. 0 when it is done, or while a row stays torn.
+        """
+        self._call[words.CALL_OUT_AT] = out.ctypes.data
+        self._call[words.CALL_OUT_BYTES] = out.size
+        return kernels.go_on(self._at, work_bytes)
+
+    @property
+    def written(self) -> int:
+        """Bytes of the piece that was written at last."""
+        return int(self._call[words.CALL_WRITTEN])
+
+    @property
+    def worked(self) -> int:
+        """What it took."""
+        return int(self._call[words.CALL_WORKED])
+
+    @property
+    def unit_bytes(self) -> int:
+        """The least room that each piece has to have."""
+        return int(self._call[words.CALL_UNIT_BYTES])
+
+    @property
+    def unit_work(self) -> int:
+        """The most work that a piece may take, however little it is given.
+
+        That of a large bag, or of rows that may have to come from a disk, which is huge.
+        """
+        return int(self._call[words.CALL_UNIT_WORK])
+
+
+def _limit(given: int | None) -> int:
+    return words.NO_LIMIT if given is None else given
 
 
 def _none() -> None:

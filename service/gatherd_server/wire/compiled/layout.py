@@ -14,6 +14,7 @@ from gatherd.store.kernels.memory import (
     WORD,
     carray,
     column,
+    copy,
     int8_at,
     int16_at,
     int32_at,
@@ -291,15 +292,33 @@ def _add_up(call: Any, asked: Any, table: Any) -> None:
     put(call, words.CALL_IDS, column(call, words.CALL_IDS) + count)
     if column(asked, words.ASKED_BY) != words.BY_IDS:
         put(call, words.CALL_KEYS, column(call, words.CALL_KEYS) + count)
+    if column(table, words.TABLE_OPEN_AT):
+        put(call, words.CALL_OPEN_COUNT, column(call, words.CALL_OPEN_COUNT) + 1)
     reply_bytes = column(asked, words.ASKED_DATA_BYTES) + column(asked, words.ASKED_STATUS_BYTES)
     put(call, words.CALL_REPLY_BYTES, column(call, words.CALL_REPLY_BYTES) + reply_bytes)
     touched = count * column(table, words.TABLE_ROW_BYTES)
     put(call, words.CALL_TOUCHED_BYTES, column(call, words.CALL_TOUCHED_BYTES) + touched)
 
 
+@inlined
+def is_open(asked: Any) -> Any:
+    """Whether the rows of a lookup's table come and go."""
+    return column(column(asked, words.ASKED_TABLE), words.TABLE_OPEN_AT) != 0
+
+
+@inlined
+def head_bytes(asked: Any, message: Any) -> Any:
+    """Bytes of what is before a lookup's vectors."""
+    response_bytes = column(asked, words.ASKED_RESPONSE_BYTES)
+    before = 0
+    if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
+        before = 1 + varint_bytes(response_bytes)
+    return before + response_bytes - column(asked, words.ASKED_DATA_BYTES)
+
+
 @part
 def put_head(asked: Any, message: Any, to: Any) -> Any:
-    """Write what is before a lookup's vectors, but for its status; where the vectors begin."""
+    """Write what is before a lookup's vectors; where they begin."""
     table = column(asked, words.ASKED_TABLE)
     rows = asked + WORD * words.ASKED_ROWS
     if message in (words.LOOKUP_MANY, words.LOOKUP_BAGS_MANY):
@@ -315,7 +334,7 @@ def put_head(asked: Any, message: Any, to: Any) -> Any:
     if status_bytes:
         put_uint8(to, _STATUS)
         to = put_varint(to + 1, status_bytes)
-        put(asked, words.ASKED_STATUS_AT, to)
+        copy(to, column(asked, words.ASKED_STATUS_AT), status_bytes)
         to += status_bytes
     put_uint8(to, _VECTORS)
     to = put_varint(to + 1, column(asked, words.ASKED_TENSOR_BYTES))
@@ -332,5 +351,4 @@ def put_head(asked: Any, message: Any, to: Any) -> Any:
     if column(asked, words.ASKED_DATA_BYTES):
         put_uint8(to, _DATA)
         to = put_varint(to + 1, column(asked, words.ASKED_DATA_BYTES))
-    put(asked, words.ASKED_DATA_AT, to)
     return to

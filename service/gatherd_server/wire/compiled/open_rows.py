@@ -77,14 +77,14 @@ def find_open(asked: Any, index_at: Any) -> Any:
     return True
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def _take_converted(asked: Any, index_at: Any) -> Any:
+@unit(types.intp, types.intp, types.intp, returns=types.intp)
+def _take_converted(asked: Any, index_at: Any, to: Any) -> Any:
     """Copy rows in another dtype; False when one stays torn."""
     table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
     keys = index_at + WORD * count
     stored, reply = column(table, words.TABLE_KIND), column(asked, words.ASKED_KIND)
     dim, row_bytes = column(table, words.TABLE_DIM), column(table, words.TABLE_ROW_BYTES)
-    missing, to = column(asked, words.ASKED_MISSING), column(asked, words.ASKED_DATA_AT)
+    missing = column(asked, words.ASKED_MISSING)
     scratch = np.zeros(AT_ONCE * row_bytes, np.uint8)
     begin = address(scratch, 0)
     for first in range(0, count, AT_ONCE):
@@ -120,9 +120,12 @@ def _put_statuses(asked: Any, index_at: Any) -> Any:
     return missed == 0 or missing != ERROR
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def copy_open(asked: Any, index_at: Any) -> Any:
-    """As copy_rows; False also when a row went that has to be there."""
+@unit(types.intp, types.intp, types.intp, returns=types.intp)
+def copy_open(asked: Any, index_at: Any, to: Any) -> Any:
+    """Put all vectors of a lookup where they go, and find their statuses.
+
+    False when one stays torn, or a row went that has to be there.
+    """
     table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
     index_at = _index_of(asked, index_at)
     missing = column(asked, words.ASKED_MISSING)
@@ -136,31 +139,31 @@ def copy_open(asked: Any, index_at: Any) -> Any:
             count,
             index_at,
             missing,
-            column(asked, words.ASKED_DATA_AT),
+            to,
         )
         if taken != DONE:
             return False
-    elif not _take_converted(asked, index_at):
+    elif not _take_converted(asked, index_at, to):
         return False
     if not _put_statuses(asked, index_at):
         return False
     if column(asked, words.ASKED_MISSED) and missing in (ZERO, DEFAULT):
-        fill_missing(asked, table)
+        fill_missing(asked, column(asked, words.ASKED_STATUS_AT), count, to)
     return True
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def pool_open_bags(asked: Any, index_at: Any) -> Any:
-    """As pool_bags; False also when a row went that has to be there."""
+@unit(types.intp, types.intp, types.intp, returns=types.intp)
+def pool_open_bags(asked: Any, index_at: Any, to: Any) -> Any:
+    """As copy_open, of a lookup's bags."""
     table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
     bags, dim = column(asked, words.ASKED_VECTORS), column(table, words.TABLE_DIM)
     index_at = _index_of(asked, index_at)
     if bags == 0 or count == 0:
-        clear(column(asked, words.ASKED_DATA_AT), column(asked, words.ASKED_DATA_BYTES))
+        clear(to, column(asked, words.ASKED_DATA_BYTES))
         return True
     offsets = np.empty(bags, np.int64)
     widen(asked + WORD * words.ASKED_OFFSETS, bags, address(offsets, 0))
-    weights, filler = weights_of(asked, count), filler_of(asked, table)
+    weights, filler = weights_of(asked, 0, count), filler_of(asked, table)
     pooled = np.empty((bags, dim), np.float32)
     block = np.zeros(BAGS_WORDS, np.int64)
     block[open_bags.TABLE_AT] = column(table, words.TABLE_OPEN_AT)
@@ -177,6 +180,6 @@ def pool_open_bags(asked: Any, index_at: Any) -> Any:
     block[open_bags.OUT_AT] = address(pooled, 0)
     if pool_open(address(block, 0), 0) != DONE or not _put_statuses(asked, index_at):
         return False
-    put_pooled(address(pooled, 0), column(asked, words.ASKED_KIND), asked)
+    put_pooled(address(pooled, 0), column(asked, words.ASKED_KIND), to, bags * dim)
     # Named again, or they could be freed before.
     return pooled.size + block.size + offsets.size + weights.size + filler.size > 0

@@ -214,13 +214,13 @@ def find_rows(asked: Any, index_at: Any) -> Any:
     return True
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def _convert_rows(asked: Any, index_at: Any) -> Any:
-    """Copy rows in another dtype; False when one stays torn."""
-    table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
+@unit(types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def _convert_rows(asked: Any, index_at: Any, count: Any, to: Any) -> Any:
+    """Copy rows in another dtype; as copy_rows."""
+    table = column(asked, words.ASKED_TABLE)
     stored, reply = column(table, words.TABLE_KIND), column(asked, words.ASKED_KIND)
     dim, row_bytes = column(table, words.TABLE_DIM), column(table, words.TABLE_ROW_BYTES)
-    rows_at, to = column(table, words.TABLE_ROWS_AT), column(asked, words.ASKED_DATA_AT)
+    rows_at = column(table, words.TABLE_ROWS_AT)
     counters = _counters_of(table)
     mask = counters.size - 1
     # A conversion leaves the processor less room to look ahead than a copy: ask for all lines.
@@ -245,9 +245,9 @@ def _convert_rows(asked: Any, index_at: Any) -> Any:
                 break
             spins += 1
             if spins > SPINS_MAX:
-                return False
+                return i
         to += dim * itemsize(reply)
-    return True
+    return count
 
 
 @unit(types.intp, types.intp, types.intp, returns=types.intp)
@@ -263,12 +263,11 @@ def _put_filler(table: Any, reply: Any, to: Any) -> Any:
 
 
 @part
-def fill_missing(asked: Any, table: Any) -> None:
+def fill_missing(asked: Any, status: Any, count: Any, to: Any) -> None:
     """Put the filler in place of the vectors of missing rows."""
-    dim, reply = column(table, words.TABLE_DIM), column(asked, words.ASKED_KIND)
-    vector_bytes = dim * itemsize(reply)
-    status, to = column(asked, words.ASKED_STATUS_AT), column(asked, words.ASKED_DATA_AT)
-    for i in range(column(asked, words.ASKED_COUNT)):
+    table, reply = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_KIND)
+    vector_bytes = column(table, words.TABLE_DIM) * itemsize(reply)
+    for i in range(count):
         if uint8_at(status + i):
             if column(asked, words.ASKED_MISSING) == DEFAULT:
                 _put_filler(table, reply, to + i * vector_bytes)
@@ -276,47 +275,50 @@ def fill_missing(asked: Any, table: Any) -> None:
                 clear(to + i * vector_bytes, vector_bytes)
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def copy_rows(asked: Any, index_at: Any) -> Any:
-    """Put the vectors of a lookup without bags where they go; False when a row stays torn."""
-    table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
-    index_at += WORD * column(asked, words.ASKED_INDEX_AT)
-    if count == 0:
-        return True
+@unit(types.intp, types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def copy_rows(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> Any:
+    """Put `count` vectors of a lookup without bags, from `first` on, where they go.
+
+    Returns how many: fewer when a row stays torn.
+    """
+    table = column(asked, words.ASKED_TABLE)
+    index_at += WORD * (column(asked, words.ASKED_INDEX_AT) + first)
+    done = count
     if column(table, words.TABLE_KIND) == column(asked, words.ASKED_KIND):
-        out = carray(
-            pointer(column(asked, words.ASKED_DATA_AT)),
-            (column(asked, words.ASKED_DATA_BYTES),),
-            np.uint8,
-        )
-        index = _int64s(index_at, count)
-        if gather(_rows_of(table), _counters_of(table), index, out, 0) != DONE:
-            return False
-    elif not _convert_rows(asked, index_at):
-        return False
+        out = carray(pointer(to), (count * column(table, words.TABLE_ROW_BYTES),), np.uint8)
+        found = gather(_rows_of(table), _counters_of(table), _int64s(index_at, count), out, 0)
+        if found != DONE:
+            done = max(0, DONE - 1 - found)
+    else:
+        done = _convert_rows(asked, index_at, count, to)
     if column(asked, words.ASKED_MISSED):
-        fill_missing(asked, table)
-    return True
+        fill_missing(asked, column(asked, words.ASKED_STATUS_AT) + first, done, to)
+    return done
 
 
 @part
-def put_pooled(begin: Any, reply: Any, asked: Any) -> None:
-    """Put the bags' vectors, float32 from `begin` on, where they go."""
-    to, elements = (
-        column(asked, words.ASKED_DATA_AT),
-        column(asked, words.ASKED_DATA_BYTES) // itemsize(reply),
-    )
+def put_pooled(begin: Any, reply: Any, to: Any, elements: Any) -> None:
+    """Put the vectors of bags, float32 from `begin` on, where they go."""
     convert(FLOAT32_KIND, reply, begin, to, elements)
 
 
+@part
+def offset_of(asked: Any, bag: Any) -> Any:
+    """Where a bag begins among a lookup's ids; where the last one ends, of the bag behind it."""
+    given = asked + WORD * words.ASKED_OFFSETS
+    if bag == column(asked, words.ASKED_VECTORS):
+        return column(asked, words.ASKED_COUNT)
+    return integer_at(column(given, words.TENSOR_DTYPE), column(given, words.TENSOR_DATA_AT), bag)
+
+
 @inlined
-def weights_of(asked: Any, count: Any) -> Any:
-    """The weights of bags, empty for none."""
+def weights_of(asked: Any, begin: Any, count: Any) -> Any:
+    """The weights of `count` ids in bags, from `begin` on; empty for none."""
     weights = np.empty(0, np.float32)
     given = asked + WORD * words.ASKED_WEIGHTS
     if column(given, words.TENSOR_IS_THERE):
         weights = np.empty(count, np.float32)
-        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT), 4 * count)
+        copy(address(weights, 0), column(given, words.TENSOR_DATA_AT) + 4 * begin, 4 * count)
     return weights
 
 
@@ -330,22 +332,24 @@ def filler_of(asked: Any, table: Any) -> Any:
     return filler
 
 
-@unit(types.intp, types.intp, returns=types.intp)
-def pool_bags(asked: Any, index_at: Any) -> Any:
-    """Put the vectors of a lookup's bags where they go; False when a row stays torn."""
-    table, count = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_COUNT)
-    bags, dim = column(asked, words.ASKED_VECTORS), column(table, words.TABLE_DIM)
-    index_at += WORD * column(asked, words.ASKED_INDEX_AT)
-    if bags == 0 or count == 0:
-        clear(column(asked, words.ASKED_DATA_AT), column(asked, words.ASKED_DATA_BYTES))
-        return True
+@unit(types.intp, types.intp, types.intp, types.intp, types.intp, returns=types.intp)
+def pool_bags(asked: Any, index_at: Any, first: Any, count: Any, to: Any) -> Any:
+    """Put the vectors of `count` bags, from `first` on, where they go; as copy_rows."""
+    table, reply = column(asked, words.ASKED_TABLE), column(asked, words.ASKED_KIND)
+    dim = column(table, words.TABLE_DIM)
+    begin = offset_of(asked, first)
+    ids = offset_of(asked, first + count) - begin
+    if ids == 0:
+        clear(to, count * dim * itemsize(reply))
+        return count
     # The request's own numbers are where they are, aligned or not, and so is the reply.
-    given = asked + WORD * words.ASKED_OFFSETS
-    offsets = np.empty(bags, np.int64)
-    widen(given, bags, address(offsets, 0))
-    weights, filler = weights_of(asked, count), filler_of(asked, table)
-    pooled = np.empty((bags, dim), np.float32)
-    rows, counters, index = _rows_of(table), _counters_of(table), _int64s(index_at, count)
+    offsets = np.empty(count, np.int64)
+    for i in range(count):
+        offsets[i] = offset_of(asked, first + i) - begin
+    weights, filler = weights_of(asked, begin, ids), filler_of(asked, table)
+    pooled = np.empty((count, dim), np.float32)
+    index = _int64s(index_at + WORD * (column(asked, words.ASKED_INDEX_AT) + begin), ids)
+    rows, counters = _rows_of(table), _counters_of(table)
     kind = column(table, words.TABLE_KIND)
     mode = max(column(asked, words.ASKED_POOLING), SUM) - SUM
     if mode == MAX_MODE:
@@ -354,7 +358,6 @@ def pool_bags(asked: Any, index_at: Any) -> Any:
         found = sum_float32(rows, kind, counters, index, offsets, weights, mode, filler, pooled, 0)
     else:
         found = sum_any(rows, kind, counters, index, offsets, weights, mode, filler, pooled, 0)
-    if found[1] != DONE:
-        return False
-    put_pooled(address(pooled, 0), column(asked, words.ASKED_KIND), asked)
-    return pooled.size > 0  # named again, or it could be freed before
+    done = found[0]
+    put_pooled(address(pooled, 0), reply, to, done * dim)
+    return done + 0 * pooled.size  # named again, or it could be freed before

@@ -16,7 +16,7 @@ from gatherd_server.access.callers import Caller
 from gatherd_server.engine.engine import Engine
 from gatherd_server.observe.metrics.telemetry import MISSED_IDS, MISSED_KEYS, Telemetry
 from gatherd_server.wire.compiled import kernels
-from gatherd_server.wire.compiled.answers import NOT_MINE, Answers
+from gatherd_server.wire.compiled.answers import NOT_MINE, Answers, Pieces
 from gatherd_server.wire.compiled.directory import Counts, Directory
 
 
@@ -104,6 +104,15 @@ class ThreadAnswers:
         """As Answers has it."""
         self._answers.write_to(out)
 
+    def limit_work(self, work_bytes_max: int) -> None:
+        """As Answers has it."""
+        self._answers.limit_work(work_bytes_max)
+
+    @property
+    def work_bytes(self) -> int:
+        """As Answers has it."""
+        return self._answers.work_bytes
+
     def answer(self, message: int, request: bytes, caller: Caller) -> int:
         """As Answers has it, for `caller`."""
         directory = self._shared.directory()
@@ -116,3 +125,17 @@ class ThreadAnswers:
             self._counts = counts
         answers.allow(caller.reads_of(directory.reached))
         return answers.answer(message, request)
+
+    @property
+    def has_open(self) -> bool:
+        """As Answers has it."""
+        return self._answers.has_open
+
+    @property
+    def asked(self) -> tuple[int, int]:
+        """As Answers has it."""
+        return self._answers.asked
+
+    def begin(self, message: int, request: bytes, work_bytes: int) -> Pieces | None:
+        """As Answers has it, right after `answer`."""
+        return self._answers.begin(message, request, work_bytes)

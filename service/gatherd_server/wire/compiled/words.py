@@ -13,6 +13,8 @@ NOT_MINE = -1
 """What is returned for a request that the general way has to answer."""
 ELSEWHERE = -2
 """ELSEWHERE − n: an answer of n bytes takes longer than the caller's turn, or more room."""
+NO_LIMIT = (1 << 62) - 1
+"""In place of a limit: nothing reaches it."""
 
 # The requests that are answered.
 LOOKUP = 0
@@ -87,11 +89,10 @@ ASKED_STATUS_BYTES = 60
 ASKED_DIMS_BYTES = 61
 ASKED_TENSOR_BYTES = 62
 ASKED_RESPONSE_BYTES = 63
-ASKED_DATA_AT = 64
-ASKED_STATUS_AT = 65
-ASKED_INDEX_AT = 66
-ASKED_MISSED = 67
-ASKED_WORDS = 68
+ASKED_STATUS_AT = 64
+ASKED_INDEX_AT = 65
+ASKED_MISSED = 66
+ASKED_WORDS = 67
 
 # What is under ASKED_BY.
 BY_NOTHING = 0
@@ -99,7 +100,10 @@ BY_IDS = 1
 BY_INTEGERS = 2
 BY_STRINGS = 3
 
-# What a thread answers with; those from CALL_IDS on are sums over a request.
+# What an answer is made with, and what is known of the request; those from CALL_IDS on are sums.
+# CALL_ASKED_AT to CALL_UNIT_WORK are of an answer in pieces: its lookups, their rows, the lookup to
+# go on with, and how many of its vectors were written, or HEAD before its head; of the last piece
+# whether a torn row ended it, its bytes and its work; the most of both that a head or vector takes.
 CALL_TABLES_AT = 0
 CALL_SLOTS_AT = 1
 CALL_SLOT_COUNT = 2
@@ -113,12 +117,26 @@ CALL_REPLY_BYTES_MAX = 9
 CALL_WORK_BYTES_MAX = 10
 CALL_KEYS_MAX = 11
 CALL_TAKES_FAR = 12
-CALL_IDS = 13
-CALL_KEYS = 14
-CALL_REPLY_BYTES = 15
-CALL_TOUCHED_BYTES = 16
-CALL_INDEX_WORDS = 17
-CALL_WORDS = 18
+CALL_MESSAGE = 13
+CALL_COUNT = 14
+CALL_ASKED_AT = 15
+CALL_INDEX_AT = 16
+CALL_REACHED = 17
+CALL_REACHED_VECTORS = 18
+CALL_IS_TORN = 19
+CALL_WRITTEN = 20
+CALL_WORKED = 21
+CALL_UNIT_BYTES = 22
+CALL_UNIT_WORK = 23
+CALL_IDS = 24
+CALL_KEYS = 25
+CALL_REPLY_BYTES = 26
+CALL_TOUCHED_BYTES = 27
+CALL_INDEX_WORDS = 28
+CALL_OPEN_COUNT = 29
+CALL_WORDS = 30
+
+HEAD = -1
 
 # What is counted of a table.
 COUNTED_LOOKUPS = 0
