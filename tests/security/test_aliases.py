@@ -84,7 +84,6 @@ def push(table: str) -> Push:
 READS: dict[str, Callable[[GuardedEngine, str], Any]] = {
     "lookup": lambda engine, name: engine.lookup(Lookup(name, IDS)),
     "lookup_many": lambda engine, name: engine.lookup_many([Lookup(name, IDS)]),
-    "rows_of": lambda engine, name: engine.rows_of(Lookup(name, IDS)),
     "keys_of": lambda engine, name: engine.keys_of(name, IDS),
     "ids_of": lambda engine, name: engine.ids_of(name, IDS),
     "prepare_keys": lambda engine, name: engine.prepare_keys(name, KeyQuery()),
@@ -116,7 +115,7 @@ def test_an_alias_widens_no_tokens_reach(guarding: Guarding, call: str) -> None:
         READS[call](only_table, "a_secret")
 
 
-@pytest.mark.parametrize("call", ["lookup", "lookup_many", "rows_of", "table", "key_kind", "push"])
+@pytest.mark.parametrize("call", ["lookup", "lookup_many", "table", "key_kind", "push"])
 def test_a_token_for_both_goes_by_the_alias(guarding: Guarding, call: str) -> None:
     READS[call](guarding.of("a_secret", "secret"), "a_secret")
 

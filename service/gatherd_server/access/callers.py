@@ -277,21 +277,6 @@ class GuardedEngine:
                 self._check_target(lookup.table, table.name)
         return prepared
 
-<<<<<<< HEAD
-    def rows_of(self, lookup: Lookup) -> Rows | None:
-        """As Engine's; needs scope `read`."""
-        if not self._caller.reads(lookup.table):
-            self._caller.check(Scope.READ, (lookup.table,))
-        try:
-            rows = self._engine.rows_of(lookup)
-        except TableNotFound as error:
-            raise self._discreet(error) from None
-        if rows is not None and rows.table.name != lookup.table:
-            self._check_target(lookup.table, rows.table.name)
-        return rows
-
-=======
->>>>>>> next
     def lookup_many(self, lookups: Sequence[Lookup]) -> list[Gathered]:
         """As Engine's; needs scope `read`."""
         return self.prepare(lookups).run()

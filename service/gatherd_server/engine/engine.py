@@ -158,31 +158,6 @@ class Engine:
         self._telemetry.superseded(name, lookups)
         self._tables.note_superseded(name, version)
 
-<<<<<<< HEAD
-    def rows_of(self, lookup: Lookup) -> Rows | None:
-        """The rows of a plain lookup without bags whose `missing` is ERROR, to be read in pieces.
-
-        None when they may have to come from a disk, and of an open table, whose rows may be gone by
-        the next piece: then `prepare` is to read them, on a thread.
-        Only on the event loop. Raises the errors of `prepare`, KeyNotFound and NoKeys.
-        """
-        asked, dtype, limits = lookup.asked, lookup.dtype, self.limits
-        if asked.size > limits.ids_max:
-            limits.check("ids_max", "the request has", asked.size)
-        (table,) = self._tables.take([(lookup.table, lookup.version)])
-        nbytes = asked.size * table.dim * dtype.itemsize
-        if nbytes > limits.reply_bytes_max:
-            limits.check("reply_bytes_max", "the reply would have", nbytes)
-        if not table.is_populated and (nbytes > SHORT_BYTES or table.may_wait(asked)):
-            return None
-        if table.open_spec is not None:
-            return None
-        if lookup.version != LIVE_VERSION:
-            self._count_named(table)
-        return Rows(table, asked, dtype, self._telemetry.table(table.name), self._count_refused)
-
-=======
->>>>>>> next
     def view(self) -> View:
         """The tables as they are now. BadFile or DataDirVersion when the data dir can't be read."""
         return self._tables.current()

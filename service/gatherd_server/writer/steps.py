@@ -11,11 +11,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-<<<<<<< HEAD
-from gatherd.errors import GatherdError, InvalidArgument, NoKeys, Unavailable, VersionMismatch
-=======
-from gatherd.errors import GatherdError, InvalidArgument, LimitExceeded, NoKeys, VersionMismatch
->>>>>>> next
+from gatherd.errors import (
+    GatherdError,
+    InvalidArgument,
+    LimitExceeded,
+    NoKeys,
+    Unavailable,
+    VersionMismatch,
+)
 from gatherd.store.ids import all_in_range, out_of_range_error
 from gatherd.store.keys import Keys, key_not_found_error
 from gatherd.store.limits import LIVE_VERSION
