@@ -11,6 +11,7 @@ from contextlib import suppress
 from functools import cache
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gatherd.store.mapping import MappedFile
 
@@ -103,6 +104,16 @@ def is_resident(mapping: MappedFile, begin: int, byte_count: int) -> bool:
     except OSError:
         return True
     return all(page & 1 for page in pages)
+
+
+def let_go(part: NDArray[np.uint8]) -> None:
+    """Take whole pages of a shared mapping out of this process's memory; the page cache keeps them.
+
+    The next access maps them again. `part` begins at a page.
+    """
+    with suppress(OSError):
+        length = ctypes.c_size_t(part.nbytes - part.nbytes % mmap.PAGESIZE)
+        _call_at("madvise", part.ctypes.data, length, ctypes.c_int(mmap.MADV_DONTNEED))
 
 
 def begin_writeback(fd: int, position: int, byte_count: int) -> None:

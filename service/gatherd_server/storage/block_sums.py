@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import BadFile
+from gatherd.store import memory
 
 # Each row at a random place moves a block: larger blocks would be read for a few rows.
 BLOCK_BYTES = 64 << 10
@@ -128,7 +129,10 @@ class BlockSums:
         for block in np.flatnonzero(~(self._known[:count] | self._moved[:count])):
             if summed >= byte_count:
                 break
-            crc = self._crc(int(block))
+            part = self._part(int(block))
+            crc = zlib.crc32(part.data)
+            # Else this process holds all of a table that was just made.
+            memory.let_go(part)
             # A store notes its block first: a block without a note didn't change under the sum.
             if not self._moved[block]:
                 self._crcs[block] = crc
@@ -154,12 +158,12 @@ class BlockSums:
                 f"{self._path} has {self._data.size} bytes; at LSN {lsn} it had {sums.byte_count}"
             )
         for block in np.flatnonzero(sums.known & ~self._moved[: sums.known.size]):
-            found, wanted = self._crc(int(block)), int(sums.crcs[block])
+            found, wanted = zlib.crc32(self._part(int(block)).data), int(sums.crcs[block])
             if found != wanted:
                 raise moved_block(self._path, int(block), sums.byte_count, lsn, (found, wanted))
 
-    def _crc(self, block: int) -> int:
-        return zlib.crc32(self._data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES].data)
+    def _part(self, block: int) -> NDArray[np.uint8]:
+        return self._data[block * BLOCK_BYTES : (block + 1) * BLOCK_BYTES]
 
 
 def moved_block(
