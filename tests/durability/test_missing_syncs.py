@@ -36,7 +36,7 @@ SYNCING = {
 """The methods of the seam that sync, unless they are told not to."""
 
 OUTSIDE = {
-    "exporting.export", "exporting._write",
+    "exporting.export", "exporting.finish",
     "store.put", "store.seal", "store.remove", "fetching.fetch",
 }  # fmt: skip
 """What syncs a file that isn't in a data dir: an export or a backup, which can be made again, and

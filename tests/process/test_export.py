@@ -5,6 +5,7 @@ as gensim reads them, and tests/peers has gensim itself do it.
 """
 
 import json
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,14 @@ def rounded(rows: NDArray[np.float32]) -> NDArray[np.float32]:
 
 
 BRAINS = rounded(rng.normal(size=(7, 3)).astype(np.float32))
+# Open tables: more than a page of users, some of whom went; tags whose rows were used again.
+USERS = rng.permutation(10_000)[:6_000] - 5_000
+LEFT = USERS[rng.random(USERS.size) < 0.7]
+USER_ROWS = {int(key): rng.normal(size=160).astype(np.float32) for key in USERS}
+TAGS = {
+    word: row.astype(np.float16) for word, row in zip(WORDS, rng.normal(size=(9, 6)), strict=True)
+}
+GONE_TAGS = ["gone", "past"]
 
 
 @pytest.fixture(scope="module")
@@ -70,13 +79,31 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return data
 
 
-@pytest.fixture(scope="module", params=["local", "http"])
-def url(data_dir: Path, request: pytest.FixtureRequest) -> Iterator[str]:
-    if request.param == "local":
-        yield f"local:{data_dir}"
-        return
+def make_open_tables(client: Client) -> None:
+    """Tables users (int64 keys), tags (string keys, float16, 2 versions), nobody (no rows)."""
+    client.create_table("users", dim=160, keys="int64", rows_max=8_000)
+    client.upsert("users", USERS, np.stack([USER_ROWS[key] for key in USERS.tolist()]))
+    client.delete_rows("users", np.setdiff1d(USERS, LEFT))
+    client.create_table("tags", dim=6, keys="string", dtype="float16", rows_max=9)
+    early = [WORDS[0], GONE_TAGS[0], WORDS[1], GONE_TAGS[1], *WORDS[2:5]]
+    client.upsert("tags", early, np.stack([TAGS.get(word, np.ones(6)) for word in early]))
+    client.delete_rows("tags", GONE_TAGS)
+    client.publish("tags")
+    client.upsert("tags", WORDS[5:], np.stack([TAGS[word] for word in WORDS[5:]]))
+    client.create_table("nobody", dim=3, keys="uint64", dtype="bfloat16", rows_max=8)
+
+
+@pytest.fixture(scope="module")
+def served(data_dir: Path) -> Iterator[str]:
     with RunningServer("--data-dir", data_dir) as server:
+        with Client(server.http) as client:
+            make_open_tables(client)
         yield server.http
+
+
+@pytest.fixture(scope="module", params=["local", "http"])
+def url(data_dir: Path, served: str, request: pytest.FixtureRequest) -> str:
+    return f"local:{data_dir}" if request.param == "local" else served
 
 
 def exported(url: str, table: str, out: Path, *options: str) -> str:
@@ -245,3 +272,95 @@ def test_a_key_that_a_format_has_no_place_for_is_named(tmp_path: Path) -> None:
         "plain",
         "new york",
     ]
+
+
+def by_key(keys: list[Any], rows: NDArray[Any]) -> dict[Any, list[float]]:
+    assert len(set(keys)) == len(keys) == len(rows)
+    return dict(zip(keys, rows.tolist(), strict=True))
+
+
+def test_an_open_table_of_integer_keys_is_exported_without_the_rows_that_went(
+    url: str, tmp_path: Path
+) -> None:
+    expected = {key: USER_ROWS[key].tolist() for key in LEFT.tolist()}
+    out, keys = tmp_path / "u.npy", tmp_path / "u.npy.keys.npy"
+    told = exported(url, "users", out)
+    assert told == f"{out} and {keys}: {len(LEFT)} rows of 160 float32, version 1 of users\n"
+    assert by_key(np.load(keys).tolist(), np.load(out)) == expected
+    rows, found = read_back(tmp_path, out, "--keys", keys)
+    assert by_key(found, rows) == expected
+    exported(url, "users", tmp_path / "u.safetensors", "--dtype", "float16")
+    assert by_key(
+        np.load(tmp_path / "u.safetensors.keys.npy").tolist(),
+        load_file(tmp_path / "u.safetensors")["users"],
+    ) == {key: USER_ROWS[key].astype(np.float16).tolist() for key in LEFT.tolist()}
+
+
+def test_an_open_table_of_string_keys_is_exported_to_every_format(url: str, tmp_path: Path) -> None:
+    expected = {word: row.tolist() for word, row in TAGS.items()}
+    exported(url, "tags", tmp_path / "t.npy")
+    keys = tmp_path / "t.npy.keys"
+    assert np.load(tmp_path / "t.npy").dtype == np.float16
+    assert by_key(keys.read_text().splitlines(), np.load(tmp_path / "t.npy")) == expected
+    rows, words = read_back(tmp_path, tmp_path / "t.npy", "--keys", keys)
+    assert by_key(words, rows) == expected
+    for name, read in (("t.vec", read_word2vec_text), ("t.bin", read_word2vec_binary)):
+        exported(url, "tags", tmp_path / name)
+        rows, words = read(tmp_path / name)
+        assert by_key(words, rows) == expected
+        (tmp_path / f"again-{name}").mkdir()
+        rows, words = read_back(tmp_path / f"again-{name}", tmp_path / name)
+        assert by_key(words, rows) == expected
+    told = exported(url, "tags", tmp_path / "old.safetensors", "--version", "1")
+    assert told.endswith("5 rows of 6 float32, version 1 of tags\n")
+    assert by_key(
+        (tmp_path / "old.safetensors.keys").read_text().splitlines(),
+        load_file(tmp_path / "old.safetensors")["tags"],
+    ) == {word: expected[word] for word in WORDS[:5]}
+
+
+def test_an_open_table_without_rows_makes_files_without_rows(url: str, tmp_path: Path) -> None:
+    exported(url, "nobody", tmp_path / "n.npy")
+    assert np.load(tmp_path / "n.npy").shape == (0, 3)
+    keys = np.load(tmp_path / "n.npy.keys.npy")
+    assert (keys.shape, keys.dtype) == ((0,), np.uint64)
+    exported(url, "nobody", tmp_path / "n.safetensors", "--dtype", "float32")
+    assert load_file(tmp_path / "n.safetensors")["nobody"].shape == (0, 3)
+
+
+def test_keys_fit_their_vectors_while_rows_come_and_go(
+    served: str, data_dir: Path, tmp_path: Path
+) -> None:
+    kept, others, dim = np.arange(1_500), np.arange(1_500, 9_500), 512
+    ended, changes = threading.Event(), [0]
+    with Client(served) as client:
+        client.create_table("moving", dim=dim, keys="int64", rows_max=5_500)
+
+        def put(keys: NDArray[np.int64]) -> None:
+            client.upsert("moving", keys, np.repeat(keys.astype(np.float32)[:, None], dim, 1))
+
+        def change() -> None:
+            there = others
+            while not ended.is_set():
+                client.delete_rows("moving", there[:200])
+                put(there[4_000:4_200])
+                there = np.roll(there, -200)
+                changes[0] += 1
+
+        put(np.concatenate([kept, others[:4_000]]))
+        thread = threading.Thread(target=change)
+        thread.start()
+        try:
+            for number, url in enumerate((served, f"local:{data_dir}")):
+                before, count = changes[0], 0
+                while count < 3 or changes[0] < before + 10:
+                    out = tmp_path / f"{number}-{count}.npy"
+                    exported(url, "moving", out)
+                    keys, rows = np.load(f"{out}.keys.npy"), np.load(out)
+                    np.testing.assert_array_equal(rows, np.repeat(keys[:, None], dim, 1))
+                    assert np.isin(kept, keys).all()
+                    out.unlink()
+                    count += 1
+        finally:
+            ended.set()
+            thread.join()

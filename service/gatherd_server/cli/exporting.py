@@ -9,60 +9,46 @@
 The first two have no place for keys. Keys go to OUT.keys, a line each, or, if they are integers, to
 OUT.keys.npy; `gatherd import --keys` reads either.
 
-Rows are asked for in chunks, all of one version, so that memory stays bounded. The rows of a live,
-trainable version change meanwhile: each row is whole, but the rows may be of several LSNs. For rows
-of one LSN, export from a snapshot or a superseded version.
+All files are written in one scan of one version (`Client.rows`), a page at a time. A row's vector
+and its key come from one page, so OUT and OUT.keys fit each other whatever changes meanwhile. Rows
+of an open table come and go, so their number is known only at the end: each file's head has a fixed
+length and is corrected then. Where the number wasn't known, word2vec's ROWS begins with zeros.
+
+The rows of a live version that takes updates may be of several LSNs; each row is whole. A row of an
+open table that is deleted and created again meanwhile may be in the file twice. For rows of one
+LSN, export from a snapshot or a superseded version.
 """
 
-import json
-import struct
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, suppress
-from enum import Enum
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import click
 import numpy as np
-import orjson
 from numpy.typing import NDArray
 
-from gatherd import Client, TableInfo
+from gatherd import Client, RowBatch, TableInfo
 from gatherd.errors import AlreadyExists, BadFile, InvalidArgument, StorageError
 from gatherd.store.dtypes import REPLY_DTYPES, DType
-from gatherd.store.format import npy_header
+from gatherd.store.limits import ROWS_MAX
+from gatherd.store.query import PAGE_KEYS_MAX
+from gatherd.store.scans import PAGE_BYTES_MAX
+from gatherd_server.cli.export_forms import (
+    Chunk,
+    Exported,
+    Format,
+    Output,
+    format_of,
+    outputs_of,
+)
 from gatherd_server.cli.progress import Progress
 from gatherd_server.cli.target import CommandTarget, target_options
 from gatherd_server.cli.typed import TABLE
 from gatherd_server.storage.files import Files
-from gatherd_server.storage.table_writer import NPY_DESCR
 
-CHUNK_BYTES = 4 << 20
 EXPORT_SECONDS_MAX = 60.0
-KEYS_SUFFIX = ".keys"
 PARTIAL_SUFFIX = ".partial"
-
-_TENSOR_DTYPES = {DType.FLOAT32: "F32", DType.FLOAT16: "F16", DType.BFLOAT16: "BF16"}
-# The bytes that separate keys from numbers in word2vec's files, or end a line.
-_BLANKS = b" \t\n\r\v\f"
-
-
-class Format(Enum):
-    """The format of a file."""
-
-    NPY = "npy"
-    SAFETENSORS = "safetensors"
-    WORD2VEC_BINARY = "word2vec-binary"
-    WORD2VEC_TEXT = "word2vec-text"
-
-
-_SUFFIXES = {
-    ".npy": Format.NPY,
-    ".safetensors": Format.SAFETENSORS,
-    ".bin": Format.WORD2VEC_BINARY,
-    ".vec": Format.WORD2VEC_TEXT,
-    ".txt": Format.WORD2VEC_TEXT,
-}
 
 
 @click.command()
@@ -101,26 +87,20 @@ def export(
     .npy and .safetensors leave the keys to OUT.keys, or OUT.keys.npy for integers, which
     `gatherd import --keys` reads.
     """
-    kind = _format(out, file_format)
-    with target.connect(timeout=EXPORT_SECONDS_MAX) as client:
+    kind = format_of(out, file_format)
+    with target.connect(timeout=EXPORT_SECONDS_MAX) as client, ExitStack() as stack:
         source = _Source(client, client.table(table), version, _dtype_given(kind, dtype))
-        with ExitStack() as stack:
-            if kind in (Format.WORD2VEC_BINARY, Format.WORD2VEC_TEXT):
-                if not source.key_kind:
-                    raise InvalidArgument(
-                        f"table {table!r} has no keys, which {kind.value} is made of; "
-                        "export it to .npy or .safetensors"
-                    )
-                written = [_write(stack, out, overwrite, _WRITERS[kind], source)]
-            else:
-                written = [_write(stack, out, overwrite, _WRITERS[kind], source)]
-                if source.key_kind:
-                    written.append(_write_keys(stack, out, overwrite, source))
-            files = Files()
-            for path in written:
-                files.rename(_partial(path), path)
-    rows = f"{source.row_count} rows of {source.dim} {source.dtype.value}"
-    click.echo(f"{' and '.join(map(str, written))}: {rows}, version {source.version} of {table}")
+        outputs = outputs_of(kind, out, source.exported)
+        for output in outputs:
+            if output.path.exists() and not overwrite:
+                raise AlreadyExists(f"{output.path} is there already; --overwrite replaces it")
+        _write(stack, source, outputs)
+        files = Files()
+        for output in outputs:
+            files.rename(_partial(output.path), output.path)
+    written = " and ".join(str(output.path) for output in outputs)
+    rows = f"{source.row_count} rows of {source.exported.dim} {source.exported.dtype.value}"
+    click.echo(f"{written}: {rows}, version {source.version} of {table}")
 
 
 class _Source:
@@ -132,11 +112,10 @@ class _Source:
         if info.refused:
             raise BadFile(f"table {info.name!r} can't be read: {info.refused}")
         is_live = version in (None, info.version)
-        self.name = info.name
         self.version = version or info.version
-        self.dim = info.dim
-        self.key_kind = info.key_kind
-        self._client = client
+        self.row_count = 0
+        """How many rows have been read."""
+        self._client, self._table = client, info.name
         stored = DType(info.dtype)
         if dtype is None and is_live:
             if stored not in REPLY_DTYPES:
@@ -145,69 +124,37 @@ class _Source:
                     "say --dtype float32 to have its rows rounded"
                 )
             dtype = stored
-        self.dtype = dtype or DType.FLOAT32
-        # A table's description is of its live version; the row counts of others may differ.
-        self.row_count = info.rows if is_live else self._find_row_count()
-        self.chunk_rows = max(1, CHUNK_BYTES // (self.dim * 4))
+        self._dtype = dtype or DType.FLOAT32
+        # A table's description is of its live version; rows and dim of others may differ.
+        self._rows_shown = info.rows if is_live else 0
+        first = next(self._scan(batch=1), None)
+        self.exported = Exported(
+            info.name,
+            info.key_kind,
+            info.dim if first is None else first.vectors.shape[1],
+            self._dtype,
+            info.rows if is_live and info.open is None else ROWS_MAX,
+        )
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of a row in the file's dtype."""
-        return self.dim * self.dtype.itemsize
+    def chunks(self) -> Iterator[Chunk]:
+        """All rows, about a page at a time; shows the progress, and counts them."""
+        batch = min(PAGE_KEYS_MAX, max(1, PAGE_BYTES_MAX // self.exported.row_bytes))
+        with Progress(f"exporting {self._table}", self._rows_shown, "rows") as shown:
+            for found in self._scan(batch):
+                yield Chunk(found.ids, _stored_keys(found.keys), self._stored(found.vectors))
+                self.row_count += len(found)
+                shown.done = self.row_count
 
-    def chunks(self) -> Iterator[tuple[NDArray[np.int64], NDArray[Any]]]:
-        """Ids, (n,), and rows, (n, dim) in the dtype's storage, in order; shows the progress."""
-        with Progress(f"exporting {self.name}", self.row_count, "rows") as shown:
-            for ids in self.ids():
-                yield ids, self._rows(ids)
-                shown.done += ids.size
+    def _scan(self, batch: int) -> Iterator[RowBatch]:
+        return self._client.rows(
+            self._table, batch=batch, dtype=self._dtype.value, version=self.version
+        )
 
-    def ids(self) -> Iterator[NDArray[np.int64]]:
-        """All ids, a chunk at a time."""
-        for start in range(0, self.row_count, self.chunk_rows):
-            yield np.arange(start, min(start + self.chunk_rows, self.row_count), dtype=np.int64)
-
-    def keys(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        """The keys of rows: int64, uint64, or objects of bytes."""
-        found = self._client.keys_of(self.name, ids, version=self.version)
-        if self.key_kind != "bytes":
-            return found
-        keys = np.empty(found.shape, object)
-        keys[:] = [key.encode(errors="surrogateescape") for key in found]
-        return keys
-
-    def _rows(self, ids: NDArray[np.int64]) -> NDArray[Any]:
-        rows = self._client.lookup(self.name, ids, dtype=self.dtype.value, version=self.version)
-        if self.dtype is DType.BFLOAT16:
+    def _stored(self, rows: NDArray[Any]) -> NDArray[Any]:
+        if self._dtype is DType.BFLOAT16:
             # Widened on the way, without loss.
             return (rows.view(np.uint32) >> 16).astype(np.uint16)
         return rows
-
-    def _find_row_count(self) -> int:
-        """The smallest id without a row, found by asking."""
-        low, high = 0, 1
-        while self._has(high - 1):
-            low, high = high, high * 2
-        while low < high:
-            middle = (low + high) // 2
-            low, high = (middle + 1, high) if self._has(middle) else (low, middle)
-        return low
-
-    def _has(self, row: int) -> bool:
-        _, status = self._client.lookup(
-            self.name, [row], missing="zero", version=self.version, return_status=True
-        )
-        return not status[0]
-
-
-def _format(out: Path, given: str | None) -> Format:
-    if given is not None:
-        return Format(given)
-    found = _SUFFIXES.get(out.suffix.lower())
-    if found is None:
-        known = ", ".join(_SUFFIXES)
-        raise InvalidArgument(f"{out} says no format by its suffix ({known}); give --format")
-    return found
 
 
 def _dtype_given(kind: Format, given: str | None) -> DType | None:
@@ -222,114 +169,65 @@ def _partial(path: Path) -> Path:
     return path.with_name(path.name + PARTIAL_SUFFIX)
 
 
-def _write(
-    stack: ExitStack,
-    path: Path,
-    overwrite: bool,
-    writer: Callable[["_Source", BinaryIO], None],
-    source: "_Source",
-) -> Path:
-    """Write to a file beside `path`, durably; `stack` removes it unless it is renamed."""
-    if path.exists() and not overwrite:
-        raise AlreadyExists(f"{path} is there already; --overwrite replaces it")
-    partial = _partial(path)
+def _write(stack: ExitStack, source: _Source, outputs: list[Output]) -> None:
+    """Write files beside the outputs', durably; `stack` removes those that aren't renamed."""
+    exported = source.exported
+    written = [_PartialFile(_partial(output.path), stack) for output in outputs]
+    heads = [output.head(exported, exported.row_count_max) for output in outputs]
+    for file, head in zip(written, heads, strict=True):
+        file.write([head])
+    for chunk in source.chunks():
+        for file, output in zip(written, outputs, strict=True):
+            file.write(output.body(exported, chunk))
+    for file, output, head in zip(written, outputs, heads, strict=True):
+        final = output.head(exported, source.row_count)
+        assert len(final) == len(head)
+        file.finish(final)
 
-    def remove() -> None:
+
+class _PartialFile:
+    """A file that `stack` closes, and removes unless it is renamed."""
+
+    def __init__(self, path: Path, stack: ExitStack) -> None:
+        self._path = path
+        self._file: BinaryIO | None = None
+        stack.callback(self._discard)
+        with self._reported():
+            self._file = open(path, "wb")  # noqa: SIM115 - _discard closes it
+
+    def write(self, parts: Iterable[bytes]) -> None:
+        """Add `parts`. StorageError when they can't be written."""
+        assert self._file is not None
+        with self._reported():
+            self._file.writelines(parts)
+
+    def finish(self, head: bytes) -> None:
+        """Put `head` at the beginning, and make all of it durable."""
+        assert self._file is not None
+        with self._reported():
+            self._file.seek(0)
+            self._file.write(head)
+            self._file.close()
+        Files().sync_path(self._path)
+
+    def _discard(self) -> None:
         with suppress(OSError):
-            partial.unlink(missing_ok=True)
+            if self._file is not None:
+                self._file.close()
+        with suppress(OSError):
+            self._path.unlink(missing_ok=True)
 
-    stack.callback(remove)
-    try:
-        with open(partial, "wb") as file:
-            writer(source, file)
-    except OSError as error:
-        if isinstance(error, StorageError):
-            raise
-        raise StorageError(f"{partial}: {error.strerror or error}") from None
-    Files().sync_path(partial)
-    return path
-
-
-def _write_keys(stack: ExitStack, out: Path, overwrite: bool, source: "_Source") -> Path:
-    if source.key_kind == "bytes":
-        path = out.with_name(out.name + KEYS_SUFFIX)
-        return _write(stack, path, overwrite, _write_key_lines, source)
-    path = out.with_name(out.name + KEYS_SUFFIX + ".npy")
-    return _write(stack, path, overwrite, _write_key_integers, source)
+    @contextmanager
+    def _reported(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise StorageError(f"{self._path}: {error.strerror or error}") from None
 
 
-def _write_key_lines(source: "_Source", file: BinaryIO) -> None:
-    for ids in source.ids():
-        keys = source.keys(ids)
-        for row, key in zip(ids.tolist(), keys, strict=True):
-            if b"\n" in key or key.endswith(b"\r"):
-                raise _unwritable(source, row, key, "a line of its own")
-        file.write(b"".join(key + b"\n" for key in keys))
-
-
-def _write_key_integers(source: "_Source", file: BinaryIO) -> None:
-    dtype = np.dtype(source.key_kind)
-    file.write(npy_header(dtype.str, (source.row_count,)))
-    file.writelines(source.keys(ids).astype(dtype, copy=False).tobytes() for ids in source.ids())
-
-
-def _write_npy(source: "_Source", file: BinaryIO) -> None:
-    file.write(npy_header(NPY_DESCR[source.dtype], (source.row_count, source.dim)))
-    file.writelines(rows.tobytes() for _, rows in source.chunks())
-
-
-def _write_safetensors(source: "_Source", file: BinaryIO) -> None:
-    """The layout of safetensors: 8 bytes of length, JSON padded by blanks to 8, the tensor."""
-    entry = {
-        "dtype": _TENSOR_DTYPES[source.dtype],
-        "shape": [source.row_count, source.dim],
-        "data_offsets": [0, source.row_count * source.row_bytes],
-    }
-    header = json.dumps({source.name: entry}, separators=(",", ":")).encode()
-    header += b" " * (-len(header) % 8)
-    file.write(struct.pack("<Q", len(header)) + header)
-    file.writelines(rows.tobytes() for _, rows in source.chunks())
-
-
-def _write_word2vec_binary(source: "_Source", file: BinaryIO) -> None:
-    file.write(b"%d %d\n" % (source.row_count, source.dim))
-    for ids, rows in source.chunks():
-        paired = zip(_tokens(source, ids), rows, strict=True)
-        file.writelines(key + b" " + row.tobytes() + b"\n" for key, row in paired)
-
-
-def _write_word2vec_text(source: "_Source", file: BinaryIO) -> None:
-    file.write(b"%d %d\n" % (source.row_count, source.dim))
-    for ids, rows in source.chunks():
-        paired = zip(_tokens(source, ids), rows, strict=True)
-        file.writelines(key + b" " + _decimals(row) + b"\n" for key, row in paired)
-
-
-def _decimals(row: NDArray[np.float32]) -> bytes:
-    if not np.isfinite(row).all():
-        return " ".join(map(str, row)).encode()
-    # The shortest decimals that read as the same float32, as repr() gives for float64.
-    listed = orjson.dumps(row, option=orjson.OPT_SERIALIZE_NUMPY)
-    return listed[1:-1].replace(b",", b" ")
-
-
-def _tokens(source: "_Source", ids: NDArray[np.int64]) -> Iterator[bytes]:
-    for row, key in zip(ids.tolist(), source.keys(ids), strict=True):
-        token = key if isinstance(key, bytes) else b"%d" % key
-        if any(blank in token for blank in _BLANKS):
-            raise _unwritable(source, row, token, "a blank in it")
-        yield token
-
-
-def _unwritable(source: "_Source", row: int, key: bytes, why: str) -> InvalidArgument:
-    return InvalidArgument(
-        f"table {source.name!r}: the key {key[:64]!r} of row {row} can't be written: {why}"
-    )
-
-
-_WRITERS: dict[Format, Callable[["_Source", BinaryIO], None]] = {
-    Format.NPY: _write_npy,
-    Format.SAFETENSORS: _write_safetensors,
-    Format.WORD2VEC_BINARY: _write_word2vec_binary,
-    Format.WORD2VEC_TEXT: _write_word2vec_text,
-}
+def _stored_keys(found: NDArray[Any] | None) -> NDArray[Any] | None:
+    if found is None or found.dtype != object:
+        return found
+    keys = np.empty(found.shape, object)
+    keys[:] = [key.encode(errors="surrogateescape") for key in found]
+    return keys
