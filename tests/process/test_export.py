@@ -75,6 +75,8 @@ def data_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     invoke("import", "numbers", *source("numbers", HALVES, NUMBERS), *place)
     invoke("import", "brains", *source("brains", BRAINS), "--dtype", "bfloat16", *place)
     invoke("import", "many", *source("many", MANY), *place)
+    invoke("import", "widened", *source("narrow", BRAINS[:, :2]), *place)
+    invoke("publish", "widened", *source("widened", BRAINS), "--allow-dim-change", *place)
     invoke("create", "wide", "--rows", "2", "--dim", "2", "--dtype", "float64", *place)
     return data
 
@@ -227,6 +229,10 @@ def test_an_older_version_is_exported_by_its_number(url: str, tmp_path: Path) ->
     assert told.endswith("5 rows of 20 float32, version 1 of words\n")
     np.testing.assert_array_equal(np.load(tmp_path / "old.npy"), OLD_ROWS)
     assert (tmp_path / "old.npy.keys").read_text().splitlines() == OLD_WORDS
+    exported(url, "widened", tmp_path / "narrow.safetensors", "--version", "1")
+    np.testing.assert_array_equal(
+        load_file(tmp_path / "narrow.safetensors")["widened"], BRAINS[:, :2]
+    )
     absent = ("export", "words", tmp_path / "3.npy", "--version", "3", "--url", url)
     assert "has no version 3; it has 1, 2" in invoke(*absent, check=False).stderr
 
