@@ -65,6 +65,7 @@ class Cutter:
     def write(self, top: DiskFolder, target: Path) -> None:
         chosen: dict[int, dict[str, DiskNode]] = {}
         seen: Counter[int] = Counter()
+        self._written: dict[int, Path] = {}
         self._choose(top, chosen, seen)
         self._write(top, target, chosen, seen)
 
@@ -100,7 +101,10 @@ class Cutter:
         for name, node in chosen[id(folder)].items():
             if isinstance(node, DiskFolder):
                 self._write(node, target / name, chosen, seen)
+            elif id(node) in self._written:
+                (target / name).hardlink_to(self._written[id(node)])
             else:
+                self._written[id(node)] = target / name
                 (target / name).write_bytes(_on_another_boot(name, self._contents_of(node)))
 
     def _contents_of(self, file: DiskFile) -> bytes:

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from durability.oracle import Did, State, check
 from durability.trainer import WAIT_SECONDS, Quick, Trainer, View
+from durability.uploading import check_uploads
 from gatherd.errors import BadFile
 from gatherd.store.catalog import read_catalog, version_dir
 from gatherd.store.key_index import read_keys_info, verify_file
@@ -44,6 +45,7 @@ def judge(root: Path, view: View, *, is_restart: bool = False) -> None:
         if not view.is_damaged:
             _check_keys(trainer)
             trainer.push_some(2)
+        check_uploads(trainer, view.uploads)
         final = trainer.state
         check(trainer.data, final, is_settled=True)
         trainer.stop()

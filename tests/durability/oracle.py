@@ -20,6 +20,7 @@ from gatherd.store.dtypes import DType
 from gatherd.store.query import ByKey
 from gatherd.store.stripes import SEQ_NAME
 from gatherd_server.data_dir.catalog_changes import kept_versions
+from gatherd_server.data_dir.uploads.spec import Committed, UploadSpec
 from gatherd_server.snapshots.freezing import FROZEN_NAME
 from gatherd_server.training.images import RowImages, TrainedRows
 from gatherd_server.training.optimizer import Optimizer
@@ -75,6 +76,22 @@ class Table:
 
 
 State = dict[str, Table]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sent:
+    """An upload: all its rows, how many were `sent` and how many of them acknowledged.
+
+    `done` is the answer to its commit.
+    """
+
+    spec: UploadSpec
+    rows: NDArray[np.float32]
+    keys: tuple[bytes, ...]
+    is_begun: bool = False
+    sent: int = 0
+    acknowledged: int = 0
+    done: Committed | None = None
 
 
 @dataclass(slots=True, eq=False)

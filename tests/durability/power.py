@@ -354,6 +354,8 @@ def _caller() -> str:
 def _kind(path: Path) -> str:
     """What a file or a folder of a data dir is, for a label."""
     name = path.name.removesuffix(".new")
+    if path.parent.name == "uploads":
+        return "upload"
     for pattern, kind in (
         (r"slot_.*", "slots"),
         (r"keys\..*\.npy", "keys"),

@@ -14,6 +14,7 @@ import numpy as np
 
 from durability.power import Power
 from durability.trainer import LIMITS, Trainer
+from durability.uploading import begin_upload, commit_upload, send_rows
 from gatherd.errors import DiskFull, GatherdError
 from gatherd.store.catalog import version_dir
 from gatherd.store.dtypes import DType
@@ -175,6 +176,20 @@ def unsynced(folder: Path, ignores: str) -> Iterator[Stage]:
         trainer.push(trainer.drawn(UpdateOp.SCATTER_ADD, ["a"], 30))
 
 
+def uploads(folder: Path, ignores: str) -> Iterator[Stage]:
+    """Rows come in chunks before they are tables, while staging is there for something else."""
+    power, trainer = _begin(folder, ignores)
+    yield power, trainer
+    trainer.make()
+    trainer.start()
+    trainer.stage("never added", 3, 4, None, None)
+    for name in ("one", "two"):
+        upload = begin_upload(trainer, name, 176)
+        for begin, end in ((0, 40), (40, 72), (72, 140), (140, 176)):
+            send_rows(trainer, upload, begin, end)
+        commit_upload(trainer, upload)
+
+
 def tokens(folder: Path, ignores: str) -> Iterator[Stage]:
     """Tokens are made and revoked."""
     power, trainer = _begin(folder, ignores)
@@ -324,6 +339,7 @@ SCRIPTS: dict[str, Script] = {
     "unsynced": unsynced,
     "full": full,
     "tokens": tokens,
+    "uploads": uploads,
     "slots of keys mended": _mended(KEYS_SLOTS),
     "description of keys mended": _mended(KEYS_JSON),
     "killed before the log is synced": _killed_at("sync_data", f"{1:020d}.log", _one_push),

@@ -15,7 +15,7 @@ from unittest import mock
 
 import numpy as np
 
-from durability.oracle import Did, State, Version, after, first_slots, meant, states_after
+from durability.oracle import Did, Sent, State, Version, after, first_slots, meant, states_after
 from gatherd.errors import DiskFull, GatherdError, TableNotFound
 from gatherd.store.catalog import STAGING_NAME
 from gatherd.store.dtypes import DType
@@ -98,6 +98,7 @@ class View:
     is_damaged: bool
     tokens: tuple[frozenset[str], ...]
     """Whose tokens the file of tokens may have: as acknowledged, and as it will be."""
+    uploads: dict[str, Sent]
 
     def states(self) -> list[State]:
         return states_after(self.begin, self.history, self.limits.keep_versions)
@@ -137,6 +138,7 @@ class Trainer:
         self.snapshots: list[Snapshot] = []
         self.restored: list[Snapshot] = []
         self.coming: Did | None = None
+        self.uploads: dict[str, Sent] = {}
         self._tokens = [frozenset[str]()]
         self.begin: State = {}
         self.random = random.Random(seed)
@@ -181,6 +183,7 @@ class Trainer:
             self.is_stopped,
             self.is_damaged,
             tuple(self._tokens),
+            dict(self.uploads),
         )
 
     # ------------------------------------------------------------------ life of a writer

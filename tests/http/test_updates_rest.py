@@ -562,7 +562,7 @@ def test_a_snapshot_is_of_the_whole_data_dir(train: Any, trained: Training, name
             {"optimizer": {"name": "sgd", "lr": "x"}},
             "optimizer.lr",
         ),
-        ("/v1/tables/items:setOptimizer", {"optimizer": {"name": ""}}, "no name"),
+        ("/v1/tables/items:setOptimizer", {"optimizer": {"name": ""}}, "has no optimizer"),
         ("/v1/tables/items:setOptimizer", {}, "optimizer is required"),
         ("/v1/tables/items:publish", {"staged": "/etc"}, "'/etc'"),
         ("/v1/tables/items:rollback", {"version": "2"}, "version"),

@@ -57,6 +57,10 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
     "ScatterAdd": (_UPDATE, UPDATE),
     "ApplyGradients": (_UPDATE, UPDATE),
     "Assign": (_UPDATE, UPDATE),
+    "DeleteRows": (
+        E.UpdateRequest(updates=[E.TableUpdate(table=TABLE, keys={"integers": _LOOKUP.ids})]),
+        UPDATE,
+    ),
     "ListTables": (T.ListTablesRequest(), LISTING),
     "GetTable": (T.GetTableRequest(table=TABLE), OF_A_TABLE),
     "CreateTable": (T.CreateTableRequest(table=TABLE, staged="0" * 32), ADMIN),
@@ -87,6 +91,7 @@ PROCEDURES: dict[str, tuple[Any, set[str]]] = {
 
 _IDS = {"ids": [1]}
 _ROWS = {"ids": [1], "values": [[0, 0, 0, 0]]}
+_KEYS = {"keys": [1]}
 REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/tables/{table}:lookup"): (_IDS, READ),
     ("post", "/v1/lookup"): ({"tables": {TABLE: _IDS}}, READ),
@@ -122,9 +127,14 @@ REST: dict[tuple[str, str], tuple[Any, set[str]]] = {
     ("post", "/v1/uploads/{upload}:commit"): (None, UPLOADING),
     ("delete", "/v1/uploads/{upload}"): (None, UPLOADING),
     **{
-        ("post", f"/v1/{where}{verb}"): (body, UPDATE)
-        for verb in ("scatterAdd", "applyGradients", "assign")
-        for where, body in (("tables/{table}:", _ROWS), ("", {"tables": {TABLE: _ROWS}}))
+        ("post", f"/v1/{where}{verb}"): (asked, UPDATE)
+        for verb, body in (
+            ("scatterAdd", _ROWS),
+            ("applyGradients", _ROWS),
+            ("assign", _ROWS),
+            ("deleteRows", _KEYS),
+        )
+        for where, asked in (("tables/{table}:", body), ("", {"tables": {TABLE: body}}))
     },
 }
 OPEN = ("/healthz", "/readyz")

@@ -14,8 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gatherd.errors import IdOutOfRange, InvalidArgument, NonfiniteValues, VersionMismatch
-from gatherd.store.catalog import table_not_found
+from gatherd.store.catalog import Catalog, table_not_found
 from gatherd.store.dtypes import DType
+from gatherd.store.live import View
 from gatherd.store.table import Gathered
 from gatherd_server.access.admission import Admission
 from gatherd_server.engine.engine import Engine
@@ -68,6 +69,10 @@ class TrainingEngine(Engine):
         self._waiting: list[tuple[Push, Future[PushResult]]] = []
         self._lsn = 0
         self._lock = threading.Lock()
+
+    def view(self) -> View:
+        """No name is an alias."""
+        return View(Catalog(0, {}), {}, {}, {}, None, None)
 
     def table(self, name: str) -> TableInfo:
         if name not in self.rows:

@@ -95,7 +95,7 @@ class Commit:
                     f"row {rows}",
                     {"upload": self._upload, "expected": str(rows)},
                 )
-            opened.set_progress(replace(opened.progress, is_committing=True), syncs=True)
+            opened.begin_commit()
             try:
                 self._forget_staged()
                 table, live = self._table(spec, rows)
@@ -106,7 +106,7 @@ class Commit:
                     table = replace(table, row_count=rows, blocks=self._blocks(opened))
                     staged = stage_table(self._files, staging, table, self._upload)
             except BaseException:
-                self._reopen(opened)
+                opened.reopen()
                 raise
         self._rows, self._duplicates = staged.row_count, rows - staged.row_count
         if not spec.publishes:
@@ -125,7 +125,7 @@ class Commit:
             return
         self._forget_staged()
         with UploadFolder.open(self._files, self._folder) as opened:
-            self._reopen(opened)
+            opened.reopen()
 
     def done(self, result: ChangeResult) -> Committed:
         """Remember the answer, and delete the upload's files."""
@@ -140,9 +140,6 @@ class Commit:
     def _sent_rows(self) -> int:
         with UploadFolder.open(self._files, self._folder) as opened:
             return opened.progress.now.rows
-
-    def _reopen(self, opened: UploadFolder) -> None:
-        opened.set_progress(replace(opened.progress, is_committing=False), syncs=True)
 
     def _forget_staged(self) -> None:
         staged = self._data_dir / STAGING_NAME / self._upload

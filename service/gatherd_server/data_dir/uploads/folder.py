@@ -13,6 +13,7 @@ Whoever uses it holds its lock. Any worker may: nothing is kept in memory betwee
 import os
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -37,6 +38,7 @@ from gatherd_server.data_dir.uploads.progress import (
     PROGRESS_NAME,
     Mark,
     Progress,
+    first_progress,
     read_progress,
     write_progress,
 )
@@ -92,19 +94,16 @@ class UploadFolder:
         header = weights_header(spec.dtype, 0, spec.dim)
         files.make_dirs(folder)
         try:
-            for name in (WEIGHTS_NAME, SUMS_NAME, KEYS_NAME, ENDS_NAME, PROGRESS_NAME):
-                files.write_new(folder / name, header if name == WEIGHTS_NAME else b"")
+            # What these have is made durable with the first rows.
+            for name in (WEIGHTS_NAME, SUMS_NAME, KEYS_NAME, ENDS_NAME):
+                data = header if name == WEIGHTS_NAME else b""
+                files.write_new(folder / name, data, durable=False)
             files.reserve(
                 folder / WEIGHTS_NAME, len(header) + (spec.row_count or 0) * spec.row_bytes
             )
             # In a table's checksums, zeros are in the header's place until it is written.
             start = Mark(0, 0, take(memoryview(bytes(len(header))), 0, 0).block_crc)
-            fd = os.open(folder / PROGRESS_NAME, os.O_RDWR | os.O_CLOEXEC)
-            try:
-                write_progress(files, fd, folder / PROGRESS_NAME, Progress(start, start))
-                files.sync(fd, folder / PROGRESS_NAME)
-            finally:
-                os.close(fd)
+            files.write_new(folder / PROGRESS_NAME, first_progress(start))
             files.sync_dir(folder, folder / PROGRESS_NAME)
             files.replace(folder / SPEC_NAME, encode_document(spec.to_json()))
         except BaseException:
@@ -215,18 +214,28 @@ class UploadFolder:
     def _advance(self, mark: Mark, *, syncs: bool) -> None:
         synced = self.progress.synced
         if syncs:
-            for name in self._fds:
-                if name != PROGRESS_NAME:
-                    self._files.sync(self._fds[name], self.path / name)
+            self._sync_rows()
             synced = mark
-        self.set_progress(Progress(mark, synced, False, self.progress.sequence), syncs=syncs)
+        self._set_progress(replace(self.progress, now=mark, synced=synced), syncs=syncs)
 
-    def set_progress(self, progress: Progress, *, syncs: bool) -> None:
-        """Write how far the upload is."""
+    def begin_commit(self) -> None:
+        """Take no more rows. Those that came are durable on return, so it can be done again."""
+        self._sync_rows()
+        now = self.progress.now
+        self._set_progress(replace(self.progress, synced=now, is_committing=True), syncs=True)
+
+    def reopen(self) -> None:
+        """Take rows again, after a commit that came to nothing."""
+        self._set_progress(replace(self.progress, is_committing=False), syncs=True)
+
+    def _sync_rows(self) -> None:
+        for name, fd in self._fds.items():
+            if name != PROGRESS_NAME:
+                self._files.sync(fd, self.path / name)
+
+    def _set_progress(self, progress: Progress, *, syncs: bool) -> None:
         fd, path = self._fds[PROGRESS_NAME], self.path / PROGRESS_NAME
-        self.progress = write_progress(self._files, fd, path, progress)
-        if syncs:
-            self._files.sync_data(fd, path)
+        self.progress = write_progress(self._files, fd, path, progress, syncs=syncs)
 
     def _write(self, name: str, data: memoryview, position: int) -> None:
         self._files.write_at(self._fds[name], data, position, self.path / name)

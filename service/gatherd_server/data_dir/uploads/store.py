@@ -60,6 +60,9 @@ class Uploads:
         """
         spec.check()
         folder = self._folder / check_upload_id(upload)
+        # An import makes staging too, and syncs no name.
+        for above in (self._folder.parent, self._folder):
+            self._files.make_dirs(above)
         with self._all_locked():
             self._sweep()
             if (folder / SPEC_NAME).exists():
@@ -194,7 +197,6 @@ class Uploads:
     @contextmanager
     def _all_locked(self) -> Iterator[None]:
         """Hold the folder of all uploads: no other process begins one, or sweeps."""
-        self._files.make_dirs(self._folder)
         with self._files.shared_folder(self._folder, exclusive=True, waits=True):
             yield
 
