@@ -102,7 +102,8 @@ def test_a_plan_needs_a_source_or_a_shape() -> None:
 @pytest.fixture(scope="module")
 def imported(folder: Path) -> Path:
     keys = ("--keys", folder / "keys.npy")
-    invoke("import", "rows", folder / "rows.npy", *keys, "--data-dir", folder / "data")
+    frozen = ("--frozen", "--data-dir", folder / "data")
+    invoke("import", "rows", folder / "rows.npy", *keys, *frozen)
     invoke("import", "words", folder / "words.txt", "--data-dir", folder / "data")
     return folder / "data"
 

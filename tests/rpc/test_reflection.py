@@ -16,7 +16,8 @@ from support.small_engine import SmallEngine, small_engine
 
 PACKAGES = ("grpc.reflection.v1", "grpc.reflection.v1alpha")
 SERVED = {
-    *("gatherd.v1.EmbeddingService", "gatherd.v1.TableService", "grpc.health.v1.Health"),
+    *(f"gatherd.v1.{name}Service" for name in ("Embedding", "Table", "Upload")),
+    "grpc.health.v1.Health",
     *(f"{package}.ServerReflection" for package in PACKAGES),
 }
 

@@ -13,13 +13,14 @@ import numpy as np
 from gatherd.store.dtypes import DType
 from gatherd.store.key_index import KeyKind, KeysInfo
 from gatherd.store.keys import StringKeys
+from gatherd.store.stripes import seq_bytes
 from gatherd_server.loaders.batches import RowSource
 from gatherd_server.storage.key_index_writer import slots_for
 from gatherd_server.storage.table_writer import weights_header_bytes
 from gatherd_server.training.optimizer import Optimizer
 
 # Measured on a 2-core virtual machine, Python 3.11; docs/performance.md has the runs.
-WORKER_PRIVATE_BYTES = 75_000_000
+WORKER_PRIVATE_BYTES = 120_000_000
 START_SECONDS = 1.8
 POPULATE_BYTES_PER_SECOND = 10_000_000_000
 
@@ -34,6 +35,12 @@ class Estimate:
     key_kind: KeyKind | None = None
     key_bytes: int = 0
     optimizer: Optimizer | None = None
+
+    @property
+    def counters_bytes(self) -> int:
+        """Bytes of the counters that keep rows whole; a table that is made frozen has none."""
+        takes_updates = Optimizer.for_new_table(self.optimizer, self.dtype, frozen=False)
+        return seq_bytes(self.row_count) if takes_updates is not None else 0
 
     @property
     def slots_bytes(self) -> int:
@@ -53,13 +60,14 @@ class Estimate:
 
     @property
     def disk_bytes(self) -> int:
-        """Bytes of the version's .npy files, without its two small .json files."""
+        """Bytes of the version's .npy files, without its two small .json files and the counters."""
         return self.rows_bytes + self.keys_bytes + self.slots_bytes
 
     @property
     def mapped_bytes(self) -> int:
         """Bytes mapped, in whole pages; all workers share them."""
-        files = [self.rows_bytes if self._data_bytes else 0, *self._key_files()]
+        rows_bytes = self.rows_bytes if self._data_bytes else 0
+        files = [rows_bytes, *self._key_files(), self.counters_bytes]
         return sum(-(-size // mmap.PAGESIZE) * mmap.PAGESIZE for size in files)
 
     @property
