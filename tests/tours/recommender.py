@@ -16,8 +16,8 @@ from gatherd import (
     InvalidArgument,
     KeyNotFound,
     NonfiniteValues,
+    NoOptimizer,
     RequestIdReused,
-    TableReadOnly,
     VersionMismatch,
     VersionNotFound,
 )
@@ -94,7 +94,7 @@ def mistakes_in_pushes(user: Terminal, client: Client) -> None:
         client.apply_gradients("items", [1], grads)
     with user.mistake(KeyNotFound, "'users'", "43"):
         client.apply_gradients("users", keys=[43], grads=np.ones((1, 8)))
-    with user.mistake(TableReadOnly, "gatherd set-optimizer fixed sgd"):
+    with user.mistake(NoOptimizer, "gatherd set-optimizer fixed adagrad --lr 0.05"):
         client.apply_gradients("fixed", [0], np.ones((1, 8)))
     user.types_what_it_says("fixed: version 2 is live")
     client.apply_gradients("fixed", [0], np.ones((1, 8)))
