@@ -70,10 +70,11 @@ def watched(browser: Browser) -> Iterator[Watched]:
 
 @pytest.fixture(scope="session")
 def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A data dir with a table that takes updates, and one that has keys and an optimizer."""
+    """A data dir with a table that takes updates, one that has keys, and one that is open."""
     folder = tmp_path_factory.mktemp("browsed")
     make_data_dir(folder / "data", drawn_table("items", ROWS, DIM, init="uniform"))
     lines = (f"{word} 0.5 1.5\n" for word in WORDS)
     (folder / "words.txt").write_text("".join(lines))
     invoke("import", "words", folder / "words.txt", "--data-dir", folder / "data")
+    invoke("create", "seen", "--keys", "string", "--dim", str(DIM), "--data-dir", folder / "data")
     return folder

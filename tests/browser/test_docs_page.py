@@ -9,13 +9,9 @@ from playwright.sync_api import Locator, Page, expect
 
 from browser.conftest import Watched
 from support.cli import invoke
+from support.forms import in_order
 from support.server import RunningServer
 
-# What needs the table that createTable's form makes comes after it, and what removes it last.
-LAST = (
-    *("snapshot", "deleteSnapshot"),
-    *("setOptimizer", "rollback", "setOptimizer", "deleteVersion", "deleteTable"),
-)
 OPENED_SECONDS = 30
 IMAGES = os.environ.get("SCREENSHOTS")
 """The folder that screenshots are written into."""
@@ -47,7 +43,7 @@ def operations(server: RunningServer, **headers: str) -> list[str]:
         for methods in document["paths"].values()
         for operation in methods.values()
     ]
-    return [*(name for name in names if name not in LAST), *LAST]
+    return in_order(names)
 
 
 def picture(page: Page, name: str) -> None:
