@@ -76,5 +76,6 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> Path:
     lines = (f"{word} 0.5 1.5\n" for word in WORDS)
     (folder / "words.txt").write_text("".join(lines))
     invoke("import", "words", folder / "words.txt", "--data-dir", folder / "data")
-    invoke("create", "seen", "--keys", "string", "--dim", str(DIM), "--data-dir", folder / "data")
+    shape = ("--keys", "string", "--dim", str(DIM), "--rows-max", "1000")
+    invoke("create", "seen", *shape, "--data-dir", folder / "data")
     return folder

@@ -1,6 +1,7 @@
 """/docs at work: every operation is sent by the page's own form, as it is filled in."""
 
 import os
+import shutil
 from pathlib import Path
 
 import httpx
@@ -63,7 +64,9 @@ def open_docs(watched: Watched, url: str) -> Page:
 def test_every_form_is_answered_as_it_is_filled_in(
     tables: Path, watched: Watched, tmp_path: Path, root_path: str
 ) -> None:
-    options = ("--data-dir", tables / "data", "--snapshot-dir", tmp_path / "snapshots")
+    # A copy of its own: a committed upload stays, and can't be made again.
+    data_dir = shutil.copytree(tables / "data", tmp_path / "data")
+    options = ("--data-dir", data_dir, "--snapshot-dir", tmp_path / "snapshots")
     prefixed = ("--root-path", root_path) if root_path else ()
     with RunningServer(*options, *prefixed, log_path=tmp_path / "log") as server:
         page = open_docs(watched, server.http + root_path)
